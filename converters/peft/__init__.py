@@ -1,0 +1,232 @@
+"""PEFT's VB-LoRA checkpoints: read in every form that PEFT has written, written in its top-k form.
+
+Keys and shapes: peft/tuners/vblora/{layer,model}.py and peft/utils/save_and_load.py, PEFT 0.13 to
+0.21. A is (r, in/b, …), B is (out/b, r, …).
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+from vbfmt.converters import pickle, safetensors
+from vbfmt.converters.peft import config as peft_config
+from vbfmt.converters.peft.keys import Factor, Keys, key_of_tensor, parse
+from vbfmt.converters.peft.rows import Notice, as_peft_orders, places, rows_by_module
+
+from vbfmt import storage
+from vbfmt.adapter import Adapter
+from vbfmt.errors import SourceError, TargetError, VbfmtError
+from vbfmt.module import Module
+from vbfmt.tensors import Tensor
+
+PathLike = str | os.PathLike[str]
+
+WEIGHTS = ("adapter_model.safetensors", "adapter_model.bin")
+_FLOATS = ("F32", "F16", "BF16", "F64")
+_INTEGERS = ("U8", "I8", "U16", "I16", "U32", "I32", "I64")
+
+
+def read(path: PathLike, *, topk: int | None = None, notice: Notice | None = None) -> Adapter:
+    """The adapter in a PEFT checkpoint.
+
+    Args:
+        path: its folder, or its weights file (``.safetensors``, ``.bin``; a config beside it is
+            used if there is one).
+        topk: k, for logits without a config.
+        notice: called with a sentence for whatever the user should know, such as ties.
+
+    Raises:
+        SourceError: it is no VB-LoRA checkpoint, incomplete or contradicts itself.
+        ContentError: its values cannot make an adapter: NaN, an index past the bank.
+        StorageError: a file cannot be read.
+    """
+    weights, config_file = _locate(Path(path))
+    config = peft_config.read(config_file) if config_file else None
+    _require_vblora(config, config_file)
+    tensors = (
+        safetensors.read(weights).tensors
+        if weights.suffix == ".safetensors"
+        else pickle.read(weights)
+    )
+    try:
+        return from_tensors(tensors, config, topk=topk, notice=notice)
+    except VbfmtError as error:
+        raise error.in_file(weights) from None
+
+
+def from_tensors(
+    tensors: Mapping[str, Tensor],
+    config: Mapping[str, Any] | None = None,
+    *,
+    topk: int | None = None,
+    notice: Notice | None = None,
+) -> Adapter:
+    """The same from a state dict and a config at hand."""
+    keys = parse(tensors)
+    bank = _bank(tensors[keys.bank])
+    k = _agreed_k(keys, tensors, config, topk)
+    modules = {
+        name: _module(name, factors, tensors, bank.shape, config)
+        for name, factors in keys.modules.items()
+    }
+    rows = rows_by_module(keys, tensors, k, len(bank), notice)
+    base_model, base_revision = peft_config.base_of(config or {})
+    return Adapter.from_rows(
+        bank,
+        {module: rows[name] for name, module in modules.items()},
+        tensors={name: tensors[key] for name, key in keys.others.items()},
+        base_model=base_model,
+        base_revision=base_revision,
+        config=None if config is None else peft_config.canonical(config),
+    )
+
+
+def write(adapter: Adapter, path: PathLike, *, overwrite: bool = False) -> None:
+    """A folder that PEFT loads as VB-LoRA, in the top-k form (inference only, as PEFT says).
+
+    Weights are exact: where PEFT's order (the smallest weight left out) would round, the largest is
+    left out instead, which PEFT reads just as well.
+
+    Raises:
+        TargetError: modules differ in rank, which PEFT's VB-LoRA cannot say.
+        OutputExistsError, StorageError
+    """
+    ranks = sorted({module.rank for module in adapter})
+    if len(ranks) > 1:
+        raise TargetError(
+            "PEFT's VB-LoRA has one rank for all modules",
+            file=path,
+            found=f"ranks {', '.join(map(str, ranks))}",
+            advice="write standard LoRA instead: vbfmt expand",
+        )
+    tensors = {"base_model.vblora_vector_bank": Tensor.of(adapter.bank)}
+    indices, weights = as_peft_orders(adapter)
+    for module in adapter:
+        for factor, (here, by_tile) in places(adapter, module).items():
+            key = f"base_model.model.{module.name}.vblora_logits_{factor}"
+            for what, array in (("indices", indices), ("weights", weights)):
+                tensors[f"{key}_topk_{what}"] = Tensor.of(by_tile(array[here]))
+    modules = {module.name for module in adapter}
+    for name, tensor in adapter.tensors.items():
+        tensors[key_of_tensor(name, modules)] = tensor
+    config = peft_config.for_vblora(adapter, ranks[0])
+    with storage.new_folder(path, overwrite=overwrite) as folder:
+        safetensors.write_tensors(os.path.join(folder, WEIGHTS[0]), tensors)
+        storage.write(
+            os.path.join(folder, peft_config.NAME), [peft_config.text(config)], overwrite=False
+        )
+
+
+def _locate(path: Path) -> tuple[Path, Path | None]:
+    """The weights file and the config beside it, if any."""
+    if path.is_dir():
+        weights = next((path / name for name in WEIGHTS if (path / name).is_file()), None)
+        if weights is None:
+            raise SourceError(
+                "no adapter weights",
+                file=path,
+                found=", ".join(sorted(os.listdir(path))[:5]) or "an empty folder",
+                expected=" or ".join(WEIGHTS),
+            )
+    elif path.suffix in (".safetensors", ".bin", ".pt", ".pth"):
+        weights = path
+    else:
+        raise SourceError(
+            "not a checkpoint" if path.exists() else "no such file or folder",
+            file=path,
+            expected="a PEFT folder, a .safetensors or a .bin file",
+        )
+    config = weights.parent / peft_config.NAME
+    return weights, config if config.is_file() else None
+
+
+def _require_vblora(config: Mapping[str, Any] | None, file: Path | None) -> None:
+    kind = "VBLORA" if config is None else config.get("peft_type")
+    if kind != "VBLORA":
+        raise SourceError(
+            "another kind of adapter", file=file, part="peft_type", found=kind, expected="VBLORA"
+        )
+
+
+def _bank(tensor: Tensor) -> NDArray[np.float32]:
+    if tensor.dtype not in _FLOATS or len(tensor.shape) != 2 or 0 in tensor.shape:
+        raise SourceError("not a vector bank", part="vector bank", found=tensor, expected="(h, b)")
+    return np.ascontiguousarray(tensor.numpy().astype("<f4"))
+
+
+def _agreed_k(
+    keys: Keys, tensors: Mapping[str, Tensor], config: Mapping[str, Any] | None, topk: int | None
+) -> int:
+    """k as the tensors, the config and the caller say it; they must not disagree."""
+    said = {"--topk": topk, "adapter_config.json": (config or {}).get("topk")}
+    if not keys.in_logits_form:
+        first = next(iter(keys.modules.values()))["A"]
+        said["the indices' shape"] = (tensors[first["indices"]].shape or (0,))[-1]
+    known = {source: k for source, k in said.items() if k is not None}
+    if not known:
+        raise SourceError(
+            "logits do not tell how many vectors are selected, and there is no config",
+            part="topk",
+            advice="give it: --topk K (the paper and PEFT use 2)",
+        )
+    values = list(known.values())
+    if not isinstance(values[0], int) or any(value != values[0] for value in values):
+        raise SourceError(
+            "sources disagree on k",
+            part="topk",
+            found=", ".join(f"{k} from {source}" for source, k in known.items()),
+            advice="a model works only with the k that it was trained with",
+        )
+    return values[0]
+
+
+def _module(
+    name: str,
+    factors: Mapping[Factor, Mapping[str, str]],
+    tensors: Mapping[str, Tensor],
+    bank: tuple[int, ...],
+    config: Mapping[str, Any] | None,
+) -> Module:
+    """The module table's row, from the shapes of all of its tensors."""
+    h, b = bank
+    shape_a, shape_b = (
+        _shape_of(factors[factor], tensors, h, name, factor) for factor in ("A", "B")
+    )
+    (rank, in_tiles), (out_tiles, rank_b) = shape_a, shape_b
+    if rank != rank_b or (config is not None and config.get("r", rank) != rank):
+        raise SourceError(
+            "ranks disagree",
+            part=name,
+            found=f"{rank} in A, {rank_b} in B",
+            expected=f"r = {config['r']}" if config and "r" in config else "the same",
+        )
+    fan_in_fan_out = bool((config or {}).get("fan_in_fan_out"))
+    return Module(name, in_tiles * b, out_tiles * b, rank, fan_in_fan_out)
+
+
+def _shape_of(
+    parts: Mapping[str, str], tensors: Mapping[str, Tensor], h: int, module: str, factor: str
+) -> tuple[int, int]:
+    """The leading two sizes of a factor's tensors, the last one checked."""
+    last = {"logits": h}
+    if "indices" in parts:
+        k = (tensors[parts["indices"]].shape or (0,))[-1]
+        last = {"indices": k, "weights": k - 1}
+    shapes = {what: tensors[key].shape for what, key in parts.items()}
+    lead = next(iter(shapes.values()))[:2]
+    for what, shape in shapes.items():
+        kinds = _INTEGERS if what == "indices" else _FLOATS
+        dtype = tensors[parts[what]].dtype
+        if len(shape) != 3 or shape[:2] != lead or shape[2] != last[what] or dtype not in kinds:
+            raise SourceError(
+                f"{what} of {factor} do not fit the bank or each other",
+                part=module,
+                found=f"{dtype} {list(shape)}",
+                expected=f"(·, ·, {last[what]})",
+            )
+    return lead[0], lead[1]

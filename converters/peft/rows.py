@@ -1,0 +1,175 @@
+"""Rows as PEFT's tensors hold them: A by (rank, tile), B by (tile, rank)."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from typing import Any, TypeAlias
+
+import numpy as np
+from numpy.typing import NDArray
+from vbfmt.converters.peft.keys import Keys
+
+from vbfmt.adapter import Adapter
+from vbfmt.admixture import Rows, all_weights, canonical_rows, rows_from_selection
+from vbfmt.errors import ContentError
+from vbfmt.module import Module
+from vbfmt.selection import select_top_k
+from vbfmt.tensors import Tensor
+
+Notice: TypeAlias = "Callable[[str], None]"
+
+_ROUNDING = {"F64": 2.0**-50, "F32": 2.0**-22, "F16": 2.0**-10, "BF16": 2.0**-7}
+
+
+def rows_by_module(
+    keys: Keys, tensors: Mapping[str, Tensor], k: int, h: int, notice: Notice | None
+) -> dict[str, Rows]:
+    """The canonical rows of every module, A's and then B's, in the order of Eq. 3.2.
+
+    Raises:
+        ContentError: NaN among the logits, an index past the bank, weights that are no shares.
+    """
+    if keys.in_logits_form:
+        return _rows_of_logits(keys, tensors, k, h, notice)
+    return _rows_of_weights(keys, tensors, k, h, notice)
+
+
+def _rows_of_logits(
+    keys: Keys, tensors: Mapping[str, Tensor], k: int, h: int, notice: Notice | None
+) -> dict[str, Rows]:
+    sources = {key: tensors[key] for key in keys.in_order("logits")}
+    blocks = {key: tensor.numpy().reshape(-1, h) for key, tensor in sources.items()}
+    selection = select_top_k(blocks, k)
+    if selection.ties and notice:
+        notice(
+            f"{selection.ties} of {len(selection.indices)} rows have equal logits at the {k}th "
+            "place; the lowest index was taken, the trained model's own choice is undefined"
+        )
+    return _split(rows_from_selection(selection, h), keys, tensors, "logits")
+
+
+def _rows_of_weights(
+    keys: Keys, tensors: Mapping[str, Tensor], k: int, h: int, notice: Notice | None
+) -> dict[str, Rows]:
+    """PEFT's top-k form: k − 1 of the weights in the order of the indices, the last one missing."""
+    parts = [
+        _given_row(tensors, indices, weights, k, h)
+        for indices, weights in zip(keys.in_order("indices"), keys.in_order("weights"), strict=True)
+    ]
+    indices = np.concatenate([part[0] for part in parts])
+    weights = np.concatenate([part[1] for part in parts])
+    rescued = np.flatnonzero(weights[:, -1] < 0)
+    if rescued.size:
+        weights[rescued, -1] = 0
+        weights[rescued] /= weights[rescued].sum(axis=1, keepdims=True)
+        if notice:
+            notice(
+                f"{rescued.size} of {len(weights)} rows had weights that sum to more than 1 by "
+                "rounding (PEFT makes NaN of them); they were scaled to sum to 1"
+            )
+    return _split(canonical_rows(indices, weights, h), keys, tensors, "indices")
+
+
+def _given_row(
+    tensors: Mapping[str, Tensor], indices_key: str, weights_key: str, k: int, h: int
+) -> tuple[NDArray[np.int64], NDArray[np.float64]]:
+    """Indices and all k weights (n, k) of one factor, the last weight as what the others leave."""
+    indices = tensors[indices_key].numpy().reshape(-1, k).astype(np.int64)
+    weights = tensors[weights_key]
+    given = weights.numpy().reshape(-1, k - 1).astype(np.float64)
+    bad = (indices < 0) | (indices >= h)
+    if bad.any():
+        raise ContentError(
+            "index past the end of the bank",
+            part=indices_key,
+            found=indices[bad][0],
+            expected=f"0 to {h - 1}",
+        )
+    rest = 1.0 - np.cumsum(given, axis=1)[:, -1:] if k > 1 else np.ones((len(given), 1))
+    slack = k * _ROUNDING[weights.dtype]
+    sound = ((given >= 0) & (given <= 1 + slack)).all(axis=1) & (rest[:, 0] >= -slack)
+    if not sound.all():
+        row = int(np.flatnonzero(~sound)[0])
+        raise ContentError(
+            "weights are not shares of 1",
+            part=f"{weights_key}, row {row}",
+            found=given[row].tolist(),
+            expected="each 0 to 1, together at most 1",
+        )
+    return indices, np.concatenate([given, rest], axis=1)
+
+
+def _split(rows: Rows, keys: Keys, tensors: Mapping[str, Tensor], what: str) -> dict[str, Rows]:
+    """The rows of A and of B by module, B's brought from (tile, rank) order to (rank, tile)."""
+    result: dict[str, Rows] = {}
+    start = 0
+    for name, factors in keys.modules.items():
+        pair = []
+        for factor in ("A", "B"):
+            first, second = tensors[factors[factor][what]].shape[:2]
+            here = slice(start, start + first * second)
+            indices, weights = rows.indices[here], rows.weights[here]
+            if factor == "B":
+                indices, weights = (_swap(part, first, second) for part in (indices, weights))
+            pair.append(Rows(indices, weights))
+            start = here.stop
+        result[name] = _joined(*pair)
+    return result
+
+
+def _swap(rows: NDArray[Any], first: int, second: int) -> NDArray[Any]:
+    """(first · second, k) rows in the order (second, first)."""
+    columns = rows.shape[1]
+    by_second = rows.reshape(first, second, columns).swapaxes(0, 1)
+    swapped: NDArray[Any] = by_second.reshape(first * second, columns)
+    return swapped
+
+
+def _joined(a: Rows, b: Rows) -> Rows:
+    return Rows(np.concatenate([a.indices, b.indices]), np.concatenate([a.weights, b.weights]))
+
+
+def as_peft_orders(adapter: Adapter) -> tuple[NDArray[Any], NDArray[np.float32]]:
+    """Indices and k − 1 weights of every row such that PEFT's missing last weight is exact.
+
+    PEFT leaves the smallest weight out. Where 1 − Σ then does not give it back, the row is turned
+    by one place, so that the largest is missing, as here.
+    """
+    indices = adapter.indices.astype(_peft_index_dtype(adapter.h))
+    if adapter.k == 1:
+        return indices, adapter.weights
+    full = all_weights(adapter.weights)
+    wide = full.astype(np.float64)
+    rest = 1.0 - np.cumsum(wide[:, :-1], axis=1)[:, -1:]
+    again = canonical_rows(
+        adapter.indices, np.concatenate([wide[:, :-1], np.maximum(rest, 0)], axis=1), adapter.h
+    )
+    same = (again.indices == adapter.indices).all(axis=1)
+    same &= (again.weights == adapter.weights).all(axis=1) & (rest[:, 0] >= 0)
+    exact = same[:, None]
+    return (
+        np.where(exact, indices, np.roll(indices, -1, axis=1)),
+        np.where(exact, full[:, :-1], full[:, 1:]),
+    )
+
+
+def _peft_index_dtype(h: int) -> str:
+    return "u1" if h < 1 << 8 else "<i2" if h < 1 << 15 else "<i4"
+
+
+def places(
+    adapter: Adapter, module: Module
+) -> dict[str, tuple[slice, Callable[[NDArray[Any]], NDArray[Any]]]]:
+    """For each factor: its rows, and how they become PEFT's tensor."""
+    here = adapter.rows(module.name)
+    in_tiles, out_tiles = module.in_features // adapter.b, module.out_features // adapter.b
+    middle = here.start + module.rank * in_tiles
+
+    def of_a(rows: NDArray[Any]) -> NDArray[Any]:
+        return rows.reshape(module.rank, in_tiles, rows.shape[1])
+
+    def of_b(rows: NDArray[Any]) -> NDArray[Any]:
+        columns = rows.shape[1]
+        return _swap(rows, module.rank, out_tiles).reshape(out_tiles, module.rank, columns)
+
+    return {"A": (slice(here.start, middle), of_a), "B": (slice(middle, here.stop), of_b)}

@@ -1,0 +1,62 @@
+"""Tensors of PyTorch's own file format (``.bin``, ``.pt``): a pickle, read without running it."""
+
+from __future__ import annotations
+
+import os
+
+from vbfmt.errors import SourceError
+from vbfmt.tensors import Tensor
+
+_NAMES = {
+    "bool": "BOOL",
+    "uint8": "U8",
+    "int8": "I8",
+    "int16": "I16",
+    "int32": "I32",
+    "int64": "I64",
+    "float16": "F16",
+    "bfloat16": "BF16",
+    "float32": "F32",
+    "float64": "F64",
+}
+
+
+def read(path: str | os.PathLike[str]) -> dict[str, Tensor]:
+    """The tensors by name.
+
+    Raises:
+        SourceError: torch is missing, the file is no state dict, or it holds more than tensors:
+            it is opened with ``weights_only=True``, which refuses to run code.
+    """
+    try:
+        import torch
+    except ImportError:
+        raise SourceError(
+            "a pickle needs PyTorch to be read", file=path, advice="pip install 'vbfmt[torch]'"
+        ) from None
+    try:
+        state = torch.load(path, map_location="cpu", weights_only=True)
+    except OSError as error:
+        raise SourceError("cannot read", file=path, found=error.strerror) from None
+    except Exception as error:  # noqa: BLE001 - whatever a damaged or hostile pickle provokes
+        raise SourceError(
+            "not a pickle of tensors alone: refused",
+            file=path,
+            found=f"{type(error).__name__}: {str(error)[:100]}",
+            expected="a state dict that torch.load(weights_only=True) reads",
+            advice="convert it to safetensors where you trust it",
+        ) from None
+    if not isinstance(state, dict):
+        raise SourceError(
+            "not a state dict", file=path, found=type(state).__name__, expected="tensors by name"
+        )
+    tensors: dict[str, Tensor] = {}
+    for name, value in state.items():
+        dtype = _NAMES.get(str(getattr(value, "dtype", "")).removeprefix("torch."))
+        if dtype is None or not isinstance(name, str) or value.layout is not torch.strided:
+            raise SourceError(
+                "not a plain tensor", file=path, part=str(name), found=type(value).__name__
+            )
+        flat = value.detach().contiguous().reshape(-1).view(torch.uint8).numpy()
+        tensors[name] = Tensor(dtype, tuple(value.shape), flat)
+    return tensors

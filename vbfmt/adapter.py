@@ -1,0 +1,249 @@
+"""What a packed adapter is: the triplet {𝓑, 𝓘, 𝓥} of the paper (Sec. 3.4) and what surrounds it."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, field
+from functools import cached_property
+from types import MappingProxyType
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from vbfmt import rules
+from vbfmt.admixture import Rows, compose, index_dtype
+from vbfmt.errors import ContentError
+from vbfmt.module import Module
+from vbfmt.tensors import Tensor
+
+_ROWS_AT_ONCE = 8192
+
+
+@dataclass(frozen=True, eq=False, repr=False)
+class Adapter:
+    """A VB-LoRA adapter in its one canonical form. Checked when made; arrays are not to be written.
+
+    Rows stand in the order of Eq. 3.2: module by module; in each first A, then B; in each factor by
+    rank-one component, then by tile along the features. Modules are sorted by name.
+
+    Attributes:
+        bank: 𝓑, the vector bank, (h, b) float32.
+        indices: 𝓘, (N, k) uint8 if h ≤ 256, else uint16.
+        weights: 𝓥, (N, k − 1) float32, without each row's largest.
+        modules: the adapted modules, sorted by the UTF-8 bytes of their names.
+        tensors: other trained tensors by name (biases, heads), sorted likewise.
+        base_model, base_revision: what was adapted, as the source names it.
+        config: the source's own adapter config as canonical JSON text, or None.
+        metadata: free text by free name.
+
+    Raises:
+        ContentError: a rule of the format is broken; its `part` says where.
+    """
+
+    bank: NDArray[np.float32]
+    indices: NDArray[np.unsignedinteger[Any]]
+    weights: NDArray[np.float32]
+    modules: tuple[Module, ...]
+    tensors: Mapping[str, Tensor] = field(default_factory=dict)
+    base_model: str | None = None
+    base_revision: str | None = None
+    config: str | None = None
+    metadata: Mapping[str, str] = field(default_factory=dict)
+
+    def __post_init__(self) -> None:
+        for name in ("tensors", "metadata"):
+            object.__setattr__(self, name, MappingProxyType(dict(getattr(self, name))))
+        rules.raise_first(rules.broken_shape_rules(self))
+        rules.raise_first(rules.broken_value_rules(self))
+
+    @classmethod
+    def from_rows(
+        cls,
+        bank: NDArray[Any],
+        rows: Mapping[Module, Rows],
+        *,
+        tensors: Mapping[str, Tensor] | None = None,
+        base_model: str | None = None,
+        base_revision: str | None = None,
+        config: str | None = None,
+        metadata: Mapping[str, str] | None = None,
+    ) -> Adapter:
+        """An adapter of modules in any order, each with its canonical rows (A's, then B's)."""
+        modules = sorted(rows, key=lambda module: module.name.encode())
+        tensors, metadata = tensors or {}, metadata or {}
+        if not modules:
+            raise ContentError("the adapter has no modules")
+        return cls(
+            bank=np.ascontiguousarray(bank, dtype="<f4"),
+            indices=np.concatenate([rows[module].indices for module in modules]),
+            weights=np.concatenate([rows[module].weights for module in modules]),
+            modules=tuple(modules),
+            tensors={name: tensors[name] for name in sorted(tensors, key=str.encode)},
+            base_model=base_model,
+            base_revision=base_revision,
+            config=config,
+            metadata={name: metadata[name] for name in sorted(metadata, key=str.encode)},
+        )
+
+    @property
+    def h(self) -> int:
+        """Vectors in the bank."""
+        return int(self.bank.shape[0])
+
+    @property
+    def b(self) -> int:
+        """Length of a vector, in elements."""
+        return int(self.bank.shape[1])
+
+    @property
+    def k(self) -> int:
+        """Vectors that a sub-vector selects."""
+        return int(self.indices.shape[1])
+
+    @property
+    def N(self) -> int:  # noqa: N802 - the paper's name
+        """Sub-vectors."""
+        return int(self.indices.shape[0])
+
+    @cached_property
+    def _starts(self) -> dict[str, int]:
+        counts = np.cumsum([0, *(module.rows(self.b) for module in self.modules)])
+        return dict(zip((module.name for module in self.modules), counts.tolist(), strict=False))
+
+    @cached_property
+    def _by_name(self) -> dict[str, Module]:
+        return {module.name: module for module in self.modules}
+
+    @cached_property
+    def _wide_bank(self) -> NDArray[np.float64]:
+        return self.bank.astype(np.float64)
+
+    def __iter__(self) -> Iterator[Module]:
+        return iter(self.modules)
+
+    def __len__(self) -> int:
+        return len(self.modules)
+
+    def __contains__(self, name: object) -> bool:
+        return name in self._by_name
+
+    def __getitem__(self, name: str) -> Module:
+        """The module of that name.
+
+        Raises:
+            KeyError: there is none; the message names the nearest.
+        """
+        try:
+            return self._by_name[name]
+        except KeyError:
+            from difflib import get_close_matches
+
+            near = get_close_matches(name, self._by_name, n=3)
+            hint = f"; nearest: {', '.join(near)}" if near else ""
+            raise KeyError(f"no module {name!r} in this adapter{hint}") from None
+
+    def rows(self, name: str) -> slice:
+        """Where a module's rows stand in `indices` and `weights`."""
+        module = self[name]
+        start = self._starts[name]
+        return slice(start, start + module.rows(self.b))
+
+    def subvectors(self, rows: slice = slice(None)) -> NDArray[np.float32]:
+        """Composed sub-vectors u = Σ wᵢ α_i (Eq. 3.3): (n, b) float32."""
+        return compose(self._wide_bank, self.indices[rows], self.weights[rows])
+
+    def factors(self, name: str) -> tuple[NDArray[np.float32], NDArray[np.float32]]:
+        """A (rank, in_features) and B (out_features, rank), float32, such that ΔW = B·A.
+
+        Every element lies within (k + 1) · 2⁻²⁴ · max|bank| of the exact value. There is no
+        scaling (as LoRA: alpha = rank).
+
+        Raises:
+            KeyError: no such module.
+        """
+        return _factors(self[name], self.subvectors(self.rows(name)))
+
+    def delta(self, name: str) -> NDArray[np.float32]:
+        """ΔW as the layer stores its weight, float32: B·A (out_features, in_features), or its
+        transpose (in_features, out_features) if `fan_in_fan_out`.
+
+        Raises:
+            KeyError: no such module.
+        """
+        a, b = self.factors(name)
+        product: NDArray[np.float32] = b @ a
+        return np.ascontiguousarray(product.T) if self[name].fan_in_fan_out else product
+
+    def iter_factors(
+        self,
+    ) -> Iterator[tuple[Module, NDArray[np.float32], NDArray[np.float32]]]:
+        """(module, A, B) for all modules in order, composed some thousand rows at a time on all
+        cores: the fast way to all factors."""
+        group: list[Module] = []
+        count = 0
+        for module in self.modules:
+            group.append(module)
+            count += module.rows(self.b)
+            if count >= _ROWS_AT_ONCE:
+                yield from self._factors_of(group)
+                group, count = [], 0
+        yield from self._factors_of(group)
+
+    def _factors_of(
+        self, group: list[Module]
+    ) -> Iterator[tuple[Module, NDArray[np.float32], NDArray[np.float32]]]:
+        if not group:
+            return
+        first = self.rows(group[0].name).start
+        composed = self.subvectors(slice(first, self.rows(group[-1].name).stop))
+        for module in group:
+            here = self.rows(module.name)
+            yield module, *_factors(module, composed[here.start - first : here.stop - first])
+
+    def __eq__(self, other: object) -> bool:
+        """Equal adapters are those whose packed files are equal byte for byte."""
+        if not isinstance(other, Adapter):
+            return NotImplemented
+        return (
+            self.modules == other.modules
+            and self.tensors == other.tensors
+            and self.metadata == other.metadata
+            and (self.base_model, self.base_revision) == (other.base_model, other.base_revision)
+            and self.config == other.config
+            and all(
+                _same_bits(getattr(self, name), getattr(other, name))
+                for name in ("bank", "indices", "weights")
+            )
+        )
+
+    __hash__ = None  # type: ignore[assignment]
+
+    def __repr__(self) -> str:
+        base = f" of {self.base_model}" if self.base_model else ""
+        others = f", {len(self.tensors)} other tensors" if self.tensors else ""
+        return (
+            f"<VB-LoRA adapter{base}: {len(self)} modules, h={self.h} b={self.b} k={self.k} "
+            f"N={self.N}{others}>"
+        )
+
+
+def _factors(
+    module: Module, rows: NDArray[np.float32]
+) -> tuple[NDArray[np.float32], NDArray[np.float32]]:
+    """Both factors are ``rows.reshape(rank, features)``: A as it stands, B transposed."""
+    in_rows = module.rank * module.in_features // rows.shape[1]
+    a = rows[:in_rows].reshape(module.rank, module.in_features)
+    b = rows[in_rows:].reshape(module.rank, module.out_features)
+    return a, np.ascontiguousarray(b.T)
+
+
+def _same_bits(one: NDArray[Any], other: NDArray[Any]) -> bool:
+    return (
+        one.dtype == other.dtype
+        and one.shape == other.shape
+        and np.array_equal(one.view(np.uint8), other.view(np.uint8))
+    )
+
+
+__all__ = ["Adapter", "Module", "Tensor", "index_dtype"]

@@ -1,0 +1,64 @@
+"""The command line: thin commands, each imported when it is called.
+
+`main` turns the library's errors into one line on stderr and exit status 1; click's own usage
+errors stay at 2.
+"""
+
+from __future__ import annotations
+
+import sys
+from importlib import import_module
+
+import click
+
+from vbfmt import __version__
+
+COMMANDS = ("pack", "unpack", "expand", "verify", "inspect", "diff")
+"""In the order in which a user meets them; each is ``vbfmt.cli.<name>.command``."""
+
+
+class _Commands(click.Group):
+    """Commands that are not imported before they are needed."""
+
+    def list_commands(self, ctx: click.Context) -> list[str]:
+        return list(COMMANDS)
+
+    def get_command(self, ctx: click.Context, cmd_name: str) -> click.Command | None:
+        if cmd_name not in COMMANDS:
+            return None
+        command: click.Command = import_module(f"vbfmt.cli.{cmd_name}").command
+        return command
+
+
+@click.group(
+    cls=_Commands,
+    context_settings={"help_option_names": ["-h", "--help"]},
+    epilog="Start with: vbfmt pack CHECKPOINT -o adapter.vblora",
+)
+@click.version_option(__version__, message="vbfmt %(version)s")
+def group() -> None:
+    """VB-LoRA adapters as small, verifiable files.
+
+    Pack a PEFT checkpoint, prove the file, turn it into what a runtime takes.
+    """
+
+
+def main() -> None:
+    """Run the command line and end the process."""
+    try:
+        group(prog_name="vbfmt")
+    except Exception as error:
+        # Nothing of the library is imported unless there was something to go wrong.
+        from vbfmt.errors import VbfmtError, printable
+
+        if isinstance(error, VbfmtError):
+            message = str(error)
+        elif isinstance(error, OSError):
+            where = f" in {error.filename}" if error.filename else ""
+            message = printable(f"{error.strerror or type(error).__name__}{where}")
+        elif isinstance(error, MemoryError):
+            message = "not enough memory"
+        else:
+            raise
+        click.echo(f"error: {message}", err=True)
+        sys.exit(1)

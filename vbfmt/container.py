@@ -1,0 +1,256 @@
+"""The bytes around the content: preamble, aligned sections, digests. No knowledge of VB-LoRA."""
+
+from __future__ import annotations
+
+import hashlib
+import struct
+import zlib
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from typing import TypeAlias
+
+from vbfmt.errors import (
+    ChecksumError,
+    LayoutError,
+    LengthError,
+    MagicError,
+    VbfmtError,
+    VersionError,
+)
+
+Bytes: TypeAlias = "bytes | bytearray | memoryview"
+
+MAGIC = bytes.fromhex("8956424C0D0A1A0A")
+MAJOR, MINOR = 1, 0
+ALIGNMENT = 64
+LONGEST_HEADER = 16 << 20
+
+_FIELDS = struct.Struct("<8sHHIQI")
+_CRC = struct.Struct("<I")
+PREAMBLE_LENGTH = _FIELDS.size + _CRC.size
+
+
+@dataclass(frozen=True)
+class Preamble:
+    """The 32 bytes that every file begins with, but for magic, reserved bytes and CRC."""
+
+    major: int
+    minor: int
+    header_length: int
+    file_length: int
+
+    @property
+    def header_end(self) -> int:
+        """Where the header ends, in bytes from the start of the file."""
+        return PREAMBLE_LENGTH + self.header_length
+
+
+@dataclass(frozen=True)
+class Section:
+    """Where a section stands and what it must hash to.
+
+    Attributes:
+        offset: bytes from the start of the data, which begins at the first multiple of 64 at or
+            after the header's end.
+        length: bytes.
+        sha256: of those bytes, 32 bytes.
+    """
+
+    offset: int
+    length: int
+    sha256: bytes
+
+
+def align(position: int) -> int:
+    """The first multiple of 64 at or after `position`."""
+    return -(-position // ALIGNMENT) * ALIGNMENT
+
+
+def offsets(lengths: Sequence[int]) -> list[int]:
+    """Where sections of these lengths stand: one after the other, each aligned."""
+    result, position = [], 0
+    for length in lengths:
+        result.append(align(position))
+        position = result[-1] + length
+    return result
+
+
+def describe(contents: Sequence[Bytes]) -> tuple[Section, ...]:
+    """The sections that hold these contents, in order."""
+    lengths = [len(content) for content in contents]
+    return tuple(
+        Section(offset, length, hashlib.sha256(content).digest())
+        for offset, length, content in zip(offsets(lengths), lengths, contents, strict=True)
+    )
+
+
+def front(header: bytes, sections: Sequence[Section]) -> bytes:
+    """Preamble and header: all that stands before the data.
+
+    Raises:
+        LengthError: the header is longer than the format allows.
+    """
+    if len(header) > LONGEST_HEADER:
+        raise LengthError(
+            "the header is too long",
+            found=f"{len(header)} bytes",
+            expected=f"at most {LONGEST_HEADER}",
+            advice="names, config and metadata must be shorter",
+        )
+    end = PREAMBLE_LENGTH + len(header)
+    if sections:
+        end = align(end) + sections[-1].offset + sections[-1].length
+    fields = _FIELDS.pack(MAGIC, MAJOR, MINOR, len(header), end, 0)
+    return fields + _CRC.pack(zlib.crc32(header, zlib.crc32(fields))) + header
+
+
+def chunks(start: bytes, sections: Sequence[Section], contents: Sequence[Bytes]) -> Iterator[Bytes]:
+    """The whole file, piece by piece, the padding included."""
+    yield start
+    position = len(start)
+    data = align(position)
+    for section, content in zip(sections, contents, strict=True):
+        yield bytes(data + section.offset - position)
+        yield content
+        position = data + section.offset + section.length
+
+
+def digest(start: Bytes) -> str:
+    """The adapter's digest: of preamble and header, and through them of every byte of the file."""
+    return "sha256:" + hashlib.sha256(start).hexdigest()
+
+
+def read_preamble(data: memoryview) -> Preamble:
+    """The preamble of a file, checked against the file's length and its own checksum.
+
+    Raises:
+        MagicError, LengthError, ChecksumError, VersionError, LayoutError
+    """
+    _require_magic(data)
+    if len(data) < PREAMBLE_LENGTH:
+        raise _cut_off(len(data), f"at least {PREAMBLE_LENGTH} bytes")
+    _, major, minor, header_length, file_length, reserved = _FIELDS.unpack_from(data)
+    preamble = Preamble(major, minor, header_length, file_length)
+    _require_checksum(data, preamble)
+    if major != MAJOR:
+        raise VersionError(
+            "the file is of a version that this reader does not know",
+            part="preamble",
+            found=f"version {major}.{minor}",
+            expected=f"{MAJOR}.x",
+            advice="update vbfmt" if major > MAJOR else None,
+        )
+    if len(data) != file_length:
+        raise _cut_off(len(data), f"{file_length} bytes")
+    if reserved:
+        raise LayoutError("reserved bytes are not zero", part="preamble", found=hex(reserved))
+    return preamble
+
+
+def _require_magic(data: memoryview) -> None:
+    start = bytes(data[: len(MAGIC)])
+    if start == MAGIC:
+        return
+    if not start or MAGIC.startswith(start):
+        raise _cut_off(len(start), f"at least {PREAMBLE_LENGTH} bytes")
+    text_mode = start[1:4] == MAGIC[1:4]
+    raise MagicError(
+        "not a packed VB-LoRA adapter",
+        part="preamble",
+        found=start.hex(" ") or "an empty file",
+        expected=MAGIC.hex(" "),
+        advice="the file was damaged by a transfer in text mode; fetch it again as binary"
+        if text_mode
+        else "make one with: vbfmt pack CHECKPOINT -o FILE.vblora",
+    )
+
+
+def _require_checksum(data: memoryview, preamble: Preamble) -> None:
+    """The CRC, before anything else of the header is believed."""
+    length = preamble.header_length
+    if length > LONGEST_HEADER or preamble.header_end > len(data):
+        if len(data) < preamble.file_length and length <= LONGEST_HEADER:
+            raise _cut_off(len(data), f"{preamble.file_length} bytes")
+        raise ChecksumError(
+            "the header's length is impossible",
+            part="preamble",
+            found=f"{length} bytes",
+            expected=f"at most {min(LONGEST_HEADER, len(data) - PREAMBLE_LENGTH)}",
+            advice=_FETCH_AGAIN,
+        )
+    (stored,) = _CRC.unpack_from(data, _FIELDS.size)
+    header = data[PREAMBLE_LENGTH : preamble.header_end]
+    found = zlib.crc32(header, zlib.crc32(data[: _FIELDS.size]))
+    if found != stored:
+        raise ChecksumError(
+            "damaged",
+            part="preamble or header",
+            found=f"CRC-32 {found:08x}",
+            expected=f"{stored:08x}",
+            advice=_FETCH_AGAIN,
+        )
+
+
+def require_layout(preamble: Preamble, sections: Sequence[Section], names: Sequence[str]) -> None:
+    """Sections follow each other without overlap or hole, and end where the file ends.
+
+    Raises:
+        LayoutError
+    """
+    data, position = align(preamble.header_end), 0
+    for name, section in zip(names, sections, strict=True):
+        if section.offset != align(position):
+            raise LayoutError(
+                "section out of place",
+                part=name,
+                found=f"offset {section.offset}",
+                expected=align(position),
+            )
+        position = section.offset + section.length
+    if preamble.file_length != data + position:
+        raise LayoutError(
+            "the sections do not end where the file does",
+            part="sections",
+            found=f"end {data + position}",
+            expected=preamble.file_length,
+        )
+
+
+def content(data: memoryview, preamble: Preamble, section: Section) -> memoryview:
+    """A section's bytes, in place."""
+    start = align(preamble.header_end) + section.offset
+    return data[start : start + section.length]
+
+
+def damage(
+    data: memoryview, preamble: Preamble, sections: Sequence[Section], names: Sequence[str]
+) -> Iterator[VbfmtError]:
+    """Every section whose bytes do not hash to its digest, and every padding that is not zero."""
+    position = preamble.header_end
+    base = align(position)
+    for name, section in zip(names, sections, strict=True):
+        if any(data[position : base + section.offset]):
+            yield LayoutError("padding is not zero", part=f"before {name}", advice=_FETCH_AGAIN)
+        position = base + section.offset + section.length
+        found = hashlib.sha256(content(data, preamble, section)).digest()
+        if found != section.sha256:
+            yield ChecksumError(
+                "damaged",
+                part=name,
+                found=f"SHA-256 {found.hex()[:16]}…",
+                expected=f"{section.sha256.hex()[:16]}…",
+                advice=_FETCH_AGAIN,
+            )
+
+
+_FETCH_AGAIN = "fetch or pack the file again"
+
+
+def _cut_off(found: int, expected: str) -> LengthError:
+    return LengthError(
+        "the file's length is wrong: it is cut off or something was appended",
+        part="whole file",
+        found=f"{found} bytes",
+        expected=expected,
+        advice=_FETCH_AGAIN,
+    )

@@ -1,0 +1,27 @@
+"""One row of the module table."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+
+@dataclass(frozen=True)
+class Module:
+    """A linear layer that the adapter changes by ΔW = B·A.
+
+    Attributes:
+        name: its dotted name in the base model.
+        in_features, out_features: of the layer; b divides both.
+        rank: rows of A, columns of B.
+        fan_in_fan_out: the layer stores its weight as (in, out), as transformers' Conv1D does.
+    """
+
+    name: str
+    in_features: int
+    out_features: int
+    rank: int
+    fan_in_fan_out: bool = False
+
+    def rows(self, b: int) -> int:
+        """How many sub-vectors of length b compose A and B together."""
+        return self.rank * (self.in_features + self.out_features) // b

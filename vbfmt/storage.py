@@ -1,0 +1,196 @@
+"""Files: reading or mapping one, and replacing one durably and in one step."""
+
+from __future__ import annotations
+
+import contextlib
+import mmap as mapping
+import os
+import secrets
+import stat
+from collections.abc import Iterable, Iterator
+
+from vbfmt.container import Bytes
+from vbfmt.errors import OutputExistsError, StorageError, VbfmtError
+
+PathLike = str | os.PathLike[str]
+
+
+def read(path: PathLike, *, mmap: bool) -> memoryview:
+    """The bytes of a regular file: mapped in place, or read.
+
+    Raises:
+        StorageError: it cannot be read, or is no regular file.
+    """
+    try:
+        # O_NONBLOCK: opening a named pipe would wait for a writer.
+        file = os.open(path, os.O_RDONLY | getattr(os, "O_NONBLOCK", 0) | _BINARY)
+        try:
+            return _read_descriptor(file, path, mmap=mmap)
+        finally:
+            os.close(file)
+    except OSError as error:
+        raise refusal("cannot read", path, error) from None
+
+
+def write(path: PathLike, pieces: Iterable[Bytes], *, overwrite: bool) -> None:
+    """Write a file whole or not at all: a temporary file beside it, flushed to the disk, renamed.
+
+    A symbolic link is followed; an existing file keeps its permissions, a new one gets the umask's.
+
+    Raises:
+        OutputExistsError: it exists and `overwrite` is not set.
+        StorageError: the operating system refused; an older file is untouched.
+    """
+    target = os.path.realpath(path)
+    if not overwrite:
+        require_absent(path)
+    try:
+        temporary, file = _open_beside(target)
+        try:
+            with os.fdopen(file, "wb") as stream:
+                _keep_permissions(target, stream.fileno())
+                for piece in pieces:
+                    stream.write(piece)
+                stream.flush()
+                os.fsync(stream.fileno())
+            _put_in_place(temporary, target, overwrite=overwrite)
+        except BaseException:
+            with contextlib.suppress(OSError):
+                os.unlink(temporary)
+            raise
+        sync_folder(os.path.dirname(target))
+    except FileExistsError:
+        raise already_there(path) from None
+    except OSError as error:
+        raise refusal("cannot write", path, error) from None
+
+
+@contextlib.contextmanager
+def new_folder(path: PathLike, *, overwrite: bool) -> Iterator[str]:
+    """A temporary folder that becomes `path` when the block ends well, and vanishes if not.
+
+    With `overwrite`, files of the same names in an existing folder are replaced, each in one step,
+    after all of the new ones are complete; its other files stay.
+
+    Raises:
+        OutputExistsError: it exists (other than as an empty folder) and `overwrite` is not set.
+        StorageError: the operating system refused.
+    """
+    target = os.path.realpath(path)
+    if not overwrite:
+        require_absent(path)
+    temporary = _name_beside(target)
+    try:
+        os.mkdir(temporary)
+        try:
+            yield temporary
+            sync_folder(temporary)
+            _move_in(temporary, target)
+        finally:
+            _remove_tree(temporary)
+        sync_folder(os.path.dirname(target))
+    except VbfmtError:
+        raise
+    except OSError as error:
+        raise refusal("cannot write", path, error) from None
+
+
+def require_absent(path: PathLike) -> None:
+    """Refuse to go on where something would be overwritten; an empty folder is nothing.
+
+    Raises:
+        OutputExistsError
+    """
+    if os.path.lexists(path) and not (os.path.isdir(path) and not os.listdir(path)):
+        raise already_there(path)
+
+
+def already_there(path: PathLike) -> OutputExistsError:
+    """The error for output that exists."""
+    return OutputExistsError(
+        "the output exists already", file=path, advice="choose another name or give --force"
+    )
+
+
+def refusal(what: str, path: PathLike, error: OSError) -> StorageError:
+    """The error for what the operating system refused."""
+    return StorageError(what, file=path, found=error.strerror or type(error).__name__)
+
+
+def sync_folder(path: str) -> None:
+    """Flush a folder's entries to the disk, where the system can."""
+    with contextlib.suppress(OSError):
+        folder = os.open(path or ".", os.O_RDONLY)
+        try:
+            os.fsync(folder)
+        finally:
+            os.close(folder)
+
+
+_BINARY = getattr(os, "O_BINARY", 0)
+
+
+def _read_descriptor(file: int, path: PathLike, *, mmap: bool) -> memoryview:
+    status = os.fstat(file)
+    if not stat.S_ISREG(status.st_mode):
+        kind = "a folder" if stat.S_ISDIR(status.st_mode) else "no regular file"
+        raise StorageError("cannot read", file=path, found=kind, expected="a file")
+    if mmap and status.st_size:
+        return memoryview(mapping.mmap(file, 0, access=mapping.ACCESS_READ))
+    with os.fdopen(os.dup(file), "rb") as stream:
+        return memoryview(stream.read())
+
+
+def _name_beside(target: str) -> str:
+    folder, name = os.path.split(target)
+    return os.path.join(folder, f".{name[:100]}.{secrets.token_hex(6)}.partial")
+
+
+def _open_beside(target: str) -> tuple[str, int]:
+    temporary = _name_beside(target)
+    flags = os.O_WRONLY | os.O_CREAT | os.O_EXCL | _BINARY
+    return temporary, os.open(temporary, flags, 0o666)  # the umask decides
+
+
+def _keep_permissions(target: str, file: int) -> None:
+    with contextlib.suppress(FileNotFoundError):
+        mode = stat.S_IMODE(os.stat(target).st_mode)
+        if hasattr(os, "fchmod"):
+            os.fchmod(file, mode)
+
+
+def _put_in_place(temporary: str, target: str, *, overwrite: bool) -> None:
+    if overwrite:
+        os.replace(temporary, target)
+        return
+    try:
+        os.link(temporary, target)  # unlike rename, fails if somebody was faster
+    except FileExistsError:
+        raise
+    except OSError:  # a file system without hard links
+        if os.path.lexists(target):
+            raise FileExistsError from None
+        os.replace(temporary, target)
+        return
+    os.unlink(temporary)
+
+
+def _move_in(temporary: str, target: str) -> None:
+    """Put the new folder in place: whole where nothing is, else file by file, so that whatever
+    else somebody keeps in the old folder stays."""
+    if not os.path.lexists(target) or not os.listdir(target):
+        os.rename(temporary, target)
+        return
+    names = sorted(os.listdir(temporary))
+    for name in names:
+        if os.path.isdir(os.path.join(target, name)):
+            raise IsADirectoryError(21, f"{name} is a folder there")
+    for name in names:
+        os.replace(os.path.join(temporary, name), os.path.join(target, name))
+    sync_folder(target)
+
+
+def _remove_tree(path: str) -> None:
+    import shutil
+
+    shutil.rmtree(path, ignore_errors=True)

@@ -1,0 +1,146 @@
+"""Tensors that travel with an adapter unchanged: trained biases, heads."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from vbfmt.errors import ContentError
+
+BITS = {
+    "BOOL": 8,
+    "U8": 8,
+    "I8": 8,
+    "F8_E5M2": 8,
+    "F8_E4M3": 8,
+    "F8_E8M0": 8,
+    "F8_E4M3FNUZ": 8,
+    "F8_E5M2FNUZ": 8,
+    "U16": 16,
+    "I16": 16,
+    "F16": 16,
+    "BF16": 16,
+    "U32": 32,
+    "I32": 32,
+    "F32": 32,
+    "U64": 64,
+    "I64": 64,
+    "F64": 64,
+    "C64": 64,
+    "F4": 4,
+    "F6_E2M3": 6,
+    "F6_E3M2": 6,
+}
+"""Bits per element of every safetensors dtype (safetensors 0.8, tensor.rs)."""
+
+_NUMPY = {
+    "BOOL": "?",
+    "U8": "u1",
+    "I8": "i1",
+    "U16": "<u2",
+    "I16": "<i2",
+    "F16": "<f2",
+    "U32": "<u4",
+    "I32": "<i4",
+    "F32": "<f4",
+    "U64": "<u8",
+    "I64": "<i8",
+    "F64": "<f8",
+    "C64": "<c8",
+}
+_ML_DTYPES = {
+    "BF16": "bfloat16",
+    "F8_E5M2": "float8_e5m2",
+    "F8_E4M3": "float8_e4m3fn",
+    "F8_E8M0": "float8_e8m0fnu",
+    "F8_E4M3FNUZ": "float8_e4m3fnuz",
+    "F8_E5M2FNUZ": "float8_e5m2fnuz",
+}
+_NAMES = {np.dtype(code): name for name, code in _NUMPY.items()}
+
+
+def numpy_dtype(name: str) -> np.dtype[Any]:
+    """The numpy dtype (little-endian; ml_dtypes where numpy has none) of a safetensors dtype.
+
+    Raises:
+        ContentError: there is none (unknown, or elements smaller than a byte).
+    """
+    if name in _NUMPY:
+        return np.dtype(_NUMPY[name])
+    if name in _ML_DTYPES:
+        import ml_dtypes
+
+        dtype: np.dtype[Any] = np.dtype(getattr(ml_dtypes, _ML_DTYPES[name]))
+        return dtype
+    raise ContentError("there is no numpy dtype", found=name, expected="a dtype of whole bytes")
+
+
+def byte_length(dtype: str, shape: tuple[int, ...]) -> int | None:
+    """Bytes that a tensor takes, or None where its bits do not fill whole bytes."""
+    bits = BITS[dtype] * math.prod(shape)
+    return bits // 8 if bits % 8 == 0 else None
+
+
+@dataclass(frozen=True, eq=False)
+class Tensor:
+    """A tensor as bytes.
+
+    Attributes:
+        dtype: a safetensors dtype name, such as ``BF16``.
+        shape: any, () for a scalar.
+        data: the bytes, (length,) uint8, row-major and little-endian.
+    """
+
+    dtype: str
+    shape: tuple[int, ...]
+    data: NDArray[np.uint8]
+
+    def __post_init__(self) -> None:
+        if self.dtype not in BITS:
+            raise ContentError("unknown dtype", found=self.dtype, expected="a safetensors dtype")
+        if any(size < 0 for size in self.shape):
+            raise ContentError("negative size", found=self.shape)
+        if self.data.dtype != np.uint8 or self.data.ndim != 1:
+            raise ContentError("data must be one-dimensional bytes", found=self.data.dtype)
+        expected = byte_length(self.dtype, self.shape)
+        if expected != self.data.size:
+            raise ContentError(
+                f"wrong length for {self.dtype} {list(self.shape)}",
+                found=f"{self.data.size} bytes",
+                expected="whole bytes" if expected is None else f"{expected} bytes",
+            )
+
+    @classmethod
+    def of(cls, array: NDArray[Any]) -> Tensor:
+        """A tensor of a numpy array (ml_dtypes too), little-endian; nothing is copied if it
+        is contiguous already."""
+        code = array.dtype.newbyteorder("<")
+        name = _NAMES.get(code) or {v: k for k, v in _ML_DTYPES.items()}.get(array.dtype.name)
+        if name is None:
+            raise ContentError("no safetensors dtype", found=array.dtype)
+        flat = np.ascontiguousarray(array, dtype=code if name in _NUMPY else None).reshape(-1)
+        return cls(name, array.shape, flat.view(np.uint8))
+
+    def numpy(self) -> NDArray[Any]:
+        """The values, without copying: an array of `shape`.
+
+        Raises:
+            ContentError: elements are smaller than a byte.
+        """
+        return self.data.view(numpy_dtype(self.dtype)).reshape(self.shape)
+
+    def __eq__(self, other: object) -> bool:
+        if not isinstance(other, Tensor):
+            return NotImplemented
+        return (self.dtype, self.shape) == (other.dtype, other.shape) and np.array_equal(
+            self.data, other.data
+        )
+
+    __hash__ = None  # type: ignore[assignment]
+
+    def __repr__(self) -> str:
+        return f"Tensor({self.dtype}, {list(self.shape)})"
