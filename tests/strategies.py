@@ -21,9 +21,7 @@ FLOATS = (np.float32, np.float16, np.float64, ml_dtypes.bfloat16)
 def names(max_size: int = 20) -> st.SearchStrategy[str]:
     """Names of modules, tensors and metadata, any Unicode but control characters."""
     plain = st.text(string.ascii_lowercase + string.digits + "._", min_size=1, max_size=max_size)
-    wild = st.text(
-        st.characters(exclude_categories=("Cs", "Cc")), min_size=1, max_size=max_size
-    )
+    wild = st.text(st.characters(exclude_categories=("Cs", "Cc")), min_size=1, max_size=max_size)
     return plain | wild
 
 

@@ -116,4 +116,3 @@ def test_blocks_and_threads_do_not_show(data):
     whole = compose(bank, rows.indices, rows.weights)
     one = [compose(bank, rows.indices[i : i + 1], rows.weights[i : i + 1])[0] for i in (0, n - 1)]
     np.testing.assert_array_equal(whole[[0, n - 1]], one)
-
