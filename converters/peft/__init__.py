@@ -14,13 +14,13 @@ from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
+
+from vbfmt import storage
+from vbfmt.adapter import Adapter
 from vbfmt.converters import pickle, safetensors
 from vbfmt.converters.peft import config as peft_config
 from vbfmt.converters.peft.keys import Factor, Keys, key_of_tensor, parse
 from vbfmt.converters.peft.rows import Notice, as_peft_orders, places, rows_by_module
-
-from vbfmt import storage
-from vbfmt.adapter import Adapter
 from vbfmt.errors import SourceError, TargetError, VbfmtError
 from vbfmt.module import Module
 from vbfmt.tensors import Tensor

@@ -7,10 +7,10 @@ from typing import Any, TypeAlias
 
 import numpy as np
 from numpy.typing import NDArray
-from vbfmt.converters.peft.keys import Keys
 
 from vbfmt.adapter import Adapter
 from vbfmt.admixture import Rows, all_weights, canonical_rows, rows_from_selection
+from vbfmt.converters.peft.keys import Keys
 from vbfmt.errors import ContentError
 from vbfmt.module import Module
 from vbfmt.selection import select_top_k

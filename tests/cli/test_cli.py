@@ -9,12 +9,12 @@ import sys
 
 import numpy as np
 import pytest
-from vbfmt.converters import peft
 
 from spec.golden.make import wide_indices, worked_example
 from tests.converters.test_peft import logits_form, topk_form, write_folder
 from vbfmt import __version__, dumps, load, save
 from vbfmt.cli import COMMANDS
+from vbfmt.converters import peft
 
 
 def test_pack_says_what_was_won(vbfmt, tmp_path, checkpoint):

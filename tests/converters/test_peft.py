@@ -11,12 +11,12 @@ import numpy as np
 import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
-from vbfmt.converters import peft, safetensors
 
 from tests import reference
 from tests.strategies import adapters
 from vbfmt import Adapter, Module, Rows, Tensor, digest, errors
 from vbfmt.admixture import all_weights
+from vbfmt.converters import peft, safetensors
 
 H, B, R, K = 12, 4, 2, 2
 IN, OUT = 8, 12

@@ -309,7 +309,8 @@ def save(model: PeftModel, output: Path) -> None:
     order of a set, another in each process, and adds a model card that nobody has filled in.
     """
     config = model.peft_config["default"]
-    assert isinstance(config, VBLoRAConfig) and config.target_modules is not None
+    assert isinstance(config, VBLoRAConfig)
+    assert config.target_modules is not None
     config.base_model_name_or_path = BASE_NAME
     config.target_modules = sorted(config.target_modules)
     model.save_pretrained(str(output), save_embedding_layers=False)
