@@ -7,10 +7,9 @@ import os
 from collections.abc import Mapping
 from typing import Any
 
-from vbfmt import storage
+from vbfmt import storage, strict_json
 from vbfmt.adapter import Adapter
 from vbfmt.errors import SourceError
-from vbfmt.rules import is_json_object
 
 NAME = "adapter_config.json"
 
@@ -27,10 +26,10 @@ def read(path: str | os.PathLike[str]) -> dict[str, Any]:
         StorageError: it cannot be read.
     """
     text = bytes(storage.read(path, mmap=False)).decode(errors="replace")
-    if not is_json_object(text):
-        raise SourceError("not a JSON object", file=path)
-    config: dict[str, Any] = json.loads(text)
-    return config
+    try:
+        return strict_json.parse_object(text)
+    except ValueError as error:
+        raise SourceError("not a JSON object", file=path, found=error) from None
 
 
 def base_of(config: Mapping[str, Any]) -> tuple[str | None, str | None]:
