@@ -107,12 +107,12 @@ def broken_names(names: Sequence[str], kind: str) -> Iterator[ContentError]:
     for position, name in enumerate(names):
         fault = _fault_of_name(name)
         if fault:
-            yield ContentError(f"{fault} of {kind}", part=f"number {position}", found=repr(name))
+            yield ContentError(f"{fault} of {kind}", part=f"{kind} {position}", found=repr(name))
             return
         encoded = name.encode()
         if position and encoded <= previous:
             again = "appears twice" if encoded == previous else "is not in the order of its bytes"
-            yield ContentError(f"{kind} name {again}", part=f"number {position}", found=repr(name))
+            yield ContentError(f"{kind} name {again}", part=f"{kind} {position}", found=repr(name))
         previous = encoded
 
 
@@ -227,7 +227,7 @@ def _refuse_constant(name: str) -> Any:
 
 
 def _short_integer(digits: str) -> int:
-    if len(digits) > _LONGEST_INTEGER:
+    if len(digits.lstrip("-")) > _LONGEST_INTEGER:
         raise ValueError("an integer of too many digits")
     return int(digits)
 
