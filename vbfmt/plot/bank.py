@@ -55,7 +55,11 @@ def draw_projection(figure: Figure | SubFigure, scene: Scene) -> Drawn:
     if scene.adapter.k == 2 and len(indices) <= _MOST_EDGES:
         axes.add_collection(
             LineCollection(
-                list(found.vectors[indices]), colors=style.FAINT, linewidths=0.5, zorder=1
+                list(found.vectors[indices]),
+                colors=style.FAINT,
+                linewidths=0.5 if len(indices) <= 500 else 0.25,
+                zorder=1,
+                rasterized=len(indices) > 2000,
             )
         )
     _draw_subvectors(axes, found.subvectors)
@@ -114,6 +118,7 @@ def _draw_vectors(axes: Axes, points: NDArray[np.float64], usage: NDArray[np.int
         linewidth=0.4,
         alpha=0.9 if h <= 300 else 0.7,
         zorder=3,
+        rasterized=h > 300,
     )
     if h <= _MOST_LABELS:
         for number, (x, y) in enumerate(points):

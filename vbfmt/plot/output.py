@@ -21,7 +21,7 @@ KINDS = ("png", "svg", "html")
 """What `write` writes, by the file's ending."""
 
 _ALONE = (9.0, 5.4)
-_ALONE_WIDE = (13.0, 5.0)
+_ALONE_WIDE = (17.0, 5.6)
 _DPI = 130
 _PAGE_WIDTH = 17.0
 _PAGE_ROWS = (("usage", "norms"), ("depth", "kinds"), ("selection",), ("projection", "delta"))

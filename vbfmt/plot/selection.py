@@ -20,6 +20,7 @@ from vbfmt.plot.hover import Cells
 from vbfmt.plot.scene import Scene, shortened
 from vbfmt.statistics import selections
 
+_MOST_EXACT_ACROSS, _MOST_EXACT_DOWN = 1500, 128
 _MOST_ACROSS, _MOST_DOWN = 600, 256
 _SELECTIONS_PER_CELL = 4
 _ASPECT = 3  # a map is about three times as wide as it is high
@@ -43,7 +44,7 @@ def draw(figure: Figure | SubFigure, scene: Scene) -> Drawn:
 def _size(adapter: Adapter) -> tuple[int, int]:
     """Cells down and across: one for each vector and sub-vector, or so few that a cell holds some
     selections: single ones among hundreds of thousands of cells would only look like dust."""
-    if adapter.h <= _MOST_DOWN and adapter.N <= _MOST_ACROSS:
+    if adapter.h <= _MOST_EXACT_DOWN and adapter.N <= _MOST_EXACT_ACROSS:
         return adapter.h, adapter.N
     cells = adapter.N * adapter.k / _SELECTIONS_PER_CELL
     across = min(adapter.N, _MOST_ACROSS, max(1, round((cells * _ASPECT) ** 0.5)))
@@ -145,17 +146,13 @@ def _extent(adapter: Adapter) -> tuple[float, float, float, float]:
 def _mark_layers(axes: Axes, scene: Scene) -> None:
     """Ticks where layers begin, thinned out to what fits."""
     module, _ = scene.row_groups
-    starts: dict[int, int] = {}
+    starts: dict[str, int] = {}
     for position, number in enumerate(module[scene.row_order].tolist()):
         layer = scene.places[scene.adapter.modules[number].name].layer
-        if layer is not None:
-            starts.setdefault(layer, position)
-    if not starts:
-        axes.set_xlabel("sub-vectors")
-        return
+        starts.setdefault("none" if layer is None else str(layer), position)
     step = -(-len(starts) // _MOST_TICKS)
     shown = list(starts.items())[::step]
-    axes.set_xticks([start - 0.5 for _, start in shown], [str(layer) for layer, _ in shown])
+    axes.set_xticks([start - 0.5 for _, start in shown], [layer for layer, _ in shown])
     axes.set_xlabel("sub-vectors, by layer (ticks: where a layer begins)")
 
 

@@ -46,7 +46,7 @@ def draw_depth(figure: Figure | SubFigure, scene: Scene) -> Drawn:
             )
         )
     panels[-1].set_xlabel(_ALONG)
-    panels[len(panels) // 2].set_ylabel("sum of admixture weights")
+    figure.supylabel("sum of admixture weights", fontsize=10)
     title = "Vectors by depth"
     notes = ["dotted: mean"]
     if scene.adapter.h > _MOST_STRIPS:
