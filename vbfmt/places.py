@@ -50,9 +50,7 @@ def thirds(adapter: Adapter) -> tuple[list[str], NDArray[np.intp]]:
     parts = [part.tolist() for part in np.array_split(np.array(layers, dtype=int), 3) if part.size]
     names = [_span(part) for part in parts]
     group = {layer: position for position, part in enumerate(parts) for layer in part}
-    chosen = [
-        len(parts) if place.layer is None else group[place.layer] for place in found.values()
-    ]
+    chosen = [len(parts) if place.layer is None else group[place.layer] for place in found.values()]
     if len(parts) in chosen:
         names.append("outside the layers")
     return names, np.array(chosen, dtype=np.intp)

@@ -102,9 +102,7 @@ def rows_by_module(adapter: Adapter) -> tuple[NDArray[np.intp], NDArray[np.bool_
     return part // 2, part % 2 == 1
 
 
-def weight_sums(
-    adapter: Adapter, groups: NDArray[np.intp], count: int
-) -> NDArray[np.float64]:
+def weight_sums(adapter: Adapter, groups: NDArray[np.intp], count: int) -> NDArray[np.float64]:
     """The sum of the admixture weights that each vector gets from each group of sub-vectors, as in
     the paper's Figs. 6 and 7.
 
@@ -116,7 +114,8 @@ def weight_sums(
     """
     cells = groups[:, None] * adapter.h + adapter.indices
     weights = all_weights(adapter.weights).astype(np.float64)
-    sums = np.bincount(cells.reshape(-1), weights.reshape(-1), minlength=count * adapter.h)
+    sums = np.zeros(count * adapter.h)
+    sums += np.bincount(cells.reshape(-1), weights.reshape(-1), minlength=len(sums))
     return sums.reshape(count, adapter.h)
 
 
@@ -140,7 +139,10 @@ def selections(
 
 def bank_norms(adapter: Adapter) -> NDArray[np.float64]:
     """The Euclidean norm of every vector: (h,)."""
-    return np.sqrt(np.einsum("ij,ij->i", adapter.bank, adapter.bank, dtype=np.float64))
+    squares: NDArray[np.float64] = np.einsum(
+        "ij,ij->i", adapter.bank, adapter.bank, dtype=np.float64
+    )
+    return np.sqrt(squares)
 
 
 def delta_norms(adapter: Adapter) -> NDArray[np.float64]:

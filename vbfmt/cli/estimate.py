@@ -91,7 +91,7 @@ def _layers(ctx: click.Context, model: str | None, base: str | None) -> tuple[Li
         raise click.UsageError(f"give either --model or --base; models: {', '.join(PRESETS)}", ctx)
     if base is not None:
         return from_folder(base)
-    if model not in PRESETS:
+    if model is None or model not in PRESETS:
         raise click.BadParameter(
             f"{model!r} is not one of {', '.join(PRESETS)}; give other models with --base",
             ctx,
@@ -117,7 +117,7 @@ def _require_fit(layers: tuple[Linear, ...], shape: Shape) -> None:
 def _print_table(
     name: str | None, layers: tuple[Linear, ...], shape: Shape, costs: tuple[Cost, ...]
 ) -> None:
-    from vbfmt.cli.show import size, times
+    from vbfmt.cli.show import size
     from vbfmt.errors import printable
     from vbfmt.estimate.architecture import dimensions
     from vbfmt.estimate.shape import lengths_that_fit

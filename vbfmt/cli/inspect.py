@@ -38,7 +38,11 @@ def command(file: str, modules: bool, as_json: bool) -> None:
 
         print_page(adapter, summary, file, name)
     else:
-        for line in [*_facts(adapter, summary, file, name), *_use(summary, adapter.h), *_groups(summary)]:
+        for line in [
+            *_facts(adapter, summary, file, name),
+            *_use(summary, adapter.h),
+            *_groups(summary),
+        ]:
             click.echo(line)
     if modules:
         for line in _modules(adapter):
@@ -75,7 +79,8 @@ def _use(summary: Summary, h: int) -> list[str]:
     use, weights = summary.balance, summary.largest_weights
     most_used = ", ".join(f"{vector} ({times} times)" for vector, times in use.most_used)
     shares = ", ".join(
-        f"{label} {share:.0%}" for label, share in zip(ranges(weights), shares_of(weights), strict=True)
+        f"{label} {share:.0%}"
+        for label, share in zip(ranges(weights), shares_of(weights), strict=True)
     )
     return [
         f"  unused vectors  {use.unused}",

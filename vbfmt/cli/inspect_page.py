@@ -107,7 +107,9 @@ def _bank(summary: Summary, h: int, width: int) -> RenderableType:
 
 
 def _kinds(adapter: Adapter, summary: Summary) -> RenderableType:
-    table = Table(box=SIMPLE_HEAD, show_edge=False, pad_edge=False, header_style="dim")
+    table = Table(
+        box=SIMPLE_HEAD, show_edge=False, pad_edge=False, collapse_padding=True, header_style="dim"
+    )
     table.add_column("kind", overflow="fold")
     for title in ("modules", "rank", "sub-vectors", "vectors", "weight"):
         table.add_column(title, justify="right", no_wrap=True)

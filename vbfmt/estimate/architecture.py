@@ -166,7 +166,7 @@ _ARCHITECTURES = {
 KNOWN = tuple(_ARCHITECTURES)
 """Every ``model_type`` whose layers are known here."""
 
-_QUERY_AND_VALUE = frozenset("query value q_proj v_proj q_lin v_lin".split())
+_QUERY_AND_VALUE = frozenset(["query", "value", "q_proj", "v_proj", "q_lin", "v_lin"])
 
 
 def linears(config: Mapping[str, Any]) -> tuple[Linear, ...]:
@@ -209,9 +209,7 @@ def choose(layers: Sequence[Linear], targets: str) -> tuple[Linear, ...]:
     """
     if targets == "all":
         return tuple(layers)
-    wanted = (
-        _QUERY_AND_VALUE if targets == "qv" else {name.strip() for name in targets.split(",")}
-    )
+    wanted = _QUERY_AND_VALUE if targets == "qv" else {name.strip() for name in targets.split(",")}
     leaves = list(dict.fromkeys(layer.leaf for layer in layers))
     missing = sorted(wanted.difference(leaves)) if targets != "qv" else []
     chosen = tuple(layer for layer in layers if layer.leaf in wanted)

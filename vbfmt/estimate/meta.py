@@ -26,7 +26,8 @@ def linears_on_meta(config: dict[str, Any]) -> tuple[Linear, ...]:
         settings = {key: value for key, value in config.items() if key != "model_type"}
         built = transformers.AutoConfig.for_model(str(kind), **settings)
         with torch.device("meta"):
-            model = transformers.AutoModel.from_config(built, trust_remote_code=False)
+            make: Any = transformers.AutoModel.from_config
+            model = make(built, trust_remote_code=False)
     except Exception as error:  # noqa: BLE001 - whatever a config can do to transformers
         reason = str(error).partition("\n")[0][:200] or type(error).__name__
         raise SourceError(
@@ -43,7 +44,7 @@ def linears_on_meta(config: dict[str, Any]) -> tuple[Linear, ...]:
     return found
 
 
-def _linear(name: str, module: torch.nn.Module) -> Linear:
+def _linear(name: str, module: Any) -> Linear:
     rows, columns = (int(n) for n in module.weight.shape)
     if isinstance(module, torch.nn.Linear):
         return Linear(name, columns, rows)

@@ -55,9 +55,7 @@ class Ranks:
     uni: int | None = None
 
 
-def compare(
-    layers: Sequence[Linear], shape: Shape, ranks: Ranks | None = None
-) -> tuple[Cost, ...]:
+def compare(layers: Sequence[Linear], shape: Shape, ranks: Ranks | None = None) -> tuple[Cost, ...]:
     """VB-LoRA beside the others, all on the same layers.
 
     Raises:

@@ -4,7 +4,9 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 
-from vbfmt.estimate import paper
+from vbfmt.estimate import methods, paper
+from vbfmt.estimate.architecture import linears
+from vbfmt.estimate.models import PRESETS
 from vbfmt.estimate.shape import Shape
 from vbfmt.packed import dumps
 
@@ -114,7 +116,7 @@ def _figures(rows: tuple[paper.Row, ...]) -> dict[str, int]:
     base = by_name["roberta-base", "VB-LoRA qv"]
     large = by_name["roberta-large", "VB-LoRA qv"]
     medium = by_name["gpt2-medium", "VB-LoRA"]
-    fused, shape = paper.linears(paper.PRESETS["gpt2-medium"]), Shape(256, 256)
+    fused, shape = linears(PRESETS["gpt2-medium"]), Shape(256, 256)
     return {
         "base_full": base.count,
         "base_half": half(base),
@@ -123,9 +125,9 @@ def _figures(rows: tuple[paper.Row, ...]) -> dict[str, int]:
         "medium_rows": medium.rows,
         "medium_fused": shape.subvectors(fused),
         "medium_fused_count": paper.CONVENTIONS[0].count(shape, shape.subvectors(fused)),
-        "lora_medium_3": paper.methods.lora(by_name["gpt2-medium", "LoRA"].layers, 3),
-        "lora_large_3": paper.methods.lora(by_name["gpt2-large", "LoRA"].layers, 3),
-        "vera_256": paper.methods.vera(by_name["llama-2-7b", "VeRA"].layers, 256),
+        "lora_medium_3": methods.lora(by_name["gpt2-medium", "LoRA"].layers, 3),
+        "lora_large_3": methods.lora(by_name["gpt2-large", "LoRA"].layers, 3),
+        "vera_256": methods.vera(by_name["llama-2-7b", "VeRA"].layers, 256),
     }
 
 

@@ -23,9 +23,7 @@ class Shape:
 
     def subvectors(self, layers: Iterable[Linear]) -> int:
         """N: Σ r · (in + out) / b."""
-        return sum(
-            self.r * (layer.in_features + layer.out_features) // self.b for layer in layers
-        )
+        return sum(self.r * (layer.in_features + layer.out_features) // self.b for layer in layers)
 
 
 def lengths_that_fit(layers: Sequence[Linear]) -> list[int]:

@@ -111,7 +111,8 @@ def _draw_vectors(axes: Axes, points: NDArray[np.float64], usage: NDArray[np.int
     h = len(points)
     sizes = 10 + 30 * usage / max(int(usage.max()), 1) if h <= 300 else np.full(h, 5.0)
     axes.scatter(
-        *points.T,
+        points[:, 0],
+        points[:, 1],
         s=sizes,
         facecolor=style.ORANGE,
         edgecolor=style.INK,

@@ -52,7 +52,7 @@ def _grid(scene: Scene) -> tuple[list[str], list[str], NDArray[np.float64]]:
     """Names of rows and columns, and the norms; NaN where there is no module."""
     names, kind = kinds(scene.adapter, _MOST_KINDS)
     numbers = {place.layer for place in scene.places.values()}
-    ordered: list[int | None] = sorted(number for number in numbers if number is not None)
+    ordered: list[int | None] = [*sorted(number for number in numbers if number is not None)]
     ordered += [None] if None in numbers else []
     column = {number: position for position, number in enumerate(ordered)}
     squares = np.full((len(names), len(ordered)), np.nan)

@@ -7,7 +7,8 @@ import os
 from collections.abc import Sequence
 from typing import Any
 
-from matplotlib.figure import Figure
+from matplotlib.figure import Figure, SubFigure
+from matplotlib.layout_engine import ConstrainedLayoutEngine
 
 from vbfmt import storage
 from vbfmt.errors import TargetError
@@ -83,18 +84,14 @@ def _picture(scene: Scene, figures: Sequence[str]) -> Figure:
 
 def _alone(scene: Scene, name: str) -> tuple[Figure, Drawn]:
     picture = FIGURES[name]
-    figure = Figure(
-        figsize=_ALONE_WIDE if picture.wide else _ALONE, dpi=_DPI, layout="constrained"
-    )
-    figure.get_layout_engine().set(w_pad=0.12, h_pad=0.12)
+    figure = Figure(figsize=_ALONE_WIDE if picture.wide else _ALONE, dpi=_DPI, layout=_layout())
     return figure, picture.draw(figure, scene)
 
 
 def _page(scene: Scene) -> Figure:
     head = 0.9
-    figure = Figure(figsize=(_PAGE_WIDTH, head + sum(_ROW_HEIGHTS)), dpi=100, layout="constrained")
-    figure.get_layout_engine().set(w_pad=0.15, h_pad=0.15)
-    bands = figure.subfigures(1 + len(_PAGE_ROWS), 1, height_ratios=(head, *_ROW_HEIGHTS))
+    figure = Figure(figsize=(_PAGE_WIDTH, head + sum(_ROW_HEIGHTS)), dpi=100, layout=_layout())
+    bands = _split(figure, 1 + len(_PAGE_ROWS), 1, height_ratios=(head, *_ROW_HEIGHTS))
     for text, y, size, colour in (
         (shortened(os.path.basename(scene.name), 80), 0.72, 20, style.INK),
         (scene.heading(), 0.28, 12, style.GREY),
@@ -104,10 +101,19 @@ def _page(scene: Scene) -> Figure:
             fontweight="bold" if size == 20 else "normal",
         )  # fmt: skip
     for band, names in zip(bands[1:], _PAGE_ROWS, strict=True):
-        parts = band.subfigures(1, len(names), squeeze=False)[0]
+        parts = _split(band, 1, len(names))
         for part, name in zip(parts, names, strict=True):
             FIGURES[name].draw(part, scene)
     return figure
+
+
+def _split(figure: Figure | SubFigure, rows: int, columns: int, **settings: Any) -> list[SubFigure]:
+    parts: Any = figure.subfigures(rows, columns, squeeze=False, **settings)
+    return list(parts.reshape(-1))
+
+
+def _layout() -> ConstrainedLayoutEngine:
+    return ConstrainedLayoutEngine(w_pad=0.14, h_pad=0.14)
 
 
 def _html(scene: Scene, figures: Sequence[str]) -> bytes:
