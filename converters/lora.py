@@ -7,13 +7,13 @@ from collections.abc import Iterator
 
 import numpy as np
 from numpy.typing import NDArray
-from vbfmt.converters import safetensors
-from vbfmt.converters.peft import config as peft_config
-from vbfmt.converters.peft.keys import key_of_tensor
 
 from vbfmt import storage
 from vbfmt.adapter import Adapter
 from vbfmt.container import Bytes
+from vbfmt.converters import safetensors
+from vbfmt.converters.peft import config as peft_config
+from vbfmt.converters.peft.keys import key_of_tensor
 from vbfmt.errors import TargetError
 from vbfmt.tensors import Tensor, numpy_dtype
 

@@ -7,10 +7,9 @@ import os
 from collections.abc import Mapping
 from typing import Any
 
-from vbfmt import storage
+from vbfmt import storage, strict_json
 from vbfmt.adapter import Adapter
 from vbfmt.errors import SourceError
-from vbfmt.rules import is_json_object
 
 NAME = "adapter_config.json"
 
@@ -27,10 +26,10 @@ def read(path: str | os.PathLike[str]) -> dict[str, Any]:
         StorageError: it cannot be read.
     """
     text = bytes(storage.read(path, mmap=False)).decode(errors="replace")
-    if not is_json_object(text):
-        raise SourceError("not a JSON object", file=path)
-    config: dict[str, Any] = json.loads(text)
-    return config
+    try:
+        return strict_json.parse_object(text)
+    except ValueError as error:
+        raise SourceError("not a JSON object", file=path, found=error) from None
 
 
 def base_of(config: Mapping[str, Any]) -> tuple[str | None, str | None]:
@@ -39,41 +38,71 @@ def base_of(config: Mapping[str, Any]) -> tuple[str | None, str | None]:
     return _text(name), _text(revision)
 
 
-def canonical(config: Mapping[str, Any]) -> str:
-    """The config as the packed form keeps it: one text for one meaning.
+def canonical(config: Mapping[str, Any], adapter: Adapter) -> str | None:
+    """What the packed form keeps of a config: one text for one meaning, None for nothing.
 
-    Left out is what belongs to the file it came from (which form its weights had) and to the base
-    model, which the packed form names elsewhere. Lists that PEFT treats as sets are sorted.
+    Left out is what the adapter itself says (sizes, rank, base model), what belongs to the file it
+    came from, and what `for_vblora` would write anyway; so unpacking and packing again changes
+    nothing. Lists that PEFT treats as sets are sorted.
     """
-    kept = {
-        key: sorted(value, key=str) if key in _SETS and isinstance(value, list) else value
-        for key, value in config.items()
-        if key not in _ABOUT_THE_FILE + _ABOUT_THE_BASE
-    }
-    return json.dumps(
-        kept, sort_keys=True, ensure_ascii=False, separators=(",", ":"), allow_nan=False
-    )
+    implied = _implied(adapter)
+    left_out = {*_ABOUT_THE_FILE, *_ABOUT_THE_BASE, *_sizes(adapter, 0)}
+    kept = {}
+    for key, value in config.items():
+        plain = sorted(value, key=str) if key in _SETS and isinstance(value, list) else value
+        if key not in left_out and (key not in implied or implied[key] != plain):
+            kept[key] = plain
+    return _as_text(kept) if kept else None
+
+
+def require_sizes(config: Mapping[str, Any], h: int, b: int) -> None:
+    """Refuse a config that contradicts the vector bank.
+
+    Raises:
+        SourceError
+    """
+    for key, size in (("num_vectors", h), ("vector_length", b)):
+        if config.get(key, size) != size:
+            raise SourceError(
+                "the config contradicts the vector bank",
+                part=key,
+                found=f"{config[key]} in {NAME}",
+                expected=size,
+            )
 
 
 def for_vblora(adapter: Adapter, rank: int) -> dict[str, Any]:
     """The config with which PEFT loads the adapter as VB-LoRA in its top-k form."""
     config: dict[str, Any] = json.loads(adapter.config) if adapter.config else {}
-    if "target_modules" not in config:
-        config["target_modules"] = [module.name for module in adapter]
+    return {
+        **_implied(adapter),
+        **config,
+        **_sizes(adapter, rank),
+        "base_model_name_or_path": adapter.base_model,
+        "revision": adapter.base_revision,
+        "save_only_topk_weights": True,
+    }
+
+
+def _implied(adapter: Adapter) -> dict[str, Any]:
+    """What is written where the source's config is silent."""
     return {
         **_about_extras(adapter, "vblora_only"),
         "inference_mode": True,
         "task_type": None,
-        **config,
+        "target_modules": [module.name for module in adapter],
+    }
+
+
+def _sizes(adapter: Adapter, rank: int) -> dict[str, Any]:
+    """What the adapter itself says, whatever the source's config said."""
+    return {
         "peft_type": "VBLORA",
-        "base_model_name_or_path": adapter.base_model,
-        "revision": adapter.base_revision,
         "r": rank,
         "num_vectors": adapter.h,
         "vector_length": adapter.b,
         "topk": adapter.k,
         "fan_in_fan_out": any(module.fan_in_fan_out for module in adapter),
-        "save_only_topk_weights": True,
     }
 
 
@@ -132,6 +161,12 @@ def _about_extras(adapter: Adapter, only: str) -> dict[str, Any]:
     saved = sorted(owners - biases)
     bias = "none" if not biases else only if biases <= {m.name for m in adapter} else "all"
     return {"bias": bias, "modules_to_save": named or saved or None}
+
+
+def _as_text(config: Mapping[str, Any]) -> str:
+    return json.dumps(
+        config, sort_keys=True, ensure_ascii=False, separators=(",", ":"), allow_nan=False
+    )
 
 
 def _text(value: object) -> str | None:
