@@ -6,6 +6,7 @@ them off. Names from a file go onto the page as plain text: no markup of theirs 
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Sequence
 
 from rich.bar import Bar
@@ -16,7 +17,7 @@ from rich.table import Table
 from rich.text import Text
 
 from vbfmt.adapter import Adapter
-from vbfmt.cli import inspect
+from vbfmt.cli.inspect_lines import parts, ranges, ranks
 from vbfmt.cli.show import size, times
 from vbfmt.errors import printable
 from vbfmt.summary import Summary
@@ -53,8 +54,7 @@ def _head(adapter: Adapter, summary: Summary, file: str, digest: str) -> Rendera
         ("base model", printable((adapter.base_model or "not named") + revision)),
         (
             "shape",
-            f"h {adapter.h} · b {adapter.b} · k {adapter.k} · r {inspect.ranks(adapter)} · "
-            f"N {adapter.N:,}",
+            f"h {adapter.h} · b {adapter.b} · k {adapter.k} · r {ranks(adapter)} · N {adapter.N:,}",
         ),
         ("digest", digest),
     ):
@@ -63,7 +63,7 @@ def _head(adapter: Adapter, summary: Summary, file: str, digest: str) -> Rendera
 
 
 def _on_disk(adapter: Adapter, summary: Summary) -> RenderableType:
-    named = [part for part in inspect.parts(adapter, summary) if part[1]]
+    named = [part for part in parts(adapter, summary) if part[1]]
     largest = max(length for _, length, _ in named)
     grid = _grid()
     for name, length, what in named:
@@ -79,11 +79,8 @@ def _on_disk(adapter: Adapter, summary: Summary) -> RenderableType:
 
 def _bank(summary: Summary, h: int, width: int) -> RenderableType:
     use, weights = summary.balance, summary.largest_weights
-    spread = _histogram(
-        [_span(low, high) for low, high in zip(summary.usage.edges, summary.usage.edges[1:], strict=False)],
-        summary.usage.counts,
-        _SECOND,
-    )  # fmt: skip
+    edges = itertools.pairwise(summary.usage.edges)
+    spread = _histogram([_span(*bin) for bin in edges], summary.usage.counts, _SECOND)
     used = f"all {h} vectors are used" if not use.unused else f"{use.unused} of {h} are unused"
     most_used = ", ".join(f"{vector} ({count}×)" for vector, count in use.most_used[:3])
     left = _section(
@@ -96,7 +93,7 @@ def _bank(summary: Summary, h: int, width: int) -> RenderableType:
     )
     right = _section(
         "Largest weight of a sub-vector",
-        _histogram(inspect.ranges(weights), weights.counts, _THIRD),
+        _histogram(ranges(weights), weights.counts, _THIRD),
         f"mean {summary.mean_largest_weight:.3g}; 1 means one vector alone",
     )
     if width < _WIDE:

@@ -2,16 +2,14 @@
 
 from __future__ import annotations
 
-import json
 import os
 from collections.abc import Mapping
 from types import MappingProxyType
 from typing import Any
 
-from vbfmt import storage
+from vbfmt import storage, strict_json
 from vbfmt.errors import SourceError
 from vbfmt.estimate.architecture import KNOWN, Linear, linears
-from vbfmt.rules import is_json_object
 
 
 def _roberta(d: int, f: int, blocks: int, heads: int) -> dict[str, Any]:
@@ -70,9 +68,10 @@ def from_folder(path: str | os.PathLike[str]) -> tuple[Linear, ...]:
     path = os.fspath(path)
     file = os.path.join(path, "config.json") if os.path.isdir(path) else path
     text = bytes(storage.read(file, mmap=False)).decode(errors="replace")
-    if not is_json_object(text):
-        raise SourceError("not a JSON object", file=file)
-    config: dict[str, Any] = json.loads(text)
+    try:
+        config = strict_json.parse_object(text)
+    except ValueError as error:
+        raise SourceError("not a JSON object", file=file, found=error) from None
     try:
         if config.get("model_type") in KNOWN:
             return linears(config)

@@ -33,9 +33,8 @@ def draw(figure: Figure | SubFigure, scene: Scene) -> Drawn:
     """Sub-vectors along x, from the first layer to the last; vectors of the bank along y."""
     axes = figure.subplots()
     size = _size(scene.adapter)
-    drawn = (
-        _draw_now(axes, scene, size) if scene.before is None else _draw_change(axes, scene, size)
-    )
+    draw_map = _draw_now if scene.before is None else _draw_change
+    drawn = draw_map(axes, scene, size)
     axes.set_ylabel("vectors of the bank")
     _mark_layers(axes, scene)
     axes.spines[:].set_visible(False)

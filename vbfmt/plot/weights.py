@@ -1,4 +1,4 @@
-"""Who uses which vector: sums of admixture weights by depth (Fig. 6) and kind of module (Fig. 7)."""
+"""Who uses which vector: admixture weights by depth (Fig. 6) and by kind of module (Fig. 7)."""
 
 from __future__ import annotations
 
@@ -59,7 +59,7 @@ def draw_depth(figure: Figure | SubFigure, scene: Scene) -> Drawn:
 
 
 def _draw_bars(axes: Axes, values: NDArray[np.float64], colour: str) -> None:
-    """A bar for each vector; of more than are told apart, the mean of some and, pale, their most."""
+    """A bar for each vector; of too many to tell apart, the mean of some, and pale their most."""
     bounds = _bins(len(values))
     edges = bounds - 0.5
     means = np.add.reduceat(values, bounds[:-1]) / np.diff(bounds)
