@@ -40,17 +40,15 @@ def print_page(adapter: Adapter, summary: Summary, file: str, digest: str) -> No
 
 def _head(adapter: Adapter, summary: Summary, file: str, digest: str) -> RenderableType:
     sizes = summary.sizes
-    title = Text.assemble(
-        (printable(file), "bold"),
-        "  ",
+    weight = Text.assemble(
         (size(sizes.file), f"bold {_ACCENT}"),
-        "  ",
-        (f"{times(sizes.logits / sizes.file)} smaller than its logits, ", ""),
-        (f"{times(sizes.lora / sizes.file)} than LoRA", ""),
+        f", {times(sizes.logits / sizes.file)} smaller than its logits, "
+        f"{times(sizes.lora / sizes.file)} than LoRA",
     )
     revision = f" at {adapter.base_revision}" if adapter.base_revision else ""
     facts = _grid()
     for name, value in (
+        ("size", weight),
         ("base model", printable((adapter.base_model or "not named") + revision)),
         (
             "shape",
@@ -58,8 +56,10 @@ def _head(adapter: Adapter, summary: Summary, file: str, digest: str) -> Rendera
         ),
         ("digest", digest),
     ):
-        facts.add_row(Text(name, "dim"), Text(value, overflow="fold"))
-    return Group(Text(), title, Padding(facts, (0, 0, 0, 2)))
+        facts.add_row(
+            Text(name, "dim"), value if isinstance(value, Text) else Text(value, overflow="fold")
+        )
+    return Group(Text(), Text(printable(file), "bold"), Padding(facts, (0, 0, 0, 2)))
 
 
 def _on_disk(adapter: Adapter, summary: Summary) -> RenderableType:
