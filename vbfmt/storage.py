@@ -8,7 +8,7 @@ import os
 import stat
 from collections.abc import Iterable, Iterator
 
-from vbfmt import staging
+from vbfmt import direct, staging
 from vbfmt.container import Bytes
 from vbfmt.errors import OutputExistsError, StorageError, VbfmtError
 
@@ -32,10 +32,15 @@ def read(path: PathLike, *, mmap: bool) -> memoryview:
         raise refusal("cannot read", path, error) from None
 
 
-def write(path: PathLike, pieces: Iterable[Bytes], *, overwrite: bool) -> None:
+def write(
+    path: PathLike, pieces: Iterable[Bytes], *, overwrite: bool, past_cache: bool = False
+) -> None:
     """Write a file whole or not at all: a temporary file beside it, flushed to the disk, renamed.
 
     A symbolic link is followed; an existing file keeps its permissions, a new one gets the umask's.
+
+    Args:
+        past_cache: do not fill the page cache with it: for files of gigabytes.
 
     Raises:
         OutputExistsError: it exists and `overwrite` is not set.
@@ -49,8 +54,10 @@ def write(path: PathLike, pieces: Iterable[Bytes], *, overwrite: bool) -> None:
         try:
             with os.fdopen(file, "wb") as stream:
                 _keep_permissions(target, stream.fileno())
-                for piece in pieces:
-                    stream.write(piece)
+                if past_cache:
+                    direct.write(stream.fileno(), pieces)
+                else:
+                    stream.writelines(pieces)
                 stream.flush()
                 os.fsync(stream.fileno())
             _put_in_place(temporary, target, overwrite=overwrite)

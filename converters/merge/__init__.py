@@ -1,4 +1,4 @@
-"""Full weights: a base model with adapters merged into it, tensor by tensor, never built as a model.
+"""Full weights: adapters merged into a base model, tensor by tensor, without building the model.
 
 >>> from vbfmt.converters import merge
 >>> plan = merge.plan(adapter, "base")                  # everything checked, nothing written

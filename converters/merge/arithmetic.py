@@ -16,7 +16,7 @@ Piece: TypeAlias = "Callable[[], NDArray[np.uint8]]"
 
 FLOATS = ("F32", "BF16", "F16", "F64")
 
-_PIECE_BYTES = 1 << 22
+_PIECE_BYTES = 1 << 20
 # Fits a core's own cache with what is computed from it, and a product of rank up to 4 stays on the
 # calling thread: OpenBLAS starts threads of its own from 2^18 multiplications
 # (interface/gemm.c), which then stand in the way of ours.

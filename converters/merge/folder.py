@@ -55,7 +55,8 @@ def write(
         ThreadPoolExecutor(min(cores(), _MOST_WORKERS)) as pool,
     ):
         for file in plan.files:
-            _write_in(folder, file.name, _counted(_stream(file, plan.factors, pool), told))
+            stream = _counted(_stream(file, plan.factors, pool), told)
+            _write_in(folder, file.name, stream, long=True)
         for name in plan.copies:
             source = os.path.join(plan.base.path, name)
             _write_in(folder, name, _counted(_content(source), told))
@@ -157,7 +158,7 @@ def _counted(contents: Iterable[Bytes], told: Callable[[int], None]) -> Iterator
         told(len(content))
 
 
-def _write_in(folder: str, name: str, contents: Iterable[Bytes]) -> None:
+def _write_in(folder: str, name: str, contents: Iterable[Bytes], *, long: bool = False) -> None:
     path = os.path.join(folder, name)
     os.makedirs(os.path.dirname(path), exist_ok=True)
-    storage.write(path, contents, overwrite=False)
+    storage.write(path, contents, overwrite=False, past_cache=long)

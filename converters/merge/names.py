@@ -1,9 +1,9 @@
 """Which tensor of a base is the weight of which module of an adapter.
 
 The names in a file and in the running model may differ by the model's own prefix: a BERT saved
-without a head has ``encoder.layer.0…`` where the classifier around it has ``bert.encoder.layer.0…``.
-The prefix is found from the names that there are, and one rule holds for all modules of the
-adapter.
+without a head has ``encoder.layer.0…`` where the classifier around it has
+``bert.encoder.layer.0…``. The prefix is found from the names that there are, and one rule holds for
+all modules of the adapter.
 """
 
 from __future__ import annotations
