@@ -7,7 +7,7 @@ is the sum of the ranks. `reduced` brings it down again.
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
 from typing import Protocol
@@ -59,12 +59,14 @@ class Sum:
 
     Attributes:
         parts: the adapters and their weights, at least one.
+        drop_extras: leave out trained biases and heads.
 
     Raises:
         SourceError: a module has two shapes, or two adapters bring a tensor of one name.
     """
 
     parts: tuple[tuple[Adapter, float], ...]
+    drop_extras: bool = False
 
     def __post_init__(self) -> None:
         _ = self.modules, self.tensors
@@ -88,6 +90,8 @@ class Sum:
     @cached_property
     def tensors(self) -> Mapping[str, Tensor]:
         """The other tensors of all adapters; they are taken whole, whatever the weights."""
+        if self.drop_extras:
+            return {}
         result: dict[str, Tensor] = {}
         for adapter, _ in self.parts:
             for name, tensor in adapter.tensors.items():
@@ -96,19 +100,29 @@ class Sum:
                         "two adapters bring a tensor of their own under one name",
                         part=name,
                         expected="biases and heads from one adapter at most",
-                        advice="they cannot be summed: leave one of the adapters out",
+                        advice="they cannot be summed",
                     )
         return {name: result[name] for name in sorted(result, key=str.encode)}
 
     @property
+    def extras(self) -> tuple[str, ...]:
+        """The names of all other tensors, those that are left out too."""
+        return tuple(dict.fromkeys(name for adapter, _ in self.parts for name in adapter.tensors))
+
+    @property
     def base_model(self) -> str | None:
         """The one that all adapters name, if they do."""
-        return _the_same(adapter.base_model for adapter, _ in self.parts)
+        return _the_same(self.base_models)
+
+    @property
+    def base_models(self) -> tuple[str | None, ...]:
+        """What each adapter names."""
+        return tuple(adapter.base_model for adapter, _ in self.parts)
 
     @property
     def base_revision(self) -> str | None:
         """The one that all adapters name, if they do."""
-        return _the_same(adapter.base_revision for adapter, _ in self.parts)
+        return _the_same([adapter.base_revision for adapter, _ in self.parts])
 
     @property
     def config(self) -> str | None:
@@ -141,10 +155,13 @@ class Reduced:
     Attributes:
         whole: what is approximated.
         rank: at least 1.
+        lost: called with each module's name and relative error, as `reduced` gives it, when its
+            factors are computed.
     """
 
     whole: LowRank
     rank: int
+    lost: Callable[[str, float], None] | None = None
 
     @property
     def modules(self) -> tuple[Module, ...]:
@@ -173,23 +190,26 @@ class Reduced:
 
     def factors(self, name: str) -> tuple[Factor, Factor]:
         """A (rank, in_features) and B (out_features, rank), float32."""
-        return reduced(*self.whole.factors(name), self.rank)[:2]
+        return self._factors(name, *self.whole.factors(name))
 
     def iter_factors(self) -> Iterator[tuple[Module, Factor, Factor]]:
         """(module, A, B) of all modules in order."""
-        for module, a, b, _ in self.iter_with_errors():
-            yield module, a, b
-
-    def iter_with_errors(self) -> Iterator[tuple[Module, Factor, Factor, float]]:
-        """The same with each module's relative error, as `reduced` gives it."""
         for module, a, b in self.whole.iter_factors():
-            yield self._reduced(module), *reduced(a, b, self.rank)
+            yield self._reduced(module), *self._factors(module.name, a, b)
+
+    def _factors(self, name: str, a: Factor, b: Factor) -> tuple[Factor, Factor]:
+        a, b, lost = reduced(a, b, self.rank)
+        if self.lost:
+            self.lost(name, lost)
+        return a, b
 
     def _reduced(self, module: Module) -> Module:
         return replace(module, rank=min(module.rank, self.rank))
 
 
-def weighted(adapters: Sequence[Adapter], weights: Sequence[float] = ()) -> Sum:
+def weighted(
+    adapters: Sequence[Adapter], weights: Sequence[float] = (), *, drop_extras: bool = False
+) -> Sum:
     """The sum of adapters; without weights, each counts once.
 
     Raises:
@@ -204,7 +224,15 @@ def weighted(adapters: Sequence[Adapter], weights: Sequence[float] = ()) -> Sum:
             found=f"{', '.join(map(str, chosen)) or 'none'} for {len(adapters)} adapters",
             expected="one finite number for each",
         )
-    return Sum(tuple(zip(adapters, chosen, strict=True)))
+    return Sum(tuple(zip(adapters, chosen, strict=True)), drop_extras)
+
+
+def disagreement(total: Sum) -> str | None:
+    """What to tell where adapters of a sum name different base models."""
+    names = dict.fromkeys(name or "none" for name in total.base_models)
+    return (
+        f"the adapters name different base models: {', '.join(names)}" if len(names) > 1 else None
+    )
 
 
 def reduced(a: Factor, b: Factor, rank: int) -> tuple[Factor, Factor, float]:
@@ -257,6 +285,6 @@ def _scaled(b: Factor, weight: float) -> Factor:
     return b if weight == 1 else (b.astype(np.float64) * weight).astype(np.float32)
 
 
-def _the_same(values: Iterator[str | None] | map[str | None]) -> str | None:
+def _the_same(values: Collection[str | None]) -> str | None:
     different = set(values)
     return different.pop() if len(different) == 1 else None

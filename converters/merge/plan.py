@@ -98,6 +98,7 @@ def plan(
     ]
     refusals.require_not_merged_before(model, [each.digest for each in merged])
     notices = [revision.check(part, model.path, strict=strict) for part in parts]
+    notices.append(combine.disagreement(factors))
     settings, change = config.changed(model.config, factors, dtype)
     weights_out = layout(model, factors, DTYPES[dtype] if dtype else None)
     files = [
