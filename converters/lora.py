@@ -9,9 +9,9 @@ import numpy as np
 from numpy.typing import NDArray
 
 from vbfmt import storage
-from vbfmt.adapter import Adapter
 from vbfmt.container import Bytes
 from vbfmt.converters import safetensors
+from vbfmt.converters.combine import LowRank
 from vbfmt.converters.peft import config as peft_config
 from vbfmt.converters.peft.keys import key_of_tensor
 from vbfmt.errors import TargetError
@@ -24,14 +24,17 @@ DTYPES = {"float32": "F32", "bfloat16": "BF16", "float16": "F16"}
 
 
 def write(
-    adapter: Adapter,
+    adapter: LowRank,
     path: PathLike,
     *,
     dtype: str = "float32",
     drop_extras: bool = False,
     overwrite: bool = False,
 ) -> None:
-    """Write the exact factors A and B of every module, streamed, as a PEFT LoRA folder.
+    """Write the factors A and B of every module, streamed, as a PEFT LoRA folder.
+
+    Those of an `Adapter` are exact; so are those of a sum of adapters, but for the rounding of
+    weights (see `vbfmt.converters.combine`).
 
     Modules of a rank below the largest are filled up with zeros, so that one integer rank holds for
     all: several runtimes drop or refuse anything else.
@@ -47,7 +50,7 @@ def write(
     """
     if dtype not in DTYPES:
         raise TargetError("unknown dtype", part="--dtype", found=dtype, expected=", ".join(DTYPES))
-    rank = max(module.rank for module in adapter)
+    rank = max(module.rank for module in adapter.modules)
     extras = {} if drop_extras else extras_by_key(adapter)
     config = peft_config.for_lora(adapter, rank, extras=not drop_extras)
     with storage.new_folder(path, overwrite=overwrite) as folder:
@@ -62,14 +65,14 @@ def write(
         )
 
 
-def extras_by_key(adapter: Adapter) -> dict[str, Tensor]:
+def extras_by_key(adapter: LowRank) -> dict[str, Tensor]:
     """The other tensors under PEFT's keys."""
-    modules = {module.name for module in adapter}
+    modules = {module.name for module in adapter.modules}
     return {key_of_tensor(name, modules): tensor for name, tensor in adapter.tensors.items()}
 
 
-def _specs(adapter: Adapter, rank: int, dtype: str) -> Iterator[safetensors.Spec]:
-    for module in adapter:
+def _specs(adapter: LowRank, rank: int, dtype: str) -> Iterator[safetensors.Spec]:
+    for module in adapter.modules:
         yield _key(module.name, "A"), dtype, (rank, module.in_features)
         yield _key(module.name, "B"), dtype, (module.out_features, rank)
 
@@ -79,7 +82,7 @@ def _specs_of(tensors: dict[str, Tensor]) -> list[safetensors.Spec]:
 
 
 def _contents(
-    adapter: Adapter, rank: int, dtype: str, extras: dict[str, Tensor]
+    adapter: LowRank, rank: int, dtype: str, extras: dict[str, Tensor]
 ) -> Iterator[Bytes]:
     for module, a, b in adapter.iter_factors():
         missing = rank - module.rank

@@ -9,6 +9,7 @@ from typing import Any
 
 from vbfmt import storage, strict_json
 from vbfmt.adapter import Adapter
+from vbfmt.converters.combine import LowRank
 from vbfmt.errors import SourceError
 
 NAME = "adapter_config.json"
@@ -106,7 +107,7 @@ def _sizes(adapter: Adapter, rank: int) -> dict[str, Any]:
     }
 
 
-def for_lora(adapter: Adapter, rank: int, *, extras: bool) -> dict[str, Any]:
+def for_lora(adapter: LowRank, rank: int, *, extras: bool) -> dict[str, Any]:
     """The config with which PEFT, vLLM and llama.cpp's converter load the adapter as LoRA.
 
     One integer rank, alpha equal to it (scale 1), leaf names as targets: what every runtime takes.
@@ -127,8 +128,8 @@ def for_lora(adapter: Adapter, rank: int, *, extras: bool) -> dict[str, Any]:
         "r": rank,
         "lora_alpha": rank,
         "lora_dropout": 0.0,
-        "target_modules": sorted({module.name.rpartition(".")[2] for module in adapter}),
-        "fan_in_fan_out": any(module.fan_in_fan_out for module in adapter),
+        "target_modules": sorted({module.name.rpartition(".")[2] for module in adapter.modules}),
+        "fan_in_fan_out": any(module.fan_in_fan_out for module in adapter.modules),
         "bias": "none",
         "modules_to_save": None,
         "use_rslora": False,
@@ -146,7 +147,7 @@ def text(config: Mapping[str, Any]) -> bytes:
     return (json.dumps(config, indent=2, ensure_ascii=False, sort_keys=True) + "\n").encode()
 
 
-def _about_extras(adapter: Adapter, only: str) -> dict[str, Any]:
+def _about_extras(adapter: LowRank, only: str) -> dict[str, Any]:
     """`bias` and `modules_to_save` that make PEFT expect the adapter's other tensors.
 
     A lone ``<name>.bias`` is a trained bias; everything else belongs to a module saved whole.
@@ -159,7 +160,7 @@ def _about_extras(adapter: Adapter, only: str) -> dict[str, Any]:
     }
     named = json.loads(adapter.config).get("modules_to_save") if adapter.config else None
     saved = sorted(owners - biases)
-    bias = "none" if not biases else only if biases <= {m.name for m in adapter} else "all"
+    bias = "none" if not biases else only if biases <= {m.name for m in adapter.modules} else "all"
     return {"bias": bias, "modules_to_save": named or saved or None}
 
 

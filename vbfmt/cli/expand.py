@@ -1,13 +1,21 @@
-"""``vbfmt expand``: a packed file → a standard LoRA folder."""
+"""``vbfmt expand``: packed files → a standard LoRA folder."""
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from typing import TYPE_CHECKING
+
 import click
+
+if TYPE_CHECKING:
+    from vbfmt.converters.combine import Sum
 
 
 @click.command("expand")
-@click.argument("file", type=click.Path())
+@click.argument("files", metavar="FILE...", nargs=-1, required=True, type=click.Path())
 @click.option("-o", "--output", required=True, type=click.Path(), help="The folder to write.")
+@click.option("--weight", "weights", multiple=True, type=float, help="Of each FILE, in order.")
+@click.option("--rank", type=click.IntRange(min=1), help="Reduce the rank to this one.")
 @click.option(
     "--dtype",
     type=click.Choice(["float32", "bfloat16", "float16"]),
@@ -17,28 +25,61 @@ import click
 )
 @click.option("--drop-extras", is_flag=True, help="Leave out trained biases and heads.")
 @click.option("--force", is_flag=True, help="Replace the files of an existing folder.")
-def command(file: str, output: str, dtype: str, drop_extras: bool, force: bool) -> None:
+def command(
+    files: tuple[str, ...],
+    output: str,
+    weights: tuple[float, ...],
+    rank: int | None,
+    dtype: str,
+    drop_extras: bool,
+    force: bool,
+) -> None:
     """Expand FILE into a standard LoRA folder for PEFT, vLLM and llama.cpp's converter.
 
-    The factors are exact; alpha equals the rank, so that nothing is scaled.
+    The factors are exact; alpha equals the rank, so that nothing is scaled. Several FILEs become
+    one LoRA, the sum of their changes, each times its --weight: its rank is the sum of theirs.
+    --rank takes the best approximation of a lower rank instead and prints what it loses.
     """
+    if weights and len(weights) != len(files):
+        raise click.UsageError(f"{len(weights)} --weight for {len(files)} files")
     from vbfmt import storage
     from vbfmt.cli.show import note, size, weight_of
-    from vbfmt.converters import lora
+    from vbfmt.converters import combine, lora
     from vbfmt.packed import load
 
     if not force:
         storage.require_absent(output)
-    adapter = load(file)
+    total = combine.weighted([load(file) for file in files], weights, drop_extras=drop_extras)
+    lost: dict[str, float] = {}
+    adapter = total if rank is None else combine.Reduced(total, rank, lost.__setitem__)
     lora.write(adapter, output, dtype=dtype, drop_extras=drop_extras, overwrite=force)
-    if adapter.tensors:
-        names = ", ".join(list(adapter.tensors)[:3]) + (", …" if len(adapter.tensors) > 3 else "")
-        done = "left out" if drop_extras else "kept, which vLLM and llama.cpp refuse: --drop-extras"
-        note(f"{len(adapter.tensors)} other trained tensors ({names}) {done}")
-    if not adapter.base_model:
-        note("the checkpoint names no base model; some runtimes want base_model_name_or_path")
-    rank = max(module.rank for module in adapter)
+    for notice in _notices(total):
+        note(notice)
+    highest = max(module.rank for module in adapter.modules)
     click.echo(
-        f"{output}: LoRA of rank {rank} in {dtype}, {len(adapter)} modules, "
+        f"{output}: LoRA of rank {highest} in {dtype}, {len(adapter.modules)} modules, "
         f"{size(weight_of(output))}"
     )
+    if lost:
+        click.echo("lost to the lower rank, as a share of each change's Frobenius norm:")
+    for name, share in lost.items():
+        click.echo(f"  {name}  {share:.3g}")
+
+
+def _notices(total: Sum) -> Iterator[str]:
+    from vbfmt.converters.combine import disagreement
+
+    extras = list(total.extras)
+    if extras:
+        names = ", ".join(extras[:3]) + (", …" if len(extras) > 3 else "")
+        done = (
+            "left out"
+            if total.drop_extras
+            else "kept, which vLLM and llama.cpp refuse: --drop-extras"
+        )
+        yield f"{len(extras)} other trained tensors ({names}) {done}"
+    doubt = disagreement(total)
+    if doubt:
+        yield doubt
+    elif not total.base_model:
+        yield ("the checkpoint names no base model; some runtimes want base_model_name_or_path")
