@@ -7,10 +7,10 @@ import os
 from collections.abc import Mapping
 from typing import Any
 
-from vbfmt import storage
 from vbfmt.adapter import Adapter
 from vbfmt.errors import SourceError
-from vbfmt.rules import is_json_object
+
+PathLike = str | os.PathLike[str]
 
 NAME = "adapter_config.json"
 
@@ -19,18 +19,20 @@ _ABOUT_THE_FILE = ("save_only_topk_weights",)
 _ABOUT_THE_BASE = ("base_model_name_or_path", "revision")
 
 
-def read(path: str | os.PathLike[str]) -> dict[str, Any]:
-    """The config in a file.
+def require_type(config: Mapping[str, Any], kind: str, file: PathLike) -> None:
+    """Refuse a config of another kind of adapter.
 
     Raises:
-        SourceError: not a JSON object.
-        StorageError: it cannot be read.
+        SourceError
     """
-    text = bytes(storage.read(path, mmap=False)).decode(errors="replace")
-    if not is_json_object(text):
-        raise SourceError("not a JSON object", file=path)
-    config: dict[str, Any] = json.loads(text)
-    return config
+    if config.get("peft_type") != kind:
+        raise SourceError(
+            "another kind of adapter",
+            file=file,
+            part="peft_type",
+            found=config.get("peft_type"),
+            expected=kind,
+        )
 
 
 def base_of(config: Mapping[str, Any]) -> tuple[str | None, str | None]:

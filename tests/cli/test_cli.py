@@ -21,10 +21,11 @@ def test_pack_says_what_was_won(vbfmt, tmp_path, checkpoint):
     result = vbfmt("pack", checkpoint, "-o", tmp_path / "x.vblora")
     assert result.code == 0
     assert result.err == ""
-    first, second = result.out.splitlines()
+    first, second, third = result.out.splitlines()
     assert first.startswith(f"{tmp_path / 'x.vblora'}: ")
     assert "smaller than" in first
     assert second.startswith("1 modules, 10 sub-vectors, sha256:")
+    assert third == "read as PEFT VB-LoRA"
     assert load(tmp_path / "x.vblora") == peft.read(checkpoint)
 
 
