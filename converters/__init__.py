@@ -1,7 +1,6 @@
 """Foreign formats, one file or small package each; `read` finds out which one a source is.
 
-`READERS` is the table of what is read. Written are PEFT's VB-LoRA (`vbfmt.converters.peft`) and
-standard LoRA (`vbfmt.converters.lora`).
+`READERS` is the table of what is read, `WRITERS` that of the forms that an adapter is expanded to.
 """
 
 from __future__ import annotations
@@ -10,7 +9,7 @@ import os
 from collections.abc import Callable, Collection
 from dataclasses import dataclass
 from importlib import import_module
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from vbfmt.converters.checkpoint import Checkpoint
@@ -65,6 +64,37 @@ READERS = (
 )
 """What `read` understands. Without copies of the bank in its modules, a plain state dict could be
 of either of the last two, and nothing in it can tell."""
+
+
+@dataclass(frozen=True)
+class Writer:
+    """One form of standard LoRA that is written, by ``write`` of ``vbfmt.converters.<module>``.
+
+    Attributes:
+        name: as ``--to`` takes it.
+        module: its module.
+        what: in words.
+        wants_base: whether it must know the base model.
+    """
+
+    name: str
+    module: str
+    what: str
+    wants_base: bool = False
+
+    def write(self, adapter: Adapter, path: PathLike, **options: Any) -> None:
+        """Write the adapter; options and errors as that module's ``write``."""
+        import_module(f"vbfmt.converters.{self.module}").write(adapter, path, **options)
+
+
+WRITERS = {
+    writer.name: writer
+    for writer in (
+        Writer("peft", "lora", "LoRA"),
+        Writer("gguf", "gguf", "GGUF LoRA", wants_base=True),
+        Writer("mlx", "mlx", "mlx-lm LoRA"),
+    )
+}
 
 
 @dataclass(frozen=True)

@@ -1,9 +1,10 @@
-"""A config file of others: strict JSON of an object, or one clear error."""
+"""Config files: read as strict JSON of an object, or one clear error; written one way."""
 
 from __future__ import annotations
 
 import json
 import os
+from collections.abc import Mapping
 from typing import Any
 
 from vbfmt import storage
@@ -23,3 +24,8 @@ def read(path: str | os.PathLike[str]) -> dict[str, Any]:
         raise SourceError("not a JSON object", file=path)
     value: dict[str, Any] = json.loads(text)
     return value
+
+
+def text(value: Mapping[str, Any]) -> bytes:
+    """The bytes of such a file, as they are written: sorted, indented, in UTF-8."""
+    return (json.dumps(value, indent=2, ensure_ascii=False, sort_keys=True) + "\n").encode()

@@ -11,7 +11,7 @@ import os
 from collections.abc import Mapping
 from typing import Any
 
-from vbfmt.converters import safetensors
+from vbfmt.converters import json_file, safetensors
 from vbfmt.converters.checkpoint import FLOATS, Checkpoint, agreed_k, bank_of, open_checkpoint
 from vbfmt.converters.peft import config as peft_config
 from vbfmt.converters.peft.keys import Factor, Keys, key_of_tensor, parse
@@ -120,7 +120,7 @@ def write(adapter: Adapter, path: PathLike, *, overwrite: bool = False) -> None:
     with storage.new_folder(path, overwrite=overwrite) as folder:
         safetensors.write_tensors(os.path.join(folder, WEIGHTS), tensors)
         storage.write(
-            os.path.join(folder, peft_config.NAME), [peft_config.text(config)], overwrite=False
+            os.path.join(folder, peft_config.NAME), [json_file.text(config)], overwrite=False
         )
 
 

@@ -144,11 +144,6 @@ def for_lora(adapter: Adapter, rank: int, *, extras: bool) -> dict[str, Any]:
     }
 
 
-def text(config: Mapping[str, Any]) -> bytes:
-    """The file's content."""
-    return (json.dumps(config, indent=2, ensure_ascii=False, sort_keys=True) + "\n").encode()
-
-
 def _about_extras(adapter: Adapter, only: str) -> dict[str, Any]:
     """`bias` and `modules_to_save` that make PEFT expect the adapter's other tensors.
 
