@@ -28,11 +28,13 @@ class Reader:
         name: as ``--layout`` takes it.
         what: in words.
         claims: whether a state dict with these keys could be of this format.
+        wants_base: whether the base model's folder may be needed.
     """
 
     name: str
     what: str
     claims: Callable[[Collection[str]], bool]
+    wants_base: bool = False
 
 
 def _peft(keys: Collection[str]) -> bool:
@@ -47,6 +49,10 @@ def _algorithm1(keys: Collection[str]) -> bool:
     return _bare(keys) and not _with_copies(keys)
 
 
+def _unilora(keys: Collection[str]) -> bool:
+    return any("unilora_theta_d" in key for key in keys)
+
+
 def _bare(keys: Collection[str]) -> bool:
     return any(key.endswith((".logits_A", ".logits_B")) for key in keys)
 
@@ -59,6 +65,7 @@ def _with_copies(keys: Collection[str]) -> bool:
 
 READERS = (
     Reader("peft", "PEFT VB-LoRA", _peft),
+    Reader("unilora", "PEFT Uni-LoRA", _unilora, wants_base=True),
     Reader("nlu", "the VB-LoRA authors' NLU checkpoint", _nlu),
     Reader("algorithm1", "the layout of the paper's Algorithm 1", _algorithm1),
 )
@@ -104,10 +111,19 @@ class Source:
     checkpoint: Checkpoint
     reader: Reader
 
-    def read(self, *, topk: int | None = None, notice: Notice | None = None) -> Adapter:
+    def read(
+        self,
+        *,
+        topk: int | None = None,
+        base: PathLike | None = None,
+        notice: Notice | None = None,
+    ) -> Adapter:
         """The adapter. Arguments and errors as `read`."""
         module = import_module(f"vbfmt.converters.{self.reader.name}")
-        adapter: Adapter = module.from_checkpoint(self.checkpoint, topk=topk, notice=notice)
+        options = {"base": base} if self.reader.wants_base else {}
+        adapter: Adapter = module.from_checkpoint(
+            self.checkpoint, topk=topk, notice=notice, **options
+        )
         return adapter
 
 
@@ -116,6 +132,7 @@ def read(
     *,
     layout: str | None = None,
     topk: int | None = None,
+    base: PathLike | None = None,
     notice: Notice | None = None,
 ) -> Adapter:
     """The adapter in a checkpoint of any format in `READERS`.
@@ -124,6 +141,7 @@ def read(
         path: a folder, or a weights file (a config beside it is used if there is one).
         layout: the name of the reader to use, for sources that do not tell.
         topk: k, for logits without a config.
+        base: the base model's folder, for Uni-LoRA checkpoints that hold only a seed.
         notice: called with a sentence for whatever the user should know, such as ties.
 
     Raises:
@@ -131,7 +149,7 @@ def read(
         ContentError: its values cannot make an adapter: NaN, an index past the bank.
         StorageError: a file cannot be read.
     """
-    return open_source(path, layout=layout).read(topk=topk, notice=notice)
+    return open_source(path, layout=layout).read(topk=topk, base=base, notice=notice)
 
 
 def open_source(path: PathLike, *, layout: str | None = None) -> Source:

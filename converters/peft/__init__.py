@@ -15,6 +15,7 @@ from vbfmt.converters import json_file, safetensors
 from vbfmt.converters.checkpoint import FLOATS, Checkpoint, agreed_k, bank_of, open_checkpoint
 from vbfmt.converters.peft import config as peft_config
 from vbfmt.converters.peft.keys import Factor, Keys, key_of_tensor, parse
+from vbfmt.converters.peft.live import load_adapter as load_adapter
 from vbfmt.converters.peft.rows import Notice, as_peft_orders, places, rows_by_module
 
 from vbfmt import storage

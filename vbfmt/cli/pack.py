@@ -12,14 +12,17 @@ import click
 @click.option(
     "--layout",
     metavar="NAME",
-    help="What SRC is, if it does not tell: peft, nlu or algorithm1.",
+    help="What SRC is, if it does not tell: peft, unilora, nlu or algorithm1.",
 )
+@click.option("--base", type=click.Path(), help="For Uni-LoRA with only a seed: the base's folder.")
 @click.option("--force", is_flag=True, help="Replace an existing file.")
-def command(source: str, output: str, topk: int | None, layout: str | None, force: bool) -> None:
+def command(
+    source: str, output: str, topk: int | None, layout: str | None, base: str | None, force: bool
+) -> None:
     """Pack a VB-LoRA checkpoint SRC into one small file.
 
-    SRC is a folder or its weights file: PEFT's VB-LoRA (logits or top-k form), a whole model as the
-    paper's authors save it, or a state dict in the layout of the paper's Algorithm 1.
+    SRC is a folder or its weights file: PEFT's VB-LoRA (logits or top-k form) or Uni-LoRA, a whole
+    model as the paper's authors save it, or a state dict in the layout of the paper's Algorithm 1.
     """
     from vbfmt import storage
     from vbfmt.cli.show import note, size, times, weight_of
@@ -29,7 +32,7 @@ def command(source: str, output: str, topk: int | None, layout: str | None, forc
     if not force:
         storage.require_absent(output)
     opened = open_source(source, layout=layout)
-    adapter = opened.read(topk=topk, notice=note)
+    adapter = opened.read(topk=topk, base=base, notice=note)
     digest = save(adapter, output, overwrite=force)
     before, after = weight_of(source), weight_of(output)
     click.echo(
