@@ -15,7 +15,7 @@ PathLike = str | os.PathLike[str]
 NAME = "adapter_config.json"
 
 _SETS = ("target_modules", "exclude_modules", "modules_to_save", "layers_to_transform")
-_ABOUT_THE_FILE = ("save_only_topk_weights",)
+_ABOUT_THE_FILE = ("save_only_topk_weights", "peft_version")
 _ABOUT_THE_BASE = ("base_model_name_or_path", "revision")
 
 
@@ -46,14 +46,17 @@ def canonical(config: Mapping[str, Any], adapter: Adapter) -> str | None:
 
     Left out is what the adapter itself says (sizes, rank, base model), what belongs to the file it
     came from, and what `for_vblora` would write anyway; so unpacking and packing again changes
-    nothing. Lists that PEFT treats as sets are sorted.
+    nothing. So are nulls, which are PEFT's defaults: older versions refuse keys that they do not
+    know. Lists that PEFT treats as sets are sorted.
     """
     implied = _implied(adapter)
     left_out = {*_ABOUT_THE_FILE, *_ABOUT_THE_BASE, *_sizes(adapter, 0)}
     kept = {}
     for key, value in config.items():
         plain = sorted(value, key=str) if key in _SETS and isinstance(value, list) else value
-        if key not in left_out and (key not in implied or implied[key] != plain):
+        if key in left_out or (plain is None and key not in implied):
+            continue
+        if key not in implied or implied[key] != plain:
             kept[key] = plain
     return _as_text(kept) if kept else None
 
