@@ -7,30 +7,33 @@ import os
 from collections.abc import Mapping
 from typing import Any
 
-from vbfmt import storage, strict_json
 from vbfmt.adapter import Adapter
 from vbfmt.converters.combine import LowRank
 from vbfmt.errors import SourceError
 
+PathLike = str | os.PathLike[str]
+
 NAME = "adapter_config.json"
 
 _SETS = ("target_modules", "exclude_modules", "modules_to_save", "layers_to_transform")
-_ABOUT_THE_FILE = ("save_only_topk_weights",)
+_ABOUT_THE_FILE = ("save_only_topk_weights", "peft_version")
 _ABOUT_THE_BASE = ("base_model_name_or_path", "revision")
 
 
-def read(path: str | os.PathLike[str]) -> dict[str, Any]:
-    """The config in a file.
+def require_type(config: Mapping[str, Any], kind: str, file: PathLike) -> None:
+    """Refuse a config of another kind of adapter.
 
     Raises:
-        SourceError: not a JSON object.
-        StorageError: it cannot be read.
+        SourceError
     """
-    text = bytes(storage.read(path, mmap=False)).decode(errors="replace")
-    try:
-        return strict_json.parse_object(text)
-    except ValueError as error:
-        raise SourceError("not a JSON object", file=path, found=error) from None
+    if config.get("peft_type") != kind:
+        raise SourceError(
+            "another kind of adapter",
+            file=file,
+            part="peft_type",
+            found=config.get("peft_type"),
+            expected=kind,
+        )
 
 
 def base_of(config: Mapping[str, Any]) -> tuple[str | None, str | None]:
@@ -44,14 +47,17 @@ def canonical(config: Mapping[str, Any], adapter: Adapter) -> str | None:
 
     Left out is what the adapter itself says (sizes, rank, base model), what belongs to the file it
     came from, and what `for_vblora` would write anyway; so unpacking and packing again changes
-    nothing. Lists that PEFT treats as sets are sorted.
+    nothing. So are nulls, which are PEFT's defaults: older versions refuse keys that they do not
+    know. Lists that PEFT treats as sets are sorted.
     """
     implied = _implied(adapter)
     left_out = {*_ABOUT_THE_FILE, *_ABOUT_THE_BASE, *_sizes(adapter, 0)}
     kept = {}
     for key, value in config.items():
         plain = sorted(value, key=str) if key in _SETS and isinstance(value, list) else value
-        if key not in left_out and (key not in implied or implied[key] != plain):
+        if key in left_out or (plain is None and key not in implied):
+            continue
+        if key not in implied or implied[key] != plain:
             kept[key] = plain
     return _as_text(kept) if kept else None
 
@@ -140,11 +146,6 @@ def for_lora(adapter: LowRank, rank: int, *, extras: bool) -> dict[str, Any]:
         **kept,
         **about_extras,
     }
-
-
-def text(config: Mapping[str, Any]) -> bytes:
-    """The file's content."""
-    return (json.dumps(config, indent=2, ensure_ascii=False, sort_keys=True) + "\n").encode()
 
 
 def _about_extras(adapter: LowRank, only: str) -> dict[str, Any]:
