@@ -9,12 +9,12 @@ import numpy as np
 from numpy.typing import NDArray
 from vbfmt.converters import safetensors
 from vbfmt.converters.peft import config as peft_config
-from vbfmt.converters.peft.keys import key_of_tensor
 
 from vbfmt import storage
 from vbfmt.adapter import Adapter
 from vbfmt.container import Bytes
 from vbfmt.errors import TargetError
+from vbfmt.peft_layout import key_of_tensor
 from vbfmt.tensors import Tensor, numpy_dtype
 
 PathLike = str | os.PathLike[str]

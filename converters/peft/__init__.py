@@ -15,10 +15,10 @@ import numpy as np
 from numpy.typing import NDArray
 from vbfmt.converters import pickle, safetensors
 from vbfmt.converters.peft import config as peft_config
-from vbfmt.converters.peft.keys import Factor, Keys, key_of_tensor, parse
+from vbfmt.converters.peft.keys import Factor, Keys, parse
 from vbfmt.converters.peft.rows import Notice, as_peft_orders, places, rows_by_module
 
-from vbfmt import storage
+from vbfmt import peft_layout, storage
 from vbfmt.adapter import Adapter
 from vbfmt.errors import SourceError, TargetError, VbfmtError
 from vbfmt.module import Module
@@ -75,14 +75,14 @@ def from_tensors(
         for name, factors in keys.modules.items()
     }
     rows = rows_by_module(keys, tensors, k, len(bank), notice)
-    base_model, base_revision = peft_config.base_of(config or {})
+    base_model, base_revision = peft_layout.base_of(config or {})
     return Adapter.from_rows(
         bank,
         {module: rows[name] for name, module in modules.items()},
         tensors={name: tensors[key] for name, key in keys.others.items()},
         base_model=base_model,
         base_revision=base_revision,
-        config=None if config is None else peft_config.canonical(config),
+        config=None if config is None else peft_layout.canonical_config(config),
     )
 
 
@@ -104,16 +104,16 @@ def write(adapter: Adapter, path: PathLike, *, overwrite: bool = False) -> None:
             found=f"ranks {', '.join(map(str, ranks))}",
             advice="write standard LoRA instead: vbfmt expand",
         )
-    tensors = {"base_model.vblora_vector_bank": Tensor.of(adapter.bank)}
+    tensors = {peft_layout.BANK: Tensor.of(adapter.bank)}
     indices, weights = as_peft_orders(adapter)
     for module in adapter:
         for factor, (here, by_tile) in places(adapter, module).items():
-            key = f"base_model.model.{module.name}.vblora_logits_{factor}"
+            key = peft_layout.key_of_logits(module.name, factor)
             for what, array in (("indices", indices), ("weights", weights)):
                 tensors[f"{key}_topk_{what}"] = Tensor.of(by_tile(array[here]))
     modules = {module.name for module in adapter}
     for name, tensor in adapter.tensors.items():
-        tensors[key_of_tensor(name, modules)] = tensor
+        tensors[peft_layout.key_of_tensor(name, modules)] = tensor
     config = peft_config.for_vblora(adapter, ranks[0])
     with storage.new_folder(path, overwrite=overwrite) as folder:
         safetensors.write_tensors(os.path.join(folder, WEIGHTS[0]), tensors)

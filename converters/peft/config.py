@@ -14,10 +14,6 @@ from vbfmt.rules import is_json_object
 
 NAME = "adapter_config.json"
 
-_SETS = ("target_modules", "exclude_modules", "modules_to_save", "layers_to_transform")
-_ABOUT_THE_FILE = ("save_only_topk_weights",)
-_ABOUT_THE_BASE = ("base_model_name_or_path", "revision")
-
 
 def read(path: str | os.PathLike[str]) -> dict[str, Any]:
     """The config in a file.
@@ -31,28 +27,6 @@ def read(path: str | os.PathLike[str]) -> dict[str, Any]:
         raise SourceError("not a JSON object", file=path)
     config: dict[str, Any] = json.loads(text)
     return config
-
-
-def base_of(config: Mapping[str, Any]) -> tuple[str | None, str | None]:
-    """The base model's name and revision, as the config has them."""
-    name, revision = (config.get(key) for key in _ABOUT_THE_BASE)
-    return _text(name), _text(revision)
-
-
-def canonical(config: Mapping[str, Any]) -> str:
-    """The config as the packed form keeps it: one text for one meaning.
-
-    Left out is what belongs to the file it came from (which form its weights had) and to the base
-    model, which the packed form names elsewhere. Lists that PEFT treats as sets are sorted.
-    """
-    kept = {
-        key: sorted(value, key=str) if key in _SETS and isinstance(value, list) else value
-        for key, value in config.items()
-        if key not in _ABOUT_THE_FILE + _ABOUT_THE_BASE
-    }
-    return json.dumps(
-        kept, sort_keys=True, ensure_ascii=False, separators=(",", ":"), allow_nan=False
-    )
 
 
 def for_vblora(adapter: Adapter, rank: int) -> dict[str, Any]:
@@ -132,7 +106,3 @@ def _about_extras(adapter: Adapter, only: str) -> dict[str, Any]:
     saved = sorted(owners - biases)
     bias = "none" if not biases else only if biases <= {m.name for m in adapter} else "all"
     return {"bias": bias, "modules_to_save": named or saved or None}
-
-
-def _text(value: object) -> str | None:
-    return value if isinstance(value, str) and value else None

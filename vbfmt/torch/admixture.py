@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import torch
 from torch import Tensor, nn
-from torch.nn import functional as F
 
 from vbfmt.torch.bank import VectorBank
 from vbfmt.torch.composition import Composition, compose, in_backward
@@ -20,7 +19,8 @@ class LowRankUpdate(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         """B·(A·x) for x (…, in_features): (…, out_features), in the factors' dtype."""
         a, b = self.factors()
-        return F.linear(F.linear(self.prepare(x.to(a.dtype)), a), b)
+        linear = nn.functional.linear
+        return linear(linear(self.prepare(x.to(a.dtype)), a), b)
 
     def prepare(self, x: Tensor) -> Tensor:
         """What is done to the input first: nothing."""
@@ -55,7 +55,7 @@ class Admixture(LowRankUpdate):
             topk,
         )
         b = bank.vector_length
-        self.rows = (rank * in_features // b, rank * out_features // b)
+        self.rows = [rank * in_features // b, rank * out_features // b]
         logits = torch.empty(sum(self.rows), bank.num_vectors, dtype=torch.float32, device=device)
         self.logits = nn.Parameter(logits.normal_(0.0, init_logits_std))
         self.dropout = nn.Dropout(dropout)
@@ -71,7 +71,7 @@ class Admixture(LowRankUpdate):
 
     def factors(self) -> tuple[Tensor, Tensor]:
         """A and B composed from the bank, as views of this layer's rows of the composition."""
-        rows_a, rows_b = self._rows().split(self.rows)
+        rows_a, rows_b = torch.split(self._rows(), self.rows)
         a = rows_a.reshape(self.rank, self.in_features)
         return a, rows_b.reshape(self.rank, self.out_features).t()
 

@@ -6,8 +6,7 @@ from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
 import torch
-from torch import Tensor
-from torch.nn import functional as F
+from torch import Tensor, nn
 
 from vbfmt.torch.bank import VectorBank
 from vbfmt.torch.selection import select_top_k
@@ -30,10 +29,10 @@ def compose(bank: Tensor, logits: Sequence[Tensor], k: int) -> Tensor:
     # Many small kernels cost a GPU more than one copy; a processor's caches prefer small blocks.
     blocks = logits if bank.device.type == "cpu" else [torch.cat(list(logits))]
     indices = select_top_k(blocks, k)
-    places = indices.split([len(block) for block in blocks])
+    places = torch.split(indices, [len(block) for block in blocks])
     top = torch.cat([block.gather(1, at) for block, at in zip(blocks, places, strict=True)])
     weights = top.softmax(dim=1).to(bank.dtype)
-    return F.embedding_bag(indices, bank, per_sample_weights=weights, mode="sum")
+    return nn.functional.embedding_bag(indices, bank, per_sample_weights=weights, mode="sum")
 
 
 class Composition:
@@ -65,7 +64,7 @@ class Composition:
         for device, positions in by_device.items():
             logits = [self.layers[position].logits for position in positions]
             composed = compose(self.bank[0].weight.to(device), logits, self.topk)
-            parts = composed.split([len(block) for block in logits])
+            parts = torch.split(composed, [len(block) for block in logits])
             rows.update(zip(positions, parts, strict=True))
         self._current = rows
 

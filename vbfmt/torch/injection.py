@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping
+from collections.abc import Collection, Iterable, Mapping
+from contextlib import nullcontext
 from typing import Any, cast
 
-from torch import nn
+from torch import Tensor, nn
 
 from vbfmt.errors import ConfigError, ModelError
-from vbfmt.torch.adapters import AttachedAdapter, VBLoRA, adapters_of, find_adapters
+from vbfmt.torch.adapters import AttachedAdapter, VBLoRA, adapters_of, disabled, find_adapters
 from vbfmt.torch.admixture import Admixture, LowRankUpdate
 from vbfmt.torch.bank import VectorBank
 from vbfmt.torch.config import VBLoRAConfig
@@ -45,13 +46,24 @@ def inject(
     """
     require_free_name(model, name)
     targets = find_targets(model, config)
+    return attach(model, config, targets, name=name, bank=bank)
+
+
+def attach(
+    model: nn.Module,
+    config: VBLoRAConfig,
+    targets: Mapping[str, nn.Module],
+    *,
+    name: str,
+    bank: VectorBank | None = None,
+) -> VBLoRA:
+    """`inject` into exactly these layers of the base, by name."""
     if bank is None:
-        device = next(iter(targets.values())).weight.device
         bank = VectorBank(
             config.num_vectors,
             config.vector_length,
             init_bound=config.init_bank_bound,
-            device=cast(Any, device),
+            device=cast(Tensor, next(iter(targets.values())).weight).device,
         )
     elif (bank.num_vectors, bank.vector_length) != (config.num_vectors, config.vector_length):
         raise ConfigError(
@@ -59,11 +71,7 @@ def inject(
             found=f"h = {bank.num_vectors}, b = {bank.vector_length}",
             expected=f"h = {config.num_vectors}, b = {config.vector_length}",
         )
-    modules = dict(base_modules(model))
-    biases = {"none": [], "vblora_only": list(targets), "all": list(modules)}[config.bias]
-    whole = modules_to_save(model, config.modules_to_save)
-    stand_ins = StandIns.trainable(model, names_to_train(modules, whole=whole, biases_of=biases))
-    adapter = AttachedAdapter(stand_ins, config=config, bank=bank)
+    adapter = AttachedAdapter(_stand_ins(model, config, targets), config=config, bank=bank)
     updates = {key: _fresh_update(key, layer, config, adapter) for key, layer in targets.items()}
     return install(model, name, adapter, updates)
 
@@ -74,6 +82,7 @@ def install(
     """Put an adapter that is ready into a model and make it the active one.
 
     Args:
+        name: an adapter that has it already is replaced.
         updates: layer name → what the adapter adds to that layer's output.
     """
     adapters = find_adapters(model)
@@ -82,6 +91,8 @@ def install(
         model.requires_grad_(False)
         adapters.attach()
     adapters.activate(None)
+    if name in adapters.adapters:
+        _remove(adapters, name, keep=updates)
     adapters.adapters[name] = adapter
     for key, update in updates.items():
         layer = _wrapped(model, key)
@@ -102,13 +113,9 @@ def eject(model: nn.Module, name: str | None = None) -> None:
     adapters = adapters_of(model)
     for each in list(adapters.adapters) if name is None else [name]:
         adapters.adapter(each)
-        if adapters.active in (None, each) or adapters.merged:
+        if adapters.active == each:
             adapters.activate(None)
-        for key, layer in adapters.layers(each).items():
-            del layer.updates[each]
-            if not layer.updates:
-                _replace(adapters.root, key, layer.base_layer)
-        del adapters.adapters[each]
+        _remove(adapters, each)
     if not adapters.adapters:
         adapters.detach()
         for key, parameter in adapters.root.named_parameters():
@@ -138,6 +145,28 @@ def require_free_name(model: nn.Module, name: str) -> None:
         )
 
 
+def _remove(adapters: VBLoRA, name: str, keep: Collection[str] = ()) -> None:
+    """Take an inactive adapter out, and the wrappers of layers that nothing else changes.
+
+    Args:
+        keep: layers to leave wrapped.
+    """
+    for key, layer in adapters.layers(name).items():
+        del layer.updates[name]
+        if not layer.updates and key not in keep:
+            _replace(adapters.root, key, layer.base_layer)
+    del adapters.adapters[name]
+
+
+def _stand_ins(model: nn.Module, config: VBLoRAConfig, targets: Iterable[str]) -> StandIns:
+    modules = dict(base_modules(model))
+    biases_of = {"none": [], "vblora_only": list(targets), "all": list(modules)}[config.bias]
+    whole = modules_to_save(model, config.modules_to_save)
+    names = names_to_train(modules, whole=whole, biases_of=biases_of)
+    with disabled(model) if find_adapters(model) else nullcontext():
+        return StandIns.trainable(model, names)
+
+
 def _fresh_update(
     name: str, layer: nn.Module, config: VBLoRAConfig, adapter: AttachedAdapter
 ) -> Admixture:
@@ -148,7 +177,7 @@ def _fresh_update(
         topk=config.topk,
         dropout=config.dropout,
         init_logits_std=config.init_logits_std,
-        device=cast(Any, layer.weight).device,
+        device=cast(Tensor, layer.weight).device,
     )
     if adapter.composition is not None:
         update.share(adapter.composition)

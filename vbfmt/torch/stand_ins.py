@@ -61,7 +61,7 @@ class StandIns(nn.Module):
                 (self._buffers, owner._buffers),
             ):
                 if leaf in theirs:
-                    mine[_key(name)], theirs[leaf] = theirs[leaf], mine[_key(name)]  # type: ignore[assignment, index]
+                    mine[_key(name)], theirs[leaf] = theirs[leaf], mine[_key(name)]  # type: ignore[assignment]
         self.standing = not self.standing
 
     def tensors(self, root: nn.Module) -> dict[str, Tensor]:
