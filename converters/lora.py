@@ -7,14 +7,14 @@ from collections.abc import Iterator
 
 import numpy as np
 from numpy.typing import NDArray
-from vbfmt.converters import safetensors
-from vbfmt.converters.peft import config as peft_config
 
 from vbfmt import storage
 from vbfmt.adapter import Adapter
 from vbfmt.container import Bytes
+from vbfmt.converters import safetensors
+from vbfmt.converters.peft import config as peft_config
 from vbfmt.errors import TargetError
-from vbfmt.peft_layout import key_of_tensor
+from vbfmt.peft_layout import CONFIG, key_of_tensor
 from vbfmt.tensors import Tensor, numpy_dtype
 
 PathLike = str | os.PathLike[str]
@@ -57,9 +57,7 @@ def write(
             _contents(adapter, rank, DTYPES[dtype], extras),
             metadata={"format": "pt"},
         )
-        storage.write(
-            os.path.join(folder, peft_config.NAME), [peft_config.text(config)], overwrite=False
-        )
+        storage.write(os.path.join(folder, CONFIG), [peft_config.text(config)], overwrite=False)
 
 
 def extras_by_key(adapter: Adapter) -> dict[str, Tensor]:

@@ -185,7 +185,7 @@ def _entry(name: str, value: Any) -> tuple[str, str, tuple[int, ...], int, int]:
         sound = False
     if not sound or not isinstance(shape, list):
         raise SourceError("unreadable description of a tensor", part=name, found=repr(value)[:80])
-    if dtype not in BITS:
+    if not isinstance(dtype, str) or dtype not in BITS:
         raise SourceError("unknown dtype", part=name, found=repr(dtype)[:80])
     return name, dtype, tuple(shape), begin, end
 

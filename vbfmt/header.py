@@ -300,7 +300,7 @@ def _module(row: object) -> Module:
 
 def _tensor(row: object) -> tuple[str, str, tuple[int, ...]]:
     name, dtype, shape = _list(row, "tensors", 3)
-    if dtype not in BITS:
+    if _typed(dtype, str, "tensors") not in BITS:
         raise HeaderError(
             "unknown dtype", part="header, tensors", found=repr(dtype), expected="of safetensors"
         )

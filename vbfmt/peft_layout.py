@@ -10,6 +10,8 @@ import json
 from collections.abc import Collection, Mapping
 from typing import Any
 
+from vbfmt.adapter import Adapter
+
 CONFIG = "adapter_config.json"
 WEIGHTS = "adapter_model.safetensors"
 PREFIX = "base_model.model."
@@ -41,19 +43,65 @@ def base_of(config: Mapping[str, Any]) -> tuple[str | None, str | None]:
     return _text(name), _text(revision)
 
 
-def canonical_config(config: Mapping[str, Any]) -> str:
-    """The config as the packed form keeps it: one text for one meaning.
+def canonical(config: Mapping[str, Any], adapter: Adapter) -> str | None:
+    """What the packed form keeps of a config: one text for one meaning, None for nothing.
 
-    Left out is what belongs to the file it came from (which form its weights had) and to the base
-    model, which the packed form names elsewhere. Lists that PEFT treats as sets are sorted.
+    Left out is what the adapter itself says (sizes, rank, base model), what belongs to the file it
+    came from, and what is `implied`; so unpacking and packing again changes
+    nothing. Lists that PEFT treats as sets are sorted.
     """
-    kept = {
-        key: sorted(value, key=str) if key in _SETS and isinstance(value, list) else value
-        for key, value in config.items()
-        if key not in _ABOUT_THE_FILE + _ABOUT_THE_BASE
+    written_anyway = implied(adapter)
+    left_out = {*_ABOUT_THE_FILE, *_ABOUT_THE_BASE, *sizes(adapter, 0)}
+    kept = {}
+    for key, value in config.items():
+        plain = sorted(value, key=str) if key in _SETS and isinstance(value, list) else value
+        if key not in left_out and (key not in written_anyway or written_anyway[key] != plain):
+            kept[key] = plain
+    return _as_text(kept) if kept else None
+
+
+def implied(adapter: Adapter) -> dict[str, Any]:
+    """What is written where the source's config is silent."""
+    return {
+        **about_extras(adapter, "vblora_only"),
+        "inference_mode": True,
+        "task_type": None,
+        "target_modules": [module.name for module in adapter],
     }
+
+
+def sizes(adapter: Adapter, rank: int) -> dict[str, Any]:
+    """What the adapter itself says, whatever the source's config said."""
+    return {
+        "peft_type": "VBLORA",
+        "r": rank,
+        "num_vectors": adapter.h,
+        "vector_length": adapter.b,
+        "topk": adapter.k,
+        "fan_in_fan_out": any(module.fan_in_fan_out for module in adapter),
+    }
+
+
+def about_extras(adapter: Adapter, only: str) -> dict[str, Any]:
+    """`bias` and `modules_to_save` that make PEFT expect the adapter's other tensors.
+
+    A lone ``<name>.bias`` is a trained bias; everything else belongs to a module saved whole.
+    """
+    owners = {name.rpartition(".")[0] for name in adapter.tensors}
+    biases = {
+        owner
+        for owner in owners
+        if f"{owner}.bias" in adapter.tensors and f"{owner}.weight" not in adapter.tensors
+    }
+    named = json.loads(adapter.config).get("modules_to_save") if adapter.config else None
+    saved = sorted(owners - biases)
+    bias = "none" if not biases else only if biases <= {m.name for m in adapter} else "all"
+    return {"bias": bias, "modules_to_save": named or saved or None}
+
+
+def _as_text(config: Mapping[str, Any]) -> str:
     return json.dumps(
-        kept, sort_keys=True, ensure_ascii=False, separators=(",", ":"), allow_nan=False
+        config, sort_keys=True, ensure_ascii=False, separators=(",", ":"), allow_nan=False
     )
 
 

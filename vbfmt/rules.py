@@ -24,6 +24,8 @@ LONGEST_NAME = 1024
 """Bytes of UTF-8 in a name."""
 
 _LONGEST_FAULT_LIST = 3
+_LONGEST_INTEGER = 1000
+_DEEPEST_JSON = 64
 
 
 def raise_first(faults: Iterable[VbfmtError]) -> None:
@@ -131,14 +133,18 @@ def broken_texts(adapter: Adapter) -> Iterator[ContentError]:
 
 
 def is_json_object(text: str) -> bool:
-    """Whether `text` is strict JSON (no NaN, no duplicate keys) of an object."""
+    """Whether `text` is strict JSON of an object: no NaN, no duplicate keys, integers of at most
+    1000 digits, nested at most 64 deep."""
     try:
         value = json.loads(
-            text, parse_constant=_refuse_constant, object_pairs_hook=_without_duplicates
+            text,
+            parse_constant=_refuse_constant,
+            parse_int=_short_integer,
+            object_pairs_hook=_without_duplicates,
         )
     except (ValueError, RecursionError):
         return False
-    return isinstance(value, dict)
+    return isinstance(value, dict) and _depth_is_at_most(value, _DEEPEST_JSON)
 
 
 def broken_value_rules(adapter: Adapter) -> Iterator[ContentError]:
@@ -218,6 +224,19 @@ def _is_utf8(text: str) -> bool:
 
 def _refuse_constant(name: str) -> Any:
     raise ValueError(f"{name} is not JSON")
+
+
+def _short_integer(digits: str) -> int:
+    if len(digits) > _LONGEST_INTEGER:
+        raise ValueError("an integer of too many digits")
+    return int(digits)
+
+
+def _depth_is_at_most(value: object, limit: int) -> bool:
+    if isinstance(value, dict | list):
+        inner = value.values() if isinstance(value, dict) else value
+        return limit > 0 and all(_depth_is_at_most(item, limit - 1) for item in inner)
+    return True
 
 
 def _without_duplicates(pairs: list[tuple[str, Any]]) -> dict[str, Any]:

@@ -6,6 +6,7 @@ Keys and shapes: peft/tuners/vblora/{layer,model}.py and peft/utils/save_and_loa
 
 from __future__ import annotations
 
+import dataclasses
 import os
 from collections.abc import Mapping
 from pathlib import Path
@@ -13,13 +14,13 @@ from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
+
+from vbfmt import peft_layout, storage
+from vbfmt.adapter import Adapter
 from vbfmt.converters import pickle, safetensors
 from vbfmt.converters.peft import config as peft_config
 from vbfmt.converters.peft.keys import Factor, Keys, parse
 from vbfmt.converters.peft.rows import Notice, as_peft_orders, places, rows_by_module
-
-from vbfmt import peft_layout, storage
-from vbfmt.adapter import Adapter
 from vbfmt.errors import SourceError, TargetError, VbfmtError
 from vbfmt.module import Module
 from vbfmt.tensors import Tensor
@@ -69,6 +70,7 @@ def from_tensors(
     """The same from a state dict and a config at hand."""
     keys = parse(tensors)
     bank = _bank(tensors[keys.bank])
+    peft_config.require_sizes(config or {}, *bank.shape)
     k = _agreed_k(keys, tensors, config, topk)
     modules = {
         name: _module(name, factors, tensors, bank.shape, config)
@@ -76,14 +78,15 @@ def from_tensors(
     }
     rows = rows_by_module(keys, tensors, k, len(bank), notice)
     base_model, base_revision = peft_layout.base_of(config or {})
-    return Adapter.from_rows(
+    adapter = Adapter.from_rows(
         bank,
         {module: rows[name] for name, module in modules.items()},
         tensors={name: tensors[key] for name, key in keys.others.items()},
         base_model=base_model,
         base_revision=base_revision,
-        config=None if config is None else peft_layout.canonical_config(config),
     )
+    kept = peft_layout.canonical(config, adapter) if config else None
+    return dataclasses.replace(adapter, config=kept) if kept else adapter
 
 
 def write(adapter: Adapter, path: PathLike, *, overwrite: bool = False) -> None:
@@ -118,7 +121,7 @@ def write(adapter: Adapter, path: PathLike, *, overwrite: bool = False) -> None:
     with storage.new_folder(path, overwrite=overwrite) as folder:
         safetensors.write_tensors(os.path.join(folder, WEIGHTS[0]), tensors)
         storage.write(
-            os.path.join(folder, peft_config.NAME), [peft_config.text(config)], overwrite=False
+            os.path.join(folder, peft_layout.CONFIG), [peft_config.text(config)], overwrite=False
         )
 
 
@@ -141,7 +144,7 @@ def _locate(path: Path) -> tuple[Path, Path | None]:
             file=path,
             expected="a PEFT folder, a .safetensors or a .bin file",
         )
-    config = weights.parent / peft_config.NAME
+    config = weights.parent / peft_layout.CONFIG
     return weights, config if config.is_file() else None
 
 
@@ -182,6 +185,8 @@ def _agreed_k(
             found=", ".join(f"{k} from {source}" for source, k in known.items()),
             advice="a model works only with the k that it was trained with",
         )
+    if values[0] < 1:
+        raise SourceError("k is out of range", part="topk", found=values[0], expected="at least 1")
     return values[0]
 
 

@@ -10,9 +10,8 @@ from typing import Any
 from vbfmt import storage
 from vbfmt.adapter import Adapter
 from vbfmt.errors import SourceError
+from vbfmt.peft_layout import CONFIG, about_extras, implied, sizes
 from vbfmt.rules import is_json_object
-
-NAME = "adapter_config.json"
 
 
 def read(path: str | os.PathLike[str]) -> dict[str, Any]:
@@ -29,24 +28,31 @@ def read(path: str | os.PathLike[str]) -> dict[str, Any]:
     return config
 
 
+def require_sizes(config: Mapping[str, Any], h: int, b: int) -> None:
+    """Refuse a config that contradicts the vector bank.
+
+    Raises:
+        SourceError
+    """
+    for key, size in (("num_vectors", h), ("vector_length", b)):
+        if config.get(key, size) != size:
+            raise SourceError(
+                "the config contradicts the vector bank",
+                part=key,
+                found=f"{config[key]} in {CONFIG}",
+                expected=size,
+            )
+
+
 def for_vblora(adapter: Adapter, rank: int) -> dict[str, Any]:
     """The config with which PEFT loads the adapter as VB-LoRA in its top-k form."""
     config: dict[str, Any] = json.loads(adapter.config) if adapter.config else {}
-    if "target_modules" not in config:
-        config["target_modules"] = [module.name for module in adapter]
     return {
-        **_about_extras(adapter, "vblora_only"),
-        "inference_mode": True,
-        "task_type": None,
+        **implied(adapter),
         **config,
-        "peft_type": "VBLORA",
+        **sizes(adapter, rank),
         "base_model_name_or_path": adapter.base_model,
         "revision": adapter.base_revision,
-        "r": rank,
-        "num_vectors": adapter.h,
-        "vector_length": adapter.b,
-        "topk": adapter.k,
-        "fan_in_fan_out": any(module.fan_in_fan_out for module in adapter),
         "save_only_topk_weights": True,
     }
 
@@ -62,7 +68,7 @@ def for_lora(adapter: Adapter, rank: int, *, extras: bool) -> dict[str, Any]:
         for key in ("exclude_modules", "layers_to_transform", "layers_pattern")
         if config.get(key) is not None
     }
-    about_extras = _about_extras(adapter, "lora_only") if extras else {}
+    of_extras = about_extras(adapter, "lora_only") if extras else {}
     return {
         "peft_type": "LORA",
         "task_type": config.get("task_type"),
@@ -82,27 +88,10 @@ def for_lora(adapter: Adapter, rank: int, *, extras: bool) -> dict[str, Any]:
         "rank_pattern": {},
         "alpha_pattern": {},
         **kept,
-        **about_extras,
+        **of_extras,
     }
 
 
 def text(config: Mapping[str, Any]) -> bytes:
     """The file's content."""
     return (json.dumps(config, indent=2, ensure_ascii=False, sort_keys=True) + "\n").encode()
-
-
-def _about_extras(adapter: Adapter, only: str) -> dict[str, Any]:
-    """`bias` and `modules_to_save` that make PEFT expect the adapter's other tensors.
-
-    A lone ``<name>.bias`` is a trained bias; everything else belongs to a module saved whole.
-    """
-    owners = {name.rpartition(".")[0] for name in adapter.tensors}
-    biases = {
-        owner
-        for owner in owners
-        if f"{owner}.bias" in adapter.tensors and f"{owner}.weight" not in adapter.tensors
-    }
-    named = json.loads(adapter.config).get("modules_to_save") if adapter.config else None
-    saved = sorted(owners - biases)
-    bias = "none" if not biases else only if biases <= {m.name for m in adapter} else "all"
-    return {"bias": bias, "modules_to_save": named or saved or None}

@@ -123,16 +123,20 @@ def _one_form(modules: Mapping[str, Mapping[Factor, Mapping[str, str]]]) -> bool
 def _names(others: Iterable[str], prefix: str, modules: Collection[str]) -> dict[str, str]:
     """Names in the base model of all other tensors, without what PEFT wraps around them."""
     result: dict[str, str] = {}
-    for key in others:
+    # With bias="all" PEFT writes the bias of a module saved whole twice, plain and wrapped, and
+    # reads the plain one.
+    for key in sorted(others, key=lambda key: bool(_SAVED.search(key))):
         name = key.removeprefix(prefix)
         if ".original_module." in name:
             continue  # the untrained twin of a module saved whole
+        wrapped = _SAVED.search(name) is not None
         name = _SAVED.sub("", name)
         owner, _, leaf = name.rpartition(".")
         unwrapped = owner.removesuffix(".base_layer")
         if unwrapped in modules:
             name = f"{unwrapped}.{leaf}"
-        if name in result:
+        if name not in result:
+            result[name] = key
+        elif not wrapped:
             raise SourceError("two tensors for one name", part=name, found=f"{result[name]}, {key}")
-        result[name] = key
     return result

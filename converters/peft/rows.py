@@ -7,10 +7,10 @@ from typing import Any, TypeAlias
 
 import numpy as np
 from numpy.typing import NDArray
-from vbfmt.converters.peft.keys import Keys
 
 from vbfmt.adapter import Adapter
 from vbfmt.admixture import Rows, all_weights, canonical_rows, rows_from_selection
+from vbfmt.converters.peft.keys import Keys
 from vbfmt.errors import ContentError
 from vbfmt.module import Module
 from vbfmt.selection import select_top_k
@@ -76,7 +76,7 @@ def _given_row(
     """Indices and all k weights (n, k) of one factor, the last weight as what the others leave."""
     indices = tensors[indices_key].numpy().reshape(-1, k).astype(np.int64)
     weights = tensors[weights_key]
-    given = weights.numpy().reshape(-1, k - 1).astype(np.float64)
+    given = weights.numpy().reshape(len(indices), k - 1).astype(np.float64)
     bad = (indices < 0) | (indices >= h)
     if bad.any():
         raise ContentError(

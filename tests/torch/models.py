@@ -51,19 +51,21 @@ def llama(seed: int = 0, **settings: Any) -> nn.Module:
     from transformers import LlamaConfig, LlamaForCausalLM
 
     torch.manual_seed(seed)
-    sizes = dict(
-        hidden_size=32, intermediate_size=64, num_hidden_layers=2, num_attention_heads=4,
-        num_key_value_heads=2, vocab_size=50, max_position_embeddings=32,
-    )  # fmt: skip
+    sizes = {
+        "hidden_size": 32, "intermediate_size": 64, "num_hidden_layers": 2, "num_attention_heads": 4,
+        "num_key_value_heads": 2, "vocab_size": 50, "max_position_embeddings": 32,
+    }  # fmt: skip
     return LlamaForCausalLM(LlamaConfig(**{**sizes, **settings}))
 
 
 def config(**settings: Any) -> VBLoRAConfig:
-    return VBLoRAConfig(**{**SIZES, "target_modules": ["encoder.0", "encoder.1", "out"], **settings})
+    return VBLoRAConfig(
+        **{**SIZES, "target_modules": ["encoder.0", "encoder.1", "out"], **settings}
+    )
 
 
 def peft_model(base: nn.Module, targets: list[str], **settings: Any) -> peft.PeftModel:
-    sizes = dict(r=3, num_vectors=16, vector_length=8, topk=2, target_modules=targets)
+    sizes = {"r": 3, "num_vectors": 16, "vector_length": 8, "topk": 2, "target_modules": targets}
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
         return peft.get_peft_model(base, peft.VBLoRAConfig(**{**sizes, **settings}))

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 from collections.abc import Callable, Mapping
+from dataclasses import replace
 from typing import Any, cast
 
 import numpy as np
@@ -73,7 +74,7 @@ def to_adapter(
     updates = {key: cast(Admixture, layer.updates[name]) for key, layer in layers.items()}
     base_model, base_revision = peft_layout.base_of(config)
     others = attached.stand_ins.tensors(adapters.root)
-    return Adapter.from_rows(
+    adapter = Adapter.from_rows(
         cast(VectorBank, attached.bank).weight.detach().float().cpu().numpy().copy(),
         {
             _module(key, layers[key], updates[key].rank): rows
@@ -82,8 +83,8 @@ def to_adapter(
         tensors={key: to_format(tensor) for key, tensor in others.items()},
         base_model=base_model,
         base_revision=base_revision,
-        config=peft_layout.canonical_config(json.loads(json.dumps(config))),
     )
+    return replace(adapter, config=peft_layout.canonical(config, adapter))
 
 
 def load_packed(
