@@ -13,6 +13,11 @@ from torch import Tensor, nn
 from vbfmt.torch import VBLoRAConfig, load_checkpoint
 
 SIZES = {"rank": 3, "num_vectors": 16, "vector_length": 8, "topk": 2}
+# An adapter that is felt: with PEFT's initialisation its part of the output is mere rounding.
+STRONG = {"init_bank_bound": 0.5, "init_logits_std": 1.0}
+PEFT_STRONG = {"init_vector_bank_bound": 0.5, "init_logits_std": 1.0}
+NET_TARGETS = ["encoder.0", "encoder.1", "out"]
+GPT2_TARGETS = ["c_attn", "c_proj", "c_fc"]
 
 
 class Net(nn.Module):
@@ -52,7 +57,8 @@ def llama(seed: int = 0, **settings: Any) -> nn.Module:
 
     torch.manual_seed(seed)
     sizes = {
-        "hidden_size": 32, "intermediate_size": 64, "num_hidden_layers": 2, "num_attention_heads": 4,
+        "hidden_size": 32, "intermediate_size": 64,
+        "num_hidden_layers": 2, "num_attention_heads": 4,
         "num_key_value_heads": 2, "vocab_size": 50, "max_position_embeddings": 32,
     }  # fmt: skip
     return LlamaForCausalLM(LlamaConfig(**{**sizes, **settings}))
@@ -60,12 +66,13 @@ def llama(seed: int = 0, **settings: Any) -> nn.Module:
 
 def config(**settings: Any) -> VBLoRAConfig:
     return VBLoRAConfig(
-        **{**SIZES, "target_modules": ["encoder.0", "encoder.1", "out"], **settings}
+        **{**SIZES, **STRONG, "target_modules": NET_TARGETS, **settings}
     )
 
 
 def peft_model(base: nn.Module, targets: list[str], **settings: Any) -> peft.PeftModel:
     sizes = {"r": 3, "num_vectors": 16, "vector_length": 8, "topk": 2, "target_modules": targets}
+    sizes |= PEFT_STRONG
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
         return peft.get_peft_model(base, peft.VBLoRAConfig(**{**sizes, **settings}))
