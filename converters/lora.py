@@ -8,14 +8,14 @@ from collections.abc import Iterator
 import numpy as np
 from numpy.typing import NDArray
 
-from vbfmt import storage
+from vbfmt import peft_layout, storage
 from vbfmt.container import Bytes
 from vbfmt.converters import json_file, safetensors
 from vbfmt.converters.combine import LowRank
 from vbfmt.converters.peft import config as peft_config
-from vbfmt.converters.peft.keys import key_of_tensor
 from vbfmt.errors import TargetError
 from vbfmt.module import Module
+from vbfmt.peft_layout import key_of_tensor
 from vbfmt.tensors import Tensor, numpy_dtype
 
 PathLike = str | os.PathLike[str]
@@ -62,7 +62,7 @@ def write(
             metadata={"format": "pt"},
         )
         storage.write(
-            os.path.join(folder, peft_config.NAME), [json_file.text(config)], overwrite=False
+            os.path.join(folder, peft_layout.CONFIG), [json_file.text(config)], overwrite=False
         )
 
 

@@ -12,10 +12,10 @@ import dataclasses
 from collections.abc import Collection, Mapping
 from typing import Any
 
+from vbfmt import peft_layout
 from vbfmt.adapter import Adapter
 from vbfmt.converters import tiled
 from vbfmt.converters.checkpoint import Checkpoint, agreed_k, bank_of
-from vbfmt.converters.peft import config as peft_config
 from vbfmt.converters.peft.rows import Notice
 from vbfmt.errors import SourceError, VbfmtError
 from vbfmt.module import Module
@@ -82,7 +82,7 @@ def _adapter(
         tensors=head,
         base_model=name if isinstance(name, str) and name else None,
     )
-    kept = peft_config.canonical(_as_peft_says(config, head), adapter)
+    kept = peft_layout.canonical(_as_peft_says(config, head), adapter)
     return dataclasses.replace(adapter, config=kept)
 
 

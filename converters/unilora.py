@@ -15,6 +15,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from vbfmt import peft_layout
 from vbfmt.adapter import Adapter
 from vbfmt.admixture import LARGEST_BANK, Rows, index_dtype
 from vbfmt.converters.checkpoint import FLOATS, Checkpoint
@@ -66,9 +67,9 @@ def _adapter(
     if topk not in (None, 1):
         raise SourceError("Uni-LoRA selects one entry", part="topk", found=topk, expected=1)
     tensors = checkpoint.tensors
-    config = checkpoint.config(peft_config.NAME)
+    config = checkpoint.config(peft_layout.CONFIG)
     if config is not None:
-        peft_config.require_type(config, "UNILORA", checkpoint.config_file(peft_config.NAME))
+        peft_config.require_type(config, "UNILORA", checkpoint.config_file(peft_layout.CONFIG))
     theta = _theta(tensors)
     stored = {
         (match["module"], match["what"], match["factor"]): tensor
@@ -83,7 +84,7 @@ def _adapter(
     else:
         indices = _indices_of_seed(config, base, len(theta))
         scales = _scales_of(indices, len(theta))
-    name, revision = peft_config.base_of(config or {})
+    name, revision = peft_layout.base_of(config or {})
     adapter = Adapter.from_rows(
         (theta * scales)[:, None],
         {_module(name, pair, turned): _rows(pair, len(theta)) for name, pair in indices.items()},

@@ -11,12 +11,12 @@ import os
 from collections.abc import Mapping
 from typing import Any
 
-from vbfmt import storage
+from vbfmt import peft_layout, storage
 from vbfmt.adapter import Adapter
 from vbfmt.converters import json_file, safetensors
 from vbfmt.converters.checkpoint import FLOATS, Checkpoint, agreed_k, bank_of, open_checkpoint
 from vbfmt.converters.peft import config as peft_config
-from vbfmt.converters.peft.keys import Factor, Keys, key_of_tensor, parse
+from vbfmt.converters.peft.keys import Factor, Keys, parse
 from vbfmt.converters.peft.live import load_adapter as load_adapter
 from vbfmt.converters.peft.rows import Notice, as_peft_orders, places, rows_by_module
 from vbfmt.errors import SourceError, TargetError, VbfmtError
@@ -50,9 +50,9 @@ def from_checkpoint(
     checkpoint: Checkpoint, *, topk: int | None = None, notice: Notice | None = None
 ) -> Adapter:
     """The same from an opened checkpoint."""
-    config = checkpoint.config(peft_config.NAME)
+    config = checkpoint.config(peft_layout.CONFIG)
     if config is not None:
-        peft_config.require_type(config, "VBLORA", checkpoint.config_file(peft_config.NAME))
+        peft_config.require_type(config, "VBLORA", checkpoint.config_file(peft_layout.CONFIG))
     try:
         return from_tensors(checkpoint.tensors, config, topk=topk, notice=notice)
     except VbfmtError as error:
@@ -76,7 +76,7 @@ def from_tensors(
         for name, factors in keys.modules.items()
     }
     rows = rows_by_module(keys, tensors, k, len(bank), notice)
-    base_model, base_revision = peft_config.base_of(config or {})
+    base_model, base_revision = peft_layout.base_of(config or {})
     adapter = Adapter.from_rows(
         bank,
         {module: rows[name] for name, module in modules.items()},
@@ -84,7 +84,7 @@ def from_tensors(
         base_model=base_model,
         base_revision=base_revision,
     )
-    kept = peft_config.canonical(config, adapter) if config else None
+    kept = peft_layout.canonical(config, adapter) if config else None
     return dataclasses.replace(adapter, config=kept) if kept else adapter
 
 
@@ -115,12 +115,12 @@ def write(adapter: Adapter, path: PathLike, *, overwrite: bool = False) -> None:
                 tensors[f"{key}_topk_{what}"] = Tensor.of(by_tile(array[here]))
     modules = {module.name for module in adapter}
     for name, tensor in adapter.tensors.items():
-        tensors[key_of_tensor(name, modules)] = tensor
+        tensors[peft_layout.key_of_tensor(name, modules)] = tensor
     config = peft_config.for_vblora(adapter, ranks[0])
     with storage.new_folder(path, overwrite=overwrite) as folder:
         safetensors.write_tensors(os.path.join(folder, WEIGHTS), tensors)
         storage.write(
-            os.path.join(folder, peft_config.NAME), [json_file.text(config)], overwrite=False
+            os.path.join(folder, peft_layout.CONFIG), [json_file.text(config)], overwrite=False
         )
 
 
