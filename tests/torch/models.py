@@ -65,9 +65,7 @@ def llama(seed: int = 0, **settings: Any) -> nn.Module:
 
 
 def config(**settings: Any) -> VBLoRAConfig:
-    return VBLoRAConfig(
-        **{**SIZES, **STRONG, "target_modules": NET_TARGETS, **settings}
-    )
+    return VBLoRAConfig(**{**SIZES, **STRONG, "target_modules": NET_TARGETS, **settings})
 
 
 def peft_model(base: nn.Module, targets: list[str], **settings: Any) -> peft.PeftModel:
