@@ -60,7 +60,7 @@ def by_our_names(theirs, ours, what):
     inner = theirs.base_model.model
     adapters = adapters_of(ours)
     result = {}
-    for name, layer in adapters.layers("default").items():
+    for name in adapters.layers("default"):
         peft_layer = inner.get_submodule(name)
         a = what(peft_layer.vblora_logits_A["default"])
         b = what(peft_layer.vblora_logits_B["default"]).transpose(0, 1)
@@ -135,7 +135,7 @@ def peft_groups(model):
 
 
 def test_a_checkpoint_of_ours_is_peft_s(pair, tmp_path):
-    theirs, ours, loss_of = pair
+    _, ours, loss_of = pair
     with torch.no_grad():
         for parameter in adapters_of(ours).parameters_of("default")["logits"]:
             parameter.mul_(1.5)

@@ -53,9 +53,13 @@ class VectorBank(nn.Module):
         bank = cls(adapter.h, adapter.b)
         with torch.no_grad():
             bank.weight.copy_(torch.tensor(adapter.bank))
-        bank.frozen = frozen
-        bank.weight.requires_grad_(not frozen)
-        return bank
+        return bank.freeze() if frozen else bank
+
+    def freeze(self) -> VectorBank:
+        """Keep it as it is from now on, whichever adapter trains."""
+        self.frozen = True
+        self.weight.requires_grad_(False)
+        return self
 
     @property
     def num_vectors(self) -> int:

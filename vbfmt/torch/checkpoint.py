@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 from collections.abc import Mapping
 from dataclasses import replace
 from pathlib import Path
@@ -176,8 +177,6 @@ def _exact_targets(root: nn.Module, layers: list[str]) -> str | list[str]:
     for targets in (leaves, sorted(layers)):
         if [name for name in everything if matches(name, targets)] == layers:
             return targets
-    import re
-
     return "|".join(re.escape(name) for name in sorted(layers))
 
 
@@ -204,15 +203,20 @@ def _read_tensors(folder: Path) -> dict[str, Tensor]:
     from safetensors import SafetensorError
     from safetensors.torch import load_file
 
-    weights, pickle = folder / peft_layout.WEIGHTS, folder / _PICKLE
+    weights = folder / peft_layout.WEIGHTS
+    if not weights.exists() and (folder / _PICKLE).exists():
+        raise SourceError(
+            "a pickle",
+            part=_PICKLE,
+            expected=peft_layout.WEIGHTS,
+            advice="save it with save_pretrained(…, safe_serialization=True) where you trust it",
+        )
+    storage.read(weights, mmap=True)  # for its errors: no file, a folder, no permission
     try:
-        if weights.exists() or not pickle.exists():
-            storage.read(weights, mmap=True)  # for its errors: no file, a folder, no permission
-            tensors: dict[str, Tensor] = load_file(weights)
-            return tensors
-        return cast("dict[str, Tensor]", torch.load(pickle, map_location="cpu", weights_only=True))
+        tensors: dict[str, Tensor] = load_file(weights)
     except SafetensorError as error:
         raise SourceError("not a safetensors file", part=weights.name, found=error) from None
+    return tensors
 
 
 def _ranks(tensors: Mapping[str, Tensor]) -> dict[str, int]:

@@ -56,8 +56,13 @@ def attach(
     *,
     name: str,
     bank: VectorBank | None = None,
+    tensors: Iterable[str] | None = None,
 ) -> VBLoRA:
-    """`inject` into exactly these layers of the base, by name."""
+    """`inject` into exactly these layers of the base, by name.
+
+    Args:
+        tensors: exactly these other tensors of the base to train; by default the config's.
+    """
     if bank is None:
         bank = VectorBank(
             config.num_vectors,
@@ -71,7 +76,10 @@ def attach(
             found=f"h = {bank.num_vectors}, b = {bank.vector_length}",
             expected=f"h = {config.num_vectors}, b = {config.vector_length}",
         )
-    adapter = AttachedAdapter(_stand_ins(model, config, targets), config=config, bank=bank)
+    with disabled(model) if find_adapters(model) else nullcontext():
+        names = _names_to_train(model, config, targets) if tensors is None else tensors
+        stand_ins = StandIns.trainable(model, names)
+    adapter = AttachedAdapter(stand_ins, config=config, bank=bank)
     updates = {key: _fresh_update(key, layer, config, adapter) for key, layer in targets.items()}
     return install(model, name, adapter, updates)
 
@@ -97,6 +105,7 @@ def install(
     for key, update in updates.items():
         layer = _wrapped(model, key)
         layer.updates[name] = update.train(layer.training)
+    adapters.train(model.training)
     adapters.activate(name)
     adapters.train_only(name)
     return adapters
@@ -111,10 +120,12 @@ def eject(model: nn.Module, name: str | None = None) -> None:
         ModelError: there is no such adapter, or one is merged.
     """
     adapters = adapters_of(model)
-    for each in list(adapters.adapters) if name is None else [name]:
+    leaving = list(adapters.adapters) if name is None else [name]
+    for each in leaving:
         adapters.adapter(each)
-        if adapters.active == each:
-            adapters.activate(None)
+    if adapters.active in leaving:
+        adapters.activate(None)
+    for each in leaving:
         _remove(adapters, each)
     if not adapters.adapters:
         adapters.detach()
@@ -158,13 +169,12 @@ def _remove(adapters: VBLoRA, name: str, keep: Collection[str] = ()) -> None:
     del adapters.adapters[name]
 
 
-def _stand_ins(model: nn.Module, config: VBLoRAConfig, targets: Iterable[str]) -> StandIns:
+def _names_to_train(model: nn.Module, config: VBLoRAConfig, targets: Iterable[str]) -> list[str]:
+    """The tensors that the config trains besides bank and logits."""
     modules = dict(base_modules(model))
     biases_of = {"none": [], "vblora_only": list(targets), "all": list(modules)}[config.bias]
     whole = modules_to_save(model, config.modules_to_save)
-    names = names_to_train(modules, whole=whole, biases_of=biases_of)
-    with disabled(model) if find_adapters(model) else nullcontext():
-        return StandIns.trainable(model, names)
+    return names_to_train(modules, whole=whole, biases_of=biases_of)
 
 
 def _fresh_update(

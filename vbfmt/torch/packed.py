@@ -159,7 +159,9 @@ def warm_start(
     _require_tensors(model, adapter)
     bank = VectorBank.from_packed(adapter, frozen=freeze_bank)
     bank = bank.to(cast(torch.Tensor, next(iter(layers.values())).weight).device)
-    adapters = attach(model, _config(adapter), layers, name=name, bank=bank)
+    adapters = attach(
+        model, _config(adapter), layers, name=name, bank=bank, tensors=adapter.tensors
+    )
     logits = _logits(adapter, gap)
     own = adapters.adapter(name).stand_ins.tensors(adapters.root)
     with torch.no_grad():
@@ -252,6 +254,7 @@ def _config(adapter: Adapter) -> VBLoRAConfig:
     sizes = {"num_vectors": adapter.h, "vector_length": adapter.b, "topk": adapter.k}
     return VBLoRAConfig.from_peft(
         {
+            **peft_layout.implied(adapter),
             **known,
             **sizes,
             "peft_type": "VBLORA",
