@@ -142,6 +142,11 @@ def test_before_and_after(trained):
     assert parts["before"].sum() == parts["after"].sum() == one.N * one.k - kept
 
 
+def test_before_must_be_of_the_same_model():
+    with pytest.raises(ContentError, match=r"module layers\.0\.k: found .*, expected layers\.0\.q"):
+        Scene(made(), "x", made(names=("layers.0.k",)))
+
+
 def test_before_must_be_of_the_same_shape(trained):
     with pytest.raises(ContentError, match="--before wants the same model"):
         Scene(made(), "x", trained)

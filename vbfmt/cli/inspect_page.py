@@ -27,9 +27,11 @@ _BAR = 26
 _ACCENT, _SECOND, _THIRD = "blue", "magenta", "green"
 
 
-def print_page(adapter: Adapter, summary: Summary, file: str, digest: str) -> None:
-    """Print the page onto standard output."""
-    console = Console(highlight=False, markup=False, emoji=False)
+def print_page(
+    adapter: Adapter, summary: Summary, file: str, digest: str, console: Console | None = None
+) -> None:
+    """Print the page, onto standard output if no other console is given."""
+    console = console or Console(highlight=False, markup=False, emoji=False)
     console.print(
         _head(adapter, summary, file, digest),
         _on_disk(adapter, summary),

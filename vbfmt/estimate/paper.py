@@ -7,7 +7,7 @@ give the printed figure; there are rows that none of them gives.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from decimal import ROUND_HALF_UP, Decimal
 
@@ -124,15 +124,17 @@ def _table_1() -> list[Row]:
     ):
         tied_ranks = {"roberta-base": (8, 2), "roberta-large": (4, 1)}[model]
         every = linears(PRESETS[model])
-        found.append(_lora(1, model, "LoRA qv", lora, choose(every, "qv"), 8))
+        found.append(_other(methods.lora, 1, model, "LoRA qv", lora, choose(every, "qv"), 8))
         for which, tied_rank, printed in (
             ("qv", tied_ranks[0], figures[:3]),
             ("all", tied_ranks[1], figures[3:]),
         ):
             layers = choose(every, which)
             found += [
-                _vera(1, model, f"VeRA {which}", printed[0], layers, vera_rank),
-                _tied(1, model, f"Tied-LoRA {which}", printed[1], layers, tied_rank),
+                _other(methods.vera, 1, model, f"VeRA {which}", printed[0], layers, vera_rank),
+                _other(
+                    methods.tied_lora, 1, model, f"Tied-LoRA {which}", printed[1], layers, tied_rank
+                ),
                 _vblora(1, model, f"VB-LoRA {which}", printed[2], layers, shape),
             ]
     return found
@@ -147,8 +149,8 @@ def _table_2() -> list[Row]:
         every = _with_separate_projections(linears(PRESETS[model]))
         layers = choose(every, "q,v")
         found += [
-            _lora(2, model, "LoRA", lora, layers, 4),
-            _vera(2, model, "VeRA", vera, layers, 1024),
+            _other(methods.lora, 2, model, "LoRA", lora, layers, 4),
+            _other(methods.vera, 2, model, "VeRA", vera, layers, 1024),
             _vblora(2, model, "VB-LoRA", vblora, every, Shape(h, 256)),
         ]
     return found
@@ -162,8 +164,8 @@ def _table_3() -> list[Row]:
     ):
         layers = linears(PRESETS[model])
         found += [
-            _lora(3, model, "LoRA", lora, layers, 64),
-            _vera(3, model, "VeRA", vera, layers, 1024),
+            _other(methods.lora, 3, model, "LoRA", lora, layers, 64),
+            _other(methods.vera, 3, model, "VeRA", vera, layers, 1024),
             _vblora(3, model, "VB-LoRA", vblora, layers, Shape(2048, 256, r=rank)),
         ]
     return found
@@ -177,8 +179,8 @@ def _table_4() -> list[Row]:
     ):
         layers = linears(PRESETS[model])
         found += [
-            _lora(4, model, "LoRA", lora, layers, 64),
-            Row(4, model, "LoRA-XS", xs, layers, methods.lora_xs(layers, 64), size=64),
+            _other(methods.lora, 4, model, "LoRA", lora, layers, 64),
+            _other(methods.lora_xs, 4, model, "LoRA-XS", xs, layers, 64),
             _vblora(4, model, "VB-LoRA", vblora, layers, Shape(2048, 256)),
         ]
     return found
@@ -191,22 +193,16 @@ def _vblora(
     return Row(table, model, method, printed, layers, round(count), shape)
 
 
-def _lora(
-    table: int, model: str, method: str, printed: str, layers: tuple[Linear, ...], rank: int
+def _other(
+    count: Callable[[Sequence[Linear], int], int],
+    table: int,
+    model: str,
+    method: str,
+    printed: str,
+    layers: tuple[Linear, ...],
+    rank: int,
 ) -> Row:
-    return Row(table, model, method, printed, layers, methods.lora(layers, rank), size=rank)
-
-
-def _vera(
-    table: int, model: str, method: str, printed: str, layers: tuple[Linear, ...], rank: int
-) -> Row:
-    return Row(table, model, method, printed, layers, methods.vera(layers, rank), size=rank)
-
-
-def _tied(
-    table: int, model: str, method: str, printed: str, layers: tuple[Linear, ...], rank: int
-) -> Row:
-    return Row(table, model, method, printed, layers, methods.tied_lora(layers, rank), size=rank)
+    return Row(table, model, method, printed, layers, count(layers, rank), size=rank)
 
 
 def _with_separate_projections(layers: Sequence[Linear]) -> tuple[Linear, ...]:

@@ -34,14 +34,24 @@ class Scene:
     def __post_init__(self) -> None:
         if self.before is None:
             return
-        for what in ("modules", "h", "k"):
-            if getattr(self.before, what) != getattr(self.adapter, what):
+        found, expected = _shape(self.before), _shape(self.adapter)
+        for what in expected:
+            if found[what] != expected[what]:
                 raise ContentError(
                     "the earlier adapter is of another shape",
                     part=what,
-                    found=_short(getattr(self.before, what)),
-                    expected=_short(getattr(self.adapter, what)),
-                    advice="--before wants the same model with the same h, b, k and ranks",
+                    found=found[what],
+                    expected=expected[what],
+                    advice="--before wants the same model with the same h, k and ranks",
+                )
+        for one, other in zip(self.before, self.adapter, strict=True):
+            if one != other:
+                raise ContentError(
+                    "the earlier adapter is of another model",
+                    part=f"module {one.name}",
+                    found=f"{one.in_features} → {one.out_features}, rank {one.rank}",
+                    expected=f"{other.name}, {other.in_features} → {other.out_features}, "
+                    f"rank {other.rank}",
                 )
 
     @cached_property
@@ -95,5 +105,5 @@ def shortened(text: str, most: int) -> str:
     return f"{text[: most // 2 - 1]}…{text[-(most - most // 2) :]}"
 
 
-def _short(value: object) -> object:
-    return f"{len(value)} modules" if isinstance(value, tuple) else value
+def _shape(adapter: Adapter) -> dict[str, int]:
+    return {"h": adapter.h, "k": adapter.k, "N": adapter.N, "modules": len(adapter)}
