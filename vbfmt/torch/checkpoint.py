@@ -17,10 +17,9 @@ from typing import Any, cast
 import torch
 from torch import Tensor, nn
 
-from vbfmt import peft_layout, storage
+from vbfmt import peft_layout, storage, strict_json
 from vbfmt.errors import ContentError, ModelError, SourceError, VbfmtError
 from vbfmt.peft_layout import BANK, PREFIX, key_of_logits, key_of_tensor
-from vbfmt.rules import is_json_object
 from vbfmt.torch.adapters import VBLoRA, adapters_of, find_adapters
 from vbfmt.torch.admixture import Admixture
 from vbfmt.torch.bank import VectorBank
@@ -194,9 +193,11 @@ def _read(folder: Path) -> tuple[VBLoRAConfig, dict[str, Tensor]]:
             advice="a packed file is for inference (load_packed) or a new start (warm_start)",
         )
     text = bytes(storage.read(folder / peft_layout.CONFIG, mmap=False)).decode(errors="replace")
-    if not is_json_object(text):
-        raise SourceError("not a JSON object", part=peft_layout.CONFIG)
-    return VBLoRAConfig.from_peft(json.loads(text)), _read_tensors(folder)
+    try:
+        config = strict_json.parse_object(text)
+    except ValueError as error:
+        raise SourceError("not a JSON object", part=peft_layout.CONFIG, found=error) from None
+    return VBLoRAConfig.from_peft(config), _read_tensors(folder)
 
 
 def _read_tensors(folder: Path) -> dict[str, Tensor]:
