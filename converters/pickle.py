@@ -6,20 +6,7 @@ import os
 import zipfile
 
 from vbfmt.errors import SourceError
-from vbfmt.tensors import Tensor
-
-_NAMES = {
-    "bool": "BOOL",
-    "uint8": "U8",
-    "int8": "I8",
-    "int16": "I16",
-    "int32": "I32",
-    "int64": "I64",
-    "float16": "F16",
-    "bfloat16": "BF16",
-    "float32": "F32",
-    "float64": "F64",
-}
+from vbfmt.tensors import TORCH, Tensor
 
 
 def read(path: str | os.PathLike[str]) -> dict[str, Tensor]:
@@ -57,7 +44,7 @@ def read(path: str | os.PathLike[str]) -> dict[str, Tensor]:
         )
     tensors: dict[str, Tensor] = {}
     for name, value in state.items():
-        dtype = _NAMES.get(str(getattr(value, "dtype", "")).removeprefix("torch."))
+        dtype = TORCH.get(str(getattr(value, "dtype", "")).removeprefix("torch."))
         if dtype is None or not isinstance(name, str) or value.layout is not torch.strided:
             raise SourceError(
                 "not a plain tensor", file=path, part=str(name), found=type(value).__name__

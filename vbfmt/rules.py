@@ -6,13 +6,13 @@ and a writer cannot make what they refuse.
 
 from __future__ import annotations
 
-import json
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from numpy.typing import NDArray
 
+from vbfmt import strict_json
 from vbfmt.admixture import LARGEST_BANK, all_weights, index_dtype, out_of_order, repeats
 from vbfmt.errors import ContentError, VbfmtError
 from vbfmt.module import Module
@@ -105,12 +105,12 @@ def broken_names(names: Sequence[str], kind: str) -> Iterator[ContentError]:
     for position, name in enumerate(names):
         fault = _fault_of_name(name)
         if fault:
-            yield ContentError(f"{fault} of {kind}", part=f"number {position}", found=repr(name))
+            yield ContentError(f"{fault} of {kind}", part=f"{kind} {position}", found=repr(name))
             return
         encoded = name.encode()
         if position and encoded <= previous:
             again = "appears twice" if encoded == previous else "is not in the order of its bytes"
-            yield ContentError(f"{kind} name {again}", part=f"number {position}", found=repr(name))
+            yield ContentError(f"{kind} name {again}", part=f"{kind} {position}", found=repr(name))
         previous = encoded
 
 
@@ -126,19 +126,8 @@ def broken_texts(adapter: Adapter) -> Iterator[ContentError]:
         if text is not None and not _is_utf8(text):
             yield ContentError("text is not valid Unicode", part=part, found=repr(text[:40]))
     yield from broken_names(list(adapter.metadata), "metadata")
-    if adapter.config is not None and not is_json_object(adapter.config):
+    if adapter.config is not None and not strict_json.is_object(adapter.config):
         yield ContentError("the source's config is not a JSON object", part="config")
-
-
-def is_json_object(text: str) -> bool:
-    """Whether `text` is strict JSON (no NaN, no duplicate keys) of an object."""
-    try:
-        value = json.loads(
-            text, parse_constant=_refuse_constant, object_pairs_hook=_without_duplicates
-        )
-    except (ValueError, RecursionError):
-        return False
-    return isinstance(value, dict)
 
 
 def broken_value_rules(adapter: Adapter) -> Iterator[ContentError]:
@@ -214,17 +203,6 @@ def _is_utf8(text: str) -> bool:
     except UnicodeEncodeError:
         return False
     return True
-
-
-def _refuse_constant(name: str) -> Any:
-    raise ValueError(f"{name} is not JSON")
-
-
-def _without_duplicates(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
-    result = dict(pairs)
-    if len(result) != len(pairs):
-        raise ValueError("duplicate key")
-    return result
 
 
 def _describe(array: NDArray[Any]) -> str:

@@ -11,9 +11,8 @@ from dataclasses import dataclass
 from functools import cached_property
 from typing import Any
 
-from vbfmt.converters import pickle, safetensors
-
 from vbfmt import storage
+from vbfmt.converters import pickle, safetensors
 from vbfmt.errors import SourceError
 from vbfmt.tensors import Tensor
 

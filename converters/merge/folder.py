@@ -9,14 +9,14 @@ from concurrent.futures import Future, ThreadPoolExecutor
 
 import numpy as np
 from numpy.typing import NDArray
+
+from vbfmt import storage
+from vbfmt.container import Bytes
 from vbfmt.converters.combine import LowRank
 from vbfmt.converters.merge import arithmetic, refusals
 from vbfmt.converters.merge.arithmetic import Piece
 from vbfmt.converters.merge.layout import File, Item
 from vbfmt.converters.merge.plan import PathLike, Plan
-
-from vbfmt import storage
-from vbfmt.container import Bytes
 from vbfmt.parallel import cores
 from vbfmt.tensors import Tensor
 

@@ -13,7 +13,6 @@ from vbfmt.converters.merge import config, refusals
 from vbfmt.converters.merge.arithmetic import FLOATS
 from vbfmt.converters.merge.base import PICKLE, SAFETENSORS, Base
 from vbfmt.converters.merge.names import Rule, find_rule
-
 from vbfmt.errors import SourceError
 from vbfmt.module import Module
 from vbfmt.tensors import Tensor, byte_length

@@ -10,6 +10,8 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
+from vbfmt import packed
+from vbfmt.adapter import Adapter
 from vbfmt.converters import combine
 from vbfmt.converters.combine import LowRank
 from vbfmt.converters.lora import DTYPES
@@ -17,9 +19,6 @@ from vbfmt.converters.merge import base as bases
 from vbfmt.converters.merge import config, record, refusals, revision
 from vbfmt.converters.merge.base import Base
 from vbfmt.converters.merge.layout import File, Layout, layout
-
-from vbfmt import packed
-from vbfmt.adapter import Adapter
 from vbfmt.errors import SourceError, TargetError
 
 PathLike = str | os.PathLike[str]

@@ -9,7 +9,6 @@ from dataclasses import asdict, dataclass
 from typing import Any
 
 from vbfmt.converters.merge.base import Base, json_object
-
 from vbfmt.errors import SourceError
 
 NAME = "vbfmt_merge.json"

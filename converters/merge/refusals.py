@@ -9,11 +9,10 @@ from collections.abc import Collection, Iterable, Mapping
 from itertools import chain
 from typing import Any
 
+from vbfmt import storage
 from vbfmt.converters.merge import record
 from vbfmt.converters.merge.arithmetic import FLOATS
 from vbfmt.converters.merge.base import CONFIG, Base
-
-from vbfmt import storage
 from vbfmt.errors import SourceError, StorageError, TargetError
 from vbfmt.module import Module
 from vbfmt.tensors import Tensor

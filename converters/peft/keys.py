@@ -82,16 +82,6 @@ def parse(keys: Collection[str]) -> Keys:
     return Keys(bank, modules, _names(others, prefix, modules), in_logits_form)
 
 
-def key_of_tensor(name: str, modules: Collection[str]) -> str:
-    """PEFT's key of a tensor that is named as in the base model.
-
-    The bias of an adapted layer stands in the layer that PEFT has wrapped.
-    """
-    owner, _, leaf = name.rpartition(".")
-    inner = f"{owner}.base_layer.{leaf}" if owner in modules else name
-    return f"base_model.model.{inner}"
-
-
 def _the_bank(keys: Iterable[str]) -> str:
     banks = sorted(key for key in keys if _BANK.match(key))
     if len(banks) == 1:
@@ -133,16 +123,20 @@ def _one_form(modules: Mapping[str, Mapping[Factor, Mapping[str, str]]]) -> bool
 def _names(others: Iterable[str], prefix: str, modules: Collection[str]) -> dict[str, str]:
     """Names in the base model of all other tensors, without what PEFT wraps around them."""
     result: dict[str, str] = {}
-    for key in others:
+    # With bias="all" PEFT writes the bias of a module saved whole twice, plain and wrapped, and
+    # reads the plain one.
+    for key in sorted(others, key=lambda key: bool(_SAVED.search(key))):
         name = key.removeprefix(prefix)
         if ".original_module." in name:
             continue  # the untrained twin of a module saved whole
+        wrapped = _SAVED.search(name) is not None
         name = _SAVED.sub("", name)
         owner, _, leaf = name.rpartition(".")
         unwrapped = owner.removesuffix(".base_layer")
         if unwrapped in modules:
             name = f"{unwrapped}.{leaf}"
-        if name in result:
+        if name not in result:
+            result[name] = key
+        elif not wrapped:
             raise SourceError("two tensors for one name", part=name, found=f"{result[name]}, {key}")
-        result[name] = key
     return result

@@ -18,10 +18,10 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 
 import numpy as np
-from vbfmt.converters import peft, safetensors
 
 import vbfmt
 from vbfmt.admixture import canonical_rows
+from vbfmt.converters import peft, safetensors
 
 HIDDEN, KV, INTERMEDIATE, VOCAB = 2048, 256, 5632, 32000
 LAYERS = 22

@@ -1,4 +1,4 @@
-"""``vbfmt expand``: packed files → a standard LoRA folder."""
+"""``vbfmt expand``: packed files → standard LoRA, in the form that a runtime takes."""
 
 from __future__ import annotations
 
@@ -13,7 +13,9 @@ if TYPE_CHECKING:
 
 @click.command("expand")
 @click.argument("files", metavar="FILE...", nargs=-1, required=True, type=click.Path())
-@click.option("-o", "--output", required=True, type=click.Path(), help="The folder to write.")
+@click.option(
+    "-o", "--output", required=True, type=click.Path(), help="The folder (or .gguf) to write."
+)
 @click.option("--weight", "weights", multiple=True, type=float, help="Of each FILE, in order.")
 @click.option("--rank", type=click.IntRange(min=1), help="Reduce the rank to this one.")
 @click.option(
@@ -23,6 +25,15 @@ if TYPE_CHECKING:
     show_default=True,
     help="Of the factors.",
 )
+@click.option(
+    "--to",
+    type=click.Choice(["peft", "gguf", "mlx"]),
+    default="peft",
+    show_default=True,
+    help="PEFT's folder (vLLM, SGLang, TGI too), llama.cpp's file, or mlx-lm's folder.",
+)
+@click.option("--base", type=click.Path(), help="For gguf: the base's folder or its GGUF file.")
+@click.option("--check", metavar="RUNTIME", help="Say first what vllm, sglang, tgi, … would drop.")
 @click.option("--drop-extras", is_flag=True, help="Leave out trained biases and heads.")
 @click.option("--force", is_flag=True, help="Replace the files of an existing folder.")
 def command(
@@ -31,10 +42,13 @@ def command(
     weights: tuple[float, ...],
     rank: int | None,
     dtype: str,
+    to: str,
+    base: str | None,
+    check: str | None,
     drop_extras: bool,
     force: bool,
 ) -> None:
-    """Expand FILE into a standard LoRA folder for PEFT, vLLM and llama.cpp's converter.
+    """Expand FILE into standard LoRA.
 
     The factors are exact; alpha equals the rank, so that nothing is scaled. Several FILEs become
     one LoRA, the sum of their changes, each times its --weight: its rank is the sum of theirs.
@@ -44,20 +58,27 @@ def command(
         raise click.UsageError(f"{len(weights)} --weight for {len(files)} files")
     from vbfmt import storage
     from vbfmt.cli.show import note, size, weight_of
-    from vbfmt.converters import combine, lora
+    from vbfmt.converters import WRITERS, combine, runtimes
     from vbfmt.packed import load
 
     if not force:
         storage.require_absent(output)
+    writer = WRITERS[to]
+    if base and not writer.wants_base:
+        raise click.UsageError(f"--base is not for --to {to}")
     total = combine.weighted([load(file) for file in files], weights, drop_extras=drop_extras)
     lost: dict[str, float] = {}
     adapter = total if rank is None else combine.Reduced(total, rank, lost.__setitem__)
-    lora.write(adapter, output, dtype=dtype, drop_extras=drop_extras, overwrite=force)
+    if check:
+        for finding in runtimes.require_loadable(adapter, check, drop_extras=drop_extras):
+            note(str(finding))
+    options = {"base": base} if writer.wants_base else {}
+    writer.write(adapter, output, dtype=dtype, drop_extras=drop_extras, overwrite=force, **options)
     for notice in _notices(total):
         note(notice)
     highest = max(module.rank for module in adapter.modules)
     click.echo(
-        f"{output}: LoRA of rank {highest} in {dtype}, {len(adapter.modules)} modules, "
+        f"{output}: {writer.what} of rank {highest} in {dtype}, {len(adapter.modules)} modules, "
         f"{size(weight_of(output))}"
     )
     if lost:

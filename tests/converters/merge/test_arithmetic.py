@@ -6,10 +6,10 @@ import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
-from vbfmt.converters.merge import arithmetic
 
 from tests.converters.merge.folders import tensor_of
 from vbfmt import errors
+from vbfmt.converters.merge import arithmetic
 from vbfmt.tensors import Tensor, numpy_dtype
 
 DTYPES = ("F32", "BF16", "F16", "F64")

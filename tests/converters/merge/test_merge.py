@@ -8,7 +8,6 @@ import tracemalloc
 
 import numpy as np
 import pytest
-from vbfmt.converters import merge, safetensors
 
 import vbfmt
 from tests.converters.merge.folders import (
@@ -22,6 +21,7 @@ from tests.converters.merge.folders import (
 )
 from tests.converters.merge.test_arithmetic import assert_right, exact
 from vbfmt import Tensor, errors
+from vbfmt.converters import merge, safetensors
 
 SIDE_FILES = {
     "generation_config.json": b'{"do_sample": true}',

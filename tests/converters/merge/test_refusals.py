@@ -6,8 +6,6 @@ import json
 
 import numpy as np
 import pytest
-from vbfmt.converters import merge, safetensors
-from vbfmt.converters.merge import refusals
 
 import vbfmt
 from tests.converters.merge.folders import (
@@ -18,6 +16,8 @@ from tests.converters.merge.folders import (
     weights_of,
 )
 from vbfmt import errors
+from vbfmt.converters import merge, safetensors
+from vbfmt.converters.merge import refusals
 
 COMMIT = "0123456789abcdef0123456789abcdef01234567"
 

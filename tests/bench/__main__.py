@@ -1,0 +1,25 @@
+"""All subjects, one table each: ``python -m tests.bench [SUBJECT ...]``."""
+
+from __future__ import annotations
+
+import sys
+from importlib import import_module
+
+from tests.bench.table import print_table
+
+SUBJECTS = ("start", "mathematics", "packing", "seeing")
+
+
+def main(subjects: list[str]) -> int:
+    """Measure; the status is 1 if a bound is missed."""
+    missed = 0
+    for subject in subjects or SUBJECTS:
+        rows = import_module(f"tests.bench.{subject}").rows()
+        print(f"\n### {subject}\n", flush=True)
+        print_table(rows)
+        missed += sum(not row.reached for row in rows)
+    return 1 if missed else 0
+
+
+if __name__ == "__main__":
+    sys.exit(main(sys.argv[1:]))

@@ -1,0 +1,71 @@
+"""Adapters of the shapes that are measured, made of random numbers from a fixed seed."""
+
+from __future__ import annotations
+
+import json
+import os
+from collections.abc import Iterator
+
+import numpy as np
+from numpy.typing import NDArray
+
+from vbfmt.converters import safetensors
+
+LAYERS = 22
+TINYLLAMA = {
+    "self_attn.q_proj": (2048, 2048),
+    "self_attn.k_proj": (2048, 256),
+    "self_attn.v_proj": (2048, 256),
+    "self_attn.o_proj": (2048, 2048),
+    "mlp.gate_proj": (2048, 5632),
+    "mlp.up_proj": (2048, 5632),
+    "mlp.down_proj": (5632, 2048),
+}
+LLAMA_CONFIG = {
+    "model_type": "llama",
+    "architectures": ["LlamaForCausalLM"],
+    "hidden_size": 2048,
+    "intermediate_size": 5632,
+    "num_hidden_layers": LAYERS,
+    "num_attention_heads": 32,
+    "num_key_value_heads": 4,
+    "vocab_size": 32000,
+}
+
+
+def write_tinyllama_logits(
+    folder: str, base: str, *, h: int = 2048, b: int = 256, r: int = 4
+) -> None:
+    """A PEFT checkpoint in its logits form: 103 MB."""
+    os.makedirs(folder)
+    rng = np.random.default_rng(0)
+    specs: list[safetensors.Spec] = [("base_model.vblora_vector_bank", "F32", (h, b))]
+    for layer in range(LAYERS):
+        for name, (i, o) in TINYLLAMA.items():
+            key = f"base_model.model.model.layers.{layer}.{name}.vblora_logits_"
+            specs += [(key + "A", "F32", (r, i // b, h)), (key + "B", "F32", (o // b, r, h))]
+
+    def contents() -> Iterator[memoryview]:
+        yield rng.uniform(-0.02, 0.02, (h, b)).astype("<f4").reshape(-1).view("u1").data
+        for _, _, shape in specs[1:]:
+            yield rng.standard_normal(shape, dtype=np.float32).reshape(-1).view("u1").data
+
+    safetensors.write(os.path.join(folder, "adapter_model.safetensors"), specs, contents())
+    config = {
+        "peft_type": "VBLORA",
+        "task_type": "CAUSAL_LM",
+        "base_model_name_or_path": base,
+        "r": r,
+        "num_vectors": h,
+        "vector_length": b,
+        "topk": 2,
+        "target_modules": [name.rpartition(".")[2] for name in TINYLLAMA],
+        "inference_mode": True,
+    }
+    with open(os.path.join(folder, "adapter_config.json"), "w") as file:
+        json.dump(config, file)
+
+
+def llama_7b_logits() -> NDArray[np.float32]:
+    """The 39,040 rows of Llama-2-7B with r = 4 and b = 256 (paper, Sec. 4.3), h = 2048: 320 MB."""
+    return np.random.default_rng(0).standard_normal((39040, 2048), dtype=np.float32)

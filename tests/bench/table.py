@@ -1,0 +1,95 @@
+"""One row of the table, and how both sides of it are measured."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+
+
+@dataclass(frozen=True)
+class Row:
+    """Ours beside the peer's, and the bound that we set ourselves.
+
+    Attributes:
+        what: the job.
+        ours, peer: in words, with units.
+        ratio: ours / peer, or the figure itself where there is no peer.
+        bound: what `ratio` is to be at most.
+    """
+
+    what: str
+    ours: str
+    peer: str
+    ratio: float
+    bound: float
+
+    @property
+    def reached(self) -> bool:
+        """Whether the bound holds."""
+        return self.ratio <= self.bound
+
+
+@dataclass(frozen=True)
+class Run:
+    """What a process took: wall-clock seconds and peak resident bytes."""
+
+    seconds: float
+    peak: int
+
+
+def print_table(rows: Sequence[Row]) -> None:
+    """The rows as Markdown."""
+    print("| what | vbfmt | peer | ratio | bound | |")
+    print("|---|---|---|---|---|---|")
+    for row in rows:
+        verdict = "reached" if row.reached else "MISSED"
+        print(
+            f"| {row.what} | {row.ours} | {row.peer} | {row.ratio:.3g} | ≤ {row.bound:.3g} "
+            f"| {verdict} |",
+            flush=True,
+        )
+
+
+def run(command: Sequence[str], *, times: int = 1) -> Run:
+    """Run a process, `times` times, and take the fastest; it must succeed."""
+    return min((_run_once(command) for _ in range(times)), key=lambda result: result.seconds)
+
+
+def run_python(code: str, *arguments: str, times: int = 1) -> Run:
+    """The same for a Python program given as text."""
+    return run([sys.executable, "-c", code, *arguments], times=times)
+
+
+def best(work: Callable[[], object], times: int = 7) -> float:
+    """Seconds of the fastest of several calls."""
+    seconds = []
+    for _ in range(times):
+        start = time.perf_counter()
+        work()
+        seconds.append(time.perf_counter() - start)
+    return min(seconds)
+
+
+def _run_once(command: Sequence[str]) -> Run:
+    launcher = [sys.executable, "-S", "-E", "-c", _LAUNCHER, *command]
+    done = subprocess.run(launcher, capture_output=True, text=True, check=False)
+    if done.returncode:
+        raise RuntimeError(f"{' '.join(command)[:200]} failed:\n{done.stderr[-2000:]}")
+    seconds, peak = done.stdout.split()
+    return Run(float(seconds), int(peak) * (1 if sys.platform == "darwin" else 1024))
+
+
+# A process starts with the peak of the one that forked it, so a small one must do that.
+_LAUNCHER = """
+import os, sys, time
+null = os.open(os.devnull, os.O_WRONLY)
+start = time.perf_counter()
+pid = os.posix_spawn(sys.argv[1], sys.argv[1:], os.environ,
+                     file_actions=[(os.POSIX_SPAWN_DUP2, null, 1)])
+_, status, usage = os.wait4(pid, 0)
+print(time.perf_counter() - start, usage.ru_maxrss)
+sys.exit(os.waitstatus_to_exitcode(status))
+"""

@@ -1,0 +1,312 @@
+"""What users type, what they read, what is left on the disk."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+
+import numpy as np
+import pytest
+
+from spec.golden.make import wide_indices, worked_example
+from tests.converters.test_peft import logits_form, topk_form, write_folder
+from vbfmt import __version__, dumps, load, save
+from vbfmt.cli import COMMANDS
+from vbfmt.converters import peft
+
+
+def test_pack_says_what_was_won(vbfmt, tmp_path, checkpoint):
+    result = vbfmt("pack", checkpoint, "-o", tmp_path / "x.vblora")
+    assert result.code == 0
+    assert result.err == ""
+    first, second, third = result.out.splitlines()
+    assert first.startswith(f"{tmp_path / 'x.vblora'}: ")
+    assert "smaller than" in first
+    assert second.startswith("1 modules, 10 sub-vectors, sha256:")
+    assert third == "read as PEFT VB-LoRA"
+    assert load(tmp_path / "x.vblora") == peft.read(checkpoint)
+
+
+def test_pack_tells_of_ties(vbfmt, tmp_path):
+    arrays = logits_form()
+    arrays["base_model.model.layers.0.q.vblora_logits_A"][:] = 0
+    folder = write_folder(tmp_path / "tied", arrays)
+    result = vbfmt("pack", folder, "-o", tmp_path / "x.vblora")
+    assert result.code == 0
+    assert result.err.startswith("note: 4 of 10 rows have equal logits")
+
+
+def test_pack_takes_k_where_there_is_no_config(vbfmt, tmp_path):
+    folder = write_folder(tmp_path / "bare", logits_form(), config=None)
+    output = tmp_path / "x.vblora"
+    result = vbfmt("pack", folder, "-o", output)
+    assert result.code == 1
+    assert result.err.startswith("error: logits do not tell how many vectors are selected")
+    assert not output.exists()
+    assert vbfmt("pack", folder, "-o", output, "--topk", 3).code == 0
+    assert load(output).k == 3
+
+
+def test_unpack_and_pack_again_is_the_same_file(vbfmt, tmp_path, packed):
+    assert vbfmt("unpack", packed, "-o", tmp_path / "peft").code == 0
+    assert vbfmt("pack", tmp_path / "peft", "-o", tmp_path / "y.vblora").code == 0
+    assert (tmp_path / "y.vblora").read_bytes() == packed.read_bytes()
+
+
+def test_expand_writes_lora(vbfmt, tmp_path, packed):
+    result = vbfmt("expand", packed, "-o", tmp_path / "lora", "--dtype", "bfloat16")
+    assert result.code == 0
+    assert "LoRA of rank 2 in bfloat16, 1 modules" in result.out
+    assert sorted(os.listdir(tmp_path / "lora")) == [
+        "adapter_config.json",
+        "adapter_model.safetensors",
+    ]
+
+
+def test_expand_says_what_becomes_of_extras(vbfmt, tmp_path):
+    save(wide_indices(), tmp_path / "w.vblora")
+    kept = vbfmt("expand", tmp_path / "w.vblora", "-o", tmp_path / "a")
+    assert kept.code == 0
+    assert "3 other trained tensors (empty, h.0.mlp.c_fc.bias, score.weight) kept" in kept.err
+    dropped = vbfmt("expand", tmp_path / "w.vblora", "-o", tmp_path / "b", "--drop-extras")
+    assert "left out" in dropped.err
+
+
+@pytest.mark.parametrize(
+    "words", [("pack", "{checkpoint}"), ("unpack", "{packed}"), ("expand", "{packed}")]
+)
+def test_nothing_is_overwritten_without_force(vbfmt, tmp_path, checkpoint, packed, words):
+    output = tmp_path / "there"
+    if words[0] == "pack":
+        output.write_text("precious")
+    else:
+        output.mkdir()
+        (output / "adapter_config.json").write_text("precious")
+    words = [word.format(checkpoint=checkpoint, packed=packed) for word in words]
+    result = vbfmt(*words, "-o", output)
+    assert result.code == 1
+    assert result.err == (
+        f"error: the output exists already in {output}; choose another name or give --force\n"
+    )
+    assert (
+        output if output.is_file() else output / "adapter_config.json"
+    ).read_text() == "precious"
+    assert vbfmt(*words, "-o", output, "--force").code == 0
+    assert (output if output.is_file() else output / "adapter_config.json").stat().st_size > 8
+
+
+def test_verify_of_good_files(vbfmt, packed):
+    result = vbfmt("verify", packed, packed)
+    assert result.code == 0
+    assert result.out.count(f"{packed}: ok, sha256:") == 2
+
+
+def test_verify_names_what_is_wrong_and_goes_on(vbfmt, tmp_path, packed):
+    damaged = tmp_path / "damaged.vblora"
+    data = bytearray(packed.read_bytes())
+    data[-1] ^= 1
+    damaged.write_bytes(data)
+    result = vbfmt("verify", damaged, tmp_path / "nothing", packed)
+    assert result.code == 1
+    lines = result.out.splitlines()
+    assert lines[0].startswith(f"{damaged}: FAILED, damaged: weights: found SHA-256 ")
+    assert lines[1] == (
+        f"{tmp_path / 'nothing'}: FAILED, cannot read: found No such file or directory"
+    )
+    assert lines[2].startswith(f"{packed}: ok, ")
+    answers = json.loads(vbfmt("verify", "--json", damaged, packed).out)
+    assert [answer["ok"] for answer in answers] == [False, True]
+    assert answers[0]["problems"][0]["part"] == "weights"
+    assert answers[0]["problems"][0]["kind"] == "checksum"
+
+
+def test_verify_against_the_checkpoint(vbfmt, tmp_path, packed, checkpoint):
+    result = vbfmt("verify", packed, "--against", checkpoint)
+    assert result.code == 0
+    assert result.out.strip().endswith(f"says what {checkpoint} says")
+    other = write_folder(tmp_path / "other", logits_form(seed=1))
+    result = vbfmt("verify", packed, "--against", other)
+    assert result.code == 1
+    assert f"FAILED, not what {other} says: bank: 48 of 48 elements" in result.out
+
+
+def test_verify_against_a_trusted_digest(vbfmt, packed):
+    digest = vbfmt("verify", packed).out.split("ok, ")[1].strip()
+    assert vbfmt("verify", packed, "--digest", digest).code == 0
+    result = vbfmt("verify", packed, "--digest", "sha256:" + "0" * 64)
+    assert result.code == 1
+    assert "not the trusted adapter: found " + digest in result.out
+
+
+def test_inspect_in_words_and_in_numbers(vbfmt, packed):
+    words = vbfmt("inspect", packed, "--modules")
+    assert words.code == 0
+    assert "h 12, b 4, k 2, r 2, N 10" in words.out
+    assert "some/base" in words.out
+    assert "layers.0.q" in words.out
+    numbers = json.loads(vbfmt("inspect", packed, "--json").out)
+    assert (numbers["h"], numbers["b"], numbers["k"], numbers["N"]) == (12, 4, 2, 10)
+    assert numbers["bytes"]["file"] == packed.stat().st_size
+    assert numbers["bytes"]["bank"] == 12 * 4 * 4
+    assert numbers["bytes"]["indices"] == 10 * 2
+    assert numbers["bytes"]["weights"] == 10 * 4
+    assert numbers["modules"][0]["name"] == "layers.0.q"
+
+
+def test_diff_of_the_same_and_of_others(vbfmt, tmp_path, packed):
+    same = vbfmt("diff", packed, packed)
+    assert same.code == 0
+    assert "say the same" in same.out
+    folder = write_folder(tmp_path / "other", logits_form(seed=1))
+    other = tmp_path / "other.vblora"
+    assert vbfmt("pack", folder, "-o", other).code == 0
+    differ = vbfmt("diff", packed, other)
+    assert differ.code == 1
+    assert "bank: 48 of 48 elements" in differ.out
+    assert "1 of 1 modules: layers.0.q" in differ.out
+    numbers = json.loads(vbfmt("diff", packed, other, "--json").out)
+    assert not numbers["same"]
+    expected = [
+        np.abs(x - y).max()
+        for x, y in zip(
+            load(packed).factors("layers.0.q"), load(other).factors("layers.0.q"), strict=True
+        )
+    ]
+    assert numbers["modules"][0]["largest_factor"] == pytest.approx(max(expected))
+
+
+def test_wrong_files_are_one_line_and_leave_nothing(vbfmt, tmp_path):
+    text = tmp_path / "text.vblora"
+    text.write_text("not it")
+    for words in (
+        ("unpack", text, "-o", tmp_path / "out"),
+        ("expand", text, "-o", tmp_path / "out"),
+        ("inspect", text),
+        ("diff", text, text),
+        ("pack", text, "-o", tmp_path / "out"),
+        ("pack", tmp_path, "-o", tmp_path / "out"),
+        ("pack", tmp_path / "nothing", "-o", tmp_path / "out"),
+        ("unpack", tmp_path, "-o", tmp_path / "out"),
+        ("expand", tmp_path / "nothing", "-o", tmp_path / "out"),
+    ):
+        result = vbfmt(*words)
+        assert result.code == 1, words
+        assert result.out == ""
+        assert result.err.startswith("error: ")
+        assert result.err.count("\n") == 1
+        assert str(tmp_path) in result.err
+        assert sorted(os.listdir(tmp_path)) == ["text.vblora"]
+
+
+@pytest.mark.parametrize(
+    "words",
+    [("pack",), ("pack", "x"), ("expand", "x", "-o", "y", "--dtype", "int8"), ("verify",), ("no",)],
+)
+def test_wrong_usage_is_status_2(vbfmt, words):
+    result = vbfmt(*words)
+    assert result.code == 2
+    assert "Usage: vbfmt" in result.err
+
+
+def test_names_from_files_cannot_write_on_the_terminal(vbfmt, tmp_path):
+    import dataclasses
+
+    adapter = dataclasses.replace(worked_example(), base_model="evil\x1b[2J\nname")
+    save(adapter, tmp_path / "x.vblora")
+    result = vbfmt("inspect", tmp_path / "x.vblora")
+    assert "\x1b" not in result.out
+    assert "evil\\x1b[2J\\nname" in result.out
+
+
+def test_the_topk_form_packs_too(vbfmt, tmp_path):
+    folder = write_folder(tmp_path / "topk", topk_form())
+    assert vbfmt("pack", folder, "-o", tmp_path / "x.vblora").code == 0
+
+
+def test_a_source_may_not_be_its_own_output(vbfmt, tmp_path, packed):
+    before = packed.read_bytes()
+    result = vbfmt("pack", packed, "-o", packed, "--force")
+    assert result.code == 1
+    assert packed.read_bytes() == before
+
+
+@pytest.mark.parametrize("command", COMMANDS)
+def test_every_command_explains_itself(vbfmt, command):
+    result = vbfmt(command, "--help")
+    assert result.code == 0
+    assert result.out.startswith(f"Usage: vbfmt {command} ")
+
+
+def test_version(vbfmt):
+    assert vbfmt("--version").out == f"vbfmt {__version__}\n"
+
+
+@pytest.mark.parametrize(
+    ("words", "kept_out"),
+    [
+        (["--version"], {"numpy", "msgpack", "torch", "json"}),
+        (["--help"], {"numpy", "msgpack", "torch"}),
+        (["verify", "x.vblora"], {"torch", "ml_dtypes", "vbfmt.converters"}),
+    ],
+)
+def test_nothing_is_imported_before_it_is_needed(tmp_path, words, kept_out):
+    (tmp_path / "x.vblora").write_bytes(dumps(worked_example()))
+    program = (
+        "import sys, atexit\n"
+        "atexit.register(lambda: print(*sys.modules, file=sys.stderr))\n"
+        f"sys.argv = ['vbfmt', *{words!r}]\n"
+        "from vbfmt.cli import main\n"
+        "main()"
+    )
+    done = subprocess.run(
+        [sys.executable, "-c", program], cwd=tmp_path, capture_output=True, text=True, check=True
+    )
+    assert not kept_out & set(done.stderr.split())
+
+
+def test_importing_the_package_brings_numpy_and_msgpack_at_most():
+    program = "import sys, vbfmt; vbfmt.load; vbfmt.Adapter; print(*sys.modules)"
+    done = subprocess.run(
+        [sys.executable, "-c", program], capture_output=True, text=True, check=True
+    )
+    loaded = {name.partition(".")[0] for name in done.stdout.split()}
+    assert {"numpy", "msgpack"} <= loaded
+    assert not loaded & {"torch", "click", "ml_dtypes", "safetensors", "transformers", "rich"}
+
+
+def test_expand_to_other_runtimes(vbfmt, tmp_path, packed):
+    result = vbfmt("expand", packed, "-o", tmp_path / "mlx", "--to", "mlx")
+    assert result.code == 0
+    assert "mlx-lm LoRA of rank 2" in result.out
+    assert sorted(os.listdir(tmp_path / "mlx")) == ["adapter_config.json", "adapters.safetensors"]
+    missing = vbfmt("expand", packed, "-o", tmp_path / "x.gguf", "--to", "gguf")
+    assert missing.code == 1
+    assert "give its folder (config.json) or its GGUF file: --base PATH" in missing.err
+    assert not (tmp_path / "x.gguf").exists()
+    useless = vbfmt("expand", packed, "-o", tmp_path / "y", "--base", tmp_path)
+    assert useless.code == 2
+
+
+def test_expand_checks_before_it_writes(vbfmt, tmp_path):
+    save(wide_indices(), tmp_path / "w.vblora")
+    words = ("expand", tmp_path / "w.vblora", "-o", tmp_path / "a")
+    refused = vbfmt(*words, "--check", "vllm")
+    assert refused.code == 1
+    assert refused.err.startswith("error: vllm would not load it (vllm/lora/peft_helper.py")
+    assert not (tmp_path / "a").exists()
+    told = vbfmt(*words, "--check", "tgi")
+    assert told.code == 0
+    assert "note: tgi drops " in told.err
+
+
+def test_pack_asks_for_the_layout_where_nothing_tells_it(vbfmt, tmp_path):
+    from tests.converters.test_algorithm1 import saved, state
+
+    path = saved(tmp_path, state())
+    words = ("pack", path, "-o", tmp_path / "x.vblora", "--topk", 2)
+    assert "say which: --layout nlu or --layout algorithm1" in vbfmt(*words).err
+    done = vbfmt(*words, "--layout", "algorithm1")
+    assert done.code == 0
+    assert done.out.splitlines()[-1] == "read as the layout of the paper's Algorithm 1"

@@ -1,0 +1,384 @@
+"""PEFT's VB-LoRA checkpoints in every form, and what is wrong with them."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from pathlib import Path
+
+import ml_dtypes
+import numpy as np
+import pytest
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+
+from tests import reference
+from tests.strategies import adapters
+from vbfmt import Adapter, Module, Rows, Tensor, digest, errors
+from vbfmt.admixture import all_weights
+from vbfmt.converters import peft, safetensors
+
+H, B, R, K = 12, 4, 2, 2
+IN, OUT = 8, 12
+KEY = "base_model.model.layers.0.q"
+CONFIG = {"peft_type": "VBLORA", "r": R, "topk": K, "base_model_name_or_path": "some/base"}
+
+
+def logits_form(dtype=np.float32, seed=0):
+    rng = np.random.default_rng(seed)
+    return {
+        "base_model.vblora_vector_bank": rng.standard_normal((H, B)).astype(dtype),
+        f"{KEY}.vblora_logits_A": rng.standard_normal((R, IN // B, H)).astype(dtype),
+        f"{KEY}.vblora_logits_B": rng.standard_normal((OUT // B, R, H)).astype(dtype),
+    }
+
+
+def topk_form(k=K, dtype=np.float32):
+    rng = np.random.default_rng(0)
+    arrays = {"base_model.vblora_vector_bank": rng.standard_normal((H, B)).astype(dtype)}
+    for factor, shape in (("A", (R, IN // B)), ("B", (OUT // B, R))):
+        indices = rng.permuted(np.tile(np.arange(H), (*shape, 1)), axis=-1)[..., :k]
+        shares = -np.sort(-rng.dirichlet(np.ones(k), shape), axis=-1)
+        key = f"{KEY}.vblora_logits_{factor}_topk_"
+        arrays[f"{key}indices"] = indices.astype(np.uint8)
+        arrays[f"{key}weights"] = shares[..., :-1].astype(dtype)
+    return arrays
+
+
+def tensors_of(arrays):
+    return {key: Tensor.of(array) for key, array in arrays.items()}
+
+
+def read(arrays, config=CONFIG, **options):
+    return peft.from_tensors(tensors_of(arrays), config, **options)
+
+
+def write_folder(folder, arrays, config=CONFIG):
+    folder.mkdir()
+    safetensors.write_tensors(folder / "adapter_model.safetensors", tensors_of(arrays))
+    if config is not None:
+        (folder / "adapter_config.json").write_text(json.dumps(config))
+    return folder
+
+
+@pytest.mark.parametrize("dtype", [np.float32, np.float64, np.float16, ml_dtypes.bfloat16])
+def test_logits_of_any_float_dtype_give_the_factors_of_the_paper(dtype):
+    arrays = logits_form(dtype)
+    adapter = read(arrays)
+    a, b = adapter.factors("layers.0.q")
+    bank = arrays["base_model.vblora_vector_bank"].astype(np.float32)
+    np.testing.assert_array_equal(adapter.bank, bank)
+    logits_a = arrays[f"{KEY}.vblora_logits_A"].reshape(-1, H)
+    exact_a = reference.subvectors(logits_a, bank, K).reshape(R, IN)
+    # B as PEFT has it: (tile, rank, b) → (tile, b, rank) → (out, rank)
+    logits_b = arrays[f"{KEY}.vblora_logits_B"].reshape(-1, H)
+    exact_b = reference.subvectors(logits_b, bank, K).reshape(OUT // B, R, B)
+    exact_b = exact_b.swapaxes(1, 2).reshape(OUT, R)
+    assert np.abs(a - exact_a).max() <= reference.bound(bank, K)
+    assert np.abs(b - exact_b).max() <= reference.bound(bank, K)
+
+
+def test_a_folder_and_its_file_are_the_same(tmp_path):
+    folder = write_folder(tmp_path / "x", logits_form())
+    assert peft.read(folder) == peft.read(folder / "adapter_model.safetensors")
+    assert peft.read(folder).base_model == "some/base"
+
+
+def test_without_a_config_k_must_be_said(tmp_path):
+    folder = write_folder(tmp_path / "x", logits_form(), config=None)
+    with pytest.raises(errors.SourceError, match="give it: --topk K"):
+        peft.read(folder)
+    assert peft.read(folder, topk=2).k == 2
+    assert peft.read(folder, topk=3).k == 3
+
+
+def test_the_topk_form_needs_no_config(tmp_path):
+    folder = write_folder(tmp_path / "x", topk_form(), config=None)
+    assert peft.read(folder).k == K
+
+
+def test_a_k_that_the_model_was_not_trained_with_is_refused():
+    with pytest.raises(errors.SourceError, match="3 from --topk, 2 from adapter_config.json"):
+        read(logits_form(), topk=3)
+
+
+@pytest.mark.parametrize("name", ["default", "my-adapter", "7"])
+def test_the_adapters_name_may_be_left_in_the_keys(name):
+    def named(arrays):
+        return {
+            key.replace("_topk", f".{name}_topk") if "_topk" in key else f"{key}.{name}": value
+            for key, value in arrays.items()
+        }
+
+    for arrays in (logits_form(), topk_form()):
+        assert read(named(arrays)) == read(arrays)
+
+
+def test_keys_without_pefts_prefix_are_read():
+    arrays = {
+        key.replace("base_model.model.", "").replace("base_model.", ""): value
+        for key, value in logits_form().items()
+    }
+    assert "layers.0.q" in read(arrays)
+    assert read(arrays) == read(logits_form())
+
+
+def test_the_order_of_keys_does_not_matter():
+    arrays = logits_form()
+    assert read(dict(reversed(arrays.items()))) == read(arrays)
+
+
+def test_sets_in_the_config_are_sorted_and_what_belongs_to_the_file_is_left_out():
+    one = CONFIG | {"target_modules": ["q", "k"], "save_only_topk_weights": False}
+    other = CONFIG | {"save_only_topk_weights": True, "target_modules": ["k", "q"]}
+    adapter = read(logits_form(), one)
+    assert digest(adapter) == digest(read(logits_form(), other))
+    assert adapter.config == '{"target_modules":["k","q"]}'
+
+
+def test_extras_get_the_names_of_the_base_model():
+    extras = {
+        f"{KEY}.base_layer.bias": np.ones(OUT, np.float32),
+        "base_model.model.norm.bias": np.ones(2, np.float32),
+        "base_model.model.head.weight": np.ones((2, 2), ml_dtypes.bfloat16),
+        "base_model.model.score.modules_to_save.default.weight": np.zeros(1),
+        "base_model.model.score.original_module.weight": np.ones(1),
+    }
+    adapter = read(logits_form() | extras)
+    assert list(adapter.tensors) == ["head.weight", "layers.0.q.bias", "norm.bias", "score.weight"]
+    assert adapter.tensors["head.weight"].dtype == "BF16"
+    assert adapter.tensors["score.weight"].numpy() == 0
+
+
+def test_ties_at_the_kth_place_are_counted_aloud():
+    arrays = logits_form()
+    arrays[f"{KEY}.vblora_logits_A"][0, 1] = 0.5
+    said = []
+    adapter = read(arrays, notice=said.append)
+    assert said == [
+        "1 of 10 rows have equal logits at the 2th place; the lowest index was taken, the trained "
+        "model's own choice is undefined"
+    ]
+    np.testing.assert_array_equal(adapter.indices[1], [0, 1])
+
+
+@given(adapters(plain=True))
+@settings(suppress_health_check=[HealthCheck.too_slow, HealthCheck.function_scoped_fixture])
+def test_pack_of_unpack_is_the_same_adapter(tmp_path, adapter):
+    folder = tmp_path / "x"
+    shutil.rmtree(folder, ignore_errors=True)
+    peft.write(adapter, folder)
+    again = peft.read(folder)
+    for name in ("bank", "indices", "weights"):
+        np.testing.assert_array_equal(getattr(again, name), getattr(adapter, name))
+    assert again.modules == adapter.modules
+    peft.write(again, folder, overwrite=True)
+    assert digest(peft.read(folder)) == digest(again)
+
+
+@given(st.lists(st.floats(0.5, 1, width=32), min_size=10, max_size=10))
+def test_pefts_own_weights_for_k_2_come_back_bit_for_bit(weights):
+    arrays = topk_form()
+    given_weights = np.array(weights, dtype=np.float32)
+    arrays[f"{KEY}.vblora_logits_A_topk_weights"] = given_weights[:4].reshape(R, IN // B, 1)
+    arrays[f"{KEY}.vblora_logits_B_topk_weights"] = given_weights[4:].reshape(OUT // B, R, 1)
+    found = peft_arrays(read(arrays))
+    for key, array in arrays.items():
+        if key.endswith("weights"):
+            assert found[key].numpy().tobytes() == array.tobytes()
+
+
+def peft_arrays(adapter):
+    import tempfile
+
+    with tempfile.TemporaryDirectory() as folder:
+        peft.write(adapter, Path(folder) / "x")
+        found = safetensors.read(Path(folder) / "x" / "adapter_model.safetensors").tensors
+        return {key: Tensor(t.dtype, t.shape, t.data.copy()) for key, t in found.items()}
+
+
+@pytest.mark.parametrize(
+    ("h", "dtype"), [(255, "U8"), (256, "I16"), (32767, "I16"), (32768, "I32"), (65536, "I32")]
+)
+def test_indices_are_written_in_the_dtype_that_peft_uses(h, dtype):
+    indices = np.array([[h - 1, 0]] * 2, dtype="u1" if h <= 256 else "<u2")
+    rows = Rows(indices, np.full((2, 1), 0.25, "<f4"))
+    adapter = Adapter.from_rows(np.ones((h, 1)), {Module("m", 1, 1, 1): rows})
+    found = peft_arrays(adapter)["base_model.model.m.vblora_logits_A_topk_indices"]
+    assert found.dtype == dtype
+    assert found.numpy().reshape(-1).tolist() == [h - 1, 0]
+
+
+def test_a_smallest_weight_that_peft_would_lose_is_kept():
+    """1 − (1 − 1e-9) is 0 in float32: the row is turned, so that the largest is missing."""
+    rows = Rows(np.array([[3, 5]] * 2, "u1"), np.full((2, 1), 1e-9, "<f4"))
+    adapter = Adapter.from_rows(np.ones((8, 1)), {Module("m", 1, 1, 1): rows})
+    arrays = peft_arrays(adapter)
+    key = "base_model.model.m.vblora_logits_A_topk_"
+    assert arrays[f"{key}indices"].numpy().tolist() == [[[5, 3]]]
+    assert arrays[f"{key}weights"].numpy().tolist() == [[[np.float32(1e-9)]]]
+
+
+def test_weights_that_sum_to_more_than_1_are_rescued():
+    arrays = topk_form(k=4)
+    key = f"{KEY}.vblora_logits_A_topk_weights"
+    arrays[key][0, 0] = np.array([0.5, 0.3, 0.2000003], np.float32)
+    assert np.float32(1) - arrays[key][0, 0].sum(dtype=np.float32) < 0
+    said = []
+    adapter = read(arrays, CONFIG | {"topk": 4}, notice=said.append)
+    assert "1 of 10 rows had weights that sum to more than 1" in said[0]
+    full = all_weights(adapter.weights)[0]
+    np.testing.assert_allclose(full, [0.5, 0.3, 0.2, 0], atol=1e-6)
+
+
+def change(key, value):
+    def apply(arrays):
+        arrays[f"{KEY}.vblora_logits_{key}"] = value
+
+    return apply
+
+
+def drop(key):
+    return lambda arrays: arrays.pop(f"{KEY}.vblora_logits_{key}")
+
+
+WRONG_LOGITS = {
+    "no bank": (lambda a: a.pop("base_model.vblora_vector_bank"), "expected one key like"),
+    "two banks": (
+        lambda a: a.update({"base_model.vblora_vector_bank.other": np.ones((H, B))}),
+        "vector_bank.other",
+    ),
+    "bank of integers": (
+        lambda a: a.update({"base_model.vblora_vector_bank": np.ones((H, B), int)}),
+        "not a vector bank",
+    ),
+    "bank without vectors": (
+        lambda a: a.update({"base_model.vblora_vector_bank": np.ones((0, B))}),
+        "not a vector bank",
+    ),
+    "bank not finite": (
+        lambda a: a.update({"base_model.vblora_vector_bank": np.full((H, B), np.nan)}),
+        "not finite",
+    ),
+    "no B": (drop("B"), "factor B: found nothing, expected logits"),
+    "another h": (change("A", np.ones((R, 2, H + 1), np.float32)), "do not fit the bank"),
+    "two dimensions": (change("A", np.ones((R, H), np.float32)), "do not fit the bank"),
+    "integers": (change("A", np.ones((R, 2, H), int)), "do not fit the bank"),
+    "ranks disagree": (change("B", np.ones((3, R + 1, H), np.float32)), "ranks disagree"),
+    "two adapters": (
+        lambda a: a.update({f"{KEY}2.vblora_logits_A.other": a[f"{KEY}.vblora_logits_A"]}),
+        "more than one adapter",
+    ),
+    "NaN": (change("A", np.full((R, 2, H), np.nan, np.float32)), "found nan as the largest"),
+    "no modules": (lambda a: (drop("A")(a), drop("B")(a)), "no module that uses it"),
+    "a LoRA": (
+        lambda a: (a.clear(), a.update({f"{KEY}.lora_A.weight": np.ones((2, 2))})),
+        "this is a standard LoRA already",
+    ),
+}
+WRONG_TOPK = {
+    "index past the bank": (
+        change("A_topk_indices", np.full((R, 2, K), H, np.uint8)),
+        "expected 0 to 11",
+    ),
+    "negative index": (change("A_topk_indices", np.full((R, 2, K), -1, np.int16)), "found -1"),
+    "an index twice": (change("A_topk_indices", np.zeros((R, 2, K), np.uint8)), "twice in one row"),
+    "indices of floats": (change("A_topk_indices", np.zeros((R, 2, K))), "do not fit"),
+    "weights too many": (change("A_topk_weights", np.zeros((R, 2, K), np.float32)), "do not fit"),
+    "weights negative": (change("A_topk_weights", np.full((R, 2, 1), -0.1, "f4")), "shares of 1"),
+    "weights above 1": (change("A_topk_weights", np.full((R, 2, 1), 1.1, "f4")), "shares of 1"),
+    "weights NaN": (change("A_topk_weights", np.full((R, 2, 1), np.nan, "f4")), "shares of 1"),
+    "weights missing": (drop("A_topk_weights"), "found indices, expected indices and weights"),
+    "both forms": (
+        change("A", np.zeros((R, 2, H), np.float32)),
+        "incomplete checkpoint",
+    ),
+}
+
+
+@pytest.mark.parametrize(
+    ("arrays", "wrong"),
+    [
+        pytest.param(form, wrong, id=what)
+        for form, table in ((logits_form, WRONG_LOGITS), (topk_form, WRONG_TOPK))
+        for what, wrong in table.items()
+    ],
+)
+def test_wrong_checkpoints_are_refused(arrays, wrong):
+    edit, said = wrong
+    changed = arrays()
+    edit(changed)
+    with pytest.raises(errors.VbfmtError) as error:
+        read(changed)
+    assert said in str(error.value)
+
+
+def test_indices_of_no_columns_select_nothing():
+    arrays = {key: a[..., :0] if "topk" in key else a for key, a in topk_form().items()}
+    with pytest.raises(errors.SourceError, match="k is out of range"):
+        read(arrays, None)
+
+
+def test_a_config_that_contradicts_the_bank_is_refused():
+    with pytest.raises(errors.SourceError, match="num_vectors: found 99 in .*, expected 12"):
+        read(logits_form(), CONFIG | {"num_vectors": 99})
+
+
+@pytest.mark.parametrize(
+    "config",
+    [
+        None,
+        {"peft_type": "VBLORA", "topk": 2},
+        CONFIG,
+        CONFIG | {"target_modules": ["layers.0.q"], "bias": "none", "inference_mode": False},
+        CONFIG | {"target_modules": ".*q", "fan_in_fan_out": None, "revision": "main", "z": [1]},
+    ],
+)
+def test_unpacking_and_packing_again_changes_no_byte_whatever_the_config_says(tmp_path, config):
+    extras = {f"{KEY}.base_layer.bias": np.ones(OUT, np.float32), f"{KEY}2.weight": np.ones(1)}
+    adapter = read(logits_form() | extras, config, topk=2)
+    peft.write(adapter, tmp_path / "x")
+    assert digest(peft.read(tmp_path / "x")) == digest(adapter)
+
+
+def test_the_rank_of_the_config_must_be_that_of_the_tensors():
+    with pytest.raises(errors.SourceError, match="expected r = 3"):
+        read(logits_form(), CONFIG | {"r": 3})
+
+
+@pytest.mark.parametrize("config", ["", "[]", "{", '{"topk": NaN}', "\ufffd"])
+def test_a_config_that_is_no_json_object_is_refused(tmp_path, config):
+    folder = write_folder(tmp_path / "x", logits_form())
+    (folder / "adapter_config.json").write_text(config)
+    with pytest.raises(errors.SourceError, match=r"not a JSON object in .*adapter_config\.json"):
+        peft.read(folder)
+
+
+def test_folders_without_a_checkpoint_say_what_they_hold(tmp_path):
+    with pytest.raises(errors.SourceError, match="found an empty folder"):
+        peft.read(tmp_path)
+    (tmp_path / "notes.txt").write_text("")
+    with pytest.raises(errors.SourceError, match="found notes.txt, expected adapter_model"):
+        peft.read(tmp_path)
+    with pytest.raises(errors.SourceError, match="no such file or folder"):
+        peft.read(tmp_path / "nothing")
+    with pytest.raises(errors.SourceError, match="not a checkpoint"):
+        peft.read(tmp_path / "notes.txt")
+
+
+def test_modules_of_different_rank_cannot_be_unpacked(tmp_path):
+    from spec.golden.make import wide_indices
+
+    with pytest.raises(errors.TargetError, match="found ranks 1, 2; write standard LoRA instead"):
+        peft.write(wide_indices(), tmp_path / "x")
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_unpacked_configs_hold_no_keys_that_old_peft_does_not_know(tmp_path):
+    """PEFT 0.13 refuses a config with a key from later versions, even if its value is null."""
+    later = {"exclude_modules": None, "peft_version": "0.21.2", "auto_mapping": None}
+    adapter = read(logits_form(), {**CONFIG, **later})
+    peft.write(adapter, tmp_path / "x")
+    config = json.loads((tmp_path / "x" / "adapter_config.json").read_text())
+    assert not set(later) & set(config)
+    assert digest(adapter) == digest(read(logits_form(), CONFIG))

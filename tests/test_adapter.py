@@ -1,0 +1,90 @@
+"""What an adapter offers: factors, ΔW, iteration, equality."""
+
+from __future__ import annotations
+
+import dataclasses
+
+import numpy as np
+import pytest
+from hypothesis import HealthCheck, given, settings
+
+from spec.golden.make import wide_indices, worked_example
+from tests.strategies import adapters
+from vbfmt.admixture import all_weights
+
+
+def test_the_worked_example_gives_the_factors_of_the_specification():
+    a, b = worked_example().factors("layer")
+    np.testing.assert_array_equal(a, [[-0.5, 0.875, 2, 3]])
+    np.testing.assert_array_equal(b, [[3], [4]])
+    assert a.dtype == b.dtype == np.float32
+
+
+def test_rows_stand_as_equation_3_2_reads():
+    """Row (component, tile) of a factor is its slice at that component and those features."""
+    adapter = wide_indices()
+    module = adapter["h.0.attn.c_attn"]
+    a, b = adapter.factors(module.name)
+    assert a.shape == (2, 8)
+    assert b.shape == (24, 2)
+    rows = adapter.rows(module.name)
+    weights = all_weights(adapter.weights[rows]).astype(np.float64)
+    bank = adapter.bank.astype(np.float64)
+    for number, (indices, shares) in enumerate(zip(adapter.indices[rows], weights, strict=True)):
+        vector = (shares[:, None] * bank[indices]).sum(axis=0).astype(np.float32)
+        if number < 4:
+            component, tile = divmod(number, 2)
+            found = a[component, tile * 4 : tile * 4 + 4]
+        else:
+            component, tile = divmod(number - 4, 6)
+            found = b[tile * 4 : tile * 4 + 4, component]
+        np.testing.assert_allclose(found, vector, rtol=1e-7)
+
+
+@given(adapters())
+@settings(suppress_health_check=[HealthCheck.too_slow])
+def test_all_factors_at_once_are_those_one_by_one(adapter):
+    found = list(adapter.iter_factors())
+    assert [module for module, _, _ in found] == list(adapter)
+    for module, a, b in found:
+        one_a, one_b = adapter.factors(module.name)
+        np.testing.assert_array_equal(a, one_a)
+        np.testing.assert_array_equal(b, one_b)
+        assert a.shape == (module.rank, module.in_features)
+        assert b.shape == (module.out_features, module.rank)
+
+
+def test_delta_is_oriented_as_the_layer_stores_its_weight():
+    adapter = wide_indices()
+    a, b = adapter.factors("h.0.mlp.c_fc")
+    assert adapter.delta("h.0.mlp.c_fc").shape == (8, 32)
+    np.testing.assert_array_equal(adapter.delta("h.0.mlp.c_fc"), (b @ a).T)
+    a, b = worked_example().factors("layer")
+    np.testing.assert_array_equal(worked_example().delta("layer"), b @ a)
+
+
+def test_modules_are_found_by_name():
+    adapter = wide_indices()
+    assert len(adapter) == 2
+    assert "h.0.mlp.c_fc" in adapter
+    assert adapter["h.0.mlp.c_fc"].out_features == 32
+    with pytest.raises(KeyError, match=r"nearest: h\.0\.mlp\.c_fc"):
+        adapter["h.0.mlp.c_f"]
+    with pytest.raises(KeyError):
+        adapter.factors("nothing like it")
+
+
+def test_equality_is_that_of_the_bytes():
+    adapter = worked_example()
+    assert adapter == worked_example()
+    assert adapter != dataclasses.replace(adapter, bank=adapter.bank + np.float32(1))
+    zero = dataclasses.replace(adapter, bank=np.zeros_like(adapter.bank))
+    minus = dataclasses.replace(adapter, bank=-np.zeros_like(adapter.bank))
+    assert zero != minus
+    assert adapter != "something else"
+
+
+def test_repr_says_what_it_is():
+    assert repr(wide_indices()) == (
+        "<VB-LoRA adapter of example/größe: 2 modules, h=257 b=4 k=3 N=26, 3 other tensors>"
+    )

@@ -1,0 +1,208 @@
+"""Adapters as bytes and files: the laws of the format."""
+
+from __future__ import annotations
+
+import dataclasses
+
+import numpy as np
+import pytest
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+
+from spec.golden.make import GOLDEN, worked_example
+from tests.strategies import adapters
+from vbfmt import Adapter, Module, Rows, digest, dumps, errors, load, loads, save, verify
+
+
+@given(adapters())
+@settings(max_examples=200, suppress_health_check=[HealthCheck.too_slow])
+def test_decode_after_encode_is_the_adapter_bit_for_bit(adapter):
+    again = loads(dumps(adapter))
+    assert again == adapter
+    for name in ("bank", "indices", "weights"):
+        assert getattr(again, name).tobytes() == getattr(adapter, name).tobytes()
+    assert dict(again.tensors) == dict(adapter.tensors)
+
+
+@given(adapters())
+@settings(suppress_health_check=[HealthCheck.too_slow])
+def test_encode_after_decode_is_the_file_byte_for_byte(adapter):
+    data = dumps(adapter)
+    assert dumps(loads(data)) == data
+
+
+@given(adapters(), st.randoms(use_true_random=False))
+@settings(suppress_health_check=[HealthCheck.too_slow])
+def test_equal_adapters_from_any_order_give_equal_bytes(adapter, random):
+    modules = list(adapter.modules)
+    random.shuffle(modules)
+    rows = {m: Rows(*_rows_of(adapter, m)) for m in modules}
+    shuffled = Adapter.from_rows(
+        adapter.bank,
+        rows,
+        tensors=_shuffled(adapter.tensors, random),
+        metadata=_shuffled(adapter.metadata, random),
+        base_model=adapter.base_model,
+        base_revision=adapter.base_revision,
+        config=adapter.config,
+    )
+    assert dumps(shuffled) == dumps(adapter)
+
+
+@given(adapters())
+@settings(suppress_health_check=[HealthCheck.too_slow])
+def test_a_digest_names_one_adapter(adapter):
+    data = dumps(adapter)
+    assert loads(data, digest=digest(adapter)) == adapter
+    other = dataclasses.replace(adapter, metadata={"another": "one"})
+    assert digest(other) != digest(adapter)
+    with pytest.raises(errors.DigestError):
+        loads(data, digest=digest(other))
+
+
+@pytest.mark.parametrize("h", [255, 256, 257, 65535, 65536])
+def test_indices_are_as_small_as_the_bank_allows(h):
+    adapter = _adapter_of_bank(h)
+    again = loads(dumps(adapter))
+    assert again.indices.dtype == (np.uint8 if h <= 256 else np.dtype("<u2"))
+    assert again == adapter
+    assert again.indices.max() == h - 1
+
+
+def test_a_bank_past_65536_is_refused():
+    with pytest.raises(errors.ContentError, match="found h = 65537, expected 1 to 65536"):
+        _adapter_of_bank(65537)
+
+
+@pytest.mark.parametrize("name", GOLDEN)
+def test_golden_files_are_what_is_written_today(name, golden_folder):
+    golden = (golden_folder / name).read_bytes()
+    assert dumps(GOLDEN[name]()) == golden
+    assert loads(golden) == GOLDEN[name]()
+
+
+def test_every_flipped_bit_is_found_and_named():
+    data = bytearray(dumps(worked_example()))
+    for position in range(len(data)):
+        for bit in range(8):
+            data[position] ^= 1 << bit
+            error = _refusal(bytes(data))
+            assert error.part, (position, bit)
+            data[position] ^= 1 << bit
+    assert loads(bytes(data)) == worked_example()
+
+
+def test_every_truncation_is_found_and_named():
+    data = dumps(worked_example())
+    for length in range(len(data)):
+        error = _refusal(data[:length])
+        assert isinstance(error, errors.LengthError), length
+        assert error.found == f"{length} bytes"
+
+
+@pytest.mark.parametrize("more", [b"\0", b"x", b"\0" * 64, b"x" * 1000])
+def test_every_appended_byte_is_found(more):
+    error = _refusal(dumps(worked_example()) + more)
+    assert isinstance(error, errors.LengthError)
+
+
+def test_verify_lists_every_fault_by_part(tmp_path):
+    path = tmp_path / "x.vblora"
+    data = bytearray(dumps(worked_example()))
+    data[0x140] ^= 1  # bank
+    data[0x13F] = 1  # padding before it
+    data[0x1C0] ^= 1  # weights
+    path.write_bytes(data)
+    report = verify(path)
+    assert not report.ok
+    assert [problem.part for problem in report.problems] == ["before bank", "bank", "weights"]
+    assert report.digest == digest(worked_example())
+    assert all(problem.file == str(path) for problem in report.problems)
+
+
+def test_verify_of_a_sound_file_gives_its_digest(tmp_path):
+    path = tmp_path / "x.vblora"
+    written = save(worked_example(), path)
+    report = verify(path)
+    assert report.ok
+    assert report.digest == written == digest(worked_example())
+
+
+def test_damage_passes_unnoticed_only_where_asked_for(tmp_path):
+    path = tmp_path / "x.vblora"
+    data = bytearray(dumps(worked_example()))
+    data[0x180] = 99  # an index past the bank
+    path.write_bytes(data)
+    with pytest.raises(errors.ChecksumError, match="indices"):
+        load(path)
+    assert load(path, verify=False).indices[0, 0] == 99
+
+
+def test_unverified_factors_never_read_past_the_bank():
+    data = bytearray(dumps(worked_example()))
+    data[0x180] = 99
+    a, _ = loads(bytes(data), verify=False).factors("layer")
+    assert np.isfinite(a).all()
+
+
+def test_errors_of_files_name_the_file(tmp_path):
+    path = tmp_path / "x.vblora"
+    path.write_bytes(b"PK\3\4 something else")
+    with pytest.raises(errors.MagicError) as error:
+        load(path)
+    assert str(error.value) == (
+        f"not a packed VB-LoRA adapter in {path}: preamble: found 50 4b 03 04 20 73 6f 6d, "
+        "expected 89 56 42 4c 0d 0a 1a 0a; make one with: vbfmt pack CHECKPOINT -o FILE.vblora"
+    )
+
+
+@pytest.mark.parametrize("mmap", [True, False])
+def test_loaded_arrays_are_aligned_views_that_cannot_be_written(tmp_path, mmap):
+    path = tmp_path / "x.vblora"
+    save(_adapter_of_bank(300), path)
+    adapter = load(path, mmap=mmap)
+    for array in (adapter.bank, adapter.indices, adapter.weights):
+        assert not array.flags.owndata
+        assert not array.flags.writeable
+        assert not mmap or array.ctypes.data % 64 == 0
+
+
+def test_a_file_may_be_replaced_while_it_is_mapped(tmp_path):
+    path = tmp_path / "x.vblora"
+    save(worked_example(), path)
+    mapped = load(path)
+    save(dataclasses.replace(mapped, metadata={"now": "other"}), path, overwrite=True)
+    assert mapped == worked_example()
+    assert load(path).metadata == {"now": "other"}
+
+
+def test_nothing_is_overwritten_unasked(tmp_path):
+    path = tmp_path / "x.vblora"
+    path.write_text("precious")
+    with pytest.raises(errors.OutputExistsError):
+        save(worked_example(), path)
+    assert path.read_text() == "precious"
+
+
+def _adapter_of_bank(h):
+    module = Module("m", 2, 2, 1)
+    indices = np.array([[min(h, 65536) - 1, 0]] * 2, dtype="u1" if h <= 256 else "<u2")
+    rows = Rows(indices, np.full((2, 1), 0.25, dtype="<f4"))
+    return Adapter.from_rows(np.ones((h, 2)), {module: rows})
+
+
+def _rows_of(adapter, module):
+    here = adapter.rows(module.name)
+    return adapter.indices[here], adapter.weights[here]
+
+
+def _shuffled(mapping, random):
+    items = list(mapping.items())
+    random.shuffle(items)
+    return dict(items)
+
+
+def _refusal(data):
+    with pytest.raises(errors.VbfmtError) as error:
+        loads(data)
+    return error.value

@@ -1,0 +1,135 @@
+"""Files: all or nothing, nothing lost."""
+
+from __future__ import annotations
+
+import os
+import stat
+
+import pytest
+
+from vbfmt import errors, storage
+
+
+def names(folder):
+    return sorted(path.name for path in folder.iterdir())
+
+
+def test_a_new_file_has_the_permissions_of_the_umask(tmp_path):
+    old = os.umask(0o027)
+    try:
+        storage.write(tmp_path / "x", [b"a", b"b"], overwrite=False)
+    finally:
+        os.umask(old)
+    assert (tmp_path / "x").read_bytes() == b"ab"
+    assert stat.S_IMODE((tmp_path / "x").stat().st_mode) == 0o640
+    assert names(tmp_path) == ["x"]
+
+
+def test_a_replaced_file_keeps_its_permissions(tmp_path):
+    (tmp_path / "x").write_bytes(b"old")
+    (tmp_path / "x").chmod(0o604)
+    storage.write(tmp_path / "x", [b"new"], overwrite=True)
+    assert (tmp_path / "x").read_bytes() == b"new"
+    assert stat.S_IMODE((tmp_path / "x").stat().st_mode) == 0o604
+
+
+def test_a_link_stays_a_link(tmp_path):
+    (tmp_path / "real").write_bytes(b"old")
+    (tmp_path / "link").symlink_to("real")
+    storage.write(tmp_path / "link", [b"new"], overwrite=True)
+    assert (tmp_path / "link").is_symlink()
+    assert (tmp_path / "real").read_bytes() == b"new"
+
+
+def test_a_link_to_nothing_is_something(tmp_path):
+    (tmp_path / "link").symlink_to("nowhere")
+    with pytest.raises(errors.OutputExistsError):
+        storage.write(tmp_path / "link", [b"new"], overwrite=False)
+    assert names(tmp_path) == ["link"]
+
+
+def test_what_fails_while_writing_leaves_the_old_file(tmp_path):
+    (tmp_path / "x").write_bytes(b"old")
+
+    def pieces():
+        yield b"new"
+        raise RuntimeError("the source failed")
+
+    with pytest.raises(RuntimeError):
+        storage.write(tmp_path / "x", pieces(), overwrite=True)
+    assert (tmp_path / "x").read_bytes() == b"old"
+    assert names(tmp_path) == ["x"]
+
+
+def test_somebody_who_was_faster_is_not_overwritten(tmp_path):
+    def pieces():
+        (tmp_path / "x").write_bytes(b"theirs")
+        yield b"ours"
+
+    with pytest.raises(errors.OutputExistsError):
+        storage.write(tmp_path / "x", pieces(), overwrite=False)
+    assert (tmp_path / "x").read_bytes() == b"theirs"
+    assert names(tmp_path) == ["x"]
+
+
+@pytest.mark.parametrize("where", ["no/such/folder/x", "file/x"])
+def test_what_the_system_refuses_is_one_line(tmp_path, where):
+    (tmp_path / "file").write_bytes(b"")
+    with pytest.raises(errors.StorageError, match="cannot write in .*: found "):
+        storage.write(tmp_path / where, [b"x"], overwrite=False)
+
+
+@pytest.mark.parametrize("mmap", [True, False])
+def test_only_regular_files_are_read(tmp_path, mmap):
+    os.mkfifo(tmp_path / "pipe")
+    for what in (tmp_path, tmp_path / "pipe", tmp_path / "nothing"):
+        with pytest.raises(errors.StorageError, match="cannot read"):
+            storage.read(what, mmap=mmap)
+    (tmp_path / "empty").write_bytes(b"")
+    assert bytes(storage.read(tmp_path / "empty", mmap=mmap)) == b""
+
+
+def test_a_folder_appears_whole_or_not_at_all(tmp_path):
+    with pytest.raises(RuntimeError), storage.new_folder(tmp_path / "d", overwrite=False) as new:
+        storage.write(os.path.join(new, "a"), [b"1"], overwrite=False)
+        raise RuntimeError
+    assert names(tmp_path) == []
+    with storage.new_folder(tmp_path / "d", overwrite=False) as new:
+        storage.write(os.path.join(new, "a"), [b"1"], overwrite=False)
+        assert not (tmp_path / "d").exists()
+    assert names(tmp_path) == ["d"]
+    assert names(tmp_path / "d") == ["a"]
+
+
+def test_an_empty_folder_is_nothing(tmp_path):
+    (tmp_path / "d").mkdir()
+    with storage.new_folder(tmp_path / "d", overwrite=False) as new:
+        storage.write(os.path.join(new, "a"), [b"1"], overwrite=False)
+    assert names(tmp_path / "d") == ["a"]
+
+
+def test_overwriting_a_folder_replaces_files_of_the_same_name_alone(tmp_path):
+    (tmp_path / "d").mkdir()
+    (tmp_path / "d" / "a").write_bytes(b"old")
+    (tmp_path / "d" / "diary").write_bytes(b"precious")
+    with (
+        pytest.raises(errors.OutputExistsError),
+        storage.new_folder(tmp_path / "d", overwrite=False),
+    ):
+        pass
+    with storage.new_folder(tmp_path / "d", overwrite=True) as new:
+        storage.write(os.path.join(new, "a"), [b"new"], overwrite=False)
+    assert (tmp_path / "d" / "a").read_bytes() == b"new"
+    assert (tmp_path / "d" / "diary").read_bytes() == b"precious"
+    assert names(tmp_path) == ["d"]
+
+
+def test_a_file_is_not_replaced_by_a_folder(tmp_path):
+    (tmp_path / "d").write_bytes(b"precious")
+    with (
+        pytest.raises(errors.StorageError),
+        storage.new_folder(tmp_path / "d", overwrite=True) as new,
+    ):
+        storage.write(os.path.join(new, "a"), [b"1"], overwrite=False)
+    assert (tmp_path / "d").read_bytes() == b"precious"
+    assert names(tmp_path) == ["d"]

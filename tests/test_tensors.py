@@ -1,0 +1,68 @@
+"""Tensors that travel unchanged."""
+
+from __future__ import annotations
+
+import ml_dtypes
+import numpy as np
+import pytest
+import safetensors
+from hypothesis import given
+
+from tests.strategies import tensors
+from vbfmt import Tensor, errors
+from vbfmt.converters import safetensors as safetensors_file
+from vbfmt.tensors import BITS, byte_length, numpy_dtype
+
+WHOLE_BYTES = [name for name, bits in BITS.items() if bits >= 8]
+
+
+@pytest.mark.parametrize("dtype", WHOLE_BYTES)
+def test_every_dtype_of_whole_bytes_goes_through_numpy(dtype):
+    data = np.arange(3 * BITS[dtype] // 8, dtype=np.uint8)
+    if dtype == "BOOL":
+        data &= 1
+    tensor = Tensor(dtype, (3, 1), data)
+    values = tensor.numpy()
+    assert values.shape == (3, 1)
+    assert values.dtype.itemsize * 8 == BITS[dtype]
+    assert Tensor.of(values) == tensor
+
+
+@pytest.mark.parametrize("dtype", ["F4", "F6_E2M3"])
+def test_smaller_elements_have_no_numpy_form(dtype):
+    with pytest.raises(errors.ContentError, match="no numpy dtype"):
+        Tensor(dtype, (4,), np.zeros(4 * BITS[dtype] // 8, np.uint8)).numpy()
+
+
+@given(tensors())
+def test_length_is_that_of_dtype_and_shape(tensor):
+    assert byte_length(tensor.dtype, tensor.shape) == tensor.data.size
+    with pytest.raises(errors.ContentError, match="wrong length"):
+        Tensor(tensor.dtype, tensor.shape, np.zeros(tensor.data.size + 1, np.uint8))
+
+
+def test_big_endian_arrays_are_turned():
+    tensor = Tensor.of(np.array([1, 258], dtype=">u2"))
+    assert tensor.data.tolist() == [1, 0, 2, 1]
+    assert tensor.dtype == "U16"
+
+
+def test_unknown_dtypes_are_refused():
+    with pytest.raises(errors.ContentError, match="unknown dtype"):
+        Tensor("F12", (1,), np.zeros(1, np.uint8))
+    with pytest.raises(errors.ContentError, match="no safetensors dtype"):
+        Tensor.of(np.array(["text"]))
+
+
+def test_bfloat16_is_ml_dtypes_own():
+    assert numpy_dtype("BF16") == ml_dtypes.bfloat16
+
+
+def test_the_table_has_every_dtype_that_safetensors_reads(tmp_path):
+    specs = [(dtype, dtype, (8,)) for dtype in BITS]
+    path = tmp_path / "all.safetensors"
+    safetensors_file.write(path, specs, (bytes(bits) for bits in BITS.values()))
+    with safetensors.safe_open(path, "np") as file:
+        assert {key: file.get_slice(key).get_dtype() for key in file.keys()} == {  # noqa: SIM118
+            dtype: dtype for dtype in BITS
+        }
