@@ -3,22 +3,10 @@
 from __future__ import annotations
 
 import os
+import zipfile
 
 from vbfmt.errors import SourceError
-from vbfmt.tensors import Tensor
-
-_NAMES = {
-    "bool": "BOOL",
-    "uint8": "U8",
-    "int8": "I8",
-    "int16": "I16",
-    "int32": "I32",
-    "int64": "I64",
-    "float16": "F16",
-    "bfloat16": "BF16",
-    "float32": "F32",
-    "float64": "F64",
-}
+from vbfmt.tensors import TORCH, Tensor
 
 
 def read(path: str | os.PathLike[str]) -> dict[str, Tensor]:
@@ -35,7 +23,11 @@ def read(path: str | os.PathLike[str]) -> dict[str, Tensor]:
             "a pickle needs PyTorch to be read", file=path, advice="pip install 'vbfmt[torch]'"
         ) from None
     try:
-        state = torch.load(path, map_location="cpu", weights_only=True)
+        # Mapped, so that weights larger than memory can be read; PyTorch's format of before 2020
+        # cannot be.
+        state = torch.load(
+            path, map_location="cpu", weights_only=True, mmap=zipfile.is_zipfile(path)
+        )
     except OSError as error:
         raise SourceError("cannot read", file=path, found=error.strerror) from None
     except Exception as error:  # noqa: BLE001 - whatever a damaged or hostile pickle provokes
@@ -52,7 +44,7 @@ def read(path: str | os.PathLike[str]) -> dict[str, Tensor]:
         )
     tensors: dict[str, Tensor] = {}
     for name, value in state.items():
-        dtype = _NAMES.get(str(getattr(value, "dtype", "")).removeprefix("torch."))
+        dtype = TORCH.get(str(getattr(value, "dtype", "")).removeprefix("torch."))
         if dtype is None or not isinstance(name, str) or value.layout is not torch.strided:
             raise SourceError(
                 "not a plain tensor", file=path, part=str(name), found=type(value).__name__

@@ -138,6 +138,18 @@ class TargetError(VbfmtError):
     kind = "target"
 
 
+class ConfigError(VbfmtError):
+    """A setting that cannot work, or one that contradicts another."""
+
+    kind = "config"
+
+
+class ModelError(VbfmtError):
+    """The adapter and the model do not fit each other."""
+
+    kind = "model"
+
+
 class OutputExistsError(VbfmtError):
     """The output exists already; nothing is overwritten unless asked for."""
 

@@ -63,6 +63,21 @@ _ML_DTYPES = {
 _NAMES = {np.dtype(code): name for name, code in _NUMPY.items()}
 
 
+TORCH = {
+    "bool": "BOOL",
+    "uint8": "U8",
+    "int8": "I8",
+    "int16": "I16",
+    "int32": "I32",
+    "int64": "I64",
+    "float16": "F16",
+    "bfloat16": "BF16",
+    "float32": "F32",
+    "float64": "F64",
+}
+"""PyTorch's names of dtypes → those of safetensors."""
+
+
 def numpy_dtype(name: str) -> np.dtype[Any]:
     """The numpy dtype (little-endian; ml_dtypes where numpy has none) of a safetensors dtype.
 

@@ -82,16 +82,6 @@ def parse(keys: Collection[str]) -> Keys:
     return Keys(bank, modules, _names(others, prefix, modules), in_logits_form)
 
 
-def key_of_tensor(name: str, modules: Collection[str]) -> str:
-    """PEFT's key of a tensor that is named as in the base model.
-
-    The bias of an adapted layer stands in the layer that PEFT has wrapped.
-    """
-    owner, _, leaf = name.rpartition(".")
-    inner = f"{owner}.base_layer.{leaf}" if owner in modules else name
-    return f"base_model.model.{inner}"
-
-
 def _the_bank(keys: Iterable[str]) -> str:
     banks = sorted(key for key in keys if _BANK.match(key))
     if len(banks) == 1:

@@ -8,6 +8,7 @@ from collections.abc import Iterator
 
 import numpy as np
 from numpy.typing import NDArray
+
 from vbfmt.converters import safetensors
 
 LAYERS = 22

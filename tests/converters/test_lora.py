@@ -10,11 +10,11 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from safetensors import safe_open
 from safetensors.numpy import load_file
-from vbfmt.converters import lora, safetensors
 
 from spec.golden.make import wide_indices, worked_example
 from tests.strategies import adapters
 from vbfmt import errors
+from vbfmt.converters import lora, safetensors
 
 
 def config_of(folder):

@@ -11,12 +11,12 @@ import numpy as np
 import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
-from vbfmt.converters import peft, safetensors
 
 from tests import reference
 from tests.strategies import adapters
 from vbfmt import Adapter, Module, Rows, Tensor, digest, errors
 from vbfmt.admixture import all_weights
+from vbfmt.converters import peft, safetensors
 
 H, B, R, K = 12, 4, 2, 2
 IN, OUT = 8, 12
@@ -296,23 +296,20 @@ WRONG_TOPK = {
 }
 
 
-@pytest.mark.parametrize("what", WRONG_LOGITS)
-def test_wrong_logits(what):
-    edit, said = WRONG_LOGITS[what]
-    arrays = logits_form()
-    edit(arrays)
+@pytest.mark.parametrize(
+    ("arrays", "wrong"),
+    [
+        pytest.param(form, wrong, id=what)
+        for form, table in ((logits_form, WRONG_LOGITS), (topk_form, WRONG_TOPK))
+        for what, wrong in table.items()
+    ],
+)
+def test_wrong_checkpoints_are_refused(arrays, wrong):
+    edit, said = wrong
+    changed = arrays()
+    edit(changed)
     with pytest.raises(errors.VbfmtError) as error:
-        read(arrays)
-    assert said in str(error.value)
-
-
-@pytest.mark.parametrize("what", WRONG_TOPK)
-def test_wrong_topk(what):
-    edit, said = WRONG_TOPK[what]
-    arrays = topk_form()
-    edit(arrays)
-    with pytest.raises(errors.VbfmtError) as error:
-        read(arrays)
+        read(changed)
     assert said in str(error.value)
 
 
@@ -375,3 +372,13 @@ def test_modules_of_different_rank_cannot_be_unpacked(tmp_path):
     with pytest.raises(errors.TargetError, match="found ranks 1, 2; write standard LoRA instead"):
         peft.write(wide_indices(), tmp_path / "x")
     assert list(tmp_path.iterdir()) == []
+
+
+def test_unpacked_configs_hold_no_keys_that_old_peft_does_not_know(tmp_path):
+    """PEFT 0.13 refuses a config with a key from later versions, even if its value is null."""
+    later = {"exclude_modules": None, "peft_version": "0.21.2", "auto_mapping": None}
+    adapter = read(logits_form(), {**CONFIG, **later})
+    peft.write(adapter, tmp_path / "x")
+    config = json.loads((tmp_path / "x" / "adapter_config.json").read_text())
+    assert not set(later) & set(config)
+    assert digest(adapter) == digest(read(logits_form(), CONFIG))

@@ -9,11 +9,10 @@ import pytest
 
 torch = pytest.importorskip("torch")
 
-from vbfmt.converters import peft  # noqa: E402
-from vbfmt.converters import pickle as ours  # noqa: E402
-
 from tests.converters.test_peft import CONFIG, logits_form, read  # noqa: E402
 from vbfmt import errors  # noqa: E402
+from vbfmt.converters import peft  # noqa: E402
+from vbfmt.converters import pickle as ours  # noqa: E402
 
 
 def test_a_bin_file_is_the_same_adapter(tmp_path):

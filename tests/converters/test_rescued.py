@@ -10,9 +10,9 @@ torch = pytest.importorskip("torch")
 pytest.importorskip("peft")
 
 from safetensors.torch import load_file, save_file  # noqa: E402
-from vbfmt.converters import lora, peft  # noqa: E402
 
 from tests.converters import models  # noqa: E402
+from vbfmt.converters import lora, peft  # noqa: E402
 
 
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])

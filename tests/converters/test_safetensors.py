@@ -10,10 +10,10 @@ import pytest
 import safetensors.numpy
 from hypothesis import given
 from hypothesis import strategies as st
-from vbfmt.converters import safetensors as ours
 
 from tests.strategies import names, tensors
 from vbfmt import errors
+from vbfmt.converters import safetensors as ours
 
 
 def packed(header, data=b"") -> memoryview:

@@ -10,10 +10,10 @@ torch = pytest.importorskip("torch")
 pytest.importorskip("peft")
 
 import numpy as np  # noqa: E402
-from vbfmt.converters import lora, peft  # noqa: E402
 
 from tests.converters import models  # noqa: E402
 from vbfmt import digest, load, save  # noqa: E402
+from vbfmt.converters import lora, peft  # noqa: E402
 
 KINDS = list(models.ADAPTERS)
 

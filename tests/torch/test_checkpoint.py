@@ -1,0 +1,219 @@
+"""Checkpoints: resuming is exact, and what does not fit is refused."""
+
+from __future__ import annotations
+
+import json
+import warnings
+
+import pytest
+import torch
+from safetensors.torch import load_file, save_file
+from torch import nn
+
+from tests.torch.models import NET_TARGETS, batch, config, gpt2, net, peft_model
+from vbfmt.converters import peft as peft_format
+from vbfmt.errors import ContentError, ModelError, OutputExistsError, SourceError, StorageError
+from vbfmt.torch import (
+    inject,
+    load_checkpoint,
+    load_packed,
+    param_groups,
+    save_checkpoint,
+    save_packed,
+)
+
+SETTINGS = {"bias": "all", "modules_to_save": ["classifier"], "dropout": 0.1}
+
+
+def trained(model, optimizer, steps):
+    for step in steps:
+        torch.manual_seed(step)  # dropout
+        x, y = batch(step)
+        optimizer.zero_grad()
+        nn.functional.cross_entropy(model(x), y).backward()
+        optimizer.step()
+
+
+@pytest.mark.parametrize("ranks", [{}, {"out": 1}])
+def test_ten_steps_and_ten_more_are_twenty_bit_for_bit(tmp_path, ranks):
+    torch.manual_seed(5)
+    straight = net()
+    inject(straight, config(**SETTINGS, rank_pattern=ranks))
+    optimizer = torch.optim.AdamW(param_groups(straight))
+    trained(straight, optimizer, range(10))
+    save_checkpoint(straight, tmp_path / "checkpoint")
+    torch.save(optimizer.state_dict(), tmp_path / "optimizer.pt")
+    trained(straight, optimizer, range(10, 20))
+
+    resumed = net()
+    load_checkpoint(resumed, tmp_path / "checkpoint")
+    optimizer = torch.optim.AdamW(param_groups(resumed))
+    optimizer.load_state_dict(torch.load(tmp_path / "optimizer.pt"))
+    trained(resumed, optimizer, range(10, 20))
+
+    expected, found = straight.state_dict(), resumed.state_dict()
+    assert found.keys() == expected.keys()
+    assert all(torch.equal(found[name], expected[name]) for name in expected)
+
+
+def test_loading_into_an_adapter_keeps_its_parameters_and_the_optimizer(tmp_path):
+    model = net()
+    inject(model, config(**SETTINGS))
+    before = dict(model.named_parameters())
+    save_checkpoint(model, tmp_path / "checkpoint")
+    saved = {name: p.detach().clone() for name, p in before.items()}
+    trained(model, torch.optim.AdamW(param_groups(model)), range(2))
+    load_checkpoint(model, tmp_path / "checkpoint")
+    after = dict(model.named_parameters())
+    assert all(after[name] is before[name] for name in before)
+    assert all(torch.equal(after[name], saved[name]) for name in saved)
+
+
+def test_every_adapter_of_a_model_is_saved_as_what_it_is(tmp_path):
+    model = net()
+    inject(model, config(modules_to_save=["classifier"]), name="one")
+    trained(model, torch.optim.AdamW(param_groups(model)), range(2))
+    inject(model, config(modules_to_save=["classifier"]), name="two")
+    save_checkpoint(model, tmp_path / "one", name="one")
+    save_checkpoint(model, tmp_path / "two")
+    heads = [
+        load_file(tmp_path / name / "adapter_model.safetensors")["base_model.model.classifier.bias"]
+        for name in ("one", "two")
+    ]
+    assert not torch.equal(*heads)
+    assert torch.equal(heads[1], net().classifier.bias), "a new adapter begins with the base's head"
+
+
+def test_targets_are_written_so_that_they_fit_these_modules_alone(tmp_path):
+    model = nn.Sequential(nn.Linear(8, 8), nn.Sequential(nn.Linear(8, 8)), nn.Linear(8, 8))
+    inject(model, config(target_modules="0|2"))
+    save_checkpoint(model, tmp_path / "checkpoint")
+    written = json.loads((tmp_path / "checkpoint" / "adapter_config.json").read_text())
+    assert written["target_modules"] == "0|2"  # the names 0 and 2 would fit 1.0 as well
+    loaded = peft_model(
+        nn.Sequential(nn.Linear(8, 8), nn.Sequential(nn.Linear(8, 8)), nn.Linear(8, 8)),
+        written["target_modules"],
+    )
+    assert not hasattr(loaded.base_model.model[1][0], "vblora_logits_A")
+    assert hasattr(loaded.base_model.model[2], "vblora_logits_A")
+
+
+def test_ranks_that_peft_cannot_say_make_it_refuse_not_misread(tmp_path):
+    import peft
+
+    model = net()
+    inject(model, config(rank_pattern={"out": 1}))
+    save_checkpoint(model, tmp_path / "checkpoint")
+    with warnings.catch_warnings(), pytest.raises(RuntimeError, match="size mismatch"):
+        warnings.simplefilter("ignore")  # PEFT's, of a config key that it does not know
+        peft.PeftModel.from_pretrained(net(), str(tmp_path / "checkpoint"))
+    assert len({module.rank for module in peft_format.read(tmp_path / "checkpoint")}) == 2
+
+
+@pytest.fixture
+def saved(tmp_path):
+    model = net()
+    inject(model, config())
+    save_checkpoint(model, tmp_path / "checkpoint")
+    return tmp_path / "checkpoint"
+
+
+def changed(folder, change):
+    weights = folder / "adapter_model.safetensors"
+    tensors = load_file(weights)
+    change(tensors)
+    save_file(tensors, weights)
+
+
+A_OF_OUT = "base_model.model.out.vblora_logits_A"
+
+
+def test_an_adapter_of_another_model(saved):
+    other = gpt2()
+    before = repr(other)
+    with pytest.raises(ModelError, match=r"another model.*found encoder\.0, encoder\.1, out"):
+        load_checkpoint(other, saved)
+    assert repr(other) == before
+
+
+def test_an_adapter_of_another_config(saved):
+    model = net()
+    inject(model, config(rank=5))
+    with pytest.raises(ModelError, match="shapes differ"):
+        load_checkpoint(model, saved)
+    inject(model, config(bias="all"), name="second")
+    with pytest.raises(ModelError, match="only one of both has"):
+        load_checkpoint(model, saved, name="second")
+
+
+@pytest.mark.parametrize("value", [float("nan"), float("-inf")])
+def test_logits_that_are_not_finite(saved, value):
+    changed(saved, lambda tensors: tensors[A_OF_OUT].view(-1)[3].fill_(value))
+    model = net()
+    with pytest.raises(ContentError, match=rf"{A_OF_OUT}.*1 of 192"):
+        load_checkpoint(model, saved)
+
+
+def test_a_diverged_run_is_not_written_out(tmp_path):
+    model = net()
+    inject(model, config())
+    with torch.no_grad():
+        model.out.updates["default"].logits[0, 0] = float("nan")
+    with pytest.raises(ContentError, match="diverged"):
+        save_checkpoint(model, tmp_path / "checkpoint")
+    with pytest.raises(ContentError, match="out"):
+        save_packed(model, tmp_path / "adapter.vblora")
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_half_a_checkpoint(saved):
+    changed(saved, lambda tensors: tensors.pop("base_model.model.out.vblora_logits_B"))
+    with pytest.raises(ModelError, match="out.vblora_logits_B"):
+        load_checkpoint(net(), saved)
+
+
+def test_peft_s_top_k_form_cannot_be_trained_further(tmp_path):
+    model = peft_model(net(), NET_TARGETS, save_only_topk_weights=True)
+    model.save_pretrained(str(tmp_path / "topk"))
+    with pytest.raises(SourceError, match=r"top-k form.*warm_start"):
+        load_checkpoint(net(), tmp_path / "topk")
+
+
+def test_a_packed_file_cannot_be_trained_further(tmp_path):
+    model = net()
+    inject(model, config())
+    save_packed(model, tmp_path / "adapter.vblora")
+    with pytest.raises(SourceError, match=r"load_packed.*warm_start"):
+        load_checkpoint(net(), tmp_path / "adapter.vblora")
+    packed = net()
+    load_packed(packed, tmp_path / "adapter.vblora")
+    with pytest.raises(ModelError, match=r"cannot be trained.*warm_start"):
+        param_groups(packed)
+    with pytest.raises(ModelError, match="cannot be saved again"):
+        save_checkpoint(packed, tmp_path / "again")
+
+
+def test_files_that_are_no_checkpoint(tmp_path, saved):
+    with pytest.raises(StorageError):
+        load_checkpoint(net(), tmp_path / "nothing")
+    (saved / "adapter_model.safetensors").write_bytes(b"rubbish")
+    with pytest.raises(SourceError, match="safetensors"):
+        load_checkpoint(net(), saved)
+    (saved / "adapter_config.json").write_text("[]")
+    with pytest.raises(SourceError, match="JSON object"):
+        load_checkpoint(net(), saved)
+
+
+def test_a_pickle_is_not_opened(saved):
+    (saved / "adapter_model.safetensors").rename(saved / "adapter_model.bin")
+    with pytest.raises(SourceError, match="a pickle"):
+        load_checkpoint(net(), saved)
+
+
+def test_nothing_is_overwritten_unless_asked_for(saved):
+    model = net()
+    inject(model, config())
+    with pytest.raises(OutputExistsError):
+        save_checkpoint(model, saved)
+    save_checkpoint(model, saved, overwrite=True)
+    load_checkpoint(net(), saved)

@@ -1,0 +1,230 @@
+"""Putting adapters into a model, switching them, taking them out."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from torch import nn
+
+from tests.torch.models import batch, config, gpt2, llama, net
+from vbfmt.errors import ConfigError, ModelError
+from vbfmt.torch import (
+    VBLoRAConfig,
+    VBLoRALinear,
+    VectorBank,
+    adapters_of,
+    disabled,
+    eject,
+    inject,
+    set_adapter,
+)
+
+
+def names(model):
+    return list(adapters_of(model).layers("default"))
+
+
+def state(model):
+    return {name: tensor.clone() for name, tensor in model.state_dict().items()}
+
+
+@pytest.mark.parametrize(
+    ("settings", "expected"),
+    [
+        ({"target_modules": ["out"]}, ["out"]),
+        ({"target_modules": ["encoder.1"]}, ["encoder.1"]),
+        ({"target_modules": r"encoder\.\d"}, ["encoder.0", "encoder.1"]),
+        ({"target_modules": "all-linear", "exclude_modules": ["classifier"]},
+         ["encoder.0", "encoder.1", "out"]),
+        ({"target_modules": "all-linear", "modules_to_save": ["classifier"]},
+         ["encoder.0", "encoder.1", "out"]),
+        ({"target_modules": "all-linear", "task_type": "SEQ_CLS"},
+         ["encoder.0", "encoder.1", "out"]),
+        ({"target_modules": ["encoder.0", "out"], "exclude_modules": "o.."}, ["encoder.0"]),
+    ],
+)  # fmt: skip
+def test_targets(settings, expected):
+    model = net()
+    inject(model, config(**settings))
+    assert names(model) == expected
+
+
+def test_all_linear_means_all_but_the_output_embeddings():
+    model = gpt2()
+    inject(model, config(target_modules="all-linear"))
+    assert len(names(model)) == 8
+    assert not isinstance(model.lm_head, VBLoRALinear)
+    model = llama()
+    inject(model, config(target_modules="all-linear"))
+    assert len(names(model)) == 14
+
+
+def test_ranks_by_pattern():
+    model = net()
+    pattern = {"encoder.0": 1, r".*ou.": 5}
+    inject(model, config(rank=2, rank_pattern=pattern))
+    ranks = {n: x.updates["default"].rank for n, x in adapters_of(model).all_layers().items()}
+    assert ranks == {"encoder.0": 1, "encoder.1": 2, "out": 5}
+    x, _ = batch()
+    model(x).sum().backward()
+
+
+def test_taking_it_out_leaves_the_model_as_it_was():
+    model = net()
+    model.encoder[0].weight.requires_grad_(False)
+    model.eval()
+    x, _ = batch()
+    output, tensors, text = model(x), state(model), repr(model)
+    trained = [n for n, p in model.named_parameters() if p.requires_grad]
+    modules = dict(model.named_modules())
+    inject(model, config(bias="all", modules_to_save=["classifier"]))
+    assert not any(layer.training for layer in model.modules())
+    train_everything(model)
+    assert not torch.equal(model(x), output)
+    eject(model)
+    assert repr(model) == text
+    assert dict(model.named_modules()) == modules
+    assert [n for n, p in model.named_parameters() if p.requires_grad] == trained
+    after = state(model)
+    assert after.keys() == tensors.keys()
+    assert all(torch.equal(after[name], tensors[name]) for name in tensors)
+    assert torch.equal(model(x), output)
+    assert not model._forward_hooks
+    assert not model._forward_pre_hooks
+
+
+def train_everything(model):
+    x, y = batch()
+    trained = [p for p in model.parameters() if p.requires_grad]
+    optimizer = torch.optim.SGD(trained, lr=10.0)
+    for _ in range(3):
+        optimizer.zero_grad()
+        nn.functional.cross_entropy(model(x), y).backward()
+        optimizer.step()
+
+
+def test_disabled_is_the_base_model():
+    model = net()
+    x, _ = batch()
+    output = model(x)
+    inject(model, config(bias="all", modules_to_save=["classifier"]))
+    train_everything(model)
+    adapted = model(x)
+    trained = [p.requires_grad for p in model.parameters()]
+    with disabled(model):
+        assert torch.equal(model(x), output)
+    assert torch.equal(model(x), adapted)
+    assert [p.requires_grad for p in model.parameters()] == trained
+
+
+def test_several_adapters_do_not_touch_each_other():
+    model = net()
+    x, _ = batch()
+    base = model(x)
+    outputs = {}
+    for name, settings in {
+        "one": {"modules_to_save": ["classifier"]},
+        "two": {"topk": 3, "target_modules": ["out"], "bias": "all"},
+        "three": {"rank": 1, "modules_to_save": ["classifier"]},
+    }.items():
+        inject(model, config(**settings), name=name)
+        train_everything(model)
+        outputs[name] = model(x)
+    for name, output in outputs.items():
+        set_adapter(model, name)
+        assert torch.equal(model(x), output)
+        own = adapters_of(model).parameters_of(name)
+        trained = {id(p) for p in model.parameters() if p.requires_grad}
+        assert trained == {id(p) for group in own.values() for p in group}
+    set_adapter(model, None)
+    assert torch.equal(model(x), base)
+    assert not any(p.requires_grad for p in model.parameters())
+    set_adapter(model, "three")
+    eject(model, "two")
+    assert torch.equal(model(x), outputs["three"])
+    eject(model, "three")
+    assert torch.equal(model(x), base)
+    set_adapter(model, "one")
+    assert torch.equal(model(x), outputs["one"])
+
+
+def test_a_shared_frozen_bank_stays_as_it_is():
+    model = net()
+    bank = VectorBank(16, 8).freeze()
+    before = bank.weight.clone()
+    for name in ("one", "two"):
+        inject(model, config(), name=name, bank=bank)
+        train_everything(model)
+    set_adapter(model, "one")
+    assert torch.equal(bank.weight, before)
+    assert not bank.weight.requires_grad
+
+
+# What cannot work is said in one line that names the module and the fix.
+@pytest.mark.parametrize(
+    ("settings", "error", "words"),
+    [
+        ({"vector_length": 32}, ConfigError, ["encoder.0", "b = 32, 16 → 32", "vector_length=8"]),
+        ({"target_modules": ["q_proj"]}, ModelError, ["q_proj", "0, 1, out, classifier"]),
+        ({"target_modules": ["encoder"]}, ModelError, ["encoder", "ModuleList"]),
+        ({"modules_to_save": ["clasifier"]}, ModelError, ["clasifier", "classifier"]),
+    ],
+)
+def test_wrong_use(settings, error, words):
+    model = net()
+    before = repr(model)
+    with pytest.raises(error) as caught:
+        inject(model, config(**settings))
+    message = str(caught.value)
+    assert all(word in message for word in words), message
+    assert "\n" not in message
+    assert repr(model) == before
+
+
+@pytest.mark.parametrize(
+    ("settings", "word"),
+    [
+        ({"topk": 17}, "17"),
+        ({"topk": 0}, "1 to 16"),
+        ({"rank": 0}, "rank"),
+        ({"rank_pattern": {"out": 0}}, "rank_pattern"),
+        ({"num_vectors": 0}, "num_vectors"),
+        ({"bias": "lora_only"}, "vblora_only"),
+        ({"dropout": 1.0}, "dropout"),
+    ],
+)
+def test_settings_that_cannot_work(settings, word):
+    with pytest.raises(ConfigError, match=word):
+        config(**settings)
+
+
+def test_names_that_cannot_work():
+    model = net()
+    inject(model, config())
+    with pytest.raises(ModelError, match="of that name"):
+        inject(model, config())
+    for name in ("a.b", "", "keys", "../x"):
+        with pytest.raises(ConfigError, match="not a name"):
+            inject(model, config(), name=name)
+    with pytest.raises(ModelError, match="nobody"):
+        set_adapter(model, "nobody")
+    with pytest.raises(ModelError, match="no adapter"):
+        set_adapter(net(), "default")
+
+
+def test_a_bank_of_other_sizes():
+    with pytest.raises(ConfigError, match="h = 5, b = 8"):
+        inject(net(), config(), bank=VectorBank(5, 8))
+
+
+def test_attention_that_never_calls_its_projection_is_refused():
+    model = nn.TransformerEncoderLayer(16, 2, 32)
+    with pytest.raises(ModelError, match="out_proj"):
+        inject(model, config(target_modules=["out_proj"]))
+    inject(model, config(target_modules="all-linear"))
+    assert names(model) == ["linear1", "linear2"]
+
+
+def test_the_defaults_are_the_papers():
+    made = VBLoRAConfig()
+    assert (made.rank, made.topk, made.vector_length, made.init_bank_bound) == (4, 2, 256, 0.02)

@@ -1,0 +1,92 @@
+"""Merging into the base's weights in memory, and back."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+
+from tests.torch.models import batch, config, gpt2, net, tokens
+from vbfmt.errors import ModelError
+from vbfmt.torch import (
+    disabled,
+    eject,
+    inject,
+    load_packed,
+    merge,
+    set_adapter,
+    to_adapter,
+    unmerge,
+)
+
+
+def output(model):
+    return model(input_ids=tokens()).logits if hasattr(model, "lm_head") else model(batch()[0])
+
+
+@pytest.mark.parametrize("make", [net, gpt2])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+@pytest.mark.parametrize("packed", [False, True])
+def test_merging_changes_no_output_and_unmerging_is_exact(make, dtype, packed):
+    model = make().eval()
+    inject(model, config(target_modules="all-linear", exclude_modules=["classifier"]))
+    if packed:
+        adapter, model = to_adapter(model), make().eval()
+        load_packed(model, adapter)
+    if dtype != torch.float32:
+        for name, parameter in model.named_parameters():
+            if "base_layer" in name:
+                parameter.data = parameter.data.to(dtype)
+    before = {name: tensor.clone() for name, tensor in model.state_dict().items()}
+    if dtype == torch.float32:
+        expected = output(model)
+        merge(model)
+        torch.testing.assert_close(output(model), expected, rtol=1e-4, atol=1e-5)
+    else:
+        merge(model)
+    after = model.state_dict()
+    assert any(not torch.equal(after[name], before[name]) for name in before)
+    unmerge(model)
+    assert all(torch.equal(model.state_dict()[name], before[name]) for name in before)
+
+
+def test_the_sum_is_rounded_once():
+    model = net()
+    inject(model, config())
+    layer = model.encoder[0]
+    layer.base_layer.weight.data = layer.base_layer.weight.data.bfloat16()
+    a, b = layer.update().factors()
+    expected = (layer.base_layer.weight.float() + b @ a).bfloat16()
+    merge(model)
+    assert torch.equal(layer.base_layer.weight, expected)
+
+
+def test_while_merged_nothing_else_happens():
+    model = net()
+    inject(model, config(), name="other")
+    inject(model, config())
+    with pytest.raises(ModelError, match="no adapter is merged"):
+        unmerge(model)
+    merge(model)
+    for wrong in (
+        lambda: merge(model),
+        lambda: set_adapter(model, "other"),
+        lambda: eject(model),
+        lambda: disabled(model).__enter__(),
+        lambda: inject(model, config(), name="third"),
+    ):
+        with pytest.raises(ModelError, match="unmerge"):
+            wrong()
+    unmerge(model)
+    set_adapter(model, "other")
+
+
+def test_a_diverged_adapter_is_not_merged():
+    model = net()
+    inject(model, config())
+    with torch.no_grad():
+        model.out.updates["default"].logits[0, 0] = float("nan")
+    before = {name: tensor.clone() for name, tensor in model.state_dict().items()}
+    with pytest.raises(ModelError, match="out"):
+        merge(model)
+    assert torch.equal(model.state_dict()["encoder.0.base_layer.weight"],
+                       before["encoder.0.base_layer.weight"])  # fmt: skip

@@ -1,0 +1,245 @@
+"""One composition per forward pass, and whatever a pass can meet."""
+
+from __future__ import annotations
+
+import copy
+import pickle
+
+import pytest
+import torch
+from torch import nn
+from torch.utils.checkpoint import checkpoint
+
+from tests.torch.models import Net, batch, config, llama, net, tokens
+from vbfmt.torch import VBLoRALinear, adapters_of, disabled, inject
+from vbfmt.torch import admixture as admixture_module
+from vbfmt.torch import composition as composition_module
+
+
+@pytest.fixture
+def model():
+    torch.manual_seed(3)
+    made = net()
+    inject(made, config())
+    return made
+
+
+@pytest.fixture
+def compositions(monkeypatch):
+    """How many rows each call of `compose` made."""
+    calls = []
+
+    def counting(bank, logits, k):
+        rows = compose(bank, logits, k)
+        calls.append(len(rows))
+        return rows
+
+    compose = composition_module.compose
+    monkeypatch.setattr(composition_module, "compose", counting)
+    monkeypatch.setattr(admixture_module, "compose", counting)
+    return calls
+
+
+def loss_of(model, seed=1):
+    x, y = batch(seed)
+    return nn.functional.cross_entropy(model(x), y)
+
+
+def gradients(model):
+    result = {n: p.grad.clone() for n, p in model.named_parameters() if p.grad is not None}
+    model.zero_grad()
+    assert result
+    return result
+
+
+def assert_same(found, expected, **tolerance):
+    assert found.keys() == expected.keys()
+    for name in expected:
+        torch.testing.assert_close(found[name], expected[name], **tolerance)
+
+
+def test_all_rows_are_composed_together_once(model, compositions):
+    rows = sum(layer.updates["default"].logits.shape[0] for layer in adapted(model))
+    for _ in range(2):
+        loss_of(model).backward()
+    assert compositions == [rows, rows]
+
+
+def adapted(model):
+    return [module for module in model.modules() if isinstance(module, VBLoRALinear)]
+
+
+def test_a_part_of_the_model_called_alone_composes_for_itself(model, compositions):
+    x, _ = batch()
+    loss_of(model)
+    with torch.no_grad():
+        adapters_of(model).adapter().bank.weight.mul_(3)
+    compositions.clear()
+    part = model.encoder[0](x)
+    assert compositions == [18], "a stale composition must not be used"
+    layer = model.encoder[0]
+    a, b = layer.updates["default"].factors()
+    torch.testing.assert_close(part, layer.base_layer(x) + x @ a.T @ b.T)
+
+
+def test_no_composition_without_an_active_adapter(model, compositions):
+    with disabled(model):
+        loss_of(model)
+    assert compositions == []
+
+
+def test_a_failed_pass_leaves_nothing_behind(model):
+    with pytest.raises(RuntimeError):
+        model(torch.zeros(2, 3))
+    composition = adapters_of(model).adapter().composition
+    assert composition.rows_of(0, recorded=True) is None
+    loss_of(model).backward()
+
+
+def test_accumulated_gradients_are_those_of_the_whole_batch(model):
+    x, y = batch(rows=8)
+    nn.functional.cross_entropy(model(x), y).backward()
+    whole = gradients(model)
+    for part in range(4):
+        here = slice(2 * part, 2 * part + 2)
+        (nn.functional.cross_entropy(model(x[here]), y[here]) / 4).backward()
+    assert_same(gradients(model), whole, rtol=1e-4, atol=1e-7)
+
+
+def test_two_passes_before_one_backward(model):
+    (loss_of(model, 1) + loss_of(model, 2)).backward()
+    together = gradients(model)
+    loss_of(model, 1).backward()
+    loss_of(model, 2).backward()
+    assert_same(gradients(model), together, rtol=1e-4, atol=1e-7)
+
+
+def test_evaluation_under_no_grad_between_pass_and_backward(model):
+    loss_of(model).backward()
+    expected = gradients(model)
+    loss = loss_of(model)
+    with torch.no_grad():
+        evaluated = loss_of(model)
+    assert torch.equal(evaluated, loss)
+    with torch.inference_mode():
+        assert torch.equal(loss_of(model), loss)
+    loss.backward()
+    assert_same(gradients(model), expected)
+
+
+class CheckpointedNet(Net):
+    reentrant = False
+
+    def forward(self, x):
+        for layer in self.encoder:
+            x = checkpoint(lambda t, f=layer: torch.tanh(f(t)), x, use_reentrant=self.reentrant)
+        return self.classifier(torch.tanh(self.out(x)))
+
+
+@pytest.mark.parametrize("reentrant", [False, True])
+def test_activation_checkpointing_changes_no_gradient(model, reentrant):
+    x, y = batch()
+    nn.functional.cross_entropy(model(x), y).backward()
+    expected = gradients(model)
+    model.__class__ = CheckpointedNet
+    model.reentrant = reentrant
+    for _ in range(2):  # the second time with what the first left behind
+        nn.functional.cross_entropy(model(x.clone().requires_grad_()), y).backward()
+        assert_same(gradients(model), expected, rtol=1e-5, atol=1e-9)
+
+
+@pytest.mark.parametrize("reentrant", [False, True])
+def test_gradient_checkpointing_of_transformers(reentrant):
+    model, ids = llama().train(), tokens()
+    inject(model, config(target_modules="all-linear"))
+    model(input_ids=ids, labels=ids).loss.backward()
+    expected = gradients(model)
+    model.gradient_checkpointing_enable({"use_reentrant": reentrant})
+    model.enable_input_require_grads()
+    model(input_ids=ids, labels=ids).loss.backward()
+    assert_same(gradients(model), expected, rtol=1e-5, atol=1e-8)
+
+
+def test_autocast_composes_in_float32(model):
+    x, y = batch()
+    expected = nn.functional.cross_entropy(model(x), y)
+    with torch.autocast("cpu", torch.bfloat16):
+        loss = nn.functional.cross_entropy(model(x), y)
+        loss.backward()  # some call it inside
+    torch.testing.assert_close(loss, expected, rtol=2**-7, atol=2**-7)
+    assert all(p.grad.dtype == torch.float32 for p in model.parameters() if p.requires_grad)
+    found = gradients(model)
+    nn.functional.cross_entropy(model(x), y).backward()
+    for name, gradient in gradients(model).items():
+        difference = (found[name] - gradient).norm() / gradient.norm()
+        assert difference < 2**-4, name
+
+
+def test_a_model_of_lower_precision_keeps_its_output_dtype(model):
+    half = model.bfloat16()
+    x, _ = batch()
+    assert half(x.bfloat16()).dtype == torch.bfloat16
+
+
+@pytest.mark.parametrize("copied", [copy.deepcopy, lambda m: pickle.loads(pickle.dumps(m))])
+def test_a_model_can_be_copied_after_a_pass(model, copied):
+    loss = loss_of(model)
+    twin = copied(model)
+    assert torch.equal(loss_of(twin), loss)
+    loss_of(twin).backward()
+    assert adapters_of(twin).root is twin
+    with torch.no_grad():
+        adapters_of(twin).adapter().bank.weight.zero_()
+    assert torch.equal(loss_of(model), loss)
+
+
+def test_a_model_within_a_model(model):
+    outer = nn.Sequential(nn.Identity(), model, nn.Identity())
+    x, _ = batch()
+    assert torch.equal(outer(x), model(x))
+
+
+def test_an_nn_sequential_still_works():
+    torch.manual_seed(0)
+    model = nn.Sequential(nn.Linear(16, 32), nn.Tanh(), nn.Linear(32, 8))
+    x, _ = batch()
+    plain = model(x)
+    inject(model, config(target_modules=["0", "2"]))
+    assert not torch.equal(model(x), plain)
+    with disabled(model):
+        assert torch.equal(model(x), plain)
+
+
+def test_the_fast_path_of_nn_transformer_layers_does_not_pass_the_adapter_by():
+    torch.manual_seed(0)
+    layer = nn.TransformerEncoderLayer(16, 2, 32, dropout=0.0, batch_first=True).eval()
+    inject(layer, config(target_modules=["linear1", "linear2"]))
+    x = torch.randn(2, 5, 16)
+    with torch.no_grad():
+        found = layer(x)
+    torch.testing.assert_close(found, layer.train()(x).detach(), rtol=1e-5, atol=1e-6)
+    with disabled(layer), torch.no_grad():
+        assert not torch.allclose(layer.eval()(x), found)
+
+
+def test_layers_without_inject_share_a_bank():
+    """`VBLoRALinear` and `VectorBank` are parts for models of one's own, too."""
+    from vbfmt.torch import VectorBank
+
+    class Own(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.bank = VectorBank(16, 8)
+            self.one = VBLoRALinear(nn.Linear(16, 32), self.bank, rank=2)
+            self.two = VBLoRALinear(nn.Linear(32, 8), self.bank, rank=2)
+
+        def forward(self, x):
+            return self.two(torch.tanh(self.one(x)))
+
+    model = Own()
+    x, _ = batch()
+    model(x).sum().backward()
+    trained = [name for name, p in model.named_parameters() if p.requires_grad]
+    assert trained == ["bank.weight", "one.updates.default.logits", "two.updates.default.logits"]
+    assert all(p.grad is not None for p in model.parameters() if p.requires_grad)
+    assert [key for key in model.state_dict() if "bank" in key] == ["bank.weight"]

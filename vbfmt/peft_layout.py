@@ -1,0 +1,130 @@
+"""PEFT's names for what a VB-LoRA adapter consists of: keys of its state dicts, its config.
+
+As `vbfmt.torch` writes checkpoints and `vbfmt.converters.peft` reads and writes them (PEFT 0.13 to
+0.21: peft/tuners/vblora/model.py, peft/utils/save_and_load.py).
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Collection, Mapping
+from typing import Any, Protocol
+
+from vbfmt.adapter import Adapter
+from vbfmt.module import Module
+from vbfmt.tensors import Tensor
+
+CONFIG = "adapter_config.json"
+WEIGHTS = "adapter_model.safetensors"
+PREFIX = "base_model.model."
+BANK = "base_model.vblora_vector_bank"
+
+_SETS = ("target_modules", "exclude_modules", "modules_to_save", "layers_to_transform")
+_ABOUT_THE_FILE = ("save_only_topk_weights", "peft_version")
+_ABOUT_THE_BASE = ("base_model_name_or_path", "revision")
+
+
+class WithExtras(Protocol):
+    """Adapters, and sums of them, as far as their other tensors are concerned."""
+
+    @property
+    def modules(self) -> tuple[Module, ...]:
+        """The adapted modules."""
+
+    @property
+    def tensors(self) -> Mapping[str, Tensor]:
+        """Other trained tensors by name."""
+
+    @property
+    def config(self) -> str | None:
+        """The source's adapter config as JSON text."""
+
+
+def key_of_logits(module: str, factor: str) -> str:
+    """The key of a module's logits: factor A is (r, in/b, h), factor B (out/b, r, h)."""
+    return f"{PREFIX}{module}.vblora_logits_{factor}"
+
+
+def key_of_tensor(name: str, modules: Collection[str]) -> str:
+    """The key of a tensor that is named as in the base model.
+
+    The bias of an adapted layer stands in the layer that PEFT has wrapped.
+    """
+    owner, _, leaf = name.rpartition(".")
+    inner = f"{owner}.base_layer.{leaf}" if owner in modules else name
+    return f"{PREFIX}{inner}"
+
+
+def base_of(config: Mapping[str, Any]) -> tuple[str | None, str | None]:
+    """The base model's name and revision, as the config has them."""
+    name, revision = (config.get(key) for key in _ABOUT_THE_BASE)
+    return _text(name), _text(revision)
+
+
+def canonical(config: Mapping[str, Any], adapter: Adapter) -> str | None:
+    """What the packed form keeps of a config: one text for one meaning, None for nothing.
+
+    Left out is what the adapter itself says (sizes, rank, base model), what belongs to the file it
+    came from, and what is `implied`; so unpacking and packing again changes nothing. So are nulls,
+    which are PEFT's defaults: older versions refuse keys that they do not know. Lists that PEFT
+    treats as sets are sorted.
+    """
+    written_anyway = implied(adapter)
+    left_out = {*_ABOUT_THE_FILE, *_ABOUT_THE_BASE, *sizes(adapter, 0)}
+    kept = {}
+    for key, value in config.items():
+        plain = sorted(value, key=str) if key in _SETS and isinstance(value, list) else value
+        if key in left_out or (plain is None and key not in written_anyway):
+            continue
+        if key not in written_anyway or written_anyway[key] != plain:
+            kept[key] = plain
+    return _as_text(kept) if kept else None
+
+
+def implied(adapter: Adapter) -> dict[str, Any]:
+    """What is written where the source's config is silent."""
+    return {
+        **about_extras(adapter, "vblora_only"),
+        "inference_mode": True,
+        "task_type": None,
+        "target_modules": [module.name for module in adapter],
+    }
+
+
+def sizes(adapter: Adapter, rank: int) -> dict[str, Any]:
+    """What the adapter itself says, whatever the source's config said."""
+    return {
+        "peft_type": "VBLORA",
+        "r": rank,
+        "num_vectors": adapter.h,
+        "vector_length": adapter.b,
+        "topk": adapter.k,
+        "fan_in_fan_out": any(module.fan_in_fan_out for module in adapter),
+    }
+
+
+def about_extras(adapter: WithExtras, only: str) -> dict[str, Any]:
+    """`bias` and `modules_to_save` that make PEFT expect the adapter's other tensors.
+
+    A lone ``<name>.bias`` is a trained bias; everything else belongs to a module saved whole.
+    """
+    owners = {name.rpartition(".")[0] for name in adapter.tensors}
+    biases = {
+        owner
+        for owner in owners
+        if f"{owner}.bias" in adapter.tensors and f"{owner}.weight" not in adapter.tensors
+    }
+    named = json.loads(adapter.config).get("modules_to_save") if adapter.config else None
+    saved = sorted(owners - biases)
+    bias = "none" if not biases else only if biases <= {m.name for m in adapter.modules} else "all"
+    return {"bias": bias, "modules_to_save": named or saved or None}
+
+
+def _as_text(config: Mapping[str, Any]) -> str:
+    return json.dumps(
+        config, sort_keys=True, ensure_ascii=False, separators=(",", ":"), allow_nan=False
+    )
+
+
+def _text(value: object) -> str | None:
+    return value if isinstance(value, str) and value else None

@@ -1,0 +1,46 @@
+"""VB-LoRA for PyTorch: train, resume, save packed.
+
+>>> from vbfmt.torch import VBLoRAConfig, inject, param_groups, save_packed
+>>> inject(model, VBLoRAConfig(rank=4, num_vectors=90, vector_length=256))
+>>> optimizer = torch.optim.AdamW(param_groups(model))
+>>> ...                                              # your training loop, or transformers' Trainer
+>>> save_packed(model, "adapter.vblora")
+
+* put in and take out: `inject`, `eject`, `set_adapter`, `disabled`, `merge`, `unmerge`
+* to resume: `save_checkpoint`, `load_checkpoint` (PEFT's own form)
+* packed: `save_packed`, `to_adapter`, `load_packed`, `warm_start`
+* the parts, for models of your own: `VectorBank`, `VBLoRALinear`, `compose`
+"""
+
+from vbfmt.torch.adapters import VBLoRA, adapters_of, disabled, set_adapter
+from vbfmt.torch.bank import VectorBank
+from vbfmt.torch.checkpoint import load_checkpoint, save_checkpoint
+from vbfmt.torch.composition import compose
+from vbfmt.torch.config import VBLoRAConfig
+from vbfmt.torch.injection import eject, inject
+from vbfmt.torch.linear import VBLoRALinear
+from vbfmt.torch.merging import merge, unmerge
+from vbfmt.torch.optimizer import param_groups
+from vbfmt.torch.packed import load_packed, save_packed, to_adapter, warm_start
+
+__all__ = [
+    "VBLoRA",
+    "VBLoRAConfig",
+    "VBLoRALinear",
+    "VectorBank",
+    "adapters_of",
+    "compose",
+    "disabled",
+    "eject",
+    "inject",
+    "load_checkpoint",
+    "load_packed",
+    "merge",
+    "param_groups",
+    "save_checkpoint",
+    "save_packed",
+    "set_adapter",
+    "to_adapter",
+    "unmerge",
+    "warm_start",
+]

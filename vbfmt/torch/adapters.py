@@ -1,0 +1,220 @@
+"""The adapters that a model carries: which there are, which one is active."""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Iterator
+from typing import Any, cast
+
+from torch import nn
+from torch.utils.hooks import RemovableHandle
+
+from vbfmt.errors import ModelError
+from vbfmt.torch.bank import VectorBank
+from vbfmt.torch.composition import Composition
+from vbfmt.torch.config import VBLoRAConfig
+from vbfmt.torch.linear import VBLoRALinear
+from vbfmt.torch.stand_ins import StandIns
+
+
+class AttachedAdapter(nn.Module):
+    """One adapter of a model. Its logits (or factors) are in the layers that it changes.
+
+    Attributes:
+        config: how it was made; None for a packed one.
+        bank: its vector bank; None for a packed one.
+        stand_ins: its own versions of biases and heads of the base.
+        composition: its sub-vectors during a pass; None for a packed one.
+    """
+
+    def __init__(
+        self,
+        stand_ins: StandIns,
+        *,
+        config: VBLoRAConfig | None = None,
+        bank: VectorBank | None = None,
+    ) -> None:
+        super().__init__()
+        self.stand_ins = stand_ins
+        self.config = config
+        self.bank = bank
+        self.composition = Composition(bank, config.topk) if bank and config else None
+
+    @property
+    def trainable(self) -> bool:
+        """Whether it has logits; a packed adapter has none."""
+        return self.bank is not None
+
+
+class VBLoRA(nn.Module):
+    """All adapters of a model; stands in it as ``model.vblora``.
+
+    Attributes:
+        adapters: name → `AttachedAdapter`.
+        active: the name of the one that acts, or None.
+    """
+
+    def __init__(self, root: nn.Module) -> None:
+        super().__init__()
+        self.adapters = nn.ModuleDict()
+        self.active: str | None = None
+        self.trained_before = frozenset(
+            name for name, parameter in root.named_parameters() if parameter.requires_grad
+        )
+        self._root = (root,)  # a tuple, so that the model is not a part of its own part
+        self._hooks: list[RemovableHandle] = []
+
+    @property
+    def root(self) -> nn.Module:
+        """The model."""
+        return self._root[0]
+
+    @property
+    def merged(self) -> bool:
+        """Whether the active adapter is merged into the base's weights."""
+        return any(layer.weight_before_merge is not None for layer in self.all_layers().values())
+
+    def adapter(self, name: str | None = None) -> AttachedAdapter:
+        """An adapter by name; the active one without.
+
+        Raises:
+            ModelError: there is no such adapter, or none is active.
+        """
+        name = self.active if name is None else name
+        if name is None or name not in self.adapters:
+            raise ModelError(
+                "no such adapter in the model" if name else "no adapter is active",
+                found=name,
+                expected=", ".join(self.adapters),
+            )
+        return cast(AttachedAdapter, self.adapters[name])
+
+    def all_layers(self) -> dict[str, VBLoRALinear]:
+        """Every adapted layer, by the name that it has in the base model."""
+        modules = self.root.named_modules()
+        return {name: layer for name, layer in modules if isinstance(layer, VBLoRALinear)}
+
+    def layers(self, name: str) -> dict[str, VBLoRALinear]:
+        """The layers that an adapter changes."""
+        return {key: layer for key, layer in self.all_layers().items() if name in layer.updates}
+
+    def activate(self, name: str | None) -> None:
+        """Let another adapter act, or none. Which parameters train stays as it is."""
+        if self.merged:
+            raise ModelError(
+                "an adapter is merged into the base's weights", advice="call unmerge(model) first"
+            )
+        if self.active is not None:
+            self.adapter().stand_ins.swap(self.root)
+        self.active = name
+        for layer in self.all_layers().values():
+            layer.active = name if name is not None and name in layer.updates else None
+        if name is not None:
+            self.adapter(name).stand_ins.swap(self.root)
+
+    def parameters_of(self, name: str) -> dict[str, list[nn.Parameter]]:
+        """What an adapter trains: ``bank``, ``logits`` and ``rest`` (biases, heads)."""
+        adapter = self.adapter(name)
+        if adapter.bank is None:
+            return {"bank": [], "logits": [], "rest": []}
+        return {
+            "bank": [] if adapter.bank.frozen else [adapter.bank.weight],
+            "logits": [
+                cast(nn.Parameter, layer.updates[name].logits)
+                for layer in self.layers(name).values()
+            ],
+            "rest": adapter.stand_ins.parameters_of(self.root),
+        }
+
+    def train_only(self, name: str | None) -> None:
+        """Let an adapter's parameters train, and no other adapter's."""
+        for other in [key for key in self.adapters if key != name] + [name] * (name is not None):
+            for parameters in self.parameters_of(cast(str, other)).values():
+                for parameter in parameters:
+                    parameter.requires_grad_(other == name)
+
+    def begin_pass(self, module: nn.Module, args: Any) -> None:
+        """Forward pre-hook of the model: compose all sub-vectors of the active adapter."""
+        composition = None if self.active is None else self.adapter().composition
+        if composition is not None and not self.merged:
+            composition.begin()
+
+    def end_pass(self, module: nn.Module, args: Any, output: Any) -> None:
+        """Forward hook of the model, called after a failure too."""
+        composition = None if self.active is None else self.adapter().composition
+        if composition is not None:
+            composition.end()
+
+    def attach(self) -> None:
+        """Become a part of the model."""
+        self.root.vblora = self
+        self._hooks = [
+            self.root.register_forward_pre_hook(self.begin_pass),
+            self.root.register_forward_hook(self.end_pass, always_call=True),
+        ]
+
+    def detach(self) -> None:
+        """Leave the model."""
+        for hook in self._hooks:
+            hook.remove()
+        del self.root.vblora
+
+    def forward(self, *inputs: Any) -> Any:
+        """Hands on what it is given, so that it does no harm as a part of an `nn.Sequential`."""
+        return inputs[0] if len(inputs) == 1 else inputs
+
+
+def adapters_of(model: nn.Module) -> VBLoRA:
+    """The adapters of a model, also through DistributedDataParallel and torch.compile.
+
+    Raises:
+        ModelError: it has none.
+    """
+    found = find_adapters(model)
+    if found is None:
+        raise ModelError(
+            "the model has no adapter",
+            found=type(model).__name__,
+            advice="call inject(model, config) or a load function first",
+        )
+    return found
+
+
+def find_adapters(model: nn.Module) -> VBLoRA | None:
+    """The same, or None."""
+    inner: Any = model
+    while inner is not None:
+        found = inner._modules.get("vblora") if isinstance(inner, nn.Module) else None
+        if isinstance(found, VBLoRA):
+            return found
+        inner = inner._modules.get("module") or inner._modules.get("_orig_mod")
+    return None
+
+
+def set_adapter(model: nn.Module, name: str | None) -> None:
+    """Let the adapter of that name act and train, and no other; None: the base model alone.
+
+    Raises:
+        ModelError: there is no such adapter, or one is merged.
+    """
+    adapters = adapters_of(model)
+    if name is not None:
+        adapters.adapter(name)
+    adapters.activate(name)
+    adapters.train_only(name)
+
+
+@contextlib.contextmanager
+def disabled(model: nn.Module) -> Iterator[None]:
+    """The base model alone, as long as the block lasts.
+
+    Raises:
+        ModelError: an adapter is merged.
+    """
+    adapters = adapters_of(model)
+    active = adapters.active
+    adapters.activate(None)
+    try:
+        yield
+    finally:
+        adapters.activate(active)

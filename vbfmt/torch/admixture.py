@@ -1,0 +1,116 @@
+"""What one adapter does in one layer: ΔW·x = B·(A·x), without ever forming ΔW."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor, nn
+
+from vbfmt.torch.bank import VectorBank
+from vbfmt.torch.composition import Composition, compose, in_backward
+
+
+class LowRankUpdate(nn.Module):
+    """The update B·(A·x) of a linear layer's output. Subclasses say where A and B come from."""
+
+    def factors(self) -> tuple[Tensor, Tensor]:
+        """A (rank, in_features) and B (out_features, rank)."""
+        raise NotImplementedError
+
+    def forward(self, x: Tensor) -> Tensor:
+        """B·(A·x) for x (…, in_features): (…, out_features), in the factors' dtype."""
+        a, b = self.factors()
+        linear = nn.functional.linear
+        return linear(linear(self.prepare(x.to(a.dtype)), a), b)
+
+    def prepare(self, x: Tensor) -> Tensor:
+        """What is done to the input first: nothing."""
+        return x
+
+
+class Admixture(LowRankUpdate):
+    """The trainable update: a layer's logits over the vector bank.
+
+    Attributes:
+        logits: (n, h) parameter, n = rank · (in_features + out_features) / b. Rows in the order of
+            Eq. 3.2: those of A, then those of B, in each by rank-one component, then by tile.
+    """
+
+    def __init__(
+        self,
+        in_features: int,
+        out_features: int,
+        bank: VectorBank,
+        *,
+        rank: int = 4,
+        topk: int = 2,
+        dropout: float = 0.0,
+        init_logits_std: float = 0.1,
+        device: torch.device | None = None,
+    ) -> None:
+        super().__init__()
+        self.in_features, self.out_features, self.rank, self.topk = (
+            in_features,
+            out_features,
+            rank,
+            topk,
+        )
+        b = bank.vector_length
+        self.rows = [rank * in_features // b, rank * out_features // b]
+        logits = torch.empty(sum(self.rows), bank.num_vectors, dtype=torch.float32, device=device)
+        self.logits = nn.Parameter(logits.normal_(0.0, init_logits_std))
+        self.dropout = nn.Dropout(dropout)
+        # Plain references: the bank is registered once, by whoever owns the adapter.
+        self._bank = (bank,)
+        self._shared: tuple[Composition, int] | None = None
+        self._recorded = False
+
+    def share(self, composition: Composition) -> None:
+        """Take the rows from one composition for all layers from now on."""
+        self._shared = composition, len(composition.layers)
+        composition.layers.append(self)
+
+    def factors(self) -> tuple[Tensor, Tensor]:
+        """A and B composed from the bank, as views of this layer's rows of the composition."""
+        rows_a, rows_b = torch.split(self._rows(), self.rows)
+        a = rows_a.reshape(self.rank, self.in_features)
+        return a, rows_b.reshape(self.rank, self.out_features).t()
+
+    def prepare(self, x: Tensor) -> Tensor:
+        """Dropout on the input, as LoRA's."""
+        dropped: Tensor = self.dropout(x)
+        return dropped
+
+    def extra_repr(self) -> str:
+        """Sizes."""
+        return f"{self.in_features} → {self.out_features}, rank={self.rank}, k={self.topk}"
+
+    def _rows(self) -> Tensor:
+        if not in_backward():
+            self._recorded = torch.is_grad_enabled()
+        if self._shared is not None:
+            composition, position = self._shared
+            rows = composition.rows_of(position, recorded=self._recorded)
+            if rows is not None:
+                return rows
+        bank = self._bank[0].weight.to(self.logits.device)
+        return compose(bank, [self.logits], self.topk)
+
+
+class FixedFactors(LowRankUpdate):
+    """The update of a packed adapter, for inference: its factors as they are, not trainable.
+
+    Attributes:
+        a, b: (rank, in_features) and (out_features, rank) float32 buffers, not in state dicts.
+    """
+
+    a: Tensor
+    b: Tensor
+
+    def __init__(self, a: Tensor, b: Tensor) -> None:
+        super().__init__()
+        self.register_buffer("a", a, persistent=False)
+        self.register_buffer("b", b, persistent=False)
+
+    def factors(self) -> tuple[Tensor, Tensor]:
+        """A and B as they were unpacked."""
+        return self.a, self.b

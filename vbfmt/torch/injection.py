@@ -1,0 +1,219 @@
+"""Putting adapters into a model, in place, and taking them out again."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Collection, Iterable, Mapping
+from contextlib import nullcontext
+from typing import Any, cast
+
+from torch import Tensor, nn
+
+from vbfmt.errors import ConfigError, ModelError
+from vbfmt.torch.adapters import AttachedAdapter, VBLoRA, adapters_of, disabled, find_adapters
+from vbfmt.torch.admixture import Admixture, LowRankUpdate
+from vbfmt.torch.bank import VectorBank
+from vbfmt.torch.config import VBLoRAConfig
+from vbfmt.torch.linear import VBLoRALinear, features_of
+from vbfmt.torch.stand_ins import StandIns, names_to_train
+from vbfmt.torch.targets import base_modules, find_targets, modules_to_save, rank_of
+
+
+def inject(
+    model: nn.Module,
+    config: VBLoRAConfig,
+    *,
+    name: str = "default",
+    bank: VectorBank | None = None,
+) -> VBLoRA:
+    """Put a fresh adapter into a model, in place, and make it the active one.
+
+    The target layers are replaced by `VBLoRALinear` layers around them; everything of the base is
+    frozen. Composing happens once per call of `model`, so call the model itself (or what wraps
+    it); parts of it called alone work too, each layer then composing for itself.
+
+    Args:
+        name: of the adapter, for switching: letters, digits, ``_`` and ``-``.
+        bank: use this bank (of the config's h and b) instead of a fresh one; several adapters may
+            share one. See `VectorBank.from_packed`.
+
+    Returns:
+        The model's adapters, ``model.vblora``.
+
+    Raises:
+        ModelError: no target, a target that is no linear layer, or the name is taken.
+        ConfigError: b does not divide a target's features; the bank has other sizes.
+    """
+    require_free_name(model, name)
+    targets = find_targets(model, config)
+    return attach(model, config, targets, name=name, bank=bank)
+
+
+def attach(
+    model: nn.Module,
+    config: VBLoRAConfig,
+    targets: Mapping[str, nn.Module],
+    *,
+    name: str,
+    bank: VectorBank | None = None,
+    tensors: Iterable[str] | None = None,
+) -> VBLoRA:
+    """`inject` into exactly these layers of the base, by name.
+
+    Args:
+        tensors: exactly these other tensors of the base to train; by default the config's.
+    """
+    if bank is None:
+        bank = VectorBank(
+            config.num_vectors,
+            config.vector_length,
+            init_bound=config.init_bank_bound,
+            device=cast(Tensor, next(iter(targets.values())).weight).device,
+        )
+    elif (bank.num_vectors, bank.vector_length) != (config.num_vectors, config.vector_length):
+        raise ConfigError(
+            "the bank has other sizes than the config",
+            found=f"h = {bank.num_vectors}, b = {bank.vector_length}",
+            expected=f"h = {config.num_vectors}, b = {config.vector_length}",
+        )
+    with disabled(model) if find_adapters(model) else nullcontext():
+        names = _names_to_train(model, config, targets) if tensors is None else tensors
+        stand_ins = StandIns.trainable(model, names)
+    adapter = AttachedAdapter(stand_ins, config=config, bank=bank)
+    updates = {key: _fresh_update(key, layer, config, adapter) for key, layer in targets.items()}
+    return install(model, name, adapter, updates)
+
+
+def install(
+    model: nn.Module, name: str, adapter: AttachedAdapter, updates: Mapping[str, LowRankUpdate]
+) -> VBLoRA:
+    """Put an adapter that is ready into a model and make it the active one.
+
+    Args:
+        name: an adapter that has it already is replaced.
+        updates: layer name → what the adapter adds to that layer's output.
+    """
+    adapters = find_adapters(model)
+    if adapters is None:
+        adapters = VBLoRA(model)
+        model.requires_grad_(False)
+        adapters.attach()
+    adapters.activate(None)
+    if name in adapters.adapters:
+        _remove(adapters, name, keep=updates)
+    adapters.adapters[name] = adapter
+    for key, update in updates.items():
+        layer = _wrapped(model, key)
+        layer.updates[name] = update.train(layer.training)
+    adapters.train(model.training)
+    adapters.activate(name)
+    adapters.train_only(name)
+    return adapters
+
+
+def eject(model: nn.Module, name: str | None = None) -> None:
+    """Take an adapter out of the model; without a name, all of them.
+
+    After the last one the model is what it was: its own layers, weights and ``requires_grad``.
+
+    Raises:
+        ModelError: there is no such adapter, or one is merged.
+    """
+    adapters = adapters_of(model)
+    leaving = list(adapters.adapters) if name is None else [name]
+    for each in leaving:
+        adapters.adapter(each)
+    if adapters.active in leaving:
+        adapters.activate(None)
+    for each in leaving:
+        _remove(adapters, each)
+    if not adapters.adapters:
+        adapters.detach()
+        for key, parameter in adapters.root.named_parameters():
+            parameter.requires_grad_(key in adapters.trained_before)
+
+
+def require_free_name(model: nn.Module, name: str) -> None:
+    """Refuse an adapter name that cannot be one or is taken.
+
+    Raises:
+        ConfigError, ModelError
+    """
+    if not re.fullmatch(r"[A-Za-z0-9_-]+", name) or hasattr(nn.ModuleDict, name):
+        raise ConfigError(
+            "not a name for an adapter", found=repr(name), expected="letters, digits, _ and -"
+        )
+    adapters = find_adapters(model)
+    if adapters is not None and adapters.root is not model:
+        raise ModelError(
+            "the model is wrapped", found=type(model).__name__, advice="give the model inside it"
+        )
+    if adapters is not None and name in adapters.adapters:
+        raise ModelError(
+            "the model has an adapter of that name",
+            found=name,
+            advice="choose another name or eject it first",
+        )
+
+
+def _remove(adapters: VBLoRA, name: str, keep: Collection[str] = ()) -> None:
+    """Take an inactive adapter out, and the wrappers of layers that nothing else changes.
+
+    Args:
+        keep: layers to leave wrapped.
+    """
+    for key, layer in adapters.layers(name).items():
+        del layer.updates[name]
+        if not layer.updates and key not in keep:
+            _replace(adapters.root, key, layer.base_layer)
+    del adapters.adapters[name]
+
+
+def _names_to_train(model: nn.Module, config: VBLoRAConfig, targets: Iterable[str]) -> list[str]:
+    """The tensors that the config trains besides bank and logits."""
+    modules = dict(base_modules(model))
+    biases_of = {"none": [], "vblora_only": list(targets), "all": list(modules)}[config.bias]
+    whole = modules_to_save(model, config.modules_to_save)
+    return names_to_train(modules, whole=whole, biases_of=biases_of)
+
+
+def _fresh_update(
+    name: str, layer: nn.Module, config: VBLoRAConfig, adapter: AttachedAdapter
+) -> Admixture:
+    update = Admixture(
+        *features_of(layer),
+        cast(VectorBank, adapter.bank),
+        rank=rank_of(name, config),
+        topk=config.topk,
+        dropout=config.dropout,
+        init_logits_std=config.init_logits_std,
+        device=cast(Tensor, layer.weight).device,
+    )
+    if adapter.composition is not None:
+        update.share(adapter.composition)
+    return update
+
+
+def _wrapped(root: nn.Module, name: str) -> VBLoRALinear:
+    """The adapted layer of that name; its base is wrapped if it is not yet."""
+    layer = root.get_submodule(name)
+    if isinstance(layer, VBLoRALinear):
+        return layer
+    wrapper = VBLoRALinear(layer).train(layer.training)
+    parent = _replace(root, name, wrapper)
+    if isinstance(parent, nn.TransformerEncoderLayer):
+        # Its fast path reads the weights of its layers and would pass the adapter by in silence;
+        # a hook on any of them keeps it off that path.
+        wrapper.register_forward_pre_hook(_no_change)
+    return wrapper
+
+
+def _replace(root: nn.Module, name: str, module: nn.Module) -> nn.Module:
+    path, _, leaf = name.rpartition(".")
+    parent = root.get_submodule(path)
+    parent._modules[leaf] = module
+    return parent
+
+
+def _no_change(module: nn.Module, args: Any) -> None:
+    return None

@@ -1,0 +1,147 @@
+"""The VB-LoRA layer: a frozen linear layer and the updates that adapters add to its output."""
+
+from __future__ import annotations
+
+import sys
+from math import gcd
+from typing import cast
+
+from torch import Tensor, nn
+
+from vbfmt.errors import ConfigError, ModelError
+from vbfmt.torch.admixture import Admixture, LowRankUpdate
+from vbfmt.torch.bank import VectorBank
+
+
+class VBLoRALinear(nn.Module):
+    """W·x + bias + B·(A·x), with A and B composed from the bank (paper, Algorithm 1; no scaling).
+
+    Works over `torch.nn.Linear` and transformers' ``Conv1D``. The base layer's parameters are
+    frozen and stay where they are.
+
+    Args:
+        base_layer: the layer to adapt.
+        bank: for use without `inject`: adds the update ``default`` on this bank. The bank is not
+            registered here; register it once in your own model.
+        rank, topk, dropout, init_logits_std: of that update.
+
+    Attributes:
+        base_layer: the layer as it was.
+        updates: one `LowRankUpdate` per adapter that changes this layer.
+        active: which of them is added, if any.
+
+    Raises:
+        ModelError: not a layer that can be adapted.
+        ConfigError: b does not divide its features, or k > h.
+    """
+
+    def __init__(
+        self,
+        base_layer: nn.Module,
+        bank: VectorBank | None = None,
+        *,
+        rank: int = 4,
+        topk: int = 2,
+        dropout: float = 0.0,
+        init_logits_std: float = 0.1,
+    ) -> None:
+        super().__init__()
+        in_features, out_features = features_of(base_layer)
+        self.in_features, self.out_features = in_features, out_features
+        self.base_layer = base_layer.requires_grad_(False)
+        self.updates = nn.ModuleDict()
+        self.active: str | None = None
+        self.weight_before_merge: Tensor | None = None
+        if bank is not None:
+            require_divisible("the layer", in_features, out_features, bank.vector_length)
+            if not 1 <= topk <= bank.num_vectors:
+                raise ConfigError(
+                    "k is out of range", found=topk, expected=f"1 to {bank.num_vectors} (h)"
+                )
+            self.updates["default"] = Admixture(
+                in_features,
+                out_features,
+                bank,
+                rank=rank,
+                topk=topk,
+                dropout=dropout,
+                init_logits_std=init_logits_std,
+                device=self.weight.device,
+            )
+            self.active = "default"
+
+    @property
+    def weight(self) -> Tensor:
+        """The base layer's; models look at its dtype."""
+        return cast(Tensor, self.base_layer.weight)
+
+    @property
+    def bias(self) -> Tensor | None:
+        """The base layer's."""
+        return cast("Tensor | None", self.base_layer.bias)
+
+    @property
+    def fan_in_fan_out(self) -> bool:
+        """Whether the base layer stores its weight as (in, out)."""
+        return is_conv1d(self.base_layer)
+
+    def update(self) -> LowRankUpdate | None:
+        """The update that is added to the output now; None if there is none or it is merged."""
+        if self.active is None or self.weight_before_merge is not None:
+            return None
+        return cast(LowRankUpdate, self.updates[self.active])
+
+    def forward(self, x: Tensor) -> Tensor:
+        """x (…, in_features) → (…, out_features), in the dtype that the base layer returns."""
+        result: Tensor = self.base_layer(x)
+        update = self.update()
+        if update is None:
+            return result
+        total: Tensor = result + update(x)
+        return total.to(result.dtype)
+
+
+def is_conv1d(layer: nn.Module) -> bool:
+    """Whether it is transformers' Conv1D; transformers is not imported to find out."""
+    pytorch_utils = sys.modules.get("transformers.pytorch_utils")
+    return pytorch_utils is not None and isinstance(layer, pytorch_utils.Conv1D)
+
+
+def is_adaptable(layer: nn.Module) -> bool:
+    """Whether it is a linear layer whose own forward is what its model calls."""
+    if isinstance(layer, nn.modules.linear.NonDynamicallyQuantizableLinear):
+        return False  # nn.MultiheadAttention uses its weight and never calls it
+    return isinstance(layer, nn.Linear) or is_conv1d(layer)
+
+
+def features_of(layer: nn.Module) -> tuple[int, int]:
+    """in_features and out_features.
+
+    Raises:
+        ModelError: not a layer that can be adapted.
+    """
+    if not is_adaptable(layer):
+        raise ModelError(
+            "not a layer that VB-LoRA can adapt",
+            found=type(layer).__name__,
+            expected="torch.nn.Linear or transformers' Conv1D, called by its model",
+        )
+    if isinstance(layer, nn.Linear):
+        return layer.in_features, layer.out_features
+    weight = cast(Tensor, layer.weight)
+    return weight.shape[0], weight.shape[1]
+
+
+def require_divisible(name: str, in_features: int, out_features: int, b: int) -> None:
+    """Refuse a vector length that does not divide a layer's features.
+
+    Raises:
+        ConfigError
+    """
+    if in_features % b or out_features % b:
+        raise ConfigError(
+            "the vector length does not divide the layer's features",
+            part=name,
+            found=f"b = {b}, {in_features} → {out_features}",
+            expected=f"a divisor of {gcd(in_features, out_features)}",
+        )

@@ -1,0 +1,275 @@
+"""Packed files: written from a trained model, loaded for inference, or to start anew from."""
+
+from __future__ import annotations
+
+import json
+import os
+from collections.abc import Callable, Mapping
+from dataclasses import replace
+from typing import Any, cast
+
+import numpy as np
+import torch
+from torch import nn
+
+from vbfmt import peft_layout
+from vbfmt.adapter import Adapter
+from vbfmt.admixture import Rows, all_weights, rows_from_selection
+from vbfmt.errors import ConfigError, ModelError, VbfmtError
+from vbfmt.module import Module
+from vbfmt.packed import load, save
+from vbfmt.selection import select_top_k
+from vbfmt.torch.adapters import AttachedAdapter, VBLoRA, adapters_of, find_adapters
+from vbfmt.torch.admixture import Admixture, FixedFactors
+from vbfmt.torch.bank import VectorBank
+from vbfmt.torch.checkpoint import peft_config
+from vbfmt.torch.config import VBLoRAConfig
+from vbfmt.torch.injection import attach, install, require_free_name
+from vbfmt.torch.linear import VBLoRALinear, features_of, is_adaptable, is_conv1d
+from vbfmt.torch.stand_ins import StandIns, owner_of
+from vbfmt.torch.targets import base_modules
+from vbfmt.torch.tensors import to_format, to_torch
+
+PathLike = str | os.PathLike[str]
+Notice = Callable[[str], None]
+
+_SHOWN = 3
+_LEAST_WEIGHT = 2.0**-149  # a weight that was rounded to zero is taken for the smallest float32
+
+
+def save_packed(
+    model: nn.Module,
+    path: PathLike,
+    *,
+    name: str | None = None,
+    overwrite: bool = False,
+    notice: Notice | None = None,
+) -> str:
+    """Pack an adapter of the model: the same bytes as `save_checkpoint` and ``vbfmt pack``.
+
+    Args:
+        name: of the adapter; the active one if not given.
+        notice: called with a sentence if rows have equal logits at the k-th place.
+
+    Returns:
+        The file's digest, ``sha256:…``.
+
+    Raises:
+        ModelError: the adapter came from a packed file.
+        ContentError: NaN among the logits, or a bank that is not finite.
+        OutputExistsError, StorageError
+    """
+    return save(to_adapter(model, name=name, notice=notice), path, overwrite=overwrite)
+
+
+def to_adapter(
+    model: nn.Module, *, name: str | None = None, notice: Notice | None = None
+) -> Adapter:
+    """The same in memory."""
+    adapters = adapters_of(model)
+    config = peft_config(adapters, name)
+    attached = adapters.adapter(name)
+    name = name or adapters.active or ""
+    layers = adapters.layers(name)
+    updates = {key: cast(Admixture, layer.updates[name]) for key, layer in layers.items()}
+    base_model, base_revision = peft_layout.base_of(config)
+    others = attached.stand_ins.tensors(adapters.root)
+    adapter = Adapter.from_rows(
+        cast(VectorBank, attached.bank).weight.detach().float().cpu().numpy().copy(),
+        {
+            _module(key, layers[key], updates[key].rank): rows
+            for key, rows in _rows(updates, notice).items()
+        },
+        tensors={key: to_format(tensor) for key, tensor in others.items()},
+        base_model=base_model,
+        base_revision=base_revision,
+    )
+    return replace(adapter, config=peft_layout.canonical(config, adapter))
+
+
+def load_packed(
+    model: nn.Module,
+    source: Adapter | PathLike,
+    *,
+    name: str = "default",
+    digest: str | None = None,
+) -> VBLoRA:
+    """Put a packed adapter into the model, for inference, and make it the active one.
+
+    Its factors are composed once, here. A packed adapter of that name is replaced.
+
+    Args:
+        source: an adapter, or the path of its packed file.
+        digest: refuse any other adapter than this one (of a path).
+
+    Raises:
+        ModelError: it belongs to another model (the first modules that do not match are named), or
+            a trainable adapter has that name.
+        VbfmtError: the file is damaged or cannot be read.
+    """
+    adapter = source if isinstance(source, Adapter) else load(source, digest=digest)
+    adapters = find_adapters(model)
+    if adapters is None or name not in adapters.adapters or adapters.adapter(name).trainable:
+        require_free_name(model, name)
+    try:
+        layers = _matching_layers(model, adapter)
+        _require_tensors(model, adapter)
+    except VbfmtError as error:
+        raise (error if isinstance(source, Adapter) else error.in_file(source)) from None
+    updates = {}
+    for module, a, b in adapter.iter_factors():
+        device = cast(torch.Tensor, layers[module.name].weight).device
+        factors = (torch.from_numpy(factor).to(device) for factor in (a, b))
+        updates[module.name] = FixedFactors(*factors)
+    others = {key: to_torch(tensor) for key, tensor in adapter.tensors.items()}
+    return install(model, name, AttachedAdapter(StandIns.fixed(model, others)), updates)
+
+
+def warm_start(
+    model: nn.Module,
+    source: Adapter | PathLike,
+    *,
+    name: str = "default",
+    gap: float = 0.1,
+    freeze_bank: bool = False,
+) -> VBLoRA:
+    """Put a trainable adapter into the model that computes what a packed one does.
+
+    This is a new start, not a resumption. A packed file holds the k selected weights of each row,
+    not the logits. Lost are: how far each row's other h − k logits were from being selected, so
+    all of them start equally far, `gap` below the smallest selected one; the level that a row's
+    logits had, which the softmax does not show; and the optimizer's state, which was never in it.
+    Fewer rows will change their selection at first if `gap` is large.
+
+    Args:
+        source: an adapter, or the path of its packed file.
+        gap: logits between the selected and the others, > 0. PEFT's initial logits have a standard
+            deviation of 0.1.
+        freeze_bank: train only the logits (and what else the adapter has).
+
+    Raises:
+        ModelError: it belongs to another model, or the name is taken.
+        VbfmtError: the file is damaged or cannot be read.
+    """
+    if not gap > 0:
+        raise ConfigError("gap is out of range", found=gap, expected="above 0")
+    adapter = source if isinstance(source, Adapter) else load(source)
+    require_free_name(model, name)
+    layers = _matching_layers(model, adapter)
+    _require_tensors(model, adapter)
+    bank = VectorBank.from_packed(adapter, frozen=freeze_bank)
+    bank = bank.to(cast(torch.Tensor, next(iter(layers.values())).weight).device)
+    adapters = attach(
+        model, _config(adapter), layers, name=name, bank=bank, tensors=adapter.tensors
+    )
+    logits = _logits(adapter, gap)
+    own = adapters.adapter(name).stand_ins.tensors(adapters.root)
+    with torch.no_grad():
+        for key, layer in adapters.layers(name).items():
+            rows = torch.from_numpy(logits[adapter.rows(key)])
+            cast(Admixture, layer.updates[name]).logits.copy_(rows)
+        for key, tensor in adapter.tensors.items():
+            own[key].copy_(to_torch(tensor))
+    return adapters
+
+
+def _rows(updates: Mapping[str, Admixture], notice: Notice | None) -> dict[str, Rows]:
+    """The canonical rows of every module; the logits stand in the format's order already."""
+    blocks = {key: update.logits.detach().float().cpu().numpy() for key, update in updates.items()}
+    first = next(iter(updates.values()))
+    selection = select_top_k(blocks, first.topk)
+    if selection.ties and notice:
+        notice(
+            f"{selection.ties} of {len(selection.indices)} rows have equal logits at the "
+            f"{first.topk}th place; the lowest index was taken"
+        )
+    rows = rows_from_selection(selection, first.logits.shape[1])
+    ends = np.cumsum([len(block) for block in blocks.values()])
+    return {
+        key: Rows(rows.indices[end - len(block) : end], rows.weights[end - len(block) : end])
+        for (key, block), end in zip(blocks.items(), ends.tolist(), strict=True)
+    }
+
+
+def _module(name: str, layer: VBLoRALinear, rank: int) -> Module:
+    return Module(name, layer.in_features, layer.out_features, rank, layer.fan_in_fan_out)
+
+
+def _matching_layers(model: nn.Module, adapter: Adapter) -> dict[str, nn.Module]:
+    """The model's layers that the adapter changes.
+
+    Raises:
+        ModelError: some are missing or have other shapes.
+    """
+    modules = dict(base_modules(model))
+    faults = [fault for module in adapter if (fault := _mismatch(modules.get(module.name), module))]
+    if faults:
+        more = len(faults) - _SHOWN
+        raise ModelError(
+            "the adapter belongs to another model",
+            found="; ".join(faults[:_SHOWN]) + (f"; and {more} more" if more > 0 else ""),
+            expected=f"the layers of {adapter.base_model}" if adapter.base_model else None,
+        )
+    return {module.name: modules[module.name] for module in adapter}
+
+
+def _mismatch(layer: nn.Module | None, module: Module) -> str | None:
+    """What is wrong with a layer for that row of the module table, in words."""
+    if layer is None:
+        return f"no {module.name}"
+    if not is_adaptable(layer):
+        return f"{module.name} is a {type(layer).__name__}"
+    if features_of(layer) != (module.in_features, module.out_features):
+        inner, outer = features_of(layer)
+        return (
+            f"{module.name} is {inner} → {outer}, not {module.in_features} → {module.out_features}"
+        )
+    if is_conv1d(layer) != module.fan_in_fan_out:
+        return f"{module.name} stores its weight the other way round"
+    return None
+
+
+def _require_tensors(model: nn.Module, adapter: Adapter) -> None:
+    """The model has the other tensors that the adapter brings, in the same shapes."""
+    for name, tensor in adapter.tensors.items():
+        try:
+            owner, leaf = owner_of(model, name)
+            shape = tuple(getattr(owner, leaf).shape)
+        except AttributeError:
+            shape = None
+        if shape != tensor.shape:
+            raise ModelError(
+                "the adapter brings a tensor that the model has no place for",
+                part=name,
+                found=tensor.shape,
+                expected="none of that name" if shape is None else shape,
+                advice="make the model with the head that the adapter was trained with",
+            )
+
+
+def _config(adapter: Adapter) -> VBLoRAConfig:
+    """A config for training, from the packed one and from the sizes that are certain."""
+    known: dict[str, Any] = json.loads(adapter.config) if adapter.config else {}
+    ranks = {module.name: module.rank for module in adapter}
+    sizes = {"num_vectors": adapter.h, "vector_length": adapter.b, "topk": adapter.k}
+    return VBLoRAConfig.from_peft(
+        {
+            **peft_layout.implied(adapter),
+            **known,
+            **sizes,
+            "peft_type": "VBLORA",
+            "r": max(ranks.values()),
+            "rank_pattern": ranks if len(set(ranks.values())) > 1 else {},
+            "base_model_name_or_path": adapter.base_model,
+            "revision": adapter.base_revision,
+        }
+    )
+
+
+def _logits(adapter: Adapter, gap: float) -> np.ndarray[Any, np.dtype[np.float32]]:
+    """Finite logits (N, h) whose top k and softmax are the adapter's rows."""
+    weights = all_weights(adapter.weights).astype(np.float64)
+    selected = np.log(np.maximum(weights, _LEAST_WEIGHT))
+    logits = np.repeat(selected[:, -1:] - gap, adapter.h, axis=1)
+    np.put_along_axis(logits, adapter.indices.astype(np.intp), selected, axis=1)
+    return logits.astype(np.float32)

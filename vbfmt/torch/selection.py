@@ -1,0 +1,46 @@
+"""TopK of Eq. 3.3 on tensors: which k vectors of the bank each sub-vector selects."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor
+
+_CHUNK = 64
+_WORTH_CHUNKS = 512  # logits in a row; below, one pass of topk is faster than two stages
+
+
+def select_top_k(blocks: Sequence[Tensor], k: int) -> Tensor:
+    """Indices (N, k) int64 of the k largest logits of each row of all blocks, descending.
+
+    Args:
+        blocks: logits (n, h) each. NaN counts as the largest, as in `torch.topk`; among equal
+            logits the choice is undefined.
+        k: 1 ≤ k ≤ h.
+    """
+    h = blocks[0].shape[1]
+    with torch.no_grad():
+        if blocks[0].device.type == "cpu" and h >= _WORTH_CHUNKS and k <= h // _CHUNK // 4:
+            return _in_two_stages([block.detach() for block in blocks], k)
+        return torch.cat([block.detach().topk(k, dim=1).indices for block in blocks])
+
+
+def _in_two_stages(blocks: Sequence[Tensor], k: int) -> Tensor:
+    """The same by the maxima of chunks first, which processors find in vector registers: the k
+    largest of a row lie in the k chunks with the largest maxima."""
+    chunked = [block.view(len(block), -1, _CHUNK) for block in blocks]
+    maxima = torch.cat([block.amax(2) for block in chunked])
+    best = maxima.topk(k, dim=1, sorted=False).indices
+    parts = torch.split(best, [len(block) for block in blocks])
+    candidates = torch.cat([_take(block, at) for block, at in zip(chunked, parts, strict=True)])
+    found = candidates.topk(k, dim=1).indices
+    return best.gather(1, found // _CHUNK) * _CHUNK + found % _CHUNK
+
+
+def _take(part: Tensor, chunks: Tensor) -> Tensor:
+    """The named chunks (n, k) of every row of (n, chunks, length): (n, k · length)."""
+    n, count, length = part.shape
+    starts = torch.arange(0, n * count, count, device=part.device)
+    rows = (chunks + starts[:, None]).flatten()
+    return part.view(n * count, length).index_select(0, rows).view(n, -1)

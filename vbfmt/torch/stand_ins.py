@@ -1,0 +1,124 @@
+"""Tensors of the base that an adapter has of its own: biases, heads.
+
+While an adapter is active its tensors stand in the model in place of the base's, which wait here;
+otherwise it is the other way round. So the base comes back untouched whenever the adapter is
+switched, disabled or taken out, and nothing is looked up during a forward pass.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+
+from torch import Tensor, nn
+
+from vbfmt.torch.linear import VBLoRALinear
+
+
+class StandIns(nn.Module):
+    """An adapter's own versions of tensors of the model, by the names that the base gives them."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.names: list[str] = []
+        self.standing = False
+
+    @classmethod
+    def trainable(cls, root: nn.Module, names: Iterable[str]) -> StandIns:
+        """Copies of the model's tensors, parameters to be trained."""
+        result = cls()
+        for name in names:
+            owner, leaf = owner_of(root, name)
+            original = getattr(owner, leaf)
+            if isinstance(original, nn.Parameter):
+                copy = nn.Parameter(original.detach().clone())
+                result.register_parameter(_key(name), copy)
+            else:
+                result.register_buffer(_key(name), original.detach().clone())
+            result.names.append(name)
+        return result
+
+    @classmethod
+    def fixed(cls, root: nn.Module, tensors: Mapping[str, Tensor]) -> StandIns:
+        """Given tensors, on the device and in the dtype of those they stand in for."""
+        result = cls()
+        for name, tensor in tensors.items():
+            owner, leaf = owner_of(root, name)
+            original = getattr(owner, leaf)
+            tensor = tensor.to(original.device, original.dtype)
+            if isinstance(original, nn.Parameter):
+                result.register_parameter(_key(name), nn.Parameter(tensor, requires_grad=False))
+            else:
+                result.register_buffer(_key(name), tensor)
+            result.names.append(name)
+        return result
+
+    def swap(self, root: nn.Module) -> None:
+        """Exchange each tensor with the one that stands in the model now."""
+        for name in self.names:
+            owner, leaf = owner_of(root, name)
+            for mine, theirs in (
+                (self._parameters, owner._parameters),
+                (self._buffers, owner._buffers),
+            ):
+                if leaf in theirs:
+                    mine[_key(name)], theirs[leaf] = theirs[leaf], mine[_key(name)]  # type: ignore[assignment]
+        self.standing = not self.standing
+
+    def tensors(self, root: nn.Module) -> dict[str, Tensor]:
+        """The adapter's own tensors by name, wherever they are now."""
+        if not self.standing:
+            return {name: getattr(self, _key(name)) for name in self.names}
+        owners = {name: owner_of(root, name) for name in self.names}
+        return {name: getattr(owner, leaf) for name, (owner, leaf) in owners.items()}
+
+    def parameters_of(self, root: nn.Module) -> list[nn.Parameter]:
+        """Those of them that are trained."""
+        return [t for t in self.tensors(root).values() if isinstance(t, nn.Parameter)]
+
+
+def owner_of(root: nn.Module, name: str) -> tuple[nn.Module, str]:
+    """The module that holds a tensor of the base, and its name there.
+
+    Raises:
+        AttributeError: there is none.
+    """
+    path, _, leaf = name.rpartition(".")
+    owner = root.get_submodule(path)
+    if isinstance(owner, VBLoRALinear):
+        owner = owner.base_layer
+    if leaf not in owner._parameters and leaf not in owner._buffers:
+        raise AttributeError(f"no tensor {name!r}")
+    return owner, leaf
+
+
+def names_to_train(
+    modules: Mapping[str, nn.Module], *, whole: Iterable[str], biases_of: Iterable[str]
+) -> list[str]:
+    """Every tensor of the modules `whole`, and the biases of the modules `biases_of`.
+
+    Args:
+        modules: the base's modules by name.
+    """
+    names: dict[str, None] = {}
+    for saved in whole:
+        for module, content in modules.items():
+            if module == saved or module.startswith(f"{saved}."):
+                names.update((f"{module}.{leaf}", None) for leaf in _own_state(content))
+    for module in biases_of:
+        if modules[module]._parameters.get("bias") is not None:
+            names[f"{module}.bias" if module else "bias"] = None
+    return list(names)
+
+
+def _own_state(module: nn.Module) -> list[str]:
+    """The names of the tensors that a module itself saves."""
+    parameters = [leaf for leaf, tensor in module._parameters.items() if tensor is not None]
+    return parameters + [
+        leaf
+        for leaf, tensor in module._buffers.items()
+        if tensor is not None and leaf not in module._non_persistent_buffers_set
+    ]
+
+
+def _key(name: str) -> str:
+    return name.replace(".", "/")

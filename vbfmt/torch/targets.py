@@ -1,0 +1,154 @@
+"""Which layers of a model an adapter changes."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterator, Sequence
+from difflib import get_close_matches
+from math import gcd
+
+from torch import nn
+
+from vbfmt.errors import ConfigError, ModelError
+from vbfmt.torch.config import ALL_LINEAR, VBLoRAConfig
+from vbfmt.torch.linear import VBLoRALinear, features_of, is_adaptable
+
+_HEADS = {"SEQ_CLS": ("classifier", "score"), "TOKEN_CLS": ("classifier", "score")}
+_SHOWN = 3
+
+
+def find_targets(model: nn.Module, config: VBLoRAConfig) -> dict[str, nn.Module]:
+    """The layers that the config names, by name, in the model's order.
+
+    Layers that another adapter has wrapped already count as what they wrap.
+
+    Raises:
+        ModelError: nothing fits, or a named module is no linear layer.
+        ConfigError: b does not divide a layer's features; the message says which b would do.
+    """
+    layers = dict(base_modules(model))
+    saved = modules_to_save(model, config.modules_to_save)
+    targets = {
+        name: layer
+        for name, layer in layers.items()
+        if name
+        and not any(name == whole or name.startswith(f"{whole}.") for whole in saved)
+        and not matches(name, config.exclude_modules)
+        and _is_meant(name, layer, config)
+    }
+    for layer in _outputs(model, config):
+        targets = {name: found for name, found in targets.items() if found is not layer}
+    if not targets:
+        raise _nothing_found(layers, config)
+    for name, layer in targets.items():
+        if not is_adaptable(layer):
+            raise ModelError(
+                "the config names a module that VB-LoRA cannot adapt",
+                part=name,
+                found=type(layer).__name__,
+                expected="torch.nn.Linear or transformers' Conv1D, called by its model",
+                advice="leave it out with exclude_modules",
+            )
+    _require_divisible(targets, config.vector_length)
+    return targets
+
+
+def matches(name: str, pattern: str | Sequence[str]) -> bool:
+    """Whether a module name is meant: by a regular expression for all of it, or by names that are
+    equal to it or to its last components."""
+    if isinstance(pattern, str):
+        return re.fullmatch(pattern, name) is not None
+    return any(name == wanted or name.endswith(f".{wanted}") for wanted in pattern)
+
+
+def rank_of(name: str, config: VBLoRAConfig) -> int:
+    """The rank of a module: the first of `rank_pattern` that fits, else the common one."""
+    for pattern, rank in config.rank_pattern.items():
+        if matches(name, [pattern]) or matches(name, pattern):
+            return rank
+    return config.rank
+
+
+def modules_to_save(model: nn.Module, wanted: Sequence[str]) -> list[str]:
+    """The names of the modules to train whole.
+
+    Raises:
+        ModelError: a name fits no module.
+    """
+    names = [name for name, _ in base_modules(model) if name]
+    for pattern in wanted:
+        if not any(matches(name, [pattern]) for name in names):
+            raise ModelError(
+                "no such module to train whole",
+                part="modules_to_save",
+                found=pattern,
+                expected=_nearest(pattern, names),
+            )
+    return [name for name in names if matches(name, wanted)]
+
+
+def base_modules(model: nn.Module) -> Iterator[tuple[str, nn.Module]]:
+    """The model's modules as they are without adapters."""
+    inside: tuple[str, ...] = ("vblora.",)
+    for name, module in model.named_modules():
+        if name == "vblora" or name.startswith(inside):
+            continue
+        if isinstance(module, VBLoRALinear):
+            inside += (f"{name}.",)
+            yield name, module.base_layer
+        else:
+            yield name, module
+
+
+def _is_meant(name: str, layer: nn.Module, config: VBLoRAConfig) -> bool:
+    if config.target_modules != ALL_LINEAR:
+        return matches(name, config.target_modules)
+    heads = _HEADS.get(config.task_type or "", ())
+    return is_adaptable(layer) and name.partition(".")[0] not in heads
+
+
+def _outputs(model: nn.Module, config: VBLoRAConfig) -> list[nn.Module]:
+    """The output embeddings, which "all-linear" leaves alone."""
+    find = getattr(model, "get_output_embeddings", None)
+    if config.target_modules != ALL_LINEAR or find is None:
+        return []
+    try:
+        layer = find()
+    except NotImplementedError:
+        return []
+    return [layer] if isinstance(layer, nn.Module) else []
+
+
+def _require_divisible(targets: dict[str, nn.Module], b: int) -> None:
+    sizes = {name: features_of(layer) for name, layer in targets.items()}
+    common = gcd(*(size for pair in sizes.values() for size in pair))
+    for name, (inner, outer) in sizes.items():
+        if inner % b or outer % b:
+            fitting = max(d for d in range(1, min(b, common) + 1) if common % d == 0)
+            raise ConfigError(
+                "the vector length does not divide the layer's features",
+                part=name,
+                found=f"b = {b}, {inner} → {outer}",
+                advice=(
+                    f"vector_length={fitting} divides those of all {len(sizes)} target modules "
+                    f"(as does every divisor of {common}); or leave this one out"
+                ),
+            )
+
+
+def _nothing_found(layers: dict[str, nn.Module], config: VBLoRAConfig) -> ModelError:
+    linear = [name for name, layer in layers.items() if name and is_adaptable(layer)]
+    if not linear:
+        return ModelError("the model has no linear layers to adapt")
+    leaves = list(dict.fromkeys(name.rpartition(".")[2] for name in linear))
+    return ModelError(
+        "no module of the model is a target",
+        part="target_modules",
+        found=config.target_modules,
+        expected=f"some of its linear layers: {', '.join(leaves[:8])}",
+    )
+
+
+def _nearest(name: str, names: list[str]) -> str:
+    near = get_close_matches(name, names, n=_SHOWN) or names[:_SHOWN]
+    return f"a module such as {', '.join(near)}"
