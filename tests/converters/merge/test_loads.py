@@ -6,9 +6,9 @@ import os
 from pathlib import Path
 
 import pytest
-from vbfmt.converters import merge, peft
 
 from tests.converters.merge.folders import tensors_in
+from vbfmt.converters import merge, peft
 
 torch = pytest.importorskip("torch")
 transformers = pytest.importorskip("transformers")
