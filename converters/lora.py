@@ -14,7 +14,7 @@ from vbfmt.container import Bytes
 from vbfmt.converters import safetensors
 from vbfmt.converters.peft import config as peft_config
 from vbfmt.errors import TargetError
-from vbfmt.peft_layout import CONFIG, key_of_tensor
+from vbfmt.peft_layout import CONFIG, config_text, key_of_tensor
 from vbfmt.tensors import Tensor, numpy_dtype
 
 PathLike = str | os.PathLike[str]
@@ -57,7 +57,7 @@ def write(
             _contents(adapter, rank, DTYPES[dtype], extras),
             metadata={"format": "pt"},
         )
-        storage.write(os.path.join(folder, CONFIG), [peft_config.text(config)], overwrite=False)
+        storage.write(os.path.join(folder, CONFIG), [config_text(config)], overwrite=False)
 
 
 def extras_by_key(adapter: Adapter) -> dict[str, Tensor]:

@@ -16,7 +16,7 @@ from typing import Any, TypeAlias
 
 import numpy as np
 
-from vbfmt import storage
+from vbfmt import storage, strict_json
 from vbfmt.container import Bytes
 from vbfmt.errors import SourceError
 from vbfmt.tensors import BITS, Tensor, byte_length
@@ -160,21 +160,10 @@ def _header(data: memoryview) -> tuple[dict[str, Any], int]:
             expected=f"at most {min(_LONGEST_HEADER, len(data) - _LENGTH.size)}",
         )
     try:
-        header = json.loads(
-            bytes(data[_LENGTH.size : start]).decode(), object_pairs_hook=_without_duplicates
-        )
-    except (ValueError, RecursionError) as error:
+        header = strict_json.parse_object(bytes(data[_LENGTH.size : start]).decode())
+    except ValueError as error:
         raise SourceError("not a safetensors file", part="header", found=error) from None
-    if not isinstance(header, dict):
-        raise SourceError("not a safetensors file", part="header", expected="a JSON object")
     return header, start
-
-
-def _without_duplicates(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
-    result = dict(pairs)
-    if len(result) != len(pairs):
-        raise ValueError("a name twice")
-    return result
 
 
 def _entry(name: str, value: Any) -> tuple[str, str, tuple[int, ...], int, int]:

@@ -6,13 +6,13 @@ and a writer cannot make what they refuse.
 
 from __future__ import annotations
 
-import json
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from numpy.typing import NDArray
 
+from vbfmt import strict_json
 from vbfmt.admixture import LARGEST_BANK, all_weights, index_dtype, out_of_order, repeats
 from vbfmt.errors import ContentError, VbfmtError
 from vbfmt.module import Module
@@ -24,8 +24,6 @@ LONGEST_NAME = 1024
 """Bytes of UTF-8 in a name."""
 
 _LONGEST_FAULT_LIST = 3
-_LONGEST_INTEGER = 1000
-_DEEPEST_JSON = 64
 
 
 def raise_first(faults: Iterable[VbfmtError]) -> None:
@@ -128,23 +126,8 @@ def broken_texts(adapter: Adapter) -> Iterator[ContentError]:
         if text is not None and not _is_utf8(text):
             yield ContentError("text is not valid Unicode", part=part, found=repr(text[:40]))
     yield from broken_names(list(adapter.metadata), "metadata")
-    if adapter.config is not None and not is_json_object(adapter.config):
+    if adapter.config is not None and not strict_json.is_object(adapter.config):
         yield ContentError("the source's config is not a JSON object", part="config")
-
-
-def is_json_object(text: str) -> bool:
-    """Whether `text` is strict JSON of an object: no NaN, no duplicate keys, integers of at most
-    1000 digits, nested at most 64 deep."""
-    try:
-        value = json.loads(
-            text,
-            parse_constant=_refuse_constant,
-            parse_int=_short_integer,
-            object_pairs_hook=_without_duplicates,
-        )
-    except (ValueError, RecursionError):
-        return False
-    return isinstance(value, dict) and _depth_is_at_most(value, _DEEPEST_JSON)
 
 
 def broken_value_rules(adapter: Adapter) -> Iterator[ContentError]:
@@ -220,30 +203,6 @@ def _is_utf8(text: str) -> bool:
     except UnicodeEncodeError:
         return False
     return True
-
-
-def _refuse_constant(name: str) -> Any:
-    raise ValueError(f"{name} is not JSON")
-
-
-def _short_integer(digits: str) -> int:
-    if len(digits) > _LONGEST_INTEGER:
-        raise ValueError("an integer of too many digits")
-    return int(digits)
-
-
-def _depth_is_at_most(value: object, limit: int) -> bool:
-    if isinstance(value, dict | list):
-        inner = value.values() if isinstance(value, dict) else value
-        return limit > 0 and all(_depth_is_at_most(item, limit - 1) for item in inner)
-    return True
-
-
-def _without_duplicates(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
-    result = dict(pairs)
-    if len(result) != len(pairs):
-        raise ValueError("duplicate key")
-    return result
 
 
 def _describe(array: NDArray[Any]) -> str:

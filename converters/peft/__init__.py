@@ -47,7 +47,7 @@ def read(path: PathLike, *, topk: int | None = None, notice: Notice | None = Non
         StorageError: a file cannot be read.
     """
     weights, config_file = _locate(Path(path))
-    config = peft_config.read(config_file) if config_file else None
+    config = peft_layout.read_config(config_file) if config_file else None
     _require_vblora(config, config_file)
     tensors = (
         safetensors.read(weights).tensors
@@ -121,7 +121,9 @@ def write(adapter: Adapter, path: PathLike, *, overwrite: bool = False) -> None:
     with storage.new_folder(path, overwrite=overwrite) as folder:
         safetensors.write_tensors(os.path.join(folder, WEIGHTS[0]), tensors)
         storage.write(
-            os.path.join(folder, peft_layout.CONFIG), [peft_config.text(config)], overwrite=False
+            os.path.join(folder, peft_layout.CONFIG),
+            [peft_layout.config_text(config)],
+            overwrite=False,
         )
 
 

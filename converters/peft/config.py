@@ -1,31 +1,14 @@
-"""PEFT's ``adapter_config.json``, read and written for VB-LoRA and LoRA."""
+"""PEFT's ``adapter_config.json`` of VB-LoRA and of LoRA: what must agree, what is written."""
 
 from __future__ import annotations
 
 import json
-import os
 from collections.abc import Mapping
 from typing import Any
 
-from vbfmt import storage
 from vbfmt.adapter import Adapter
 from vbfmt.errors import SourceError
 from vbfmt.peft_layout import CONFIG, about_extras, implied, sizes
-from vbfmt.rules import is_json_object
-
-
-def read(path: str | os.PathLike[str]) -> dict[str, Any]:
-    """The config in a file.
-
-    Raises:
-        SourceError: not a JSON object.
-        StorageError: it cannot be read.
-    """
-    text = bytes(storage.read(path, mmap=False)).decode(errors="replace")
-    if not is_json_object(text):
-        raise SourceError("not a JSON object", file=path)
-    config: dict[str, Any] = json.loads(text)
-    return config
 
 
 def require_sizes(config: Mapping[str, Any], h: int, b: int) -> None:
@@ -90,8 +73,3 @@ def for_lora(adapter: Adapter, rank: int, *, extras: bool) -> dict[str, Any]:
         **kept,
         **of_extras,
     }
-
-
-def text(config: Mapping[str, Any]) -> bytes:
-    """The file's content."""
-    return (json.dumps(config, indent=2, ensure_ascii=False, sort_keys=True) + "\n").encode()

@@ -296,23 +296,20 @@ WRONG_TOPK = {
 }
 
 
-@pytest.mark.parametrize("what", WRONG_LOGITS)
-def test_wrong_logits(what):
-    edit, said = WRONG_LOGITS[what]
-    arrays = logits_form()
-    edit(arrays)
+@pytest.mark.parametrize(
+    ("arrays", "wrong"),
+    [
+        pytest.param(form, wrong, id=what)
+        for form, table in ((logits_form, WRONG_LOGITS), (topk_form, WRONG_TOPK))
+        for what, wrong in table.items()
+    ],
+)
+def test_wrong_checkpoints_are_refused(arrays, wrong):
+    edit, said = wrong
+    changed = arrays()
+    edit(changed)
     with pytest.raises(errors.VbfmtError) as error:
-        read(arrays)
-    assert said in str(error.value)
-
-
-@pytest.mark.parametrize("what", WRONG_TOPK)
-def test_wrong_topk(what):
-    edit, said = WRONG_TOPK[what]
-    arrays = topk_form()
-    edit(arrays)
-    with pytest.raises(errors.VbfmtError) as error:
-        read(arrays)
+        read(changed)
     assert said in str(error.value)
 
 

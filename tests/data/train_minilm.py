@@ -21,7 +21,6 @@ import hashlib
 import io
 import os
 import random
-import shutil
 import subprocess
 import sys
 import tarfile
@@ -347,12 +346,10 @@ def print_sizes(output: Path) -> None:
         print(f"  {count:3} x {kind}")
 
 
-def prepare_output(output: Path, force: bool) -> None:
-    """Refuse to overwrite earlier work unless told to."""
+def refuse_to_overwrite(output: Path, force: bool) -> None:
+    """Stop before the long work if there is earlier work in the way; forcing deletes nothing."""
     if output.exists() and not force:
-        raise SystemExit(f"{output} exists; give --force to replace it")
-    if output.exists():
-        shutil.rmtree(output)
+        raise SystemExit(f"{output} exists; give --force to write into it")
 
 
 def make_deterministic() -> None:
@@ -367,7 +364,7 @@ def parse_arguments() -> argparse.Namespace:
     """Read the command line."""
     parser = argparse.ArgumentParser(description="Train the MiniLM demo adapter for VB-LoRA.")
     parser.add_argument("output", type=Path, help="folder to write the adapter to")
-    parser.add_argument("--force", action="store_true", help="replace an existing folder")
+    parser.add_argument("--force", action="store_true", help="write into an existing folder")
     parser.add_argument("--sdist", type=Path, help=f"the {SDIST} source archive, if at hand")
     return parser.parse_args()
 
@@ -376,7 +373,7 @@ def main() -> None:
     """Train, save, and show that the saved adapter predicts what the trained one did."""
     started = time.monotonic()
     arguments = parse_arguments()
-    prepare_output(arguments.output, arguments.force)
+    refuse_to_overwrite(arguments.output, arguments.force)
     make_deterministic()
     split = load_split(arguments.sdist, AutoTokenizer.from_pretrained(str(model_folder())))
     print(f"{len(split.train)} train, {len(split.validation)} validation, {len(split.test)} test")
