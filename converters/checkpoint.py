@@ -84,7 +84,8 @@ def agreed_k(said: Mapping[str, object]) -> int:
             advice="give it: --topk K (the paper and PEFT use 2)",
         )
     first, *others = known.values()
-    if not isinstance(first, int) or any(other != first for other in others):
+    # bool is an int to Python, but no number of vectors.
+    if type(first) is not int or any(type(k) is not int or k != first for k in others):
         raise SourceError(
             "sources disagree on k",
             part="topk",
