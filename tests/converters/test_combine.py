@@ -8,10 +8,10 @@ import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
-from vbfmt.converters import combine, lora, safetensors
 
 from tests.converters.merge.folders import SHAPES, adapter_of, tensor_of
 from vbfmt import errors
+from vbfmt.converters import combine, lora, safetensors
 
 
 def delta(pair):

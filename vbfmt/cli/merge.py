@@ -83,6 +83,7 @@ def _report(plan: Plan, output: str, dry_run: bool) -> Iterator[str]:
     for word, names in (
         ("trained, in place of the base's", plan.layout.replaced),
         ("trained, and not in the base", plan.layout.added),
+        ("made", sorted(plan.texts)),
         ("copied", plan.copies),
         ("left behind: no longer true", plan.base.left_out),
     ):
@@ -108,7 +109,7 @@ def _as_dict(plan: Plan) -> dict[str, Any]:
         },
         "replaced": list(plan.layout.replaced),
         "added": list(plan.layout.added),
-        "written": sorted(plan.texts),
+        "made": sorted(plan.texts),
         "copied": list(plan.copies),
         "left_out": list(plan.base.left_out),
         "notices": list(plan.notices),

@@ -11,7 +11,6 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from vbfmt.converters import merge
 
 from tests.converters.merge.folders import (
     adapter_of,
@@ -21,6 +20,7 @@ from tests.converters.merge.folders import (
     tensors_in,
 )
 from vbfmt import Adapter, errors
+from vbfmt.converters import merge
 
 pytestmark = pytest.mark.skipif(sys.platform == "win32", reason="signals and limits of POSIX")
 

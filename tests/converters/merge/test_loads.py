@@ -6,9 +6,9 @@ import os
 from pathlib import Path
 
 import pytest
-from vbfmt.converters import merge, peft
 
 from tests.converters.merge.folders import tensors_in
+from vbfmt.converters import merge, peft
 
 torch = pytest.importorskip("torch")
 transformers = pytest.importorskip("transformers")
@@ -187,7 +187,7 @@ def test_a_classifier_whose_base_has_a_head_and_whose_biases_were_trained(tmp_pa
     model.save_pretrained(tmp_path / "base")
     adapted, adapter = trained(
         model,
-        ["query", "value"],
+        ["query", "value", "intermediate.dense"],
         tmp_path / "peft",
         task_type="SEQ_CLS",
         modules_to_save=["classifier"],
@@ -195,5 +195,5 @@ def test_a_classifier_whose_base_has_a_head_and_whose_biases_were_trained(tmp_pa
     )
     auto = transformers.AutoModelForSequenceClassification
     plan = compare(adapted, tmp_path / "base", adapter, tmp_path / "out", auto)
-    assert len(plan.layout.replaced) == 2 + 4
+    assert len(plan.layout.replaced) == 2 + 6
     assert plan.layout.added == ()
