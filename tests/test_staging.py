@@ -86,7 +86,7 @@ def test_a_renamed_folder_stays_and_any_other_goes(tmp_path):
 @pytest.mark.parametrize("can_exchange", [True, False])
 def test_one_folder_takes_the_place_of_another(tmp_path, monkeypatch, can_exchange):
     if not can_exchange:
-        monkeypatch.setattr(staging, "_exchanged", lambda one, other: False)
+        monkeypatch.setattr(staging, "exchanged", lambda one, other: False)
     target = tmp_path / "model"
     target.mkdir()
     (target / "old").touch()
@@ -102,13 +102,13 @@ def test_linux_exchanges_in_one_step(tmp_path):
     for name in ("one", "two"):
         (tmp_path / name).mkdir()
         (tmp_path / name / f"in {name}").touch()
-    assert staging._exchanged(os.fspath(tmp_path / "one"), os.fspath(tmp_path / "two"))
+    assert staging.exchanged(os.fspath(tmp_path / "one"), os.fspath(tmp_path / "two"))
     assert os.listdir(tmp_path / "one") == ["in two"]
     assert os.listdir(tmp_path / "two") == ["in one"]
 
 
 def test_without_locks_it_works_and_nothing_is_swept(tmp_path, monkeypatch):
-    monkeypatch.setattr(staging, "_locked", lambda path: None)
+    monkeypatch.setattr(staging, "_holds", lambda descriptor, path: False)
     (tmp_path / ".model.0123456789ab.partial").mkdir()
     target = os.fspath(tmp_path / "model")
     with staging.folder(target) as path:
