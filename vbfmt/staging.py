@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import contextlib
 import ctypes
+import errno
 import os
 import re
 import secrets
@@ -45,7 +46,7 @@ def folder(target: str) -> Iterator[str]:
     try:
         yield path
     finally:
-        shutil.rmtree(path, ignore_errors=True)
+        _remove(path)
         os.close(lock)
 
 
@@ -61,16 +62,17 @@ def file(target: str) -> Iterator[tuple[str, int]]:
     """
     sweep(target)
     path, descriptor = _made_and_locked(target, _new_file)
-    lock = None
+    own = sys.platform != "win32"  # there an open file cannot be renamed
     try:
-        if sys.platform != "win32":  # there an open file cannot be renamed
-            lock = os.dup(descriptor)  # the lock outlives the caller's closing
-        yield path, descriptor
-    finally:
-        with contextlib.suppress(OSError):
+        yield path, os.dup(descriptor) if own else descriptor  # the lock outlives its closing
+        with contextlib.suppress(FileNotFoundError):
             os.unlink(path)
-        if lock is not None:
-            os.close(lock)
+    except BaseException:
+        _remove(path)
+        raise
+    finally:
+        if own:
+            os.close(descriptor)
 
 
 def sweep(target: str) -> None:
@@ -82,23 +84,23 @@ def sweep(target: str) -> None:
                 _remove_if_abandoned(os.path.join(where, name))
 
 
-def put_new(temporary: str, target: str) -> None:
-    """Rename a folder to where nothing is, or an empty folder.
+def placed(temporary: str, target: str) -> bool:
+    """Rename a folder to where nothing is, or an empty folder; False where there is something.
 
     Raises:
-        FileExistsError: something is there.
         OSError
     """
     try:
         os.rename(temporary, target)
-    except OSError:
-        if os.path.lexists(target):
-            raise FileExistsError from None
+    except OSError as error:
+        if error.errno in _SOMETHING_THERE and os.path.lexists(target):
+            return False
         raise
+    return True
 
 
 def put_whole(temporary: str, target: str) -> None:
-    """Rename a folder to `target`; one that is there already is `temporary` from then on.
+    """Rename a folder to `target`, where there is another: that is `temporary` from then on.
 
     Where the system cannot exchange two names (it can on Linux), there is a moment between two
     renames with neither.
@@ -106,9 +108,6 @@ def put_whole(temporary: str, target: str) -> None:
     Raises:
         OSError
     """
-    if not os.path.isdir(target) or not os.listdir(target):
-        os.rename(temporary, target)
-        return
     if exchanged(temporary, target):
         return
     old = name_beside(target)
@@ -129,6 +128,7 @@ def exchanged(one: str, other: str) -> bool:
     return bool(call(here, os.fsencode(one), here, os.fsencode(other), exchange) == 0)
 
 
+_SOMETHING_THERE = (errno.ENOTEMPTY, errno.EEXIST, errno.ENOTDIR)
 _BINARY = getattr(os, "O_BINARY", 0)
 
 
@@ -152,13 +152,14 @@ def _made_and_locked(target: str, make: Callable[[str], int]) -> tuple[str, int]
     """A new file or folder, and the open descriptor that holds its lock. Where there are no locks
     nobody sweeps either."""
     for _ in range(_ATTEMPTS):
+        # A sweeper may come between two of these steps and take it for abandoned.
         path = name_beside(target)
-        descriptor = make(path)
-        if _holds(descriptor, path):
-            return path, descriptor
-        # A sweeper came between the two steps and took it for abandoned, or there are no locks.
-        os.close(descriptor)
-        _remove(path)
+        with contextlib.suppress(FileNotFoundError):
+            descriptor = make(path)
+            if _holds(descriptor, path):
+                return path, descriptor
+            os.close(descriptor)
+            _remove(path)
     path = name_beside(target)
     return path, make(path)
 
@@ -191,8 +192,9 @@ def _holds(descriptor: int, path: str) -> bool:
 
 
 def _remove(path: str) -> None:
-    if os.path.isdir(path) and not os.path.islink(path):
-        shutil.rmtree(path, ignore_errors=True)
-    else:
-        with contextlib.suppress(OSError):
+    """Remove a file or folder, as far as the system lets."""
+    with contextlib.suppress(OSError):  # rmtree lets some of them out even so
+        if os.path.isdir(path) and not os.path.islink(path):
+            shutil.rmtree(path, ignore_errors=True)
+        else:
             os.unlink(path)

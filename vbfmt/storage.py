@@ -97,18 +97,14 @@ def new_folder(path: PathLike, *, overwrite: bool, whole: bool = False) -> Itera
             sync_folder(temporary)
             if os.path.isdir(target):
                 _keep_permissions(target, temporary)
-            if not overwrite:
-                staging.put_new(temporary, target)
-            elif whole:
-                staging.put_whole(temporary, target)
-            else:
-                _move_in(temporary, target)
+            if not staging.placed(temporary, target):
+                if not overwrite:
+                    raise already_there(path)
+                (staging.put_whole if whole else _move_in)(temporary, target)
         sync_folder(os.path.dirname(target))
     except VbfmtError:
         raise
     except OSError as error:
-        if isinstance(error, FileExistsError) and not overwrite:
-            raise already_there(path) from None
         raise refusal("cannot write", path, error) from None
 
 
@@ -207,18 +203,23 @@ def _move_in(temporary: str, target: str) -> None:
     """Put the new folder's files in place, so that whatever else somebody keeps in the old folder
     stays."""
     names = sorted(os.listdir(temporary))
-    old = set(os.listdir(target)) if os.path.lexists(target) else set()
-    if not old:
-        os.rename(temporary, target)
-        return
+    old = _names_in(target)
     for name in old.intersection(names):
         if os.path.isdir(os.path.join(target, name)):
             raise IsADirectoryError(errno.EISDIR, f"{name} is a folder there")
         _keep_permissions(os.path.join(target, name), os.path.join(temporary, name))
     if old.issubset(names) and os.access(target, os.W_OK) and staging.exchanged(temporary, target):
-        for name in set(os.listdir(temporary)).difference(names):  # came in this moment
+        for name in _names_in(temporary).difference(names):  # came in this moment
             os.replace(os.path.join(temporary, name), os.path.join(target, name))
         return
     for name in names:
         os.replace(os.path.join(temporary, name), os.path.join(target, name))
     sync_folder(target)
+
+
+def _names_in(folder: str) -> set[str]:
+    """What is in a folder that another writer may just be replacing or removing."""
+    try:
+        return set(os.listdir(folder))
+    except FileNotFoundError:
+        return set()
