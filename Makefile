@@ -5,7 +5,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 
 .DEFAULT_GOAL := help
-.PHONY: help demo pictures test test-all bench check format types clean
+.PHONY: help demo pictures test test-all second-reader bench check format types clean
 
 help:
 	@echo "make demo      pack, inspect, verify and expand the trained checkpoint in tests/data"
@@ -25,6 +25,19 @@ $(VENV)/base: pyproject.toml constraints.txt
 $(VENV)/dev: $(VENV)/base
 	$(BIN)/python -m pip install --quiet --constraint constraints.txt --editable '.[dev]'
 	@touch $@
+
+# The second reader's packages (spec/javascript).
+READER := spec/javascript
+$(READER)/node_modules/installed: $(READER)/package.json $(READER)/package-lock.json
+	cd $(READER) && npm ci --no-audit --no-fund
+	@touch $@
+
+second-reader: $(READER)/node_modules/installed
+
+# Where there is no npm, the second reader's tests are skipped and say so.
+ifneq ($(shell command -v npm 2>/dev/null),)
+test test-all: second-reader
+endif
 
 demo: $(VENV)/base
 	@BIN=$(BIN) sh tests/demo.sh
@@ -57,4 +70,4 @@ types: $(VENV)/dev
 	MYPYPATH=build/types $(BIN)/mypy -p vbfmt
 
 clean:
-	rm -rf $(VENV) build dist *.egg-info .pytest_cache .mypy_cache .ruff_cache .hypothesis
+	rm -rf $(VENV) $(READER)/node_modules $(READER)/vblora.cjs build dist *.egg-info .pytest_cache .mypy_cache .ruff_cache .hypothesis

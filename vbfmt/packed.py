@@ -73,7 +73,8 @@ def loads(data: Bytes, *, digest: str | None = None, verify: bool = True) -> Ada
     """The adapter that packed bytes hold. Its arrays are views of `data`.
 
     Args:
-        digest: refuse any other adapter than this one.
+        digest: refuse any other adapter than this one, ``sha256:…`` from where you trust it. It
+            covers every byte, but only together with `verify`.
         verify: check every digest and every value. Without it the front (preamble, header,
             layout) is still checked, and damage to the data goes unnoticed.
 
