@@ -5,7 +5,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 
 .DEFAULT_GOAL := help
-.PHONY: help demo pictures test test-all fuzz bench check format types clean
+.PHONY: help demo pictures test test-all fuzz flips bench check format types clean
 
 help:
 	@echo "make demo      pack, inspect, verify and expand the trained checkpoint in tests/data"
@@ -13,6 +13,7 @@ help:
 	@echo "make test      the tests (about five minutes on two cores)"
 	@echo "make test-all  the tests, the heavy ones too"
 	@echo "make fuzz      two million damaged files, guided by coverage (about half an hour)"
+	@echo "make flips     flip every bit of packed files (about ten minutes)"
 	@echo "make bench     measure against PEFT and print the table"
 	@echo "make check     lint, formatting and types"
 
@@ -44,6 +45,9 @@ fuzz: $(VENV)/dev
 	$(BIN)/python -m tests.fuzz peft 600000
 	$(BIN)/python -m tests.fuzz safetensors 600000
 	$(BIN)/python -m tests.fuzz.reached
+
+flips: $(VENV)/dev
+	$(BIN)/python -m tests.flips
 
 bench: $(VENV)/dev
 	$(BIN)/python -m tests.bench
