@@ -41,8 +41,8 @@ test-all: $(VENV)/dev
 	$(BIN)/python -m pytest -m ''
 
 fuzz: $(VENV)/dev
-	$(BIN)/python -m tests.fuzz packed 1000000
-	$(BIN)/python -m tests.fuzz peft 600000
+	$(BIN)/python -m tests.fuzz packed 1200000
+	$(BIN)/python -m tests.fuzz peft 400000
 	$(BIN)/python -m tests.fuzz safetensors 600000
 	$(BIN)/python -m tests.fuzz.reached
 

@@ -48,7 +48,9 @@ def by_coverage(atheris: Any, run: Run, runs: int) -> None:
         if run.executions >= runs:
             print(run.report(), flush=True)
 
-    options = [f"-runs={runs}", "-max_len=65536", "-timeout=60", "-verbosity=0"]
+    # Time is `Run`'s business, by the processor's clock: a busy machine stands still for minutes.
+    patience = ["-timeout=3600", "-report_slow_units=3600"]
+    options = [f"-runs={runs}", "-max_len=65536", "-verbosity=0", *patience]
     atheris.Setup([sys.argv[0], *options, str(corpus)], one_input, custom_mutator=mutator)
     atheris.Fuzz()
 
