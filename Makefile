@@ -5,13 +5,14 @@ VENV := .venv
 BIN := $(VENV)/bin
 
 .DEFAULT_GOAL := help
-.PHONY: help demo pictures test test-all fuzz flips bench check format types clean
+.PHONY: help demo pictures test test-all coverage fuzz flips bench check format types clean
 
 help:
 	@echo "make demo      pack, inspect, verify and expand the trained checkpoint in tests/data"
 	@echo "make pictures  draw the README's pictures again"
 	@echo "make test      the tests (about five minutes on two cores)"
 	@echo "make test-all  the tests, the heavy ones too"
+	@echo "make coverage  the tests with the branches of the library that they reach"
 	@echo "make fuzz      two million damaged files, guided by coverage (about half an hour)"
 	@echo "make flips     flip every bit of packed files (about ten minutes)"
 	@echo "make bench     measure against PEFT and print the table"
@@ -39,6 +40,10 @@ test: $(VENV)/dev
 
 test-all: $(VENV)/dev
 	$(BIN)/python -m pytest -m ''
+
+coverage: $(VENV)/dev
+	$(BIN)/python -m coverage run -m pytest
+	$(BIN)/python -m coverage report
 
 fuzz: $(VENV)/dev
 	$(BIN)/python -m tests.fuzz packed 1200000
@@ -68,4 +73,4 @@ types: $(VENV)/dev
 	MYPYPATH=build/types $(BIN)/mypy -p vbfmt
 
 clean:
-	rm -rf $(VENV) build dist *.egg-info .pytest_cache .mypy_cache .ruff_cache .hypothesis
+	rm -rf $(VENV) build dist *.egg-info .pytest_cache .mypy_cache .ruff_cache .hypothesis .coverage
