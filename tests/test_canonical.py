@@ -18,7 +18,8 @@ def test_the_shapes_of_values_are_those_that_msgpack_reads():
             assert code in canonical._FOREIGN
             continue
         reader = msgpack.Unpacker(raw=True, strict_map_key=False)
-        reader.feed(bytes([code]) + (2).to_bytes(length_bytes, "big") + bytes(64))
+        count = (2).to_bytes(length_bytes, "big") if length_bytes else b""
+        reader.feed(bytes([code]) + count + bytes(64))
         if code in canonical._CONTAINERS:
             is_map = 0x80 <= code < 0x90 or code >= 0xDE
             inside = 2 * reader.read_map_header() if is_map else reader.read_array_header()
