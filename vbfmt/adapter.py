@@ -78,8 +78,8 @@ class Adapter:
             raise ContentError("the adapter has no modules")
         return cls(
             bank=np.ascontiguousarray(bank, dtype="<f4"),
-            indices=np.concatenate([rows[module].indices for module in modules]),
-            weights=np.concatenate([rows[module].weights for module in modules]),
+            indices=_little_endian(np.concatenate([rows[module].indices for module in modules])),
+            weights=_little_endian(np.concatenate([rows[module].weights for module in modules])),
             modules=tuple(modules),
             tensors={name: tensors[name] for name in sorted(tensors, key=str.encode)},
             base_model=base_model,
@@ -253,6 +253,11 @@ def _factors(
     a = rows[:in_rows].reshape(module.rank, module.in_features)
     b = rows[in_rows:].reshape(module.rank, module.out_features)
     return a.astype(np.float32), np.ascontiguousarray(b.T, dtype=np.float32)
+
+
+def _little_endian(array: NDArray[Any]) -> NDArray[Any]:
+    """The same array where the machine is; numpy's own results have the machine's byte order."""
+    return array.astype(array.dtype.newbyteorder("<"), copy=False)
 
 
 def _same_bits(one: NDArray[Any], other: NDArray[Any]) -> bool:
