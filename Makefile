@@ -5,7 +5,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 
 .DEFAULT_GOAL := help
-.PHONY: help demo pictures test test-all coverage fuzz flips bench check format types clean
+.PHONY: help demo pictures test test-all coverage fuzz flips determinism mutation bench check format types clean
 
 help:
 	@echo "make demo      pack, inspect, verify and expand the trained checkpoint in tests/data"
@@ -15,6 +15,8 @@ help:
 	@echo "make coverage  the tests with the branches of the library that they reach"
 	@echo "make fuzz      two million damaged files, guided by coverage (about half an hour)"
 	@echo "make flips     flip every bit of packed files (about ten minutes)"
+	@echo "make determinism  the same bytes on every Python, numpy and msgpack that can be had"
+	@echo "make mutation  what of the format's own code no test would miss"
 	@echo "make bench     measure against PEFT and print the table"
 	@echo "make check     lint, formatting and types"
 
@@ -53,6 +55,9 @@ fuzz: $(VENV)/dev
 
 flips: $(VENV)/dev
 	$(BIN)/python -m tests.flips
+
+determinism: $(VENV)/dev
+	$(BIN)/python -m tests.determinism
 
 bench: $(VENV)/dev
 	$(BIN)/python -m tests.bench
