@@ -113,7 +113,8 @@ def bank_of(tensor: Tensor) -> NDArray[np.float32]:
     """
     if tensor.dtype not in FLOATS or len(tensor.shape) != 2 or 0 in tensor.shape:
         raise SourceError("not a vector bank", part="vector bank", found=tensor, expected="(h, b)")
-    return np.ascontiguousarray(tensor.numpy().astype("<f4"))
+    with np.errstate(over="ignore", invalid="ignore"):  # what is not finite is refused later
+        return np.ascontiguousarray(tensor.numpy().astype("<f4"))
 
 
 def _locate(path: Path) -> Path:

@@ -95,3 +95,25 @@ def test_a_source_that_fails_leaves_nothing(tmp_path):
     with pytest.raises(errors.TargetError):
         storage.write(tmp_path / "file", pieces(), overwrite=False, past_cache=True)
     assert os.listdir(tmp_path) == []
+
+
+def test_other_systems_write_through_the_cache(tmp_path, monkeypatch):
+    monkeypatch.setattr(direct.sys, "platform", "darwin")
+    pieces = pieces_of([BLOCK, 5])
+    storage.write(tmp_path / "file", pieces, overwrite=False, past_cache=True)
+    assert (tmp_path / "file").read_bytes() == b"".join(pieces)
+
+
+def test_a_file_that_cannot_be_switched_is_written_through_the_cache(tmp_path, monkeypatch):
+    fcntl = pytest.importorskip("fcntl")
+    real = fcntl.fcntl
+
+    def refuse(file, command, *rest):
+        if command == fcntl.F_SETFL:
+            raise OSError(errno.EINVAL, "not here")
+        return real(file, command, *rest)
+
+    monkeypatch.setattr(fcntl, "fcntl", refuse)
+    pieces = pieces_of([BLOCK, 5])
+    storage.write(tmp_path / "file", pieces, overwrite=False, past_cache=True)
+    assert (tmp_path / "file").read_bytes() == b"".join(pieces)

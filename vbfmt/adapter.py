@@ -76,8 +76,8 @@ class Adapter:
             raise ContentError("the adapter has no modules")
         return cls(
             bank=np.ascontiguousarray(bank, dtype="<f4"),
-            indices=np.concatenate([rows[module].indices for module in modules]),
-            weights=np.concatenate([rows[module].weights for module in modules]),
+            indices=_little_endian(np.concatenate([rows[module].indices for module in modules])),
+            weights=_little_endian(np.concatenate([rows[module].weights for module in modules])),
             modules=tuple(modules),
             tensors={name: tensors[name] for name in sorted(tensors, key=str.encode)},
             base_model=base_model,
@@ -222,6 +222,11 @@ class Adapter:
             f"<VB-LoRA adapter{base}: {len(self)} modules, h={self.h} b={self.b} k={self.k} "
             f"N={self.N}{others}>"
         )
+
+
+def _little_endian(array: NDArray[Any]) -> NDArray[Any]:
+    """The same array where the machine is; numpy's own results have the machine's byte order."""
+    return array.astype(array.dtype.newbyteorder("<"), copy=False)
 
 
 def _same_bits(one: NDArray[Any], other: NDArray[Any]) -> bool:

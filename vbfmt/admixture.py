@@ -65,7 +65,8 @@ def canonical_rows(indices: NDArray[np.integer[Any]], weights: NDArray[np.float6
     chosen: NDArray[np.unsignedinteger[Any]] = np.array(indices, dtype=index_dtype(h), order="C")
     weights = np.array(weights, dtype=np.float64, order="C")
     _sort_rows(chosen, weights)
-    stored = weights[:, 1:].astype("<f4") + np.float32(0)  # + 0 turns −0 into 0
+    stored = weights[:, 1:].astype("<f4")
+    stored += 0  # turns −0 into 0
     _keep_first_largest(stored, weights[:, 1:])
     _sort_rows(chosen, all_weights(stored))
     return Rows(chosen, stored)
