@@ -96,7 +96,9 @@ def new_folder(path: PathLike, *, overwrite: bool, whole: bool = False) -> Itera
             except VbfmtError as error:
                 raise _renamed(error, temporary, os.fspath(path)) from None
             sync_folder(temporary)
-            (staging.put_whole if whole else _move_in)(temporary, target)
+            if not overwrite:
+                require_absent(path)  # somebody may have been faster
+            (staging.put_whole if whole and overwrite else _move_in)(temporary, target)
             sync_folder(os.path.dirname(target))
     except VbfmtError:
         raise

@@ -62,6 +62,8 @@ def write(
             _write_in(folder, name, _counted(_content(source), told))
         for name, text in plan.texts.items():
             _write_in(folder, name, _counted([text], told))
+        # Somebody may have put something there in the meantime.
+        refusals.require_place(os.fspath(path), plan.base.path, overwrite=overwrite)
 
 
 def require_place(plan: Plan, path: PathLike, *, overwrite: bool) -> None:

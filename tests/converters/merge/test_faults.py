@@ -162,6 +162,8 @@ def test_an_error_while_writing_leaves_nothing(base, tmp_path, monkeypatch):
 
 def test_an_interrupt_leaves_nothing(base, tmp_path):
     process = start(base, tmp_path / "out", 0)
+    while process.poll() is None and not list(tmp_path.glob(".out.*.partial/*")):
+        time.sleep(0.001)
     process.send_signal(signal.SIGINT)
     process.wait()
     assert process.returncode != 0 or (tmp_path / "out").exists()
