@@ -50,6 +50,30 @@ def test_any_small_blocks(tmp_path_factory, lengths):
     assert path.read_bytes() == b"".join(pieces)
 
 
+def aligned_pieces(sizes):
+    """Aligned pieces in memory that is used in turns, as `direct.write` allows."""
+    random = np.random.default_rng(1)
+    turns = [direct.aligned(max(sizes)) for _ in range(3)]
+    for number, size in enumerate(sizes):
+        piece = turns[number % 3][:size]
+        piece[:] = random.integers(0, 256, size, np.uint8)
+        yield piece.data
+
+
+@pytest.mark.parametrize("first", [0, 1, 4096, BLOCK - 4096, BLOCK + 4096])
+def test_pieces_that_are_not_copied(tmp_path, first):
+    sizes = [4096, 1 << 20, 8192, 1 << 20, 100, 1 << 20, 1 << 20, 3996, 4096]
+    front = bytes(range(256)) * (first // 256) + b"x" * (first % 256)
+
+    def pieces():
+        yield front
+        yield from aligned_pieces(sizes)
+
+    storage.write(tmp_path / "file", pieces(), overwrite=False, past_cache=True)
+    expected = front + b"".join(bytes(piece) for piece in aligned_pieces(sizes))
+    assert (tmp_path / "file").read_bytes() == expected
+
+
 def test_a_file_system_that_refuses_direct_writes_is_written_otherwise(tmp_path, monkeypatch):
     real, refused = os.write, []
 

@@ -20,7 +20,7 @@ from numpy.typing import NDArray
 from vbfmt.container import Bytes
 
 _BLOCK = 1 << 22
-_ALIGNMENT = 4096
+ALIGNMENT = 4096
 _BUFFERS = 2
 
 
@@ -31,6 +31,8 @@ def write(file: int, pieces: Iterable[Bytes]) -> None:
 
     Args:
         file: a descriptor, open for writing.
+        pieces: each stays as it is until the next but one is asked for. One that begins and ends at
+            a multiple of 4096, in memory (see `aligned`) and in the file, is not copied.
 
     Raises:
         OSError
@@ -46,14 +48,26 @@ def write(file: int, pieces: Iterable[Bytes]) -> None:
             pending.result()
 
 
+def aligned(size: int) -> NDArray[np.uint8]:
+    """Memory that can be written directly: (size,) uint8, zero."""
+    return np.frombuffer(mmap.mmap(-1, size), np.uint8)  # an anonymous map begins at a page
+
+
 def _blocks(pieces: Iterable[Bytes]) -> Iterator[NDArray[np.uint8]]:
-    """The bytes of `pieces` in aligned memory. A block is valid until the next but one is asked
-    for; all but the last have the full size."""
-    # An anonymous map begins at a page.
-    buffers = [np.frombuffer(mmap.mmap(-1, _BLOCK), np.uint8) for _ in range(_BUFFERS)]
+    """The bytes of `pieces` in aligned memory: the pieces themselves, or blocks filled with them.
+
+    A block is valid until the next but one is asked for; all but the last have an aligned size.
+    """
+    buffers = [aligned(_BLOCK) for _ in range(_BUFFERS)]
     turn, filled = 0, 0
     for piece in pieces:
         rest = np.frombuffer(piece, np.uint8)
+        if filled % ALIGNMENT == 0 and _is_aligned(rest):
+            if filled:
+                yield buffers[turn][:filled]
+                turn, filled = (turn + 1) % _BUFFERS, 0
+            yield rest
+            continue
         while len(rest):
             count = min(len(rest), _BLOCK - filled)
             buffers[turn][filled : filled + count] = rest[:count]
@@ -66,10 +80,14 @@ def _blocks(pieces: Iterable[Bytes]) -> Iterator[NDArray[np.uint8]]:
         yield buffers[turn][:filled]
 
 
+def _is_aligned(array: NDArray[np.uint8]) -> bool:
+    return len(array) > 0 and (len(array) | array.ctypes.data) % ALIGNMENT == 0
+
+
 def _write_block(file: int, block: NDArray[np.uint8]) -> None:
     rest = block.data
     while rest:
-        if len(rest) % _ALIGNMENT:  # the end of the file, or of what the disk took
+        if len(rest) % ALIGNMENT:  # the end of the file, or of what the disk took
             _set_direct(file, False)
         try:
             rest = rest[os.write(file, rest) :]

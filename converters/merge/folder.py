@@ -10,7 +10,7 @@ from concurrent.futures import Future, ThreadPoolExecutor
 import numpy as np
 from numpy.typing import NDArray
 
-from vbfmt import storage
+from vbfmt import direct, storage
 from vbfmt.container import Bytes
 from vbfmt.converters.combine import LowRank
 from vbfmt.converters.merge import arithmetic, refusals
@@ -22,8 +22,8 @@ from vbfmt.tensors import Tensor
 
 _MOST_WORKERS = 8
 """More would only hold more memory: a disk takes less than they compute."""
-_AHEAD = 4
-_COPIED_AT_ONCE = 1 << 22
+_AHEAD = 16
+"""Pieces that are computed before the first of them is written."""
 
 
 def write(
@@ -107,7 +107,7 @@ def _stream(file: File, factors: LowRank, pool: ThreadPoolExecutor) -> Iterator[
         yield array.data
 
 
-def _pieces(item: Item, factors: LowRank) -> Iterator[Piece]:
+def _pieces(item: Item, factors: LowRank) -> Iterator[Piece] | Iterator[NDArray[np.uint8]]:
     if item.module is not None:
         return arithmetic.merged(
             item.name,
@@ -125,18 +125,25 @@ def _is_copied(item: Item) -> bool:
     return item.module is None and item.dtype == item.source.dtype
 
 
-def _slices(data: NDArray[np.uint8]) -> Iterator[Piece]:
-    for start in range(0, len(data), _COPIED_AT_ONCE):
-        yield data[start : start + _COPIED_AT_ONCE].view
+def _slices(data: NDArray[np.uint8]) -> Iterator[NDArray[np.uint8]]:
+    for start in range(0, len(data), arithmetic.PIECE_BYTES):
+        yield data[start : start + arithmetic.PIECE_BYTES]
 
 
-def _in_order(pieces: Iterable[Piece], pool: ThreadPoolExecutor) -> Iterator[NDArray[np.uint8]]:
-    """The results of `pieces` in their order, a few of them computed ahead."""
+def _in_order(
+    pieces: Iterable[Piece | NDArray[np.uint8]], pool: ThreadPoolExecutor
+) -> Iterator[NDArray[np.uint8]]:
+    """The bytes of `pieces` in their order, some of them computed ahead.
+
+    Memory is used in turns: bytes that were computed stay as they are until the next but one are
+    asked for.
+    """
+    buffers = [direct.aligned(arithmetic.PIECE_BYTES) for _ in range(_AHEAD + 2)]
     ahead: deque[Future[NDArray[np.uint8]]] = deque()
     try:
-        for piece in pieces:
-            ahead.append(pool.submit(piece))
-            if len(ahead) > min(cores(), _MOST_WORKERS) + _AHEAD:
+        for number, piece in enumerate(pieces):
+            ahead.append(pool.submit(_filled, piece, buffers[number % len(buffers)]))
+            if len(ahead) > _AHEAD:
                 yield ahead.popleft().result()
         while ahead:
             yield ahead.popleft().result()
@@ -145,10 +152,19 @@ def _in_order(pieces: Iterable[Piece], pool: ThreadPoolExecutor) -> Iterator[NDA
             future.cancel()
 
 
+def _filled(piece: Piece | NDArray[np.uint8], buffer: NDArray[np.uint8]) -> NDArray[np.uint8]:
+    if not isinstance(piece, Piece):
+        return piece
+    # One row of a very wide weight may be more.
+    out = buffer[: piece.size] if piece.size <= len(buffer) else np.empty(piece.size, np.uint8)
+    piece.fill(out)
+    return out
+
+
 def _content(path: str) -> Iterator[Bytes]:
     try:
         with open(path, "rb") as stream:
-            while block := stream.read(_COPIED_AT_ONCE):
+            while block := stream.read(arithmetic.PIECE_BYTES):
                 yield block
     except OSError as error:
         raise storage.refusal("cannot read", path, error) from None

@@ -7,6 +7,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import cached_property
 
+from vbfmt import direct
 from vbfmt.converters import safetensors
 from vbfmt.converters.combine import LowRank
 from vbfmt.converters.merge import config, refusals
@@ -64,7 +65,7 @@ class File:
     def header(self) -> bytes:
         """What the file begins with."""
         specs = [(item.name, item.dtype, item.source.shape) for item in self.items]
-        return safetensors.header(specs, self.metadata)
+        return safetensors.header(specs, self.metadata, alignment=direct.ALIGNMENT)
 
 
 @dataclass(frozen=True)
