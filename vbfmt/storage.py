@@ -145,7 +145,8 @@ def _read_descriptor(file: int, path: PathLike, *, mmap: bool) -> memoryview:
     status = os.fstat(file)
     if not stat.S_ISREG(status.st_mode):
         kind = "a folder" if stat.S_ISDIR(status.st_mode) else "no regular file"
-        raise StorageError("cannot read", file=path, found=kind, expected="a file")
+        advice = "pack a checkpoint first: vbfmt pack" if kind == "a folder" else None
+        raise StorageError("cannot read", file=path, found=kind, expected="a file", advice=advice)
     if mmap and status.st_size:
         return memoryview(mapping.mmap(file, 0, access=mapping.ACCESS_READ))
     with os.fdopen(os.dup(file), "rb") as stream:

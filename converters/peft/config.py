@@ -1,4 +1,4 @@
-"""PEFT's ``adapter_config.json``, read and written for VB-LoRA and LoRA."""
+"""PEFT's ``adapter_config.json`` of VB-LoRA and of LoRA: what must agree, what is written."""
 
 from __future__ import annotations
 

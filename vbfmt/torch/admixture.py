@@ -16,11 +16,23 @@ class LowRankUpdate(nn.Module):
         """A (rank, in_features) and B (out_features, rank)."""
         raise NotImplementedError
 
-    def forward(self, x: Tensor) -> Tensor:
-        """B·(A·x) for x (…, in_features): (…, out_features), in the factors' dtype."""
+    def forward(self, x: Tensor, result: Tensor) -> Tensor:
+        """result + B·(A·x), computed in the factors' dtype, or as autocast has it.
+
+        Args:
+            x: (…, in_features).
+            result: (…, out_features), what the base layer made of x.
+
+        Returns:
+            (…, out_features) in the dtype of `result`.
+        """
         a, b = self.factors()
-        linear = nn.functional.linear
-        return linear(linear(self.prepare(x.to(a.dtype)), a), b)
+        low = nn.functional.linear(self.prepare(x.to(a.dtype)), a)
+        if low.dtype != result.dtype:  # a base of lower precision: one rounding, at the end
+            return (result + nn.functional.linear(low, b)).to(result.dtype)
+        # One pass over the output instead of two.
+        flat = torch.addmm(result.reshape(-1, b.shape[0]), low.reshape(-1, b.shape[1]), b.t())
+        return flat.view(result.shape)
 
     def prepare(self, x: Tensor) -> Tensor:
         """What is done to the input first: nothing."""

@@ -6,7 +6,6 @@ the caller's to keep; loading copies into the parameters that are there, so it s
 
 from __future__ import annotations
 
-import json
 import os
 import re
 from collections.abc import Mapping
@@ -17,7 +16,7 @@ from typing import Any, cast
 import torch
 from torch import Tensor, nn
 
-from vbfmt import peft_layout, storage, strict_json
+from vbfmt import peft_layout, storage
 from vbfmt.errors import ContentError, ModelError, SourceError, VbfmtError
 from vbfmt.peft_layout import BANK, PREFIX, key_of_logits, key_of_tensor
 from vbfmt.torch.adapters import VBLoRA, adapters_of, find_adapters
@@ -55,14 +54,10 @@ def save_checkpoint(
     config = peft_config(adapters, name)
     tensors = _tensors(adapters, name)
     _require_finite(tensors)
-    text = json.dumps(
-        {**config, "save_only_topk_weights": False}, indent=2, ensure_ascii=False, sort_keys=True
-    )
+    text = peft_layout.config_text({**config, "save_only_topk_weights": False})
     with storage.new_folder(path, overwrite=overwrite) as folder:
         save_file(tensors, os.path.join(folder, peft_layout.WEIGHTS), metadata={"format": "pt"})
-        storage.write(
-            os.path.join(folder, peft_layout.CONFIG), [f"{text}\n".encode()], overwrite=False
-        )
+        storage.write(os.path.join(folder, peft_layout.CONFIG), [text], overwrite=False)
 
 
 def load_checkpoint(model: nn.Module, path: PathLike, *, name: str = "default") -> VBLoRA:
@@ -192,11 +187,7 @@ def _read(folder: Path) -> tuple[VBLoRAConfig, dict[str, Tensor]]:
             expected=f"a folder with {peft_layout.CONFIG}",
             advice="a packed file is for inference (load_packed) or a new start (warm_start)",
         )
-    text = bytes(storage.read(folder / peft_layout.CONFIG, mmap=False)).decode(errors="replace")
-    try:
-        config = strict_json.parse_object(text)
-    except ValueError as error:
-        raise SourceError("not a JSON object", part=peft_layout.CONFIG, found=error) from None
+    config = peft_layout.read_config(folder / peft_layout.CONFIG)
     return VBLoRAConfig.from_peft(config), _read_tensors(folder)
 
 

@@ -95,10 +95,7 @@ class VBLoRALinear(nn.Module):
         """x (…, in_features) → (…, out_features), in the dtype that the base layer returns."""
         result: Tensor = self.base_layer(x)
         update = self.update()
-        if update is None:
-            return result
-        total: Tensor = result + update(x)
-        return total.to(result.dtype)
+        return result if update is None else cast(Tensor, update(x, result))
 
 
 def is_conv1d(layer: nn.Module) -> bool:

@@ -1,0 +1,231 @@
+"""Training steps beside PEFT's VB-LoRA and LoRA: TinyLlama's layers, h 2048, b 256, k 2, r 4.
+
+``python -m tests.bench.training --device cuda --layers 22 --threads 2``
+"""
+
+from __future__ import annotations
+
+import argparse
+import sys
+import time
+import warnings
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import peft
+import torch
+from torch import nn
+
+from tests.bench.table import Row, print_table, run
+from vbfmt.torch import VBLoRAConfig, adapters_of, inject, param_groups
+
+SIZES = {"num_vectors": 2048, "vector_length": 256, "topk": 2}
+RANK = 4
+VOCABULARY = 1000
+
+
+@dataclass(frozen=True)
+class Setting:
+    """Where and on how much to measure.
+
+    Attributes:
+        device: cpu or cuda.
+        layers: of the model; TinyLlama has 22.
+        threads: of PyTorch on a processor.
+    """
+
+    device: str = "cpu"
+    layers: int = 4
+    threads: int = 1
+
+    def arguments(self) -> list[str]:
+        """The same for another process."""
+        return [f"--{name}={getattr(self, name)}" for name in ("device", "layers", "threads")]
+
+
+def rows(setting: Setting = Setting()) -> list[Row]:
+    """The rows of this subject."""
+    torch.set_num_threads(setting.threads)
+    # Before anything large is here: a process begins with the peak of the one that started it.
+    peaks = {name: _peak(name, setting) for name in ("vbfmt", PEFT)}
+    models = {name: make(setting) for name, make in MODELS.items()}
+    where = f"{setting.device}, {setting.layers} layers"
+    composing = _alternately(
+        {name: _composition(models[name], name) for name in ("vbfmt", PEFT)}, setting
+    )
+    long, short = (
+        _alternately({n: _step(m, tokens, setting) for n, m in models.items()}, setting, times)
+        for tokens, times in ((512, 5), (32, 25))
+    )
+    added = {name: short[name] - short[BASE] for name in ("vbfmt", PEFT)}
+    return [
+        _times(f"compose all factors, forward and backward ({where})", composing, PEFT, 0.5),
+        _times("whole step, 512 tokens", long, "LoRA", 1.1),
+        _times("whole step, 512 tokens", long, PEFT, 1.0),
+        _times("whole step, 32 tokens", short, PEFT, 0.85),
+        _times("the same without what the frozen base takes by itself", added, PEFT, 0.5),
+        Row(
+            "peak memory of 3 steps, 512 tokens (PEFT VB-LoRA)",
+            f"{peaks['vbfmt'] / 2**20:.0f} MiB",
+            f"{peaks[PEFT] / 2**20:.0f} MiB",
+            peaks["vbfmt"] / peaks[PEFT],
+            1.0,
+        ),
+    ]
+
+
+def _times(what: str, seconds: dict[str, float], peer: str, bound: float) -> Row:
+    ours, theirs = seconds["vbfmt"], seconds[peer]
+    return Row(
+        f"{what} ({peer})", f"{ours * 1e3:.1f} ms", f"{theirs * 1e3:.1f} ms", ours / theirs, bound
+    )
+
+
+def _base(setting: Setting) -> nn.Module:
+    from transformers import LlamaConfig, LlamaForCausalLM
+
+    torch.manual_seed(0)
+    config = LlamaConfig(
+        hidden_size=2048,
+        intermediate_size=5632,
+        num_hidden_layers=setting.layers,
+        num_attention_heads=32,
+        num_key_value_heads=4,
+        vocab_size=VOCABULARY,
+    )
+    with torch.device(setting.device):
+        return LlamaForCausalLM(config).train()
+
+
+def _ours(setting: Setting) -> nn.Module:
+    model = _base(setting)
+    inject(model, VBLoRAConfig(rank=RANK, target_modules="all-linear", **SIZES))
+    return model
+
+
+def _peft(setting: Setting) -> nn.Module:
+    return _with(peft.VBLoRAConfig(r=RANK, target_modules="all-linear", **SIZES), setting)
+
+
+def _lora(setting: Setting) -> nn.Module:
+    return _with(peft.LoraConfig(r=RANK, target_modules="all-linear"), setting)
+
+
+def _with(config: peft.PeftConfig, setting: Setting) -> nn.Module:
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        return peft.get_peft_model(_base(setting), config).train()
+
+
+PEFT = "PEFT VB-LoRA"
+BASE = "frozen base"
+MODELS: dict[str, Callable[[Setting], nn.Module]] = {
+    "vbfmt": _ours,
+    PEFT: _peft,
+    "LoRA": _lora,
+    BASE: lambda setting: _base(setting).requires_grad_(False),
+}
+
+
+def _composition(model: nn.Module, name: str) -> Callable[[], object]:
+    """All factors of all layers from logits and bank, and their gradients from those of the
+    factors; without the model."""
+    if name == "vbfmt":
+        composition = adapters_of(model).adapter().composition
+        assert composition is not None
+
+        def factors() -> list[torch.Tensor]:
+            composition.begin()
+            made = [factor for layer in composition.layers for factor in layer.factors()]
+            composition.end()
+            return made
+    else:
+        layers = [m for m in model.modules() if isinstance(m, peft.tuners.vblora.layer.VBLoRALayer)]
+
+        def factors() -> list[torch.Tensor]:
+            return [factor for layer in layers for factor in layer._get_lora_matrices("default")]
+
+    gradients = [torch.randn_like(factor) for factor in factors()]
+
+    def work() -> None:
+        model.zero_grad()
+        torch.autograd.backward(factors(), gradients)
+
+    return work
+
+
+def _step(model: nn.Module, tokens: int, setting: Setting) -> Callable[[], object]:
+    """Forward, backward and AdamW, fused as transformers' Trainer has it by default."""
+    own = "vblora" in model._modules
+    groups = param_groups(model) if own else [p for p in model.parameters() if p.requires_grad]
+    optimizer = torch.optim.AdamW(groups, lr=1e-3, fused=True) if groups else None
+    generator = torch.Generator().manual_seed(1)
+    ids = torch.randint(0, VOCABULARY, (1, tokens), generator=generator).to(setting.device)
+    # A gradient of the input, so that the backward pass runs through a frozen base, too.
+    inputs = model.get_input_embeddings()(ids).detach().requires_grad_()
+
+    def work() -> None:
+        model.zero_grad()
+        model(inputs_embeds=inputs, labels=ids).loss.backward()
+        if optimizer is not None:
+            optimizer.step()
+
+    return work
+
+
+def _alternately(
+    works: dict[str, Callable[[], object]], setting: Setting, times: int = 9
+) -> dict[str, float]:
+    """Seconds of the fastest call of each; they take turns, so that all meet the same machine."""
+    best = dict.fromkeys(works, float("inf"))
+    for round_ in range(times + 1):
+        for name, work in works.items():
+            _synchronize(setting)
+            start = time.perf_counter()
+            work()
+            _synchronize(setting)
+            if round_:  # the first is for warming up
+                best[name] = min(best[name], time.perf_counter() - start)
+    return best
+
+
+def _synchronize(setting: Setting) -> None:
+    if setting.device != "cpu":
+        torch.cuda.synchronize()
+
+
+def _peak(name: str, setting: Setting) -> int:
+    """Peak bytes of a process that trains: on a GPU what PyTorch allocated, else the process's."""
+    if setting.device != "cpu":
+        torch.cuda.empty_cache()
+        torch.cuda.reset_peak_memory_stats()
+        _train(name, setting)
+        return torch.cuda.max_memory_allocated()
+    module = [sys.executable, "-m", "tests.bench.training", "--train", name]
+    return run([*module, *setting.arguments()]).peak
+
+
+def _train(name: str, setting: Setting) -> None:
+    torch.set_num_threads(setting.threads)
+    work = _step(MODELS[name](setting), 512, setting)
+    for _ in range(3):
+        work()
+
+
+def main() -> None:
+    """Measure with the settings of the command line."""
+    parser = argparse.ArgumentParser(description="Training steps beside PEFT's.")
+    parser.add_argument("--device", default="cpu")
+    parser.add_argument("--layers", type=int, default=4)
+    parser.add_argument("--threads", type=int, default=1)
+    parser.add_argument("--train", choices=MODELS, help="only train, for the peak of memory")
+    arguments = parser.parse_args()
+    setting = Setting(arguments.device, arguments.layers, arguments.threads)
+    if arguments.train:
+        _train(arguments.train, setting)
+    else:
+        print_table(rows(setting))
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,85 @@
+"""Under torch.compile: the same numbers, and no graph break inside the composition."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from torch import nn
+
+from tests.torch.models import batch, config, net
+from vbfmt.torch import adapters_of, compose, disabled, inject, param_groups
+
+
+@pytest.fixture(autouse=True)
+def fresh_compiler():
+    torch.compiler.reset()
+    yield
+    torch.compiler.reset()
+
+
+def losses(model, called, steps=5):
+    optimizer = torch.optim.AdamW(param_groups(model))
+    found = []
+    for step in range(steps):
+        x, y = batch(step)
+        loss = nn.functional.cross_entropy(called(x), y)
+        optimizer.zero_grad()
+        loss.backward()
+        optimizer.step()
+        found.append(loss.item())
+    return found
+
+
+def made():
+    torch.manual_seed(4)
+    model = net()
+    inject(model, config(num_vectors=512, modules_to_save=["classifier"]))
+    return model
+
+
+def test_the_composition_is_one_graph():
+    explained = torch._dynamo.explain(compose)(
+        torch.randn(512, 8), [torch.randn(4, 512), torch.randn(2, 512)], 2
+    )
+    assert explained.graph_break_count == 0
+
+
+def test_a_whole_model_is_one_graph_with_the_same_losses():
+    """`fullgraph` refuses any graph break: the hooks, the composition and the layers are in one.
+
+    The backend runs what was captured without a C++ compiler, through autograd's own tracing.
+    """
+    eager, model = made(), made()
+    compiled = torch.compile(model, backend="aot_eager", fullgraph=True)
+    expected = losses(eager, eager)
+    assert losses(model, compiled) == pytest.approx(expected, rel=1e-6)
+    assert adapters_of(compiled) is adapters_of(model)
+    x, _ = batch()
+    with torch.no_grad():
+        torch.testing.assert_close(compiled(x), eager(x))
+    with disabled(model), disabled(eager), torch.no_grad():
+        torch.testing.assert_close(compiled(x), eager(x))
+
+
+def test_after_a_compiled_pass_nothing_is_held():
+    model = made()
+    x, _ = batch()
+    torch.compile(model, backend="aot_eager", fullgraph=True)(x)
+    composition = adapters_of(model).adapter().composition
+    assert composition._current is None
+    assert composition._previous is None
+
+
+@pytest.mark.slow
+def test_inductor_gives_the_same_losses():
+    eager, model = made(), made()
+    expected = losses(eager, eager)
+    assert losses(model, torch.compile(model, fullgraph=True)) == pytest.approx(expected, rel=1e-5)
+
+
+def test_autocast_and_compile_together():
+    eager, model = made(), made()
+    compiled = torch.compile(model, backend="aot_eager", fullgraph=True)
+    x, _ = batch()
+    with torch.autocast("cpu", torch.bfloat16):
+        torch.testing.assert_close(compiled(x), eager(x), rtol=2**-7, atol=2**-7)

@@ -1,0 +1,58 @@
+"""Two processes with half of the batch each are one process with all of it."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+
+import torch
+from torch import multiprocessing, nn
+from torch.nn.parallel import DistributedDataParallel
+
+from tests.torch.models import batch, config, net
+from vbfmt.torch import inject, param_groups, save_checkpoint
+
+STEPS = 10
+ROWS = 8
+
+
+def made():
+    torch.manual_seed(9)
+    model = net()
+    inject(model, config(modules_to_save=["classifier"]))
+    return model
+
+
+def train(called, model, rows):
+    optimizer = torch.optim.AdamW(param_groups(called))
+    for step in range(STEPS):
+        x, y = batch(step, ROWS)
+        optimizer.zero_grad()
+        nn.functional.cross_entropy(called(x[rows]), y[rows]).backward()
+        optimizer.step()
+    return {name: p.detach() for name, p in model.named_parameters() if p.requires_grad}
+
+
+def worker(rank, folder):
+    torch.set_num_threads(1)
+    rendezvous = f"file://{folder}/rendezvous"
+    torch.distributed.init_process_group("gloo", rendezvous, rank=rank, world_size=2)
+    model = made()
+    half = slice(rank * ROWS // 2, (rank + 1) * ROWS // 2)
+    called = DistributedDataParallel(model)
+    torch.save(train(called, model, half), os.path.join(folder, f"{rank}.pt"))
+    if rank == 0:
+        save_checkpoint(called, os.path.join(folder, "checkpoint"))
+    torch.distributed.destroy_process_group()
+
+
+def test_two_processes_end_at_the_parameters_of_one(tmp_path: Path):
+    multiprocessing.spawn(worker, (str(tmp_path),), nprocs=2)
+    model = made()
+    expected = train(model, model, slice(None))
+    found = [torch.load(tmp_path / f"{rank}.pt") for rank in range(2)]
+    assert found[0].keys() == expected.keys()
+    for name, tensor in expected.items():
+        assert torch.equal(found[0][name], found[1][name])
+        torch.testing.assert_close(found[0][name], tensor, rtol=0, atol=1e-6)
+    assert (tmp_path / "checkpoint" / "adapter_config.json").exists()
