@@ -120,15 +120,10 @@ def write_tensors(path: PathLike, tensors: Mapping[str, Tensor]) -> None:
     write(path, specs, (tensor.data.data for tensor in tensors.values()), metadata={"format": "pt"})
 
 
-def header(
-    specs: Iterable[Spec], metadata: Mapping[str, str] | None = None, *, alignment: int = 8
-) -> bytes:
+def header(specs: Iterable[Spec], metadata: Mapping[str, str] | None = None) -> bytes:
     """What a file of these tensors begins with; their bytes follow in the same order, without gaps.
 
     For writers that have no tensor whole at any time: the data need not be at hand.
-
-    Args:
-        alignment: the data begins at a multiple of it.
     """
     entries: dict[str, Any] = {"__metadata__": dict(metadata)} if metadata else {}
     begin = 0
@@ -140,7 +135,7 @@ def header(
         entries[name] = {"dtype": dtype, "shape": list(shape), "data_offsets": offsets}
         begin += length
     text = json.dumps(entries, separators=(",", ":"), ensure_ascii=False).encode()
-    text += b" " * (-(_LENGTH.size + len(text)) % alignment)
+    text += b" " * (-len(text) % 8)  # the data begins at a multiple of 8
     return _LENGTH.pack(len(text)) + text
 
 

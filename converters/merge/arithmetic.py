@@ -20,7 +20,7 @@ class Piece:
     """The next bytes of a tensor, to be computed.
 
     Attributes:
-        size: how many.
+        size: how many; at most `PIECE_BYTES`.
         fill: computes them into an array (size,) uint8; any thread may call it.
     """
 
@@ -60,10 +60,12 @@ def merged(
     left, right = (a.T, b.T) if transposed else (b, a)
     left, right = (np.ascontiguousarray(side, dtype=np.float32) for side in (left, right))
     values = weight.numpy()
-    rows = max(1, PIECE_BYTES // max(1, values.shape[1] * numpy_dtype(dtype).itemsize))
-    for start in range(0, len(values), rows):
-        here = slice(start, start + rows)
-        yield _merged_rows(name, values[here], left[here], right, dtype)
+    most = PIECE_BYTES // numpy_dtype(dtype).itemsize
+    rows = max(1, most // max(1, values.shape[1]))
+    for top in range(0, len(values), rows):
+        for side in range(0, values.shape[1], most):  # more than once in a very long row alone
+            here, there = slice(top, top + rows), slice(side, side + most)
+            yield _merged_part(name, values[here, there], left[here], right[:, there], dtype)
 
 
 def converted(name: str, tensor: Tensor, dtype: str) -> Iterator[Piece]:
@@ -77,7 +79,7 @@ def converted(name: str, tensor: Tensor, dtype: str) -> Iterator[Piece]:
         yield _converted_values(name, values[start : start + step], dtype)
 
 
-def _merged_rows(
+def _merged_part(
     name: str, weight: NDArray[Any], left: NDArray[Any], right: NDArray[Any], dtype: str
 ) -> Piece:
     rows, columns = weight.shape

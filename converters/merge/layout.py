@@ -7,7 +7,6 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import cached_property
 
-from vbfmt import direct
 from vbfmt.converters import safetensors
 from vbfmt.converters.combine import LowRank
 from vbfmt.converters.merge import config, refusals
@@ -42,6 +41,11 @@ class Item:
         """Bytes in the output."""
         return byte_length(self.dtype, self.source.shape) or 0
 
+    @property
+    def copied(self) -> bool:
+        """Whether its bytes are those of its source."""
+        return self.module is None and self.dtype == self.source.dtype
+
 
 @dataclass(frozen=True)
 class File:
@@ -65,7 +69,7 @@ class File:
     def header(self) -> bytes:
         """What the file begins with."""
         specs = [(item.name, item.dtype, item.source.shape) for item in self.items]
-        return safetensors.header(specs, self.metadata, alignment=direct.ALIGNMENT)
+        return safetensors.header(specs, self.metadata)
 
 
 @dataclass(frozen=True)

@@ -126,3 +126,13 @@ def test_a_weight_that_leaves_the_range_of_float16_is_refused():
     weight = tensor_of(np.array([[60000.0, 1.0]]), "F32")
     with pytest.raises(errors.TargetError, match="too large for float16: w; give --dtype"):
         merged(weight, np.ones((1, 2), "f4"), np.full((1, 1), 9000, "f4"), "F16")
+
+
+def test_a_row_longer_than_a_piece(monkeypatch):
+    monkeypatch.setattr(arithmetic, "PIECE_BYTES", 64)
+    random = np.random.default_rng(0)
+    weight = tensor_of(random.standard_normal((3, 50)), "BF16")
+    a, b = (random.standard_normal(shape).astype(np.float32) for shape in ((2, 50), (3, 2)))
+    pieces = list(arithmetic.merged("w", weight, (a, b), "F32", transposed=False))
+    assert {piece.size for piece in pieces} == {64, 8}
+    assert_right(merged(weight, a, b, "F32"), *exact(weight, a, b), "F32")

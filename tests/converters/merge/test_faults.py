@@ -149,12 +149,12 @@ def test_a_run_leaves_the_folder_of_a_living_one_alone(base, tmp_path):
 
 
 def test_an_error_while_writing_leaves_nothing(base, tmp_path, monkeypatch):
-    from vbfmt.converters.merge import folder
+    from vbfmt.converters.merge import stream
 
     def fails(*args, **options):
         raise errors.TargetError("no", part="piece")
 
-    monkeypatch.setattr(folder.arithmetic, "merged", fails)
+    monkeypatch.setattr(stream.arithmetic, "merged", fails)
     with pytest.raises(errors.TargetError):
         merge.write(merge.plan(adapter(0), base), tmp_path / "out")
     assert os.listdir(tmp_path) == []
