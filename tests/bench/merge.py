@@ -57,7 +57,7 @@ def rows() -> list[Row]:
 
 
 def _merge_rows(folder: str) -> list[Row]:
-    base, source, packed = _inputs(folder, LAYERS)
+    base, source, packed = inputs(folder, LAYERS)
     out = os.path.join(folder, "out")
     commands = {
         "vbfmt": [_VBFMT, "merge", packed, "--base", base, "-o", out],
@@ -100,7 +100,7 @@ def _merge_rows(folder: str) -> list[Row]:
 
 def _memory_rows(folder: str) -> list[Row]:
     folder = os.path.join(folder, "large")
-    base, _, packed = _inputs(folder, MANY_LAYERS)
+    base, _, packed = inputs(folder, MANY_LAYERS)
     size = os.path.getsize(os.path.join(base, "model.safetensors"))
     run = _run([_VBFMT, "merge", packed, "--base", base, "-o", os.path.join(folder, "out")])
     return [
@@ -131,7 +131,7 @@ def _reduction_row() -> Row:
     )
 
 
-def _inputs(folder: str, layers: int) -> tuple[str, str, str]:
+def inputs(folder: str, layers: int) -> tuple[str, str, str]:
     """A base, a checkpoint for PEFT with all linear layers adapted, and the same packed."""
     base, source, packed = (os.path.join(folder, name) for name in ("base", "logits", "x.vblora"))
     _write_base(base, layers)
