@@ -1,4 +1,4 @@
-"""W + B·A in blocks: float32, rounded once to nearest even."""
+"""W + B·A in blocks: computed with bits to spare and rounded once to nearest even."""
 
 from __future__ import annotations
 
@@ -46,7 +46,7 @@ def merged(
 ) -> Iterator[Piece]:
     """The bytes of W + B·A, piece by piece, in order.
 
-    W is widened to float32 (float64 if it is float64), the sum rounded once to `dtype`.
+    Computed in float32 for a result in sixteen bits, else (and for a W of float64) in float64.
 
     Args:
         name: of the tensor, for messages.
@@ -58,9 +58,10 @@ def merged(
     """
     a, b = factors
     left, right = (a.T, b.T) if transposed else (b, a)
-    left, right = (np.ascontiguousarray(side, dtype=np.float32) for side in (left, right))
-    values = weight.numpy()
-    most = PIECE_BYTES // numpy_dtype(dtype).itemsize
+    values, itemsize = weight.numpy(), numpy_dtype(dtype).itemsize
+    working = np.float32 if itemsize == 2 and values.dtype != np.float64 else np.float64
+    left, right = (np.ascontiguousarray(side, dtype=working) for side in (left, right))
+    most = PIECE_BYTES // itemsize
     rows = max(1, most // max(1, values.shape[1]))
     for top in range(0, len(values), rows):
         for side in range(0, values.shape[1], most):  # more than once in a very long row alone
@@ -87,8 +88,7 @@ def _merged_part(
     def fill(data: NDArray[np.uint8]) -> None:
         out = data.view(numpy_dtype(dtype)).reshape(rows, columns)
         high, wide = _block_shape(rows, columns, len(right))
-        product = np.empty(high * wide, np.float32)
-        total = np.empty(high * wide, np.float64 if weight.dtype == np.float64 else np.float32)
+        product, total = np.empty((2, high * wide), left.dtype)
         for top in range(0, rows, high):
             for side in range(0, columns, wide):
                 here = slice(top, top + high), slice(side, side + wide)
