@@ -268,6 +268,12 @@ def test_output_inside_the_base(base):
     assert sorted(path.name for path in base.iterdir()) == ["config.json", "model.safetensors"]
 
 
+def test_no_folder_to_write_into(tmp_path, base):
+    plan = merge.plan(adapter_of(), base)
+    with pytest.raises(errors.TargetError, match="no folder to write into"):
+        merge.require_place(plan, tmp_path / "no" / "out", overwrite=False)
+
+
 def test_a_disk_too_small(tmp_path, base, monkeypatch):
     usage = type("Usage", (), {"free": 1000})
     monkeypatch.setattr(refusals.shutil, "disk_usage", lambda path: usage)
@@ -347,3 +353,8 @@ def test_strict_refuses_a_base_that_does_not_tell(base):
     adapter = adapter_of(base_model="a/b", base_revision="main")
     assert merge.plan(adapter, base).notices == ()
     refused(base, ["does not tell its revision"], adapter, strict=True)
+
+
+def test_a_base_given_as_the_adapter_names_it_is_that_base(base):
+    plan = merge.plan(adapter_of(base_model=str(base)), base, strict=True)
+    assert plan.notices == ()
