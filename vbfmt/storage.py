@@ -98,7 +98,11 @@ def new_folder(path: PathLike, *, overwrite: bool, whole: bool = False) -> Itera
             sync_folder(temporary)
             if not overwrite:
                 require_absent(path)  # somebody may have been faster
-            (staging.put_whole if whole and overwrite else _move_in)(temporary, target)
+                os.rename(temporary, target)
+            elif whole:
+                staging.put_whole(temporary, target)
+            else:
+                _move_in(temporary, target)
             sync_folder(os.path.dirname(target))
     except VbfmtError:
         raise

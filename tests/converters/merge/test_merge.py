@@ -37,6 +37,7 @@ OLD_WEIGHTS = {
     "tf_model.h5": b"old",
     "model.q4.gguf": b"old",
     "onnx/model.onnx": b"old",
+    "checkpoint-500/model.safetensors": b"old",
 }
 
 
