@@ -29,7 +29,7 @@ _OLD_WEIGHTS = re.compile(
     r"\.(safetensors|bin|h5|msgpack|pth?|ot)(\.index\.json)?"
     r"|.*\.(gguf|ggml|onnx|onnx_data|tflite|mlmodel)"
 )
-_OLD_FOLDERS = ("onnx", "openvino", "coreml", "gguf", "original")
+_OLD_FOLDERS = re.compile(r"onnx|openvino|coreml|gguf|original|checkpoint-\d+")
 
 
 @dataclass(frozen=True)
@@ -189,11 +189,9 @@ def _side_files(folder: str, weights: set[str]) -> tuple[tuple[str, ...], tuple[
         if path in weights:
             continue
         top, _, rest = path.partition(os.sep)
-        old = _OLD_WEIGHTS.fullmatch(os.path.basename(path)) if not rest else None
-        if old or (rest and top in _OLD_FOLDERS) or not os.path.isfile(os.path.join(folder, path)):
-            left.append(path)
-        else:
-            kept.append(path)
+        old = (_OLD_FOLDERS if rest else _OLD_WEIGHTS).fullmatch(top)
+        is_file = os.path.isfile(os.path.join(folder, path))
+        (kept if is_file and not old else left).append(path)
     return tuple(kept), tuple(left)
 
 

@@ -77,7 +77,7 @@ def _report(plan: Plan, output: str, dry_run: bool) -> Iterator[str]:
             f"  {file.name}: {size(len(file.header) + file.size)}, "
             f"{file.changed} of {len(file.items)} tensors changed"
         )
-    yield f"  names: {plan.layout.rule}"
+    yield f"  {plan.layout.rule}"
     if plan.layout.prefix:
         yield printable(f"  all of the base's names now begin with {plan.layout.prefix}")
     for word, names in (
