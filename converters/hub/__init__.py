@@ -15,8 +15,8 @@ from dataclasses import replace
 from vbfmt.adapter import Adapter
 from vbfmt.converters import checkpoint as checkpoints
 from vbfmt.converters.hub.fetch import Choice, Names, Notice, fetched
-from vbfmt.converters.hub.repo import Repo, is_id, parse
 from vbfmt.converters.merge import base as bases
+from vbfmt.converters.repository import Repo, is_id, parse
 from vbfmt.errors import SourceError
 
 __all__ = ["Repo", "checkpoint", "config", "is_id", "model", "packed", "parse", "revision_for"]

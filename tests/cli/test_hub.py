@@ -107,3 +107,20 @@ def test_a_packed_file_that_came_from_the_hub_is_the_file(server, run, tmp_path)
     assert "say which: hf://OWNER/NAME/a/x.vblora" in ambiguous.stderr
     assert run("expand", "hf://me/packed/b/x.vblora", "-o", "lora").returncode == 0
     assert load(tmp_path / "here.vblora") == adapter_of()
+
+
+def test_cards_for_the_hub(vbfmt, tmp_path, checkpoint):
+    folder = tmp_path / "repository"
+    folder.mkdir()
+    packed = folder / "x.vblora"
+    assert vbfmt("pack", checkpoint, "-o", packed, "--card").code == 0
+    assert "library_name: vbfmt" in (folder / "README.md").read_text()
+    for words in (("pack", checkpoint, "-o", packed), ("pack", checkpoint, "-o", folder / "y")):
+        again = vbfmt(*words, "--card", "--force")
+        assert again.code == 1
+        assert f"there is one already in {folder / 'README.md'}" in again.err
+    for number, words in enumerate((("unpack",), ("expand",), ("expand", "--to", "mlx"))):
+        output = tmp_path / str(number)
+        assert vbfmt(*words, packed, "-o", output, "--card").code == 0
+        assert (output / "README.md").read_text().startswith("---\nbase_model: some/base\n")
+    assert vbfmt("expand", packed, "-o", "x.gguf", "--to", "gguf", "--card").code == 2

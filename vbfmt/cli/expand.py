@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import click
 
@@ -36,6 +36,7 @@ if TYPE_CHECKING:
 @click.option("--revision", metavar="REV", help="Of FILEs on the Hub: a branch, tag or commit.")
 @click.option("--check", metavar="RUNTIME", help="Say first what vllm, sglang, tgi, … would drop.")
 @click.option("--drop-extras", is_flag=True, help="Leave out trained biases and heads.")
+@click.option("--card", is_flag=True, help="Write a model card (README.md) for the Hub, too.")
 @click.option("--force", is_flag=True, help="Replace the files of an existing folder.")
 def command(
     files: tuple[str, ...],
@@ -48,6 +49,7 @@ def command(
     revision: str | None,
     check: str | None,
     drop_extras: bool,
+    card: bool,
     force: bool,
 ) -> None:
     """Expand FILE into standard LoRA.
@@ -62,6 +64,7 @@ def command(
     from vbfmt import storage
     from vbfmt.cli.show import note, size, weight_of
     from vbfmt.converters import WRITERS, combine, hub, runtimes
+    from vbfmt.converters import card as cards
     from vbfmt.packed import load
 
     if not force:
@@ -69,6 +72,8 @@ def command(
     writer = WRITERS[to]
     if base and not writer.wants_base:
         raise click.UsageError(f"--base is not for --to {to}")
+    if card and to == "gguf":
+        raise click.UsageError("--card is for folders; --to gguf writes a file")
     paths = [hub.packed(file, revision=revision, notice=note) for file in files]
     total = combine.weighted([load(path) for path in paths], weights, drop_extras=drop_extras)
     lost: dict[str, float] = {}
@@ -76,7 +81,11 @@ def command(
     if check:
         for finding in runtimes.require_loadable(adapter, check, drop_extras=drop_extras):
             note(str(finding))
-    options = {"base": base and hub.config(base, notice=note)} if writer.wants_base else {}
+    options: dict[str, Any] = {}
+    if writer.wants_base:
+        options["base"] = base and hub.config(base, notice=note)
+    if card:
+        options["card"] = cards.lora(adapter, to)
     writer.write(adapter, output, dtype=dtype, drop_extras=drop_extras, overwrite=force, **options)
     for notice in _notices(total):
         note(notice)

@@ -26,6 +26,7 @@ if TYPE_CHECKING:
 )
 @click.option("--strict", is_flag=True, help="Refuse a base not known to be the one FILE names.")
 @click.option("--dry-run", is_flag=True, help="Check everything and say what would happen.")
+@click.option("--card", is_flag=True, help="Write a model card (README.md) for the Hub, too.")
 @click.option("--force", is_flag=True, help="Replace the output of an earlier merge.")
 @click.option("--json", "as_json", is_flag=True, help="Print the answer as JSON.")
 def command(
@@ -38,6 +39,7 @@ def command(
     dtype: str | None,
     strict: bool,
     dry_run: bool,
+    card: bool,
     force: bool,
     as_json: bool,
 ) -> None:
@@ -58,7 +60,7 @@ def command(
     adapters = [load(hub.packed(file, revision=revision, notice=show.note)) for file in files]
     trained_on = base_revision or hub.revision_for(base, adapters)
     model = hub.model(base, revision=trained_on, notice=show.note)
-    plan = merge.plan(adapters, model, weights=weights, dtype=dtype, strict=strict)
+    plan = merge.plan(adapters, model, weights=weights, dtype=dtype, strict=strict, card=card)
     merge.require_place(plan, output, overwrite=force)
     for notice in plan.notices:
         show.note(notice)

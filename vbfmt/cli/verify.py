@@ -37,11 +37,11 @@ def command(
     With --against, pack the checkpoint SRC again and prove that the file says the same. The digest
     inside a file shows damage, not tampering: for that, compare with one that you trust (--digest).
     """
-    options = {"revision": revision, "layout": layout, "base": base, "topk": topk}
-    if against is None and any(options.values()):
-        given = next(name for name, value in options.items() if value)
-        raise click.UsageError(f"--{given} is for --against")
-    source = _packed_again(against, **options) if against else None
+    about_source = {"revision": revision, "layout": layout, "base": base, "topk": topk}
+    for name, value in about_source.items():
+        if against is None and value is not None:
+            raise click.UsageError(f"--{name} is for --against")
+    source = _packed_again(against, revision, layout, base, topk) if against else None
     answers = [_answer(file, digest, source, against) for file in files]
     if as_json:
         from vbfmt.cli import show
@@ -55,7 +55,7 @@ def command(
 
 
 def _packed_again(
-    source: str, *, revision: str | None, layout: str | None, base: str | None, topk: int | None
+    source: str, revision: str | None, layout: str | None, base: str | None, topk: int | None
 ) -> Adapter:
     from vbfmt.cli.show import note
     from vbfmt.converters import hub, read

@@ -72,6 +72,11 @@ def is_id(text: str) -> bool:
     return plain and not text.endswith(".git") and bool(_ID.fullmatch(text))
 
 
+def is_model_name(text: str) -> bool:
+    """The same, and names without an owner, which the Hub's oldest models have: ``gpt2``."""
+    return is_id(text) or is_id(f"owner/{text}")
+
+
 def is_safe(name: str) -> bool:
     """Whether a file's name from outside stays within its folder on any system."""
     return name.isprintable() and not _ODD & set(name) and not {"", ".", ".."} & {*name.split("/")}
