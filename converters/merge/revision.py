@@ -48,6 +48,11 @@ def check(adapter: Adapter, base: str, *, strict: bool) -> str | None:
     return str(error)
 
 
+def model_of(base: str) -> str | None:
+    """The model's name on the Hub, where the path tells."""
+    return _identity(base)[0]
+
+
 def _identity(base: str) -> tuple[str | None, str | None, Path | None]:
     """The model's name, its commit and the folder of its branches, where the path tells."""
     path = Path(os.path.abspath(base))
