@@ -59,7 +59,14 @@ def test_what_is_no_pickle_is_one_error(tmp_path, data):
 
 
 @pytest.mark.parametrize(
-    "state", [[torch.zeros(1)], {"a": 1}, {1: torch.zeros(1)}, {"a": torch.zeros(2).to_sparse()}]
+    "state",
+    [
+        [torch.zeros(1)],
+        {"a": 1},
+        {1: torch.zeros(1)},
+        {"a": torch.zeros(2).to_sparse()},
+        {"a": torch.zeros(2, device="meta")},
+    ],
 )
 def test_what_is_no_state_dict_is_refused(tmp_path, state):
     torch.save(state, tmp_path / "x.bin")
