@@ -27,4 +27,5 @@ def read(path: str | os.PathLike[str]) -> dict[str, Any]:
 
 def text(value: Mapping[str, Any]) -> bytes:
     """The bytes of such a file, as they are written: sorted, indented, in UTF-8."""
-    return (json.dumps(value, indent=2, ensure_ascii=False, sort_keys=True) + "\n").encode()
+    written = json.dumps(value, indent=2, ensure_ascii=False, sort_keys=True) + "\n"
+    return written.encode(errors="backslashreplace")  # half a surrogate pair: JSON's own escape
