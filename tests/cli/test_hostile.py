@@ -192,3 +192,47 @@ def test_the_line_of_an_error_is_bounded(vbfmt, tmp_path):
     result = vbfmt("pack", tmp_path, "-o", tmp_path / "x.vblora")
     assert_one_line(result)
     assert len(re.sub("x+", "x", result.err)) < 1000
+
+
+HALF = '"half": "\\ud800"'
+"""JSON's grammar allows half a surrogate pair; UTF-8 has no form of it."""
+
+
+def test_half_a_surrogate_pair_in_a_base_is_written_as_it_came(vbfmt, tmp_path, base):
+    for name in ("config.json", "model.safetensors.index.json"):
+        said = json.loads((base / name).read_text()) if (base / name).exists() else None
+        if said is not None:
+            (base / name).write_text(json.dumps(said)[:-1].rstrip() + f", {HALF}}}")
+    result = vbfmt("merge", tmp_path / "x.vblora", "--base", base, "-o", tmp_path / "out")
+    assert result.code == 0, result.err
+    assert HALF in (tmp_path / "out" / "config.json").read_text()
+
+
+@pytest.mark.parametrize("where", ["tensor", "metadata"])
+def test_half_a_surrogate_pair_in_safetensors_is_refused(vbfmt, tmp_path, where):
+    """As the package of that name does."""
+    entry = '{"dtype":"U8","shape":[0],"data_offsets":[0,0]}'
+    text = (
+        f'{{"a\\ud800":{entry}}}'
+        if where == "tensor"
+        else f'{{"__metadata__":{{{HALF}}},"a":{entry}}}'
+    )
+    (tmp_path / "adapter_model.safetensors").write_bytes(
+        struct.pack("<Q", len(text)) + text.encode()
+    )
+    package = pytest.importorskip("safetensors")
+    with pytest.raises(package.SafetensorError):
+        package.deserialize((tmp_path / "adapter_model.safetensors").read_bytes())
+    result = vbfmt("pack", tmp_path, "-o", tmp_path / "x.vblora")
+    assert_one_line(result)
+    assert "not a safetensors file" in result.err
+
+
+def test_file_names_that_are_no_unicode(vbfmt, tmp_path):
+    """Linux takes any bytes as a name."""
+    path = tmp_path / "\udcff.vblora"
+    save(tiny_adapter(), path)
+    for words in (("verify", path), ("verify", path, "--json"), ("inspect", path)):
+        assert vbfmt(*words).code == 0, words
+    (tmp_path / "x\udcfe").mkdir()
+    assert_one_line(vbfmt("pack", tmp_path / "x\udcfe", "-o", path, "--force"))
