@@ -5,13 +5,18 @@ VENV := .venv
 BIN := $(VENV)/bin
 
 .DEFAULT_GOAL := help
-.PHONY: help demo pictures test test-all second-reader bench check format types clean
+.PHONY: help demo pictures test test-all second-reader coverage fuzz flips determinism mutation bench check format types clean
 
 help:
 	@echo "make demo      pack, inspect, verify and expand the trained checkpoint in tests/data"
 	@echo "make pictures  draw the README's pictures again"
 	@echo "make test      the tests (about five minutes on two cores)"
 	@echo "make test-all  the tests, the heavy ones too"
+	@echo "make coverage  the tests with the branches of the library that they reach"
+	@echo "make fuzz      two million damaged files, guided by coverage (about half an hour)"
+	@echo "make flips     flip every bit of packed files (about ten minutes)"
+	@echo "make determinism  the same bytes on every Python, numpy and msgpack that can be had"
+	@echo "make mutation  what of the format's own code no test would miss"
 	@echo "make bench     measure against PEFT and print the table"
 	@echo "make check     lint, formatting and types"
 
@@ -51,6 +56,22 @@ test: $(VENV)/dev
 test-all: $(VENV)/dev
 	$(BIN)/python -m pytest -m ''
 
+coverage: $(VENV)/dev
+	$(BIN)/python -m coverage run -m pytest
+	$(BIN)/python -m coverage report
+
+fuzz: $(VENV)/dev
+	$(BIN)/python -m tests.fuzz packed 1200000
+	$(BIN)/python -m tests.fuzz peft 400000
+	$(BIN)/python -m tests.fuzz safetensors 600000
+	$(BIN)/python -m tests.fuzz.reached
+
+flips: $(VENV)/dev
+	$(BIN)/python -m tests.flips
+
+determinism: $(VENV)/dev
+	$(BIN)/python -m tests.determinism
+
 bench: $(VENV)/dev
 	$(BIN)/python -m tests.bench
 
@@ -70,4 +91,4 @@ types: $(VENV)/dev
 	MYPYPATH=build/types $(BIN)/mypy -p vbfmt
 
 clean:
-	rm -rf $(VENV) $(READER)/node_modules $(READER)/vblora.cjs build dist *.egg-info .pytest_cache .mypy_cache .ruff_cache .hypothesis
+	rm -rf $(VENV) $(READER)/node_modules $(READER)/vblora.cjs build dist *.egg-info .pytest_cache .mypy_cache .ruff_cache .hypothesis .coverage

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -25,6 +25,9 @@ WEIGHTS = (
     "pytorch_model.bin",
 )
 """Weights that a folder is searched for, in this order: an adapter's own before a whole model's."""
+
+CONFIGS = ("adapter_config.json", "config.json")
+"""Configs that a reader may look for beside the weights."""
 
 FLOATS = ("F32", "F16", "BF16", "F64")
 """Dtypes that banks and logits come in."""
@@ -60,6 +63,13 @@ class Checkpoint:
     def config_file(self, name: str) -> Path:
         """Where that config would be."""
         return self.file.parent / name
+
+
+def needed(names: Collection[str]) -> list[str]:
+    """Of all files of a checkpoint those that are read: one of weights, and configs; none if there
+    are no weights."""
+    weights = next((name for name in WEIGHTS if name in names), None)
+    return [weights, *(name for name in CONFIGS if name in names)] if weights else []
 
 
 def open_checkpoint(path: PathLike) -> Checkpoint:
@@ -113,7 +123,8 @@ def bank_of(tensor: Tensor) -> NDArray[np.float32]:
     """
     if tensor.dtype not in FLOATS or len(tensor.shape) != 2 or 0 in tensor.shape:
         raise SourceError("not a vector bank", part="vector bank", found=tensor, expected="(h, b)")
-    return np.ascontiguousarray(tensor.numpy().astype("<f4"))
+    with np.errstate(over="ignore", invalid="ignore"):  # what is not finite is refused later
+        return np.ascontiguousarray(tensor.numpy().astype("<f4"))
 
 
 def _locate(path: Path) -> Path:

@@ -19,6 +19,7 @@ import numpy as np
 from vbfmt import storage
 from vbfmt.container import Bytes
 from vbfmt.converters import json_file, lora, safetensors
+from vbfmt.converters.card import NAME as CARD
 from vbfmt.converters.combine import LowRank
 from vbfmt.errors import TargetError
 
@@ -34,12 +35,14 @@ def write(
     dtype: str = "float32",
     drop_extras: bool = False,
     overwrite: bool = False,
+    card: bytes | None = None,
 ) -> None:
     """Write the exact factors as a folder for mlx-lm (``mlx_lm.generate --adapter-path``).
 
     Args:
         dtype: of the factors: float32, bfloat16 or float16.
         drop_extras: leave out trained biases and heads, which its adapters cannot hold.
+        card: a model card to put there too.
 
     Raises:
         TargetError: extras, or modules outside of ``layers.<n>``, which its loader never adapts.
@@ -67,6 +70,8 @@ def write(
         storage.write(
             os.path.join(folder, "adapter_config.json"), [json_file.text(config)], overwrite=False
         )
+        if card is not None:
+            storage.write(os.path.join(folder, CARD), [card], overwrite=False)
 
 
 def _config(adapter: LowRank, rank: int) -> dict[str, Any]:

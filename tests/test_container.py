@@ -73,3 +73,8 @@ def test_the_digest_is_that_of_preamble_and_header():
     fields, _, _ = forge.parts(FILE)
     front = FILE[: 32 + fields[3]]
     assert container.digest(front) == "sha256:" + hashlib.sha256(front).hexdigest()
+
+
+def test_a_file_without_sections_ends_where_its_header_does():
+    start = container.front(b"header", [])
+    assert container.read_preamble(memoryview(start)).file_length == len(start) == 38

@@ -87,3 +87,18 @@ def test_a_bank_that_differs_in_the_sign_of_zero_differs():
     zero = dataclasses.replace(a, bank=np.zeros_like(a.bank))
     minus = dataclasses.replace(a, bank=-np.zeros_like(a.bank))
     assert compare(zero, minus).lines() == ["bank: 6 of 6 elements, largest difference 0"]
+
+
+def test_adapters_of_another_k_are_compared_by_their_factors():
+    """The worked example, once with its rows filled up to k = 3 by a weight of zero."""
+    two = worked_example()
+    three = dataclasses.replace(
+        two,
+        indices=np.array([[2, 0, 1], [0, 1, 2], [1, 0, 2]], "u1"),
+        weights=np.array([[0.25, 0], [0.5, 0], [0, 0]], "<f4"),
+    )
+    difference = compare(two, three)
+    assert not difference.same
+    (module,) = difference.modules
+    assert (module.rows_reselected, module.largest_weight) == (None, None)
+    assert module.largest_factor == 0

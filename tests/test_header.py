@@ -203,7 +203,7 @@ def test_a_key_twice_is_refused():
         b"\xdf\xff\xff\xff\xff",
         b"\xdb\xff\xff\xff\xff",
     ],
-    ids=repr,
+    ids=lambda header: header[:5].hex(),
 )
 def test_what_is_no_map_is_refused(header):
     assert isinstance(refusal(forge.with_header_bytes(FILE, header[:100])), errors.HeaderError)
@@ -250,3 +250,11 @@ def test_tensors_and_texts_come_back():
     assert adapter.tensors["score.weight"].numpy().tolist() == [[0, 1, 2], [3, 4, 5]]
     assert adapter.tensors["h.0.mlp.c_fc.bias"].dtype == "BF16"
     assert adapter.tensors["empty"].numpy().shape == (0, 3)
+
+
+def test_a_required_feature_that_is_known_is_no_obstacle(monkeypatch):
+    monkeypatch.setattr("vbfmt.header.KNOWN_FEATURES", frozenset(["bank.elsewhere"]))
+    changed = forge.with_header(FILE, setter("required_features", ["bank.elsewhere"]))
+    assert loads(changed) == worked_example()
+    both = forge.with_header(FILE, setter("required_features", ["bank.elsewhere", "z"]))
+    assert refusal(both).found == "'z'"

@@ -234,3 +234,13 @@ def _refusal(data):
     with pytest.raises(errors.VbfmtError) as error:
         loads(data)
     return error.value
+
+
+def test_verify_compares_with_a_trusted_digest(tmp_path):
+    path = tmp_path / "x.vblora"
+    right = save(worked_example(), path)
+    assert verify(path, digest=right).ok
+    wrong = "sha256:" + "0" * 64
+    (problem,) = verify(path, digest=wrong).problems
+    assert isinstance(problem, errors.DigestError)
+    assert (problem.found, problem.expected, problem.file) == (right, wrong, str(path))

@@ -71,6 +71,12 @@ def test_refuses_k_out_of_range(k):
         select_top_k({"x": np.zeros((1, 4), np.float32)}, k)
 
 
+def test_k_is_checked_before_room_is_made_for_it():
+    """2⁴⁰ as k, out of a config, made numpy ask for 64 TiB."""
+    with pytest.raises(ContentError, match="k is out of range"):
+        select_top_k({"x": np.zeros((8, 4), np.float32)}, 1 << 40)
+
+
 def test_bfloat16_logits_are_read_as_they_are():
     block = np.array([[1.0, 1.0078125, 0.5]], dtype=ml_dtypes.bfloat16)
     np.testing.assert_array_equal(select_top_k({"x": block}, 2).logits, [[1.0078125, 1.0]])

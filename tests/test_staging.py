@@ -152,3 +152,43 @@ def test_without_locks_it_works_and_nothing_is_swept(tmp_path, monkeypatch):
     with staging.folder(target) as path:
         os.rename(path, target)
     assert sorted(os.listdir(tmp_path)) == [".model.0123456789ab.partial", "model"]
+
+
+@pytest.mark.parametrize("there", ["nothing", "an empty folder"])
+def test_where_nothing_is_a_folder_is_simply_renamed(tmp_path, there):
+    target = tmp_path / "model"
+    if there == "an empty folder":
+        target.mkdir()
+    with staging.folder(os.fspath(target)) as path:
+        (Path(path) / "new").touch()
+        staging.put_whole(path, os.fspath(target))
+    assert os.listdir(target) == ["new"]
+    assert os.listdir(tmp_path) == ["model"]
+
+
+@pytest.mark.parametrize("system", ["darwin", "an old C library"])
+def test_not_every_system_exchanges_names(tmp_path, monkeypatch, system):
+    for name in ("one", "two"):
+        (tmp_path / name).mkdir()
+    if system == "darwin":
+        monkeypatch.setattr(staging.sys, "platform", "darwin")
+    else:
+        monkeypatch.setattr(staging.ctypes, "CDLL", lambda *_, **__: object())
+    assert not staging._exchanged(os.fspath(tmp_path / "one"), os.fspath(tmp_path / "two"))
+
+
+def test_windows_locks_nothing(tmp_path, monkeypatch):
+    monkeypatch.setattr(staging.sys, "platform", "win32")
+    assert staging._locked(os.fspath(tmp_path)) is None
+
+
+def test_a_folder_that_another_took_the_place_of_is_not_locked(tmp_path, monkeypatch):
+    """Between opening it and locking it."""
+    (tmp_path / "one").mkdir()
+    (tmp_path / "two").mkdir()
+    other = os.stat(tmp_path / "two")
+    monkeypatch.setattr(staging.os, "stat", lambda path: other)
+    before = len(os.listdir("/proc/self/fd")) if sys.platform.startswith("linux") else 0
+    assert staging._locked(os.fspath(tmp_path / "one")) is None
+    if before:
+        assert len(os.listdir("/proc/self/fd")) == before

@@ -173,24 +173,6 @@ def test_names_as_long_as_the_system_takes(tmp_path, name):
     assert names(tmp_path) == [name]
 
 
-def test_without_hard_links_it_is_renamed(tmp_path, monkeypatch):
-    def link(one, other):
-        raise PermissionError(1, "Operation not permitted")
-
-    monkeypatch.setattr(os, "link", link)
-    storage.write(tmp_path / "x", [b"ours"], overwrite=False)
-    assert (tmp_path / "x").read_bytes() == b"ours"
-
-    def pieces():
-        (tmp_path / "y").write_bytes(b"theirs")
-        yield b"ours"
-
-    with pytest.raises(errors.OutputExistsError):
-        storage.write(tmp_path / "y", pieces(), overwrite=False)
-    assert (tmp_path / "y").read_bytes() == b"theirs"
-    assert names(tmp_path) == ["x", "y"]
-
-
 def filled(folder, **files):
     """Write these files by `new_folder`."""
     with storage.new_folder(folder, overwrite=True) as new:
@@ -250,4 +232,57 @@ def test_what_comes_into_a_folder_at_the_last_moment_stays(tmp_path, monkeypatch
     filled(tmp_path / "d", a=b"2")
     assert (tmp_path / "d" / "diary").read_bytes() == b"precious"
     assert (tmp_path / "d" / "a").read_bytes() == b"2"
+
+
+def no_links(*_):
+    raise PermissionError(1, "no hard links here")
+
+
+def test_a_file_system_without_hard_links(tmp_path, monkeypatch):
+    monkeypatch.setattr(storage.os, "link", no_links)
+    storage.write(tmp_path / "x", [b"a"], overwrite=False)
+    assert (tmp_path / "x").read_bytes() == b"a"
+    assert names(tmp_path) == ["x"]
+
+
+def test_without_hard_links_too_nobody_is_overwritten(tmp_path, monkeypatch):
+    monkeypatch.setattr(storage.os, "link", no_links)
+
+    def pieces():
+        (tmp_path / "x").write_bytes(b"theirs")
+        yield b"ours"
+
+    with pytest.raises(errors.OutputExistsError):
+        storage.write(tmp_path / "x", pieces(), overwrite=False)
+    assert (tmp_path / "x").read_bytes() == b"theirs"
+    assert names(tmp_path) == ["x"]
+
+
+def test_a_system_without_fchmod(tmp_path, monkeypatch):
+    monkeypatch.delattr(storage.os, "fchmod")
+    (tmp_path / "x").write_bytes(b"old")
+    storage.write(tmp_path / "x", [b"new"], overwrite=True)
+    assert (tmp_path / "x").read_bytes() == b"new"
+
+
+def test_an_error_names_the_folder_as_the_user_does(tmp_path):
+    with (
+        pytest.raises(errors.StorageError) as error,
+        storage.new_folder(tmp_path / "d", overwrite=False) as new,
+    ):
+        storage.write(os.path.join(new, "no", "a"), [b"1"], overwrite=False)
+    assert error.value.file == str(tmp_path / "d" / "no" / "a")
+
+
+def test_a_folder_is_not_replaced_by_a_file(tmp_path):
+    (tmp_path / "d" / "a").mkdir(parents=True)
+    (tmp_path / "d" / "b").write_bytes(b"old")
+    with (
+        pytest.raises(errors.StorageError, match="a is a folder there|Is a directory"),
+        storage.new_folder(tmp_path / "d", overwrite=True) as new,
+    ):
+        for name in ("a", "b"):
+            storage.write(os.path.join(new, name), [b"new"], overwrite=False)
+    assert (tmp_path / "d" / "a").is_dir()
+    assert (tmp_path / "d" / "b").read_bytes() == b"old"
     assert names(tmp_path) == ["d"]

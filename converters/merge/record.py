@@ -64,7 +64,7 @@ def earlier_digests(base: Base) -> list[str]:
     for shard in base.shards:
         try:
             found.update(dict.fromkeys(map(str, json.loads(shard.metadata.get(KEY, "[]")))))
-        except (ValueError, TypeError):
+        except (ValueError, TypeError, RecursionError):
             raise SourceError(
                 "unreadable record of merges",
                 file=os.path.join(base.path, shard.name),

@@ -85,7 +85,9 @@ def _given_row(
     """Indices and all k weights (n, k) of one factor, the last weight as what the others leave."""
     indices = tensors[indices_key].numpy().reshape(-1, k).astype(np.int64)
     weights = tensors[weights_key]
-    given = weights.numpy().reshape(len(indices), k - 1).astype(np.float64)
+    with np.errstate(over="ignore", invalid="ignore"):  # no shares: refused below
+        given = weights.numpy().reshape(len(indices), k - 1).astype(np.float64)
+        rest = 1.0 - np.cumsum(given, axis=1)[:, -1:] if k > 1 else np.ones((len(given), 1))
     bad = (indices < 0) | (indices >= h)
     if bad.any():
         raise ContentError(
@@ -94,7 +96,6 @@ def _given_row(
             found=indices[bad][0],
             expected=f"0 to {h - 1}",
         )
-    rest = 1.0 - np.cumsum(given, axis=1)[:, -1:] if k > 1 else np.ones((len(given), 1))
     slack = k * _ROUNDING[weights.dtype]
     sound = ((given >= 0) & (given <= 1 + slack)).all(axis=1) & (rest[:, 0] >= -slack)
     if not sound.all():

@@ -228,3 +228,31 @@ def test_attention_that_never_calls_its_projection_is_refused():
 def test_the_defaults_are_the_papers():
     made = VBLoRAConfig()
     assert (made.rank, made.topk, made.vector_length, made.init_bank_bound) == (4, 2, 256, 0.02)
+
+
+class Bare(nn.Module):
+    """A model without a linear layer, but for those that are added."""
+
+    def get_output_embeddings(self):
+        raise NotImplementedError
+
+
+def test_a_model_without_linear_layers():
+    with pytest.raises(ModelError, match="no linear layers to adapt"):
+        inject(Bare(), config(target_modules="all-linear"))
+
+
+def test_a_model_that_does_not_say_where_its_output_is():
+    model = Bare()
+    model.proj = nn.Linear(16, 8)
+    inject(model, config(target_modules="all-linear"))
+    assert names(model) == ["proj"]
+
+
+def test_the_model_inside_a_wrapper_is_given_itself():
+    model = net()
+    inject(model, config())
+    wrapper = nn.Module()  # as DistributedDataParallel and DataParallel hold it
+    wrapper.module = model
+    with pytest.raises(ModelError, match="the model is wrapped: found Module"):
+        inject(wrapper, config(), name="second")

@@ -90,3 +90,19 @@ def test_a_diverged_adapter_is_not_merged():
         merge(model)
     assert torch.equal(model.state_dict()["encoder.0.base_layer.weight"],
                        before["encoder.0.base_layer.weight"])  # fmt: skip
+
+
+def test_merging_can_be_repeated_and_leaves_layers_without_the_adapter_alone():
+    """Two adapters on different layers: merging one does not touch the other's layer."""
+    model = net()
+    inject(model, config(target_modules=["out"]))
+    inject(model, config(target_modules=["encoder.0"]), name="second")
+    set_adapter(model, "second")
+    before = {name: tensor.clone() for name, tensor in model.state_dict().items()}
+    for _ in range(2):
+        merge(model)
+        after = model.state_dict()
+        changed = {name for name in before if not torch.equal(after[name], before[name])}
+        assert changed == {"encoder.0.base_layer.weight"}
+        unmerge(model)
+        assert all(torch.equal(model.state_dict()[name], before[name]) for name in before)
