@@ -77,7 +77,7 @@ def test_what_is_valid_converts_or_is_refused_in_one_line(target, name, tmp_path
         assert not list(tmp_path.iterdir())
         return
     target.write(adapter, tmp_path / "x")
-    config = json.loads((tmp_path / "x" / "adapter_config.json").read_text(encoding="ascii"))
+    config = json.loads((tmp_path / "x" / "adapter_config.json").read_text(encoding="utf-8"))
     assert config["peft_type"] == {lora: "LORA", peft: "VBLORA"}[target]
     if target is peft:
         assert peft.read(tmp_path / "x").indices.tolist() == adapter.indices.tolist()
