@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import os
+import time
 from concurrent.futures import ThreadPoolExecutor
 
 import numpy as np
@@ -59,8 +61,15 @@ def test_a_piece_that_fails_fails_all():
         list(stream.blocks([*pieces_of([5] * 4), Piece(3, fails), *pieces_of([5])], pool))
 
 
-def test_small_tensors_between_large_ones(tmp_path):
+def test_small_tensors_between_large_ones_and_a_slow_disk(tmp_path, monkeypatch):
     """Biases beside weights: bytes were once overwritten before they had reached the disk."""
+    real = os.write
+
+    def slow(file, data):
+        time.sleep(0.01)
+        return real(file, data)
+
+    monkeypatch.setattr(direct.os, "write", slow)
     shapes = {f"layers.{n}.q": (512, 512) for n in range(24)}
     adapter = adapter_of(shapes, b=64)
     tensors = {}
