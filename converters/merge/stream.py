@@ -70,10 +70,9 @@ def blocks(pieces: Iterable[Piece], pool: ThreadPoolExecutor) -> Iterator[Bytes]
     Every piece is computed where its bytes are written from; none is copied. Memory is used in
     turns: a block stays as it is until the next but one is asked for.
     """
-    room = _BLOCK + PIECE_BYTES + direct.ALIGNMENT
     # Those ahead, the one that is asked for, and the one that may still be on its way to the disk:
     # the next block is begun in its memory when the one after it is asked for.
-    memory = cycle([direct.aligned(room) for _ in range(_AHEAD + 2)])
+    memory = cycle([direct.aligned(_BLOCK + PIECE_BYTES) for _ in range(_AHEAD + 2)])
     waiting: deque[_Block] = deque()
     block = _Block(next(memory))
     for piece in pieces:

@@ -8,7 +8,7 @@ from concurrent.futures import ThreadPoolExecutor
 
 import numpy as np
 import pytest
-from hypothesis import given
+from hypothesis import example, given
 from hypothesis import strategies as st
 
 from tests.converters.merge.folders import adapter_of, save_base, tensor_of
@@ -31,6 +31,8 @@ def pieces_of(sizes):
 
 
 @given(sizes=st.lists(st.one_of(st.integers(0, 40), st.integers(0, SMALL)), max_size=60))
+@example(sizes=[SMALL] * 20)
+@example(sizes=[SMALL - 1] * 20)
 def test_blocks_are_the_pieces_in_order_and_stay_for_one_turn(sizes):
     found, before = [], None
     with pytest.MonkeyPatch.context() as patch, ThreadPoolExecutor(2) as pool:
@@ -62,7 +64,7 @@ def test_a_piece_that_fails_fails_all():
 
 
 def test_small_tensors_between_large_ones_and_a_slow_disk(tmp_path, monkeypatch):
-    """Biases beside weights: bytes were once overwritten before they had reached the disk."""
+    """Biases beside weights: nothing is overwritten before it has reached the disk."""
     real = os.write
 
     def slow(file, data):
