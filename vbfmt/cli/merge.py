@@ -16,7 +16,9 @@ if TYPE_CHECKING:
 @click.argument("files", metavar="FILE...", nargs=-1, required=True, type=click.Path())
 @click.option("--base", required=True, type=click.Path(), help="The base model's folder.")
 @click.option("-o", "--output", required=True, type=click.Path(), help="The folder to write.")
-@click.option("--weight", "weights", multiple=True, type=float, help="Of each FILE, in order.")
+@click.option(
+    "--weight", "weights", multiple=True, type=float, help="Of each FILE, in order; 1 if left out."
+)
 @click.option(
     "--dtype",
     type=click.Choice(["float32", "bfloat16", "float16"]),
