@@ -61,7 +61,7 @@ def tensors(plan: Plan) -> Iterator[tuple[str, Tensor]]:
 
 def file_blocks(file: File, factors: LowRank, pool: ThreadPoolExecutor) -> Iterator[Bytes]:
     """The bytes of a file of weights, as `blocks`."""
-    yield from blocks(_file_pieces(file, factors), pool)
+    return blocks(_file_pieces(file, factors), pool)
 
 
 def blocks(pieces: Iterable[Piece], pool: ThreadPoolExecutor) -> Iterator[Bytes]:
