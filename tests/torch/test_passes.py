@@ -212,14 +212,15 @@ def test_an_nn_sequential_still_works():
 
 def test_the_fast_path_of_nn_transformer_layers_does_not_pass_the_adapter_by():
     torch.manual_seed(0)
-    layer = nn.TransformerEncoderLayer(16, 2, 32, dropout=0.0, batch_first=True).eval()
-    inject(layer, config(target_modules=["linear1", "linear2"]))
+    layer = nn.TransformerEncoderLayer(16, 2, 32, dropout=0.0, batch_first=True)
+    model = nn.TransformerEncoder(layer, 2, enable_nested_tensor=False).eval()
+    inject(model, config(target_modules=["linear1", "linear2"]))
     x = torch.randn(2, 5, 16)
+    recorded = model(x).detach()  # gradients keep PyTorch off that path
     with torch.no_grad():
-        found = layer(x)
-    torch.testing.assert_close(found, layer.train()(x).detach(), rtol=1e-5, atol=1e-6)
-    with disabled(layer), torch.no_grad():
-        assert not torch.allclose(layer.eval()(x), found)
+        torch.testing.assert_close(model(x), recorded, rtol=1e-5, atol=1e-6)
+        with disabled(model):
+            assert not torch.allclose(model(x), recorded, rtol=1e-3)
 
 
 def test_layers_without_inject_share_a_bank():
