@@ -5,10 +5,11 @@ VENV := .venv
 BIN := $(VENV)/bin
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test test-all bench check format types clean
+.PHONY: help demo pictures test test-all bench check format types clean
 
 help:
 	@echo "make demo      pack, inspect, verify and expand the trained checkpoint in tests/data"
+	@echo "make pictures  draw the README's pictures again"
 	@echo "make test      the tests (about five minutes on two cores)"
 	@echo "make test-all  the tests, the heavy ones too"
 	@echo "make bench     measure against PEFT and print the table"
@@ -27,6 +28,9 @@ $(VENV)/dev: $(VENV)/base
 
 demo: $(VENV)/base
 	@BIN=$(BIN) sh tests/demo.sh
+
+pictures: $(VENV)/dev
+	$(BIN)/python -m tests.pictures spec/pictures
 
 test: $(VENV)/dev
 	$(BIN)/python -m pytest

@@ -8,13 +8,14 @@ from collections.abc import Iterator
 import numpy as np
 from numpy.typing import NDArray
 
-from vbfmt import storage
-from vbfmt.adapter import Adapter
+from vbfmt import peft_layout, storage
 from vbfmt.container import Bytes
-from vbfmt.converters import safetensors
+from vbfmt.converters import json_file, safetensors
+from vbfmt.converters.combine import LowRank
 from vbfmt.converters.peft import config as peft_config
 from vbfmt.errors import TargetError
-from vbfmt.peft_layout import CONFIG, config_text, key_of_tensor
+from vbfmt.module import Module
+from vbfmt.peft_layout import key_of_tensor
 from vbfmt.tensors import Tensor, numpy_dtype
 
 PathLike = str | os.PathLike[str]
@@ -24,14 +25,17 @@ DTYPES = {"float32": "F32", "bfloat16": "BF16", "float16": "F16"}
 
 
 def write(
-    adapter: Adapter,
+    adapter: LowRank,
     path: PathLike,
     *,
     dtype: str = "float32",
     drop_extras: bool = False,
     overwrite: bool = False,
 ) -> None:
-    """Write the exact factors A and B of every module, streamed, as a PEFT LoRA folder.
+    """Write the factors A and B of every module, streamed, as a PEFT LoRA folder.
+
+    Those of an `Adapter` are exact; so are those of a sum of adapters, but for the rounding of
+    weights (see `vbfmt.converters.combine`).
 
     Modules of a rank below the largest are filled up with zeros, so that one integer rank holds for
     all: several runtimes drop or refuse anything else.
@@ -47,7 +51,7 @@ def write(
     """
     if dtype not in DTYPES:
         raise TargetError("unknown dtype", part="--dtype", found=dtype, expected=", ".join(DTYPES))
-    rank = max(module.rank for module in adapter)
+    rank = rank_of(adapter)
     extras = {} if drop_extras else extras_by_key(adapter)
     config = peft_config.for_lora(adapter, rank, extras=not drop_extras)
     with storage.new_folder(path, overwrite=overwrite) as folder:
@@ -57,17 +61,35 @@ def write(
             _contents(adapter, rank, DTYPES[dtype], extras),
             metadata={"format": "pt"},
         )
-        storage.write(os.path.join(folder, CONFIG), [config_text(config)], overwrite=False)
+        storage.write(
+            os.path.join(folder, peft_layout.CONFIG), [json_file.text(config)], overwrite=False
+        )
 
 
-def extras_by_key(adapter: Adapter) -> dict[str, Tensor]:
+def rank_of(adapter: LowRank) -> int:
+    """The one rank that all modules are written with."""
+    return max(module.rank for module in adapter.modules)
+
+
+def padded_factors(
+    adapter: LowRank, rank: int
+) -> Iterator[tuple[Module, NDArray[np.float32], NDArray[np.float32]]]:
+    """(module, A, B) for all modules, filled up with zeros to that rank."""
+    for module, a, b in adapter.iter_factors():
+        missing = rank - module.rank
+        if missing:
+            a, b = np.pad(a, ((0, missing), (0, 0))), np.pad(b, ((0, 0), (0, missing)))
+        yield module, a, b
+
+
+def extras_by_key(adapter: LowRank) -> dict[str, Tensor]:
     """The other tensors under PEFT's keys."""
-    modules = {module.name for module in adapter}
+    modules = {module.name for module in adapter.modules}
     return {key_of_tensor(name, modules): tensor for name, tensor in adapter.tensors.items()}
 
 
-def _specs(adapter: Adapter, rank: int, dtype: str) -> Iterator[safetensors.Spec]:
-    for module in adapter:
+def _specs(adapter: LowRank, rank: int, dtype: str) -> Iterator[safetensors.Spec]:
+    for module in adapter.modules:
         yield _key(module.name, "A"), dtype, (rank, module.in_features)
         yield _key(module.name, "B"), dtype, (module.out_features, rank)
 
@@ -77,21 +99,22 @@ def _specs_of(tensors: dict[str, Tensor]) -> list[safetensors.Spec]:
 
 
 def _contents(
-    adapter: Adapter, rank: int, dtype: str, extras: dict[str, Tensor]
+    adapter: LowRank, rank: int, dtype: str, extras: dict[str, Tensor]
 ) -> Iterator[Bytes]:
-    for module, a, b in adapter.iter_factors():
-        missing = rank - module.rank
-        for factor, array, room in (
-            ("A", a, ((0, missing), (0, 0))),
-            ("B", b, ((0, 0), (0, missing))),
-        ):
-            padded = np.pad(array, room) if missing else array
-            yield _rounded(padded, dtype, _key(module.name, factor))
+    for module, a, b in padded_factors(adapter, rank):
+        for factor, array in (("A", a), ("B", b)):
+            key = _key(module.name, factor)
+            yield rounded(array, dtype, key)
     for tensor in extras.values():
         yield tensor.data.data
 
 
-def _rounded(factor: NDArray[np.float32], dtype: str, key: str) -> Bytes:
+def rounded(factor: NDArray[np.float32], dtype: str, key: str) -> Bytes:
+    """A factor's bytes in a safetensors dtype, rounded once to nearest even.
+
+    Raises:
+        TargetError: too large for float16.
+    """
     if dtype == "F32":
         return Tensor.of(factor).data.data
     with np.errstate(over="ignore"):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import zipfile
 
 from vbfmt.errors import SourceError
 from vbfmt.tensors import TORCH, Tensor
@@ -22,7 +23,11 @@ def read(path: str | os.PathLike[str]) -> dict[str, Tensor]:
             "a pickle needs PyTorch to be read", file=path, advice="pip install 'vbfmt[torch]'"
         ) from None
     try:
-        state = torch.load(path, map_location="cpu", weights_only=True)
+        # Mapped, so that weights larger than memory can be read; PyTorch's format of before 2020
+        # cannot be.
+        state = torch.load(
+            path, map_location="cpu", weights_only=True, mmap=zipfile.is_zipfile(path)
+        )
     except OSError as error:
         raise SourceError("cannot read", file=path, found=error.strerror) from None
     except Exception as error:  # noqa: BLE001 - whatever a damaged or hostile pickle provokes

@@ -58,11 +58,11 @@ def read(path: PathLike) -> SafetensorsFile:
 
 def parse(data: memoryview) -> SafetensorsFile:
     """The same for bytes at hand."""
-    header, start = _header(data)
-    metadata = header.pop("__metadata__", {})
+    described, start = _header(data)
+    metadata = described.pop("__metadata__", {})
     if not isinstance(metadata, dict) or not all(isinstance(v, str) for v in metadata.values()):
         raise SourceError("metadata is not text by name", part="__metadata__")
-    entries = [_entry(name, value) for name, value in header.items()]
+    entries = [_entry(name, value) for name, value in described.items()]
     entries.sort(key=lambda entry: entry[3:])
     position = 0
     tensors: dict[str, Tensor] = {}
@@ -111,7 +111,7 @@ def write(
     Raises:
         OutputExistsError, StorageError: as `storage.write`.
     """
-    storage.write(path, _pieces(specs, contents, dict(metadata or {})), overwrite=overwrite)
+    storage.write(path, _pieces(specs, contents, metadata), overwrite=overwrite)
 
 
 def write_tensors(path: PathLike, tensors: Mapping[str, Tensor]) -> None:
@@ -120,31 +120,33 @@ def write_tensors(path: PathLike, tensors: Mapping[str, Tensor]) -> None:
     write(path, specs, (tensor.data.data for tensor in tensors.values()), metadata={"format": "pt"})
 
 
-def _pieces(
-    specs: Sequence[Spec], contents: Iterable[Bytes], metadata: dict[str, str]
-) -> Iterator[Bytes]:
-    header: dict[str, Any] = {"__metadata__": metadata} if metadata else {}
-    lengths: list[int] = []
+def header(specs: Iterable[Spec], metadata: Mapping[str, str] | None = None) -> bytes:
+    """What a file of these tensors begins with; their bytes follow in the same order, without gaps.
+
+    For writers that have no tensor whole at any time: the data need not be at hand.
+    """
+    entries: dict[str, Any] = {"__metadata__": dict(metadata)} if metadata else {}
+    begin = 0
     for name, dtype, shape in specs:
         length = byte_length(dtype, shape)
-        if length is None or name in header:
+        if length is None or name in entries:
             raise ValueError(f"tensor {name!r} twice, or not of whole bytes")
-        begin = sum(lengths[-1:])
-        header[name] = {
-            "dtype": dtype,
-            "shape": list(shape),
-            "data_offsets": [begin, begin + length],
-        }
-        lengths.append(begin + length)
-    text = json.dumps(header, separators=(",", ":"), ensure_ascii=False).encode()
+        offsets = [begin, begin + length]
+        entries[name] = {"dtype": dtype, "shape": list(shape), "data_offsets": offsets}
+        begin += length
+    text = json.dumps(entries, separators=(",", ":"), ensure_ascii=False).encode()
     text += b" " * (-len(text) % 8)  # the data begins at a multiple of 8
-    yield _LENGTH.pack(len(text)) + text
-    begin = 0
-    for (name, _, _), end, content in zip(specs, lengths, contents, strict=True):
-        if len(content) != end - begin:
-            raise ValueError(f"tensor {name!r}: {len(content)} bytes came, not {end - begin}")
+    return _LENGTH.pack(len(text)) + text
+
+
+def _pieces(
+    specs: Sequence[Spec], contents: Iterable[Bytes], metadata: Mapping[str, str] | None
+) -> Iterator[Bytes]:
+    yield header(specs, metadata)
+    for (name, dtype, shape), content in zip(specs, contents, strict=True):
+        if len(content) != byte_length(dtype, shape):
+            raise ValueError(f"tensor {name!r}: {len(content)} bytes came for {dtype} {shape}")
         yield content
-        begin = end
 
 
 def _header(data: memoryview) -> tuple[dict[str, Any], int]:

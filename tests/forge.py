@@ -67,3 +67,13 @@ def with_section(data: bytes, number: int, change: Callable[[bytearray], object]
 
 def _align(position: int) -> int:
     return -(-position // 64) * 64
+
+
+def header_of(data: bytes) -> bytes:
+    """The header's bytes."""
+    return data[32 : 32 + PREAMBLE.unpack_from(data)[3]]
+
+
+def data_start(data: bytes) -> int:
+    """D, where the first section stands."""
+    return _align(32 + len(header_of(data)))

@@ -12,12 +12,14 @@ import numpy as np
 from numpy.typing import NDArray
 
 from vbfmt import rules
-from vbfmt.admixture import Rows, compose, index_dtype
+from vbfmt.admixture import Rows, all_weights, compose, compose_exactly, index_dtype
 from vbfmt.errors import ContentError
 from vbfmt.module import Module
+from vbfmt.parallel import for_each
 from vbfmt.tensors import Tensor
 
 _ROWS_AT_ONCE = 8192
+_WORTH_THREADS = 1 << 20  # elements; below, starting threads costs more
 
 
 @dataclass(frozen=True, eq=False, repr=False)
@@ -195,11 +197,25 @@ class Adapter:
     ) -> Iterator[tuple[Module, NDArray[np.float32], NDArray[np.float32]]]:
         if not group:
             return
+        found: dict[str, tuple[NDArray[np.float32], NDArray[np.float32]]] = {}
+        bank = self._wide_bank
         first = self.rows(group[0].name).start
-        composed = self.subvectors(slice(first, self.rows(group[-1].name).stop))
-        for module in group:
+        stop = self.rows(group[-1].name).stop
+        full = all_weights(self.weights[first:stop]).astype(np.float64)
+        most = max(module.rows(self.b) for module in group)
+
+        def work(module: Module, space: NDArray[np.float64]) -> None:
             here = self.rows(module.name)
-            yield module, *_factors(module, composed[here.start - first : here.stop - first])
+            shares = full[here.start - first : here.stop - first]
+            composed = compose_exactly(bank, self.indices[here], shares, space)
+            found[module.name] = _factors(module, composed)
+
+        def scratch() -> NDArray[np.float64]:
+            return np.empty((2, most, self.b))
+
+        for_each(group, work, scratch, alone=(stop - first) * self.b < _WORTH_THREADS)
+        for module in group:
+            yield module, *found.pop(module.name)
 
     def __eq__(self, other: object) -> bool:
         """Equal adapters are those whose packed files are equal byte for byte."""
@@ -229,13 +245,14 @@ class Adapter:
 
 
 def _factors(
-    module: Module, rows: NDArray[np.float32]
+    module: Module, rows: NDArray[np.floating[Any]]
 ) -> tuple[NDArray[np.float32], NDArray[np.float32]]:
-    """Both factors are ``rows.reshape(rank, features)``: A as it stands, B transposed."""
+    """Both factors are ``rows.reshape(rank, features)``: A as it stands, B transposed. Rounded to
+    float32 in the same step, if they are wider."""
     in_rows = module.rank * module.in_features // rows.shape[1]
     a = rows[:in_rows].reshape(module.rank, module.in_features)
     b = rows[in_rows:].reshape(module.rank, module.out_features)
-    return a, np.ascontiguousarray(b.T)
+    return a.astype(np.float32), np.ascontiguousarray(b.T, dtype=np.float32)
 
 
 def _same_bits(one: NDArray[Any], other: NDArray[Any]) -> bool:

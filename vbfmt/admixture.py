@@ -125,23 +125,38 @@ def compose(
     full = all_weights(weights).astype(np.float64)
     rows = max(1, _BLOCK_BYTES // (b * 8))
 
-    def scratch() -> tuple[NDArray[np.float64], NDArray[np.float64]]:
-        return np.empty((min(rows, n), b)), np.empty((min(rows, n), b))
+    def work(start: int, space: NDArray[np.float64]) -> None:
+        here = slice(start, start + rows)
+        out[here] = compose_exactly(bank, indices[here], full[here], space)
 
-    def work(start: int, space: tuple[NDArray[np.float64], NDArray[np.float64]]) -> None:
-        here = slice(start, min(start + rows, n))
-        total, term = (part[: here.stop - start] for part in space)
-        # mode="clip" fills `out` in place; indices are known to be below h.
-        bank.take(indices[here, 0], axis=0, out=total, mode="clip")
-        total *= full[here, :1]
-        for i in range(1, indices.shape[1]):
-            bank.take(indices[here, i], axis=0, out=term, mode="clip")
-            term *= full[here, i, None]
-            total += term
-        out[here] = total
+    def scratch() -> NDArray[np.float64]:
+        return np.empty((2, min(rows, n), b))
 
     for_each(range(0, n, rows), work, scratch, alone=n * b < _WORTH_THREADS)
     return out
+
+
+def compose_exactly(
+    bank: NDArray[np.float64],
+    indices: NDArray[np.unsignedinteger[Any]],
+    full: NDArray[np.float64],
+    space: NDArray[np.float64],
+) -> NDArray[np.float64]:
+    """The same before it is rounded to float32: (n, b) float64, a part of `space`.
+
+    Args:
+        full: (n, k), all weights.
+        space: (2, at least n, b), written over.
+    """
+    total, term = space[0, : len(indices)], space[1, : len(indices)]
+    # mode="clip" fills `out` in place; indices are known to be below h.
+    bank.take(indices[:, 0], axis=0, out=total, mode="clip")
+    total *= full[:, :1]
+    for i in range(1, indices.shape[1]):
+        bank.take(indices[:, i], axis=0, out=term, mode="clip")
+        term *= full[:, i, None]
+        total += term
+    return total
 
 
 def _sort_rows(indices: NDArray[Any], weights: NDArray[Any]) -> None:

@@ -6,8 +6,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any, TypeVar
 
-import msgpack
-
+from vbfmt import canonical
 from vbfmt.container import Section
 from vbfmt.errors import ContentError, FeatureError, HeaderError
 from vbfmt.module import Module
@@ -33,7 +32,6 @@ KEYS = (
 """The keys of version 1.0, in their order."""
 
 TRIPLET = ("bank", "indices", "weights")
-_DEEPEST = 8
 
 
 @dataclass(frozen=True)
@@ -100,7 +98,7 @@ def encode(header: Header) -> bytes:
         "config": header.config,
         "metadata": dict(header.metadata or {}),
     }
-    return _pack({key: values[key] for key in KEYS})
+    return canonical.pack({key: values[key] for key in KEYS})
 
 
 def decode(data: bytes, minor: int) -> Header:
@@ -114,7 +112,7 @@ def decode(data: bytes, minor: int) -> Header:
         FeatureError: a feature is required that this reader does not know.
         ContentError: sizes, names or the module table break a rule.
     """
-    raw = _unpack(data)
+    raw = canonical.unpack(data)
     _require_features(raw)
     _require_keys(raw, minor)
     header = Header(
@@ -135,61 +133,6 @@ def decode(data: bytes, minor: int) -> Header:
     raise_first(broken_names([name for name, _, _ in header.tensors], "other tensor"))
     _require_lengths(header)
     return header
-
-
-def _pack(value: object) -> bytes:
-    packed: bytes = msgpack.packb(value, use_bin_type=True)
-    return packed
-
-
-def _unpack(data: bytes) -> dict[str, Any]:
-    """The map, canonical: encoding it again must give the same bytes."""
-    try:
-        raw = msgpack.unpackb(
-            data,
-            raw=False,
-            strict_map_key=True,
-            object_pairs_hook=_pairs,
-            ext_hook=_refuse_extension,
-        )
-    except HeaderError:
-        raise
-    except (ValueError, TypeError, RecursionError, msgpack.exceptions.UnpackException) as error:
-        raise HeaderError(
-            "the header is not msgpack", part="header", found=str(error) or type(error).__name__
-        ) from None
-    if not isinstance(raw, dict):
-        raise HeaderError("the header is not a map", part="header", found=type(raw).__name__)
-    _refuse_depth_and_floats(raw, 1)
-    if _pack(raw) != data:
-        raise HeaderError(
-            "the header is not in canonical msgpack",
-            part="header",
-            expected="shortest integers, strings and lengths",
-        )
-    return raw
-
-
-def _pairs(pairs: list[tuple[object, object]]) -> dict[object, object]:
-    result = dict(pairs)
-    if len(result) != len(pairs):
-        raise HeaderError("duplicate key", part="header")
-    return result
-
-
-def _refuse_extension(code: int, data: bytes) -> None:
-    raise HeaderError("extension type", part="header", found=code, expected="plain msgpack")
-
-
-def _refuse_depth_and_floats(value: object, depth: int) -> None:
-    if isinstance(value, float):
-        raise HeaderError("a float", part="header", found=value, expected="integers only")
-    if not isinstance(value, dict | list):
-        return
-    if depth > _DEEPEST:
-        raise HeaderError("nesting is too deep", part="header", expected=f"at most {_DEEPEST}")
-    for item in value.values() if isinstance(value, dict) else value:
-        _refuse_depth_and_floats(item, depth + 1)
 
 
 def _require_features(raw: Mapping[str, Any]) -> None:
@@ -259,10 +202,7 @@ def _typed(value: object, kind: type[T], what: str) -> T:
 
 
 def _uint(value: object, what: str) -> int:
-    number = _typed(value, int, what)
-    if number < 0:
-        raise HeaderError("negative number", part=f"header, {what}", found=number)
-    return number
+    return _typed(value, int, what)
 
 
 def _list(value: object, what: str, length: int | None = None) -> list[Any]:

@@ -9,11 +9,13 @@ from __future__ import annotations
 import json
 import os
 from collections.abc import Collection, Mapping
-from typing import Any
+from typing import Any, Protocol
 
 from vbfmt import storage, strict_json
 from vbfmt.adapter import Adapter
 from vbfmt.errors import SourceError
+from vbfmt.module import Module
+from vbfmt.tensors import Tensor
 
 CONFIG = "adapter_config.json"
 WEIGHTS = "adapter_model.safetensors"
@@ -21,8 +23,24 @@ PREFIX = "base_model.model."
 BANK = "base_model.vblora_vector_bank"
 
 _SETS = ("target_modules", "exclude_modules", "modules_to_save", "layers_to_transform")
-_ABOUT_THE_FILE = ("save_only_topk_weights",)
+_ABOUT_THE_FILE = ("save_only_topk_weights", "peft_version")
 _ABOUT_THE_BASE = ("base_model_name_or_path", "revision")
+
+
+class WithExtras(Protocol):
+    """Adapters, and sums of them, as far as their other tensors are concerned."""
+
+    @property
+    def modules(self) -> tuple[Module, ...]:
+        """The adapted modules."""
+
+    @property
+    def tensors(self) -> Mapping[str, Tensor]:
+        """Other trained tensors by name."""
+
+    @property
+    def config(self) -> str | None:
+        """The source's adapter config as JSON text."""
 
 
 def key_of_logits(module: str, factor: str) -> str:
@@ -69,15 +87,18 @@ def canonical(config: Mapping[str, Any], adapter: Adapter) -> str | None:
     """What the packed form keeps of a config: one text for one meaning, None for nothing.
 
     Left out is what the adapter itself says (sizes, rank, base model), what belongs to the file it
-    came from, and what is `implied`; so unpacking and packing again changes
-    nothing. Lists that PEFT treats as sets are sorted.
+    came from, and what is `implied`; so unpacking and packing again changes nothing. So are nulls,
+    which are PEFT's defaults: older versions refuse keys that they do not know. Lists that PEFT
+    treats as sets are sorted.
     """
     written_anyway = implied(adapter)
     left_out = {*_ABOUT_THE_FILE, *_ABOUT_THE_BASE, *sizes(adapter, 0)}
     kept = {}
     for key, value in config.items():
         plain = sorted(value, key=str) if key in _SETS and isinstance(value, list) else value
-        if key not in left_out and (key not in written_anyway or written_anyway[key] != plain):
+        if key in left_out or (plain is None and key not in written_anyway):
+            continue
+        if key not in written_anyway or written_anyway[key] != plain:
             kept[key] = plain
     return _as_text(kept) if kept else None
 
@@ -104,7 +125,7 @@ def sizes(adapter: Adapter, rank: int) -> dict[str, Any]:
     }
 
 
-def about_extras(adapter: Adapter, only: str) -> dict[str, Any]:
+def about_extras(adapter: WithExtras, only: str) -> dict[str, Any]:
     """`bias` and `modules_to_save` that make PEFT expect the adapter's other tensors.
 
     A lone ``<name>.bias`` is a trained bias; everything else belongs to a module saved whole.
@@ -117,7 +138,7 @@ def about_extras(adapter: Adapter, only: str) -> dict[str, Any]:
     }
     named = json.loads(adapter.config).get("modules_to_save") if adapter.config else None
     saved = sorted(owners - biases)
-    bias = "none" if not biases else only if biases <= {m.name for m in adapter} else "all"
+    bias = "none" if not biases else only if biases <= {m.name for m in adapter.modules} else "all"
     return {"bias": bias, "modules_to_save": named or saved or None}
 
 

@@ -105,12 +105,12 @@ def broken_names(names: Sequence[str], kind: str) -> Iterator[ContentError]:
     for position, name in enumerate(names):
         fault = _fault_of_name(name)
         if fault:
-            yield ContentError(f"{fault} of {kind}", part=f"number {position}", found=repr(name))
+            yield ContentError(f"{fault} of {kind}", part=f"{kind} {position}", found=repr(name))
             return
         encoded = name.encode()
         if position and encoded <= previous:
             again = "appears twice" if encoded == previous else "is not in the order of its bytes"
-            yield ContentError(f"{kind} name {again}", part=f"number {position}", found=repr(name))
+            yield ContentError(f"{kind} name {again}", part=f"{kind} {position}", found=repr(name))
         previous = encoded
 
 

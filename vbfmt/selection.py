@@ -17,6 +17,7 @@ Logits = NDArray[Any]
 
 _BLOCK_BYTES = 1 << 20  # half of a common L2 cache: the block is read k + 2 times
 _PASSES_AT_MOST = 8  # beyond this many maxima, partitioning the row once is cheaper
+_ROWS_AT_ONCE = 1024
 _WORTH_THREADS = 1 << 22  # logits; below, one core is done before another has started
 
 
@@ -53,36 +54,42 @@ def select_top_k(blocks: Mapping[str, Logits], k: int) -> Selection:
     starts = np.concatenate([[0], np.cumsum(counts, dtype=np.int64)])
     indices = np.empty((int(starts[-1]), k), dtype=np.intp)
     logits = np.empty((int(starts[-1]), k), dtype=np.float64)
-    ties = np.zeros(len(counts), dtype=np.int64)
     for name, block in blocks.items():
         if not 1 <= k <= block.shape[1]:
             raise ContentError(
                 "k is out of range", part=name, found=k, expected=f"1 to {block.shape[1]} (h)"
             )
 
-    def work(position: int, scratch: dict[str, NDArray[Any]]) -> None:
-        block = block_list[position]
-        here = slice(int(starts[position]), int(starts[position + 1]))
+    def work(piece: tuple[int, str, Logits, int], scratch: dict[str, NDArray[Any]]) -> None:
+        start, name, block, first = piece
+        rows = block[first : first + _ROWS_AT_ONCE]
+        here = slice(start + first, start + first + len(rows))
         try:
-            ties[position] = _select(block, indices[here], logits[here], scratch)
+            ties.append(_select(rows, first, indices[here], logits[here], scratch))
         except ContentError as error:
-            error.part = f"{names[position]}, {error.part}"
+            error.part = f"{name}, {error.part}"
             raise
 
-    names, block_list = list(blocks), list(blocks.values())
-    total = sum(block.size for block in block_list)
-    order = range(len(block_list))
-    for_each(order, work, dict, alone=total < _WORTH_THREADS)
-    return Selection(indices, logits, int(ties.sum()))
+    ties: list[int] = []
+    pieces = [
+        (int(start), name, block, first)
+        for start, (name, block) in zip(starts, blocks.items(), strict=False)
+        for first in range(0, len(block), _ROWS_AT_ONCE)
+    ]
+    total = sum(block.size for block in blocks.values())
+    for_each(pieces, work, dict, alone=total < _WORTH_THREADS)
+    return Selection(indices, logits, sum(ties))
 
 
 def _select(
     block: Logits,
+    first: int,
     indices: NDArray[np.intp],
     logits: NDArray[np.float64],
     scratch: dict[str, NDArray[Any]],
 ) -> int:
-    """Fill `indices` and `logits` (n, k) from `block` (n, h); return the number of ties."""
+    """Fill `indices` and `logits` (n, k) from `block` (n, h); return the number of ties. Errors
+    count the rows from `first`."""
     h, k = block.shape[1], indices.shape[1]
     dtype = np.dtype(np.float64 if block.dtype.itemsize > 4 else np.float32)
     rows = max(1, _BLOCK_BYTES // (h * dtype.itemsize))
@@ -95,7 +102,7 @@ def _select(
         values = space[: here.stop - here.start]
         np.copyto(values, block[here], casting="unsafe")
         found = (_by_passes if k <= _PASSES_AT_MOST else _by_partition)(values, k)
-        _refuse_non_finite(found[1][:, 0], start)
+        _refuse_non_finite(found[1][:, 0], first + start)
         indices[here], logits[here] = found[0], found[1]
         ties += int(np.count_nonzero(found[2] & np.isfinite(found[1][:, -1])))
         _fill_rows_with_too_few(block[here], indices[here], logits[here])

@@ -5,10 +5,10 @@ from __future__ import annotations
 import contextlib
 import mmap as mapping
 import os
-import secrets
 import stat
 from collections.abc import Iterable, Iterator
 
+from vbfmt import direct, staging
 from vbfmt.container import Bytes
 from vbfmt.errors import OutputExistsError, StorageError, VbfmtError
 
@@ -32,10 +32,15 @@ def read(path: PathLike, *, mmap: bool) -> memoryview:
         raise refusal("cannot read", path, error) from None
 
 
-def write(path: PathLike, pieces: Iterable[Bytes], *, overwrite: bool) -> None:
+def write(
+    path: PathLike, pieces: Iterable[Bytes], *, overwrite: bool, past_cache: bool = False
+) -> None:
     """Write a file whole or not at all: a temporary file beside it, flushed to the disk, renamed.
 
     A symbolic link is followed; an existing file keeps its permissions, a new one gets the umask's.
+
+    Args:
+        past_cache: do not fill the page cache with it: for files of gigabytes.
 
     Raises:
         OutputExistsError: it exists and `overwrite` is not set.
@@ -49,8 +54,10 @@ def write(path: PathLike, pieces: Iterable[Bytes], *, overwrite: bool) -> None:
         try:
             with os.fdopen(file, "wb") as stream:
                 _keep_permissions(target, stream.fileno())
-                for piece in pieces:
-                    stream.write(piece)
+                if past_cache:
+                    direct.write(stream.fileno(), pieces)
+                else:
+                    stream.writelines(pieces)
                 stream.flush()
                 os.fsync(stream.fileno())
             _put_in_place(temporary, target, overwrite=overwrite)
@@ -66,11 +73,14 @@ def write(path: PathLike, pieces: Iterable[Bytes], *, overwrite: bool) -> None:
 
 
 @contextlib.contextmanager
-def new_folder(path: PathLike, *, overwrite: bool) -> Iterator[str]:
+def new_folder(path: PathLike, *, overwrite: bool, whole: bool = False) -> Iterator[str]:
     """A temporary folder that becomes `path` when the block ends well, and vanishes if not.
 
     With `overwrite`, files of the same names in an existing folder are replaced, each in one step,
     after all of the new ones are complete; its other files stay.
+
+    Args:
+        whole: with `overwrite`, replace the existing folder and all that is in it, in one step.
 
     Raises:
         OutputExistsError: it exists (other than as an empty folder) and `overwrite` is not set.
@@ -79,16 +89,15 @@ def new_folder(path: PathLike, *, overwrite: bool) -> Iterator[str]:
     target = os.path.realpath(path)
     if not overwrite:
         require_absent(path)
-    temporary = _name_beside(target)
     try:
-        os.mkdir(temporary)
-        try:
-            yield temporary
+        with staging.folder(target) as temporary:
+            try:
+                yield temporary
+            except VbfmtError as error:
+                raise _renamed(error, temporary, os.fspath(path)) from None
             sync_folder(temporary)
-            _move_in(temporary, target)
-        finally:
-            _remove_tree(temporary)
-        sync_folder(os.path.dirname(target))
+            (staging.put_whole if whole else _move_in)(temporary, target)
+            sync_folder(os.path.dirname(target))
     except VbfmtError:
         raise
     except OSError as error:
@@ -134,20 +143,16 @@ def _read_descriptor(file: int, path: PathLike, *, mmap: bool) -> memoryview:
     status = os.fstat(file)
     if not stat.S_ISREG(status.st_mode):
         kind = "a folder" if stat.S_ISDIR(status.st_mode) else "no regular file"
-        raise StorageError("cannot read", file=path, found=kind, expected="a file")
+        advice = "pack a checkpoint first: vbfmt pack" if kind == "a folder" else None
+        raise StorageError("cannot read", file=path, found=kind, expected="a file", advice=advice)
     if mmap and status.st_size:
         return memoryview(mapping.mmap(file, 0, access=mapping.ACCESS_READ))
     with os.fdopen(os.dup(file), "rb") as stream:
         return memoryview(stream.read())
 
 
-def _name_beside(target: str) -> str:
-    folder, name = os.path.split(target)
-    return os.path.join(folder, f".{name[:100]}.{secrets.token_hex(6)}.partial")
-
-
 def _open_beside(target: str) -> tuple[str, int]:
-    temporary = _name_beside(target)
+    temporary = staging.name_beside(target)
     flags = os.O_WRONLY | os.O_CREAT | os.O_EXCL | _BINARY
     return temporary, os.open(temporary, flags, 0o666)  # the umask decides
 
@@ -175,6 +180,13 @@ def _put_in_place(temporary: str, target: str, *, overwrite: bool) -> None:
     os.unlink(temporary)
 
 
+def _renamed(error: VbfmtError, temporary: str, path: str) -> VbfmtError:
+    """The error, naming a file as the user knows it, not by the folder in the making."""
+    if error.file is not None and error.file.startswith(temporary):
+        error.file = path + error.file[len(temporary) :]
+    return error
+
+
 def _move_in(temporary: str, target: str) -> None:
     """Put the new folder in place: whole where nothing is, else file by file, so that whatever
     else somebody keeps in the old folder stays."""
@@ -188,9 +200,3 @@ def _move_in(temporary: str, target: str) -> None:
     for name in names:
         os.replace(os.path.join(temporary, name), os.path.join(target, name))
     sync_folder(target)
-
-
-def _remove_tree(path: str) -> None:
-    import shutil
-
-    shutil.rmtree(path, ignore_errors=True)

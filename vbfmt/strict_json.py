@@ -49,7 +49,7 @@ def _refuse_constant(name: str) -> Any:
 
 
 def _short_integer(digits: str) -> int:
-    if len(digits) > LONGEST_INTEGER:
+    if len(digits.lstrip("-")) > LONGEST_INTEGER:
         raise ValueError("an integer of too many digits")
     return int(digits)
 

@@ -9,17 +9,15 @@ from __future__ import annotations
 import dataclasses
 import os
 from collections.abc import Mapping
-from pathlib import Path
 from typing import Any
-
-import numpy as np
-from numpy.typing import NDArray
 
 from vbfmt import peft_layout, storage
 from vbfmt.adapter import Adapter
-from vbfmt.converters import pickle, safetensors
+from vbfmt.converters import json_file, safetensors
+from vbfmt.converters.checkpoint import FLOATS, Checkpoint, agreed_k, bank_of, open_checkpoint
 from vbfmt.converters.peft import config as peft_config
 from vbfmt.converters.peft.keys import Factor, Keys, parse
+from vbfmt.converters.peft.live import load_adapter as load_adapter
 from vbfmt.converters.peft.rows import Notice, as_peft_orders, places, rows_by_module
 from vbfmt.errors import SourceError, TargetError, VbfmtError
 from vbfmt.module import Module
@@ -27,8 +25,7 @@ from vbfmt.tensors import Tensor
 
 PathLike = str | os.PathLike[str]
 
-WEIGHTS = ("adapter_model.safetensors", "adapter_model.bin")
-_FLOATS = ("F32", "F16", "BF16", "F64")
+WEIGHTS = "adapter_model.safetensors"
 _INTEGERS = ("U8", "I8", "U16", "I16", "U32", "I32", "I64")
 
 
@@ -46,18 +43,20 @@ def read(path: PathLike, *, topk: int | None = None, notice: Notice | None = Non
         ContentError: its values cannot make an adapter: NaN, an index past the bank.
         StorageError: a file cannot be read.
     """
-    weights, config_file = _locate(Path(path))
-    config = peft_layout.read_config(config_file) if config_file else None
-    _require_vblora(config, config_file)
-    tensors = (
-        safetensors.read(weights).tensors
-        if weights.suffix == ".safetensors"
-        else pickle.read(weights)
-    )
+    return from_checkpoint(open_checkpoint(path), topk=topk, notice=notice)
+
+
+def from_checkpoint(
+    checkpoint: Checkpoint, *, topk: int | None = None, notice: Notice | None = None
+) -> Adapter:
+    """The same from an opened checkpoint."""
+    config = checkpoint.config(peft_layout.CONFIG)
+    if config is not None:
+        peft_config.require_type(config, "VBLORA", checkpoint.config_file(peft_layout.CONFIG))
     try:
-        return from_tensors(tensors, config, topk=topk, notice=notice)
+        return from_tensors(checkpoint.tensors, config, topk=topk, notice=notice)
     except VbfmtError as error:
-        raise error.in_file(weights) from None
+        raise error.in_file(checkpoint.file) from None
 
 
 def from_tensors(
@@ -69,7 +68,7 @@ def from_tensors(
 ) -> Adapter:
     """The same from a state dict and a config at hand."""
     keys = parse(tensors)
-    bank = _bank(tensors[keys.bank])
+    bank = bank_of(tensors[keys.bank])
     peft_config.require_sizes(config or {}, *bank.shape)
     k = _agreed_k(keys, tensors, config, topk)
     modules = {
@@ -107,11 +106,11 @@ def write(adapter: Adapter, path: PathLike, *, overwrite: bool = False) -> None:
             found=f"ranks {', '.join(map(str, ranks))}",
             advice="write standard LoRA instead: vbfmt expand",
         )
-    tensors = {peft_layout.BANK: Tensor.of(adapter.bank)}
+    tensors = {"base_model.vblora_vector_bank": Tensor.of(adapter.bank)}
     indices, weights = as_peft_orders(adapter)
     for module in adapter:
         for factor, (here, by_tile) in places(adapter, module).items():
-            key = peft_layout.key_of_logits(module.name, factor)
+            key = f"base_model.model.{module.name}.vblora_logits_{factor}"
             for what, array in (("indices", indices), ("weights", weights)):
                 tensors[f"{key}_topk_{what}"] = Tensor.of(by_tile(array[here]))
     modules = {module.name for module in adapter}
@@ -119,77 +118,21 @@ def write(adapter: Adapter, path: PathLike, *, overwrite: bool = False) -> None:
         tensors[peft_layout.key_of_tensor(name, modules)] = tensor
     config = peft_config.for_vblora(adapter, ranks[0])
     with storage.new_folder(path, overwrite=overwrite) as folder:
-        safetensors.write_tensors(os.path.join(folder, WEIGHTS[0]), tensors)
+        safetensors.write_tensors(os.path.join(folder, WEIGHTS), tensors)
         storage.write(
-            os.path.join(folder, peft_layout.CONFIG),
-            [peft_layout.config_text(config)],
-            overwrite=False,
+            os.path.join(folder, peft_layout.CONFIG), [json_file.text(config)], overwrite=False
         )
-
-
-def _locate(path: Path) -> tuple[Path, Path | None]:
-    """The weights file and the config beside it, if any."""
-    if path.is_dir():
-        weights = next((path / name for name in WEIGHTS if (path / name).is_file()), None)
-        if weights is None:
-            raise SourceError(
-                "no adapter weights",
-                file=path,
-                found=", ".join(sorted(os.listdir(path))[:5]) or "an empty folder",
-                expected=" or ".join(WEIGHTS),
-            )
-    elif path.suffix in (".safetensors", ".bin", ".pt", ".pth"):
-        weights = path
-    else:
-        raise SourceError(
-            "not a checkpoint" if path.exists() else "no such file or folder",
-            file=path,
-            expected="a PEFT folder, a .safetensors or a .bin file",
-        )
-    config = weights.parent / peft_layout.CONFIG
-    return weights, config if config.is_file() else None
-
-
-def _require_vblora(config: Mapping[str, Any] | None, file: Path | None) -> None:
-    kind = "VBLORA" if config is None else config.get("peft_type")
-    if kind != "VBLORA":
-        raise SourceError(
-            "another kind of adapter", file=file, part="peft_type", found=kind, expected="VBLORA"
-        )
-
-
-def _bank(tensor: Tensor) -> NDArray[np.float32]:
-    if tensor.dtype not in _FLOATS or len(tensor.shape) != 2 or 0 in tensor.shape:
-        raise SourceError("not a vector bank", part="vector bank", found=tensor, expected="(h, b)")
-    return np.ascontiguousarray(tensor.numpy().astype("<f4"))
 
 
 def _agreed_k(
     keys: Keys, tensors: Mapping[str, Tensor], config: Mapping[str, Any] | None, topk: int | None
 ) -> int:
     """k as the tensors, the config and the caller say it; they must not disagree."""
-    said = {"--topk": topk, "adapter_config.json": (config or {}).get("topk")}
+    said: dict[str, object] = {"--topk": topk, "adapter_config.json": (config or {}).get("topk")}
     if not keys.in_logits_form:
         first = next(iter(keys.modules.values()))["A"]
         said["the indices' shape"] = (tensors[first["indices"]].shape or (0,))[-1]
-    known = {source: k for source, k in said.items() if k is not None}
-    if not known:
-        raise SourceError(
-            "logits do not tell how many vectors are selected, and there is no config",
-            part="topk",
-            advice="give it: --topk K (the paper and PEFT use 2)",
-        )
-    values = list(known.values())
-    if not isinstance(values[0], int) or any(value != values[0] for value in values):
-        raise SourceError(
-            "sources disagree on k",
-            part="topk",
-            found=", ".join(f"{k} from {source}" for source, k in known.items()),
-            advice="a model works only with the k that it was trained with",
-        )
-    if values[0] < 1:
-        raise SourceError("k is out of range", part="topk", found=values[0], expected="at least 1")
-    return values[0]
+    return agreed_k(said)
 
 
 def _module(
@@ -227,7 +170,7 @@ def _shape_of(
     shapes = {what: tensors[key].shape for what, key in parts.items()}
     lead = next(iter(shapes.values()))[:2]
     for what, shape in shapes.items():
-        kinds = _INTEGERS if what == "indices" else _FLOATS
+        kinds = _INTEGERS if what == "indices" else FLOATS
         dtype = tensors[parts[what]].dtype
         if len(shape) != 3 or shape[:2] != lead or shape[2] != last[what] or dtype not in kinds:
             raise SourceError(

@@ -3,12 +3,32 @@
 from __future__ import annotations
 
 import json
+import os
 from collections.abc import Mapping
 from typing import Any
 
 from vbfmt.adapter import Adapter
+from vbfmt.converters.combine import LowRank
 from vbfmt.errors import SourceError
 from vbfmt.peft_layout import CONFIG, about_extras, implied, sizes
+
+PathLike = str | os.PathLike[str]
+
+
+def require_type(config: Mapping[str, Any], kind: str, file: PathLike) -> None:
+    """Refuse a config of another kind of adapter.
+
+    Raises:
+        SourceError
+    """
+    if config.get("peft_type") != kind:
+        raise SourceError(
+            "another kind of adapter",
+            file=file,
+            part="peft_type",
+            found=config.get("peft_type"),
+            expected=kind,
+        )
 
 
 def require_sizes(config: Mapping[str, Any], h: int, b: int) -> None:
@@ -40,7 +60,7 @@ def for_vblora(adapter: Adapter, rank: int) -> dict[str, Any]:
     }
 
 
-def for_lora(adapter: Adapter, rank: int, *, extras: bool) -> dict[str, Any]:
+def for_lora(adapter: LowRank, rank: int, *, extras: bool) -> dict[str, Any]:
     """The config with which PEFT, vLLM and llama.cpp's converter load the adapter as LoRA.
 
     One integer rank, alpha equal to it (scale 1), leaf names as targets: what every runtime takes.
@@ -51,7 +71,6 @@ def for_lora(adapter: Adapter, rank: int, *, extras: bool) -> dict[str, Any]:
         for key in ("exclude_modules", "layers_to_transform", "layers_pattern")
         if config.get(key) is not None
     }
-    of_extras = about_extras(adapter, "lora_only") if extras else {}
     return {
         "peft_type": "LORA",
         "task_type": config.get("task_type"),
@@ -61,8 +80,8 @@ def for_lora(adapter: Adapter, rank: int, *, extras: bool) -> dict[str, Any]:
         "r": rank,
         "lora_alpha": rank,
         "lora_dropout": 0.0,
-        "target_modules": sorted({module.name.rpartition(".")[2] for module in adapter}),
-        "fan_in_fan_out": any(module.fan_in_fan_out for module in adapter),
+        "target_modules": sorted({module.name.rpartition(".")[2] for module in adapter.modules}),
+        "fan_in_fan_out": any(module.fan_in_fan_out for module in adapter.modules),
         "bias": "none",
         "modules_to_save": None,
         "use_rslora": False,
@@ -71,5 +90,5 @@ def for_lora(adapter: Adapter, rank: int, *, extras: bool) -> dict[str, Any]:
         "rank_pattern": {},
         "alpha_pattern": {},
         **kept,
-        **of_extras,
+        **(about_extras(adapter, "lora_only") if extras else {}),
     }

@@ -13,7 +13,7 @@ from vbfmt.admixture import Rows, all_weights, canonical_rows, rows_from_selecti
 from vbfmt.converters.peft.keys import Keys
 from vbfmt.errors import ContentError
 from vbfmt.module import Module
-from vbfmt.selection import select_top_k
+from vbfmt.selection import Logits, select_top_k
 from vbfmt.tensors import Tensor
 
 Notice: TypeAlias = "Callable[[str], None]"
@@ -39,13 +39,22 @@ def _rows_of_logits(
 ) -> dict[str, Rows]:
     sources = {key: tensors[key] for key in keys.in_order("logits")}
     blocks = {key: tensor.numpy().reshape(-1, h) for key, tensor in sources.items()}
+    return _split(rows_of_blocks(blocks, k, h, notice), keys, tensors, "logits")
+
+
+def rows_of_blocks(blocks: Mapping[str, Logits], k: int, h: int, notice: Notice | None) -> Rows:
+    """The canonical rows of all blocks of logits (n, h), one below the other; ties are told.
+
+    Raises:
+        ContentError: NaN among the logits, k out of range.
+    """
     selection = select_top_k(blocks, k)
     if selection.ties and notice:
         notice(
             f"{selection.ties} of {len(selection.indices)} rows have equal logits at the {k}th "
             "place; the lowest index was taken, the trained model's own choice is undefined"
         )
-    return _split(rows_from_selection(selection, h), keys, tensors, "logits")
+    return rows_from_selection(selection, h)
 
 
 def _rows_of_weights(
@@ -110,14 +119,14 @@ def _split(rows: Rows, keys: Keys, tensors: Mapping[str, Tensor], what: str) -> 
             here = slice(start, start + first * second)
             indices, weights = rows.indices[here], rows.weights[here]
             if factor == "B":
-                indices, weights = (_swap(part, first, second) for part in (indices, weights))
+                indices, weights = (swap(part, first, second) for part in (indices, weights))
             pair.append(Rows(indices, weights))
             start = here.stop
-        result[name] = _joined(*pair)
+        result[name] = joined(*pair)
     return result
 
 
-def _swap(rows: NDArray[Any], first: int, second: int) -> NDArray[Any]:
+def swap(rows: NDArray[Any], first: int, second: int) -> NDArray[Any]:
     """(first · second, k) rows in the order (second, first)."""
     columns = rows.shape[1]
     by_second = rows.reshape(first, second, columns).swapaxes(0, 1)
@@ -125,7 +134,8 @@ def _swap(rows: NDArray[Any], first: int, second: int) -> NDArray[Any]:
     return swapped
 
 
-def _joined(a: Rows, b: Rows) -> Rows:
+def joined(a: Rows, b: Rows) -> Rows:
+    """A's rows and B's below them."""
     return Rows(np.concatenate([a.indices, b.indices]), np.concatenate([a.weights, b.weights]))
 
 
@@ -170,6 +180,6 @@ def places(
 
     def of_b(rows: NDArray[Any]) -> NDArray[Any]:
         columns = rows.shape[1]
-        return _swap(rows, module.rank, out_tiles).reshape(out_tiles, module.rank, columns)
+        return swap(rows, module.rank, out_tiles).reshape(out_tiles, module.rank, columns)
 
     return {"A": (slice(here.start, middle), of_a), "B": (slice(middle, here.stop), of_b)}

@@ -34,13 +34,13 @@ LLAMA_CONFIG = {
 
 
 def write_tinyllama_logits(
-    folder: str, base: str, *, h: int = 2048, b: int = 256, r: int = 4
+    folder: str, base: str, *, h: int = 2048, b: int = 256, r: int = 4, layers: int = LAYERS
 ) -> None:
-    """A PEFT checkpoint in its logits form: 103 MB."""
+    """A PEFT checkpoint in its logits form: 103 MB, if it has TinyLlama's layers."""
     os.makedirs(folder)
     rng = np.random.default_rng(0)
     specs: list[safetensors.Spec] = [("base_model.vblora_vector_bank", "F32", (h, b))]
-    for layer in range(LAYERS):
+    for layer in range(layers):
         for name, (i, o) in TINYLLAMA.items():
             key = f"base_model.model.model.layers.{layer}.{name}.vblora_logits_"
             specs += [(key + "A", "F32", (r, i // b, h)), (key + "B", "F32", (o // b, r, h))]

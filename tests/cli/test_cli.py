@@ -21,10 +21,11 @@ def test_pack_says_what_was_won(vbfmt, tmp_path, checkpoint):
     result = vbfmt("pack", checkpoint, "-o", tmp_path / "x.vblora")
     assert result.code == 0
     assert result.err == ""
-    first, second = result.out.splitlines()
+    first, second, third = result.out.splitlines()
     assert first.startswith(f"{tmp_path / 'x.vblora'}: ")
     assert "smaller than" in first
     assert second.startswith("1 modules, 10 sub-vectors, sha256:")
+    assert third == "read as PEFT VB-LoRA"
     assert load(tmp_path / "x.vblora") == peft.read(checkpoint)
 
 
@@ -273,3 +274,39 @@ def test_importing_the_package_brings_numpy_and_msgpack_at_most():
     loaded = {name.partition(".")[0] for name in done.stdout.split()}
     assert {"numpy", "msgpack"} <= loaded
     assert not loaded & {"torch", "click", "ml_dtypes", "safetensors", "transformers", "rich"}
+
+
+def test_expand_to_other_runtimes(vbfmt, tmp_path, packed):
+    result = vbfmt("expand", packed, "-o", tmp_path / "mlx", "--to", "mlx")
+    assert result.code == 0
+    assert "mlx-lm LoRA of rank 2" in result.out
+    assert sorted(os.listdir(tmp_path / "mlx")) == ["adapter_config.json", "adapters.safetensors"]
+    missing = vbfmt("expand", packed, "-o", tmp_path / "x.gguf", "--to", "gguf")
+    assert missing.code == 1
+    assert "give its folder (config.json) or its GGUF file: --base PATH" in missing.err
+    assert not (tmp_path / "x.gguf").exists()
+    useless = vbfmt("expand", packed, "-o", tmp_path / "y", "--base", tmp_path)
+    assert useless.code == 2
+
+
+def test_expand_checks_before_it_writes(vbfmt, tmp_path):
+    save(wide_indices(), tmp_path / "w.vblora")
+    words = ("expand", tmp_path / "w.vblora", "-o", tmp_path / "a")
+    refused = vbfmt(*words, "--check", "vllm")
+    assert refused.code == 1
+    assert refused.err.startswith("error: vllm would not load it (vllm/lora/peft_helper.py")
+    assert not (tmp_path / "a").exists()
+    told = vbfmt(*words, "--check", "tgi")
+    assert told.code == 0
+    assert "note: tgi drops " in told.err
+
+
+def test_pack_asks_for_the_layout_where_nothing_tells_it(vbfmt, tmp_path):
+    from tests.converters.test_algorithm1 import saved, state
+
+    path = saved(tmp_path, state())
+    words = ("pack", path, "-o", tmp_path / "x.vblora", "--topk", 2)
+    assert "say which: --layout nlu or --layout algorithm1" in vbfmt(*words).err
+    done = vbfmt(*words, "--layout", "algorithm1")
+    assert done.code == 0
+    assert done.out.splitlines()[-1] == "read as the layout of the paper's Algorithm 1"

@@ -372,3 +372,13 @@ def test_modules_of_different_rank_cannot_be_unpacked(tmp_path):
     with pytest.raises(errors.TargetError, match="found ranks 1, 2; write standard LoRA instead"):
         peft.write(wide_indices(), tmp_path / "x")
     assert list(tmp_path.iterdir()) == []
+
+
+def test_unpacked_configs_hold_no_keys_that_old_peft_does_not_know(tmp_path):
+    """PEFT 0.13 refuses a config with a key from later versions, even if its value is null."""
+    later = {"exclude_modules": None, "peft_version": "0.21.2", "auto_mapping": None}
+    adapter = read(logits_form(), {**CONFIG, **later})
+    peft.write(adapter, tmp_path / "x")
+    config = json.loads((tmp_path / "x" / "adapter_config.json").read_text())
+    assert not set(later) & set(config)
+    assert digest(adapter) == digest(read(logits_form(), CONFIG))

@@ -13,7 +13,17 @@ import click
 
 from vbfmt import __version__
 
-COMMANDS = ("pack", "unpack", "expand", "verify", "inspect", "diff")
+COMMANDS = (
+    "pack",
+    "unpack",
+    "expand",
+    "merge",
+    "verify",
+    "inspect",
+    "plot",
+    "estimate",
+    "diff",
+)
 """In the order in which a user meets them; each is ``vbfmt.cli.<name>.command``."""
 
 

@@ -1,13 +1,23 @@
-"""``vbfmt expand``: a packed file → a standard LoRA folder."""
+"""``vbfmt expand``: packed files → standard LoRA, in the form that a runtime takes."""
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from typing import TYPE_CHECKING
+
 import click
+
+if TYPE_CHECKING:
+    from vbfmt.converters.combine import Sum
 
 
 @click.command("expand")
-@click.argument("file", type=click.Path())
-@click.option("-o", "--output", required=True, type=click.Path(), help="The folder to write.")
+@click.argument("files", metavar="FILE...", nargs=-1, required=True, type=click.Path())
+@click.option(
+    "-o", "--output", required=True, type=click.Path(), help="The folder (or .gguf) to write."
+)
+@click.option("--weight", "weights", multiple=True, type=float, help="Of each FILE, in order.")
+@click.option("--rank", type=click.IntRange(min=1), help="Reduce the rank to this one.")
 @click.option(
     "--dtype",
     type=click.Choice(["float32", "bfloat16", "float16"]),
@@ -15,30 +25,82 @@ import click
     show_default=True,
     help="Of the factors.",
 )
+@click.option(
+    "--to",
+    type=click.Choice(["peft", "gguf", "mlx"]),
+    default="peft",
+    show_default=True,
+    help="PEFT's folder (vLLM, SGLang, TGI too), llama.cpp's file, or mlx-lm's folder.",
+)
+@click.option("--base", type=click.Path(), help="For gguf: the base's folder or its GGUF file.")
+@click.option("--check", metavar="RUNTIME", help="Say first what vllm, sglang, tgi, … would drop.")
 @click.option("--drop-extras", is_flag=True, help="Leave out trained biases and heads.")
 @click.option("--force", is_flag=True, help="Replace the files of an existing folder.")
-def command(file: str, output: str, dtype: str, drop_extras: bool, force: bool) -> None:
-    """Expand FILE into a standard LoRA folder for PEFT, vLLM and llama.cpp's converter.
+def command(
+    files: tuple[str, ...],
+    output: str,
+    weights: tuple[float, ...],
+    rank: int | None,
+    dtype: str,
+    to: str,
+    base: str | None,
+    check: str | None,
+    drop_extras: bool,
+    force: bool,
+) -> None:
+    """Expand FILE into standard LoRA.
 
-    The factors are exact; alpha equals the rank, so that nothing is scaled.
+    The factors are exact; alpha equals the rank, so that nothing is scaled. Several FILEs become
+    one LoRA, the sum of their changes, each times its --weight: its rank is the sum of theirs.
+    --rank takes the best approximation of a lower rank instead and prints what it loses.
     """
+    if weights and len(weights) != len(files):
+        raise click.UsageError(f"{len(weights)} --weight for {len(files)} files")
     from vbfmt import storage
     from vbfmt.cli.show import note, size, weight_of
-    from vbfmt.converters import lora
+    from vbfmt.converters import WRITERS, combine, runtimes
     from vbfmt.packed import load
 
     if not force:
         storage.require_absent(output)
-    adapter = load(file)
-    lora.write(adapter, output, dtype=dtype, drop_extras=drop_extras, overwrite=force)
-    if adapter.tensors:
-        names = ", ".join(list(adapter.tensors)[:3]) + (", …" if len(adapter.tensors) > 3 else "")
-        done = "left out" if drop_extras else "kept, which vLLM and llama.cpp refuse: --drop-extras"
-        note(f"{len(adapter.tensors)} other trained tensors ({names}) {done}")
-    if not adapter.base_model:
-        note("the checkpoint names no base model; some runtimes want base_model_name_or_path")
-    rank = max(module.rank for module in adapter)
+    writer = WRITERS[to]
+    if base and not writer.wants_base:
+        raise click.UsageError(f"--base is not for --to {to}")
+    total = combine.weighted([load(file) for file in files], weights, drop_extras=drop_extras)
+    lost: dict[str, float] = {}
+    adapter = total if rank is None else combine.Reduced(total, rank, lost.__setitem__)
+    if check:
+        for finding in runtimes.require_loadable(adapter, check, drop_extras=drop_extras):
+            note(str(finding))
+    options = {"base": base} if writer.wants_base else {}
+    writer.write(adapter, output, dtype=dtype, drop_extras=drop_extras, overwrite=force, **options)
+    for notice in _notices(total):
+        note(notice)
+    highest = max(module.rank for module in adapter.modules)
     click.echo(
-        f"{output}: LoRA of rank {rank} in {dtype}, {len(adapter)} modules, "
+        f"{output}: {writer.what} of rank {highest} in {dtype}, {len(adapter.modules)} modules, "
         f"{size(weight_of(output))}"
     )
+    if lost:
+        click.echo("lost to the lower rank, as a share of each change's Frobenius norm:")
+    for name, share in lost.items():
+        click.echo(f"  {name}  {share:.3g}")
+
+
+def _notices(total: Sum) -> Iterator[str]:
+    from vbfmt.converters.combine import disagreement
+
+    extras = list(total.extras)
+    if extras:
+        names = ", ".join(extras[:3]) + (", …" if len(extras) > 3 else "")
+        done = (
+            "left out"
+            if total.drop_extras
+            else "kept, which vLLM and llama.cpp refuse: --drop-extras"
+        )
+        yield f"{len(extras)} other trained tensors ({names}) {done}"
+    doubt = disagreement(total)
+    if doubt:
+        yield doubt
+    elif not total.base_model:
+        yield ("the checkpoint names no base model; some runtimes want base_model_name_or_path")

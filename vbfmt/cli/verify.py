@@ -45,9 +45,9 @@ def command(
 
 
 def _packed_again(source: str, topk: int | None) -> Adapter:
-    from vbfmt.converters import peft
+    from vbfmt.converters import read
 
-    return peft.read(source, topk=topk)
+    return read(source, topk=topk)
 
 
 def _answer(

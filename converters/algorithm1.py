@@ -1,0 +1,50 @@
+"""The layout of the paper's Algorithm 1, as somebody's own code may have saved it.
+
+A plain state dict: one ``vector_bank`` (h, b), and for every module ``logits_A`` and ``logits_B``
+of shape (d / b, r, h), with A at the output: ``x @ W + (x @ B) @ A``.
+"""
+
+from __future__ import annotations
+
+import re
+
+from vbfmt.adapter import Adapter
+from vbfmt.converters import tiled
+from vbfmt.converters.checkpoint import Checkpoint, agreed_k, bank_of
+from vbfmt.converters.peft.rows import Notice
+from vbfmt.errors import SourceError, VbfmtError
+
+_BANK = re.compile(r"^(?:.*\.)?vector_bank$")
+
+
+def from_checkpoint(
+    checkpoint: Checkpoint, *, topk: int | None = None, notice: Notice | None = None
+) -> Adapter:
+    """The adapter in a state dict of that layout; tensors other than its own are not taken.
+
+    Args:
+        topk: k; nothing in such a file says it.
+        notice: called with a sentence for whatever the user should know.
+
+    Raises:
+        SourceError: not that layout, or incomplete.
+        ContentError: its values cannot make an adapter.
+    """
+    tensors = checkpoint.tensors
+    try:
+        banks = [key for key in tensors if _BANK.match(key)]
+        if len(banks) != 1:
+            raise SourceError(
+                "not one vector bank", found=", ".join(banks[:3]) or "none", expected="vector_bank"
+            )
+        bank = bank_of(tensors[banks[0]])
+        k = agreed_k({"--topk": topk})
+        modules = tiled.modules_of(tensors, bank, tiled.ALGORITHM_1)
+        rows = tiled.rows_by_module(tensors, modules, k, len(bank), tiled.ALGORITHM_1, notice)
+        others = [key for key in tensors if key != banks[0] and not tiled.LOGITS.match(key)]
+        if others and notice:
+            names = ", ".join(others[:2]) + (", …" if len(others) > 2 else "")
+            notice(f"{len(others)} other tensors ({names}) were left out")
+        return Adapter.from_rows(bank, rows)
+    except VbfmtError as error:
+        raise error.in_file(checkpoint.file) from None

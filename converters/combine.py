@@ -1,0 +1,290 @@
+"""Several adapters as one: ΔW = Σ wᵢ ΔWᵢ, by setting their factors side by side.
+
+B·A of the sum is [w₁B₁ w₂B₂ …]·[A₁; A₂; …]: exact but for the rounding of wᵢBᵢ, and of a rank that
+is the sum of the ranks. `reduced` brings it down again.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
+from functools import cached_property
+from typing import Protocol
+
+import numpy as np
+from numpy.typing import NDArray
+
+from vbfmt.adapter import Adapter
+from vbfmt.errors import SourceError, TargetError
+from vbfmt.module import Module
+from vbfmt.tensors import Tensor
+
+Factor = NDArray[np.float32]
+
+
+class LowRank(Protocol):
+    """What an `Adapter`, a sum of adapters and a reduced sum have in common."""
+
+    @property
+    def modules(self) -> tuple[Module, ...]:
+        """The adapted modules with the ranks of their factors, sorted by name."""
+
+    @property
+    def tensors(self) -> Mapping[str, Tensor]:
+        """Other trained tensors by name."""
+
+    @property
+    def base_model(self) -> str | None:
+        """What was adapted, as the source names it."""
+
+    @property
+    def base_revision(self) -> str | None:
+        """Its revision."""
+
+    @property
+    def config(self) -> str | None:
+        """The source's adapter config as JSON text."""
+
+    def factors(self, name: str) -> tuple[Factor, Factor]:
+        """A (rank, in_features) and B (out_features, rank), float32."""
+
+    def iter_factors(self) -> Iterator[tuple[Module, Factor, Factor]]:
+        """(module, A, B) of all modules in order."""
+
+
+@dataclass(frozen=True)
+class Sum:
+    """Σ wᵢ ΔWᵢ over modules of the same name.
+
+    Attributes:
+        parts: the adapters and their weights, at least one.
+        drop_extras: leave out trained biases and heads.
+
+    Raises:
+        SourceError: a module has two shapes, or two adapters bring a tensor of one name.
+    """
+
+    parts: tuple[tuple[Adapter, float], ...]
+    drop_extras: bool = False
+
+    def __post_init__(self) -> None:
+        _ = self.modules, self.tensors
+
+    @cached_property
+    def _shares(self) -> dict[str, list[tuple[Adapter, float]]]:
+        shares: dict[str, list[tuple[Adapter, float]]] = {}
+        for adapter, weight in self.parts:
+            for module in adapter:
+                shares.setdefault(module.name, []).append((adapter, weight))
+        return {name: shares[name] for name in sorted(shares, key=str.encode)}
+
+    @cached_property
+    def modules(self) -> tuple[Module, ...]:
+        """The union of the adapters' modules, each with the sum of its ranks."""
+        return tuple(
+            _joined([adapter[name] for adapter, _ in shares])
+            for name, shares in self._shares.items()
+        )
+
+    @cached_property
+    def tensors(self) -> Mapping[str, Tensor]:
+        """The other tensors of all adapters; they are taken whole, whatever the weights."""
+        if self.drop_extras:
+            return {}
+        result: dict[str, Tensor] = {}
+        for adapter, _ in self.parts:
+            for name, tensor in adapter.tensors.items():
+                if result.setdefault(name, tensor) != tensor:
+                    raise SourceError(
+                        "two adapters bring a tensor of their own under one name",
+                        part=name,
+                        expected="biases and heads from one adapter at most",
+                        advice="they cannot be summed",
+                    )
+        return {name: result[name] for name in sorted(result, key=str.encode)}
+
+    @property
+    def extras(self) -> tuple[str, ...]:
+        """The names of all other tensors, those that are left out too."""
+        return tuple(dict.fromkeys(name for adapter, _ in self.parts for name in adapter.tensors))
+
+    @property
+    def base_model(self) -> str | None:
+        """The one that all adapters name, if they do."""
+        return _the_same(self.base_models)
+
+    @property
+    def base_models(self) -> tuple[str | None, ...]:
+        """What each adapter names."""
+        return tuple(adapter.base_model for adapter, _ in self.parts)
+
+    @property
+    def base_revision(self) -> str | None:
+        """The one that all adapters name, if they do."""
+        return _the_same([adapter.base_revision for adapter, _ in self.parts])
+
+    @property
+    def config(self) -> str | None:
+        """The first adapter's."""
+        return self.parts[0][0].config
+
+    def factors(self, name: str) -> tuple[Factor, Factor]:
+        """A (rank, in_features) and B (out_features, rank) of the sum, float32."""
+        pairs = [(*adapter.factors(name), weight) for adapter, weight in self._shares[name]]
+        if len(pairs) == 1 and pairs[0][2] == 1:
+            return pairs[0][:2]
+        return (
+            np.concatenate([a for a, _, _ in pairs]),
+            np.concatenate([_scaled(b, weight) for _, b, weight in pairs], axis=1),
+        )
+
+    def iter_factors(self) -> Iterator[tuple[Module, Factor, Factor]]:
+        """(module, A, B) of all modules in order."""
+        if len(self.parts) == 1 and self.parts[0][1] == 1:
+            yield from self.parts[0][0].iter_factors()
+            return
+        for module in self.modules:
+            yield module, *self.factors(module.name)
+
+
+@dataclass(frozen=True)
+class Reduced:
+    """The best approximation of a sum by modules of a rank at most `rank`.
+
+    Attributes:
+        whole: what is approximated.
+        rank: at least 1.
+        lost: called with each module's name and relative error, as `reduced` gives it, when its
+            factors are computed.
+    """
+
+    whole: LowRank
+    rank: int
+    lost: Callable[[str, float], None] | None = None
+
+    @property
+    def modules(self) -> tuple[Module, ...]:
+        """The same modules, of the lower rank."""
+        return tuple(self._reduced(module) for module in self.whole.modules)
+
+    @property
+    def tensors(self) -> Mapping[str, Tensor]:
+        """Those of the whole."""
+        return self.whole.tensors
+
+    @property
+    def base_model(self) -> str | None:
+        """That of the whole."""
+        return self.whole.base_model
+
+    @property
+    def base_revision(self) -> str | None:
+        """That of the whole."""
+        return self.whole.base_revision
+
+    @property
+    def config(self) -> str | None:
+        """That of the whole."""
+        return self.whole.config
+
+    def factors(self, name: str) -> tuple[Factor, Factor]:
+        """A (rank, in_features) and B (out_features, rank), float32."""
+        return self._factors(name, *self.whole.factors(name))
+
+    def iter_factors(self) -> Iterator[tuple[Module, Factor, Factor]]:
+        """(module, A, B) of all modules in order."""
+        for module, a, b in self.whole.iter_factors():
+            yield self._reduced(module), *self._factors(module.name, a, b)
+
+    def _factors(self, name: str, a: Factor, b: Factor) -> tuple[Factor, Factor]:
+        a, b, lost = reduced(a, b, self.rank)
+        if self.lost:
+            self.lost(name, lost)
+        return a, b
+
+    def _reduced(self, module: Module) -> Module:
+        return replace(module, rank=min(module.rank, self.rank))
+
+
+def weighted(
+    adapters: Sequence[Adapter], weights: Sequence[float] = (), *, drop_extras: bool = False
+) -> Sum:
+    """The sum of adapters; without weights, each counts once.
+
+    Raises:
+        TargetError: not one finite weight for each adapter, or no adapter.
+        SourceError: the adapters do not fit each other.
+    """
+    chosen = tuple(weights) or (1.0,) * len(adapters)
+    if not adapters or len(chosen) != len(adapters) or not all(map(math.isfinite, chosen)):
+        raise TargetError(
+            "weights do not fit the adapters",
+            part="--weight",
+            found=f"{', '.join(map(str, chosen)) or 'none'} for {len(adapters)} adapters",
+            expected="one finite number for each",
+        )
+    return Sum(tuple(zip(adapters, chosen, strict=True)), drop_extras)
+
+
+def disagreement(total: Sum) -> str | None:
+    """What to tell where adapters of a sum name different base models."""
+    names = dict.fromkeys(name or "none" for name in total.base_models)
+    return (
+        f"the adapters name different base models: {', '.join(names)}" if len(names) > 1 else None
+    )
+
+
+def reduced(a: Factor, b: Factor, rank: int) -> tuple[Factor, Factor, float]:
+    """The best approximation of B·A by factors of a lower rank (Eckart and Young, 1936).
+
+    B = Q₁R₁ and Aᵀ = Q₂R₂, so that B·A = Q₁ (R₁R₂ᵀ) Q₂ᵀ has the singular values of the small core
+    R₁R₂ᵀ; ΔW itself is never formed. Computed in float64.
+
+    Args:
+        a: (R, in_features).
+        b: (out_features, R).
+
+    Returns:
+        A (rank, in_features) and B (out_features, rank), float32, each with the square roots of
+        the singular values, and ‖ΔW − B·A‖ / ‖ΔW‖ in Frobenius' norm before they are rounded to
+        float32. Factors of a rank not above `rank` come back as they are.
+    """
+    if len(a) <= rank:
+        return a, b, 0.0
+    q1, r1 = np.linalg.qr(b.astype(np.float64))
+    q2, r2 = np.linalg.qr(a.T.astype(np.float64))
+    left, values, right = np.linalg.svd(r1 @ r2.T, full_matrices=False)
+    kept = min(rank, len(values))
+    roots = np.sqrt(values[:kept])
+    norm = float(np.linalg.norm(values))
+    new_b = np.zeros((len(b), rank), np.float32)
+    new_a = np.zeros((rank, a.shape[1]), np.float32)
+    new_b[:, :kept] = (q1 @ left[:, :kept]) * roots
+    new_a[:kept] = roots[:, None] * (right[:kept] @ q2.T)
+    lost = float(np.linalg.norm(values[kept:])) / norm if norm else 0.0
+    return new_a, new_b, lost
+
+
+def _joined(modules: list[Module]) -> Module:
+    first = modules[0]
+    rank = sum(module.rank for module in modules)
+    for module in modules:
+        if replace(module, rank=first.rank) != first:
+            raise SourceError(
+                "the adapters do not fit each other",
+                part=first.name,
+                found=f"{module.in_features} → {module.out_features}",
+                expected=f"{first.in_features} → {first.out_features}, stored the same way",
+            )
+    return replace(first, rank=rank)
+
+
+def _scaled(b: Factor, weight: float) -> Factor:
+    """w·B, computed in float64 and rounded once."""
+    return b if weight == 1 else (b.astype(np.float64) * weight).astype(np.float32)
+
+
+def _the_same(values: Collection[str | None]) -> str | None:
+    different = set(values)
+    return different.pop() if len(different) == 1 else None

@@ -1,0 +1,192 @@
+"""llama.cpp's GGUF LoRA: one file, tensors ``<name>.lora_a`` and ``<name>.lora_b``.
+
+What the file must say: src/llama-adapter.cpp of llama.cpp (``general.type``, ``adapter.type``, the
+architecture, ``adapter.lora.alpha``, shapes); what its own converter writes:
+convert_lora_to_gguf.py. One difference is meant: that script turns the factors of GPT-2's Conv1D
+layers as if they were weights, which llama.cpp refuses, or takes wrongly where a layer is square.
+"""
+
+from __future__ import annotations
+
+import os
+import tempfile
+from collections.abc import Iterator
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from vbfmt import storage
+from vbfmt.container import Bytes
+from vbfmt.converters import lora
+from vbfmt.converters.combine import LowRank
+from vbfmt.converters.gguf.base import Base, package, read_base
+from vbfmt.errors import SourceError, TargetError
+from vbfmt.module import Module
+
+PathLike = str | os.PathLike[str]
+
+_ALIGNMENT = 32  # GGUF's default, general.alignment
+_LONGEST_NAME = 63  # GGML_MAX_NAME - 1, ggml.h
+
+
+def write(
+    adapter: LowRank,
+    path: PathLike,
+    *,
+    base: PathLike | None = None,
+    dtype: str = "float32",
+    drop_extras: bool = False,
+    overwrite: bool = False,
+) -> None:
+    """Write the exact factors as a GGUF file for llama.cpp, Ollama and what is built on them.
+
+    Args:
+        base: the base model's folder (its config.json) or its GGUF file; by default the folder that
+            the adapter names. A GGUF file also lets names and shapes be checked.
+        dtype: of the factors: float32, bfloat16 or float16.
+        drop_extras: leave out trained biases and heads, which GGUF adapters cannot hold.
+
+    Raises:
+        SourceError: the base cannot be read or its architecture is unknown.
+        TargetError: llama.cpp could not load the result, or the gguf package is missing.
+        OutputExistsError, StorageError
+    """
+    gguf = package()
+    if dtype not in lora.DTYPES:
+        raise TargetError(
+            "unknown dtype", part="--dtype", found=dtype, expected=", ".join(lora.DTYPES)
+        )
+    _require_no_extras(adapter, drop_extras)
+    known = _base_of(adapter, base)
+    names = _names(adapter, known, gguf)
+    rank = lora.rank_of(adapter)
+    header = _header(adapter, names, known, rank, dtype, gguf)
+    pieces = _pieces(adapter, header, known, rank, dtype)
+    storage.write(path, pieces, overwrite=overwrite)
+
+
+def permuted(b: NDArray[np.float32], heads: int) -> NDArray[np.float32]:
+    """B (out, rank) with each head's rows in the order of llama.cpp's rotary embedding.
+
+    transformers keeps the two halves of a head apart, llama.cpp wants their elements in turn.
+    """
+    out, rank = b.shape
+    if out % (2 * heads):
+        raise TargetError(
+            "rows do not divide into heads", found=out, expected=f"a multiple of 2 × {heads}"
+        )
+    by_half = b.reshape(heads, 2, out // heads // 2, rank)
+    return np.ascontiguousarray(by_half.swapaxes(1, 2).reshape(out, rank))
+
+
+def _require_no_extras(adapter: LowRank, drop_extras: bool) -> None:
+    if adapter.tensors and not drop_extras:
+        raise TargetError(
+            "GGUF adapters cannot hold trained biases and heads",
+            found=", ".join(list(adapter.tensors)[:3]),
+            advice="leave them out with --drop-extras, or merge the adapter into its base",
+        )
+
+
+def _base_of(adapter: LowRank, base: PathLike | None) -> Base:
+    if base is not None:
+        return read_base(base)
+    named = adapter.base_model
+    if named and os.path.exists(named):
+        return read_base(named)
+    raise SourceError(
+        "GGUF tensors are named after the base model, which is not at hand",
+        found=f"{named!r} as its name" if named else "no name of it in the adapter",
+        advice="give its folder (config.json) or its GGUF file: --base PATH",
+    )
+
+
+def _names(adapter: LowRank, base: Base, gguf: Any) -> dict[str, str]:
+    """Module name → the base's tensor that its ΔW is for."""
+    numbers = {name: number for number, name in gguf.MODEL_ARCH_NAMES.items()}
+    known = gguf.get_tensor_name_map(numbers[base.architecture.name], base.layers)
+    return {
+        module.name: _checked(module, known.get_name(module.name), base)
+        for module in adapter.modules
+    }
+
+
+def _checked(module: Module, found: str | None, base: Base) -> str:
+    if found is None:
+        raise TargetError(
+            f"llama.cpp's {base.architecture.name} has no tensor for this module",
+            part=module.name,
+            expected=f"a linear layer of one of {base.layers} layers",
+            advice="is it the right base?",
+        )
+    name = f"{found}.weight"
+    if base.tied and found == "output":
+        raise TargetError(
+            "the base's output is tied to its embedding; llama.cpp has no tensor of its own for it",
+            part=module.name,
+            advice="merge the adapter into its base instead",
+        )
+    shape = (module.out_features, module.in_features)
+    if base.shapes and base.shapes.get(name) != shape:
+        raise TargetError(
+            "the base does not fit the adapter",
+            part=module.name,
+            found=base.shapes.get(name, f"no tensor {name}"),
+            expected=shape,
+            advice="is it the right base?",
+        )
+    if len(name) + len(".lora_a") > _LONGEST_NAME:
+        raise TargetError("a name too long for ggml", part=module.name, found=name)
+    return name
+
+
+def _header(
+    adapter: LowRank, names: dict[str, str], base: Base, rank: int, dtype: str, gguf: Any
+) -> bytes:
+    """Everything before the tensors' data, by the gguf package."""
+    code, size, quantization = {
+        "float32": (np.float32, 4, None),
+        "float16": (np.float16, 2, None),
+        "bfloat16": (np.uint16, 2, gguf.GGMLQuantizationType.BF16),
+    }[dtype]
+    with tempfile.TemporaryDirectory() as folder:
+        file = os.path.join(folder, "header")
+        writer = gguf.GGUFWriter(file, base.architecture.name)
+        writer.add_type(gguf.GGUFType.ADAPTER)
+        writer.add_string(gguf.Keys.Adapter.TYPE, "lora")
+        writer.add_float32(gguf.Keys.Adapter.LORA_ALPHA, float(rank))
+        if adapter.base_model:
+            writer.add_base_model_count(1)
+            writer.add_base_model_name(0, adapter.base_model)
+        for module in adapter.modules:
+            for factor, shape in (
+                ("a", (rank, module.in_features)),
+                ("b", (module.out_features, rank)),
+            ):
+                name = f"{names[module.name]}.lora_{factor}"
+                count = shape[0] * shape[1] * size
+                writer.add_tensor_info(name, shape, np.dtype(code), count, quantization)
+        writer.write_header_to_file()
+        writer.write_kv_data_to_file()
+        writer.write_ti_data_to_file()
+        writer.close()
+        with open(file, "rb") as stream:
+            return stream.read()
+
+
+def _pieces(adapter: LowRank, header: bytes, base: Base, rank: int, dtype: str) -> Iterator[Bytes]:
+    yield header
+    yield _padding(len(header))
+    for module, a, b in lora.padded_factors(adapter, rank):
+        leaf = module.name.rpartition(".")[2]
+        if leaf in base.architecture.permuted:
+            b = permuted(b, base.key_value_heads if leaf == "k_proj" else base.heads)
+        for array in (a, b):
+            data = lora.rounded(array, lora.DTYPES[dtype], module.name)
+            yield data
+            yield _padding(len(data))
+
+
+def _padding(length: int) -> bytes:
+    return bytes(-length % _ALIGNMENT)

@@ -1,0 +1,52 @@
+"""The model architectures whose LoRA is written as GGUF: facts of llama.cpp, kept as data.
+
+Names of tensors come from the ``gguf`` package's own map (gguf-py/gguf/tensor_mapping.py). What it
+does not say stands here: which GGUF architecture a transformers class becomes, and whose q and k
+rows llama.cpp reorders for its rotary embedding (conversion/*.py, ``undo_permute`` and
+``permute``). Read in llama.cpp as vendored by llama-cpp-python 0.3.36.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+
+@dataclass(frozen=True)
+class Architecture:
+    """One architecture of llama.cpp.
+
+    Attributes:
+        name: ``general.architecture``.
+        classes: transformers' class names that become it.
+        permuted: leaf names of modules whose output rows are reordered per head.
+        source: where llama.cpp says so.
+    """
+
+    name: str
+    classes: tuple[str, ...]
+    permuted: tuple[str, ...]
+    source: str
+
+
+_Q_AND_K = ("q_proj", "k_proj")
+
+ARCHITECTURES = (
+    Architecture(
+        "llama", ("LlamaForCausalLM", "MistralForCausalLM"), _Q_AND_K, "conversion/llama.py"
+    ),
+    Architecture("smollm3", ("SmolLM3ForCausalLM",), _Q_AND_K, "conversion/llama.py"),
+    Architecture("granite", ("GraniteForCausalLM",), _Q_AND_K, "conversion/granite.py"),
+    Architecture("olmo", ("OlmoForCausalLM",), _Q_AND_K, "conversion/olmo.py"),
+    Architecture("olmo2", ("Olmo2ForCausalLM", "Olmo3ForCausalLM"), (), "conversion/olmo.py"),
+    Architecture("qwen2", ("Qwen2ForCausalLM",), (), "conversion/qwen.py"),
+    Architecture("qwen3", ("Qwen3ForCausalLM",), (), "conversion/qwen.py"),
+    Architecture("gemma", ("GemmaForCausalLM",), (), "conversion/gemma.py"),
+    Architecture("gemma2", ("Gemma2ForCausalLM",), (), "conversion/gemma.py"),
+    Architecture("gemma3", ("Gemma3ForCausalLM",), (), "conversion/gemma.py"),
+    Architecture("phi3", ("Phi3ForCausalLM",), (), "conversion/phi.py"),
+    Architecture("gpt2", ("GPT2LMHeadModel",), (), "conversion/gpt2.py"),
+    Architecture("starcoder2", ("Starcoder2ForCausalLM",), (), "conversion/starcoder.py"),
+)
+
+BY_NAME = {architecture.name: architecture for architecture in ARCHITECTURES}
+BY_CLASS = {name: architecture for architecture in ARCHITECTURES for name in architecture.classes}

@@ -1,0 +1,146 @@
+"""What a GGUF adapter must know of its base: architecture, layers, heads, and its tensors."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from types import ModuleType
+from typing import Any
+
+from vbfmt.converters import json_file
+from vbfmt.converters.gguf.architectures import ARCHITECTURES, BY_CLASS, BY_NAME, Architecture
+from vbfmt.errors import SourceError, TargetError
+
+PathLike = str | os.PathLike[str]
+
+_LARGEST_COUNT = 65536
+
+
+@dataclass(frozen=True)
+class Base:
+    """The base model.
+
+    Attributes:
+        architecture: of llama.cpp.
+        layers: transformer blocks.
+        heads, key_value_heads: of attention; 0 where unknown (and not needed).
+        tied: whether the output shares the embedding's tensor, None where unknown.
+        shapes: tensor name → (out, in), if the base is a GGUF file; else empty.
+    """
+
+    architecture: Architecture
+    layers: int
+    heads: int
+    key_value_heads: int
+    tied: bool | None = None
+    shapes: Mapping[str, tuple[int, ...]] = field(default_factory=dict)
+
+
+def package() -> ModuleType:
+    """The ``gguf`` package.
+
+    Raises:
+        TargetError: it is not installed.
+    """
+    try:
+        import gguf
+    except ImportError:
+        raise TargetError(
+            "GGUF needs the gguf package", advice="pip install 'vbfmt[gguf]'"
+        ) from None
+    module: ModuleType = gguf
+    return module
+
+
+def read_base(path: PathLike) -> Base:
+    """The base in a folder with transformers' ``config.json``, that file itself, or a GGUF file.
+
+    Raises:
+        SourceError: neither, damaged, or an architecture that is not in the table.
+        TargetError: the gguf package is missing.
+        StorageError: it cannot be read.
+    """
+    file = Path(path)
+    if file.is_dir():
+        file = file / "config.json"
+    if not file.is_file():
+        raise SourceError(
+            "no base model",
+            file=path,
+            expected="a folder with config.json, or a GGUF file",
+            advice="give its folder or file: --base PATH",
+        )
+    try:
+        return _of_config(json_file.read(file)) if file.suffix == ".json" else _of_gguf(file)
+    except SourceError as error:
+        raise error.in_file(file) from None
+
+
+def _of_config(config: Mapping[str, Any]) -> Base:
+    names = config.get("architectures")
+    name = names[0] if isinstance(names, list) and names else None
+    if not isinstance(name, str) or name not in BY_CLASS:
+        raise _unknown(name, ", ".join(sorted(BY_CLASS)))
+    layers = _count(config, "num_hidden_layers", "n_layer")
+    heads = _count(config, "num_attention_heads", "n_head")
+    return Base(
+        BY_CLASS[name],
+        layers,
+        heads,
+        _count(config, "num_key_value_heads", default=heads),
+        tied=config.get("tie_word_embeddings") if "tie_word_embeddings" in config else None,
+    )
+
+
+def _count(config: Mapping[str, Any], *keys: str, default: int | None = None) -> int:
+    value = next((config[key] for key in keys if config.get(key) is not None), default)
+    sound = isinstance(value, int) and not isinstance(value, bool)
+    if not sound or not 0 < value <= _LARGEST_COUNT:  # type: ignore[operator]
+        raise SourceError("not usable as a base", part=keys[0], found=value, expected="a count")
+    count: int = value  # type: ignore[assignment]
+    return count
+
+
+def _of_gguf(file: Path) -> Base:
+    gguf = package()
+    try:
+        reader = gguf.GGUFReader(file)
+        fields = {name: entry.contents() for name, entry in reader.fields.items() if _plain(entry)}
+        # GGUF has the row's length first; here (out, in), as everywhere else.
+        shapes = {
+            tensor.name: tuple(int(size) for size in reversed(tensor.shape))
+            for tensor in reader.tensors
+        }
+    except Exception as error:  # noqa: BLE001 - whatever a damaged or hostile file provokes
+        raise SourceError(
+            "not a readable GGUF file", found=f"{type(error).__name__}: {str(error)[:100]}"
+        ) from None
+    name = fields.get("general.architecture")
+    if not isinstance(name, str) or name not in BY_NAME:
+        raise _unknown(name, ", ".join(sorted(BY_NAME)))
+    heads = _count(fields, f"{name}.attention.head_count")
+    return Base(
+        BY_NAME[name],
+        _count(fields, f"{name}.block_count"),
+        heads,
+        _count(fields, f"{name}.attention.head_count_kv", default=heads),
+        tied="output.weight" not in shapes,
+        shapes=shapes,
+    )
+
+
+def _plain(entry: Any) -> bool:
+    """Whether a field is no array: vocabularies are long and not needed."""
+    return len(entry.types) == 1
+
+
+def _unknown(found: object, known: str) -> SourceError:
+    return SourceError(
+        f"an architecture whose GGUF names are not known here ({len(ARCHITECTURES)} are)",
+        part="architecture",
+        found=found,
+        expected=known,
+        advice="write a LoRA folder and use llama.cpp's own convert_lora_to_gguf.py",
+    )

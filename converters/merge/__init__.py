@@ -1,0 +1,15 @@
+"""Full weights: adapters merged into a base model, tensor by tensor, without building the model.
+
+>>> from vbfmt.converters import merge
+>>> plan = merge.plan(adapter, "base")                  # everything checked, nothing written
+>>> merge.write(plan, "merged")                         # a folder for transformers, or nothing
+>>> for name, tensor in merge.tensors(plan): ...        # or the tensors, one at a time
+
+Several adapters merge as the weighted sum of their ΔW.
+"""
+
+from vbfmt.converters.merge.folder import require_place, tensors, write
+from vbfmt.converters.merge.layout import File, Item, Layout
+from vbfmt.converters.merge.plan import Plan, plan
+
+__all__ = ["File", "Item", "Layout", "Plan", "plan", "require_place", "tensors", "write"]

@@ -1,0 +1,142 @@
+"""W + B·A in blocks: float32, rounded once to nearest even."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from typing import Any, TypeAlias
+
+import numpy as np
+from numpy.typing import NDArray
+
+from vbfmt.errors import TargetError
+from vbfmt.tensors import Tensor, numpy_dtype
+
+Piece: TypeAlias = "Callable[[], NDArray[np.uint8]]"
+"""Computes the next bytes of a tensor; any thread may call it."""
+
+FLOATS = ("F32", "BF16", "F16", "F64")
+
+_PIECE_BYTES = 1 << 20
+# Fits a core's own cache with what is computed from it, and a product of rank up to 4 stays on the
+# calling thread: OpenBLAS starts threads of its own from 2^18 multiplications
+# (interface/gemm.c), which then stand in the way of ours.
+_BLOCK_ELEMENTS = 1 << 16
+_BLOCK_PRODUCTS = 1 << 18
+
+
+def merged(
+    name: str,
+    weight: Tensor,
+    factors: tuple[NDArray[np.float32], NDArray[np.float32]],
+    dtype: str,
+    *,
+    transposed: bool,
+) -> Iterator[Piece]:
+    """The bytes of W + B·A, piece by piece, in order.
+
+    W is widened to float32 (float64 if it is float64), the sum rounded once to `dtype`.
+
+    Args:
+        name: of the tensor, for messages.
+        weight: W, (out_features, in_features), or (in_features, out_features) if `transposed`.
+        factors: A (rank, in_features) and B (out_features, rank).
+        dtype: safetensors name of the result's.
+
+    A piece raises TargetError where a finite weight leaves the range of `dtype`.
+    """
+    a, b = factors
+    left, right = (a.T, b.T) if transposed else (b, a)
+    left, right = (np.ascontiguousarray(side, dtype=np.float32) for side in (left, right))
+    values = weight.numpy()
+    rows = max(1, _PIECE_BYTES // max(1, values.shape[1] * numpy_dtype(dtype).itemsize))
+    for start in range(0, len(values), rows):
+        here = slice(start, start + rows)
+        yield _merged_rows(name, values[here], left[here], right, dtype)
+
+
+def converted(name: str, tensor: Tensor, dtype: str) -> Iterator[Piece]:
+    """The bytes of a tensor in another dtype, rounded once, piece by piece.
+
+    A piece raises TargetError as those of `merged` do.
+    """
+    values = tensor.numpy().reshape(-1)
+    step = _PIECE_BYTES // numpy_dtype(dtype).itemsize
+    for start in range(0, len(values), step):
+        yield _converted_values(name, values[start : start + step], dtype)
+
+
+def _merged_rows(
+    name: str, weight: NDArray[Any], left: NDArray[Any], right: NDArray[Any], dtype: str
+) -> Piece:
+    def piece() -> NDArray[np.uint8]:
+        rows, columns = weight.shape
+        out = np.empty((rows, columns), numpy_dtype(dtype))
+        high, wide = _block_shape(rows, columns, len(right))
+        product = np.empty(high * wide, np.float32)
+        total = np.empty(high * wide, np.float64 if weight.dtype == np.float64 else np.float32)
+        for top in range(0, rows, high):
+            for side in range(0, columns, wide):
+                here = slice(top, top + high), slice(side, side + wide)
+                old = weight[here]
+                delta = product[: old.size].reshape(old.shape)
+                new = total[: old.size].reshape(old.shape)
+                np.matmul(left[here[0]], right[:, here[1]], out=delta)
+                np.copyto(new, old)
+                new += delta
+                _round_into(out[here], new, old, name, dtype)
+        return out.reshape(-1).view(np.uint8)
+
+    return piece
+
+
+def _converted_values(name: str, values: NDArray[Any], dtype: str) -> Piece:
+    def piece() -> NDArray[np.uint8]:
+        out = np.empty(len(values), numpy_dtype(dtype))
+        wide = np.float64 if values.dtype == np.float64 else np.float32
+        for start in range(0, len(values), _BLOCK_ELEMENTS):
+            here = slice(start, start + _BLOCK_ELEMENTS)
+            _round_into(out[here], values[here].astype(wide), values[here], name, dtype)
+        return out.view(np.uint8)
+
+    return piece
+
+
+def _block_shape(rows: int, columns: int, rank: int) -> tuple[int, int]:
+    elements = min(_BLOCK_ELEMENTS, max(1024, _BLOCK_PRODUCTS // max(1, rank)))
+    wide = min(columns, elements)
+    return min(rows, max(1, elements // max(1, wide))), wide
+
+
+def _round_into(
+    out: NDArray[Any], values: NDArray[Any], old: NDArray[Any], name: str, dtype: str
+) -> None:
+    """Round float32 or float64 to nearest even; old values that are not finite may stay so."""
+    with np.errstate(over="ignore", invalid="ignore"):
+        narrow = _to_odd(values) if values.dtype == np.float64 and dtype == "BF16" else values
+        np.copyto(out, narrow, casting="unsafe")
+    if dtype == "F16" or values.dtype == np.float64:
+        _require_range(out, old, name, dtype)
+
+
+def _to_odd(values: NDArray[np.float64]) -> NDArray[np.float32]:
+    """float32 that rounds on to bfloat16 as the float64 itself would: inexact ones made odd.
+
+    (ml_dtypes rounds float64 twice, to float32 and then on.)
+    """
+    narrow = values.astype(np.float32)
+    beyond = np.abs(narrow.astype(np.float64)) > np.abs(values)
+    towards_zero = np.where(beyond, np.nextafter(narrow, np.float32(0)), narrow)
+    inexact = (towards_zero.astype(np.float64) != values) & np.isfinite(values)
+    odd: NDArray[np.float32] = (towards_zero.view(np.uint32) | inexact).view(np.float32)
+    return odd
+
+
+def _require_range(out: NDArray[Any], old: NDArray[Any], name: str, dtype: str) -> None:
+    finite = np.isfinite(out.astype(np.float32) if dtype == "BF16" else out)
+    if not finite.all() and not np.array_equal(finite, np.isfinite(old.astype(np.float64))):
+        word = {"F16": "float16", "F32": "float32", "BF16": "bfloat16", "F64": "float64"}[dtype]
+        raise TargetError(
+            f"a value too large for {word}",
+            part=name,
+            advice="give --dtype bfloat16 or float32" if dtype == "F16" else None,
+        )

@@ -1,0 +1,218 @@
+"""A base model's folder, as transformers saves it: weights in one file or in shards, a config, and
+whatever else lies beside them."""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from functools import cached_property
+from typing import Any
+
+from vbfmt import storage
+from vbfmt.converters import pickle, safetensors
+from vbfmt.errors import SourceError
+from vbfmt.tensors import Tensor
+
+CONFIG = "config.json"
+SAFETENSORS, PICKLE = "model.safetensors", "pytorch_model.bin"
+INDEX = ".index.json"
+
+_WEIGHTS = (SAFETENSORS, SAFETENSORS + INDEX, PICKLE, PICKLE + INDEX)
+"""In the order in which transformers looks for them."""
+
+# Other forms of the same weights, which the output must not keep: nothing was merged into them.
+_OLD_WEIGHTS = re.compile(
+    r"(model|pytorch_model|consolidated|tf_model|flax_model|rust_model)([.\-].*)?"
+    r"\.(safetensors|bin|h5|msgpack|pth?|ot)(\.index\.json)?"
+    r"|.*\.(gguf|ggml|onnx|onnx_data|tflite|mlmodel)"
+)
+_OLD_FOLDERS = ("onnx", "openvino", "coreml", "gguf", "original")
+
+
+@dataclass(frozen=True)
+class Shard:
+    """One file of weights.
+
+    Attributes:
+        name: of the file.
+        tensors: by name, mapped in place.
+        metadata: of the file.
+    """
+
+    name: str
+    tensors: Mapping[str, Tensor]
+    metadata: Mapping[str, str]
+
+
+@dataclass(frozen=True)
+class Base:
+    """A base model.
+
+    Attributes:
+        path: its folder.
+        shards: its weights, at least one file.
+        index: the index's own metadata, None where there is no index.
+        config: what ``config.json`` says.
+        side_files: all other files, as paths within the folder.
+        left_out: what holds other forms of the weights, or is no regular file.
+    """
+
+    path: str
+    shards: tuple[Shard, ...]
+    index: Mapping[str, Any] | None
+    config: Mapping[str, Any]
+    side_files: tuple[str, ...]
+    left_out: tuple[str, ...]
+
+    @cached_property
+    def tensors(self) -> Mapping[str, Tensor]:
+        """All tensors by name."""
+        return {name: tensor for shard in self.shards for name, tensor in shard.tensors.items()}
+
+
+def read(path: str | os.PathLike[str]) -> Base:
+    """Map a base model; its weights are not copied.
+
+    (Pickles in PyTorch's format of before 2020 cannot be mapped and are read.)
+
+    Raises:
+        SourceError: no weights, a shard or a tensor is missing, or one tensor is there twice.
+        StorageError: a file cannot be read.
+    """
+    folder = os.fspath(path)
+    if not os.path.isdir(folder):
+        found = "a file" if os.path.exists(folder) else "nothing"
+        raise SourceError("no base model", file=folder, found=found, expected="a model's folder")
+    weights = next((n for n in _WEIGHTS if os.path.isfile(os.path.join(folder, n))), None)
+    if weights is None:
+        raise SourceError(
+            "no base model",
+            file=folder,
+            found=", ".join(sorted(os.listdir(folder))[:5]) or "an empty folder",
+            expected=" or ".join(_WEIGHTS),
+        )
+    index: Mapping[str, Any] | None = None
+    if weights.endswith(INDEX):
+        index, places = _index(os.path.join(folder, weights))
+        shards = tuple(_shard(folder, name) for name in sorted(set(places.values())))
+        _require_agreement(shards, places, os.path.join(folder, weights))
+    else:
+        shards = (_shard(folder, weights),)
+    config = os.path.join(folder, CONFIG)
+    side_files, left_out = _side_files(folder, {weights, *(shard.name for shard in shards)})
+    return Base(
+        path=folder,
+        shards=shards,
+        index=index,
+        config=json_object(config) if os.path.isfile(config) else {},
+        side_files=side_files,
+        left_out=left_out,
+    )
+
+
+def json_object(path: str) -> dict[str, Any]:
+    """The JSON object in a file, in which no key stands twice.
+
+    Raises:
+        SourceError: something else is in it.
+        StorageError: it cannot be read.
+    """
+    try:
+        value = json.loads(bytes(storage.read(path, mmap=False)), object_pairs_hook=_once)
+    except (ValueError, RecursionError) as error:
+        raise SourceError("not sound JSON", file=path, found=error) from None
+    if not isinstance(value, dict):
+        raise SourceError("not a JSON object", file=path)
+    return value
+
+
+def _index(path: str) -> tuple[dict[str, Any], dict[str, str]]:
+    """The metadata of an index, and the file of every tensor."""
+    content = json_object(path)
+    metadata, places = content.get("metadata") or {}, content.get("weight_map")
+    if not isinstance(metadata, dict) or not isinstance(places, dict) or not places:
+        raise SourceError("not an index of shards", file=path, expected="a weight_map")
+    for tensor, name in places.items():
+        if not isinstance(name, str) or os.path.basename(name) != name or "\\" in name:
+            raise SourceError(
+                "a shard outside the folder", file=path, part=tensor, found=name, expected="a name"
+            )
+        if not name.endswith((".safetensors", ".bin")):
+            raise SourceError("not a file of weights", file=path, part=tensor, found=name)
+    return metadata, places
+
+
+def _shard(folder: str, name: str) -> Shard:
+    path = os.path.join(folder, name)
+    if not os.path.isfile(path):
+        raise SourceError("a shard is missing", file=folder, found=f"no {name}")
+    if name.endswith(".safetensors"):
+        file = safetensors.read(path)
+        return Shard(name, file.tensors, file.metadata)
+    return Shard(name, pickle.read(path), {})
+
+
+def _require_agreement(shards: tuple[Shard, ...], places: Mapping[str, str], index: str) -> None:
+    """Every tensor is where the index says, and nowhere else."""
+    for shard in shards:
+        path = os.path.join(os.path.dirname(index), shard.name)
+        for name in shard.tensors:
+            if name not in places:
+                raise SourceError("a tensor that the index does not name", file=path, part=name)
+            if places[name] != shard.name:
+                raise SourceError(
+                    "one tensor in two shards",
+                    file=index,
+                    part=name,
+                    found=f"{shard.name} and {places[name]}",
+                    expected="one",
+                )
+    there = {name for shard in shards for name in shard.tensors}
+    missing = next((name for name in places if name not in there), None)
+    if missing is not None:
+        raise SourceError(
+            "a tensor is missing",
+            file=os.path.join(os.path.dirname(index), places[missing]),
+            part=missing,
+            expected="what the index says",
+        )
+
+
+def _side_files(folder: str, weights: set[str]) -> tuple[tuple[str, ...], tuple[str, ...]]:
+    """What to copy, and what not to: neither `weights` (which are not listed) nor old ones."""
+    kept: list[str] = []
+    left: list[str] = []
+    for path in _walk(folder, ""):
+        if path in weights:
+            continue
+        top, _, rest = path.partition(os.sep)
+        old = _OLD_WEIGHTS.fullmatch(os.path.basename(path)) if not rest else None
+        if old or (rest and top in _OLD_FOLDERS) or not os.path.isfile(os.path.join(folder, path)):
+            left.append(path)
+        else:
+            kept.append(path)
+    return tuple(kept), tuple(left)
+
+
+def _walk(folder: str, within: str) -> Iterator[str]:
+    """Paths of the files below a folder, without hidden folders (.git, .cache) and without
+    following links to folders."""
+    with os.scandir(os.path.join(folder, within)) as entries:
+        for entry in sorted(entries, key=lambda entry: entry.name):
+            path = os.path.join(within, entry.name)
+            if not entry.is_dir(follow_symlinks=False):
+                yield path
+            elif not entry.name.startswith("."):
+                yield from _walk(folder, path)
+
+
+def _once(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    result = dict(pairs)
+    if len(result) != len(pairs):
+        names = [name for name, _ in pairs]
+        twice = next(name for name in names if names.count(name) > 1)
+        raise ValueError(f"{twice!r} twice")
+    return result

@@ -1,0 +1,116 @@
+"""Which tensor of a base is the weight of which module of an adapter.
+
+The names in a file and in the running model may differ by the model's own prefix: a BERT saved
+without a head has ``encoder.layer.0…`` where the classifier around it has
+``bert.encoder.layer.0…``. The prefix is found from the names that there are, and one rule holds for
+all modules of the adapter.
+"""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Collection, Iterable, Iterator
+from dataclasses import dataclass
+from difflib import get_close_matches
+
+from vbfmt.errors import SourceError
+
+_LISTED = 5
+_COMPARED = 2000
+
+
+@dataclass(frozen=True)
+class Rule:
+    """How a name in the adapter becomes the name in the base.
+
+    Attributes:
+        add: what the base has in front and the adapter has not, such as ``model.``.
+        drop: what the adapter has in front and the base has not.
+    """
+
+    add: str = ""
+    drop: str = ""
+
+    def __call__(self, name: str) -> str | None:
+        """The base's name, or None where the rule does not apply."""
+        if not name.startswith(self.drop):
+            return None
+        return self.add + name[len(self.drop) :]
+
+    def __str__(self) -> str:
+        if self.add:
+            return f"the base's names begin with {self.add!r}, the adapter's do not"
+        if self.drop:
+            return f"the adapter's names begin with {self.drop!r}, the base's do not"
+        return "names are the same"
+
+
+def find_rule(modules: Collection[str], tensors: Collection[str]) -> Rule:
+    """The one rule by which every module has its ``.weight`` among `tensors`.
+
+    The same names come before any prefix.
+
+    Raises:
+        SourceError: no rule gives all modules a weight (the message lists what is left over under
+            the best one, with the nearest names), or several do.
+    """
+    owners = {name.removesuffix(".weight") for name in tensors if name.endswith(".weight")}
+    counts = _counts(modules, owners)
+    if counts[Rule()] == len(modules):
+        return Rule()
+    full = [rule for rule, count in counts.items() if count == len(modules)]
+    if len(full) == 1:
+        return full[0]
+    if full:
+        raise SourceError(
+            "the adapter's modules fit several parts of the base",
+            part="names",
+            found="; ".join(sorted(str(rule) for rule in full)),
+            expected="one",
+        )
+    raise _unmatched(modules, owners, counts)
+
+
+def _counts(modules: Iterable[str], owners: set[str]) -> Counter[Rule]:
+    """How many modules each conceivable rule applies."""
+    counts: Counter[Rule] = Counter({Rule(): 0})
+    prefixes: dict[str, list[str]] = {}
+    for owner in owners:
+        for prefix, rest in _splits(owner):
+            prefixes.setdefault(rest, []).append(prefix)
+    for module in modules:
+        counts[Rule()] += module in owners
+        counts.update(Rule(drop=prefix) for prefix, rest in _splits(module) if rest in owners)
+        counts.update(Rule(add=prefix) for prefix in prefixes.get(module, ()))
+    return counts
+
+
+def _splits(name: str) -> Iterator[tuple[str, str]]:
+    """(``a.``, ``b.c``), (``a.b.``, ``c``) of ``a.b.c``."""
+    position = name.find(".") + 1
+    while position:
+        yield name[:position], name[position:]
+        position = name.find(".", position) + 1
+
+
+def _unmatched(modules: Collection[str], owners: set[str], counts: Counter[Rule]) -> SourceError:
+    best = max(counts, key=lambda rule: (counts[rule], rule == Rule()))
+    left = [module for module in modules if best(module) not in owners]
+    listed = [
+        f"{module} (nearest: {', '.join(_nearest(best(module) or module, owners)) or 'none'})"
+        for module in left[:_LISTED]
+    ]
+    more = f" and {len(left) - _LISTED} more" if len(left) > _LISTED else ""
+    return SourceError(
+        f"{counts[best]} of {len(modules)} modules applied",
+        part="names",
+        found=f"no weight for {'; '.join(listed)}{more}",
+        expected="a weight for every module of the adapter",
+        advice="nothing was written; is this the base that the adapter was trained on?",
+    )
+
+
+def _nearest(name: str, owners: set[str]) -> list[str]:
+    leaf = name.rpartition(".")[2]
+    alike = sorted(owner for owner in owners if owner.rpartition(".")[2] == leaf) or sorted(owners)
+    return get_close_matches(name, alike[:_COMPARED], n=2, cutoff=0.5)

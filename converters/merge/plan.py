@@ -1,0 +1,138 @@
+"""What a merge will do, decided and checked in full before anything is written."""
+
+from __future__ import annotations
+
+import json
+import math
+import os
+from collections import Counter
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+from typing import Any
+
+from vbfmt import packed
+from vbfmt.adapter import Adapter
+from vbfmt.converters import combine
+from vbfmt.converters.combine import LowRank
+from vbfmt.converters.lora import DTYPES
+from vbfmt.converters.merge import base as bases
+from vbfmt.converters.merge import config, record, refusals, revision
+from vbfmt.converters.merge.base import Base
+from vbfmt.converters.merge.layout import File, Layout, layout
+from vbfmt.errors import SourceError, TargetError
+
+PathLike = str | os.PathLike[str]
+
+
+@dataclass(frozen=True)
+class Plan:
+    """A merge that can be done.
+
+    Attributes:
+        factors: the adapters' sum.
+        base: what it is merged into.
+        layout: where everything went, and by which rule.
+        files: the weights to be written.
+        texts: other files to be written, by name.
+        notices: what the user should know.
+    """
+
+    factors: LowRank
+    base: Base
+    layout: Layout
+    files: tuple[File, ...]
+    texts: Mapping[str, bytes]
+    notices: tuple[str, ...] = ()
+
+    @property
+    def copies(self) -> tuple[str, ...]:
+        """The base's files that are copied byte for byte."""
+        return tuple(name for name in self.base.side_files if name not in self.texts)
+
+    @property
+    def size(self) -> int:
+        """Bytes to be written."""
+        copied = sum(os.path.getsize(os.path.join(self.base.path, name)) for name in self.copies)
+        written = sum(len(file.header) + file.size for file in self.files)
+        return written + copied + sum(map(len, self.texts.values()))
+
+    @property
+    def names(self) -> tuple[str, ...]:
+        """All files of the output."""
+        return (*(file.name for file in self.files), *self.copies, *self.texts)
+
+
+def plan(
+    adapters: Adapter | Sequence[Adapter],
+    base: PathLike,
+    *,
+    weights: Sequence[float] = (),
+    dtype: str | None = None,
+    strict: bool = False,
+) -> Plan:
+    """Check that adapters can be merged into a base, and say how.
+
+    Args:
+        base: the base model's folder.
+        weights: one for each adapter; 1 if left out. Trained biases and heads have no weight.
+        dtype: of all tensors of floating point (float32, bfloat16, float16); the base's own if
+            left out.
+        strict: refuse a base that is not known to be the one that the adapters name.
+
+    Raises:
+        SourceError: the base is quantised, damaged, does not fit the adapters, or has one of them
+            in it already; the message says which.
+        TargetError: unknown dtype, or weights that do not fit.
+        StorageError: a file cannot be read.
+    """
+    if dtype is not None and dtype not in DTYPES:
+        raise TargetError("unknown dtype", part="--dtype", found=dtype, expected=", ".join(DTYPES))
+    parts = [adapters] if isinstance(adapters, Adapter) else list(adapters)
+    factors = combine.weighted(parts, weights)
+    model = bases.read(base)
+    refusals.require_plain_model(model)
+    merged = [
+        record.Merged(packed.digest(part), weight, part.base_model, part.base_revision)
+        for part, weight in factors.parts
+    ]
+    refusals.require_not_merged_before(model, [each.digest for each in merged])
+    notices = [revision.check(part, model.path, strict=strict) for part in parts]
+    notices.append(combine.disagreement(factors))
+    settings, change = config.changed(model.config, factors, dtype)
+    weights_out = layout(model, factors, DTYPES[dtype] if dtype else None)
+    files = [
+        replace(file, metadata={**file.metadata, **record.metadata(merged, model)})
+        for file in weights_out.files
+    ]
+    texts = {bases.CONFIG: config.text(settings)} if settings != model.config else {}
+    if model.index is not None:
+        texts[bases.SAFETENSORS + bases.INDEX] = _index(model.index, files)
+    names = sorted([*(file.name for file in files), *{*model.side_files, *texts, record.NAME}])
+    _require_distinct(names, model)
+    texts[record.NAME] = record.text(merged, model, names)
+    return Plan(
+        factors=factors,
+        base=model,
+        layout=weights_out,
+        files=tuple(files),
+        texts=texts,
+        notices=tuple(filter(None, [*notices, change])),
+    )
+
+
+def _index(metadata: Mapping[str, Any], files: Sequence[File]) -> bytes:
+    """The index of the output's shards; `total_size` is in bytes, as transformers counts it."""
+    counted: dict[str, Any] = {**metadata, "total_size": sum(file.size for file in files)}
+    if "total_parameters" in counted:
+        counted["total_parameters"] = sum(
+            math.prod(item.source.shape) for file in files for item in file.items
+        )
+    places = {item.name: file.name for file in files for item in file.items}
+    content = {"metadata": counted, "weight_map": dict(sorted(places.items()))}
+    return (json.dumps(content, indent=2, ensure_ascii=False) + "\n").encode()
+
+
+def _require_distinct(names: Sequence[str], base: Base) -> None:
+    twice = next((name for name, count in Counter(names).items() if count > 1), None)
+    if twice is not None:
+        raise SourceError("two files would get one name", file=base.path, part=twice)

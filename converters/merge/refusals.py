@@ -1,0 +1,197 @@
+"""What cannot be merged into: each check raises SourceError or TargetError with the reason."""
+
+from __future__ import annotations
+
+import os
+import re
+import shutil
+from collections.abc import Collection, Iterable, Mapping
+from itertools import chain
+from typing import Any
+
+from vbfmt import storage
+from vbfmt.converters.merge import record
+from vbfmt.converters.merge.arithmetic import FLOATS
+from vbfmt.converters.merge.base import CONFIG, Base
+from vbfmt.errors import SourceError, StorageError, TargetError
+from vbfmt.module import Module
+from vbfmt.tensors import Tensor
+
+_QUANTISED_CONFIGS = ("quantize_config.json", "quant_config.json", "quantization_config.json")
+_QUANTISED_TENSORS = re.compile(
+    r"\.(qweight|qzeros|g_idx|SCB|weight_scale(_inv)?|weight_packed"
+    r"|weight\.(absmax|quant_map|nested_absmax|quant_state\..*))$"
+)
+_ADVICE = "merge into the base in full precision, then quantise the result"
+_ADAPTER = "adapter_config.json"
+
+
+def require_plain_model(base: Base) -> None:
+    """The base is a model in full precision and nothing else."""
+    if _ADAPTER in base.side_files:
+        raise SourceError(
+            "the base folder holds an adapter, which transformers would load on top",
+            file=base.path,
+            found=_ADAPTER,
+            expected="a model alone",
+        )
+    reason = _quantisation(base)
+    if reason:
+        raise SourceError("the base is quantised", file=base.path, found=reason, advice=_ADVICE)
+
+
+def require_float(name: str, weight: Tensor, base: Base) -> None:
+    """A tensor that is to be changed has a dtype in which one can add."""
+    if weight.dtype not in FLOATS:
+        raise SourceError(
+            "the base is quantised" if weight.dtype != "BOOL" else "not a weight",
+            file=base.path,
+            part=name,
+            found=weight.dtype,
+            expected=", ".join(FLOATS),
+            advice=_ADVICE,
+        )
+
+
+def require_not_merged_before(base: Base, digests: Collection[str]) -> None:
+    """None of the adapters is in the base already, and none is given twice."""
+    before = set(record.earlier_digests(base))
+    for digest in digests:
+        if digest in before:
+            raise SourceError(
+                "this adapter was merged into the base already",
+                file=base.path,
+                found=digest,
+                advice="give the model that the adapter was trained on",
+            )
+    if len(set(digests)) != len(digests):
+        raise TargetError("one adapter given twice", advice="give it once, with --weight")
+
+
+def require_untied(base: Base, name: str, trained: Tensor, *, added: bool) -> None:
+    """The tensor is not one of two that the model keeps equal: embedding and output head.
+
+    Those are (vocabulary, hidden) and stand in no numbered layer. They are tied if the base says so
+    and does not hold both, or holds both alike.
+    """
+    tied = setting(base.config, "tie_word_embeddings")
+    vocabulary = setting(base.config, "vocab_size")
+    in_a_layer = any(part.isdigit() for part in name.split("."))
+    if tied is False or in_a_layer or len(trained.shape) != 2 or trained.shape[0] != vocabulary:
+        return
+    others = {
+        other: tensor
+        for other, tensor in base.tensors.items()
+        if other != name and tensor.shape == trained.shape
+    }
+    if added:
+        partner = next(iter(others), None)
+    else:
+        partner = next((o for o, tensor in others.items() if tensor == base.tensors[name]), None)
+    if partner is None and (added or not tied):
+        return
+    raise SourceError(
+        "the adapter changes one of two tensors that the model keeps equal",
+        file=base.path,
+        part=name,
+        found=f"tied to {partner}" if partner else f"tie_word_embeddings in {CONFIG}",
+        expected="a model whose head is its own",
+        advice="untie the base first (a head of its own, tie_word_embeddings false)",
+    )
+
+
+def is_transposed(module: Module, name: str, weight: Tensor, base: Base) -> bool | None:
+    """Whether the weight is stored as (in, out); None for a square one, whose shape can't tell."""
+    shape = (module.out_features, module.in_features)
+    if weight.shape not in (shape, shape[::-1]):
+        expected = shape[::-1] if module.fan_in_fan_out else shape
+        raise SourceError(
+            "the adapter does not fit the base",
+            file=base.path,
+            part=name,
+            found=list(weight.shape),
+            expected=list(expected),
+            advice="is this the base that the adapter was trained on?",
+        )
+    return None if shape[0] == shape[1] else weight.shape != shape
+
+
+def orientations(weights: Mapping[Module, tuple[str, Tensor]], base: Base) -> dict[Module, bool]:
+    """For each module whether its weight is stored as (in, out), as transformers' Conv1D does.
+
+    PEFT keeps one `fan_in_fan_out` for all modules, that of the last one it looked at, so shapes
+    are believed before it. Where some contradict it, it says nothing about square ones.
+    """
+    seen = {m: is_transposed(m, name, weight, base) for m, (name, weight) in weights.items()}
+    wrong = next((m for m, way in seen.items() if way not in (None, m.fan_in_fan_out)), None)
+    square = next((m for m, way in seen.items() if way is None), None)
+    if wrong is not None and square is not None:
+        raise SourceError(
+            "no telling whether a square weight is stored as (in, out) or (out, in)",
+            file=base.path,
+            part=weights[square][0],
+            found=f"{weights[wrong][0]} contradicts the adapter's fan_in_fan_out",
+            advice="correct fan_in_fan_out in the checkpoint's adapter_config.json, pack it again",
+        )
+    return {m: m.fan_in_fan_out if way is None else way for m, way in seen.items()}
+
+
+def require_place(output: str, base: str, *, overwrite: bool) -> None:
+    """The output is free, or the output of an earlier merge that may go; it is not in the base.
+
+    Raises:
+        OutputExistsError, TargetError
+    """
+    inner, outer = os.path.realpath(output), os.path.realpath(base)
+    if inner == outer or inner.startswith(os.path.join(outer, "")):
+        raise TargetError("the output would be inside the base", file=output)
+    if not overwrite:
+        storage.require_absent(output)
+        return
+    if not os.path.lexists(output) or (os.path.isdir(output) and not os.listdir(output)):
+        return
+    stranger = record.stranger_in(output) if os.path.isdir(output) else "a file"
+    if stranger:
+        raise TargetError(
+            "not the output of an earlier merge, and so not replaced",
+            file=output,
+            found=stranger,
+            advice="choose another name, or remove it yourself",
+        )
+
+
+def require_room(output: str, size: int) -> None:
+    """There is room on the disk for `size` bytes.
+
+    Raises:
+        StorageError
+    """
+    folder = os.path.dirname(os.path.realpath(output))
+    while not os.path.isdir(folder):
+        folder = os.path.dirname(folder)
+    free = shutil.disk_usage(folder).free
+    if free < size:
+        raise StorageError(
+            "not enough room on the disk", file=output, found=f"{free} bytes", expected=size
+        )
+
+
+def _quantisation(base: Base) -> str | None:
+    for config in _configs(base.config):
+        about = config.get("quantization_config") or config.get("compression_config")
+        if about:
+            method = about.get("quant_method") if isinstance(about, Mapping) else None
+            return f"quantization_config{f' ({method})' if method else ''} in {CONFIG}"
+    names: Iterable[str] = chain(base.side_files, base.tensors)
+    return next((n for n in names if n in _QUANTISED_CONFIGS or _QUANTISED_TENSORS.search(n)), None)
+
+
+def setting(config: Mapping[str, Any], key: str) -> Any:
+    """What a config says, or the one of the language model within it."""
+    inner = config.get("text_config")
+    return config.get(key, inner.get(key) if isinstance(inner, Mapping) else None)
+
+
+def _configs(config: Mapping[str, object]) -> Iterable[Mapping[str, object]]:
+    yield config
+    yield from (value for value in config.values() if isinstance(value, Mapping))

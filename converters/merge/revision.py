@@ -1,0 +1,69 @@
+"""Whether a base is the one that an adapter names.
+
+A folder does not say which model it holds, unless it lies in the cache of huggingface_hub:
+``models--owner--name/snapshots/<commit>``, with branches and tags as files in ``refs``.
+"""
+
+from __future__ import annotations
+
+import os
+import re
+from pathlib import Path
+
+from vbfmt.adapter import Adapter
+from vbfmt.errors import SourceError
+
+_COMMIT = re.compile(r"[0-9a-f]{40}")
+
+
+def check(adapter: Adapter, base: str, *, strict: bool) -> str | None:
+    """A warning where the base is not, or not known to be, what the adapter names.
+
+    Without `strict`, a base that cannot be told is passed over in silence.
+
+    Raises:
+        SourceError: the same, with `strict`.
+    """
+    model, commit, refs = _identity(base)
+    wanted = adapter.base_revision
+    other = wanted is not None and commit not in (None, wanted, _commit_of(wanted, refs))
+    if model is not None and adapter.base_model not in (None, model):
+        found, expected = model, adapter.base_model
+    elif other:
+        found, expected = f"revision {commit}", f"revision {wanted}"
+    elif strict and wanted is not None and commit is None:
+        found, expected = "a folder that does not tell its revision", f"revision {wanted}"
+    elif strict and adapter.base_model is not None and model is None:
+        found, expected = "a folder that does not tell its model", adapter.base_model
+    else:
+        return None
+    error = SourceError(
+        "not the base that the adapter names", file=base, found=found, expected=expected
+    )
+    if strict:
+        raise error
+    return str(error)
+
+
+def _identity(base: str) -> tuple[str | None, str | None, Path | None]:
+    """The model's name, its commit and the folder of its branches, where the path tells."""
+    path = Path(os.path.abspath(base))
+    home = path.parent.parent
+    if not (
+        _COMMIT.fullmatch(path.name)
+        and path.parent.name == "snapshots"
+        and home.name.startswith("models--")
+    ):
+        return None, None, None
+    return home.name.removeprefix("models--").replace("--", "/"), path.name, home / "refs"
+
+
+def _commit_of(revision: str, refs: Path | None) -> str | None:
+    """The commit of a branch or tag. `revision` comes from a file and must not lead elsewhere."""
+    parts = revision.split("/")
+    if refs is None or not all(parts) or ".." in parts or "." in parts:
+        return None
+    try:
+        return refs.joinpath(*parts).read_text(errors="replace").strip()
+    except (OSError, ValueError):
+        return None

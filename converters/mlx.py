@@ -1,0 +1,106 @@
+"""mlx-lm's adapter folder: ``adapters.safetensors`` and ``adapter_config.json``.
+
+What its loader takes: ``load_adapters`` and ``linear_to_lora_layers`` in mlx_lm/tuner/utils.py,
+``LoRALinear`` in mlx_lm/tuner/lora.py: ``lora_a`` (in, r), ``lora_b`` (r, out), y += scale · x·a·b;
+keys of the config relative to the layer; the last ``num_layers`` layers get an adapter, all if
+negative. The loader
+is not strict: names that its model does not have change nothing and raise nothing.
+"""
+
+from __future__ import annotations
+
+import os
+import re
+from collections.abc import Iterator
+from typing import Any
+
+import numpy as np
+
+from vbfmt import storage
+from vbfmt.container import Bytes
+from vbfmt.converters import json_file, lora, safetensors
+from vbfmt.converters.combine import LowRank
+from vbfmt.errors import TargetError
+
+PathLike = str | os.PathLike[str]
+
+_IN_A_LAYER = re.compile(r"^(?:.*\.)?layers\.\d{1,5}\.(?P<key>.+)$")
+
+
+def write(
+    adapter: LowRank,
+    path: PathLike,
+    *,
+    dtype: str = "float32",
+    drop_extras: bool = False,
+    overwrite: bool = False,
+) -> None:
+    """Write the exact factors as a folder for mlx-lm (``mlx_lm.generate --adapter-path``).
+
+    Args:
+        dtype: of the factors: float32, bfloat16 or float16.
+        drop_extras: leave out trained biases and heads, which its adapters cannot hold.
+
+    Raises:
+        TargetError: extras, or modules outside of ``layers.<n>``, which its loader never adapts.
+        OutputExistsError, StorageError
+    """
+    if dtype not in lora.DTYPES:
+        raise TargetError(
+            "unknown dtype", part="--dtype", found=dtype, expected=", ".join(lora.DTYPES)
+        )
+    if adapter.tensors and not drop_extras:
+        raise TargetError(
+            "mlx-lm's adapters cannot hold trained biases and heads",
+            found=", ".join(list(adapter.tensors)[:3]),
+            advice="leave them out with --drop-extras, or merge the adapter into its base",
+        )
+    rank = lora.rank_of(adapter)
+    config = _config(adapter, rank)
+    kind = lora.DTYPES[dtype]
+    with storage.new_folder(path, overwrite=overwrite) as folder:
+        safetensors.write(
+            os.path.join(folder, "adapters.safetensors"),
+            list(_specs(adapter, rank, kind)),
+            _contents(adapter, rank, kind),
+        )
+        storage.write(
+            os.path.join(folder, "adapter_config.json"), [json_file.text(config)], overwrite=False
+        )
+
+
+def _config(adapter: LowRank, rank: int) -> dict[str, Any]:
+    """As mlx-lm's own training writes it, with the names that its loader reads."""
+    keys = set()
+    for module in adapter.modules:
+        match = _IN_A_LAYER.match(module.name)
+        if match is None:
+            raise TargetError(
+                "mlx-lm adapts modules in the model's layers only",
+                part=module.name,
+                expected="a name like model.layers.0.self_attn.q_proj",
+            )
+        keys.add(match["key"])
+    return {
+        "model": adapter.base_model,
+        "fine_tune_type": "lora",
+        "num_layers": -1,  # all of them; any other number counts from the last
+        "lora_parameters": {
+            "rank": rank,
+            "scale": 1.0,
+            "dropout": 0.0,
+            "keys": sorted(keys),
+        },
+    }
+
+
+def _specs(adapter: LowRank, rank: int, dtype: str) -> Iterator[safetensors.Spec]:
+    for module in adapter.modules:
+        yield f"{module.name}.lora_a", dtype, (module.in_features, rank)
+        yield f"{module.name}.lora_b", dtype, (rank, module.out_features)
+
+
+def _contents(adapter: LowRank, rank: int, dtype: str) -> Iterator[Bytes]:
+    for module, a, b in lora.padded_factors(adapter, rank):
+        for factor in (a, b):
+            yield lora.rounded(np.ascontiguousarray(factor.T), dtype, module.name)

@@ -1,0 +1,163 @@
+"""What each runtime refuses or silently drops of a LoRA: rules as data, with their sources."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from typing import Literal, TypeAlias
+
+from vbfmt.converters.combine import LowRank
+from vbfmt.errors import TargetError
+
+Effect: TypeAlias = Literal["refuses", "drops", "needs"]
+
+_LAYER = re.compile(r"^(?P<stack>.*\.)(?P<number>\d+)\.(?P<kind>.+)$")
+_VLLM_DEFAULT_RANK = 16
+
+
+@dataclass(frozen=True)
+class Rule:
+    """One thing that a runtime does with a LoRA as it is written here.
+
+    Attributes:
+        runtime: its name on the command line.
+        effect: it refuses to load, silently drops something, or needs a setting.
+        what: of the adapter, in words; None if the rule does not concern it.
+        advice: what to do.
+        source: the runtime's own file that says so.
+    """
+
+    runtime: str
+    effect: Effect
+    what: Callable[[LowRank], str | None]
+    advice: str
+    source: str
+
+
+@dataclass(frozen=True)
+class Finding:
+    """A rule that concerns an adapter, and what of it."""
+
+    rule: Rule
+    what: str
+
+    def __str__(self) -> str:
+        rule = self.rule
+        return f"{rule.runtime} {rule.effect} {self.what}; {rule.advice} ({rule.source})"
+
+
+def _few(names: list[str]) -> str | None:
+    return ", ".join(names[:3]) + (", …" if len(names) > 3 else "") if names else None
+
+
+def _extras(adapter: LowRank) -> str | None:
+    return _few(list(adapter.tensors))
+
+
+def _biases(adapter: LowRank) -> str | None:
+    modules = {module.name for module in adapter.modules}
+    return _few([f"{m}.bias" for m in sorted(modules) if f"{m}.bias" in adapter.tensors])
+
+
+def _heads(adapter: LowRank) -> str | None:
+    modules = {module.name for module in adapter.modules}
+    return _few([n for n in adapter.tensors if n.removesuffix(".bias") not in modules])
+
+
+def _high_rank(adapter: LowRank) -> str | None:
+    rank = max(module.rank for module in adapter.modules)
+    return f"--max-lora-rank {rank}" if rank > _VLLM_DEFAULT_RANK else None
+
+
+def _gaps(adapter: LowRank) -> str | None:
+    """Kinds of modules that some layers have and others have not."""
+    layers: dict[str, set[int]] = {}
+    for module in adapter.modules:
+        if match := _LAYER.match(module.name):
+            layers.setdefault(match["kind"], set()).add(int(match["number"]))
+    last = max((max(numbers) for numbers in layers.values()), default=-1)
+    gaps = [kind for kind, numbers in layers.items() if len(numbers) <= last]
+    return f"{_few(gaps)} in every layer" if gaps else None
+
+
+def _outside_layers(adapter: LowRank) -> str | None:
+    return _few([module.name for module in adapter.modules if ".layers." not in f".{module.name}"])
+
+
+_LEAVE_OUT = "leave them out with --drop-extras, or merge"
+_MERGE = "merge the adapter into its base instead"
+
+RULES = (
+    Rule("vllm", "refuses", _heads, _LEAVE_OUT, "vllm/lora/peft_helper.py, _validate_features"),
+    Rule("vllm", "refuses", _biases, _LEAVE_OUT, "vllm/lora/utils.py, parse_fine_tuned_lora_name"),
+    Rule(
+        "vllm",
+        "needs",
+        _high_rank,
+        f"it takes ranks up to {_VLLM_DEFAULT_RANK} by default",
+        "vllm/lora/peft_helper.py, validate_legal",
+    ),
+    Rule(
+        "tgi",
+        "drops",
+        _extras,
+        _MERGE,
+        "server/text_generation_server/adapters/lora.py, map_weights_for_model",
+    ),
+    Rule(
+        "tgi",
+        "drops",
+        _gaps,
+        f"a kind of module that one layer lacks is skipped in all: {_MERGE}",
+        "server/text_generation_server/adapters/lora.py, prepare_weights",
+    ),
+    Rule("llama.cpp", "refuses", _extras, _LEAVE_OUT, "src/llama-adapter.cpp"),
+    Rule("ollama", "refuses", _extras, _LEAVE_OUT, "src/llama-adapter.cpp of llama.cpp"),
+    Rule("mlx", "drops", _extras, _MERGE, "mlx_lm/tuner/utils.py, load_adapters (strict=False)"),
+    Rule("mlx", "drops", _outside_layers, _MERGE, "mlx_lm/tuner/utils.py, linear_to_lora_layers"),
+)
+"""Read in vllm 0.6 to 0.11, text-generation-inference 3, llama.cpp as of llama-cpp-python 0.3.36,
+mlx-lm 0.32. What is written here already keeps to the rules on configs that are not listed: one
+integer rank, alpha equal to it, leaf names as targets, no DoRA, no rank pattern."""
+
+RUNTIMES = ("vllm", "sglang", "tgi", "llama.cpp", "ollama", "mlx")
+"""Every runtime that can be asked about; for sglang no rule concerns what is written here
+(python/sglang/srt/lora/lora_config.py)."""
+
+
+def findings(adapter: LowRank, runtime: str, *, drop_extras: bool = False) -> list[Finding]:
+    """What that runtime would refuse, drop or need.
+
+    Raises:
+        TargetError: unknown runtime.
+    """
+    if runtime not in RUNTIMES:
+        raise TargetError("unknown runtime", found=runtime, expected=", ".join(RUNTIMES))
+    return list(_findings(adapter, runtime, drop_extras=drop_extras))
+
+
+def require_loadable(adapter: LowRank, runtime: str, *, drop_extras: bool = False) -> list[Finding]:
+    """The same, but what the runtime refuses is an error.
+
+    Raises:
+        TargetError
+    """
+    found = findings(adapter, runtime, drop_extras=drop_extras)
+    for finding in found:
+        if finding.rule.effect == "refuses":
+            raise TargetError(
+                f"{runtime} would not load it ({finding.rule.source})",
+                found=finding.what,
+                advice=finding.rule.advice,
+            )
+    return found
+
+
+def _findings(adapter: LowRank, runtime: str, *, drop_extras: bool) -> Iterator[Finding]:
+    for rule in RULES:
+        about_extras = rule.what in (_extras, _biases, _heads)
+        if rule.runtime == runtime and not (drop_extras and about_extras):
+            what = rule.what(adapter)
+            if what is not None:
+                yield Finding(rule, what)

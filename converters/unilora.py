@@ -1,0 +1,244 @@
+"""PEFT's Uni-LoRA: one trained vector θ, and for every LoRA parameter an index into it.
+
+As VB-LoRA it is the case b = 1, k = 1: each entry of θ times its one scale, 1/√(how often it is
+used), is a vector of the bank. Keys and the assignment of indices: peft/tuners/unilora/{layer,
+model}.py of PEFT 0.21.
+"""
+
+from __future__ import annotations
+
+import os
+import re
+from collections.abc import Mapping
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from vbfmt import peft_layout
+from vbfmt.adapter import Adapter
+from vbfmt.admixture import LARGEST_BANK, Rows, index_dtype
+from vbfmt.converters.checkpoint import FLOATS, Checkpoint
+from vbfmt.converters.peft import config as peft_config
+from vbfmt.converters.peft.rows import Notice
+from vbfmt.errors import SourceError, VbfmtError
+from vbfmt.module import Module
+from vbfmt.tensors import Tensor
+
+PathLike = str | os.PathLike[str]
+
+_THETA = re.compile(r"^(?:.*\.)?unilora_theta_d(?:\.[^.]+)?$")
+_PART = re.compile(
+    r"^(?:base_model\.model\.)?(?P<module>.+)\.unilora_(?P<what>indices|scales)_(?P<factor>[AB])"
+    r"(?:\.[^.]+)?$"
+)
+_HIGHEST_RANK = 1024  # what a config says is not allocated unchecked
+_INTEGERS = ("U8", "I16", "I32", "I64")
+
+
+def from_checkpoint(
+    checkpoint: Checkpoint,
+    *,
+    topk: int | None = None,
+    base: PathLike | None = None,
+    notice: Notice | None = None,
+) -> Adapter:
+    """The adapter in a PEFT Uni-LoRA checkpoint.
+
+    Args:
+        topk: must be 1 or not given.
+        base: the base model's folder, for checkpoints that hold the seed instead of the indices:
+            its config gives the modules in PEFT's order (nothing of its weights is read).
+        notice: called with what the user should know: how much larger the packed form is.
+
+    Raises:
+        SourceError: no Uni-LoRA checkpoint, incomplete, or the base is needed.
+        ContentError: its values cannot make an adapter.
+    """
+    try:
+        return _adapter(checkpoint, topk, base, notice)
+    except VbfmtError as error:
+        raise error.in_file(checkpoint.file) from None
+
+
+def _adapter(
+    checkpoint: Checkpoint, topk: int | None, base: PathLike | None, notice: Notice | None
+) -> Adapter:
+    if topk not in (None, 1):
+        raise SourceError("Uni-LoRA selects one entry", part="topk", found=topk, expected=1)
+    tensors = checkpoint.tensors
+    config = checkpoint.config(peft_layout.CONFIG)
+    if config is not None:
+        peft_config.require_type(config, "UNILORA", checkpoint.config_file(peft_layout.CONFIG))
+    theta = _theta(tensors)
+    stored = {
+        (match["module"], match["what"], match["factor"]): tensor
+        for key, tensor in tensors.items()
+        if (match := _PART.match(key))
+    }
+    _require_no_more(tensors, len(stored))
+    turned = bool((config or {}).get("fan_in_fan_out"))
+    if stored:
+        indices = _stored_indices(stored, len(theta))
+        scales = _one_scale_each(stored, indices, len(theta))
+    else:
+        indices = _indices_of_seed(config, base, len(theta))
+        scales = _scales_of(indices, len(theta))
+    name, revision = peft_layout.base_of(config or {})
+    adapter = Adapter.from_rows(
+        (theta * scales)[:, None],
+        {_module(name, pair, turned): _rows(pair, len(theta)) for name, pair in indices.items()},
+        base_model=name,
+        base_revision=revision,
+        metadata={"method": "Uni-LoRA"},
+    )
+    if notice:
+        packed = adapter.bank.nbytes + adapter.indices.nbytes
+        notice(
+            f"Uni-LoRA has an index for every LoRA parameter: {packed} bytes packed, "
+            f"{adapter.bank.nbytes} as θ and a seed, {4 * adapter.N} as LoRA in float32"
+        )
+    return adapter
+
+
+Pair = tuple[NDArray[Any], NDArray[Any]]
+"""Indices of A (r, in) and of B (out, r)."""
+
+
+def _theta(tensors: Mapping[str, Tensor]) -> NDArray[np.float32]:
+    keys = [key for key in tensors if _THETA.match(key)]
+    if len(keys) != 1:
+        raise SourceError("not one Uni-LoRA vector", found=", ".join(keys[:3]) or "none")
+    tensor = tensors[keys[0]]
+    if tensor.dtype not in FLOATS or len(tensor.shape) != 1 or not tensor.shape[0]:
+        raise SourceError("not a vector", part=keys[0], found=tensor, expected="(d,)")
+    if tensor.shape[0] > LARGEST_BANK:
+        raise SourceError(
+            "θ is longer than 16-bit indices reach",
+            part=keys[0],
+            found=tensor.shape[0],
+            expected=f"at most {LARGEST_BANK}",
+            advice="keep this checkpoint as it is: it is smaller than its indices would be",
+        )
+    return tensor.numpy().astype("<f4")
+
+
+def _require_no_more(tensors: Mapping[str, Tensor], stored: int) -> None:
+    if stored + 1 != len(tensors):
+        others = [k for k in tensors if not _THETA.match(k) and not _PART.match(k)]
+        raise SourceError(
+            "trained biases and heads of Uni-LoRA are not read",
+            found=", ".join(others[:3]),
+            expected="θ, indices and scales alone",
+        )
+
+
+def _stored_indices(stored: Mapping[tuple[str, str, str], Tensor], length: int) -> dict[str, Pair]:
+    result = {}
+    for name in dict.fromkeys(module for module, _, _ in stored):
+        pair = []
+        for factor in "AB":
+            tensor = stored.get((name, "indices", factor))
+            if tensor is None or tensor.dtype not in _INTEGERS or len(tensor.shape) != 2:
+                raise SourceError(
+                    "incomplete checkpoint", part=f"{name}, indices {factor}", found=tensor
+                )
+            values = tensor.numpy()
+            if values.size == 0 or values.min() < 0 or values.max() >= length:
+                raise SourceError(
+                    "index outside of θ",
+                    part=f"{name}, indices {factor}",
+                    expected=f"0 to {length - 1}",
+                )
+            pair.append(values)
+        if pair[0].shape[0] != pair[1].shape[1]:
+            raise SourceError(
+                "ranks disagree", part=name, found=f"{pair[0].shape} and {pair[1].shape}"
+            )
+        result[name] = (pair[0], pair[1])
+    return result
+
+
+def _one_scale_each(
+    stored: Mapping[tuple[str, str, str], Tensor], indices: Mapping[str, Pair], length: int
+) -> NDArray[np.float32]:
+    """The scale of every entry of θ; it must be the same wherever the entry is used."""
+    result = np.full(length, np.nan, dtype=np.float32)
+    for name, pair in indices.items():
+        for factor, places in zip("AB", pair, strict=True):
+            tensor = stored.get((name, "scales", factor))
+            if tensor is None or tensor.dtype not in FLOATS or tensor.shape != places.shape:
+                raise SourceError(
+                    "incomplete checkpoint",
+                    part=f"{name}, scales {factor}",
+                    found=tensor,
+                    expected=list(places.shape),
+                )
+            values = tensor.numpy().astype(np.float32)
+            unseen = np.isnan(result[places])
+            result[places[unseen]] = values[unseen]
+            if not np.array_equal(result[places], values):
+                raise SourceError("one entry of θ has two scales", part=f"{name}, scales {factor}")
+    return np.nan_to_num(result, nan=0.0)
+
+
+def _scales_of(indices: Mapping[str, Pair], length: int) -> NDArray[np.float32]:
+    """1/√count of every entry in float32, 0 where it is unused, as PEFT computes them."""
+    import torch
+
+    flat = np.concatenate([part.reshape(-1) for pair in indices.values() for part in pair])
+    counts = torch.from_numpy(np.bincount(flat, minlength=length))
+    scales = torch.where(counts > 0, counts.float().rsqrt(), torch.zeros(()))
+    values: NDArray[np.float32] = scales.numpy()
+    return values
+
+
+def _indices_of_seed(
+    config: Mapping[str, Any] | None, base: PathLike | None, length: int
+) -> dict[str, Pair]:
+    """The indices that PEFT generates again on loading: by its own generator, in the order in
+    which the base has its modules."""
+    if config is None or base is None:
+        raise SourceError(
+            "the checkpoint holds a seed instead of its indices",
+            found="no adapter_config.json" if config is None else f"seed {config.get('proj_seed')}",
+            advice="give the base model's folder, whose config has the modules' order: --base PATH",
+        )
+    if config.get("theta_d_length", length) != length:
+        raise SourceError(
+            "the config contradicts θ", part="theta_d_length", found=config["theta_d_length"]
+        )
+    rank = config.get("r")
+    if not isinstance(rank, int) or not 1 <= rank <= _HIGHEST_RANK:
+        raise SourceError(
+            "rank is out of range", part="r", found=rank, expected=f"1 to {_HIGHEST_RANK}"
+        )
+    from vbfmt.converters.peft.skeleton import shapes_in_order
+
+    shapes = shapes_in_order(config, base)
+    total = sum(rank * (wide + high) for wide, high in shapes.values())
+    from peft.tuners.unilora.model import UniLoraModel
+
+    flat = UniLoraModel.generate_index(total, length, config.get("proj_seed", 42)).numpy()
+    result = {}
+    start = 0
+    for name, (wide, high) in shapes.items():
+        middle, end = start + rank * wide, start + rank * (wide + high)
+        result[name] = (
+            flat[start:middle].reshape(rank, wide),
+            flat[middle:end].reshape(high, rank),
+        )
+        start = end
+    return result
+
+
+def _module(name: str, pair: Pair, turned: bool) -> Module:
+    a, b = pair
+    return Module(name, a.shape[1], b.shape[0], a.shape[0], turned)
+
+
+def _rows(pair: Pair, length: int) -> Rows:
+    a, b = pair
+    flat = np.concatenate([a.reshape(-1), b.T.reshape(-1)])
+    chosen = flat.astype(index_dtype(length))[:, None]
+    return Rows(chosen, np.empty((len(chosen), 0), dtype="<f4"))

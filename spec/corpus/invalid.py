@@ -1,0 +1,410 @@
+"""The invalid files of the corpus: one fault each, all checksums and lengths around it right."""
+
+from __future__ import annotations
+
+import struct
+from collections.abc import Callable, Iterator
+from typing import Any, NamedTuple
+
+import msgpack
+import numpy as np
+
+from spec.corpus.valid import adapter, tensor
+from tests import forge
+from vbfmt import Module, dumps
+
+# h = 3, b = 2, k = 2; one module, N = 3 rows: (0, 1), (1, 2), (2, 0), each 0.75 and 0.25.
+PLAIN = dumps(adapter())
+SECOND = dumps(adapter(Module("a", 2, 2, 1), Module("b", 2, 2, 1)))
+THREE = dumps(adapter(k=3))  # three rows of 0.625, 0.25, 0.125
+WITH_TENSOR = dumps(adapter(tensors={"t": tensor("U8", 3)}))
+BANK, INDICES, WEIGHTS = 0, 1, 2
+Change = Callable[[dict[str, Any]], object]
+
+
+class Invalid(NamedTuple):
+    """A refused file.
+
+    Attributes:
+        data: the file.
+        kind, part: of the error, in the words of the README.
+        rule: the section of the specification that is broken.
+    """
+
+    data: bytes
+    kind: str
+    part: str
+    rule: str
+
+
+def put(*path: Any) -> Change:
+    """Sets the value at a path of keys and positions; the last of `path` is the value."""
+    *route, last, value = path
+
+    def change(header: dict[str, Any]) -> None:
+        target: Any = header
+        for step in route:
+            target = target[step]
+        target[last] = value
+
+    return change
+
+
+def _preambles() -> Iterator[tuple[str, Invalid]]:
+    size = len(PLAIN)
+    wrong_crc = bytearray(PLAIN)
+    wrong_crc[28] ^= 1
+    for name, data, kind, part in (
+        ("empty-file", b"", "length", "whole file"),
+        ("magic-alone", PLAIN[:8], "length", "whole file"),
+        ("magic-cut-off", PLAIN[:5], "length", "whole file"),
+        ("preamble-cut-off", PLAIN[:31], "length", "whole file"),
+        ("header-cut-off", PLAIN[:100], "length", "whole file"),
+        ("last-byte-missing", PLAIN[:-1], "length", "whole file"),
+        ("one-byte-appended", PLAIN + b"\0", "length", "whole file"),
+        ("two-files", PLAIN + PLAIN, "length", "whole file"),
+        ("file-length-too-small", forge.with_preamble(PLAIN, file_length=size - 1), "length", ""),
+        ("file-length-2-63", forge.with_preamble(PLAIN, file_length=2**63), "length", ""),
+        ("text-mode", PLAIN.replace(b"\r\n", b"\n"), "magic", "preamble"),
+        ("seven-bit", b"\x09" + PLAIN[1:], "magic", "preamble"),
+        ("safetensors", struct.pack("<Q", 2) + b"{}", "magic", "preamble"),
+        ("crc", bytes(wrong_crc), "checksum", "preamble or header"),
+        ("major-damaged", PLAIN[:8] + b"\2" + PLAIN[9:], "checksum", "preamble or header"),
+        ("header-damaged", PLAIN[:60] + b"\xff" + PLAIN[61:], "checksum", "preamble or header"),
+        ("major-0", forge.with_preamble(PLAIN, major=0), "version", "preamble"),
+        ("major-2", forge.with_preamble(PLAIN, major=2), "version", "preamble"),
+        ("reserved", forge.with_preamble(PLAIN, reserved=1), "layout", "preamble"),
+        (
+            "header-length-beyond-file",
+            forge.with_preamble(PLAIN, header_length=size - 31),
+            "checksum",
+            "preamble",
+        ),
+        (
+            "header-length-beyond-limit",
+            forge.with_preamble(PLAIN, header_length=2**32 - 1),
+            "checksum",
+            "preamble",
+        ),
+    ):
+        yield name, Invalid(data, kind, part or "whole file", "2")
+
+
+def _encodings() -> Iterator[tuple[str, Invalid]]:
+    header = forge.header_of(PLAIN)
+
+    def replaced(usual: bytes, unusual: bytes) -> bytes:
+        assert header.count(usual) == 1, usual
+        return header.replace(usual, unusual)
+
+    h_is = b"\xa1h\x03"
+    name = b"\xa5layer"
+    for what, data in (
+        ("empty", b""),
+        ("not-a-map", b"\x90"),
+        ("nil", b"\xc0"),
+        ("two-maps", header + b"\x80"),
+        ("unused-byte", b"\xc1" + header[1:]),
+        ("cut-off-inside", header[:-1]),
+        ("long-map", b"\xde\0\x0b" + header[1:]),
+        ("long-array", replaced(b"\xa7modules\x91", b"\xa7modules\xdc\0\1")),
+        ("long-string", replaced(name, b"\xd9\x05layer")),
+        ("longer-string", replaced(name, b"\xda\0\x05layer")),
+        ("long-binary", replaced(_hash(BANK), b"\xc5\0\x20" + _hash(BANK)[2:])),
+        ("long-integer", replaced(h_is, b"\xa1h\xcc\3")),
+        ("longest-integer", replaced(h_is, b"\xa1h\xcf" + bytes(7) + b"\3")),
+        ("signed-integer", replaced(h_is, b"\xa1h\xd0\3")),
+        ("negative", replaced(h_is, b"\xa1h\xff")),
+        ("float", replaced(h_is, b"\xa1h\xcb" + struct.pack(">d", 3))),
+        ("float-single", replaced(h_is, b"\xa1h\xca" + struct.pack(">f", 3))),
+        ("extension", replaced(h_is, b"\xa1h\xd4\1\0")),
+        ("timestamp", replaced(h_is, b"\xa1h\xd6\xff" + bytes(4))),
+        ("key-twice", b"\x8c\xa1h\3" + header[1:]),
+        ("key-not-a-string", b"\x8c" + header[1:] + b"\xc4\1z\0"),
+        ("key-an-integer", b"\x8c" + header[1:] + b"\1\0"),
+        ("not-utf-8", replaced(name, b"\xa5lay\xffr")),
+        ("utf-8-surrogate", replaced(name, b"\xa5la\xed\xa0\x80")),
+        ("utf-8-overlong", replaced(name, b"\xa5lay\xc1\xa5")),
+        ("count-beyond-file", replaced(b"\xa7modules\x91", b"\xa7modules\xdd\xff\xff\xff\xff")),
+        ("length-beyond-file", replaced(name, b"\xdb\xff\xff\xff\xfflayer")),
+        ("nested-500-deep", replaced(b"\xa7tensors\x90", b"\xa7tensors" + b"\x91" * 500)),
+    ):
+        yield (
+            f"msgpack-{what}",
+            Invalid(forge.with_header_bytes(PLAIN, data), "header", "header", "3"),
+        )
+
+
+def _hash(section: int) -> bytes:
+    packed: bytes = msgpack.packb(forge.parts(PLAIN)[1]["sections"][section][2])
+    return packed
+
+
+def _unknown_values() -> Iterator[tuple[str, Invalid]]:
+    """What may not stand even in the value of a key that is passed over."""
+    start = forge.header_of(forge.with_header(PLAIN, put("optional_features", ["z"])))
+    start = b"\x8c" + start[1:] + b"\xa1z"
+    for what, value in (
+        ("negative", b"\xff"),
+        ("float", b"\xcb" + bytes(8)),
+        ("extension", b"\xd4\1\0"),
+        ("timestamp", b"\xd6\xff" + bytes(4)),
+        ("binary-key", b"\x81\xc4\1a\0"),
+        ("key-twice", b"\x82\xa1a\0\xa1a\0"),
+        ("nine-deep", b"\x91" * 7 + b"\x90"),
+        ("long-integer", b"\xcc\0"),
+    ):
+        data = forge.with_header_bytes(PLAIN, start + value)
+        yield f"unknown-key-{what}", Invalid(data, "header", "header", "3")
+
+
+def _features(header: dict[str, Any]) -> None:
+    header["required_features"] = ["bank.elsewhere"]
+    header["h"] = "not even a number"
+
+
+def _tensor(dtype: Any, shape: Any, length: int, name: str = "t") -> Change:
+    def change(header: dict[str, Any]) -> None:
+        header["tensors"] = [[name, dtype, shape]]
+        header["sections"].append([192, length, bytes(32)])
+
+    return change
+
+
+def _headers() -> Iterator[tuple[str, Invalid]]:
+    long_name = "ä" * 512 + "x"
+    for name, change, kind, part, rule in (
+        ("required-feature", put("required_features", ["zzz"]), "feature", "header", "3"),
+        ("required-feature-first", _features, "feature", "header", "3"),
+        ("missing-k", lambda h: h.pop("k"), "header", "header", "3"),
+        ("missing-metadata", lambda h: h.pop("metadata"), "header", "header", "3"),
+        ("missing-features", lambda h: h.pop("required_features"), "header", "header", "3"),
+        ("keys-swapped", lambda h: h.update(h=h.pop("h")), "header", "header", "3"),
+        ("unknown-key", put("zzz", 1), "header", "header", "3"),
+        (
+            "feature-number",
+            put("optional_features", [1]),
+            "header",
+            "header, optional_features",
+            "3",
+        ),
+        (
+            "feature-empty",
+            put("optional_features", [""]),
+            "header",
+            "header, optional_features",
+            "3",
+        ),
+        (
+            "features-twice",
+            put("optional_features", ["a", "a"]),
+            "header",
+            "header, optional_features",
+            "3",
+        ),
+        (
+            "features-descend",
+            put("required_features", ["b", "a"]),
+            "header",
+            "header, required_features",
+            "3",
+        ),
+        ("h-boolean", put("h", True), "header", "header, h", "3"),
+        ("h-nil", put("h", None), "header", "header, h", "3"),
+        ("h-string", put("h", "3"), "header", "header, h", "3"),
+        ("h-0", put("h", 0), "content", "bank", "3"),
+        ("h-65537", put("h", 65537), "content", "bank", "3"),
+        ("b-0", put("b", 0), "content", "bank", "3"),
+        ("b-2-64", put("b", 2**64 - 1), "content", "module layer", "4"),
+        ("k-0", put("k", 0), "content", "indices", "3"),
+        ("k-above-h", put("k", 4), "content", "indices", "3"),
+        ("modules-none", put("modules", []), "content", "module table", "3"),
+        ("modules-map", put("modules", {}), "header", "header, modules", "3"),
+        ("module-of-4", lambda h: h["modules"][0].pop(), "header", "header, modules", "4"),
+        ("module-of-6", lambda h: h["modules"][0].append(0), "header", "header, modules", "4"),
+        ("module-name-number", put("modules", 0, 0, 1), "header", "header, modules", "4"),
+        ("module-name-empty", put("modules", 0, 0, ""), "content", "module 0", "3"),
+        ("module-name-control", put("modules", 0, 0, "a\x1b"), "content", "module 0", "3"),
+        ("module-name-delete", put("modules", 0, 0, "a\x7f"), "content", "module 0", "3"),
+        ("module-name-c1", put("modules", 0, 0, "a\x9f"), "content", "module 0", "3"),
+        ("module-name-1025", put("modules", 0, 0, long_name), "content", "module 0", "3"),
+        ("in-features-0", put("modules", 0, 1, 0), "content", "module layer", "4"),
+        ("in-features-3", put("modules", 0, 1, 3), "content", "module layer", "4"),
+        ("out-features-0", put("modules", 0, 2, 0), "content", "module layer", "4"),
+        ("out-features-3", put("modules", 0, 2, 3), "content", "module layer", "4"),
+        ("rank-0", put("modules", 0, 3, 0), "content", "module layer", "4"),
+        ("rank-wraps", put("modules", 0, 3, 2**63 + 1), "header", "indices", "2"),
+        ("orientation-number", put("modules", 0, 4, 0), "header", "header, modules", "4"),
+        ("tensors-nil", put("tensors", None), "header", "header, tensors", "5"),
+        ("tensor-of-2", put("tensors", [["t", "U8"]]), "header", "header, tensors", "5"),
+        ("tensor-dtype-unknown", _tensor("F128", [1], 16), "header", "header, tensors", "5"),
+        ("tensor-dtype-lower", _tensor("f32", [1], 4), "header", "header, tensors", "5"),
+        ("tensor-dtype-list", _tensor([], [1], 4), "header", "header, tensors", "5"),
+        ("tensor-shape-number", _tensor("U8", 1, 1), "header", "header, tensors", "5"),
+        ("tensor-shape-string", _tensor("U8", ["1"], 1), "header", "header, tensors", "5"),
+        ("tensor-name-empty", _tensor("U8", [1], 1, name=""), "content", "other tensor 0", "3"),
+        ("tensor-half-byte", _tensor("F4", [1], 0), "header", "tensor t", "5"),
+        ("tensor-shape-wraps", _tensor("U8", [2**63, 2], 0), "header", "tensor t", "2"),
+        ("tensor-shape-wraps-bits", _tensor("U64", [2**58 + 1], 8), "header", "tensor t", "2"),
+        ("tensor-too-long", _tensor("U8", [2], 1), "header", "tensor t", "5"),
+        ("tensor-no-section", put("tensors", [["t", "U8", [0]]]), "header", "header", "3"),
+        (
+            "section-too-many",
+            lambda h: h["sections"].append([192, 0, bytes(32)]),
+            "header",
+            "header",
+            "3",
+        ),
+        ("section-missing", lambda h: h["sections"].pop(), "header", "header", "3"),
+        ("section-of-2", lambda h: h["sections"][0].pop(), "header", "header, sections", "3"),
+        ("bank-length", put("sections", 0, 1, 28), "header", "bank", "3"),
+        ("indices-length", put("sections", 1, 1, 12), "header", "indices", "3"),
+        ("weights-length", put("sections", 2, 1, 24), "header", "weights", "3"),
+        ("hash-of-31", put("sections", 0, 2, bytes(31)), "header", "header, sections", "3"),
+        ("hash-as-text", put("sections", 0, 2, "x" * 32), "header", "header, sections", "3"),
+        ("offset-not-0", put("sections", 0, 0, 64), "layout", "bank", "2"),
+        ("offset-hole", put("sections", 1, 0, 128), "layout", "indices", "2"),
+        ("offset-overlap", put("sections", 1, 0, 0), "layout", "indices", "2"),
+        ("offset-unaligned", put("sections", 1, 0, 24), "layout", "indices", "2"),
+        ("offset-beyond-file", put("sections", 2, 0, 2**63), "layout", "weights", "2"),
+        ("base-model-of-3", put("base_model", [None] * 3), "header", "header, base_model", "3"),
+        ("base-model-string", put("base_model", "x"), "header", "header, base_model", "3"),
+        ("base-model-number", put("base_model", [1, None]), "header", "header, base_model", "3"),
+        ("metadata-array", put("metadata", []), "header", "header, metadata", "3"),
+        ("metadata-number", put("metadata", {"a": 1}), "header", "header, metadata", "3"),
+        ("metadata-descends", put("metadata", {"b": "", "a": ""}), "content", "metadata 1", "3"),
+        ("metadata-name-empty", put("metadata", {"": ""}), "content", "metadata 0", "3"),
+    ):
+        yield name, Invalid(forge.with_header(PLAIN, change), kind, part, rule)
+    newer = forge.with_preamble(PLAIN, minor=1)
+    descending = forge.with_header(newer, lambda h: h.update(beta=1, alpha=1))
+    yield "minor-1-keys-descend", Invalid(descending, "header", "header", "3")
+    by_units = forge.with_header(newer, lambda h: h.update({"\U00010000": 1, "\uffff": 1}))
+    yield "minor-1-keys-by-utf-16", Invalid(by_units, "header", "header", "3")
+    undeclared = forge.with_header(PLAIN, lambda h: h.update(optional_features=["a"], b2=1))
+    yield "unknown-key-not-declared", Invalid(undeclared, "header", "header", "3")
+    swap: Change = lambda h: h["modules"].reverse()  # noqa: E731
+    twice = put("modules", 1, 0, "a")
+    yield "modules-descend", Invalid(forge.with_header(SECOND, swap), "content", "module 1", "4")
+    yield "modules-twice", Invalid(forge.with_header(SECOND, twice), "content", "module 1", "4")
+
+
+def _configs() -> Iterator[tuple[str, Invalid]]:
+    for name, text in (
+        ("not-json", "{"),
+        ("empty", ""),
+        ("array", "[]"),
+        ("number", "1"),
+        ("nan", '{"a":NaN}'),
+        ("infinity", '{"a":-Infinity}'),
+        ("key-twice", '{"a":1,"a":1}'),
+        ("key-twice-escaped", '{"a":1,"\\u0061":1}'),
+        ("key-twice-inside", '{"a":[{"b":1,"b":1}]}'),
+        ("65-deep", '{"a":' + "[" * 64 + "]" * 64 + "}"),
+        ("5000-deep", '{"a":' + "[" * 5000 + "]" * 5000 + "}"),
+        ("1001-digits", '{"a":' + "1" * 1001 + "}"),
+        ("comment", '{"a":1/**/}'),
+        ("trailing-comma", '{"a":1,}'),
+        ("single-quotes", "{'a':1}"),
+        ("leading-zero", '{"a":01}'),
+        ("plus", '{"a":+1}'),
+        ("bare-point", '{"a":1.}'),
+        ("control-in-string", '{"a":"\n"}'),
+        ("bad-escape", '{"a":"\\x41"}'),
+        ("short-escape", '{"a":"\\u12"}'),
+        ("odd-digits", '{"a":"\\u00_4"}'),
+        ("no-break-space", '{\u00a0"a":1}'),
+        ("byte-order-mark", '\ufeff{"a":1}'),
+        ("two-values", "{}{}"),
+        ("arabic-digits", '{"a":\u0661}'),
+    ):
+        data = forge.with_header(PLAIN, put("config", text))
+        yield f"config-{name}", Invalid(data, "content", "config", "6")
+    number = forge.with_header(PLAIN, put("config", 1))
+    yield "config-not-a-string", Invalid(number, "header", "header, config", "3")
+
+
+def _padding() -> Iterator[tuple[str, Invalid]]:
+    start = forge.data_start(PLAIN)
+    for name, position, part in (
+        ("before-bank", start - 1, "before bank"),
+        ("after-header", 32 + len(forge.header_of(PLAIN)), "before bank"),
+        ("before-indices", start + 24, "before indices"),
+        ("before-weights", start + 127, "before weights"),
+    ):
+        data = bytearray(PLAIN)
+        data[position] = 1
+        yield f"padding-{name}", Invalid(bytes(data), "layout", part, "2")
+    data = forge.with_preamble(PLAIN + bytes(64), file_length=len(PLAIN) + 64)
+    yield "zeros-after-the-last-section", Invalid(data, "layout", "sections", "2")
+
+
+def _damage() -> Iterator[tuple[str, Invalid]]:
+    header = forge.parts(WITH_TENSOR)[1]
+    start = forge.data_start(WITH_TENSOR)
+    names = ("bank", "indices", "weights", "tensor t")
+    for name, (offset, _, _) in zip(names, header["sections"], strict=True):
+        data = bytearray(WITH_TENSOR)
+        data[start + offset] ^= 1
+        yield f"damaged-{name.replace(' ', '-')}", Invalid(bytes(data), "checksum", name, "3")
+    wrong_hash = forge.with_header(PLAIN, put("sections", 0, 2, bytes(32)))
+    yield "hash-of-zeros", Invalid(wrong_hash, "checksum", "bank", "3")
+
+
+def _values() -> Iterator[tuple[str, Invalid]]:
+    def in_section(
+        name: str, data: bytes, section: int, form: str, *places: Any
+    ) -> tuple[str, Invalid]:
+        def change(content: bytearray) -> None:
+            for position, value in zip(places[::2], places[1::2], strict=True):
+                struct.pack_into(form, content, position, value)
+
+        part = ("bank", "indices", "weights")[section]
+        return name, Invalid(forge.with_section(data, section, change), "content", part, "7")
+
+    inf, nan = float("inf"), float("nan")
+    above_one = float(np.nextafter(np.float32(1), np.float32(2)))
+    above_half = float(np.nextafter(np.float32(0.5), np.float32(1)))
+    wide = dumps(adapter(h=257, b=1))
+    yield in_section("bank-nan", PLAIN, BANK, "<f", 0, nan)
+    yield in_section("bank-signalling-nan", PLAIN, BANK, "<I", 8, 0x7F800001)
+    yield in_section("bank-infinity", PLAIN, BANK, "<f", 20, inf)
+    yield in_section("bank-minus-infinity", PLAIN, BANK, "<f", 4, -inf)
+    yield in_section("index-is-h", PLAIN, INDICES, "<B", 1, 3)
+    yield in_section("index-255", PLAIN, INDICES, "<B", 5, 255)
+    yield in_section("index-wide-is-h", wide, INDICES, "<H", 2, 257)
+    yield in_section("index-wide-other-endian", wide, INDICES, ">H", 2, 5)
+    yield in_section("index-twice", PLAIN, INDICES, "<B", 1, 0)
+    yield in_section("index-twice-apart", THREE, INDICES, "<B", 2, 0)
+    yield in_section("weight-nan", PLAIN, WEIGHTS, "<f", 0, nan)
+    yield in_section("weight-infinity", PLAIN, WEIGHTS, "<f", 4, inf)
+    yield in_section("weight-negative", PLAIN, WEIGHTS, "<f", 8, -1e-9)
+    yield in_section("weight-negative-subnormal", PLAIN, WEIGHTS, "<I", 0, 0x80000001)
+    yield in_section("weight-negative-zero", PLAIN, WEIGHTS, "<f", 0, -0.0)
+    yield in_section("weight-above-1", PLAIN, WEIGHTS, "<f", 0, above_one)
+    yield in_section("weight-larger-than-the-first", PLAIN, WEIGHTS, "<f", 0, above_half)
+    yield in_section("weights-beyond-1-in-sum", THREE, WEIGHTS, "<f", 0, 0.75, 4, 0.75)
+    yield in_section("weights-ascend", THREE, WEIGHTS, "<f", 0, 0.125, 4, 0.25)
+    yield in_section("weights-tie-by-index", PLAIN, WEIGHTS, "<f", 8, 0.5)  # row (2, 0)
+    nearest = float(np.float32(1 / 3))
+    yield in_section("weights-thirds-to-nearest", THREE, WEIGHTS, "<f", 0, nearest, 4, nearest)
+
+
+def files() -> dict[str, Invalid]:
+    """Name → the file and its verdict."""
+    groups = (
+        _preambles,
+        _encodings,
+        _unknown_values,
+        _headers,
+        _configs,
+        _padding,
+        _damage,
+        _values,
+    )
+    result: dict[str, Invalid] = {}
+    for group in groups:
+        for name, invalid in group():
+            assert name not in result, name
+            result[name] = invalid
+    return result

@@ -1,0 +1,146 @@
+"""Writes the corpus: the files in `valid/` and `invalid/`, and `verdicts.json`.
+
+They are kept as bytes. A file that exists and would now be written differently is an error, either
+of this script or of the library: run with ``--force`` only when you know which.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import struct
+import sys
+from collections.abc import Iterable, Sequence
+from pathlib import Path
+from typing import Any
+
+from spec.corpus import invalid, valid
+from tests import forge
+from vbfmt import Adapter
+
+HERE = Path(__file__).parent
+VERDICTS = "verdicts.json"
+
+
+def corpus() -> dict[str, bytes]:
+    """Every file of the corpus by its path in this folder."""
+    good, bad = valid.files(), invalid.files()
+    verdicts = {
+        "valid": {name: _content(data, adapter) for name, (data, adapter) in good.items()},
+        "invalid": {
+            name: {"kind": file.kind, "part": file.part, "rule": file.rule}
+            for name, file in bad.items()
+        },
+    }
+    return {
+        VERDICTS: _text(verdicts),
+        **{f"valid/{name}.vblora": data for name, (data, _) in good.items()},
+        **{f"invalid/{name}.vblora": file.data for name, file in bad.items()},
+    }
+
+
+def _text(verdicts: dict[str, dict[str, Any]]) -> bytes:
+    """JSON with one file on a line."""
+    groups = []
+    for group, files in verdicts.items():
+        lines = (f"{json.dumps(name)}:{_json(verdict)}" for name, verdict in files.items())
+        groups.append(f'"{group}":{{\n' + ",\n".join(lines) + "\n}")
+    return ("{\n" + ",\n".join(groups) + "\n}\n").encode()
+
+
+def _json(value: Any) -> str:
+    return json.dumps(value, separators=(",", ":"), ensure_ascii=True)
+
+
+def _content(data: bytes, adapter: Adapter) -> dict[str, Any]:
+    """What a reader must find, worked out here from the adapter that was put in, with the plain
+    arithmetic of Python's own floats and none of the library's reading or composing."""
+    rows = [_all_weights(stored) for stored in adapter.weights.tolist()]
+    return {
+        "digest": "sha256:" + hashlib.sha256(data[: 32 + len(forge.header_of(data))]).hexdigest(),
+        "h": adapter.h,
+        "b": adapter.b,
+        "k": adapter.k,
+        "bank": _sha256(struct.iter_unpack("<f", adapter.bank.tobytes()), "<f"),
+        "indices": _sha256(([i] for row in adapter.indices.tolist() for i in row), "<H"),
+        "weights": _sha256(([w] for row in rows for w in row), "<f"),
+        "modules": [
+            {
+                "name": module.name,
+                "in_features": module.in_features,
+                "out_features": module.out_features,
+                "rank": module.rank,
+                "fan_in_fan_out": module.fan_in_fan_out,
+                **_factors(adapter, module.name, rows),
+            }
+            for module in adapter
+        ],
+        "tensors": [
+            {
+                "name": name,
+                "dtype": tensor.dtype,
+                "shape": [str(size) for size in tensor.shape],
+                "bytes": tensor.data.tobytes().hex(),
+            }
+            for name, tensor in adapter.tensors.items()
+        ],
+        "base_model": [adapter.base_model, adapter.base_revision],
+        "config": adapter.config,
+        "metadata": dict(adapter.metadata),
+    }
+
+
+def _all_weights(stored: Sequence[float]) -> list[float]:
+    total = 0.0
+    for weight in stored:
+        total += weight
+    return [_float32(1 - total), *stored]
+
+
+def _factors(adapter: Adapter, name: str, weights: Sequence[Sequence[float]]) -> dict[str, str]:
+    """Hashes of A, row by row, and of B's transpose, row by row."""
+    here = adapter.rows(name)
+    bank = adapter.bank.tolist()
+    values = []
+    for indices, row in zip(adapter.indices[here].tolist(), weights[here], strict=True):
+        for element in range(adapter.b):
+            total = 0.0
+            for index, weight in zip(indices, row, strict=True):
+                total += weight * bank[index][element]
+            values.append([_float32(total)])
+    module = adapter[name]
+    middle = module.rank * module.in_features
+    return {"A": _sha256(values[:middle], "<f"), "B_transposed": _sha256(values[middle:], "<f")}
+
+
+def _float32(value: float) -> float:
+    (rounded,) = struct.unpack("<f", struct.pack("<f", value))
+    return float(rounded)
+
+
+def _sha256(values: Iterable[Sequence[Any]], form: str) -> str:
+    return hashlib.sha256(b"".join(struct.pack(form, *value) for value in values)).hexdigest()
+
+
+def main(force: bool = False) -> int:
+    """Write what is missing; say what would differ."""
+    wanted = corpus()
+    changed = 0
+    for name, data in wanted.items():
+        path = HERE / name
+        path.parent.mkdir(exist_ok=True)
+        if path.exists() and path.read_bytes() != data and not force:
+            print(f"{name}: DIFFERS from what is made now")
+            changed = 1
+        elif not path.exists() or force:
+            path.write_bytes(data)
+    for path in HERE.glob("*/*.vblora"):
+        if path.relative_to(HERE).as_posix() not in wanted:
+            print(f"{path.relative_to(HERE)}: is not made any more")
+            changed = 1
+    print(f"{len(wanted) - 1} files, {sum(map(len, wanted.values()))} bytes with the verdicts")
+    return changed
+
+
+if __name__ == "__main__":
+    sys.exit(main("--force" in sys.argv[1:]))

@@ -1,0 +1,84 @@
+"""``vbfmt estimate``."""
+
+from __future__ import annotations
+
+import json
+
+import pytest
+
+from vbfmt.estimate.models import PRESETS
+from vbfmt.estimate.paper import rows
+
+
+def test_llama_2_7b_in_words(vbfmt):
+    result = vbfmt("estimate", "--model", "llama-2-7b", "--h", "2048")
+    assert result.code == 0
+    lines = result.out.splitlines()
+    assert lines[0].startswith("llama-2-7b: 224 linear layers (q_proj, ")
+    assert lines[1] == "N = 39,040 sub-vectors"
+    ours = next(line for line in lines if line.startswith("VB-LoRA")).split()
+    assert ours[-4:] == ["80,478,208", "602,368", "2.4", "MB"]
+    lora = next(line for line in lines if line.startswith("LoRA,")).split()
+    assert lora[-5:] == ["9,994,240", "9,994,240", "40.0", "MB", "17×"]
+    assert "b may be 16, 32, 64, 128, 256: divides 4096, 11008" in lines
+    assert result.err == (
+        "note: h = 2048 is above 256: every index takes 16 bits instead of 8, 78.1 kB more in all\n"
+    )
+
+
+def test_the_warning_comes_when_h_crosses_256(vbfmt):
+    for h, warned in ((256, False), (257, True)):
+        result = vbfmt("estimate", "--model", "roberta-base", "--h", h)
+        assert ("above 256" in result.err) == warned
+
+
+def test_in_numbers(vbfmt):
+    words = ("--model", "roberta-base", "--targets", "qv", "--h", 90, "--lora-rank", 8, "--json")
+    found = json.loads(vbfmt("estimate", *words).out)
+    assert (found["N"], found["b"], found["layers"]) == (576, 256, 24)
+    stored = {cost["method"]: cost["stored"] for cost in found["methods"]}
+    assert stored["VB-LoRA, h = 90, b = 256, k = 2, r = 4"] == 23904
+    assert stored["LoRA, r = 8"] == 294912
+    assert found["b_that_fit"][-1] == 768
+    assert found["b_suggested"] == 256
+
+
+@pytest.mark.parametrize("name", PRESETS)
+def test_every_preset(vbfmt, name):
+    assert vbfmt("estimate", "--model", name).code == 0
+
+
+def test_a_folder(vbfmt, tmp_path):
+    (tmp_path / "config.json").write_text(json.dumps(dict(PRESETS["gemma-7b"])))
+    one = json.loads(vbfmt("estimate", "--base", tmp_path, "--json").out)
+    other = json.loads(vbfmt("estimate", "--model", "gemma-7b", "--json").out)
+    assert one["methods"] == other["methods"]
+
+
+@pytest.mark.parametrize(
+    ("words", "code", "says"),
+    [
+        ((), 2, "give either --model or --base; models: roberta-base"),
+        (("--model", "gemma-7b", "--base", "."), 2, "give either"),
+        (("--model", "gpt-5"), 2, "is not one of roberta-base"),
+        (("--model", "gemma-7b", "--h", 0), 2, "--h"),
+        (("--model", "gemma-7b", "--h", 70000), 1, "expected 1 to 65536 vectors"),
+        (("--model", "gemma-7b", "--k", 300), 1, "k is out of range"),
+        (("--model", "llama-2-7b", "--b", 512), 1, "expected one of 1, 2, 4, 8, 16, 32, 64, 128,"),
+        (("--model", "gpt2-medium", "--targets", "qv"), 1, "some of c_attn, c_proj, c_fc"),
+        (("--base", "nowhere"), 1, "cannot read in nowhere"),
+    ],
+)
+def test_wrong_wishes(vbfmt, words, code, says):
+    result = vbfmt("estimate", *words)
+    assert result.code == code
+    assert says in result.err
+    assert result.out == ""
+    if code == 1:
+        assert result.err.count("\n") == 1
+
+
+def test_the_papers_tables(vbfmt):
+    result = vbfmt("estimate", "--paper")
+    assert result.code == 0
+    assert result.out.count("\n| ") == 1 + len(rows())

@@ -1,0 +1,145 @@
+"""``vbfmt inspect``: a page on a terminal, plain lines in a pipe."""
+
+from __future__ import annotations
+
+import dataclasses
+import os
+import re
+import subprocess
+import sys
+
+import pytest
+
+from tests.conftest import ROOT
+from vbfmt import load, save
+from vbfmt.cli.show import size
+from vbfmt.converters import peft
+
+ANSI = re.compile(r"\x1b\[[0-9;]*m")
+
+
+@pytest.fixture(scope="module")
+def trained(tmp_path_factory):
+    path = tmp_path_factory.mktemp("inspect") / "minilm.vblora"
+    save(peft.read(ROOT / "tests" / "data" / "minilm-vblora"), path)
+    return path
+
+
+def on_terminal(*words: object, columns: int = 80, **environment: str) -> str:
+    """What the command writes onto a terminal of that width."""
+    pty = pytest.importorskip("pty", reason="no pseudo-terminals on this system")
+    import fcntl
+    import struct
+    import termios
+
+    outer, inner = pty.openpty()
+    fcntl.ioctl(inner, termios.TIOCSWINSZ, struct.pack("HHHH", 50, columns, 0, 0))
+    kept = {
+        key: value
+        for key, value in os.environ.items()
+        if key not in ("COLUMNS", "LINES", "NO_COLOR", "FORCE_COLOR", "TTY_COMPATIBLE")
+    }
+    code = "from vbfmt.cli import main; main()"
+    process = subprocess.Popen(
+        [sys.executable, "-c", code, *map(str, words)],
+        stdout=inner,
+        env={**kept, "TERM": "xterm-256color", **environment},
+    )
+    os.close(inner)
+    written = b""
+    while True:
+        try:
+            piece = os.read(outer, 65536)
+        except OSError:  # Linux's way to say that the other side is closed
+            piece = b""
+        if not piece:
+            break
+        written += piece
+    os.close(outer)
+    assert process.wait() == 0
+    return written.decode().replace("\r\n", "\n")
+
+
+@pytest.mark.parametrize("columns", [60, 80, 120])
+def test_the_page_fits_the_terminal(trained, columns):
+    page = on_terminal("inspect", trained, columns=columns)
+    assert "\x1b[" in page
+    assert max(map(len, ANSI.sub("", page).splitlines())) <= columns
+
+
+@pytest.mark.parametrize("columns", [80, 120])
+def test_the_page_says_it_all(trained, columns):
+    text = ANSI.sub("", on_terminal("inspect", trained, columns=columns))
+    for word in (
+        size(trained.stat().st_size),
+        "sentence-transformers/all-MiniLM-L6-v2",
+        "h 64 · b 128 · k 2 · r 4 · N 1,320",
+        "vector bank",
+        "all 64 vectors are used",
+        "37 modules",
+        "6 of 384 → 1536",
+        "pooler.dense",
+    ):
+        assert word in text
+
+
+def test_wide_terminals_get_two_columns(trained):
+    def together(columns: int) -> bool:
+        text = ANSI.sub("", on_terminal("inspect", trained, columns=columns))
+        return any(
+            "Times that a vector" in line and "Largest weight of" in line
+            for line in text.splitlines()
+        )
+
+    assert together(120)
+    assert not together(80)
+
+
+def test_no_color_is_respected(trained):
+    """Codes 30 to 49 and 90 to 107 are colours; bold and dim stay."""
+
+    def colours(page: str) -> set[int]:
+        codes = {int(n) for code in ANSI.findall(page) for n in re.findall(r"\d+", code)}
+        return {code for code in codes if 30 <= code <= 49 or 90 <= code <= 107}
+
+    assert colours(on_terminal("inspect", trained))
+    assert not colours(on_terminal("inspect", trained, NO_COLOR="1"))
+
+
+def test_a_dumb_terminal_gets_plain_lines(trained, vbfmt):
+    page = on_terminal("inspect", trained, TERM="dumb")
+    assert page == vbfmt("inspect", trained).out
+
+
+def test_a_pipe_gets_plain_lines_that_are_complete(trained, vbfmt):
+    adapter = load(trained)
+    said = vbfmt("inspect", trained, "--modules").out
+    assert "\x1b" not in said
+    for what in ("unused vectors", "times selected", "most used", "load balance", "largest weight"):
+        assert len(re.findall(rf"^  {what} ", said, re.M)) == 1
+    for module in adapter:
+        assert f"\n  {module.name}  " in said
+
+
+def test_a_pipe_does_not_wait_for_rich(trained):
+    code = (
+        "import sys; sys.argv[1:] = ['inspect', sys.argv[1]]\n"
+        "from vbfmt.cli import main; main(); assert 'rich' not in sys.modules"
+    )
+    subprocess.run([sys.executable, "-c", code, trained], check=True, stdout=subprocess.PIPE)
+
+
+def test_names_from_files_are_no_markup(trained, tmp_path):
+    adapter = load(trained)
+    modules = tuple(
+        dataclasses.replace(module, name=f"{module.name}[red]:smile:") for module in adapter
+    )
+    odd = dataclasses.replace(
+        adapter, modules=modules, base_model="[bold]evil[/bold]\x1b[2J[link=x]y[/link]"
+    )
+    save(odd, tmp_path / "[red]x.vblora")
+    page = ANSI.sub("", on_terminal("inspect", tmp_path / "[red]x.vblora", columns=200))
+    assert "[bold]evil[/bold]\\x1b[2J[link=x]y[/link]" in page
+    assert "query[red]:smile:" in page
+    assert "[red]x.vblora" in page
+    assert "\x1b" not in page

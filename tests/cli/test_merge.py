@@ -1,0 +1,136 @@
+"""``vbfmt merge``, and ``vbfmt expand`` of several files."""
+
+from __future__ import annotations
+
+import json
+import os
+import pty
+import sys
+
+import pytest
+
+import vbfmt as library
+from tests.converters.merge.folders import SHAPES, adapter_of, save_base, tensors_in, weights_of
+from vbfmt.cli import merge as command
+from vbfmt.converters import safetensors
+
+
+@pytest.fixture
+def base(tmp_path):
+    return save_base(tmp_path / "base", weights_of(), side_files={"tokenizer.json": b"{}"})
+
+
+@pytest.fixture
+def files(tmp_path):
+    """Two packed adapters."""
+    paths = []
+    for seed in (1, 2):
+        paths.append(tmp_path / f"{seed}.vblora")
+        library.save(adapter_of(seed=seed), paths[-1])
+    return paths
+
+
+def test_it_says_how_many_modules_were_applied(vbfmt, base, files, tmp_path):
+    out = tmp_path / "out"
+    result = vbfmt("merge", files[0], "--base", base, "-o", out)
+    assert (result.code, result.err) == (0, "")
+    assert f"{out}: " in result.out
+    assert "4 of 4 modules applied" in result.out
+    assert "model.safetensors: " in result.out
+    assert "4 of 6 tensors changed" in result.out
+    assert "copied: config.json, tokenizer.json" in result.out
+    assert len(tensors_in(out)) == 6
+
+
+def test_a_dry_run_says_the_same_and_writes_nothing(vbfmt, base, files, tmp_path):
+    out = tmp_path / "out"
+    foretold = vbfmt("merge", files[0], "--base", base, "-o", out, "--dry-run")
+    assert foretold.code == 0
+    assert not out.exists()
+    done = vbfmt("merge", files[0], "--base", base, "-o", out)
+    assert foretold.out.replace("would be ", "") == done.out
+    again = vbfmt("merge", files[0], "--base", base, "-o", out, "--dry-run")
+    assert again.code == 1
+    assert "exists already" in again.err
+
+
+def test_json_is_for_scripts(vbfmt, base, files, tmp_path):
+    out = tmp_path / "out"
+    answer = json.loads(vbfmt("merge", files[0], "--base", base, "-o", out, "--json").out)
+    assert answer["written"] is True
+    assert answer["modules_applied"] == answer["modules"] == 4
+    assert sorted(answer["files"]["model.safetensors"]["changed"]) == [
+        f"{name}.weight" for name in sorted(SHAPES)
+    ]
+    assert answer["bytes"] == sum(path.stat().st_size for path in out.iterdir())
+
+
+def test_several_files_and_weights(vbfmt, base, files, tmp_path):
+    out = tmp_path / "out"
+    words = ("--weight", "0.5", "--weight", "-1")
+    assert vbfmt("merge", *files, "--base", base, "-o", out, *words).code == 0
+    record = json.loads((out / "vbfmt_merge.json").read_text())
+    assert [entry["weight"] for entry in record["adapters"]] == [0.5, -1.0]
+
+
+@pytest.mark.parametrize("name", ["merge", "expand"])
+def test_weights_for_other_than_all_files_are_wrong_usage(vbfmt, base, files, tmp_path, name):
+    where = ("--base", base) if name == "merge" else ()
+    result = vbfmt(name, *files, *where, "-o", tmp_path / "out", "--weight", "1")
+    assert result.code == 2
+    assert "1 --weight for 2 files" in result.err
+
+
+@pytest.mark.parametrize(
+    ("change", "words"),
+    [
+        (lambda base: (base / "model.safetensors").unlink(), "no base model"),
+        (lambda base: (base / "model.safetensors").write_bytes(b"no"), "not a safetensors file"),
+        (lambda base: (base / "config.json").write_text("{"), "not sound JSON"),
+        (lambda base: (base / "adapter_config.json").write_text("{}"), "holds an adapter"),
+    ],
+)
+def test_what_is_wrong_is_one_line(vbfmt, base, files, tmp_path, change, words):
+    change(base)
+    result = vbfmt("merge", files[0], "--base", base, "-o", tmp_path / "out")
+    assert result.code == 1
+    assert result.out == ""
+    assert result.err.startswith("error: ")
+    assert result.err.count("\n") == 1
+    assert words in result.err
+    assert not (tmp_path / "out").exists()
+
+
+def test_a_terminal_gets_bytes_and_rate(monkeypatch, capfd):
+    ours, theirs = pty.openpty()
+    monkeypatch.setattr(sys, "stderr", os.fdopen(theirs, "w"))
+    with command._progress(2_000_000) as told:
+        told(1_000_000)
+        told(1_000_000)
+    sys.stderr.flush()
+    shown = os.read(ours, 10_000).decode()
+    assert "2.0 MB of 2.0 MB" in shown
+    assert "/s" in shown
+
+
+def test_a_pipe_gets_no_bar():
+    with command._progress(10) as told:
+        assert told is None
+
+
+def test_expand_adds_ranks(vbfmt, files, tmp_path):
+    result = vbfmt("expand", *files, "-o", tmp_path / "lora")
+    assert result.code == 0
+    assert "LoRA of rank 4" in result.out
+    tensors = safetensors.read(tmp_path / "lora" / "adapter_model.safetensors").tensors
+    assert {min(tensor.shape) for tensor in tensors.values()} == {4}
+
+
+def test_expand_reduces_the_rank_and_says_what_is_lost(vbfmt, files, tmp_path):
+    result = vbfmt("expand", *files, "--weight", "1", "--weight", "0.1", "-o", tmp_path / "lora",
+                   "--rank", "2")  # fmt: skip
+    assert result.code == 0
+    assert "LoRA of rank 2" in result.out
+    lost = dict(line.split() for line in result.out.splitlines() if line.startswith("  model."))
+    assert set(lost) == set(SHAPES)
+    assert all(0 < float(share) < 0.2 for share in lost.values())

@@ -1,0 +1,87 @@
+"""``vbfmt plot``."""
+
+from __future__ import annotations
+
+import sys
+
+import pytest
+
+
+@pytest.mark.parametrize("kind", ["png", "svg", "html"])
+def test_a_picture_of_each_kind(vbfmt, packed, tmp_path, kind):
+    pytest.importorskip("matplotlib")
+    result = vbfmt("plot", packed, "-o", tmp_path / f"x.{kind}")
+    assert (result.code, result.err) == (0, "")
+    starts = {"png": b"\x89PNG", "svg": b"<?xml", "html": b"<!DOCTYPE html>"}
+    assert (tmp_path / f"x.{kind}").read_bytes().startswith(starts[kind])
+
+
+def test_one_figure_and_a_file_from_before(vbfmt, packed, tmp_path):
+    pytest.importorskip("matplotlib")
+    out = tmp_path / "x.html"
+    assert vbfmt("plot", packed, "-o", out, "--figure", "selection", "--before", packed).code == 0
+    assert "100% of the selections are as before" in out.read_text("utf-8")
+    assert 'id="norms"' not in out.read_text("utf-8")
+
+
+def test_nothing_is_overwritten_unless_asked_for(vbfmt, packed, tmp_path):
+    pytest.importorskip("matplotlib")
+    out = tmp_path / "x.png"
+    out.write_text("mine")
+    refused = vbfmt("plot", packed, "-o", out)
+    assert (refused.code, out.read_text()) == (1, "mine")
+    assert vbfmt("plot", packed, "-o", out, "--figure", "usage", "--force").code == 0
+    assert out.read_bytes().startswith(b"\x89PNG")
+
+
+def test_without_matplotlib_one_line_says_what_to_install(vbfmt, packed, tmp_path, monkeypatch):
+    for name in [name for name in sys.modules if name.startswith("vbfmt.plot")]:
+        monkeypatch.delitem(sys.modules, name)
+    monkeypatch.delattr("vbfmt.plot", raising=False)
+    hidden = [name for name in sys.modules if name.partition(".")[0] == "matplotlib"]
+    for name in hidden:
+        monkeypatch.delitem(sys.modules, name)
+    monkeypatch.setattr(sys, "meta_path", [_NoMatplotlib(), *sys.meta_path])
+    result = vbfmt("plot", packed, "-o", tmp_path / "y.png")
+    assert result.code == 1
+    assert result.err == (
+        "error: pictures need matplotlib, which is not installed; pip install 'vbfmt[plot]'\n"
+    )
+    assert not (tmp_path / "y.png").exists()
+
+
+class _NoMatplotlib:
+    """As if it were not installed."""
+
+    def find_spec(self, name, path=None, target=None):
+        if name.partition(".")[0] == "matplotlib":
+            raise ModuleNotFoundError(f"No module named {name!r}", name=name)
+
+
+def test_wrong_wishes_are_one_line_and_leave_nothing(vbfmt, packed, tmp_path):
+    pytest.importorskip("matplotlib")
+    before = sorted(path.name for path in tmp_path.iterdir())
+    for words in (
+        (packed, "-o", tmp_path / "x.pdf"),
+        (packed, "-o", tmp_path / "x.png", "--figure", "no"),
+        (packed, "-o", tmp_path / "x.png", "--before", tmp_path / "none.vblora"),
+        (tmp_path / "none.vblora", "-o", tmp_path / "x.png"),
+        (packed, "-o", tmp_path / "no" / "x.png", "--figure", "usage"),
+    ):
+        result = vbfmt("plot", *words)
+        assert result.code == 1, words
+        assert result.err.startswith("error: ")
+        assert result.err.count("\n") == 1
+    assert sorted(path.name for path in tmp_path.iterdir()) == before
+
+
+def test_other_adapters_are_not_a_time_before(vbfmt, packed, tmp_path):
+    pytest.importorskip("matplotlib")
+    from tests.plot.conftest import made
+    from vbfmt import save
+
+    save(made(), tmp_path / "other.vblora")
+    result = vbfmt("plot", packed, "-o", tmp_path / "x.png", "--before", tmp_path / "other.vblora")
+    assert result.code == 1
+    assert "other.vblora" in result.err
+    assert "--before wants the same model" in result.err

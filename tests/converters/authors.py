@@ -1,0 +1,103 @@
+"""The authors' NLU models, made again: what their code computes and how it is saved.
+
+After leo-yangli/VB-LoRA: NLU/vblora/vblora.py for the layer, RobertaModel.__init__ of
+NLU/NLU/src/transformers/models/roberta/modeling_roberta.py for the tied bank.
+"""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import torch
+from torch import nn
+from transformers import RobertaConfig, RobertaForSequenceClassification
+
+SIZES = {
+    "hidden_size": 32,
+    "intermediate_size": 64,
+    "num_hidden_layers": 2,
+    "num_attention_heads": 4,
+    "vocab_size": 64,
+    "max_position_embeddings": 40,
+    "num_labels": 3,
+}
+H, B, K, RANK = 12, 8, 3, 4
+"""Here in_features / b = 4 = rank in every module but the feed-forward ones: no shape can tell."""
+
+PLACES = {
+    "query": "attention.self.query",
+    "key": "attention.self.key",
+    "value": "attention.self.value",
+    "intermediate": "intermediate.dense",
+    "layer.output": "output.dense",
+    "attention.output": "attention.output.dense",
+}
+"""Their ``vb_module`` words → where the layer stands in an encoder layer."""
+
+
+class VBLinear(nn.Linear):
+    """A linear layer that adds x·A·B, both factors composed from logits of (tiles, rank, h)."""
+
+    def __init__(self, linear: nn.Linear, bank: nn.Parameter, rank: int, k: int) -> None:
+        super().__init__(linear.in_features, linear.out_features)
+        self.load_state_dict(linear.state_dict())
+        h, b = bank.shape
+        self.vector_bank = bank
+        self.logits_A = nn.Parameter(torch.randn(linear.in_features // b, rank, h))
+        self.logits_B = nn.Parameter(torch.randn(linear.out_features // b, rank, h))
+        self.k = k
+
+    def factors(self) -> tuple[torch.Tensor, torch.Tensor]:
+        """A (in, rank) and B (rank, out)."""
+        a, b = self._composed(self.logits_A), self._composed(self.logits_B)
+        rank = a.shape[1]
+        return a.transpose(1, 2).reshape(-1, rank), b.transpose(0, 1).reshape(rank, -1)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        a, b = self.factors()
+        return super().forward(x) + x @ a @ b
+
+    def _composed(self, logits: torch.Tensor) -> torch.Tensor:
+        top, chosen = torch.topk(logits, self.k, dim=-1)
+        weights = torch.softmax(top, dim=-1)[..., None]
+        return torch.sum(weights * self.vector_bank[chosen], dim=-2)
+
+
+def base_model() -> RobertaForSequenceClassification:
+    torch.manual_seed(0)
+    return RobertaForSequenceClassification(RobertaConfig(**SIZES)).eval()
+
+
+def model(words: str = ",".join(PLACES), *, rank: int = RANK) -> RobertaForSequenceClassification:
+    """The base with their layer in it, and a head that has moved."""
+    result = base_model()
+    torch.manual_seed(1)
+    bank = nn.Parameter(torch.empty(H, B).uniform_(-0.5, 0.5))
+    result.roberta.vector_bank = bank
+    for layer in result.roberta.encoder.layer:
+        for word in words.split(","):
+            owner, _, leaf = PLACES[word].rpartition(".")
+            parent = layer.get_submodule(owner)
+            setattr(parent, leaf, VBLinear(getattr(parent, leaf), bank, rank, K))
+    for parameter in result.classifier.parameters():
+        parameter.data += 0.1 * torch.randn_like(parameter)
+    return result.eval()
+
+
+def saved(folder: Path, vb: RobertaForSequenceClassification, **config: object) -> Path:
+    """Their ``trainer.save_model``: everything in one pickle, and the config."""
+    folder.mkdir(exist_ok=True)
+    torch.save(vb.state_dict(), folder / "pytorch_model.bin")
+    said = {
+        "_name_or_path": "roberta-tiny",
+        "architectures": ["RobertaForSequenceClassification"],
+        "num_hidden_layers": SIZES["num_hidden_layers"],
+        "num_vectors": H,
+        "vector_length": B,
+        "rank": RANK,
+        "topk": K,
+        **config,
+    }
+    (folder / "config.json").write_text(json.dumps(said))
+    return folder

@@ -1,0 +1,122 @@
+"""W + B·A against float64, element by element."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from tests.converters.merge.folders import tensor_of
+from vbfmt import errors
+from vbfmt.converters.merge import arithmetic
+from vbfmt.tensors import Tensor, numpy_dtype
+
+DTYPES = ("F32", "BF16", "F16", "F64")
+
+
+def merged(weight: Tensor, a, b, dtype, *, transposed=False):
+    pieces = arithmetic.merged("w", weight, (a, b), dtype, transposed=transposed)
+    data = b"".join(piece().tobytes() for piece in pieces)
+    return np.frombuffer(data, numpy_dtype(dtype)).reshape(weight.shape)
+
+
+def exact(weight: Tensor, a, b):
+    """W + B·A in float64, and how far float32 arithmetic may be from it."""
+    wide = weight.numpy().astype(np.float64)
+    a, b = a.astype(np.float64), b.astype(np.float64)
+    total = wide + b @ a
+    noise = 2.0**-23 * ((len(a) + 2) * (np.abs(b) @ np.abs(a)) + np.abs(total))
+    return total, noise
+
+
+def rounded(values, dtype):
+    """float64 rounded once to nearest even, by way of integers of the dtype's own spacing."""
+    if dtype == "F64":
+        return values
+    bits, least = {"F32": (24, -149), "F16": (11, -24), "BF16": (8, -133)}[dtype]
+    exponent = np.maximum(np.frexp(values)[1] - bits, least)
+    return np.ldexp(np.rint(np.ldexp(values, -exponent)), exponent)
+
+
+def assert_right(found, total, noise, dtype):
+    """Every element is the rounded float64 result; near a rounding boundary, one of the two."""
+    found = found.astype(np.float64)
+    low, high = rounded(total - noise, dtype), rounded(total + noise, dtype)
+    assert ((low <= found) & (found <= high)).all()
+    clear = low == high
+    np.testing.assert_array_equal(found[clear], rounded(total, dtype)[clear])
+    return clear.mean()
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
+@pytest.mark.parametrize("transposed", [False, True])
+def test_every_element_is_the_float64_result_rounded_once(dtype, transposed):
+    random = np.random.default_rng(0)
+    a = random.standard_normal((4, 1500)).astype(np.float32)
+    b = random.standard_normal((700, 4)).astype(np.float32)
+    shape = (1500, 700) if transposed else (700, 1500)
+    weight = tensor_of(random.standard_normal(shape), dtype)
+    found = merged(weight, a, b, dtype, transposed=transposed)
+    total, noise = exact(tensor_of(weight.numpy().T, dtype) if transposed else weight, a, b)
+    clear = assert_right(found.T if transposed else found, total, noise, dtype)
+    assert clear > 0.95 or dtype in ("F32", "F64")
+
+
+@given(
+    rows=st.integers(1, 40),
+    columns=st.sampled_from([1, 7, 64, 70_000]),
+    rank=st.sampled_from([1, 3, 8, 300]),
+    given=st.sampled_from(DTYPES),
+    wanted=st.sampled_from(DTYPES),
+    seed=st.integers(0, 2**32 - 1),
+)
+def test_any_shape_rank_and_dtypes(rows, columns, rank, given, wanted, seed):
+    rows, rank = (2, min(rank, 3)) if columns > 1000 else (rows, rank)
+    random = np.random.default_rng(seed)
+    a = random.standard_normal((rank, columns)).astype(np.float32)
+    b = random.standard_normal((rows, rank)).astype(np.float32)
+    weight = tensor_of(random.standard_normal((rows, columns)), given)
+    assert_right(merged(weight, a, b, wanted), *exact(weight, a, b), wanted)
+
+
+@given(
+    given=st.sampled_from(DTYPES),
+    wanted=st.sampled_from(DTYPES),
+    values=st.lists(st.floats(-60000, 60000), min_size=1, max_size=50),
+)
+def test_conversion_rounds_once(given, wanted, values):
+    tensor = tensor_of(np.array(values), given)
+    data = b"".join(p().tobytes() for p in arithmetic.converted("w", tensor, wanted))
+    found = np.frombuffer(data, numpy_dtype(wanted)).astype(np.float64)
+    np.testing.assert_array_equal(found, rounded(tensor.numpy().astype(np.float64), wanted))
+
+
+@pytest.mark.parametrize("value", [1 + 2**-8 + 2**-40, -1 - 2**-8 - 2**-40, 1 + 2**-8 - 2**-40])
+def test_float64_is_not_rounded_to_bfloat16_by_way_of_float32(value):
+    (piece,) = arithmetic.converted("w", tensor_of(np.array([value]), "F64"), "BF16")
+    found = piece().view(numpy_dtype("BF16")).astype(np.float64)
+    assert found == rounded(np.array([value]), "BF16")
+    assert abs(found) == (1 + 2**-7 if abs(value) > 1 + 2**-8 else 1)
+
+
+def test_pieces_come_in_order_and_whole():
+    random = np.random.default_rng(0)
+    tensor = tensor_of(random.standard_normal(3_000_000), "F32")
+    pieces = list(arithmetic.converted("w", tensor, "BF16"))
+    assert len(pieces) > 3
+    data = b"".join(piece().tobytes() for piece in pieces)
+    assert data == tensor.numpy().astype(numpy_dtype("BF16")).tobytes()
+
+
+@pytest.mark.parametrize("value", [np.nan, np.inf, -np.inf])
+def test_a_weight_that_is_not_finite_stays_so(value):
+    weight = tensor_of(np.array([[value, 1.0]]), "F16")
+    found = merged(weight, np.ones((1, 2), "f4"), np.ones((1, 1), "f4"), "F16")
+    np.testing.assert_array_equal(found, np.array([[value, 2.0]], np.float16))
+
+
+def test_a_weight_that_leaves_the_range_of_float16_is_refused():
+    weight = tensor_of(np.array([[60000.0, 1.0]]), "F32")
+    with pytest.raises(errors.TargetError, match="too large for float16: w; give --dtype"):
+        merged(weight, np.ones((1, 2), "f4"), np.full((1, 1), 9000, "f4"), "F16")

@@ -1,0 +1,168 @@
+"""Killed at any moment, out of room at any byte: the whole folder is there, or nothing is."""
+
+from __future__ import annotations
+
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from tests.converters.merge.folders import (
+    adapter_of,
+    others_beside,
+    save_base,
+    tensor_of,
+    tensors_in,
+)
+from vbfmt import Adapter, errors
+from vbfmt.converters import merge
+
+pytestmark = pytest.mark.skipif(sys.platform == "win32", reason="signals and limits of POSIX")
+
+SIZE = (1024, 2048)
+LAYERS = 6
+MERGE = """
+import sys
+from tests.converters.merge.test_faults import adapter
+from vbfmt.converters import merge
+base, out, seed = sys.argv[1:]
+plan = merge.plan(adapter(int(seed)), base)
+print("ready", flush=True)
+merge.write(plan, out, overwrite=True)
+"""
+
+
+def adapter(seed: int) -> Adapter:
+    return adapter_of({f"layers.{n}.q": SIZE for n in range(LAYERS)}, seed=seed, b=64)
+
+
+@pytest.fixture(scope="module")
+def base(tmp_path_factory):
+    random = np.random.default_rng(0)
+    tensors = {
+        f"layers.{n}.q.weight": tensor_of(random.standard_normal(SIZE)) for n in range(LAYERS)
+    }
+    return save_base(tmp_path_factory.mktemp("of") / "base", tensors, shards=2)
+
+
+@pytest.fixture(scope="module")
+def whole(base, tmp_path_factory):
+    """What the output holds for each of two adapters, and how long one takes."""
+    found = []
+    for seed in (0, 1):
+        out = tmp_path_factory.mktemp("whole") / "out"
+        start = time.perf_counter()
+        merge.write(merge.plan(adapter(seed), base), out)
+        found.append(content(out))
+    return found, time.perf_counter() - start
+
+
+def content(folder: Path) -> dict[str, bytes]:
+    return {path.name: path.read_bytes() for path in sorted(folder.iterdir())}
+
+
+def start(base, out, seed) -> subprocess.Popen[str]:
+    process = subprocess.Popen(
+        [sys.executable, "-c", MERGE, base, out, str(seed)],
+        stdout=subprocess.PIPE,
+        text=True,
+        cwd=Path(__file__).parents[3],
+    )
+    assert process.stdout is not None
+    assert process.stdout.readline() == "ready\n"
+    return process
+
+
+def kill_many(base, whole, out, times):
+    """Kill runs that replace one adapter's output by the other's; how often each was found."""
+    contents, duration = whole
+    random = np.random.default_rng(0)
+    seen = {"nothing": 0, "old": 0, "new": 0}
+    before, seed = None, 0
+    for _ in range(times):
+        process = start(base, out, seed)
+        time.sleep(random.uniform(0, 1.5 * duration))
+        process.send_signal(signal.SIGKILL)
+        process.wait()
+        process.stdout.close()
+        found = content(out) if out.exists() else None
+        assert found in (before, contents[seed]), "a partial output"
+        if found == contents[seed]:
+            seen["new"] += 1
+            before, seed = contents[seed], 1 - seed
+        else:
+            seen["nothing" if found is None else "old"] += 1
+    return seen
+
+
+def test_killed_at_any_moment_and_the_next_run_cleans_up(base, whole, tmp_path):
+    kill_many(base, whole, tmp_path / "out", 5)
+    assert start(base, tmp_path / "out", 0).wait() == 0
+    assert content(tmp_path / "out") == whole[0][0]
+    assert others_beside(tmp_path / "out") == []
+
+
+@pytest.mark.slow
+def test_killed_at_sixty_moments(base, whole, tmp_path):
+    seen = kill_many(base, whole, tmp_path / "out", 60)
+    assert seen["nothing"] + seen["old"] >= 5
+    assert seen["new"] >= 5
+    assert start(base, tmp_path / "out", 0).wait() == 0
+    assert others_beside(tmp_path / "out") == []
+
+
+@pytest.mark.parametrize("share", [i / 11 for i in range(11)] + [0.999999])
+def test_out_of_room_at_any_byte(base, tmp_path, share):
+    limit = int(share * (LAYERS // 2) * SIZE[0] * SIZE[1] * 4)
+    script = (
+        f"import resource; resource.setrlimit(resource.RLIMIT_FSIZE, ({limit}, {limit}))\n"
+        "import sys; from vbfmt.cli import main; main()"
+    )
+    packed = tmp_path / "a.vblora"
+    import vbfmt
+
+    vbfmt.save(adapter(0), packed)
+    out = tmp_path / "out"
+    command = [sys.executable, "-c", script, "merge", packed, "--base", base, "-o", out]
+    done = subprocess.run(command, capture_output=True, text=True)
+    assert done.returncode == 1
+    assert done.stderr.startswith(f"error: cannot write in {out}/")
+    assert done.stderr.count("\n") == 1
+    assert "File too large" in done.stderr
+    assert others_beside(out) == ["a.vblora"]
+    assert not out.exists()
+
+
+def test_a_run_leaves_the_folder_of_a_living_one_alone(base, tmp_path):
+    """Two runs for one output: the later sweeps nothing of the earlier, and both end whole."""
+    out = tmp_path / "out"
+    processes = [start(base, out, seed) for seed in (0, 1, 0)]
+    codes = [process.wait() for process in processes]
+    assert 0 in codes
+    assert len(tensors_in(out)) == LAYERS
+    assert others_beside(out) == []
+
+
+def test_an_error_while_writing_leaves_nothing(base, tmp_path, monkeypatch):
+    from vbfmt.converters.merge import folder
+
+    def fails(*args, **options):
+        raise errors.TargetError("no", part="piece")
+
+    monkeypatch.setattr(folder.arithmetic, "merged", fails)
+    with pytest.raises(errors.TargetError):
+        merge.write(merge.plan(adapter(0), base), tmp_path / "out")
+    assert os.listdir(tmp_path) == []
+
+
+def test_an_interrupt_leaves_nothing(base, tmp_path):
+    process = start(base, tmp_path / "out", 0)
+    process.send_signal(signal.SIGINT)
+    process.wait()
+    assert process.returncode != 0 or (tmp_path / "out").exists()
+    assert all(not name.endswith(".partial") for name in os.listdir(tmp_path))

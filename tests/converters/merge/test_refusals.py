@@ -1,0 +1,313 @@
+"""What is not merged into: the reason in one line, and nothing written."""
+
+from __future__ import annotations
+
+import json
+
+import numpy as np
+import pytest
+
+import vbfmt
+from tests.converters.merge.folders import (
+    adapter_of,
+    others_beside,
+    save_base,
+    tensor_of,
+    weights_of,
+)
+from vbfmt import errors
+from vbfmt.converters import merge, safetensors
+from vbfmt.converters.merge import refusals
+
+COMMIT = "0123456789abcdef0123456789abcdef01234567"
+
+
+@pytest.fixture
+def base(tmp_path):
+    return save_base(tmp_path / "base", weights_of())
+
+
+@pytest.fixture
+def sharded(tmp_path):
+    return save_base(tmp_path / "base", weights_of(), shards=2)
+
+
+def refused(base, words, adapter=None, kind=errors.SourceError, **options):
+    with pytest.raises(kind) as caught:
+        merge.plan(adapter or adapter_of(), base, **options)
+    message = str(caught.value)
+    assert "\n" not in message
+    for word in words:
+        assert word in message
+    return message
+
+
+def change_index(folder, change):
+    path = folder / "model.safetensors.index.json"
+    index = json.loads(path.read_text())
+    change(index["weight_map"])
+    path.write_text(json.dumps(index))
+
+
+@pytest.mark.parametrize("method", ["bitsandbytes", "gptq", "awq", "fp8"])
+def test_a_base_whose_config_says_quantised(tmp_path, method):
+    config = {"quantization_config": {"quant_method": method}}
+    folder = save_base(tmp_path / "base", weights_of(), config=config)
+    refused(folder, ["quantised", method, "full precision"])
+
+
+@pytest.mark.parametrize(
+    "name", ["qweight", "SCB", "weight_scale_inv", "weight.absmax", "weight.quant_state.nf4"]
+)
+def test_a_base_whose_tensors_say_quantised(tmp_path, name):
+    tensors = weights_of() | {f"model.layers.0.q.{name}": tensor_of(np.ones(4))}
+    refused(save_base(tmp_path / "base", tensors), ["quantised", name])
+
+
+def test_a_base_in_fp8(tmp_path):
+    tensors = weights_of(dtype="F8_E4M3")
+    refused(save_base(tmp_path / "base", tensors), ["quantised", "F8_E4M3", "layers.0"])
+
+
+def test_a_base_of_other_shapes(tmp_path):
+    tensors = weights_of() | {"model.layers.1.k.weight": tensor_of(np.ones((8, 20)))}
+    message = refused(
+        save_base(tmp_path / "base", tensors), ["model.layers.1.k.weight", "does not fit"]
+    )
+    assert "found [8, 20], expected [8, 24]" in message
+
+
+def test_a_trained_tensor_of_another_shape(tmp_path, base):
+    adapter = adapter_of(tensors={"model.norm.weight": tensor_of(np.ones(20))})
+    refused(base, ["trained tensor", "model.norm.weight", "[24]", "[20]"], adapter)
+
+
+def test_an_adapter_of_another_model(base):
+    refused(base, ["0 of 1 modules applied", "h.0.c_attn"], adapter_of({"h.0.c_attn": (48, 16)}))
+
+
+def test_a_base_that_has_the_adapter_already(tmp_path, base):
+    merge.write(merge.plan(adapter_of(), base), tmp_path / "out")
+    refused(tmp_path / "out", ["merged into the base already", vbfmt.digest(adapter_of())])
+
+
+@pytest.mark.parametrize("lost", ["vbfmt_merge.json", "metadata"])
+def test_either_record_of_a_merge_is_enough(tmp_path, base, lost):
+    out = tmp_path / "out"
+    merge.write(merge.plan(adapter_of(), base), out)
+    if lost == "metadata":
+        tensors = {
+            name: tensor_of(tensor.numpy().copy())
+            for name, tensor in safetensors.read(out / "model.safetensors").tensors.items()
+        }
+        (out / "model.safetensors").unlink()
+        safetensors.write_tensors(out / "model.safetensors", tensors)
+    else:
+        (out / lost).unlink()
+    refused(out, ["merged into the base already"])
+
+
+def test_another_adapter_may_follow_and_both_are_remembered(tmp_path, base):
+    merge.write(merge.plan(adapter_of(seed=1), base), tmp_path / "one")
+    merge.write(merge.plan(adapter_of(seed=2), tmp_path / "one"), tmp_path / "two")
+    digests = [vbfmt.digest(adapter_of(seed=seed)) for seed in (1, 2)]
+    record = json.loads((tmp_path / "two" / "vbfmt_merge.json").read_text())
+    assert [entry["digest"] for entry in record["adapters"]] == digests
+    for seed in (1, 2):
+        refused(tmp_path / "two", ["already"], adapter_of(seed=seed))
+
+
+def test_one_adapter_given_twice(base):
+    refused(base, ["given twice"], [adapter_of(), adapter_of()], errors.TargetError)
+
+
+def test_two_heads_of_one_name(base):
+    heads = [adapter_of(seed=n, tensors={"score.weight": tensor_of([n])}) for n in (1, 2)]
+    refused(base, ["two adapters", "score.weight"], heads)
+
+
+def test_adapters_of_two_shapes(base):
+    refused(base, ["do not fit each other", "layers.0.q"], [
+        adapter_of(),
+        adapter_of({"model.layers.0.q": (24, 16)}),
+    ])  # fmt: skip
+
+
+@pytest.mark.parametrize("weights", [[1.0, 2.0], [float("nan")], [float("inf")]])
+def test_weights_that_do_not_fit(base, weights):
+    refused(base, ["--weight"], kind=errors.TargetError, weights=weights)
+
+
+def test_a_folder_that_holds_an_adapter(base):
+    (base / "adapter_config.json").write_text("{}")
+    refused(base, ["holds an adapter", "adapter_config.json"])
+
+
+@pytest.mark.parametrize("config", [{"tie_word_embeddings": True}, {}])
+def test_a_head_that_is_tied_to_the_embedding(tmp_path, config):
+    embedding = weights_of()["model.embed.weight"]
+    folder = save_base(
+        tmp_path / "base",
+        weights_of() | {"lm_head.weight": embedding},
+        config={"vocab_size": 32, **config},
+    )
+    refused(folder, ["keeps equal", "lm_head.weight", "model.embed.weight"], adapter_of(
+        {"lm_head": (32, 24), "model.layers.0.q": (16, 24)}
+    ))  # fmt: skip
+
+
+def test_a_trained_head_for_a_base_that_ties_it(tmp_path):
+    folder = save_base(
+        tmp_path / "base", weights_of(), config={"vocab_size": 32, "tie_word_embeddings": True}
+    )
+    adapter = adapter_of(tensors={"lm_head.weight": tensor_of(np.ones((32, 24)))})
+    refused(folder, ["keeps equal", "lm_head.weight", "untie"], adapter)
+
+
+def test_a_head_of_its_own_is_merged(tmp_path):
+    head = {"lm_head.weight": tensor_of(np.ones((32, 24)))}
+    folder = save_base(tmp_path / "base", weights_of() | head, config={"vocab_size": 32})
+    plan = merge.plan(adapter_of({"lm_head": (32, 24)}), folder)
+    assert plan.layout.applied == 1
+
+
+def test_no_folder_no_weights(tmp_path, base):
+    refused(tmp_path / "nowhere", ["no base model", "nothing"])
+    refused(base / "config.json", ["no base model", "a file"])
+    (base / "model.safetensors").unlink()
+    refused(base, ["no base model", "config.json", "pytorch_model.bin"])
+
+
+def test_a_shard_cut_off(sharded):
+    path = sharded / "model-00002-of-00002.safetensors"
+    path.write_bytes(path.read_bytes()[:-100])
+    refused(sharded, ["cut off", path.name])
+
+
+def test_a_shard_missing(sharded):
+    (sharded / "model-00002-of-00002.safetensors").unlink()
+    refused(sharded, ["a shard is missing", "model-00002-of-00002.safetensors"])
+
+
+def test_a_tensor_missing(sharded):
+    change_index(sharded, lambda m: m.update({"gone": "model-00002-of-00002.safetensors"}))
+    refused(sharded, ["a tensor is missing", "gone", "model-00002-of-00002.safetensors"])
+
+
+def test_a_tensor_that_no_index_names(sharded):
+    change_index(sharded, lambda places: places.pop("model.norm.weight"))
+    refused(sharded, ["the index does not name", "model.norm.weight"])
+
+
+def test_a_tensor_in_two_shards(sharded):
+    first = sharded / "model-00001-of-00002.safetensors"
+    second = sharded / "model-00002-of-00002.safetensors"
+    tensors = dict(safetensors.read(second).tensors)
+    name = next(iter(safetensors.read(first).tensors))
+    tensors = {n: tensor_of(t.numpy().copy()) for n, t in tensors.items()}
+    second.unlink()
+    safetensors.write_tensors(second, tensors | {name: tensor_of(np.ones(3))})
+    refused(sharded, ["one tensor in two shards", name])
+
+
+def test_a_tensor_named_twice_in_the_index(sharded):
+    path = sharded / "model.safetensors.index.json"
+    text = path.read_text()
+    entry = '"model.norm.weight": "model-00001-of-00002.safetensors", '
+    path.write_text(text.replace('"weight_map": {', '"weight_map": {' + entry))
+    refused(sharded, ["'model.norm.weight' twice", path.name])
+
+
+@pytest.mark.parametrize("name", ["../x.safetensors", "/etc/x.safetensors", "a\\b.safetensors", 7])
+def test_an_index_that_leads_out_of_the_folder(sharded, name):
+    change_index(sharded, lambda places: places.update({"model.norm.weight": name}))
+    refused(sharded, ["a shard outside the folder", "model.norm.weight"])
+
+
+def test_output_inside_the_base(base):
+    plan = merge.plan(adapter_of(), base)
+    for path in (base, base / "out", base / ".." / "base" / "deep" / "out"):
+        with pytest.raises(errors.TargetError, match="inside the base"):
+            merge.write(plan, path, overwrite=True)
+    assert sorted(path.name for path in base.iterdir()) == ["config.json", "model.safetensors"]
+
+
+def test_a_disk_too_small(tmp_path, base, monkeypatch):
+    usage = type("Usage", (), {"free": 1000})
+    monkeypatch.setattr(refusals.shutil, "disk_usage", lambda path: usage)
+    with pytest.raises(errors.StorageError, match=r"not enough room .* found 1000 bytes"):
+        merge.write(merge.plan(adapter_of(), base), tmp_path / "out")
+    assert others_beside(tmp_path / "out") == ["base"]
+
+
+def test_what_exists_is_replaced_only_when_asked_for(tmp_path, base):
+    out = tmp_path / "out"
+    plan = merge.plan(adapter_of(), base)
+    merge.write(plan, out)
+    before = (out / "model.safetensors").read_bytes()
+    other = merge.plan(adapter_of(seed=5), base)
+    with pytest.raises(errors.OutputExistsError):
+        merge.write(other, out)
+    assert (out / "model.safetensors").read_bytes() == before
+    merge.write(other, out, overwrite=True)
+    assert (out / "model.safetensors").read_bytes() != before
+    assert others_beside(out) == ["base"]
+
+
+@pytest.mark.parametrize("stranger", ["notes.txt", "gguf/model.gguf"])
+def test_a_folder_with_somebodys_files_is_never_replaced(tmp_path, base, stranger):
+    out = tmp_path / "out"
+    plan = merge.plan(adapter_of(), base)
+    merge.write(plan, out)
+    (out / stranger).parent.mkdir(exist_ok=True)
+    (out / stranger).write_text("mine")
+    with pytest.raises(errors.TargetError, match=f"not replaced in .*: found {stranger}"):
+        merge.write(plan, out, overwrite=True)
+    assert (out / stranger).read_text() == "mine"
+
+
+def test_a_folder_that_no_merge_wrote_is_never_replaced(tmp_path, base):
+    out = tmp_path / "out"
+    out.mkdir()
+    (out / "thesis.tex").write_text("years of work")
+    with pytest.raises(errors.TargetError, match="not replaced"):
+        merge.write(merge.plan(adapter_of(), base), out, overwrite=True)
+    assert (out / "thesis.tex").read_text() == "years of work"
+
+
+@pytest.fixture
+def cached(tmp_path):
+    """A base in a cache as huggingface_hub keeps it."""
+    home = tmp_path / "models--a--b"
+    (home / "refs").mkdir(parents=True)
+    (home / "refs" / "main").write_text(COMMIT)
+    return save_base(home / "snapshots" / COMMIT, weights_of())
+
+
+@pytest.mark.parametrize(
+    ("model", "revision", "warned"),
+    [
+        ("a/b", COMMIT, None),
+        ("a/b", "main", None),
+        (None, None, None),
+        ("a/b", "v2", "revision v2"),
+        ("a/b", COMMIT[::-1], f"revision {COMMIT[::-1]}"),
+        ("a/c", "main", "a/c"),
+        ("a/b", "../../../main", "revision ../../../main"),
+    ],
+)
+def test_a_base_of_another_revision(cached, model, revision, warned):
+    adapter = adapter_of(base_model=model, base_revision=revision)
+    plan = merge.plan(adapter, cached)
+    assert len(plan.notices) == (warned is not None)
+    if warned:
+        assert warned in plan.notices[0]
+        refused(cached, ["not the base that the adapter names", warned], adapter, strict=True)
+    else:
+        merge.plan(adapter, cached, strict=True)
+
+
+def test_strict_refuses_a_base_that_does_not_tell(base):
+    adapter = adapter_of(base_model="a/b", base_revision="main")
+    assert merge.plan(adapter, base).notices == ()
+    refused(base, ["does not tell its revision"], adapter, strict=True)

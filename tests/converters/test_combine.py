@@ -1,0 +1,155 @@
+"""Several adapters as one, and its rank reduced."""
+
+from __future__ import annotations
+
+import json
+
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from tests.converters.merge.folders import SHAPES, adapter_of, tensor_of
+from vbfmt import errors
+from vbfmt.converters import combine, lora, safetensors
+
+
+def delta(pair):
+    a, b = (factor.astype(np.float64) for factor in pair)
+    return b @ a
+
+
+def optimal_error(whole, rank):
+    values = np.linalg.svd(whole, compute_uv=False)
+    return np.linalg.norm(values[rank:]) / np.linalg.norm(values)
+
+
+@given(
+    weights=st.lists(st.floats(-4, 4, width=32), min_size=1, max_size=3),
+    ranks=st.lists(st.integers(1, 4), min_size=3, max_size=3),
+)
+def test_the_sum_is_the_sum(weights, ranks):
+    adapters = [adapter_of(seed=n, rank=ranks[n]) for n in range(len(weights))]
+    total = combine.weighted(adapters, weights)
+    for module, a, b in total.iter_factors():
+        assert len(a) == module.rank == sum(ranks[: len(weights)])
+        parts = zip(weights, adapters, strict=True)
+        wanted = sum(weight * delta(part.factors(module.name)) for weight, part in parts)
+        np.testing.assert_allclose(delta((a, b)), wanted, rtol=1e-6, atol=1e-7)
+        assert all(map(np.array_equal, total.factors(module.name), (a, b)))
+
+
+def test_without_weights_concatenation_is_exact():
+    one, two = adapter_of(seed=1), adapter_of(seed=2, rank=3)
+    for module, a, b in combine.weighted([one, two]).iter_factors():
+        (a1, b1), (a2, b2) = one.factors(module.name), two.factors(module.name)
+        np.testing.assert_array_equal(a, np.concatenate([a1, a2]))
+        np.testing.assert_array_equal(b, np.concatenate([b1, b2], axis=1))
+
+
+def test_one_adapter_is_itself():
+    adapter = adapter_of()
+    total = combine.weighted([adapter])
+    assert total.modules == adapter.modules
+    for (_, a, b), (_, a1, b1) in zip(total.iter_factors(), adapter.iter_factors(), strict=True):
+        np.testing.assert_array_equal(a, a1)
+        np.testing.assert_array_equal(b, b1)
+
+
+def test_a_module_of_one_adapter_alone_keeps_its_rank():
+    names = list(SHAPES)
+    total = combine.weighted([adapter_of(), adapter_of({names[0]: SHAPES[names[0]]}, seed=1)])
+    assert {module.name: module.rank for module in total.modules} == {
+        name: 4 if name == names[0] else 2 for name in names
+    }
+
+
+def test_what_adapters_disagree_on_is_told():
+    one, two = (adapter_of(seed=n, base_model=f"m{n}") for n in (1, 2))
+    total = combine.weighted([one, two])
+    assert total.base_model is None
+    assert combine.disagreement(total) == "the adapters name different base models: m1, m2"
+    assert combine.disagreement(combine.weighted([one])) is None
+
+
+def test_extras_of_one_name_are_refused_unless_dropped_or_alike():
+    def with_head(seed, value):
+        return adapter_of(seed=seed, tensors={"score.bias": tensor_of([value])})
+
+    with pytest.raises(errors.SourceError, match=r"score\.bias"):
+        combine.weighted([with_head(1, 1.0), with_head(2, 2.0)])
+    dropped = combine.weighted([with_head(1, 1.0), with_head(2, 2.0)], drop_extras=True)
+    assert (dict(dropped.tensors), dropped.extras) == ({}, ("score.bias",))
+    assert list(combine.weighted([with_head(1, 1.0), with_head(2, 1.0)]).tensors) == ["score.bias"]
+
+
+@given(
+    out_features=st.integers(1, 60),
+    in_features=st.integers(1, 60),
+    whole=st.integers(1, 12),
+    rank=st.integers(1, 12),
+    seed=st.integers(0, 2**32 - 1),
+)
+def test_reduction_is_optimal(out_features, in_features, whole, rank, seed):
+    random = np.random.default_rng(seed)
+    a = random.standard_normal((whole, in_features)).astype(np.float32)
+    b = random.standard_normal((out_features, whole)).astype(np.float32)
+    new_a, new_b, lost = combine.reduced(a, b, rank)
+    assert (len(new_a), new_b.shape[1]) == (min(rank, whole), min(rank, whole))
+    exact = delta((a, b))
+    found = np.linalg.norm(exact - delta((new_a, new_b))) / np.linalg.norm(exact)
+    best = optimal_error(exact, rank)
+    assert abs(found - best) < 1e-6
+    assert abs(lost - best) < 1e-6
+
+
+def test_two_adapters_of_rank_four_back_to_four():
+    shapes = {"q": (256, 384)}
+    total = combine.weighted([adapter_of(shapes, seed=n, rank=4, b=64) for n in (1, 2)], [0.7, 0.3])
+    lost = {}
+    reduced = combine.Reduced(total, 4, lost.__setitem__)
+    ((module, a, b),) = reduced.iter_factors()
+    assert (module.rank, a.shape, b.shape) == (4, (4, 384), (256, 4))
+    whole = delta(total.factors("q"))
+    best = optimal_error(whole, 4)
+    assert 0.01 < best < 1
+    error = np.linalg.norm(whole - delta((a, b))) / np.linalg.norm(whole)
+    assert abs(error - best) < 1e-5 * best
+    assert lost == {"q": pytest.approx(best, rel=1e-5)}
+
+
+def test_a_change_of_nothing_is_reduced_to_nothing():
+    a, b, lost = combine.reduced(np.zeros((4, 8), "f4"), np.zeros((8, 4), "f4"), 2)
+    assert (a.any(), b.any(), lost) == (False, False, 0.0)
+
+
+def test_a_rank_that_is_low_enough_is_left_alone():
+    adapter = adapter_of()
+    for module, a, b in combine.Reduced(combine.weighted([adapter]), 7).iter_factors():
+        exact_a, exact_b = adapter.factors(module.name)
+        np.testing.assert_array_equal(a, exact_a)
+        np.testing.assert_array_equal(b, exact_b)
+
+
+def test_a_reduced_sum_is_written_as_lora(tmp_path):
+    total = combine.weighted([adapter_of(seed=n) for n in (1, 2)], [0.5, 0.5])
+    lora.write(combine.Reduced(total, 3), tmp_path / "out")
+    tensors = safetensors.read(tmp_path / "out" / "adapter_model.safetensors").tensors
+    config = json.loads((tmp_path / "out" / "adapter_config.json").read_text())
+    assert (config["r"], config["lora_alpha"]) == (3, 3)
+    assert len(tensors) == 2 * len(SHAPES)
+    assert {min(tensor.shape) for tensor in tensors.values()} == {3}
+
+
+def test_peft_takes_the_sum_for_what_it_is(tmp_path):
+    """A LoRA of two adapters in PEFT computes W·x + Σ wᵢ Bᵢ·Aᵢ·x."""
+    torch, peft = pytest.importorskip("torch"), pytest.importorskip("peft")
+    shape = {"layer": (16, 24)}
+    adapters = [adapter_of(shape, seed=n) for n in (1, 2)]
+    lora.write(combine.weighted(adapters, [0.5, -2.0]), tmp_path / "out")
+    model = torch.nn.ModuleDict({"layer": torch.nn.Linear(24, 16)})
+    before = model["layer"].weight.detach().clone()
+    adapted = peft.PeftModel.from_pretrained(model, tmp_path / "out")
+    found = adapted.merge_and_unload()["layer"].weight.detach() - before
+    wanted = 0.5 * adapters[0].delta("layer") - 2.0 * adapters[1].delta("layer")
+    np.testing.assert_allclose(found.numpy(), wanted, atol=1e-6)

@@ -1,0 +1,57 @@
+"""What is said of each runtime before anything is written."""
+
+from __future__ import annotations
+
+import pytest
+
+from spec.golden.make import wide_indices
+from tests.converters.gguf.random_adapter import adapter_of, random_adapter
+from vbfmt import Module, errors
+from vbfmt.converters import runtimes
+
+
+@pytest.fixture(scope="module")
+def plain():
+    return random_adapter(layers=2, hidden=32, feed=48, kv=16, b=8)
+
+
+@pytest.mark.parametrize("runtime", runtimes.RUNTIMES)
+def test_a_plain_adapter_has_nothing_against_it(plain, runtime):
+    assert runtimes.findings(plain, runtime) == []
+
+
+@pytest.mark.parametrize("runtime", ["vllm", "llama.cpp", "ollama"])
+def test_extras_are_refused_where_the_runtime_would(runtime):
+    with pytest.raises(errors.TargetError, match=f"{runtime} would not load it.*--drop-extras"):
+        runtimes.require_loadable(wide_indices(), runtime)
+    assert runtimes.require_loadable(wide_indices(), runtime, drop_extras=True) == []
+
+
+@pytest.mark.parametrize("runtime", ["tgi", "mlx"])
+def test_extras_that_are_dropped_silently_are_told(runtime):
+    found = runtimes.require_loadable(wide_indices(), runtime)
+    assert "drops" in {finding.rule.effect for finding in found}
+    assert any("score.weight" in str(finding) for finding in found)
+
+
+def test_vllm_is_told_about_high_ranks():
+    high = adapter_of([Module("model.layers.0.q", 32, 32, 32)], b=8)
+    (finding,) = runtimes.findings(high, "vllm")
+    assert "needs --max-lora-rank 32" in str(finding)
+
+
+def test_tgi_drops_kinds_that_a_layer_lacks(plain):
+    names = [m for m in plain if m.name != "model.layers.0.mlp.up_proj"]
+    (finding,) = runtimes.findings(adapter_of(names, b=8), "tgi")
+    assert str(finding).startswith("tgi drops mlp.up_proj in every layer")
+
+
+def test_every_rule_has_a_runtime_and_a_source():
+    for rule in runtimes.RULES:
+        assert rule.runtime in runtimes.RUNTIMES
+        assert rule.source.split(",")[0].split()[0].endswith((".py", ".cpp"))
+
+
+def test_an_unknown_runtime_names_the_known_ones(plain):
+    with pytest.raises(errors.TargetError, match="expected vllm, sglang, tgi"):
+        runtimes.findings(plain, "exllama")

@@ -1,0 +1,149 @@
+"""PEFT's Uni-LoRA checkpoints."""
+
+from __future__ import annotations
+
+import json
+
+import numpy as np
+import pytest
+
+torch = pytest.importorskip("torch")
+peft = pytest.importorskip("peft", minversion="0.20")
+
+from peft import PeftModel, UniLoraConfig, get_peft_model  # noqa: E402
+
+from tests.converters import models  # noqa: E402
+from vbfmt import Tensor, dumps, errors, loads  # noqa: E402
+from vbfmt.converters import lora, open_source, read, safetensors  # noqa: E402
+
+TARGETS = {"llama": ["q_proj", "v_proj", "down_proj"], "gpt2": ["c_attn", "c_fc"]}
+
+
+def trained(kind, folder, *, save_indices, length=50):
+    model = models.base(kind, folder)
+    torch.manual_seed(1)
+    config = UniLoraConfig(
+        r=3,
+        theta_d_length=length,
+        proj_seed=7,
+        target_modules=TARGETS[kind],
+        fan_in_fan_out=kind == "gpt2",
+        save_indices=save_indices,
+        init_theta_d_bound=2.0,
+        task_type="CAUSAL_LM",
+    )
+    return get_peft_model(model, config).eval()
+
+
+@pytest.fixture(params=["llama", "gpt2"])
+def kind(request):
+    return request.param
+
+
+@pytest.mark.parametrize("save_indices", [True, False], ids=["stored indices", "seed"])
+def test_expanded_to_lora_the_outputs_are_pefts(tmp_path, kind, save_indices):
+    model = trained(kind, str(tmp_path), save_indices=save_indices)
+    model.save_pretrained(tmp_path / "uni")
+    assert open_source(tmp_path / "uni").reader.name == "unilora"
+    adapter = read(tmp_path / "uni", base=tmp_path / "base")
+    assert (adapter.b, adapter.k, adapter.h) == (1, 1, 50)
+    lora.write(adapter, tmp_path / "lora")
+    loaded = PeftModel.from_pretrained(
+        models.base(kind, str(tmp_path)), str(tmp_path / "lora")
+    ).eval()
+    with torch.no_grad():
+        expected, found = models.outputs(model), models.outputs(loaded)
+        without = models.outputs(models.base(kind, str(tmp_path)))
+    assert (expected - found).abs().max() <= 2e-6 * expected.abs().max()
+    assert (expected - without).abs().max() > 0.01 * expected.abs().max()
+
+
+def test_factors_are_bit_for_bit_those_of_peft(tmp_path, kind):
+    model = trained(kind, str(tmp_path), save_indices=False)
+    model.save_pretrained(tmp_path / "uni")
+    adapter = read(tmp_path / "uni", base=tmp_path / "base")
+    for name, layer in model.base_model.model.named_modules():
+        if hasattr(layer, "unilora_indices_A"):
+            a, b = (f.detach().numpy() for f in layer._get_lora_matrices("default"))
+            found_a, found_b = adapter.factors(name)
+            np.testing.assert_array_equal(found_a, a)
+            np.testing.assert_array_equal(found_b, b)
+
+
+def test_the_seed_and_the_stored_indices_are_one_adapter(tmp_path, kind):
+    trained(kind, str(tmp_path), save_indices=True).save_pretrained(tmp_path / "one")
+    trained(kind, str(tmp_path), save_indices=False).save_pretrained(tmp_path / "two")
+    one, two = (read(tmp_path / name, base=tmp_path / "base") for name in ("one", "two"))
+    assert dumps(one) == dumps(two)
+    assert loads(dumps(one)) == two
+
+
+def test_a_seed_alone_needs_the_base(tmp_path, kind):
+    trained(kind, str(tmp_path), save_indices=False).save_pretrained(tmp_path / "uni")
+    with pytest.raises(errors.SourceError, match="seed 7; give the base model's folder.*--base"):
+        read(tmp_path / "uni")
+    with pytest.raises(errors.SourceError, match=r"expected a config\.json"):
+        read(tmp_path / "uni", base=tmp_path)
+
+
+def test_what_packing_costs_is_told(tmp_path, kind):
+    trained(kind, str(tmp_path), save_indices=True).save_pretrained(tmp_path / "uni")
+    said = []
+    adapter = read(tmp_path / "uni", notice=said.append)
+    assert said == [
+        f"Uni-LoRA has an index for every LoRA parameter: {200 + adapter.N} bytes packed, "
+        f"200 as θ and a seed, {4 * adapter.N} as LoRA in float32"
+    ]
+
+
+def arrays(**changes):
+    result = {
+        "base_model.unilora_theta_d": np.ones(5, np.float32),
+        "base_model.model.q.unilora_indices_A": np.array([[0, 1], [2, 3]], np.int64),
+        "base_model.model.q.unilora_indices_B": np.array([[0, 1], [2, 4]], np.int64),
+        "base_model.model.q.unilora_scales_A": np.ones((2, 2), np.float32),
+        "base_model.model.q.unilora_scales_B": np.ones((2, 2), np.float32),
+    }
+    for key, value in changes.items():
+        name = next(known for known in result if known.endswith(key))
+        result[name] = value
+        if value is None:
+            del result[name]
+    return result
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"indices_A": np.full((2, 2), 5)}, "index outside of θ"),
+        ({"indices_A": np.full((2, 2), -1)}, "index outside of θ"),
+        ({"indices_B": np.zeros((2, 3), np.int64)}, "ranks disagree"),
+        ({"indices_B": None}, "incomplete checkpoint: q, indices B"),
+        ({"scales_B": None}, "incomplete checkpoint.*scales B"),
+        ({"scales_A": np.array([[1, 2], [1, 1]], np.float32)}, "two scales"),
+        ({"theta_d": np.ones((5, 1), np.float32)}, "not a vector"),
+        ({"theta_d": np.ones(65537, np.float32)}, "longer than 16-bit indices reach"),
+    ],
+)
+def test_what_contradicts_itself_is_refused(tmp_path, changes, message):
+    path = tmp_path / "adapter_model.safetensors"
+    safetensors.write_tensors(path, {k: Tensor.of(v) for k, v in arrays(**changes).items()})
+    with pytest.raises(errors.SourceError, match=message.replace("checkpoint: ", "checkpoint.*")):
+        read(path)
+
+
+@pytest.mark.parametrize("rank", [0, 10**9, "3", None])
+def test_a_rank_is_not_believed_unchecked(tmp_path, rank):
+    trained("llama", str(tmp_path), save_indices=False).save_pretrained(tmp_path / "uni")
+    file = tmp_path / "uni" / "adapter_config.json"
+    file.write_text(json.dumps({**json.loads(file.read_text()), "r": rank}))
+    with pytest.raises(errors.SourceError, match="rank is out of range"):
+        read(tmp_path / "uni", base=tmp_path / "base")
+
+
+def test_a_base_that_peft_cannot_use_is_one_error(tmp_path):
+    trained("llama", str(tmp_path), save_indices=False).save_pretrained(tmp_path / "uni")
+    config = json.loads((tmp_path / "base" / "config.json").read_text())
+    (tmp_path / "base" / "config.json").write_text(json.dumps({**config, "model_type": "odd"}))
+    with pytest.raises(errors.SourceError, match="PEFT cannot build the adapter on this base"):
+        read(tmp_path / "uni", base=tmp_path / "base")

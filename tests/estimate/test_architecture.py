@@ -1,0 +1,103 @@
+"""Linear layers from a config, against the models that transformers really builds."""
+
+from __future__ import annotations
+
+import pytest
+
+from vbfmt.errors import SourceError
+from vbfmt.estimate.architecture import KNOWN, Linear, choose, linears
+
+LLAMA = {
+    "model_type": "llama",
+    "hidden_size": 64,
+    "intermediate_size": 96,
+    "num_hidden_layers": 2,
+    "num_attention_heads": 4,
+}
+SIZES = {
+    "distilbert": {"dim": 64, "hidden_dim": 96, "n_layers": 2, "n_heads": 4},
+    "gpt2": {"n_embd": 64, "n_layer": 2, "n_head": 4, "n_inner": None},
+    "opt": {
+        "hidden_size": 64,
+        "ffn_dim": 96,
+        "num_hidden_layers": 2,
+        "num_attention_heads": 4,
+        "word_embed_proj_dim": 64,
+    },
+    "gpt_neox": {key: value for key, value in LLAMA.items() if key != "model_type"},
+}
+USUAL = {**LLAMA, "num_key_value_heads": 2, "head_dim": 32, "pad_token_id": 0}
+
+
+@pytest.mark.parametrize("kind", KNOWN)
+def test_every_known_kind_has_the_layers_that_transformers_builds(kind):
+    from vbfmt.estimate.meta import linears_on_meta
+
+    config = {**SIZES.get(kind, USUAL), "model_type": kind, "vocab_size": 100}
+    if kind in ("bert", "roberta", "xlm-roberta", "camembert", "electra", "gpt_neox"):
+        config = {k: v for k, v in config.items() if k not in ("head_dim", "num_key_value_heads")}
+    ours, theirs = linears(config), linears_on_meta(config)
+
+    def plain(layers: tuple[Linear, ...]) -> list[tuple[str, int, int, bool]]:
+        # The models that transformers builds here have no head, and so no prefix.
+        names = [layer.name[layer.name.index("layer") :] if "layer" in layer.name
+                 else layer.name[layer.name.index("h.") :] for layer in layers]  # fmt: skip
+        return sorted(
+            (name, layer.in_features, layer.out_features, layer.fan_in_fan_out)
+            for name, layer in zip(names, layers, strict=True)
+        )
+
+    assert plain(ours) == plain(theirs)
+
+
+def test_grouped_heads_are_narrower():
+    layers = linears({**LLAMA, "num_key_value_heads": 2})
+    assert [(layer.leaf, layer.out_features) for layer in layers[:3]] == [
+        ("q_proj", 64),
+        ("k_proj", 32),
+        ("v_proj", 32),
+    ]
+
+
+def test_choose():
+    layers = linears(LLAMA)
+    assert choose(layers, "all") == layers
+    assert {layer.leaf for layer in choose(layers, "qv")} == {"q_proj", "v_proj"}
+    assert {layer.leaf for layer in choose(layers, "up_proj, o_proj")} == {"up_proj", "o_proj"}
+
+
+@pytest.mark.parametrize("targets", ["nothing", "q_proj,nothing", ""])
+def test_unknown_targets_are_named_beside_the_known(targets):
+    with pytest.raises(SourceError, match="expected all, or some of q_proj, k_proj, v_proj"):
+        choose(linears(LLAMA), targets)
+
+
+@pytest.mark.parametrize(
+    ("key", "value"),
+    [
+        ("hidden_size", None),
+        ("hidden_size", 0),
+        ("hidden_size", "64"),
+        ("hidden_size", 64.0),
+        ("hidden_size", True),
+        ("hidden_size", 10**30),
+        ("num_hidden_layers", 10**9),
+        ("num_key_value_heads", -1),
+        ("num_attention_heads", 0),
+    ],
+)
+def test_a_senseless_dimension_is_named(key, value):
+    with pytest.raises(SourceError, match=key):
+        linears({**LLAMA, key: value})
+
+
+def test_what_follows_from_nothing_is_asked_for():
+    """Gemma's heads are not hidden / heads wide: without head_dim any answer would be a guess."""
+    with pytest.raises(SourceError, match="head_dim: found nothing"):
+        linears({**LLAMA, "model_type": "gemma", "num_key_value_heads": 4})
+
+
+@pytest.mark.parametrize("kind", [None, "mamba", 5, ["llama"]])
+def test_an_unknown_kind_is_refused_with_the_known(kind):
+    with pytest.raises(SourceError, match="expected one of bert, roberta"):
+        linears({**LLAMA, "model_type": kind})

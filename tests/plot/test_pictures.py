@@ -1,0 +1,194 @@
+"""Every figure, of every odd adapter, as every kind of file."""
+
+from __future__ import annotations
+
+import io
+import xml.etree.ElementTree as ElementTree
+
+import numpy as np
+import pytest
+from matplotlib.figure import Figure
+from PIL import Image
+
+from tests.plot.conftest import HOSTILE, made
+from vbfmt.errors import ContentError, OutputExistsError, TargetError
+from vbfmt.plot import FIGURES, Scene, write
+from vbfmt.plot.hover import Cells, Points, Strips, as_json
+from vbfmt.plot.style import settings
+
+ODD = {
+    "one vector": made(h=1, k=1),
+    "k = h": made(h=3, k=3),
+    "vectors of one element": made(b=1),
+    "a bank of zeros": made(scale=0),
+    "a huge bank": made(scale=1e36),
+    "a tiny bank": made(scale=1e-40),
+    "a bank above 256": made(h=400),
+    "no layers": made(names=("head", "tail")),
+    "wild names": made(names=(HOSTILE, f"layers.1.{HOSTILE}"), base_model=HOSTILE),
+    "many kinds": made(names=tuple(f"layers.0.m{'x' * n}" for n in range(40))),
+    "many layers": made(names=tuple(f"layers.{n}.q" for n in range(90))),
+}
+
+
+def drawn(adapter, name, before=None):
+    with settings():
+        figure = Figure(layout="constrained")
+        return FIGURES[name].draw(figure, Scene(adapter, "x", before)), figure
+
+
+@pytest.mark.parametrize("kind", ODD)
+def test_every_figure_of_odd_adapters(kind, tmp_path):
+    for name in FIGURES:
+        found, _ = drawn(ODD[kind], name)
+        assert found.title
+        assert found.caption
+        assert "nan" not in found.caption
+        assert found.hovers
+    with np.errstate(all="raise", under="ignore"):
+        write(Scene(ODD[kind], kind), tmp_path / "x.svg")
+    root = ElementTree.parse(tmp_path / "x.svg").getroot()
+    assert root.tag == "{http://www.w3.org/2000/svg}svg"
+    assert not root.findall(".//{http://www.w3.org/2000/svg}script")
+
+
+@pytest.mark.parametrize("name", FIGURES)
+def test_axes_say_what_they_show(trained, name):
+    _, figure = drawn(trained, name)
+    figure.draw_without_rendering()
+    axes = figure.axes[0]
+    labels = [a.get_xlabel() for a in figure.axes]
+    assert any(labels)
+    ticks = [text.get_text() for text in axes.get_yticklabels()]
+    sideways = [axes.get_ylabel(), figure.get_supylabel(), *ticks]
+    assert any(sideways)
+    assert axes.get_title(loc="left")
+
+
+def test_a_page_is_a_picture_of_that_size(trained, tmp_path):
+    write(Scene(trained, "x"), tmp_path / "page.png")
+    write(Scene(trained, "x"), tmp_path / "one.png", figures=["selection"])
+    page, one = (Image.open(tmp_path / f"{name}.png") for name in ("page", "one"))
+    assert page.size == (1700, 2070)
+    assert one.width > 2000
+    # Something is drawn, and not one colour alone.
+    assert len(np.unique(np.asarray(page.convert("L")))) > 50
+
+
+@pytest.mark.parametrize("kind", ["png", "svg", "html"])
+def test_the_same_adapter_gives_the_same_bytes(trained, tmp_path, kind):
+    for name in ("a", "b"):
+        write(Scene(trained, "x"), tmp_path / f"{name}.{kind}", figures=["usage"])
+    assert (tmp_path / f"a.{kind}").read_bytes() == (tmp_path / f"b.{kind}").read_bytes()
+
+
+def test_usage_shows_every_vector_once(trained):
+    found, _ = drawn(trained, "usage")
+    (strips,) = found.hovers
+    assert isinstance(strips, Strips)
+    assert sum(strips.columns["vectors"]) == trained.h
+
+
+def test_depth_shows_every_sub_vectors_weight(trained):
+    found, _ = drawn(trained, "depth")
+    assert len(found.hovers) == 4
+    total = sum(float(np.sum(hover.columns["weight"])) for hover in found.hovers)
+    # Each row's largest weight is rounded to float32: by 2⁻²⁵ at most.
+    assert total == pytest.approx(trained.N, abs=trained.N * 2**-25)
+
+
+def test_kinds_shows_shares_whose_mean_is_even(trained):
+    found, _ = drawn(trained, "kinds")
+    (cells,) = found.hovers
+    assert isinstance(cells, Cells)
+    np.testing.assert_allclose(cells.values["value"].mean(axis=1), 1, rtol=1e-9)
+    assert list(cells.rows[-2:]) == ["pooler.dense A", "pooler.dense B"]
+
+
+def test_selection_shows_every_selection_and_says_where(trained):
+    found, _ = drawn(trained, "selection")
+    (cells,) = found.hovers
+    counts = cells.values["count"]
+    assert counts.shape == (trained.h, trained.N)
+    assert counts.sum() == trained.N * trained.k
+    assert cells.columns[0] == "sub-vector 0 (layer 0 attention.output.dense A)"
+    first = trained.indices[trained.rows("bert.encoder.layer.0.attention.output.dense").start]
+    assert np.flatnonzero(counts[:, 0]).tolist() == sorted(first.tolist())
+
+
+def test_selection_of_many_is_put_into_cells_that_hold_some():
+    adapter = made(h=500, names=tuple(f"layers.{n}.q" for n in range(900)))
+    found, _ = drawn(adapter, "selection")
+    counts = found.hovers[0].values["count"]
+    assert counts.sum() == adapter.N * adapter.k
+    assert counts.mean() > 2
+
+
+def test_before_and_after(trained):
+    same, _ = drawn(trained, "selection", before=trained)
+    parts = same.hovers[0].values
+    assert parts["before"].sum() == parts["after"].sum() == 0
+    assert parts["both"].sum() == trained.N * trained.k
+    assert same.caption.startswith("100% of the selections")
+
+    one, other = made(seed=1), made(seed=2)
+    found, _ = drawn(one, "selection", before=other)
+    parts = found.hovers[0].values
+    kept = sum(
+        len(set(a.tolist()) & set(b.tolist()))
+        for a, b in zip(one.indices, other.indices, strict=True)
+    )
+    assert parts["both"].sum() == kept
+    assert parts["before"].sum() == parts["after"].sum() == one.N * one.k - kept
+
+
+def test_before_must_be_of_the_same_model():
+    with pytest.raises(ContentError, match=r"module layers\.0\.k: found .*, expected layers\.0\.q"):
+        Scene(made(), "x", made(names=("layers.0.k",)))
+
+
+def test_before_must_be_of_the_same_shape(trained):
+    with pytest.raises(ContentError, match="--before wants the same model"):
+        Scene(made(), "x", trained)
+
+
+def test_norms_of_delta_are_at_their_place(trained):
+    found, _ = drawn(trained, "delta")
+    (cells,) = found.hovers
+    row = list(cells.rows).index("intermediate.dense")
+    column = list(cells.columns).index("3")
+    exact = np.linalg.norm(trained.delta("bert.encoder.layer.3.intermediate.dense").astype(float))
+    assert cells.values["value"][row, column] == pytest.approx(exact, rel=1e-6)
+    assert np.isnan(cells.values["value"][row, list(cells.columns).index("none")])
+
+
+def test_hover_positions_are_where_things_are_drawn(trained):
+    found, figure = drawn(trained, "projection")
+    (points,) = found.hovers
+    assert isinstance(points, Points)
+    image = io.BytesIO()
+    figure.savefig(image, format="png", dpi=100)
+    pixels = np.asarray(Image.open(image).convert("RGB")).astype(int)
+    placed = as_json(points, figure)
+    orange = np.array([230, 159, 0])
+    hits = 0
+    for x, y in zip(placed["x"], placed["y"], strict=True):
+        pixel = pixels[int(y * pixels.shape[0]), int(x * pixels.shape[1])]
+        hits += int(np.abs(pixel - orange).max() < 40)
+    assert hits > 0.8 * trained.h
+
+
+def test_wrong_wishes(trained, tmp_path):
+    scene = Scene(trained, "x")
+    with pytest.raises(TargetError, match=r"found \.pdf, expected \.png, \.svg, \.html"):
+        write(scene, tmp_path / "x.pdf")
+    with pytest.raises(TargetError, match="found no ending"):
+        write(scene, tmp_path / "x")
+    with pytest.raises(TargetError, match="unknown figure: --figure: found no, expected usage"):
+        write(scene, tmp_path / "x.png", figures=["no"])
+    with pytest.raises(TargetError, match=r"an \.html takes several"):
+        write(scene, tmp_path / "x.png", figures=["usage", "norms"])
+    (tmp_path / "x.png").write_text("mine")
+    with pytest.raises(OutputExistsError):
+        write(scene, tmp_path / "x.png")
+    assert [path.read_text() for path in tmp_path.iterdir()] == ["mine"]

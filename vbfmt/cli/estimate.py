@@ -1,0 +1,181 @@
+"""``vbfmt estimate``: what an adapter will cost, before it is trained."""
+
+from __future__ import annotations
+
+import dataclasses
+from typing import TYPE_CHECKING
+
+import click
+
+if TYPE_CHECKING:
+    from vbfmt.estimate import Cost, Linear, Shape
+
+
+@click.command("estimate")
+@click.option("--model", metavar="NAME", help="One of the paper's models: llama-2-7b, ….")
+@click.option(
+    "--base", type=click.Path(), help="A model's folder with config.json, or that file itself."
+)
+@click.option(
+    "--targets",
+    default="all",
+    show_default=True,
+    help="Layers: all, qv (query and value), or leaf names with commas between.",
+)
+@click.option(
+    "--h", "h", type=click.IntRange(min=1), default=256, show_default=True, help="Vectors."
+)
+@click.option(
+    "--b",
+    "b",
+    type=click.IntRange(min=1),
+    help="Their length.  [default: the largest that fits, up to 256]",
+)
+@click.option(
+    "--k", "k", type=click.IntRange(min=1), default=2, show_default=True, help="Selected."
+)
+@click.option("--r", "r", type=click.IntRange(min=1), default=4, show_default=True, help="Rank.")
+@click.option("--lora-rank", type=click.IntRange(min=1), help="Of LoRA.  [default: r]")
+@click.option("--tied-rank", type=click.IntRange(min=1), help="Of Tied-LoRA.  [default: r]")
+@click.option("--vera-rank", type=click.IntRange(min=1), default=256, show_default=True)
+@click.option("--xs-rank", type=click.IntRange(min=1), default=64, show_default=True)
+@click.option("--uni-length", type=click.IntRange(min=1), help="Of Uni-LoRA.  [default: h · b]")
+@click.option("--json", "as_json", is_flag=True, help="Print the answer as JSON.")
+@click.option("--paper", is_flag=True, help="Count the paper's Tables 1 to 4 again (Markdown).")
+@click.pass_context
+def command(
+    ctx: click.Context,
+    model: str | None,
+    base: str | None,
+    targets: str,
+    h: int,
+    b: int | None,
+    k: int,
+    r: int,
+    lora_rank: int | None,
+    tied_rank: int | None,
+    vera_rank: int,
+    xs_rank: int,
+    uni_length: int | None,
+    as_json: bool,
+    paper: bool,
+) -> None:
+    """Stored and trained numbers of VB-LoRA beside other methods, before any training.
+
+    Name a model (--model) or give one's folder (--base); neither weights nor PyTorch are needed.
+    """
+    if paper:
+        from vbfmt.estimate.paper_page import page
+
+        click.echo(page(), nl=False)
+        return
+    from vbfmt.estimate import Ranks, Shape, choose, compare
+    from vbfmt.estimate.shape import suggested_length
+
+    layers = choose(_layers(ctx, model, base), targets)
+    shape = Shape(h, b or suggested_length(layers), k, r)
+    _require_fit(layers, shape)
+    costs = compare(layers, shape, Ranks(lora_rank, vera_rank, tied_rank, xs_rank, uni_length))
+    if as_json:
+        _print_json(model or base, layers, shape, costs)
+    else:
+        _print_table(model or base, layers, shape, costs)
+    _warn_of_wide_indices(layers, shape)
+
+
+def _layers(ctx: click.Context, model: str | None, base: str | None) -> tuple[Linear, ...]:
+    from vbfmt.estimate import linears
+    from vbfmt.estimate.models import PRESETS, from_folder
+
+    if (model is None) == (base is None):
+        raise click.UsageError(f"give either --model or --base; models: {', '.join(PRESETS)}", ctx)
+    if base is not None:
+        return from_folder(base)
+    if model is None or model not in PRESETS:
+        raise click.BadParameter(
+            f"{model!r} is not one of {', '.join(PRESETS)}; give other models with --base",
+            ctx,
+            param_hint="--model",
+        )
+    return linears(PRESETS[model])
+
+
+def _require_fit(layers: tuple[Linear, ...], shape: Shape) -> None:
+    from vbfmt.errors import ContentError
+    from vbfmt.estimate.shape import lengths_that_fit
+
+    fitting = lengths_that_fit(layers)
+    if shape.b not in fitting:
+        raise ContentError(
+            "b does not divide every dimension of these layers",
+            part="--b",
+            found=shape.b,
+            expected=f"one of {', '.join(map(str, fitting))}",
+        )
+
+
+def _print_table(
+    name: str | None, layers: tuple[Linear, ...], shape: Shape, costs: tuple[Cost, ...]
+) -> None:
+    from vbfmt.cli.show import size
+    from vbfmt.errors import printable
+    from vbfmt.estimate.architecture import dimensions
+    from vbfmt.estimate.shape import lengths_that_fit
+
+    leaves = ", ".join(dict.fromkeys(layer.leaf for layer in layers))
+    click.echo(f"{printable(name or '')}: {len(layers)} linear layers ({printable(leaves)})")
+    click.echo(f"N = {shape.subvectors(layers):,} sub-vectors")
+    lines = [
+        (c.method, f"{c.trained:,}", f"{round(c.stored):,}", size(c.bytes), _against(c, costs[0]))
+        for c in costs
+    ]
+    titles = ("", "trained", "stored", "on disk", "of ours")
+    widths = [max(len(line[i]) for line in [titles, *lines]) for i in range(len(titles))]
+    for line in [titles, *lines]:
+        cells = (
+            cell.ljust(width) if i == 0 else cell.rjust(width)
+            for i, (cell, width) in enumerate(zip(line, widths, strict=True))
+        )
+        click.echo("  ".join(cells).rstrip())
+    click.echo("stored: float32-equivalents; on disk: VB-LoRA packed, the others 4 bytes a number")
+    fitting = [n for n in lengths_that_fit(layers) if n >= 16]
+    click.echo(
+        f"b may be {', '.join(map(str, fitting)) or 'at most 15'}: "
+        f"divides {', '.join(map(str, dimensions(layers)))}"
+    )
+
+
+def _against(cost: Cost, ours: Cost) -> str:
+    from vbfmt.cli.show import times
+
+    return "" if cost is ours else times(cost.bytes / ours.bytes)
+
+
+def _print_json(
+    name: str | None, layers: tuple[Linear, ...], shape: Shape, costs: tuple[Cost, ...]
+) -> None:
+    from vbfmt.cli import show
+    from vbfmt.estimate.shape import lengths_that_fit, suggested_length
+
+    show.as_json(
+        {
+            "model": name,
+            "layers": len(layers),
+            **dataclasses.asdict(shape),
+            "N": shape.subvectors(layers),
+            "methods": [dataclasses.asdict(cost) for cost in costs],
+            "b_that_fit": lengths_that_fit(layers),
+            "b_suggested": suggested_length(layers),
+        }
+    )
+
+
+def _warn_of_wide_indices(layers: tuple[Linear, ...], shape: Shape) -> None:
+    from vbfmt.cli.show import note, size
+
+    if shape.h > 256:
+        more = shape.subvectors(layers) * shape.k
+        note(
+            f"h = {shape.h} is above 256: every index takes 16 bits instead of 8, "
+            f"{size(more)} more in all"
+        )

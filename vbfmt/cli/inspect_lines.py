@@ -1,0 +1,107 @@
+"""``vbfmt inspect`` in a pipe: plain lines, complete, one fact each."""
+
+from __future__ import annotations
+
+import itertools
+
+from vbfmt.adapter import Adapter
+from vbfmt.cli.show import size, times
+from vbfmt.errors import printable
+from vbfmt.summary import Histogram, Summary
+
+
+def lines(adapter: Adapter, summary: Summary, file: str, digest: str) -> list[str]:
+    """What there is to say of an adapter."""
+    return [*_facts(adapter, summary, file, digest), *_use(summary, adapter.h), *_groups(summary)]
+
+
+def _facts(adapter: Adapter, summary: Summary, file: str, digest: str) -> list[str]:
+    sizes = summary.sizes
+    revision = f" at {adapter.base_revision}" if adapter.base_revision else ""
+    return [
+        f"{printable(file)}: {size(sizes.file)}, "
+        f"{times(sizes.logits / sizes.file)} smaller than its logits "
+        f"({size(sizes.logits)}), {times(sizes.lora / sizes.file)} smaller than LoRA "
+        f"({size(sizes.lora)})",
+        f"  digest       {digest}",
+        f"  base model   {printable((adapter.base_model or 'not named') + revision)}",
+        f"  h {adapter.h}, b {adapter.b}, k {adapter.k}, r {ranks(adapter)}, N {adapter.N}",
+        *(
+            f"  {name:<16}{size(length):>12}  {what}".rstrip()
+            for name, length, what in parts(adapter, summary)
+            if length
+        ),
+    ]
+
+
+def _use(summary: Summary, h: int) -> list[str]:
+    use, weights = summary.balance, summary.largest_weights
+    most_used = ", ".join(f"{vector} ({times} times)" for vector, times in use.most_used)
+    shares = ", ".join(
+        f"{label} {share:.0%}"
+        for label, share in zip(ranges(weights), shares_of(weights), strict=True)
+    )
+    return [
+        f"  unused vectors  {use.unused}",
+        f"  times selected  {use.least} to {use.most}, mean {use.mean:.4g}, spread "
+        f"{use.spread:.3g} (drawn at random: {use.chance:.3g})",
+        f"  most used       {most_used}",
+        f"  load balance    effectively {use.effective:.4g} of {h} vectors (e^entropy)",
+        f"  largest weight  mean {summary.mean_largest_weight:.3g}; {shares}",
+    ]  # fmt: skip
+
+
+def _groups(summary: Summary) -> list[str]:
+    total = sum(group.modules for group in summary.groups)
+    width = max(len(printable(group.kind)) for group in summary.groups)
+    return [
+        f"{total} modules:",
+        *(
+            f"  {printable(g.kind):<{width}}  {g.modules:>4} of {g.in_features} → "
+            f"{g.out_features}, rank {g.rank}, {g.rows} rows, {g.vectors} vectors, "
+            f"mean largest weight {g.largest_weight:.3f}"
+            for g in summary.groups
+        ),
+    ]
+
+
+def module_lines(adapter: Adapter) -> list[str]:
+    """A line for each module."""
+    return [
+        f"  {printable(module.name)}  {module.in_features} → {module.out_features}, "
+        f"rank {module.rank}, {module.rows(adapter.b)} rows"
+        for module in adapter
+    ]
+
+
+def ranks(adapter: Adapter) -> str:
+    """The ranks that occur."""
+    return ", ".join(map(str, sorted({module.rank for module in adapter})))
+
+
+def parts(adapter: Adapter, summary: Summary) -> list[tuple[str, int, str]]:
+    """Name, bytes and content of the file's parts."""
+    sizes = summary.sizes
+    return [
+        ("vector bank", sizes.bank, f"{adapter.h} × {adapter.b} float32"),
+        ("indices", sizes.indices, f"{adapter.N} × {adapter.k} {adapter.indices.dtype.name}"),
+        ("weights", sizes.weights, f"{adapter.N} × {adapter.k - 1} float32"),
+        ("other tensors", sizes.tensors, _few(list(adapter.tensors))),
+        ("header, padding", sizes.rest, ""),
+    ]
+
+
+def ranges(histogram: Histogram) -> list[str]:
+    """The bins of a histogram of fractions, as text."""
+    edges = [f"{edge:.2f}".rstrip("0").rstrip(".") for edge in histogram.edges]
+    return [f"{low}–{high}" for low, high in itertools.pairwise(edges)]
+
+
+def shares_of(histogram: Histogram) -> list[float]:
+    """Each bin's share of all values."""
+    total = sum(histogram.counts) or 1
+    return [count / total for count in histogram.counts]
+
+
+def _few(names: list[str]) -> str:
+    return printable(", ".join(names[:3]) + (f" and {len(names) - 3} more" if names[3:] else ""))

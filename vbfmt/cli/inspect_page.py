@@ -1,0 +1,150 @@
+"""``vbfmt inspect`` on a terminal: a page to look at.
+
+Colours are the terminal's own sixteen, so that they suit light and dark ones; ``NO_COLOR`` turns
+them off. Names from a file go onto the page as plain text: no markup of theirs is read.
+"""
+
+from __future__ import annotations
+
+import itertools
+from collections.abc import Sequence
+
+from rich.bar import Bar
+from rich.box import SIMPLE_HEAD
+from rich.console import Console, Group, RenderableType
+from rich.padding import Padding
+from rich.table import Table
+from rich.text import Text
+
+from vbfmt.adapter import Adapter
+from vbfmt.cli.inspect_lines import parts, ranges, ranks
+from vbfmt.cli.show import size, times
+from vbfmt.errors import printable
+from vbfmt.summary import Summary
+
+_WIDE = 100
+_BAR = 26
+_ACCENT, _SECOND, _THIRD = "blue", "magenta", "green"
+
+
+def print_page(
+    adapter: Adapter, summary: Summary, file: str, digest: str, console: Console | None = None
+) -> None:
+    """Print the page, onto standard output if no other console is given."""
+    console = console or Console(highlight=False, markup=False, emoji=False)
+    console.print(
+        _head(adapter, summary, file, digest),
+        _on_disk(adapter, summary),
+        _bank(summary, adapter.h, console.width),
+        _kinds(adapter, summary),
+    )
+
+
+def _head(adapter: Adapter, summary: Summary, file: str, digest: str) -> RenderableType:
+    sizes = summary.sizes
+    weight = Text.assemble(
+        (size(sizes.file), f"bold {_ACCENT}"),
+        f", {times(sizes.logits / sizes.file)} smaller than its logits, "
+        f"{times(sizes.lora / sizes.file)} than LoRA",
+    )
+    revision = f" at {adapter.base_revision}" if adapter.base_revision else ""
+    facts = _grid()
+    for name, value in (
+        ("size", weight),
+        ("base model", printable((adapter.base_model or "not named") + revision)),
+        (
+            "shape",
+            f"h {adapter.h} · b {adapter.b} · k {adapter.k} · r {ranks(adapter)} · N {adapter.N:,}",
+        ),
+        ("digest", digest),
+    ):
+        facts.add_row(
+            Text(name, "dim"), value if isinstance(value, Text) else Text(value, overflow="fold")
+        )
+    return Group(Text(), Text(printable(file), "bold"), Padding(facts, (0, 0, 0, 2)))
+
+
+def _on_disk(adapter: Adapter, summary: Summary) -> RenderableType:
+    named = [part for part in parts(adapter, summary) if part[1]]
+    largest = max(length for _, length, _ in named)
+    grid = _grid()
+    for name, length, what in named:
+        grid.add_row(
+            Text(name),
+            Text(size(length), justify="right"),
+            Bar(largest, 0, length, width=_BAR, color=_ACCENT),
+            Text(f"{length / summary.sizes.file:.0%}", "dim", justify="right"),
+            Text(what, "dim", no_wrap=True, overflow="ellipsis"),
+        )
+    return _section("On disk", grid)
+
+
+def _bank(summary: Summary, h: int, width: int) -> RenderableType:
+    use, weights = summary.balance, summary.largest_weights
+    edges = itertools.pairwise(summary.usage.edges)
+    spread = _histogram([_span(*bin) for bin in edges], summary.usage.counts, _SECOND)
+    used = f"all {h} vectors are used" if not use.unused else f"{use.unused} of {h} are unused"
+    most_used = ", ".join(f"{vector} ({count}×)" for vector, count in use.most_used[:3])
+    left = _section(
+        "Times that a vector is selected",
+        spread,
+        f"{used}; mean {use.mean:.4g} ± {use.spread:.3g}",
+        f"drawn at random it would be ± {use.chance:.3g}",
+        f"effectively {use.effective:.4g} of {h} vectors (e^entropy)",
+        f"most used: {most_used}",
+    )
+    right = _section(
+        "Largest weight of a sub-vector",
+        _histogram(ranges(weights), weights.counts, _THIRD),
+        f"mean {summary.mean_largest_weight:.3g}; 1 means one vector alone",
+    )
+    if width < _WIDE:
+        return Group(left, right)
+    columns = Table.grid(padding=(0, 4))
+    columns.add_row(left, right)
+    return columns
+
+
+def _kinds(adapter: Adapter, summary: Summary) -> RenderableType:
+    table = Table(
+        box=SIMPLE_HEAD, show_edge=False, pad_edge=False, collapse_padding=True, header_style="dim"
+    )
+    table.add_column("kind", overflow="fold")
+    for title in ("modules", "rank", "sub-vectors", "vectors", "weight"):
+        table.add_column(title, justify="right", no_wrap=True)
+    for group in summary.groups:
+        table.add_row(
+            Text(printable(group.kind)),
+            f"{group.modules} of {group.in_features} → {group.out_features}",
+            str(group.rank),
+            f"{group.rows:,}",
+            str(group.vectors),
+            f"{group.largest_weight:.3f}",
+        )
+    notes = "vectors: of the bank, selected there; weight: mean of the largest"
+    return _section(f"{len(adapter)} modules", table, notes)
+
+
+def _section(title: str, content: RenderableType, *notes: str) -> RenderableType:
+    lines = [Text(note, "dim") for note in notes]
+    return Group(Text(), Text(title, "bold"), Padding(Group(content, *lines), (0, 0, 0, 2)))
+
+
+def _histogram(names: Sequence[str], counts: Sequence[int], colour: str) -> Table:
+    grid = _grid()
+    for name, count in zip(names, counts, strict=True):
+        grid.add_row(
+            Text(name, justify="right"),
+            Bar(max(counts), 0, count, width=_BAR, color=colour),
+            Text(f"{count:,}", "dim", justify="right"),
+        )
+    return grid
+
+
+def _span(low: float, high: float) -> str:
+    first, last = int(low), int(high) - 1
+    return str(first) if first == last else f"{first}–{last}"
+
+
+def _grid() -> Table:
+    return Table.grid(padding=(0, 2))

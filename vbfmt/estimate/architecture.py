@@ -1,0 +1,270 @@
+"""The linear layers of a model, from its ``config.json`` alone: no weights, no PyTorch.
+
+Architectures are data: where the repeated block stands, and which layers of which dimensions it
+has. Names and dimensions are those of transformers' own modules.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from vbfmt.errors import SourceError
+
+_LARGEST_DIMENSION = 1 << 24
+_MOST_LAYERS = 4096
+
+
+@dataclass(frozen=True)
+class Linear:
+    """A linear layer that can be adapted.
+
+    Attributes:
+        name: its dotted name in the model.
+        in_features, out_features: of the layer.
+        fan_in_fan_out: it stores its weight as (in, out), as transformers' Conv1D does.
+    """
+
+    name: str
+    in_features: int
+    out_features: int
+    fan_in_fan_out: bool = False
+
+    @property
+    def leaf(self) -> str:
+        """The last component of its name, by which PEFT's ``target_modules`` select."""
+        return self.name.rpartition(".")[2]
+
+
+@dataclass(frozen=True)
+class _Architecture:
+    """Blocks that repeat.
+
+    Attributes:
+        block: name of a block, with ``{}`` for its number.
+        linears: per layer in the block: name, its input's and its output's dimension. A dimension
+            is a sum of ``d`` hidden, ``f`` feed-forward, ``q`` and ``kv`` heads times their size.
+        keys: the config's keys of d, f, the number of blocks, the number of heads.
+        derived: keys that a config may leave out, because they follow from the others.
+    """
+
+    block: str
+    linears: tuple[tuple[str, str, str], ...]
+    keys: tuple[str, str, str, str] = (
+        "hidden_size",
+        "intermediate_size",
+        "num_hidden_layers",
+        "num_attention_heads",
+    )
+    derived: frozenset[str] = frozenset({"head_dim", "num_key_value_heads"})
+    fan_in_fan_out: bool = False
+
+
+def _bert(block: str) -> _Architecture:
+    return _Architecture(
+        block,
+        (
+            ("attention.self.query", "d", "d"),
+            ("attention.self.key", "d", "d"),
+            ("attention.self.value", "d", "d"),
+            ("attention.output.dense", "d", "d"),
+            ("intermediate.dense", "d", "f"),
+            ("output.dense", "f", "d"),
+        ),
+    )
+
+
+def _llama(*derived: str) -> _Architecture:
+    return _Architecture(
+        "model.layers.{}",
+        (
+            ("self_attn.q_proj", "d", "q"),
+            ("self_attn.k_proj", "d", "kv"),
+            ("self_attn.v_proj", "d", "kv"),
+            ("self_attn.o_proj", "q", "d"),
+            ("mlp.gate_proj", "d", "f"),
+            ("mlp.up_proj", "d", "f"),
+            ("mlp.down_proj", "f", "d"),
+        ),
+        derived=frozenset(derived),
+    )
+
+
+_ARCHITECTURES = {
+    "bert": _bert("bert.encoder.layer.{}"),
+    "roberta": _bert("roberta.encoder.layer.{}"),
+    "xlm-roberta": _bert("roberta.encoder.layer.{}"),
+    "camembert": _bert("roberta.encoder.layer.{}"),
+    "electra": _bert("electra.encoder.layer.{}"),
+    "distilbert": _Architecture(
+        "distilbert.transformer.layer.{}",
+        (
+            ("attention.q_lin", "d", "d"),
+            ("attention.k_lin", "d", "d"),
+            ("attention.v_lin", "d", "d"),
+            ("attention.out_lin", "d", "d"),
+            ("ffn.lin1", "d", "f"),
+            ("ffn.lin2", "f", "d"),
+        ),
+        keys=("dim", "hidden_dim", "n_layers", "n_heads"),
+    ),
+    "gpt2": _Architecture(
+        "transformer.h.{}",
+        (
+            ("attn.c_attn", "d", "d+d+d"),
+            ("attn.c_proj", "d", "d"),
+            ("mlp.c_fc", "d", "f"),
+            ("mlp.c_proj", "f", "d"),
+        ),
+        keys=("n_embd", "n_inner", "n_layer", "n_head"),
+        derived=frozenset({"head_dim", "num_key_value_heads", "n_inner"}),
+        fan_in_fan_out=True,
+    ),
+    "gpt_neox": _Architecture(
+        "gpt_neox.layers.{}",
+        (
+            ("attention.query_key_value", "d", "d+d+d"),
+            ("attention.dense", "d", "d"),
+            ("mlp.dense_h_to_4h", "d", "f"),
+            ("mlp.dense_4h_to_h", "f", "d"),
+        ),
+    ),
+    "opt": _Architecture(
+        "model.decoder.layers.{}",
+        (
+            ("self_attn.q_proj", "d", "d"),
+            ("self_attn.k_proj", "d", "d"),
+            ("self_attn.v_proj", "d", "d"),
+            ("self_attn.out_proj", "d", "d"),
+            ("fc1", "d", "f"),
+            ("fc2", "f", "d"),
+        ),
+        keys=("hidden_size", "ffn_dim", "num_hidden_layers", "num_attention_heads"),
+    ),
+    "phi3": _Architecture(
+        "model.layers.{}",
+        (
+            ("self_attn.qkv_proj", "d", "q+kv+kv"),
+            ("self_attn.o_proj", "q", "d"),
+            ("mlp.gate_up_proj", "d", "f+f"),
+            ("mlp.down_proj", "f", "d"),
+        ),
+    ),
+    "llama": _llama("head_dim", "num_key_value_heads"),
+    "mistral": _llama("head_dim"),
+    "qwen2": _llama("head_dim"),
+    "qwen3": _llama(),
+    "gemma": _llama(),
+    "gemma2": _llama(),
+    "gemma3_text": _llama(),
+    "granite": _llama("head_dim", "num_key_value_heads"),
+    "olmo2": _llama("head_dim", "num_key_value_heads"),
+    "smollm3": _llama("head_dim"),
+}
+
+KNOWN = tuple(_ARCHITECTURES)
+"""Every ``model_type`` whose layers are known here."""
+
+_QUERY_AND_VALUE = frozenset(["query", "value", "q_proj", "v_proj", "q_lin", "v_lin"])
+
+
+def linears(config: Mapping[str, Any]) -> tuple[Linear, ...]:
+    """The linear layers of all blocks, block by block; embeddings, poolers and heads left out.
+
+    Args:
+        config: what ``config.json`` says.
+
+    Raises:
+        SourceError: an unknown ``model_type``, or a dimension is missing or no sensible number.
+    """
+    kind = config.get("model_type")
+    if not isinstance(kind, str) or kind not in _ARCHITECTURES:
+        raise SourceError(
+            "unknown kind of model",
+            part="model_type",
+            found=repr(kind),
+            expected=f"one of {', '.join(KNOWN)}",
+        )
+    architecture = _ARCHITECTURES[kind]
+    sizes, blocks = _dimensions(config, architecture)
+    return tuple(
+        Linear(
+            f"{architecture.block.format(number)}.{name}",
+            _sum(sizes, inner),
+            _sum(sizes, outer),
+            architecture.fan_in_fan_out,
+        )
+        for number in range(blocks)
+        for name, inner, outer in architecture.linears
+    )
+
+
+def choose(layers: Sequence[Linear], targets: str) -> tuple[Linear, ...]:
+    """The layers that `targets` names: ``all``, ``qv`` (query and value), or leaf names with
+    commas between them, as ``target_modules`` of PEFT.
+
+    Raises:
+        SourceError: a name that no layer has.
+    """
+    if targets == "all":
+        return tuple(layers)
+    wanted = _QUERY_AND_VALUE if targets == "qv" else {name.strip() for name in targets.split(",")}
+    leaves = list(dict.fromkeys(layer.leaf for layer in layers))
+    missing = sorted(wanted.difference(leaves)) if targets != "qv" else []
+    chosen = tuple(layer for layer in layers if layer.leaf in wanted)
+    if missing or not chosen:
+        raise SourceError(
+            "no such layer in this model",
+            part="--targets",
+            found=", ".join(missing) or targets,
+            expected=f"all, or some of {', '.join(leaves)}",
+        )
+    return chosen
+
+
+def checked(value: Any, key: str, largest: int = _LARGEST_DIMENSION) -> int:
+    """`value` if it is a sensible positive whole number.
+
+    Raises:
+        SourceError: naming `key`.
+    """
+    if isinstance(value, bool) or not isinstance(value, int) or not 1 <= value <= largest:
+        found = "nothing" if value is None else repr(value)[:40]
+        raise SourceError(
+            "a dimension is missing or wrong",
+            part=key,
+            found=found,
+            expected=f"a whole number from 1 to {largest}",
+        )
+    return value
+
+
+def _dimensions(
+    config: Mapping[str, Any], architecture: _Architecture
+) -> tuple[dict[str, int], int]:
+    hidden, inner, layers, heads = architecture.keys
+    d = checked(config.get(hidden), hidden)
+    count = checked(config.get(heads), heads)
+
+    def derivable(key: str, otherwise: int) -> int:
+        given = config.get(key)
+        return otherwise if given is None and key in architecture.derived else checked(given, key)
+
+    size = derivable("head_dim", max(d // count, 1))
+    groups = derivable("num_key_value_heads", count) if _has_groups(architecture) else count
+    sizes = {"d": d, "f": derivable(inner, 4 * d), "q": count * size, "kv": groups * size}
+    return sizes, checked(config.get(layers), layers, _MOST_LAYERS)
+
+
+def _has_groups(architecture: _Architecture) -> bool:
+    return any("kv" in outer for _, _, outer in architecture.linears)
+
+
+def _sum(sizes: Mapping[str, int], terms: str) -> int:
+    return sum(sizes[term] for term in terms.split("+"))
+
+
+def dimensions(layers: Iterable[Linear]) -> list[int]:
+    """Every dimension that vectors must divide, ascending."""
+    return sorted({n for layer in layers for n in (layer.in_features, layer.out_features)})

@@ -1,0 +1,157 @@
+"""How many numbers each method trains and stores, for the same layers.
+
+Counts are the methods' own: LoRA (Hu et al. 2021), VeRA (Kopiczko et al. 2024), Tied-LoRA
+(Renduchintala et al. 2024), LoRA-XS (Bałazy et al. 2024), Uni-LoRA (Li et al. 2025), VB-LoRA
+(Sec. 3.4). Of the others only the stored numbers are counted, as float32, without a container.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from vbfmt import container, header, rules
+from vbfmt.admixture import index_dtype
+from vbfmt.estimate.architecture import Linear
+from vbfmt.estimate.shape import Shape
+from vbfmt.module import Module
+
+
+@dataclass(frozen=True)
+class Cost:
+    """What one method costs.
+
+    Attributes:
+        method: its name, with the size that it was given.
+        trained: numbers that are trained.
+        stored: numbers that are stored, as float32-equivalents (paper, Sec. 3.4): an 8-bit index
+            is a quarter of one.
+        bytes: on disk. For VB-LoRA the whole packed file (without the source's config and free
+            text); for the others four bytes per stored number.
+    """
+
+    method: str
+    trained: int
+    stored: float
+    bytes: int
+
+
+@dataclass(frozen=True)
+class Ranks:
+    """The sizes of the other methods; None: a usual one.
+
+    Attributes:
+        lora: rank of LoRA; as VB-LoRA's.
+        vera: rank of VeRA; 256, PEFT's default.
+        tied: rank of Tied-LoRA; as VB-LoRA's.
+        xs: rank of LoRA-XS; 64, as in the paper's Table 4.
+        uni: length of Uni-LoRA's one vector; as many numbers as the vector bank.
+    """
+
+    lora: int | None = None
+    vera: int = 256
+    tied: int | None = None
+    xs: int = 64
+    uni: int | None = None
+
+
+def compare(layers: Sequence[Linear], shape: Shape, ranks: Ranks | None = None) -> tuple[Cost, ...]:
+    """VB-LoRA beside the others, all on the same layers.
+
+    Raises:
+        ContentError: h, b, k or r break a rule of the format.
+    """
+    ranks = ranks or Ranks()
+    lora_rank, tied_rank = ranks.lora or shape.r, ranks.tied or shape.r
+    length = ranks.uni or shape.h * shape.b
+    return (
+        vblora(layers, shape),
+        _cost(f"LoRA, r = {lora_rank}", lora(layers, lora_rank)),
+        _cost(f"VeRA, r = {ranks.vera}", vera(layers, ranks.vera)),
+        _cost(f"Tied-LoRA, r = {tied_rank}", tied_lora(layers, tied_rank)),
+        _cost(f"LoRA-XS, r = {ranks.xs}", lora_xs(layers, ranks.xs)),
+        _cost(f"Uni-LoRA, d = {length}", length),
+        _cost("full fine-tuning of these layers", full(layers)),
+    )
+
+
+def vblora(layers: Sequence[Linear], shape: Shape) -> Cost:
+    """VB-LoRA: bank and logits trained; bank, k indices and k − 1 weights per sub-vector stored.
+
+    Raises:
+        ContentError: h, b, k or r break a rule of the format.
+    """
+    modules = _modules(layers, shape)
+    rows = shape.subvectors(layers)
+    bank = shape.h * shape.b
+    return Cost(
+        f"VB-LoRA, h = {shape.h}, b = {shape.b}, k = {shape.k}, r = {shape.r}",
+        trained=bank + rows * shape.h,
+        stored=float32_equivalents(shape, rows),
+        bytes=_file_length(modules, shape),
+    )
+
+
+def float32_equivalents(shape: Shape, rows: int) -> float:
+    """hb + N(k − 1) weights + Nk indices, an index of 8 bits counted as a quarter, of 16 as a
+    half."""
+    index = index_dtype(shape.h).itemsize / 4
+    return shape.h * shape.b + rows * (shape.k - 1) + rows * shape.k * index
+
+
+def full(layers: Sequence[Linear]) -> int:
+    """The layers' own weights: L·M·d² of Sec. 3.4."""
+    return sum(layer.in_features * layer.out_features for layer in layers)
+
+
+def lora(layers: Sequence[Linear], rank: int) -> int:
+    """Two factors per layer: r · (in + out)."""
+    return sum(rank * (layer.in_features + layer.out_features) for layer in layers)
+
+
+def vera(layers: Sequence[Linear], rank: int) -> int:
+    """Two scaling vectors per layer, out + r; the shared factors come from a seed."""
+    return sum(layer.out_features + rank for layer in layers)
+
+
+def tied_lora(layers: Sequence[Linear], rank: int) -> int:
+    """VeRA's scaling vectors per layer, and per kind of layer one pair of trained factors."""
+    kinds = {(layer.leaf, layer.in_features, layer.out_features): layer for layer in layers}
+    return vera(layers, rank) + lora(list(kinds.values()), rank)
+
+
+def lora_xs(layers: Sequence[Linear], rank: int) -> int:
+    """One r × r matrix per layer; the factors come from an SVD of the layer's weight."""
+    return rank * rank * len(layers)
+
+
+def _cost(method: str, count: int) -> Cost:
+    return Cost(method, trained=count, stored=count, bytes=4 * count)
+
+
+def _modules(layers: Sequence[Linear], shape: Shape) -> tuple[Module, ...]:
+    modules = tuple(
+        sorted(
+            (
+                Module(x.name, x.in_features, x.out_features, shape.r, x.fan_in_fan_out)
+                for x in layers
+            ),
+            key=lambda module: module.name.encode(),
+        )
+    )
+    rules.raise_first(rules.broken_sizes(shape.h, shape.b, shape.k))
+    rules.raise_first(rules.broken_modules(modules, shape.b))
+    return modules
+
+
+def _file_length(modules: tuple[Module, ...], shape: Shape) -> int:
+    """Bytes of the packed file: its real header, written with digests of zeros."""
+    blank = header.Header(shape.h, shape.b, shape.k, modules, (), ())
+    lengths = [length or 0 for length in blank.lengths()]
+    sections = tuple(
+        container.Section(offset, length, bytes(32))
+        for offset, length in zip(container.offsets(lengths), lengths, strict=True)
+    )
+    front = header.encode(header.Header(shape.h, shape.b, shape.k, modules, (), sections))
+    start = container.align(container.PREAMBLE_LENGTH + len(front))
+    return start + sections[-1].offset + sections[-1].length

@@ -1,0 +1,94 @@
+"""The paper's models as presets, and a model folder's own ``config.json``."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Mapping
+from types import MappingProxyType
+from typing import Any
+
+from vbfmt import storage, strict_json
+from vbfmt.errors import SourceError
+from vbfmt.estimate.architecture import KNOWN, Linear, linears
+
+
+def _roberta(d: int, f: int, blocks: int, heads: int) -> dict[str, Any]:
+    return {
+        "model_type": "roberta",
+        "hidden_size": d,
+        "intermediate_size": f,
+        "num_hidden_layers": blocks,
+        "num_attention_heads": heads,
+    }
+
+
+def _gpt2(d: int, blocks: int, heads: int) -> dict[str, Any]:
+    return {"model_type": "gpt2", "n_embd": d, "n_layer": blocks, "n_head": heads}
+
+
+def _decoder(
+    kind: str, d: int, f: int, blocks: int, heads: int, groups: int, size: int
+) -> dict[str, Any]:
+    return {
+        "model_type": kind,
+        "hidden_size": d,
+        "intermediate_size": f,
+        "num_hidden_layers": blocks,
+        "num_attention_heads": heads,
+        "num_key_value_heads": groups,
+        "head_dim": size,
+    }
+
+
+PRESETS: Mapping[str, Mapping[str, Any]] = MappingProxyType(
+    {
+        "roberta-base": _roberta(768, 3072, 12, 12),
+        "roberta-large": _roberta(1024, 4096, 24, 16),
+        "gpt2-medium": _gpt2(1024, 24, 16),
+        "gpt2-large": _gpt2(1280, 36, 20),
+        "llama-2-7b": _decoder("llama", 4096, 11008, 32, 32, 32, 128),
+        "llama-2-13b": _decoder("llama", 5120, 13824, 40, 40, 40, 128),
+        "mistral-7b": _decoder("mistral", 4096, 14336, 32, 32, 8, 128),
+        "gemma-7b": _decoder("gemma", 3072, 24576, 28, 16, 16, 256),
+    }
+)
+"""The parts of the published configs from which the linear layers follow."""
+
+
+def from_folder(path: str | os.PathLike[str]) -> tuple[Linear, ...]:
+    """The linear layers of the model in a folder (or of a ``config.json`` itself).
+
+    Kinds of models that are not known here are built by transformers on its meta device, without
+    weights, if it is installed; code that comes with a model is never run.
+
+    Raises:
+        SourceError: no JSON object, or a model whose layers cannot be told.
+        StorageError: it cannot be read.
+    """
+    path = os.fspath(path)
+    file = os.path.join(path, "config.json") if os.path.isdir(path) else path
+    text = bytes(storage.read(file, mmap=False)).decode(errors="replace")
+    try:
+        config = strict_json.parse_object(text)
+    except ValueError as error:
+        raise SourceError("not a JSON object", file=file, found=error) from None
+    try:
+        if config.get("model_type") in KNOWN:
+            return linears(config)
+        return _with_transformers(config)
+    except SourceError as error:
+        raise error.in_file(file) from None
+
+
+def _with_transformers(config: dict[str, Any]) -> tuple[Linear, ...]:
+    try:
+        from vbfmt.estimate.meta import linears_on_meta
+    except ImportError:
+        raise SourceError(
+            "unknown kind of model",
+            part="model_type",
+            found=repr(config.get("model_type")),
+            expected=f"one of {', '.join(KNOWN)}",
+            advice="with transformers any model is known: pip install 'vbfmt[peft]'",
+        ) from None
+    return linears_on_meta(config)

@@ -1,0 +1,139 @@
+"""Pictures as files: PNG, SVG, or one HTML page that opens offline."""
+
+from __future__ import annotations
+
+import io
+import os
+from collections.abc import Sequence
+from typing import Any
+
+from matplotlib.figure import Figure, SubFigure
+from matplotlib.layout_engine import ConstrainedLayoutEngine
+
+from vbfmt import storage
+from vbfmt.errors import TargetError
+from vbfmt.plot import html, style
+from vbfmt.plot.drawn import Drawn
+from vbfmt.plot.figures import FIGURES
+from vbfmt.plot.hover import as_json
+from vbfmt.plot.scene import Scene, shortened
+
+KINDS = ("png", "svg", "html")
+"""What `write` writes, by the file's ending."""
+
+_ALONE = (9.0, 5.4)
+_ALONE_WIDE = (17.0, 5.6)
+_DPI = 130
+_PAGE_WIDTH = 17.0
+_PAGE_ROWS = (("usage", "norms"), ("depth", "kinds"), ("selection",), ("projection", "delta"))
+_ROW_HEIGHTS = (4.2, 5.2, 4.8, 5.6)
+
+
+def write(
+    scene: Scene,
+    path: str | os.PathLike[str],
+    *,
+    figures: Sequence[str] = (),
+    overwrite: bool = False,
+) -> None:
+    """Draw the scene into a file, all or nothing.
+
+    Args:
+        path: ends with .png, .svg or .html.
+        figures: names of `FIGURES`; none means all of them on one page.
+
+    Raises:
+        TargetError: another ending, an unknown figure, or more than one for a PNG or SVG.
+        OutputExistsError, StorageError
+    """
+    kind = os.path.splitext(os.fspath(path))[1].lower().removeprefix(".")
+    if kind not in KINDS:
+        raise TargetError(
+            "unknown kind of picture",
+            file=path,
+            found=f".{kind}" if kind else "no ending",
+            expected=", ".join(f".{known}" for known in KINDS),
+        )
+    unknown = [name for name in figures if name not in FIGURES]
+    if unknown:
+        raise TargetError(
+            "unknown figure", part="--figure", found=unknown[0], expected=", ".join(FIGURES)
+        )
+    if not overwrite:
+        storage.require_absent(path)
+    with style.settings():
+        if kind == "html":
+            content = _html(scene, tuple(figures) or tuple(FIGURES))
+        else:
+            content = _save(_picture(scene, figures), kind)
+    storage.write(path, [content], overwrite=overwrite)
+
+
+def _picture(scene: Scene, figures: Sequence[str]) -> Figure:
+    if not figures:
+        return _page(scene)
+    if len(figures) > 1:
+        raise TargetError(
+            "one figure or the whole page to a picture",
+            part="--figure",
+            found=", ".join(figures),
+            advice="an .html takes several",
+        )
+    return _alone(scene, figures[0])[0]
+
+
+def _alone(scene: Scene, name: str) -> tuple[Figure, Drawn]:
+    picture = FIGURES[name]
+    figure = Figure(figsize=_ALONE_WIDE if picture.wide else _ALONE, dpi=_DPI, layout=_layout())
+    return figure, picture.draw(figure, scene)
+
+
+def _page(scene: Scene) -> Figure:
+    head = 0.9
+    figure = Figure(figsize=(_PAGE_WIDTH, head + sum(_ROW_HEIGHTS)), dpi=100, layout=_layout())
+    bands = _split(figure, 1 + len(_PAGE_ROWS), 1, height_ratios=(head, *_ROW_HEIGHTS))
+    for text, y, size, colour in (
+        (shortened(os.path.basename(scene.name), 80), 0.72, 20, style.INK),
+        (scene.heading(), 0.28, 12, style.GREY),
+    ):
+        bands[0].text(
+            0.012, y, text, fontsize=size, va="center", color=colour,
+            fontweight="bold" if size == 20 else "normal",
+        )  # fmt: skip
+    for band, names in zip(bands[1:], _PAGE_ROWS, strict=True):
+        parts = _split(band, 1, len(names))
+        for part, name in zip(parts, names, strict=True):
+            FIGURES[name].draw(part, scene)
+    return figure
+
+
+def _split(figure: Figure | SubFigure, rows: int, columns: int, **settings: Any) -> list[SubFigure]:
+    parts: Any = figure.subfigures(rows, columns, squeeze=False, **settings)
+    return list(parts.reshape(-1))
+
+
+def _layout() -> ConstrainedLayoutEngine:
+    return ConstrainedLayoutEngine(w_pad=0.14, h_pad=0.14)
+
+
+def _html(scene: Scene, figures: Sequence[str]) -> bytes:
+    return html.page(
+        shortened(os.path.basename(scene.name), 120),
+        scene.heading(),
+        [_panel(scene, name) for name in figures],
+    ).encode()
+
+
+def _panel(scene: Scene, name: str) -> html.Panel:
+    figure, drawn = _alone(scene, name)
+    svg = _save(figure, "svg").decode()
+    hovers: list[dict[str, Any]] = [as_json(hover, figure) for hover in drawn.hovers]
+    return html.Panel(name, drawn.title, drawn.caption, svg, hovers, FIGURES[name].wide)
+
+
+def _save(figure: Figure, kind: str) -> bytes:
+    stream = io.BytesIO()
+    # No date and no version: the same adapter, the same bytes.
+    metadata = {"Date": None, "Creator": "vbfmt"} if kind == "svg" else {"Software": "vbfmt"}
+    figure.savefig(stream, format=kind, metadata=metadata)
+    return stream.getvalue()

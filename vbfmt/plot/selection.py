@@ -1,0 +1,185 @@
+"""Which sub-vector selects which vector: the paper's Figs. 3 to 5."""
+
+from __future__ import annotations
+
+import itertools
+from typing import Any
+
+import numpy as np
+from matplotlib.axes import Axes
+from matplotlib.colors import ListedColormap, to_rgb
+from matplotlib.figure import Figure, SubFigure
+from matplotlib.patches import Patch
+from matplotlib.ticker import MaxNLocator
+from numpy.typing import NDArray
+
+from vbfmt.adapter import Adapter
+from vbfmt.plot import style
+from vbfmt.plot.drawn import Drawn
+from vbfmt.plot.hover import Cells
+from vbfmt.plot.scene import Scene, shortened
+from vbfmt.statistics import selections
+
+_MOST_EXACT_ACROSS, _MOST_EXACT_DOWN = 1500, 128
+_MOST_ACROSS, _MOST_DOWN = 600, 256
+_SELECTIONS_PER_CELL = 4
+_ASPECT = 3  # a map is about three times as wide as it is high
+_MOST_TICKS = 24
+_COLOURS = (style.ORANGE, style.BLUE, style.INK)
+_PAPER = "#F4F4F4"
+
+
+def draw(figure: Figure | SubFigure, scene: Scene) -> Drawn:
+    """Sub-vectors along x, from the first layer to the last; vectors of the bank along y."""
+    axes = figure.subplots()
+    size = _size(scene.adapter)
+    draw_map = _draw_now if scene.before is None else _draw_change
+    drawn = draw_map(axes, scene, size)
+    axes.set_ylabel("vectors of the bank")
+    _mark_layers(axes, scene)
+    axes.spines[:].set_visible(False)
+    style.title(axes, drawn.title, drawn.caption)
+    return drawn
+
+
+def _size(adapter: Adapter) -> tuple[int, int]:
+    """Cells down and across: one for each vector and sub-vector, or so few that a cell holds some
+    selections: single ones among hundreds of thousands of cells would only look like dust."""
+    if adapter.h <= _MOST_EXACT_DOWN and adapter.N <= _MOST_EXACT_ACROSS:
+        return adapter.h, adapter.N
+    cells = adapter.N * adapter.k / _SELECTIONS_PER_CELL
+    across = min(adapter.N, _MOST_ACROSS, max(1, round((cells * _ASPECT) ** 0.5)))
+    return min(adapter.h, _MOST_DOWN, max(1, round(cells / across))), across
+
+
+def _draw_now(axes: Axes, scene: Scene, size: tuple[int, int]) -> Drawn:
+    adapter = scene.adapter
+    counts = selections(adapter.indices[scene.row_order], adapter.h, size)
+    exact = size == (adapter.h, adapter.N)
+    image = axes.imshow(
+        counts,
+        aspect="auto",
+        cmap=ListedColormap([_PAPER, style.BLUE]) if exact else style.ON_PAPER,
+        interpolation="nearest",
+        vmin=0,
+        extent=_extent(adapter),
+    )
+    if exact:
+        caption = f"each of {adapter.N} sub-vectors (across) selects {adapter.k} vectors (blue)"
+    else:
+        bar = axes.figure.colorbar(image, ax=axes, pad=0.01, fraction=0.03)
+        bar.set_label("selections in a cell")
+        bar.outline.set_visible(False)
+        bar.locator = MaxNLocator(integer=True, nbins=6)
+        bar.update_ticks()
+        caption = (
+            f"{adapter.N * adapter.k:,} selections; a cell is about "
+            f"{adapter.N / size[1]:.3g} sub-vectors × {adapter.h / size[0]:.3g} vectors"
+        )
+    text = "{column}; {row}: {count} selections"
+    cells = Cells(axes, text, *_names(scene, size), {"count": counts})
+    return Drawn("Which sub-vector selects which vector", caption, (cells,))
+
+
+def _draw_change(axes: Axes, scene: Scene, size: tuple[int, int]) -> Drawn:
+    adapter, before = scene.adapter, scene.before
+    assert before is not None
+    old, new = (one.indices[scene.row_order] for one in (before, adapter))
+    same = old[:, :, None] == new[:, None, :]
+    left, kept = ~same.any(axis=2), same.any(axis=1)
+    parts = {
+        "before": _counted(old, left, adapter.h, size),
+        "after": _counted(new, ~kept, adapter.h, size),
+        "both": _counted(new, kept, adapter.h, size),
+    }
+    axes.imshow(
+        _mixed(np.stack(list(parts.values()))),
+        aspect="auto",
+        interpolation="nearest",
+        extent=_extent(adapter),
+    )
+    labels = ("selected before only", "after only", "before and after")
+    axes.legend(
+        handles=[Patch(color=c, label=label) for c, label in zip(_COLOURS, labels, strict=True)],
+        loc="lower right",
+        bbox_to_anchor=(1, 1),
+        ncols=3,
+        fontsize=9,
+    )
+    caption = (
+        f"{kept.mean():.0%} of the selections are as before; "
+        f"{kept.all(axis=1).mean():.0%} of the sub-vectors keep all of theirs"
+    )
+    text = "{column}; {row}: {before} before only, {after} after only, {both} both times"
+    cells = Cells(axes, text, *_names(scene, size), parts)
+    return Drawn("Selections before and after", caption, (cells,))
+
+
+def _counted(
+    vectors: NDArray[np.unsignedinteger[Any]],
+    mask: NDArray[np.bool_],
+    h: int,
+    size: tuple[int, int],
+) -> NDArray[np.int64]:
+    """As `statistics.selections`, of the selections in `mask` alone."""
+    row, column = np.nonzero(mask)
+    down = vectors[row, column].astype(np.int64) * size[0] // h
+    across = row * size[1] // len(vectors)
+    counts = np.bincount(down * size[1] + across, minlength=size[0] * size[1])
+    return counts.reshape(size).astype(np.int64)
+
+
+def _mixed(parts: NDArray[np.int64]) -> NDArray[np.float64]:
+    """Colours of cells: the parts' own, mixed by number, the stronger the more selections."""
+    colours = np.array([to_rgb(colour) for colour in _COLOURS])
+    total = parts.sum(axis=0)
+    mixed = np.einsum("cij,cd->ijd", parts, colours) / np.maximum(total, 1)[:, :, None]
+    full = max(1.0, float(np.quantile(total, 0.99)))
+    strength = np.minimum(total / full, 1.0)[:, :, None]
+    result: NDArray[np.float64] = strength * mixed + (1 - strength) * np.array(to_rgb(_PAPER))
+    return result
+
+
+def _extent(adapter: Adapter) -> tuple[float, float, float, float]:
+    return -0.5, adapter.N - 0.5, adapter.h - 0.5, -0.5
+
+
+def _mark_layers(axes: Axes, scene: Scene) -> None:
+    """Ticks where layers begin, thinned out to what fits."""
+    module, _ = scene.row_groups
+    starts: dict[str, int] = {}
+    for position, number in enumerate(module[scene.row_order].tolist()):
+        layer = scene.places[scene.adapter.modules[number].name].layer
+        starts.setdefault("none" if layer is None else str(layer), position)
+    step = -(-len(starts) // _MOST_TICKS)
+    shown = list(starts.items())[::step]
+    axes.set_xticks([start - 0.5 for _, start in shown], [layer for layer, _ in shown])
+    axes.set_xlabel("sub-vectors, by layer (ticks: where a layer begins)")
+
+
+def _names(scene: Scene, size: tuple[int, int]) -> tuple[list[str], list[str]]:
+    """What the columns and the rows of the map are called."""
+    module, in_b = scene.row_groups
+    order = scene.row_order
+    columns = []
+    for first, last in _spans(scene.adapter.N, size[1]):
+        ends = [_site(scene, int(module[order[i]]), bool(in_b[order[i]])) for i in (first, last)]
+        which = f"sub-vector {first}" if first == last else f"sub-vectors {first}–{last}"
+        columns.append(f"{which} ({' to '.join(dict.fromkeys(ends))})")
+    rows = [
+        f"vector {first}" if first == last else f"vectors {first}–{last}"
+        for first, last in _spans(scene.adapter.h, size[0])
+    ]
+    return columns, rows
+
+
+def _site(scene: Scene, module: int, in_b: bool) -> str:
+    place = scene.places[scene.adapter.modules[module].name]
+    layer = "" if place.layer is None else f"layer {place.layer} "
+    return f"{layer}{shortened(place.kind, 30)} {'B' if in_b else 'A'}"
+
+
+def _spans(n: int, count: int) -> list[tuple[int, int]]:
+    """The first and the last of n things in each of `count` bins."""
+    bounds = -(-np.arange(count + 1) * n // count)
+    return [(start, stop - 1) for start, stop in itertools.pairwise(bounds.tolist())]

@@ -1,0 +1,64 @@
+"""How pictures look: colours that colour-blind people tell apart, quiet axes, one font."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import TYPE_CHECKING, Any
+
+import matplotlib
+
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
+
+BLUE, ORANGE, GREEN, VERMILLION, PURPLE = "#0072B2", "#E69F00", "#009E73", "#D55E00", "#CC79A7"
+"""Of the palette of Okabe and Ito (2008)."""
+INK, GREY, FAINT = "#222222", "#767676", "#DDDDDD"
+SEQUENTIAL = "cividis"
+"""The colour map of amounts: even in lightness, the same to red-green-blind eyes."""
+ON_PAPER = "Blues"
+"""The same for amounts that are mostly nothing: from white to one dark hue."""
+AROUND_EVEN = "PuOr_r"
+"""For what is below and above an even share: purple and orange, white between."""
+
+_SETTINGS: dict[Any, Any] = {
+    "font.family": "DejaVu Sans",
+    "font.size": 10,
+    "axes.spines.top": False,
+    "axes.spines.right": False,
+    "axes.edgecolor": GREY,
+    "axes.labelcolor": INK,
+    "axes.axisbelow": True,
+    "xtick.color": GREY,
+    "ytick.color": GREY,
+    "xtick.labelcolor": INK,
+    "ytick.labelcolor": INK,
+    "text.color": INK,
+    "text.parse_math": False,  # names come from files; "$" in one is no formula
+    "svg.fonttype": "path",
+    "svg.hashsalt": "vbfmt",  # the same picture, the same bytes
+    "legend.frameon": False,
+}
+
+
+@contextmanager
+def settings() -> Iterator[None]:
+    """matplotlib as our pictures want it, for the time of the block."""
+    with matplotlib.rc_context(_SETTINGS):
+        yield
+
+
+def title(axes: Axes, text: str, below: str = "") -> None:
+    """A bold title at the left, and a grey line below it that says what is seen."""
+    axes.set_title(text, loc="left", fontweight="bold", fontsize=12, pad=24 if below else 8)
+    axes.annotate(
+        below,
+        (0, 1),
+        xytext=(0, 7),
+        xycoords="axes fraction",
+        textcoords="offset points",
+        color=GREY,
+        fontsize=9.5,
+        in_layout=False,
+        annotation_clip=False,
+    )
