@@ -1,0 +1,43 @@
+"""Mutants that no test can notice, because what they do is the same. Read one by one."""
+
+from __future__ import annotations
+
+import re
+from typing import NamedTuple
+
+
+class Equivalent(NamedTuple):
+    """Mutants, and why they change nothing.
+
+    Attributes:
+        function: pattern of mutmut's name of the function.
+        change: pattern found in the lines taken out and put in.
+        why: in words.
+    """
+
+    function: str
+    change: str
+    why: str
+
+
+EQUIVALENT = (
+    Equivalent("container.x_describe", "strict=True", "all three lists are made from `contents`"),
+    Equivalent(
+        "header.x__require_lengths",
+        "strict=True",
+        "there are as many names as lengths, and as many sections was checked just before",
+    ),
+    Equivalent(
+        "header.x__texts",
+        r"_typed\(key, str, 'metadata'\).*_typed\(key, str, (?!'metadata')",
+        "`canonical.unpack` has refused keys that are no strings",
+    ),
+)
+
+
+def reason(name: str, change: str) -> str | None:
+    """Why that mutant changes nothing, if it does not."""
+    for known in EQUIVALENT:
+        if re.search(known.function, name) and re.search(known.change, change, re.DOTALL):
+            return known.why
+    return None
