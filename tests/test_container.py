@@ -88,6 +88,13 @@ def test_the_longest_header_is_written_and_read():
     start = container.front(bytes(container.LONGEST_HEADER), [])
     preamble = container.read_preamble(memoryview(start))
     assert preamble.header_length == container.LONGEST_HEADER == 16 * 2**20
+    with pytest.raises(errors.LengthError, match="cut off"):
+        container.read_preamble(memoryview(start)[:-1])
+
+
+def test_the_shortest_file_is_a_preamble():
+    start = container.front(b"", [])
+    assert container.read_preamble(memoryview(start)) == container.Preamble(1, 0, 0, 32)
 
 
 def test_sections_contents_and_names_must_be_as_many():

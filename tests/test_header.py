@@ -8,7 +8,7 @@ import pytest
 from spec.golden.make import GOLDEN, wide_indices, worked_example
 from tests import forge
 from vbfmt import Module, dumps, errors, loads
-from vbfmt.header import Header
+from vbfmt.header import Header, decode
 
 FILE = dumps(worked_example())
 WIDE = dumps(wide_indices())
@@ -225,7 +225,9 @@ def test_an_optional_feature_and_its_key_are_passed_over():
         header["optional_features"] = ["colour", "shade"]
         header["colour"] = {"red": [1, 2]}
 
-    assert loads(forge.with_header(FILE, change)) == worked_example()
+    file = forge.with_header(FILE, change)
+    assert loads(file) == worked_example()
+    assert decode(forge.header_of(file), 0).optional_features == ("colour", "shade")
 
 
 def test_a_higher_minor_version_may_add_keys_in_order():
@@ -264,6 +266,12 @@ def test_a_required_feature_that_is_known_is_no_obstacle(monkeypatch):
 @pytest.mark.parametrize(
     ("path", "value", "said"),
     [
+        (("b",), "2", "b: found str, expected int"),
+        (("k",), [], "k: found list, expected int"),
+        (("modules",), {}, "modules: found dict, expected list"),
+        (("tensors",), None, "tensors: found NoneType, expected list"),
+        (("sections",), 3, "sections: found int, expected list"),
+        (("base_model",), "x", "base_model: found str, expected list"),
         (("modules", 0, 0), 1, "modules: found int, expected str"),
         (("modules", 0, 1), "1", "modules: found str, expected int"),
         (("modules", 0, 2), None, "modules: found NoneType, expected int"),
@@ -293,7 +301,9 @@ def test_a_wrong_type_is_named_with_its_part(path, value, said):
         else:
             header[path[-1]] = value
 
-    assert str(refusal(forge.with_header(FILE, change))) == f"wrong type: header, {said}"
+    for minor in (0, 1):
+        file = forge.with_header(forge.with_preamble(FILE, minor=minor), change)
+        assert str(refusal(file)) == f"wrong type: header, {said}"
 
 
 @pytest.mark.parametrize("name", GOLDEN)

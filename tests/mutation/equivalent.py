@@ -27,6 +27,8 @@ EQUIVALENT = (
         "strict=True",
         "there are as many names as lengths, and as many sections was checked just before",
     ),
+    Equivalent("container.x_read_preamble", "major >= MAJOR", "they differ: that was asked before"),
+    Equivalent("", r"strict=False.*(strict=None|zip\([^=]*\))", "so `zip` does unasked"),
     Equivalent(
         "header.x__texts",
         r"_typed\(key, str, 'metadata'\).*_typed\(key, str, (?!'metadata')",
