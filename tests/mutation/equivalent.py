@@ -21,6 +21,21 @@ class Equivalent(NamedTuple):
 
 
 EQUIVALENT = (
+    Equivalent(
+        "canonical.x_(un)?pack",
+        "use_bin_type|raw=False|strict_map_key=True",
+        "defaults of msgpack 1.0 and later, spelled out",
+    ),
+    Equivalent(
+        "canonical.x__require_sound",
+        "'big'",
+        "the default of `int.from_bytes` from Python 3.11 on; on 3.10 the mutant fails",
+    ),
+    Equivalent(
+        "canonical.x__require_sound",
+        r"position - items",
+        "a count beyond the bytes is refused when they run out; this only saves the walk there",
+    ),
     Equivalent("container.x_describe", "strict=True", "all three lists are made from `contents`"),
     Equivalent(
         "header.x__require_lengths",
