@@ -76,6 +76,13 @@ flips: $(VENV)/dev
 determinism: $(VENV)/dev
 	$(BIN)/python -m tests.determinism
 
+# In a copy, because mutmut writes beside what it changes.
+mutation: $(VENV)/dev
+	rm -rf build/mutation && mkdir -p build/mutation
+	cp -r pyproject.toml vbfmt converters spec tests build/mutation
+	cd build/mutation && ../../$(BIN)/mutmut run
+	$(BIN)/python -m tests.mutation build/mutation
+
 bench: $(VENV)/dev
 	$(BIN)/python -m tests.bench
 
