@@ -291,7 +291,7 @@ def test_a_model_that_does_not_say_where_its_output_is():
 def test_the_model_inside_a_wrapper_is_given_itself():
     model = net()
     inject(model, config())
-    wrapper = nn.Module()  # as DistributedDataParallel and DataParallel hold it
-    wrapper.module = model
+    wrapper = nn.Module()  # as torch.compile holds it
+    wrapper._orig_mod = model
     with pytest.raises(ModelError, match="the model is wrapped: found Module"):
         inject(wrapper, config(), name="second")
