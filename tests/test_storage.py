@@ -34,6 +34,13 @@ def test_a_replaced_file_keeps_its_permissions(tmp_path):
     assert stat.S_IMODE((tmp_path / "x").stat().st_mode) == 0o604
 
 
+def test_a_set_user_id_bit_is_not_kept(tmp_path):
+    (tmp_path / "x").write_bytes(b"old")
+    (tmp_path / "x").chmod(0o4755)
+    storage.write(tmp_path / "x", [b"new"], overwrite=True)
+    assert stat.S_IMODE((tmp_path / "x").stat().st_mode) == 0o755
+
+
 def test_a_link_stays_a_link(tmp_path):
     (tmp_path / "real").write_bytes(b"old")
     (tmp_path / "link").symlink_to("real")
@@ -125,11 +132,12 @@ def test_overwriting_a_folder_replaces_files_of_the_same_name_alone(tmp_path):
     assert names(tmp_path) == ["d"]
 
 
-def test_a_file_is_not_replaced_by_a_folder(tmp_path):
+@pytest.mark.parametrize("whole", [False, True])
+def test_a_file_is_not_replaced_by_a_folder(tmp_path, whole):
     (tmp_path / "d").write_bytes(b"precious")
     with (
-        pytest.raises(errors.StorageError),
-        storage.new_folder(tmp_path / "d", overwrite=True) as new,
+        pytest.raises(errors.StorageError, match="Not a directory"),
+        storage.new_folder(tmp_path / "d", overwrite=True, whole=whole) as new,
     ):
         storage.write(os.path.join(new, "a"), [b"1"], overwrite=False)
     assert (tmp_path / "d").read_bytes() == b"precious"

@@ -106,8 +106,11 @@ def put_whole(temporary: str, target: str) -> None:
     renames with neither.
 
     Raises:
+        NotADirectoryError: `target` is no folder.
         OSError
     """
+    if not os.path.isdir(target):
+        raise NotADirectoryError(errno.ENOTDIR, "Not a directory")
     if exchanged(temporary, target):
         return
     old = name_beside(target)

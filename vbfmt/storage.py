@@ -171,7 +171,9 @@ def _keep_permissions(target: str, new: str | int) -> None:
     """Give what is new, by name or descriptor, the permissions of what it replaces, if that is
     there."""
     with contextlib.suppress(FileNotFoundError):
-        mode = stat.S_IMODE(os.stat(target).st_mode)
+        found = os.stat(target).st_mode
+        # A file's set-user-ID bit would now be that of whoever runs this.
+        mode = stat.S_IMODE(found) if stat.S_ISDIR(found) else found & 0o777
         if not isinstance(new, int):
             os.chmod(new, mode)
         elif hasattr(os, "fchmod"):
