@@ -58,8 +58,9 @@ def command(
         text = cards.packed(adapter, os.path.basename(output), digest)
         storage.write(readme, [text], overwrite=False)
     before, after = weight_of(path), weight_of(output)
-    click.echo(
-        f"{output}: {size(after)}, {times(before / after)} smaller than {source} ({size(before)})"
+    ratio = (
+        f"{times(before / after)} smaller" if after < before else f"{times(after / before)} larger"
     )
+    click.echo(f"{output}: {size(after)}, {ratio} than {source} ({size(before)})")
     click.echo(f"{len(adapter)} modules, {adapter.N} sub-vectors, {digest}")
     click.echo(f"read as {opened.reader.what}")
