@@ -11,7 +11,8 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from vbfmt.converters import json_file, pickle, safetensors
+from vbfmt import json_file
+from vbfmt.converters import pickle, safetensors
 from vbfmt.errors import SourceError
 from vbfmt.tensors import Tensor
 

@@ -8,9 +8,9 @@ from collections.abc import Iterator
 import numpy as np
 from numpy.typing import NDArray
 
-from vbfmt import peft_layout, storage
+from vbfmt import json_file, peft_layout, storage
 from vbfmt.container import Bytes
-from vbfmt.converters import json_file, safetensors
+from vbfmt.converters import safetensors
 from vbfmt.converters.card import NAME as CARD
 from vbfmt.converters.combine import LowRank
 from vbfmt.converters.peft import config as peft_config
