@@ -45,7 +45,7 @@ def write(
     Args:
         dtype: of the factors: float32, bfloat16 or float16 (rounded once, to nearest even).
         drop_extras: leave out trained biases and heads. They are kept otherwise, and PEFT takes
-            them; vLLM and llama.cpp refuse them.
+            them; not every other runtime does (vbfmt.converters.runtimes).
         card: a model card to put there too.
 
     Raises:

@@ -109,7 +109,7 @@ def _notices(total: Sum) -> Iterator[str]:
         done = (
             "left out"
             if total.drop_extras
-            else "kept, which vLLM and llama.cpp refuse: --drop-extras"
+            else "kept, which not every runtime takes: --check RUNTIME, or --drop-extras"
         )
         yield f"{len(extras)} other trained tensors ({names}) {done}"
     doubt = disagreement(total)
