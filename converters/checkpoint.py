@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from vbfmt import json_file
+from vbfmt import json_file, storage
 from vbfmt.converters import pickle, safetensors
 from vbfmt.errors import SourceError
 from vbfmt.tensors import Tensor
@@ -52,9 +52,13 @@ class Checkpoint:
 
         Raises:
             SourceError: not a JSON object.
+            StorageError: the operating system refuses.
         """
         path = self.config_file(name)
-        return json_file.read(path) if path.is_file() else None
+        try:
+            return json_file.read(path) if path.is_file() else None
+        except OSError as error:
+            raise storage.refusal("cannot read", path, error) from None
 
     def config_file(self, name: str) -> Path:
         """Where that config would be."""
@@ -75,7 +79,10 @@ def open_checkpoint(path: PathLike) -> Checkpoint:
         SourceError: there are no weights, or they cannot be read as tensors alone.
         StorageError: the operating system refuses.
     """
-    file = _locate(Path(path))
+    try:
+        file = _locate(Path(path))
+    except OSError as error:
+        raise storage.refusal("cannot read", path, error) from None
     if file.suffix == ".safetensors":
         return Checkpoint(file, safetensors.read(file).tensors)
     return Checkpoint(file, pickle.read(file))
@@ -95,7 +102,8 @@ def agreed_k(said: Mapping[str, object]) -> int:
             advice="give it: --topk K (the paper and PEFT use 2)",
         )
     first, *others = known.values()
-    if not isinstance(first, int) or any(other != first for other in others):
+    # bool is an int to Python, but no number of vectors.
+    if type(first) is not int or any(type(k) is not int or k != first for k in others):
         raise SourceError(
             "sources disagree on k",
             part="topk",
@@ -115,7 +123,8 @@ def bank_of(tensor: Tensor) -> NDArray[np.float32]:
     """
     if tensor.dtype not in FLOATS or len(tensor.shape) != 2 or 0 in tensor.shape:
         raise SourceError("not a vector bank", part="vector bank", found=tensor, expected="(h, b)")
-    return np.ascontiguousarray(tensor.numpy().astype("<f4"))
+    with np.errstate(over="ignore", invalid="ignore"):  # what is not finite is refused later
+        return np.ascontiguousarray(tensor.numpy().astype("<f4"))
 
 
 def _locate(path: Path) -> Path:

@@ -11,6 +11,7 @@ ROOT = Path(__file__).parents[1]
 
 # Deadlines measure the machine, not the code.
 settings.register_profile("default", deadline=None)
+settings.register_profile("few", deadline=None, max_examples=20)  # for `make mutation`
 settings.load_profile("default")
 
 

@@ -10,6 +10,7 @@ from hypothesis import HealthCheck, given, settings
 
 from spec.golden.make import wide_indices, worked_example
 from tests.strategies import adapters
+from vbfmt import Adapter, Module, Rows
 from vbfmt.admixture import all_weights
 
 
@@ -88,3 +89,29 @@ def test_repr_says_what_it_is():
     assert repr(wide_indices()) == (
         "<VB-LoRA adapter of example/größe: 2 modules, h=257 b=4 k=3 N=26, 3 other tensors>"
     )
+
+
+@pytest.mark.parametrize("rows", [8192, 8193, 20000])
+def test_all_factors_of_a_large_adapter_come_in_groups(rows, monkeypatch):
+    """Groups of 8192 rows; the last is full, of one module, or none."""
+    monkeypatch.setattr("vbfmt.adapter._ROWS_AT_ONCE", 8192)
+    rng = np.random.default_rng(0)
+    modules = {
+        Module("a", 4096, 2048, 1),
+        Module("b", 1024, 1024, 1),
+        Module("c", rows - 8193, 1, 1),
+    }
+    found = {
+        module: Rows(
+            rng.integers(0, 5, (module.rows(1), 1)).astype("u1"),
+            np.zeros((module.rows(1), 0), "<f4"),
+        )
+        for module in modules
+        if module.in_features > 0
+    }
+    adapter = Adapter.from_rows(rng.standard_normal((5, 1)), found)
+    assert len(list(adapter.iter_factors())) == len(adapter)
+    for module, a, b in adapter.iter_factors():
+        one_a, one_b = adapter.factors(module.name)
+        np.testing.assert_array_equal(a, one_a)
+        np.testing.assert_array_equal(b, one_b)

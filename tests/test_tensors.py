@@ -66,3 +66,20 @@ def test_the_table_has_every_dtype_that_safetensors_reads(tmp_path):
         assert {key: file.get_slice(key).get_dtype() for key in file.keys()} == {  # noqa: SIM118
             dtype: dtype for dtype in BITS
         }
+
+
+@pytest.mark.parametrize(
+    ("shape", "data", "said"),
+    [
+        ((-1, -1), np.zeros(1, np.uint8), "negative size"),
+        ((1,), np.zeros(1, np.int8), "one-dimensional bytes"),
+        ((1, 1), np.zeros((1, 1), np.uint8), "one-dimensional bytes"),
+    ],
+)
+def test_what_is_no_tensor(shape, data, said):
+    with pytest.raises(errors.ContentError, match=said):
+        Tensor("U8", shape, data)
+
+
+def test_a_tensor_is_not_equal_to_anything_else():
+    assert Tensor.of(np.ones(1)) != "something else"

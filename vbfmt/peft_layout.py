@@ -7,6 +7,7 @@ As `vbfmt.torch` writes checkpoints and `vbfmt.converters.peft` reads and writes
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Collection, Mapping
 from typing import Any, Protocol
 
@@ -121,9 +122,11 @@ def about_extras(adapter: WithExtras, only: str) -> dict[str, Any]:
 
 
 def _as_text(config: Mapping[str, Any]) -> str:
-    return json.dumps(
+    text = json.dumps(
         config, sort_keys=True, ensure_ascii=False, separators=(",", ":"), allow_nan=False
     )
+    # Half a surrogate pair, which JSON can escape and UTF-8 cannot say.
+    return re.sub("[\ud800-\udfff]", lambda half: f"\\u{ord(half[0]):04x}", text)
 
 
 def _text(value: object) -> str | None:

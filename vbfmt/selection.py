@@ -50,15 +50,15 @@ def select_top_k(blocks: Mapping[str, Logits], k: int) -> Selection:
     Raises:
         ContentError: a logit is NaN or +∞, a row has no finite logit, or k is out of range.
     """
-    counts = [len(block) for block in blocks.values()]
-    starts = np.concatenate([[0], np.cumsum(counts, dtype=np.int64)])
-    indices = np.empty((int(starts[-1]), k), dtype=np.intp)
-    logits = np.empty((int(starts[-1]), k), dtype=np.float64)
     for name, block in blocks.items():
         if not 1 <= k <= block.shape[1]:
             raise ContentError(
                 "k is out of range", part=name, found=k, expected=f"1 to {block.shape[1]} (h)"
             )
+    counts = [len(block) for block in blocks.values()]
+    starts = np.concatenate([[0], np.cumsum(counts, dtype=np.int64)])
+    indices = np.empty((int(starts[-1]), k), dtype=np.intp)
+    logits = np.empty((int(starts[-1]), k), dtype=np.float64)
 
     def work(piece: tuple[int, str, Logits, int], scratch: dict[str, NDArray[Any]]) -> None:
         start, name, block, first = piece

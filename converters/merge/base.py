@@ -29,7 +29,7 @@ _OLD_WEIGHTS = re.compile(
     r"\.(safetensors|bin|h5|msgpack|pth?|ot)(\.index\.json)?"
     r"|.*\.(gguf|ggml|onnx|onnx_data|tflite|mlmodel)"
 )
-_OLD_FOLDERS = ("onnx", "openvino", "coreml", "gguf", "original")
+_OLD_FOLDERS = re.compile(r"onnx|openvino|coreml|gguf|original|checkpoint-\d+")
 
 
 @dataclass(frozen=True)
@@ -223,7 +223,7 @@ def _side_files(folder: str, weights: set[str]) -> tuple[tuple[str, ...], tuple[
 
 def _is_left_out(path: str) -> bool:
     top, _, rest = path.partition("/")
-    return top in _OLD_FOLDERS if rest else bool(_OLD_WEIGHTS.fullmatch(top))
+    return bool((_OLD_FOLDERS if rest else _OLD_WEIGHTS).fullmatch(top))
 
 
 def _walk(folder: str, within: str) -> Iterator[str]:

@@ -26,7 +26,7 @@ def corpus() -> dict[str, bytes]:
     """Every file of the corpus by its path in this folder."""
     good, bad = valid.files(), invalid.files()
     verdicts = {
-        "valid": {name: _content(data, adapter) for name, (data, adapter) in good.items()},
+        "valid": {name: content(data, adapter) for name, (data, adapter) in good.items()},
         "invalid": {
             name: {"kind": file.kind, "part": file.part, "rule": file.rule}
             for name, file in bad.items()
@@ -52,18 +52,18 @@ def _json(value: Any) -> str:
     return json.dumps(value, separators=(",", ":"), ensure_ascii=True)
 
 
-def _content(data: bytes, adapter: Adapter) -> dict[str, Any]:
+def content(data: bytes, adapter: Adapter) -> dict[str, Any]:
     """What a reader must find, worked out here from the adapter that was put in, with the plain
     arithmetic of Python's own floats and none of the library's reading or composing."""
     rows = [_all_weights(stored) for stored in adapter.weights.tolist()]
     return {
-        "digest": "sha256:" + hashlib.sha256(data[: 32 + len(forge.header_of(data))]).hexdigest(),
+        "digest": "sha256:" + sha256(data[: 32 + len(forge.header_of(data))]),
         "h": adapter.h,
         "b": adapter.b,
         "k": adapter.k,
-        "bank": _sha256(struct.iter_unpack("<f", adapter.bank.tobytes()), "<f"),
-        "indices": _sha256(([i] for row in adapter.indices.tolist() for i in row), "<H"),
-        "weights": _sha256(([w] for row in rows for w in row), "<f"),
+        "bank": _sha256_of(struct.iter_unpack("<f", adapter.bank.tobytes()), "<f"),
+        "indices": _sha256_of(([i] for row in adapter.indices.tolist() for i in row), "<H"),
+        "weights": _sha256_of(([w] for row in rows for w in row), "<f"),
         "modules": [
             {
                 "name": module.name,
@@ -110,7 +110,10 @@ def _factors(adapter: Adapter, name: str, weights: Sequence[Sequence[float]]) ->
             values.append([_float32(total)])
     module = adapter[name]
     middle = module.rank * module.in_features
-    return {"A": _sha256(values[:middle], "<f"), "B_transposed": _sha256(values[middle:], "<f")}
+    return {
+        "A": _sha256_of(values[:middle], "<f"),
+        "B_transposed": _sha256_of(values[middle:], "<f"),
+    }
 
 
 def _float32(value: float) -> float:
@@ -118,8 +121,13 @@ def _float32(value: float) -> float:
     return float(rounded)
 
 
-def _sha256(values: Iterable[Sequence[Any]], form: str) -> str:
-    return hashlib.sha256(b"".join(struct.pack(form, *value) for value in values)).hexdigest()
+def _sha256_of(values: Iterable[Sequence[Any]], form: str) -> str:
+    return sha256(b"".join(struct.pack(form, *value) for value in values))
+
+
+def sha256(data: bytes) -> str:
+    """In hexadecimal digits."""
+    return hashlib.sha256(data).hexdigest()
 
 
 def main(force: bool = False) -> int:

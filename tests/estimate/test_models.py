@@ -114,3 +114,10 @@ def test_code_beside_a_config_is_not_run(tmp_path):
 def test_a_missing_folder_is_said(tmp_path):
     with pytest.raises(StorageError):
         from_folder(tmp_path / "nothing")
+
+
+def test_a_model_without_linear_layers(tmp_path):
+    config = {"model_type": "resnet", "embedding_size": 8, "hidden_sizes": [8], "depths": [1]}
+    (tmp_path / "config.json").write_text(json.dumps(config))
+    with pytest.raises(SourceError, match="no linear layers in blocks"):
+        from_folder(tmp_path)

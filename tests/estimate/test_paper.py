@@ -99,3 +99,9 @@ def test_files_are_no_larger_than_the_count_and_a_header(name):
 
 def test_conventions_are_tried_in_every_plausible_way():
     assert len(set(CONVENTIONS)) == 8
+
+
+def test_rows_of_other_methods_have_no_sub_vectors():
+    row = next(row for row in rows() if row.shape is None)
+    with pytest.raises(ValueError, match="not a row of VB-LoRA"):
+        half(row)

@@ -8,6 +8,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import nn
+from transformers.pytorch_utils import Conv1D
 
 import vbfmt
 from tests.torch.models import GPT2_TARGETS, batch, config, gpt2, net, tokens
@@ -221,3 +222,49 @@ def test_a_gap_that_cannot_work():
     inject(model, config())
     with pytest.raises(ConfigError, match="gap"):
         warm_start(net(), to_adapter(model), gap=0.0)
+
+
+class Other(nn.Module):
+    """As `Net`, with one thing otherwise."""
+
+    def __init__(self, out):
+        super().__init__()
+        self.encoder = nn.ModuleList([nn.Linear(16, 32), nn.Linear(32, 32)])
+        self.out = out
+        self.classifier = nn.Linear(8, 2)
+
+
+def test_modules_of_another_kind_or_the_other_way_round():
+    model = net()
+    inject(model, config())
+    adapter = to_adapter(model)
+    with pytest.raises(ModelError, match="out is a Identity"):
+        load_packed(Other(nn.Identity()), adapter)
+    with pytest.raises(ModelError, match="out stores its weight the other way round"):
+        load_packed(Other(Conv1D(8, 32)), adapter)
+
+
+def test_a_tensor_that_the_model_does_not_have_at_all():
+    model = net()
+    inject(model, config(modules_to_save=["classifier"]))
+    adapter = to_adapter(model)
+    other = net()
+    other.classifier = nn.Identity()
+    with pytest.raises(ModelError, match="no place for.*expected none of that name"):
+        load_packed(other, adapter)
+
+
+def test_what_is_saved_whole_may_have_buffers(tmp_path):
+    """Running statistics of a norm travel with it and come back as buffers."""
+    model = Other(nn.Linear(32, 8, bias=False))
+    model.classifier = nn.BatchNorm1d(8)
+    inject(model, config(modules_to_save=["classifier"]))
+    with torch.no_grad():
+        model.classifier(torch.randn(20, 8))
+    model.classifier.running_mean += 3
+    adapter = to_adapter(model)
+    assert "classifier.running_mean" in adapter.tensors
+    other = Other(nn.Linear(32, 8, bias=False))
+    other.classifier = nn.BatchNorm1d(8)
+    load_packed(other, adapter)
+    assert torch.equal(other.classifier.running_mean, model.classifier.running_mean)

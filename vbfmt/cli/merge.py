@@ -18,7 +18,9 @@ if TYPE_CHECKING:
 @click.option("--base-revision", metavar="REV", help="Of the base on the Hub.")
 @click.option("--revision", metavar="REV", help="Of FILEs on the Hub: a branch, tag or commit.")
 @click.option("-o", "--output", required=True, type=click.Path(), help="The folder to write.")
-@click.option("--weight", "weights", multiple=True, type=float, help="Of each FILE, in order.")
+@click.option(
+    "--weight", "weights", multiple=True, type=float, help="Of each FILE, in order; 1 if left out."
+)
 @click.option(
     "--dtype",
     type=click.Choice(["float32", "bfloat16", "float16"]),
@@ -87,7 +89,7 @@ def _report(plan: Plan, output: str, dry_run: bool) -> Iterator[str]:
             f"  {file.name}: {size(len(file.header) + file.size)}, "
             f"{file.changed} of {len(file.items)} tensors changed"
         )
-    yield f"  names: {plan.layout.rule}"
+    yield f"  {plan.layout.rule}"
     if plan.layout.prefix:
         yield printable(f"  all of the base's names now begin with {plan.layout.prefix}")
     for word, names in (

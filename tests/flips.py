@@ -1,0 +1,88 @@
+"""Every bit of packed files flipped, every truncation tried: ``python -m tests.flips [PATH …]``.
+
+PATH is a packed file, or a checkpoint folder that is packed first. Without one: the trained
+checkpoint in tests/data, the golden files and the valid files of the corpus.
+"""
+
+from __future__ import annotations
+
+import sys
+import time
+from collections.abc import Iterable, Iterator
+from pathlib import Path
+
+from tests.conftest import ROOT
+from vbfmt import dumps, errors, loads
+from vbfmt.converters import peft
+from vbfmt.packed import _Packed
+
+
+def missed_flips(data: bytes, positions: Iterable[int], bits: Iterable[int] = range(8)) -> Iterator:
+    """(position, bit) of the flips that nobody noticed.
+
+    Flips before the sections go through the whole of `loads`. Those behind cannot change what the
+    front says, so it is parsed once, and what `loads` does next is done with every flip.
+    """
+    buffer = bytearray(data)
+    packed = _Packed.parse(buffer)
+    bits = tuple(bits)
+    for position in positions:
+        whole = position < packed.preamble.header_end
+        for bit in bits:
+            buffer[position] ^= 1 << bit
+            if not (_is_refused(buffer) if whole else any(packed.damage())):
+                yield position, bit
+            buffer[position] ^= 1 << bit
+    assert buffer == data
+
+
+def missed_truncations(data: bytes) -> Iterator[int]:
+    """Lengths to which the file can be cut without anybody noticing."""
+    view = memoryview(data)
+    return (length for length in range(len(data)) if not _is_refused(view[:length]))
+
+
+def _is_refused(data: bytearray | memoryview) -> bool:
+    try:
+        loads(data)
+    except errors.VbfmtError:
+        return True
+    return False
+
+
+def _packed(path: Path) -> bytes:
+    return dumps(peft.read(path)) if path.is_dir() else path.read_bytes()
+
+
+def main() -> int:
+    """See the module's own text; 1 if anything went unnoticed."""
+    paths = [Path(path) for path in sys.argv[1:]] or [
+        ROOT / "tests" / "data" / "minilm-vblora",
+        *sorted((ROOT / "spec" / "golden").glob("*.vblora")),
+        *sorted((ROOT / "spec" / "corpus" / "valid").glob("*.vblora")),
+    ]
+    flips = cuts = missed = 0
+    start = time.monotonic()
+    for path in paths:
+        data = _packed(path)
+        for first in range(0, len(data), 4096):
+            chunk = range(first, min(first + 4096, len(data)))
+            for position, bit in missed_flips(data, chunk):
+                print(f"{path}: bit {bit} of byte {position} unnoticed")
+                missed += 1
+            flips += 8 * len(chunk)
+            if sys.stderr.isatty():
+                print(f"\r{path.name}: byte {chunk.stop} of {len(data)}  ", end="", file=sys.stderr)
+        for length in missed_truncations(data):
+            print(f"{path}: cut to {length} bytes unnoticed")
+            missed += 1
+        cuts += len(data)
+    print(
+        f"{len(paths)} files: {flips} flips and {cuts} truncations, {missed} unnoticed, "
+        f"{time.monotonic() - start:.0f} s"
+    )
+    return min(missed, 1)
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,97 @@
+"""Packed files with damage, every length and checksum made right again."""
+
+from __future__ import annotations
+
+import hashlib
+import random
+import struct
+from pathlib import Path
+from typing import Any
+
+import msgpack
+
+from tests import forge
+from tests.fuzz import trees
+from tests.fuzz.content import LONGEST, Plain, change_numbers, length_of, scramble, stretched
+
+CORPUS = Path(__file__).parents[2] / "spec" / "corpus"
+
+
+def seeds() -> list[bytes]:
+    """The small files of the corpus, valid and invalid."""
+    files = sorted(CORPUS.glob("*/*.vblora"))
+    return [data for file in files if len(data := file.read_bytes()) <= LONGEST]
+
+
+def damaged(data: bytes, rng: random.Random, plain: Plain | None = None) -> bytes:
+    """A packed file with one to four things changed; one in four without regard to structure,
+    with only front and lengths repaired.
+
+    Args:
+        plain: changes bytes without knowing what they mean (a fuzzer's own mutation).
+    """
+    plain = plain or (lambda chunk: scramble(chunk, rng))
+    if rng.random() < 0.25:
+        return repaired(plain(data))[:LONGEST]
+    try:
+        fields, header, rest = forge.parts(data)
+        sections = _sections(header, rest)
+    except (ValueError, struct.error, TypeError, KeyError, IndexError):
+        return plain(data)[:LONGEST]
+    fields = list(fields)
+    for _ in range(rng.choice((1, 1, 1, 2, 2, 4))):
+        kind = rng.random()
+        if kind < 0.05:
+            fields[rng.choice((1, 2, 5))] = rng.choice((0, 1, 2, 255, 65535))
+        elif kind < 0.5 or not sections:
+            trees.change(header, rng)
+        else:
+            at = rng.randrange(len(sections))
+            sections[at] = change_numbers(sections[at], rng) if kind < 0.85 else plain(sections[at])
+    if rng.random() < 0.7:
+        sections = _fitted(header, sections, rng)
+    body = b""
+    entries = []
+    for content in sections:
+        body += bytes(-len(body) % 64)
+        entries.append([len(body), len(content), hashlib.sha256(content).digest()])
+        body += content
+    if isinstance(header, dict) and rng.random() < 0.9:
+        header["sections"] = entries
+    try:
+        encoded = msgpack.packb(header, use_bin_type=True)
+    except (ValueError, OverflowError, TypeError):
+        return plain(data)[:LONGEST]
+    if rng.random() < 0.15:
+        encoded = plain(encoded)
+    return forge.join(tuple(fields), encoded, body)[:LONGEST]
+
+
+def repaired(data: bytes) -> bytes:
+    """The file with its lengths and its CRC as they must be, if it has a front at all."""
+    if len(data) < 32 or forge.PREAMBLE.unpack_from(data)[3] > len(data) - 32:
+        return data
+    return forge.with_preamble(data, file_length=len(data))
+
+
+def _sections(header: dict[str, Any], rest: bytes) -> list[bytes]:
+    return [rest[offset : offset + length] for offset, length, _ in header["sections"]]
+
+
+def _fitted(header: Any, sections: list[bytes], rng: random.Random) -> list[bytes]:
+    """The sections cut or filled to the lengths that the header's sizes ask for, as far as it has
+    any."""
+    try:
+        h, b, k = header["h"], header["b"], header["k"]
+        sizes = [row[1:4] for row in header["modules"]]
+        if not all(isinstance(size, int) for row in [[h, b, k], *sizes] for size in row):
+            return sections
+        n = sum(rank * (fan_in + fan_out) // b for fan_in, fan_out, rank in sizes)
+        wanted = [4 * h * b, n * k * (1 if h <= 256 else 2), 4 * n * (k - 1)]
+        wanted += [length_of(dtype, shape) for _, dtype, shape in header["tensors"]]
+    except (TypeError, KeyError, ValueError, ZeroDivisionError, AttributeError):
+        return sections
+    if any(not 0 <= size <= LONGEST for size in wanted):
+        return sections
+    padded = [*sections, *[b""] * (len(wanted) - len(sections))]
+    return [stretched(part, length, rng) for part, length in zip(padded, wanted, strict=False)]

@@ -1,0 +1,49 @@
+"""What the fuzzer has reached: ``python -m tests.fuzz.reached [FOLDER]`` puts every input that
+`python -m tests.fuzz` has kept through its target again and prints lines and branches covered."""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+
+import coverage
+
+READERS = (
+    "vbfmt/adapter.py",
+    "vbfmt/admixture.py",
+    "vbfmt/canonical.py",
+    "vbfmt/container.py",
+    "vbfmt/header.py",
+    "vbfmt/packed.py",
+    "vbfmt/rules.py",
+    "vbfmt/selection.py",
+    "vbfmt/strict_json.py",
+    "vbfmt/tensors.py",
+    "converters/checkpoint.py",
+    "converters/safetensors.py",
+    "converters/peft/__init__.py",
+    "converters/peft/config.py",
+    "converters/peft/keys.py",
+    "converters/peft/rows.py",
+)
+
+
+def main() -> None:
+    """See the module's own text."""
+    folder = Path(sys.argv[1] if len(sys.argv) > 1 else "build/fuzz")
+    measured = coverage.Coverage(branch=True, include=READERS, data_file=None, config_file=False)
+    measured.start()
+    from tests.fuzz.targets import TARGETS
+
+    inputs = 0
+    for name, target in TARGETS.items():
+        for file in sorted(folder.glob(f"corpus-{name}/*")):
+            target.run(file.read_bytes())
+            inputs += 1
+    measured.stop()
+    print(f"{inputs} inputs of {folder} reach:")
+    measured.report(show_missing=True)
+
+
+if __name__ == "__main__":
+    main()

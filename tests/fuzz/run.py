@@ -1,0 +1,89 @@
+"""One run over many inputs: what became of them, how long each took, how much memory it wanted."""
+
+from __future__ import annotations
+
+import collections
+import os
+import resource
+import time
+import warnings
+from pathlib import Path
+
+from tests.fuzz.targets import Target
+
+SLOWEST = 1.0
+"""Seconds of processor time that one input may take."""
+
+LARGEST = 64 << 20
+"""Bytes that one input may add to the process: beyond, its allocation fails (RLIMIT_AS)."""
+
+_REPORT_EVERY = 50_000
+_UNLIMITED = resource.getrlimit(resource.RLIMIT_AS)
+
+
+class TooSlowError(AssertionError):
+    """An input took more than `SLOWEST`."""
+
+
+class Run:
+    """Puts inputs through a target. Whatever is raised is a fault of the library: an error that is
+    not its own, a warning, memory beyond the limit, or too long a time. The input is then kept."""
+
+    def __init__(self, name: str, target: Target, folder: Path) -> None:
+        self.name, self.target, self.folder = name, target, folder
+        self.outcomes: collections.Counter[str] = collections.Counter()
+        self.executions, self.slowest, self.largest = 0, 0.0, 0
+        for data in target.seeds():  # imports happen here, not under the limits
+            target.run(data)
+        self.start = time.monotonic()
+
+    def __call__(self, data: bytes) -> None:
+        begin, peak = time.thread_time(), _peak()
+        _limit(LARGEST)
+        try:
+            with warnings.catch_warnings():
+                warnings.simplefilter("error")
+                self.outcomes[self.target.run(data)] += 1
+        except BaseException:
+            _limit(None)
+            self._keep(data)
+            raise
+        _limit(None)
+        taken = time.thread_time() - begin
+        self.slowest = max(self.slowest, taken)
+        self.largest = max(self.largest, _peak() - peak)
+        if taken > SLOWEST:
+            self._keep(data)
+            raise TooSlowError(f"{taken:.2f} s")
+        self.executions += 1
+        if self.executions % _REPORT_EVERY == 0:
+            print(self.report(), flush=True)
+
+    def report(self) -> str:
+        """One line: how many, how fast, the slowest, the one that peak memory grew most in, and
+        what came out."""
+        rate = self.executions / (time.monotonic() - self.start)
+        return (
+            f"{self.name}: {self.executions} executions, {rate:.0f}/s, "
+            f"slowest {self.slowest:.3f} s, largest {self.largest / 2**20:.1f} MiB, "
+            f"{dict(self.outcomes.most_common())}"
+        )
+
+    def _keep(self, data: bytes) -> None:
+        self.folder.mkdir(parents=True, exist_ok=True)
+        path = self.folder / f"{self.name}-{self.executions}.crash"
+        path.write_bytes(data)
+        print(f"{path}: {len(data)} bytes", flush=True)
+
+
+def _limit(more: int | None) -> None:
+    """Let the address space grow by so many bytes from now on, or as before."""
+    soft, hard = _UNLIMITED
+    if more is not None:
+        with open("/proc/self/statm", "rb", buffering=0) as file:
+            soft = int(file.read().split()[0]) * os.sysconf("SC_PAGESIZE") + more
+    resource.setrlimit(resource.RLIMIT_AS, (soft, hard))
+
+
+def _peak() -> int:
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024

@@ -1,0 +1,92 @@
+"""What is done with hostile input, and what must hold of it whatever the input is."""
+
+from __future__ import annotations
+
+import struct
+from collections.abc import Callable
+from typing import NamedTuple
+
+import numpy as np
+
+from tests.fuzz import checkpoint, packed
+from vbfmt import dumps, errors, loads, strict_json
+from vbfmt.converters import peft, safetensors
+from vbfmt.converters.peft import config as peft_config
+
+MOST_ELEMENTS = 1 << 20
+"""Elements of factors beyond which they are not composed: expanding is meant to be larger."""
+
+
+class Target(NamedTuple):
+    """A way in.
+
+    Attributes:
+        run: takes any bytes; says what became of them; raises only if the library is at fault.
+        damaged: changes an input, keeping its lengths and checksums right.
+        seeds: makes inputs to begin with.
+        modules: what is fuzzed, as patterns of file names.
+    """
+
+    run: Callable[[bytes], str]
+    damaged: Callable[..., bytes]
+    seeds: Callable[[], list[bytes]]
+
+
+def run_packed(data: bytes) -> str:
+    """`loads`: what is accepted is canonical, and safe to use without a further check."""
+    try:
+        adapter = loads(data)
+    except errors.VbfmtError as error:
+        return _kind_of(error)
+    if adapter.N * adapter.b <= MOST_ELEMENTS:
+        for _, a, b in adapter.iter_factors():
+            assert np.isfinite(a).all()
+            assert np.isfinite(b).all()
+    again = dumps(adapter)
+    assert loads(again) == adapter
+    return "accepted"
+
+
+def run_checkpoint(data: bytes) -> str:
+    """The PEFT reader, from config text and safetensors bytes to an adapter."""
+    text, weights = checkpoint.split(data)
+    config = None
+    if text:
+        try:
+            config = strict_json.parse_object(text.decode(errors="replace"))
+        except ValueError:
+            return "no config"
+    try:
+        tensors = safetensors.parse(memoryview(weights)).tensors
+        if config is not None:
+            peft_config.require_type(config, "VBLORA", "adapter_config.json")
+        adapter = peft.from_tensors(tensors, config)
+    except errors.VbfmtError as error:
+        return _kind_of(error)
+    assert loads(dumps(adapter)) == adapter
+    return "accepted"
+
+
+def run_safetensors(data: bytes) -> str:
+    """The safetensors header reader: what is accepted covers the file without hole or overlap."""
+    _, weights = checkpoint.split(data)
+    try:
+        found = safetensors.parse(memoryview(weights))
+    except errors.VbfmtError as error:
+        return _kind_of(error)
+    (length,) = struct.unpack_from("<Q", weights)
+    assert 8 + length + sum(t.data.size for t in found.tensors.values()) == len(weights)
+    return "accepted"
+
+
+def _kind_of(error: errors.VbfmtError) -> str:
+    assert type(error) is not errors.VbfmtError
+    assert str(error).isprintable()
+    return error.kind
+
+
+TARGETS = {
+    "packed": Target(run_packed, packed.damaged, packed.seeds),
+    "peft": Target(run_checkpoint, checkpoint.damaged, checkpoint.seeds),
+    "safetensors": Target(run_safetensors, checkpoint.damaged, checkpoint.seeds),
+}

@@ -1,0 +1,110 @@
+"""Hostile input: a short run of the fuzzer, what it has found before, and the fuzzer itself."""
+
+from __future__ import annotations
+
+import random
+import subprocess
+import sys
+import time
+import tracemalloc
+import warnings
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from tests.conftest import ROOT
+from tests.fuzz.__main__ import by_chance
+from tests.fuzz.run import LARGEST, SLOWEST, Run
+from tests.fuzz.targets import TARGETS, Target
+
+CRASHERS = sorted((Path(__file__).parent / "crashers").glob("*/*"))
+
+REACHED = {
+    "packed": "accepted magic version feature length checksum header layout content",
+    "peft": "accepted source content",
+    "safetensors": "accepted source",
+}
+
+
+@pytest.mark.parametrize("name", TARGETS)
+def test_damaged_input_meets_nothing_but_our_own_errors(name, tmp_path):
+    run = Run(name, TARGETS[name], tmp_path)
+    by_chance(run, 2500, random.Random(1))
+    assert run.executions == 2500
+    assert set(REACHED[name].split()) <= set(run.outcomes)
+
+
+@pytest.mark.parametrize("name", TARGETS)
+def test_no_input_takes_much_memory(name):
+    """Counted by the allocation, so that memory asked for and not used counts too."""
+    target, rng = TARGETS[name], random.Random(2)
+    inputs = target.seeds()
+    inputs += [target.damaged(rng.choice(inputs), rng) for _ in range(300)]
+    tracemalloc.start()
+    try:
+        for data in inputs:
+            tracemalloc.reset_peak()
+            before, _ = tracemalloc.get_traced_memory()
+            target.run(data)
+            _, peak = tracemalloc.get_traced_memory()
+            assert peak - before < LARGEST
+    finally:
+        tracemalloc.stop()
+
+
+def test_there_are_crashers():
+    assert len(CRASHERS) >= 6
+
+
+@pytest.mark.parametrize("path", CRASHERS, ids=lambda path: f"{path.parent.name}/{path.name}")
+def test_what_broke_once_is_refused(path):
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        outcome = TARGETS[path.parent.name].run(path.read_bytes())
+    assert outcome in ("source", "content")
+
+
+def raises(data):
+    raise KeyError(data)
+
+
+def warns(data):
+    return str(np.array([3e38], "f4") * np.float32(10))
+
+
+def takes_memory(data):
+    return str(np.empty(LARGEST + (8 << 20), np.uint8).size)
+
+
+def takes_time(data):
+    begin = time.thread_time()
+    while time.thread_time() < begin + 1.1 * SLOWEST:
+        pass
+    return ""
+
+
+@pytest.mark.parametrize(
+    ("fault", "error"),
+    [
+        (raises, KeyError),
+        (warns, RuntimeWarning),
+        (takes_memory, MemoryError),
+        (takes_time, AssertionError),
+    ],
+)
+def test_the_fuzzer_notices_and_keeps_the_input(fault, error, tmp_path):
+    run = Run("x", Target(fault, lambda data, rng: b"guilty", list), tmp_path)
+    with pytest.raises(error):
+        run(b"guilty")
+    assert [path.read_bytes() for path in tmp_path.iterdir()] == [b"guilty"]
+
+
+def test_guided_by_coverage(tmp_path):
+    pytest.importorskip("atheris", reason="no wheel for this Python")
+    command = [sys.executable, "-m", "tests.fuzz", "packed", "1500", str(tmp_path)]
+    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=300)
+    assert done.returncode == 0, done.stderr
+    assert "packed: 1500 executions" in done.stdout
+    seeds = len(TARGETS["packed"].seeds())
+    assert len(list((tmp_path / "corpus-packed").iterdir())) > seeds

@@ -1,0 +1,118 @@
+"""The conformance files: every verdict, by this library."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+
+from spec.corpus import make
+from spec.golden.make import GOLDEN
+from vbfmt import dumps, errors, load, loads, packed, verify
+from vbfmt.converters import lora, peft
+
+CORPUS = Path(make.__file__).parent
+VERDICTS = json.loads((CORPUS / make.VERDICTS).read_text())
+VALID, INVALID = VERDICTS["valid"], VERDICTS["invalid"]
+
+
+def file(group, name):
+    return CORPUS / group / f"{name}.vblora"
+
+
+def test_there_are_as_many_as_promised_and_not_too_large():
+    assert len(VALID) >= 35
+    assert len(INVALID) >= 80
+    files = [path for path in CORPUS.rglob("*.*") if path.suffix != ".py"]
+    assert sum(path.stat().st_size for path in files) < 600_000
+
+
+@pytest.mark.parametrize("group", ["valid", "invalid"])
+def test_every_file_has_a_verdict_and_every_verdict_a_file(group):
+    assert {path.stem for path in (CORPUS / group).iterdir()} == set(VERDICTS[group])
+
+
+def test_the_bytes_are_those_that_are_made():
+    for name, data in make.corpus().items():
+        assert (CORPUS / name).read_bytes() == data, name
+
+
+@pytest.mark.parametrize("name", VALID)
+def test_valid(name):
+    path = file("valid", name)
+    adapter = load(path, digest=VALID[name]["digest"])
+    assert make.content(path.read_bytes(), adapter) == VALID[name]
+    assert verify(path, digest=VALID[name]["digest"]).ok
+    for module in VALID[name]["modules"]:
+        a, b = adapter.factors(module["name"])
+        assert make.sha256(a.tobytes()) == module["A"]
+        assert make.sha256(b.T.tobytes()) == module["B_transposed"]
+
+
+@pytest.mark.parametrize("name", VALID)
+def test_what_has_nothing_newer_in_it_is_written_again_byte_by_byte(name):
+    data = file("valid", name).read_bytes()
+    newer = name.startswith(("optional-", "minor-"))
+    assert (dumps(loads(data)) == data) is not newer
+
+
+@pytest.mark.parametrize("name", VALID)
+def test_the_digest_is_the_files_own_whatever_is_passed_over(name):
+    _, digest = packed.load_with_digest(file("valid", name))
+    assert digest == VALID[name]["digest"]
+
+
+@pytest.mark.parametrize("name", VALID)
+@pytest.mark.parametrize("target", [lora, peft])
+def test_what_is_valid_converts_or_is_refused_in_one_line(target, name, tmp_path):
+    adapter = load(file("valid", name))
+    if target is peft and name == "ranks-per-module":
+        with pytest.raises(errors.TargetError, match="one rank for all modules"):
+            target.write(adapter, tmp_path / "x")
+        return
+    if name == "config-1000-digits" and target is peft:  # among them 1e999
+        with pytest.raises(errors.TargetError, match="no program could read back"):
+            target.write(adapter, tmp_path / "x")
+        assert not list(tmp_path.iterdir())
+        return
+    target.write(adapter, tmp_path / "x")
+    config = json.loads((tmp_path / "x" / "adapter_config.json").read_text(encoding="utf-8"))
+    assert config["peft_type"] == {lora: "LORA", peft: "VBLORA"}[target]
+    if target is peft:
+        assert peft.read(tmp_path / "x").indices.tolist() == adapter.indices.tolist()
+
+
+@pytest.mark.parametrize("name", INVALID)
+def test_invalid(name):
+    path = file("invalid", name)
+    with pytest.raises(errors.VbfmtError) as error:
+        loads(path.read_bytes())
+    assert (error.value.kind, error.value.part) == (INVALID[name]["kind"], INVALID[name]["part"])
+    with pytest.raises(type(error.value)) as again:
+        load(path)
+    assert "\n" not in str(again.value)
+    assert str(path) in str(again.value)
+
+
+@pytest.mark.parametrize("name", INVALID)
+def test_verify_finds_the_one_fault_first_and_does_not_raise(name):
+    report = verify(file("invalid", name))
+    assert not report.ok
+    assert (report.problems[0].kind, report.problems[0].part) == (
+        INVALID[name]["kind"],
+        INVALID[name]["part"],
+    )
+
+
+@pytest.mark.parametrize("name", GOLDEN)
+def test_golden_files_are_still_written(name, golden_folder):
+    assert dumps(GOLDEN[name]()) == (golden_folder / name).read_bytes()
+
+
+def test_the_specification_prints_its_worked_example_as_it_is(golden_folder):
+    """The dump in section 11 is the file."""
+    text = (golden_folder.parent / "vblora-1.0.md").read_text()
+    lines = [line for line in text.splitlines() if line[8:10] == ": " and line.startswith("000")]
+    printed = bytes.fromhex("".join(line[10:50].replace(" ", "") for line in lines))
+    assert printed == (golden_folder / "worked-example.vblora").read_bytes()

@@ -1,0 +1,88 @@
+"""The reader in JavaScript, built from the Kaitai description, says what this one says."""
+
+from __future__ import annotations
+
+import json
+import random
+import shutil
+import subprocess
+from pathlib import Path
+
+import pytest
+
+from tests.fuzz import packed
+from vbfmt import errors, loads
+
+SPEC = Path(__file__).parents[2] / "spec"
+HOME = SPEC / "javascript"
+CORPUS = SPEC / "corpus"
+VERDICTS = json.loads((CORPUS / "verdicts.json").read_text())
+
+
+@pytest.fixture(scope="module")
+def reader():
+    """A function from a folder to the second reader's verdicts, built from the description as it
+    stands now."""
+    if not shutil.which("node"):
+        pytest.skip("the second reader needs Node.js, which is not here")
+    if not (HOME / "node_modules").is_dir():
+        pytest.skip("the second reader's packages are not installed: make second-reader")
+
+    def run(*command):
+        return subprocess.run(command, cwd=HOME, capture_output=True, text=True, timeout=300)
+
+    built = run("node", "build.js")
+    assert built.returncode == 0, built.stderr
+
+    def verdicts(folder):
+        answer = run("node", "verdicts.js", str(folder))
+        assert answer.returncode == 0, answer.stderr
+        return json.loads(answer.stdout)
+
+    return verdicts
+
+
+def test_valid_files_have_the_content_that_is_written_down(reader):
+    found = reader(CORPUS / "valid")
+    assert found == {name: {"content": content} for name, content in VERDICTS["valid"].items()}
+
+
+def test_invalid_files_have_the_verdict_that_is_written_down(reader):
+    found = reader(CORPUS / "invalid")
+    assert found == {
+        name: {"kind": verdict["kind"], "part": verdict["part"]}
+        for name, verdict in VERDICTS["invalid"].items()
+    }
+
+
+def test_golden_files_are_read(reader):
+    found = reader(SPEC / "golden")
+    assert len(found) == 3
+    example = found["worked-example"]["content"]
+    assert example["digest"] in (SPEC / "vblora-1.0.md").read_text()
+
+
+def test_random_damage_meets_the_same_refusal(reader, tmp_path):
+    """Structure-aware mutations of corpus files, checksums repaired: both readers accept or both
+    refuse, and for the same kind of fault."""
+    rng = random.Random(5)
+    pool = packed.seeds()
+    expected = {}
+    for number in range(1500):
+        data = packed.damaged(rng.choice(pool), rng)
+        (tmp_path / f"{number}.vblora").write_bytes(data)
+        try:
+            loads(data)
+            expected[str(number)] = "accepted"
+        except errors.VbfmtError as error:
+            expected[str(number)] = error.kind
+    found = {name: verdict.get("kind", "accepted") for name, verdict in reader(tmp_path).items()}
+    differing = {n: (expected[n], found[n]) for n in expected if expected[n] != found[n]}
+    assert not differing
+    assert len(set(expected.values())) >= 5  # accepted, header, content, layout, …
+
+
+def test_the_lock_file_names_no_registry():
+    lock = (SPEC / "javascript" / "package-lock.json").read_text()
+    assert "http" not in lock
+    assert lock.count('"integrity"') == 3
