@@ -11,8 +11,8 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from vbfmt import storage
-from vbfmt.converters import json_file, pickle, safetensors
+from vbfmt import json_file, storage
+from vbfmt.converters import pickle, safetensors
 from vbfmt.errors import SourceError
 from vbfmt.tensors import Tensor
 

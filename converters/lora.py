@@ -8,9 +8,9 @@ from collections.abc import Iterator
 import numpy as np
 from numpy.typing import NDArray
 
-from vbfmt import peft_layout, storage
+from vbfmt import json_file, peft_layout, storage
 from vbfmt.container import Bytes
-from vbfmt.converters import json_file, safetensors
+from vbfmt.converters import safetensors
 from vbfmt.converters.card import NAME as CARD
 from vbfmt.converters.combine import LowRank
 from vbfmt.converters.peft import config as peft_config
@@ -45,7 +45,7 @@ def write(
     Args:
         dtype: of the factors: float32, bfloat16 or float16 (rounded once, to nearest even).
         drop_extras: leave out trained biases and heads. They are kept otherwise, and PEFT takes
-            them; vLLM and llama.cpp refuse them.
+            them; not every other runtime does (vbfmt.converters.runtimes).
         card: a model card to put there too.
 
     Raises:

@@ -16,9 +16,9 @@ from typing import Any
 
 import numpy as np
 
-from vbfmt import storage
+from vbfmt import json_file, storage
 from vbfmt.container import Bytes
-from vbfmt.converters import json_file, lora, safetensors
+from vbfmt.converters import lora, safetensors
 from vbfmt.converters.card import NAME as CARD
 from vbfmt.converters.combine import LowRank
 from vbfmt.errors import TargetError

@@ -98,6 +98,11 @@ def _in_layers(name: str) -> bool:
     return ".layers." in f".{name}"
 
 
+def _outside_layers_and_ends(adapter: LowRank) -> str | None:
+    names = [module.name for module in adapter.modules if not _in_layers(module.name)]
+    return _few([name for name in names if not name.endswith(("embed_tokens", "lm_head"))])
+
+
 def _query_without_value(adapter: LowRank) -> str | None:
     names = {module.name for module in adapter.modules}
     ends = ("q_proj", "v_proj")
@@ -161,7 +166,7 @@ RULES = (
         f"it takes ranks up to {_VLLM_DEFAULT_RANK} by default",
         f"{_VLLM}, validate_legal",
     ),
-    Rule("sglang", "drops", _outside_layers, _MERGE, f"{_SGLANG}, _process_weight"),
+    Rule("sglang", "drops", _outside_layers_and_ends, _MERGE, f"{_SGLANG}, _process_weight"),
     Rule("sglang", "drops", _others, _MERGE, f"{_SGLANG}, _process_weight"),
     Rule("sglang", "refuses", _biases, _LEAVE_OUT, "sglang/srt/lora/mem_pool.py"),
     Rule(

@@ -2,7 +2,7 @@
 
 As VB-LoRA it is the case b = 1, k = 1: each entry of θ times its one scale, 1/√(how often it is
 used), is a vector of the bank. Keys and the assignment of indices: peft/tuners/unilora/{layer,
-model}.py of PEFT 0.21.
+model}.py of PEFT 0.21. Why the packed form holds the indices and not their seed: spec/rationale.md.
 """
 
 from __future__ import annotations

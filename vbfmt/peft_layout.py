@@ -7,14 +7,11 @@ As `vbfmt.torch` writes checkpoints and `vbfmt.converters.peft` reads and writes
 from __future__ import annotations
 
 import json
-import os
 import re
 from collections.abc import Collection, Mapping
 from typing import Any, Protocol
 
-from vbfmt import storage, strict_json
 from vbfmt.adapter import Adapter
-from vbfmt.errors import SourceError
 from vbfmt.module import Module
 from vbfmt.tensors import Tensor
 
@@ -57,25 +54,6 @@ def key_of_tensor(name: str, modules: Collection[str]) -> str:
     owner, _, leaf = name.rpartition(".")
     inner = f"{owner}.base_layer.{leaf}" if owner in modules else name
     return f"{PREFIX}{inner}"
-
-
-def read_config(path: str | os.PathLike[str]) -> dict[str, Any]:
-    """The config in a file.
-
-    Raises:
-        SourceError: not a JSON object.
-        StorageError: it cannot be read.
-    """
-    text = bytes(storage.read(path, mmap=False)).decode(errors="replace")
-    try:
-        return strict_json.parse_object(text)
-    except ValueError as error:
-        raise SourceError("not a JSON object", file=path, found=error) from None
-
-
-def config_text(config: Mapping[str, Any]) -> bytes:
-    """The content of a config's file."""
-    return (json.dumps(config, indent=2, sort_keys=True) + "\n").encode()
 
 
 def base_of(config: Mapping[str, Any]) -> tuple[str | None, str | None]:

@@ -11,9 +11,9 @@ import os
 from collections.abc import Mapping
 from typing import Any
 
-from vbfmt import peft_layout, storage
+from vbfmt import json_file, peft_layout, storage
 from vbfmt.adapter import Adapter
-from vbfmt.converters import json_file, safetensors
+from vbfmt.converters import safetensors
 from vbfmt.converters.card import NAME as CARD
 from vbfmt.converters.checkpoint import FLOATS, Checkpoint, agreed_k, bank_of, open_checkpoint
 from vbfmt.converters.peft import config as peft_config

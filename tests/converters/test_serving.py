@@ -231,6 +231,13 @@ def test_sglang_fuses_layers_as_its_rules_say(tmp_path, sglang, leaves, effect):
     assert fused == (effect is None)
 
 
+def test_sglang_takes_the_output_layer(tmp_path, sglang):
+    output = adapter_of([Module("lm_head", 8, 8, 4)], b=8)
+    lora.write(output, tmp_path / "x")
+    assert len(sglang(tmp_path / "x", 1).embedding_layers) == 2
+    assert runtimes.findings(output, "sglang") == []
+
+
 def test_sglang_leaves_gpt2_as_it_is(tmp_path, sglang):
     other = adapter_of([Module("transformer.h.0.attn.c_attn", 8, 8, 4)], b=8)
     lora.write(other, tmp_path / "x")

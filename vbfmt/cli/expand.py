@@ -34,7 +34,7 @@ if TYPE_CHECKING:
     show_default=True,
     help="PEFT's folder (vLLM, SGLang, TGI too), llama.cpp's file, or mlx-lm's folder.",
 )
-@click.option("--base", type=click.Path(), help="For gguf: the base's folder or its GGUF file.")
+@click.option("--base", type=click.Path(), help="For gguf: the base's folder, repository or GGUF.")
 @click.option("--revision", metavar="REV", help="Of FILEs on the Hub: a branch, tag or commit.")
 @click.option("--check", metavar="RUNTIME", help="Say first what vllm, sglang, tgi, … would drop.")
 @click.option("--drop-extras", is_flag=True, help="Leave out trained biases and heads.")
@@ -111,7 +111,7 @@ def _notices(total: Sum) -> Iterator[str]:
         done = (
             "left out"
             if total.drop_extras
-            else "kept, which vLLM and llama.cpp refuse: --drop-extras"
+            else "kept, which not every runtime takes: --check RUNTIME, or --drop-extras"
         )
         yield f"{len(extras)} other trained tensors ({names}) {done}"
     doubt = disagreement(total)

@@ -14,7 +14,7 @@ if TYPE_CHECKING:
 
 @click.command("merge")
 @click.argument("files", metavar="FILE...", nargs=-1, required=True, type=click.Path())
-@click.option("--base", required=True, type=click.Path(), help="The base model's folder.")
+@click.option("--base", required=True, type=click.Path(), help="The base model's folder or name.")
 @click.option("--base-revision", metavar="REV", help="Of the base on the Hub.")
 @click.option("--revision", metavar="REV", help="Of FILEs on the Hub: a branch, tag or commit.")
 @click.option("-o", "--output", required=True, type=click.Path(), help="The folder to write.")

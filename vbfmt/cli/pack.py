@@ -36,12 +36,11 @@ def command(
     model as the paper's authors save it, or a state dict in the layout of the paper's Algorithm 1.
     Where there is no such path, owner/name is a repository on the Hugging Face Hub.
     """
-    from vbfmt import storage
+    from vbfmt import packed, storage
     from vbfmt.cli.show import note, size, times, weight_of
     from vbfmt.converters import card as cards
     from vbfmt.converters import hub, open_source
     from vbfmt.errors import TargetError
-    from vbfmt.packed import save
 
     readme = os.path.join(os.path.dirname(output), cards.NAME)
     if not force:
@@ -53,13 +52,14 @@ def command(
     path = hub.checkpoint(source, revision=revision, notice=note)
     opened = open_source(path, layout=layout)
     adapter = opened.read(topk=topk, base=base and hub.config(base, notice=note), notice=note)
-    digest = save(adapter, output, overwrite=force)
-    if card:
-        text = cards.packed(adapter, os.path.basename(output), digest)
+    name = os.path.basename(output)
+    text = cards.packed(adapter, name, packed.digest(adapter)) if card else None
+    digest = packed.save(adapter, output, overwrite=force)
+    if text is not None:
         storage.write(readme, [text], overwrite=False)
     before, after = weight_of(path), weight_of(output)
-    click.echo(
-        f"{output}: {size(after)}, {times(before / after)} smaller than {source} ({size(before)})"
-    )
+    word = "smaller" if after <= before else "larger"
+    ratio = times(max(before, after) / min(before, after))
+    click.echo(f"{output}: {size(after)}, {ratio} {word} than {source} ({size(before)})")
     click.echo(f"{len(adapter)} modules, {adapter.N} sub-vectors, {digest}")
     click.echo(f"read as {opened.reader.what}")

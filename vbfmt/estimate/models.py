@@ -7,7 +7,7 @@ from collections.abc import Mapping
 from types import MappingProxyType
 from typing import Any
 
-from vbfmt import storage, strict_json
+from vbfmt import json_file
 from vbfmt.errors import SourceError
 from vbfmt.estimate.architecture import KNOWN, Linear, linears
 
@@ -67,11 +67,7 @@ def from_folder(path: str | os.PathLike[str]) -> tuple[Linear, ...]:
     """
     path = os.fspath(path)
     file = os.path.join(path, "config.json") if os.path.isdir(path) else path
-    text = bytes(storage.read(file, mmap=False)).decode(errors="replace")
-    try:
-        config = strict_json.parse_object(text)
-    except ValueError as error:
-        raise SourceError("not a JSON object", file=file, found=error) from None
+    config = json_file.read(file)
     try:
         if config.get("model_type") in KNOWN:
             return linears(config)

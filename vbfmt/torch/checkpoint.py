@@ -16,7 +16,7 @@ from typing import Any, cast
 import torch
 from torch import Tensor, nn
 
-from vbfmt import peft_layout, storage
+from vbfmt import json_file, peft_layout, storage
 from vbfmt.errors import ContentError, ModelError, SourceError, VbfmtError
 from vbfmt.peft_layout import BANK, PREFIX, key_of_logits, key_of_tensor
 from vbfmt.torch.adapters import VBLoRA, adapters_of, find_adapters
@@ -54,7 +54,7 @@ def save_checkpoint(
     config = peft_config(adapters, name)
     tensors = _tensors(adapters, name)
     _require_finite(tensors)
-    text = peft_layout.config_text({**config, "save_only_topk_weights": False})
+    text = json_file.text({**config, "save_only_topk_weights": False})
     with storage.new_folder(path, overwrite=overwrite) as folder:
         save_file(tensors, os.path.join(folder, peft_layout.WEIGHTS), metadata={"format": "pt"})
         storage.write(os.path.join(folder, peft_layout.CONFIG), [text], overwrite=False)
@@ -193,7 +193,7 @@ def _read(folder: Path) -> tuple[VBLoRAConfig, dict[str, Tensor]]:
             expected=f"a folder with {peft_layout.CONFIG}",
             advice="a packed file is for inference (load_packed) or a new start (warm_start)",
         )
-    config = peft_layout.read_config(folder / peft_layout.CONFIG)
+    config = json_file.read(folder / peft_layout.CONFIG)
     return VBLoRAConfig.from_peft(config), _read_tensors(folder)
 
 
