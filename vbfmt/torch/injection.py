@@ -64,6 +64,19 @@ def attach(
     Args:
         tensors: exactly these other tensors of the base to train; by default the config's.
     """
+    adapter, updates = fresh_adapter(model, config, targets, bank=bank, tensors=tensors)
+    return install(model, name, adapter, updates)
+
+
+def fresh_adapter(
+    model: nn.Module,
+    config: VBLoRAConfig,
+    targets: Mapping[str, nn.Module],
+    *,
+    bank: VectorBank | None = None,
+    tensors: Iterable[str] | None = None,
+) -> tuple[AttachedAdapter, dict[str, Admixture]]:
+    """The parts that `attach` installs; the model is not changed yet."""
     if bank is None:
         bank = VectorBank(
             config.num_vectors,
@@ -81,8 +94,9 @@ def attach(
         names = _names_to_train(model, config, targets) if tensors is None else tensors
         stand_ins = StandIns.trainable(model, names)
     adapter = AttachedAdapter(stand_ins, config=config, bank=bank)
-    updates = {key: _fresh_update(key, layer, config, adapter) for key, layer in targets.items()}
-    return install(model, name, adapter, updates)
+    return adapter, {
+        key: _fresh_update(key, layer, config, adapter) for key, layer in targets.items()
+    }
 
 
 def install(
