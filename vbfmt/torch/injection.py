@@ -158,8 +158,8 @@ def require_free_name(model: nn.Module, name: str) -> None:
         raise ConfigError(
             "not a name for an adapter", found=repr(name), expected="letters, digits, _ and -"
         )
-    _require_bare(model)
     adapters = find_adapters(model)
+    _require_bare(model, adapters)
     if adapters is not None and name in adapters.adapters:
         raise ModelError(
             "the model has an adapter of that name",
@@ -168,11 +168,12 @@ def require_free_name(model: nn.Module, name: str) -> None:
         )
 
 
-def _require_bare(model: nn.Module) -> None:
+def _require_bare(model: nn.Module, adapters: VBLoRA | None) -> None:
     """Refuse wrappers, in which every layer has another name than in the model itself."""
     advice = "give the model itself and wrap it afterwards"
     wrapped = isinstance(model, nn.parallel.DistributedDataParallel | nn.DataParallel)
     wrapped = wrapped or {*model._modules} in ({"_orig_mod"}, {"_fsdp_wrapped_module"})
+    wrapped = wrapped or (adapters is not None and adapters.root is not model)
     peft = sys.modules.get("peft")
     if peft is not None and isinstance(model, peft.PeftModel):
         wrapped, advice = True, "take PEFT's adapter out first: model = model.unload()"
