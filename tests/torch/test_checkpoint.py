@@ -166,6 +166,31 @@ def test_an_adapter_of_another_config(saved):
         load_checkpoint(model, saved, name="second")
 
 
+@pytest.mark.parametrize(
+    "change",
+    [
+        lambda tensors: tensors[A_OF_OUT].fill_(float("nan")),
+        lambda tensors: tensors.pop("base_model.model.out.vblora_logits_B"),
+        lambda tensors: tensors.update({A_OF_OUT: torch.zeros(3, 2, 16)}),
+        lambda tensors: tensors.update({A_OF_OUT: tensors[A_OF_OUT].int()}),
+        lambda tensors: tensors.update({"base_model.model.out.bias": torch.zeros(8)}),
+    ],
+)
+def test_what_does_not_fit_changes_nothing(saved, change):
+    changed(saved, change)
+    model = net()
+    before = repr(model)
+    with pytest.raises((ContentError, ModelError)):
+        load_checkpoint(model, saved)
+    assert repr(model) == before
+    assert all(parameter.requires_grad for parameter in model.parameters())
+    inject(model, config())
+    tensors = {name: tensor.clone() for name, tensor in model.state_dict().items()}
+    with pytest.raises((ContentError, ModelError)):
+        load_checkpoint(model, saved)
+    assert all(torch.equal(model.state_dict()[name], tensors[name]) for name in tensors)
+
+
 @pytest.mark.parametrize("value", [float("nan"), float("-inf")])
 def test_logits_that_are_not_finite(saved, value):
     changed(saved, lambda tensors: tensors[A_OF_OUT].view(-1)[3].fill_(value))

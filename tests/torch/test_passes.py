@@ -96,6 +96,22 @@ def test_a_failed_pass_leaves_nothing_behind(model):
     loss_of(model).backward()
 
 
+@pytest.mark.parametrize("k", [1, 2, 3, 4])
+def test_gradcheck_of_a_whole_model_in_float64(k):
+    """Input, bank, logits, biases and head, through the composition that all layers share."""
+    torch.manual_seed(k)
+    model = net()
+    inject(model, config(topk=k, bias="all", modules_to_save=["classifier"]))
+    model.double()
+    trained = {name: p for name, p in model.named_parameters() if p.requires_grad}
+    x = batch(rows=2)[0].double().requires_grad_()
+
+    def output(x, *values):
+        return torch.func.functional_call(model, dict(zip(trained, values, strict=True)), (x,))
+
+    assert torch.autograd.gradcheck(output, (x, *trained.values()), fast_mode=True)
+
+
 def test_accumulated_gradients_are_those_of_the_whole_batch(model):
     x, y = batch(rows=8)
     nn.functional.cross_entropy(model(x), y).backward()

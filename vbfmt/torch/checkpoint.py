@@ -19,12 +19,12 @@ from torch import Tensor, nn
 from vbfmt import json_file, peft_layout, storage
 from vbfmt.errors import ContentError, ModelError, SourceError, VbfmtError
 from vbfmt.peft_layout import BANK, PREFIX, key_of_logits, key_of_tensor
-from vbfmt.torch.adapters import VBLoRA, adapters_of, find_adapters
+from vbfmt.torch.adapters import AttachedAdapter, VBLoRA, adapters_of, find_adapters
 from vbfmt.torch.admixture import Admixture
 from vbfmt.torch.bank import VectorBank
 from vbfmt.torch.config import VBLoRAConfig
-from vbfmt.torch.injection import attach, require_free_name
-from vbfmt.torch.linear import VBLoRALinear, is_adaptable
+from vbfmt.torch.injection import fresh_adapter, install, require_free_name
+from vbfmt.torch.linear import is_adaptable
 from vbfmt.torch.targets import base_modules, matches
 
 PathLike = str | os.PathLike[str]
@@ -52,11 +52,13 @@ def save_checkpoint(
 
     adapters = adapters_of(model)
     config = peft_config(adapters, name)
-    tensors = _tensors(adapters, name)
+    adapter, updates = adapters.adapter(name), _updates(adapters, name)
+    tensors = _tensors(adapters.root, adapter, updates)
     _require_finite(tensors)
     text = json_file.text({**config, "save_only_topk_weights": False})
     with storage.new_folder(path, overwrite=overwrite) as folder:
-        save_file(tensors, os.path.join(folder, peft_layout.WEIGHTS), metadata={"format": "pt"})
+        contiguous = {key: tensor.contiguous() for key, tensor in tensors.items()}
+        save_file(contiguous, os.path.join(folder, peft_layout.WEIGHTS), metadata={"format": "pt"})
         storage.write(os.path.join(folder, peft_layout.CONFIG), [text], overwrite=False)
 
 
@@ -64,7 +66,8 @@ def load_checkpoint(model: nn.Module, path: PathLike, *, name: str = "default") 
     """Load an adapter with its logits, to go on training.
 
     If the model has no adapter of that name yet, one is put in, as the checkpoint's config says.
-    Otherwise the values are copied into its parameters, which stay the same objects.
+    Otherwise the values are copied into its parameters, which stay the same objects. Where
+    something does not fit, nothing is changed.
 
     Args:
         path: a folder written by `save_checkpoint` or by PEFT.
@@ -78,27 +81,21 @@ def load_checkpoint(model: nn.Module, path: PathLike, *, name: str = "default") 
     try:
         config, tensors = _read(folder)
         ranks = _ranks(tensors)
-        adapters = find_adapters(model)
-        if adapters is None or name not in adapters.adapters:
-            require_free_name(model, name)
-            layers = _layers(model, ranks)
-            config = replace(config, rank_pattern=_pattern(ranks, config.rank))
-            _require_bank(tensors, config)
-            adapters = attach(model, config, layers, name=name)
-        elif not adapters.adapter(name).trainable:
-            raise ModelError(
-                "a packed adapter has that name",
-                found=name,
-                advice="choose another name or eject it first",
-            )
-        own = _tensors(adapters, name)
-        _require_same(own, tensors)
         _require_finite(tensors)
-        with torch.no_grad():
-            _copy(adapters, name, tensors)
+        adapters = find_adapters(model)
+        if adapters is not None and name in adapters.adapters:
+            adapter = _trainable(adapters, name)
+            _fill(adapters.root, adapter, _updates(adapters, name), tensors)
+            return adapters
+        require_free_name(model, name)
+        layers = _layers(model, ranks)
+        config = replace(config, rank_pattern=_pattern(ranks, config.rank))
+        _require_bank(tensors, config)
+        adapter, updates = fresh_adapter(model, config, layers)
+        _fill(model, adapter, updates, tensors)
     except VbfmtError as error:
         raise error.in_file(folder) from None
-    return adapters
+    return install(model, name, adapter, updates)
 
 
 def peft_config(adapters: VBLoRA, name: str | None) -> dict[str, Any]:
@@ -115,9 +112,7 @@ def peft_config(adapters: VBLoRA, name: str | None) -> dict[str, Any]:
             advice="copy the file it was loaded from",
         )
     layers = adapters.layers(name or adapters.active or "")
-    ranks = {
-        key: _update(layer, name or adapters.active or "").rank for key, layer in layers.items()
-    }
+    ranks = {key: update.rank for key, update in _updates(adapters, name).items()}
     known = getattr(adapters.root, "name_or_path", None)
     config = replace(
         adapter.config,
@@ -132,17 +127,41 @@ def peft_config(adapters: VBLoRA, name: str | None) -> dict[str, Any]:
     return {**config.as_peft(), "fan_in_fan_out": fan_in_fan_out}
 
 
-def _tensors(adapters: VBLoRA, name: str | None) -> dict[str, Tensor]:
-    """The adapter's tensors under PEFT's keys; those of A and the bank are views."""
-    adapter, name = adapters.adapter(name), name or adapters.active or ""
+def _updates(adapters: VBLoRA, name: str | None) -> dict[str, Admixture]:
+    """A trainable adapter's updates by layer."""
+    name = name or adapters.active or ""
     layers = adapters.layers(name)
+    return {key: cast(Admixture, layer.updates[name]) for key, layer in layers.items()}
+
+
+def _tensors(
+    root: nn.Module, adapter: AttachedAdapter, updates: Mapping[str, Admixture]
+) -> dict[str, Tensor]:
+    """The adapter's tensors under PEFT's keys, as views of its parameters."""
     tensors = {BANK: cast(VectorBank, adapter.bank).weight.detach()}
-    for key, layer in layers.items():
-        for factor, logits in _as_peft(_update(layer, name)).items():
-            tensors[key_of_logits(key, factor)] = logits.contiguous()
-    for key, tensor in adapter.stand_ins.tensors(adapters.root).items():
-        tensors[key_of_tensor(key, layers)] = tensor.detach().contiguous()
+    for key, update in updates.items():
+        for factor, logits in _as_peft(update).items():
+            tensors[key_of_logits(key, factor)] = logits
+    for key, tensor in adapter.stand_ins.tensors(root).items():
+        tensors[key_of_tensor(key, updates)] = tensor.detach()
     return tensors
+
+
+def _fill(
+    root: nn.Module,
+    adapter: AttachedAdapter,
+    updates: Mapping[str, Admixture],
+    tensors: Mapping[str, Tensor],
+) -> None:
+    """Copy a checkpoint's values into an adapter that has exactly these tensors.
+
+    Raises:
+        ModelError: it has others; nothing is changed.
+    """
+    own = _tensors(root, adapter, updates)
+    _require_same(own, tensors)
+    for key, tensor in own.items():
+        tensor.copy_(tensors[key])
 
 
 def _as_peft(update: Admixture) -> dict[str, Tensor]:
@@ -155,19 +174,15 @@ def _as_peft(update: Admixture) -> dict[str, Tensor]:
     }
 
 
-def _copy(adapters: VBLoRA, name: str, tensors: Mapping[str, Tensor]) -> None:
+def _trainable(adapters: VBLoRA, name: str) -> AttachedAdapter:
     adapter = adapters.adapter(name)
-    layers = adapters.layers(name)
-    cast(VectorBank, adapter.bank).weight.copy_(tensors[BANK])
-    for key, layer in layers.items():
-        for factor, logits in _as_peft(_update(layer, name)).items():
-            logits.copy_(tensors[key_of_logits(key, factor)])
-    for key, tensor in adapter.stand_ins.tensors(adapters.root).items():
-        tensor.copy_(tensors[key_of_tensor(key, layers)])
-
-
-def _update(layer: VBLoRALinear, name: str) -> Admixture:
-    return cast(Admixture, layer.updates[name])
+    if not adapter.trainable:
+        raise ModelError(
+            "a packed adapter has that name",
+            found=name,
+            advice="choose another name or eject it first",
+        )
+    return adapter
 
 
 def _exact_targets(root: nn.Module, layers: list[str]) -> str | list[str]:
@@ -282,7 +297,11 @@ def _require_same(own: Mapping[str, Tensor], given: Mapping[str, Tensor]) -> Non
 
 def _require_finite(tensors: Mapping[str, Tensor]) -> None:
     for key, tensor in tensors.items():
-        if (key == BANK or ".vblora_logits_" in key) and not bool(tensor.isfinite().all()):
+        if key != BANK and ".vblora_logits_" not in key:
+            continue
+        if not tensor.is_floating_point():
+            raise ContentError("no floating-point values", part=key, found=tensor.dtype)
+        if not bool(tensor.isfinite().all()):
             raise ContentError(
                 "values that are not finite",
                 part=key,

@@ -64,6 +64,19 @@ def attach(
     Args:
         tensors: exactly these other tensors of the base to train; by default the config's.
     """
+    adapter, updates = fresh_adapter(model, config, targets, bank=bank, tensors=tensors)
+    return install(model, name, adapter, updates)
+
+
+def fresh_adapter(
+    model: nn.Module,
+    config: VBLoRAConfig,
+    targets: Mapping[str, nn.Module],
+    *,
+    bank: VectorBank | None = None,
+    tensors: Iterable[str] | None = None,
+) -> tuple[AttachedAdapter, dict[str, Admixture]]:
+    """The parts that `attach` installs; the model is not changed yet."""
     if bank is None:
         bank = VectorBank(
             config.num_vectors,
@@ -81,8 +94,9 @@ def attach(
         names = _names_to_train(model, config, targets) if tensors is None else tensors
         stand_ins = StandIns.trainable(model, names)
     adapter = AttachedAdapter(stand_ins, config=config, bank=bank)
-    updates = {key: _fresh_update(key, layer, config, adapter) for key, layer in targets.items()}
-    return install(model, name, adapter, updates)
+    return adapter, {
+        key: _fresh_update(key, layer, config, adapter) for key, layer in targets.items()
+    }
 
 
 def install(
@@ -144,8 +158,8 @@ def require_free_name(model: nn.Module, name: str) -> None:
         raise ConfigError(
             "not a name for an adapter", found=repr(name), expected="letters, digits, _ and -"
         )
-    _require_bare(model)
     adapters = find_adapters(model)
+    _require_bare(model, adapters)
     if adapters is not None and name in adapters.adapters:
         raise ModelError(
             "the model has an adapter of that name",
@@ -154,11 +168,12 @@ def require_free_name(model: nn.Module, name: str) -> None:
         )
 
 
-def _require_bare(model: nn.Module) -> None:
+def _require_bare(model: nn.Module, adapters: VBLoRA | None) -> None:
     """Refuse wrappers, in which every layer has another name than in the model itself."""
     advice = "give the model itself and wrap it afterwards"
     wrapped = isinstance(model, nn.parallel.DistributedDataParallel | nn.DataParallel)
     wrapped = wrapped or {*model._modules} in ({"_orig_mod"}, {"_fsdp_wrapped_module"})
+    wrapped = wrapped or (adapters is not None and adapters.root is not model)
     peft = sys.modules.get("peft")
     if peft is not None and isinstance(model, peft.PeftModel):
         wrapped, advice = True, "take PEFT's adapter out first: model = model.unload()"
