@@ -206,3 +206,18 @@ def test_blocks_of_any_size(b):
     found = compose(bank, indices, np.empty((5, 0), "<f4"))
     np.testing.assert_array_equal(found, bank[indices[:, 0]].astype(np.float32))
     assert compose(bank, indices[:0], np.empty((0, 0), "<f4")).shape == (0, b)
+
+
+def test_rows_lie_one_behind_the_other_however_they_were_given():
+    indices = np.asfortranarray([[4, 2], [7, 3], [0, 5]])
+    weights = np.asfortranarray([[0.25, 0.75], [1.0, 0.0], [0.5, 0.5]])
+    rows = canonical_rows(indices, weights, 8)
+    assert rows.indices.flags.c_contiguous
+    assert rows.weights.flags.c_contiguous
+    assert rows.indices.tolist() == [[2, 4], [7, 3], [0, 5]]
+
+
+def test_indices_that_nobody_has_checked_read_nothing_past_the_bank():
+    bank = np.array([[1.0], [2.0]])
+    indices = np.array([[9, 200], [0, 200]], "u1")
+    assert compose(bank, indices, np.array([[0.25], [0.5]], "<f4")).tolist() == [[2], [1.5]]
