@@ -28,7 +28,7 @@ GOLDEN_ROWS = "bb0bec46bb80b2c0c374461fdbdccc7204caaa632160f4a4e5afdc11f7f77ee8"
 
 
 @given(st.data(), st.integers(1, 40), st.integers(1, 8))
-@settings(max_examples=300)
+@settings(max_examples=3 * settings().max_examples)
 def test_every_element_is_within_k_plus_1_units_of_the_float64_value(data, h, b):
     block = data.draw(logits(n=st.integers(1, 10), h=st.just(h)))
     k = data.draw(st.integers(1, h))
@@ -40,7 +40,7 @@ def test_every_element_is_within_k_plus_1_units_of_the_float64_value(data, h, b)
 
 
 @given(logits(n=st.integers(1, 20), h=st.integers(1, 40)), st.data())
-@settings(max_examples=300)
+@settings(max_examples=3 * settings().max_examples)
 def test_rows_are_canonical(block, data):
     h = block.shape[1]
     k = data.draw(st.integers(1, h))
