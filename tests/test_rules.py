@@ -9,7 +9,7 @@ import pytest
 
 from spec.golden.make import wide_indices, worked_example
 from tests import forge
-from vbfmt import Adapter, Module, Rows, Tensor, dumps, errors, loads
+from vbfmt import Adapter, Module, Rows, Tensor, dumps, errors, loads, rules
 
 FILE = dumps(worked_example())  # rows (2, 0), (0, 1), (1, 2) with weights 0.25, 0.5, 0
 BANK, INDICES, WEIGHTS = 0, 1, 2
@@ -131,6 +131,13 @@ def test_of_many_places_the_first_three_are_named():
 
     error = refusal(BANK, all_but_the_first, dumps(wide_indices()))
     assert str(error) == ("values that are not finite: bank: found vector 1, 2, 3 and 253 more")
+
+
+def test_of_four_places_one_more_is_counted():
+    def four(content):
+        content[16:80] = np.full(16, np.nan, dtype="<f4").tobytes()
+
+    assert refusal(BANK, four, dumps(wide_indices())).found == "vector 1, 2, 3 and 1 more"
 
 
 def test_the_first_value_outside_is_shown_with_its_row():
@@ -264,3 +271,23 @@ def test_every_rule_says_what_it_found(changes, message):
     with pytest.raises(errors.ContentError) as error:
         adapter(**changes)
     assert str(error.value) == message
+
+
+@pytest.mark.parametrize(
+    ("sizes", "faults"),
+    [
+        ((1, 1, 1), []),
+        ((65536, 1, 65536), []),
+        ((65537, 1, 1), ["bank"]),
+        ((0, 1, 1), ["bank", "indices"]),
+        ((3, 0, 4), ["bank", "indices"]),
+        ((3, 1, 0), ["indices"]),
+    ],
+)
+def test_sizes(sizes, faults):
+    assert [fault.part for fault in rules.broken_sizes(*sizes)] == faults
+
+
+def test_modules_of_a_bank_without_elements_are_judged_by_the_rest():
+    """b = 0 is a fault of its own, and nothing is divided by it."""
+    assert list(rules.broken_modules([Module("m", 1, 1, 1)], 0)) == []

@@ -96,7 +96,7 @@ def _blocks(first: int, out: NDArray[np.float32], b: int) -> Iterator[_Block]:
                 part = out[component : component + 1, tile * b : (tile + most) * b]
                 yield _Block(first + component * tiles + tile, part)
     else:
-        step = most // tiles
+        step = most // max(1, tiles)
         for component in range(0, components, step):
             yield _Block(first + component * tiles, out[component : component + step])
 

@@ -44,6 +44,14 @@ EQUIVALENT = (
     ),
     Equivalent("container.x_read_preamble", "major >= MAJOR", "they differ: that was asked before"),
     Equivalent("", r"strict=False.*(strict=None|zip\([^=]*\))", "so `zip` does unasked"),
+    Equivalent("admixture.x_repeats", r"np.sort\(indices\)", "the last axis is the second of two"),
+    Equivalent("admixture.x_compose", r"astype\(None\)", "numpy's name for float64"),
+    Equivalent(
+        "admixture.x_compose|selection.x_(select_top_k|_select)_",
+        r"rows = max\(|alone=|range\(0, n\)|np.empty\(\(3, ",
+        "how much is done at a time and on how many cores: time and memory, not the result",
+    ),
+    Equivalent("rules.x_broken_modules", "b > 1", "1 divides everything"),
     Equivalent(
         "header.x__texts",
         r"_typed\(key, str, 'metadata'\).*_typed\(key, str, (?!'metadata')",
