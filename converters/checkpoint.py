@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from vbfmt import storage
+from vbfmt import peft_layout, storage
 from vbfmt.converters import json_file, pickle, safetensors
 from vbfmt.errors import SourceError
 from vbfmt.tensors import Tensor
@@ -19,14 +19,14 @@ from vbfmt.tensors import Tensor
 PathLike = str | os.PathLike[str]
 
 WEIGHTS = (
-    "adapter_model.safetensors",
+    peft_layout.WEIGHTS,
     "adapter_model.bin",
     "model.safetensors",
     "pytorch_model.bin",
 )
 """Weights that a folder is searched for, in this order: an adapter's own before a whole model's."""
 
-CONFIGS = ("adapter_config.json", "config.json")
+CONFIGS = (peft_layout.CONFIG, "config.json")
 """Configs that a reader may look for beside the weights."""
 
 FLOATS = ("F32", "F16", "BF16", "F64")

@@ -33,7 +33,7 @@ def write(
     drop_extras: bool = False,
     overwrite: bool = False,
     card: bytes | None = None,
-) -> None:
+) -> int:
     """Write the factors A and B of every module, streamed, as a PEFT LoRA folder.
 
     Those of an `Adapter` are exact; so are those of a sum of adapters, but for the rounding of
@@ -48,6 +48,9 @@ def write(
             them; vLLM and llama.cpp refuse them.
         card: a model card to put there too.
 
+    Returns:
+        bytes written.
+
     Raises:
         TargetError: unknown dtype, or a factor is too large for float16.
         OutputExistsError, StorageError
@@ -58,17 +61,18 @@ def write(
     extras = {} if drop_extras else extras_by_key(adapter)
     config = peft_config.for_lora(adapter, rank, extras=not drop_extras)
     with storage.new_folder(path, overwrite=overwrite) as folder:
-        safetensors.write(
-            os.path.join(folder, "adapter_model.safetensors"),
+        length = safetensors.write(
+            os.path.join(folder, peft_layout.WEIGHTS),
             [*_specs(adapter, rank, DTYPES[dtype]), *_specs_of(extras)],
             _contents(adapter, rank, DTYPES[dtype], extras),
             metadata={"format": "pt"},
         )
-        storage.write(
+        length += storage.write(
             os.path.join(folder, peft_layout.CONFIG), [json_file.text(config)], overwrite=False
         )
         if card is not None:
-            storage.write(os.path.join(folder, CARD), [card], overwrite=False)
+            length += storage.write(os.path.join(folder, CARD), [card], overwrite=False)
+    return length
 
 
 def rank_of(adapter: LowRank) -> int:

@@ -26,7 +26,6 @@ from vbfmt.tensors import Tensor
 
 PathLike = str | os.PathLike[str]
 
-WEIGHTS = "adapter_model.safetensors"
 _INTEGERS = ("U8", "I8", "U16", "I16", "U32", "I32", "I64")
 
 
@@ -91,7 +90,7 @@ def from_tensors(
 
 def write(
     adapter: Adapter, path: PathLike, *, overwrite: bool = False, card: bytes | None = None
-) -> None:
+) -> int:
     """A folder that PEFT loads as VB-LoRA, in the top-k form (inference only, as PEFT says).
 
     Weights are exact: where PEFT's order (the smallest weight left out) would round, the largest is
@@ -99,6 +98,9 @@ def write(
 
     Args:
         card: a model card to put there too.
+
+    Returns:
+        bytes written.
 
     Raises:
         TargetError: modules differ in rank, which PEFT's VB-LoRA cannot say.
@@ -124,12 +126,13 @@ def write(
         tensors[peft_layout.key_of_tensor(name, modules)] = tensor
     config = peft_config.for_vblora(adapter, ranks[0])
     with storage.new_folder(path, overwrite=overwrite) as folder:
-        safetensors.write_tensors(os.path.join(folder, WEIGHTS), tensors)
-        storage.write(
+        length = safetensors.write_tensors(os.path.join(folder, peft_layout.WEIGHTS), tensors)
+        length += storage.write(
             os.path.join(folder, peft_layout.CONFIG), [json_file.text(config)], overwrite=False
         )
         if card is not None:
-            storage.write(os.path.join(folder, CARD), [card], overwrite=False)
+            length += storage.write(os.path.join(folder, CARD), [card], overwrite=False)
+    return length
 
 
 def _agreed_k(
