@@ -25,6 +25,10 @@ DTYPES = {"float32": "F32", "bfloat16": "BF16", "float16": "F16"}
 """Names of dtypes as users write them → as safetensors does."""
 
 
+_LARGEST = {"F32": "3.403e38", "BF16": "3.39e38", "F16": "65504"}
+_ADVICE = {"F16": "give --dtype bfloat16", "BF16": "give --dtype float32"}
+
+
 def write(
     adapter: LowRank,
     path: PathLike,
@@ -122,19 +126,18 @@ def rounded(factor: NDArray[np.float32], dtype: str, key: str) -> Bytes:
     """A factor's bytes in a safetensors dtype, rounded once to nearest even.
 
     Raises:
-        TargetError: too large for float16.
+        TargetError: too large for that dtype.
     """
-    if dtype == "F32":
-        return Tensor.of(factor).data.data
     with np.errstate(over="ignore"):
-        rounded = factor.astype(numpy_dtype(dtype))
-    if dtype == "F16" and not np.isfinite(rounded).all():
+        rounded = factor.astype(numpy_dtype(dtype), copy=False)
+    if not np.isfinite(rounded).all():
+        name = next(name for name, code in DTYPES.items() if code == dtype)
         raise TargetError(
-            "too large for float16",
+            f"too large for {name}",
             part=key,
             found=np.abs(factor).max(),
-            expected="at most 65504",
-            advice="give --dtype bfloat16",
+            expected=f"at most {_LARGEST[dtype]}",
+            advice=_ADVICE.get(dtype),
         )
     return Tensor.of(rounded).data.data
 

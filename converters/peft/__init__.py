@@ -15,7 +15,14 @@ from vbfmt import peft_layout, storage
 from vbfmt.adapter import Adapter
 from vbfmt.converters import json_file, safetensors
 from vbfmt.converters.card import NAME as CARD
-from vbfmt.converters.checkpoint import FLOATS, Checkpoint, agreed_k, bank_of, open_checkpoint
+from vbfmt.converters.checkpoint import (
+    FLOATS,
+    Checkpoint,
+    agreed_k,
+    bank_of,
+    open_checkpoint,
+    size_in,
+)
 from vbfmt.converters.peft import config as peft_config
 from vbfmt.converters.peft.keys import Factor, Keys, parse
 from vbfmt.converters.peft.live import load_adapter as load_adapter
@@ -159,15 +166,16 @@ def _module(
         _shape_of(factors[factor], tensors, h, name, factor) for factor in ("A", "B")
     )
     (rank, in_tiles), (out_tiles, rank_b) = shape_a, shape_b
-    if rank != rank_b or (config is not None and config.get("r", rank) != rank):
+    said = size_in(peft_layout.CONFIG, "r", config["r"]) if config and "r" in config else None
+    if rank != rank_b or said not in (None, rank):
         raise SourceError(
             "ranks disagree",
             part=name,
             found=f"{rank} in A, {rank_b} in B",
-            expected=f"r = {config['r']}" if config and "r" in config else "the same",
+            expected="the same" if said is None else f"r = {said}",
         )
-    fan_in_fan_out = bool((config or {}).get("fan_in_fan_out"))
-    return Module(name, in_tiles * b, out_tiles * b, rank, fan_in_fan_out)
+    turned = peft_config.orientation(config or {})
+    return Module(name, in_tiles * b, out_tiles * b, rank, turned)
 
 
 def _shape_of(

@@ -22,23 +22,24 @@ def test_nobody_knows_k(said):
         agreed_k(said)
 
 
-@pytest.mark.parametrize("other", [2, True, 1.0, "1", [1]])
-def test_sources_that_disagree(other):
-    """True and 1.0 equal 1 in Python; in a config they are a mistake."""
-    for said in ({"a": 1, "b": other}, {"b": other, "a": 1}):
+def test_sources_that_disagree():
+    for said in ({"a": 1, "b": 2}, {"b": 2, "a": 1}):
         with pytest.raises(SourceError, match="sources disagree on k"):
             agreed_k(said)
 
 
-def test_true_is_no_number_of_vectors_even_alone():
-    with pytest.raises(SourceError, match="found True from config"):
-        agreed_k({"config": True})
-
-
-@pytest.mark.parametrize("k", [0, -1])
-def test_k_is_positive(k):
-    with pytest.raises(SourceError, match=f"k is out of range: topk: found {k}"):
-        agreed_k({"config": k})
+@pytest.mark.parametrize(
+    ("value", "found"),
+    [(True, "true"), (1.0, "1.0"), ("1", '"1"'), ([1], "[1]"), (0, "0"), (-1, "-1")],
+)
+def test_what_is_no_whole_number_from_1_on_is_no_k(value, found):
+    """True and 1.0 equal 1 in Python; in a config they are a mistake, shown as it is written."""
+    for said in ({"config": value}, {"config": value, "--topk": 1}, {"--topk": 1, "config": value}):
+        with pytest.raises(SourceError) as error:
+            agreed_k(said)
+        assert str(error.value) == (
+            f"not a size: topk: found {found} from config, expected a whole number, at least 1"
+        )
 
 
 def test_numpys_warnings_stay_off_the_terminal():

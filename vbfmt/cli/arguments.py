@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from typing import Any
 
 import click
 
@@ -13,27 +14,20 @@ LAYOUTS = ("peft", "unilora", "nlu", "algorithm1")
 class _Path(click.Path):
     """A path, or a repository's name: anything but nothing, which would be the current folder."""
 
-    def convert(
-        self, value: object, param: click.Parameter | None, ctx: click.Context | None
-    ) -> object:
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> Any:
         if not value:
             self.fail("an empty name", param, ctx)
         return value
 
 
-class _Digest(click.ParamType):
-    """``sha256:`` and 64 hexadecimal digits, as every command prints it."""
-
-    name = "digest"
-
-    def convert(
-        self, value: object, param: click.Parameter | None, ctx: click.Context | None
-    ) -> object:
-        if not re.fullmatch("sha256:[0-9a-f]{64}", str(value)):
-            self.fail(f"{value!r} is not sha256: and 64 digits from 0 to 9 and a to f", param, ctx)
-        return value
-
-
 PATH = _Path()
-DIGEST = _Digest()
 LAYOUT = click.Choice(LAYOUTS)
+
+
+def digest(ctx: click.Context, param: click.Parameter, value: str | None) -> str | None:
+    """Refuse what is not ``sha256:`` and 64 hexadecimal digits, as every command prints it."""
+    if value is not None and not re.fullmatch("sha256:[0-9a-f]{64}", value):
+        raise click.BadParameter(
+            f"{value!r} is not sha256: and 64 digits from 0 to 9 and a to f", ctx, param
+        )
+    return value

@@ -6,7 +6,8 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from vbfmt.cli.arguments import DIGEST, LAYOUT, PATH
+from vbfmt.cli.arguments import LAYOUT, PATH
+from vbfmt.cli.arguments import digest as checked
 
 if TYPE_CHECKING:
     from vbfmt.adapter import Adapter
@@ -20,7 +21,7 @@ if TYPE_CHECKING:
 @click.option("--revision", metavar="REV", help="Of SRC on the Hub: a branch, a tag or a commit.")
 @click.option("--layout", type=LAYOUT, help="What SRC is, as for pack.")
 @click.option("--base", type=PATH, help="For SRC that is Uni-LoRA: the base's folder.")
-@click.option("--digest", type=DIGEST, metavar="sha256:…", help="The digest that you trust.")
+@click.option("--digest", callback=checked, metavar="sha256:…", help="The digest that you trust.")
 @click.option("--topk", type=click.IntRange(min=1), help="k, for --against logits without config.")
 @click.option("--json", "as_json", is_flag=True, help="Print the answer as JSON.")
 @click.pass_context
