@@ -11,6 +11,8 @@ from dataclasses import dataclass
 from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
+from vbfmt import peft_layout
+
 if TYPE_CHECKING:
     from pathlib import Path
 
@@ -37,7 +39,7 @@ class Reader:
     name: str
     what: str
     claims: Callable[[Collection[str]], bool]
-    config: str | None = "adapter_config.json"
+    config: str | None = peft_layout.CONFIG
     wants_base: bool = False
 
 
@@ -106,9 +108,9 @@ class Writer:
 WRITERS = {
     writer.name: writer
     for writer in (
-        Writer("peft", "lora", "LoRA", ("adapter_model.safetensors", "adapter_config.json")),
+        Writer("peft", "lora", "LoRA", (peft_layout.WEIGHTS, peft_layout.CONFIG)),
         Writer("gguf", "gguf", "GGUF LoRA", wants_base=True),
-        Writer("mlx", "mlx", "mlx-lm LoRA", ("adapters.safetensors", "adapter_config.json")),
+        Writer("mlx", "mlx", "mlx-lm LoRA", ("adapters.safetensors", peft_layout.CONFIG)),
     )
 }
 

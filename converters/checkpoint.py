@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 
 from vbfmt import peft_layout, storage
 from vbfmt.converters import json_file, pickle, safetensors
-from vbfmt.errors import SourceError
+from vbfmt.errors import ContentError, SourceError
 from vbfmt.tensors import Tensor
 
 PathLike = str | os.PathLike[str]
@@ -141,11 +141,24 @@ def bank_of(tensor: Tensor) -> NDArray[np.float32]:
 
     Raises:
         SourceError: not a matrix of floats.
+        ContentError: NaN, infinity, or a number beyond float32.
     """
     if tensor.dtype not in FLOATS or len(tensor.shape) != 2 or 0 in tensor.shape:
         raise SourceError("not a vector bank", part="vector bank", found=tensor, expected="(h, b)")
-    with np.errstate(over="ignore", invalid="ignore"):  # what is not finite is refused later
-        return np.ascontiguousarray(tensor.numpy().astype("<f4"))
+    given = tensor.numpy()
+    with np.errstate(over="ignore", invalid="ignore"):
+        bank: NDArray[np.float32] = np.ascontiguousarray(given.astype("<f4"))
+        bad = np.argwhere(~np.isfinite(bank))
+    if len(bad):
+        vector, element = bad[0].tolist()
+        raise ContentError(
+            "values that are not finite in float32",
+            part="vector bank",
+            found=f"{float(given[vector, element]):g} in vector {vector}",
+            expected="finite numbers",
+            advice="the training run that wrote this checkpoint diverged or the file is damaged",
+        )
+    return bank
 
 
 def _locate(path: Path) -> Path:

@@ -45,7 +45,12 @@ def read(path: str | os.PathLike[str]) -> dict[str, Tensor]:
     tensors: dict[str, Tensor] = {}
     for name, value in state.items():
         dtype = TORCH.get(str(getattr(value, "dtype", "")).removeprefix("torch."))
-        if dtype is None or not isinstance(name, str) or value.layout is not torch.strided:
+        if (
+            dtype is None
+            or not isinstance(name, str)
+            or value.layout is not torch.strided
+            or value.is_meta
+        ):
             raise SourceError(
                 "not a plain tensor", file=path, part=str(name), found=type(value).__name__
             )

@@ -123,7 +123,16 @@ def test_logits_that_are_not_finite_are_named(said, value, found):
 def test_a_bank_beyond_float32_is_one_line(said):
     arrays = logits_form(np.float64)
     arrays[BANK][3, 1] = 1e300
-    assert "values that are not finite" in said(arrays)
+    assert ": vector bank: found 1e+300 in vector 3, expected finite numbers; " in said(arrays)
+
+
+def test_a_tensor_without_values_in_a_pickle_is_one_line(vbfmt, tmp_path):
+    torch = pytest.importorskip("torch")
+    state = {key: torch.from_numpy(array) for key, array in logits_form().items()}
+    state["base_model.model.head.weight"] = torch.empty(3, device="meta")
+    torch.save(state, tmp_path / "bad.bin")
+    result = vbfmt("pack", tmp_path / "bad.bin", "-o", tmp_path / "x.vblora", "--topk", 2)
+    assert result.err.startswith("error: not a plain tensor in ")
 
 
 def test_logits_as_far_apart_as_float64_goes_pack_without_a_warning(vbfmt, tmp_path):
@@ -245,3 +254,12 @@ def test_a_page_on_a_terminal_shows_no_direction_marks(vbfmt, evil, monkeypatch)
     monkeypatch.setenv("TERM", "dumb")
     result = vbfmt("inspect", evil[0], "--modules")
     assert (result.code, hostile(result.out)) == (0, False)
+
+
+def test_a_state_dict_without_a_base_is_not_said_to_leave_one_out(vbfmt, tmp_path):
+    """Without a whole model around it the count was −1."""
+    from tests.converters.test_algorithm1 import saved, state
+
+    words = ("pack", saved(tmp_path, state()), "-o", tmp_path / "x.vblora", "--topk", 2)
+    result = vbfmt(*words, "--layout", "nlu")
+    assert (result.code, result.err) == (0, "")

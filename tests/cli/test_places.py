@@ -172,3 +172,11 @@ def test_what_is_larger_is_not_called_smaller(vbfmt, packed):
     out = vbfmt("inspect", packed).out
     assert re.search(r"[1-9][\d.]*× larger than LoRA", out)
     assert "0.3× smaller" not in out
+
+
+@pytest.mark.parametrize("to", ["peft", "mlx"])
+def test_a_writer_names_what_it_writes(vbfmt, tmp_path, packed, to):
+    from vbfmt.converters import WRITERS
+
+    assert vbfmt("expand", packed, "-o", tmp_path / "out", "--to", to).code == 0
+    assert sorted(os.listdir(tmp_path / "out")) == sorted(WRITERS[to].files)

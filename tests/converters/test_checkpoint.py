@@ -9,7 +9,7 @@ import pytest
 
 from vbfmt import Tensor
 from vbfmt.converters.checkpoint import agreed_k, bank_of
-from vbfmt.errors import SourceError
+from vbfmt.errors import ContentError, SourceError
 
 
 def test_sources_that_agree_or_are_silent():
@@ -42,15 +42,20 @@ def test_what_is_no_whole_number_from_1_on_is_no_k(value, found):
         )
 
 
-def test_numpys_warnings_stay_off_the_terminal():
-    """Of a value beyond float32 and of a signalling NaN; both are refused later, in our words."""
-    values = np.array([[1e300], [0.0]])
-    values.view("<u8")[1] = 0x7FF4000000000000
-    with warnings.catch_warnings():
+@pytest.mark.parametrize(
+    ("bits", "found"),
+    [(0x7FF4000000000000, "nan"), (0x7FF0000000000000, "inf"), (0x7E37E43C8800759C, "1e+300")],
+)
+def test_a_bank_that_is_not_finite_is_refused_in_our_words(bits, found):
+    """Not in numpy's: of a signalling NaN, and of a number beyond float32."""
+    values = np.zeros((3, 2))
+    values.view("<u8")[1, 1] = bits
+    with warnings.catch_warnings(), pytest.raises(ContentError) as error:
         warnings.simplefilter("error")
-        bank = bank_of(Tensor.of(values))
-    assert np.isposinf(bank[0, 0])
-    assert np.isnan(bank[1, 0])
+        bank_of(Tensor.of(values))
+    assert str(error.value).startswith(
+        f"values that are not finite in float32: vector bank: found {found} in vector 1, expected "
+    )
 
 
 @pytest.mark.parametrize("array", [np.ones((2, 2), int), np.ones(4), np.ones((2, 0))])
