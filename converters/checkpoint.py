@@ -56,9 +56,11 @@ class Checkpoint:
             StorageError: the operating system refuses.
         """
         path = self.config_file(name)
-        if path.is_dir():
-            raise SourceError("not a config", file=path, found="a folder", expected="a JSON file")
         try:
+            if path.is_dir():
+                raise SourceError(
+                    "not a config", file=path, found="a folder", expected="a JSON file"
+                )
             return json_file.read(path) if path.is_file() else None
         except OSError as error:
             raise storage.refusal("cannot read", path, error) from None
