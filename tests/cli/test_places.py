@@ -6,6 +6,7 @@ import os
 import re
 import shutil
 import stat
+import sys
 
 import pytest
 
@@ -180,3 +181,11 @@ def test_a_writer_names_what_it_writes(vbfmt, tmp_path, packed, to):
 
     assert vbfmt("expand", packed, "-o", tmp_path / "out", "--to", to).code == 0
     assert sorted(os.listdir(tmp_path / "out")) == sorted(WRITERS[to].files)
+
+
+def test_a_card_that_cannot_be_made_leaves_no_packed_file(vbfmt, tmp_path, checkpoint, monkeypatch):
+    monkeypatch.setitem(sys.modules, "huggingface_hub", None)
+    (tmp_path / "out").mkdir()
+    result = vbfmt("pack", checkpoint, "-o", tmp_path / "out" / "x.vblora", "--card")
+    assert (result.code, "needs huggingface_hub" in result.err) == (1, True)
+    assert os.listdir(tmp_path / "out") == []

@@ -13,11 +13,7 @@ from vbfmt.cli.arguments import LAYOUT, PATH
 @click.argument("source", metavar="SRC", type=PATH)
 @click.option("-o", "--output", required=True, type=PATH, help="The .vblora file to write.")
 @click.option("--topk", type=click.IntRange(min=1), help="k, for logits without a config.")
-@click.option(
-    "--layout",
-    type=LAYOUT,
-    help="What SRC is, if it does not tell.",
-)
+@click.option("--layout", type=LAYOUT, help="What SRC is, if it does not tell.")
 @click.option("--base", type=PATH, help="For Uni-LoRA with only a seed: the base's folder.")
 @click.option("--revision", metavar="REV", help="Of SRC on the Hub: a branch, a tag or a commit.")
 @click.option("--card", is_flag=True, help="Write a model card (README.md) for the Hub, too.")
@@ -44,7 +40,7 @@ def command(
     from vbfmt.converters import card as cards
     from vbfmt.converters import hub, open_source
     from vbfmt.errors import TargetError
-    from vbfmt.packed import write
+    from vbfmt.packed import digest, write
 
     readme = os.path.join(os.path.dirname(output), cards.NAME)
     place.require_file(output, force=force)
@@ -58,9 +54,9 @@ def command(
     place.require_not_read(output, [*opened.files, *place.configs(base)])
     before = weight_of(opened.files)
     adapter = opened.read(topk=topk, base=base, notice=note)
+    text = cards.packed(adapter, os.path.basename(output), digest(adapter)) if card else None
     done = write(adapter, output, overwrite=force)
-    if card:
-        text = cards.packed(adapter, os.path.basename(output), done.digest)
+    if text is not None:
         storage.write(readme, [text], overwrite=False)
     say(f"{output}: {size(done.size)}, {than(done.size, before)} {source} ({size(before)})")
     say(f"{len(adapter)} modules, {adapter.N} sub-vectors, {done.digest}")
