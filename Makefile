@@ -5,10 +5,11 @@ VENV := .venv
 BIN := $(VENV)/bin
 
 .DEFAULT_GOAL := help
-.PHONY: help demo pictures test test-all second-reader coverage fuzz flips determinism mutation bench check format types clean
+.PHONY: help demo example pictures test test-all second-reader coverage fuzz flips determinism mutation bench check format types clean
 
 help:
 	@echo "make demo      pack, inspect, verify and expand the trained checkpoint in tests/data"
+	@echo "make example   train LoRA and VB-LoRA on the same task, three runs of each (some minutes)"
 	@echo "make pictures  draw the README's pictures again"
 	@echo "make test      the tests (about five minutes on two cores)"
 	@echo "make test-all  the tests, the heavy ones too"
@@ -47,6 +48,9 @@ endif
 demo: $(VENV)/base
 	@BIN=$(BIN) sh tests/demo.sh
 
+example: $(VENV)/dev
+	$(BIN)/python -m tests.examples.classify_reviews --seeds 3
+
 pictures: $(VENV)/dev
 	$(BIN)/python -m tests.pictures spec/pictures
 
@@ -71,6 +75,13 @@ flips: $(VENV)/dev
 
 determinism: $(VENV)/dev
 	$(BIN)/python -m tests.determinism
+
+# In a copy, because mutmut writes beside what it changes.
+mutation: $(VENV)/dev
+	rm -rf build/mutation && mkdir -p build/mutation
+	cp -r pyproject.toml vbfmt converters spec tests build/mutation
+	cd build/mutation && ../../$(BIN)/mutmut run
+	$(BIN)/python -m tests.mutation build/mutation
 
 bench: $(VENV)/dev
 	$(BIN)/python -m tests.bench

@@ -63,6 +63,14 @@ def write(
         raise TargetError("unknown dtype", part="--dtype", found=dtype, expected=", ".join(DTYPES))
     rank = rank_of(adapter)
     extras = {} if drop_extras else extras_by_key(adapter)
+    for module in adapter.modules:
+        for key in (_key(module.name, "A"), _key(module.name, "B")):
+            if key in extras:
+                raise TargetError(
+                    "another trained tensor has the name of a factor",
+                    part=key,
+                    advice="leave such tensors out: --drop-extras",
+                )
     config = peft_config.for_lora(adapter, rank, extras=not drop_extras)
     with storage.new_folder(path, overwrite=overwrite) as folder:
         length = safetensors.write(

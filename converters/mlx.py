@@ -55,12 +55,7 @@ def write(
         raise TargetError(
             "unknown dtype", part="--dtype", found=dtype, expected=", ".join(lora.DTYPES)
         )
-    if adapter.tensors and not drop_extras:
-        raise TargetError(
-            "mlx-lm's adapters cannot hold trained biases and heads",
-            found=", ".join(list(adapter.tensors)[:3]),
-            advice="leave them out with --drop-extras, or merge the adapter into its base",
-        )
+    _require_takeable(adapter, drop_extras)
     rank = lora.rank_of(adapter)
     config = _config(adapter, rank)
     kind = lora.DTYPES[dtype]
@@ -78,18 +73,32 @@ def write(
     return length
 
 
+def _require_takeable(adapter: LowRank, drop_extras: bool) -> None:
+    """Refuse all that mlx-lm has no place for, in one message."""
+    outside = [m.name for m in adapter.modules if not _IN_A_LAYER.match(m.name)]
+    extras = [] if drop_extras else list(adapter.tensors)
+    found = [
+        f"{what} ({', '.join(names[:2])}{', …' if len(names) > 2 else ''})"
+        for what, names in (
+            ("modules outside of layers.<n>", outside),
+            ("trained biases or heads", extras),
+        )
+        if names
+    ]
+    if found:
+        alone = "" if outside else "leave them out with --drop-extras, or "
+        raise TargetError(
+            "mlx-lm has no place for it",
+            found=" and ".join(found),
+            expected="modules like model.layers.0.self_attn.q_proj alone",
+            advice=f"{alone}merge the adapter into its base",
+        )
+
+
 def _config(adapter: LowRank, rank: int) -> dict[str, Any]:
     """As mlx-lm's own training writes it, with the names that its loader reads."""
-    keys = set()
-    for module in adapter.modules:
-        match = _IN_A_LAYER.match(module.name)
-        if match is None:
-            raise TargetError(
-                "mlx-lm adapts modules in the model's layers only",
-                part=module.name,
-                expected="a name like model.layers.0.self_attn.q_proj",
-            )
-        keys.add(match["key"])
+    matches = (_IN_A_LAYER.match(module.name) for module in adapter.modules)
+    keys = {match["key"] for match in matches if match}
     return {
         "model": adapter.base_model,
         "fine_tune_type": "lora",

@@ -32,13 +32,17 @@ FOLDER = ROOT / "build" / "determinism"
 
 
 def interpreter(version: str) -> str | None:
-    """A Python of that version."""
+    """A Python of that version that runs."""
     pyenv = sorted((Path.home() / ".pyenv" / "versions").glob(f"{version}.*/bin/python"))
-    return shutil.which(f"python{version}") or (str(pyenv[-1]) if pyenv else None)
-
-
-def _works(python: str | None) -> bool:
-    return python is not None and not subprocess.run([python, "-c", ""], check=False).returncode
+    for candidate in (shutil.which(f"python{version}"), *pyenv):
+        if (
+            candidate
+            and not subprocess.run(
+                [candidate, "-c", ""], stderr=subprocess.DEVNULL, check=False
+            ).returncode
+        ):
+            return str(candidate)
+    return None
 
 
 def run(*command: object) -> str:
@@ -72,10 +76,10 @@ def main() -> int:
     ran = different = 0
     for number, (version, *packages) in enumerate(MATRIX):
         python = interpreter(version)
-        if not _works(python):
+        if python is None:
             print(f"Python {version} is not installed")
             continue
-        inside = environment(str(python), number, packages, wheel)
+        inside = environment(python, number, packages, wheel)
         found = json.loads(run(inside, ROOT / "tests" / "digests.py"))
         digests, versions = found["digests"], found["versions"]
         assert str(FOLDER) in versions.pop("vbfmt")

@@ -5,9 +5,10 @@ from __future__ import annotations
 import msgpack
 import pytest
 
-from spec.golden.make import wide_indices, worked_example
+from spec.golden.make import GOLDEN, wide_indices, worked_example
 from tests import forge
-from vbfmt import dumps, errors, loads
+from vbfmt import Module, dumps, errors, loads
+from vbfmt.header import Header, decode
 
 FILE = dumps(worked_example())
 WIDE = dumps(wide_indices())
@@ -224,7 +225,9 @@ def test_an_optional_feature_and_its_key_are_passed_over():
         header["optional_features"] = ["colour", "shade"]
         header["colour"] = {"red": [1, 2]}
 
-    assert loads(forge.with_header(FILE, change)) == worked_example()
+    file = forge.with_header(FILE, change)
+    assert loads(file) == worked_example()
+    assert decode(forge.header_of(file), 0).optional_features == ("colour", "shade")
 
 
 def test_a_higher_minor_version_may_add_keys_in_order():
@@ -258,3 +261,59 @@ def test_a_required_feature_that_is_known_is_no_obstacle(monkeypatch):
     assert loads(changed) == worked_example()
     both = forge.with_header(FILE, setter("required_features", ["bank.elsewhere", "z"]))
     assert refusal(both).found == "'z'"
+
+
+@pytest.mark.parametrize(
+    ("path", "value", "said"),
+    [
+        (("b",), "2", "b: found str, expected int"),
+        (("k",), [], "k: found list, expected int"),
+        (("modules",), {}, "modules: found dict, expected list"),
+        (("tensors",), None, "tensors: found NoneType, expected list"),
+        (("sections",), 3, "sections: found int, expected list"),
+        (("base_model",), "x", "base_model: found str, expected list"),
+        (("modules", 0, 0), 1, "modules: found int, expected str"),
+        (("modules", 0, 1), "1", "modules: found str, expected int"),
+        (("modules", 0, 2), None, "modules: found NoneType, expected int"),
+        (("modules", 0, 3), [], "modules: found list, expected int"),
+        (("modules", 0, 4), 1, "modules: found int, expected bool"),
+        (("tensors", 0), [1, "F32", []], "tensors: found int, expected str"),
+        (("tensors", 0), ["t", 1, []], "tensors: found int, expected str"),
+        (("tensors", 0), ["t", "F32", {}], "tensors: found dict, expected list"),
+        (("tensors", 0), ["t", "F32", [True]], "tensors: found bool, expected int"),
+        (("sections", 0, 0), "0", "sections: found str, expected int"),
+        (("sections", 0, 1), b"0", "sections: found bytes, expected int"),
+        (("base_model", 0), 1, "base_model: found int, expected str"),
+        (("base_model", 1), b"", "base_model: found bytes, expected str"),
+        (("config",), {}, "config: found dict, expected str"),
+        (("metadata",), "", "metadata: found str, expected dict"),
+        (("metadata", "a"), None, "metadata: found NoneType, expected str"),
+        (("optional_features",), "", "optional_features: found str, expected list"),
+        (("optional_features", 0), 1, "optional_features: found int, expected str"),
+    ],
+)
+def test_a_wrong_type_is_named_with_its_part(path, value, said):
+    def change(header):
+        for step in path[:-1]:
+            header = header[step]
+        if isinstance(header, list) and path[-1] >= len(header):
+            header.append(value)
+        else:
+            header[path[-1]] = value
+
+    for minor in (0, 1):
+        file = forge.with_header(forge.with_preamble(FILE, minor=minor), change)
+        assert str(refusal(file)) == f"wrong type: header, {said}"
+
+
+@pytest.mark.parametrize("name", GOLDEN)
+def test_the_header_is_the_golden_one(name, golden_folder):
+    golden = (golden_folder / name).read_bytes()
+    assert forge.header_of(dumps(GOLDEN[name]())) == forge.header_of(golden)
+
+
+@pytest.mark.parametrize(("h", "bytes_each"), [(255, 1), (256, 1), (257, 2)])
+def test_the_length_of_indices_follows_from_h(h, bytes_each):
+    header = Header(h, 2, 3, (Module("m", 4, 6, 7),), (), ())
+    assert header.rows == 35
+    assert header.lengths() == [8 * h, 35 * 3 * bytes_each, 35 * 2 * 4]

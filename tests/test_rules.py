@@ -123,3 +123,144 @@ def test_rows_of_another_k_do_not_fit():
     two = Rows(np.array([[0, 1]] * 2, "u1"), np.zeros((2, 1), "<f4"))
     with pytest.raises(ValueError, match="dimension"):
         Adapter.from_rows(np.ones((3, 2)), {Module("a", 2, 2, 1): one, Module("b", 2, 2, 1): two})
+
+
+def test_of_many_places_the_first_three_are_named():
+    def all_but_the_first(content):
+        content[16:] = np.full(4 * 256, np.nan, dtype="<f4").tobytes()
+
+    error = refusal(BANK, all_but_the_first, dumps(wide_indices()))
+    assert str(error) == ("values that are not finite: bank: found vector 1, 2, 3 and 253 more")
+
+
+def test_the_first_value_outside_is_shown_with_its_row():
+    def third_row(content):
+        struct.pack_into("<2f", content, 16, 0.25, -0.5)
+        struct.pack_into("<2f", content, 24, 7.0, 0.125)
+
+    error = refusal(WEIGHTS, third_row, dumps(wide_indices()))
+    assert str(error) == (
+        "weight outside its range: weights: found -0.5 in row 2, 3, expected 0 to 1"
+    )
+
+
+def test_the_range_of_a_weight_ends_at_1_itself():
+    assert refusal(WEIGHTS, put("<f", 0, 1.0)).what == "rows are not canonical"
+    assert refusal(WEIGHTS, put("<f", 0, np.nextafter(np.float32(1), 2))).found.startswith("1.0")
+
+
+def test_the_order_of_rows_is_named():
+    assert str(refusal(WEIGHTS, put("<f", 4, 0.75))) == (
+        "rows are not canonical: weights: found row 1, expected weights descending, the largest "
+        "left out, equal ones by ascending index"
+    )
+
+
+@pytest.mark.parametrize("name", [" ", "~", "\xa0", "\U0010ffff", "a" * 1024, "é" * 512])
+def test_names_at_the_border_of_what_is_allowed(name):
+    assert name in adapter(modules=(Module(name, 4, 2, 1),))
+
+
+@pytest.mark.parametrize(
+    ("name", "fault"),
+    [
+        ("", "empty name"),
+        ("\x1f", "name with control characters"),
+        ("\x7f", "name with control characters"),
+        ("\x9f", "name with control characters"),
+        ("a" * 1025, "name longer than 1024 bytes"),
+        ("\ud800", "name that is not valid Unicode"),
+    ],
+)
+def test_names_beyond_it(name, fault):
+    with pytest.raises(errors.ContentError) as error:
+        adapter(modules=(Module(name, 4, 2, 1),))
+    assert str(error.value) == (
+        f"{fault} of module: module 0: found {errors.printable(repr(name))}"
+    )
+
+
+def test_the_order_of_names_is_that_of_their_bytes():
+    """By UTF-16, as JavaScript sorts, the second would come first."""
+    names = ["\uffff", "\U00010000"]
+    tensors = {name: Tensor.of(np.ones(1)) for name in names}
+    assert list(adapter(tensors=tensors).tensors) == names
+    with pytest.raises(errors.ContentError) as error:
+        adapter(tensors=dict(reversed(tensors.items())))
+    assert str(error.value) == (
+        "other tensor name is not in the order of its bytes: other tensor 1: found '\\uffff'"
+    )
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        (
+            {"bank": np.ones((3, 2, 1), "<f4"), "weights": np.ones(3, "<f4")},
+            "bank, indices and weights must be matrices: found 3, 2 and 1 dimensions",
+        ),
+        (
+            {"indices": np.zeros(3, "u1")},
+            "bank, indices and weights must be matrices: found 2, 1 and 2 dimensions",
+        ),
+        (
+            {"weights": np.ones(3, "<f4")},
+            "bank, indices and weights must be matrices: found 2, 2 and 1 dimensions",
+        ),
+        (
+            {"bank": np.ones((2, 3), "<f4").T},
+            "wrong array: bank: found float32 [3, 2], not contiguous, expected float32 [3, 2]",
+        ),
+        (
+            {"weights": np.full((3, 2), 0.25, "<f4")},
+            "wrong array: weights: found float32 [3, 2], expected float32 [3, 1]",
+        ),
+        (
+            {"bank": np.ones((3, 0), "<f4")},
+            "vectors without elements: bank: found b = 0",
+        ),
+        (
+            {"bank": np.ones((0, 2), "<f4")},
+            "the vector bank's size is out of range: bank: found h = 0, expected 1 to 65536 "
+            "vectors; indices of this format are 16 bits at most",
+        ),
+        (
+            {"indices": np.zeros((3, 0), "u1")},
+            "k is out of range: indices: found 0, expected 1 to 3 (h)",
+        ),
+        ({"modules": ()}, "the adapter has no modules: module table"),
+        (
+            {"modules": (Module("m", 4, 2, 0),)},
+            "rank is out of range: module m: found 0, expected ≥ 1",
+        ),
+        (
+            {"modules": (Module("m", 0, 2, 1),)},
+            "in_features is not a multiple of the vector length: module m: found 0, expected a "
+            "positive multiple of b = 2",
+        ),
+        (
+            {"modules": (Module("m", 4, 3, 1),)},
+            "out_features is not a multiple of the vector length: module m: found 3, expected a "
+            "positive multiple of b = 2",
+        ),
+        (
+            {"base_model": "x" * 50 + "\ud800"},
+            "text is not valid Unicode: base model: found " + repr("x" * 40),
+        ),
+        (
+            {"base_revision": "\ud800"},
+            "text is not valid Unicode: base revision: found '\\ud800'",
+        ),
+        ({"config": "\ud800"}, "text is not valid Unicode: config: found '\\ud800'"),
+        ({"metadata": {"a": "\ud800"}}, "text is not valid Unicode: metadata 'a': found '\\ud800'"),
+        ({"config": "[1]"}, "the source's config is not a JSON object: config"),
+        (
+            {"metadata": {"b": "", "a": ""}},
+            "metadata name is not in the order of its bytes: metadata 1: found 'a'",
+        ),
+    ],
+)
+def test_every_rule_says_what_it_found(changes, message):
+    with pytest.raises(errors.ContentError) as error:
+        adapter(**changes)
+    assert str(error.value) == message

@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 
 from tests.strategies import FLOATS, logits
 from vbfmt.errors import ContentError
-from vbfmt.selection import select_top_k
+from vbfmt.selection import _by_partition, _by_passes, select_top_k
 
 
 def by_sorting(block, k):
@@ -80,3 +80,83 @@ def test_k_is_checked_before_room_is_made_for_it():
 def test_bfloat16_logits_are_read_as_they_are():
     block = np.array([[1.0, 1.0078125, 0.5]], dtype=ml_dtypes.bfloat16)
     np.testing.assert_array_equal(select_top_k({"x": block}, 2).logits, [[1.0078125, 1.0]])
+
+
+@pytest.mark.parametrize("row", [0, 1023, 1024, 2047, 2500, 2999])
+@pytest.mark.parametrize("h", [3, 700])
+def test_the_row_that_is_refused_is_counted_through_the_blocks(row, h):
+    """1024 rows are one piece of work, and a megabyte of them is read at a time."""
+    block = np.zeros((3000, h), dtype=np.float32)
+    block[row, h - 1] = np.nan
+    with pytest.raises(ContentError) as error:
+        select_top_k({"before": np.zeros((5, h), np.float32), "here": block}, 1)
+    assert str(error.value) == (
+        f"logits are not usable: here, row {row}: found NaN, expected finite logits; "
+        "the training run that wrote this checkpoint diverged or the file is damaged"
+    )
+
+
+@pytest.mark.parametrize("k", [1, 9])
+def test_float64_is_compared_as_float64(k):
+    block = np.zeros((1, 20))
+    block[0, 7] = 2.0**-60
+    selection = select_top_k({"x": block}, k)
+    assert selection.indices[0, 0] == 7
+    assert selection.logits[0, 0] == 2.0**-60
+    assert selection.ties == (1 if k == 9 else 0)
+
+
+def test_blocks_may_differ_in_width_and_dtype():
+    """As scratch space is kept from one block to the next, it must not be kept too long."""
+    rng = np.random.default_rng(0)
+    blocks = {
+        "a": rng.standard_normal((3, 20)),
+        "b": rng.standard_normal((4, 30)),
+        "c": rng.standard_normal((5, 20)).astype(np.float32),
+        "d": rng.standard_normal((0, 20)),
+        "e": rng.standard_normal((6, 20)).astype(np.float16),
+    }
+    for k in (2, 10):
+        selection = select_top_k(blocks, k)
+        expected = np.concatenate([by_sorting(block, k) for block in blocks.values()])
+        np.testing.assert_array_equal(selection.indices, expected)
+
+
+@pytest.mark.parametrize("k", range(1, 13))
+def test_both_ways_of_selecting_agree(k):
+    """Passes for small k, partitions for large k: with ties at and around the k-th place."""
+    rng = np.random.default_rng(k)
+    block = rng.integers(0, 6, (400, 12)).astype(np.float64)
+    passes = _by_passes(block.copy(), k)
+    partition = _by_partition(block.copy(), k)
+    for one, other in zip(passes, partition, strict=True):
+        np.testing.assert_array_equal(one, other)
+    np.testing.assert_array_equal(passes[0], by_sorting(block, k))
+    ordered = -np.sort(-block, axis=1)
+    if k < 12:
+        np.testing.assert_array_equal(passes[2], ordered[:, k - 1] == ordered[:, k])
+
+
+@pytest.mark.parametrize("k", [1, 8, 9, 12])
+def test_a_nan_comes_out_on_top_of_either(k):
+    block = np.zeros((3, 12))
+    block[1, 4] = np.nan
+    for way in (_by_passes, _by_partition):
+        assert np.isnan(way(block.copy(), k)[1][:, 0]).tolist() == [False, True, False]
+
+
+def test_no_blocks_are_no_rows():
+    found = select_top_k({}, 2)
+    assert (found.indices.shape, found.logits.shape, found.ties) == ((0, 2), (0, 2), 0)
+
+
+@pytest.mark.parametrize("k", [2, 9])
+def test_rows_with_too_few_finite_logits_take_the_lowest_of_the_others(k):
+    block = np.full((2, 12), -np.inf, np.float32)
+    block[0, 5], block[1, [11, 3]] = 1, 2
+    found = select_top_k({"x": block}, k)
+    assert found.indices[0].tolist() == [5, 0, 1, 2, 3, 4, 6, 7, 8][:k]
+    assert found.indices[1].tolist() == [3, 11, 0, 1, 2, 4, 5, 6, 7][:k]
+    assert np.isneginf(found.logits[0, 1:]).all()
+    assert found.ties == 0
+    assert (found.indices.dtype, found.logits.dtype) == (np.intp, np.float64)

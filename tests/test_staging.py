@@ -161,8 +161,20 @@ def test_where_nothing_is_a_folder_is_simply_renamed(tmp_path, there):
         target.mkdir()
     with staging.folder(os.fspath(target)) as path:
         (Path(path) / "new").touch()
-        staging.put_whole(path, os.fspath(target))
+        assert staging.placed(path, os.fspath(target))
     assert os.listdir(target) == ["new"]
+    assert os.listdir(tmp_path) == ["model"]
+
+
+@pytest.mark.parametrize("there", ["a file", "a folder"])
+def test_where_something_is_nothing_is_renamed(tmp_path, there):
+    target = tmp_path / "model"
+    precious = target if there == "a file" else target / "precious"
+    precious.parent.mkdir(exist_ok=True)
+    precious.write_text("precious")
+    with staging.folder(os.fspath(target)) as path:
+        assert not staging.placed(path, os.fspath(target))
+    assert precious.read_text() == "precious"
     assert os.listdir(tmp_path) == ["model"]
 
 
@@ -174,21 +186,33 @@ def test_not_every_system_exchanges_names(tmp_path, monkeypatch, system):
         monkeypatch.setattr(staging.sys, "platform", "darwin")
     else:
         monkeypatch.setattr(staging.ctypes, "CDLL", lambda *_, **__: object())
-    assert not staging._exchanged(os.fspath(tmp_path / "one"), os.fspath(tmp_path / "two"))
+    assert not staging.exchanged(os.fspath(tmp_path / "one"), os.fspath(tmp_path / "two"))
 
 
-def test_windows_locks_nothing(tmp_path, monkeypatch):
+def test_windows_locks_nothing_and_sweeps_nothing(tmp_path, monkeypatch):
     monkeypatch.setattr(staging.sys, "platform", "win32")
-    assert staging._locked(os.fspath(tmp_path)) is None
+    target = os.fspath(tmp_path / "x")
+    with staging.file(target) as (path, descriptor):
+        os.close(descriptor)
+        staging.sweep(target)
+        os.rename(path, target)
+    with staging.folder(target):
+        staging.sweep(target)
+        assert len(os.listdir(tmp_path)) == 2
+    assert os.listdir(tmp_path) == ["x"]
 
 
-def test_a_folder_that_another_took_the_place_of_is_not_locked(tmp_path, monkeypatch):
+def test_what_another_took_the_place_of_is_not_swept(tmp_path, monkeypatch):
     """Between opening it and locking it."""
-    (tmp_path / "one").mkdir()
-    (tmp_path / "two").mkdir()
-    other = os.stat(tmp_path / "two")
-    monkeypatch.setattr(staging.os, "stat", lambda path: other)
-    before = len(os.listdir("/proc/self/fd")) if sys.platform.startswith("linux") else 0
-    assert staging._locked(os.fspath(tmp_path / "one")) is None
-    if before:
-        assert len(os.listdir("/proc/self/fd")) == before
+    left = tmp_path / ".x.0123456789ab.partial"
+    left.write_text("another's by now")
+    real = staging.fcntl.flock
+
+    def flock(descriptor, how):
+        left.unlink()
+        left.write_text("another's by now")
+        real(descriptor, how)
+
+    monkeypatch.setattr(staging.fcntl, "flock", flock)
+    staging.sweep(os.fspath(tmp_path / "x"))
+    assert left.read_text() == "another's by now"

@@ -30,7 +30,7 @@ def unpack(data: bytes) -> dict[str, Any]:
     except HeaderError:
         raise
     except (ValueError, TypeError, msgpack.exceptions.UnpackException) as error:
-        raise _not_msgpack(str(error) or type(error).__name__) from None
+        raise _not_msgpack(str(error)) from None
     if not isinstance(value, dict):
         raise HeaderError("the header is not a map", part="header", found=type(value).__name__)
     if pack(value) != data:

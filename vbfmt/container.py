@@ -157,7 +157,7 @@ def _require_magic(data: memoryview) -> None:
     raise MagicError(
         "not a packed VB-LoRA adapter",
         part="preamble",
-        found=start.hex(" ") or "an empty file",
+        found=start.hex(" "),
         expected=MAGIC.hex(" "),
         advice="the file was damaged by a transfer in text mode; fetch it again as binary"
         if text_mode

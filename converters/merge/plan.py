@@ -135,7 +135,9 @@ def _index(metadata: Mapping[str, Any], files: Sequence[File]) -> bytes:
         )
     places = {item.name: file.name for file in files for item in file.items}
     content = {"metadata": counted, "weight_map": dict(sorted(places.items()))}
-    return (json.dumps(content, indent=2, ensure_ascii=False) + "\n").encode()
+    return (json.dumps(content, indent=2, ensure_ascii=False) + "\n").encode(
+        errors="backslashreplace"  # half a surrogate pair: JSON's own escape
+    )
 
 
 def _require_distinct(names: Sequence[str], base: Base) -> None:

@@ -7,6 +7,7 @@ from collections import deque
 from collections.abc import Iterable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass, field
+from itertools import cycle
 
 import numpy as np
 from numpy.typing import NDArray
@@ -60,7 +61,7 @@ def tensors(plan: Plan) -> Iterator[tuple[str, Tensor]]:
 
 def file_blocks(file: File, factors: LowRank, pool: ThreadPoolExecutor) -> Iterator[Bytes]:
     """The bytes of a file of weights, as `blocks`."""
-    yield from blocks(_file_pieces(file, factors), pool)
+    return blocks(_file_pieces(file, factors), pool)
 
 
 def blocks(pieces: Iterable[Piece], pool: ThreadPoolExecutor) -> Iterator[Bytes]:
@@ -69,21 +70,19 @@ def blocks(pieces: Iterable[Piece], pool: ThreadPoolExecutor) -> Iterator[Bytes]
     Every piece is computed where its bytes are written from; none is copied. Memory is used in
     turns: a block stays as it is until the next but one is asked for.
     """
-    room = _BLOCK + PIECE_BYTES + direct.ALIGNMENT
-    # Those ahead, the one that is asked for, the one being written, and the one being begun.
-    free = deque(direct.aligned(room) for _ in range(_AHEAD + 3))
+    # Those ahead, the one that is asked for, and the one that may still be on its way to the disk:
+    # the next block is begun in its memory when the one after it is asked for.
+    memory = cycle([direct.aligned(_BLOCK + PIECE_BYTES) for _ in range(_AHEAD + 2)])
     waiting: deque[_Block] = deque()
-    block = _Block(free.popleft())
+    block = _Block(next(memory))
     for piece in pieces:
         block.begin(piece, pool)
         if block.filled < _BLOCK:
             continue
         waiting.append(block)
-        block = _Block(free.popleft(), block.filled - block.whole)
+        block = _Block(next(memory), block.filled - block.whole)
         if len(waiting) > _AHEAD:
-            done = waiting.popleft()
-            yield done.finish(waiting[0])
-            free.append(done.memory)
+            yield waiting.popleft().finish(waiting[0])
     waiting.append(block)
     while len(waiting) > 1:
         yield waiting.popleft().finish(waiting[0])

@@ -130,7 +130,10 @@ def write(
                 tensors[f"{key}_topk_{what}"] = Tensor.of(by_tile(array[here]))
     modules = {module.name for module in adapter}
     for name, tensor in adapter.tensors.items():
-        tensors[peft_layout.key_of_tensor(name, modules)] = tensor
+        key = peft_layout.key_of_tensor(name, modules)
+        if key in tensors:
+            raise TargetError("another trained tensor has the name of a factor's", part=key)
+        tensors[key] = tensor
     config = peft_config.for_vblora(adapter, ranks[0])
     with storage.new_folder(path, overwrite=overwrite) as folder:
         length = safetensors.write_tensors(os.path.join(folder, peft_layout.WEIGHTS), tensors)

@@ -49,7 +49,7 @@ def rows() -> list[Row]:
             _ms(factors),
             _ms(gather),
             factors / gather,
-            0.5,
+            None,
         ),
     ]
 

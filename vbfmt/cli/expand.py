@@ -16,7 +16,9 @@ if TYPE_CHECKING:
 @click.command("expand")
 @click.argument("files", metavar="FILE...", nargs=-1, required=True, type=PATH)
 @click.option("-o", "--output", required=True, type=PATH, help="The folder (or .gguf) to write.")
-@click.option("--weight", "weights", multiple=True, type=float, help="Of each FILE, in order.")
+@click.option(
+    "--weight", "weights", multiple=True, type=float, help="Of each FILE, in order; 1 if left out."
+)
 @click.option("--rank", type=click.IntRange(min=1), help="Reduce the rank to this one.")
 @click.option(
     "--dtype",

@@ -20,7 +20,9 @@ if TYPE_CHECKING:
 @click.option("--base-revision", metavar="REV", help="Of the base on the Hub.")
 @click.option("--revision", metavar="REV", help="Of FILEs on the Hub: a branch, tag or commit.")
 @click.option("-o", "--output", required=True, type=PATH, help="The folder to write.")
-@click.option("--weight", "weights", multiple=True, type=float, help="Of each FILE, in order.")
+@click.option(
+    "--weight", "weights", multiple=True, type=float, help="Of each FILE, in order; 1 if left out."
+)
 @click.option(
     "--dtype",
     type=click.Choice(["float32", "bfloat16", "float16"]),

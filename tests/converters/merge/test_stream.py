@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import os
+import time
 from concurrent.futures import ThreadPoolExecutor
 
 import numpy as np
 import pytest
-from hypothesis import given
+from hypothesis import example, given
 from hypothesis import strategies as st
 
 from tests.converters.merge.folders import adapter_of, save_base, tensor_of
@@ -29,6 +31,8 @@ def pieces_of(sizes):
 
 
 @given(sizes=st.lists(st.one_of(st.integers(0, 40), st.integers(0, SMALL)), max_size=60))
+@example(sizes=[SMALL] * 20)
+@example(sizes=[SMALL - 1] * 20)
 def test_blocks_are_the_pieces_in_order_and_stay_for_one_turn(sizes):
     found, before = [], None
     with pytest.MonkeyPatch.context() as patch, ThreadPoolExecutor(2) as pool:
@@ -59,8 +63,15 @@ def test_a_piece_that_fails_fails_all():
         list(stream.blocks([*pieces_of([5] * 4), Piece(3, fails), *pieces_of([5])], pool))
 
 
-def test_small_tensors_between_large_ones(tmp_path):
-    """Biases beside weights: bytes were once overwritten before they had reached the disk."""
+def test_small_tensors_between_large_ones_and_a_slow_disk(tmp_path, monkeypatch):
+    """Biases beside weights: nothing is overwritten before it has reached the disk."""
+    real = os.write
+
+    def slow(file, data):
+        time.sleep(0.01)
+        return real(file, data)
+
+    monkeypatch.setattr(direct.os, "write", slow)
     shapes = {f"layers.{n}.q": (512, 512) for n in range(24)}
     adapter = adapter_of(shapes, b=64)
     tensors = {}
