@@ -11,7 +11,11 @@ from dataclasses import dataclass
 from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
+from vbfmt import peft_layout
+
 if TYPE_CHECKING:
+    from pathlib import Path
+
     from vbfmt.adapter import Adapter
     from vbfmt.converters.checkpoint import Checkpoint
     from vbfmt.converters.combine import LowRank
@@ -28,12 +32,14 @@ class Reader:
         name: as ``--layout`` takes it.
         what: in words.
         claims: whether a state dict with these keys could be of this format.
+        config: the file beside the weights that it reads, if there is one.
         wants_base: whether the base model's folder may be needed.
     """
 
     name: str
     what: str
     claims: Callable[[Collection[str]], bool]
+    config: str | None = peft_layout.CONFIG
     wants_base: bool = False
 
 
@@ -66,8 +72,8 @@ def _with_copies(keys: Collection[str]) -> bool:
 READERS = (
     Reader("peft", "PEFT VB-LoRA", _peft),
     Reader("unilora", "PEFT Uni-LoRA", _unilora, wants_base=True),
-    Reader("nlu", "the VB-LoRA authors' NLU checkpoint", _nlu),
-    Reader("algorithm1", "the layout of the paper's Algorithm 1", _algorithm1),
+    Reader("nlu", "the VB-LoRA authors' NLU checkpoint", _nlu, "config.json"),
+    Reader("algorithm1", "the layout of the paper's Algorithm 1", _algorithm1, None),
 )
 """What `read` understands. Without copies of the bank in its modules, a plain state dict could be
 of either of the last two, and nothing in it can tell."""
@@ -81,25 +87,30 @@ class Writer:
         name: as ``--to`` takes it.
         module: its module.
         what: in words.
+        files: the names of what it writes into its folder; none if it writes one file.
         wants_base: whether it must know the base model.
     """
 
     name: str
     module: str
     what: str
+    files: tuple[str, ...] = ()
     wants_base: bool = False
 
-    def write(self, adapter: LowRank, path: PathLike, **options: Any) -> None:
-        """Write the adapter; options and errors as that module's ``write``."""
-        import_module(f"vbfmt.converters.{self.module}").write(adapter, path, **options)
+    def write(self, adapter: LowRank, path: PathLike, **options: Any) -> int:
+        """Write the adapter, say how many bytes; options and errors as that module's ``write``."""
+        written: int = import_module(f"vbfmt.converters.{self.module}").write(
+            adapter, path, **options
+        )
+        return written
 
 
 WRITERS = {
     writer.name: writer
     for writer in (
-        Writer("peft", "lora", "LoRA"),
+        Writer("peft", "lora", "LoRA", (peft_layout.WEIGHTS, peft_layout.CONFIG)),
         Writer("gguf", "gguf", "GGUF LoRA", wants_base=True),
-        Writer("mlx", "mlx", "mlx-lm LoRA"),
+        Writer("mlx", "mlx", "mlx-lm LoRA", ("adapters.safetensors", peft_layout.CONFIG)),
     )
 }
 
@@ -110,6 +121,13 @@ class Source:
 
     checkpoint: Checkpoint
     reader: Reader
+
+    @property
+    def files(self) -> tuple[Path, ...]:
+        """What is read of it: the weights, and the config if there is one."""
+        name = self.reader.config
+        config = self.checkpoint.config_file(name) if name else None
+        return (self.checkpoint.file, *([config] if config and config.is_file() else []))
 
     def read(
         self,

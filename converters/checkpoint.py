@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 from collections.abc import Collection, Mapping
 from dataclasses import dataclass
@@ -11,22 +12,22 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from vbfmt import json_file, storage
+from vbfmt import json_file, peft_layout, storage
 from vbfmt.converters import pickle, safetensors
-from vbfmt.errors import SourceError
+from vbfmt.errors import ContentError, SourceError
 from vbfmt.tensors import Tensor
 
 PathLike = str | os.PathLike[str]
 
 WEIGHTS = (
-    "adapter_model.safetensors",
+    peft_layout.WEIGHTS,
     "adapter_model.bin",
     "model.safetensors",
     "pytorch_model.bin",
 )
 """Weights that a folder is searched for, in this order: an adapter's own before a whole model's."""
 
-CONFIGS = ("adapter_config.json", "config.json")
+CONFIGS = (peft_layout.CONFIG, "config.json")
 """Configs that a reader may look for beside the weights."""
 
 FLOATS = ("F32", "F16", "BF16", "F64")
@@ -51,11 +52,15 @@ class Checkpoint:
         """The JSON object in the file of that name beside the weights, None if there is no file.
 
         Raises:
-            SourceError: not a JSON object.
+            SourceError: not a JSON object, or a folder.
             StorageError: the operating system refuses.
         """
         path = self.config_file(name)
         try:
+            if path.is_dir():
+                raise SourceError(
+                    "not a config", file=path, found="a folder", expected="a JSON file"
+                )
             return json_file.read(path) if path.is_file() else None
         except OSError as error:
             raise storage.refusal("cannot read", path, error) from None
@@ -97,22 +102,40 @@ def agreed_k(said: Mapping[str, object]) -> int:
     known = {source: k for source, k in said.items() if k is not None}
     if not known:
         raise SourceError(
-            "logits do not tell how many vectors are selected, and there is no config",
+            "logits do not tell how many vectors are selected, and no config says it",
             part="topk",
             advice="give it: --topk K (the paper and PEFT use 2)",
         )
-    first, *others = known.values()
-    # bool is an int to Python, but no number of vectors.
-    if type(first) is not int or any(type(k) is not int or k != first for k in others):
+    numbers = [size_in(source, "topk", k) for source, k in known.items()]
+    if len(set(numbers)) > 1:
         raise SourceError(
             "sources disagree on k",
             part="topk",
             found=", ".join(f"{k} from {source}" for source, k in known.items()),
             advice="a model works only with the k that it was trained with",
         )
-    if first < 1:
-        raise SourceError("k is out of range", part="topk", found=first, expected="at least 1")
-    return first
+    return numbers[0]
+
+
+def size_in(source: str, key: str, value: object) -> int:
+    """A size that a source names, which must be a whole number from 1 on; true and "2" are none.
+
+    Raises:
+        SourceError
+    """
+    if type(value) is not int or value < 1:
+        raise SourceError(
+            "not a size",
+            part=key,
+            found=f"{shown(value)} from {source}",
+            expected="a whole number, at least 1",
+        )
+    return value
+
+
+def shown(value: object) -> str:
+    """A config's value as its file has it, or the beginning: ``"2"`` is not ``2``."""
+    return json.dumps(value, ensure_ascii=False)[:80]
 
 
 def bank_of(tensor: Tensor) -> NDArray[np.float32]:
@@ -120,11 +143,24 @@ def bank_of(tensor: Tensor) -> NDArray[np.float32]:
 
     Raises:
         SourceError: not a matrix of floats.
+        ContentError: NaN, infinity, or a number beyond float32.
     """
     if tensor.dtype not in FLOATS or len(tensor.shape) != 2 or 0 in tensor.shape:
         raise SourceError("not a vector bank", part="vector bank", found=tensor, expected="(h, b)")
-    with np.errstate(over="ignore", invalid="ignore"):  # what is not finite is refused later
-        return np.ascontiguousarray(tensor.numpy().astype("<f4"))
+    given = tensor.numpy()
+    with np.errstate(over="ignore", invalid="ignore"):
+        bank: NDArray[np.float32] = np.ascontiguousarray(given.astype("<f4"))
+        bad = np.argwhere(~np.isfinite(bank))
+    if len(bad):
+        vector, element = bad[0].tolist()
+        raise ContentError(
+            "values that are not finite in float32",
+            part="vector bank",
+            found=f"{float(given[vector, element]):g} in vector {vector}",
+            expected="finite numbers",
+            advice="the training run that wrote this checkpoint diverged or the file is damaged",
+        )
+    return bank
 
 
 def _locate(path: Path) -> Path:
@@ -134,8 +170,8 @@ def _locate(path: Path) -> Path:
             raise SourceError(
                 "no adapter weights",
                 file=path,
-                found=", ".join(sorted(os.listdir(path))[:5]) or "an empty folder",
-                expected=" or ".join(WEIGHTS),
+                found=", ".join(map(_described, sorted(path.iterdir())[:5])) or "an empty folder",
+                expected=f"a file {' or '.join(WEIGHTS)}",
             )
         return weights
     if path.suffix not in _SUFFIXES:
@@ -146,3 +182,7 @@ def _locate(path: Path) -> Path:
             advice="it is packed already" if path.suffix == ".vblora" and path.exists() else None,
         )
     return path
+
+
+def _described(path: Path) -> str:
+    return f"{path.name} (a folder)" if path.is_dir() else path.name

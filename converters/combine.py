@@ -130,13 +130,17 @@ class Sum:
         return self.parts[0][0].config
 
     def factors(self, name: str) -> tuple[Factor, Factor]:
-        """A (rank, in_features) and B (out_features, rank) of the sum, float32."""
+        """A (rank, in_features) and B (out_features, rank) of the sum, float32.
+
+        Raises:
+            TargetError: the weight takes it out of float32's range.
+        """
         pairs = [(*adapter.factors(name), weight) for adapter, weight in self._shares[name]]
         if len(pairs) == 1 and pairs[0][2] == 1:
             return pairs[0][:2]
         return (
             np.concatenate([a for a, _, _ in pairs]),
-            np.concatenate([_scaled(b, weight) for _, b, weight in pairs], axis=1),
+            np.concatenate([_scaled(b, weight, name) for _, b, weight in pairs], axis=1),
         )
 
     def iter_factors(self) -> Iterator[tuple[Module, Factor, Factor]]:
@@ -280,9 +284,25 @@ def _joined(modules: list[Module]) -> Module:
     return replace(first, rank=rank)
 
 
-def _scaled(b: Factor, weight: float) -> Factor:
-    """w·B, computed in float64 and rounded once."""
-    return b if weight == 1 else (b.astype(np.float64) * weight).astype(np.float32)
+def _scaled(b: Factor, weight: float, name: str) -> Factor:
+    """w·B, computed in float64 and rounded once.
+
+    Raises:
+        TargetError: it leaves the range of float32.
+    """
+    if weight == 1:
+        return b
+    with np.errstate(over="ignore"):
+        scaled: Factor = (b.astype(np.float64) * weight).astype(np.float32)
+    if not np.isfinite(scaled).all():
+        raise TargetError(
+            "too large for float32",
+            part=name,
+            found=f"factors up to {np.abs(b).max():.3g} times {weight:g}",
+            expected="at most 3.4e38",
+            advice="give a smaller --weight",
+        )
+    return scaled
 
 
 def _the_same(values: Collection[str | None]) -> str | None:

@@ -25,6 +25,10 @@ DTYPES = {"float32": "F32", "bfloat16": "BF16", "float16": "F16"}
 """Names of dtypes as users write them → as safetensors does."""
 
 
+_LARGEST = {"F32": "3.403e38", "BF16": "3.39e38", "F16": "65504"}
+_ADVICE = {"F16": "give --dtype bfloat16", "BF16": "give --dtype float32"}
+
+
 def write(
     adapter: LowRank,
     path: PathLike,
@@ -33,7 +37,7 @@ def write(
     drop_extras: bool = False,
     overwrite: bool = False,
     card: bytes | None = None,
-) -> None:
+) -> int:
     """Write the factors A and B of every module, streamed, as a PEFT LoRA folder.
 
     Those of an `Adapter` are exact; so are those of a sum of adapters, but for the rounding of
@@ -47,6 +51,9 @@ def write(
         drop_extras: leave out trained biases and heads. They are kept otherwise, and PEFT takes
             them; not every other runtime does (vbfmt.converters.runtimes).
         card: a model card to put there too.
+
+    Returns:
+        bytes written.
 
     Raises:
         TargetError: unknown dtype, or a factor is too large for float16.
@@ -66,17 +73,18 @@ def write(
                 )
     config = peft_config.for_lora(adapter, rank, extras=not drop_extras)
     with storage.new_folder(path, overwrite=overwrite) as folder:
-        safetensors.write(
-            os.path.join(folder, "adapter_model.safetensors"),
+        length = safetensors.write(
+            os.path.join(folder, peft_layout.WEIGHTS),
             [*_specs(adapter, rank, DTYPES[dtype]), *_specs_of(extras)],
             _contents(adapter, rank, DTYPES[dtype], extras),
             metadata={"format": "pt"},
         )
-        storage.write(
+        length += storage.write(
             os.path.join(folder, peft_layout.CONFIG), [json_file.text(config)], overwrite=False
         )
         if card is not None:
-            storage.write(os.path.join(folder, CARD), [card], overwrite=False)
+            length += storage.write(os.path.join(folder, CARD), [card], overwrite=False)
+    return length
 
 
 def rank_of(adapter: LowRank) -> int:
@@ -126,19 +134,18 @@ def rounded(factor: NDArray[np.float32], dtype: str, key: str) -> Bytes:
     """A factor's bytes in a safetensors dtype, rounded once to nearest even.
 
     Raises:
-        TargetError: too large for float16.
+        TargetError: too large for that dtype.
     """
-    if dtype == "F32":
-        return Tensor.of(factor).data.data
     with np.errstate(over="ignore"):
-        rounded = factor.astype(numpy_dtype(dtype))
-    if dtype == "F16" and not np.isfinite(rounded).all():
+        rounded = factor.astype(numpy_dtype(dtype), copy=False)
+    if not np.isfinite(rounded).all():
+        name = next(name for name, code in DTYPES.items() if code == dtype)
         raise TargetError(
-            "too large for float16",
+            f"too large for {name}",
             part=key,
             found=np.abs(factor).max(),
-            expected="at most 65504",
-            advice="give --dtype bfloat16",
+            expected=f"at most {_LARGEST[dtype]}",
+            advice=_ADVICE.get(dtype),
         )
     return Tensor.of(rounded).data.data
 

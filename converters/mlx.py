@@ -36,13 +36,16 @@ def write(
     drop_extras: bool = False,
     overwrite: bool = False,
     card: bytes | None = None,
-) -> None:
+) -> int:
     """Write the exact factors as a folder for mlx-lm (``mlx_lm.generate --adapter-path``).
 
     Args:
         dtype: of the factors: float32, bfloat16 or float16.
         drop_extras: leave out trained biases and heads, which its adapters cannot hold.
         card: a model card to put there too.
+
+    Returns:
+        bytes written.
 
     Raises:
         TargetError: extras, or modules outside of ``layers.<n>``, which its loader never adapts.
@@ -57,16 +60,17 @@ def write(
     config = _config(adapter, rank)
     kind = lora.DTYPES[dtype]
     with storage.new_folder(path, overwrite=overwrite) as folder:
-        safetensors.write(
+        length = safetensors.write(
             os.path.join(folder, "adapters.safetensors"),
             list(_specs(adapter, rank, kind)),
             _contents(adapter, rank, kind),
         )
-        storage.write(
+        length += storage.write(
             os.path.join(folder, "adapter_config.json"), [json_file.text(config)], overwrite=False
         )
         if card is not None:
-            storage.write(os.path.join(folder, CARD), [card], overwrite=False)
+            length += storage.write(os.path.join(folder, CARD), [card], overwrite=False)
+    return length
 
 
 def _require_takeable(adapter: LowRank, drop_extras: bool) -> None:

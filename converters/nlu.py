@@ -75,8 +75,9 @@ def _adapter(
     k = agreed_k({"--topk": topk, _CONFIG: _plain(config.get("topk"))})
     rows = tiled.rows_by_module(tensors, modules, k, len(bank), tiled.NLU, notice)
     head = {key: tensor for key, tensor in tensors.items() if trunk and not key.startswith(trunk)}
-    if notice:
-        notice(_what_was_left(tensors, modules, head))
+    left = _what_was_left(tensors, head)
+    if notice and left:
+        notice(left)
     name = config.get("_name_or_path")
     adapter = Adapter.from_rows(
         bank,
@@ -164,9 +165,13 @@ def _as_peft_says(config: Mapping[str, Any], head: Mapping[str, Tensor]) -> dict
     }
 
 
-def _what_was_left(
-    tensors: Mapping[str, Tensor], modules: Mapping[str, Module], head: Mapping[str, Tensor]
-) -> str:
-    base = len(tensors) - len(head) - 3 * len(modules) - 1
-    kept = f"; the trained head ({', '.join(sorted(head)[:2])}, …) is kept" if head else ""
-    return f"{base} tensors of the base model were left out{kept}"
+def _what_was_left(tensors: Mapping[str, Tensor], head: Mapping[str, Tensor]) -> str:
+    """A sentence, or nothing if there is nothing to say."""
+    base = [
+        key
+        for key in tensors
+        if key not in head and not tiled.LOGITS.match(key) and not key.endswith("vector_bank")
+    ]
+    left = f"{len(base)} tensors of the base model were left out" if base else ""
+    kept = f"the trained head ({', '.join(sorted(head)[:2])}, …) is kept" if head else ""
+    return "; ".join(filter(None, (left, kept)))

@@ -101,23 +101,28 @@ def write(
     *,
     metadata: Mapping[str, str] | None = None,
     overwrite: bool = False,
-) -> None:
+) -> int:
     """Write tensors as they come, durably, all or nothing.
 
     Args:
         specs: what will come, in order.
         contents: the bytes of each, little-endian and row-major, as long as `specs` says.
 
+    Returns:
+        bytes written.
+
     Raises:
         OutputExistsError, StorageError: as `storage.write`.
     """
-    storage.write(path, _pieces(specs, contents, metadata), overwrite=overwrite)
+    return storage.write(path, _pieces(specs, contents, metadata), overwrite=overwrite)
 
 
-def write_tensors(path: PathLike, tensors: Mapping[str, Tensor]) -> None:
-    """Write tensors at hand, with the ``format`` entry that transformers looks for."""
+def write_tensors(path: PathLike, tensors: Mapping[str, Tensor]) -> int:
+    """Write tensors at hand, with the ``format`` entry that transformers looks for; how many bytes
+    that took."""
     specs = [(name, tensor.dtype, tensor.shape) for name, tensor in tensors.items()]
-    write(path, specs, (tensor.data.data for tensor in tensors.values()), metadata={"format": "pt"})
+    contents = (tensor.data.data for tensor in tensors.values())
+    return write(path, specs, contents, metadata={"format": "pt"})
 
 
 def header(specs: Iterable[Spec], metadata: Mapping[str, str] | None = None) -> bytes:

@@ -77,7 +77,7 @@ def _adapter(
         if (match := _PART.match(key))
     }
     _require_no_more(tensors, len(stored))
-    turned = bool((config or {}).get("fan_in_fan_out"))
+    turned = peft_config.orientation(config or {})
     if stored:
         indices = _stored_indices(stored, len(theta))
         scales = _one_scale_each(stored, indices, len(theta))

@@ -115,3 +115,15 @@ def test_all_factors_of_a_large_adapter_come_in_groups(rows, monkeypatch):
         one_a, one_b = adapter.factors(module.name)
         np.testing.assert_array_equal(a, one_a)
         np.testing.assert_array_equal(b, one_b)
+
+
+@pytest.mark.parametrize("name", ["q_proj", "self_attn.q_proj", "q_porj", "model.layers.0.q_proj"])
+def test_a_name_that_is_not_there_is_answered_with_the_nearest(name):
+    """A leaf alone is nothing like a whole name, to difflib."""
+    modules = [
+        f"model.layers.{n}.self_attn.{leaf}" for n in (0, 1) for leaf in ("o_proj", "q_proj")
+    ]
+    rows = Rows(np.zeros((2, 1), "u1"), np.empty((2, 0), "f4"))
+    made = Adapter.from_rows(np.ones((1, 2)), {Module(name, 2, 2, 1): rows for name in modules})
+    with pytest.raises(KeyError, match=r"nearest: model\.layers\.[01]\.self_attn\.q_proj"):
+        made[name]

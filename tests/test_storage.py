@@ -294,3 +294,20 @@ def test_a_folder_is_not_replaced_by_a_file(tmp_path):
     assert (tmp_path / "d" / "a").is_dir()
     assert (tmp_path / "d" / "b").read_bytes() == b"old"
     assert names(tmp_path) == ["d"]
+
+
+@pytest.mark.parametrize("overwrite", [False, True])
+def test_a_pipe_is_not_replaced_by_a_file(tmp_path, overwrite):
+    """As root, the same would make a plain file of /dev/null."""
+    os.mkfifo(tmp_path / "x")
+    with pytest.raises((errors.StorageError, errors.OutputExistsError)):
+        storage.write(tmp_path / "x", [b"new"], overwrite=overwrite)
+    assert stat.S_ISFIFO((tmp_path / "x").stat().st_mode)
+    assert names(tmp_path) == ["x"]
+
+
+@pytest.mark.parametrize("past_cache", [False, True])
+def test_what_was_written_is_counted(tmp_path, past_cache):
+    pieces = [b"ab", b"", memoryview(bytes(5))]
+    written = storage.write(tmp_path / "x", pieces, overwrite=False, past_cache=past_cache)
+    assert written == (tmp_path / "x").stat().st_size == 7

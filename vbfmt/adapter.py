@@ -124,6 +124,16 @@ class Adapter:
     def __contains__(self, name: object) -> bool:
         return name in self._by_name
 
+    def _nearest(self, name: str) -> list[str]:
+        """Up to three modules that may be meant: those whose names end so, else similar ones."""
+        from difflib import get_close_matches
+
+        ending = [known for known in self._by_name if known.endswith(f".{name}")]
+        similar = get_close_matches(name, self._by_name, n=3)
+        leaves = {known.rpartition(".")[2]: known for known in self._by_name}
+        misspelt = [leaves[leaf] for leaf in get_close_matches(name, leaves, n=3)]
+        return (ending or similar or misspelt)[:3]
+
     def __getitem__(self, name: str) -> Module:
         """The module of that name.
 
@@ -133,9 +143,7 @@ class Adapter:
         try:
             return self._by_name[name]
         except KeyError:
-            from difflib import get_close_matches
-
-            near = get_close_matches(name, self._by_name, n=3)
+            near = self._nearest(name)
             hint = f"; nearest: {', '.join(near)}" if near else ""
             raise KeyError(f"no module {name!r} in this adapter{hint}") from None
 

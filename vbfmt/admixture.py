@@ -46,7 +46,9 @@ def rows_from_selection(selection: Selection, h: int) -> Rows:
     No math library is involved, so that the same logits give the same bytes on every machine.
     """
     logits = selection.logits
-    shares = _exp_of_non_positive(logits - logits[:, :1])
+    with np.errstate(over="ignore"):  # differences beyond float64 are −∞: no share at all
+        below = logits - logits[:, :1]
+    shares = _exp_of_non_positive(below)
     shares /= _sum_in_order(shares)[:, None]
     return canonical_rows(selection.indices, shares, h)
 

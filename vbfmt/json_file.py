@@ -15,12 +15,12 @@ def read(path: str | os.PathLike[str]) -> dict[str, Any]:
     """The object.
 
     Raises:
-        SourceError: not a JSON object.
+        SourceError: not a JSON object in UTF-8.
         StorageError: it cannot be read.
     """
-    text = bytes(storage.read(path, mmap=False)).decode(errors="replace")
+    content = bytes(storage.read(path, mmap=False))
     try:
-        return strict_json.parse_object(text)
+        return strict_json.parse_object(content.decode())
     except ValueError as error:
         raise SourceError("not a JSON object", file=path, found=error) from None
 

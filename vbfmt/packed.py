@@ -51,8 +51,21 @@ def dumps(adapter: Adapter) -> bytes:
     return b"".join(_chunks(adapter))
 
 
-def save(adapter: Adapter, path: PathLike, *, overwrite: bool = False) -> str:
-    """Write the adapter's packed form durably, all or nothing; return its digest.
+@dataclass(frozen=True)
+class Written:
+    """What `write` wrote.
+
+    Attributes:
+        digest: ``sha256:…``.
+        size: bytes of the file.
+    """
+
+    digest: str
+    size: int
+
+
+def write(adapter: Adapter, path: PathLike, *, overwrite: bool = False) -> Written:
+    """Write the adapter's packed form durably, all or nothing.
 
     Raises:
         OutputExistsError: `path` exists and `overwrite` is not set.
@@ -60,8 +73,13 @@ def save(adapter: Adapter, path: PathLike, *, overwrite: bool = False) -> str:
     """
     pieces = _chunks(adapter)
     start = next(pieces)
-    storage.write(path, _with_first(start, pieces), overwrite=overwrite)
-    return container.digest(start)
+    size = storage.write(path, _with_first(start, pieces), overwrite=overwrite)
+    return Written(container.digest(start), size)
+
+
+def save(adapter: Adapter, path: PathLike, *, overwrite: bool = False) -> str:
+    """Write the adapter's packed form as `write` does, with its errors; return its digest."""
+    return write(adapter, path, overwrite=overwrite).digest
 
 
 def digest(adapter: Adapter) -> str:

@@ -155,10 +155,14 @@ def _refuse_non_finite(largest: NDArray[Any], start: int) -> None:
         raise ContentError(
             "logits are not usable",
             part=f"row {start + int(bad[0])}",
-            found=f"{largest[bad[0]]} as the largest logit",
-            expected="a finite number",
+            found=_NOT_USABLE[str(largest[bad[0]])],
+            expected="finite logits",
             advice="the training run that wrote this checkpoint diverged or the file is damaged",
         )
+
+
+_NOT_USABLE = {"nan": "NaN", "inf": "infinity", "-inf": "minus infinity alone"}
+"""The largest logit of a row that is refused → what the row holds."""
 
 
 def _fill_rows_with_too_few(

@@ -35,7 +35,7 @@ def read(path: PathLike, *, mmap: bool) -> memoryview:
 
 def write(
     path: PathLike, pieces: Iterable[Bytes], *, overwrite: bool, past_cache: bool = False
-) -> None:
+) -> int:
     """Write a file whole or not at all: a temporary file beside it, flushed to the disk, renamed.
 
     A symbolic link is followed; an existing file keeps its permissions, a new one gets the umask's.
@@ -44,22 +44,34 @@ def write(
     Args:
         past_cache: do not fill the page cache with it: for files of gigabytes.
 
+    Returns:
+        bytes written.
+
     Raises:
         OutputExistsError: it exists and `overwrite` is not set.
-        StorageError: the operating system refused; an older file is untouched, unless all that
-            failed was to flush the folder in the end.
+        StorageError: the operating system refused, or a device or pipe is there; an older file is
+            untouched, unless all that failed was to flush the folder in the end.
     """
     target = os.path.realpath(path)
     if not overwrite:
         require_absent(path)
+    _require_no_device(target, path)
+    length = 0
+
+    def counted() -> Iterator[Bytes]:
+        nonlocal length
+        for piece in pieces:
+            length += len(piece)
+            yield piece
+
     try:
         with staging.file(target) as (temporary, file):
             with os.fdopen(file, "wb") as stream:
                 _keep_permissions(target, stream.fileno())
                 if past_cache:
-                    direct.write(stream.fileno(), pieces)
+                    direct.write(stream.fileno(), counted())
                 else:
-                    stream.writelines(pieces)
+                    stream.writelines(counted())
                 stream.flush()
                 os.fsync(stream.fileno())
             _put_in_place(temporary, target, overwrite=overwrite)
@@ -68,6 +80,7 @@ def write(
         raise already_there(path) from None
     except OSError as error:
         raise refusal("cannot write", path, error) from None
+    return length
 
 
 @contextlib.contextmanager
@@ -165,6 +178,16 @@ def _read_descriptor(file: int, path: PathLike, *, mmap: bool) -> memoryview:
         return memoryview(mapping.mmap(file, 0, access=mapping.ACCESS_READ))
     with os.fdopen(os.dup(file), "rb") as stream:
         return memoryview(stream.read())
+
+
+def _require_no_device(target: str, path: PathLike) -> None:
+    """Renaming would make a plain file of a device (``/dev/null``) or a pipe."""
+    with contextlib.suppress(OSError):  # nothing there, or writing will say what is wrong
+        mode = os.stat(target).st_mode
+        if not (stat.S_ISREG(mode) or stat.S_ISDIR(mode)):
+            raise StorageError(
+                "cannot write", file=path, found="a device or pipe", expected="a regular file"
+            )
 
 
 def _keep_permissions(target: str, new: str | int) -> None:

@@ -101,7 +101,8 @@ def summarize(adapter: Adapter, file_length: int) -> Summary:
     """The summary of an adapter whose packed file has `file_length` bytes."""
     extras = sum(tensor.data.nbytes for tensor in adapter.tensors.values())
     weights = largest_weights(adapter)
-    found, edges = np.histogram(weights, _WEIGHT_BINS, (1 / adapter.k, 1))
+    least = 1 / adapter.k if adapter.k > 1 else 0  # of one weight, all are 1
+    found, edges = np.histogram(weights, _WEIGHT_BINS, (least, 1))
     return Summary(
         sizes=Sizes(
             bank=adapter.bank.nbytes,

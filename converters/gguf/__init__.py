@@ -38,7 +38,7 @@ def write(
     dtype: str = "float32",
     drop_extras: bool = False,
     overwrite: bool = False,
-) -> None:
+) -> int:
     """Write the exact factors as a GGUF file for llama.cpp, Ollama and what is built on them.
 
     Args:
@@ -46,6 +46,9 @@ def write(
             the adapter names. A GGUF file also lets names and shapes be checked.
         dtype: of the factors: float32, bfloat16 or float16.
         drop_extras: leave out trained biases and heads, which GGUF adapters cannot hold.
+
+    Returns:
+        bytes written.
 
     Raises:
         SourceError: the base cannot be read or its architecture is unknown.
@@ -63,7 +66,7 @@ def write(
     rank = lora.rank_of(adapter)
     header = _header(adapter, names, known, rank, dtype, gguf)
     pieces = _pieces(adapter, header, known, rank, dtype)
-    storage.write(path, pieces, overwrite=overwrite)
+    return storage.write(path, pieces, overwrite=overwrite)
 
 
 def permuted(b: NDArray[np.float32], heads: int) -> NDArray[np.float32]:

@@ -15,7 +15,14 @@ from vbfmt import json_file, peft_layout, storage
 from vbfmt.adapter import Adapter
 from vbfmt.converters import safetensors
 from vbfmt.converters.card import NAME as CARD
-from vbfmt.converters.checkpoint import FLOATS, Checkpoint, agreed_k, bank_of, open_checkpoint
+from vbfmt.converters.checkpoint import (
+    FLOATS,
+    Checkpoint,
+    agreed_k,
+    bank_of,
+    open_checkpoint,
+    size_in,
+)
 from vbfmt.converters.peft import config as peft_config
 from vbfmt.converters.peft.keys import Factor, Keys, parse
 from vbfmt.converters.peft.live import load_adapter as load_adapter
@@ -26,7 +33,6 @@ from vbfmt.tensors import Tensor
 
 PathLike = str | os.PathLike[str]
 
-WEIGHTS = "adapter_model.safetensors"
 _INTEGERS = ("U8", "I8", "U16", "I16", "U32", "I32", "I64")
 
 
@@ -91,7 +97,7 @@ def from_tensors(
 
 def write(
     adapter: Adapter, path: PathLike, *, overwrite: bool = False, card: bytes | None = None
-) -> None:
+) -> int:
     """A folder that PEFT loads as VB-LoRA, in the top-k form (inference only, as PEFT says).
 
     Weights are exact: where PEFT's order (the smallest weight left out) would round, the largest is
@@ -99,6 +105,9 @@ def write(
 
     Args:
         card: a model card to put there too.
+
+    Returns:
+        bytes written.
 
     Raises:
         TargetError: modules differ in rank, which PEFT's VB-LoRA cannot say.
@@ -127,12 +136,13 @@ def write(
         tensors[key] = tensor
     config = peft_config.for_vblora(adapter, ranks[0])
     with storage.new_folder(path, overwrite=overwrite) as folder:
-        safetensors.write_tensors(os.path.join(folder, WEIGHTS), tensors)
-        storage.write(
+        length = safetensors.write_tensors(os.path.join(folder, peft_layout.WEIGHTS), tensors)
+        length += storage.write(
             os.path.join(folder, peft_layout.CONFIG), [json_file.text(config)], overwrite=False
         )
         if card is not None:
-            storage.write(os.path.join(folder, CARD), [card], overwrite=False)
+            length += storage.write(os.path.join(folder, CARD), [card], overwrite=False)
+    return length
 
 
 def _agreed_k(
@@ -159,15 +169,16 @@ def _module(
         _shape_of(factors[factor], tensors, h, name, factor) for factor in ("A", "B")
     )
     (rank, in_tiles), (out_tiles, rank_b) = shape_a, shape_b
-    if rank != rank_b or (config is not None and config.get("r", rank) != rank):
+    said = size_in(peft_layout.CONFIG, "r", config["r"]) if config and "r" in config else None
+    if rank != rank_b or said not in (None, rank):
         raise SourceError(
             "ranks disagree",
             part=name,
             found=f"{rank} in A, {rank_b} in B",
-            expected=f"r = {config['r']}" if config and "r" in config else "the same",
+            expected="the same" if said is None else f"r = {said}",
         )
-    fan_in_fan_out = bool((config or {}).get("fan_in_fan_out"))
-    return Module(name, in_tiles * b, out_tiles * b, rank, fan_in_fan_out)
+    turned = peft_config.orientation(config or {})
+    return Module(name, in_tiles * b, out_tiles * b, rank, turned)
 
 
 def _shape_of(

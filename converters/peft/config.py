@@ -8,6 +8,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from vbfmt.adapter import Adapter
+from vbfmt.converters.checkpoint import shown, size_in
 from vbfmt.converters.combine import LowRank
 from vbfmt.errors import SourceError
 from vbfmt.peft_layout import CONFIG, about_extras, implied, sizes
@@ -26,8 +27,8 @@ def require_type(config: Mapping[str, Any], kind: str, file: PathLike) -> None:
             "another kind of adapter",
             file=file,
             part="peft_type",
-            found=config.get("peft_type"),
-            expected=kind,
+            found=shown(config["peft_type"]) if "peft_type" in config else "nothing",
+            expected=shown(kind),
         )
 
 
@@ -38,13 +39,30 @@ def require_sizes(config: Mapping[str, Any], h: int, b: int) -> None:
         SourceError
     """
     for key, size in (("num_vectors", h), ("vector_length", b)):
-        if config.get(key, size) != size:
+        if key in config and size_in(CONFIG, key, config[key]) != size:
             raise SourceError(
                 "the config contradicts the vector bank",
                 part=key,
                 found=f"{config[key]} in {CONFIG}",
                 expected=size,
             )
+
+
+def orientation(config: Mapping[str, Any]) -> bool:
+    """Whether the base stores its weights turned, as the config says it (``fan_in_fan_out``).
+
+    Raises:
+        SourceError: neither true nor false nor null, such as "false".
+    """
+    value = config.get("fan_in_fan_out")
+    if value is not None and not isinstance(value, bool):
+        raise SourceError(
+            "not true or false",
+            part="fan_in_fan_out",
+            found=f"{shown(value)} in {CONFIG}",
+            expected="true or false",
+        )
+    return bool(value)
 
 
 def for_vblora(adapter: Adapter, rank: int) -> dict[str, Any]:

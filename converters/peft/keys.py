@@ -60,6 +60,7 @@ def parse(keys: Collection[str]) -> Keys:
     modules: dict[str, dict[Factor, dict[str, str]]] = {}
     others: dict[str, str] = {}
     adapters: set[str] = set()
+    twice: list[str] = []
     for key in sorted(set(keys) - {bank}):
         match = _ROWS.match(key)
         if match is None:
@@ -68,24 +69,32 @@ def parse(keys: Collection[str]) -> Keys:
         factor: Factor = "A" if match["factor"] == "A" else "B"
         name = match["module"].removeprefix(prefix)
         part = modules.setdefault(name, {}).setdefault(factor, {})
-        if part.setdefault(match["what"] or "logits", key) != key:
-            raise SourceError("one tensor under two keys", part=key)
         adapters.add(match["adapter"] or "")
-    if len(adapters) > 1:
-        raise SourceError(
-            "more than one adapter",
-            found=", ".join(sorted(name or "(no name)" for name in adapters)),
-            expected="one",
-            advice="save each adapter into a folder of its own",
-        )
+        if part.setdefault(match["what"] or "logits", key) != key:
+            twice.append(key)
+    _require_one_adapter(adapters)
+    if twice:
+        raise SourceError("one tensor under two keys", part=twice[0])
     in_logits_form = _one_form(modules)
     return Keys(bank, modules, _names(others, prefix, modules), in_logits_form)
 
 
+def _require_one_adapter(names: Collection[str]) -> None:
+    if len(names) > 1:
+        raise SourceError(
+            "more than one adapter",
+            found=", ".join(sorted(name or "(no name)" for name in names)),
+            expected="one",
+            advice="save each adapter into a folder of its own",
+        )
+
+
 def _the_bank(keys: Iterable[str]) -> str:
-    banks = sorted(key for key in keys if _BANK.match(key))
+    matches = {key: match for key in keys if (match := _BANK.match(key))}
+    banks = sorted(matches)
     if len(banks) == 1:
         return banks[0]
+    _require_one_adapter({match["adapter"] or "" for match in matches.values()})
     lora = any(".lora_A" in key or ".lora_B" in key for key in keys)
     raise SourceError(
         "not one VB-LoRA adapter",

@@ -9,7 +9,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from vbfmt.adapter import Adapter
-from vbfmt.admixture import Rows, all_weights, canonical_rows, rows_from_selection
+from vbfmt.admixture import Rows, all_weights, canonical_rows, repeats, rows_from_selection
 from vbfmt.converters.peft.keys import Keys
 from vbfmt.errors import ContentError
 from vbfmt.module import Module
@@ -55,8 +55,8 @@ def rows_of_blocks(blocks: Mapping[str, Logits], k: int, h: int, notice: Notice 
     selection = select_top_k(blocks, k)
     if selection.ties and notice:
         notice(
-            f"{selection.ties} of {len(selection.indices)} rows have equal logits at the {k}th "
-            "place; the lowest index was taken, the trained model's own choice is undefined"
+            f"{selection.ties} of {len(selection.indices)} rows have equal logits at place {k}; "
+            "the lowest index was taken, the trained model's own choice is undefined"
         )
     return rows_from_selection(selection, h)
 
@@ -99,6 +99,15 @@ def _given_row(
             part=indices_key,
             found=indices[bad][0],
             expected=f"0 to {h - 1}",
+        )
+    again = np.flatnonzero(repeats(indices))
+    if again.size:
+        row = int(again[0])
+        raise ContentError(
+            "an index twice in one row",
+            part=f"{indices_key}, row {row}",
+            found=", ".join(map(str, indices[row].tolist())),
+            expected=f"{k} different vectors",
         )
     slack = _ROUNDING[weights.dtype] + k * _SUMMED
     sound = ((given >= 0) & (given <= 1 + slack)).all(axis=1) & (rest[:, 0] >= -slack)

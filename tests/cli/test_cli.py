@@ -138,7 +138,10 @@ def test_verify_against_a_trusted_digest(vbfmt, packed):
     result = vbfmt("verify", packed, "--digest", "sha256:" + "0" * 64)
     assert result.code == 1
     assert "not the trusted adapter: found " + digest in result.out
-    assert vbfmt("verify", packed, "--digest", "").code == 1  # an empty variable in a script
+    for malformed in ("", digest.removeprefix("sha256:"), digest.upper(), digest[:-1]):
+        result = vbfmt("verify", packed, "--digest", malformed)
+        assert (result.code, result.out) == (2, "")
+        assert "is not sha256: and 64 digits" in result.err
 
 
 def test_inspect_in_words_and_in_numbers(vbfmt, packed):
@@ -226,13 +229,6 @@ def test_the_topk_form_packs_too(vbfmt, tmp_path):
     assert vbfmt("pack", folder, "-o", tmp_path / "x.vblora").code == 0
 
 
-def test_a_source_may_not_be_its_own_output(vbfmt, tmp_path, packed):
-    before = packed.read_bytes()
-    result = vbfmt("pack", packed, "-o", packed, "--force")
-    assert result.code == 1
-    assert packed.read_bytes() == before
-
-
 @pytest.mark.parametrize("command", COMMANDS)
 def test_every_command_explains_itself(vbfmt, command):
     result = vbfmt(command, "--help")
@@ -311,3 +307,53 @@ def test_pack_asks_for_the_layout_where_nothing_tells_it(vbfmt, tmp_path):
     done = vbfmt(*words, "--layout", "algorithm1")
     assert done.code == 0
     assert done.out.splitlines()[-1] == "read as the layout of the paper's Algorithm 1"
+
+
+def test_the_layouts_are_those_that_are_read():
+    from vbfmt.cli.arguments import LAYOUTS
+    from vbfmt.converters import READERS
+
+    assert tuple(reader.name for reader in READERS) == LAYOUTS
+
+
+@pytest.mark.parametrize(
+    "words", [("pack", "x", "-o", "y"), ("verify", "x", "--against", "y"), ("expand", "x")]
+)
+def test_an_unknown_choice_is_wrong_usage(vbfmt, words):
+    option = "--to" if words[0] == "expand" else "--layout"
+    result = vbfmt(*words, option, "foo")
+    assert result.code == 2
+    assert f"'{option}': 'foo' is not one of" in result.err
+
+
+FIELDS = {"message", "kind", "part", "what", "found", "expected", "advice"}
+
+
+def test_verify_answers_in_json_whatever_is_wrong(vbfmt, tmp_path, packed):
+    other = write_folder(tmp_path / "other", logits_form(seed=1))
+    differs = vbfmt("verify", packed, "--json", "--against", other)
+    assert differs.code == 1
+    (answer,) = json.loads(differs.out)
+    assert {problem["kind"] for problem in answer["problems"]} == {"difference"}
+    assert all(set(problem) == FIELDS for problem in answer["problems"])
+    for missing in (
+        ("verify", packed, tmp_path / "no", "--json", "--against", tmp_path / "nothing"),
+        ("verify", packed, tmp_path / "no", "--json", "--against", packed),
+    ):
+        result = vbfmt(*missing)
+        assert (result.code, result.err) == (1, "")
+        answers = json.loads(result.out)
+        assert [answer["ok"] for answer in answers] == [False, False]
+        for answer in answers:
+            assert answer["problems"][-1]["kind"] == "source"
+            assert str(missing[-1]) in answer["problems"][-1]["message"]
+            assert set(answer["problems"][-1]) == FIELDS
+
+
+@pytest.mark.parametrize("words", [("inspect", "no"), ("diff", "no", "no")])
+def test_errors_of_inspect_and_diff_are_a_line_on_stderr_with_json_too(vbfmt, words):
+    result = vbfmt(*words, "--json")
+    assert (result.code, result.out) == (1, "")
+    assert result.err.startswith("error: cannot read in no: found ")
+    said = " ".join(vbfmt(words[0], "--help").out.split())
+    assert "on stderr, with --json too" in said

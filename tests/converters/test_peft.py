@@ -156,7 +156,7 @@ def test_ties_at_the_kth_place_are_counted_aloud():
     said = []
     adapter = read(arrays, notice=said.append)
     assert said == [
-        "1 of 10 rows have equal logits at the 2th place; the lowest index was taken, the trained "
+        "1 of 10 rows have equal logits at place 2; the lowest index was taken, the trained "
         "model's own choice is undefined"
     ]
     np.testing.assert_array_equal(adapter.indices[1], [0, 1])
@@ -261,7 +261,11 @@ WRONG_LOGITS = {
     "no bank": (lambda a: a.pop("base_model.vblora_vector_bank"), "expected one key like"),
     "two banks": (
         lambda a: a.update({"base_model.vblora_vector_bank.other": np.ones((H, B))}),
-        "vector_bank.other",
+        "more than one adapter: found (no name), other",
+    ),
+    "two banks of one name": (
+        lambda a: a.update({"base_model.model.vblora_vector_bank": np.ones((H, B))}),
+        "not one VB-LoRA adapter",
     ),
     "bank of integers": (
         lambda a: a.update({"base_model.vblora_vector_bank": np.ones((H, B), int)}),
@@ -284,7 +288,7 @@ WRONG_LOGITS = {
         lambda a: a.update({f"{KEY}2.vblora_logits_A.other": a[f"{KEY}.vblora_logits_A"]}),
         "more than one adapter",
     ),
-    "NaN": (change("A", np.full((R, 2, H), np.nan, np.float32)), "found nan as the largest"),
+    "NaN": (change("A", np.full((R, 2, H), np.nan, np.float32)), "row 0: found NaN"),
     "no modules": (lambda a: (drop("A")(a), drop("B")(a)), "no module that uses it"),
     "a LoRA": (
         lambda a: (a.clear(), a.update({f"{KEY}.lora_A.weight": np.ones((2, 2))})),
@@ -330,7 +334,7 @@ def test_wrong_checkpoints_are_refused(arrays, wrong):
 
 def test_indices_of_no_columns_select_nothing():
     arrays = {key: a[..., :0] if "topk" in key else a for key, a in topk_form().items()}
-    with pytest.raises(errors.SourceError, match="k is out of range"):
+    with pytest.raises(errors.SourceError, match="not a size: topk: found 0 from the indices"):
         read(arrays, None)
 
 
@@ -373,7 +377,7 @@ def test_folders_without_a_checkpoint_say_what_they_hold(tmp_path):
     with pytest.raises(errors.SourceError, match="found an empty folder"):
         peft.read(tmp_path)
     (tmp_path / "notes.txt").write_text("")
-    with pytest.raises(errors.SourceError, match="found notes.txt, expected adapter_model"):
+    with pytest.raises(errors.SourceError, match="found notes.txt, expected a file adapter_model"):
         peft.read(tmp_path)
     with pytest.raises(errors.SourceError, match="no such file or folder"):
         peft.read(tmp_path / "nothing")

@@ -212,9 +212,7 @@ def test_equal_logits_are_told():
     inject(model, config(init_logits_std=0.0))
     notices = []
     to_adapter(model, notice=notices.append)
-    assert notices == [
-        "57 of 57 rows have equal logits at the 2th place; the lowest index was taken"
-    ]
+    assert notices == ["57 of 57 rows have equal logits at place 2; the lowest index was taken"]
 
 
 def test_a_gap_that_cannot_work():

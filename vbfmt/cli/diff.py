@@ -6,18 +6,21 @@ import dataclasses
 
 import click
 
+from vbfmt.cli.arguments import PATH
+
 _SHOWN = 20
 
 
 @click.command("diff")
-@click.argument("a", type=click.Path())
-@click.argument("b", type=click.Path())
+@click.argument("a", type=PATH)
+@click.argument("b", type=PATH)
 @click.option("--json", "as_json", is_flag=True, help="Print the answer as JSON.")
 @click.pass_context
 def command(ctx: click.Context, a: str, b: str, as_json: bool) -> None:
     """What differs between the packed adapters A and B, by part and module.
 
-    Exit status 0 if nothing does, 1 if something does.
+    Exit status 0 if nothing does, 1 if something does, or if A or B cannot be read: then nothing is
+    printed but a line "error: …" on stderr, with --json too. 2 is wrong usage.
     """
     from vbfmt.cli import show
     from vbfmt.difference import compare
@@ -27,18 +30,18 @@ def command(ctx: click.Context, a: str, b: str, as_json: bool) -> None:
     if as_json:
         show.as_json({"same": difference.same, **dataclasses.asdict(difference)})
     elif difference.same:
-        click.echo(f"{a} and {b} say the same")
+        show.say(f"{a} and {b} say the same")
     else:
         for line in difference.lines():
-            click.echo(line)
+            show.say(line)
         for module in difference.modules[:_SHOWN]:
             detail = module.shapes or (
                 f"largest difference {module.largest_factor:.3g} of a factor, "
                 f"{module.largest_weight or 0:.3g} of a weight; "
                 f"{module.rows_reselected or 0} rows select other vectors"
             )
-            click.echo(f"  {module.name}: {detail}")
+            show.say(f"  {module.name}: {detail}")
         if len(difference.modules) > _SHOWN:
-            click.echo(f"  … and {len(difference.modules) - _SHOWN} more (--json lists all)")
+            show.say(f"  … and {len(difference.modules) - _SHOWN} more (--json lists all)")
     if not difference.same:
         ctx.exit(1)

@@ -7,15 +7,15 @@ from typing import TYPE_CHECKING
 
 import click
 
+from vbfmt.cli.arguments import PATH
+
 if TYPE_CHECKING:
     from vbfmt.estimate import Cost, Linear, Shape
 
 
 @click.command("estimate")
 @click.option("--model", metavar="NAME", help="One of the paper's models: llama-2-7b, ….")
-@click.option(
-    "--base", type=click.Path(), help="A model's folder with config.json, or that file itself."
-)
+@click.option("--base", type=PATH, help="A model's folder with config.json, or that file itself.")
 @click.option(
     "--targets",
     default="all",
@@ -67,7 +67,7 @@ def command(
     if paper:
         from vbfmt.estimate.paper_page import page
 
-        click.echo(page(), nl=False)
+        click.echo(page(), nl=False)  # nothing in it is from a file
         return
     from vbfmt.estimate import Ranks, Shape, choose, compare
     from vbfmt.estimate.shape import suggested_length
@@ -117,14 +117,13 @@ def _require_fit(layers: tuple[Linear, ...], shape: Shape) -> None:
 def _print_table(
     name: str | None, layers: tuple[Linear, ...], shape: Shape, costs: tuple[Cost, ...]
 ) -> None:
-    from vbfmt.cli.show import size
-    from vbfmt.errors import printable
+    from vbfmt.cli.show import say, size
     from vbfmt.estimate.architecture import dimensions
     from vbfmt.estimate.shape import lengths_that_fit
 
     leaves = ", ".join(dict.fromkeys(layer.leaf for layer in layers))
-    click.echo(f"{printable(name or '')}: {len(layers)} linear layers ({printable(leaves)})")
-    click.echo(f"N = {shape.subvectors(layers):,} sub-vectors")
+    say(f"{name or ''}: {len(layers)} linear layers ({leaves})")
+    say(f"N = {shape.subvectors(layers):,} sub-vectors")
     lines = [
         (c.method, f"{c.trained:,}", f"{round(c.stored):,}", size(c.bytes), _against(c, costs[0]))
         for c in costs
@@ -136,10 +135,10 @@ def _print_table(
             cell.ljust(width) if i == 0 else cell.rjust(width)
             for i, (cell, width) in enumerate(zip(line, widths, strict=True))
         )
-        click.echo("  ".join(cells).rstrip())
-    click.echo("stored: float32-equivalents; on disk: VB-LoRA packed, the others 4 bytes a number")
+        say("  ".join(cells).rstrip())
+    say("stored: float32-equivalents; on disk: VB-LoRA packed, the others 4 bytes a number")
     fitting = [n for n in lengths_that_fit(layers) if n >= 16]
-    click.echo(
+    say(
         f"b may be {', '.join(map(str, fitting)) or 'at most 15'}: "
         f"divides {', '.join(map(str, dimensions(layers)))}"
     )

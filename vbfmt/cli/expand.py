@@ -7,15 +7,15 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
+from vbfmt.cli.arguments import PATH
+
 if TYPE_CHECKING:
     from vbfmt.converters.combine import Sum
 
 
 @click.command("expand")
-@click.argument("files", metavar="FILE...", nargs=-1, required=True, type=click.Path())
-@click.option(
-    "-o", "--output", required=True, type=click.Path(), help="The folder (or .gguf) to write."
-)
+@click.argument("files", metavar="FILE...", nargs=-1, required=True, type=PATH)
+@click.option("-o", "--output", required=True, type=PATH, help="The folder (or .gguf) to write.")
 @click.option(
     "--weight", "weights", multiple=True, type=float, help="Of each FILE, in order; 1 if left out."
 )
@@ -34,7 +34,7 @@ if TYPE_CHECKING:
     show_default=True,
     help="PEFT's folder (vLLM, SGLang, TGI too), llama.cpp's file, or mlx-lm's folder.",
 )
-@click.option("--base", type=click.Path(), help="For gguf: the base's folder, repository or GGUF.")
+@click.option("--base", type=PATH, help="For gguf: the base's folder, repository or GGUF.")
 @click.option("--revision", metavar="REV", help="Of FILEs on the Hub: a branch, tag or commit.")
 @click.option("--check", metavar="RUNTIME", help="Say first what vllm, sglang, tgi, … would drop.")
 @click.option("--drop-extras", is_flag=True, help="Leave out trained biases and heads.")
@@ -63,20 +63,23 @@ def command(
     """
     if weights and len(weights) != len(files):
         raise click.UsageError(f"{len(weights)} --weight for {len(files)} files")
-    from vbfmt import storage
-    from vbfmt.cli.show import note, size, weight_of
+    from vbfmt.cli import place
+    from vbfmt.cli.show import note, say, size
     from vbfmt.converters import WRITERS, combine, hub, runtimes
     from vbfmt.converters import card as cards
     from vbfmt.packed import load
 
-    if not force:
-        storage.require_absent(output)
     writer = WRITERS[to]
+    (place.require_folder if writer.files else place.require_file)(output, force=force)
     if base and not writer.wants_base:
         raise click.UsageError(f"--base is not for --to {to}")
     if card and to == "gguf":
         raise click.UsageError("--card is for folders; --to gguf writes a file")
     paths = [hub.packed(file, revision=revision, notice=note) for file in files]
+    base = base and hub.config(base, notice=note)
+    sources = [*paths, *place.configs(base)]
+    place.require_not_read(output, sources)
+    place.require_none_read(output, (*writer.files, cards.NAME), sources)
     total = combine.weighted([load(path) for path in paths], weights, drop_extras=drop_extras)
     lost: dict[str, float] = {}
     adapter = total if rank is None else combine.Reduced(total, rank, lost.__setitem__)
@@ -85,21 +88,23 @@ def command(
             note(str(finding))
     options: dict[str, Any] = {}
     if writer.wants_base:
-        options["base"] = base and hub.config(base, notice=note)
+        options["base"] = base
     if card:
         options["card"] = cards.lora(adapter, to)
-    writer.write(adapter, output, dtype=dtype, drop_extras=drop_extras, overwrite=force, **options)
+    written = writer.write(
+        adapter, output, dtype=dtype, drop_extras=drop_extras, overwrite=force, **options
+    )
     for notice in _notices(total):
         note(notice)
     highest = max(module.rank for module in adapter.modules)
-    click.echo(
+    say(
         f"{output}: {writer.what} of rank {highest} in {dtype}, {len(adapter.modules)} modules, "
-        f"{size(weight_of(output))}"
+        f"{size(written)}"
     )
     if lost:
-        click.echo("lost to the lower rank, as a share of each change's Frobenius norm:")
+        say("lost to the lower rank, as a share of each change's Frobenius norm:")
     for name, share in lost.items():
-        click.echo(f"  {name}  {share:.3g}")
+        say(f"  {name}  {share:.3g}")
 
 
 def _notices(total: Sum) -> Iterator[str]:

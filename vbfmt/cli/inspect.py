@@ -9,26 +9,28 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
+from vbfmt.cli.arguments import PATH
+
 if TYPE_CHECKING:
     from vbfmt.adapter import Adapter
     from vbfmt.summary import Summary
 
 
 @click.command("inspect")
-@click.argument("file", type=click.Path())
+@click.argument("file", type=PATH)
 @click.option("--modules", is_flag=True, help="List every module.")
 @click.option("--json", "as_json", is_flag=True, help="Print the answer as JSON.")
 def command(file: str, modules: bool, as_json: bool) -> None:
     """What FILE holds: sizes by part, h b k r N, base model, how the bank is used, modules, digest.
 
-    A page on a terminal; plain lines in a pipe.
+    A page on a terminal; plain lines in a pipe. Errors are a line on stderr, with --json too.
     """
     from vbfmt.cli import show
     from vbfmt.packed import load_with_digest
     from vbfmt.summary import summarize
 
     adapter, name = load_with_digest(file)
-    summary = summarize(adapter, show.weight_of(file))
+    summary = summarize(adapter, show.weight_of([file]))
     if as_json:
         show.as_json(_as_dict(adapter, summary, file, name))
         return
@@ -40,12 +42,12 @@ def command(file: str, modules: bool, as_json: bool) -> None:
         from vbfmt.cli.inspect_lines import lines
 
         for line in lines(adapter, summary, file, name):
-            click.echo(line)
+            show.say(line)
     if modules:
         from vbfmt.cli.inspect_lines import module_lines
 
         for line in module_lines(adapter):
-            click.echo(line)
+            show.say(line)
 
 
 def _on_terminal() -> bool:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import itertools
 
 from vbfmt.adapter import Adapter
-from vbfmt.cli.show import size, times
+from vbfmt.cli.show import size, than
 from vbfmt.errors import printable
 from vbfmt.summary import Histogram, Summary
 
@@ -20,8 +20,8 @@ def _facts(adapter: Adapter, summary: Summary, file: str, digest: str) -> list[s
     revision = f" at {adapter.base_revision}" if adapter.base_revision else ""
     return [
         f"{printable(file)}: {size(sizes.file)}, "
-        f"{times(sizes.logits / sizes.file)} smaller than its logits "
-        f"({size(sizes.logits)}), {times(sizes.lora / sizes.file)} smaller than LoRA "
+        f"{than(sizes.file, sizes.logits)} its logits ({size(sizes.logits)}), "
+        f"{than(sizes.file, sizes.lora)} LoRA "
         f"({size(sizes.lora)})",
         f"  digest       {digest}",
         f"  base model   {printable((adapter.base_model or 'not named') + revision)}",

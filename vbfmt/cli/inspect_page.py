@@ -18,7 +18,7 @@ from rich.text import Text
 
 from vbfmt.adapter import Adapter
 from vbfmt.cli.inspect_lines import parts, ranges, ranks
-from vbfmt.cli.show import size, times
+from vbfmt.cli.show import size, than
 from vbfmt.errors import printable
 from vbfmt.summary import Summary
 
@@ -44,8 +44,7 @@ def _head(adapter: Adapter, summary: Summary, file: str, digest: str) -> Rendera
     sizes = summary.sizes
     weight = Text.assemble(
         (size(sizes.file), f"bold {_ACCENT}"),
-        f", {times(sizes.logits / sizes.file)} smaller than its logits, "
-        f"{times(sizes.lora / sizes.file)} than LoRA",
+        f", {than(sizes.file, sizes.logits)} its logits, {than(sizes.file, sizes.lora)} LoRA",
     )
     revision = f" at {adapter.base_revision}" if adapter.base_revision else ""
     facts = _grid()

@@ -8,16 +8,18 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
+from vbfmt.cli.arguments import PATH
+
 if TYPE_CHECKING:
     from vbfmt.converters.merge import Plan
 
 
 @click.command("merge")
-@click.argument("files", metavar="FILE...", nargs=-1, required=True, type=click.Path())
-@click.option("--base", required=True, type=click.Path(), help="The base model's folder or name.")
+@click.argument("files", metavar="FILE...", nargs=-1, required=True, type=PATH)
+@click.option("--base", required=True, type=PATH, help="The base model's folder or name.")
 @click.option("--base-revision", metavar="REV", help="Of the base on the Hub.")
 @click.option("--revision", metavar="REV", help="Of FILEs on the Hub: a branch, tag or commit.")
-@click.option("-o", "--output", required=True, type=click.Path(), help="The folder to write.")
+@click.option("-o", "--output", required=True, type=PATH, help="The folder to write.")
 @click.option(
     "--weight", "weights", multiple=True, type=float, help="Of each FILE, in order; 1 if left out."
 )
@@ -73,25 +75,24 @@ def command(
         show.as_json({"output": output, "written": not dry_run, **_as_dict(plan)})
         return
     for line in _report(plan, output, dry_run):
-        click.echo(line)
+        show.say(line)
 
 
 def _report(plan: Plan, output: str, dry_run: bool) -> Iterator[str]:
     from vbfmt.cli.show import size
-    from vbfmt.errors import printable
 
     yield (
-        f"{printable(output)}: {'would be ' if dry_run else ''}{size(plan.size)}, "
+        f"{output}: {'would be ' if dry_run else ''}{size(plan.size)}, "
         f"{plan.layout.applied} of {len(plan.factors.modules)} modules applied"
     )
     for file in plan.files:
-        yield printable(
+        yield (
             f"  {file.name}: {size(len(file.header) + file.size)}, "
             f"{file.changed} of {len(file.items)} tensors changed"
         )
     yield f"  {plan.layout.rule}"
     if plan.layout.prefix:
-        yield printable(f"  all of the base's names now begin with {plan.layout.prefix}")
+        yield f"  all of the base's names now begin with {plan.layout.prefix}"
     for word, names in (
         ("trained, in place of the base's", plan.layout.replaced),
         ("trained, and not in the base", plan.layout.added),
@@ -100,7 +101,7 @@ def _report(plan: Plan, output: str, dry_run: bool) -> Iterator[str]:
         ("left behind: no longer true", plan.base.left_out),
     ):
         if names:
-            yield printable(f"  {word}: {', '.join(names)}")
+            yield f"  {word}: {', '.join(names)}"
 
 
 def _as_dict(plan: Plan) -> dict[str, Any]:

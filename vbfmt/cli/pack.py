@@ -6,17 +6,15 @@ import os
 
 import click
 
+from vbfmt.cli.arguments import LAYOUT, PATH
+
 
 @click.command("pack")
-@click.argument("source", metavar="SRC", type=click.Path())
-@click.option("-o", "--output", required=True, type=click.Path(), help="The .vblora file to write.")
+@click.argument("source", metavar="SRC", type=PATH)
+@click.option("-o", "--output", required=True, type=PATH, help="The .vblora file to write.")
 @click.option("--topk", type=click.IntRange(min=1), help="k, for logits without a config.")
-@click.option(
-    "--layout",
-    metavar="NAME",
-    help="What SRC is, if it does not tell: peft, unilora, nlu or algorithm1.",
-)
-@click.option("--base", type=click.Path(), help="For Uni-LoRA with only a seed: the base's folder.")
+@click.option("--layout", type=LAYOUT, help="What SRC is, if it does not tell.")
+@click.option("--base", type=PATH, help="For Uni-LoRA with only a seed: the base's folder.")
 @click.option("--revision", metavar="REV", help="Of SRC on the Hub: a branch, a tag or a commit.")
 @click.option("--card", is_flag=True, help="Write a model card (README.md) for the Hub, too.")
 @click.option("--force", is_flag=True, help="Replace an existing file.")
@@ -36,30 +34,30 @@ def command(
     model as the paper's authors save it, or a state dict in the layout of the paper's Algorithm 1.
     Where there is no such path, owner/name is a repository on the Hugging Face Hub.
     """
-    from vbfmt import packed, storage
-    from vbfmt.cli.show import note, size, times, weight_of
+    from vbfmt import storage
+    from vbfmt.cli import place
+    from vbfmt.cli.show import note, say, size, than, weight_of
     from vbfmt.converters import card as cards
     from vbfmt.converters import hub, open_source
     from vbfmt.errors import TargetError
+    from vbfmt.packed import digest, write
 
     readme = os.path.join(os.path.dirname(output), cards.NAME)
-    if not force:
-        storage.require_absent(output)
+    place.require_file(output, force=force)
     if card and os.path.lexists(readme):  # it could be anybody's: not even --force
         raise TargetError(
             "there is one already", file=readme, advice="pack into a folder of its own"
         )
     path = hub.checkpoint(source, revision=revision, notice=note)
     opened = open_source(path, layout=layout)
-    adapter = opened.read(topk=topk, base=base and hub.config(base, notice=note), notice=note)
-    name = os.path.basename(output)
-    text = cards.packed(adapter, name, packed.digest(adapter)) if card else None
-    digest = packed.save(adapter, output, overwrite=force)
+    base = base and hub.config(base, notice=note)
+    place.require_not_read(output, [*opened.files, *place.configs(base)])
+    before = weight_of(opened.files)
+    adapter = opened.read(topk=topk, base=base, notice=note)
+    text = cards.packed(adapter, os.path.basename(output), digest(adapter)) if card else None
+    done = write(adapter, output, overwrite=force)
     if text is not None:
         storage.write(readme, [text], overwrite=False)
-    before, after = weight_of(path), weight_of(output)
-    word = "smaller" if after <= before else "larger"
-    ratio = times(max(before, after) / min(before, after))
-    click.echo(f"{output}: {size(after)}, {ratio} {word} than {source} ({size(before)})")
-    click.echo(f"{len(adapter)} modules, {adapter.N} sub-vectors, {digest}")
-    click.echo(f"read as {opened.reader.what}")
+    say(f"{output}: {size(done.size)}, {than(done.size, before)} {source} ({size(before)})")
+    say(f"{len(adapter)} modules, {adapter.N} sub-vectors, {done.digest}")
+    say(f"read as {opened.reader.what}")

@@ -4,12 +4,12 @@ from __future__ import annotations
 
 import click
 
+from vbfmt.cli.arguments import PATH
+
 
 @click.command("plot")
-@click.argument("file", type=click.Path())
-@click.option(
-    "-o", "--output", required=True, type=click.Path(), help="A .png, .svg or .html file."
-)
+@click.argument("file", type=PATH)
+@click.option("-o", "--output", required=True, type=PATH, help="A .png, .svg or .html file.")
 @click.option(
     "--figure",
     "figures",
@@ -19,7 +19,7 @@ import click
 )
 @click.option(
     "--before",
-    type=click.Path(),
+    type=PATH,
     metavar="FILE",
     help="The adapter at an earlier time: shows which selections changed.",
 )
@@ -32,13 +32,13 @@ def command(
     An .html is one file that opens offline and shows values under the pointer. Needs matplotlib:
     pip install 'vbfmt[plot]'.
     """
-    from vbfmt import storage
-    from vbfmt.cli.show import size, weight_of
+    from vbfmt.cli import place
+    from vbfmt.cli.show import say, size
     from vbfmt.errors import TargetError, VbfmtError
     from vbfmt.packed import load
 
-    if not force:
-        storage.require_absent(output)
+    place.require_file(output, force=force)
+    place.require_not_read(output, [file, *([before] if before else [])])
     try:
         from vbfmt.plot import Scene, write
     except ModuleNotFoundError as error:
@@ -52,5 +52,5 @@ def command(
         scene = Scene(adapter, file, load(before) if before else None)
     except VbfmtError as error:
         raise error.in_file(before or file) from None
-    write(scene, output, figures=figures, overwrite=force)
-    click.echo(f"{output}: {size(weight_of(output))}")
+    written = write(scene, output, figures=figures, overwrite=force)
+    say(f"{output}: {size(written)}")

@@ -1,11 +1,38 @@
-"""How the command line says things: sizes, counts, notes."""
+"""How the command line says things: lines, sizes, counts, notes.
+
+Text from files reaches the terminal through `say`, `note` and `as_json` alone, none of which lets a
+control character pass.
+"""
 
 from __future__ import annotations
 
 import json
 import os
+from collections.abc import Iterable
 
 import click
+
+PathLike = str | os.PathLike[str]
+
+
+def say(text: str) -> None:
+    """One line of the answer."""
+    from vbfmt.errors import printable
+
+    click.echo(printable(text))
+
+
+def note(text: str) -> None:
+    """Something the user should know, on stderr."""
+    from vbfmt.errors import printable
+
+    click.echo(printable(f"note: {text}"), err=True)
+
+
+def as_json(value: object) -> None:
+    """The answer for a script: text as it is, but for what could write on a terminal."""
+    text = json.dumps(value, indent=2, ensure_ascii=False)
+    click.echo("".join(c if c.isprintable() or c == "\n" else json.dumps(c)[1:-1] for c in text))
 
 
 def size(count: float) -> str:
@@ -22,20 +49,13 @@ def times(ratio: float) -> str:
     return f"{ratio:.0f}×" if ratio >= 10 else f"{ratio:.1f}×"
 
 
-def weight_of(path: str) -> int:
-    """Bytes of a file, or of all files in a folder."""
-    if not os.path.isdir(path):
-        return os.path.getsize(path)
-    with os.scandir(path) as entries:
-        return sum(entry.stat().st_size for entry in entries if entry.is_file())
+def than(ours: float, other: float) -> str:
+    """How much smaller or larger: ``104× smaller than``."""
+    if ours <= other:
+        return f"{times(other / ours)} smaller than"
+    return f"{times(ours / other)} larger than"
 
 
-def note(text: str) -> None:
-    """Something the user should know, on stderr."""
-    click.echo(f"note: {text}", err=True)
-
-
-def as_json(value: object) -> None:
-    """The answer for a script."""
-    text = json.dumps(value, indent=2, ensure_ascii=False)
-    click.echo(text.encode(errors="backslashreplace").decode())  # names that are no Unicode
+def weight_of(files: Iterable[PathLike]) -> int:
+    """Bytes of all of them."""
+    return sum(os.path.getsize(file) for file in files)

@@ -4,22 +4,29 @@ from __future__ import annotations
 
 import click
 
+from vbfmt.cli.arguments import PATH
+
 
 @click.command("unpack")
-@click.argument("file", type=click.Path())
-@click.option("-o", "--output", required=True, type=click.Path(), help="The folder to write.")
+@click.argument("file", type=PATH)
+@click.option("-o", "--output", required=True, type=PATH, help="The folder to write.")
 @click.option("--card", is_flag=True, help="Write a model card (README.md) for the Hub, too.")
 @click.option("--force", is_flag=True, help="Replace the files of an existing folder.")
 def command(file: str, output: str, card: bool, force: bool) -> None:
     """Unpack FILE into a folder that PEFT loads as VB-LoRA (top-k form, float32)."""
-    from vbfmt import storage
-    from vbfmt.cli.show import size, weight_of
+    from vbfmt import peft_layout
+    from vbfmt.cli import place
+    from vbfmt.cli.show import say, size
     from vbfmt.converters import card as cards
     from vbfmt.converters import peft
     from vbfmt.packed import load
 
-    if not force:
-        storage.require_absent(output)
+    place.require_folder(output, force=force)
+    place.require_none_read(
+        output, (peft_layout.WEIGHTS, peft_layout.CONFIG, *([cards.NAME] if card else [])), [file]
+    )
     adapter = load(file)
-    peft.write(adapter, output, overwrite=force, card=cards.vblora(adapter) if card else None)
-    click.echo(f"{output}: PEFT VB-LoRA, {len(adapter)} modules, {size(weight_of(output))}")
+    written = peft.write(
+        adapter, output, overwrite=force, card=cards.vblora(adapter) if card else None
+    )
+    say(f"{output}: PEFT VB-LoRA, {len(adapter)} modules, {size(written)}")

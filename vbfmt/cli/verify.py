@@ -6,18 +6,22 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
+from vbfmt.cli.arguments import LAYOUT, PATH
+from vbfmt.cli.arguments import digest as checked
+
 if TYPE_CHECKING:
     from vbfmt.adapter import Adapter
+    from vbfmt.errors import VbfmtError
     from vbfmt.packed import Report
 
 
 @click.command("verify")
-@click.argument("files", metavar="FILE...", nargs=-1, required=True, type=click.Path())
-@click.option("--against", metavar="SRC", type=click.Path(), help="A checkpoint to compare with.")
+@click.argument("files", metavar="FILE...", nargs=-1, required=True, type=PATH)
+@click.option("--against", metavar="SRC", type=PATH, help="A checkpoint to compare with.")
 @click.option("--revision", metavar="REV", help="Of SRC on the Hub: a branch, a tag or a commit.")
-@click.option("--layout", metavar="NAME", help="What SRC is, as for pack.")
-@click.option("--base", type=click.Path(), help="For SRC that is Uni-LoRA: the base's folder.")
-@click.option("--digest", metavar="sha256:…", help="The digest that you trust.")
+@click.option("--layout", type=LAYOUT, help="What SRC is, as for pack.")
+@click.option("--base", type=PATH, help="For SRC that is Uni-LoRA: the base's folder.")
+@click.option("--digest", callback=checked, metavar="sha256:…", help="The digest that you trust.")
 @click.option("--topk", type=click.IntRange(min=1), help="k, for --against logits without config.")
 @click.option("--json", "as_json", is_flag=True, help="Print the answer as JSON.")
 @click.pass_context
@@ -36,20 +40,29 @@ def command(
 
     With --against, pack the checkpoint SRC again and prove that the file says the same. The digest
     inside a file shows damage, not tampering: for that, compare with one that you trust (--digest).
+    Exit status 0 if all is well, 1 if not. With --json, whatever is wrong is in the answer: a FILE
+    or SRC that cannot be read, too.
     """
     about_source = {"revision": revision, "layout": layout, "base": base, "topk": topk}
     for name, value in about_source.items():
         if against is None and value is not None:
             raise click.UsageError(f"--{name} is for --against")
-    source = _packed_again(against, revision, layout, base, topk) if against else None
+    from vbfmt.cli import show
+    from vbfmt.errors import VbfmtError
+
+    source: Adapter | VbfmtError | None = None
+    try:
+        source = _packed_again(against, revision, layout, base, topk) if against else None
+    except VbfmtError as error:
+        if not as_json:
+            raise
+        source = error
     answers = [_answer(file, digest, source, against) for file in files]
     if as_json:
-        from vbfmt.cli import show
-
         show.as_json(answers)
     else:
         for answer in answers:
-            click.echo(_line(answer))
+            show.say(_line(answer))
     if not all(answer["ok"] for answer in answers):
         ctx.exit(1)
 
@@ -65,9 +78,9 @@ def _packed_again(
 
 
 def _answer(
-    file: str, digest: str | None, source: Adapter | None, against: str | None
+    file: str, digest: str | None, source: Adapter | VbfmtError | None, against: str | None
 ) -> dict[str, Any]:
-    from vbfmt.errors import StorageError
+    from vbfmt.errors import StorageError, VbfmtError
     from vbfmt.packed import Report, verify
 
     try:
@@ -75,7 +88,9 @@ def _answer(
     except StorageError as error:
         report = Report(file, None, (error,))
     problems = [_problem(problem) for problem in report.problems]
-    if source is not None and report.ok:
+    if isinstance(source, VbfmtError):
+        problems.append(_problem(source, message=str(source)))
+    elif source is not None and report.ok:
         problems += _differences(report, source, against)
     answer: dict[str, Any] = {"file": file, "ok": not problems, "digest": report.digest}
     if source is not None:
@@ -83,28 +98,35 @@ def _answer(
     return {**answer, "problems": problems}
 
 
-def _problem(problem: Any) -> dict[str, Any]:
-    fields = ("kind", "part", "what", "found", "expected", "advice")
-    return {"message": problem.detail(), **{name: getattr(problem, name) for name in fields}}
+_FIELDS = ("kind", "part", "what", "found", "expected", "advice")
+
+
+def _problem(problem: VbfmtError, message: str | None = None) -> dict[str, Any]:
+    said = problem.detail() if message is None else message
+    return {"message": said, **{name: getattr(problem, name) for name in _FIELDS}}
 
 
 def _differences(report: Report, source: Adapter, against: str | None) -> list[dict[str, Any]]:
     from vbfmt.difference import compare
     from vbfmt.packed import load
 
+    what = f"not what {against} says"
     return [
-        {"message": f"not what {against} says: {difference}", "kind": "difference"}
+        {
+            "message": f"{what}: {difference}",
+            **dict.fromkeys(_FIELDS),
+            "kind": "difference",
+            "what": what,
+            "found": difference,
+        }
         for difference in compare(load(report.file, verify=False), source).lines()
     ]
 
 
 def _line(answer: dict[str, Any]) -> str:
-    from vbfmt.errors import printable
-
-    file = printable(answer["file"])
     if answer["ok"]:
-        same = f", says what {printable(answer['against'])} says" if "against" in answer else ""
-        return f"{file}: ok, {answer['digest']}{same}"
+        same = f", says what {answer['against']} says" if "against" in answer else ""
+        return f"{answer['file']}: ok, {answer['digest']}{same}"
     first, *rest = answer["problems"]
     more = f" (and {len(rest)} more; --json lists them)" if rest else ""
-    return f"{file}: FAILED, {first['message']}{more}"
+    return f"{answer['file']}: FAILED, {first['message']}{more}"

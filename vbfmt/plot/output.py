@@ -35,12 +35,15 @@ def write(
     *,
     figures: Sequence[str] = (),
     overwrite: bool = False,
-) -> None:
+) -> int:
     """Draw the scene into a file, all or nothing.
 
     Args:
         path: ends with .png, .svg or .html.
         figures: names of `FIGURES`; none means all of them on one page.
+
+    Returns:
+        bytes written.
 
     Raises:
         TargetError: another ending, an unknown figure, or more than one for a PNG or SVG.
@@ -66,7 +69,7 @@ def write(
             content = _html(scene, tuple(figures) or tuple(FIGURES))
         else:
             content = _save(_picture(scene, figures), kind)
-    storage.write(path, [content], overwrite=overwrite)
+    return storage.write(path, [content], overwrite=overwrite)
 
 
 def _picture(scene: Scene, figures: Sequence[str]) -> Figure:

@@ -180,8 +180,8 @@ def _rows(updates: Mapping[str, Admixture], notice: Notice | None) -> dict[str, 
     selection = select_top_k(blocks, first.topk)
     if selection.ties and notice:
         notice(
-            f"{selection.ties} of {len(selection.indices)} rows have equal logits at the "
-            f"{first.topk}th place; the lowest index was taken"
+            f"{selection.ties} of {len(selection.indices)} rows have equal logits at place "
+            f"{first.topk}; the lowest index was taken"
         )
     rows = rows_from_selection(selection, first.logits.shape[1])
     ends = np.cumsum([len(block) for block in blocks.values()])

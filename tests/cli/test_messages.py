@@ -1,0 +1,265 @@
+"""What is said of sources that are wrong: what stands there, where, and one line of it."""
+
+from __future__ import annotations
+
+import json
+import warnings
+
+import numpy as np
+import pytest
+
+from tests.converters.test_peft import CONFIG, KEY, logits_form, topk_form, write_folder
+from vbfmt import load
+
+BANK = "base_model.vblora_vector_bank"
+
+
+@pytest.fixture
+def said(vbfmt, tmp_path):
+    """Pack a checkpoint of these arrays and this config; the one line without what is before its
+    part."""
+
+    def call(arrays, config=CONFIG):
+        folder = write_folder(tmp_path / "bad", arrays, config)
+        with warnings.catch_warnings():
+            warnings.simplefilter("error")
+            result = vbfmt("pack", folder, "-o", tmp_path / "x.vblora")
+        assert (result.code, result.out) == (1, "")
+        assert result.err.count("\n") == 1
+        assert not (tmp_path / "x.vblora").exists()
+        return result.err.replace(str(folder), "").rstrip().removeprefix("error: ")
+
+    return call
+
+
+@pytest.mark.parametrize(
+    ("changes", "expected"),
+    [
+        ({"topk": None}, "logits do not tell how many vectors are selected, and no config says it"),
+        ({"topk": "2"}, 'topk: found "2" from adapter_config.json, expected a whole number'),
+        ({"num_vectors": "12"}, 'num_vectors: found "12" from adapter_config.json, expected a who'),
+        ({"num_vectors": None}, "num_vectors: found null from adapter_config.json, expected a who"),
+        ({"vector_length": True}, "vector_length: found true from adapter_config.json"),
+        ({"num_vectors": 13}, "num_vectors: found 13 in adapter_config.json, expected 12"),
+        (
+            {"r": None},
+            "not a size in /adapter_model.safetensors: r: found null from adapter_config",
+        ),
+        ({"r": "2"}, 'r: found "2" from adapter_config.json, expected a whole number'),
+        ({"r": 3}, "layers.0.q: found 2 in A, 2 in B, expected r = 3"),
+        ({"fan_in_fan_out": "false"}, 'fan_in_fan_out: found "false" in adapter_config.json, exp'),
+        ({"peft_type": ["VBLORA"]}, 'peft_type: found ["VBLORA"], expected "VBLORA"'),
+    ],
+)
+def test_values_of_a_config_are_shown_as_they_are_written(said, changes, expected):
+    assert expected in said(logits_form(), CONFIG | changes)
+
+
+def test_a_config_without_topk_is_not_called_missing(said):
+    config = {key: value for key, value in CONFIG.items() if key != "topk"}
+    assert "there is no config" not in said(logits_form(), config)
+
+
+def test_a_config_that_is_a_folder_is_not_passed_over(vbfmt, tmp_path):
+    folder = write_folder(tmp_path / "bad", topk_form(), config=None)
+    (folder / "adapter_config.json").mkdir()
+    result = vbfmt("pack", folder, "-o", tmp_path / "x.vblora")
+    assert result.err == (
+        f"error: not a config in {folder}/adapter_config.json: found a folder, expected a JSON "
+        "file\n"
+    )
+
+
+def test_a_config_that_is_not_utf8_is_refused(vbfmt, tmp_path):
+    folder = write_folder(tmp_path / "bad", logits_form())
+    text = json.dumps(CONFIG | {"note": "?"}).encode().replace(b"?", b"\xff")
+    (folder / "adapter_config.json").write_bytes(text)
+    result = vbfmt("pack", folder, "-o", tmp_path / "x.vblora")
+    assert (result.code, result.err.count("\n")) == (1, 1)
+    assert "not a JSON object in" in result.err
+    assert "can't decode byte 0xff" in result.err
+
+
+def test_weights_that_are_a_folder_are_called_one(vbfmt, tmp_path):
+    (tmp_path / "bad" / "adapter_model.safetensors").mkdir(parents=True)
+    result = vbfmt("pack", tmp_path / "bad", "-o", tmp_path / "x.vblora")
+    assert ": found adapter_model.safetensors (a folder), expected a file adapter_m" in result.err
+
+
+@pytest.mark.parametrize("names", [("x", "y"), ("", "x")])
+def test_two_adapters_in_the_same_modules_are_two_adapters(said, names):
+    arrays = logits_form()
+    named = {
+        f"{key}.{name}".rstrip("."): array
+        for name in names
+        for key, array in arrays.items()
+        if key != BANK
+    }
+    assert said({BANK: arrays[BANK], **named}) == (
+        "more than one adapter in /adapter_model.safetensors: found "
+        f"{', '.join(name or '(no name)' for name in names)}, expected one; "
+        "save each adapter into a folder of its own"
+    )
+
+
+def test_an_index_twice_is_found_where_the_tensor_has_it(said):
+    arrays = topk_form()
+    indices = arrays[f"{KEY}.vblora_logits_B_topk_indices"]
+    indices[1, 0] = 7  # B is (tile, rank): its third row, in the format's order its second
+    assert said(arrays).endswith(
+        f"{KEY}.vblora_logits_B_topk_indices, row 2: found 7, 7, expected 2 different vectors"
+    )
+
+
+@pytest.mark.parametrize(
+    ("value", "found"), [(np.nan, "NaN"), (np.inf, "infinity"), (-np.inf, "minus infinity alone")]
+)
+def test_logits_that_are_not_finite_are_named(said, value, found):
+    arrays = logits_form()
+    arrays[f"{KEY}.vblora_logits_A"][1, 0] = value
+    assert f"vblora_logits_A, row 2: found {found}, expected finite logits; " in said(arrays)
+
+
+def test_a_bank_beyond_float32_is_one_line(said):
+    arrays = logits_form(np.float64)
+    arrays[BANK][3, 1] = 1e300
+    assert ": vector bank: found 1e+300 in vector 3, expected finite numbers; " in said(arrays)
+
+
+def test_a_tensor_without_values_in_a_pickle_is_one_line(vbfmt, tmp_path):
+    torch = pytest.importorskip("torch")
+    state = {key: torch.from_numpy(array) for key, array in logits_form().items()}
+    state["base_model.model.head.weight"] = torch.empty(3, device="meta")
+    torch.save(state, tmp_path / "bad.bin")
+    result = vbfmt("pack", tmp_path / "bad.bin", "-o", tmp_path / "x.vblora", "--topk", 2)
+    assert result.err.startswith("error: not a plain tensor in ")
+
+
+def test_logits_as_far_apart_as_float64_goes_pack_without_a_warning(vbfmt, tmp_path):
+    arrays = logits_form(np.float64)
+    arrays[f"{KEY}.vblora_logits_A"][0, 0] = -1e308
+    arrays[f"{KEY}.vblora_logits_A"][0, 0, 5] = 1e308
+    folder = write_folder(tmp_path / "far", arrays)
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        result = vbfmt("pack", folder, "-o", tmp_path / "x.vblora")
+    assert result.code == 0
+    assert "Warning" not in result.err
+    adapter = load(tmp_path / "x.vblora")
+    assert (adapter.indices[0, 0], adapter.weights[0, 0]) == (5, 0)
+
+
+@pytest.mark.parametrize("more", [(), ("--rank", 1), ("--to", "mlx"), ("--dtype", "bfloat16")])
+@pytest.mark.parametrize("weight", ["1e300", "-1e300", "1e39"])
+def test_a_weight_that_makes_infinity_is_refused(vbfmt, tmp_path, packed, weight, more):
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        result = vbfmt("expand", packed, "-o", tmp_path / "out", f"--weight={weight}", *more)
+    assert (result.code, result.out, result.err.count("\n")) == (1, "", 1)
+    assert "error: too large for float32: layers.0.q: found factors up to " in result.err
+    assert "give a smaller --weight" in result.err
+    assert not (tmp_path / "out").exists()
+
+
+def test_factors_beyond_bfloat16_are_refused(vbfmt, tmp_path):
+    """Just below float32's largest number, which bfloat16 rounds to infinity."""
+    arrays = logits_form()
+    arrays[BANK][:] = np.finfo(np.float32).max
+    folder = write_folder(tmp_path / "large", arrays)
+    assert vbfmt("pack", folder, "-o", tmp_path / "x.vblora").code == 0
+    words = ("expand", tmp_path / "x.vblora", "-o", tmp_path / "lora")
+    result = vbfmt(*words, "--dtype", "bfloat16")
+    assert "error: too large for bfloat16: " in result.err
+    assert "give --dtype float32" in result.err
+    assert not (tmp_path / "lora").exists()
+    assert vbfmt(*words).code == 0
+
+
+def test_one_weight_is_shown_in_a_range_that_it_can_have(vbfmt, tmp_path):
+    folder = write_folder(tmp_path / "one", topk_form(k=1), CONFIG | {"topk": 1})
+    assert vbfmt("pack", folder, "-o", tmp_path / "x.vblora").code == 0
+    out = vbfmt("inspect", tmp_path / "x.vblora").out
+    assert "largest weight  mean 1; 0–0.2 0%, 0.2–0.4 0%, 0.4–0.6 0%, 0.6–0.8 0%, 0.8–1 100%" in out
+
+
+def test_ties_are_counted_at_a_place(vbfmt, tmp_path):
+    arrays = logits_form()
+    arrays[f"{KEY}.vblora_logits_A"][:] = 0
+    folder = write_folder(tmp_path / "tied", arrays)
+    result = vbfmt("pack", folder, "-o", tmp_path / "x.vblora")
+    assert result.err.startswith("note: 4 of 10 rows have equal logits at place 2; the lowest ")
+
+
+def hostile(text):
+    return any(not c.isprintable() and c != "\n" for c in text)
+
+
+@pytest.fixture
+def evil(vbfmt, tmp_path):
+    """Two packed files, and the checkpoint of the first, with everything that a stranger can name
+    named to turn a terminal around."""
+    turned = "a\u202eb\u2066"
+    arrays = {
+        key.replace("layers.0.q", f"layers.0.{turned}"): a for key, a in logits_form().items()
+    }
+    arrays[f"base_model.model.{turned}.bias"] = np.ones(3, np.float32)
+    files = []
+    for number in (0, 1):
+        key = "evil\x1b[2J\nkey\u202e"
+        config = CONFIG | {"base_model_name_or_path": f"{key}{number}", key: number}
+        folder = write_folder(tmp_path / f"evil{number}", arrays, config)
+        files.append(tmp_path / f"evil{number}.vblora")
+        result = vbfmt("pack", folder, "-o", files[-1])
+        assert (result.code, hostile(result.out + result.err)) == (0, False)
+        arrays = arrays | {BANK: arrays[BANK] + 1}
+        arrays[f"base_model.model.{turned}\u202e.bias"] = np.ones(3, np.float32)
+    return files
+
+
+@pytest.mark.parametrize(
+    ("words", "code", "shows"),
+    [
+        (("diff", "{0}", "{1}"), 1, "evil\\x1b[2J\\nkey\\u202e"),
+        (("diff", "{0}", "{1}", "--json"), 1, "evil\\u001b[2J\\nkey\\u202e"),
+        (("inspect", "{0}", "--modules"), 0, "evil\\x1b[2J\\nkey\\u202e0"),
+        (("inspect", "{0}", "--json"), 0, "evil\\u001b[2J\\nkey\\u202e0"),
+        (("verify", "{0}", "--against", "{source}"), 1, "evil\\x1b[2J\\nkey\\u202e"),
+        (("verify", "{0}", "--against", "{source}", "--json"), 1, "evil\\u001b[2J\\nkey\\u202e"),
+        (("expand", "{0}", "{1}", "-o", "{out}", "--drop-extras"), 0, "evil\\x1b[2J\\nkey\\u202e0"),
+        (("expand", "{0}", "-o", "{out}", "--rank", "1"), 0, "layers.0.a\\u202eb\\u2066"),
+        (("unpack", "{0}", "-o", "{out}"), 0, ""),
+        (("expand", "{0}", "-o", "{out}", "--to", "gguf"), 1, "a\\u202eb\\u2066"),
+        (("merge", "{0}", "--base", "{source}", "-o", "{out}"), 1, ""),
+        (("unpack", "{0}", "-o", "{turned}"), 0, "out\\u202e"),
+        (("pack", "{source}", "-o", "{turned}"), 0, "out\\u202e"),
+    ],
+)
+def test_no_command_lets_a_file_write_on_the_terminal(vbfmt, tmp_path, evil, words, code, shows):
+    names = {
+        "source": tmp_path / "evil1",
+        "out": tmp_path / "out",
+        "turned": tmp_path / "out\u202e",
+    }
+    result = vbfmt(*(word.format(*evil, **names) for word in words))
+    assert result.code == code
+    assert shows in result.out + result.err
+    assert not hostile(result.out + result.err)
+    if "--json" in words:
+        assert json.loads(result.out)
+
+
+def test_a_page_on_a_terminal_shows_no_direction_marks(vbfmt, evil, monkeypatch):
+    monkeypatch.setattr("vbfmt.cli.inspect._on_terminal", lambda: True)
+    monkeypatch.setenv("NO_COLOR", "1")
+    monkeypatch.setenv("TERM", "dumb")
+    result = vbfmt("inspect", evil[0], "--modules")
+    assert (result.code, hostile(result.out)) == (0, False)
+
+
+def test_a_state_dict_without_a_base_is_not_said_to_leave_one_out(vbfmt, tmp_path):
+    """Without a whole model around it the count was −1."""
+    from tests.converters.test_algorithm1 import saved, state
+
+    words = ("pack", saved(tmp_path, state()), "-o", tmp_path / "x.vblora", "--topk", 2)
+    result = vbfmt(*words, "--layout", "nlu")
+    assert (result.code, result.err) == (0, "")

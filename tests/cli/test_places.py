@@ -1,0 +1,191 @@
+"""Where commands write: nothing that is read, no device, nothing in vain, sizes of what counts."""
+
+from __future__ import annotations
+
+import os
+import re
+import shutil
+import stat
+import sys
+
+import pytest
+
+from tests.conftest import ROOT
+from vbfmt.cli.show import size
+
+TRAINED = ROOT / "tests" / "data" / "minilm-vblora"
+NAMES = ("adapter_model.safetensors", "adapter_config.json")
+
+
+@pytest.fixture
+def trained(tmp_path):
+    """A copy of the trained checkpoint."""
+    return shutil.copytree(TRAINED, tmp_path / "trained")
+
+
+def contents(folder):
+    return {path.name: path.read_bytes() for path in folder.iterdir()}
+
+
+@pytest.mark.parametrize("name", NAMES)
+@pytest.mark.parametrize("link", [False, True])
+def test_force_does_not_pack_over_the_checkpoint(vbfmt, tmp_path, trained, name, link):
+    before = contents(trained)
+    output = trained / name
+    if link:
+        output = tmp_path / "link"
+        output.symlink_to(trained / name)
+    result = vbfmt("pack", trained, "-o", output, "--force")
+    assert result.code == 1
+    assert result.err == (
+        f"error: the output would replace what is read in {output}; choose another name\n"
+    )
+    assert contents(trained) == before
+
+
+@pytest.mark.parametrize("words", [("unpack",), ("expand",), ("expand", "--to", "mlx")])
+@pytest.mark.parametrize("name", [*NAMES, "adapters.safetensors"])
+def test_force_does_not_write_over_the_packed_file(vbfmt, tmp_path, packed, words, name):
+    (tmp_path / "d").mkdir()
+    file = tmp_path / "d" / name
+    shutil.copy(packed, file)
+    result = vbfmt(words[0], file, "-o", tmp_path / "d", "--force", *words[1:])
+    assert file.read_bytes() == packed.read_bytes()
+    writes = {
+        "unpack": NAMES,
+        "expand": NAMES,
+        "expand --to mlx": ("adapters.safetensors", "adapter_config.json"),
+    }[" ".join(words)]
+    assert ("would replace what is read" in result.err) == (name in writes)
+
+
+def test_force_does_not_write_gguf_over_what_it_is_made_from(vbfmt, packed):
+    before = packed.read_bytes()
+    result = vbfmt("expand", packed, "-o", packed, "--to", "gguf", "--force")
+    assert (result.code, "would replace what is read" in result.err) == (1, True)
+    assert packed.read_bytes() == before
+
+
+def test_force_does_not_draw_over_the_packed_file(vbfmt, tmp_path, packed):
+    file = tmp_path / "x.svg"
+    shutil.copy(packed, file)
+    result = vbfmt("plot", file, "-o", file, "--force")
+    assert (result.code, "would replace what is read" in result.err) == (1, True)
+    assert file.read_bytes() == packed.read_bytes()
+
+
+@pytest.mark.parametrize("words", [("pack", "-o", "{}/"), ("expand", "--to", "gguf", "-o", "{}/")])
+def test_the_name_of_a_folder_for_a_file_leaves_nothing(vbfmt, tmp_path, checkpoint, packed, words):
+    before = os.listdir(tmp_path)
+    words = [word.format(tmp_path / "new") for word in words]
+    result = vbfmt(words[0], checkpoint if words[0] == "pack" else packed, *words[1:])
+    assert result.code == 1
+    assert result.err == (
+        f"error: the output is one file in {tmp_path / 'new'}/: found the name of a folder\n"
+    )
+    assert os.listdir(tmp_path) == before
+
+
+@pytest.mark.parametrize("force", [[], ["--force"]])
+@pytest.mark.parametrize("command", ["pack", "unpack", "expand", "plot"])
+def test_a_pipe_stays_one(vbfmt, tmp_path, checkpoint, packed, command, force):
+    pipe = tmp_path / "pipe.svg"
+    os.mkfifo(pipe)
+    source = checkpoint if command == "pack" else packed
+    result = vbfmt(command, source, "-o", pipe, *force)
+    assert result.code == 1
+    assert "the output exists already, and is not replaced" in result.err
+    assert ": found a pipe, expected a f" in result.err
+    assert stat.S_ISFIFO(pipe.stat().st_mode)
+
+
+@pytest.mark.parametrize("force", [[], ["--force"]])
+def test_a_folder_where_a_file_should_be_and_a_file_where_a_folder(
+    vbfmt, tmp_path, checkpoint, packed, force
+):
+    (tmp_path / "full").mkdir()
+    (tmp_path / "full" / "x").write_text("precious")
+    (tmp_path / "empty").mkdir()
+    for folder in ("full", "empty"):
+        result = vbfmt("pack", checkpoint, "-o", tmp_path / folder, *force)
+        assert ": found a folder, expected a file; choose another name" in result.err
+    for command in ("unpack", "expand"):
+        result = vbfmt(command, packed, "-o", tmp_path / "full" / "x", *force)
+        assert ": found a file, expected a folder; choose another name" in result.err
+    assert (tmp_path / "full" / "x").read_text() == "precious"
+    assert os.listdir(tmp_path / "empty") == []
+
+
+@pytest.mark.parametrize("command", ["pack", "unpack", "expand", "plot"])
+def test_a_missing_output_folder_is_told_before_anything_is_read(vbfmt, tmp_path, command):
+    output = tmp_path / "no" / "such.svg"
+    result = vbfmt(command, tmp_path / "nothing", "-o", output)
+    assert result.err == f"error: no folder to write into in {output}; make it first\n"
+
+
+@pytest.mark.parametrize(
+    "words",
+    [
+        ("pack", "", "-o", "x"),
+        ("pack", "x", "-o", ""),
+        ("unpack", "x", "-o", ""),
+        ("expand", "x", "-o", ""),
+        ("plot", "x", "-o", ""),
+        ("verify", ""),
+        ("verify", "x", "--against", ""),
+        ("inspect", ""),
+        ("diff", "x", ""),
+        ("merge", "x", "--base", "", "-o", "y"),
+        ("estimate", "--base", ""),
+    ],
+)
+def test_an_empty_name_is_wrong_usage(vbfmt, words):
+    result = vbfmt(*words)
+    assert (result.code, "an empty name" in result.err) == (2, True)
+
+
+def test_the_size_before_is_that_of_the_files_that_were_read(vbfmt, trained):
+    (trained / "optimizer.pt").write_bytes(bytes(10**7))
+    (trained / "config.json").write_text("{}" + " " * 10**6)
+    output = trained / "x.vblora"
+    result = vbfmt("pack", trained, "-o", output)
+    weights, config = ((trained / name).stat().st_size for name in NAMES)
+    packed = output.stat().st_size
+    assert result.out.splitlines()[0] == (
+        f"{output}: {size(packed)}, {(weights + config) / packed:.1f}× smaller than {trained} "
+        f"({size(weights + config)})"
+    )
+
+
+@pytest.mark.parametrize("words", [("unpack",), ("expand",), ("expand", "--to", "mlx")])
+def test_the_size_of_a_folder_is_that_of_the_files_that_were_written(
+    vbfmt, tmp_path, packed, words
+):
+    output = tmp_path / "out"
+    output.mkdir()
+    (output / "diary").write_bytes(bytes(10**6))
+    result = vbfmt(words[0], packed, "-o", output, "--force", *words[1:])
+    written = sum(path.stat().st_size for path in output.iterdir() if path.name != "diary")
+    assert result.out.rstrip().endswith(f", {size(written)}")
+
+
+def test_what_is_larger_is_not_called_smaller(vbfmt, packed):
+    out = vbfmt("inspect", packed).out
+    assert re.search(r"[1-9][\d.]*× larger than LoRA", out)
+    assert "0.3× smaller" not in out
+
+
+@pytest.mark.parametrize("to", ["peft", "mlx"])
+def test_a_writer_names_what_it_writes(vbfmt, tmp_path, packed, to):
+    from vbfmt.converters import WRITERS
+
+    assert vbfmt("expand", packed, "-o", tmp_path / "out", "--to", to).code == 0
+    assert sorted(os.listdir(tmp_path / "out")) == sorted(WRITERS[to].files)
+
+
+def test_a_card_that_cannot_be_made_leaves_no_packed_file(vbfmt, tmp_path, checkpoint, monkeypatch):
+    monkeypatch.setitem(sys.modules, "huggingface_hub", None)
+    (tmp_path / "out").mkdir()
+    result = vbfmt("pack", checkpoint, "-o", tmp_path / "out" / "x.vblora", "--card")
+    assert (result.code, "needs huggingface_hub" in result.err) == (1, True)
+    assert os.listdir(tmp_path / "out") == []
