@@ -67,9 +67,9 @@ def from_folder(path: str | os.PathLike[str]) -> tuple[Linear, ...]:
     """
     path = os.fspath(path)
     file = os.path.join(path, "config.json") if os.path.isdir(path) else path
-    text = bytes(storage.read(file, mmap=False)).decode(errors="replace")
+    content = bytes(storage.read(file, mmap=False))
     try:
-        config = strict_json.parse_object(text)
+        config = strict_json.parse_object(content.decode())
     except ValueError as error:
         raise SourceError("not a JSON object", file=file, found=error) from None
     try:
