@@ -46,7 +46,8 @@ def merged(
 ) -> Iterator[Piece]:
     """The bytes of W + B·A, piece by piece, in order.
 
-    Computed in float32 for a result in sixteen bits, else (and for a W of float64) in float64.
+    Computed in float32 for a result in sixteen bits, where W and B·A cancel out in float64; else
+    (and for a W of float64) all in float64.
 
     Args:
         name: of the tensor, for messages.
@@ -61,12 +62,14 @@ def merged(
     values, itemsize = weight.numpy(), numpy_dtype(dtype).itemsize
     working = np.float32 if itemsize == 2 and values.dtype != np.float64 else np.float64
     left, right = (np.ascontiguousarray(side, dtype=working) for side in (left, right))
+    doubtful = _doubtful(left, right) if working == np.float32 else 0.0
     most = PIECE_BYTES // itemsize
     rows = max(1, most // max(1, values.shape[1]))
     for top in range(0, len(values), rows):
         for side in range(0, values.shape[1], most):  # more than once in a very long row alone
             here, there = slice(top, top + rows), slice(side, side + most)
-            yield _merged_part(name, values[here, there], left[here], right[:, there], dtype)
+            sides = left[here], right[:, there]
+            yield _merged_part(name, values[here, there], *sides, dtype, doubtful)
 
 
 def converted(name: str, tensor: Tensor, dtype: str) -> Iterator[Piece]:
@@ -81,7 +84,12 @@ def converted(name: str, tensor: Tensor, dtype: str) -> Iterator[Piece]:
 
 
 def _merged_part(
-    name: str, weight: NDArray[Any], left: NDArray[Any], right: NDArray[Any], dtype: str
+    name: str,
+    weight: NDArray[Any],
+    left: NDArray[Any],
+    right: NDArray[Any],
+    dtype: str,
+    doubtful: float,
 ) -> Piece:
     rows, columns = weight.shape
 
@@ -98,9 +106,40 @@ def _merged_part(
                 np.matmul(left[here[0]], right[:, here[1]], out=delta)
                 np.copyto(new, old)
                 new += delta
+                if doubtful:
+                    np.abs(new, out=delta)
+                    _again(new, delta < doubtful, old, left[here[0]], right[:, here[1]])
                 _round_into(out[here], new, old, name, dtype)
 
     return Piece(rows * columns * numpy_dtype(dtype).itemsize, fill)
+
+
+def _doubtful(left: NDArray[np.float32], right: NDArray[np.float32]) -> float:
+    """Sums in float32 nearer to zero than this may be off by more than one unit of sixteen bits.
+
+    The error is at most some (rank + 1) · 2⁻²⁴ · Σ|left·right|, which is at most the product of two
+    norms; a unit of float16 is 2⁻¹¹ of the value.
+    """
+    rank = len(right)
+    norms = (
+        np.linalg.norm(left, axis=1).max(initial=0),
+        np.linalg.norm(right, axis=0).max(initial=0),
+    )
+    return float((rank + 1) * 2.0**-12 * norms[0] * norms[1])
+
+
+def _again(
+    new: NDArray[np.float32],
+    where: NDArray[np.bool_],
+    old: NDArray[Any],
+    left: NDArray[np.float32],
+    right: NDArray[np.float32],
+) -> None:
+    """Compute the chosen elements of W + B·A once more, in float64."""
+    row, column = np.nonzero(where)
+    if len(row):
+        delta = np.einsum("ij,ji->i", left[row], right[:, column], dtype=np.float64)
+        new[row, column] = old[row, column].astype(np.float64) + delta
 
 
 def _converted_values(name: str, values: NDArray[Any], dtype: str) -> Piece:

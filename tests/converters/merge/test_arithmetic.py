@@ -70,6 +70,20 @@ def test_every_element_is_the_float64_result_rounded_once(dtype, transposed):
     assert clear > 0.95 or dtype == "F64"
 
 
+@pytest.mark.parametrize("dtype", ["BF16", "F16"])
+def test_where_weight_and_product_cancel_out_what_is_left_is_right(dtype):
+    random = np.random.default_rng(0)
+    a = random.standard_normal((4, 300)).astype(np.float32)
+    b = random.standard_normal((200, 4)).astype(np.float32)
+    product = b.astype(np.float64) @ a.astype(np.float64)
+    weight = tensor_of((-product * (1 + 1e-7)).astype(np.float32), "F32")
+    found = merged(weight, a, b, dtype).astype(np.float64)
+    right = rounded(weight.numpy().astype(np.float64) + product, dtype)
+    assert np.count_nonzero(right) > 50_000
+    unit = {"BF16": 2.0**-7, "F16": 2.0**-10}[dtype]
+    assert (np.abs(found - right) <= unit * np.abs(right) + 2.0**-24 * (dtype == "F16")).all()
+
+
 @given(
     rows=st.integers(1, 40),
     columns=st.sampled_from([1, 7, 64, 70_000]),
