@@ -82,3 +82,11 @@ def test_the_papers_tables(vbfmt):
     result = vbfmt("estimate", "--paper")
     assert result.code == 0
     assert result.out.count("\n| ") == 1 + len(rows())
+
+
+def test_a_config_that_is_not_utf8_is_refused(vbfmt, tmp_path):
+    (tmp_path / "config.json").write_bytes(b'{"model_type": "\xff"}')
+    result = vbfmt("estimate", "--base", tmp_path)
+    assert (result.code, result.err.count("\n")) == (1, 1)
+    assert "not a JSON object in" in result.err
+    assert "can't decode byte 0xff" in result.err

@@ -138,3 +138,17 @@ def test_expand_reduces_the_rank_and_says_what_is_lost(vbfmt, files, tmp_path):
     lost = dict(line.split() for line in result.out.splitlines() if line.startswith("  model."))
     assert set(lost) == set(SHAPES)
     assert all(0 < float(share) < 0.2 for share in lost.values())
+
+
+@pytest.mark.parametrize("inside", [False, True])
+def test_force_does_not_merge_over_the_packed_file(vbfmt, base, files, tmp_path, inside):
+    out = files[0]
+    file = files[0]
+    if inside:
+        out = tmp_path / "out"
+        assert vbfmt("merge", files[0], "--base", base, "-o", out).code == 0
+        file = out / "x.vblora"
+        file.write_bytes(files[0].read_bytes())
+    result = vbfmt("merge", file, "--base", base, "-o", out, "--force")
+    assert (result.code, "not the output of an earlier merge" in result.err) == (1, True)
+    assert file.read_bytes() == library.dumps(adapter_of(seed=1))

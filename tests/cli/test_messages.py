@@ -228,7 +228,7 @@ def evil(vbfmt, tmp_path):
         (("expand", "{0}", "{1}", "-o", "{out}", "--drop-extras"), 0, "evil\\x1b[2J\\nkey\\u202e0"),
         (("expand", "{0}", "-o", "{out}", "--rank", "1"), 0, "layers.0.a\\u202eb\\u2066"),
         (("unpack", "{0}", "-o", "{out}"), 0, ""),
-        (("expand", "{0}", "-o", "{out}", "--to", "gguf"), 1, "a\\u202eb\\u2066"),
+        (("expand", "{0}", "-o", "{out}", "--to", "gguf"), 1, "evil\\x1b[2J\\nkey\\u202e0"),
         (("merge", "{0}", "--base", "{source}", "-o", "{out}"), 1, ""),
         (("unpack", "{0}", "-o", "{turned}"), 0, "out\\u202e"),
         (("pack", "{source}", "-o", "{turned}"), 0, "out\\u202e"),

@@ -50,8 +50,8 @@ def test_options_about_a_source_want_one(vbfmt, packed, words):
 
 def test_an_unknown_layout_names_the_known_ones(vbfmt, packed, checkpoint):
     result = vbfmt("verify", packed, "--against", checkpoint, "--layout", "odd")
-    assert result.code == 1
-    assert "expected peft, unilora, nlu, algorithm1" in result.err
+    assert result.code == 2
+    assert "not one of 'peft', 'unilora', 'nlu', 'algorithm1'" in result.err
 
 
 def test_a_packed_file_that_is_larger_is_not_called_smaller(vbfmt, tmp_path):
