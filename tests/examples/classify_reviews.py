@@ -4,8 +4,9 @@
 
 Task and base are those of tests/data/train_minilm.py: the polarity of sentences from film reviews,
 with BERT MiniLM. Everything comes from PyPI packages; pip fetches the text. Both methods have the
-same rank, layers, head, batches and schedule. Learning rates and the bank's initialisation were
-chosen on the validation part (``--part validation``), the scores are of the test part.
+same rank, layers, head, batches and schedule. VB-LoRA's learning rates and its bank's bound were
+chosen among a few on the validation part (``--part validation``), one run each; LoRA's rate is a
+usual one that was not searched for. The scores are of the test part.
 
 Each run has a process and one thread for itself, so that the cores are used and sums are taken in
 one order: on one machine the same versions give the same scores.
