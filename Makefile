@@ -5,10 +5,11 @@ VENV := .venv
 BIN := $(VENV)/bin
 
 .DEFAULT_GOAL := help
-.PHONY: help demo pictures test test-all coverage fuzz flips determinism mutation bench check format types clean
+.PHONY: help demo example pictures test test-all second-reader coverage fuzz flips determinism mutation bench check format types clean
 
 help:
 	@echo "make demo      pack, inspect, verify and expand the trained checkpoint in tests/data"
+	@echo "make example   train LoRA and VB-LoRA on the same task, three runs of each (some minutes)"
 	@echo "make pictures  draw the README's pictures again"
 	@echo "make test      the tests (about five minutes on two cores)"
 	@echo "make test-all  the tests, the heavy ones too"
@@ -31,8 +32,24 @@ $(VENV)/dev: $(VENV)/base
 	$(BIN)/python -m pip install --quiet --constraint constraints.txt --editable '.[dev]'
 	@touch $@
 
+# The second reader's packages (spec/javascript).
+READER := spec/javascript
+$(READER)/node_modules/installed: $(READER)/package.json $(READER)/package-lock.json
+	cd $(READER) && npm ci --no-audit --no-fund
+	@touch $@
+
+second-reader: $(READER)/node_modules/installed
+
+# Where there is no npm, the second reader's tests are skipped and say so.
+ifneq ($(shell command -v npm 2>/dev/null),)
+test test-all: second-reader
+endif
+
 demo: $(VENV)/base
 	@BIN=$(BIN) sh tests/demo.sh
+
+example: $(VENV)/dev
+	$(BIN)/python -m tests.examples.classify_reviews --seeds 3
 
 pictures: $(VENV)/dev
 	$(BIN)/python -m tests.pictures spec/pictures
@@ -85,4 +102,4 @@ types: $(VENV)/dev
 	MYPYPATH=build/types $(BIN)/mypy -p vbfmt
 
 clean:
-	rm -rf $(VENV) build dist *.egg-info .pytest_cache .mypy_cache .ruff_cache .hypothesis .coverage
+	rm -rf $(VENV) $(READER)/node_modules $(READER)/vblora.cjs build dist *.egg-info .pytest_cache .mypy_cache .ruff_cache .hypothesis .coverage

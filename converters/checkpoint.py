@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -11,6 +11,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from vbfmt import storage
 from vbfmt.converters import json_file, pickle, safetensors
 from vbfmt.errors import SourceError
 from vbfmt.tensors import Tensor
@@ -24,6 +25,9 @@ WEIGHTS = (
     "pytorch_model.bin",
 )
 """Weights that a folder is searched for, in this order: an adapter's own before a whole model's."""
+
+CONFIGS = ("adapter_config.json", "config.json")
+"""Configs that a reader may look for beside the weights."""
 
 FLOATS = ("F32", "F16", "BF16", "F64")
 """Dtypes that banks and logits come in."""
@@ -48,13 +52,24 @@ class Checkpoint:
 
         Raises:
             SourceError: not a JSON object.
+            StorageError: the operating system refuses.
         """
         path = self.config_file(name)
-        return json_file.read(path) if path.is_file() else None
+        try:
+            return json_file.read(path) if path.is_file() else None
+        except OSError as error:
+            raise storage.refusal("cannot read", path, error) from None
 
     def config_file(self, name: str) -> Path:
         """Where that config would be."""
         return self.file.parent / name
+
+
+def needed(names: Collection[str]) -> list[str]:
+    """Of all files of a checkpoint those that are read: one of weights, and configs; none if there
+    are no weights."""
+    weights = next((name for name in WEIGHTS if name in names), None)
+    return [weights, *(name for name in CONFIGS if name in names)] if weights else []
 
 
 def open_checkpoint(path: PathLike) -> Checkpoint:
@@ -64,7 +79,10 @@ def open_checkpoint(path: PathLike) -> Checkpoint:
         SourceError: there are no weights, or they cannot be read as tensors alone.
         StorageError: the operating system refuses.
     """
-    file = _locate(Path(path))
+    try:
+        file = _locate(Path(path))
+    except OSError as error:
+        raise storage.refusal("cannot read", path, error) from None
     if file.suffix == ".safetensors":
         return Checkpoint(file, safetensors.read(file).tensors)
     return Checkpoint(file, pickle.read(file))

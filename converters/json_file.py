@@ -8,7 +8,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from vbfmt import storage, strict_json
-from vbfmt.errors import SourceError
+from vbfmt.errors import SourceError, TargetError
 
 
 def read(path: str | os.PathLike[str]) -> dict[str, Any]:
@@ -26,5 +26,18 @@ def read(path: str | os.PathLike[str]) -> dict[str, Any]:
 
 
 def text(value: Mapping[str, Any]) -> bytes:
-    """The bytes of such a file, as they are written: sorted, indented, in UTF-8."""
-    return (json.dumps(value, indent=2, ensure_ascii=False, sort_keys=True) + "\n").encode()
+    """The bytes of such a file, as they are written: sorted, indented, in UTF-8.
+
+    Raises:
+        TargetError: a number that is not finite, which JSON cannot say.
+    """
+    try:
+        written = json.dumps(value, indent=2, ensure_ascii=False, sort_keys=True, allow_nan=False)
+    except ValueError:
+        raise TargetError(
+            "the adapter's config holds a number that no program could read back",
+            found="infinity",
+            expected="finite numbers",
+        ) from None
+    # Half a surrogate pair becomes JSON's own escape.
+    return f"{written}\n".encode(errors="backslashreplace")

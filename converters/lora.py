@@ -11,6 +11,7 @@ from numpy.typing import NDArray
 from vbfmt import peft_layout, storage
 from vbfmt.container import Bytes
 from vbfmt.converters import json_file, safetensors
+from vbfmt.converters.card import NAME as CARD
 from vbfmt.converters.combine import LowRank
 from vbfmt.converters.peft import config as peft_config
 from vbfmt.errors import TargetError
@@ -31,6 +32,7 @@ def write(
     dtype: str = "float32",
     drop_extras: bool = False,
     overwrite: bool = False,
+    card: bytes | None = None,
 ) -> None:
     """Write the factors A and B of every module, streamed, as a PEFT LoRA folder.
 
@@ -44,6 +46,7 @@ def write(
         dtype: of the factors: float32, bfloat16 or float16 (rounded once, to nearest even).
         drop_extras: leave out trained biases and heads. They are kept otherwise, and PEFT takes
             them; vLLM and llama.cpp refuse them.
+        card: a model card to put there too.
 
     Raises:
         TargetError: unknown dtype, or a factor is too large for float16.
@@ -53,6 +56,14 @@ def write(
         raise TargetError("unknown dtype", part="--dtype", found=dtype, expected=", ".join(DTYPES))
     rank = rank_of(adapter)
     extras = {} if drop_extras else extras_by_key(adapter)
+    for module in adapter.modules:
+        for key in (_key(module.name, "A"), _key(module.name, "B")):
+            if key in extras:
+                raise TargetError(
+                    "another trained tensor has the name of a factor",
+                    part=key,
+                    advice="leave such tensors out: --drop-extras",
+                )
     config = peft_config.for_lora(adapter, rank, extras=not drop_extras)
     with storage.new_folder(path, overwrite=overwrite) as folder:
         safetensors.write(
@@ -64,6 +75,8 @@ def write(
         storage.write(
             os.path.join(folder, peft_layout.CONFIG), [json_file.text(config)], overwrite=False
         )
+        if card is not None:
+            storage.write(os.path.join(folder, CARD), [card], overwrite=False)
 
 
 def rank_of(adapter: LowRank) -> int:

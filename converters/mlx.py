@@ -19,6 +19,7 @@ import numpy as np
 from vbfmt import storage
 from vbfmt.container import Bytes
 from vbfmt.converters import json_file, lora, safetensors
+from vbfmt.converters.card import NAME as CARD
 from vbfmt.converters.combine import LowRank
 from vbfmt.errors import TargetError
 
@@ -34,12 +35,14 @@ def write(
     dtype: str = "float32",
     drop_extras: bool = False,
     overwrite: bool = False,
+    card: bytes | None = None,
 ) -> None:
     """Write the exact factors as a folder for mlx-lm (``mlx_lm.generate --adapter-path``).
 
     Args:
         dtype: of the factors: float32, bfloat16 or float16.
         drop_extras: leave out trained biases and heads, which its adapters cannot hold.
+        card: a model card to put there too.
 
     Raises:
         TargetError: extras, or modules outside of ``layers.<n>``, which its loader never adapts.
@@ -49,12 +52,7 @@ def write(
         raise TargetError(
             "unknown dtype", part="--dtype", found=dtype, expected=", ".join(lora.DTYPES)
         )
-    if adapter.tensors and not drop_extras:
-        raise TargetError(
-            "mlx-lm's adapters cannot hold trained biases and heads",
-            found=", ".join(list(adapter.tensors)[:3]),
-            advice="leave them out with --drop-extras, or merge the adapter into its base",
-        )
+    _require_takeable(adapter, drop_extras)
     rank = lora.rank_of(adapter)
     config = _config(adapter, rank)
     kind = lora.DTYPES[dtype]
@@ -67,20 +65,36 @@ def write(
         storage.write(
             os.path.join(folder, "adapter_config.json"), [json_file.text(config)], overwrite=False
         )
+        if card is not None:
+            storage.write(os.path.join(folder, CARD), [card], overwrite=False)
+
+
+def _require_takeable(adapter: LowRank, drop_extras: bool) -> None:
+    """Refuse all that mlx-lm has no place for, in one message."""
+    outside = [m.name for m in adapter.modules if not _IN_A_LAYER.match(m.name)]
+    extras = [] if drop_extras else list(adapter.tensors)
+    found = [
+        f"{what} ({', '.join(names[:2])}{', …' if len(names) > 2 else ''})"
+        for what, names in (
+            ("modules outside of layers.<n>", outside),
+            ("trained biases or heads", extras),
+        )
+        if names
+    ]
+    if found:
+        alone = "" if outside else "leave them out with --drop-extras, or "
+        raise TargetError(
+            "mlx-lm has no place for it",
+            found=" and ".join(found),
+            expected="modules like model.layers.0.self_attn.q_proj alone",
+            advice=f"{alone}merge the adapter into its base",
+        )
 
 
 def _config(adapter: LowRank, rank: int) -> dict[str, Any]:
     """As mlx-lm's own training writes it, with the names that its loader reads."""
-    keys = set()
-    for module in adapter.modules:
-        match = _IN_A_LAYER.match(module.name)
-        if match is None:
-            raise TargetError(
-                "mlx-lm adapts modules in the model's layers only",
-                part=module.name,
-                expected="a name like model.layers.0.self_attn.q_proj",
-            )
-        keys.add(match["key"])
+    matches = (_IN_A_LAYER.match(module.name) for module in adapter.modules)
+    keys = {match["key"] for match in matches if match}
     return {
         "model": adapter.base_model,
         "fine_tune_type": "lora",

@@ -1,9 +1,11 @@
-"""The authors' checkpoints of their NLU experiments: a whole RoBERTa or DeBERTa with its adapter.
+"""The authors' checkpoints of their NLU experiments: a whole RoBERTa with its adapter.
 
-``pytorch_model.bin`` and ``config.json`` as transformers 4.4 wrote them from the modified models of
-leo-yangli/VB-LoRA: ``NLU/vblora/vblora.py`` (the layer), ``NLU/NLU/src/transformers/models/*/
-modeling_*.py`` (where it stands), ``NLU/NLU/examples/text-classification/run_glue.py`` (what is
-trained: bank, logits, and every parameter outside of the encoder).
+``pytorch_model.bin`` and ``config.json`` as transformers 4.4 wrote them from the modified model of
+leo-yangli/VB-LoRA: ``NLU/vblora/vblora.py`` (the layer), ``NLU/NLU/src/transformers/models/roberta/
+modeling_roberta.py`` (where it stands), ``NLU/NLU/examples/text-classification/run_glue.py`` (what
+is trained: bank, logits, and every parameter outside of the encoder). In the published code (commit
+2fa62a7) their DeBERTa models have no such layer; any model that has, with the bank in its trunk, is
+read the same way.
 """
 
 from __future__ import annotations

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import warnings
 import zipfile
 
 from vbfmt.errors import SourceError
@@ -25,16 +26,18 @@ def read(path: str | os.PathLike[str]) -> dict[str, Tensor]:
     try:
         # Mapped, so that weights larger than memory can be read; PyTorch's format of before 2020
         # cannot be.
-        state = torch.load(
-            path, map_location="cpu", weights_only=True, mmap=zipfile.is_zipfile(path)
-        )
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # about pickle protocols
+            state = torch.load(
+                path, map_location="cpu", weights_only=True, mmap=zipfile.is_zipfile(path)
+            )
     except OSError as error:
         raise SourceError("cannot read", file=path, found=error.strerror) from None
     except Exception as error:  # noqa: BLE001 - whatever a damaged or hostile pickle provokes
         raise SourceError(
             "not a pickle of tensors alone: refused",
             file=path,
-            found=f"{type(error).__name__}: {str(error)[:100]}",
+            found=_reason(error),
             expected="a state dict that torch.load(weights_only=True) reads",
             advice="convert it to safetensors where you trust it",
         ) from None
@@ -45,10 +48,18 @@ def read(path: str | os.PathLike[str]) -> dict[str, Tensor]:
     tensors: dict[str, Tensor] = {}
     for name, value in state.items():
         dtype = TORCH.get(str(getattr(value, "dtype", "")).removeprefix("torch."))
-        if dtype is None or not isinstance(name, str) or value.layout is not torch.strided:
+        plain = dtype is not None and value.layout is torch.strided and value.device.type == "cpu"
+        if dtype is None or not plain or not isinstance(name, str):
             raise SourceError(
                 "not a plain tensor", file=path, part=str(name), found=type(value).__name__
             )
         flat = value.detach().contiguous().reshape(-1).view(torch.uint8).numpy()
         tensors[name] = Tensor(dtype, tuple(value.shape), flat)
     return tensors
+
+
+def _reason(error: Exception) -> str:
+    """What PyTorch has against a file, without its advice to load it all the same."""
+    lines = str(error).splitlines() or ["nothing in it"]
+    line = next((line for line in lines if "unsupported" in line.lower()), lines[0])
+    return f"{type(error).__name__}: {line.rpartition('WeightsUnpickler error: ')[2][:100]}"

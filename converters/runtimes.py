@@ -14,6 +14,8 @@ Effect: TypeAlias = Literal["refuses", "drops", "needs"]
 
 _LAYER = re.compile(r"^(?P<stack>.*\.)(?P<number>\d+)\.(?P<kind>.+)$")
 _VLLM_DEFAULT_RANK = 16
+_VLLM_RANKS = (1, 8, 16, 32, 64, 128, 256, 320, 512)  # vllm/config/lora.py, MaxLoRARanks
+_VLLM_HEADS = ("score", "classifier")
 
 
 @dataclass(frozen=True)
@@ -60,14 +62,62 @@ def _biases(adapter: LowRank) -> str | None:
     return _few([f"{m}.bias" for m in sorted(modules) if f"{m}.bias" in adapter.tensors])
 
 
-def _heads(adapter: LowRank) -> str | None:
+def _heads(adapter: LowRank) -> list[str]:
+    """Names of tensors that are no bias of an adapted module."""
     modules = {module.name for module in adapter.modules}
-    return _few([n for n in adapter.tensors if n.removesuffix(".bias") not in modules])
+    return [name for name in adapter.tensors if name.removesuffix(".bias") not in modules]
+
+
+def _known_head(adapter: LowRank) -> str | None:
+    """What vLLM takes for the head of a classifier: one linear layer of a known name."""
+    owners = {name.rpartition(".")[0] for name in _heads(adapter)}
+    head = owners.pop() if len(owners) == 1 else ""
+    return f"to know heads: {head}" if head in _VLLM_HEADS else None
+
+
+def _unknown_heads(adapter: LowRank) -> str | None:
+    return None if _known_head(adapter) else _few(_heads(adapter))
 
 
 def _high_rank(adapter: LowRank) -> str | None:
     rank = max(module.rank for module in adapter.modules)
-    return f"--max-lora-rank {rank}" if rank > _VLLM_DEFAULT_RANK else None
+    enough = next((choice for choice in _VLLM_RANKS if choice >= rank), None)
+    return f"--max-lora-rank {enough}" if enough and rank > _VLLM_DEFAULT_RANK else None
+
+
+def _highest_rank(adapter: LowRank) -> str | None:
+    rank = max(module.rank for module in adapter.modules)
+    return f"rank {rank}" if rank > _VLLM_RANKS[-1] else None
+
+
+def _others(adapter: LowRank) -> str | None:
+    return _few(_heads(adapter))
+
+
+def _in_layers(name: str) -> bool:
+    return ".layers." in f".{name}"
+
+
+def _query_without_value(adapter: LowRank) -> str | None:
+    names = {module.name for module in adapter.modules}
+    ends = ("q_proj", "v_proj")
+    return _few(
+        sorted(
+            n for n in names if n.endswith(ends[0]) and n[: -len(ends[0])] + ends[1] not in names
+        )
+    )
+
+
+def _orphans(adapter: LowRank) -> str | None:
+    """Parts of fused layers without the part that SGLang fuses them to."""
+    names = {module.name for module in adapter.modules}
+    leader = {"k_proj": "q_proj", "v_proj": "q_proj", "up_proj": "gate_proj"}
+    found = []
+    for name in sorted(names):
+        stem, _, leaf = name.rpartition(".")
+        if leaf in leader and f"{stem}.{leader[leaf]}" not in names:
+            found.append(name)
+    return _few(found)
 
 
 def _gaps(adapter: LowRank) -> str | None:
@@ -82,21 +132,51 @@ def _gaps(adapter: LowRank) -> str | None:
 
 
 def _outside_layers(adapter: LowRank) -> str | None:
-    return _few([module.name for module in adapter.modules if ".layers." not in f".{module.name}"])
+    return _few([module.name for module in adapter.modules if not _in_layers(module.name)])
 
+
+_ABOUT_EXTRAS = (_extras, _biases, _known_head, _unknown_heads, _others)
 
 _LEAVE_OUT = "leave them out with --drop-extras, or merge"
 _MERGE = "merge the adapter into its base instead"
 
+_VLLM = "vllm/lora/peft_helper.py"
+_SGLANG = "sglang/srt/lora/lora.py"
+
 RULES = (
-    Rule("vllm", "refuses", _heads, _LEAVE_OUT, "vllm/lora/peft_helper.py, _validate_features"),
-    Rule("vllm", "refuses", _biases, _LEAVE_OUT, "vllm/lora/utils.py, parse_fine_tuned_lora_name"),
+    Rule("vllm", "refuses", _unknown_heads, _LEAVE_OUT, f"{_VLLM}, _validate_features"),
+    Rule("vllm", "refuses", _biases, _LEAVE_OUT, f"{_VLLM}, validate_legal"),
+    Rule("vllm", "refuses", _highest_rank, "bring it down with --rank", "vllm/config/lora.py"),
+    Rule(
+        "vllm",
+        "needs",
+        _known_head,
+        "0.33 does, older ones refuse",
+        "vllm/lora/utils.py, parse_fine_tuned_lora_name",
+    ),
     Rule(
         "vllm",
         "needs",
         _high_rank,
         f"it takes ranks up to {_VLLM_DEFAULT_RANK} by default",
-        "vllm/lora/peft_helper.py, validate_legal",
+        f"{_VLLM}, validate_legal",
+    ),
+    Rule("sglang", "drops", _outside_layers, _MERGE, f"{_SGLANG}, _process_weight"),
+    Rule("sglang", "drops", _others, _MERGE, f"{_SGLANG}, _process_weight"),
+    Rule("sglang", "refuses", _biases, _LEAVE_OUT, "sglang/srt/lora/mem_pool.py"),
+    Rule(
+        "sglang",
+        "refuses",
+        _query_without_value,
+        f"it fuses q_proj with the v_proj of the same layer: {_MERGE}",
+        f"{_SGLANG}, normalize_qkv_proj",
+    ),
+    Rule(
+        "sglang",
+        "drops",
+        _orphans,
+        f"it fuses k_proj and v_proj to q_proj, up_proj to gate_proj: {_MERGE}",
+        f"{_SGLANG}, normalize_qkv_proj, normalize_gate_up_proj",
     ),
     Rule(
         "tgi",
@@ -117,13 +197,13 @@ RULES = (
     Rule("mlx", "drops", _extras, _MERGE, "mlx_lm/tuner/utils.py, load_adapters (strict=False)"),
     Rule("mlx", "drops", _outside_layers, _MERGE, "mlx_lm/tuner/utils.py, linear_to_lora_layers"),
 )
-"""Read in vllm 0.6 to 0.11, text-generation-inference 3, llama.cpp as of llama-cpp-python 0.3.36,
-mlx-lm 0.32. What is written here already keeps to the rules on configs that are not listed: one
-integer rank, alpha equal to it, leaf names as targets, no DoRA, no rank pattern."""
+"""Read in vllm 0.33.0 and sglang 0.5.23 (whose own files tests/converters/test_serving.py runs),
+text-generation-inference at commit 45d95bd, llama.cpp as of llama-cpp-python 0.3.36 and mlx-lm
+0.32. What is written here already keeps to the rules on configs that are not listed: one integer
+rank, alpha equal to it, leaf names as targets, no DoRA, no rank pattern."""
 
 RUNTIMES = ("vllm", "sglang", "tgi", "llama.cpp", "ollama", "mlx")
-"""Every runtime that can be asked about; for sglang no rule concerns what is written here
-(python/sglang/srt/lora/lora_config.py)."""
+"""Every runtime that can be asked about."""
 
 
 def findings(adapter: LowRank, runtime: str, *, drop_extras: bool = False) -> list[Finding]:
@@ -156,8 +236,7 @@ def require_loadable(adapter: LowRank, runtime: str, *, drop_extras: bool = Fals
 
 def _findings(adapter: LowRank, runtime: str, *, drop_extras: bool) -> Iterator[Finding]:
     for rule in RULES:
-        about_extras = rule.what in (_extras, _biases, _heads)
-        if rule.runtime == runtime and not (drop_extras and about_extras):
+        if rule.runtime == runtime and not (drop_extras and rule.what in _ABOUT_EXTRAS):
             what = rule.what(adapter)
             if what is not None:
                 yield Finding(rule, what)

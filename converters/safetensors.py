@@ -163,9 +163,22 @@ def _header(data: memoryview) -> tuple[dict[str, Any], int]:
         )
     try:
         header = strict_json.parse_object(bytes(data[_LENGTH.size : start]).decode())
+        _require_unicode(header)
     except ValueError as error:
         raise SourceError("not a safetensors file", part="header", found=error) from None
     return header, start
+
+
+def _require_unicode(header: Mapping[str, Any]) -> None:
+    """JSON can say half a surrogate pair, which has no UTF-8.
+
+    Raises:
+        UnicodeEncodeError
+    """
+    metadata = header.get("__metadata__")
+    texts = [*metadata, *metadata.values()] if isinstance(metadata, dict) else []
+    for text in (*header, *texts):
+        str(text).encode()
 
 
 def _entry(name: str, value: Any) -> tuple[str, str, tuple[int, ...], int, int]:

@@ -92,11 +92,9 @@ def test_repr_says_what_it_is():
 
 
 @pytest.mark.parametrize("rows", [8192, 8193, 20000])
-@pytest.mark.parametrize("threads", [False, True])
-def test_all_factors_of_a_large_adapter_come_in_groups(rows, threads, monkeypatch):
+def test_all_factors_of_a_large_adapter_come_in_groups(rows, monkeypatch):
     """Groups of 8192 rows; the last is full, of one module, or none."""
-    if threads:
-        monkeypatch.setattr("vbfmt.adapter._WORTH_THREADS", 0)
+    monkeypatch.setattr("vbfmt.adapter._ROWS_AT_ONCE", 8192)
     rng = np.random.default_rng(0)
     modules = {
         Module("a", 4096, 2048, 1),

@@ -7,9 +7,10 @@ import dataclasses
 import numpy as np
 import pytest
 from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
 
 from spec.golden.make import wide_indices, worked_example
-from tests.strategies import adapters
+from tests.strategies import adapters, names, tensors, texts
 from vbfmt import Tensor
 from vbfmt.difference import compare
 
@@ -20,10 +21,43 @@ def test_an_adapter_does_not_differ_from_itself(adapter):
     assert compare(adapter, adapter).same
 
 
-@given(adapters(), adapters())
-@settings(suppress_health_check=[HealthCheck.too_slow])
-def test_adapters_differ_exactly_when_they_are_not_equal(a, b):
-    assert compare(a, b).same == (a == b)
+@st.composite
+def pairs(draw):
+    """An adapter, and one that differs from it in one thing at the most."""
+    a = draw(adapters())
+    part = draw(st.sampled_from(["config", "metadata", "tensors", "base_model", "bank", "modules"]))
+    drawn = {
+        "config": st.none() | st.sampled_from(CONFIGS),
+        "metadata": st.just(a.metadata) | st.dictionaries(names(), texts(), max_size=1),
+        "tensors": st.just(a.tensors) | st.dictionaries(names(), tensors(), max_size=1),
+        "base_model": st.none() | st.just(a.base_model) | texts(),
+        "bank": st.sampled_from([a.bank, -a.bank, a.bank * np.float32(0.5)]),
+        "modules": st.sampled_from([a.modules, turned(a.modules)]),
+    }[part]
+    return a, dataclasses.replace(a, **{part: draw(drawn)})
+
+
+CONFIGS = ("{}", '{"a":null}', '{"a":1}', '{"a":true}', '{"a":1.0}', '{"a": 1}', '{"a":[1,{}]}')
+
+
+def turned(modules):
+    return tuple(
+        dataclasses.replace(module, fan_in_fan_out=not module.fan_in_fan_out) for module in modules
+    )
+
+
+@given(pairs())
+@settings(max_examples=300, suppress_health_check=[HealthCheck.too_slow])
+def test_adapters_differ_exactly_when_they_are_not_equal(pair):
+    a, b = pair
+    assert compare(a, b).same == compare(b, a).same == (a == b)
+
+
+@pytest.mark.parametrize("one", [None, *CONFIGS])
+@pytest.mark.parametrize("other", [None, *CONFIGS])
+def test_configs_that_python_holds_equal_differ(one, other):
+    a, b = (dataclasses.replace(worked_example(), config=text) for text in (one, other))
+    assert compare(a, b).same == (one == other)
 
 
 def test_a_changed_weight_is_measured_where_a_model_feels_it():

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import errno
 import os
+import time
 
 import numpy as np
 import pytest
@@ -12,7 +13,7 @@ from hypothesis import strategies as st
 
 from vbfmt import direct, errors, storage
 
-BLOCK = direct._BLOCK
+BLOCK = 1 << 22
 
 
 def pieces_of(lengths):
@@ -44,10 +45,30 @@ def test_any_lengths(tmp_path, lengths):
 def test_any_small_blocks(tmp_path_factory, lengths):
     path = tmp_path_factory.mktemp("direct") / "file"
     pieces = pieces_of(lengths)
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(direct, "_BLOCK", 256)
-        storage.write(path, pieces, overwrite=False, past_cache=True)
+    storage.write(path, pieces, overwrite=False, past_cache=True)
     assert path.read_bytes() == b"".join(pieces)
+
+
+@pytest.mark.parametrize("sizes", [[8192] * 20, [8192, 100, 4096] * 7])
+def test_memory_used_in_turns_while_the_disk_is_slow(tmp_path, monkeypatch, sizes):
+    real = os.write
+
+    def slow(file, data):
+        time.sleep(0.005)
+        return real(file, data)
+
+    def blocks(turns):
+        random = np.random.default_rng(1)
+        for number, size in enumerate(sizes):
+            block = turns[number % len(turns)][:size]
+            block[:] = random.integers(0, 256, size, np.uint8)
+            yield block.data
+
+    monkeypatch.setattr(direct.os, "write", slow)
+    turns = [direct.aligned(8192) for _ in range(2)]
+    storage.write(tmp_path / "file", blocks(turns), overwrite=False, past_cache=True)
+    expected = b"".join(map(bytes, blocks(turns)))
+    assert (tmp_path / "file").read_bytes() == expected
 
 
 def test_a_file_system_that_refuses_direct_writes_is_written_otherwise(tmp_path, monkeypatch):
@@ -63,7 +84,7 @@ def test_a_file_system_that_refuses_direct_writes_is_written_otherwise(tmp_path,
 
     pytest.importorskip("fcntl")
     monkeypatch.setattr(direct.os, "write", write)
-    pieces = pieces_of([BLOCK, BLOCK, 5])
+    pieces = pieces_of([8192, BLOCK, 5])
     storage.write(tmp_path / "file", pieces, overwrite=False, past_cache=True)
     assert (tmp_path / "file").read_bytes() == b"".join(pieces)
     assert len(refused) <= 1

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import struct
 
 import numpy as np
 import pytest
@@ -10,6 +11,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from spec.golden.make import GOLDEN, worked_example
+from tests import forge
 from tests.strategies import adapters
 from vbfmt import Adapter, Module, Rows, digest, dumps, errors, load, loads, save, verify
 
@@ -136,6 +138,32 @@ def test_damage_passes_unnoticed_only_where_asked_for(tmp_path):
     with pytest.raises(errors.ChecksumError, match="indices"):
         load(path)
     assert load(path, verify=False).indices[0, 0] == 99
+
+
+def test_a_trusted_digest_shows_what_the_files_own_checksums_cannot(tmp_path):
+    """Tampering: a weight changed and every checksum made right again."""
+    path = tmp_path / "x.vblora"
+    trusted = save(worked_example(), path)
+    tampered = forge.with_section(
+        path.read_bytes(), 2, lambda content: struct.pack_into("<f", content, 0, 0.125)
+    )
+    path.write_bytes(tampered)
+    assert verify(path).ok
+    assert load(path) != worked_example()
+    with pytest.raises(errors.DigestError, match=f"{path}.*expected {trusted}"):
+        load(path, digest=trusted)
+    report = verify(path, digest=trusted)
+    assert [problem.kind for problem in report.problems] == ["digest"]
+
+
+@pytest.mark.parametrize("wrong", ["", "sha256:", "0" * 64, "md5:" + "0" * 32])
+def test_what_is_no_digest_matches_nothing(tmp_path, wrong):
+    """An empty variable in somebody's script must not pass."""
+    path = tmp_path / "x.vblora"
+    save(worked_example(), path)
+    with pytest.raises(errors.DigestError):
+        load(path, digest=wrong)
+    assert not verify(path, digest=wrong).ok
 
 
 def test_unverified_factors_never_read_past_the_bank():

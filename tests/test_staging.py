@@ -16,32 +16,35 @@ pytestmark = pytest.mark.skipif(sys.platform == "win32", reason="nothing is swep
 HOLD = """
 import sys, time
 from vbfmt import staging
-with staging.folder(sys.argv[1]) as path:
-    print(path, flush=True)
+kind, target = sys.argv[1:]
+with getattr(staging, kind)(target) as made:
+    print(made if kind == "folder" else made[0], flush=True)
     time.sleep(600)
 """
 
 
-def held(target: Path) -> tuple[subprocess.Popen[str], Path]:
-    """A process that is writing a folder for `target`, and that folder."""
+def held(kind: str, target: Path) -> tuple[subprocess.Popen[str], Path]:
+    """A process that is writing a file or folder for `target`, and what it has made of it."""
     process = subprocess.Popen(
-        [sys.executable, "-c", HOLD, target], stdout=subprocess.PIPE, text=True
+        [sys.executable, "-c", HOLD, kind, target], stdout=subprocess.PIPE, text=True
     )
     assert process.stdout is not None
     return process, Path(process.stdout.readline().strip())
 
 
-def test_what_a_killed_process_left_is_swept_and_what_a_living_one_holds_is_not(tmp_path):
+@pytest.mark.parametrize("kind", ["file", "folder"])
+def test_what_a_killed_process_left_is_swept_and_what_a_living_one_holds_is_not(tmp_path, kind):
     target = tmp_path / "model"
-    (dead, left), (alive, kept) = held(target), held(target)
+    (dead, left), (alive, kept) = held(kind, target), held(kind, target)
     dead.kill()
     dead.wait()
-    (left / "half").write_text("half")
+    if kind == "folder":
+        (left / "half").write_text("half")
     try:
-        assert left.is_dir()
+        assert left.exists()
         staging.sweep(os.fspath(target))
         assert not left.exists()
-        assert kept.is_dir()
+        assert kept.exists()
     finally:
         alive.kill()
         alive.wait()
@@ -65,6 +68,41 @@ def test_nobody_elses_folders_are_swept(tmp_path, name):
     assert (tmp_path / name).is_dir()
 
 
+def test_a_lock_holds_until_the_file_is_in_place(tmp_path):
+    """A finished file that has been closed is not yet abandoned."""
+    target = os.fspath(tmp_path / "x")
+    with staging.file(target) as (path, descriptor):
+        os.close(descriptor)
+        staging.sweep(target)
+        os.rename(path, target)
+    assert os.listdir(tmp_path) == ["x"]
+
+
+def test_what_is_neither_file_nor_folder_is_not_swept_nor_waited_for(tmp_path):
+    os.mkfifo(tmp_path / ".x.0123456789ab.partial")
+    staging.sweep(os.fspath(tmp_path / "x"))
+    assert os.listdir(tmp_path) == [".x.0123456789ab.partial"]
+
+
+def test_a_sweeper_that_comes_too_soon_is_outrun(tmp_path, monkeypatch):
+    """It may take for abandoned what has been made but not yet locked."""
+    target = os.fspath(tmp_path / "x")
+    real, swept = staging._holds, []
+
+    def holds(descriptor, path):
+        if len(swept) < 2:
+            swept.append(path)
+            os.unlink(path)
+        return real(descriptor, path)
+
+    monkeypatch.setattr(staging, "_holds", holds)
+    with staging.file(target) as (path, descriptor):
+        os.close(descriptor)
+        os.rename(path, target)
+    assert len(swept) == 2
+    assert os.listdir(tmp_path) == ["x"]
+
+
 def test_a_link_is_not_swept_nor_followed(tmp_path):
     (tmp_path / "precious").mkdir()
     link = tmp_path / ".model.0123456789ab.partial"
@@ -86,7 +124,7 @@ def test_a_renamed_folder_stays_and_any_other_goes(tmp_path):
 @pytest.mark.parametrize("can_exchange", [True, False])
 def test_one_folder_takes_the_place_of_another(tmp_path, monkeypatch, can_exchange):
     if not can_exchange:
-        monkeypatch.setattr(staging, "_exchanged", lambda one, other: False)
+        monkeypatch.setattr(staging, "exchanged", lambda one, other: False)
     target = tmp_path / "model"
     target.mkdir()
     (target / "old").touch()
@@ -102,13 +140,13 @@ def test_linux_exchanges_in_one_step(tmp_path):
     for name in ("one", "two"):
         (tmp_path / name).mkdir()
         (tmp_path / name / f"in {name}").touch()
-    assert staging._exchanged(os.fspath(tmp_path / "one"), os.fspath(tmp_path / "two"))
+    assert staging.exchanged(os.fspath(tmp_path / "one"), os.fspath(tmp_path / "two"))
     assert os.listdir(tmp_path / "one") == ["in two"]
     assert os.listdir(tmp_path / "two") == ["in one"]
 
 
 def test_without_locks_it_works_and_nothing_is_swept(tmp_path, monkeypatch):
-    monkeypatch.setattr(staging, "_locked", lambda path: None)
+    monkeypatch.setattr(staging, "_holds", lambda descriptor, path: False)
     (tmp_path / ".model.0123456789ab.partial").mkdir()
     target = os.fspath(tmp_path / "model")
     with staging.folder(target) as path:
@@ -123,8 +161,20 @@ def test_where_nothing_is_a_folder_is_simply_renamed(tmp_path, there):
         target.mkdir()
     with staging.folder(os.fspath(target)) as path:
         (Path(path) / "new").touch()
-        staging.put_whole(path, os.fspath(target))
+        assert staging.placed(path, os.fspath(target))
     assert os.listdir(target) == ["new"]
+    assert os.listdir(tmp_path) == ["model"]
+
+
+@pytest.mark.parametrize("there", ["a file", "a folder"])
+def test_where_something_is_nothing_is_renamed(tmp_path, there):
+    target = tmp_path / "model"
+    precious = target if there == "a file" else target / "precious"
+    precious.parent.mkdir(exist_ok=True)
+    precious.write_text("precious")
+    with staging.folder(os.fspath(target)) as path:
+        assert not staging.placed(path, os.fspath(target))
+    assert precious.read_text() == "precious"
     assert os.listdir(tmp_path) == ["model"]
 
 
@@ -136,21 +186,33 @@ def test_not_every_system_exchanges_names(tmp_path, monkeypatch, system):
         monkeypatch.setattr(staging.sys, "platform", "darwin")
     else:
         monkeypatch.setattr(staging.ctypes, "CDLL", lambda *_, **__: object())
-    assert not staging._exchanged(os.fspath(tmp_path / "one"), os.fspath(tmp_path / "two"))
+    assert not staging.exchanged(os.fspath(tmp_path / "one"), os.fspath(tmp_path / "two"))
 
 
-def test_windows_locks_nothing(tmp_path, monkeypatch):
+def test_windows_locks_nothing_and_sweeps_nothing(tmp_path, monkeypatch):
     monkeypatch.setattr(staging.sys, "platform", "win32")
-    assert staging._locked(os.fspath(tmp_path)) is None
+    target = os.fspath(tmp_path / "x")
+    with staging.file(target) as (path, descriptor):
+        os.close(descriptor)
+        staging.sweep(target)
+        os.rename(path, target)
+    with staging.folder(target):
+        staging.sweep(target)
+        assert len(os.listdir(tmp_path)) == 2
+    assert os.listdir(tmp_path) == ["x"]
 
 
-def test_a_folder_that_another_took_the_place_of_is_not_locked(tmp_path, monkeypatch):
+def test_what_another_took_the_place_of_is_not_swept(tmp_path, monkeypatch):
     """Between opening it and locking it."""
-    (tmp_path / "one").mkdir()
-    (tmp_path / "two").mkdir()
-    other = os.stat(tmp_path / "two")
-    monkeypatch.setattr(staging.os, "stat", lambda path: other)
-    before = len(os.listdir("/proc/self/fd")) if sys.platform.startswith("linux") else 0
-    assert staging._locked(os.fspath(tmp_path / "one")) is None
-    if before:
-        assert len(os.listdir("/proc/self/fd")) == before
+    left = tmp_path / ".x.0123456789ab.partial"
+    left.write_text("another's by now")
+    real = staging.fcntl.flock
+
+    def flock(descriptor, how):
+        left.unlink()
+        left.write_text("another's by now")
+        real(descriptor, how)
+
+    monkeypatch.setattr(staging.fcntl, "flock", flock)
+    staging.sweep(os.fspath(tmp_path / "x"))
+    assert left.read_text() == "another's by now"

@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import os
 import stat
+import sys
 
 import pytest
 
-from vbfmt import errors, storage
+from vbfmt import errors, staging, storage
 
 
 def names(folder):
@@ -133,6 +134,104 @@ def test_a_file_is_not_replaced_by_a_folder(tmp_path):
         storage.write(os.path.join(new, "a"), [b"1"], overwrite=False)
     assert (tmp_path / "d").read_bytes() == b"precious"
     assert names(tmp_path) == ["d"]
+
+
+def test_a_loop_of_links_is_one_line(tmp_path):
+    (tmp_path / "a").symlink_to("b")
+    (tmp_path / "b").symlink_to("a")
+    for overwrite in (False, True):
+        with pytest.raises((errors.StorageError, errors.OutputExistsError)):
+            storage.write(tmp_path / "a" / "x", [b"x"], overwrite=overwrite)
+    with pytest.raises(errors.StorageError, match="cannot read in "):
+        storage.read(tmp_path / "a", mmap=True)
+    assert names(tmp_path) == ["a", "b"]
+
+
+def test_a_link_to_another_folder_is_followed_and_nothing_is_left_in_either(tmp_path):
+    (tmp_path / "here").mkdir()
+    (tmp_path / "there").mkdir()
+    (tmp_path / "there" / "real").write_bytes(b"old")
+    (tmp_path / "here" / "link").symlink_to("../there/real")
+    storage.write(tmp_path / "here" / "link", [b"new"], overwrite=True)
+    assert (tmp_path / "there" / "real").read_bytes() == b"new"
+    assert names(tmp_path / "here") == ["link"]
+    assert names(tmp_path / "there") == ["real"]
+
+
+def test_a_file_does_not_replace_a_folder(tmp_path):
+    (tmp_path / "x").mkdir()
+    with pytest.raises(errors.StorageError, match="Is a directory"):
+        storage.write(tmp_path / "x", [b"new"], overwrite=True)
+    assert names(tmp_path) == ["x"]
+
+
+@pytest.mark.parametrize("name", ["x" * 255, "\U0001f984" * 63, "ä" * 127])
+def test_names_as_long_as_the_system_takes(tmp_path, name):
+    storage.write(tmp_path / name, [b"1"], overwrite=False)
+    storage.write(tmp_path / name, [b"2"], overwrite=True)
+    assert (tmp_path / name).read_bytes() == b"2"
+    assert names(tmp_path) == [name]
+
+
+def filled(folder, **files):
+    """Write these files by `new_folder`."""
+    with storage.new_folder(folder, overwrite=True) as new:
+        for name, text in files.items():
+            storage.write(os.path.join(new, name), [text], overwrite=False)
+
+
+def test_a_replaced_folder_and_its_files_keep_their_permissions(tmp_path):
+    filled(tmp_path / "d", a=b"1", b=b"1")
+    (tmp_path / "d").chmod(0o750)
+    (tmp_path / "d" / "a").chmod(0o600)
+    filled(tmp_path / "d", a=b"2", b=b"2", c=b"2")
+    assert stat.S_IMODE((tmp_path / "d").stat().st_mode) == 0o750
+    assert stat.S_IMODE((tmp_path / "d" / "a").stat().st_mode) == 0o600
+    assert (tmp_path / "d" / "a").read_bytes() == b"2"
+
+
+def test_an_empty_folder_keeps_its_permissions(tmp_path):
+    (tmp_path / "d").mkdir(mode=0o700)
+    filled(tmp_path / "d", a=b"1")
+    assert stat.S_IMODE((tmp_path / "d").stat().st_mode) == 0o700
+
+
+def test_a_folder_that_somebody_made_meanwhile_is_not_touched(tmp_path):
+    with (
+        pytest.raises(errors.OutputExistsError),
+        storage.new_folder(tmp_path / "d", overwrite=False) as new,
+    ):
+        storage.write(os.path.join(new, "a"), [b"ours"], overwrite=False)
+        (tmp_path / "d").mkdir()
+        (tmp_path / "d" / "a").write_bytes(b"theirs")
+    assert (tmp_path / "d" / "a").read_bytes() == b"theirs"
+    assert names(tmp_path) == ["d"]
+
+
+@pytest.mark.skipif(not sys.platform.startswith("linux"), reason="exchanging names is Linux's")
+def test_a_folder_with_nothing_else_in_it_is_replaced_in_one_step(tmp_path, monkeypatch):
+    filled(tmp_path / "d", a=b"1", b=b"1")
+    monkeypatch.setattr(os, "replace", None)  # nothing is moved one by one
+    with storage.new_folder(tmp_path / "d", overwrite=True) as new:
+        for name in ("a", "b"):
+            with open(os.path.join(new, name), "wb") as stream:
+                stream.write(b"2")
+    monkeypatch.undo()
+    assert [(tmp_path / "d" / name).read_bytes() for name in ("a", "b")] == [b"2", b"2"]
+
+
+def test_what_comes_into_a_folder_at_the_last_moment_stays(tmp_path, monkeypatch):
+    filled(tmp_path / "d", a=b"1")
+    real = staging.exchanged
+
+    def exchanged(one, other):
+        (tmp_path / "d" / "diary").write_bytes(b"precious")
+        return real(one, other)
+
+    monkeypatch.setattr(staging, "exchanged", exchanged)
+    filled(tmp_path / "d", a=b"2")
+    assert (tmp_path / "d" / "diary").read_bytes() == b"precious"
+    assert (tmp_path / "d" / "a").read_bytes() == b"2"
 
 
 def no_links(*_):

@@ -48,6 +48,14 @@ def test_refused(text, said):
     assert not strict_json.is_object(text)
 
 
+@pytest.mark.parametrize("number", ["1e400", "-1e999", "1" * 400 + ".0"])
+def test_a_number_beyond_floats_is_no_value_but_well_formed(number):
+    text = f'{{"a":{number}}}'
+    with pytest.raises(ValueError, match="more than a float can say"):
+        strict_json.parse_object(text)
+    assert strict_json.is_object(text)
+
+
 def test_the_limits_themselves_are_allowed():
     assert strict_json.is_object('{"a":' + "9" * 1000 + "}")
     assert strict_json.is_object('{"a":' * 64 + "1" + "}" * 64)

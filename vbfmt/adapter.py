@@ -11,15 +11,13 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from vbfmt import rules
-from vbfmt.admixture import Rows, all_weights, compose, compose_exactly, index_dtype
+from vbfmt import composition, rules
+from vbfmt.admixture import Rows, index_dtype
 from vbfmt.errors import ContentError
 from vbfmt.module import Module
-from vbfmt.parallel import for_each
 from vbfmt.tensors import Tensor
 
-_ROWS_AT_ONCE = 8192
-_WORTH_THREADS = 1 << 20  # elements; below, starting threads costs more
+_ROWS_AT_ONCE = 16384
 
 
 @dataclass(frozen=True, eq=False, repr=False)
@@ -117,10 +115,6 @@ class Adapter:
     def _by_name(self) -> dict[str, Module]:
         return {module.name: module for module in self.modules}
 
-    @cached_property
-    def _wide_bank(self) -> NDArray[np.float64]:
-        return self.bank.astype(np.float64)
-
     def __iter__(self) -> Iterator[Module]:
         return iter(self.modules)
 
@@ -153,7 +147,7 @@ class Adapter:
 
     def subvectors(self, rows: slice = slice(None)) -> NDArray[np.float32]:
         """Composed sub-vectors u = Σ wᵢ α_i (Eq. 3.3): (n, b) float32."""
-        return compose(self._wide_bank, self.indices[rows], self.weights[rows])
+        return composition.subvectors(self.bank, self.indices[rows], self.weights[rows])
 
     def factors(self, name: str) -> tuple[NDArray[np.float32], NDArray[np.float32]]:
         """A (rank, in_features) and B (out_features, rank), float32, such that ΔW = B·A.
@@ -164,7 +158,8 @@ class Adapter:
         Raises:
             KeyError: no such module.
         """
-        return _factors(self[name], self.subvectors(self.rows(name)))
+        ((a, b),) = self._factors_of([self[name]])
+        return a, b
 
     def delta(self, name: str) -> NDArray[np.float32]:
         """ΔW as the layer stores its weight, float32: B·A (out_features, in_features), or its
@@ -180,42 +175,27 @@ class Adapter:
     def iter_factors(
         self,
     ) -> Iterator[tuple[Module, NDArray[np.float32], NDArray[np.float32]]]:
-        """(module, A, B) for all modules in order, composed some thousand rows at a time on all
-        cores: the fast way to all factors."""
+        """(module, A, B) for all modules in order, composed some thousand rows at a time:
+        the fast way to all factors."""
+        for group in self._groups():
+            for module, (a, b) in zip(group, self._factors_of(group), strict=True):
+                yield module, a, b
+
+    def _groups(self) -> Iterator[list[Module]]:
         group: list[Module] = []
         count = 0
         for module in self.modules:
             group.append(module)
             count += module.rows(self.b)
             if count >= _ROWS_AT_ONCE:
-                yield from self._factors_of(group)
+                yield group
                 group, count = [], 0
-        yield from self._factors_of(group)
+        if group:
+            yield group
 
-    def _factors_of(
-        self, group: list[Module]
-    ) -> Iterator[tuple[Module, NDArray[np.float32], NDArray[np.float32]]]:
-        if not group:
-            return
-        found: dict[str, tuple[NDArray[np.float32], NDArray[np.float32]]] = {}
-        bank = self._wide_bank
-        first = self.rows(group[0].name).start
-        stop = self.rows(group[-1].name).stop
-        full = all_weights(self.weights[first:stop]).astype(np.float64)
-        most = max(module.rows(self.b) for module in group)
-
-        def work(module: Module, space: NDArray[np.float64]) -> None:
-            here = self.rows(module.name)
-            shares = full[here.start - first : here.stop - first]
-            composed = compose_exactly(bank, self.indices[here], shares, space)
-            found[module.name] = _factors(module, composed)
-
-        def scratch() -> NDArray[np.float64]:
-            return np.empty((2, most, self.b))
-
-        for_each(group, work, scratch, alone=(stop - first) * self.b < _WORTH_THREADS)
-        for module in group:
-            yield module, *found.pop(module.name)
+    def _factors_of(self, group: list[Module]) -> list[composition.Factors]:
+        rows = slice(self.rows(group[0].name).start, self.rows(group[-1].name).stop)
+        return composition.factors(self.bank, self.indices[rows], self.weights[rows], group)
 
     def __eq__(self, other: object) -> bool:
         """Equal adapters are those whose packed files are equal byte for byte."""
@@ -242,17 +222,6 @@ class Adapter:
             f"<VB-LoRA adapter{base}: {len(self)} modules, h={self.h} b={self.b} k={self.k} "
             f"N={self.N}{others}>"
         )
-
-
-def _factors(
-    module: Module, rows: NDArray[np.floating[Any]]
-) -> tuple[NDArray[np.float32], NDArray[np.float32]]:
-    """Both factors are ``rows.reshape(rank, features)``: A as it stands, B transposed. Rounded to
-    float32 in the same step, if they are wider."""
-    in_rows = module.rank * module.in_features // rows.shape[1]
-    a = rows[:in_rows].reshape(module.rank, module.in_features)
-    b = rows[in_rows:].reshape(module.rank, module.out_features)
-    return a.astype(np.float32), np.ascontiguousarray(b.T, dtype=np.float32)
 
 
 def _little_endian(array: NDArray[Any]) -> NDArray[Any]:

@@ -1,4 +1,4 @@
-"""The admixture module of the paper: logits → canonical rows → sub-vectors (Eq. 3.3).
+"""The admixture module of the paper: logits → canonical rows.
 
 A row is one sub-vector's selection: k indices into the vector bank and the k − 1 smaller of its k
 admixture weights. The largest weight, w₀, is not stored: w₀ = 1 − Σ wᵢ.
@@ -16,14 +16,10 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from vbfmt.parallel import for_each
 from vbfmt.selection import Selection
 
 LARGEST_BANK = 65536
 """The largest h that the format holds: indices are at most 16 bits."""
-
-_BLOCK_BYTES = 1 << 19
-_WORTH_THREADS = 1 << 20
 
 
 @dataclass(frozen=True)
@@ -104,60 +100,6 @@ def repeats(indices: NDArray[Any]) -> NDArray[np.bool_]:
     ordered = np.sort(indices, axis=1)
     again: NDArray[np.bool_] = (ordered[:, 1:] == ordered[:, :-1]).any(axis=1)
     return again
-
-
-def compose(
-    bank: NDArray[np.float64],
-    indices: NDArray[np.unsignedinteger[Any]],
-    weights: NDArray[np.float32],
-) -> NDArray[np.float32]:
-    """Sub-vectors u = Σ wᵢ α_i of Eq. 3.3: (n, b) float32.
-
-    Each element is the float64 sum of exact products, from w₀ to w₍ₖ₋₁₎, rounded once to float32;
-    the result does not depend on blocks, cores or machine.
-
-    Args:
-        bank: (h, b), the float32 bank widened to float64.
-        indices: (n, k).
-        weights: (n, k − 1).
-    """
-    n, b = len(indices), bank.shape[1]
-    out = np.empty((n, b), dtype=np.float32)
-    full = all_weights(weights).astype(np.float64)
-    rows = max(1, _BLOCK_BYTES // (b * 8))
-
-    def work(start: int, space: NDArray[np.float64]) -> None:
-        here = slice(start, start + rows)
-        out[here] = compose_exactly(bank, indices[here], full[here], space)
-
-    def scratch() -> NDArray[np.float64]:
-        return np.empty((2, min(rows, n), b))
-
-    for_each(range(0, n, rows), work, scratch, alone=n * b < _WORTH_THREADS)
-    return out
-
-
-def compose_exactly(
-    bank: NDArray[np.float64],
-    indices: NDArray[np.unsignedinteger[Any]],
-    full: NDArray[np.float64],
-    space: NDArray[np.float64],
-) -> NDArray[np.float64]:
-    """The same before it is rounded to float32: (n, b) float64, a part of `space`.
-
-    Args:
-        full: (n, k), all weights.
-        space: (2, at least n, b), written over.
-    """
-    total, term = space[0, : len(indices)], space[1, : len(indices)]
-    # mode="clip" fills `out` in place; indices are known to be below h.
-    bank.take(indices[:, 0], axis=0, out=total, mode="clip")
-    total *= full[:, :1]
-    for i in range(1, indices.shape[1]):
-        bank.take(indices[:, i], axis=0, out=term, mode="clip")
-        term *= full[:, i, None]
-        total += term
-    return total
 
 
 def _sort_rows(indices: NDArray[Any], weights: NDArray[Any]) -> None:

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass, field
-from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -126,21 +126,29 @@ def _texts(a: Adapter, b: Adapter) -> dict[str, str]:
     for name, words in (("base_model", "base model"), ("base_revision", "base revision")):
         if getattr(a, name) != getattr(b, name):
             parts[words] = f"{getattr(a, name)!r} and {getattr(b, name)!r}"
-    for words, one, other in (
-        ("config", _config(a), _config(b)),
-        ("metadata", dict(a.metadata), dict(b.metadata)),
-    ):
-        keys = sorted(key for key in one | other if one.get(key) != other.get(key))
-        if keys or (one is None) != (other is None):
-            parts[words] = f"differs at {_few(tuple(keys))}"
+    if a.config != b.config:
+        parts["config"] = _configs(a.config, b.config)
+    if a.metadata != b.metadata:
+        parts["metadata"] = f"differs at {_few(_differing(a.metadata, b.metadata))}"
     return parts
 
 
-def _config(adapter: Adapter) -> dict[str, Any]:
+def _configs(one: str | None, other: str | None) -> str:
     import json
 
-    config: dict[str, Any] = json.loads(adapter.config) if adapter.config else {}
-    return config
+    if one is None or other is None:
+        return f"only in the {'second' if one is None else 'first'}"
+    # The text of each value: to Python, 1 and 1.0 and true are equal.
+    sides = (
+        {key: json.dumps(value, sort_keys=True) for key, value in json.loads(text).items()}
+        for text in (one, other)
+    )
+    keys = _differing(*sides)
+    return f"differs at {_few(keys)}" if keys else "is spelled otherwise"
+
+
+def _differing(one: Mapping[str, str], other: Mapping[str, str]) -> tuple[str, ...]:
+    return tuple(sorted(key for key in {*one, *other} if one.get(key) != other.get(key)))
 
 
 def _tensors(a: Adapter, b: Adapter) -> dict[str, str]:

@@ -11,7 +11,7 @@ import errno
 import mmap
 import os
 import sys
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable
 from concurrent.futures import Future, ThreadPoolExecutor
 
 import numpy as np
@@ -19,18 +19,19 @@ from numpy.typing import NDArray
 
 from vbfmt.container import Bytes
 
-_BLOCK = 1 << 22
-_ALIGNMENT = 4096
-_BUFFERS = 2
+ALIGNMENT = 4096
 
 
-def write(file: int, pieces: Iterable[Bytes]) -> None:
-    """Write bytes to an empty file as they come: one block goes out while the next one fills.
+def write(file: int, blocks: Iterable[Bytes]) -> None:
+    """Write bytes to an empty file as they come: one block goes out while the next one is made.
 
-    Where the file system knows no direct writing, it is done through the page cache.
+    From a block on that does not begin at a page in memory or, save the last, has a size that is no
+    multiple of `ALIGNMENT`, and where the file system knows no direct writing, it is done through
+    the page cache.
 
     Args:
         file: a descriptor, open for writing.
+        blocks: each stays as it is until the next but one is asked for.
 
     Raises:
         OSError
@@ -38,7 +39,7 @@ def write(file: int, pieces: Iterable[Bytes]) -> None:
     _set_direct(file, True)
     with ThreadPoolExecutor(1) as pool:
         pending: Future[None] | None = None
-        for block in _blocks(pieces):
+        for block in blocks:
             if pending:
                 pending.result()
             pending = pool.submit(_write_block, file, block)
@@ -46,30 +47,15 @@ def write(file: int, pieces: Iterable[Bytes]) -> None:
             pending.result()
 
 
-def _blocks(pieces: Iterable[Bytes]) -> Iterator[NDArray[np.uint8]]:
-    """The bytes of `pieces` in aligned memory. A block is valid until the next but one is asked
-    for; all but the last have the full size."""
-    # An anonymous map begins at a page.
-    buffers = [np.frombuffer(mmap.mmap(-1, _BLOCK), np.uint8) for _ in range(_BUFFERS)]
-    turn, filled = 0, 0
-    for piece in pieces:
-        rest = np.frombuffer(piece, np.uint8)
-        while len(rest):
-            count = min(len(rest), _BLOCK - filled)
-            buffers[turn][filled : filled + count] = rest[:count]
-            rest = rest[count:]
-            filled += count
-            if filled == _BLOCK:
-                yield buffers[turn]
-                turn, filled = (turn + 1) % _BUFFERS, 0
-    if filled:
-        yield buffers[turn][:filled]
+def aligned(size: int) -> NDArray[np.uint8]:
+    """Memory that can be written directly: (size,) uint8, zero."""
+    return np.frombuffer(mmap.mmap(-1, size), np.uint8)  # an anonymous map begins at a page
 
 
-def _write_block(file: int, block: NDArray[np.uint8]) -> None:
-    rest = block.data
+def _write_block(file: int, block: Bytes) -> None:
+    rest = memoryview(block).cast("B")
     while rest:
-        if len(rest) % _ALIGNMENT:  # the end of the file, or of what the disk took
+        if len(rest) % ALIGNMENT:  # the end of the file, or of what the disk took
             _set_direct(file, False)
         try:
             rest = rest[os.write(file, rest) :]

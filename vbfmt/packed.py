@@ -73,21 +73,16 @@ def loads(data: Bytes, *, digest: str | None = None, verify: bool = True) -> Ada
     """The adapter that packed bytes hold. Its arrays are views of `data`.
 
     Args:
-        digest: refuse any other adapter than this one.
+        digest: refuse any other adapter than this one, ``sha256:…`` from where you trust it. It
+            covers every byte, but only together with `verify`.
         verify: check every digest and every value. Without it the front (preamble, header,
             layout) is still checked, and damage to the data goes unnoticed.
 
     Raises:
         VbfmtError: of the kind of the first fault.
     """
-    packed = _Packed.parse(data)
-    if digest is not None and packed.digest != digest:
-        raise DigestError(
-            "not the adapter that was asked for", found=packed.digest, expected=digest
-        )
-    if verify:
-        rules.raise_first(packed.damage())
-    return packed.adapter(checked=verify)
+    adapter, _ = _loaded(data, digest, verify)
+    return adapter
 
 
 def load(
@@ -108,6 +103,31 @@ def load(
         return loads(storage.read(path, mmap=mmap), digest=digest, verify=verify)
     except VbfmtError as error:
         raise error.in_file(path) from None
+
+
+def load_with_digest(path: PathLike) -> tuple[Adapter, str]:
+    """The adapter in a packed file, and the file's digest.
+
+    That is not the adapter's own (`digest`) where the file holds what this version passes over:
+    optional features, keys of a later minor version.
+
+    Raises:
+        VbfmtError, StorageError: as `load`.
+    """
+    try:
+        return _loaded(storage.read(path, mmap=True), None, True)
+    except VbfmtError as error:
+        raise error.in_file(path) from None
+
+
+def _loaded(data: Bytes, digest: str | None, verify: bool) -> tuple[Adapter, str]:
+    packed = _Packed.parse(data)
+    found = packed.digest
+    if digest is not None and found != digest:
+        raise DigestError("not the adapter that was asked for", found=found, expected=digest)
+    if verify:
+        rules.raise_first(packed.damage())
+    return packed.adapter(checked=verify), found
 
 
 def verify(path: PathLike, *, digest: str | None = None) -> Report:

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 from collections.abc import Collection, Mapping
 from typing import Any, Protocol
 
@@ -74,7 +75,7 @@ def read_config(path: str | os.PathLike[str]) -> dict[str, Any]:
 
 def config_text(config: Mapping[str, Any]) -> bytes:
     """The content of a config's file."""
-    return (json.dumps(config, indent=2, ensure_ascii=False, sort_keys=True) + "\n").encode()
+    return (json.dumps(config, indent=2, sort_keys=True) + "\n").encode()
 
 
 def base_of(config: Mapping[str, Any]) -> tuple[str | None, str | None]:
@@ -143,9 +144,11 @@ def about_extras(adapter: WithExtras, only: str) -> dict[str, Any]:
 
 
 def _as_text(config: Mapping[str, Any]) -> str:
-    return json.dumps(
+    text = json.dumps(
         config, sort_keys=True, ensure_ascii=False, separators=(",", ":"), allow_nan=False
     )
+    # Half a surrogate pair, which JSON can escape and UTF-8 cannot say.
+    return re.sub("[\ud800-\udfff]", lambda half: f"\\u{ord(half[0]):04x}", text)
 
 
 def _text(value: object) -> str | None:

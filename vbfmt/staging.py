@@ -1,7 +1,7 @@
-"""Folders in the making: temporary siblings of the folder that they are to become.
+"""Files and folders in the making: temporary siblings of what they are to become.
 
 Each is locked (flock) for as long as its process lives. The lock dies with the process, however it
-dies, so that the next run for the same folder can tell what is abandoned from what somebody else is
+dies, so that the next write to the same place can tell what is abandoned from what somebody else is
 still writing, and removes the former.
 """
 
@@ -9,18 +9,22 @@ from __future__ import annotations
 
 import contextlib
 import ctypes
+import errno
 import os
 import re
 import secrets
 import shutil
+import stat
 import sys
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 
 if sys.platform != "win32":  # there nothing is locked, and so nothing is swept
     import fcntl
 
 _ENDING = re.compile(r"\.[0-9a-f]{12}\.partial$")
 _ATTEMPTS = 3
+_LONGEST_STEM = 200
+"""Bytes: with the ending below 255, what most file systems take."""
 
 
 def name_beside(target: str) -> str:
@@ -32,22 +36,47 @@ def name_beside(target: str) -> str:
 def folder(target: str) -> Iterator[str]:
     """A new, locked folder beside `target`, removed in the end unless it was renamed.
 
-    Those that earlier runs for the same target left behind are removed first.
+    What earlier runs for the same target left behind is removed first.
 
     Raises:
         OSError
     """
     sweep(target)
-    path, lock = _made_and_locked(target)
+    path, lock = _made_and_locked(target, _new_folder)
     try:
         yield path
     finally:
-        shutil.rmtree(path, ignore_errors=True)
+        _remove(path)
         os.close(lock)
 
 
+@contextlib.contextmanager
+def file(target: str) -> Iterator[tuple[str, int]]:
+    """A new, locked file beside `target`, removed in the end unless it was renamed: its path, and
+    a descriptor for writing that the caller closes.
+
+    What earlier runs for the same target left behind is removed first.
+
+    Raises:
+        OSError
+    """
+    sweep(target)
+    path, descriptor = _made_and_locked(target, _new_file)
+    own = sys.platform != "win32"  # there an open file cannot be renamed
+    try:
+        yield path, os.dup(descriptor) if own else descriptor  # the lock outlives its closing
+        with contextlib.suppress(FileNotFoundError):
+            os.unlink(path)
+    except BaseException:
+        _remove(path)
+        raise
+    finally:
+        if own:
+            os.close(descriptor)
+
+
 def sweep(target: str) -> None:
-    """Remove the temporary folders of `target` that no living process holds."""
+    """Remove the temporary files and folders of `target` that no living process holds."""
     where, stem = os.path.split(_stem(target))
     with contextlib.suppress(OSError):
         for name in os.listdir(where or "."):
@@ -55,8 +84,23 @@ def sweep(target: str) -> None:
                 _remove_if_abandoned(os.path.join(where, name))
 
 
+def placed(temporary: str, target: str) -> bool:
+    """Rename a folder to where nothing is, or an empty folder; False where there is something.
+
+    Raises:
+        OSError
+    """
+    try:
+        os.rename(temporary, target)
+    except OSError as error:
+        if error.errno in _SOMETHING_THERE and os.path.lexists(target):
+            return False
+        raise
+    return True
+
+
 def put_whole(temporary: str, target: str) -> None:
-    """Rename a folder to `target`; one that is there already is `temporary` from then on.
+    """Rename a folder to `target`, where there is another: that is `temporary` from then on.
 
     Where the system cannot exchange two names (it can on Linux), there is a moment between two
     renames with neither.
@@ -64,10 +108,7 @@ def put_whole(temporary: str, target: str) -> None:
     Raises:
         OSError
     """
-    if not os.path.isdir(target) or not os.listdir(target):
-        os.rename(temporary, target)
-        return
-    if _exchanged(temporary, target):
+    if exchanged(temporary, target):
         return
     old = name_beside(target)
     os.rename(target, old)
@@ -75,53 +116,7 @@ def put_whole(temporary: str, target: str) -> None:
     os.rename(old, temporary)
 
 
-def _stem(target: str) -> str:
-    where, name = os.path.split(target)
-    return os.path.join(where, f".{name[:100]}")
-
-
-def _made_and_locked(target: str) -> tuple[str, int]:
-    """A new folder and the descriptor that holds its lock."""
-    for _ in range(_ATTEMPTS):
-        path = name_beside(target)
-        os.mkdir(path)
-        lock = _locked(path)
-        if lock is not None:
-            return path, lock
-        # A sweeper came between the two steps and took it for abandoned, or there are no locks.
-        shutil.rmtree(path, ignore_errors=True)
-    path = name_beside(target)
-    os.mkdir(path)
-    return path, os.open(os.devnull, os.O_RDONLY)  # without locks nobody sweeps either
-
-
-def _remove_if_abandoned(path: str) -> None:
-    lock = _locked(path)
-    if lock is not None:
-        shutil.rmtree(path, ignore_errors=True)
-        os.close(lock)
-
-
-def _locked(path: str) -> int | None:
-    """A descriptor that holds the lock of the folder at `path`, or None where it is not to be had:
-    somebody else holds it, the folder has gone, or the system has no such locks."""
-    if sys.platform == "win32":
-        return None
-    try:
-        descriptor = os.open(path, os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW)
-    except OSError:
-        return None
-    try:
-        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        if os.path.samestat(os.fstat(descriptor), os.stat(path)):
-            return descriptor
-    except OSError:
-        pass
-    os.close(descriptor)
-    return None
-
-
-def _exchanged(one: str, other: str) -> bool:
+def exchanged(one: str, other: str) -> bool:
     """Exchange two names in one step (renameat2, Linux 3.15); whether the system could."""
     if not sys.platform.startswith("linux"):
         return False
@@ -131,3 +126,75 @@ def _exchanged(one: str, other: str) -> bool:
     except (OSError, AttributeError):
         return False
     return bool(call(here, os.fsencode(one), here, os.fsencode(other), exchange) == 0)
+
+
+_SOMETHING_THERE = (errno.ENOTEMPTY, errno.EEXIST, errno.ENOTDIR)
+_BINARY = getattr(os, "O_BINARY", 0)
+
+
+def _stem(target: str) -> str:
+    where, name = os.path.split(target)
+    while len(os.fsencode(name)) > _LONGEST_STEM:
+        name = name[:-1]
+    return os.path.join(where, f".{name}")
+
+
+def _new_folder(path: str) -> int:
+    os.mkdir(path)
+    return os.open(os.devnull if sys.platform == "win32" else path, os.O_RDONLY)
+
+
+def _new_file(path: str) -> int:
+    return os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL | _BINARY, 0o666)  # the umask decides
+
+
+def _made_and_locked(target: str, make: Callable[[str], int]) -> tuple[str, int]:
+    """A new file or folder, and the open descriptor that holds its lock. Where there are no locks
+    nobody sweeps either."""
+    for _ in range(_ATTEMPTS):
+        # A sweeper may come between two of these steps and take it for abandoned.
+        path = name_beside(target)
+        with contextlib.suppress(FileNotFoundError):
+            descriptor = make(path)
+            if _holds(descriptor, path):
+                return path, descriptor
+            os.close(descriptor)
+            _remove(path)
+    path = name_beside(target)
+    return path, make(path)
+
+
+def _remove_if_abandoned(path: str) -> None:
+    try:
+        # O_NONBLOCK: opening a named pipe would wait for a writer.
+        flags = os.O_RDONLY | getattr(os, "O_NOFOLLOW", 0) | getattr(os, "O_NONBLOCK", 0)
+        descriptor = os.open(path, flags)
+    except OSError:
+        return
+    if _holds(descriptor, path):
+        _remove(path)
+    os.close(descriptor)
+
+
+def _holds(descriptor: int, path: str) -> bool:
+    """Lock a file or folder; whether that worked. It does not where somebody else holds it, where
+    it is not at `path` any more, where it is neither, and where the system has no such locks."""
+    if sys.platform == "win32":
+        return False
+    try:
+        found = os.fstat(descriptor)
+        if not (stat.S_ISDIR(found.st_mode) or stat.S_ISREG(found.st_mode)):
+            return False
+        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        return os.path.samestat(found, os.lstat(path))
+    except OSError:
+        return False
+
+
+def _remove(path: str) -> None:
+    """Remove a file or folder, as far as the system lets."""
+    with contextlib.suppress(OSError):  # rmtree lets some of them out even so
+        if os.path.isdir(path) and not os.path.islink(path):
+            shutil.rmtree(path, ignore_errors=True)
+        else:
+            os.unlink(path)

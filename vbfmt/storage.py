@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import errno
 import mmap as mapping
 import os
 import stat
@@ -38,20 +39,21 @@ def write(
     """Write a file whole or not at all: a temporary file beside it, flushed to the disk, renamed.
 
     A symbolic link is followed; an existing file keeps its permissions, a new one gets the umask's.
+    What a killed process left beside it is removed.
 
     Args:
         past_cache: do not fill the page cache with it: for files of gigabytes.
 
     Raises:
         OutputExistsError: it exists and `overwrite` is not set.
-        StorageError: the operating system refused; an older file is untouched.
+        StorageError: the operating system refused; an older file is untouched, unless all that
+            failed was to flush the folder in the end.
     """
     target = os.path.realpath(path)
     if not overwrite:
         require_absent(path)
     try:
-        temporary, file = _open_beside(target)
-        try:
+        with staging.file(target) as (temporary, file):
             with os.fdopen(file, "wb") as stream:
                 _keep_permissions(target, stream.fileno())
                 if past_cache:
@@ -61,10 +63,6 @@ def write(
                 stream.flush()
                 os.fsync(stream.fileno())
             _put_in_place(temporary, target, overwrite=overwrite)
-        except BaseException:
-            with contextlib.suppress(OSError):
-                os.unlink(temporary)
-            raise
         sync_folder(os.path.dirname(target))
     except FileExistsError:
         raise already_there(path) from None
@@ -76,8 +74,9 @@ def write(
 def new_folder(path: PathLike, *, overwrite: bool, whole: bool = False) -> Iterator[str]:
     """A temporary folder that becomes `path` when the block ends well, and vanishes if not.
 
-    With `overwrite`, files of the same names in an existing folder are replaced, each in one step,
-    after all of the new ones are complete; its other files stay.
+    With `overwrite`, files of the same names in an existing folder are replaced after all of the
+    new ones are complete, and its other files stay. If there are no others, all are replaced in one
+    step (on Linux), else one after the other, each in one step. Permissions stay.
 
     Args:
         whole: with `overwrite`, replace the existing folder and all that is in it, in one step.
@@ -96,8 +95,13 @@ def new_folder(path: PathLike, *, overwrite: bool, whole: bool = False) -> Itera
             except VbfmtError as error:
                 raise _renamed(error, temporary, os.fspath(path)) from None
             sync_folder(temporary)
-            (staging.put_whole if whole else _move_in)(temporary, target)
-            sync_folder(os.path.dirname(target))
+            if os.path.isdir(target):
+                _keep_permissions(target, temporary)
+            if not staging.placed(temporary, target):
+                if not overwrite:
+                    raise already_there(path)
+                (staging.put_whole if whole else _move_in)(temporary, target)
+        sync_folder(os.path.dirname(target))
     except VbfmtError:
         raise
     except OSError as error:
@@ -127,14 +131,26 @@ def refusal(what: str, path: PathLike, error: OSError) -> StorageError:
 
 
 def sync_folder(path: str) -> None:
-    """Flush a folder's entries to the disk, where the system can."""
-    with contextlib.suppress(OSError):
-        folder = os.open(path or ".", os.O_RDONLY)
-        try:
-            os.fsync(folder)
-        finally:
-            os.close(folder)
+    """Flush a folder's entries to the disk, where the system can.
 
+    Raises:
+        OSError: it can, and failed.
+    """
+    try:
+        folder = os.open(path or ".", os.O_RDONLY)
+    except PermissionError:  # Windows; a folder that may be written but not read
+        return
+    try:
+        os.fsync(folder)
+    except OSError as error:
+        if error.errno not in _CANNOT_FLUSH:
+            raise
+    finally:
+        os.close(folder)
+
+
+_CANNOT_FLUSH = (errno.EINVAL, errno.ENOTSUP, errno.EBADF, errno.EACCES, errno.EPERM)
+"""What file systems answer that do not flush folders."""
 
 _BINARY = getattr(os, "O_BINARY", 0)
 
@@ -151,17 +167,15 @@ def _read_descriptor(file: int, path: PathLike, *, mmap: bool) -> memoryview:
         return memoryview(stream.read())
 
 
-def _open_beside(target: str) -> tuple[str, int]:
-    temporary = staging.name_beside(target)
-    flags = os.O_WRONLY | os.O_CREAT | os.O_EXCL | _BINARY
-    return temporary, os.open(temporary, flags, 0o666)  # the umask decides
-
-
-def _keep_permissions(target: str, file: int) -> None:
+def _keep_permissions(target: str, new: str | int) -> None:
+    """Give what is new, by name or descriptor, the permissions of what it replaces, if that is
+    there."""
     with contextlib.suppress(FileNotFoundError):
         mode = stat.S_IMODE(os.stat(target).st_mode)
-        if hasattr(os, "fchmod"):
-            os.fchmod(file, mode)
+        if not isinstance(new, int):
+            os.chmod(new, mode)
+        elif hasattr(os, "fchmod"):
+            os.fchmod(new, mode)
 
 
 def _put_in_place(temporary: str, target: str, *, overwrite: bool) -> None:
@@ -176,8 +190,6 @@ def _put_in_place(temporary: str, target: str, *, overwrite: bool) -> None:
         if os.path.lexists(target):
             raise FileExistsError from None
         os.replace(temporary, target)
-        return
-    os.unlink(temporary)
 
 
 def _renamed(error: VbfmtError, temporary: str, path: str) -> VbfmtError:
@@ -188,15 +200,26 @@ def _renamed(error: VbfmtError, temporary: str, path: str) -> VbfmtError:
 
 
 def _move_in(temporary: str, target: str) -> None:
-    """Put the new folder in place: whole where nothing is, else file by file, so that whatever
-    else somebody keeps in the old folder stays."""
-    if not os.path.lexists(target) or not os.listdir(target):
-        os.rename(temporary, target)
-        return
+    """Put the new folder's files in place, so that whatever else somebody keeps in the old folder
+    stays."""
     names = sorted(os.listdir(temporary))
-    for name in names:
+    old = _names_in(target)
+    for name in old.intersection(names):
         if os.path.isdir(os.path.join(target, name)):
-            raise IsADirectoryError(21, f"{name} is a folder there")
+            raise IsADirectoryError(errno.EISDIR, f"{name} is a folder there")
+        _keep_permissions(os.path.join(target, name), os.path.join(temporary, name))
+    if old.issubset(names) and os.access(target, os.W_OK) and staging.exchanged(temporary, target):
+        for name in _names_in(temporary).difference(names):  # came in this moment
+            os.replace(os.path.join(temporary, name), os.path.join(target, name))
+        return
     for name in names:
         os.replace(os.path.join(temporary, name), os.path.join(target, name))
     sync_folder(target)
+
+
+def _names_in(folder: str) -> set[str]:
+    """What is in a folder that another writer may just be replacing or removing."""
+    try:
+        return set(os.listdir(folder))
+    except FileNotFoundError:
+        return set()

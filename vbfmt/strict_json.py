@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 from typing import Any
 
 LONGEST_INTEGER = 1000
@@ -12,18 +13,22 @@ DEEPEST = 64
 """Levels of nesting, the outermost object being the first."""
 
 
-def parse_object(text: str) -> dict[str, Any]:
+def parse_object(text: str, *, any_number: bool = False) -> dict[str, Any]:
     """The object that `text` says.
+
+    Args:
+        any_number: take numbers beyond the largest float too, as infinity.
 
     Raises:
         ValueError: not JSON as RFC 8259 has it (NaN, say), not an object, a key twice, an integer
-            too long, nesting too deep.
+            too long, nesting too deep, a number too large.
     """
     try:
         value = json.loads(
             text,
             parse_constant=_refuse_constant,
             parse_int=_short_integer,
+            parse_float=float if any_number else _finite,
             object_pairs_hook=_without_duplicates,
         )
     except RecursionError:
@@ -36,9 +41,9 @@ def parse_object(text: str) -> dict[str, Any]:
 
 
 def is_object(text: str) -> bool:
-    """Whether `parse_object` takes it."""
+    """Whether `parse_object` takes it, numbers of any size included."""
     try:
-        parse_object(text)
+        parse_object(text, any_number=True)
     except ValueError:
         return False
     return True
@@ -52,6 +57,13 @@ def _short_integer(digits: str) -> int:
     if len(digits.lstrip("-")) > LONGEST_INTEGER:
         raise ValueError("an integer of too many digits")
     return int(digits)
+
+
+def _finite(digits: str) -> float:
+    value = float(digits)
+    if not math.isfinite(value):
+        raise ValueError(f"{digits[:20]} is more than a float can say")
+    return value
 
 
 def _without_duplicates(pairs: list[tuple[str, Any]]) -> dict[str, Any]:

@@ -57,9 +57,9 @@ def write(
         raise TargetError(
             "unknown dtype", part="--dtype", found=dtype, expected=", ".join(lora.DTYPES)
         )
-    _require_no_extras(adapter, drop_extras)
     known = _base_of(adapter, base)
     names = _names(adapter, known, gguf)
+    _require_no_extras(adapter, drop_extras)
     rank = lora.rank_of(adapter)
     header = _header(adapter, names, known, rank, dtype, gguf)
     pieces = _pieces(adapter, header, known, rank, dtype)

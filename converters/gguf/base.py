@@ -10,6 +10,7 @@ from types import ModuleType
 from typing import Any
 
 from vbfmt.converters import json_file
+from vbfmt.converters.gguf import counts
 from vbfmt.converters.gguf.architectures import ARCHITECTURES, BY_CLASS, BY_NAME, Architecture
 from vbfmt.errors import SourceError, TargetError
 
@@ -105,6 +106,7 @@ def _count(config: Mapping[str, Any], *keys: str, default: int | None = None) ->
 
 def _of_gguf(file: Path) -> Base:
     gguf = package()
+    counts.require(file)
     try:
         reader = gguf.GGUFReader(file)
         fields = {name: entry.contents() for name, entry in reader.fields.items() if _plain(entry)}

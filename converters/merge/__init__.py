@@ -8,8 +8,9 @@
 Several adapters merge as the weighted sum of their ΔW.
 """
 
-from vbfmt.converters.merge.folder import require_place, tensors, write
+from vbfmt.converters.merge.folder import require_place, write
 from vbfmt.converters.merge.layout import File, Item, Layout
 from vbfmt.converters.merge.plan import Plan, plan
+from vbfmt.converters.merge.stream import tensors
 
 __all__ = ["File", "Item", "Layout", "Plan", "plan", "require_place", "tensors", "write"]

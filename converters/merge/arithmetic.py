@@ -1,9 +1,10 @@
-"""W + B·A in blocks: float32, rounded once to nearest even."""
+"""W + B·A in blocks: computed with bits to spare and rounded once to nearest even."""
 
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
-from typing import Any, TypeAlias
+from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -11,12 +12,23 @@ from numpy.typing import NDArray
 from vbfmt.errors import TargetError
 from vbfmt.tensors import Tensor, numpy_dtype
 
-Piece: TypeAlias = "Callable[[], NDArray[np.uint8]]"
-"""Computes the next bytes of a tensor; any thread may call it."""
-
 FLOATS = ("F32", "BF16", "F16", "F64")
 
-_PIECE_BYTES = 1 << 20
+
+@dataclass(frozen=True)
+class Piece:
+    """The next bytes of a tensor, to be computed.
+
+    Attributes:
+        size: how many; at most `PIECE_BYTES`.
+        fill: computes them into an array (size,) uint8; any thread may call it.
+    """
+
+    size: int
+    fill: Callable[[NDArray[np.uint8]], None]
+
+
+PIECE_BYTES = 1 << 20
 # Fits a core's own cache with what is computed from it, and a product of rank up to 4 stays on the
 # calling thread: OpenBLAS starts threads of its own from 2^18 multiplications
 # (interface/gemm.c), which then stand in the way of ours.
@@ -34,7 +46,7 @@ def merged(
 ) -> Iterator[Piece]:
     """The bytes of W + B·A, piece by piece, in order.
 
-    W is widened to float32 (float64 if it is float64), the sum rounded once to `dtype`.
+    Computed in float32 for a result in sixteen bits, else (and for a W of float64) in float64.
 
     Args:
         name: of the tensor, for messages.
@@ -42,38 +54,41 @@ def merged(
         factors: A (rank, in_features) and B (out_features, rank).
         dtype: safetensors name of the result's.
 
-    A piece raises TargetError where a finite weight leaves the range of `dtype`.
+    To fill a piece raises TargetError where a finite weight leaves the range of `dtype`.
     """
     a, b = factors
     left, right = (a.T, b.T) if transposed else (b, a)
-    left, right = (np.ascontiguousarray(side, dtype=np.float32) for side in (left, right))
-    values = weight.numpy()
-    rows = max(1, _PIECE_BYTES // max(1, values.shape[1] * numpy_dtype(dtype).itemsize))
-    for start in range(0, len(values), rows):
-        here = slice(start, start + rows)
-        yield _merged_rows(name, values[here], left[here], right, dtype)
+    values, itemsize = weight.numpy(), numpy_dtype(dtype).itemsize
+    working = np.float32 if itemsize == 2 and values.dtype != np.float64 else np.float64
+    left, right = (np.ascontiguousarray(side, dtype=working) for side in (left, right))
+    most = PIECE_BYTES // itemsize
+    rows = max(1, most // max(1, values.shape[1]))
+    for top in range(0, len(values), rows):
+        for side in range(0, values.shape[1], most):  # more than once in a very long row alone
+            here, there = slice(top, top + rows), slice(side, side + most)
+            yield _merged_part(name, values[here, there], left[here], right[:, there], dtype)
 
 
 def converted(name: str, tensor: Tensor, dtype: str) -> Iterator[Piece]:
     """The bytes of a tensor in another dtype, rounded once, piece by piece.
 
-    A piece raises TargetError as those of `merged` do.
+    To fill a piece raises TargetError as with `merged`.
     """
     values = tensor.numpy().reshape(-1)
-    step = _PIECE_BYTES // numpy_dtype(dtype).itemsize
+    step = PIECE_BYTES // numpy_dtype(dtype).itemsize
     for start in range(0, len(values), step):
         yield _converted_values(name, values[start : start + step], dtype)
 
 
-def _merged_rows(
+def _merged_part(
     name: str, weight: NDArray[Any], left: NDArray[Any], right: NDArray[Any], dtype: str
 ) -> Piece:
-    def piece() -> NDArray[np.uint8]:
-        rows, columns = weight.shape
-        out = np.empty((rows, columns), numpy_dtype(dtype))
+    rows, columns = weight.shape
+
+    def fill(data: NDArray[np.uint8]) -> None:
+        out = data.view(numpy_dtype(dtype)).reshape(rows, columns)
         high, wide = _block_shape(rows, columns, len(right))
-        product = np.empty(high * wide, np.float32)
-        total = np.empty(high * wide, np.float64 if weight.dtype == np.float64 else np.float32)
+        product, total = np.empty((2, high * wide), left.dtype)
         for top in range(0, rows, high):
             for side in range(0, columns, wide):
                 here = slice(top, top + high), slice(side, side + wide)
@@ -84,21 +99,19 @@ def _merged_rows(
                 np.copyto(new, old)
                 new += delta
                 _round_into(out[here], new, old, name, dtype)
-        return out.reshape(-1).view(np.uint8)
 
-    return piece
+    return Piece(rows * columns * numpy_dtype(dtype).itemsize, fill)
 
 
 def _converted_values(name: str, values: NDArray[Any], dtype: str) -> Piece:
-    def piece() -> NDArray[np.uint8]:
-        out = np.empty(len(values), numpy_dtype(dtype))
+    def fill(data: NDArray[np.uint8]) -> None:
+        out = data.view(numpy_dtype(dtype))
         wide = np.float64 if values.dtype == np.float64 else np.float32
         for start in range(0, len(values), _BLOCK_ELEMENTS):
             here = slice(start, start + _BLOCK_ELEMENTS)
             _round_into(out[here], values[here].astype(wide), values[here], name, dtype)
-        return out.view(np.uint8)
 
-    return piece
+    return Piece(len(values) * numpy_dtype(dtype).itemsize, fill)
 
 
 def _block_shape(rows: int, columns: int, rank: int) -> tuple[int, int]:

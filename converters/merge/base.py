@@ -6,7 +6,7 @@ from __future__ import annotations
 import json
 import os
 import re
-from collections.abc import Iterator, Mapping
+from collections.abc import Collection, Iterator, Mapping
 from dataclasses import dataclass
 from functools import cached_property
 from typing import Any
@@ -29,7 +29,7 @@ _OLD_WEIGHTS = re.compile(
     r"\.(safetensors|bin|h5|msgpack|pth?|ot)(\.index\.json)?"
     r"|.*\.(gguf|ggml|onnx|onnx_data|tflite|mlmodel)"
 )
-_OLD_FOLDERS = ("onnx", "openvino", "coreml", "gguf", "original")
+_OLD_FOLDERS = re.compile(r"onnx|openvino|coreml|gguf|original|checkpoint-\d+")
 
 
 @dataclass(frozen=True)
@@ -113,6 +113,31 @@ def read(path: str | os.PathLike[str]) -> Base:
     )
 
 
+def needed(names: Collection[str]) -> list[str]:
+    """Of all files of a model (as paths with slashes) those that are read or copied; of shards only
+    their index, which names them. None if there are no weights.
+    """
+    weights = next((name for name in _WEIGHTS if name in names), None)
+    if weights is None:
+        return []
+    sides = [name for name in names if not name.startswith(".") and not _is_left_out(name)]
+    return [weights, *(name for name in sides if name != weights)]
+
+
+def shards_of(path: str | os.PathLike[str]) -> set[str]:
+    """The shards that a model's index names; none where the weights are one file.
+
+    Raises:
+        SourceError, StorageError: as `read`.
+    """
+    folder = os.fspath(path)
+    weights = next((n for n in _WEIGHTS if os.path.isfile(os.path.join(folder, n))), "")
+    if not weights.endswith(INDEX):
+        return set()
+    _, places = _index(os.path.join(folder, weights))
+    return set(places.values())
+
+
 def json_object(path: str) -> dict[str, Any]:
     """The JSON object in a file, in which no key stands twice.
 
@@ -188,13 +213,17 @@ def _side_files(folder: str, weights: set[str]) -> tuple[tuple[str, ...], tuple[
     for path in _walk(folder, ""):
         if path in weights:
             continue
-        top, _, rest = path.partition(os.sep)
-        old = _OLD_WEIGHTS.fullmatch(os.path.basename(path)) if not rest else None
-        if old or (rest and top in _OLD_FOLDERS) or not os.path.isfile(os.path.join(folder, path)):
+        plain = os.path.isfile(os.path.join(folder, path))
+        if not plain or _is_left_out(path.replace(os.sep, "/")):
             left.append(path)
         else:
             kept.append(path)
     return tuple(kept), tuple(left)
+
+
+def _is_left_out(path: str) -> bool:
+    top, _, rest = path.partition("/")
+    return bool((_OLD_FOLDERS if rest else _OLD_WEIGHTS).fullmatch(top))
 
 
 def _walk(folder: str, within: str) -> Iterator[str]:

@@ -80,4 +80,6 @@ def is_head(name: str) -> bool:
 
 def text(config: Mapping[str, Any]) -> bytes:
     """The file's content, in the order of the original."""
-    return (json.dumps(config, indent=2, ensure_ascii=False) + "\n").encode()
+    return (json.dumps(config, indent=2, ensure_ascii=False) + "\n").encode(
+        errors="backslashreplace"  # half a surrogate pair: JSON's own escape
+    )

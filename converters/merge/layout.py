@@ -41,6 +41,11 @@ class Item:
         """Bytes in the output."""
         return byte_length(self.dtype, self.source.shape) or 0
 
+    @property
+    def copied(self) -> bool:
+        """Whether its bytes are those of its source."""
+        return self.module is None and self.dtype == self.source.dtype
+
 
 @dataclass(frozen=True)
 class File:
@@ -101,10 +106,14 @@ def layout(base: Base, adapter: LowRank, dtype: str | None) -> Layout:
     Raises:
         SourceError: not all of it has one.
     """
-    rule = find_rule([module.name for module in adapter.modules], base.tensors)
+    try:
+        rule = find_rule([module.name for module in adapter.modules], base.tensors)
+    except SourceError as error:
+        raise error.in_file(base.path) from None
     touched = _touched(base, adapter, rule)
     places = {name: _place(name, base, rule) for name in adapter.tensors}
     replaced = {place: adapter.tensors[name] for name, place in places.items() if place is not None}
+    _require_one_each(places, base)
     _require_fit(replaced, base, adapter)
     new = [name for name, place in places.items() if place is None]
     for name in new:
@@ -154,6 +163,12 @@ def _touched(base: Base, adapter: LowRank, rule: Rule) -> dict[str, tuple[Module
 def _place(name: str, base: Base, rule: Rule) -> str | None:
     """The base's tensor whose place a trained one takes, if there is one."""
     return next((place for place in (rule(name), name) if place in base.tensors), None)
+
+
+def _require_one_each(places: Mapping[str, str | None], base: Base) -> None:
+    for place, count in Counter(filter(None, places.values())).items():
+        if count > 1:
+            raise SourceError("two trained tensors for one place", file=base.path, part=place)
 
 
 def _require_fit(replaced: Mapping[str, Tensor], base: Base, adapter: LowRank) -> None:

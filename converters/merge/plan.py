@@ -12,6 +12,7 @@ from typing import Any
 
 from vbfmt import packed
 from vbfmt.adapter import Adapter
+from vbfmt.converters import card as cards
 from vbfmt.converters import combine
 from vbfmt.converters.combine import LowRank
 from vbfmt.converters.lora import DTYPES
@@ -69,6 +70,7 @@ def plan(
     weights: Sequence[float] = (),
     dtype: str | None = None,
     strict: bool = False,
+    card: bool = False,
 ) -> Plan:
     """Check that adapters can be merged into a base, and say how.
 
@@ -78,6 +80,7 @@ def plan(
         dtype: of all tensors of floating point (float32, bfloat16, float16); the base's own if
             left out.
         strict: refuse a base that is not known to be the one that the adapters name.
+        card: make a model card for the Hub, in place of the base's own.
 
     Raises:
         SourceError: the base is quantised, damaged, does not fit the adapters, or has one of them
@@ -107,6 +110,9 @@ def plan(
     texts = {bases.CONFIG: config.text(settings)} if settings != model.config else {}
     if model.index is not None:
         texts[bases.SAFETENSORS + bases.INDEX] = _index(model.index, files)
+    if card:
+        known = revision.model_of(model.path) or factors.base_model
+        texts[cards.NAME] = cards.merged(factors, known, [each.digest for each in merged])
     names = sorted([*(file.name for file in files), *{*model.side_files, *texts, record.NAME}])
     _require_distinct(names, model)
     texts[record.NAME] = record.text(merged, model, names)
@@ -129,7 +135,9 @@ def _index(metadata: Mapping[str, Any], files: Sequence[File]) -> bytes:
         )
     places = {item.name: file.name for file in files for item in file.items}
     content = {"metadata": counted, "weight_map": dict(sorted(places.items()))}
-    return (json.dumps(content, indent=2, ensure_ascii=False) + "\n").encode()
+    return (json.dumps(content, indent=2, ensure_ascii=False) + "\n").encode(
+        errors="backslashreplace"  # half a surrogate pair: JSON's own escape
+    )
 
 
 def _require_distinct(names: Sequence[str], base: Base) -> None:

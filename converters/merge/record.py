@@ -41,7 +41,9 @@ def text(merged: Sequence[Merged], base: Base, files: Collection[str]) -> bytes:
     """
     adapters = [*earlier_adapters(base), *map(asdict, merged)]
     record = {"adapters": adapters, "files": sorted(files)}
-    return (json.dumps(record, indent=2, ensure_ascii=False) + "\n").encode()
+    return (json.dumps(record, indent=2, ensure_ascii=False) + "\n").encode(
+        errors="backslashreplace"  # half a surrogate pair: JSON's own escape
+    )
 
 
 def metadata(merged: Sequence[Merged], base: Base) -> dict[str, str]:
@@ -62,7 +64,7 @@ def earlier_digests(base: Base) -> list[str]:
     for shard in base.shards:
         try:
             found.update(dict.fromkeys(map(str, json.loads(shard.metadata.get(KEY, "[]")))))
-        except (ValueError, TypeError):
+        except (ValueError, TypeError, RecursionError):
             raise SourceError(
                 "unreadable record of merges",
                 file=os.path.join(base.path, shard.name),

@@ -145,6 +145,8 @@ def require_place(output: str, base: str, *, overwrite: bool) -> None:
     inner, outer = os.path.realpath(output), os.path.realpath(base)
     if inner == outer or inner.startswith(os.path.join(outer, "")):
         raise TargetError("the output would be inside the base", file=output)
+    if not os.path.isdir(os.path.dirname(inner)):
+        raise TargetError("no folder to write into", file=output, advice="make it first")
     if not overwrite:
         storage.require_absent(output)
         return
@@ -166,10 +168,7 @@ def require_room(output: str, size: int) -> None:
     Raises:
         StorageError
     """
-    folder = os.path.dirname(os.path.realpath(output))
-    while not os.path.isdir(folder):
-        folder = os.path.dirname(folder)
-    free = shutil.disk_usage(folder).free
+    free = shutil.disk_usage(os.path.dirname(os.path.realpath(output))).free
     if free < size:
         raise StorageError(
             "not enough room on the disk", file=output, found=f"{free} bytes", expected=size

@@ -1,7 +1,8 @@
 """Whether a base is the one that an adapter names.
 
 A folder does not say which model it holds, unless it lies in the cache of huggingface_hub:
-``models--owner--name/snapshots/<commit>``, with branches and tags as files in ``refs``.
+``models--owner--name/snapshots/<commit>``, with branches and tags as files in ``refs``, or is named
+as the adapter names it.
 """
 
 from __future__ import annotations
@@ -25,6 +26,8 @@ def check(adapter: Adapter, base: str, *, strict: bool) -> str | None:
         SourceError: the same, with `strict`.
     """
     model, commit, refs = _identity(base)
+    if model is None and adapter.base_model in (base, os.path.abspath(base)):
+        model = adapter.base_model
     wanted = adapter.base_revision
     other = wanted is not None and commit not in (None, wanted, _commit_of(wanted, refs))
     if model is not None and adapter.base_model not in (None, model):
@@ -43,6 +46,11 @@ def check(adapter: Adapter, base: str, *, strict: bool) -> str | None:
     if strict:
         raise error
     return str(error)
+
+
+def model_of(base: str) -> str | None:
+    """The model's name on the Hub, where the path tells."""
+    return _identity(base)[0]
 
 
 def _identity(base: str) -> tuple[str | None, str | None, Path | None]:

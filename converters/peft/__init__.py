@@ -14,6 +14,7 @@ from typing import Any
 from vbfmt import peft_layout, storage
 from vbfmt.adapter import Adapter
 from vbfmt.converters import json_file, safetensors
+from vbfmt.converters.card import NAME as CARD
 from vbfmt.converters.checkpoint import FLOATS, Checkpoint, agreed_k, bank_of, open_checkpoint
 from vbfmt.converters.peft import config as peft_config
 from vbfmt.converters.peft.keys import Factor, Keys, parse
@@ -88,11 +89,16 @@ def from_tensors(
     return dataclasses.replace(adapter, config=kept) if kept else adapter
 
 
-def write(adapter: Adapter, path: PathLike, *, overwrite: bool = False) -> None:
+def write(
+    adapter: Adapter, path: PathLike, *, overwrite: bool = False, card: bytes | None = None
+) -> None:
     """A folder that PEFT loads as VB-LoRA, in the top-k form (inference only, as PEFT says).
 
     Weights are exact: where PEFT's order (the smallest weight left out) would round, the largest is
     left out instead, which PEFT reads just as well.
+
+    Args:
+        card: a model card to put there too.
 
     Raises:
         TargetError: modules differ in rank, which PEFT's VB-LoRA cannot say.
@@ -115,13 +121,18 @@ def write(adapter: Adapter, path: PathLike, *, overwrite: bool = False) -> None:
                 tensors[f"{key}_topk_{what}"] = Tensor.of(by_tile(array[here]))
     modules = {module.name for module in adapter}
     for name, tensor in adapter.tensors.items():
-        tensors[peft_layout.key_of_tensor(name, modules)] = tensor
+        key = peft_layout.key_of_tensor(name, modules)
+        if key in tensors:
+            raise TargetError("another trained tensor has the name of a factor's", part=key)
+        tensors[key] = tensor
     config = peft_config.for_vblora(adapter, ranks[0])
     with storage.new_folder(path, overwrite=overwrite) as folder:
         safetensors.write_tensors(os.path.join(folder, WEIGHTS), tensors)
         storage.write(
             os.path.join(folder, peft_layout.CONFIG), [json_file.text(config)], overwrite=False
         )
+        if card is not None:
+            storage.write(os.path.join(folder, CARD), [card], overwrite=False)
 
 
 def _agreed_k(

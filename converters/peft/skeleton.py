@@ -44,7 +44,10 @@ def shapes_in_order(
     if not os.path.isfile(os.path.join(base, "config.json")):
         raise SourceError("no base model", part="--base", found=base, expected="a config.json")
     try:
-        model_config = transformers.AutoConfig.from_pretrained(os.fspath(base))
+        model_config = transformers.AutoConfig.from_pretrained(
+            os.fspath(base),
+            trust_remote_code=False,  # else it would ask, and a yes would run it
+        )
         task = config.get("task_type")
         names = model_config.architectures
         own = getattr(transformers, names[0], None) if names else None

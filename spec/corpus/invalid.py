@@ -59,6 +59,12 @@ def _preambles() -> Iterator[tuple[str, Invalid]]:
         ("magic-alone", PLAIN[:8], "length", "whole file"),
         ("magic-cut-off", PLAIN[:5], "length", "whole file"),
         ("preamble-cut-off", PLAIN[:31], "length", "whole file"),
+        (
+            "header-at-the-limit",
+            forge.with_preamble(PLAIN, header_length=2**24),
+            "checksum",
+            "preamble",
+        ),
         ("header-cut-off", PLAIN[:100], "length", "whole file"),
         ("last-byte-missing", PLAIN[:-1], "length", "whole file"),
         ("one-byte-appended", PLAIN + b"\0", "length", "whole file"),
@@ -113,7 +119,13 @@ def _encodings() -> Iterator[tuple[str, Invalid]]:
         ("long-binary", replaced(_hash(BANK), b"\xc5\0\x20" + _hash(BANK)[2:])),
         ("long-integer", replaced(h_is, b"\xa1h\xcc\3")),
         ("longest-integer", replaced(h_is, b"\xa1h\xcf" + bytes(7) + b"\3")),
+        ("long-integer-of-2", replaced(h_is, b"\xa1h\xcd\0\3")),
+        ("long-integer-of-4", replaced(h_is, b"\xa1h\xce\0\0\0\3")),
         ("signed-integer", replaced(h_is, b"\xa1h\xd0\3")),
+        ("longest-map", b"\xdf\0\0\0\x0b" + header[1:]),
+        ("longest-array", replaced(b"\xa7modules\x91", b"\xa7modules\xdd\0\0\0\1")),
+        ("longest-string", replaced(name, b"\xdb\0\0\0\5layer")),
+        ("longest-binary", replaced(_hash(BANK), b"\xc6\0\0\0\x20" + _hash(BANK)[2:])),
         ("negative", replaced(h_is, b"\xa1h\xff")),
         ("float", replaced(h_is, b"\xa1h\xcb" + struct.pack(">d", 3))),
         ("float-single", replaced(h_is, b"\xa1h\xca" + struct.pack(">f", 3))),
@@ -153,6 +165,7 @@ def _unknown_values() -> Iterator[tuple[str, Invalid]]:
         ("key-twice", b"\x82\xa1a\0\xa1a\0"),
         ("nine-deep", b"\x91" * 7 + b"\x90"),
         ("long-integer", b"\xcc\0"),
+        ("signed-integer", b"\xd1\1\0"),
     ):
         data = forge.with_header_bytes(PLAIN, start + value)
         yield f"unknown-key-{what}", Invalid(data, "header", "header", "3")
@@ -209,6 +222,20 @@ def _headers() -> Iterator[tuple[str, Invalid]]:
             "header, required_features",
             "3",
         ),
+        (
+            "features-map",
+            put("required_features", {}),
+            "header",
+            "header, required_features",
+            "3",
+        ),
+        (
+            "features-string",
+            put("optional_features", "z"),
+            "header",
+            "header, optional_features",
+            "3",
+        ),
         ("h-boolean", put("h", True), "header", "header, h", "3"),
         ("h-nil", put("h", None), "header", "header, h", "3"),
         ("h-string", put("h", "3"), "header", "header, h", "3"),
@@ -224,6 +251,7 @@ def _headers() -> Iterator[tuple[str, Invalid]]:
         ("module-of-6", lambda h: h["modules"][0].append(0), "header", "header, modules", "4"),
         ("module-name-number", put("modules", 0, 0, 1), "header", "header, modules", "4"),
         ("module-name-empty", put("modules", 0, 0, ""), "content", "module 0", "3"),
+        ("module-name-1f", put("modules", 0, 0, "lay\x1fr"), "content", "module 0", "3"),
         ("module-name-control", put("modules", 0, 0, "a\x1b"), "content", "module 0", "3"),
         ("module-name-delete", put("modules", 0, 0, "a\x7f"), "content", "module 0", "3"),
         ("module-name-c1", put("modules", 0, 0, "a\x9f"), "content", "module 0", "3"),
@@ -283,6 +311,28 @@ def _headers() -> Iterator[tuple[str, Invalid]]:
     yield "minor-1-keys-by-utf-16", Invalid(by_units, "header", "header", "3")
     undeclared = forge.with_header(PLAIN, lambda h: h.update(optional_features=["a"], b2=1))
     yield "unknown-key-not-declared", Invalid(undeclared, "header", "header", "3")
+    h_again = b"\x8c" + forge.header_of(newer)[1:] + b"\xa1h\3"
+    yield (
+        "minor-1-key-twice",
+        Invalid(forge.with_header_bytes(newer, h_again), "header", "header", "3"),
+    )
+    declared = forge.header_of(forge.with_header(PLAIN, put("optional_features", ["h"])))
+    h_again = b"\x8c" + declared[1:] + b"\xa1h\3"
+    yield (
+        "declared-key-twice",
+        Invalid(forge.with_header_bytes(PLAIN, h_again), "header", "header", "3"),
+    )
+    required = forge.with_header(newer, put("required_features", ["z"]))
+    yield "minor-1-required-feature", Invalid(required, "feature", "header", "3")
+    reserved = forge.with_preamble(newer, reserved=1)
+    yield "minor-1-reserved", Invalid(reserved, "layout", "preamble", "2")
+    long_after = forge.header_of(forge.with_header(PLAIN, put("required_features", ["z"])))
+    assert long_after.count(b"\xa1h\3") == 1
+    long_after = long_after.replace(b"\xa1h\3", b"\xa1h\xcc\3")
+    yield (
+        "required-feature-after-encoding",
+        Invalid(forge.with_header_bytes(PLAIN, long_after), "header", "header", "3"),
+    )
     swap: Change = lambda h: h["modules"].reverse()  # noqa: E731
     twice = put("modules", 1, 0, "a")
     yield "modules-descend", Invalid(forge.with_header(SECOND, swap), "content", "module 1", "4")

@@ -33,7 +33,7 @@ def adapter(
     for module in modules:
         count = module.rows(b)
         indices = (np.arange(count)[:, None] + first + np.arange(k)) % h
-        if len({1 - sum(stored), *stored}) < k:
+        if len({*np.float32([1 - sum(stored), *stored]).tolist()}) < k:
             indices = np.sort(indices, axis=1)  # equal weights stand by ascending index
         rows[module] = Rows(
             indices.astype("u1" if h <= 256 else "<u2"),
@@ -70,6 +70,13 @@ def _remainder_by_order() -> Adapter:
     and it is rounded to float32 once, in the end."""
     weights = [0.3, 0.2, 0.1, 0.05, 1e-9, 1e-12, 1e-17]
     return adapter(h=8, k=8, weights=weights)
+
+
+def _products_by_order() -> Adapter:
+    """½ · 2 is lost in ¼ · 2⁶² and comes back, or not, when that is taken away again."""
+    return adapter(
+        Module("layer", 1, 1, 1), b=1, k=3, weights=[0.25, 0.25], bank=[2, 2**62, -(2**62)]
+    )
 
 
 def _names_by_bytes() -> Adapter:
@@ -159,7 +166,17 @@ def _values() -> dict[str, Adapter]:
         "weights-near-thirds": _near_thirds(),
         "weights-subnormal": adapter(k=3, weights=[float(SMALLEST_SUBNORMAL)] * 2),
         "weights-remainder-by-order": _remainder_by_order(),
+        # 2⁻²⁵ and a few of 2⁻⁵⁵: the last bit of w₀ tells which were added first, and to what.
+        "weights-sum-from-the-first": adapter(
+            h=7, b=1, k=7, weights=[0.25, 2.0**-25, *[2.0**-55] * 4]
+        ),
+        "weights-sum-then-difference": adapter(
+            h=7, b=1, k=7, weights=[2.0**-25, *[2.0**-55] * 4, 0.0]
+        ),
+        "weights-tie-when-rounded": adapter(k=3, weights=[0.4375, 0.125 + 2.0**-26]),
         "bank-negative-zero": adapter(bank=[-0.0, 0.0, 1, -1, 2, -2]),
+        "bank-negative-zero-alone": adapter(h=2, b=1, k=1, bank=[-0.0, 1]),
+        "bank-products-by-order": _products_by_order(),
         "bank-subnormal": adapter(bank=[1e-45, -1e-45, 1e-40, 1e-39, -1e-38, 0]),
         "bank-largest": adapter(bank=[largest, -largest, largest, largest, 0, -1]),
         "bank-cancels": adapter(weights=[0.5], bank=[1, 1e10, -1, -1e10, 1 + 2**-23, 3]),
@@ -211,6 +228,9 @@ def _texts() -> dict[str, Adapter]:
         "name-32-bytes": adapter(Module("n" * 32, 2, 2, 1)),
         "name-255-bytes": adapter(Module("n" * 255, 2, 2, 1)),
         "name-256-bytes": adapter(Module("n" * 256, 2, 2, 1)),
+        "name-in-several-lists": adapter(
+            Module("x", 2, 2, 1), tensors={"x": tensor("U8", 1)}, metadata={"x": "x"}
+        ),
         "name-1024-bytes": adapter(Module("ä" * 512, 2, 2, 1)),
         "names-by-bytes": _names_by_bytes(),
         "header-ends-at-0": _with_header_end(0),

@@ -7,7 +7,7 @@ from importlib import import_module
 
 from tests.bench.table import print_table
 
-SUBJECTS = ("start", "mathematics", "packing", "seeing", "merge")
+SUBJECTS = ("start", "mathematics", "packing", "seeing", "merge", "training")
 
 
 def main(subjects: list[str]) -> int:

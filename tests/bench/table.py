@@ -17,19 +17,19 @@ class Row:
         what: the job.
         ours, peer: in words, with units.
         ratio: ours / peer, or the figure itself where there is no peer.
-        bound: what `ratio` is to be at most.
+        bound: what `ratio` is to be at most; None where it is told for information.
     """
 
     what: str
     ours: str
     peer: str
     ratio: float
-    bound: float
+    bound: float | None
 
     @property
     def reached(self) -> bool:
         """Whether the bound holds."""
-        return self.ratio <= self.bound
+        return self.bound is None or self.ratio <= self.bound
 
 
 @dataclass(frozen=True)
@@ -45,10 +45,11 @@ def print_table(rows: Sequence[Row]) -> None:
     print("| what | vbfmt | peer | ratio | bound | |")
     print("|---|---|---|---|---|---|")
     for row in rows:
-        verdict = "reached" if row.reached else "MISSED"
+        bound, verdict = "", ""
+        if row.bound is not None:
+            bound, verdict = f"≤ {row.bound:.3g}", "reached" if row.reached else "MISSED"
         print(
-            f"| {row.what} | {row.ours} | {row.peer} | {row.ratio:.3g} | ≤ {row.bound:.3g} "
-            f"| {verdict} |",
+            f"| {row.what} | {row.ours} | {row.peer} | {row.ratio:.3g} | {bound} | {verdict} |",
             flush=True,
         )
 

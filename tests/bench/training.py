@@ -7,17 +7,27 @@ from __future__ import annotations
 
 import argparse
 import sys
+import tempfile
 import time
 import warnings
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, fields, replace
+from pathlib import Path
+from typing import cast
 
 import peft
 import torch
 from torch import nn
 
 from tests.bench.table import Row, print_table, run
-from vbfmt.torch import VBLoRAConfig, adapters_of, inject, param_groups
+from vbfmt.torch import (
+    VBLoRAConfig,
+    adapters_of,
+    inject,
+    load_packed,
+    param_groups,
+    save_packed,
+)
 
 SIZES = {"num_vectors": 2048, "vector_length": 256, "topk": 2}
 RANK = 4
@@ -32,46 +42,75 @@ class Setting:
         device: cpu or cuda.
         layers: of the model; TinyLlama has 22.
         threads: of PyTorch on a processor.
+        dtype: of the base; all methods train in float32.
     """
 
     device: str = "cpu"
     layers: int = 4
     threads: int = 1
+    dtype: str = "float32"
 
     def arguments(self) -> list[str]:
         """The same for another process."""
-        return [f"--{name}={getattr(self, name)}" for name in ("device", "layers", "threads")]
+        return [f"--{field.name}={getattr(self, field.name)}" for field in fields(self)]
 
 
 def rows(setting: Setting = Setting()) -> list[Row]:
-    """The rows of this subject."""
+    """The rows of this subject; steps on a base in bfloat16, too."""
     torch.set_num_threads(setting.threads)
     # Before anything large is here: a process begins with the peak of the one that started it.
     peaks = {name: _peak(name, setting) for name in ("vbfmt", PEFT)}
-    models = {name: make(setting) for name, make in MODELS.items()}
+    half = replace(setting, dtype="bfloat16")
+    return [*_rows_of_parts(setting), *_rows_of_steps(setting), *_rows_of_steps(half),
+            _row_of_peaks(peaks)]  # fmt: skip
+
+
+def _rows_of_parts(setting: Setting) -> list[Row]:
+    """Composing without the model around it, and another adapter in a running model."""
+    models = {name: MODELS[name](setting) for name in ("vbfmt", PEFT)}
     where = f"{setting.device}, {setting.layers} layers"
-    composing = _alternately(
-        {name: _composition(models[name], name) for name in ("vbfmt", PEFT)}, setting
-    )
+    composing = _alternately({n: _composition(m, n) for n, m in models.items()}, setting)
+    with tempfile.TemporaryDirectory() as folder:
+        swapping = _alternately(
+            {
+                "vbfmt": _swap_packed(models["vbfmt"], Path(folder)),
+                PEFT: _swap_top_k(models[PEFT], Path(folder)),
+            },
+            setting,
+            times=3,
+        )
+    return [
+        _times(f"compose all factors, forward and backward ({where})", composing, PEFT, 0.5),
+        _times("another adapter in a running model, from its file", swapping, PEFT, 0.2),
+    ]
+
+
+def _rows_of_steps(setting: Setting) -> list[Row]:
+    """Whole steps on one base."""
+    models = {name: make(setting) for name, make in MODELS.items()}
     long, short = (
         _alternately({n: _step(m, tokens, setting) for n, m in models.items()}, setting, times)
         for tokens, times in ((512, 5), (32, 25))
     )
     added = {name: short[name] - short[BASE] for name in ("vbfmt", PEFT)}
+    step = f"whole step, base in {setting.dtype}"
     return [
-        _times(f"compose all factors, forward and backward ({where})", composing, PEFT, 0.5),
-        _times("whole step, 512 tokens", long, "LoRA", 1.1),
-        _times("whole step, 512 tokens", long, PEFT, 1.0),
-        _times("whole step, 32 tokens", short, PEFT, 0.85),
+        _times(f"{step}, 512 tokens", long, "LoRA", 1.1),
+        _times(f"{step}, 512 tokens", long, PEFT, 1.0),
+        _times(f"{step}, 32 tokens", short, PEFT, 0.85),
         _times("the same without what the frozen base takes by itself", added, PEFT, 0.5),
-        Row(
-            "peak memory of 3 steps, 512 tokens (PEFT VB-LoRA)",
-            f"{peaks['vbfmt'] / 2**20:.0f} MiB",
-            f"{peaks[PEFT] / 2**20:.0f} MiB",
-            peaks["vbfmt"] / peaks[PEFT],
-            1.0,
-        ),
     ]
+
+
+def _row_of_peaks(peaks: dict[str, int]) -> Row:
+    ours, theirs = peaks["vbfmt"], peaks[PEFT]
+    return Row(
+        f"peak memory of 3 steps, 512 tokens ({PEFT})",
+        f"{ours / 2**20:.0f} MiB",
+        f"{theirs / 2**20:.0f} MiB",
+        ours / theirs,
+        1.0,
+    )
 
 
 def _times(what: str, seconds: dict[str, float], peer: str, bound: float) -> Row:
@@ -94,7 +133,7 @@ def _base(setting: Setting) -> nn.Module:
         vocab_size=VOCABULARY,
     )
     with torch.device(setting.device):
-        return LlamaForCausalLM(config).train()
+        return LlamaForCausalLM(config).to(getattr(torch, setting.dtype)).train()
 
 
 def _ours(setting: Setting) -> nn.Module:
@@ -150,6 +189,28 @@ def _composition(model: nn.Module, name: str) -> Callable[[], object]:
     def work() -> None:
         model.zero_grad()
         torch.autograd.backward(factors(), gradients)
+
+    return work
+
+
+def _swap_packed(model: nn.Module, folder: Path) -> Callable[[], object]:
+    path = folder / "adapter.vblora"
+    save_packed(model, path, name="default")
+    return lambda: load_packed(model, path, name="other")
+
+
+def _swap_top_k(model: nn.Module, folder: Path) -> Callable[[], object]:
+    """From PEFT's own small form: load it under another name, and drop what had that name."""
+    assert isinstance(model, peft.PeftModel)
+    cast(peft.VBLoRAConfig, model.peft_config["default"]).save_only_topk_weights = True
+    model.save_pretrained(str(folder / "topk"))
+
+    def work() -> None:
+        if "other" in model.peft_config:
+            model.set_adapter("default")
+            model.delete_adapter("other")
+        model.load_adapter(str(folder / "topk"), "other")
+        model.set_adapter("other")
 
     return work
 
@@ -218,9 +279,10 @@ def main() -> None:
     parser.add_argument("--device", default="cpu")
     parser.add_argument("--layers", type=int, default=4)
     parser.add_argument("--threads", type=int, default=1)
+    parser.add_argument("--dtype", default="float32", help="of the base, for --train")
     parser.add_argument("--train", choices=MODELS, help="only train, for the peak of memory")
     arguments = parser.parse_args()
-    setting = Setting(arguments.device, arguments.layers, arguments.threads)
+    setting = Setting(arguments.device, arguments.layers, arguments.threads, arguments.dtype)
     if arguments.train:
         _train(arguments.train, setting)
     else:

@@ -138,6 +138,7 @@ def test_verify_against_a_trusted_digest(vbfmt, packed):
     result = vbfmt("verify", packed, "--digest", "sha256:" + "0" * 64)
     assert result.code == 1
     assert "not the trusted adapter: found " + digest in result.out
+    assert vbfmt("verify", packed, "--digest", "").code == 1  # an empty variable in a script
 
 
 def test_inspect_in_words_and_in_numbers(vbfmt, packed):

@@ -101,14 +101,18 @@ def test_what_is_wrong_is_one_line(vbfmt, base, files, tmp_path, change, words):
     assert not (tmp_path / "out").exists()
 
 
-def test_a_terminal_gets_bytes_and_rate(monkeypatch, capfd):
+def test_a_terminal_gets_bytes_and_rate(monkeypatch):
     ours, theirs = pty.openpty()
-    monkeypatch.setattr(sys, "stderr", os.fdopen(theirs, "w"))
-    with command._progress(2_000_000) as told:
-        told(1_000_000)
-        told(1_000_000)
-    sys.stderr.flush()
-    shown = os.read(ours, 10_000).decode()
+    with os.fdopen(theirs, "w") as terminal:
+        monkeypatch.setattr(sys, "stderr", terminal)
+        with command._progress(2_000_000) as told:
+            told(1_000_000)
+            told(1_000_000)
+        terminal.flush()
+        shown = ""
+        while not shown.endswith("\n"):  # it comes in parts
+            shown += os.read(ours, 10_000).decode()
+    os.close(ours)
     assert "2.0 MB of 2.0 MB" in shown
     assert "/s" in shown
 

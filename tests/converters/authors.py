@@ -11,7 +11,13 @@ from pathlib import Path
 
 import torch
 from torch import nn
-from transformers import RobertaConfig, RobertaForSequenceClassification
+from transformers import (
+    DebertaV2Config,
+    DebertaV2ForSequenceClassification,
+    PreTrainedModel,
+    RobertaConfig,
+    RobertaForSequenceClassification,
+)
 
 SIZES = {
     "hidden_size": 32,
@@ -85,13 +91,13 @@ def model(words: str = ",".join(PLACES), *, rank: int = RANK) -> RobertaForSeque
     return result.eval()
 
 
-def saved(folder: Path, vb: RobertaForSequenceClassification, **config: object) -> Path:
+def saved(folder: Path, vb: PreTrainedModel, **config: object) -> Path:
     """Their ``trainer.save_model``: everything in one pickle, and the config."""
     folder.mkdir(exist_ok=True)
     torch.save(vb.state_dict(), folder / "pytorch_model.bin")
     said = {
         "_name_or_path": "roberta-tiny",
-        "architectures": ["RobertaForSequenceClassification"],
+        "architectures": [type(vb).__name__],
         "num_hidden_layers": SIZES["num_hidden_layers"],
         "num_vectors": H,
         "vector_length": B,
@@ -101,3 +107,17 @@ def saved(folder: Path, vb: RobertaForSequenceClassification, **config: object) 
     }
     (folder / "config.json").write_text(json.dumps(said))
     return folder
+
+
+def deberta(rank: int = RANK) -> DebertaV2ForSequenceClassification:
+    """Their layer in a DeBERTa, which their published code does not do; made as for RoBERTa."""
+    torch.manual_seed(0)
+    sizes = {**SIZES, "relative_attention": True, "pos_att_type": ["c2p", "p2c"]}
+    result = DebertaV2ForSequenceClassification(DebertaV2Config(**sizes))
+    bank = nn.Parameter(torch.empty(H, B).uniform_(-0.5, 0.5))
+    result.deberta.vector_bank = bank
+    for layer in result.deberta.encoder.layer:
+        attention = layer.attention.self
+        for leaf in ("query_proj", "value_proj"):
+            setattr(attention, leaf, VBLinear(getattr(attention, leaf), bank, rank, K))
+    return result.eval()

@@ -110,3 +110,13 @@ def test_what_float16_cannot_hold_is_refused_and_nothing_is_left(tmp_path):
 def test_an_unknown_dtype_is_refused(tmp_path):
     with pytest.raises(errors.TargetError, match="expected float32, bfloat16, float16"):
         lora.write(worked_example(), tmp_path / "x", dtype="int8")
+
+
+@pytest.mark.parametrize("name", ["layer.lora_A.weight", "layer.lora_B.weight"])
+def test_another_tensor_with_a_factors_name_is_refused(tmp_path, name):
+    tensor = wide_indices().tensors["score.weight"]
+    adapter = dataclasses.replace(worked_example(), tensors={name: tensor})
+    with pytest.raises(errors.TargetError, match="has the name of a factor.*--drop-extras"):
+        lora.write(adapter, tmp_path / "x")
+    assert not list(tmp_path.iterdir())
+    lora.write(adapter, tmp_path / "x", drop_extras=True)

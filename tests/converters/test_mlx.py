@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 
 import numpy as np
@@ -9,7 +10,7 @@ import pytest
 
 from spec.golden.make import wide_indices, worked_example
 from tests.converters.gguf.random_adapter import random_adapter
-from vbfmt import errors
+from vbfmt import Tensor, errors
 from vbfmt.converters import mlx, safetensors
 
 
@@ -40,14 +41,25 @@ def test_the_config_adapts_every_layer_and_scales_nothing(tmp_path, adapter):
 
 
 def test_modules_outside_of_layers_are_refused(tmp_path):
-    with pytest.raises(errors.TargetError, match="modules in the model's layers only"):
+    with pytest.raises(errors.TargetError, match=r"outside of layers.<n> \(layer\), expected"):
         mlx.write(worked_example(), tmp_path / "x")
     assert not (tmp_path / "x").exists()
 
 
-def test_extras_are_refused(tmp_path):
-    with pytest.raises(errors.TargetError, match="--drop-extras"):
+def test_extras_are_refused(tmp_path, adapter):
+    score = {"score.weight": Tensor.of(np.ones((3, 32), np.float32))}
+    trained = dataclasses.replace(adapter, tensors=score)
+    with pytest.raises(errors.TargetError, match=r"heads \(score.weight\).*--drop-extras"):
+        mlx.write(trained, tmp_path / "x")
+    mlx.write(trained, tmp_path / "x", drop_extras=True)
+
+
+def test_all_that_is_wrong_is_one_refusal(tmp_path):
+    """--drop-extras would help nothing, so it is not offered."""
+    message = r"outside of layers.<n> \(h.0.attn.c_attn, .*\) and trained .* \(empty, .*, …\)"
+    with pytest.raises(errors.TargetError, match=message) as caught:
         mlx.write(wide_indices(), tmp_path / "x")
+    assert "--drop-extras" not in str(caught.value)
 
 
 def test_its_own_loader_gives_the_same_outputs(tmp_path, adapter):

@@ -42,9 +42,24 @@ def test_it_is_recognized(checkpoint):
 def test_every_module_has_the_layers_own_delta(model, checkpoint):
     """ΔW in nn.Linear's convention is (A·B)ᵀ; some modules here have in/b == rank, some not."""
     adapter = read(checkpoint)
+    assert {module.in_features // adapter.b == module.rank for module in adapter} == {True, False}
+    require_own_deltas(adapter, model)
+
+
+def test_the_same_layer_in_a_deberta(tmp_path):
+    model = authors.deberta()
+    checkpoint = authors.saved(tmp_path / "nlu", model)
+    assert open_source(checkpoint).reader.name == "nlu"
+    adapter = read(checkpoint)
+    require_own_deltas(adapter, model)
+    assert all(module.name.startswith("deberta.encoder.layer.") for module in adapter)
+    heads = {f"{n}.{leaf}" for n in ("classifier", "pooler.dense") for leaf in ("bias", "weight")}
+    assert set(adapter.tensors) == heads
+
+
+def require_own_deltas(adapter, model):
     layers = layers_of(model)
     assert [module.name for module in adapter] == sorted(layers)
-    assert {module.in_features // adapter.b == module.rank for module in adapter} == {True, False}
     for name, layer in layers.items():
         a, b = (factor.detach().double().numpy() for factor in layer.double().factors())
         layer.float()

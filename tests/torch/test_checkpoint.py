@@ -12,7 +12,14 @@ from torch import nn
 
 from tests.torch.models import NET_TARGETS, batch, config, gpt2, net, peft_model
 from vbfmt.converters import peft as peft_format
-from vbfmt.errors import ContentError, ModelError, OutputExistsError, SourceError, StorageError
+from vbfmt.errors import (
+    ConfigError,
+    ContentError,
+    ModelError,
+    OutputExistsError,
+    SourceError,
+    StorageError,
+)
 from vbfmt.torch import (
     inject,
     load_checkpoint,
@@ -110,6 +117,19 @@ def test_ranks_that_peft_cannot_say_make_it_refuse_not_misread(tmp_path):
     assert len({module.rank for module in peft_format.read(tmp_path / "checkpoint")}) == 2
 
 
+def test_ranks_of_modules_whose_names_end_alike(tmp_path):
+    def made():
+        inner = nn.ModuleDict({"out": nn.Linear(8, 8)})
+        return nn.ModuleDict({"out": nn.Linear(8, 8), "inner": inner})
+
+    model = made()
+    ranks = {"inner.out": 2, "out": 1}
+    inject(model, config(target_modules=["out"], rank_pattern=ranks))
+    save_checkpoint(model, tmp_path / "checkpoint")
+    layers = load_checkpoint(made(), tmp_path / "checkpoint").all_layers()
+    assert {name: layer.updates["default"].rank for name, layer in layers.items()} == ranks
+
+
 @pytest.fixture
 def saved(tmp_path):
     model = net()
@@ -189,6 +209,9 @@ def test_a_packed_file_cannot_be_trained_further(tmp_path):
     load_packed(packed, tmp_path / "adapter.vblora")
     with pytest.raises(ModelError, match=r"cannot be trained.*warm_start"):
         param_groups(packed)
+    save_checkpoint(model, tmp_path / "checkpoint")
+    with pytest.raises(ModelError, match="a packed adapter has that name"):
+        load_checkpoint(packed, tmp_path / "checkpoint")
     with pytest.raises(ModelError, match="cannot be saved again"):
         save_checkpoint(packed, tmp_path / "again")
 
@@ -202,6 +225,26 @@ def test_files_that_are_no_checkpoint(tmp_path, saved):
     (saved / "adapter_config.json").write_text("[]")
     with pytest.raises(SourceError, match="JSON object"):
         load_checkpoint(net(), saved)
+
+
+@pytest.mark.parametrize(
+    "settings",
+    [
+        {"vblora_dropout": "much"},
+        {"num_vectors": "16"},
+        {"target_modules": 5},
+        {"task_type": ["SEQ_CLS"]},
+        {"rank_pattern": 3},
+        {"bias": {}},
+    ],
+)
+def test_a_config_of_other_types(saved, settings):
+    path = saved / "adapter_config.json"
+    path.write_text(json.dumps(json.loads(path.read_text()) | settings))
+    model = net()
+    with pytest.raises(ConfigError, match="a setting that cannot work in .*checkpoint"):
+        load_checkpoint(model, saved)
+    assert not hasattr(model, "vblora")
 
 
 def test_a_pickle_is_not_opened(saved):

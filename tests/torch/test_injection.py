@@ -6,7 +6,7 @@ import pytest
 import torch
 from torch import nn
 
-from tests.torch.models import batch, config, gpt2, llama, net
+from tests.torch.models import NET_TARGETS, batch, config, gpt2, llama, net, peft_model
 from vbfmt.errors import ConfigError, ModelError
 from vbfmt.torch import (
     VBLoRAConfig,
@@ -168,6 +168,9 @@ def test_a_shared_frozen_bank_stays_as_it_is():
         ({"target_modules": ["q_proj"]}, ModelError, ["q_proj", "0, 1, out, classifier"]),
         ({"target_modules": ["encoder"]}, ModelError, ["encoder", "ModuleList"]),
         ({"modules_to_save": ["clasifier"]}, ModelError, ["clasifier", "classifier"]),
+        ({"target_modules": "1"}, ModelError, ["regular expression", "['1']"]),
+        ({"target_modules": "(out"}, ConfigError, ["(out", "regular expression"]),
+        ({"rank_pattern": {"(out": 2}}, ConfigError, ["(out", "regular expression"]),
     ],
 )
 def test_wrong_use(settings, error, words):
@@ -191,6 +194,16 @@ def test_wrong_use(settings, error, words):
         ({"num_vectors": 0}, "num_vectors"),
         ({"bias": "lora_only"}, "vblora_only"),
         ({"dropout": 1.0}, "dropout"),
+        ({"dropout": "0.1"}, "dropout"),
+        ({"rank": 4.0}, "4.0"),
+        ({"topk": True}, "True"),
+        ({"num_vectors": 65537}, "1 to 65536"),
+        ({"init_bank_bound": -0.02}, "init_bank_bound"),
+        ({"init_logits_std": float("nan")}, "init_logits_std"),
+        ({"target_modules": None}, "target_modules"),
+        ({"modules_to_save": "classifier"}, "a list of names"),
+        ({"rank_pattern": ["out"]}, "rank_pattern"),
+        ({"task_type": 1}, "task_type"),
     ],
 )
 def test_settings_that_cannot_work(settings, word):
@@ -210,6 +223,32 @@ def test_names_that_cannot_work():
         set_adapter(model, "nobody")
     with pytest.raises(ModelError, match="no adapter"):
         set_adapter(net(), "default")
+
+
+def peft_s(model):
+    return peft_model(model, NET_TARGETS)
+
+
+@pytest.mark.parametrize("wrapped", [torch.compile, nn.DataParallel, peft_s])
+def test_a_wrapped_model_has_other_names_and_is_refused(wrapped):
+    """Else the checkpoint would fit no model but one in the same wrapper."""
+    with pytest.raises(ModelError, match="is wrapped"):
+        inject(wrapped(net()), config(target_modules="all-linear"))
+
+
+@pytest.mark.parametrize(
+    ("features", "settings", "words"),
+    [
+        ((8, 12), {}, "a divisor of 4"),
+        ((8, 8), {"topk": 5}, r"1 to 4 \(h\)"),
+        ((8, 8), {"rank": 0}, "at least 1"),
+    ],
+)
+def test_a_single_layer_that_cannot_work(features, settings, words):
+    with pytest.raises(ConfigError, match=words):
+        VBLoRALinear(nn.Linear(*features), VectorBank(4, 8), **settings)
+    with pytest.raises(ModelError, match="Conv2d"):
+        VBLoRALinear(nn.Conv2d(1, 1, 1), VectorBank(4, 8))
 
 
 def test_a_bank_of_other_sizes():
@@ -252,7 +291,7 @@ def test_a_model_that_does_not_say_where_its_output_is():
 def test_the_model_inside_a_wrapper_is_given_itself():
     model = net()
     inject(model, config())
-    wrapper = nn.Module()  # as DistributedDataParallel and DataParallel hold it
-    wrapper.module = model
+    wrapper = nn.Module()  # as torch.compile holds it
+    wrapper._orig_mod = model
     with pytest.raises(ModelError, match="the model is wrapped: found Module"):
         inject(wrapper, config(), name="second")

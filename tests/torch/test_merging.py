@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import pytest
 import torch
+from torch import nn
 
-from tests.torch.models import batch, config, gpt2, net, tokens
+from tests.torch.models import batch, config, gpt2, llama, net, tokens
 from vbfmt.errors import ModelError
 from vbfmt.torch import (
+    adapters_of,
     disabled,
     eject,
     inject,
@@ -47,6 +49,39 @@ def test_merging_changes_no_output_and_unmerging_is_exact(make, dtype, packed):
     assert any(not torch.equal(after[name], before[name]) for name in before)
     unmerge(model)
     assert all(torch.equal(model.state_dict()[name], before[name]) for name in before)
+
+
+def test_tied_embeddings_are_not_merged_along_with_the_head():
+    model = llama(tie_word_embeddings=True).eval()
+    inject(model, config(target_modules=["lm_head"], vector_length=2))
+    expected = output(model)
+    state = {name: tensor.clone() for name, tensor in model.state_dict().items()}
+    merge(model)
+    torch.testing.assert_close(output(model), expected, rtol=1e-4, atol=1e-5)
+    assert model.state_dict().keys() == state.keys()
+    unmerge(model)
+    assert model.lm_head.weight is model.model.embed_tokens.weight
+    assert all(torch.equal(model.state_dict()[name], state[name]) for name in state)
+
+
+def test_a_model_that_was_moved_while_merged():
+    model = net()
+    inject(model, config())
+    weight = model.out.weight.detach().clone()
+    merge(model)
+    model.double()
+    unmerge(model)
+    assert torch.equal(model.out.weight, weight.double())
+
+
+def test_a_quantized_weight_is_not_added_to():
+    model = net()
+    inject(model, config())
+    packed = torch.zeros(128, 1, dtype=torch.uint8)
+    model.out.base_layer.weight = nn.Parameter(packed, requires_grad=False)
+    with pytest.raises(ModelError, match=r"out: found torch\.uint8 \(128, 1\).*quantized"):
+        merge(model)
+    assert not adapters_of(model).merged
 
 
 def test_the_sum_is_rounded_once():

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import click
 
@@ -16,7 +16,9 @@ if TYPE_CHECKING:
 @click.option(
     "-o", "--output", required=True, type=click.Path(), help="The folder (or .gguf) to write."
 )
-@click.option("--weight", "weights", multiple=True, type=float, help="Of each FILE, in order.")
+@click.option(
+    "--weight", "weights", multiple=True, type=float, help="Of each FILE, in order; 1 if left out."
+)
 @click.option("--rank", type=click.IntRange(min=1), help="Reduce the rank to this one.")
 @click.option(
     "--dtype",
@@ -33,8 +35,10 @@ if TYPE_CHECKING:
     help="PEFT's folder (vLLM, SGLang, TGI too), llama.cpp's file, or mlx-lm's folder.",
 )
 @click.option("--base", type=click.Path(), help="For gguf: the base's folder or its GGUF file.")
+@click.option("--revision", metavar="REV", help="Of FILEs on the Hub: a branch, tag or commit.")
 @click.option("--check", metavar="RUNTIME", help="Say first what vllm, sglang, tgi, … would drop.")
 @click.option("--drop-extras", is_flag=True, help="Leave out trained biases and heads.")
+@click.option("--card", is_flag=True, help="Write a model card (README.md) for the Hub, too.")
 @click.option("--force", is_flag=True, help="Replace the files of an existing folder.")
 def command(
     files: tuple[str, ...],
@@ -44,8 +48,10 @@ def command(
     dtype: str,
     to: str,
     base: str | None,
+    revision: str | None,
     check: str | None,
     drop_extras: bool,
+    card: bool,
     force: bool,
 ) -> None:
     """Expand FILE into standard LoRA.
@@ -53,12 +59,14 @@ def command(
     The factors are exact; alpha equals the rank, so that nothing is scaled. Several FILEs become
     one LoRA, the sum of their changes, each times its --weight: its rank is the sum of theirs.
     --rank takes the best approximation of a lower rank instead and prints what it loses.
+    Where there is no such file, owner/name is a repository on the Hugging Face Hub that holds one.
     """
     if weights and len(weights) != len(files):
         raise click.UsageError(f"{len(weights)} --weight for {len(files)} files")
     from vbfmt import storage
     from vbfmt.cli.show import note, size, weight_of
-    from vbfmt.converters import WRITERS, combine, runtimes
+    from vbfmt.converters import WRITERS, combine, hub, runtimes
+    from vbfmt.converters import card as cards
     from vbfmt.packed import load
 
     if not force:
@@ -66,13 +74,20 @@ def command(
     writer = WRITERS[to]
     if base and not writer.wants_base:
         raise click.UsageError(f"--base is not for --to {to}")
-    total = combine.weighted([load(file) for file in files], weights, drop_extras=drop_extras)
+    if card and to == "gguf":
+        raise click.UsageError("--card is for folders; --to gguf writes a file")
+    paths = [hub.packed(file, revision=revision, notice=note) for file in files]
+    total = combine.weighted([load(path) for path in paths], weights, drop_extras=drop_extras)
     lost: dict[str, float] = {}
     adapter = total if rank is None else combine.Reduced(total, rank, lost.__setitem__)
     if check:
         for finding in runtimes.require_loadable(adapter, check, drop_extras=drop_extras):
             note(str(finding))
-    options = {"base": base} if writer.wants_base else {}
+    options: dict[str, Any] = {}
+    if writer.wants_base:
+        options["base"] = base and hub.config(base, notice=note)
+    if card:
+        options["card"] = cards.lora(adapter, to)
     writer.write(adapter, output, dtype=dtype, drop_extras=drop_extras, overwrite=force, **options)
     for notice in _notices(total):
         note(notice)

@@ -24,12 +24,11 @@ def command(file: str, modules: bool, as_json: bool) -> None:
     A page on a terminal; plain lines in a pipe.
     """
     from vbfmt.cli import show
-    from vbfmt.packed import digest, load
+    from vbfmt.packed import load_with_digest
     from vbfmt.summary import summarize
 
-    adapter = load(file)
+    adapter, name = load_with_digest(file)
     summary = summarize(adapter, show.weight_of(file))
-    name = digest(adapter)
     if as_json:
         show.as_json(_as_dict(adapter, summary, file, name))
         return

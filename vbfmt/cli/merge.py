@@ -15,8 +15,12 @@ if TYPE_CHECKING:
 @click.command("merge")
 @click.argument("files", metavar="FILE...", nargs=-1, required=True, type=click.Path())
 @click.option("--base", required=True, type=click.Path(), help="The base model's folder.")
+@click.option("--base-revision", metavar="REV", help="Of the base on the Hub.")
+@click.option("--revision", metavar="REV", help="Of FILEs on the Hub: a branch, tag or commit.")
 @click.option("-o", "--output", required=True, type=click.Path(), help="The folder to write.")
-@click.option("--weight", "weights", multiple=True, type=float, help="Of each FILE, in order.")
+@click.option(
+    "--weight", "weights", multiple=True, type=float, help="Of each FILE, in order; 1 if left out."
+)
 @click.option(
     "--dtype",
     type=click.Choice(["float32", "bfloat16", "float16"]),
@@ -24,16 +28,20 @@ if TYPE_CHECKING:
 )
 @click.option("--strict", is_flag=True, help="Refuse a base not known to be the one FILE names.")
 @click.option("--dry-run", is_flag=True, help="Check everything and say what would happen.")
+@click.option("--card", is_flag=True, help="Write a model card (README.md) for the Hub, too.")
 @click.option("--force", is_flag=True, help="Replace the output of an earlier merge.")
 @click.option("--json", "as_json", is_flag=True, help="Print the answer as JSON.")
 def command(
     files: tuple[str, ...],
     base: str,
+    base_revision: str | None,
+    revision: str | None,
     output: str,
     weights: tuple[float, ...],
     dtype: str | None,
     strict: bool,
     dry_run: bool,
+    card: bool,
     force: bool,
     as_json: bool,
 ) -> None:
@@ -41,16 +49,20 @@ def command(
 
     Names, dtypes and shards stay as they are in the base; what is not changed is copied byte for
     byte. The whole folder is written, or nothing. Several FILEs merge as the sum of their changes,
-    each times its --weight.
+    each times its --weight. Where there is no such path, owner/name is a repository on the Hugging
+    Face Hub; of a base, the revision that FILE was trained on is taken unless --base-revision is
+    given.
     """
     if weights and len(weights) != len(files):
         raise click.UsageError(f"{len(weights)} --weight for {len(files)} files")
     from vbfmt.cli import show
-    from vbfmt.converters import merge
+    from vbfmt.converters import hub, merge
     from vbfmt.packed import load
 
-    adapters = [load(file) for file in files]
-    plan = merge.plan(adapters, base, weights=weights, dtype=dtype, strict=strict)
+    adapters = [load(hub.packed(file, revision=revision, notice=show.note)) for file in files]
+    trained_on = base_revision or hub.revision_for(base, adapters)
+    model = hub.model(base, revision=trained_on, notice=show.note)
+    plan = merge.plan(adapters, model, weights=weights, dtype=dtype, strict=strict, card=card)
     merge.require_place(plan, output, overwrite=force)
     for notice in plan.notices:
         show.note(notice)
@@ -77,7 +89,7 @@ def _report(plan: Plan, output: str, dry_run: bool) -> Iterator[str]:
             f"  {file.name}: {size(len(file.header) + file.size)}, "
             f"{file.changed} of {len(file.items)} tensors changed"
         )
-    yield f"  names: {plan.layout.rule}"
+    yield f"  {plan.layout.rule}"
     if plan.layout.prefix:
         yield printable(f"  all of the base's names now begin with {plan.layout.prefix}")
     for word, names in (

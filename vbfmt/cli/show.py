@@ -37,4 +37,5 @@ def note(text: str) -> None:
 
 def as_json(value: object) -> None:
     """The answer for a script."""
-    click.echo(json.dumps(value, indent=2, ensure_ascii=False))
+    text = json.dumps(value, indent=2, ensure_ascii=False)
+    click.echo(text.encode(errors="backslashreplace").decode())  # names that are no Unicode

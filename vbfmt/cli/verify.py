@@ -14,6 +14,9 @@ if TYPE_CHECKING:
 @click.command("verify")
 @click.argument("files", metavar="FILE...", nargs=-1, required=True, type=click.Path())
 @click.option("--against", metavar="SRC", type=click.Path(), help="A checkpoint to compare with.")
+@click.option("--revision", metavar="REV", help="Of SRC on the Hub: a branch, a tag or a commit.")
+@click.option("--layout", metavar="NAME", help="What SRC is, as for pack.")
+@click.option("--base", type=click.Path(), help="For SRC that is Uni-LoRA: the base's folder.")
 @click.option("--digest", metavar="sha256:…", help="The digest that you trust.")
 @click.option("--topk", type=click.IntRange(min=1), help="k, for --against logits without config.")
 @click.option("--json", "as_json", is_flag=True, help="Print the answer as JSON.")
@@ -22,6 +25,9 @@ def command(
     ctx: click.Context,
     files: tuple[str, ...],
     against: str | None,
+    revision: str | None,
+    layout: str | None,
+    base: str | None,
     digest: str | None,
     topk: int | None,
     as_json: bool,
@@ -31,7 +37,11 @@ def command(
     With --against, pack the checkpoint SRC again and prove that the file says the same. The digest
     inside a file shows damage, not tampering: for that, compare with one that you trust (--digest).
     """
-    source = _packed_again(against, topk) if against else None
+    about_source = {"revision": revision, "layout": layout, "base": base, "topk": topk}
+    for name, value in about_source.items():
+        if against is None and value is not None:
+            raise click.UsageError(f"--{name} is for --against")
+    source = _packed_again(against, revision, layout, base, topk) if against else None
     answers = [_answer(file, digest, source, against) for file in files]
     if as_json:
         from vbfmt.cli import show
@@ -44,10 +54,14 @@ def command(
         ctx.exit(1)
 
 
-def _packed_again(source: str, topk: int | None) -> Adapter:
-    from vbfmt.converters import read
+def _packed_again(
+    source: str, revision: str | None, layout: str | None, base: str | None, topk: int | None
+) -> Adapter:
+    from vbfmt.cli.show import note
+    from vbfmt.converters import hub, read
 
-    return read(source, topk=topk)
+    path = hub.checkpoint(source, revision=revision, notice=note)
+    return read(path, layout=layout, topk=topk, base=base and hub.config(base, notice=note))
 
 
 def _answer(

@@ -72,7 +72,7 @@ class VBLoRA(nn.Module):
     @property
     def merged(self) -> bool:
         """Whether the active adapter is merged into the base's weights."""
-        return any(layer.weight_before_merge is not None for layer in self.all_layers().values())
+        return any(layer.before_merge is not None for layer in self.all_layers().values())
 
     def adapter(self, name: str | None = None) -> AttachedAdapter:
         """An adapter by name; the active one without.

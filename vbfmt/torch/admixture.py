@@ -6,7 +6,7 @@ import torch
 from torch import Tensor, nn
 
 from vbfmt.torch.bank import VectorBank
-from vbfmt.torch.composition import Composition, compose, in_backward
+from vbfmt.torch.composition import Composition, compose
 
 
 class LowRankUpdate(nn.Module):
@@ -74,7 +74,6 @@ class Admixture(LowRankUpdate):
         # Plain references: the bank is registered once, by whoever owns the adapter.
         self._bank = (bank,)
         self._shared: tuple[Composition, int] | None = None
-        self._recorded = False
 
     def share(self, composition: Composition) -> None:
         """Take the rows from one composition for all layers from now on."""
@@ -97,11 +96,9 @@ class Admixture(LowRankUpdate):
         return f"{self.in_features} → {self.out_features}, rank={self.rank}, k={self.topk}"
 
     def _rows(self) -> Tensor:
-        if not in_backward():
-            self._recorded = torch.is_grad_enabled()
         if self._shared is not None:
             composition, position = self._shared
-            rows = composition.rows_of(position, recorded=self._recorded)
+            rows = composition.rows_of(position)
             if rows is not None:
                 return rows
         bank = self._bank[0].weight.to(self.logits.device)

@@ -85,6 +85,12 @@ def load_checkpoint(model: nn.Module, path: PathLike, *, name: str = "default") 
             config = replace(config, rank_pattern=_pattern(ranks, config.rank))
             _require_bank(tensors, config)
             adapters = attach(model, config, layers, name=name)
+        elif not adapters.adapter(name).trainable:
+            raise ModelError(
+                "a packed adapter has that name",
+                found=name,
+                advice="choose another name or eject it first",
+            )
         own = _tensors(adapters, name)
         _require_same(own, tensors)
         _require_finite(tensors)

@@ -43,8 +43,9 @@ class Composition:
 
     Activation checkpointing runs parts of the model again during the backward pass, after `end`.
     Where the first run recorded a graph (``use_reentrant=False``), the second must see the same
-    tensors, so they are kept until the next pass. Where it did not (``use_reentrant=True``), the
-    second run is differentiated by itself, and the layer composes its own rows.
+    tensors, so they are kept until the next pass with gradients. Where it did not
+    (``use_reentrant=True``), the second run is differentiated by itself, and the layer composes
+    its own rows.
     """
 
     def __init__(self, bank: VectorBank, topk: int) -> None:
@@ -53,10 +54,16 @@ class Composition:
         self.layers: list[Admixture] = []
         self._current: dict[int, Tensor] | None = None
         self._previous: dict[int, Tensor] | None = None
+        self._recording = False
+        self._unrecorded: set[int] = set()
 
     def begin(self) -> None:
         """Compose the sub-vectors of all layers."""
-        self._current = self._previous = None
+        self._current = None
+        self._recording = torch.is_grad_enabled()
+        if self._recording:  # a pass without gradients leaves alone what a backward pass may need
+            self._previous = None
+            self._unrecorded = set()
         rows: dict[int, Tensor] = {}
         by_device: dict[torch.device, list[int]] = {}
         for position, layer in enumerate(self.layers):
@@ -71,21 +78,21 @@ class Composition:
     def end(self) -> None:
         """The pass is over."""
         # A compiler sees to checkpointing itself.
-        if torch.is_grad_enabled() and not torch.compiler.is_compiling():
+        if self._recording and not torch.compiler.is_compiling():
             self._previous = self._current
         self._current = None
 
-    def rows_of(self, position: int, *, recorded: bool) -> Tensor | None:
-        """A layer's sub-vectors (n, b), or None if it is to compose them itself.
-
-        Args:
-            recorded: whether the layer's last run outside of a backward pass recorded a graph.
-        """
+    def rows_of(self, position: int) -> Tensor | None:
+        """A layer's sub-vectors (n, b), or None if it is to compose them itself."""
         again = in_backward()
-        if again and not recorded:
+        if again and position in self._unrecorded:
             return None
         rows = self._current or (self._previous if again else None)
-        return None if rows is None else rows[position]
+        if rows is None:
+            return None
+        if self._recording and not again and not torch.is_grad_enabled():
+            self._unrecorded.add(position)
+        return rows[position]
 
     def __getstate__(self) -> dict[str, Any]:
         """Copies and pickles of a model do not hold what belongs to one pass."""

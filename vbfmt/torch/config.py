@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping
 from dataclasses import dataclass, field, fields
-from typing import Any
+from math import inf
+from typing import Any, cast
 
+from vbfmt.admixture import LARGEST_BANK
 from vbfmt.errors import ConfigError
 
 ALL_LINEAR = "all-linear"
@@ -26,7 +28,8 @@ class VBLoRAConfig:
 
     Attributes:
         rank: r, 4 in the paper.
-        num_vectors: h, the bank's size; 90 (RoBERTa), 256 (GPT-2) or 2048 (Llama 2) in the paper.
+        num_vectors: h, the bank's size; 90 (RoBERTa), 256 (GPT-2) or 2048 (Llama 2) in the paper;
+            at most 65536, which is what a packed file can hold.
         vector_length: b, which must divide the features of every adapted layer; 256 in the paper.
         topk: k, how many vectors a sub-vector mixes; 2 in the paper.
         target_modules: which linear layers: names (whole, or the last components), one regular
@@ -51,9 +54,9 @@ class VBLoRAConfig:
     num_vectors: int = 256
     vector_length: int = 256
     topk: int = 2
-    target_modules: str | Sequence[str] = ALL_LINEAR
-    exclude_modules: str | Sequence[str] = ()
-    modules_to_save: Sequence[str] = ()
+    target_modules: str | Collection[str] = ALL_LINEAR
+    exclude_modules: str | Collection[str] = ()
+    modules_to_save: Collection[str] = ()
     bias: str = "none"
     rank_pattern: Mapping[str, int] = field(default_factory=dict)
     dropout: float = 0.0
@@ -64,23 +67,15 @@ class VBLoRAConfig:
     task_type: str | None = None
 
     def __post_init__(self) -> None:
-        ranks = {"rank": self.rank}
-        ranks.update((f"rank_pattern {key!r}", rank) for key, rank in self.rank_pattern.items())
-        sizes = {**ranks, "num_vectors": self.num_vectors, "vector_length": self.vector_length}
-        for what, size in sizes.items():
-            if not isinstance(size, int) or size < 1:
-                raise ConfigError(f"{what} is out of range", found=size, expected="at least 1")
-        if not isinstance(self.topk, int) or not 1 <= self.topk <= self.num_vectors:
-            raise ConfigError(
-                "k is out of range",
-                part="topk",
-                found=self.topk,
-                expected=f"1 to {self.num_vectors} (h, num_vectors)",
-            )
-        if self.bias not in BIASES:
-            raise ConfigError("unknown bias", found=self.bias, expected=" or ".join(BIASES))
-        if not 0 <= self.dropout < 1:
-            raise ConfigError("dropout is out of range", found=self.dropout, expected="0 ≤ p < 1")
+        _require_names(self)
+        _require_sizes(self)
+        _require(self.bias in BIASES, "bias", self.bias, " or ".join(BIASES))
+        fits = _is_number(self.dropout) and 0 <= self.dropout < 1
+        _require(fits, "dropout", self.dropout, "0 ≤ p < 1")
+        for what in ("init_bank_bound", "init_logits_std"):
+            value = getattr(self, what)
+            fits = _is_number(value) and 0 <= value < inf
+            _require(fits, what, value, "a finite number, 0 or above")
 
     @classmethod
     def from_peft(cls, config: Mapping[str, Any]) -> VBLoRAConfig:
@@ -111,3 +106,58 @@ class VBLoRAConfig:
         del named["r"]
         ranks = {"rank": self.rank, "rank_pattern": dict(self.rank_pattern)}
         return {"peft_type": "VBLORA", "inference_mode": True, **named, **ranks}
+
+
+def _require_sizes(config: VBLoRAConfig) -> None:
+    """Ranks, h, b and k are counts that can work together, and h is one that can be packed."""
+    any_count = "a whole number, at least 1"
+    ranks = {"rank": config.rank}
+    ranks.update((f"rank_pattern {key!r}", rank) for key, rank in config.rank_pattern.items())
+    for what, size in {**ranks, "vector_length": config.vector_length}.items():
+        _require(_is_count(size), what, size, any_count)
+    _require(
+        _is_count(config.num_vectors) and config.num_vectors <= LARGEST_BANK,
+        "num_vectors",
+        config.num_vectors,
+        f"1 to {LARGEST_BANK} (what a packed file can hold)",
+    )
+    _require(
+        _is_count(config.topk) and config.topk <= config.num_vectors,
+        "topk",
+        config.topk,
+        f"1 to {config.num_vectors} (k ≤ h, num_vectors)",
+    )
+
+
+def _require_names(config: VBLoRAConfig) -> None:
+    """Names are lists of names, or one regular expression where that is allowed."""
+    for what in ("target_modules", "exclude_modules"):
+        value = getattr(config, what)
+        fits = isinstance(value, str) or _are_names(value)
+        _require(fits, what, value, "a list of names, or one regular expression")
+    value = config.modules_to_save
+    _require(_are_names(value), "modules_to_save", value, "a list of names")
+    pattern = config.rank_pattern
+    fits = isinstance(pattern, Mapping) and _are_names([*pattern])
+    _require(fits, "rank_pattern", pattern, "module names with their ranks")
+    for what in ("base_model", "base_revision", "task_type"):
+        value = getattr(config, what)
+        _require(value is None or isinstance(value, str), what, value, "text")
+
+
+def _require(fits: bool, what: str, found: object, expected: str) -> None:
+    if not fits:
+        raise ConfigError("a setting that cannot work", part=what, found=found, expected=expected)
+
+
+def _are_names(value: object) -> bool:
+    texts = isinstance(value, Collection) and not isinstance(value, str | bytes | Mapping)
+    return texts and all(isinstance(name, str) for name in cast(Collection[object], value))
+
+
+def _is_count(value: object) -> bool:
+    return isinstance(value, int) and not isinstance(value, bool) and value >= 1
+
+
+def _is_number(value: object) -> bool:
+    return isinstance(value, int | float) and not isinstance(value, bool)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+import sys
 from collections.abc import Collection, Iterable, Mapping
 from contextlib import nullcontext
 from typing import Any, cast
@@ -143,17 +144,26 @@ def require_free_name(model: nn.Module, name: str) -> None:
         raise ConfigError(
             "not a name for an adapter", found=repr(name), expected="letters, digits, _ and -"
         )
+    _require_bare(model)
     adapters = find_adapters(model)
-    if adapters is not None and adapters.root is not model:
-        raise ModelError(
-            "the model is wrapped", found=type(model).__name__, advice="give the model inside it"
-        )
     if adapters is not None and name in adapters.adapters:
         raise ModelError(
             "the model has an adapter of that name",
             found=name,
             advice="choose another name or eject it first",
         )
+
+
+def _require_bare(model: nn.Module) -> None:
+    """Refuse wrappers, in which every layer has another name than in the model itself."""
+    advice = "give the model itself and wrap it afterwards"
+    wrapped = isinstance(model, nn.parallel.DistributedDataParallel | nn.DataParallel)
+    wrapped = wrapped or {*model._modules} in ({"_orig_mod"}, {"_fsdp_wrapped_module"})
+    peft = sys.modules.get("peft")
+    if peft is not None and isinstance(model, peft.PeftModel):
+        wrapped, advice = True, "take PEFT's adapter out first: model = model.unload()"
+    if wrapped:
+        raise ModelError("the model is wrapped", found=type(model).__name__, advice=advice)
 
 
 def _remove(adapters: VBLoRA, name: str, keep: Collection[str] = ()) -> None:

@@ -32,7 +32,7 @@ class VBLoRALinear(nn.Module):
 
     Raises:
         ModelError: not a layer that can be adapted.
-        ConfigError: b does not divide its features, or k > h.
+        ConfigError: b does not divide its features, k > h, or no rank.
     """
 
     def __init__(
@@ -51,9 +51,11 @@ class VBLoRALinear(nn.Module):
         self.base_layer = base_layer.requires_grad_(False)
         self.updates = nn.ModuleDict()
         self.active: str | None = None
-        self.weight_before_merge: Tensor | None = None
+        self.before_merge: tuple[nn.Parameter] | None = None  # a tuple, so not one of its own
         if bank is not None:
             require_divisible("the layer", in_features, out_features, bank.vector_length)
+            if rank < 1:
+                raise ConfigError("rank is out of range", found=rank, expected="at least 1")
             if not 1 <= topk <= bank.num_vectors:
                 raise ConfigError(
                     "k is out of range", found=topk, expected=f"1 to {bank.num_vectors} (h)"
@@ -87,7 +89,7 @@ class VBLoRALinear(nn.Module):
 
     def update(self) -> LowRankUpdate | None:
         """The update that is added to the output now; None if there is none or it is merged."""
-        if self.active is None or self.weight_before_merge is not None:
+        if self.active is None or self.before_merge is not None:
             return None
         return cast(LowRankUpdate, self.updates[self.active])
 

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import cast
+
 import torch
 from torch import Tensor, nn
 
@@ -17,9 +19,11 @@ def merge(model: nn.Module) -> None:
     Added in float32 and rounded once to the weight's dtype. The weights as they were are kept, so
     that `unmerge` is exact; this takes the memory of the adapted weights once more.
 
+    A weight that other modules use too (tied embeddings) stays for them what it was.
+
     Raises:
-        ModelError: no adapter is active, it is merged already, or ΔW is not finite; nothing is
-            changed then.
+        ModelError: no adapter is active, it is merged already, a weight is quantized, or ΔW is
+            not finite; nothing is changed then.
     """
     adapters = adapters_of(model)
     adapters.adapter()
@@ -30,6 +34,7 @@ def merge(model: nn.Module) -> None:
         update = layer.update()
         if update is None:
             continue
+        _require_plain(name, layer)
         weight = _with_update(layer, update)
         if not bool(weight.isfinite().all()):
             raise ModelError(
@@ -39,8 +44,8 @@ def merge(model: nn.Module) -> None:
             )
         merged.append((layer, weight))
     for layer, weight in merged:
-        layer.weight_before_merge = layer.weight.data
-        layer.weight.data = weight
+        layer.before_merge = (cast(nn.Parameter, layer.weight),)
+        layer.base_layer.weight = nn.Parameter(weight, requires_grad=False)
 
 
 def unmerge(model: nn.Module) -> None:
@@ -53,9 +58,25 @@ def unmerge(model: nn.Module) -> None:
     if not adapters.merged:
         raise ModelError("no adapter is merged")
     for layer in adapters.all_layers().values():
-        if layer.weight_before_merge is not None:
-            layer.weight.data = layer.weight_before_merge.to(layer.weight)
-            layer.weight_before_merge = None
+        if layer.before_merge is not None:
+            (before,), merged = layer.before_merge, layer.weight
+            if (before.device, before.dtype) != (merged.device, merged.dtype):
+                before.data = before.data.to(merged)  # the model was moved meanwhile
+            layer.base_layer.weight = before
+            layer.before_merge = None
+
+
+def _require_plain(name: str, layer: VBLoRALinear) -> None:
+    features = (layer.out_features, layer.in_features)
+    expected = features[::-1] if layer.fan_in_fan_out else features
+    if tuple(layer.weight.shape) != expected or not layer.weight.is_floating_point():
+        raise ModelError(
+            "a weight that cannot be added to",
+            part=name,
+            found=f"{layer.weight.dtype} {tuple(layer.weight.shape)}",
+            expected=f"floating point {expected}",
+            advice="a quantized base cannot be merged: load it in its full precision",
+        )
 
 
 @torch.no_grad()

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Iterator, Sequence
+from collections.abc import Collection, Iterator
 from difflib import get_close_matches
 from math import gcd
 
@@ -53,23 +53,35 @@ def find_targets(model: nn.Module, config: VBLoRAConfig) -> dict[str, nn.Module]
     return targets
 
 
-def matches(name: str, pattern: str | Sequence[str]) -> bool:
+def matches(name: str, pattern: str | Collection[str]) -> bool:
     """Whether a module name is meant: by a regular expression for all of it, or by names that are
-    equal to it or to its last components."""
+    equal to it or to its last components.
+
+    Raises:
+        ConfigError: not a regular expression.
+    """
     if isinstance(pattern, str):
-        return re.fullmatch(pattern, name) is not None
+        try:
+            return re.fullmatch(pattern, name) is not None
+        except re.error as error:
+            raise ConfigError(
+                "not a regular expression", found=pattern, expected=f"one that compiles ({error})"
+            ) from None
     return any(name == wanted or name.endswith(f".{wanted}") for wanted in pattern)
 
 
 def rank_of(name: str, config: VBLoRAConfig) -> int:
-    """The rank of a module: the first of `rank_pattern` that fits, else the common one."""
+    """The rank of a module: by its whole name, or else the first of `rank_pattern` that fits, or
+    else the common one."""
+    if name in config.rank_pattern:
+        return config.rank_pattern[name]
     for pattern, rank in config.rank_pattern.items():
         if matches(name, [pattern]) or matches(name, pattern):
             return rank
     return config.rank
 
 
-def modules_to_save(model: nn.Module, wanted: Sequence[str]) -> list[str]:
+def modules_to_save(model: nn.Module, wanted: Collection[str]) -> list[str]:
     """The names of the modules to train whole.
 
     Raises:
@@ -140,12 +152,17 @@ def _nothing_found(layers: dict[str, nn.Module], config: VBLoRAConfig) -> ModelE
     linear = [name for name, layer in layers.items() if name and is_adaptable(layer)]
     if not linear:
         return ModelError("the model has no linear layers to adapt")
+    wanted = config.target_modules
     leaves = list(dict.fromkeys(name.rpartition(".")[2] for name in linear))
+    advice = None
+    if isinstance(wanted, str) and wanted != ALL_LINEAR:
+        advice = f"text is a regular expression for whole names; a name is meant by [{wanted!r}]"
     return ModelError(
         "no module of the model is a target",
         part="target_modules",
-        found=config.target_modules,
+        found=wanted,
         expected=f"some of its linear layers: {', '.join(leaves[:8])}",
+        advice=advice,
     )
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import struct
 
 import numpy as np
 import pytest
@@ -13,6 +14,7 @@ from spec.golden.make import wide_indices  # noqa: E402
 from tests.converters.gguf.random_adapter import adapter_of, random_adapter  # noqa: E402
 from vbfmt import Module, errors  # noqa: E402
 from vbfmt.converters import gguf  # noqa: E402
+from vbfmt.converters.gguf import counts  # noqa: E402
 from vbfmt.converters.gguf.architectures import ARCHITECTURES  # noqa: E402
 
 LLAMA = {
@@ -196,3 +198,48 @@ def test_a_damaged_base_is_one_error(tmp_path, adapter, content):
     (tmp_path / "base.gguf").write_bytes(content)
     with pytest.raises(errors.SourceError, match="not a readable GGUF file"):
         gguf.write(adapter, tmp_path / "x.gguf", base=tmp_path / "base.gguf")
+
+
+def gguf_bytes(*entries: bytes, tensors: int = 0, count: int | None = None) -> bytes:
+    """A GGUF file of metadata entries, each after a name of one letter."""
+    begin = struct.pack("<4sIQQ", b"GGUF", 3, tensors, len(entries) if count is None else count)
+    return begin + b"".join(struct.pack("<Q", 1) + b"x" + entry for entry in entries)
+
+
+HOSTILE_GGUF = {
+    "array of 2^40 bytes": gguf_bytes(struct.pack("<IIQ", 9, 0, 2**40) + bytes(64)),
+    "array whose size wraps": gguf_bytes(struct.pack("<IIQ", 9, 10, 2**61) + bytes(64)),
+    "array of 2^40 strings": gguf_bytes(struct.pack("<IIQ", 9, 8, 2**40) + bytes(64)),
+    "array of 2^40 arrays": gguf_bytes(struct.pack("<IIQ", 9, 9, 2**40) + bytes(64)),
+    "arrays without end": gguf_bytes(struct.pack("<I", 9) + struct.pack("<IQ", 9, 1) * 1000),
+    "string of 2^63 bytes": gguf_bytes(struct.pack("<IQ", 8, 2**63)),
+    "2^50 entries": gguf_bytes(count=2**50) + bytes(64),
+    "2^50 tensors": gguf_bytes(tensors=2**50) + bytes(64),
+    "10^6 dimensions": gguf_bytes(tensors=1) + struct.pack("<QIQ", 0, 10**6, 0) + bytes(64),
+    "unknown type": gguf_bytes(struct.pack("<I", 99)),
+}
+
+
+@pytest.mark.parametrize("what", HOSTILE_GGUF)
+@pytest.mark.timeout(20)
+def test_counts_of_a_hostile_base_are_not_believed(tmp_path, adapter, what):
+    """The gguf package walks through an array as long as the file says it is."""
+    (tmp_path / "base.gguf").write_bytes(HOSTILE_GGUF[what])
+    with pytest.raises(errors.SourceError, match="not a readable GGUF file"):
+        gguf.write(adapter, tmp_path / "x.gguf", base=tmp_path / "base.gguf")
+
+
+def test_counts_that_fit_are_passed_over(tmp_path):
+    words = b"".join(struct.pack("<Q", len(word)) + word for word in (b"", b"a", b"bc"))
+    nested = struct.pack("<IQ", 4, 2) + bytes(8)
+    (tmp_path / "x.gguf").write_bytes(
+        gguf_bytes(
+            struct.pack("<IIQ", 9, 8, 3) + words,
+            struct.pack("<IIQ", 9, 9, 2) + nested * 2,
+            struct.pack("<I", 7) + b"\1",
+            struct.pack("<IQ", 8, 2) + b"ok",
+            tensors=1,
+        )
+        + struct.pack("<Q1sIQQIQ", 1, b"t", 2, 3, 4, 0, 0)
+    )
+    counts.require(tmp_path / "x.gguf")

@@ -149,12 +149,12 @@ def test_a_run_leaves_the_folder_of_a_living_one_alone(base, tmp_path):
 
 
 def test_an_error_while_writing_leaves_nothing(base, tmp_path, monkeypatch):
-    from vbfmt.converters.merge import folder
+    from vbfmt.converters.merge import stream
 
     def fails(*args, **options):
         raise errors.TargetError("no", part="piece")
 
-    monkeypatch.setattr(folder.arithmetic, "merged", fails)
+    monkeypatch.setattr(stream.arithmetic, "merged", fails)
     with pytest.raises(errors.TargetError):
         merge.write(merge.plan(adapter(0), base), tmp_path / "out")
     assert os.listdir(tmp_path) == []
@@ -162,6 +162,8 @@ def test_an_error_while_writing_leaves_nothing(base, tmp_path, monkeypatch):
 
 def test_an_interrupt_leaves_nothing(base, tmp_path):
     process = start(base, tmp_path / "out", 0)
+    while process.poll() is None and not list(tmp_path.glob(".out.*.partial/*")):
+        time.sleep(0.001)
     process.send_signal(signal.SIGINT)
     process.wait()
     assert process.returncode != 0 or (tmp_path / "out").exists()

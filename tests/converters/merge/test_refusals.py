@@ -82,6 +82,42 @@ def test_a_trained_tensor_of_another_shape(tmp_path, base):
     refused(base, ["trained tensor", "model.norm.weight", "[24]", "[20]"], adapter)
 
 
+def test_two_trained_tensors_for_one_place(tmp_path):
+    tensors = {name.removeprefix("model."): tensor for name, tensor in weights_of().items()}
+    trained = {name: tensor_of(np.ones(24)) for name in ("norm.weight", "model.norm.weight")}
+    folder = save_base(tmp_path / "base", tensors)
+    refused(folder, ["two trained tensors", "norm.weight"], adapter_of(tensors=trained))
+
+
+def test_a_folder_that_appears_in_the_meantime_is_left_alone(tmp_path, base):
+    out = tmp_path / "out"
+
+    def appears(count):
+        out.mkdir(exist_ok=True)
+        (out / "somebodys").touch()
+
+    plan = merge.plan(adapter_of(), base)
+    with pytest.raises(errors.OutputExistsError):
+        merge.write(plan, out, progress=appears)
+    with pytest.raises(errors.TargetError, match="not replaced"):
+        merge.write(plan, out, overwrite=True, progress=appears)
+    assert [path.name for path in out.iterdir()] == ["somebodys"]
+    assert others_beside(out) == ["base"]
+
+
+def test_a_record_made_to_hurt(tmp_path, base):
+    tensors = safetensors.read(base / "model.safetensors").tensors
+    folder = tmp_path / "hostile"
+    folder.mkdir()
+    safetensors.write(
+        folder / "model.safetensors",
+        [(name, tensor.dtype, tensor.shape) for name, tensor in tensors.items()],
+        (tensor.data.data for tensor in tensors.values()),
+        metadata={"vbfmt.merged": "[" * 100_000},
+    )
+    refused(folder, ["unreadable record", "vbfmt.merged"])
+
+
 def test_an_adapter_of_another_model(base):
     refused(base, ["0 of 1 modules applied", "h.0.c_attn"], adapter_of({"h.0.c_attn": (48, 16)}))
 
@@ -232,6 +268,12 @@ def test_output_inside_the_base(base):
     assert sorted(path.name for path in base.iterdir()) == ["config.json", "model.safetensors"]
 
 
+def test_no_folder_to_write_into(tmp_path, base):
+    plan = merge.plan(adapter_of(), base)
+    with pytest.raises(errors.TargetError, match="no folder to write into"):
+        merge.require_place(plan, tmp_path / "no" / "out", overwrite=False)
+
+
 def test_a_disk_too_small(tmp_path, base, monkeypatch):
     usage = type("Usage", (), {"free": 1000})
     monkeypatch.setattr(refusals.shutil, "disk_usage", lambda path: usage)
@@ -311,3 +353,8 @@ def test_strict_refuses_a_base_that_does_not_tell(base):
     adapter = adapter_of(base_model="a/b", base_revision="main")
     assert merge.plan(adapter, base).notices == ()
     refused(base, ["does not tell its revision"], adapter, strict=True)
+
+
+def test_a_base_given_as_the_adapter_names_it_is_that_base(base):
+    plan = merge.plan(adapter_of(base_model=str(base)), base, strict=True)
+    assert plan.notices == ()

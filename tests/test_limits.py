@@ -1,0 +1,85 @@
+"""What SECURITY.md promises: its numbers are those of the code, its tests exist."""
+
+from __future__ import annotations
+
+import ast
+import re
+import tracemalloc
+from importlib import import_module
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from spec.golden.make import worked_example
+from tests import forge
+from vbfmt import Adapter, Module, Rows, dumps, loads
+
+ROOT = Path(__file__).parents[1]
+PAGE = (ROOT / "SECURITY.md").read_text()
+NAMED = sorted(set(re.findall(r"`(tests/[\w/]+\.py)::(\w+)`", PAGE)))
+LIMITS = re.findall(r"\| ([\d ]+) \| `([\w.]+)\.(\w+)` \|", PAGE)
+
+MEMORY_PER_BYTE = 4
+MEMORY_PER_HEADER_BYTE = 128
+
+
+@pytest.mark.parametrize(("file", "name"), NAMED)
+def test_the_tests_it_names_exist(file, name):
+    tree = ast.parse((ROOT / file).read_text())
+    assert name in {node.name for node in tree.body if isinstance(node, ast.FunctionDef)}
+
+
+def test_it_names_no_test_in_any_other_way():
+    """A name that the pattern above misses would go unchecked."""
+    assert len(NAMED) > 30
+    assert PAGE.count("tests/") == len(re.findall(r"`tests/[\w/]+\.py::\w+`", PAGE))
+
+
+@pytest.mark.parametrize(("number", "module", "name"), LIMITS)
+def test_its_limits_are_those_of_the_code(number, module, name):
+    assert getattr(import_module(module), name) == int(number.replace(" ", ""))
+
+
+def test_every_line_of_the_table_of_limits_is_looked_at():
+    table = PAGE.partition("## Limits")[2].partition("##")[0]
+    assert len(LIMITS) == table.count("\n| ") - 1
+
+
+def peak(data: bytes) -> int:
+    """Bytes that `loads` takes at its peak."""
+    tracemalloc.start()
+    try:
+        loads(data)
+        return tracemalloc.get_traced_memory()[1]
+    finally:
+        tracemalloc.stop()
+
+
+@pytest.mark.parametrize(
+    ("h", "b", "k", "n"),
+    [(256, 8, 1, 1 << 20), (256, 8, 2, 1 << 18), (60000, 32, 2, 1000), (256, 8, 16, 1 << 16)],
+    ids=["indices", "rows", "bank", "weights"],
+)
+def test_memory_of_values_is_a_small_multiple_of_the_file(h, b, k, n):
+    module = Module("m", b * n // 2, b * n // 2, 1)
+    indices = (np.arange(n)[:, None] % (h - k + 1) + np.arange(k)).astype(
+        "u1" if h <= 256 else "<u2"
+    )
+    weights = np.tile(np.array([[2.0 ** -(i + 2) for i in range(k - 1)]], "<f4"), (n, 1))
+    data = dumps(Adapter.from_rows(np.ones((h, b)), {module: Rows(indices, weights)}))
+    assert peak(data) < MEMORY_PER_BYTE * len(data)
+
+
+@pytest.mark.parametrize(
+    "item", [b"\x80", b"\x90", b"\xa0", b"\xc0", b"\x91\x90", b"\x81\xa0" * 5 + b"\x80"]
+)
+def test_memory_of_a_header_made_to_hurt(item):
+    """As many of the smallest values as there is room for, under a key of a later version."""
+    count = 60_000 // len(item)
+    plain = forge.header_of(dumps(worked_example()))
+    many = b"\xa1z\xdc" + count.to_bytes(2, "big") + item * count
+    header = bytes([plain[0] + 1]) + plain[1:] + many
+    data = forge.with_preamble(forge.with_header_bytes(dumps(worked_example()), header), minor=1)
+    found = peak(data)
+    assert found < MEMORY_PER_HEADER_BYTE * len(header)
