@@ -125,7 +125,14 @@ def test_blocks_of_any_size(b):
     indices = rng.integers(0, 4, (5, 1)).astype("u1")
     found = composition.subvectors(bank, indices, np.empty((5, 0), "<f4"))
     np.testing.assert_array_equal(found, bank[indices[:, 0]])
-    assert composition.subvectors(bank, indices[:0], np.empty((0, 0), "<f4")).shape == (0, b)
+
+
+def test_no_rows_are_no_subvectors():
+    """Blocks of nothing were cut by dividing by zero."""
+    indices = np.empty((0, 2), "u1")
+    assert composition.subvectors(
+        np.ones((3, 4), "f4"), indices, indices.astype("<f4")[:, 1:]
+    ).shape == (0, 4)
 
 
 def test_indices_that_nobody_has_checked_read_nothing_past_the_bank():
