@@ -5,6 +5,7 @@ from __future__ import annotations
 import collections
 import os
 import resource
+import sys
 import time
 import warnings
 from pathlib import Path
@@ -79,7 +80,7 @@ class Run:
 def _limit(more: int | None) -> None:
     """Let the address space grow by so many bytes from now on, or as before."""
     soft, hard = _UNLIMITED
-    if more is not None:
+    if more is not None and sys.platform == "linux":  # elsewhere nothing says how large it is now
         with open("/proc/self/statm", "rb", buffering=0) as file:
             soft = int(file.read().split()[0]) * os.sysconf("SC_PAGESIZE") + more
     resource.setrlimit(resource.RLIMIT_AS, (soft, hard))
