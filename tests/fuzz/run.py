@@ -16,7 +16,8 @@ SLOWEST = 1.0
 """Seconds of processor time that one input may take."""
 
 LARGEST = 64 << 20
-"""Bytes that one input may add to the process: beyond, its allocation fails (RLIMIT_AS)."""
+"""Bytes that one input may add to the process (what was freed before may be used again): beyond,
+its allocation fails (RLIMIT_AS)."""
 
 _REPORT_EVERY = 50_000
 _UNLIMITED = resource.getrlimit(resource.RLIMIT_AS)
