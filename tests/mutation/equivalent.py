@@ -64,6 +64,11 @@ EQUIVALENT = (
         r"found = \(_by_passes if",
         "both ways give the same, as a test shows; one is faster for small k",
     ),
+    Equivalent(
+        "selection.x_select_top_k",
+        r"\+ (starts = .*np.cumsum|logits = np.empty)|slice\(start \+ first, None\)",
+        "what numpy takes unasked; rows past the piece's own are not written",
+    ),
     Equivalent("selection.x__fill", r"argsort\(-rows, kind", "by the last axis, the second of two"),
     Equivalent("admixture|selection", r"order='c'|kind='STABLE'", "numpy takes capitals or none"),
     Equivalent(
