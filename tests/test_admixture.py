@@ -119,6 +119,7 @@ def test_the_largest_weight_is_what_the_others_leave_summed_from_left_to_right()
     assert admixture._sum_in_order(small)[0] == 0.5
     assert admixture._sum_in_order(small[:, ::-1])[0] == 0.5 + 2.0**-53
     assert all_weights(np.empty((2, 0), "<f4")).tolist() == [[1.0], [1.0]]
+    assert all_weights(weights).dtype == np.float32
 
 
 def test_canonical_rows_of_rows_in_any_order():
@@ -152,6 +153,15 @@ def test_only_rows_whose_first_came_out_smaller_are_rounded_down():
     assert both.weights[1].tolist() == [np.float32(0.2), np.float32(0.1)]
 
 
+def test_of_such_a_row_only_what_was_rounded_up_is_rounded_down():
+    """3/128 is exact and stays as it is."""
+    exact = (1 - 3 / 128) / 3
+    assert float(np.float32(exact)) > exact
+    rows = canonical_rows(np.arange(4)[None], np.array([[exact, exact, exact, 3 / 128]]), 4)
+    below = float(np.nextafter(np.float32(exact), np.float32(0)))
+    assert rows.weights.tolist() == [[below, below, 3 / 128]]
+
+
 def test_rows_that_sum_to_more_than_one_are_lowered_until_the_first_is_the_largest():
     """Sums of tens of thousands of weights may be that far off."""
     step = 2.0**-25
@@ -163,9 +173,10 @@ def test_rows_that_sum_to_more_than_one_are_lowered_until_the_first_is_the_large
 
 
 def test_rows_lie_one_behind_the_other_however_they_were_given():
-    indices = np.asfortranarray([[4, 2], [7, 3], [0, 5]])
-    weights = np.asfortranarray([[0.25, 0.75], [1.0, 0.0], [0.5, 0.5]])
+    indices = np.asfortranarray([[4, 2, 1], [7, 3, 0], [0, 5, 6]])
+    weights = np.asfortranarray([[0.25, 0.625, 0.125], [1.0, 0.0, 0.0], [0.5, 0.25, 0.25]])
     rows = canonical_rows(indices, weights, 8)
     assert rows.indices.flags.c_contiguous
     assert rows.weights.flags.c_contiguous
-    assert rows.indices.tolist() == [[2, 4], [7, 3], [0, 5]]
+    assert rows.indices.tolist() == [[2, 4, 1], [7, 0, 3], [0, 5, 6]]
+    assert rows.weights.tolist() == [[0.25, 0.125], [0, 0], [0.25, 0.25]]

@@ -36,7 +36,7 @@ def in_order_of_the_spec(bank, rows: Rows) -> np.ndarray:
 
 
 @given(st.data(), st.integers(1, 40), st.integers(1, 8))
-@settings(max_examples=3 * settings().max_examples)
+@settings(max_examples=300)
 def test_every_element_is_within_k_plus_1_units_of_the_float64_value(data, h, b):
     block = data.draw(logits(n=st.integers(1, 10), h=st.just(h)))
     k = data.draw(st.integers(1, h))
@@ -48,7 +48,7 @@ def test_every_element_is_within_k_plus_1_units_of_the_float64_value(data, h, b)
 
 
 @given(st.data(), st.integers(4, 20), st.integers(1, 4), st.integers(1, 9))
-@settings(max_examples=2 * settings().max_examples)
+@settings(max_examples=200)
 def test_every_bit_is_that_of_the_spec(data, h, k, b):
     bank = data.draw(banks(h, b))
     bank[data.draw(st.lists(st.integers(0, h - 1)))] = -0.0
@@ -108,8 +108,8 @@ def test_factors_are_the_subvectors_by_component_and_tile(b, sizes):
     assert flat.size == 0
 
 
-def test_two_rows_by_hand():
-    bank = np.array([[1, 2], [4, 8], [16, 32]], np.float32)
+def test_factors_of_two_rows_by_hand():
+    bank = np.array([[1.0, 2.0], [4.0, 8.0], [16.0, 32.0]], "f4")
     indices = np.array([[0, 1, 2], [2, 0, 1]], "u1")
     weights = np.array([[0.25, 0.125], [0.0, 0.0]], "<f4")
     found = composition.subvectors(bank, indices, weights)
@@ -121,16 +121,24 @@ def test_two_rows_by_hand():
 def test_blocks_of_any_size(b):
     """One row may be larger than the block that is meant to hold several."""
     rng = np.random.default_rng(0)
-    bank = rng.standard_normal((4, b)).astype(np.float32)
+    bank = rng.standard_normal((4, b)).astype("f4")
     indices = rng.integers(0, 4, (5, 1)).astype("u1")
-    found = composition.subvectors(bank, indices, np.empty((5, 0), np.float32))
+    found = composition.subvectors(bank, indices, np.empty((5, 0), "<f4"))
     np.testing.assert_array_equal(found, bank[indices[:, 0]])
-    assert composition.subvectors(bank, indices[:0], np.empty((0, 0), "<f4")).shape == (0, b)
 
 
-@pytest.mark.parametrize("k", [2, 3])
-def test_indices_that_nobody_has_checked_read_nothing_past_the_bank(k):
-    bank = np.array([[1.0], [2.0]], np.float32)
-    indices = np.array([[9, 200, 3], [0, 200, 0]], "u1")[:, :k]
-    weights = np.array([[0.25, 0], [0.5, 0]], "<f4")[:, : k - 1]
-    assert composition.subvectors(bank, indices, weights).tolist() == [[2], [1.5]]
+def test_no_rows_are_no_subvectors():
+    """Blocks of nothing were cut by dividing by zero."""
+    indices = np.empty((0, 2), "u1")
+    assert composition.subvectors(
+        np.ones((3, 4), "f4"), indices, indices.astype("<f4")[:, 1:]
+    ).shape == (0, 4)
+
+
+def test_indices_that_nobody_has_checked_read_nothing_past_the_bank():
+    bank = np.array([[1.0], [2.0]], "f4")
+    indices = np.array([[9, 200], [0, 200]], "u1")
+    assert composition.subvectors(bank, indices, np.array([[0.25], [0.5]], "<f4")).tolist() == [
+        [2],
+        [1.5],
+    ]

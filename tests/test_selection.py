@@ -77,6 +77,24 @@ def test_k_is_checked_before_room_is_made_for_it():
         select_top_k({"x": np.zeros((8, 4), np.float32)}, 1 << 40)
 
 
+@pytest.mark.parametrize(("k", "h"), [(0, 4), (5, 4), (13, 12)])
+def test_the_block_whose_k_is_out_of_range_is_named(k, h):
+    blocks = {"fits": np.zeros((1, 20)), "here": np.zeros((1, h))}
+    with pytest.raises(ContentError) as error:
+        select_top_k(blocks, k)
+    part = "here" if k else "fits"
+    assert str(error.value) == (
+        f"k is out of range: {part}: found {k}, expected 1 to {h if k else 20} (h)"
+    )
+
+
+def test_ties_of_all_pieces_are_counted_together():
+    """1100 rows are two pieces of work, of several blocks each."""
+    assert (
+        select_top_k({"a": np.zeros((1100, 700), np.float32), "b": np.ones((3, 5))}, 1).ties == 1103
+    )
+
+
 def test_bfloat16_logits_are_read_as_they_are():
     block = np.array([[1.0, 1.0078125, 0.5]], dtype=ml_dtypes.bfloat16)
     np.testing.assert_array_equal(select_top_k({"x": block}, 2).logits, [[1.0078125, 1.0]])

@@ -36,7 +36,8 @@ def subvectors(
         weights: (n, k − 1).
     """
     out = np.empty((len(indices), bank.shape[1]), dtype=np.float32)
-    _compose(bank, indices, weights, _blocks(0, out.reshape(1, -1), bank.shape[1]))
+    if out.size:
+        _compose(bank, indices, weights, _blocks(0, out.reshape(1, -1), bank.shape[1]))
     return out
 
 

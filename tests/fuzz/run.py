@@ -5,6 +5,7 @@ from __future__ import annotations
 import collections
 import os
 import resource
+import sys
 import time
 import warnings
 from pathlib import Path
@@ -15,7 +16,8 @@ SLOWEST = 1.0
 """Seconds of processor time that one input may take."""
 
 LARGEST = 64 << 20
-"""Bytes that one input may add to the process: beyond, its allocation fails (RLIMIT_AS)."""
+"""Bytes that one input may add to the process (what was freed before may be used again): beyond,
+its allocation fails (RLIMIT_AS)."""
 
 _REPORT_EVERY = 50_000
 _UNLIMITED = resource.getrlimit(resource.RLIMIT_AS)
@@ -79,7 +81,7 @@ class Run:
 def _limit(more: int | None) -> None:
     """Let the address space grow by so many bytes from now on, or as before."""
     soft, hard = _UNLIMITED
-    if more is not None:
+    if more is not None and sys.platform == "linux":  # elsewhere nothing says how large it is now
         with open("/proc/self/statm", "rb", buffering=0) as file:
             soft = int(file.read().split()[0]) * os.sysconf("SC_PAGESIZE") + more
     resource.setrlimit(resource.RLIMIT_AS, (soft, hard))

@@ -1,7 +1,8 @@
 """What the mutants of `make mutation` came to: ``python -m tests.mutation [FOLDER]``.
 
-FOLDER is where mutmut ran (build/mutation). Prints the score of each module, then every survivor
-that `equivalent` has no explanation for. 1 if the score of any module is below `LOWEST`.
+FOLDER is where mutmut ran (build/mutation). Prints the score of each module (of those that differ
+from the original, the share that was noticed), then every survivor that `equivalent` has no
+explanation for. 1 if the score of any module is below `LOWEST`.
 """
 
 from __future__ import annotations
@@ -75,7 +76,7 @@ def main() -> int:
         left = list(survivors(meta.with_suffix(""), results))
         unexplained = [mutant for mutant in left if reason(mutant.name, mutant.change) is None]
         killed = len(checked) - len(left)
-        score = killed / len(checked)
+        score = killed / (killed + len(unexplained) or 1)
         below = below or score < LOWEST
         real += unexplained
         print(

@@ -44,6 +44,52 @@ EQUIVALENT = (
     ),
     Equivalent("container.x_read_preamble", "major >= MAJOR", "they differ: that was asked before"),
     Equivalent("", r"strict=False.*(strict=None|zip\([^=]*\))", "so `zip` does unasked"),
+    Equivalent(
+        "admixture|selection",
+        r"(sort|partition|take_along_axis)\(.*(axis=\+1|(?<!axis=1)\)(\[:, h - k, None\])?$)",
+        "the last axis, which is what these take by themselves, is the second of two",
+    ),
+    Equivalent(
+        "selection.x__(select|fill)",
+        r"\+ (dtype = np.dtype|space = (None|scratch.get\(None)|rows = block\[few\].astype\(None)",
+        "float64 holds every float32, and scratch space may be made anew: only slower",
+    ),
+    Equivalent(
+        "selection.x__select",
+        r"\+ space = scratch\[dtype.char\] = np.empty|copyto\(values, block\[here\]\)$",
+        "float64 scratch holds float32 as well; no copy narrows",
+    ),
+    Equivalent(
+        "selection.x__select",
+        r"found = \(_by_passes if",
+        "both ways give the same, as a test shows; one is faster for small k",
+    ),
+    Equivalent(
+        "selection.x_select_top_k",
+        r"\+ (starts = .*np.cumsum|logits = np.empty)|slice\(start \+ first, None\)",
+        "what numpy takes unasked; rows past the piece's own are not written",
+    ),
+    Equivalent("selection.x__fill", r"argsort\(-rows, kind", "by the last axis, the second of two"),
+    Equivalent("admixture|selection", r"order='c'|kind='STABLE'", "numpy takes capitals or none"),
+    Equivalent(
+        "selection.x__by_partition",
+        r"\[nan\] = None",
+        "to numpy, None is False among booleans and NaN among floats",
+    ),
+    Equivalent(
+        "selection.x__by_passes",
+        r"np.empty\(",
+        "kept as float64 on the way to the caller's own arrays: both hold such values exactly",
+    ),
+    Equivalent(
+        "admixture.x__sum_in_order", r"np.zeros\(", "float64 is what numpy makes of zeros unasked"
+    ),
+    Equivalent("admixture.x__exp_of_non_positive", "-801", "its exp is 0 as well"),
+    Equivalent(
+        "admixture.x_canonical_rows",
+        r"\+ weights = np.array\(weights, (dtype=None, )?order='C'\)",
+        "callers give float64, as they are told to",
+    ),
     Equivalent("admixture.x_repeats", r"np.sort\(indices\)", "the last axis is the second of two"),
     Equivalent("admixture.x_compose", r"astype\(None\)", "numpy's name for float64"),
     Equivalent(

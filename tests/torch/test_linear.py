@@ -8,7 +8,7 @@ from torch import nn
 
 from vbfmt.errors import ConfigError, ContentError, ModelError
 from vbfmt.tensors import Tensor
-from vbfmt.torch import VBLoRALinear, VectorBank
+from vbfmt.torch import VBLoRAConfig, VBLoRALinear, VectorBank
 from vbfmt.torch.admixture import LowRankUpdate
 from vbfmt.torch.tensors import to_format, to_torch
 
@@ -60,3 +60,8 @@ def test_dtypes_that_only_one_side_has():
         to_format(torch.zeros(1, dtype=torch.complex128))
     with pytest.raises(ContentError, match="no PyTorch dtype: found F4"):
         to_torch(Tensor("F4", (2,), Tensor.of(torch.zeros(1, dtype=torch.uint8).numpy()).data))
+
+
+def test_a_config_of_another_kind_of_adapter():
+    with pytest.raises(ConfigError, match="another kind of adapter: peft_type: found LORA"):
+        VBLoRAConfig.from_peft({"peft_type": "LORA", "r": 4})
