@@ -41,7 +41,7 @@ def test_killed_at_any_moment_the_old_or_the_new_is_there_and_nothing_else_soon(
     assert seen["killed"] > count / 2
     # It did come in the middle of writing, and both before and after the last step.
     assert seen["left something behind"] > count / 10
-    assert min(seen["old"], seen["new"]) > 0
+    assert min(seen["old"], seen["new"]) > count / 20
 
 
 @pytest.mark.parametrize("count", [50, pytest.param(5000, marks=pytest.mark.slow)])
