@@ -19,7 +19,7 @@ import numpy as np
 from vbfmt import storage, strict_json
 from vbfmt.container import Bytes
 from vbfmt.errors import SourceError
-from vbfmt.tensors import BITS, Tensor, byte_length
+from vbfmt.tensors import BITS, WHOLE_BYTES, Tensor, byte_length
 
 PathLike = str | os.PathLike[str]
 Spec: TypeAlias = "tuple[str, str, tuple[int, ...]]"
@@ -74,12 +74,13 @@ def parse(data: memoryview) -> SafetensorsFile:
                 found=f"bytes {begin} to {end}",
                 expected=f"from {position}, within {len(data) - start}",
             )
-        if byte_length(dtype, shape) != end - begin:
+        length = byte_length(dtype, shape)
+        if length != end - begin:
             raise SourceError(
                 f"wrong length for {dtype} {list(shape)}",
                 part=name,
                 found=f"{end - begin} bytes",
-                expected=f"{byte_length(dtype, shape)}",
+                expected=WHOLE_BYTES if length is None else f"{length}",
             )
         content = data[start + begin : start + end]
         tensors[name] = Tensor(dtype, shape, np.frombuffer(content, dtype=np.uint8))

@@ -83,3 +83,14 @@ def test_what_is_no_tensor(shape, data, said):
 
 def test_a_tensor_is_not_equal_to_anything_else():
     assert Tensor.of(np.ones(1)) != "something else"
+
+
+@pytest.mark.parametrize("sizes", [[2**64 - 1] * 300, [2**64 - 1] * 200_000, [2**63, 1]])
+def test_a_length_that_no_file_has_is_none_and_soon_known(sizes):
+    assert byte_length("U8", tuple(sizes)) is None
+    assert byte_length("U8", (*sizes, 0)) == 0
+
+
+def test_the_largest_length_is_a_number():
+    assert byte_length("F4", (2**63 - 1, 2)) == 2**63 - 1
+    assert byte_length("F4", (2**63, 2)) is None

@@ -11,7 +11,7 @@ from vbfmt.container import Section
 from vbfmt.errors import ContentError, FeatureError, HeaderError
 from vbfmt.module import Module
 from vbfmt.rules import broken_modules, broken_names, broken_sizes, raise_first
-from vbfmt.tensors import BITS, byte_length
+from vbfmt.tensors import BITS, WHOLE_BYTES, byte_length
 
 KNOWN_FEATURES: frozenset[str] = frozenset()
 """Features that this reader implements: version 1.0 defines none."""
@@ -165,7 +165,7 @@ def _require_keys(raw: Mapping[str, Any], minor: int) -> None:
     if [key.encode() for key in extra] != sorted({key.encode() for key in extra}):
         raise HeaderError("further keys are not in order", part="header", found=extra)
     if minor == 0:
-        declared = _names(raw["optional_features"], "optional_features")
+        declared = set(_names(raw["optional_features"], "optional_features"))
         for key in extra:
             if key not in declared:
                 raise HeaderError("unknown key", part="header", found=repr(key))
@@ -186,7 +186,7 @@ def _require_lengths(header: Header) -> None:
                 "section of the wrong length",
                 part=name,
                 found=f"{section.length} bytes",
-                expected="whole bytes" if length is None else f"{length} bytes",
+                expected=WHOLE_BYTES if length is None else f"{length} bytes",
             )
 
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from dataclasses import dataclass
 from typing import Any
 
@@ -95,9 +94,20 @@ def numpy_dtype(name: str) -> np.dtype[Any]:
 
 
 def byte_length(dtype: str, shape: tuple[int, ...]) -> int | None:
-    """Bytes that a tensor takes, or None where its bits do not fill whole bytes."""
-    bits = BITS[dtype] * math.prod(shape)
+    """Bytes that a tensor takes, or None where its bits do not fill whole bytes, or more than
+    any file has (2⁶³ and above)."""
+    if 0 in shape:
+        return 0
+    bits = BITS[dtype]
+    for size in shape:
+        bits *= size
+        if bits >> 66:  # hundreds of large sizes would take long to multiply, and to print
+            return None
     return bits // 8 if bits % 8 == 0 else None
+
+
+WHOLE_BYTES = "whole bytes, fewer than 2⁶³"
+"""What was expected where `byte_length` is None."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -126,7 +136,7 @@ class Tensor:
             raise ContentError(
                 f"wrong length for {self.dtype} {list(self.shape)}",
                 found=f"{self.data.size} bytes",
-                expected="whole bytes" if expected is None else f"{expected} bytes",
+                expected=WHOLE_BYTES if expected is None else f"{expected} bytes",
             )
 
     @classmethod

@@ -95,9 +95,7 @@ def _require_no_extras(adapter: LowRank, drop_extras: bool) -> None:
 def _base_of(adapter: LowRank, base: PathLike | None) -> Base:
     if base is not None:
         return read_base(base)
-    named = adapter.base_model
-    if named and os.path.exists(named):
-        return read_base(named)
+    named = adapter.base_model  # a stranger's word: never opened, even if there is such a folder
     raise SourceError(
         "GGUF tensors are named after the base model, which is not at hand",
         found=f"{named!r} as its name" if named else "no name of it in the adapter",

@@ -53,7 +53,12 @@ export function decode(parsed, minor) {
 export function lengths({ h, b, k, modules, tensors }) {
   const n = modules.reduce((sum, [, fanIn, fanOut, rank]) => sum + (rank * (fanIn + fanOut)) / b, 0n);
   const ofTensors = tensors.map(([, dtype, shape]) => {
-    const bits = shape.reduce((product, size) => product * size, BigInt(BITS[dtype]));
+    if (shape.includes(0n)) return 0n;
+    let bits = BigInt(BITS[dtype]);
+    for (const size of shape) {
+      bits *= size;
+      if (bits >> 66n) return null; // more than any file has
+    }
     return bits % 8n === 0n ? bits / 8n : null;
   });
   return [4n * h * b, n * k * (h > 256n ? 2n : 1n), 4n * n * (k - 1n), ...ofTensors];
@@ -70,8 +75,8 @@ function requireKeys(map, minor) {
   const further = keys.slice(KEYS.length);
   require(ascending(further), "header", "header", "further keys do not ascend");
   if (minor > 0) return;
-  const declared = names(map.get("optional_features"), "optional_features");
-  for (const key of further) require(declared.includes(key), "header", "header", `unknown key ${key}`);
+  const declared = new Set(names(map.get("optional_features"), "optional_features"));
+  for (const key of further) require(declared.has(key), "header", "header", `unknown key ${key}`);
 }
 
 function requireSizes({ h, b, k }) {
