@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 import struct
 
@@ -184,6 +185,12 @@ def test_a_tied_output_is_refused(tmp_path):
 def test_without_a_base_the_error_says_what_to_give(tmp_path, adapter):
     with pytest.raises(errors.SourceError, match="--base PATH"):
         gguf.write(adapter, tmp_path / "x.gguf")
+
+
+def test_a_folder_that_the_adapter_itself_names_as_its_base_is_not_opened(tmp_path, adapter):
+    named = dataclasses.replace(adapter, base_model=str(base(tmp_path)))
+    with pytest.raises(errors.SourceError, match="give its folder"):
+        gguf.write(named, tmp_path / "x.gguf")
 
 
 def test_extras_are_refused_unless_dropped(tmp_path):
