@@ -29,11 +29,12 @@ class Piece:
 
 
 PIECE_BYTES = 1 << 20
-# Fits a core's own cache with what is computed from it, and a product of rank up to 4 stays on the
-# calling thread: OpenBLAS starts threads of its own from 2^18 multiplications
-# (interface/gemm.c), which then stand in the way of ours.
-_BLOCK_ELEMENTS = 1 << 16
-_BLOCK_PRODUCTS = 1 << 18
+_BLOCK_ELEMENTS = 1 << 17
+"""About as many as a core's own cache holds with what is computed from them. Smaller blocks are
+worked on so shortly that the threads wait for each other's turn at the interpreter."""
+_PRODUCTS = 1 << 18
+"""Matrix products of more make OpenBLAS start threads of its own (interface/gemm.c), which then
+stand in the way of ours."""
 
 
 def merged(
@@ -62,7 +63,7 @@ def merged(
     values, itemsize = weight.numpy(), numpy_dtype(dtype).itemsize
     working = np.float32 if itemsize == 2 and values.dtype != np.float64 else np.float64
     left, right = (np.ascontiguousarray(side, dtype=working) for side in (left, right))
-    doubtful = _doubtful(left, right) if working == np.float32 else 0.0
+    doubtful = _doubtful(left, right, dtype) if working == np.float32 else 0.0
     most = PIECE_BYTES // itemsize
     rows = max(1, most // max(1, values.shape[1]))
     for top in range(0, len(values), rows):
@@ -95,51 +96,67 @@ def _merged_part(
 
     def fill(data: NDArray[np.uint8]) -> None:
         out = data.view(numpy_dtype(dtype)).reshape(rows, columns)
-        high, wide = _block_shape(rows, columns, len(right))
+        high, wide = _block_shape(rows, columns)
         product, total = np.empty((2, high * wide), left.dtype)
+        marks = np.zeros(high * wide + 8, np.bool_)
         for top in range(0, rows, high):
             for side in range(0, columns, wide):
                 here = slice(top, top + high), slice(side, side + wide)
                 old = weight[here]
                 delta = product[: old.size].reshape(old.shape)
                 new = total[: old.size].reshape(old.shape)
-                np.matmul(left[here[0]], right[:, here[1]], out=delta)
+                _multiply(left[here[0]], right[:, here[1]], delta)
                 np.copyto(new, old)
                 new += delta
                 if doubtful:
                     np.abs(new, out=delta)
-                    _again(new, delta < doubtful, old, left[here[0]], right[:, here[1]])
+                    chosen = _below(delta.reshape(-1), doubtful, marks)
+                    if len(chosen):
+                        _again(new, chosen, old, left[here[0]], right[:, here[1]])
                 _round_into(out[here], new, old, name, dtype)
 
     return Piece(rows * columns * numpy_dtype(dtype).itemsize, fill)
 
 
-def _doubtful(left: NDArray[np.float32], right: NDArray[np.float32]) -> float:
-    """Sums in float32 nearer to zero than this may be off by more than one unit of sixteen bits.
+def _doubtful(left: NDArray[np.float32], right: NDArray[np.float32], dtype: str) -> float:
+    """Sums in float32 nearer to zero than this may be off by more than half a unit of sixteen bits.
 
     The error is at most some (rank + 1) · 2⁻²⁴ · Σ|left·right|, which is at most the product of two
-    norms; a unit of float16 is 2⁻¹¹ of the value.
+    norms; half a unit of float16 is at least 2⁻¹² of the value, of bfloat16 2⁻⁹.
     """
-    rank = len(right)
-    norms = (
+    half_unit = {"F16": 2.0**-12, "BF16": 2.0**-9}[dtype]
+    longest = (
         np.linalg.norm(left, axis=1).max(initial=0),
         np.linalg.norm(right, axis=0).max(initial=0),
     )
-    return float((rank + 1) * 2.0**-12 * norms[0] * norms[1])
+    return float((len(right) + 1) * 2.0**-24 / half_unit * longest[0] * longest[1])
+
+
+def _below(values: NDArray[np.float32], limit: float, marks: NDArray[np.bool_]) -> NDArray[np.intp]:
+    """Where `values` are below the limit: few places, looked for eight at a time.
+
+    Args:
+        marks: written over; at least eight longer than `values`.
+    """
+    count = len(values)
+    np.less(values, limit, out=marks[:count])
+    marks[count : count + 8] = False
+    words = np.flatnonzero(marks[: (count + 7) // 8 * 8].view(np.uint64))
+    places = (words[:, None] * 8 + np.arange(8)).reshape(-1)
+    return places[marks[places]]
 
 
 def _again(
     new: NDArray[np.float32],
-    where: NDArray[np.bool_],
+    chosen: NDArray[np.intp],
     old: NDArray[Any],
     left: NDArray[np.float32],
     right: NDArray[np.float32],
 ) -> None:
     """Compute the chosen elements of W + B·A once more, in float64."""
-    row, column = np.nonzero(where)
-    if len(row):
-        delta = np.einsum("ij,ji->i", left[row], right[:, column], dtype=np.float64)
-        new[row, column] = old[row, column].astype(np.float64) + delta
+    row, column = np.divmod(chosen, new.shape[1])
+    delta = np.einsum("ij,ji->i", left[row], right[:, column], dtype=np.float64)
+    new[row, column] = old[row, column].astype(np.float64) + delta
 
 
 def _converted_values(name: str, values: NDArray[Any], dtype: str) -> Piece:
@@ -153,10 +170,16 @@ def _converted_values(name: str, values: NDArray[Any], dtype: str) -> Piece:
     return Piece(len(values) * numpy_dtype(dtype).itemsize, fill)
 
 
-def _block_shape(rows: int, columns: int, rank: int) -> tuple[int, int]:
-    elements = min(_BLOCK_ELEMENTS, max(1024, _BLOCK_PRODUCTS // max(1, rank)))
-    wide = min(columns, elements)
-    return min(rows, max(1, elements // max(1, wide))), wide
+def _block_shape(rows: int, columns: int) -> tuple[int, int]:
+    wide = min(columns, _BLOCK_ELEMENTS)
+    return min(rows, max(1, _BLOCK_ELEMENTS // max(1, wide))), wide
+
+
+def _multiply(left: NDArray[Any], right: NDArray[Any], out: NDArray[Any]) -> None:
+    """``left @ right``, some rows at a time."""
+    step = max(1, _PRODUCTS // max(1, right.size))
+    for top in range(0, len(left), step):
+        np.matmul(left[top : top + step], right, out=out[top : top + step])
 
 
 def _round_into(
