@@ -143,7 +143,8 @@ def _below(values: NDArray[np.float32], limit: float, marks: NDArray[np.bool_]) 
     marks[count : count + 8] = False
     words = np.flatnonzero(marks[: (count + 7) // 8 * 8].view(np.uint64))
     places = (words[:, None] * 8 + np.arange(8)).reshape(-1)
-    return places[marks[places]]
+    found: NDArray[np.intp] = places[marks[places]]
+    return found
 
 
 def _again(
