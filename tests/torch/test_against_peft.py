@@ -42,6 +42,8 @@ CASES = {
         net_loss,
     ),
     "Linear, all biases, k = 3": (net, NET_TARGETS, {"bias": "all", "topk": 3}, net_loss),
+    "Linear, h = 1000": (net, NET_TARGETS, {"num_vectors": 1000}, net_loss),
+    "Linear, h = 1024": (net, NET_TARGETS, {"num_vectors": 1024}, net_loss),
     "Conv1D": (gpt2, GPT2_TARGETS, {"fan_in_fan_out": True}, gpt2_loss),
 }
 

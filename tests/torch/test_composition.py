@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 import pytest
 import torch
-from hypothesis import given
+from hypothesis import example, given
 from hypothesis import strategies as st
 from torch import nn
 
@@ -20,12 +20,14 @@ def algorithm_1(logits, bank, k):
 
 
 @given(
-    h=st.sampled_from([512, 640, 1024, 2048]),
+    h=st.integers(1, 2100) | st.sampled_from([512, 640, 1024, 2048]),
     counts=st.lists(st.integers(1, 6), min_size=1, max_size=3),
     k=st.integers(1, 8),
     seed=st.integers(0, 2**32 - 1),
 )
-def test_the_two_stages_select_what_topk_selects(h, counts, k, seed):
+@example(h=1000, counts=[18, 2], k=2, seed=0)  # no multiple of the chunks' length
+def test_any_bank_size_selects_what_topk_selects(h, counts, k, seed):
+    k = min(k, h)
     generator = torch.Generator().manual_seed(seed)
     blocks = [torch.randn(n, h, generator=generator, dtype=torch.float64) for n in counts]
     expected = torch.cat(blocks).topk(k, dim=1).indices

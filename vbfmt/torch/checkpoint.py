@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import os
 import re
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from dataclasses import replace
 from pathlib import Path
 from typing import Any, cast
@@ -25,11 +25,13 @@ from vbfmt.torch.bank import VectorBank
 from vbfmt.torch.config import VBLoRAConfig
 from vbfmt.torch.injection import fresh_adapter, install, require_free_name
 from vbfmt.torch.linear import is_adaptable
-from vbfmt.torch.targets import base_modules, matches
+from vbfmt.torch.stand_ins import names_to_train
+from vbfmt.torch.targets import base_modules, matches, saved_by_peft
 
 PathLike = str | os.PathLike[str]
 
 _A = ".vblora_logits_A"
+_LOGITS = ".vblora_logits_"
 _PICKLE = "adapter_model.bin"
 _SHOWN = 3
 
@@ -91,7 +93,9 @@ def load_checkpoint(model: nn.Module, path: PathLike, *, name: str = "default") 
         layers = _layers(model, ranks)
         config = replace(config, rank_pattern=_pattern(ranks, config.rank))
         _require_bank(tensors, config)
-        adapter, updates = fresh_adapter(model, config, layers)
+        config = replace(config, modules_to_save=saved_by_peft(model, config.modules_to_save))
+        others = _others(model, config, layers, tensors)
+        adapter, updates = fresh_adapter(model, config, layers, tensors=others)
         _fill(model, adapter, updates, tensors)
     except VbfmtError as error:
         raise error.in_file(folder) from None
@@ -118,6 +122,7 @@ def peft_config(adapters: VBLoRA, name: str | None) -> dict[str, Any]:
         adapter.config,
         target_modules=_exact_targets(adapters.root, list(layers)),
         exclude_modules=(),
+        modules_to_save=_exactly_saved(adapters.root, adapter),
         rank_pattern=_pattern(ranks, adapter.config.rank),
         base_model=adapter.config.base_model or (known if isinstance(known, str) else None) or None,
     )
@@ -193,6 +198,58 @@ def _exact_targets(root: nn.Module, layers: list[str]) -> str | list[str]:
         if [name for name in everything if matches(name, targets)] == layers:
             return targets
     return "|".join(re.escape(name) for name in sorted(layers))
+
+
+def _exactly_saved(root: nn.Module, adapter: AttachedAdapter) -> list[str]:
+    """The full names of the modules trained whole, in which PEFT finds no others."""
+    if adapter.config is None:
+        return []
+    saved = saved_by_peft(root, adapter.config.modules_to_save)
+    names = adapter.stand_ins.names
+    return [module for module in saved if any(name.startswith(f"{module}.") for name in names)]
+
+
+def _others(
+    model: nn.Module,
+    config: VBLoRAConfig,
+    layers: Collection[str],
+    tensors: Mapping[str, Tensor],
+) -> list[str]:
+    """The names, in the base, of the checkpoint's tensors that are neither bank nor logits.
+
+    Which of them PEFT writes depends on more than the config (``classifier`` and ``score`` are
+    named where the model has but one; resized embeddings are not named), so what is there counts.
+
+    Raises:
+        ModelError: the model has no place for one, or one that the config promises is not there.
+    """
+    names = []
+    for key in tensors:
+        if key == BANK or _LOGITS in key:
+            continue
+        owner, _, leaf = key.removeprefix(PREFIX).rpartition(".")
+        inner = owner.removesuffix(".base_layer")
+        names.append(f"{inner if inner in layers else owner}.{leaf}")
+    modules = dict(base_modules(model))
+    promised = names_to_train(
+        modules, whole=config.modules_to_save, bias=config.bias, targets=layers
+    )
+    astray = [name for name in names if not _has_tensor(modules, name)]
+    astray += [name for name in promised if name not in names]
+    if astray:
+        raise ModelError(
+            "the adapter belongs to another model or config: tensors that only one of both has",
+            found=_few(astray),
+        )
+    # In the model's order, so that an optimizer's state fits.
+    return promised + [name for name in names if name not in promised]
+
+
+def _has_tensor(modules: Mapping[str, nn.Module], name: str) -> bool:
+    path, _, leaf = name.rpartition(".")
+    owner = modules.get(path)
+    places = {} if owner is None else {**owner._parameters, **owner._buffers}
+    return places.get(leaf) is not None
 
 
 def _pattern(ranks: Mapping[str, int], common: int) -> dict[str, int]:
@@ -297,7 +354,7 @@ def _require_same(own: Mapping[str, Tensor], given: Mapping[str, Tensor]) -> Non
 
 def _require_finite(tensors: Mapping[str, Tensor]) -> None:
     for key, tensor in tensors.items():
-        if key != BANK and ".vblora_logits_" not in key:
+        if key != BANK and _LOGITS not in key:
             continue
         if not tensor.is_floating_point():
             raise ContentError("no floating-point values", part=key, found=tensor.dtype)

@@ -36,6 +36,7 @@ class VBLoRAConfig:
             expression for whole names, or ``"all-linear"``: all but the output embeddings.
         exclude_modules: names or a regular expression of layers to leave alone.
         modules_to_save: names of modules to train whole (heads), kept with the adapter.
+            The heads that PEFT adds for `task_type` need not be named.
         bias: biases to train: ``"none"``, ``"vblora_only"`` (of the adapted layers) or ``"all"``.
         rank_pattern: module name, last components or regular expression → its own rank. The first
             that matches counts. PEFT's VB-LoRA knows one rank only.
@@ -45,6 +46,8 @@ class VBLoRAConfig:
             PEFT, by the same authors, takes that for the variance: 0.1.
         base_model, base_revision: what was adapted; filled in from the model where it knows.
         task_type: as PEFT names it (``SEQ_CLS``, ``CAUSAL_LM``, …); PEFT needs it to pick a class.
+            As in PEFT, modules whose names end in ``classifier`` or ``score`` (``SEQ_CLS``,
+            ``TOKEN_CLS``) or in ``qa_outputs`` (``QUESTION_ANS``) are then trained whole.
 
     Raises:
         ConfigError: a value that cannot work.

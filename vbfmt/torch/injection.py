@@ -6,6 +6,7 @@ import re
 import sys
 from collections.abc import Collection, Iterable, Mapping
 from contextlib import nullcontext
+from dataclasses import replace
 from typing import Any, cast
 
 from torch import Tensor, nn
@@ -46,6 +47,7 @@ def inject(
         ConfigError: b does not divide a target's features; the bank has other sizes.
     """
     require_free_name(model, name)
+    config = replace(config, modules_to_save=modules_to_save(model, config))
     targets = find_targets(model, config)
     return attach(model, config, targets, name=name, bank=bank)
 
@@ -196,10 +198,8 @@ def _remove(adapters: VBLoRA, name: str, keep: Collection[str] = ()) -> None:
 
 def _names_to_train(model: nn.Module, config: VBLoRAConfig, targets: Iterable[str]) -> list[str]:
     """The tensors that the config trains besides bank and logits."""
-    modules = dict(base_modules(model))
-    biases_of = {"none": [], "vblora_only": list(targets), "all": list(modules)}[config.bias]
-    whole = modules_to_save(model, config.modules_to_save)
-    return names_to_train(modules, whole=whole, biases_of=biases_of)
+    whole = modules_to_save(model, config)
+    return names_to_train(dict(base_modules(model)), whole=whole, bias=config.bias, targets=targets)
 
 
 def _fresh_update(

@@ -20,8 +20,9 @@ def select_top_k(blocks: Sequence[Tensor], k: int) -> Tensor:
         k: 1 ≤ k ≤ h.
     """
     h = blocks[0].shape[1]
+    in_chunks = h >= _WORTH_CHUNKS and h % _CHUNK == 0 and k <= h // _CHUNK // 4
     with torch.no_grad():
-        if blocks[0].device.type == "cpu" and h >= _WORTH_CHUNKS and k <= h // _CHUNK // 4:
+        if blocks[0].device.type == "cpu" and in_chunks:
             return _in_two_stages([block.detach() for block in blocks], k)
         return torch.cat([block.detach().topk(k, dim=1).indices for block in blocks])
 

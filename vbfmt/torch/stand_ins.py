@@ -86,19 +86,21 @@ def owner_of(root: nn.Module, name: str) -> tuple[nn.Module, str]:
     owner = root.get_submodule(path)
     if isinstance(owner, VBLoRALinear):
         owner = owner.base_layer
-    if leaf not in owner._parameters and leaf not in owner._buffers:
+    if owner._parameters.get(leaf) is None and owner._buffers.get(leaf) is None:
         raise AttributeError(f"no tensor {name!r}")
     return owner, leaf
 
 
 def names_to_train(
-    modules: Mapping[str, nn.Module], *, whole: Iterable[str], biases_of: Iterable[str]
+    modules: Mapping[str, nn.Module], *, whole: Iterable[str], bias: str, targets: Iterable[str]
 ) -> list[str]:
-    """Every tensor of the modules `whole`, and the biases of the modules `biases_of`.
+    """Every tensor of the modules `whole`, and the biases that the config's `bias` means.
 
     Args:
         modules: the base's modules by name.
+        targets: the names of the adapted ones.
     """
+    biases_of = {"none": [], "vblora_only": list(targets), "all": list(modules)}[bias]
     names: dict[str, None] = {}
     for saved in whole:
         for module, content in modules.items():

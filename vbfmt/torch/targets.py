@@ -13,7 +13,12 @@ from vbfmt.errors import ConfigError, ModelError
 from vbfmt.torch.config import ALL_LINEAR, VBLoRAConfig
 from vbfmt.torch.linear import VBLoRALinear, features_of, is_adaptable
 
-_HEADS = {"SEQ_CLS": ("classifier", "score"), "TOKEN_CLS": ("classifier", "score")}
+# What PEFT's classes of these tasks train whole, whatever the config says (peft/peft_model.py).
+_HEADS = {
+    "SEQ_CLS": ("classifier", "score"),
+    "TOKEN_CLS": ("classifier", "score"),
+    "QUESTION_ANS": ("qa_outputs",),
+}
 _SHOWN = 3
 
 
@@ -27,7 +32,7 @@ def find_targets(model: nn.Module, config: VBLoRAConfig) -> dict[str, nn.Module]
         ConfigError: b does not divide a layer's features; the message says which b would do.
     """
     layers = dict(base_modules(model))
-    saved = modules_to_save(model, config.modules_to_save)
+    saved = modules_to_save(model, config)
     targets = {
         name: layer
         for name, layer in layers.items()
@@ -81,13 +86,14 @@ def rank_of(name: str, config: VBLoRAConfig) -> int:
     return config.rank
 
 
-def modules_to_save(model: nn.Module, wanted: Collection[str]) -> list[str]:
-    """The names of the modules to train whole.
+def modules_to_save(model: nn.Module, config: VBLoRAConfig) -> list[str]:
+    """The full names of the modules to train whole: those named, and the task's own heads.
 
     Raises:
-        ModelError: a name fits no module.
+        ModelError: a name fits no module, or PEFT could not tell those meant from others.
     """
     names = [name for name, _ in base_modules(model) if name]
+    wanted = config.modules_to_save
     for pattern in wanted:
         if not any(matches(name, [pattern]) for name in names):
             raise ModelError(
@@ -96,7 +102,32 @@ def modules_to_save(model: nn.Module, wanted: Collection[str]) -> list[str]:
                 found=pattern,
                 expected=_nearest(pattern, names),
             )
-    return [name for name in names if matches(name, wanted)]
+    heads = saved_by_peft(model, _HEADS.get(config.task_type or "", ()))
+    named = _outermost([name for name in names if matches(name, wanted) or name in heads])
+    others = [name for name in saved_by_peft(model, named) if name not in named]
+    if others:
+        raise ModelError(
+            "PEFT would train other modules whole too: it compares the ends of names",
+            part="modules_to_save",
+            found=f"{', '.join(named[:_SHOWN])}, which also fit {', '.join(others[:_SHOWN])}",
+            advice="name those as well, or rename the module",
+        )
+    return named
+
+
+def saved_by_peft(model: nn.Module, wanted: Collection[str]) -> list[str]:
+    """The full names of the modules that PEFT trains whole for these ``modules_to_save``.
+
+    PEFT compares the ends of names, whole component or not, and lets names fit nothing
+    (peft/utils/other.py, ``_set_trainable``).
+    """
+    ends = tuple(wanted)
+    return _outermost([name for name, _ in base_modules(model) if name and name.endswith(ends)])
+
+
+def _outermost(names: list[str]) -> list[str]:
+    """Those that lie in none of the others."""
+    return [name for name in names if not any(name.startswith(f"{outer}.") for outer in names)]
 
 
 def base_modules(model: nn.Module) -> Iterator[tuple[str, nn.Module]]:
@@ -115,8 +146,7 @@ def base_modules(model: nn.Module) -> Iterator[tuple[str, nn.Module]]:
 def _is_meant(name: str, layer: nn.Module, config: VBLoRAConfig) -> bool:
     if config.target_modules != ALL_LINEAR:
         return matches(name, config.target_modules)
-    heads = _HEADS.get(config.task_type or "", ())
-    return is_adaptable(layer) and name.partition(".")[0] not in heads
+    return is_adaptable(layer)
 
 
 def _outputs(model: nn.Module, config: VBLoRAConfig) -> list[nn.Module]:
