@@ -136,10 +136,6 @@ def _gaps(adapter: LowRank) -> str | None:
     return f"{_few(gaps)} in every layer" if gaps else None
 
 
-def _outside_layers(adapter: LowRank) -> str | None:
-    return _few([module.name for module in adapter.modules if not _in_layers(module.name)])
-
-
 _ABOUT_EXTRAS = (_extras, _biases, _known_head, _unknown_heads, _others)
 
 _LEAVE_OUT = "leave them out with --drop-extras, or merge"
@@ -199,16 +195,23 @@ RULES = (
     ),
     Rule("llama.cpp", "refuses", _extras, _LEAVE_OUT, "src/llama-adapter.cpp"),
     Rule("ollama", "refuses", _extras, _LEAVE_OUT, "src/llama-adapter.cpp of llama.cpp"),
-    Rule("mlx", "drops", _extras, _MERGE, "mlx_lm/tuner/utils.py, load_adapters (strict=False)"),
-    Rule("mlx", "drops", _outside_layers, _MERGE, "mlx_lm/tuner/utils.py, linear_to_lora_layers"),
 )
 """Read in vllm 0.33.0 and sglang 0.5.23 (whose own files tests/converters/test_serving.py runs),
-text-generation-inference at commit 45d95bd, llama.cpp as of llama-cpp-python 0.3.36 and mlx-lm
-0.32. What is written here already keeps to the rules on configs that are not listed: one integer
-rank, alpha equal to it, leaf names as targets, no DoRA, no rank pattern."""
+text-generation-inference at commit 45d95bd and llama.cpp as of llama-cpp-python 0.3.36. For mlx-lm
+there is none: what it would drop, `vbfmt.converters.mlx` refuses to write. What is written here
+already keeps to the rules on configs that are not listed: one integer rank, alpha equal to it, leaf
+names as targets, no DoRA, no rank pattern."""
 
-RUNTIMES = ("vllm", "sglang", "tgi", "llama.cpp", "ollama", "mlx")
-"""Every runtime that can be asked about."""
+TAKES = {
+    "vllm": "peft",
+    "sglang": "peft",
+    "tgi": "peft",
+    "llama.cpp": "gguf",
+    "ollama": "gguf",
+    "mlx": "mlx",
+}
+"""Every runtime that can be asked about → the form (of `vbfmt.converters.WRITERS`) that it loads as
+it stands. Ollama can convert folders itself, for some architectures; that is not checked here."""
 
 
 def findings(adapter: LowRank, runtime: str, *, drop_extras: bool = False) -> list[Finding]:
@@ -217,8 +220,8 @@ def findings(adapter: LowRank, runtime: str, *, drop_extras: bool = False) -> li
     Raises:
         TargetError: unknown runtime.
     """
-    if runtime not in RUNTIMES:
-        raise TargetError("unknown runtime", found=runtime, expected=", ".join(RUNTIMES))
+    if runtime not in TAKES:
+        raise TargetError("unknown runtime", found=runtime, expected=", ".join(TAKES))
     return list(_findings(adapter, runtime, drop_extras=drop_extras))
 
 

@@ -20,6 +20,7 @@ from vbfmt.adapter import Adapter
 from vbfmt.admixture import LARGEST_BANK, Rows, index_dtype
 from vbfmt.converters.checkpoint import FLOATS, Checkpoint
 from vbfmt.converters.peft import config as peft_config
+from vbfmt.converters.peft.keys import names_of
 from vbfmt.converters.peft.rows import Notice
 from vbfmt.errors import SourceError, VbfmtError
 from vbfmt.module import Module
@@ -71,12 +72,13 @@ def _adapter(
     if config is not None:
         peft_config.require_type(config, "UNILORA", checkpoint.config_file(peft_layout.CONFIG))
     theta = _theta(tensors)
+    parts = {key: match for key in tensors if (match := _PART.match(key))}
     stored = {
-        (match["module"], match["what"], match["factor"]): tensor
-        for key, tensor in tensors.items()
-        if (match := _PART.match(key))
+        (match["module"], match["what"], match["factor"]): tensors[key]
+        for key, match in parts.items()
     }
-    _require_no_more(tensors, len(stored))
+    if len(stored) != len(parts):
+        raise SourceError("one tensor under two keys", part=next(iter(parts)))
     turned = peft_config.orientation(config or {})
     if stored:
         indices = _stored_indices(stored, len(theta))
@@ -84,10 +86,13 @@ def _adapter(
     else:
         indices = _indices_of_seed(config, base, len(theta))
         scales = _scales_of(indices, len(theta))
+    others = [key for key in tensors if key not in parts and not _THETA.match(key)]
+    trained = names_of(others, peft_layout.PREFIX, indices)
     name, revision = peft_layout.base_of(config or {})
     adapter = Adapter.from_rows(
         (theta * scales)[:, None],
         {_module(name, pair, turned): _rows(pair, len(theta)) for name, pair in indices.items()},
+        tensors={inner: tensors[key] for inner, key in trained.items()},
         base_model=name,
         base_revision=revision,
         metadata={"method": "Uni-LoRA"},
@@ -114,23 +119,13 @@ def _theta(tensors: Mapping[str, Tensor]) -> NDArray[np.float32]:
         raise SourceError("not a vector", part=keys[0], found=tensor, expected="(d,)")
     if tensor.shape[0] > LARGEST_BANK:
         raise SourceError(
-            "θ is longer than 16-bit indices reach",
+            "θ is longer than a bank can be, whose indices have 16 bits",
             part=keys[0],
             found=tensor.shape[0],
             expected=f"at most {LARGEST_BANK}",
             advice="keep this checkpoint as it is: it is smaller than its indices would be",
         )
     return tensor.numpy().astype("<f4")
-
-
-def _require_no_more(tensors: Mapping[str, Tensor], stored: int) -> None:
-    if stored + 1 != len(tensors):
-        others = [k for k in tensors if not _THETA.match(k) and not _PART.match(k)]
-        raise SourceError(
-            "trained biases and heads of Uni-LoRA are not read",
-            found=", ".join(others[:3]),
-            expected="θ, indices and scales alone",
-        )
 
 
 def _stored_indices(stored: Mapping[tuple[str, str, str], Tensor], length: int) -> dict[str, Pair]:

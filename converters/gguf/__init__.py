@@ -20,7 +20,7 @@ from vbfmt import storage
 from vbfmt.container import Bytes
 from vbfmt.converters import lora
 from vbfmt.converters.combine import LowRank
-from vbfmt.converters.gguf.base import Base, package, read_base
+from vbfmt.converters.gguf.base import Base, names, package, read_base
 from vbfmt.errors import SourceError, TargetError
 from vbfmt.module import Module
 
@@ -43,7 +43,7 @@ def write(
 
     Args:
         base: the base model's folder (its config.json) or its GGUF file; by default the folder that
-            the adapter names. A GGUF file also lets names and shapes be checked.
+            the adapter names. Names and shapes are checked against it.
         dtype: of the factors: float32, bfloat16 or float16.
         drop_extras: leave out trained biases and heads, which GGUF adapters cannot hold.
 
@@ -61,10 +61,10 @@ def write(
             "unknown dtype", part="--dtype", found=dtype, expected=", ".join(lora.DTYPES)
         )
     known = _base_of(adapter, base)
-    names = _names(adapter, known, gguf)
+    tensors = _names(adapter, known)
     _require_no_extras(adapter, drop_extras)
     rank = lora.rank_of(adapter)
-    header = _header(adapter, names, known, rank, dtype, gguf)
+    header = _header(adapter, tensors, known, rank, dtype, gguf)
     pieces = _pieces(adapter, header, known, rank, dtype)
     return storage.write(path, pieces, overwrite=overwrite)
 
@@ -103,10 +103,9 @@ def _base_of(adapter: LowRank, base: PathLike | None) -> Base:
     )
 
 
-def _names(adapter: LowRank, base: Base, gguf: Any) -> dict[str, str]:
+def _names(adapter: LowRank, base: Base) -> dict[str, str]:
     """Module name → the base's tensor that its ΔW is for."""
-    numbers = {name: number for number, name in gguf.MODEL_ARCH_NAMES.items()}
-    known = gguf.get_tensor_name_map(numbers[base.architecture.name], base.layers)
+    known = names(base.architecture, base.layers)
     return {
         module.name: _checked(module, known.get_name(module.name), base)
         for module in adapter.modules
@@ -128,8 +127,16 @@ def _checked(module: Module, found: str | None, base: Base) -> str:
             part=module.name,
             advice="merge the adapter into its base instead",
         )
+    if base.tied is None and found == "output":
+        raise TargetError(
+            "whether the base's output is tied to its embedding is not known; llama.cpp has no "
+            "tensor of its own for one that is",
+            part=module.name,
+            found="no tie_word_embeddings in its config",
+            advice="give its GGUF file: --base FILE",
+        )
     shape = (module.out_features, module.in_features)
-    if base.shapes and base.shapes.get(name) != shape:
+    if base.shapes.get(name) != shape:
         raise TargetError(
             "the base does not fit the adapter",
             part=module.name,
@@ -143,7 +150,7 @@ def _checked(module: Module, found: str | None, base: Base) -> str:
 
 
 def _header(
-    adapter: LowRank, names: dict[str, str], base: Base, rank: int, dtype: str, gguf: Any
+    adapter: LowRank, tensors: dict[str, str], base: Base, rank: int, dtype: str, gguf: Any
 ) -> bytes:
     """Everything before the tensors' data, by the gguf package."""
     code, size, quantization = {
@@ -165,7 +172,7 @@ def _header(
                 ("a", (rank, module.in_features)),
                 ("b", (module.out_features, rank)),
             ):
-                name = f"{names[module.name]}.lora_{factor}"
+                name = f"{tensors[module.name]}.lora_{factor}"
                 count = shape[0] * shape[1] * size
                 writer.add_tensor_info(name, shape, np.dtype(code), count, quantization)
         writer.write_header_to_file()

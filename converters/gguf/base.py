@@ -13,6 +13,7 @@ from vbfmt import json_file
 from vbfmt.converters.gguf import counts
 from vbfmt.converters.gguf.architectures import ARCHITECTURES, BY_CLASS, BY_NAME, Architecture
 from vbfmt.errors import SourceError, TargetError
+from vbfmt.estimate import linears
 
 PathLike = str | os.PathLike[str]
 
@@ -28,7 +29,8 @@ class Base:
         layers: transformer blocks.
         heads, key_value_heads: of attention; 0 where unknown (and not needed).
         tied: whether the output shares the embedding's tensor, None where unknown.
-        shapes: tensor name → (out, in), if the base is a GGUF file; else empty.
+        shapes: tensor name → (out, in): all of a GGUF file's; of a config, the linear layers that
+            follow from it.
     """
 
     architecture: Architecture
@@ -86,13 +88,38 @@ def _of_config(config: Mapping[str, Any]) -> Base:
         raise _unknown(name, ", ".join(sorted(BY_CLASS)))
     layers = _count(config, "num_hidden_layers", "n_layer")
     heads = _count(config, "num_attention_heads", "n_head")
+    tied = config.get("tie_word_embeddings")
     return Base(
         BY_CLASS[name],
         layers,
         heads,
         _count(config, "num_key_value_heads", default=heads),
-        tied=config.get("tie_word_embeddings") if "tie_word_embeddings" in config else None,
+        tied=tied if isinstance(tied, bool) else None,
+        shapes=_shapes(config, BY_CLASS[name], layers),
     )
+
+
+def _shapes(
+    config: Mapping[str, Any], architecture: Architecture, layers: int
+) -> dict[str, tuple[int, ...]]:
+    """What the tensors of a config's model measure; the output's only if it says how many words."""
+    known = names(architecture, layers)
+    blocks = linears(config)
+    shapes: dict[str, tuple[int, ...]] = {
+        f"{known.get_name(layer.name)}.weight": (layer.out_features, layer.in_features)
+        for layer in blocks
+    }
+    words = config.get("vocab_size")
+    if isinstance(words, int):
+        shapes["output.weight"] = (words, blocks[0].in_features)
+    return shapes
+
+
+def names(architecture: Architecture, layers: int) -> Any:
+    """The gguf package's map from names of modules to those of tensors (its ``get_name``)."""
+    gguf = package()
+    numbers = {name: number for number, name in gguf.MODEL_ARCH_NAMES.items()}
+    return gguf.get_tensor_name_map(numbers[architecture.name], layers)
 
 
 def _count(config: Mapping[str, Any], *keys: str, default: int | None = None) -> int:
@@ -109,7 +136,7 @@ def _of_gguf(file: Path) -> Base:
     counts.require(file)
     try:
         reader = gguf.GGUFReader(file)
-        fields = {name: entry.contents() for name, entry in reader.fields.items() if _plain(entry)}
+        fields = {name: entry.contents() for name, entry in reader.fields.items() if _needed(entry)}
         # GGUF has the row's length first; here (out, in), as everywhere else.
         shapes = {
             tensor.name: tuple(int(size) for size in reversed(tensor.shape))
@@ -122,6 +149,7 @@ def _of_gguf(file: Path) -> Base:
     name = fields.get("general.architecture")
     if not isinstance(name, str) or name not in BY_NAME:
         raise _unknown(name, ", ".join(sorted(BY_NAME)))
+    fields = _one_for_all(fields)
     heads = _count(fields, f"{name}.attention.head_count")
     return Base(
         BY_NAME[name],
@@ -133,9 +161,20 @@ def _of_gguf(file: Path) -> Base:
     )
 
 
-def _plain(entry: Any) -> bool:
-    """Whether a field is no array: vocabularies are long and not needed."""
-    return len(entry.types) == 1
+def _needed(entry: Any) -> bool:
+    """Whether a field is no array (vocabularies are long and not needed) or counts heads, for
+    which an array has a count for every layer."""
+    return len(entry.types) == 1 or ".attention.head_count" in entry.name
+
+
+def _one_for_all(fields: Mapping[str, Any]) -> dict[str, Any]:
+    """Arrays of one count over and over as that count; others stay, and are refused as counts."""
+    return {
+        key: value[0]
+        if isinstance(value, list) and value and value.count(value[0]) == len(value)
+        else value
+        for key, value in fields.items()
+    }
 
 
 def _unknown(found: object, known: str) -> SourceError:

@@ -76,7 +76,7 @@ def parse(keys: Collection[str]) -> Keys:
     if twice:
         raise SourceError("one tensor under two keys", part=twice[0])
     in_logits_form = _one_form(modules)
-    return Keys(bank, modules, _names(others, prefix, modules), in_logits_form)
+    return Keys(bank, modules, names_of(others, prefix, modules), in_logits_form)
 
 
 def _require_one_adapter(names: Collection[str]) -> None:
@@ -129,8 +129,12 @@ def _one_form(modules: Mapping[str, Mapping[Factor, Mapping[str, str]]]) -> bool
     return wanted == forms["logits"]
 
 
-def _names(others: Iterable[str], prefix: str, modules: Collection[str]) -> dict[str, str]:
-    """Names in the base model of all other tensors, without what PEFT wraps around them."""
+def names_of(others: Iterable[str], prefix: str, modules: Collection[str]) -> dict[str, str]:
+    """Name in the base model → key of all other tensors, without what PEFT wraps around them.
+
+    Raises:
+        SourceError: two tensors for one name.
+    """
     result: dict[str, str] = {}
     # With bias="all" PEFT writes the bias of a module saved whole twice, plain and wrapped, and
     # reads the plain one.

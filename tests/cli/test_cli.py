@@ -296,6 +296,60 @@ def test_expand_checks_before_it_writes(vbfmt, tmp_path):
     told = vbfmt(*words, "--check", "tgi")
     assert told.code == 0
     assert "note: tgi drops " in told.err
+    assert "nothing against it" not in told.out
+    assert "--check" not in told.err  # it was given
+
+
+def test_no_objection_is_said_and_not_left_to_silence(vbfmt, tmp_path):
+    save(wide_indices(), tmp_path / "w.vblora")
+    words = ("expand", tmp_path / "w.vblora", "-o", tmp_path / "a", "--drop-extras")
+    said = vbfmt(*words, "--check", "vllm")
+    assert said.code == 0
+    assert said.out.splitlines()[-1] == "vllm: nothing against it"
+
+
+@pytest.mark.parametrize(
+    ("runtime", "form", "takes"),
+    [
+        ("llama.cpp", None, "gguf"),
+        ("ollama", "mlx", "gguf"),
+        ("mlx", None, "mlx"),
+        ("vllm", "gguf", "peft"),
+        ("tgi", "mlx", "peft"),
+    ],
+)
+def test_a_form_that_the_runtime_does_not_take_is_not_written(
+    vbfmt, tmp_path, packed, runtime, form, takes
+):
+    to = ("--to", form) if form else ()
+    result = vbfmt("expand", packed, "-o", tmp_path / "x", "--check", runtime, *to)
+    assert result.code == 2
+    assert f"{runtime} takes no --to {form or 'peft'}: add --to {takes}" in result.err
+    assert not (tmp_path / "x").exists()
+
+
+def test_what_mlx_would_drop_is_one_refusal(vbfmt, tmp_path):
+    """First it was said to be dropped, then the writer refused it."""
+    save(wide_indices(), tmp_path / "w.vblora")
+    words = ("expand", tmp_path / "w.vblora", "-o", tmp_path / "a", "--to", "mlx")
+    refused = vbfmt(*words, "--check", "mlx")
+    assert refused.code == 1
+    assert refused.err.startswith("error: mlx-lm has no place for it")
+    assert refused.err.count("\n") == 1
+
+
+def test_the_runtimes_are_those_with_rules():
+    from vbfmt.cli.arguments import RUNTIMES
+    from vbfmt.converters.runtimes import TAKES
+
+    assert tuple(TAKES) == RUNTIMES
+
+
+def test_a_rank_that_is_not_lower_loses_nothing(vbfmt, tmp_path, packed):
+    """It printed a line of 0 for every module."""
+    result = vbfmt("expand", packed, "-o", tmp_path / "x", "--rank", "20")
+    assert result.code == 0
+    assert result.out.splitlines()[1:] == ["nothing lost: the rank was 2 already"]
 
 
 def test_pack_asks_for_the_layout_where_nothing_tells_it(vbfmt, tmp_path):
@@ -320,10 +374,10 @@ def test_the_layouts_are_those_that_are_read():
     "words", [("pack", "x", "-o", "y"), ("verify", "x", "--against", "y"), ("expand", "x")]
 )
 def test_an_unknown_choice_is_wrong_usage(vbfmt, words):
-    option = "--to" if words[0] == "expand" else "--layout"
-    result = vbfmt(*words, option, "foo")
-    assert result.code == 2
-    assert f"'{option}': 'foo' is not one of" in result.err
+    for option in ("--to", "--check") if words[0] == "expand" else ("--layout",):
+        result = vbfmt(*words, option, "foo")
+        assert result.code == 2
+        assert f"'{option}': 'foo' is not one of" in result.err
 
 
 FIELDS = {"message", "kind", "part", "what", "found", "expected", "advice"}

@@ -135,9 +135,16 @@ def test_expand_reduces_the_rank_and_says_what_is_lost(vbfmt, files, tmp_path):
                    "--rank", "2")  # fmt: skip
     assert result.code == 0
     assert "LoRA of rank 2" in result.out
-    lost = dict(line.split() for line in result.out.splitlines() if line.startswith("  model."))
+    shown = [line.split() for line in result.out.splitlines() if line.startswith("  model.")]
+    told = json.loads(vbfmt("expand", *files, "--weight", "1", "--weight", "0.1", "-o",
+                            tmp_path / "again", "--rank", "2", "--json").out)  # fmt: skip
+    lost = told["lost"]
     assert set(lost) == set(SHAPES)
-    assert all(0 < float(share) < 0.2 for share in lost.values())
+    assert all(0 < share < 0.2 for share in lost.values())
+    worst = sorted(lost.values(), reverse=True)[:5]
+    assert [share for _, share in shown] == [f"{share:.3g}" for share in worst]
+    mean = sum(lost.values()) / len(lost)
+    assert f"norm: {mean:.3g} on average over {len(lost)} modules" in result.out
 
 
 @pytest.mark.parametrize("inside", [False, True])

@@ -62,8 +62,6 @@ def test_wrong_wishes_are_one_line_and_leave_nothing(vbfmt, packed, tmp_path):
     pytest.importorskip("matplotlib")
     before = sorted(path.name for path in tmp_path.iterdir())
     for words in (
-        (packed, "-o", tmp_path / "x.pdf"),
-        (packed, "-o", tmp_path / "x.png", "--figure", "no"),
         (packed, "-o", tmp_path / "x.png", "--before", tmp_path / "none.vblora"),
         (tmp_path / "none.vblora", "-o", tmp_path / "x.png"),
         (packed, "-o", tmp_path / "no" / "x.png", "--figure", "usage"),
@@ -73,6 +71,28 @@ def test_wrong_wishes_are_one_line_and_leave_nothing(vbfmt, packed, tmp_path):
         assert result.err.startswith("error: ")
         assert result.err.count("\n") == 1
     assert sorted(path.name for path in tmp_path.iterdir()) == before
+
+
+@pytest.mark.parametrize(
+    ("words", "said"),
+    [
+        (("-o", "x.pdf"), "'x.pdf' does not end with .png, .svg, .html"),
+        (("-o", "x"), "'x' does not end with .png, .svg, .html"),
+        (("-o", "x.png", "--figure", "no"), "'no' is not one of 'usage', 'norms'"),
+    ],
+)
+def test_unknown_figures_and_endings_are_wrong_usage(vbfmt, packed, words, said):
+    result = vbfmt("plot", packed, *words)
+    assert result.code == 2
+    assert said in result.err
+
+
+def test_the_figures_are_those_that_are_drawn():
+    pytest.importorskip("matplotlib")
+    from vbfmt.cli.arguments import FIGURES
+    from vbfmt.plot import FIGURES as DRAWN
+
+    assert tuple(DRAWN) == FIGURES
 
 
 def test_other_adapters_are_not_a_time_before(vbfmt, packed, tmp_path):

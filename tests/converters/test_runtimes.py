@@ -7,7 +7,7 @@ import pytest
 from spec.golden.make import wide_indices
 from tests.converters.gguf.random_adapter import adapter_of, random_adapter
 from vbfmt import Module, errors
-from vbfmt.converters import runtimes
+from vbfmt.converters import WRITERS, runtimes
 
 
 @pytest.fixture(scope="module")
@@ -15,7 +15,7 @@ def plain():
     return random_adapter(layers=2, hidden=32, feed=48, kv=16, b=8)
 
 
-@pytest.mark.parametrize("runtime", runtimes.RUNTIMES)
+@pytest.mark.parametrize("runtime", runtimes.TAKES)
 def test_a_plain_adapter_has_nothing_against_it(plain, runtime):
     assert runtimes.findings(plain, runtime) == []
 
@@ -27,9 +27,12 @@ def test_extras_are_refused_where_the_runtime_would(runtime):
     assert runtimes.require_loadable(wide_indices(), runtime, drop_extras=True) == []
 
 
-@pytest.mark.parametrize("runtime", ["tgi", "mlx"])
-def test_extras_that_are_dropped_silently_are_told(runtime):
-    found = runtimes.require_loadable(wide_indices(), runtime)
+def test_every_form_that_a_runtime_takes_is_written():
+    assert set(runtimes.TAKES.values()) == set(WRITERS)
+
+
+def test_extras_that_are_dropped_silently_are_told():
+    found = runtimes.require_loadable(wide_indices(), "tgi")
     assert "drops" in {finding.rule.effect for finding in found}
     assert any("score.weight" in str(finding) for finding in found)
 
@@ -48,7 +51,7 @@ def test_tgi_drops_kinds_that_a_layer_lacks(plain):
 
 def test_every_rule_has_a_runtime_and_a_source():
     for rule in runtimes.RULES:
-        assert rule.runtime in runtimes.RUNTIMES
+        assert rule.runtime in runtimes.TAKES
         assert rule.source.split(",")[0].split()[0].endswith((".py", ".cpp"))
 
 

@@ -96,6 +96,33 @@ def test_what_packing_costs_is_told(tmp_path, kind):
     ]
 
 
+@pytest.mark.parametrize("save_indices", [True, False], ids=["stored indices", "seed"])
+def test_a_trained_head_is_read_and_written(tmp_path, save_indices):
+    """Every classifier was refused for its head."""
+    base = models.base("bert", str(tmp_path))
+    config = UniLoraConfig(
+        r=2,
+        theta_d_length=50,
+        target_modules=["query", "value"],
+        save_indices=save_indices,
+        init_theta_d_bound=2.0,
+        task_type="SEQ_CLS",
+    )
+    torch.manual_seed(1)
+    model = get_peft_model(base, config).eval()
+    for name, parameter in model.named_parameters():
+        if "modules_to_save" in name:
+            parameter.data.normal_()
+    model.save_pretrained(tmp_path / "uni")
+    adapter = loads(dumps(read(tmp_path / "uni", base=tmp_path / "base")))
+    assert set(adapter.tensors) == {"classifier.bias", "classifier.weight"}
+    lora.write(adapter, tmp_path / "lora")
+    loaded = models.loaded("bert", str(tmp_path), str(tmp_path / "lora"))
+    with torch.no_grad():
+        expected, found = models.outputs(model), models.outputs(loaded)
+    assert (expected - found).abs().max() <= 2e-6 * expected.abs().max()
+
+
 def arrays(**changes):
     result = {
         "base_model.unilora_theta_d": np.ones(5, np.float32),
@@ -122,13 +149,23 @@ def arrays(**changes):
         ({"scales_B": None}, "incomplete checkpoint.*scales B"),
         ({"scales_A": np.array([[1, 2], [1, 1]], np.float32)}, "two scales"),
         ({"theta_d": np.ones((5, 1), np.float32)}, "not a vector"),
-        ({"theta_d": np.ones(65537, np.float32)}, "longer than 16-bit indices reach"),
+        ({"theta_d": np.ones(65537, np.float32)}, "a bank can be.*65537.*at most 65536"),
     ],
 )
 def test_what_contradicts_itself_is_refused(tmp_path, changes, message):
     path = tmp_path / "adapter_model.safetensors"
     safetensors.write_tensors(path, {k: Tensor.of(v) for k, v in arrays(**changes).items()})
     with pytest.raises(errors.SourceError, match=message.replace("checkpoint: ", "checkpoint.*")):
+        read(path)
+
+
+def test_two_adapters_in_one_file_are_refused(tmp_path):
+    both = arrays()
+    for key in [key for key in both if "indices" in key or "scales" in key]:
+        both[f"{key}.second"] = both[key]
+    path = tmp_path / "adapter_model.safetensors"
+    safetensors.write_tensors(path, {k: Tensor.of(v) for k, v in both.items()})
+    with pytest.raises(errors.SourceError, match="one tensor under two keys"):
         read(path)
 
 

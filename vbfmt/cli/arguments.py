@@ -7,8 +7,15 @@ from typing import Any
 
 import click
 
+# What is imported late is not imported to print a usage line.
 LAYOUTS = ("peft", "unilora", "nlu", "algorithm1")
-"""The names of `vbfmt.converters.READERS`, which is not imported to print a usage line."""
+"""The names of `vbfmt.converters.READERS`."""
+
+RUNTIMES = ("vllm", "sglang", "tgi", "llama.cpp", "ollama", "mlx")
+"""The keys of `vbfmt.converters.runtimes.TAKES`."""
+
+FIGURES = ("usage", "norms", "depth", "kinds", "selection", "projection", "delta")
+"""The keys of `vbfmt.plot.FIGURES`."""
 
 
 class _Path(click.Path):

@@ -2,15 +2,17 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from typing import TYPE_CHECKING, Any
 
 import click
 
-from vbfmt.cli.arguments import PATH
+from vbfmt.cli.arguments import PATH, RUNTIMES
 
 if TYPE_CHECKING:
     from vbfmt.converters.combine import Sum
+
+_WORST = 5
 
 
 @click.command("expand")
@@ -36,10 +38,11 @@ if TYPE_CHECKING:
 )
 @click.option("--base", type=PATH, help="For gguf: the base's folder, repository or GGUF.")
 @click.option("--revision", metavar="REV", help="Of FILEs on the Hub: a branch, tag or commit.")
-@click.option("--check", metavar="RUNTIME", help="Say first what vllm, sglang, tgi, … would drop.")
+@click.option("--check", type=click.Choice(RUNTIMES), help="Say what it would refuse or drop.")
 @click.option("--drop-extras", is_flag=True, help="Leave out trained biases and heads.")
 @click.option("--card", is_flag=True, help="Write a model card (README.md) for the Hub, too.")
 @click.option("--force", is_flag=True, help="Replace the files of an existing folder.")
+@click.option("--json", "as_json", is_flag=True, help="Print the answer, all losses too, as JSON.")
 def command(
     files: tuple[str, ...],
     output: str,
@@ -53,22 +56,26 @@ def command(
     drop_extras: bool,
     card: bool,
     force: bool,
+    as_json: bool,
 ) -> None:
     """Expand FILE into standard LoRA.
 
     The factors are exact; alpha equals the rank, so that nothing is scaled. Several FILEs become
     one LoRA, the sum of their changes, each times its --weight: its rank is the sum of theirs.
     --rank takes the best approximation of a lower rank instead and prints what it loses.
+    --check writes nothing if that runtime would refuse it, or takes another form (--to).
     Where there is no such file, owner/name is a repository on the Hugging Face Hub that holds one.
     """
     if weights and len(weights) != len(files):
         raise click.UsageError(f"{len(weights)} --weight for {len(files)} files")
-    from vbfmt.cli import place
-    from vbfmt.cli.show import note, say, size
+    from vbfmt.cli import place, show
+    from vbfmt.cli.show import note
     from vbfmt.converters import WRITERS, combine, hub, runtimes
     from vbfmt.converters import card as cards
     from vbfmt.packed import load
 
+    if check and runtimes.TAKES[check] != to:
+        raise click.UsageError(f"{check} takes no --to {to}: add --to {runtimes.TAKES[check]}")
     writer = WRITERS[to]
     (place.require_folder if writer.files else place.require_file)(output, force=force)
     if base and not writer.wants_base:
@@ -83,9 +90,13 @@ def command(
     total = combine.weighted([load(path) for path in paths], weights, drop_extras=drop_extras)
     lost: dict[str, float] = {}
     adapter = total if rank is None else combine.Reduced(total, rank, lost.__setitem__)
-    if check:
-        for finding in runtimes.require_loadable(adapter, check, drop_extras=drop_extras):
-            note(str(finding))
+    found = (
+        runtimes.require_loadable(adapter, check, drop_extras=drop_extras)
+        if check is not None
+        else []
+    )
+    for finding in found:
+        note(str(finding))
     options: dict[str, Any] = {}
     if writer.wants_base:
         options["base"] = base
@@ -94,30 +105,58 @@ def command(
     written = writer.write(
         adapter, output, dtype=dtype, drop_extras=drop_extras, overwrite=force, **options
     )
-    for notice in _notices(total):
+    for notice in _notices(total, check):
         note(notice)
-    highest = max(module.rank for module in adapter.modules)
-    say(
-        f"{output}: {writer.what} of rank {highest} in {dtype}, {len(adapter.modules)} modules, "
-        f"{size(written)}"
+    answer = {
+        "output": output,
+        "form": writer.name,
+        "rank": max(module.rank for module in adapter.modules),
+        "dtype": dtype,
+        "modules": len(adapter.modules),
+        "bytes": written,
+        "lost": lost,
+        "check": check,
+        "findings": [str(finding) for finding in found],
+    }
+    if as_json:
+        show.as_json(answer)
+        return
+    show.say(
+        f"{output}: {writer.what} of rank {answer['rank']} in {dtype}, {len(adapter.modules)} "
+        f"modules, {show.size(written)}"
     )
-    if lost:
-        say("lost to the lower rank, as a share of each change's Frobenius norm:")
-    for name, share in lost.items():
-        say(f"  {name}  {share:.3g}")
+    if check and not found:
+        show.say(f"{check}: nothing against it")
+    if rank is not None:
+        _say_losses(rank, max(module.rank for module in total.modules), lost)
 
 
-def _notices(total: Sum) -> Iterator[str]:
+def _say_losses(rank: int, before: int, lost: Mapping[str, float]) -> None:
+    from vbfmt.cli.show import say
+
+    if before <= rank:
+        say(f"nothing lost: the rank was {before} already")
+        return
+    worst = sorted(lost, key=lambda name: (-lost[name], name))[:_WORST]
+    mean = sum(lost.values()) / len(lost)
+    say(
+        "lost to the lower rank, as a share of each change's Frobenius norm: "
+        f"{mean:.3g} on average over {len(lost)} modules, most in"
+    )
+    for name in worst:
+        say(f"  {name}  {lost[name]:.3g}")
+
+
+def _notices(total: Sum, check: str | None) -> Iterator[str]:
     from vbfmt.converters.combine import disagreement
 
     extras = list(total.extras)
     if extras:
         names = ", ".join(extras[:3]) + (", …" if len(extras) > 3 else "")
-        done = (
-            "left out"
-            if total.drop_extras
-            else "kept, which not every runtime takes: --check RUNTIME, or --drop-extras"
+        advice = (
+            "" if check else ", which not every runtime takes: --check RUNTIME or --drop-extras"
         )
+        done = "left out" if total.drop_extras else f"kept{advice}"
         yield f"{len(extras)} other trained tensors ({names}) {done}"
     doubt = disagreement(total)
     if doubt:

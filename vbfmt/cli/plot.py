@@ -4,18 +4,33 @@ from __future__ import annotations
 
 import click
 
-from vbfmt.cli.arguments import PATH
+from vbfmt.cli.arguments import FIGURES, PATH
+
+_SUFFIXES = (".png", ".svg", ".html")
+
+
+def _picture(ctx: click.Context, param: click.Parameter, value: str) -> str:
+    if not value.lower().endswith(_SUFFIXES):
+        raise click.BadParameter(f"{value!r} does not end with {', '.join(_SUFFIXES)}", ctx, param)
+    return value
 
 
 @click.command("plot")
 @click.argument("file", type=PATH)
-@click.option("-o", "--output", required=True, type=PATH, help="A .png, .svg or .html file.")
+@click.option(
+    "-o",
+    "--output",
+    required=True,
+    type=PATH,
+    callback=_picture,
+    help="A .png, .svg or .html file.",
+)
 @click.option(
     "--figure",
     "figures",
     multiple=True,
-    metavar="NAME",
-    help="One figure alone: usage, norms, depth, kinds, selection, projection or delta.",
+    type=click.Choice(FIGURES),
+    help="This figure alone.",
 )
 @click.option(
     "--before",

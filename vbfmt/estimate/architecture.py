@@ -159,8 +159,22 @@ _ARCHITECTURES = {
     "gemma2": _llama(),
     "gemma3_text": _llama(),
     "granite": _llama("head_dim", "num_key_value_heads"),
+    "olmo": _llama("head_dim", "num_key_value_heads"),
     "olmo2": _llama("head_dim", "num_key_value_heads"),
+    "olmo3": _llama("head_dim", "num_key_value_heads"),
     "smollm3": _llama("head_dim"),
+    "starcoder2": _Architecture(
+        "model.layers.{}",
+        (
+            ("self_attn.q_proj", "d", "q"),
+            ("self_attn.k_proj", "d", "kv"),
+            ("self_attn.v_proj", "d", "kv"),
+            ("self_attn.o_proj", "q", "d"),
+            ("mlp.c_fc", "d", "f"),
+            ("mlp.c_proj", "f", "d"),
+        ),
+        derived=frozenset({"head_dim"}),
+    ),
 }
 
 KNOWN = tuple(_ARCHITECTURES)

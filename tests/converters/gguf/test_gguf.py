@@ -20,6 +20,9 @@ from vbfmt.converters.gguf.architectures import ARCHITECTURES  # noqa: E402
 
 LLAMA = {
     "architectures": ["LlamaForCausalLM"],
+    "model_type": "llama",
+    "hidden_size": 32,
+    "intermediate_size": 48,
     "num_hidden_layers": 2,
     "num_attention_heads": 4,
     "num_key_value_heads": 2,
@@ -99,28 +102,54 @@ def test_half_precision_is_the_same_rounding_as_in_a_lora_folder(tmp_path, adapt
     }
 
 
+SHAPES = {
+    f"blk.{number}.{name}.weight": shape
+    for number in range(2)
+    for name, shape in {
+        "attn_q": (32, 32),
+        "attn_k": (16, 32),
+        "attn_v": (16, 32),
+        "attn_output": (32, 32),
+        "ffn_gate": (48, 32),
+        "ffn_up": (48, 32),
+        "ffn_down": (32, 48),
+    }.items()
+}
+
+
 def test_a_gguf_base_says_the_same_as_its_config(tmp_path, adapter):
-    shapes = {f"blk.{n}.attn_q.weight": (32, 32) for n in range(2)}
-    shapes |= {f"blk.{n}.attn_k.weight": (16, 32) for n in range(2)}
-    shapes |= {f"blk.{n}.attn_v.weight": (16, 32) for n in range(2)}
-    shapes |= {f"blk.{n}.attn_output.weight": (32, 32) for n in range(2)}
-    shapes |= {f"blk.{n}.ffn_{k}.weight": (48, 32) for n in range(2) for k in ("gate", "up")}
-    shapes |= {f"blk.{n}.ffn_down.weight": (32, 48) for n in range(2)}
-    file = write_base(tmp_path / "base.gguf", shapes)
+    file = write_base(tmp_path / "base.gguf", SHAPES)
     gguf.write(adapter, tmp_path / "one.gguf", base=file)
     gguf.write(adapter, tmp_path / "two.gguf", base=base(tmp_path))
     assert (tmp_path / "one.gguf").read_bytes() == (tmp_path / "two.gguf").read_bytes()
-    wrong = write_base(tmp_path / "wrong.gguf", {**shapes, "blk.1.ffn_up.weight": (64, 32)})
+    wrong = write_base(tmp_path / "wrong.gguf", {**SHAPES, "blk.1.ffn_up.weight": (64, 32)})
     with pytest.raises(errors.TargetError, match=r"does not fit.*\(64, 32\).*\(48, 32\)"):
         gguf.write(adapter, tmp_path / "x.gguf", base=wrong)
     assert not (tmp_path / "x.gguf").exists()
 
 
-def write_base(path, shapes):
+@pytest.mark.parametrize("counts", [{"kv": [2, 2]}, {"heads": [4, 4], "kv": [2, 2]}])
+def test_head_counts_of_each_layer_are_not_passed_over(tmp_path, adapter, counts):
+    """As an array they were, and the rows of k were ordered by the heads of q."""
+    file = write_base(tmp_path / "each.gguf", SHAPES, **counts)
+    gguf.write(adapter, tmp_path / "one.gguf", base=file)
+    gguf.write(adapter, tmp_path / "two.gguf", base=write_base(tmp_path / "all.gguf", SHAPES))
+    assert (tmp_path / "one.gguf").read_bytes() == (tmp_path / "two.gguf").read_bytes()
+
+
+@pytest.mark.parametrize("counts", [{"kv": [2, 4]}, {"kv": [0, 0]}, {"heads": [4, 2]}])
+def test_head_counts_that_differ_between_layers_are_refused(tmp_path, adapter, counts):
+    file = write_base(tmp_path / "base.gguf", SHAPES, **counts)
+    with pytest.raises(errors.SourceError, match=r"not usable as a base.*attention\.head_count"):
+        gguf.write(adapter, tmp_path / "x.gguf", base=file)
+    assert not (tmp_path / "x.gguf").exists()
+
+
+def write_base(path, shapes, *, heads=4, kv=2):
     writer = gguf_package.GGUFWriter(path, "llama")
     writer.add_block_count(2)
-    writer.add_head_count(4)
-    writer.add_head_count_kv(2)
+    writer.add_head_count(heads)
+    writer.add_head_count_kv(kv)
     for name, shape in shapes.items():
         writer.add_tensor(name, np.zeros(shape, np.float32))
     writer.write_header_to_file()
@@ -131,28 +160,44 @@ def write_base(path, shapes):
 
 
 NAMES = {
-    "LlamaForCausalLM": "model.layers.1.self_attn.q_proj",
-    "MistralForCausalLM": "model.layers.1.mlp.down_proj",
-    "Qwen2ForCausalLM": "model.layers.1.self_attn.k_proj",
-    "Qwen3ForCausalLM": "model.layers.1.self_attn.o_proj",
-    "GemmaForCausalLM": "model.layers.1.mlp.gate_proj",
-    "Gemma2ForCausalLM": "model.layers.1.mlp.up_proj",
-    "Gemma3ForCausalLM": "model.layers.1.self_attn.v_proj",
-    "Phi3ForCausalLM": "model.layers.1.self_attn.qkv_proj",
-    "GPT2LMHeadModel": "transformer.h.1.attn.c_attn",
+    "LlamaForCausalLM": ("llama", "model.layers.1.self_attn.q_proj", 32, 32),
+    "MistralForCausalLM": ("mistral", "model.layers.1.mlp.down_proj", 48, 32),
+    "SmolLM3ForCausalLM": ("smollm3", "model.layers.1.self_attn.k_proj", 32, 16),
+    "GraniteForCausalLM": ("granite", "model.layers.1.self_attn.q_proj", 32, 32),
+    "OlmoForCausalLM": ("olmo", "model.layers.1.self_attn.q_proj", 32, 32),
+    "Olmo2ForCausalLM": ("olmo2", "model.layers.1.self_attn.q_proj", 32, 32),
+    "Olmo3ForCausalLM": ("olmo3", "model.layers.1.self_attn.v_proj", 32, 16),
+    "Qwen2ForCausalLM": ("qwen2", "model.layers.1.self_attn.k_proj", 32, 16),
+    "Qwen3ForCausalLM": ("qwen3", "model.layers.1.self_attn.o_proj", 32, 32),
+    "GemmaForCausalLM": ("gemma", "model.layers.1.mlp.gate_proj", 32, 48),
+    "Gemma2ForCausalLM": ("gemma2", "model.layers.1.mlp.up_proj", 32, 48),
+    "Gemma3ForCausalLM": ("gemma3_text", "model.layers.1.self_attn.v_proj", 32, 16),
+    "Phi3ForCausalLM": ("phi3", "model.layers.1.self_attn.qkv_proj", 32, 64),
+    "GPT2LMHeadModel": ("gpt2", "transformer.h.1.attn.c_attn", 32, 96),
+    "Starcoder2ForCausalLM": ("starcoder2", "model.layers.1.mlp.c_fc", 32, 48),
 }
+SIZES_OF = {"gpt2": {"n_embd": 32, "n_layer": 2, "n_head": 4}}
 
 
-@pytest.mark.parametrize(("architecture", "name"), NAMES.items())
-def test_every_promised_architecture_has_names(tmp_path, architecture, name):
-    single = adapter_of([Module(name, 32, 96, 4)], b=8)
-    folder = base(tmp_path, architectures=[architecture])
+def test_every_class_in_the_table_is_tried():
+    assert set(NAMES) == {name for a in ARCHITECTURES for name in a.classes}
+
+
+@pytest.mark.parametrize("architecture", NAMES)
+def test_every_promised_architecture_has_names(tmp_path, architecture):
+    kind, name, *sizes = NAMES[architecture]
+    single = adapter_of([Module(name, *sizes, 4)], b=8)
+    changes = {"model_type": kind, "head_dim": 8, **SIZES_OF.get(kind, {})}
+    folder = base(tmp_path, architectures=[architecture], **changes)
     gguf.write(single, tmp_path / "x.gguf", base=folder)
     _, tensors = tensors_of(tmp_path / "x.gguf")
     assert len(tensors) == 2
     assert all(key.startswith("blk.1.") for key in tensors)
     a, _ = single.factors(name)
     np.testing.assert_array_equal(next(v for k, v in tensors.items() if k.endswith("a")), a)
+    wrong = adapter_of([Module(name, sizes[0], sizes[1] * 2, 4)], b=8)
+    with pytest.raises(errors.TargetError, match="the base does not fit the adapter"):
+        gguf.write(wrong, tmp_path / "y.gguf", base=folder)
 
 
 def test_the_table_and_the_package_agree_on_names():
@@ -167,7 +212,15 @@ def test_the_table_and_the_package_agree_on_names():
         ({"num_hidden_layers": 1}, "has no tensor for this module: model.layers.1"),
         ({"num_hidden_layers": 10**9}, "not usable as a base"),
         ({"num_attention_heads": "4"}, "not usable as a base"),
-        ({"num_attention_heads": 5}, "do not divide into heads"),
+        ({"num_attention_heads": 5}, "does not fit the adapter"),
+        ({"num_attention_heads": 32, "num_key_value_heads": 16}, "do not divide into heads"),
+        ({"num_key_value_heads": 4}, r"does not fit the adapter.*k_proj: found \(32, 32\)"),
+        ({"num_key_value_heads": None}, r"does not fit the adapter.*k_proj: found \(32, 32\)"),
+        ({"head_dim": 16}, r"does not fit the adapter.*found \(32, 32\), expected \(16, 32\)"),
+        ({"hidden_size": 64}, "does not fit the adapter"),
+        ({"intermediate_size": 64}, r"does not fit the adapter.*found \(32, 64\)"),
+        ({"hidden_size": None}, "hidden_size: found nothing"),
+        ({"model_type": "mamba"}, "unknown kind of model"),
     ],
 )
 def test_a_base_that_does_not_fit_is_one_error(tmp_path, adapter, changes, message):
@@ -180,6 +233,27 @@ def test_a_tied_output_is_refused(tmp_path):
     single = adapter_of([Module("lm_head", 32, 96, 4)], b=8)
     with pytest.raises(errors.TargetError, match="tied to its embedding"):
         gguf.write(single, tmp_path / "x.gguf", base=base(tmp_path))
+
+
+@pytest.mark.parametrize("tied", [None, "no"])
+def test_an_output_is_refused_where_nobody_says_whether_it_is_tied(tmp_path, tied):
+    single = adapter_of([Module("lm_head", 32, 96, 4)], b=8)
+    folder = base(tmp_path, tie_word_embeddings=tied, vocab_size=96)
+    with pytest.raises(errors.TargetError, match="tied to its embedding is not known.*GGUF"):
+        gguf.write(single, tmp_path / "x.gguf", base=folder)
+
+
+def test_an_output_of_its_own_is_written_and_measured(tmp_path):
+    single = adapter_of([Module("lm_head", 32, 96, 4)], b=8)
+    folder = base(tmp_path, tie_word_embeddings=False, vocab_size=96)
+    gguf.write(single, tmp_path / "x.gguf", base=folder)
+    assert set(tensors_of(tmp_path / "x.gguf")[1]) == {
+        "output.weight.lora_a",
+        "output.weight.lora_b",
+    }
+    folder = base(tmp_path, tie_word_embeddings=False, vocab_size=97)
+    with pytest.raises(errors.TargetError, match=r"found \(97, 32\), expected \(96, 32\)"):
+        gguf.write(single, tmp_path / "y.gguf", base=folder)
 
 
 def test_without_a_base_the_error_says_what_to_give(tmp_path, adapter):
@@ -195,7 +269,8 @@ def test_a_folder_that_the_adapter_itself_names_as_its_base_is_not_opened(tmp_pa
 
 def test_extras_are_refused_unless_dropped(tmp_path):
     adapter = wide_indices()
-    folder = base(tmp_path, architectures=["GPT2LMHeadModel"])
+    gpt2 = {"model_type": "gpt2", "n_embd": 8, "n_layer": 2, "n_head": 2}
+    folder = base(tmp_path, architectures=["GPT2LMHeadModel"], **gpt2)
     with pytest.raises(errors.TargetError, match="--drop-extras"):
         gguf.write(adapter, tmp_path / "x.gguf", base=folder)
 
