@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import itertools
+
 import numpy as np
 import pytest
 from hypothesis import given
@@ -10,7 +12,7 @@ from hypothesis import strategies as st
 from tests.strategies import adapters
 from vbfmt import Adapter, Module, Rows
 from vbfmt import statistics as s
-from vbfmt.admixture import all_weights
+from vbfmt.admixture import all_weights, canonical_rows
 
 
 def small() -> Adapter:
@@ -144,3 +146,39 @@ def test_both_ways_to_the_components_agree(shape):
     _, values, axes = np.linalg.svd(centred)
     np.testing.assert_allclose(np.abs(found.vectors), np.abs(centred @ axes[:2].T), atol=1e-9)
     assert found.explained[0] == pytest.approx(values[0] ** 2 / (values**2).sum())
+
+
+@pytest.mark.parametrize("k", [1, 2, 3, 5])
+def test_spread_of_weight_sums_is_that_of_all_possible_draws(k):
+    h, module = 5, Module("m", 3, 2, 1)
+    rng = np.random.default_rng(k)
+    indices = np.argsort(rng.random((5, h)), axis=1)[:, :k]
+    rows = canonical_rows(indices, rng.dirichlet(np.ones(k), 5), h)
+    adapter = Adapter.from_rows(np.ones((h, 1), "f4"), {module: rows})
+    groups, bins = np.array([0, 0, 2, 2, 2]), [[0, 1, 2], [3], [4]]
+    expected = np.zeros((3, 3))
+    for row, group in enumerate(groups):
+        weights = all_weights(adapter.weights)[row].astype(float)
+        for position, members in enumerate(bins):
+            sums = [
+                sum(w for vector, w in zip(draw, weights, strict=True) if vector in members)
+                for draw in itertools.permutations(range(h), k)
+            ]
+            expected[group, position] += np.var(sums)
+    found = s.weight_sum_spread(adapter, groups, 3, np.array([3, 1, 1]))
+    np.testing.assert_allclose(found, np.sqrt(expected), atol=1e-7)
+
+
+def test_vectors_drawn_at_random_are_k_different_ones_and_all_as_likely():
+    h, k, n = 7, 3, 20001
+    bank = np.ones((h, 1), "f4")
+    rows = Rows(np.tile(np.arange(k, dtype="u1"), (n, 1)), np.full((n, k - 1), 0.25, "f4"))
+    adapter = Adapter.from_rows(bank, {Module("m", n - 1, 1, 1): rows})
+    drawn = s.drawn_at_random(adapter, 0)
+    assert (np.diff(np.sort(drawn, axis=1), axis=1) > 0).all()
+    for column in drawn.T:
+        counts = np.bincount(column, minlength=h)
+        assert len(counts) == h
+        assert np.abs(counts - n / h).max() < 5 * (n / h) ** 0.5
+    assert np.array_equal(drawn, s.drawn_at_random(adapter, 0))
+    assert not np.array_equal(drawn, s.drawn_at_random(adapter, 1))

@@ -10,6 +10,9 @@ from numpy.typing import NDArray
 
 from vbfmt.adapter import Adapter
 
+OUTSIDE = "outside the layers"
+"""What modules that are in no numbered layer are called."""
+
 
 @dataclass(frozen=True)
 class Place:
@@ -52,7 +55,7 @@ def thirds(adapter: Adapter) -> tuple[list[str], NDArray[np.intp]]:
     group = {layer: position for position, part in enumerate(parts) for layer in part}
     chosen = [len(parts) if place.layer is None else group[place.layer] for place in found.values()]
     if len(parts) in chosen:
-        names.append("outside the layers")
+        names.append(OUTSIDE)
     return names, np.array(chosen, dtype=np.intp)
 
 

@@ -102,21 +102,66 @@ def rows_by_module(adapter: Adapter) -> tuple[NDArray[np.intp], NDArray[np.bool_
     return part // 2, part % 2 == 1
 
 
-def weight_sums(adapter: Adapter, groups: NDArray[np.intp], count: int) -> NDArray[np.float64]:
+def weight_sums(
+    adapter: Adapter,
+    groups: NDArray[np.intp],
+    count: int,
+    vectors: NDArray[np.integer[Any]] | None = None,
+) -> NDArray[np.float64]:
     """The sum of the admixture weights that each vector gets from each group of sub-vectors, as in
     the paper's Figs. 6 and 7.
 
     Args:
         groups: (N,) below `count`.
+        vectors: (N, k) indices in place of the adapter's own.
 
     Returns:
         (count, h) float64, N in all.
     """
-    cells = groups[:, None] * adapter.h + adapter.indices
+    cells = groups[:, None] * adapter.h + (adapter.indices if vectors is None else vectors)
     weights = all_weights(adapter.weights).astype(np.float64)
     sums = np.zeros(count * adapter.h)
     sums += np.bincount(cells.reshape(-1), weights.reshape(-1), minlength=len(sums))
     return sums.reshape(count, adapter.h)
+
+
+def weight_sum_spread(
+    adapter: Adapter, groups: NDArray[np.intp], count: int, sizes: NDArray[np.intp]
+) -> NDArray[np.float64]:
+    """The standard deviation of `weight_sums`, added over bins of vectors, were every sub-vector
+    to keep its weights and draw its k vectors at random.
+
+    Of a sub-vector with q = Σ wᵢ² and a bin of m of the h vectors it is the root of
+    q·m/h + (1 − q)·m(m − 1)/(h(h − 1)) − (m/h)²; sub-vectors are independent.
+
+    Args:
+        groups: (N,) below `count`.
+        sizes: (bins,) vectors in each bin.
+
+    Returns:
+        (count, bins) float64; 0 for a group without sub-vectors and for a bin of all vectors.
+    """
+    h, m = adapter.h, sizes.astype(np.float64)
+    squares = (all_weights(adapter.weights).astype(np.float64) ** 2).sum(axis=1)
+    rows = np.bincount(groups, minlength=count)[:, None].astype(np.float64)
+    q = np.bincount(groups, squares, minlength=count)[:, None]
+    pairs = m * (m - 1) / (h * max(h - 1, 1))
+    variance: NDArray[np.float64] = q * m / h + (rows - q) * pairs - rows * (m / h) ** 2
+    # Of differences that are 0 but for rounding no root is to be taken.
+    return np.sqrt(np.where(variance > 1e-9 * rows, variance, 0.0))
+
+
+def drawn_at_random(adapter: Adapter, seed: int) -> NDArray[np.int64]:
+    """For every sub-vector k different vectors of the bank, each choice and order as likely as any
+    other (R. Floyd's sampling): (N, k)."""
+    rng = np.random.default_rng(seed)
+    drawn = np.empty((adapter.N, adapter.k), dtype=np.int64)
+    for position in range(adapter.k):
+        last = adapter.h - adapter.k + position
+        found = rng.integers(0, last + 1, adapter.N)
+        taken = (drawn[:, :position] == found[:, None]).any(axis=1)
+        drawn[:, position] = np.where(taken, last, found)
+    return rng.permuted(drawn, axis=1)
 
 
 def selections(

@@ -148,7 +148,9 @@ def test_in_a_browser(browser, kind, request, tmp_path):
         assert re.fullmatch(r"\d+ vectors are selected \d+ times", said["usage"])
         assert re.fullmatch(r"vector \d+: norm 0\.\d+, selected \d+ times", said["norms"])
         assert re.fullmatch(r"layers \d–\d: vector \d+ has weight [\d.]+", said["depth"])
-        assert re.fullmatch(r"[\w.]+ [AB]: [\d.]+ times an even share to vector \d+", said["kinds"])
+        assert re.fullmatch(
+            r"[\w.]+ [AB] \(\d+\): -?[\d.]+ σ from an even share to vector \d+", said["kinds"]
+        )
         assert re.fullmatch(
             r"sub-vector \d+ \(layer \d [\w.]+ [AB]\); vector \d+: \d selections", said["selection"]
         )

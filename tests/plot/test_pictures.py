@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+import re
 import xml.etree.ElementTree as ElementTree
 
 import numpy as np
@@ -97,12 +98,57 @@ def test_depth_shows_every_sub_vectors_weight(trained):
     assert total == pytest.approx(trained.N, abs=trained.N * 2**-25)
 
 
-def test_kinds_shows_shares_whose_mean_is_even(trained):
+def test_kinds_shows_deviations_whose_mean_is_even(trained):
     found, _ = drawn(trained, "kinds")
     (cells,) = found.hovers
     assert isinstance(cells, Cells)
-    np.testing.assert_allclose(cells.values["value"].mean(axis=1), 1, rtol=1e-9)
-    assert list(cells.rows[-2:]) == ["pooler.dense A", "pooler.dense B"]
+    np.testing.assert_allclose(cells.values["value"].mean(axis=1), 0, atol=1e-9)
+    assert list(cells.rows[-2:]) == ["pooler.dense A (12)", "pooler.dense B (12)"]
+
+
+def test_kinds_called_the_row_of_fewest_sub_vectors_the_strongest(trained):
+    """Of 12 sub-vectors and 64 vectors some vector has several times an even share by chance."""
+    found, _ = drawn(trained, "kinds")
+    assert "pooler" not in found.caption
+    said = re.search(r", \+([\d.]+) σ from an even share \(at random ±([\d.]+)\)", found.caption)
+    assert said is not None
+    strongest = np.abs(found.hovers[0].values["value"]).max()
+    assert float(said[1]) == pytest.approx(strongest, abs=0.051)
+    assert float(said[1]) < float(said[2])
+
+
+def test_kinds_of_a_random_adapter_looked_like_structure():
+    adapter = made(h=50, names=tuple(f"layers.{n}.{kind}" for n in range(40) for kind in "qv"))
+    found, figure = drawn(adapter, "kinds")
+    far = np.abs(found.hovers[0].values["value"])
+    assert far.max() < figure.axes[0].images[0].norm.vmax
+    assert (far < 2).mean() > 0.9
+
+
+def test_depth_let_modules_outside_the_layers_spoil_the_agreement(trained):
+    found, _ = drawn(trained, "depth")
+    inside = [np.asarray(hover.columns["weight"]) for hover in found.hovers[:3]]
+    shares = [weights / weights.sum() for weights in inside]
+    pairs = [1 - np.abs(shares[i] - shares[j]).sum() / 2 for i, j in ((0, 1), (0, 2), (1, 2))]
+    assert f"groups of layers agree on {np.mean(pairs):.0%} of their weight" in found.caption
+
+
+def test_depth_of_a_random_adapter_agrees_as_chance_has_it():
+    adapter = made(h=50, names=tuple(f"layers.{n}.q" for n in range(60)), seed=3)
+    found, _ = drawn(adapter, "depth")
+    said = re.search(r"agree on (\d+)% of their weight \(at random (\d+)%\)", found.caption)
+    assert said is not None
+    assert abs(int(said[1]) - int(said[2])) <= 4
+
+
+def test_kinds_and_delta_cut_names_to_the_same():
+    names = tuple(f"encoder.block_{n}.a_very_long_name_{n}.and_more.projection" for n in range(9))
+    for name in ("kinds", "delta"):
+        _, figure = drawn(made(names=names), name)
+        labels = [text.get_text() for text in figure.axes[0].get_yticklabels()]
+        assert len(set(labels)) == len(labels)
+        for n in range(9):
+            assert any(f"_{n}" in label for label in labels)
 
 
 def test_selection_shows_every_selection_and_says_where(trained):

@@ -30,7 +30,8 @@ def draw_norms(figure: Figure | SubFigure, scene: Scene) -> Drawn:
     axes.set_xlabel("vectors of the bank, by descending norm")
     axes.set_ylabel("Euclidean norm")
     axes.margins(x=0)
-    axes.set_ylim(bottom=0)
+    axes.set_ylim(0, None if norms[0] else 1)
+    style.whole_numbers(axes.xaxis)
     title = "Norms of the bank's vectors"
     caption = (
         f"from {norms[-1]:.3g} to {norms[0]:.3g}, median {np.median(norms):.3g}; "
@@ -67,7 +68,7 @@ def draw_projection(figure: Figure | SubFigure, scene: Scene) -> Drawn:
     first, second = found.explained
     axes.set_xlabel(f"1st principal component ({first:.1%} of the variance)")
     axes.set_ylabel(f"2nd ({second:.1%})")
-    axes.legend(handles=_keys(scene.adapter.N), loc="upper right", fontsize=9, frameon=True)
+    style.legend_above(axes, handles=_keys(scene.adapter.N), ncols=2)
     title = "Vector bank and sub-vectors"
     caption = f"{scene.adapter.h} vectors and {scene.adapter.N:,} sub-vectors that they compose" + (
         ", on the edges between two vectors" if scene.adapter.k == 2 else ""

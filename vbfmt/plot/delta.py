@@ -11,7 +11,7 @@ from vbfmt.places import kinds
 from vbfmt.plot import style
 from vbfmt.plot.drawn import Drawn
 from vbfmt.plot.hover import Cells
-from vbfmt.plot.scene import Scene, shortened
+from vbfmt.plot.scene import Scene, distinct, layer_name, shortened
 from vbfmt.statistics import delta_norms
 
 _MOST_KINDS = 24
@@ -20,15 +20,21 @@ _FEW_CELLS = 200
 
 def draw(figure: Figure | SubFigure, scene: Scene) -> Drawn:
     """A cell for each kind of module in each layer. Of several modules in a cell, the root of the
-    sum of squares."""
-    names, layers, norms = _grid(scene)
+    mean of squares: many modules beside single ones would be the only bright cell."""
+    names, layers, norms, several = _grid(scene)
     axes = figure.subplots()
     image = axes.imshow(
-        norms, aspect="auto", cmap=style.SEQUENTIAL, vmin=0, interpolation="nearest"
+        norms,
+        aspect="auto",
+        cmap=style.SEQUENTIAL,
+        vmin=0,
+        vmax=float(np.nanmax(norms)) or 1.0,  # a bank of zeros moves nothing
+        interpolation="nearest",
     )
-    axes.set_yticks(range(len(names)), [shortened(name, 24) for name in names], fontsize=9)
+    axes.set_yticks(range(len(names)), distinct(names, 24), fontsize=9)
     step = -(-len(layers) // 16)
-    axes.set_xticks(range(0, len(layers), step), layers[::step])
+    shown = ["outside" if layer is None else str(layer) for layer in layers]
+    axes.set_xticks(range(0, len(layers), step), shown[::step])
     axes.set_xlabel("layer")
     axes.spines[:].set_visible(False)
     axes.tick_params(length=0)
@@ -39,36 +45,46 @@ def draw(figure: Figure | SubFigure, scene: Scene) -> Drawn:
     bar.outline.set_visible(False)
     title = "How far each layer is moved"
     row, column = np.unravel_index(int(np.nanargmax(norms)), norms.shape)
+    where = [layer_name(layer) for layer in layers]
     caption = (
         f"‖ΔW‖ from {np.nanmin(norms):.3g} to {np.nanmax(norms):.3g}; "
-        f"most: {shortened(names[row], 24)}, layer {layers[column]}"
+        f"most: {shortened(names[row], 24)}, {where[column]}"
+        + ("; of several modules, root mean square" if several else "")
     )
     style.title(axes, title, caption)
-    text = "{row}, layer {column}: ‖ΔW‖ = {value}"
-    return Drawn(title, caption, (Cells(axes, text, layers, names, {"value": norms}),))
+    text = "{row}, {column}: ‖ΔW‖ = {value}"
+    long = [shortened(name, 120) for name in names]
+    return Drawn(title, caption, (Cells(axes, text, where, long, {"value": norms}),))
 
 
-def _grid(scene: Scene) -> tuple[list[str], list[str], NDArray[np.float64]]:
-    """Names of rows and columns, and the norms; NaN where there is no module."""
+def _grid(
+    scene: Scene,
+) -> tuple[list[str], list[int | None], NDArray[np.float64], bool]:
+    """Names of rows, layers, the norms (NaN where there is no module), and whether a cell has
+    several modules."""
     names, kind = kinds(scene.adapter, _MOST_KINDS)
     numbers = {place.layer for place in scene.places.values()}
-    ordered: list[int | None] = [*sorted(number for number in numbers if number is not None)]
-    ordered += [None] if None in numbers else []
-    column = {number: position for position, number in enumerate(ordered)}
-    squares = np.full((len(names), len(ordered)), np.nan)
-    for position, (module, norm) in enumerate(
-        zip(scene.adapter, delta_norms(scene.adapter).tolist(), strict=True)
-    ):
-        cell = int(kind[position]), column[scene.places[module.name].layer]
-        squares[cell] = np.nansum([squares[cell], norm**2])
-    return names, ["none" if n is None else str(n) for n in ordered], np.sqrt(squares)
+    layers: list[int | None] = [*sorted(number for number in numbers if number is not None)]
+    layers += [None] if None in numbers else []
+    position = {layer: column for column, layer in enumerate(layers)}
+    column = [position[scene.places[module.name].layer] for module in scene.adapter]
+    squares, counts = np.zeros((2, len(names), len(layers)))
+    np.add.at(squares, (kind, column), delta_norms(scene.adapter) ** 2)
+    np.add.at(counts, (kind, column), 1)
+    norms = np.full(squares.shape, np.nan)
+    np.divide(squares, counts, out=norms, where=counts > 0)
+    return names, layers, np.sqrt(norms), bool((counts > 1).any())
 
 
 def _write_values(axes: Axes, norms: NDArray[np.float64]) -> None:
-    middle = float(np.nanmax(norms)) / 2
+    most = float(np.nanmax(norms))
+    # All with as many decimals as give the largest three digits: 0.97 beside 1.00.
+    decimals = 2 - int(np.floor(np.log10(most))) if most else 0
+    form = f".{max(decimals, 0)}f" if -2 <= decimals <= 5 else ".1e"
     for (row, column), value in np.ndenumerate(norms):
         if np.isfinite(value):
             axes.text(
-                column, row, f"{value:.2g}", ha="center", va="center", fontsize=8,
-                color="white" if value < middle else style.INK,
+                column, row, f"{value:{form}}", ha="center", va="center",
+                fontsize=8 if norms.shape[1] <= 10 else 6,
+                color="white" if value < most / 2 else style.INK,
             )  # fmt: skip

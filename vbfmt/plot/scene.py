@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property
 
@@ -10,8 +11,10 @@ from numpy.typing import NDArray
 
 from vbfmt.adapter import Adapter
 from vbfmt.errors import ContentError, printable
-from vbfmt.places import Place, places, reading_order
-from vbfmt.statistics import bank_norms, rows_by_module, usage
+from vbfmt.places import OUTSIDE, Place, places, reading_order
+from vbfmt.statistics import bank_norms, drawn_at_random, rows_by_module, usage
+
+_DRAWS = 8
 
 
 @dataclass(frozen=True)
@@ -85,6 +88,11 @@ class Scene:
         slices = (self.adapter.rows(name) for name in reading_order(self.adapter))
         return np.concatenate([np.arange(rows.start, rows.stop) for rows in slices])
 
+    @cached_property
+    def at_random(self) -> tuple[NDArray[np.int64], ...]:
+        """Selections as chance would make them, some times over, always the same: (N, k) each."""
+        return tuple(drawn_at_random(self.adapter, seed) for seed in range(_DRAWS))
+
     def heading(self) -> str:
         """The adapter in one line."""
         ranks = sorted({module.rank for module in self.adapter})
@@ -96,6 +104,11 @@ class Scene:
         )
 
 
+def layer_name(layer: int | None) -> str:
+    """A layer in words."""
+    return OUTSIDE if layer is None else f"layer {layer}"
+
+
 def shortened(text: str, most: int) -> str:
     """`text` on one line and at most that long, its middle left out: names from a file are other
     people's, and may be anything."""
@@ -103,6 +116,52 @@ def shortened(text: str, most: int) -> str:
     if len(text) <= most:
         return text
     return f"{text[: most // 2 - 1]}…{text[-(most - most // 2) :]}"
+
+
+def distinct(names: Sequence[str], most: int) -> list[str]:
+    """The names, each at most that long and no two alike: where `shortened` would cut out what
+    tells names apart, what they share is cut; the last resort is a number."""
+    labels = [shortened(name, most) for name in names]
+    for label in {label for label in labels if labels.count(label) > 1}:
+        alike = [position for position, other in enumerate(labels) if other == label]
+        texts = [printable(names[position]) for position in alike]
+        start = _shared(texts)
+        stop = _shared([text[start:][::-1] for text in texts])
+        for position, text in zip(alike, texts, strict=True):
+            labels[position] = _around(text, start, len(text) - stop, most)
+    return _numbered(labels, most)
+
+
+def _shared(texts: list[str]) -> int:
+    """How many characters the texts begin with alike."""
+    return next(
+        (n for n, letters in enumerate(zip(*texts, strict=False)) if len(set(letters)) > 1),
+        min(map(len, texts)),
+    )
+
+
+def _around(text: str, start: int, stop: int, most: int) -> str:
+    """`text` cut so that [start, stop) stays, with a little before it and as much of the end."""
+    room = most - 2 - (stop - start)
+    if room < 2:
+        return shortened(text, most)
+    tail = min(len(text) - stop, room - room // 3)
+    start = max(start - (room - tail), 0)
+    gap = "…" if stop + tail < len(text) else ""
+    return f"{'…' if start else ''}{text[start:stop]}{gap}{text[len(text) - tail :]}"
+
+
+def _numbered(labels: list[str], most: int) -> list[str]:
+    """The labels, with numbers behind those that an earlier one equals."""
+    taken: dict[str, None] = {}
+    for label in labels:
+        found, number = label, 1
+        while found in taken:
+            number += 1
+            mark = f" ~{number}"
+            found = label[: most - len(mark)] + mark
+        taken[found] = None
+    return list(taken)
 
 
 def _shape(adapter: Adapter) -> dict[str, int]:

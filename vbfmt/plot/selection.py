@@ -7,10 +7,10 @@ from typing import Any
 
 import numpy as np
 from matplotlib.axes import Axes
-from matplotlib.colors import ListedColormap, to_rgb
+from matplotlib.colors import ListedColormap
 from matplotlib.figure import Figure, SubFigure
 from matplotlib.patches import Patch
-from matplotlib.ticker import MaxNLocator
+from matplotlib.ticker import MaxNLocator, PercentFormatter
 from numpy.typing import NDArray
 
 from vbfmt.adapter import Adapter
@@ -23,6 +23,8 @@ from vbfmt.statistics import selections
 _MOST_EXACT_ACROSS, _MOST_EXACT_DOWN = 1500, 128
 _MOST_ACROSS, _MOST_DOWN = 600, 256
 _SELECTIONS_PER_CELL = 4
+_COMPARED_PER_CELL = 24
+"""Of a share to say something, a cell needs more."""
 _ASPECT = 3  # a map is about three times as wide as it is high
 _MOST_TICKS = 24
 _COLOURS = (style.ORANGE, style.BLUE, style.INK)
@@ -32,28 +34,28 @@ _PAPER = "#F4F4F4"
 def draw(figure: Figure | SubFigure, scene: Scene) -> Drawn:
     """Sub-vectors along x, from the first layer to the last; vectors of the bank along y."""
     axes = figure.subplots()
-    size = _size(scene.adapter)
-    draw_map = _draw_now if scene.before is None else _draw_change
-    drawn = draw_map(axes, scene, size)
+    drawn = _draw_now(axes, scene) if scene.before is None else _draw_change(axes, scene)
     axes.set_ylabel("vectors of the bank")
+    style.whole_numbers(axes.yaxis)
     _mark_layers(axes, scene)
     axes.spines[:].set_visible(False)
     style.title(axes, drawn.title, drawn.caption)
     return drawn
 
 
-def _size(adapter: Adapter) -> tuple[int, int]:
+def _size(adapter: Adapter, per_cell: int) -> tuple[int, int]:
     """Cells down and across: one for each vector and sub-vector, or so few that a cell holds some
     selections: single ones among hundreds of thousands of cells would only look like dust."""
     if adapter.h <= _MOST_EXACT_DOWN and adapter.N <= _MOST_EXACT_ACROSS:
         return adapter.h, adapter.N
-    cells = adapter.N * adapter.k / _SELECTIONS_PER_CELL
+    cells = adapter.N * adapter.k / per_cell
     across = min(adapter.N, _MOST_ACROSS, max(1, round((cells * _ASPECT) ** 0.5)))
     return min(adapter.h, _MOST_DOWN, max(1, round(cells / across))), across
 
 
-def _draw_now(axes: Axes, scene: Scene, size: tuple[int, int]) -> Drawn:
+def _draw_now(axes: Axes, scene: Scene) -> Drawn:
     adapter = scene.adapter
+    size = _size(adapter, _SELECTIONS_PER_CELL)
     counts = selections(adapter.indices[scene.row_order], adapter.h, size)
     exact = size == (adapter.h, adapter.N)
     image = axes.imshow(
@@ -81,9 +83,10 @@ def _draw_now(axes: Axes, scene: Scene, size: tuple[int, int]) -> Drawn:
     return Drawn("Which sub-vector selects which vector", caption, (cells,))
 
 
-def _draw_change(axes: Axes, scene: Scene, size: tuple[int, int]) -> Drawn:
+def _draw_change(axes: Axes, scene: Scene) -> Drawn:
     adapter, before = scene.adapter, scene.before
     assert before is not None
+    size = _size(adapter, _COMPARED_PER_CELL)
     old, new = (one.indices[scene.row_order] for one in (before, adapter))
     same = old[:, :, None] == new[:, None, :]
     left, kept = ~same.any(axis=2), same.any(axis=1)
@@ -92,20 +95,10 @@ def _draw_change(axes: Axes, scene: Scene, size: tuple[int, int]) -> Drawn:
         "after": _counted(new, ~kept, adapter.h, size),
         "both": _counted(new, kept, adapter.h, size),
     }
-    axes.imshow(
-        _mixed(np.stack(list(parts.values()))),
-        aspect="auto",
-        interpolation="nearest",
-        extent=_extent(adapter),
-    )
-    labels = ("selected before only", "after only", "before and after")
-    axes.legend(
-        handles=[Patch(color=c, label=label) for c, label in zip(_COLOURS, labels, strict=True)],
-        loc="lower right",
-        bbox_to_anchor=(1, 1),
-        ncols=3,
-        fontsize=9,
-    )
+    if size == (adapter.h, adapter.N):
+        _draw_each(axes, adapter, parts)
+    else:
+        _draw_share(axes, adapter, parts)
     caption = (
         f"{kept.mean():.0%} of the selections are as before; "
         f"{kept.all(axis=1).mean():.0%} of the sub-vectors keep all of theirs"
@@ -129,15 +122,47 @@ def _counted(
     return counts.reshape(size).astype(np.int64)
 
 
-def _mixed(parts: NDArray[np.int64]) -> NDArray[np.float64]:
-    """Colours of cells: the parts' own, mixed by number, the stronger the more selections."""
-    colours = np.array([to_rgb(colour) for colour in _COLOURS])
-    total = parts.sum(axis=0)
-    mixed = np.einsum("cij,cd->ijd", parts, colours) / np.maximum(total, 1)[:, :, None]
-    full = max(1.0, float(np.quantile(total, 0.99)))
-    strength = np.minimum(total / full, 1.0)[:, :, None]
-    result: NDArray[np.float64] = strength * mixed + (1 - strength) * np.array(to_rgb(_PAPER))
-    return result
+def _draw_each(axes: Axes, adapter: Adapter, parts: dict[str, NDArray[np.int64]]) -> None:
+    """Each selection by itself, in the colour of when it was made."""
+    numbers = sum(number * parts[name] for number, name in enumerate(parts, start=1))
+    axes.imshow(
+        np.asarray(numbers),
+        aspect="auto",
+        cmap=ListedColormap([_PAPER, *_COLOURS]),
+        interpolation="nearest",
+        vmin=0,
+        vmax=len(parts),
+        extent=_extent(adapter),
+    )
+    labels = ("selected before only", "after only", "before and after")
+    axes.legend(
+        handles=[Patch(color=c, label=label) for c, label in zip(_COLOURS, labels, strict=True)],
+        loc="lower right",
+        bbox_to_anchor=(1, 1),
+        ncols=3,
+        fontsize=9,
+    )
+
+
+def _draw_share(axes: Axes, adapter: Adapter, parts: dict[str, NDArray[np.int64]]) -> None:
+    """Of many, the share of a cell's selections, before and after, that is not in the other: mixed
+    colours would be nobody's."""
+    changed = (parts["before"] + parts["after"]).astype(np.float64)
+    total = changed + 2 * parts["both"]
+    share = np.divide(changed, total, out=np.full_like(changed, np.nan), where=total > 0)
+    image = axes.imshow(
+        share,
+        aspect="auto",
+        cmap=style.ON_PAPER,
+        interpolation="nearest",
+        vmin=0,
+        vmax=float(np.nanmax(share)) or 1.0,
+        extent=_extent(adapter),
+    )
+    bar = axes.figure.colorbar(image, ax=axes, pad=0.01, fraction=0.03)
+    bar.set_label("share of selections that changed")
+    bar.ax.yaxis.set_major_formatter(PercentFormatter(1))
+    bar.outline.set_visible(False)
 
 
 def _extent(adapter: Adapter) -> tuple[float, float, float, float]:
@@ -150,7 +175,7 @@ def _mark_layers(axes: Axes, scene: Scene) -> None:
     starts: dict[str, int] = {}
     for position, number in enumerate(module[scene.row_order].tolist()):
         layer = scene.places[scene.adapter.modules[number].name].layer
-        starts.setdefault("none" if layer is None else str(layer), position)
+        starts.setdefault("outside" if layer is None else str(layer), position)
     step = -(-len(starts) // _MOST_TICKS)
     shown = list(starts.items())[::step]
     axes.set_xticks([start - 0.5 for _, start in shown], [layer for layer, _ in shown])

@@ -7,9 +7,11 @@ from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any
 
 import matplotlib
+from matplotlib.ticker import MaxNLocator
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
+    from matplotlib.axis import Axis
 
 BLUE, ORANGE, GREEN, VERMILLION, PURPLE = "#0072B2", "#E69F00", "#009E73", "#D55E00", "#CC79A7"
 """Of the palette of Okabe and Ito (2008)."""
@@ -62,3 +64,16 @@ def title(axes: Axes, text: str, below: str = "") -> None:
         in_layout=False,
         annotation_clip=False,
     )
+
+
+def whole_numbers(axis: Axis) -> None:
+    """Ticks of an axis that counts or numbers things: there is no vector 2.5."""
+    axis.set_major_locator(MaxNLocator(nbins="auto", integer=True, steps=(1, 2, 5, 10)))
+
+
+def legend_above(axes: Axes, **settings: Any) -> None:
+    """A legend at the right of the title's line, where it hides nothing."""
+    axes.legend(
+        loc="lower right", bbox_to_anchor=(1, 1), borderaxespad=2.1, fontsize=9,
+        handletextpad=0.5, columnspacing=1.2, **settings,
+    )  # fmt: skip

@@ -5,7 +5,6 @@ from __future__ import annotations
 import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure, SubFigure
-from matplotlib.ticker import MaxNLocator
 
 from vbfmt.plot import style
 from vbfmt.plot.drawn import Drawn
@@ -29,8 +28,9 @@ def draw(figure: Figure | SubFigure, scene: Scene) -> Drawn:
     axes.set_xlabel("times selected (sub-vectors)")
     axes.set_ylabel("vectors of the bank")
     axes.margins(x=0.02)
-    axes.yaxis.set_major_locator(MaxNLocator(integer=True))
-    axes.legend(loc="upper right", fontsize=9)
+    style.whole_numbers(axes.xaxis)
+    style.whole_numbers(axes.yaxis)
+    style.legend_above(axes, ncols=3)
     caption = _caption(scene.adapter.h, found)
     title = "How often each vector is selected"
     style.title(axes, title, caption)

@@ -2,21 +2,24 @@
 
 from __future__ import annotations
 
+import itertools
+
 import numpy as np
 from matplotlib.axes import Axes
-from matplotlib.colors import TwoSlopeNorm
 from matplotlib.figure import Figure, SubFigure
 from numpy.typing import NDArray
 
-from vbfmt.places import kinds, thirds
+from vbfmt.places import OUTSIDE, kinds, thirds
 from vbfmt.plot import style
 from vbfmt.plot.drawn import Drawn
 from vbfmt.plot.hover import Cells, Strips
-from vbfmt.plot.scene import Scene, shortened
-from vbfmt.statistics import weight_sums
+from vbfmt.plot.scene import Scene, distinct, shortened
+from vbfmt.statistics import weight_sum_spread, weight_sums
 
 _MOST_KINDS = 12
 _MOST_STRIPS = 320
+_PALE = 1.5
+"""Colours reach at least that many times as far as chance does, so that noise stays pale."""
 _COLOURS = (style.BLUE, style.ORANGE, style.GREEN, style.PURPLE)
 _ALONG = "vectors of the bank, by descending norm"
 
@@ -24,8 +27,8 @@ _ALONG = "vectors of the bank, by descending norm"
 def draw_depth(figure: Figure | SubFigure, scene: Scene) -> Drawn:
     """One panel for each third of the layers, one bar for each vector."""
     names, of_module = thirds(scene.adapter)
-    module, _ = scene.row_groups
-    sums = weight_sums(scene.adapter, of_module[module], len(names))[:, scene.by_norm]
+    groups = of_module[scene.row_groups[0]]
+    sums = weight_sums(scene.adapter, groups, len(names))[:, scene.by_norm]
     panels = figure.subplots(len(names), 1, sharex=True, sharey=True, squeeze=False)[:, 0]
     edges = np.arange(scene.adapter.h + 1) - 0.5
     hovers = []
@@ -33,9 +36,9 @@ def draw_depth(figure: Figure | SubFigure, scene: Scene) -> Drawn:
         _draw_bars(axes, values, colour)
         axes.axhline(values.mean(), color=style.INK, linewidth=0.8, linestyle=":")
         axes.margins(x=0)
-        axes.text(
-            0.995, 0.93, name, transform=axes.transAxes, ha="right", va="top", fontsize=10,
-            bbox={"facecolor": "white", "edgecolor": "none", "alpha": 0.8, "pad": 2},
+        axes.annotate(
+            name.replace(" ", "\n", 1), (1, 0.5), xytext=(6, 0), xycoords="axes fraction",
+            textcoords="offset points", va="center", fontsize=10,
         )  # fmt: skip
         hovers.append(
             Strips(
@@ -45,17 +48,37 @@ def draw_depth(figure: Figure | SubFigure, scene: Scene) -> Drawn:
                 {"vector": scene.by_norm, "weight": values},
             )
         )
+    style.whole_numbers(panels[-1].xaxis)
     panels[-1].set_xlabel(_ALONG)
     figure.supylabel("sum of admixture weights", fontsize=10)
     title = "Vectors by depth"
     notes = ["dotted: mean"]
     if scene.adapter.h > _MOST_STRIPS:
-        notes.append("pale: the most of neighbouring vectors")
-    if len(names) > 1:
-        notes.append(f"two groups agree on {1 - _apart(sums):.0%} of their weight")
+        notes.append("pale: the most of neighbours")
+    notes += _agreement(scene, names, groups, sums)
     caption = "; ".join(notes)
     style.title(panels[0], title, caption)
     return Drawn(title, caption, tuple(hovers))
+
+
+def _agreement(
+    scene: Scene, names: list[str], groups: NDArray[np.intp], sums: NDArray[np.float64]
+) -> list[str]:
+    """On how much of their weight the groups of layers agree, and what chance would give. Few
+    modules outside the layers would agree with nothing, and are left out."""
+    inside = len(names) - (OUTSIDE in names)
+    if inside < 2:
+        return []
+    at_random = np.mean(
+        [
+            _agreeing(weight_sums(scene.adapter, groups, len(names), vectors)[:inside])
+            for vectors in scene.at_random
+        ]
+    )
+    return [
+        f"groups of layers agree on {_agreeing(sums[:inside]):.0%} of their weight "
+        f"(at random {at_random:.0%})"
+    ]
 
 
 def _draw_bars(axes: Axes, values: NDArray[np.float64], colour: str) -> None:
@@ -70,39 +93,84 @@ def _draw_bars(axes: Axes, values: NDArray[np.float64], colour: str) -> None:
 
 
 def draw_kinds(figure: Figure | SubFigure, scene: Scene) -> Drawn:
-    """One row for each kind of module and factor, one column for each vector: its share of the
-    row's weight against an even one."""
+    """One row for each kind of module and factor, one column for each vector: how far its weight
+    is from an even share, in the standard deviations that vectors drawn at random would have.
+    Shares alone would make the rows of the fewest sub-vectors the strongest."""
     names, of_module = kinds(scene.adapter, _MOST_KINDS)
     module, in_b = scene.row_groups
-    sums = weight_sums(scene.adapter, 2 * of_module[module] + in_b, 2 * len(names))
-    labels = [f"{shortened(name, 24)} {factor}" for name in names for factor in "AB"]
+    groups, count = 2 * of_module[module] + in_b, 2 * len(names)
+    rows = np.bincount(groups, minlength=count).tolist()
     bounds = _bins(scene.adapter.h)
-    even = sums.sum(axis=1, keepdims=True) / scene.adapter.h
-    sums = np.add.reduceat(sums[:, scene.by_norm], bounds[:-1], axis=1)
-    shares = sums / (np.maximum(even, np.finfo(float).tiny) * np.diff(bounds))
+    far = _deviations(scene, groups, count, bounds)
     axes = figure.subplots()
+    most, at_random = float(np.abs(far).max()), _strongest_at_random(scene, groups, count, bounds)
+    limit = max(_PALE * at_random, float(np.quantile(np.abs(far), 0.999))) or 1.0
     image = axes.imshow(
-        shares,
+        far,
         aspect="auto",
         cmap=style.AROUND_EVEN,
-        norm=TwoSlopeNorm(1, 0, max(float(np.quantile(shares, 0.995)), 2.0)),
+        vmin=-limit,
+        vmax=limit,
         interpolation="nearest",
-        extent=(-0.5, scene.adapter.h - 0.5, len(labels) - 0.5, -0.5),
+        extent=(-0.5, scene.adapter.h - 0.5, count - 0.5, -0.5),
     )
-    axes.set_yticks(range(len(labels)), labels, fontsize=9)
+    short = _with_factors(distinct(names, 24), rows)
+    axes.set_yticks(range(count), short, fontsize=9)
+    style.whole_numbers(axes.xaxis)
     axes.set_xlabel(_ALONG)
+    axes.set_ylabel("kind and factor (sub-vectors)")
     axes.spines[:].set_visible(False)
-    bar = figure.colorbar(image, ax=axes, extend="max", pad=0.02, fraction=0.05)
-    bar.set_label("weight against an even share (1 = even)")
+    bar = figure.colorbar(
+        image, ax=axes, extend="both" if most > limit else "neither", pad=0.02, fraction=0.05
+    )
+    bar.set_label("σ from an even share (σ: were vectors drawn at random)")
     bar.outline.set_visible(False)
     title = "Vectors by kind of module and factor"
-    top = np.unravel_index(int(shares.argmax()), shares.shape)
+    top = np.unravel_index(int(np.abs(far).argmax()), far.shape)
     columns = _bin_names(scene.by_norm, bounds)
     where = columns[int(top[1])] if len(columns) == scene.adapter.h else "neighbouring vectors"
-    caption = f"strongest: {labels[int(top[0])]}, {shares[top]:.3g} times an even share on {where}"
+    caption = (
+        f"strongest: {short[int(top[0])].rpartition(' ')[0]} on {where}, {far[top]:+.1f} σ from "
+        f"an even share (at random ±{at_random:.1f})"
+    )
     style.title(axes, title, caption)
-    text = "{row}: {value} times an even share to {column}"
-    return Drawn(title, caption, (Cells(axes, text, columns, labels, {"value": shares}),))
+    text = "{row}: {value} σ from an even share to {column}"
+    long = _with_factors([shortened(name, 120) for name in names], rows)
+    return Drawn(title, caption, (Cells(axes, text, columns, long, {"value": far}),))
+
+
+def _with_factors(names: list[str], rows: list[int]) -> list[str]:
+    """Labels of A and B of each kind, with the number of sub-vectors."""
+    both = [f"{name} {factor}" for name in names for factor in "AB"]
+    return [f"{name} ({n:,})" for name, n in zip(both, rows, strict=True)]
+
+
+def _deviations(
+    scene: Scene,
+    groups: NDArray[np.intp],
+    count: int,
+    bounds: NDArray[np.intp],
+    vectors: NDArray[np.int64] | None = None,
+) -> NDArray[np.float64]:
+    """How far the weight of each group on each bin of vectors is from an even share, in standard
+    deviations of vectors drawn at random: (count, bins). 0 where chance leaves no choice."""
+    sizes = np.diff(bounds)
+    sums = weight_sums(scene.adapter, groups, count, vectors)[:, scene.by_norm]
+    even = sums.sum(axis=1, keepdims=True) / scene.adapter.h * sizes
+    spread = weight_sum_spread(scene.adapter, groups, count, sizes)
+    away: NDArray[np.float64] = np.add.reduceat(sums, bounds[:-1], axis=1) - even
+    return np.divide(away, spread, out=np.zeros_like(away), where=spread > 0)
+
+
+def _strongest_at_random(
+    scene: Scene, groups: NDArray[np.intp], count: int, bounds: NDArray[np.intp]
+) -> float:
+    """The mean of the largest deviations, over some draws."""
+    found = [
+        np.abs(_deviations(scene, groups, count, bounds, vectors)).max()
+        for vectors in scene.at_random
+    ]
+    return float(np.mean(found))
 
 
 def _bins(h: int) -> NDArray[np.intp]:
@@ -119,13 +187,8 @@ def _bin_names(order: NDArray[np.intp], bounds: NDArray[np.intp]) -> list[str]:
     return names
 
 
-def _apart(sums: NDArray[np.float64]) -> float:
-    """The mean share of weight by which two groups' use of vectors differs: 0 to 1."""
+def _agreeing(sums: NDArray[np.float64]) -> float:
+    """The mean share of weight on which two groups' use of vectors agrees: 0 to 1."""
     totals = np.maximum(sums.sum(axis=1, keepdims=True), np.finfo(float).tiny)
-    shares = sums / totals
-    pairs = [
-        0.5 * float(np.abs(one - other).sum())
-        for position, one in enumerate(shares)
-        for other in shares[position + 1 :]
-    ]
-    return sum(pairs) / len(pairs) if pairs else 0.0
+    pairs = [np.minimum(*two).sum() for two in itertools.combinations(sums / totals, 2)]
+    return float(np.mean(pairs))

@@ -1,0 +1,28 @@
+"""Names short enough for a picture."""
+
+from __future__ import annotations
+
+from hypothesis import given
+from hypothesis import strategies as st
+
+from vbfmt.plot.scene import distinct
+
+
+@given(
+    st.lists(st.text("ab._", min_size=1, max_size=40), unique=True, min_size=1, max_size=12),
+    st.integers(8, 24),
+)
+def test_labels_are_short_and_no_two_are_alike(names, most):
+    labels = distinct(names, most)
+    assert len(labels) == len(set(labels)) == len(names)
+    assert all(len(label) <= most for label in labels)
+    assert all(
+        label == name
+        for label, name in zip(labels, names, strict=True)
+        if len(names) == 1 and len(name) <= most
+    )
+
+
+def test_what_names_share_is_cut_and_not_what_tells_them_apart():
+    names = [f"a_very_long_beginning_{n}.and_a_long_end_of_it" for n in (3, 14)]
+    assert distinct(names, 20) == ["…ning_3…ng_end_of_it", "…ning_14…g_end_of_it"]
