@@ -62,8 +62,7 @@ def labels(config: Mapping[str, Any]) -> int:
 
 def trained_labels(adapter: LowRank) -> int | None:
     """How many labels the classifier has that the adapter brings; None if it brings none."""
-    about = json.loads(adapter.config) if adapter.config else {}
-    if about.get("task_type") not in ("SEQ_CLS", "TOKEN_CLS"):
+    if task_type(adapter) not in ("SEQ_CLS", "TOKEN_CLS"):
         return None
     counts = {
         tensor.shape[0]
@@ -71,6 +70,12 @@ def trained_labels(adapter: LowRank) -> int | None:
         if is_head(name) and len(tensor.shape) == 2
     }
     return counts.pop() if len(counts) == 1 else None
+
+
+def task_type(adapter: LowRank) -> str | None:
+    """What the adapter was trained for, in PEFT's words (``SEQ_CLS``), if it says so."""
+    about = json.loads(adapter.config) if adapter.config else {}
+    return about.get("task_type") if isinstance(about, dict) else None
 
 
 def is_head(name: str) -> bool:

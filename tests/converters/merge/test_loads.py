@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import json
 import os
 from pathlib import Path
 
 import pytest
 
 from tests.converters.merge.folders import tensors_in
+from vbfmt import errors
 from vbfmt.converters import merge, peft
 
 torch = pytest.importorskip("torch")
@@ -131,6 +133,48 @@ def test_gpt2_with_conv1d(tmp_path):
     auto = transformers.AutoModelForCausalLM
     plan = compare(adapted, tmp_path / "base", adapter, tmp_path / "out", auto)
     assert plan.layout.applied == 8
+
+
+def small_gpt2():
+    config = transformers.GPT2Config(n_embd=64, n_layer=2, n_head=4, vocab_size=80)
+    return transformers.GPT2LMHeadModel(config)
+
+
+def small_gemma():
+    config = transformers.GemmaConfig(
+        hidden_size=64,
+        intermediate_size=96,
+        num_hidden_layers=2,
+        num_attention_heads=4,
+        num_key_value_heads=2,
+        head_dim=16,
+        vocab_size=80,
+        pad_token_id=0,
+    )
+    return transformers.GemmaForCausalLM(config)
+
+
+@pytest.mark.parametrize(
+    ("model", "targets", "saved"),
+    [
+        (small_gpt2, ["c_attn"], "wte"),
+        (small_gpt2, ["c_attn"], "lm_head"),
+        (small_gemma, ["q_proj"], "embed_tokens"),
+        (small_gemma, ["q_proj"], "lm_head"),
+    ],
+)
+def test_trained_ends_of_a_model_that_is_tied_by_its_class(tmp_path, model, targets, saved):
+    """GPT-2's and Gemma's configs on the Hub leave tie_word_embeddings out."""
+    base = tmp_path / "base"
+    model().save_pretrained(base)
+    config = json.loads((base / "config.json").read_text())
+    config.pop("tie_word_embeddings", None)
+    (base / "config.json").write_text(json.dumps(config))
+    loaded = transformers.AutoModelForCausalLM.from_pretrained(base)
+    assert loaded.get_input_embeddings().weight is loaded.get_output_embeddings().weight
+    _, adapter = trained(loaded, targets, tmp_path / "peft", modules_to_save=[saved])
+    with pytest.raises(errors.SourceError, match="two tensors that the model keeps equal"):
+        merge.plan(adapter, base)
 
 
 def test_gpt2_without_its_head_and_names_without_prefix(tmp_path):

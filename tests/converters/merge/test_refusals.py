@@ -200,6 +200,34 @@ def test_a_trained_head_for_a_base_that_ties_it(tmp_path):
     refused(folder, ["keeps equal", "lm_head.weight", "untie"], adapter)
 
 
+def test_lora_on_a_tied_head_that_the_base_does_not_hold(tmp_path):
+    """It was taken for another model's adapter."""
+    folder = save_base(
+        tmp_path / "base", weights_of(), config={"vocab_size": 32, "tie_word_embeddings": True}
+    )
+    adapter = adapter_of({"lm_head": (32, 24), "model.layers.0.q": (16, 24)})
+    refused(folder, ["keeps equal", "lm_head", "tied to model.embed.weight"], adapter)
+
+
+def test_a_trained_embedding_of_a_base_that_says_nothing_of_tying(tmp_path):
+    """transformers ties unless told not to; the head would have changed with it."""
+    adapter = adapter_of(tensors={"model.embed.weight": tensor_of(np.ones((32, 24)))})
+    folder = save_base(tmp_path / "base", weights_of(), config={"vocab_size": 32})
+    refused(folder, ["keeps equal", "model.embed", "no tie_word_embeddings"], adapter)
+    head = {"lm_head.weight": tensor_of(np.ones((32, 24)))}
+    untied = save_base(tmp_path / "untied", weights_of() | head, config={"vocab_size": 32})
+    assert merge.plan(adapter, untied).layout.replaced == ("model.embed.weight",)
+
+
+def test_a_trained_embedding_of_a_classifier_has_no_head_to_be_tied_to(tmp_path):
+    adapter = adapter_of(
+        tensors={"model.embed.weight": tensor_of(np.ones((32, 24)))},
+        config='{"task_type":"SEQ_CLS"}',
+    )
+    folder = save_base(tmp_path / "base", weights_of(), config={"vocab_size": 32})
+    assert merge.plan(adapter, folder).layout.replaced == ("model.embed.weight",)
+
+
 def test_a_head_of_its_own_is_merged(tmp_path):
     head = {"lm_head.weight": tensor_of(np.ones((32, 24)))}
     folder = save_base(tmp_path / "base", weights_of() | head, config={"vocab_size": 32})
