@@ -101,6 +101,8 @@ def plan(
     refusals.require_not_merged_before(model, [each.digest for each in merged])
     notices = [revision.check(part, model.path, strict=strict) for part in parts]
     notices.append(combine.disagreement(factors))
+    if not os.path.lexists(os.path.join(model.path, bases.CONFIG)):
+        notices.append(f"the base has no {bases.CONFIG}: what it would tell is not checked")
     settings, change = config.changed(model.config, factors, dtype)
     weights_out = layout(model, factors, DTYPES[dtype] if dtype else None)
     files = [

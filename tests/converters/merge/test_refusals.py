@@ -242,6 +242,25 @@ def test_no_folder_no_weights(tmp_path, base):
     refused(base, ["no base model", "config.json", "pytorch_model.bin"])
 
 
+@pytest.mark.parametrize("name", ["config.json", "tokenizer.json", "model.safetensors"])
+def test_a_link_that_leads_nowhere(base, name):
+    """It was left out with exit 0, and with the config all that it would have told."""
+    (base / name).unlink(missing_ok=True)
+    (base / name).symlink_to("gone")
+    refused(base, ["a link that leads nowhere", name, "a link to gone"])
+
+
+def test_a_config_that_is_a_folder(base):
+    (base / "config.json").unlink()
+    (base / "config.json").mkdir()
+    refused(base, ["no regular file", "config.json"])
+
+
+def test_a_base_without_a_config_is_told_of(base):
+    (base / "config.json").unlink()
+    assert any("no config.json" in notice for notice in merge.plan(adapter_of(), base).notices)
+
+
 def test_a_shard_cut_off(sharded):
     path = sharded / "model-00002-of-00002.safetensors"
     path.write_bytes(path.read_bytes()[:-100])
