@@ -34,6 +34,8 @@ PIECE_BYTES = 1 << 20
 # (interface/gemm.c), which then stand in the way of ours.
 _BLOCK_ELEMENTS = 1 << 16
 _BLOCK_PRODUCTS = 1 << 18
+_NEAR_OVERFLOW = 1e38
+"""Of float32 and bfloat16, whose greatest value is 3.4e38."""
 
 
 def merged(
@@ -103,12 +105,14 @@ def _merged_part(
                 old = weight[here]
                 delta = product[: old.size].reshape(old.shape)
                 new = total[: old.size].reshape(old.shape)
-                np.matmul(left[here[0]], right[:, here[1]], out=delta)
-                np.copyto(new, old)
-                new += delta
-                if doubtful:
-                    np.abs(new, out=delta)
-                    _again(new, delta < doubtful, old, left[here[0]], right[:, here[1]])
+                with np.errstate(over="ignore", invalid="ignore"):  # _round_into looks
+                    np.matmul(left[here[0]], right[:, here[1]], out=delta)
+                    np.copyto(new, old)
+                    new += delta
+                    if doubtful:
+                        np.abs(new, out=delta)
+                        where = delta < doubtful if doubtful < np.inf else np.isfinite(old)
+                        _again(new, where, old, left[here[0]], right[:, here[1]])
                 _round_into(out[here], new, old, name, dtype)
 
     return Piece(rows * columns * numpy_dtype(dtype).itemsize, fill)
@@ -118,14 +122,16 @@ def _doubtful(left: NDArray[np.float32], right: NDArray[np.float32]) -> float:
     """Sums in float32 nearer to zero than this may be off by more than one unit of sixteen bits.
 
     The error is at most some (rank + 1) · 2⁻²⁴ · Σ|left·right|, which is at most the product of two
-    norms; a unit of float16 is 2⁻¹¹ of the value.
+    norms; a unit of float16 is 2⁻¹¹ of the value. Infinite where float32 may have overflowed.
     """
     rank = len(right)
-    norms = (
-        np.linalg.norm(left, axis=1).max(initial=0),
-        np.linalg.norm(right, axis=0).max(initial=0),
-    )
-    return float((rank + 1) * 2.0**-12 * norms[0] * norms[1])
+    with np.errstate(over="ignore"):
+        norms = (
+            float(np.linalg.norm(left, axis=1).max(initial=0)),
+            float(np.linalg.norm(right, axis=0).max(initial=0)),
+        )
+    product = norms[0] * norms[1]
+    return (rank + 1) * 2.0**-12 * product if product < _NEAR_OVERFLOW else np.inf
 
 
 def _again(
@@ -166,7 +172,11 @@ def _round_into(
     with np.errstate(over="ignore", invalid="ignore"):
         narrow = _to_odd(values) if values.dtype == np.float64 and dtype == "BF16" else values
         np.copyto(out, narrow, casting="unsafe")
-    if dtype == "F16" or values.dtype == np.float64:
+        # Two passes over what is in the cache are cheaper than to look at every result.
+        near = not (
+            values.max(initial=0) < _NEAR_OVERFLOW and values.min(initial=0) > -_NEAR_OVERFLOW
+        )
+    if near or dtype == "F16":
         _require_range(out, old, name, dtype)
 
 
