@@ -103,8 +103,8 @@ def plan(
     notices.append(combine.disagreement(factors))
     if not os.path.lexists(os.path.join(model.path, bases.CONFIG)):
         notices.append(f"the base has no {bases.CONFIG}: what it would tell is not checked")
-    settings, change = config.changed(model.config, factors, dtype)
     weights_out = layout(model, factors, DTYPES[dtype] if dtype else None)
+    settings, changes = config.changed(model.config, factors, dtype, weights_out.added)
     files = [
         replace(file, metadata={**file.metadata, **record.metadata(merged, model)})
         for file in weights_out.files
@@ -124,7 +124,7 @@ def plan(
         layout=weights_out,
         files=tuple(files),
         texts=texts,
-        notices=tuple(filter(None, [*notices, change])),
+        notices=tuple(filter(None, [*notices, *changes])),
     )
 
 
