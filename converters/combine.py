@@ -253,6 +253,9 @@ def reduced(a: Factor, b: Factor, rank: int) -> tuple[Factor, Factor, float]:
         A (rank, in_features) and B (out_features, rank), float32, each with the square roots of
         the singular values, and ‖ΔW − B·A‖ / ‖ΔW‖ in Frobenius' norm before they are rounded to
         float32. Factors of a rank not above `rank` come back as they are.
+
+    Raises:
+        TargetError: a factor leaves the range of float32.
     """
     if len(a) <= rank:
         return a, b, 0.0
@@ -264,8 +267,16 @@ def reduced(a: Factor, b: Factor, rank: int) -> tuple[Factor, Factor, float]:
     norm = float(np.linalg.norm(values))
     new_b = np.zeros((len(b), rank), np.float32)
     new_a = np.zeros((rank, a.shape[1]), np.float32)
-    new_b[:, :kept] = (q1 @ left[:, :kept]) * roots
-    new_a[:kept] = roots[:, None] * (right[:kept] @ q2.T)
+    with np.errstate(over="ignore"):
+        new_b[:, :kept] = (q1 @ left[:, :kept]) * roots
+        new_a[:kept] = roots[:, None] * (right[:kept] @ q2.T)
+    if not (np.isfinite(new_a).all() and np.isfinite(new_b).all()):
+        raise TargetError(
+            "too large for float32",
+            part="--rank",
+            found=f"a singular value of {values[0]:.3g}",
+            advice="give smaller --weight",
+        )
     lost = float(np.linalg.norm(values[kept:])) / norm if norm else 0.0
     return new_a, new_b, lost
 

@@ -135,6 +135,81 @@ def test_one_folder_takes_the_place_of_another(tmp_path, monkeypatch, can_exchan
     assert os.listdir(tmp_path) == ["model"]
 
 
+REPLACE = """
+import os, sys
+from vbfmt import staging
+target, killed = sys.argv[1], int(sys.argv[2])
+staging.exchanged = lambda one, other: False
+real, calls = os.rename, []
+def rename(one, other):
+    calls.append(one)
+    if len(calls) == killed:
+        os._exit(9)
+    real(one, other)
+os.rename = rename
+with staging.folder(target) as path:
+    open(os.path.join(path, "new"), "w").close()
+    staging.put_whole(path, target)
+"""
+
+
+def folder_with_old(tmp_path: Path) -> Path:
+    target = tmp_path / "model"
+    target.mkdir()
+    (target / "old").touch()
+    return target
+
+
+def test_the_old_folder_comes_back_if_the_new_one_cannot_take_its_place(tmp_path, monkeypatch):
+    target = folder_with_old(tmp_path)
+    monkeypatch.setattr(staging, "exchanged", lambda one, other: False)
+    real, calls = os.rename, []
+
+    def rename(one, other):
+        calls.append(one)
+        if len(calls) == 2:
+            raise OSError(5, "Input/output error")
+        real(one, other)
+
+    monkeypatch.setattr(staging.os, "rename", rename)
+    with pytest.raises(OSError, match="Input"), staging.folder(os.fspath(target)) as path:
+        staging.put_whole(path, os.fspath(target))
+    assert os.listdir(target) == ["old"]
+    assert os.listdir(tmp_path) == ["model"]
+
+
+@pytest.mark.parametrize(("killed", "left"), [(1, "old"), (2, "old"), (3, "new")])
+def test_killed_between_two_renames_the_next_run_loses_nothing(tmp_path, killed, left):
+    """It deleted the old output, which had been moved aside and was all that there was."""
+    target = folder_with_old(tmp_path)
+    done = subprocess.run([sys.executable, "-c", REPLACE, target, str(killed)])
+    assert done.returncode == 9
+    assert target.exists() == (killed != 2)
+    staging.sweep(os.fspath(target))
+    assert os.listdir(target) == [left]
+    assert os.listdir(tmp_path) == ["model"]
+
+
+def test_what_a_living_process_moved_aside_is_left_to_it(tmp_path, monkeypatch):
+    target = folder_with_old(tmp_path)
+    monkeypatch.setattr(staging, "exchanged", lambda one, other: False)
+    real, during = os.rename, []
+
+    def rename(one, other):
+        real(one, other)
+        if one == os.fspath(target):
+            staging.sweep(os.fspath(target))
+            during.extend(sorted(name.rpartition(".")[2] for name in os.listdir(tmp_path)))
+
+    monkeypatch.setattr(staging.os, "rename", rename)
+    with staging.folder(os.fspath(target)) as path:
+        (Path(path) / "new").touch()
+        staging.put_whole(path, os.fspath(target))
+    assert during == ["partial", "replaced"]
+    assert os.listdir(target) == ["new"]
+    assert os.listdir(tmp_path) == ["model"]
+
+
 @pytest.mark.skipif(not sys.platform.startswith("linux"), reason="renameat2 is Linux's")
 def test_linux_exchanges_in_one_step(tmp_path):
     for name in ("one", "two"):

@@ -10,6 +10,7 @@ from __future__ import annotations
 import contextlib
 import ctypes
 import errno
+import hashlib
 import os
 import re
 import secrets
@@ -76,12 +77,19 @@ def file(target: str) -> Iterator[tuple[str, int]]:
 
 
 def sweep(target: str) -> None:
-    """Remove the temporary files and folders of `target` that no living process holds."""
+    """Remove the temporary files and folders of `target` that no living process holds.
+
+    What `put_whole` had moved aside when its process was killed is put back if nothing has taken
+    its place.
+    """
     where, stem = os.path.split(_stem(target))
     with contextlib.suppress(OSError):
         for name in os.listdir(where or "."):
+            path = os.path.join(where, name)
             if _ENDING.search(name) and _ENDING.sub("", name) == stem:
-                _remove_if_abandoned(os.path.join(where, name))
+                _if_abandoned(path, _remove)
+            elif name == os.path.basename(_aside(target)):
+                _if_abandoned(path, lambda old: _restore_or_remove(old, target))
 
 
 def placed(temporary: str, target: str) -> bool:
@@ -103,7 +111,8 @@ def put_whole(temporary: str, target: str) -> None:
     """Rename a folder to `target`, where there is another: that is `temporary` from then on.
 
     Where the system cannot exchange two names (it can on Linux), there is a moment between two
-    renames with neither.
+    renames with neither: if the second one fails, the first is undone; if the process is killed
+    there, `sweep` undoes it.
 
     Raises:
         NotADirectoryError: `target` is no folder.
@@ -113,10 +122,7 @@ def put_whole(temporary: str, target: str) -> None:
         raise NotADirectoryError(errno.ENOTDIR, "Not a directory")
     if exchanged(temporary, target):
         return
-    old = name_beside(target)
-    os.rename(target, old)
-    os.rename(temporary, target)
-    os.rename(old, temporary)
+    _put_by_two_renames(temporary, target)
 
 
 def exchanged(one: str, other: str) -> bool:
@@ -167,16 +173,49 @@ def _made_and_locked(target: str, make: Callable[[str], int]) -> tuple[str, int]
     return path, make(path)
 
 
-def _remove_if_abandoned(path: str) -> None:
+def _put_by_two_renames(temporary: str, target: str) -> None:
+    old = _aside(target)
+    # Held, so that nobody takes it for abandoned in between; a lock stays with what is renamed.
+    lock = os.open(os.devnull if sys.platform == "win32" else target, os.O_RDONLY)
+    try:
+        _holds(lock, target)
+        os.rename(target, old)
+        try:
+            os.rename(temporary, target)
+        except BaseException:
+            os.rename(old, target)
+            raise
+        os.rename(old, temporary)
+    finally:
+        os.close(lock)
+
+
+def _aside(target: str) -> str:
+    """Where the old folder waits: one name for one target, so that it is known whose it is."""
+    where, name = os.path.split(target)
+    digest = hashlib.sha256(os.fsencode(name)).hexdigest()[:12]
+    return os.path.join(where, f"{os.path.basename(_stem(target))}.{digest}.replaced")
+
+
+def _restore_or_remove(old: str, target: str) -> None:
+    if os.path.lexists(target):
+        _remove(old)
+    else:
+        os.rename(old, target)
+
+
+def _if_abandoned(path: str, act: Callable[[str], None]) -> None:
     try:
         # O_NONBLOCK: opening a named pipe would wait for a writer.
         flags = os.O_RDONLY | getattr(os, "O_NOFOLLOW", 0) | getattr(os, "O_NONBLOCK", 0)
         descriptor = os.open(path, flags)
     except OSError:
         return
-    if _holds(descriptor, path):
-        _remove(path)
-    os.close(descriptor)
+    try:
+        if _holds(descriptor, path):
+            act(path)
+    finally:
+        os.close(descriptor)
 
 
 def _holds(descriptor: int, path: str) -> bool:

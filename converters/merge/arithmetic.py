@@ -35,6 +35,8 @@ worked on so shortly that the threads wait for each other's turn at the interpre
 _PRODUCTS = 1 << 18
 """Matrix products of more make OpenBLAS start threads of its own (interface/gemm.c), which then
 stand in the way of ours."""
+_NEAR_OVERFLOW = 1e38
+"""Of float32 and bfloat16, whose greatest value is 3.4e38."""
 
 
 def merged(
@@ -105,14 +107,19 @@ def _merged_part(
                 old = weight[here]
                 delta = product[: old.size].reshape(old.shape)
                 new = total[: old.size].reshape(old.shape)
-                _multiply(left[here[0]], right[:, here[1]], delta)
-                np.copyto(new, old)
-                new += delta
-                if doubtful:
-                    np.abs(new, out=delta)
-                    chosen = _below(delta.reshape(-1), doubtful, marks)
-                    if len(chosen):
-                        _again(new, chosen, old, left[here[0]], right[:, here[1]])
+                with np.errstate(over="ignore", invalid="ignore"):  # _round_into looks
+                    _multiply(left[here[0]], right[:, here[1]], delta)
+                    np.copyto(new, old)
+                    new += delta
+                    if doubtful:
+                        np.abs(new, out=delta)
+                        sums = delta.reshape(-1)
+                        if doubtful < np.inf:
+                            chosen = _below(sums, doubtful, marks)
+                        else:
+                            chosen = np.flatnonzero(np.isfinite(old))
+                        if len(chosen):
+                            _again(new, chosen, old, left[here[0]], right[:, here[1]])
                 _round_into(out[here], new, old, name, dtype)
 
     return Piece(rows * columns * numpy_dtype(dtype).itemsize, fill)
@@ -122,14 +129,19 @@ def _doubtful(left: NDArray[np.float32], right: NDArray[np.float32], dtype: str)
     """Sums in float32 nearer to zero than this may be off by more than half a unit of sixteen bits.
 
     The error is at most some (rank + 1) · 2⁻²⁴ · Σ|left·right|, which is at most the product of two
-    norms; half a unit of float16 is at least 2⁻¹² of the value, of bfloat16 2⁻⁹.
+    norms; half a unit of float16 is at least 2⁻¹² of the value, of bfloat16 2⁻⁹. Infinite where
+    float32 may have overflowed.
     """
     half_unit = {"F16": 2.0**-12, "BF16": 2.0**-9}[dtype]
-    longest = (
-        np.linalg.norm(left, axis=1).max(initial=0),
-        np.linalg.norm(right, axis=0).max(initial=0),
-    )
-    return float((len(right) + 1) * 2.0**-24 / half_unit * longest[0] * longest[1])
+    with np.errstate(over="ignore"):
+        longest = (
+            float(np.linalg.norm(left, axis=1).max(initial=0)),
+            float(np.linalg.norm(right, axis=0).max(initial=0)),
+        )
+    product = longest[0] * longest[1]
+    if product >= _NEAR_OVERFLOW:
+        return np.inf
+    return (len(right) + 1) * 2.0**-24 / half_unit * product
 
 
 def _below(values: NDArray[np.float32], limit: float, marks: NDArray[np.bool_]) -> NDArray[np.intp]:
@@ -190,7 +202,11 @@ def _round_into(
     with np.errstate(over="ignore", invalid="ignore"):
         narrow = _to_odd(values) if values.dtype == np.float64 and dtype == "BF16" else values
         np.copyto(out, narrow, casting="unsafe")
-    if dtype == "F16" or values.dtype == np.float64:
+        # Two passes over what is in the cache are cheaper than to look at every result.
+        near = not (
+            values.max(initial=0) < _NEAR_OVERFLOW and values.min(initial=0) > -_NEAR_OVERFLOW
+        )
+    if near or dtype == "F16":
         _require_range(out, old, name, dtype)
 
 

@@ -86,7 +86,7 @@ def read(path: str | os.PathLike[str]) -> Base:
     if not os.path.isdir(folder):
         found = "a file" if os.path.exists(folder) else "nothing"
         raise SourceError("no base model", file=folder, found=found, expected="a model's folder")
-    weights = next((n for n in _WEIGHTS if os.path.isfile(os.path.join(folder, n))), None)
+    weights = next((n for n in _WEIGHTS if _is_there(folder, n)), None)
     if weights is None:
         raise SourceError(
             "no base model",
@@ -107,7 +107,7 @@ def read(path: str | os.PathLike[str]) -> Base:
         path=folder,
         shards=shards,
         index=index,
-        config=json_object(config) if os.path.isfile(config) else {},
+        config=json_object(config) if _is_there(folder, CONFIG) else {},
         side_files=side_files,
         left_out=left_out,
     )
@@ -213,12 +213,35 @@ def _side_files(folder: str, weights: set[str]) -> tuple[tuple[str, ...], tuple[
     for path in _walk(folder, ""):
         if path in weights:
             continue
-        plain = os.path.isfile(os.path.join(folder, path))
-        if not plain or _is_left_out(path.replace(os.sep, "/")):
+        if _is_left_out(path.replace(os.sep, "/")) or not _is_there(folder, path):
             left.append(path)
         else:
             kept.append(path)
     return tuple(kept), tuple(left)
+
+
+def _is_there(folder: str, name: str) -> bool:
+    """Whether it is a file, or a link to one.
+
+    Raises:
+        SourceError: a link leads nowhere, as in an incomplete copy of a cache; the config is there
+            and no file.
+    """
+    path = os.path.join(folder, name)
+    if os.path.isfile(path) or not os.path.lexists(path):
+        return os.path.isfile(path)
+    if not os.path.exists(path):
+        raise SourceError(
+            "a link that leads nowhere",
+            file=folder,
+            part=name,
+            found=f"a link to {os.readlink(path)}",
+            expected="a file",
+            advice="is the base complete?",
+        )
+    if name == CONFIG:
+        raise SourceError("no regular file", file=folder, part=name, expected="a file")
+    return False
 
 
 def _is_left_out(path: str) -> bool:

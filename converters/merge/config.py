@@ -4,29 +4,83 @@ from __future__ import annotations
 
 import json
 import re
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from typing import Any
 
 from vbfmt.converters.combine import LowRank
+from vbfmt.converters.merge.base import CONFIG
 
 _DTYPE_KEYS = ("dtype", "torch_dtype")
-_HEAD = re.compile(r"(^|\.)(classifier|score)(\.out_proj)?\.(weight|bias)$")
+_HEAD = re.compile(
+    r"(^|\.)(classifier|score|classification_head|logits_proj)(\.out_proj)?\.(weight|bias)$"
+)
+_CLASSES = {
+    "SEQ_CLS": "ForSequenceClassification",
+    "TOKEN_CLS": "ForTokenClassification",
+    "QUESTION_ANS": "ForQuestionAnswering",
+}
+"""The end of a class's name in transformers, by PEFT's word for the task."""
+_CLASS = re.compile(
+    r"(?P<stem>\w+?)(?<!Encoder)(LMHeadModel|Model|For(CausalLM|MaskedLM|PreTraining"
+    r"|ConditionalGeneration|SequenceClassification|TokenClassification|QuestionAnswering))"
+)
 
 
 def changed(
-    config: Mapping[str, Any], adapter: LowRank, dtype: str | None
-) -> tuple[Mapping[str, Any], str | None]:
-    """The output's config (the same one if nothing changes), and what to tell of new labels."""
+    config: Mapping[str, Any], adapter: LowRank, dtype: str | None, added: Collection[str] = ()
+) -> tuple[Mapping[str, Any], list[str]]:
+    """The output's config (the same one if nothing changes), and what to tell of it.
+
+    Args:
+        added: trained tensors that the base lacks.
+    """
     if not config:
-        return config, None
+        return config, []
     result = with_dtype(config, dtype) if dtype else config
+    notices = []
     count = trained_labels(adapter)
-    if count is None or count == labels(config):
-        return result, None
-    return with_labels(result, count), (
-        f"the trained head has {count} labels, the base's config {labels(config)}: the output's "
-        f"has {count}, without names"
-    )
+    if count is not None and count != labels(config):
+        result = with_labels(result, count)
+        notices.append(
+            f"the trained head has {count} labels, the base's config {labels(config)}: the "
+            f"output's has {count}, without names"
+        )
+    if not added:
+        return result, notices
+    if count is None:
+        notices.append(
+            f"{', '.join(added)}: not in the base, and whether its config suits is not known"
+        )
+    return with_class(result, adapter, added, notices), notices
+
+
+def with_class(
+    config: Mapping[str, Any], adapter: LowRank, added: Collection[str], notices: list[str]
+) -> Mapping[str, Any]:
+    """The config naming the class that has the head that was added, as far as that can be told
+    without transformers; otherwise a notice."""
+    before = config.get("architectures")
+    name = before[0] if isinstance(before, list) and len(before) == 1 else None
+    if not isinstance(name, str):
+        return config
+    suffix = _CLASSES.get(task_type(adapter) or _task_of(added) or "")
+    match = _CLASS.fullmatch(name)
+    if suffix and match:
+        return {**config, "architectures": [match["stem"] + suffix]}
+    if not suffix or not name.endswith(suffix):
+        notices.append(
+            f"{CONFIG} names {name}, which may have no place for {', '.join(added)}: "
+            "load the output by the class that was trained"
+        )
+    return config
+
+
+def _task_of(added: Collection[str]) -> str | None:
+    """The task that only one kind of head is for (a ``classifier`` is for several)."""
+    heads = {name.split(".")[0] for name in added}
+    if heads & {"classification_head", "logits_proj"}:
+        return "SEQ_CLS"
+    return "QUESTION_ANS" if "qa_outputs" in heads else None
 
 
 def with_dtype(config: Mapping[str, Any], dtype: str) -> dict[str, Any]:
@@ -61,16 +115,22 @@ def labels(config: Mapping[str, Any]) -> int:
 
 
 def trained_labels(adapter: LowRank) -> int | None:
-    """How many labels the classifier has that the adapter brings; None if it brings none."""
-    about = json.loads(adapter.config) if adapter.config else {}
-    if about.get("task_type") not in ("SEQ_CLS", "TOKEN_CLS"):
-        return None
+    """How many labels the classifier has that the adapter brings; None if it brings none.
+
+    The head is known by its name and shape: the task's type is often left out.
+    """
     counts = {
         tensor.shape[0]
         for name, tensor in adapter.tensors.items()
         if is_head(name) and len(tensor.shape) == 2
     }
     return counts.pop() if len(counts) == 1 else None
+
+
+def task_type(adapter: LowRank) -> str | None:
+    """What the adapter was trained for, in PEFT's words (``SEQ_CLS``), if it says so."""
+    about = json.loads(adapter.config) if adapter.config else {}
+    return about.get("task_type") if isinstance(about, dict) else None
 
 
 def is_head(name: str) -> bool:

@@ -109,6 +109,7 @@ def layout(base: Base, adapter: LowRank, dtype: str | None) -> Layout:
     try:
         rule = find_rule([module.name for module in adapter.modules], base.tensors)
     except SourceError as error:
+        refusals.require_untied_modules(base, adapter)
         raise error.in_file(base.path) from None
     touched = _touched(base, adapter, rule)
     places = {name: _place(name, base, rule) for name in adapter.tensors}
@@ -117,7 +118,7 @@ def layout(base: Base, adapter: LowRank, dtype: str | None) -> Layout:
     _require_fit(replaced, base, adapter)
     new = [name for name, place in places.items() if place is None]
     for name in new:
-        refusals.require_untied(base, name, adapter.tensors[name], added=True)
+        refusals.require_untied(base, name, adapter.tensors[name], adapter, added=True)
     # A head beside a base that lacks the model's prefix: the output is the whole model.
     prefix = rule.drop if any(rule(name) is None for name in new) else ""
     added = {
@@ -155,7 +156,7 @@ def _touched(base: Base, adapter: LowRank, rule: Rule) -> dict[str, tuple[Module
         name = f"{rule(module.name)}.weight"
         weights[module] = name, base.tensors[name]
         refusals.require_float(name, base.tensors[name], base)
-        refusals.require_untied(base, name, base.tensors[name], added=False)
+        refusals.require_untied(base, name, base.tensors[name], adapter, added=False)
     ways = refusals.orientations(weights, base)
     return {name: (module, ways[module]) for module, (name, _) in weights.items()}
 
@@ -176,7 +177,7 @@ def _require_fit(replaced: Mapping[str, Tensor], base: Base, adapter: LowRank) -
     before, after = config.labels(base.config), config.trained_labels(adapter)
     for name, tensor in replaced.items():
         old = base.tensors[name]
-        refusals.require_untied(base, name, old, added=False)
+        refusals.require_untied(base, name, old, adapter, added=False)
         relabelled = config.is_head(name) and (old.shape[:1], tensor.shape[:1]) == (
             (before,),
             (after,),

@@ -101,8 +101,10 @@ def plan(
     refusals.require_not_merged_before(model, [each.digest for each in merged])
     notices = [revision.check(part, model.path, strict=strict) for part in parts]
     notices.append(combine.disagreement(factors))
-    settings, change = config.changed(model.config, factors, dtype)
+    if not os.path.lexists(os.path.join(model.path, bases.CONFIG)):
+        notices.append(f"the base has no {bases.CONFIG}: what it would tell is not checked")
     weights_out = layout(model, factors, DTYPES[dtype] if dtype else None)
+    settings, changes = config.changed(model.config, factors, dtype, weights_out.added)
     files = [
         replace(file, metadata={**file.metadata, **record.metadata(merged, model)})
         for file in weights_out.files
@@ -122,7 +124,7 @@ def plan(
         layout=weights_out,
         files=tuple(files),
         texts=texts,
-        notices=tuple(filter(None, [*notices, change])),
+        notices=tuple(filter(None, [*notices, *changes])),
     )
 
 

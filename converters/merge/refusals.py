@@ -10,7 +10,8 @@ from itertools import chain
 from typing import Any
 
 from vbfmt import storage
-from vbfmt.converters.merge import record
+from vbfmt.converters.combine import LowRank
+from vbfmt.converters.merge import config, record
 from vbfmt.converters.merge.arithmetic import FLOATS
 from vbfmt.converters.merge.base import CONFIG, Base
 from vbfmt.errors import SourceError, StorageError, TargetError
@@ -24,6 +25,9 @@ _QUANTISED_TENSORS = re.compile(
 )
 _ADVICE = "merge into the base in full precision, then quantise the result"
 _ADAPTER = "adapter_config.json"
+_TIE = "tie_word_embeddings"
+_WITHOUT_HEAD = ("SEQ_CLS", "TOKEN_CLS", "QUESTION_ANS", "FEATURE_EXTRACTION")
+"""Tasks (in PEFT's words) whose models have no output head over the vocabulary."""
 
 
 def require_plain_model(base: Base) -> None:
@@ -68,35 +72,68 @@ def require_not_merged_before(base: Base, digests: Collection[str]) -> None:
         raise TargetError("one adapter given twice", advice="give it once, with --weight")
 
 
-def require_untied(base: Base, name: str, trained: Tensor, *, added: bool) -> None:
+def require_untied(
+    base: Base, name: str, trained: Tensor, adapter: LowRank, *, added: bool
+) -> None:
     """The tensor is not one of two that the model keeps equal: embedding and output head.
 
-    Those are (vocabulary, hidden) and stand in no numbered layer. They are tied if the base says so
-    and does not hold both, or holds both alike.
+    Those are (vocabulary, hidden) and stand in no numbered layer. They are tied unless the base
+    says that they are not, or says nothing and holds both with different values: transformers'
+    default is to tie, and most configs leave it out. (A classifier has no head to tie.)
     """
-    tied = setting(base.config, "tie_word_embeddings")
-    vocabulary = setting(base.config, "vocab_size")
+    tied = setting(base.config, _TIE)
+    if tied is False or not _is_vocabulary(base, name, trained.shape):
+        return
+    if config.task_type(adapter) in _WITHOUT_HEAD and not setting(
+        base.config, "is_encoder_decoder"
+    ):
+        return
+    others = _of_shape(base, trained.shape, but=name)
+    alike = added or (name in base.tensors and base.tensors[name] in others.values())
+    if added and not others:
+        return
+    if not tied and others and not alike:
+        return
+    partner = next((o for o, t in others.items() if added or t == base.tensors.get(name)), None)
+    raise _tied(base, name, partner)
+
+
+def require_untied_modules(base: Base, adapter: LowRank) -> None:
+    """No module is an output head that the base holds as its embedding alone."""
+    if setting(base.config, _TIE) is False:
+        return
+    for module in adapter.modules:
+        shape = (module.out_features, module.in_features)
+        embedding = next(iter(_of_shape(base, shape, but=module.name)), None)
+        leaf = f"{module.name.rpartition('.')[2]}.weight"
+        there = any(leaf == name or name.endswith(f".{leaf}") for name in base.tensors)
+        if embedding and not there and _is_vocabulary(base, module.name, shape):
+            raise _tied(base, module.name, embedding)
+
+
+def _is_vocabulary(base: Base, name: str, shape: tuple[int, ...]) -> bool:
     in_a_layer = any(part.isdigit() for part in name.split("."))
-    if tied is False or in_a_layer or len(trained.shape) != 2 or trained.shape[0] != vocabulary:
-        return
-    others = {
-        other: tensor
-        for other, tensor in base.tensors.items()
-        if other != name and tensor.shape == trained.shape
+    return not in_a_layer and len(shape) == 2 and shape[0] == setting(base.config, "vocab_size")
+
+
+def _of_shape(base: Base, shape: tuple[int, ...], *, but: str) -> dict[str, Tensor]:
+    """The base's tensors of this shape that stand in no numbered layer."""
+    return {
+        name: tensor
+        for name, tensor in base.tensors.items()
+        if name != but and tensor.shape == shape and _is_vocabulary(base, name, shape)
     }
-    if added:
-        partner = next(iter(others), None)
-    else:
-        partner = next((o for o, tensor in others.items() if tensor == base.tensors[name]), None)
-    if partner is None and (added or not tied):
-        return
-    raise SourceError(
+
+
+def _tied(base: Base, name: str, partner: str | None) -> SourceError:
+    said = setting(base.config, _TIE)
+    return SourceError(
         "the adapter changes one of two tensors that the model keeps equal",
         file=base.path,
         part=name,
-        found=f"tied to {partner}" if partner else f"tie_word_embeddings in {CONFIG}",
+        found=f"tied to {partner}" if partner else f"{'' if said else 'no '}{_TIE} in {CONFIG}",
         expected="a model whose head is its own",
-        advice="untie the base first (a head of its own, tie_word_embeddings false)",
+        advice=f"untie the base first (a head of its own, {_TIE} false)",
     )
 
 
@@ -176,8 +213,8 @@ def require_room(output: str, size: int) -> None:
 
 
 def _quantisation(base: Base) -> str | None:
-    for config in _configs(base.config):
-        about = config.get("quantization_config") or config.get("compression_config")
+    for level in _levels(base.config):
+        about = level.get("quantization_config") or level.get("compression_config")
         if about:
             method = about.get("quant_method") if isinstance(about, Mapping) else None
             return f"quantization_config{f' ({method})' if method else ''} in {CONFIG}"
@@ -191,6 +228,6 @@ def setting(config: Mapping[str, Any], key: str) -> Any:
     return config.get(key, inner.get(key) if isinstance(inner, Mapping) else None)
 
 
-def _configs(config: Mapping[str, object]) -> Iterable[Mapping[str, object]]:
+def _levels(config: Mapping[str, object]) -> Iterable[Mapping[str, object]]:
     yield config
     yield from (value for value in config.values() if isinstance(value, Mapping))

@@ -153,3 +153,10 @@ def test_peft_takes_the_sum_for_what_it_is(tmp_path):
     found = adapted.merge_and_unload()["layer"].weight.detach() - before
     wanted = 0.5 * adapters[0].delta("layer") - 2.0 * adapters[1].delta("layer")
     np.testing.assert_allclose(found.numpy(), wanted, atol=1e-6)
+
+
+def test_reduced_factors_beyond_float32_are_refused():
+    """They became infinite without a word."""
+    a, b = np.full((2, 4000), 3e38, "f4"), np.full((4000, 2), 3e38, "f4")
+    with pytest.raises(errors.TargetError, match="too large for float32"):
+        combine.reduced(a, b, 1)

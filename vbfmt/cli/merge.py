@@ -98,7 +98,7 @@ def _report(plan: Plan, output: str, dry_run: bool) -> Iterator[str]:
         ("trained, and not in the base", plan.layout.added),
         ("made", sorted(plan.texts)),
         ("copied", plan.copies),
-        ("left behind: no longer true", plan.base.left_out),
+        ("left behind: old weights, or no regular files", plan.base.left_out),
     ):
         if names:
             yield f"  {word}: {', '.join(names)}"

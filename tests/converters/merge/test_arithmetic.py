@@ -143,6 +143,35 @@ def test_a_weight_that_leaves_the_range_of_float16_is_refused():
         merged(weight, np.ones((1, 2), "f4"), np.full((1, 1), 9000, "f4"), "F16")
 
 
+@pytest.mark.filterwarnings("error")
+@pytest.mark.parametrize("factor", [1e19, 3e38])
+@pytest.mark.parametrize("dtype", ["BF16", "F32"])
+def test_a_sum_that_leaves_the_range_is_refused_in_any_dtype(dtype, factor):
+    """bfloat16 became infinite without a word."""
+    weight = tensor_of(np.array([[1e38, 3e38]]), dtype)
+    a, b = np.full((1, 2), 2e19, "f4"), np.full((1, 1), factor, "f4")
+    with pytest.raises(errors.TargetError, match="too large for"):
+        merged(weight, a, b, dtype)
+
+
+@pytest.mark.filterwarnings("error")
+def test_float32_that_rounds_up_to_an_infinite_bfloat16_is_refused():
+    (piece,) = arithmetic.converted("w", tensor_of(np.array([3.4e38])), "BF16")
+    with pytest.raises(errors.TargetError, match="too large for bfloat16: w"):
+        computed(piece)
+    (piece,) = arithmetic.converted("w", tensor_of(np.array([3.38e38, np.inf])), "BF16")
+    assert np.isinf(np.frombuffer(computed(piece), numpy_dtype("BF16"))).tolist() == [False, True]
+
+
+@pytest.mark.filterwarnings("error")
+def test_products_beyond_float32_that_cancel_out_are_right():
+    a = np.array([[3e38, 1e-3], [3e38, 1e-3]], "f4")
+    b = np.array([[2.0, -2.0], [1e-3, 1e-3]], "f4")
+    weight = tensor_of(np.ones((2, 2)), "BF16")
+    total = 1 + b.astype(np.float64) @ a.astype(np.float64)
+    np.testing.assert_array_equal(merged(weight, a, b, "BF16"), rounded(total, "BF16"))
+
+
 def test_a_row_longer_than_a_piece(monkeypatch):
     monkeypatch.setattr(arithmetic, "PIECE_BYTES", 64)
     random = np.random.default_rng(0)

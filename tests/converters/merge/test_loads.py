@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import json
 import os
 from pathlib import Path
 
 import pytest
 
 from tests.converters.merge.folders import tensors_in
+from vbfmt import errors
 from vbfmt.converters import merge, peft
 
 torch = pytest.importorskip("torch")
@@ -41,7 +43,9 @@ def trained(model, targets, folder: Path, **options):
     return adapted, peft.read(folder)
 
 
-def compare(adapted, base, adapter, out, auto, *, dtype=torch.float32, rtol=1e-4, **options):
+def compare(
+    adapted, base, adapter, out, auto, *, dtype=torch.float32, rtol=1e-4, ids=IDS, **options
+):
     """The outputs of PEFT's model and of the merged folder, on the same input."""
     plan = merge.plan(adapter, base)
     merge.write(plan, out)
@@ -49,8 +53,8 @@ def compare(adapted, base, adapter, out, auto, *, dtype=torch.float32, rtol=1e-4
     assert not info["missing_keys"]
     assert not info["mismatched_keys"]
     with torch.no_grad():
-        wanted, found = adapted(IDS)[0].float(), model.eval()(IDS)[0].float()
-        untouched = adapted.unload()(IDS)[0].float()
+        wanted, found = adapted(ids)[0].float(), model.eval()(ids)[0].float()
+        untouched = adapted.unload()(ids)[0].float()
     scale = wanted.abs().max()
     assert (wanted - untouched).abs().max() > 100 * rtol * scale, "the adapter has no effect"
     assert (wanted - found).abs().max() <= rtol * scale
@@ -133,6 +137,48 @@ def test_gpt2_with_conv1d(tmp_path):
     assert plan.layout.applied == 8
 
 
+def small_gpt2():
+    config = transformers.GPT2Config(n_embd=64, n_layer=2, n_head=4, vocab_size=80)
+    return transformers.GPT2LMHeadModel(config)
+
+
+def small_gemma():
+    config = transformers.GemmaConfig(
+        hidden_size=64,
+        intermediate_size=96,
+        num_hidden_layers=2,
+        num_attention_heads=4,
+        num_key_value_heads=2,
+        head_dim=16,
+        vocab_size=80,
+        pad_token_id=0,
+    )
+    return transformers.GemmaForCausalLM(config)
+
+
+@pytest.mark.parametrize(
+    ("model", "targets", "saved"),
+    [
+        (small_gpt2, ["c_attn"], "wte"),
+        (small_gpt2, ["c_attn"], "lm_head"),
+        (small_gemma, ["q_proj"], "embed_tokens"),
+        (small_gemma, ["q_proj"], "lm_head"),
+    ],
+)
+def test_trained_ends_of_a_model_that_is_tied_by_its_class(tmp_path, model, targets, saved):
+    """GPT-2's and Gemma's configs on the Hub leave tie_word_embeddings out."""
+    base = tmp_path / "base"
+    model().save_pretrained(base)
+    config = json.loads((base / "config.json").read_text())
+    config.pop("tie_word_embeddings", None)
+    (base / "config.json").write_text(json.dumps(config))
+    loaded = transformers.AutoModelForCausalLM.from_pretrained(base)
+    assert loaded.get_input_embeddings().weight is loaded.get_output_embeddings().weight
+    _, adapter = trained(loaded, targets, tmp_path / "peft", modules_to_save=[saved])
+    with pytest.raises(errors.SourceError, match="two tensors that the model keeps equal"):
+        merge.plan(adapter, base)
+
+
 def test_gpt2_without_its_head_and_names_without_prefix(tmp_path):
     config = transformers.GPT2Config(n_embd=64, n_layer=2, n_head=4, vocab_size=80)
     transformers.GPT2Model(config).save_pretrained(tmp_path / "base")
@@ -197,3 +243,75 @@ def test_a_classifier_whose_base_has_a_head_and_whose_biases_were_trained(tmp_pa
     plan = compare(adapted, tmp_path / "base", adapter, tmp_path / "out", auto)
     assert len(plan.layout.replaced) == 2 + 6
     assert plan.layout.added == ()
+
+
+BERT = {
+    "hidden_size": 64,
+    "intermediate_size": 96,
+    "num_hidden_layers": 2,
+    "num_attention_heads": 4,
+    "vocab_size": 80,
+    "max_position_embeddings": 32,
+}
+BART = {
+    "d_model": 64,
+    "encoder_layers": 1,
+    "decoder_layers": 1,
+    "encoder_attention_heads": 4,
+    "decoder_attention_heads": 4,
+    "encoder_ffn_dim": 96,
+    "decoder_ffn_dim": 96,
+    "vocab_size": 80,
+    "max_position_embeddings": 32,
+    "pad_token_id": 1,
+    "eos_token_id": 79,
+    "forced_eos_token_id": None,
+}
+
+
+def small_bert():
+    return transformers.BertModel(transformers.BertConfig(**BERT))
+
+
+def small_bart():
+    return transformers.BartForConditionalGeneration(transformers.BartConfig(**BART))
+
+
+@pytest.mark.parametrize(
+    ("model", "targets", "options", "named"),
+    [
+        (small_bert, ["value", "dense"], {"task_type": "SEQ_CLS"}, "BertForSequenceClassification"),
+        (small_bert, ["value", "dense"], {"modules_to_save": ["classifier"]}, None),
+        (small_bart, ["v_proj", "fc1", "fc2"], {"modules_to_save": ["classification_head"]},
+         "BartForSequenceClassification"),
+    ],
+)  # fmt: skip
+def test_a_new_head_loads_whatever_the_adapter_says_of_its_task(
+    tmp_path, model, targets, options, named
+):
+    """Without a task's type, or with BART's names, the config kept two labels."""
+    base = tmp_path / "base"
+    model().save_pretrained(base)
+    auto = transformers.AutoModelForSequenceClassification
+    loaded = auto.from_pretrained(base, num_labels=3)
+    adapted, adapter = trained(loaded, targets, tmp_path / "peft", **options)
+    ids = torch.cat([IDS, torch.full((2, 1), 79)], 1)  # BART classifies by its last token
+    plan = compare(adapted, base, adapter, tmp_path / "out", auto, ids=ids)
+    config = json.loads((tmp_path / "out" / "config.json").read_text())
+    assert len(config["id2label"]) == 3
+    if named:
+        assert config["architectures"] == [named]
+    else:
+        assert any("names BertModel" in notice for notice in plan.notices)
+
+
+def test_a_token_classifier_is_named_as_one(tmp_path):
+    base = tmp_path / "base"
+    small_bert().save_pretrained(base)
+    auto = transformers.AutoModelForTokenClassification
+    loaded = auto.from_pretrained(base, num_labels=5)
+    adapted, adapter = trained(loaded, ["value", "dense"], tmp_path / "peft", task_type="TOKEN_CLS")
+    compare(adapted, base, adapter, tmp_path / "out", auto)
+    config = json.loads((tmp_path / "out" / "config.json").read_text())
+    assert config["architectures"] == ["BertForTokenClassification"]
+    assert config["architectures"][0] in dir(transformers)

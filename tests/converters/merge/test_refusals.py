@@ -200,6 +200,34 @@ def test_a_trained_head_for_a_base_that_ties_it(tmp_path):
     refused(folder, ["keeps equal", "lm_head.weight", "untie"], adapter)
 
 
+def test_lora_on_a_tied_head_that_the_base_does_not_hold(tmp_path):
+    """It was taken for another model's adapter."""
+    folder = save_base(
+        tmp_path / "base", weights_of(), config={"vocab_size": 32, "tie_word_embeddings": True}
+    )
+    adapter = adapter_of({"lm_head": (32, 24), "model.layers.0.q": (16, 24)})
+    refused(folder, ["keeps equal", "lm_head", "tied to model.embed.weight"], adapter)
+
+
+def test_a_trained_embedding_of_a_base_that_says_nothing_of_tying(tmp_path):
+    """transformers ties unless told not to; the head would have changed with it."""
+    adapter = adapter_of(tensors={"model.embed.weight": tensor_of(np.ones((32, 24)))})
+    folder = save_base(tmp_path / "base", weights_of(), config={"vocab_size": 32})
+    refused(folder, ["keeps equal", "model.embed", "no tie_word_embeddings"], adapter)
+    head = {"lm_head.weight": tensor_of(np.ones((32, 24)))}
+    untied = save_base(tmp_path / "untied", weights_of() | head, config={"vocab_size": 32})
+    assert merge.plan(adapter, untied).layout.replaced == ("model.embed.weight",)
+
+
+def test_a_trained_embedding_of_a_classifier_has_no_head_to_be_tied_to(tmp_path):
+    adapter = adapter_of(
+        tensors={"model.embed.weight": tensor_of(np.ones((32, 24)))},
+        config='{"task_type":"SEQ_CLS"}',
+    )
+    folder = save_base(tmp_path / "base", weights_of(), config={"vocab_size": 32})
+    assert merge.plan(adapter, folder).layout.replaced == ("model.embed.weight",)
+
+
 def test_a_head_of_its_own_is_merged(tmp_path):
     head = {"lm_head.weight": tensor_of(np.ones((32, 24)))}
     folder = save_base(tmp_path / "base", weights_of() | head, config={"vocab_size": 32})
@@ -212,6 +240,25 @@ def test_no_folder_no_weights(tmp_path, base):
     refused(base / "config.json", ["no base model", "a file"])
     (base / "model.safetensors").unlink()
     refused(base, ["no base model", "config.json", "pytorch_model.bin"])
+
+
+@pytest.mark.parametrize("name", ["config.json", "tokenizer.json", "model.safetensors"])
+def test_a_link_that_leads_nowhere(base, name):
+    """It was left out with exit 0, and with the config all that it would have told."""
+    (base / name).unlink(missing_ok=True)
+    (base / name).symlink_to("gone")
+    refused(base, ["a link that leads nowhere", name, "a link to gone"])
+
+
+def test_a_config_that_is_a_folder(base):
+    (base / "config.json").unlink()
+    (base / "config.json").mkdir()
+    refused(base, ["no regular file", "config.json"])
+
+
+def test_a_base_without_a_config_is_told_of(base):
+    (base / "config.json").unlink()
+    assert any("no config.json" in notice for notice in merge.plan(adapter_of(), base).notices)
 
 
 def test_a_shard_cut_off(sharded):
