@@ -282,6 +282,7 @@ WRONG_LOGITS = {
     "no B": (drop("B"), "factor B: found nothing, expected logits"),
     "another h": (change("A", np.ones((R, 2, H + 1), np.float32)), "do not fit the bank"),
     "two dimensions": (change("A", np.ones((R, H), np.float32)), "do not fit the bank"),
+    "no tiles": (change("A", np.ones((R, 0, H), np.float32)), "do not fit the bank"),
     "integers": (change("A", np.ones((R, 2, H), int)), "do not fit the bank"),
     "ranks disagree": (change("B", np.ones((3, R + 1, H), np.float32)), "ranks disagree"),
     "two adapters": (
@@ -330,6 +331,30 @@ def test_wrong_checkpoints_are_refused(arrays, wrong):
     with pytest.raises(errors.VbfmtError) as error:
         read(changed)
     assert said in str(error.value)
+
+
+@pytest.mark.parametrize("shape", [(0, 2**63), (2**63, 0), (0, 0)], ids=str)
+@pytest.mark.parametrize("arrays", [logits_form, topk_form])
+def test_factors_of_no_elements_and_a_size_beyond_memory_are_refused(arrays, shape):
+    tensors = {key: Tensor.of(array) for key, array in arrays().items()}
+    for key, tensor in tensors.items():
+        if key.startswith(KEY):
+            tiles_first = shape[::-1] if "logits_B" in key else shape
+            tensors[key] = Tensor(
+                tensor.dtype, (*tiles_first, tensor.shape[2]), np.empty(0, np.uint8)
+            )
+    with pytest.raises(errors.SourceError, match="do not fit"):
+        peft.from_tensors(tensors, topk=K)
+
+
+def test_modules_that_select_differently_many_vectors_are_refused():
+    arrays = topk_form()
+    for factor, tiles in (("A", (R, 2)), ("B", (3, R))):
+        key = f"{KEY}2.vblora_logits_{factor}_topk"
+        arrays[f"{key}_indices"] = np.tile(np.arange(K + 2, dtype="u1"), (*tiles, 1))
+        arrays[f"{key}_weights"] = np.full((*tiles, K + 1), 0.1, np.float32)
+    with pytest.raises(errors.SourceError, match=r"indices of A .*q2: .*expected \(·, ·, 2\)"):
+        read(arrays)
 
 
 def test_indices_of_no_columns_select_nothing():
