@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 import shutil
 from pathlib import Path
@@ -383,6 +384,15 @@ def test_unpacking_and_packing_again_changes_no_byte_whatever_the_config_says(tm
     adapter = read(logits_form() | extras, config, topk=2)
     peft.write(adapter, tmp_path / "x")
     assert digest(peft.read(tmp_path / "x")) == digest(adapter)
+
+
+def test_a_config_cannot_name_code_to_import(tmp_path):
+    """AutoPeftModel imports what ``auto_mapping`` names."""
+    mapping = {"auto_mapping": {"parent_library": "antigravity", "base_model_class": "X"}}
+    packed = read(logits_form(), {**CONFIG, **mapping})
+    assert packed.config is None or "antigravity" not in packed.config
+    peft.write(dataclasses.replace(packed, config=json.dumps(mapping)), tmp_path / "d")
+    assert "antigravity" not in (tmp_path / "d" / "adapter_config.json").read_text()
 
 
 def test_the_rank_of_the_config_must_be_that_of_the_tensors():
