@@ -127,7 +127,7 @@ def _require_config(
     found = {"num_vectors": {h}, "vector_length": {b}, "rank": ranks}
     for key, sizes in found.items():
         said = _plain(config.get(key))
-        if said is not None and sizes != {said}:
+        if said is not None and list(sizes) != [said]:
             raise SourceError(
                 "the config contradicts the tensors",
                 part=key,

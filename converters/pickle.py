@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
+import math
 import os
 import warnings
 import zipfile
 
 from vbfmt.errors import SourceError
 from vbfmt.tensors import TORCH, Tensor
+
+_COPIES = 2
+"""Tensors that are not row-major are copied: at most so many times the file's length of them."""
 
 
 def read(path: str | os.PathLike[str]) -> dict[str, Tensor]:
@@ -46,6 +50,7 @@ def read(path: str | os.PathLike[str]) -> dict[str, Tensor]:
             "not a state dict", file=path, found=type(state).__name__, expected="tensors by name"
         )
     tensors: dict[str, Tensor] = {}
+    copied = 0
     for name, value in state.items():
         dtype = TORCH.get(str(getattr(value, "dtype", "")).removeprefix("torch."))
         plain = dtype is not None and value.layout is torch.strided and value.device.type == "cpu"
@@ -53,7 +58,18 @@ def read(path: str | os.PathLike[str]) -> dict[str, Tensor]:
             raise SourceError(
                 "not a plain tensor", file=path, part=str(name), found=type(value).__name__
             )
-        flat = value.detach().contiguous().reshape(-1).view(torch.uint8).numpy()
+        # An expanded tensor of a few bytes can claim more elements than any memory holds.
+        length = math.prod(value.shape) * value.element_size()
+        copied += 0 if value.is_contiguous() and not value.is_neg() else length
+        if length > value.untyped_storage().nbytes() or copied > _COPIES * os.path.getsize(path):
+            raise SourceError(
+                "tensors with more elements than the file holds",
+                file=path,
+                part=name,
+                found=f"{length} bytes of {value.untyped_storage().nbytes()} stored",
+                expected="every element stored",
+            )
+        flat = value.detach().resolve_neg().contiguous().reshape(-1).view(torch.uint8).numpy()
         tensors[name] = Tensor(dtype, tuple(value.shape), flat)
     return tensors
 

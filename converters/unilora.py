@@ -134,12 +134,13 @@ def _stored_indices(stored: Mapping[tuple[str, str, str], Tensor], length: int) 
         pair = []
         for factor in "AB":
             tensor = stored.get((name, "indices", factor))
-            if tensor is None or tensor.dtype not in _INTEGERS or len(tensor.shape) != 2:
+            sound = tensor and tensor.dtype in _INTEGERS and len(tensor.shape) == 2
+            if not tensor or not sound or 0 in tensor.shape:
                 raise SourceError(
                     "incomplete checkpoint", part=f"{name}, indices {factor}", found=tensor
                 )
             values = tensor.numpy()
-            if values.size == 0 or values.min() < 0 or values.max() >= length:
+            if values.min() < 0 or values.max() >= length:
                 raise SourceError(
                     "index outside of θ",
                     part=f"{name}, indices {factor}",

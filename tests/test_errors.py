@@ -7,7 +7,9 @@ from pathlib import Path
 
 import pytest
 
-from vbfmt import VbfmtError, errors
+from spec.golden.make import worked_example
+from tests import forge
+from vbfmt import VbfmtError, dumps, errors, loads
 
 
 @pytest.mark.parametrize(
@@ -40,6 +42,29 @@ def test_a_file_that_is_known_stays():
 def test_names_cannot_break_the_line():
     error = VbfmtError("broken", file="a\nb", part="\x1b[31m")
     assert str(error) == "broken in a\\nb: \\x1b[31m"
+
+
+@pytest.mark.parametrize("character", ["x", "\n", "\x1b", "ä"])
+def test_what_is_long_is_cut(character):
+    long = character * 10**6
+    error = VbfmtError(f"broken {long}", file="f", part=long, found=long, expected=long)
+    assert len(str(error)) < 5 * errors.LONGEST_PIECE
+    assert str(error).count("…") == 4
+    assert error.found == long
+
+
+def test_what_just_fits_is_not_cut():
+    just = "x" * errors.LONGEST_PIECE
+    assert str(VbfmtError("broken", part=just)) == f"broken: {just}"
+
+
+def test_a_name_of_a_million_bytes_in_a_packed_file_is_one_short_line():
+    def rename(header):
+        header["modules"][0][0] = "x" * 10**6
+
+    with pytest.raises(errors.ContentError) as error:
+        loads(forge.with_header(dumps(worked_example()), rename))
+    assert 200 < len(str(error.value)) < 1000
 
 
 def test_every_kind_has_a_name_of_its_own():

@@ -198,6 +198,56 @@ def test_a_replaced_folder_and_its_files_keep_their_permissions(tmp_path):
     assert (tmp_path / "d" / "a").read_bytes() == b"2"
 
 
+def test_a_private_file_is_private_while_it_is_replaced(tmp_path, monkeypatch):
+    (tmp_path / "x").write_bytes(b"old")
+    (tmp_path / "x").chmod(0o600)
+    seen = []
+    real = storage._keep_permissions
+
+    def spied(target, new):
+        seen.append(os.fstat(new).st_mode & 0o777)
+        real(target, new)
+        seen.append(os.fstat(new).st_mode & 0o777)
+
+    monkeypatch.setattr(storage, "_keep_permissions", spied)
+    storage.write(tmp_path / "x", [b"new"], overwrite=True)
+    assert seen == [0o600, 0o600]
+
+
+@pytest.mark.parametrize("diary", [False, True])
+def test_a_private_folder_is_private_while_it_is_replaced(tmp_path, monkeypatch, diary):
+    """Its files are nobody else's until they have the permissions of the old ones."""
+    filled(tmp_path / "d", a=b"1", b=b"1")
+    if diary:
+        (tmp_path / "d" / "diary").touch()
+    (tmp_path / "d").chmod(0o755)
+    (tmp_path / "d" / "a").chmod(0o600)
+    public = []
+
+    def look():
+        for file in tmp_path.glob("*/a"):
+            if file.parent.stat().st_mode & 0o077:
+                public.append(file.stat().st_mode & 0o777)
+
+    def spy(module, name):
+        real = getattr(module, name)
+
+        def spied(*args, **keywords):
+            result = real(*args, **keywords)
+            look()
+            return result
+
+        monkeypatch.setattr(module, name, spied)
+
+    for name in ("fsync", "chmod", "replace", "mkdir"):
+        spy(os, name)
+    spy(staging, "exchanged")
+    filled(tmp_path / "d", a=b"2", b=b"2")
+    monkeypatch.undo()
+    assert set(public) == {0o600}
+    assert (tmp_path / "d" / "a").read_bytes() == b"2"
+
+
 def test_an_empty_folder_keeps_its_permissions(tmp_path):
     (tmp_path / "d").mkdir(mode=0o700)
     filled(tmp_path / "d", a=b"1")

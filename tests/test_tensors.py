@@ -81,6 +81,13 @@ def test_what_is_no_tensor(shape, data, said):
         Tensor("U8", shape, data)
 
 
+@pytest.mark.parametrize("shape", [(0, 2**63), (0, 2**62, 8), (0,) * 70, (0, 2**64)])
+def test_a_shape_that_numpy_has_not_is_one_error(shape):
+    tensor = Tensor("F32", shape, np.empty(0, np.uint8))
+    with pytest.raises(errors.ContentError, match="numpy has no such shape"):
+        tensor.numpy()
+
+
 def test_a_tensor_is_not_equal_to_anything_else():
     assert Tensor.of(np.ones(1)) != "something else"
 

@@ -9,6 +9,9 @@ from __future__ import annotations
 import os
 from typing import ClassVar
 
+LONGEST_PIECE = 200
+"""Characters that a message shows of one field; the fields themselves have all."""
+
 
 class VbfmtError(Exception):
     """What is wrong, where, what was found and expected there, and what to do about it.
@@ -56,15 +59,21 @@ class VbfmtError(Exception):
         return self._line(self.file)
 
     def _line(self, file: str | None) -> str:
-        head = self.what if file is None else f"{self.what} in {file}"
+        head = _cut(self.what) if file is None else f"{_cut(self.what)} in {file}"
         measured = [
-            f"{word} {value}"
+            f"{word} {_cut(value)}"
             for word, value in (("found", self.found), ("expected", self.expected))
             if value is not None
         ]
-        pieces = [head, self.part or "", ", ".join(measured)]
+        pieces = [head, _cut(self.part or ""), ", ".join(measured)]
         line = ": ".join(piece for piece in pieces if piece)
         return printable(f"{line}; {self.advice}" if self.advice else line)
+
+
+def _cut(text: str) -> str:
+    """`text`, or its beginning: names and values from a file may be as long as the file."""
+    shown = printable(text[: LONGEST_PIECE + 1])
+    return shown if len(shown) <= LONGEST_PIECE else f"{shown[: LONGEST_PIECE - 1]}…"
 
 
 def printable(text: str) -> str:

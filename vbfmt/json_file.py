@@ -10,19 +10,40 @@ from typing import Any
 from vbfmt import storage, strict_json
 from vbfmt.errors import SourceError, TargetError
 
+LONGEST = 67_108_864
+"""Bytes: the index of a model with a hundred thousand tensors takes a seventh of it."""
+
 
 def read(path: str | os.PathLike[str]) -> dict[str, Any]:
     """The object.
 
     Raises:
-        SourceError: not a JSON object in UTF-8.
+        SourceError: not a JSON object in UTF-8, or longer than `LONGEST`.
         StorageError: it cannot be read.
     """
-    content = bytes(storage.read(path, mmap=False))
+    data = content(path)
     try:
-        return strict_json.parse_object(content.decode())
+        return strict_json.parse_object(data.decode())
     except ValueError as error:
         raise SourceError("not a JSON object", file=path, found=error) from None
+
+
+def content(path: str | os.PathLike[str]) -> bytes:
+    """The bytes of a JSON file, which is not read if it is too long to be a config.
+
+    Raises:
+        SourceError: longer than `LONGEST`.
+        StorageError: it cannot be read.
+    """
+    data = storage.read(path, mmap=True)
+    if len(data) > LONGEST:
+        raise SourceError(
+            "too long for a JSON file",
+            file=path,
+            found=f"{len(data)} bytes",
+            expected=f"at most {LONGEST}",
+        )
+    return bytes(data)
 
 
 def text(value: Mapping[str, Any]) -> bytes:

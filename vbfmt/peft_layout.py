@@ -22,6 +22,9 @@ BANK = "base_model.vblora_vector_bank"
 
 _SETS = ("target_modules", "exclude_modules", "modules_to_save", "layers_to_transform")
 _ABOUT_THE_FILE = ("save_only_topk_weights", "peft_version")
+NAMES_CODE = "auto_mapping"
+"""The key that tells PEFT's AutoPeftModel which module to import: nobody else's to choose."""
+
 _ABOUT_THE_BASE = ("base_model_name_or_path", "revision")
 
 
@@ -66,12 +69,12 @@ def canonical(config: Mapping[str, Any], adapter: Adapter) -> str | None:
     """What the packed form keeps of a config: one text for one meaning, None for nothing.
 
     Left out is what the adapter itself says (sizes, rank, base model), what belongs to the file it
-    came from, and what is `implied`; so unpacking and packing again changes nothing. So are nulls,
-    which are PEFT's defaults: older versions refuse keys that they do not know. Lists that PEFT
-    treats as sets are sorted.
+    came from, what names code, and what is `implied`; so unpacking and packing again changes
+    nothing. So are nulls, which are PEFT's defaults: older versions refuse keys that they do not
+    know. Lists that PEFT treats as sets are sorted.
     """
     written_anyway = implied(adapter)
-    left_out = {*_ABOUT_THE_FILE, *_ABOUT_THE_BASE, *sizes(adapter, 0)}
+    left_out = {NAMES_CODE, *_ABOUT_THE_FILE, *_ABOUT_THE_BASE, *sizes(adapter, 0)}
     kept = {}
     for key, value in config.items():
         plain = sorted(value, key=str) if key in _SETS and isinstance(value, list) else value

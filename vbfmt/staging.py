@@ -43,7 +43,7 @@ def folder(target: str) -> Iterator[str]:
         OSError
     """
     sweep(target)
-    path, lock = _made_and_locked(target, _new_folder)
+    path, lock = _made_and_locked(target, _new_folder, _mode(target, 0o777))
     try:
         yield path
     finally:
@@ -62,7 +62,7 @@ def file(target: str) -> Iterator[tuple[str, int]]:
         OSError
     """
     sweep(target)
-    path, descriptor = _made_and_locked(target, _new_file)
+    path, descriptor = _made_and_locked(target, _new_file, _mode(target, 0o666))
     own = sys.platform != "win32"  # there an open file cannot be renamed
     try:
         yield path, os.dup(descriptor) if own else descriptor  # the lock outlives its closing
@@ -148,29 +148,39 @@ def _stem(target: str) -> str:
     return os.path.join(where, f".{name}")
 
 
-def _new_folder(path: str) -> int:
-    os.mkdir(path)
+def _mode(target: str, usual: int) -> int:
+    """Permissions, before the umask, of what is in the making: what replaces something is its
+    owner's alone until it gets the permissions of that."""
+    try:
+        os.stat(target)
+    except (FileNotFoundError, NotADirectoryError):
+        return usual
+    return usual & 0o700
+
+
+def _new_folder(path: str, mode: int) -> int:
+    os.mkdir(path, mode)
     return os.open(os.devnull if sys.platform == "win32" else path, os.O_RDONLY)
 
 
-def _new_file(path: str) -> int:
-    return os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL | _BINARY, 0o666)  # the umask decides
+def _new_file(path: str, mode: int) -> int:
+    return os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL | _BINARY, mode)
 
 
-def _made_and_locked(target: str, make: Callable[[str], int]) -> tuple[str, int]:
+def _made_and_locked(target: str, make: Callable[[str, int], int], mode: int) -> tuple[str, int]:
     """A new file or folder, and the open descriptor that holds its lock. Where there are no locks
     nobody sweeps either."""
     for _ in range(_ATTEMPTS):
         # A sweeper may come between two of these steps and take it for abandoned.
         path = name_beside(target)
         with contextlib.suppress(FileNotFoundError):
-            descriptor = make(path)
+            descriptor = make(path, mode)
             if _holds(descriptor, path):
                 return path, descriptor
             os.close(descriptor)
             _remove(path)
     path = name_beside(target)
-    return path, make(path)
+    return path, make(path, mode)
 
 
 def _put_by_two_renames(temporary: str, target: str) -> None:

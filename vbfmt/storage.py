@@ -109,7 +109,9 @@ def new_folder(path: PathLike, *, overwrite: bool, whole: bool = False) -> Itera
                 raise _renamed(error, temporary, os.fspath(path)) from None
             sync_folder(temporary)
             if os.path.isdir(target):
-                _keep_permissions(target, temporary)
+                if not whole:
+                    _keep_permissions_of_files(target, temporary)
+                _keep_permissions(target, temporary)  # last: until here nobody else can look in
             if not staging.placed(temporary, target):
                 if not overwrite:
                     raise already_there(path)
@@ -203,6 +205,12 @@ def _keep_permissions(target: str, new: str | int) -> None:
             os.fchmod(new, mode)
 
 
+def _keep_permissions_of_files(target: str, temporary: str) -> None:
+    for name in _names_in(target).intersection(os.listdir(temporary)):
+        if not os.path.isdir(os.path.join(target, name)):
+            _keep_permissions(os.path.join(target, name), os.path.join(temporary, name))
+
+
 def _put_in_place(temporary: str, target: str, *, overwrite: bool) -> None:
     if overwrite:
         os.replace(temporary, target)
@@ -232,7 +240,6 @@ def _move_in(temporary: str, target: str) -> None:
     for name in old.intersection(names):
         if os.path.isdir(os.path.join(target, name)):
             raise IsADirectoryError(errno.EISDIR, f"{name} is a folder there")
-        _keep_permissions(os.path.join(target, name), os.path.join(temporary, name))
     if old.issubset(names) and os.access(target, os.W_OK) and staging.exchanged(temporary, target):
         for name in _names_in(temporary).difference(names):  # came in this moment
             os.replace(os.path.join(temporary, name), os.path.join(target, name))

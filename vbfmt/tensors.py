@@ -154,9 +154,14 @@ class Tensor:
         """The values, without copying: an array of `shape`.
 
         Raises:
-            ContentError: elements are smaller than a byte.
+            ContentError: elements are smaller than a byte, or numpy has no such shape (more than 64
+                dimensions; no elements, but a size beyond the address space).
         """
-        return self.data.view(numpy_dtype(self.dtype)).reshape(self.shape)
+        flat = self.data.view(numpy_dtype(self.dtype))
+        try:
+            return flat.reshape(self.shape)
+        except (ValueError, OverflowError):
+            raise ContentError("numpy has no such shape", found=list(self.shape)) from None
 
     def __eq__(self, other: object) -> bool:
         if not isinstance(other, Tensor):

@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from functools import cached_property
 from typing import Any
 
-from vbfmt import storage
+from vbfmt import json_file
 from vbfmt.converters import pickle, safetensors
 from vbfmt.errors import SourceError
 from vbfmt.tensors import Tensor
@@ -142,11 +142,12 @@ def json_object(path: str) -> dict[str, Any]:
     """The JSON object in a file, in which no key stands twice.
 
     Raises:
-        SourceError: something else is in it.
+        SourceError: something else is in it, or it is too long.
         StorageError: it cannot be read.
     """
     try:
-        value = json.loads(bytes(storage.read(path, mmap=False)), object_pairs_hook=_once)
+        # Infinity and NaN are not refused: transformers writes them into configs of its models.
+        value = json.loads(json_file.content(path), object_pairs_hook=_once)
     except (ValueError, RecursionError) as error:
         raise SourceError("not sound JSON", file=path, found=error) from None
     if not isinstance(value, dict):

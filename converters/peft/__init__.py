@@ -79,7 +79,7 @@ def from_tensors(
     peft_config.require_sizes(config or {}, *bank.shape)
     k = _agreed_k(keys, tensors, config, topk)
     modules = {
-        name: _module(name, factors, tensors, bank.shape, config)
+        name: _module(name, factors, tensors, (*bank.shape, k), config)
         for name, factors in keys.modules.items()
     }
     rows = rows_by_module(keys, tensors, k, len(bank), notice)
@@ -160,13 +160,13 @@ def _module(
     name: str,
     factors: Mapping[Factor, Mapping[str, str]],
     tensors: Mapping[str, Tensor],
-    bank: tuple[int, ...],
+    agreed: tuple[int, int, int],
     config: Mapping[str, Any] | None,
 ) -> Module:
-    """The module table's row, from the shapes of all of its tensors."""
-    h, b = bank
+    """The module table's row, from the shapes of all of its tensors; h, b and k are agreed."""
+    h, b, k = agreed
     shape_a, shape_b = (
-        _shape_of(factors[factor], tensors, h, name, factor) for factor in ("A", "B")
+        _shape_of(factors[factor], tensors, (h, k), name, factor) for factor in ("A", "B")
     )
     (rank, in_tiles), (out_tiles, rank_b) = shape_a, shape_b
     said = size_in(peft_layout.CONFIG, "r", config["r"]) if config and "r" in config else None
@@ -182,19 +182,22 @@ def _module(
 
 
 def _shape_of(
-    parts: Mapping[str, str], tensors: Mapping[str, Tensor], h: int, module: str, factor: str
+    parts: Mapping[str, str],
+    tensors: Mapping[str, Tensor],
+    h_and_k: tuple[int, int],
+    module: str,
+    factor: str,
 ) -> tuple[int, int]:
     """The leading two sizes of a factor's tensors, the last one checked."""
-    last = {"logits": h}
-    if "indices" in parts:
-        k = (tensors[parts["indices"]].shape or (0,))[-1]
-        last = {"indices": k, "weights": k - 1}
+    h, k = h_and_k
+    last = {"logits": h, "indices": k, "weights": k - 1}
     shapes = {what: tensors[key].shape for what, key in parts.items()}
     lead = next(iter(shapes.values()))[:2]
     for what, shape in shapes.items():
         kinds = _INTEGERS if what == "indices" else FLOATS
         dtype = tensors[parts[what]].dtype
-        if len(shape) != 3 or shape[:2] != lead or shape[2] != last[what] or dtype not in kinds:
+        sound = len(shape) == 3 and shape[:2] == lead and 0 not in lead
+        if not sound or shape[2] != last[what] or dtype not in kinds:
             raise SourceError(
                 f"{what} of {factor} do not fit the bank or each other",
                 part=module,

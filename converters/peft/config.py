@@ -11,7 +11,7 @@ from vbfmt.adapter import Adapter
 from vbfmt.converters.checkpoint import shown, size_in
 from vbfmt.converters.combine import LowRank
 from vbfmt.errors import SourceError
-from vbfmt.peft_layout import CONFIG, about_extras, implied, sizes
+from vbfmt.peft_layout import CONFIG, NAMES_CODE, about_extras, implied, sizes
 
 PathLike = str | os.PathLike[str]
 
@@ -68,6 +68,7 @@ def orientation(config: Mapping[str, Any]) -> bool:
 def for_vblora(adapter: Adapter, rank: int) -> dict[str, Any]:
     """The config with which PEFT loads the adapter as VB-LoRA in its top-k form."""
     config: dict[str, Any] = json.loads(adapter.config) if adapter.config else {}
+    config.pop(NAMES_CODE, None)  # from a file that somebody else has packed
     return {
         **implied(adapter),
         **config,

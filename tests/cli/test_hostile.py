@@ -14,7 +14,7 @@ import pytest
 
 from spec.corpus.valid import adapter as tiny_adapter
 from tests.converters.merge.folders import adapter_of, save_base, tensor_of
-from vbfmt import Module, Tensor, dumps, load, save
+from vbfmt import Module, Tensor, dumps, json_file, load, save
 
 CORPUS = Path(__file__).parents[2] / "spec" / "corpus"
 PATHS = (
@@ -236,3 +236,22 @@ def test_file_names_that_are_no_unicode(vbfmt, tmp_path):
         assert vbfmt(*words).code == 0, words
     (tmp_path / "x\udcfe").mkdir()
     assert_one_line(vbfmt("pack", tmp_path / "x\udcfe", "-o", path, "--force"))
+
+
+@pytest.mark.parametrize("command", ["pack", "merge"])
+def test_a_json_file_without_end_is_not_read(vbfmt, tmp_path, monkeypatch, command):
+    base = tmp_path / "base"
+    save_base(base, {"q.weight": Tensor.of(np.ones((2, 2), np.float32))})
+    save(tiny_adapter(), tmp_path / "a.vblora")
+    name = "config.json"
+    if command == "pack":
+        vbfmt("unpack", tmp_path / "a.vblora", "-o", base, "--force")
+        name = "adapter_config.json"
+    with open(base / name, "wb") as file:
+        file.truncate(json_file.LONGEST + 1)
+    words = (
+        ("pack", base) if command == "pack" else ("merge", tmp_path / "a.vblora", "--base", base)
+    )
+    result = vbfmt(*words, "-o", tmp_path / "out")
+    assert_one_line(result)
+    assert "too long for a JSON file" in result.err

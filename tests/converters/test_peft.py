@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 import shutil
 from pathlib import Path
@@ -282,6 +283,7 @@ WRONG_LOGITS = {
     "no B": (drop("B"), "factor B: found nothing, expected logits"),
     "another h": (change("A", np.ones((R, 2, H + 1), np.float32)), "do not fit the bank"),
     "two dimensions": (change("A", np.ones((R, H), np.float32)), "do not fit the bank"),
+    "no tiles": (change("A", np.ones((R, 0, H), np.float32)), "do not fit the bank"),
     "integers": (change("A", np.ones((R, 2, H), int)), "do not fit the bank"),
     "ranks disagree": (change("B", np.ones((3, R + 1, H), np.float32)), "ranks disagree"),
     "two adapters": (
@@ -332,6 +334,30 @@ def test_wrong_checkpoints_are_refused(arrays, wrong):
     assert said in str(error.value)
 
 
+@pytest.mark.parametrize("shape", [(0, 2**63), (2**63, 0), (0, 0)], ids=str)
+@pytest.mark.parametrize("arrays", [logits_form, topk_form])
+def test_factors_of_no_elements_and_a_size_beyond_memory_are_refused(arrays, shape):
+    tensors = {key: Tensor.of(array) for key, array in arrays().items()}
+    for key, tensor in tensors.items():
+        if key.startswith(KEY):
+            tiles_first = shape[::-1] if "logits_B" in key else shape
+            tensors[key] = Tensor(
+                tensor.dtype, (*tiles_first, tensor.shape[2]), np.empty(0, np.uint8)
+            )
+    with pytest.raises(errors.SourceError, match="do not fit"):
+        peft.from_tensors(tensors, topk=K)
+
+
+def test_modules_that_select_differently_many_vectors_are_refused():
+    arrays = topk_form()
+    for factor, tiles in (("A", (R, 2)), ("B", (3, R))):
+        key = f"{KEY}2.vblora_logits_{factor}_topk"
+        arrays[f"{key}_indices"] = np.tile(np.arange(K + 2, dtype="u1"), (*tiles, 1))
+        arrays[f"{key}_weights"] = np.full((*tiles, K + 1), 0.1, np.float32)
+    with pytest.raises(errors.SourceError, match=r"indices of A .*q2: .*expected \(·, ·, 2\)"):
+        read(arrays)
+
+
 def test_indices_of_no_columns_select_nothing():
     arrays = {key: a[..., :0] if "topk" in key else a for key, a in topk_form().items()}
     with pytest.raises(errors.SourceError, match="not a size: topk: found 0 from the indices"):
@@ -358,6 +384,15 @@ def test_unpacking_and_packing_again_changes_no_byte_whatever_the_config_says(tm
     adapter = read(logits_form() | extras, config, topk=2)
     peft.write(adapter, tmp_path / "x")
     assert digest(peft.read(tmp_path / "x")) == digest(adapter)
+
+
+def test_a_config_cannot_name_code_to_import(tmp_path):
+    """AutoPeftModel imports what ``auto_mapping`` names."""
+    mapping = {"auto_mapping": {"parent_library": "antigravity", "base_model_class": "X"}}
+    packed = read(logits_form(), {**CONFIG, **mapping})
+    assert packed.config is None or "antigravity" not in packed.config
+    peft.write(dataclasses.replace(packed, config=json.dumps(mapping)), tmp_path / "d")
+    assert "antigravity" not in (tmp_path / "d" / "adapter_config.json").read_text()
 
 
 def test_the_rank_of_the_config_must_be_that_of_the_tensors():

@@ -78,6 +78,26 @@ def test_what_is_no_state_dict_is_refused(tmp_path, state):
         ours.read(tmp_path / "x.bin")
 
 
+@pytest.mark.parametrize("sizes", [(2**40,), (2**33,), (2**20, 2**20), (2,)])
+def test_elements_that_are_not_stored_are_refused(tmp_path, sizes):
+    """A file of 2 kB that names 4 TB."""
+    torch.save({"a": torch.ones(1).expand(sizes)}, tmp_path / "x.bin")
+    with pytest.raises(errors.SourceError, match="more elements than the file holds"):
+        ours.read(tmp_path / "x.bin")
+
+
+def test_many_copies_of_one_stored_tensor_are_refused(tmp_path):
+    stored = torch.ones(100, 100)
+    torch.save({str(n): stored.T for n in range(20)}, tmp_path / "x.bin")
+    with pytest.raises(errors.SourceError, match="more elements than the file holds"):
+        ours.read(tmp_path / "x.bin")
+
+
+def test_a_tensor_that_is_stored_with_its_sign_turned(tmp_path):
+    torch.save({"a": torch._neg_view(torch.tensor([1.0, -2.0]))}, tmp_path / "x.bin")
+    assert ours.read(tmp_path / "x.bin")["a"].numpy().tolist() == [-1, 2]
+
+
 def test_a_file_that_is_not_there(tmp_path):
     with pytest.raises(errors.SourceError, match="cannot read"):
         ours.read(tmp_path / "x.bin")

@@ -145,6 +145,7 @@ def arrays(**changes):
         ({"indices_A": np.full((2, 2), 5)}, "index outside of θ"),
         ({"indices_A": np.full((2, 2), -1)}, "index outside of θ"),
         ({"indices_B": np.zeros((2, 3), np.int64)}, "ranks disagree"),
+        ({"indices_A": np.zeros((0, 2), np.int64)}, "incomplete checkpoint: q, indices A"),
         ({"indices_B": None}, "incomplete checkpoint: q, indices B"),
         ({"scales_B": None}, "incomplete checkpoint.*scales B"),
         ({"scales_A": np.array([[1, 2], [1, 1]], np.float32)}, "two scales"),
@@ -166,6 +167,16 @@ def test_two_adapters_in_one_file_are_refused(tmp_path):
     path = tmp_path / "adapter_model.safetensors"
     safetensors.write_tensors(path, {k: Tensor.of(v) for k, v in both.items()})
     with pytest.raises(errors.SourceError, match="one tensor under two keys"):
+        read(path)
+
+
+def test_indices_of_no_elements_and_a_size_beyond_memory_are_refused(tmp_path):
+    path = tmp_path / "adapter_model.safetensors"
+    tensors = {key: Tensor.of(value) for key, value in arrays().items()}
+    huge = Tensor("I64", (0, 2**63), np.empty(0, np.uint8))
+    tensors["base_model.model.q.unilora_indices_A"] = huge
+    safetensors.write_tensors(path, tensors)
+    with pytest.raises(errors.SourceError, match="incomplete checkpoint"):
         read(path)
 
 
