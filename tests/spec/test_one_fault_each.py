@@ -48,7 +48,17 @@ def test_names(kind, fault, monkeypatch):
     assert bool(read_all()) is not ((kind, fault) == ("metadata", "appears twice"))
 
 
-BOOLEANS = "h b k in-features out-features rank tensor-shape offset length".split()
+BOOLEANS = [
+    "h",
+    "b",
+    "k",
+    "in-features",
+    "out-features",
+    "rank",
+    "tensor-shape",
+    "offset",
+    "length",
+]
 
 
 @pytest.mark.parametrize("number", BOOLEANS)
