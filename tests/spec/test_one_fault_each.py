@@ -48,20 +48,10 @@ def test_names(kind, fault, monkeypatch):
     assert bool(read_all()) is not ((kind, fault) == ("metadata", "appears twice"))
 
 
-BOOLEANS = [
-    "h",
-    "b",
-    "k",
-    "in-features",
-    "out-features",
-    "rank",
-    "tensor-shape",
-    "offset",
-    "length",
-]
+NUMBERS = ("h", "b", "k", "in-features", "out-features", "rank", "tensor-shape", "offset", "length")
 
 
-@pytest.mark.parametrize("number", BOOLEANS)
+@pytest.mark.parametrize("number", NUMBERS)
 def test_booleans_are_no_numbers(number, monkeypatch):
     whole = header._typed
 
