@@ -1,7 +1,8 @@
 """The same bytes on every Python, numpy and msgpack: ``python -m tests.determinism``.
 
 Builds an environment for each of `MATRIX` whose Python is installed (on the PATH or with pyenv),
-runs tests/digests.py in it, and prints a table. 1 if any two differ, or from the golden files.
+runs tests/digests.py in it, and prints a table and which of `MATRIX` were left out. 1 if any two
+differ, or from the golden files, or if not even the Python that this runs on was among them.
 """
 
 from __future__ import annotations
@@ -28,11 +29,15 @@ MATRIX = [
 ]
 """Python, and what is asked of pip; without a version the newest is taken."""
 
+OWN = f"{sys.version_info.major}.{sys.version_info.minor}"
+
 FOLDER = ROOT / "build" / "determinism"
 
 
 def interpreter(version: str) -> str | None:
     """A Python of that version that runs."""
+    if version == OWN:
+        return sys.executable
     pyenv = sorted((Path.home() / ".pyenv" / "versions").glob(f"{version}.*/bin/python"))
     for candidate in (shutil.which(f"python{version}"), *pyenv):
         if (
@@ -73,11 +78,11 @@ def main() -> int:
         file.stem: hashlib.sha256(file.read_bytes()).hexdigest()
         for file in (ROOT / "spec" / "golden").glob("*.vblora")
     }
-    ran = different = 0
+    different = 0
+    ran: list[str] = []
     for number, (version, *packages) in enumerate(MATRIX):
         python = interpreter(version)
         if python is None:
-            print(f"Python {version} is not installed")
             continue
         inside = environment(python, number, packages, wheel)
         found = json.loads(run(inside, ROOT / "tests" / "digests.py"))
@@ -86,7 +91,7 @@ def main() -> int:
         names = [name for name in digests if ":" not in name]
         if not ran:
             print(*(f"{name:>10}" for name in versions), *(f"{name:>15}" for name in names))
-        ran += 1
+        ran.append(version)
         wrong = {
             name for name, digest in digests.items() if expected.setdefault(name, digest) != digest
         }
@@ -97,7 +102,15 @@ def main() -> int:
             f"differ: {', '.join(sorted(wrong))}" if wrong else "factors too",
             flush=True,
         )
-    return min(different, 1)
+    print(summary(ran))
+    return int(different > 0 or OWN not in ran)
+
+
+def summary(ran: list[str]) -> str:
+    """How much of `MATRIX` was run, on which Pythons, and which were not to be had."""
+    missing = sorted({version for version, *_ in MATRIX} - set(ran))
+    text = f"{len(ran)} of {len(MATRIX)} environments, on Python {', '.join(sorted(set(ran)))}"
+    return f"{text}; not installed: {', '.join(missing) or 'none'}"
 
 
 if __name__ == "__main__":

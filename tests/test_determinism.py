@@ -13,6 +13,7 @@ import sys
 
 import pytest
 
+from tests import determinism
 from tests.conftest import ROOT
 
 AROUND = {
@@ -54,3 +55,25 @@ def test_all_files_and_all_factors_are_the_same(digests):
     first, *others = digests.values()
     assert len(first) >= 10
     assert all(other == first for other in others)
+
+
+def test_the_matrix_holds_the_python_that_it_runs_on():
+    assert determinism.interpreter(determinism.OWN) == sys.executable
+
+
+def test_what_was_not_run_is_said():
+    pythons = {version for version, *_ in determinism.MATRIX}
+    assert summary_of("3.11") == sorted(pythons - {"3.11"})
+    assert summary_of(*pythons) == ["none"]
+
+
+def summary_of(*ran):
+    return determinism.summary(list(ran)).rpartition("not installed: ")[2].split(", ")
+
+
+def test_nothing_run_is_no_success(monkeypatch, tmp_path):
+    monkeypatch.setattr(determinism, "FOLDER", tmp_path)
+    monkeypatch.setattr(determinism, "run", lambda *command: (tmp_path / "vbfmt-1.whl").touch())
+    monkeypatch.setattr(determinism, "interpreter", lambda version: None)
+    monkeypatch.setattr(determinism.shutil, "rmtree", lambda *args, **kwargs: None)
+    assert determinism.main() == 1

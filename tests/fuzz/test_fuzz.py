@@ -17,6 +17,7 @@ from tests.conftest import ROOT
 from tests.fuzz.__main__ import by_chance
 from tests.fuzz.run import LARGEST, SLOWEST, Run
 from tests.fuzz.targets import TARGETS, Target
+from vbfmt import errors, loads
 
 CRASHERS = sorted((Path(__file__).parent / "crashers").glob("*/*"))
 
@@ -51,6 +52,51 @@ def test_no_input_takes_much_memory(name):
             assert peak - before < LARGEST
     finally:
         tracemalloc.stop()
+
+
+@pytest.mark.filterwarnings("ignore:.* encountered in:RuntimeWarning")
+def test_values_that_were_not_verified_give_numbers_or_our_own_errors():
+    """Whoever asks for no check gets what the values come to, and numpy may warn of it."""
+    rng = random.Random(3)
+    seeds = TARGETS["packed"].seeds()
+    composed = 0
+    for _ in range(2000):
+        data = TARGETS["packed"].damaged(rng.choice(seeds), rng)
+        try:
+            adapter = loads(data, verify=False)
+            if adapter.N * adapter.b <= 1 << 18:
+                composed += len(list(adapter.iter_factors()))
+        except errors.VbfmtError:
+            pass
+    assert composed > 100
+
+
+@pytest.fixture
+def kept(tmp_path):
+    """A folder with one input of each target, as a fuzzer's run leaves it."""
+    for name, target in TARGETS.items():
+        folder = tmp_path / f"corpus-{name}"
+        folder.mkdir()
+        (folder / "seed").write_bytes(target.seeds()[0])
+    return tmp_path
+
+
+def reached(folder):
+    command = [sys.executable, "-m", "tests.fuzz.reached", folder]
+    return subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=False)
+
+
+def test_too_little_reached_fails(kept):
+    done = reached(kept)
+    assert done.returncode == 1, done.stderr
+    assert "at least 80 % wanted" in done.stdout
+
+
+def test_a_target_without_inputs_fails(kept):
+    (kept / "corpus-peft" / "seed").unlink()
+    done = reached(kept)
+    assert done.returncode == 1
+    assert "targets without inputs" in done.stdout
 
 
 def test_there_are_crashers():

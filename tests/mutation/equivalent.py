@@ -11,104 +11,192 @@ class Equivalent(NamedTuple):
 
     Attributes:
         function: pattern of mutmut's name of the function.
-        change: pattern found in the lines taken out and put in.
+        was: text of the one line that changes.
+        now: what may stand in its place, the rest of the line being as it was.
         why: in words.
     """
 
     function: str
-    change: str
+    was: str
+    now: tuple[str, ...]
     why: str
 
 
+_LAST_AXIS = "the last axis, which is what it takes by itself, is the second of two"
+_AS_MUCH_AT_ONCE = "how much is done at a time and on how many cores: time, not the result"
+_HOLDS_BOTH = "float64 holds every float32 exactly, on the way to the caller's own arrays"
+
 EQUIVALENT = (
     Equivalent(
-        "canonical.x_(un)?pack",
-        "use_bin_type|raw=False|strict_map_key=True",
-        "defaults of msgpack 1.0 and later, spelled out",
+        "canonical.x_pack__", ", use_bin_type=True", ("",), "the default from msgpack 1.0 on"
     ),
     Equivalent(
-        "canonical.x__require_sound",
-        "'big'",
+        "canonical.x_unpack__",
+        " raw=False,",
+        ("", " raw=None,"),
+        "the default from msgpack 1.0 on; None is false",
+    ),
+    Equivalent(
+        "canonical.x_unpack__", " strict_map_key=True,", ("",), "the default from msgpack 1.0 on"
+    ),
+    Equivalent(
+        "canonical.x__require_sound__",
+        ", 'big')",
+        (")",),
         "the default of `int.from_bytes` from Python 3.11 on; on 3.10 the mutant fails",
     ),
     Equivalent(
-        "canonical.x__require_sound",
-        r"position - items",
+        "canonical.x__require_sound__",
+        "position + items",
+        ("position - items",),
         "a count beyond the bytes is refused when they run out; this only saves the walk there",
     ),
-    Equivalent("container.x_describe", "strict=True", "all three lists are made from `contents`"),
     Equivalent(
-        "header.x__require_lengths",
-        "strict=True",
+        "container.x_describe__",
+        ", strict=True",
+        ("", ", strict=None", ", strict=False"),
+        "all three lists are made from `contents`",
+    ),
+    Equivalent(
+        "header.x__require_lengths__",
+        ", strict=True",
+        ("", ", strict=None", ", strict=False"),
         "there are as many names as lengths, and as many sections was checked just before",
     ),
-    Equivalent("container.x_read_preamble", "major >= MAJOR", "they differ: that was asked before"),
-    Equivalent("", r"strict=False.*(strict=None|zip\([^=]*\))", "so `zip` does unasked"),
     Equivalent(
-        "admixture|selection",
-        r"(sort|partition|take_along_axis)\(.*(axis=\+1|(?<!axis=1)\)(\[:, h - k, None\])?$)",
-        "the last axis, which is what these take by themselves, is the second of two",
+        "container.x_read_preamble__",
+        "major > MAJOR",
+        ("major >= MAJOR",),
+        "they differ: that was asked before",
+    ),
+    Equivalent("", ", strict=False", ("", ", strict=None"), "so `zip` does unasked"),
+    Equivalent("admixture|selection", ", axis=1", ("",), _LAST_AXIS),
+    Equivalent("admixture|selection", ", axis=-1", ("", ", axis=+1"), _LAST_AXIS),
+    Equivalent("admixture|selection", "order='C'", ("order='c'",), "numpy takes either"),
+    Equivalent("selection", "kind='stable'", ("kind='STABLE'",), "numpy takes either"),
+    Equivalent(
+        "selection.x__select__",
+        "np.dtype(np.float64 if block.dtype.itemsize > 4 else np.float32)",
+        (
+            "np.dtype(None)",
+            "np.dtype(np.float64 if block.dtype.itemsize > 4 or True else np.float32)",
+            "np.dtype(np.float64 if block.dtype.itemsize >= 4 else np.float32)",
+            "np.dtype(np.float64 if block.dtype.itemsize > 5 else np.float32)",
+        ),
+        "float64 holds every float32, None is float64, and floats are of 2, 4 or 8 bytes",
     ),
     Equivalent(
-        "selection.x__(select|fill)",
-        r"\+ (dtype = np.dtype|space = (None|scratch.get\(None)|rows = block\[few\].astype\(None)",
-        "float64 holds every float32, and scratch space may be made anew: only slower",
+        "selection.x__select__",
+        "space = scratch.get(dtype.char)",
+        ("space = None", "space = scratch.get(None)"),
+        "scratch space may be made anew: only slower",
     ),
     Equivalent(
-        "selection.x__select",
-        r"\+ space = scratch\[dtype.char\] = np.empty|copyto\(values, block\[here\]\)$",
-        "float64 scratch holds float32 as well; no copy narrows",
+        "selection.x__select__", ", dtype=dtype", ("", ", dtype=None"), "float64 holds float32"
     ),
+    Equivalent("selection.x__select__", ", casting='unsafe'", ("",), "no copy narrows"),
     Equivalent(
-        "selection.x__select",
-        r"found = \(_by_passes if",
+        "selection.x__select__",
+        "_by_passes if k <= _PASSES_AT_MOST else",
+        (
+            "_by_passes if k <= _PASSES_AT_MOST and False else",
+            "_by_passes if k <= _PASSES_AT_MOST or True else",
+            "_by_passes if k < _PASSES_AT_MOST else",
+        ),
         "both ways give the same, as a test shows; one is faster for small k",
     ),
+    Equivalent("selection.x__select__", "rows = max(1,", ("rows = max(2,",), _AS_MUCH_AT_ONCE),
     Equivalent(
-        "selection.x_select_top_k",
-        r"\+ (starts = .*np.cumsum|logits = np.empty)|slice\(start \+ first, None\)",
-        "what numpy takes unasked; rows past the piece's own are not written",
-    ),
-    Equivalent("selection.x__fill", r"argsort\(-rows, kind", "by the last axis, the second of two"),
-    Equivalent("admixture|selection", r"order='c'|kind='STABLE'", "numpy takes capitals or none"),
-    Equivalent(
-        "selection.x__by_partition",
-        r"\[nan\] = None",
-        "to numpy, None is False among booleans and NaN among floats",
+        "selection.x_select_top_k__",
+        ", alone=total < _WORTH_THREADS",
+        ("", ", alone=None", ", alone=total <= _WORTH_THREADS"),
+        _AS_MUCH_AT_ONCE,
     ),
     Equivalent(
-        "selection.x__by_passes",
-        r"np.empty\(",
-        "kept as float64 on the way to the caller's own arrays: both hold such values exactly",
+        "selection.x_select_top_k__",
+        "np.cumsum(counts, dtype=np.int64)",
+        ("np.cumsum(counts)", "np.cumsum(counts, dtype=None)"),
+        "what numpy takes unasked",
     ),
     Equivalent(
-        "admixture.x__sum_in_order", r"np.zeros\(", "float64 is what numpy makes of zeros unasked"
+        "selection.x_select_top_k__|admixture.x__sum_in_order__",
+        ", dtype=np.float64",
+        ("", ", dtype=None"),
+        "what numpy takes unasked",
     ),
-    Equivalent("admixture.x__exp_of_non_positive", "-801", "its exp is 0 as well"),
     Equivalent(
-        "admixture.x_canonical_rows",
-        r"\+ weights = np.array\(weights, (dtype=None, )?order='C'\)",
+        "selection.x_select_top_k__",
+        "slice(start + first, start + first + len(rows))",
+        ("slice(start + first, None)",),
+        "rows past the piece's own are not written",
+    ),
+    Equivalent(
+        "selection.x__fill_rows_with_too_few__",
+        "astype(np.float64)",
+        ("astype(None)",),
+        "numpy's name for float64",
+    ),
+    Equivalent(
+        "selection.x__by_partition__",
+        "[nan] = False",
+        ("[nan] = None",),
+        "to numpy, None among booleans is False",
+    ),
+    Equivalent(
+        "selection.x__by_partition__",
+        "[nan] = np.nan",
+        ("[nan] = None",),
+        "to numpy, None among floats is NaN",
+    ),
+    Equivalent(
+        "selection.x__by_passes__", ", dtype=values.dtype", ("", ", dtype=None"), _HOLDS_BOTH
+    ),
+    Equivalent(
+        "selection.x__by_passes__",
+        ", dtype=np.intp",
+        ("", ", dtype=None"),
+        "float64 holds every index exactly, on the way to the caller's own array",
+    ),
+    Equivalent("admixture.x__exp_of_non_positive__", "-800.0", ("-801.0",), "its exp is 0 as well"),
+    Equivalent(
+        "admixture.x_canonical_rows__",
+        "dtype=np.float64, ",
+        ("", "dtype=None, "),
         "callers give float64, as they are told to",
     ),
-    Equivalent("admixture.x_repeats", r"np.sort\(indices\)", "the last axis is the second of two"),
-    Equivalent("admixture.x_compose", r"astype\(None\)", "numpy's name for float64"),
     Equivalent(
-        "admixture.x_compose|selection.x_(select_top_k|_select)_",
-        r"rows = max\(|alone=|range\(0, n\)|np.empty\(\(3, ",
-        "how much is done at a time and on how many cores: time and memory, not the result",
+        "admixture.x_compose__", "astype(np.float64)", ("astype(None)",), "numpy's name for float64"
     ),
-    Equivalent("rules.x_broken_modules", "b > 1", "1 divides everything"),
+    Equivalent("rules.x_broken_modules__", "b > 0", ("b > 1",), "1 divides everything"),
     Equivalent(
-        "header.x__texts",
-        r"_typed\(key, str, 'metadata'\).*_typed\(key, str, (?!'metadata')",
+        "header.x__texts__",
+        "_typed(key, str, 'metadata')",
+        tuple(f"_typed(key, str, {what})" for what in ("None", "'XXmetadataXX'", "'METADATA'")),
         "`canonical.unpack` has refused keys that are no strings",
     ),
 )
 
 
 def reason(name: str, change: str) -> str | None:
-    """Why that mutant changes nothing, if it does not."""
+    """Why that mutant changes nothing, if it does not.
+
+    Args:
+        name: mutmut's own.
+        change: the line taken out and the line put in: "- …" and "+ …". More than these two are
+            never explained.
+    """
+    old, _, new = change.partition("\n")
+    if not (old.startswith("- ") and new.startswith("+ ")) or "\n" in new:
+        return None
     for known in EQUIVALENT:
-        if re.search(known.function, name) and re.search(known.change, change, re.DOTALL):
+        if re.search(known.function, name) and new[2:] in _replaced(old[2:], known):
             return known.why
     return None
+
+
+def _replaced(line: str, known: Equivalent) -> set[str]:
+    """What the line may become, by one replacement at one place."""
+    places = [match.start() for match in re.finditer(re.escape(known.was), line)]
+    return {
+        line[:place] + now + line[place + len(known.was) :] for place in places for now in known.now
+    }

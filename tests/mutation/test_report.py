@@ -1,0 +1,101 @@
+"""The report on mutants: what counts, what fails it, and what is explained away."""
+
+from __future__ import annotations
+
+import json
+
+import pytest
+
+pytest.importorskip("tomllib")  # from Python 3.11 on
+
+from tests.mutation.__main__ import main
+from tests.mutation.equivalent import reason
+
+KILLED, SURVIVED, INTERRUPTED, NONE_COLLECTED, NO_TESTS, SKIPPED = 1, 0, 2, 5, 33, 34
+
+SOURCE = """
+def x_f__mutmut_orig(a):
+    return a + 1
+def x_f__mutmut_1(a):
+    return a - 1
+def x_f__mutmut_2(a):
+    return a + 2
+"""
+
+
+@pytest.fixture
+def report(tmp_path, monkeypatch, capsys):
+    """A function from exit codes to the report's own exit code and its text."""
+
+    def run(*codes, modules=("vbfmt/rules.py",)):
+        text = f"[tool.mutmut]\nonly_mutate = {json.dumps(list(modules))}\n"
+        (tmp_path / "pyproject.toml").write_text(text)
+        folder = tmp_path / "mutants" / "vbfmt"
+        folder.mkdir(parents=True, exist_ok=True)
+        names = [f"vbfmt.rules.x_f__mutmut_{i}" for i in range(1, len(codes) + 1)]
+        found = {"exit_code_by_key": dict(zip(names, codes, strict=True))}
+        (folder / "rules.py.meta").write_text(json.dumps(found))
+        (folder / "rules.py").write_text(SOURCE)
+        monkeypatch.setattr("sys.argv", ["", str(tmp_path)])
+        return main(), capsys.readouterr().out
+
+    return run
+
+
+@pytest.mark.parametrize("code", [KILLED, 3, 36, -24, 24, 152, 255, -11, -9])
+def test_a_failing_test_a_timeout_and_a_crash_are_kills(report, code):
+    status, text = report(code, code)
+    assert status == 0
+    assert "100.0%" in text
+
+
+@pytest.mark.parametrize("code", [INTERRUPTED, NONE_COLLECTED, NO_TESTS, SKIPPED, None, 35])
+def test_a_mutant_that_nothing_was_run_on_fails_the_report(report, code):
+    status, _ = report(KILLED, code)
+    assert status == 1
+
+
+def test_survivors_are_listed_and_count(report):
+    status, text = report(KILLED, SURVIVED)
+    assert status == 1
+    assert "50.0%" in text
+    assert "- return a + 1\n+ return a + 2" in text
+
+
+def test_a_module_without_results_fails_the_report(report):
+    assert report(KILLED, modules=["vbfmt/rules.py", "vbfmt/header.py"])[0] == 1
+    assert report()[0] == 1
+
+
+def test_an_empty_folder_is_no_success(tmp_path, monkeypatch):
+    monkeypatch.setattr("sys.argv", ["", str(tmp_path)])
+    with pytest.raises(FileNotFoundError):
+        main()
+
+
+UNPACKB = "value = msgpack.unpackb(data, raw=False, strict_map_key=True, object_pairs_hook=_pairs)"
+COUNT = "count = int.from_bytes(data[position + 1:position + 1 + length_bytes], 'big')"
+
+
+@pytest.mark.parametrize(
+    ("function", "line", "was", "now"),
+    [
+        ("canonical.x_unpack", UNPACKB, "_pairs", "None"),
+        ("canonical.x_unpack", UNPACKB, "raw=False", "raw=True"),
+        ("canonical.x__require_sound", COUNT, "position + 1:", "position + 2:"),
+        ("canonical.x__require_sound", COUNT, "'big'", "'BIG'"),
+        ("admixture.x__sort_rows", "a = np.take_along_axis(b, c, axis=1)", "axis=1", "axis=None"),
+    ],
+)
+def test_only_the_very_change_is_explained_not_all_of_its_line(function, line, was, now):
+    assert reason(f"vbfmt.{function}__mutmut_1", f"- {line}\n+ {line.replace(was, now)}") is None
+
+
+def test_two_changes_are_never_explained():
+    changed = UNPACKB.replace(" raw=False,", "").replace("_pairs", "None")
+    assert reason("vbfmt.canonical.x_unpack__mutmut_1", f"- {UNPACKB}\n+ {changed}") is None
+
+
+def test_what_was_read_and_found_the_same_is_explained():
+    change = f"- {UNPACKB}\n+ {UNPACKB.replace(' raw=False,', '')}"
+    assert reason("vbfmt.canonical.x_unpack__mutmut_1", change)

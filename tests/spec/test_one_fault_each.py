@@ -1,0 +1,87 @@
+"""Each rule about names, booleans and features is noticed by a file of the corpus: with that rule
+alone taken out, one of the invalid files is read."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from spec.corpus import make
+from vbfmt import errors, header, loads, rules
+
+FILES = {path.stem: path.read_bytes() for path in Path(make.__file__).parent.glob("invalid/*")}
+
+NAMES = ("module", "other tensor", "metadata", "optional_features")
+FAULTS = ("empty name", "name longer", "name with control", "appears twice", "not in the order")
+
+
+def read_all() -> set[str]:
+    """The files that are not refused."""
+    read = set()
+    for name, data in FILES.items():
+        try:
+            loads(data)
+            read.add(name)
+        except errors.VbfmtError:
+            pass
+    return read
+
+
+def test_with_all_rules_none_is_read():
+    assert not read_all()
+
+
+@pytest.mark.parametrize("fault", FAULTS)
+@pytest.mark.parametrize("kind", NAMES)
+def test_names(kind, fault, monkeypatch):
+    whole = rules.broken_names
+
+    def without(names, what):
+        for found in whole(names, what):
+            if what != kind or fault not in found.what:
+                yield found
+
+    monkeypatch.setattr(rules, "broken_names", without)
+    monkeypatch.setattr(header, "broken_names", without)
+    # A key twice is against msgpack's rules already.
+    assert bool(read_all()) is not ((kind, fault) == ("metadata", "appears twice"))
+
+
+NUMBERS = ("h", "b", "k", "in-features", "out-features", "rank", "tensor-shape", "offset", "length")
+
+
+@pytest.mark.parametrize("number", NUMBERS)
+def test_booleans_are_no_numbers(number, monkeypatch):
+    whole = header._typed
+
+    def loose(value, kind, what):
+        return int(value) if kind is int and isinstance(value, bool) else whole(value, kind, what)
+
+    monkeypatch.setattr(header, "_typed", loose)
+    assert f"{number}-boolean" in read_all()
+
+
+@pytest.mark.parametrize("what", ["in", "out"])
+def test_features_that_are_no_multiple_of_b(what, monkeypatch):
+    whole = rules.broken_modules
+
+    def without(modules, b):
+        return (fault for fault in whole(modules, b) if not fault.what.startswith(f"{what}_"))
+
+    monkeypatch.setattr(header, "broken_modules", without)
+    monkeypatch.setattr(rules, "broken_modules", without)
+    assert read_all() == {f"{what}-features-0", f"{what}-features-3"}
+
+
+def test_features_whose_sum_alone_is_a_multiple_of_b(monkeypatch):
+    def by_the_sum(modules, b):
+        return (
+            errors.ContentError("no whole rows")
+            for module in modules
+            if module.rank * (module.in_features + module.out_features) % b
+        )
+
+    monkeypatch.setattr(header, "broken_modules", by_the_sum)
+    monkeypatch.setattr(rules, "broken_modules", by_the_sum)
+    assert "in-and-out-features-3" in read_all()
