@@ -216,9 +216,13 @@ def test_names_that_cannot_work():
     inject(model, config())
     with pytest.raises(ModelError, match="of that name"):
         inject(model, config())
-    for name in ("a.b", "", "keys", "../x"):
-        with pytest.raises(ConfigError, match="not a name"):
-            inject(model, config(), name=name)
+    wrong = ("a.b", "", "keys", "../x", "training", "_modules", "_parameters", None, 1)
+    for name in wrong:
+        bare = net()
+        for each in (model, bare):
+            with pytest.raises(ConfigError, match="not a name"):
+                inject(each, config(), name=name)
+        assert all(parameter.requires_grad for parameter in bare.parameters())
     with pytest.raises(ModelError, match="nobody"):
         set_adapter(model, "nobody")
     with pytest.raises(ModelError, match="no adapter"):

@@ -13,8 +13,11 @@ from vbfmt.torch import (
     disabled,
     eject,
     inject,
+    load_checkpoint,
     load_packed,
     merge,
+    param_groups,
+    save_checkpoint,
     set_adapter,
     to_adapter,
     unmerge,
@@ -141,3 +144,21 @@ def test_merging_can_be_repeated_and_leaves_layers_without_the_adapter_alone():
         assert changed == {"encoder.0.base_layer.weight"}
         unmerge(model)
         assert all(torch.equal(model.state_dict()[name], before[name]) for name in before)
+
+
+def test_a_merged_adapter_is_neither_loaded_nor_trained(tmp_path):
+    """Both would do nothing: the outputs are those of the merged weights."""
+    model = net()
+    inject(model, config())
+    save_checkpoint(model, tmp_path / "checkpoint")
+    before = {name: tensor.clone() for name, tensor in model.state_dict().items()}
+    merge(model)
+    for name in ("default", "second"):
+        with pytest.raises(ModelError, match=r"call unmerge\(model\) first"):
+            load_checkpoint(model, tmp_path / "checkpoint", name=name)
+    with pytest.raises(ModelError, match=r"call unmerge\(model\) first"):
+        param_groups(model)
+    unmerge(model)
+    assert all(torch.equal(model.state_dict()[name], before[name]) for name in before)
+    load_checkpoint(model, tmp_path / "checkpoint")
+    assert len(param_groups(model)) == 2

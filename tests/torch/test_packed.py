@@ -266,3 +266,15 @@ def test_what_is_saved_whole_may_have_buffers(tmp_path):
     other.classifier = nn.BatchNorm1d(8)
     load_packed(other, adapter)
     assert torch.equal(other.classifier.running_mean, model.classifier.running_mean)
+
+
+def test_the_digest_of_an_adapter_in_memory_is_looked_at():
+    model = net()
+    inject(model, config())
+    adapter = to_adapter(model)
+    plain = net()
+    with pytest.raises(DigestError, match="asked for"):
+        load_packed(plain, adapter, digest="sha256:" + 64 * "0")
+    assert not hasattr(plain, "vblora")
+    load_packed(plain, adapter, digest=vbfmt.digest(adapter))
+    assert torch.equal(plain(batch()[0]), load_packed(net(), adapter).root(batch()[0]))

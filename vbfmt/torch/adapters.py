@@ -37,8 +37,19 @@ class AttachedAdapter(nn.Module):
         super().__init__()
         self.stand_ins = stand_ins
         self.config = config
-        self.bank = bank
+        self._held = (bank,)  # a tuple, so that a bank that adapters share is a part of one only
         self.composition = Composition(bank, config.topk) if bank and config else None
+
+    @property
+    def bank(self) -> VectorBank | None:
+        """Its vector bank, which other adapters may share."""
+        return self._held[0]
+
+    def own_bank(self, owned: bool) -> None:
+        """Have the bank as a part (in state dicts, moved along) or leave that to a sharer."""
+        self._modules.pop("bank", None)
+        if owned and self.bank is not None:
+            self._modules["bank"] = self.bank
 
     @property
     def trainable(self) -> bool:
@@ -74,6 +85,17 @@ class VBLoRA(nn.Module):
         """Whether the active adapter is merged into the base's weights."""
         return any(layer.before_merge is not None for layer in self.all_layers().values())
 
+    def require_unmerged(self) -> None:
+        """Refuse what would go unnoticed by a model whose adapter is merged.
+
+        Raises:
+            ModelError
+        """
+        if self.merged:
+            raise ModelError(
+                "an adapter is merged into the base's weights", advice="call unmerge(model) first"
+            )
+
     def adapter(self, name: str | None = None) -> AttachedAdapter:
         """An adapter by name; the active one without.
 
@@ -89,6 +111,17 @@ class VBLoRA(nn.Module):
             )
         return cast(AttachedAdapter, self.adapters[name])
 
+    def register_banks(self) -> None:
+        """Have every bank as a part of the first adapter that has it, and of no other."""
+        seen: set[int] = set()
+        for adapter in cast("Iterator[AttachedAdapter]", self.adapters.values()):
+            adapter.own_bank(id(adapter.bank) not in seen)
+            seen.add(id(adapter.bank))
+
+    def sharers(self, bank: VectorBank) -> list[str]:
+        """The names of the adapters that have this bank."""
+        return [name for name in self.adapters if self.adapter(name).bank is bank]
+
     def all_layers(self) -> dict[str, VBLoRALinear]:
         """Every adapted layer, by the name that it has in the base model."""
         modules = self.root.named_modules()
@@ -100,10 +133,7 @@ class VBLoRA(nn.Module):
 
     def activate(self, name: str | None) -> None:
         """Let another adapter act, or none. Which parameters train stays as it is."""
-        if self.merged:
-            raise ModelError(
-                "an adapter is merged into the base's weights", advice="call unmerge(model) first"
-            )
+        self.require_unmerged()
         if self.active is not None:
             self.adapter().stand_ins.swap(self.root)
         self.active = name

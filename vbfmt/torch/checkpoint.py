@@ -64,7 +64,14 @@ def save_checkpoint(
         storage.write(os.path.join(folder, peft_layout.CONFIG), [text], overwrite=False)
 
 
-def load_checkpoint(model: nn.Module, path: PathLike, *, name: str = "default") -> VBLoRA:
+def load_checkpoint(
+    model: nn.Module,
+    path: PathLike,
+    *,
+    name: str = "default",
+    bank: VectorBank | None = None,
+    freeze_bank: bool = False,
+) -> VBLoRA:
     """Load an adapter with its logits, to go on training.
 
     If the model has no adapter of that name yet, one is put in, as the checkpoint's config says.
@@ -73,10 +80,15 @@ def load_checkpoint(model: nn.Module, path: PathLike, *, name: str = "default") 
 
     Args:
         path: a folder written by `save_checkpoint` or by PEFT.
+        bank: of an adapter that is put in: this one, which others may share. A bank that is frozen
+            or shared is never written to: it must be the checkpoint's already.
+        freeze_bank: train only the logits (and what else the adapter has), as before the
+            checkpoint was saved, which does not say so.
 
     Raises:
         SourceError: no such checkpoint, or one without logits.
-        ModelError: it belongs to another model; the first modules that do not match are named.
+        ModelError: it belongs to another model; the first modules that do not match are named. Or
+            an adapter is merged, or a frozen or shared bank is another than the checkpoint's.
         ContentError: a logit or a bank value is NaN or infinite.
     """
     folder = Path(path)
@@ -85,9 +97,20 @@ def load_checkpoint(model: nn.Module, path: PathLike, *, name: str = "default") 
         ranks = _ranks(tensors)
         _require_finite(tensors)
         adapters = find_adapters(model)
+        if adapters is not None:
+            adapters.require_unmerged()
         if adapters is not None and name in adapters.adapters:
             adapter = _trainable(adapters, name)
+            if bank is not None and bank is not adapter.bank:
+                raise ModelError(
+                    "the adapter has a bank already",
+                    part=f"adapter {name}",
+                    advice="eject it first",
+                )
+            _require_own_bank(adapters, adapter, tensors)
             _fill(adapters.root, adapter, _updates(adapters, name), tensors)
+            if freeze_bank:
+                cast(VectorBank, adapter.bank).freeze()
             return adapters
         require_free_name(model, name)
         layers = _layers(model, ranks)
@@ -95,10 +118,13 @@ def load_checkpoint(model: nn.Module, path: PathLike, *, name: str = "default") 
         _require_bank(tensors, config)
         config = replace(config, modules_to_save=saved_by_peft(model, config.modules_to_save))
         others = _others(model, config, layers, tensors)
-        adapter, updates = fresh_adapter(model, config, layers, tensors=others)
+        adapter, updates = fresh_adapter(model, config, layers, bank=bank, tensors=others)
+        _require_own_bank(adapters, adapter, tensors)
         _fill(model, adapter, updates, tensors)
     except VbfmtError as error:
         raise error.in_file(folder) from None
+    if freeze_bank:
+        cast(VectorBank, adapter.bank).freeze()
     return install(model, name, adapter, updates)
 
 
@@ -165,8 +191,28 @@ def _fill(
     """
     own = _tensors(root, adapter, updates)
     _require_same(own, tensors)
+    if torch.equal(own[BANK], tensors[BANK].to(own[BANK])):
+        del own[BANK]  # perhaps others use it: not written to without need
     for key, tensor in own.items():
         tensor.copy_(tensors[key])
+
+
+def _require_own_bank(
+    adapters: VBLoRA | None, adapter: AttachedAdapter, tensors: Mapping[str, Tensor]
+) -> None:
+    """Refuse to overwrite a bank that is frozen or that other adapters have."""
+    bank = cast(VectorBank, adapter.bank)
+    sharers = [] if adapters is None else adapters.sharers(bank)
+    others = [name for name in sharers if adapters and adapters.adapter(name) is not adapter]
+    weight, given = bank.weight.detach(), tensors[BANK]
+    if not (bank.frozen or others) or weight.shape != given.shape:
+        return
+    if not torch.equal(weight, given.to(weight)):
+        raise ModelError(
+            "the checkpoint's bank is another than the adapter's, which must stay as it is",
+            part=f"shared with adapter {', '.join(others)}" if others else "a frozen bank",
+            advice="load it under a new name, with a bank of its own",
+        )
 
 
 def _as_peft(update: Admixture) -> dict[str, Tensor]:

@@ -119,6 +119,7 @@ def install(
     if name in adapters.adapters:
         _remove(adapters, name, keep=updates)
     adapters.adapters[name] = adapter
+    adapters.register_banks()
     for key, update in updates.items():
         layer = _wrapped(model, key)
         layer.updates[name] = update.train(layer.training)
@@ -156,7 +157,8 @@ def require_free_name(model: nn.Module, name: str) -> None:
     Raises:
         ConfigError, ModelError
     """
-    if not re.fullmatch(r"[A-Za-z0-9_-]+", name) or hasattr(nn.ModuleDict, name):
+    fits = isinstance(name, str) and re.fullmatch(r"[A-Za-z0-9_-]+", name)
+    if not fits or hasattr(nn.ModuleDict(), name):  # attributes of the instance too: training
         raise ConfigError(
             "not a name for an adapter", found=repr(name), expected="letters, digits, _ and -"
         )
@@ -194,6 +196,7 @@ def _remove(adapters: VBLoRA, name: str, keep: Collection[str] = ()) -> None:
         if not layer.updates and key not in keep:
             _replace(adapters.root, key, layer.base_layer)
     del adapters.adapters[name]
+    adapters.register_banks()
 
 
 def _names_to_train(model: nn.Module, config: VBLoRAConfig, targets: Iterable[str]) -> list[str]:

@@ -29,7 +29,8 @@ def param_groups(
         Up to three groups, each with its ``name``: bank, logits, rest.
 
     Raises:
-        ModelError: no adapter is active, or it is a packed one, which cannot be trained.
+        ModelError: no adapter is active, it is merged, or it is a packed one, which cannot be
+            trained.
     """
     adapters = adapters_of(model)
     if not adapters.adapter().trainable:
@@ -38,6 +39,7 @@ def param_groups(
             part=f"adapter {adapters.active}",
             advice="resume from a checkpoint (load_checkpoint), or start anew from it: warm_start",
         )
+    adapters.require_unmerged()
     rates = {"bank": lr_bank, "logits": lr_logits, "rest": lr_rest}
     common = {} if weight_decay is None else {"weight_decay": weight_decay}
     groups = adapters.parameters_of(adapters.active or "")

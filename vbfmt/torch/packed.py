@@ -15,8 +15,9 @@ from torch import nn
 from vbfmt import peft_layout
 from vbfmt.adapter import Adapter
 from vbfmt.admixture import Rows, all_weights, rows_from_selection
-from vbfmt.errors import ConfigError, ModelError, VbfmtError
+from vbfmt.errors import ConfigError, DigestError, ModelError, VbfmtError
 from vbfmt.module import Module
+from vbfmt.packed import digest as digest_of
 from vbfmt.packed import load, save
 from vbfmt.selection import select_top_k
 from vbfmt.torch.adapters import AttachedAdapter, VBLoRA, adapters_of, find_adapters
@@ -100,7 +101,7 @@ def load_packed(
 
     Args:
         source: an adapter, or the path of its packed file.
-        digest: refuse any other adapter than this one (of a path).
+        digest: refuse any other adapter than this one.
 
     Raises:
         ModelError: it belongs to another model (the first modules that do not match are named), or
@@ -108,6 +109,8 @@ def load_packed(
         VbfmtError: the file is damaged or cannot be read.
     """
     adapter = source if isinstance(source, Adapter) else load(source, digest=digest)
+    if isinstance(source, Adapter) and digest is not None:
+        _require_digest(adapter, digest)
     adapters = find_adapters(model)
     if adapters is None or name not in adapters.adapters or adapters.adapter(name).trainable:
         require_free_name(model, name)
@@ -193,6 +196,12 @@ def _rows(updates: Mapping[str, Admixture], notice: Notice | None) -> dict[str, 
 
 def _module(name: str, layer: VBLoRALinear, rank: int) -> Module:
     return Module(name, layer.in_features, layer.out_features, rank, layer.fan_in_fan_out)
+
+
+def _require_digest(adapter: Adapter, expected: str) -> None:
+    found = digest_of(adapter)
+    if found != expected:
+        raise DigestError("not the adapter that was asked for", found=found, expected=expected)
 
 
 def _matching_layers(model: nn.Module, adapter: Adapter) -> dict[str, nn.Module]:
