@@ -189,7 +189,8 @@ def _warn_of_short_vectors(layers: tuple[Linear, ...], shape: Shape) -> None:
     from vbfmt.estimate.architecture import dimensions
 
     if shape.b < _SHORT:
+        divided = ", ".join(map(str, dimensions(layers)))
         note(
             f"b = {shape.b}: every {shape.b} parameters of LoRA take {shape.k} indices; "
-            f"b must divide {', '.join(map(str, dimensions(layers)))}: choose other layers with --targets"
+            f"b must divide {divided}: choose other layers with --targets"
         )
