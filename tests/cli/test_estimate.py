@@ -65,7 +65,7 @@ def test_a_folder(vbfmt, tmp_path):
         (("--model", "gemma-7b", "--h", 70000), 1, "expected 1 to 65536 vectors"),
         (("--model", "gemma-7b", "--k", 300), 1, "k is out of range"),
         (("--model", "llama-2-7b", "--b", 512), 1, "expected one of 1, 2, 4, 8, 16, 32, 64, 128,"),
-        (("--model", "gpt2-medium", "--targets", "qv"), 1, "some of c_attn, c_proj, c_fc"),
+        (("--model", "gpt2-medium", "--targets", "qv"), 1, "c_attn, c_proj, c_fc; query and"),
         (("--base", "nowhere"), 1, "cannot read in nowhere"),
     ],
 )
@@ -76,6 +76,22 @@ def test_wrong_wishes(vbfmt, words, code, says):
     assert result.out == ""
     if code == 1:
         assert result.err.count("\n") == 1
+
+
+def test_a_short_b_is_warned_of(vbfmt):
+    long = vbfmt("estimate", "--model", "llama-2-7b", "--b", 16)
+    assert (long.code, long.err) == (0, "")
+    short = vbfmt("estimate", "--model", "llama-2-7b", "--b", 8)
+    assert short.code == 0
+    assert short.err.startswith("note: b = 8: every 8 parameters of LoRA take 2 indices; b must")
+
+
+def test_neither_a_gguf_file_nor_an_empty_folder_is_a_config(vbfmt, tmp_path):
+    (tmp_path / "x.gguf").write_bytes(b"GGUF\x03\xff")
+    assert (
+        "expected a folder with config.json" in vbfmt("estimate", "--base", tmp_path / "x.gguf").err
+    )
+    assert "no config.json in this folder" in vbfmt("estimate", "--base", tmp_path).err
 
 
 def test_the_papers_tables(vbfmt):

@@ -9,6 +9,7 @@ import pytest
 from vbfmt.errors import SourceError, StorageError
 from vbfmt.estimate.architecture import linears
 from vbfmt.estimate.models import PRESETS, from_folder
+from vbfmt.estimate.shape import suggested_length
 
 # Weights of all linear layers of all blocks, from the models' published sizes.
 WEIGHTS = {
@@ -120,4 +121,49 @@ def test_a_model_without_linear_layers(tmp_path):
     config = {"model_type": "resnet", "embedding_size": 8, "hidden_sizes": [8], "depths": [1]}
     (tmp_path / "config.json").write_text(json.dumps(config))
     with pytest.raises(SourceError, match="no linear layers in blocks"):
+        from_folder(tmp_path)
+
+
+MIXTURE = {
+    "model_type": "qwen2_moe",
+    "hidden_size": 64,
+    "moe_intermediate_size": 32,
+    "shared_expert_intermediate_size": 96,
+    "num_hidden_layers": 2,
+    "num_attention_heads": 4,
+    "num_key_value_heads": 2,
+    "num_experts": 4,
+    "vocab_size": 100,
+}
+
+
+def test_experts_that_are_not_counted_are_told(tmp_path):
+    """They were left out without a word, and a gate of one output made b = 1."""
+    (tmp_path / "config.json").write_text(json.dumps(MIXTURE))
+    said = []
+    found = from_folder(tmp_path, said.append)
+    assert len(found) == 2 * 7
+    assert suggested_length(found) == 32
+    rest = 2 * (4 * 64 + 4 * 2 * 32 * 64 + 4 * 64 * 32 + 64)  # router, experts, gate
+    assert said == [
+        f"not counted: {rest:,} numbers in 8 weights of the blocks that are no linear layers or "
+        "have one output (mlp.gate.weight, mlp.experts.gate_up_proj, mlp.experts.down_proj, "
+        "mlp.shared_expert_gate.weight)"
+    ]
+
+
+@pytest.mark.parametrize(
+    "config",
+    [
+        {"model_type": "gemma3", "text_config": {"num_hidden_layers": 10**8}},
+        {"model_type": "swin", "depths": [2, 10**8]},
+        {"model_type": "qwen2_moe", "num_experts": 10**8},
+        {"model_type": "mpnet", "num_hidden_layers": 10**8},
+    ],
+)
+@pytest.mark.timeout(20)
+def test_counts_in_nested_configs_are_not_believed(tmp_path, config):
+    """transformers built a hundred million layers, and never came back."""
+    (tmp_path / "config.json").write_text(json.dumps(config))
+    with pytest.raises(SourceError, match="too many layers.*100000000"):
         from_folder(tmp_path)

@@ -12,6 +12,8 @@ from vbfmt.cli.arguments import PATH
 if TYPE_CHECKING:
     from vbfmt.estimate import Cost, Linear, Shape
 
+_SHORT = 16
+
 
 @click.command("estimate")
 @click.option("--model", metavar="NAME", help="One of the paper's models: llama-2-7b, ….")
@@ -81,16 +83,18 @@ def command(
     else:
         _print_table(model or base, layers, shape, costs)
     _warn_of_wide_indices(layers, shape)
+    _warn_of_short_vectors(layers, shape)
 
 
 def _layers(ctx: click.Context, model: str | None, base: str | None) -> tuple[Linear, ...]:
+    from vbfmt.cli.show import note
     from vbfmt.estimate import linears
     from vbfmt.estimate.models import PRESETS, from_folder
 
     if (model is None) == (base is None):
         raise click.UsageError(f"give either --model or --base; models: {', '.join(PRESETS)}", ctx)
     if base is not None:
-        return from_folder(base)
+        return from_folder(base, note)
     if model is None or model not in PRESETS:
         raise click.BadParameter(
             f"{model!r} is not one of {', '.join(PRESETS)}; give other models with --base",
@@ -177,4 +181,16 @@ def _warn_of_wide_indices(layers: tuple[Linear, ...], shape: Shape) -> None:
         note(
             f"h = {shape.h} is above 256: every index takes 16 bits instead of 8, "
             f"{size(more)} more in all"
+        )
+
+
+def _warn_of_short_vectors(layers: tuple[Linear, ...], shape: Shape) -> None:
+    from vbfmt.cli.show import note
+    from vbfmt.estimate.architecture import dimensions
+
+    if shape.b < _SHORT:
+        divided = ", ".join(map(str, dimensions(layers)))
+        note(
+            f"b = {shape.b}: every {shape.b} parameters of LoRA take {shape.k} indices; "
+            f"b must divide {divided}: choose other layers with --targets"
         )

@@ -180,6 +180,7 @@ _ARCHITECTURES = {
 KNOWN = tuple(_ARCHITECTURES)
 """Every ``model_type`` whose layers are known here."""
 
+_FUSED = frozenset(["c_attn", "query_key_value", "qkv_proj"])
 _QUERY_AND_VALUE = frozenset(["query", "value", "q_proj", "v_proj", "q_lin", "v_lin"])
 
 
@@ -233,8 +234,14 @@ def choose(layers: Sequence[Linear], targets: str) -> tuple[Linear, ...]:
             part="--targets",
             found=", ".join(missing) or targets,
             expected=f"all, or some of {', '.join(leaves)}",
+            advice=_advice(leaves) if targets == "qv" else None,
         )
     return chosen
+
+
+def _advice(leaves: Iterable[str]) -> str | None:
+    fused = [leaf for leaf in leaves if leaf in _FUSED]
+    return f"query and value are parts of one layer: --targets {fused[0]}" if fused else None
 
 
 def checked(value: Any, key: str, largest: int = _LARGEST_DIMENSION) -> int:

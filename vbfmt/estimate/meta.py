@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from collections.abc import Callable
 from typing import Any
 
 import torch
@@ -12,10 +13,20 @@ from vbfmt.errors import SourceError
 from vbfmt.estimate.architecture import Linear
 
 _MOST_LAYERS = 4096
+_COUNT = re.compile(r"layer|depth|(^|_)n(um)?_.*(blocks|stages|experts)$")
+_IN_A_BLOCK = re.compile(r"(^|\.)\d+\.")
+
+Notice = Callable[[str], None]
 
 
-def linears_on_meta(config: dict[str, Any]) -> tuple[Linear, ...]:
+def linears_on_meta(config: dict[str, Any], notice: Notice | None = None) -> tuple[Linear, ...]:
     """The linear layers of the repeated blocks of the model that `config` describes.
+
+    Left out are layers of one output (gates), whose 1 no vector but the shortest divides.
+
+    Args:
+        notice: called with what of the blocks is not counted, such as experts that are held as one
+            tensor, which LoRA by module does not reach.
 
     Raises:
         SourceError: transformers does not know it, cannot build it, or it has no such layers.
@@ -33,15 +44,33 @@ def linears_on_meta(config: dict[str, Any]) -> tuple[Linear, ...]:
         raise SourceError(
             "transformers cannot build this model", part="model_type", found=f"{kind!r}: {reason}"
         ) from None
-    found = tuple(
+    layers = [
         _linear(name, module)
         for name, module in model.named_modules()
         if isinstance(module, (torch.nn.Linear, transformers.pytorch_utils.Conv1D))
-        and re.search(r"(^|\.)\d+\.", name)
-    )
+        and _IN_A_BLOCK.search(name)
+    ]
+    found = tuple(layer for layer in layers if layer.out_features > 1)
     if not found:
         raise SourceError("the model has no linear layers in blocks", part="model_type", found=kind)
+    if notice and (rest := _rest(model, {layer.name for layer in found})):
+        kinds = list(dict.fromkeys(_IN_A_BLOCK.split(name)[-1] for name in rest))
+        notice(
+            f"not counted: {sum(rest.values()):,} numbers in {len(rest)} weights of the blocks "
+            f"that are no linear layers or have one output ({', '.join(kinds[:4])})"
+        )
     return found
+
+
+def _rest(model: Any, counted: set[str]) -> dict[str, int]:
+    """Matrices in blocks that belong to none of the layers, with their sizes."""
+    return {
+        name: parameter.numel()
+        for name, parameter in model.named_parameters()
+        if parameter.ndim > 1
+        and _IN_A_BLOCK.search(name)
+        and name.removesuffix(".weight") not in counted
+    }
 
 
 def _linear(name: str, module: Any) -> Linear:
@@ -52,9 +81,20 @@ def _linear(name: str, module: Any) -> Linear:
 
 
 def _require_sane(config: dict[str, Any]) -> None:
-    """A model of a billion layers would be built for ever, weights or not."""
-    for key, value in config.items():
-        if "layer" in key and isinstance(value, int) and value > _MOST_LAYERS:
+    """A model of a billion layers would be built for ever, weights or not; nor do the configs of
+    its parts, nested in its own, get away with it."""
+    waiting: list[tuple[str, Any]] = list(config.items())
+    while waiting:
+        key, value = waiting.pop()
+        if isinstance(value, dict):
+            waiting += [(f"{key}.{inner}", part) for inner, part in value.items()]
+        elif isinstance(value, list):
+            waiting += [(key, part) for part in value]
+        elif isinstance(value, int) and value > _MOST_LAYERS and _COUNT.search(_leaf(key)):
             raise SourceError(
                 "too many layers", part=key, found=value, expected=f"at most {_MOST_LAYERS}"
             )
+
+
+def _leaf(key: str) -> str:
+    return key.rpartition(".")[2]
