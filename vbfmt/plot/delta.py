@@ -86,5 +86,5 @@ def _write_values(axes: Axes, norms: NDArray[np.float64]) -> None:
             axes.text(
                 column, row, f"{value:{form}}", ha="center", va="center",
                 fontsize=8 if norms.shape[1] <= 10 else 6,
-                color="white" if value < most / 2 else style.INK,
+                color="white" if value < most / 2 or not most else style.INK,
             )  # fmt: skip
