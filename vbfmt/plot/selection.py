@@ -67,7 +67,9 @@ def _draw_now(axes: Axes, scene: Scene) -> Drawn:
         extent=_extent(adapter),
     )
     if exact:
-        caption = f"each of {adapter.N} sub-vectors (across) selects {adapter.k} vectors (blue)"
+        caption = (
+            f"each of {adapter.N} sub-vectors (across) selects {adapter.k} of {adapter.h} (blue)"
+        )
     else:
         bar = axes.figure.colorbar(image, ax=axes, pad=0.01, fraction=0.03)
         bar.set_label("selections in a cell")
