@@ -8,10 +8,11 @@ import re
 import subprocess
 import sys
 
+import numpy as np
 import pytest
 
 from tests.conftest import ROOT
-from vbfmt import load, save
+from vbfmt import Adapter, Module, Rows, load, save
 from vbfmt.cli.show import size
 from vbfmt.converters import peft
 
@@ -60,11 +61,38 @@ def on_terminal(*words: object, columns: int = 80, **environment: str) -> str:
     return written.decode().replace("\r\n", "\n")
 
 
-@pytest.mark.parametrize("columns", [60, 80, 120])
+@pytest.mark.parametrize("columns", [40, 60, 80, 120])
 def test_the_page_fits_the_terminal(trained, columns):
     page = on_terminal("inspect", trained, columns=columns)
     assert "\x1b[" in page
-    assert max(map(len, ANSI.sub("", page).splitlines())) <= columns
+    lines = ANSI.sub("", page).splitlines()
+    assert max(len(line) for line in lines if "sha256:" not in line) <= columns
+
+
+@pytest.mark.parametrize("columns", [40, 80, 120])
+def test_the_digest_was_broken_so_that_it_could_not_be_copied(trained, vbfmt, columns):
+    page = ANSI.sub("", on_terminal("inspect", trained, columns=columns))
+    (digest,) = re.findall(r"sha256:[0-9a-f]{64}", page)
+    assert vbfmt("verify", trained, "--digest", digest).code == 0
+    if columns >= 80:
+        assert max(map(len, page.splitlines())) <= columns
+
+
+def test_narrow_terminals_lost_the_kinds_of_modules(trained):
+    page = ANSI.sub("", on_terminal("inspect", trained, columns=40))
+    for word in ("vector bank", "query", "key", "value", "pooler.dense", "intermediate.dense"):
+        assert re.search(rf"^ +{word} ", page, re.M)
+
+
+def test_a_pipe_said_1_modules_and_called_sub_vectors_rows(tmp_path, vbfmt):
+    rows = Rows(np.zeros((2, 1), "u1"), np.zeros((2, 0), "f4"))
+    adapter = Adapter.from_rows(np.ones((1, 4), "f4"), {Module("layers.0.q", 4, 4, 1): rows})
+    save(adapter, tmp_path / "one.vblora")
+    said = vbfmt("inspect", tmp_path / "one.vblora", "--modules").out
+    assert "\n1 module:\n" in said
+    assert "2 sub-vectors, 1 vector, " in said
+    assert "rows" not in said
+    assert not re.search(r"\b1 (modules|vectors)\b", said)
 
 
 @pytest.mark.parametrize("columns", [80, 120])

@@ -178,3 +178,22 @@ def test_in_a_browser_beside_the_picture_nothing_is_said(browser, trained, tmp_p
     browser.get(path.as_uri())
     assert hover_text(browser, "norms", 0.5, 0.5)
     assert hover_text(browser, "norms", 0.005, 0.005) == ""
+
+
+def test_in_a_narrow_browser_pictures_shrank_to_unreadable_text(browser, trained, tmp_path):
+    path = page_of(trained, tmp_path)
+    size = browser.get_window_size()
+    browser.set_window_size(500, 800)
+    try:
+        browser.get(path.as_uri())
+        widths = browser.execute_script(
+            "return [...document.querySelectorAll('.picture')].map(p => p.clientWidth)"
+        )
+        beyond = browser.execute_script(
+            "return document.documentElement.scrollWidth - document.documentElement.clientWidth"
+        )
+    finally:
+        browser.set_window_size(size["width"], size["height"])
+    assert len(widths) == len(FIGURES)
+    assert min(widths) >= 550
+    assert beyond == 0  # the pictures scroll, the page does not

@@ -110,7 +110,7 @@ def test_kinds_called_the_row_of_fewest_sub_vectors_the_strongest(trained):
     """Of 12 sub-vectors and 64 vectors some vector has several times an even share by chance."""
     found, _ = drawn(trained, "kinds")
     assert "pooler" not in found.caption
-    said = re.search(r", \+([\d.]+) σ from an even share \(at random ±([\d.]+)\)", found.caption)
+    said = re.search(r", \+([\d.]+) σ \(at random ±([\d.]+)\)", found.caption)
     assert said is not None
     strongest = np.abs(found.hovers[0].values["value"]).max()
     assert float(said[1]) == pytest.approx(strongest, abs=0.051)
@@ -202,10 +202,68 @@ def test_norms_of_delta_are_at_their_place(trained):
     found, _ = drawn(trained, "delta")
     (cells,) = found.hovers
     row = list(cells.rows).index("intermediate.dense")
-    column = list(cells.columns).index("3")
+    column = list(cells.columns).index("layer 3")
     exact = np.linalg.norm(trained.delta("bert.encoder.layer.3.intermediate.dense").astype(float))
     assert cells.values["value"][row, column] == pytest.approx(exact, rel=1e-6)
-    assert np.isnan(cells.values["value"][row, list(cells.columns).index("none")])
+    assert np.isnan(cells.values["value"][row, list(cells.columns).index("outside the layers")])
+
+
+def test_delta_showed_many_modules_together_as_the_brightest_cell():
+    names = tuple(f"layers.0.m{'x' * n}" for n in range(40))
+    found, figure = drawn(made(names=names), "delta")
+    values = found.hovers[0].values["value"][:, 0]
+    assert found.hovers[0].rows[-1] == "others"
+    assert values[:-1].min() < values[-1] < values[:-1].max()
+    assert "root mean square" in figure.axes[1].get_ylabel()
+
+
+def test_delta_wrote_values_with_unlike_decimals(trained):
+    _, figure = drawn(trained, "delta")
+    written = [text.get_text() for text in figure.axes[0].texts if "." in text.get_text()]
+    decimals = {len(text.partition(".")[2]) for text in written if "‖" not in text}
+    assert len(written) > len(trained)
+    assert len(decimals) == 1
+
+
+def test_delta_of_a_bank_of_zeros_had_colours_below_nothing():
+    _, figure = drawn(ODD["a bank of zeros"], "delta")
+    norm = figure.axes[0].images[0].norm
+    assert (norm.vmin, norm.vmax) == (0, 1)
+
+
+@pytest.mark.parametrize("kind", ["one vector", "k = h", "many kinds"])
+@pytest.mark.parametrize("name", ["usage", "norms", "depth", "kinds", "selection"])
+def test_axes_that_number_things_showed_fractions(kind, name):
+    _, figure = drawn(ODD[kind], name)
+    figure.draw_without_rendering()
+    axes = figure.axes[len(figure.axes) - 1 if name == "depth" else 0]
+    axis = axes.yaxis if name == "selection" else axes.xaxis
+    ticks = axis.get_ticklocs()
+    assert len(ticks)
+    assert all(tick == round(tick) for tick in ticks)
+
+
+@pytest.mark.parametrize("name", ["usage", "projection"])
+def test_legends_hid_what_is_drawn(trained, name):
+    _, figure = drawn(trained, name)
+    figure.draw_without_rendering()
+    (axes,) = figure.axes
+    assert not axes.get_legend().get_window_extent().overlaps(axes.get_window_extent())
+
+
+def test_many_selections_before_and_after_had_colours_of_no_legend():
+    names = tuple(f"layers.{n}.q" for n in range(900))
+    one, other = (made(h=300, names=names, seed=seed) for seed in (1, 2))
+    found, figure = drawn(one, "selection", before=other)
+    (image,) = figure.axes[0].images
+    parts = found.hovers[0].values
+    share = np.asarray(image.get_array())
+    assert share.shape == parts["both"].shape
+    assert 0 <= share.min() <= share.max() <= image.norm.vmax <= 1
+    changed, total = parts["before"] + parts["after"], sum(parts.values()) + parts["both"]
+    np.testing.assert_allclose(share, changed / total)
+    assert changed.sum() / total.sum() > 0.9
+    assert figure.axes[1].get_ylabel() == "share of selections that changed"
 
 
 def test_hover_positions_are_where_things_are_drawn(trained):

@@ -5,7 +5,7 @@ from __future__ import annotations
 import itertools
 
 from vbfmt.adapter import Adapter
-from vbfmt.cli.show import size, than
+from vbfmt.cli.show import counted, size, than
 from vbfmt.errors import printable
 from vbfmt.summary import Histogram, Summary
 
@@ -36,7 +36,7 @@ def _facts(adapter: Adapter, summary: Summary, file: str, digest: str) -> list[s
 
 def _use(summary: Summary, h: int) -> list[str]:
     use, weights = summary.balance, summary.largest_weights
-    most_used = ", ".join(f"{vector} ({times} times)" for vector, times in use.most_used)
+    most_used = ", ".join(f"{vector} ({counted(times, 'time')})" for vector, times in use.most_used)
     shares = ", ".join(
         f"{label} {share:.0%}"
         for label, share in zip(ranges(weights), shares_of(weights), strict=True)
@@ -46,7 +46,7 @@ def _use(summary: Summary, h: int) -> list[str]:
         f"  times selected  {use.least} to {use.most}, mean {use.mean:.4g}, spread "
         f"{use.spread:.3g} (drawn at random: {use.chance:.3g})",
         f"  most used       {most_used}",
-        f"  load balance    effectively {use.effective:.4g} of {h} vectors (e^entropy)",
+        f"  load balance    effectively {use.effective:.4g} of {counted(h, 'vector')} (e^entropy)",
         f"  largest weight  mean {summary.mean_largest_weight:.3g}; {shares}",
     ]  # fmt: skip
 
@@ -55,10 +55,11 @@ def _groups(summary: Summary) -> list[str]:
     total = sum(group.modules for group in summary.groups)
     width = max(len(printable(group.kind)) for group in summary.groups)
     return [
-        f"{total} modules:",
+        f"{counted(total, 'module')}:",
         *(
             f"  {printable(g.kind):<{width}}  {g.modules:>4} of {g.in_features} → "
-            f"{g.out_features}, rank {g.rank}, {g.rows} rows, {g.vectors} vectors, "
+            f"{g.out_features}, rank {g.rank}, {counted(g.rows, 'sub-vector')}, "
+            f"{counted(g.vectors, 'vector')}, "
             f"mean largest weight {g.largest_weight:.3f}"
             for g in summary.groups
         ),
@@ -69,7 +70,7 @@ def module_lines(adapter: Adapter) -> list[str]:
     """A line for each module."""
     return [
         f"  {printable(module.name)}  {module.in_features} → {module.out_features}, "
-        f"rank {module.rank}, {module.rows(adapter.b)} rows"
+        f"rank {module.rank}, {counted(module.rows(adapter.b), 'sub-vector')}"
         for module in adapter
     ]
 

@@ -18,11 +18,20 @@ from rich.text import Text
 
 from vbfmt.adapter import Adapter
 from vbfmt.cli.inspect_lines import parts, ranges, ranks
-from vbfmt.cli.show import size, than
+from vbfmt.cli.show import counted, size, than
 from vbfmt.errors import printable
 from vbfmt.summary import Summary
 
 _WIDE = 100
+_NARROW = 70
+_COLUMNS = {
+    "modules": "",
+    "rank": "",
+    "sub-vectors": "",
+    "vectors": "vectors: of the bank, selected there",
+    "weight": "weight: mean of the largest",
+}
+"""Of the table of kinds, with what is to be said of them."""
 _BAR = 26
 _ACCENT, _SECOND, _THIRD = "blue", "magenta", "green"
 
@@ -32,15 +41,19 @@ def print_page(
 ) -> None:
     """Print the page, onto standard output if no other console is given."""
     console = console or Console(highlight=False, markup=False, emoji=False)
+    console.print(_head(adapter, summary, file))
+    # Never broken by us, so that it can be copied; a terminal joins what it breaks itself.
+    named = Text.assemble("  ", ("digest", "dim"), "      ", digest)
+    whole = named if named.cell_len <= console.width else Text(f"  {digest}")
+    console.print(whole, soft_wrap=True)
     console.print(
-        _head(adapter, summary, file, digest),
-        _on_disk(adapter, summary),
+        _on_disk(adapter, summary, console.width),
         _bank(summary, adapter.h, console.width),
-        _kinds(adapter, summary),
+        _kinds(adapter, summary, console.width),
     )
 
 
-def _head(adapter: Adapter, summary: Summary, file: str, digest: str) -> RenderableType:
+def _head(adapter: Adapter, summary: Summary, file: str) -> RenderableType:
     sizes = summary.sizes
     weight = Text.assemble(
         (size(sizes.file), f"bold {_ACCENT}"),
@@ -55,7 +68,6 @@ def _head(adapter: Adapter, summary: Summary, file: str, digest: str) -> Rendera
             "shape",
             f"h {adapter.h} · b {adapter.b} · k {adapter.k} · r {ranks(adapter)} · N {adapter.N:,}",
         ),
-        ("digest", digest),
     ):
         facts.add_row(
             Text(name, "dim"), value if isinstance(value, Text) else Text(value, overflow="fold")
@@ -63,17 +75,20 @@ def _head(adapter: Adapter, summary: Summary, file: str, digest: str) -> Rendera
     return Group(Text(), Text(printable(file), "bold"), Padding(facts, (0, 0, 0, 2)))
 
 
-def _on_disk(adapter: Adapter, summary: Summary) -> RenderableType:
+def _on_disk(adapter: Adapter, summary: Summary, width: int) -> RenderableType:
     named = [part for part in parts(adapter, summary) if part[1]]
     largest = max(length for _, length, _ in named)
     grid = _grid()
     for name, length, what in named:
+        bar = Bar(largest, 0, length, width=_BAR, color=_ACCENT)
+        content = Text(what, "dim", no_wrap=True, overflow="ellipsis")
+        narrow = width < _NARROW
         grid.add_row(
             Text(name),
             Text(size(length), justify="right"),
-            Bar(largest, 0, length, width=_BAR, color=_ACCENT),
+            *([] if narrow else [bar]),
             Text(f"{length / summary.sizes.file:.0%}", "dim", justify="right"),
-            Text(what, "dim", no_wrap=True, overflow="ellipsis"),
+            *([] if narrow else [content]),
         )
     return _section("On disk", grid)
 
@@ -89,7 +104,7 @@ def _bank(summary: Summary, h: int, width: int) -> RenderableType:
         spread,
         f"{used}; mean {use.mean:.4g} ± {use.spread:.3g}",
         f"drawn at random it would be ± {use.chance:.3g}",
-        f"effectively {use.effective:.4g} of {h} vectors (e^entropy)",
+        f"effectively {use.effective:.4g} of {counted(h, 'vector')} (e^entropy)",
         f"most used: {most_used}",
     )
     right = _section(
@@ -104,24 +119,29 @@ def _bank(summary: Summary, h: int, width: int) -> RenderableType:
     return columns
 
 
-def _kinds(adapter: Adapter, summary: Summary) -> RenderableType:
+def _kinds(adapter: Adapter, summary: Summary, width: int) -> RenderableType:
     table = Table(
         box=SIMPLE_HEAD, show_edge=False, pad_edge=False, collapse_padding=True, header_style="dim"
     )
     table.add_column("kind", overflow="fold")
-    for title in ("modules", "rank", "sub-vectors", "vectors", "weight"):
+    # Of a kind, its name matters most.
+    titles = ["modules", "vectors"] if width < _NARROW else list(_COLUMNS)
+    for title in titles:
         table.add_column(title, justify="right", no_wrap=True)
     for group in summary.groups:
-        table.add_row(
-            Text(printable(group.kind)),
-            f"{group.modules} of {group.in_features} → {group.out_features}",
-            str(group.rank),
-            f"{group.rows:,}",
-            str(group.vectors),
-            f"{group.largest_weight:.3f}",
-        )
-    notes = "vectors: of the bank, selected there; weight: mean of the largest"
-    return _section(f"{len(adapter)} modules", table, notes)
+        modules = str(group.modules)
+        if width >= _NARROW:
+            modules += f" of {group.in_features} → {group.out_features}"
+        values = {
+            "modules": modules,
+            "rank": str(group.rank),
+            "sub-vectors": f"{group.rows:,}",
+            "vectors": str(group.vectors),
+            "weight": f"{group.largest_weight:.3f}",
+        }
+        table.add_row(Text(printable(group.kind)), *(values[title] for title in titles))
+    notes = [_COLUMNS[title] for title in titles if _COLUMNS[title]]
+    return _section(counted(len(adapter), "module"), table, "; ".join(notes))
 
 
 def _section(title: str, content: RenderableType, *notes: str) -> RenderableType:

@@ -49,6 +49,11 @@ def times(ratio: float) -> str:
     return f"{ratio:.0f}×" if ratio >= 10 else f"{ratio:.1f}×"
 
 
+def counted(number: int, thing: str) -> str:
+    """``1 module``, ``2 modules``."""
+    return f"{number:,} {thing}" if number == 1 else f"{number:,} {thing}s"
+
+
 def than(ours: float, other: float) -> str:
     """How much smaller or larger: ``104× smaller than``."""
     if ours <= other:

@@ -31,7 +31,8 @@ def draw(figure: Figure | SubFigure, scene: Scene) -> Drawn:
         vmax=float(np.nanmax(norms)) or 1.0,  # a bank of zeros moves nothing
         interpolation="nearest",
     )
-    axes.set_yticks(range(len(names)), distinct(names, 24), fontsize=9)
+    labels = distinct(names, 24)
+    axes.set_yticks(range(len(names)), labels, fontsize=9)
     step = -(-len(layers) // 16)
     shown = ["outside" if layer is None else str(layer) for layer in layers]
     axes.set_xticks(range(0, len(layers), step), shown[::step])
@@ -41,15 +42,14 @@ def draw(figure: Figure | SubFigure, scene: Scene) -> Drawn:
     if norms.size <= _FEW_CELLS and len(layers) <= 16:
         _write_values(axes, norms)
     bar = figure.colorbar(image, ax=axes, pad=0.02, fraction=0.05)
-    bar.set_label("Frobenius norm of ΔW")
+    bar.set_label("Frobenius norm of ΔW" + (" (root mean square of several)" if several else ""))
     bar.outline.set_visible(False)
     title = "How far each layer is moved"
     row, column = np.unravel_index(int(np.nanargmax(norms)), norms.shape)
     where = [layer_name(layer) for layer in layers]
     caption = (
         f"‖ΔW‖ from {np.nanmin(norms):.3g} to {np.nanmax(norms):.3g}; "
-        f"most: {shortened(names[row], 24)}, {where[column]}"
-        + ("; of several modules, root mean square" if several else "")
+        f"most: {labels[row]}, {where[column]}"
     )
     style.title(axes, title, caption)
     text = "{row}, {column}: ‖ΔW‖ = {value}"
@@ -67,13 +67,13 @@ def _grid(
     layers: list[int | None] = [*sorted(number for number in numbers if number is not None)]
     layers += [None] if None in numbers else []
     position = {layer: column for column, layer in enumerate(layers)}
-    column = [position[scene.places[module.name].layer] for module in scene.adapter]
-    squares, counts = np.zeros((2, len(names), len(layers)))
-    np.add.at(squares, (kind, column), delta_norms(scene.adapter) ** 2)
-    np.add.at(counts, (kind, column), 1)
-    norms = np.full(squares.shape, np.nan)
-    np.divide(squares, counts, out=norms, where=counts > 0)
-    return names, layers, np.sqrt(norms), bool((counts > 1).any())
+    column = np.array([position[scene.places[module.name].layer] for module in scene.adapter])
+    cell, size = kind * len(layers) + column, len(names) * len(layers)
+    squares = np.bincount(cell, delta_norms(scene.adapter) ** 2, minlength=size)
+    counts = np.bincount(cell, minlength=size)
+    means = np.divide(squares, counts, out=np.full(size, np.nan), where=counts > 0)
+    norms: NDArray[np.float64] = np.sqrt(means).reshape(len(names), len(layers))
+    return names, layers, norms, bool((counts > 1).any())
 
 
 def _write_values(axes: Axes, norms: NDArray[np.float64]) -> None:
@@ -86,5 +86,5 @@ def _write_values(axes: Axes, norms: NDArray[np.float64]) -> None:
             axes.text(
                 column, row, f"{value:{form}}", ha="center", va="center",
                 fontsize=8 if norms.shape[1] <= 10 else 6,
-                color="white" if value < most / 2 else style.INK,
+                color="white" if value < most / 2 or not most else style.INK,
             )  # fmt: skip

@@ -98,8 +98,10 @@ class Scene:
         ranks = sorted({module.rank for module in self.adapter})
         a = self.adapter
         base = f"{shortened(a.base_model, 60)} · " if a.base_model else ""
+        modules = "1 module" if len(a) == 1 else f"{len(a)} modules"
+        vectors = "1 vector" if a.h == 1 else f"{a.h} vectors"
         return (
-            f"{base}{len(a)} modules · h = {a.h} vectors of b = {a.b} · k = {a.k} · "
+            f"{base}{modules} · h = {vectors} of b = {a.b} · k = {a.k} · "
             f"r = {', '.join(map(str, ranks))} · N = {a.N:,} sub-vectors"
         )
 

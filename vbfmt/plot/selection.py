@@ -67,7 +67,9 @@ def _draw_now(axes: Axes, scene: Scene) -> Drawn:
         extent=_extent(adapter),
     )
     if exact:
-        caption = f"each of {adapter.N} sub-vectors (across) selects {adapter.k} vectors (blue)"
+        caption = (
+            f"each of {adapter.N} sub-vectors (across) selects {adapter.k} of {adapter.h} (blue)"
+        )
     else:
         bar = axes.figure.colorbar(image, ax=axes, pad=0.01, fraction=0.03)
         bar.set_label("selections in a cell")
@@ -161,7 +163,7 @@ def _draw_share(axes: Axes, adapter: Adapter, parts: dict[str, NDArray[np.int64]
     )
     bar = axes.figure.colorbar(image, ax=axes, pad=0.01, fraction=0.03)
     bar.set_label("share of selections that changed")
-    bar.ax.yaxis.set_major_formatter(PercentFormatter(1))
+    bar.ax.yaxis.set_major_formatter(PercentFormatter(1, decimals=0))
     bar.outline.set_visible(False)
 
 

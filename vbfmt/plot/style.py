@@ -68,7 +68,7 @@ def title(axes: Axes, text: str, below: str = "") -> None:
 
 def whole_numbers(axis: Axis) -> None:
     """Ticks of an axis that counts or numbers things: there is no vector 2.5."""
-    axis.set_major_locator(MaxNLocator(nbins="auto", integer=True, steps=(1, 2, 5, 10)))
+    axis.set_major_locator(MaxNLocator("auto", integer=True, min_n_ticks=1, steps=(1, 2, 5, 10)))
 
 
 def legend_above(axes: Axes, **settings: Any) -> None:

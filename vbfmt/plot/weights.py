@@ -130,8 +130,8 @@ def draw_kinds(figure: Figure | SubFigure, scene: Scene) -> Drawn:
     columns = _bin_names(scene.by_norm, bounds)
     where = columns[int(top[1])] if len(columns) == scene.adapter.h else "neighbouring vectors"
     caption = (
-        f"strongest: {short[int(top[0])].rpartition(' ')[0]} on {where}, {far[top]:+.1f} σ from "
-        f"an even share (at random ±{at_random:.1f})"
+        f"strongest: {short[int(top[0])].rpartition(' ')[0]} on {where}, {far[top]:+.1f} σ "
+        f"(at random ±{at_random:.1f})"
     )
     style.title(axes, title, caption)
     text = "{row}: {value} σ from an even share to {column}"
