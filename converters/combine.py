@@ -232,11 +232,22 @@ def weighted(
 
 
 def disagreement(total: Sum) -> str | None:
-    """What to tell where adapters of a sum name different base models."""
-    names = dict.fromkeys(name or "none" for name in total.base_models)
-    return (
-        f"the adapters name different base models: {', '.join(names)}" if len(names) > 1 else None
-    )
+    """What to tell where adapters of a sum name different base models, or not all name one."""
+    names = dict.fromkeys(filter(None, total.base_models))
+    if len(names) > 1:
+        return f"the adapters name different base models: {', '.join(names)}"
+    if names and None in total.base_models:
+        return f"one of the adapters names no base model, another {next(iter(names))}"
+    return None
+
+
+def unweighted(total: Sum) -> str | None:
+    """What to tell where an adapter with a weight brings tensors that have none."""
+    whole = [name for adapter, weight in total.parts if weight != 1 for name in adapter.tensors]
+    if total.drop_extras or not whole:
+        return None
+    listed = ", ".join(whole[:3]) + (", …" if len(whole) > 3 else "")
+    return f"--weight is not for trained biases and heads, which are taken whole: {listed}"
 
 
 def reduced(a: Factor, b: Factor, rank: int) -> tuple[Factor, Factor, float]:

@@ -101,6 +101,7 @@ def plan(
     refusals.require_not_merged_before(model, [each.digest for each in merged])
     notices = [revision.check(part, model.path, strict=strict) for part in parts]
     notices.append(combine.disagreement(factors))
+    notices.append(combine.unweighted(factors))
     if not os.path.lexists(os.path.join(model.path, bases.CONFIG)):
         notices.append(f"the base has no {bases.CONFIG}: what it would tell is not checked")
     weights_out = layout(model, factors, DTYPES[dtype] if dtype else None)

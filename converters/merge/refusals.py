@@ -20,7 +20,7 @@ from vbfmt.tensors import Tensor
 
 _QUANTISED_CONFIGS = ("quantize_config.json", "quant_config.json", "quantization_config.json")
 _QUANTISED_TENSORS = re.compile(
-    r"\.(qweight|qzeros|g_idx|SCB|weight_scale(_inv)?|weight_packed"
+    r"\.(qweight|qzeros|g_idx|SCB|weight_scale(_inv)?|scale_weight|weight_packed|W_q"
     r"|weight\.(absmax|quant_map|nested_absmax|quant_state\..*))$"
 )
 _ADVICE = "merge into the base in full precision, then quantise the result"
@@ -219,7 +219,16 @@ def _quantisation(base: Base) -> str | None:
             method = about.get("quant_method") if isinstance(about, Mapping) else None
             return f"quantization_config{f' ({method})' if method else ''} in {CONFIG}"
     names: Iterable[str] = chain(base.side_files, base.tensors)
-    return next((n for n in names if n in _QUANTISED_CONFIGS or _QUANTISED_TENSORS.search(n)), None)
+    told = (n for n in names if n in _QUANTISED_CONFIGS or _QUANTISED_TENSORS.search(n))
+    stored = (f"{n} in {t.dtype}" for n, t in base.tensors.items() if _is_packed(n, t))
+    return next(chain(told, stored), None)
+
+
+def _is_packed(name: str, tensor: Tensor) -> bool:
+    """Whether a dtype alone tells: no model in full precision has eight bits for a weight, also
+    not for one that the adapter leaves alone. (A mask of eight bits is no weight.)"""
+    bytes_for_a_weight = tensor.dtype in ("I8", "U8") and name.endswith(".weight")
+    return tensor.dtype.startswith("F8") or (bytes_for_a_weight and len(tensor.shape) == 2)
 
 
 def setting(config: Mapping[str, Any], key: str) -> Any:

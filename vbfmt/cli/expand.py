@@ -17,7 +17,11 @@ if TYPE_CHECKING:
 @click.argument("files", metavar="FILE...", nargs=-1, required=True, type=PATH)
 @click.option("-o", "--output", required=True, type=PATH, help="The folder (or .gguf) to write.")
 @click.option(
-    "--weight", "weights", multiple=True, type=float, help="Of each FILE, in order; 1 if left out."
+    "--weight",
+    "weights",
+    multiple=True,
+    type=float,
+    help="Of each FILE, in order; 1 if left out. Biases and heads are taken whole.",
 )
 @click.option("--rank", type=click.IntRange(min=1), help="Reduce the rank to this one.")
 @click.option(
@@ -108,7 +112,7 @@ def command(
 
 
 def _notices(total: Sum) -> Iterator[str]:
-    from vbfmt.converters.combine import disagreement
+    from vbfmt.converters.combine import disagreement, unweighted
 
     extras = list(total.extras)
     if extras:
@@ -119,6 +123,9 @@ def _notices(total: Sum) -> Iterator[str]:
             else "kept, which not every runtime takes: --check RUNTIME, or --drop-extras"
         )
         yield f"{len(extras)} other trained tensors ({names}) {done}"
+    whole = unweighted(total)
+    if whole:
+        yield whole
     doubt = disagreement(total)
     if doubt:
         yield doubt

@@ -21,7 +21,11 @@ if TYPE_CHECKING:
 @click.option("--revision", metavar="REV", help="Of FILEs on the Hub: a branch, tag or commit.")
 @click.option("-o", "--output", required=True, type=PATH, help="The folder to write.")
 @click.option(
-    "--weight", "weights", multiple=True, type=float, help="Of each FILE, in order; 1 if left out."
+    "--weight",
+    "weights",
+    multiple=True,
+    type=float,
+    help="Of each FILE, in order; 1 if left out. Biases and heads are taken whole.",
 )
 @click.option(
     "--dtype",

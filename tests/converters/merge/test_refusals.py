@@ -57,7 +57,16 @@ def test_a_base_whose_config_says_quantised(tmp_path, method):
 
 
 @pytest.mark.parametrize(
-    "name", ["qweight", "SCB", "weight_scale_inv", "weight.absmax", "weight.quant_state.nf4"]
+    "name",
+    [
+        "qweight",
+        "SCB",
+        "weight_scale_inv",
+        "scale_weight",
+        "W_q",
+        "weight.absmax",
+        "weight.quant_state.nf4",
+    ],
 )
 def test_a_base_whose_tensors_say_quantised(tmp_path, name):
     tensors = weights_of() | {f"model.layers.0.q.{name}": tensor_of(np.ones(4))}
@@ -67,6 +76,18 @@ def test_a_base_whose_tensors_say_quantised(tmp_path, name):
 def test_a_base_in_fp8(tmp_path):
     tensors = weights_of(dtype="F8_E4M3")
     refused(save_base(tmp_path / "base", tensors), ["quantised", "F8_E4M3", "layers.0"])
+
+
+@pytest.mark.parametrize("dtype", ["F8_E4M3", "F8_E5M2", "I8", "U8"])
+def test_a_base_whose_other_weights_have_eight_bits(tmp_path, dtype):
+    """Those that the adapter leaves alone were let through."""
+    tensors = weights_of() | {"model.layers.0.up.weight": tensor_of(np.ones((4, 4)), dtype)}
+    refused(save_base(tmp_path / "base", tensors), ["quantised", "layers.0.up.weight", dtype])
+
+
+def test_a_mask_of_eight_bits_is_no_weight(tmp_path):
+    tensors = weights_of() | {"model.layers.0.attn.bias": tensor_of(np.ones((1, 1, 4, 4)), "U8")}
+    merge.plan(adapter_of(), save_base(tmp_path / "base", tensors))
 
 
 def test_a_base_of_other_shapes(tmp_path):
