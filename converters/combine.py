@@ -15,6 +15,7 @@ from typing import Protocol
 import numpy as np
 from numpy.typing import NDArray
 
+from vbfmt import packed
 from vbfmt.adapter import Adapter
 from vbfmt.errors import SourceError, TargetError
 from vbfmt.module import Module
@@ -217,7 +218,7 @@ def weighted(
     """The sum of adapters; without weights, each counts once.
 
     Raises:
-        TargetError: not one finite weight for each adapter, or no adapter.
+        TargetError: not one finite weight for each adapter, no adapter, or one twice.
         SourceError: the adapters do not fit each other.
     """
     chosen = tuple(weights) or (1.0,) * len(adapters)
@@ -228,6 +229,8 @@ def weighted(
             found=f"{', '.join(map(str, chosen)) or 'none'} for {len(adapters)} adapters",
             expected="one finite number for each",
         )
+    if len(adapters) > 1 and len({packed.digest(adapter) for adapter in adapters}) < len(adapters):
+        raise TargetError("one adapter given twice", advice="give it once, with --weight")
     return Sum(tuple(zip(adapters, chosen, strict=True)), drop_extras)
 
 

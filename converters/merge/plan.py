@@ -119,7 +119,7 @@ def plan(
     names = sorted([*(file.name for file in files), *{*model.side_files, *texts, record.NAME}])
     _require_distinct(names, model)
     texts[record.NAME] = record.text(merged, model, names)
-    return Plan(
+    result = Plan(
         factors=factors,
         base=model,
         layout=weights_out,
@@ -127,6 +127,8 @@ def plan(
         texts=texts,
         notices=tuple(filter(None, [*notices, *changes])),
     )
+    refusals.require_readable(os.path.join(model.path, name) for name in result.copies)
+    return result
 
 
 def _index(metadata: Mapping[str, Any], files: Sequence[File]) -> bytes:

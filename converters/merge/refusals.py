@@ -58,7 +58,7 @@ def require_float(name: str, weight: Tensor, base: Base) -> None:
 
 
 def require_not_merged_before(base: Base, digests: Collection[str]) -> None:
-    """None of the adapters is in the base already, and none is given twice."""
+    """None of the adapters is in the base already."""
     before = set(record.earlier_digests(base))
     for digest in digests:
         if digest in before:
@@ -68,8 +68,6 @@ def require_not_merged_before(base: Base, digests: Collection[str]) -> None:
                 found=digest,
                 advice="give the model that the adapter was trained on",
             )
-    if len(set(digests)) != len(digests):
-        raise TargetError("one adapter given twice", advice="give it once, with --weight")
 
 
 def require_untied(
@@ -182,6 +180,12 @@ def require_place(output: str, base: str, *, overwrite: bool) -> None:
     inner, outer = os.path.realpath(output), os.path.realpath(base)
     if inner == outer or inner.startswith(os.path.join(outer, "")):
         raise TargetError("the output would be inside the base", file=output)
+    if os.path.ismount(inner):
+        raise TargetError(
+            "a mount point cannot be put in place whole",
+            file=output,
+            advice="choose a folder below it",
+        )
     if not os.path.isdir(os.path.dirname(inner)):
         raise TargetError("no folder to write into", file=output, advice="make it first")
     if not overwrite:
@@ -197,6 +201,19 @@ def require_place(output: str, base: str, *, overwrite: bool) -> None:
             found=stranger,
             advice="choose another name, or remove it yourself",
         )
+
+
+def require_readable(paths: Iterable[str]) -> None:
+    """Each of the files can be opened.
+
+    Raises:
+        StorageError
+    """
+    for path in paths:
+        try:
+            open(path, "rb").close()
+        except OSError as error:
+            raise storage.refusal("cannot read", path, error) from None
 
 
 def require_room(output: str, size: int) -> None:

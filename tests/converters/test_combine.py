@@ -177,3 +177,8 @@ def test_an_unnamed_base_is_no_model_called_none():
     assert combine.disagreement(combine.weighted(parts)) == (
         "one of the adapters names no base model, another a/b"
     )
+
+
+def test_one_adapter_twice_is_refused_for_expand_as_for_merge():
+    with pytest.raises(errors.TargetError, match="given twice"):
+        combine.weighted([adapter_of(), adapter_of()], [1, 2])

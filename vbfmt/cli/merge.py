@@ -33,7 +33,7 @@ if TYPE_CHECKING:
     help="Of all tensors; without it, each keeps its own.",
 )
 @click.option("--strict", is_flag=True, help="Refuse a base not known to be the one FILE names.")
-@click.option("--dry-run", is_flag=True, help="Check everything and say what would happen.")
+@click.option("--dry-run", is_flag=True, help="Check all but the sums and say what would happen.")
 @click.option("--card", is_flag=True, help="Write a model card (README.md) for the Hub, too.")
 @click.option("--force", is_flag=True, help="Replace the output of an earlier merge.")
 @click.option("--json", "as_json", is_flag=True, help="Print the answer as JSON.")

@@ -20,7 +20,7 @@ from tests.converters.merge.folders import (
     weights_of,
 )
 from tests.converters.merge.test_arithmetic import assert_right, exact
-from vbfmt import Tensor, errors
+from vbfmt import Tensor, errors, storage
 from vbfmt.converters import merge, safetensors
 
 SIDE_FILES = {
@@ -73,6 +73,21 @@ def test_nothing_of_the_folder_is_lost_and_nothing_old_kept(tmp_path):
     for name in (*SIDE_FILES, "config.json"):
         assert (tmp_path / "out" / name).read_bytes() == (base / name).read_bytes()
     assert others_beside(tmp_path / "out") == ["base"]
+
+
+@pytest.mark.skipif(os.name == "nt", reason="modes are POSIX's")
+def test_a_script_beside_the_weights_stays_one_and_folders_between_are_flushed(
+    tmp_path, monkeypatch
+):
+    base = save_base(tmp_path / "base", weights_of())
+    (base / "a" / "b").mkdir(parents=True)
+    (base / "a" / "b" / "run.sh").touch(mode=0o755)
+    flushed, real = [], storage.sync_folder
+    monkeypatch.setattr(storage, "sync_folder", lambda path: (flushed.append(path), real(path)))
+    merged_into(base, tmp_path / "out")
+    assert os.access(tmp_path / "out" / "a" / "b" / "run.sh", os.X_OK)
+    assert (tmp_path / "out" / "config.json").stat().st_mode & 0o111 == 0
+    assert any(path.endswith(os.path.join(".partial", "a")) for path in flushed)
 
 
 def test_shards_and_index_say_where_everything_is(tmp_path):

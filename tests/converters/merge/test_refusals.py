@@ -364,6 +364,43 @@ def test_what_exists_is_replaced_only_when_asked_for(tmp_path, base):
     assert others_beside(out) == ["base"]
 
 
+@pytest.mark.parametrize("stranger", ["an empty folder", "a link", "a link to a folder"])
+def test_an_empty_folder_or_a_link_in_an_output_is_somebodys_too(tmp_path, base, stranger):
+    """--force removed them."""
+    out = tmp_path / "out"
+    plan = merge.plan(adapter_of(), base)
+    merge.write(plan, out)
+    if stranger == "an empty folder":
+        (out / stranger).mkdir()
+    else:
+        (out / stranger).symlink_to(base if "folder" in stranger else base / "config.json")
+    with pytest.raises(errors.TargetError, match=f"not replaced in .*: found {stranger}"):
+        merge.write(plan, out, overwrite=True)
+    assert (out / stranger).exists()
+
+
+def test_a_mount_point_is_refused_before_anything_is_written(tmp_path, base, monkeypatch):
+    """All was written to the disk above it, and then it could not be put in place."""
+    out = tmp_path / "out"
+    out.mkdir()
+    monkeypatch.setattr(refusals.os.path, "ismount", lambda path: path == str(out))
+    with pytest.raises(errors.TargetError, match="a mount point"):
+        merge.require_place(merge.plan(adapter_of(), base), out, overwrite=True)
+
+
+def test_a_side_file_that_cannot_be_read_is_found_before_anything_is_written(base, monkeypatch):
+    """A dry run passed over it."""
+    (base / "tokenizer.json").touch()
+
+    def denied(path, mode):
+        if path.endswith("tokenizer.json"):
+            raise PermissionError(13, "Permission denied")
+        return open(path, mode)
+
+    monkeypatch.setattr(refusals, "open", denied, raising=False)
+    refused(base, ["cannot read", "tokenizer.json", "Permission denied"], kind=errors.StorageError)
+
+
 @pytest.mark.parametrize("stranger", ["notes.txt", "gguf/model.gguf"])
 def test_a_folder_with_somebodys_files_is_never_replaced(tmp_path, base, stranger):
     out = tmp_path / "out"
@@ -415,6 +452,11 @@ def test_a_base_of_another_revision(cached, model, revision, warned):
         refused(cached, ["not the base that the adapter names", warned], adapter, strict=True)
     else:
         merge.plan(adapter, cached, strict=True)
+
+
+def test_a_model_whose_name_has_two_hyphens_keeps_them(tmp_path):
+    folder = save_base(tmp_path / "models--a--b--c" / "snapshots" / COMMIT, weights_of())
+    assert merge.plan(adapter_of(base_model="a/b--c"), folder, strict=True).notices == ()
 
 
 def test_strict_refuses_a_base_that_does_not_tell(base):
