@@ -279,13 +279,18 @@ def test_progress_adds_up_to_the_size_that_was_foretold(tmp_path):
     assert sum(told) == plan.size == on_disk
 
 
-@pytest.mark.parametrize("rows", [2_000, 8_000])
-def test_memory_does_not_grow_with_the_base(tmp_path, rows):
+def peak_of_a_merge(folder, rows):
     shapes = {"q": (rows, 1024)}
-    base = save_base(tmp_path / "base", {"q.weight": tensor_of(np.ones((rows, 1024)))})
+    base = save_base(folder / "base", {"q.weight": tensor_of(np.ones((rows, 1024)))})
     plan = merge.plan(adapter_of(shapes, b=16), base)
     tracemalloc.start()
-    merge.write(plan, tmp_path / "out")
+    merge.write(plan, folder / "out")
     _, peak = tracemalloc.get_traced_memory()
     tracemalloc.stop()
-    assert peak < 40_000_000
+    return peak
+
+
+def test_a_base_four_times_as_large_takes_the_same_memory(tmp_path):
+    small, large = (peak_of_a_merge(tmp_path / str(rows), rows) for rows in (4_000, 16_000))
+    assert small < 40_000_000
+    assert abs(large - small) < 1_000_000
