@@ -15,6 +15,7 @@ from typing import Protocol
 import numpy as np
 from numpy.typing import NDArray
 
+from vbfmt import packed
 from vbfmt.adapter import Adapter
 from vbfmt.errors import SourceError, TargetError
 from vbfmt.module import Module
@@ -217,7 +218,7 @@ def weighted(
     """The sum of adapters; without weights, each counts once.
 
     Raises:
-        TargetError: not one finite weight for each adapter, or no adapter.
+        TargetError: not one finite weight for each adapter, no adapter, or one twice.
         SourceError: the adapters do not fit each other.
     """
     chosen = tuple(weights) or (1.0,) * len(adapters)
@@ -228,15 +229,28 @@ def weighted(
             found=f"{', '.join(map(str, chosen)) or 'none'} for {len(adapters)} adapters",
             expected="one finite number for each",
         )
+    if len(adapters) > 1 and len({packed.digest(adapter) for adapter in adapters}) < len(adapters):
+        raise TargetError("one adapter given twice", advice="give it once, with --weight")
     return Sum(tuple(zip(adapters, chosen, strict=True)), drop_extras)
 
 
 def disagreement(total: Sum) -> str | None:
-    """What to tell where adapters of a sum name different base models."""
-    names = dict.fromkeys(name or "none" for name in total.base_models)
-    return (
-        f"the adapters name different base models: {', '.join(names)}" if len(names) > 1 else None
-    )
+    """What to tell where adapters of a sum name different base models, or not all name one."""
+    names = dict.fromkeys(filter(None, total.base_models))
+    if len(names) > 1:
+        return f"the adapters name different base models: {', '.join(names)}"
+    if names and None in total.base_models:
+        return f"one of the adapters names no base model, another {next(iter(names))}"
+    return None
+
+
+def unweighted(total: Sum) -> str | None:
+    """What to tell where an adapter with a weight brings tensors that have none."""
+    whole = [name for adapter, weight in total.parts if weight != 1 for name in adapter.tensors]
+    if total.drop_extras or not whole:
+        return None
+    listed = ", ".join(whole[:3]) + (", …" if len(whole) > 3 else "")
+    return f"--weight is not for trained biases and heads, which are taken whole: {listed}"
 
 
 def reduced(a: Factor, b: Factor, rank: int) -> tuple[Factor, Factor, float]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import stat
 from collections.abc import Callable, Iterable, Iterator
 
 from vbfmt import storage
@@ -48,8 +49,13 @@ def write(
         for name in plan.copies:
             source = os.path.join(plan.base.path, name)
             _write_in(folder, name, _counted(_content(source), told))
+            _keep_executable(source, os.path.join(folder, name))
         for name, text in plan.texts.items():
             _write_in(folder, name, _counted([text], told))
+        for inner in {os.path.dirname(name) for name in plan.copies}:
+            while inner:  # files flush their own folder; these, the folders between
+                inner = os.path.dirname(inner)
+                storage.sync_folder(os.path.join(folder, inner))
         # Somebody may have put something there in the meantime.
         refusals.require_place(os.fspath(path), plan.base.path, overwrite=overwrite)
 
@@ -71,6 +77,13 @@ def _content(path: str) -> Iterator[Bytes]:
                 yield block
     except OSError as error:
         raise storage.refusal("cannot read", path, error) from None
+
+
+def _keep_executable(source: str, copy: str) -> None:
+    """A script stays one, for those who may read the copy."""
+    if os.stat(source).st_mode & stat.S_IXUSR:
+        mode = stat.S_IMODE(os.stat(copy).st_mode)
+        os.chmod(copy, mode | (mode & 0o444) >> 2)
 
 
 def _counted(contents: Iterable[Bytes], told: Callable[[int], None]) -> Iterator[Bytes]:

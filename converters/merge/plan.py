@@ -101,6 +101,7 @@ def plan(
     refusals.require_not_merged_before(model, [each.digest for each in merged])
     notices = [revision.check(part, model.path, strict=strict) for part in parts]
     notices.append(combine.disagreement(factors))
+    notices.append(combine.unweighted(factors))
     if not os.path.lexists(os.path.join(model.path, bases.CONFIG)):
         notices.append(f"the base has no {bases.CONFIG}: what it would tell is not checked")
     weights_out = layout(model, factors, DTYPES[dtype] if dtype else None)
@@ -118,7 +119,7 @@ def plan(
     names = sorted([*(file.name for file in files), *{*model.side_files, *texts, record.NAME}])
     _require_distinct(names, model)
     texts[record.NAME] = record.text(merged, model, names)
-    return Plan(
+    result = Plan(
         factors=factors,
         base=model,
         layout=weights_out,
@@ -126,6 +127,8 @@ def plan(
         texts=texts,
         notices=tuple(filter(None, [*notices, *changes])),
     )
+    refusals.require_readable(os.path.join(model.path, name) for name in result.copies)
+    return result
 
 
 def _index(metadata: Mapping[str, Any], files: Sequence[File]) -> bytes:

@@ -77,7 +77,7 @@ def earlier_digests(base: Base) -> list[str]:
 
 
 def stranger_in(folder: str) -> str | None:
-    """A file or folder that no merge has written there, or None where there is no such thing.
+    """A file, folder or link that no merge has written there, or None where there is no such thing.
 
     A folder without a record is a stranger altogether.
     """
@@ -91,9 +91,11 @@ def stranger_in(folder: str) -> str | None:
     if not isinstance(files, list):
         return f"an unreadable {NAME}"
     known = {os.path.normpath(str(name)) for name in files} | {NAME}
-    for where, _, names in os.walk(folder):
-        for name in names:
-            inside = os.path.relpath(os.path.join(where, name), folder)
-            if inside not in known:
+    for where, folders, names in os.walk(folder):
+        for name in [*folders, *names]:
+            path = os.path.join(where, name)
+            inside = os.path.relpath(path, folder)
+            alone = not os.listdir(path) if name in folders else inside not in known
+            if os.path.islink(path) or alone:
                 return inside
     return None

@@ -20,7 +20,7 @@ from vbfmt.tensors import Tensor
 
 _QUANTISED_CONFIGS = ("quantize_config.json", "quant_config.json", "quantization_config.json")
 _QUANTISED_TENSORS = re.compile(
-    r"\.(qweight|qzeros|g_idx|SCB|weight_scale(_inv)?|weight_packed"
+    r"\.(qweight|qzeros|g_idx|SCB|weight_scale(_inv)?|scale_weight|weight_packed|W_q"
     r"|weight\.(absmax|quant_map|nested_absmax|quant_state\..*))$"
 )
 _ADVICE = "merge into the base in full precision, then quantise the result"
@@ -58,7 +58,7 @@ def require_float(name: str, weight: Tensor, base: Base) -> None:
 
 
 def require_not_merged_before(base: Base, digests: Collection[str]) -> None:
-    """None of the adapters is in the base already, and none is given twice."""
+    """None of the adapters is in the base already."""
     before = set(record.earlier_digests(base))
     for digest in digests:
         if digest in before:
@@ -68,8 +68,6 @@ def require_not_merged_before(base: Base, digests: Collection[str]) -> None:
                 found=digest,
                 advice="give the model that the adapter was trained on",
             )
-    if len(set(digests)) != len(digests):
-        raise TargetError("one adapter given twice", advice="give it once, with --weight")
 
 
 def require_untied(
@@ -182,6 +180,12 @@ def require_place(output: str, base: str, *, overwrite: bool) -> None:
     inner, outer = os.path.realpath(output), os.path.realpath(base)
     if inner == outer or inner.startswith(os.path.join(outer, "")):
         raise TargetError("the output would be inside the base", file=output)
+    if os.path.ismount(inner):
+        raise TargetError(
+            "a mount point cannot be put in place whole",
+            file=output,
+            advice="choose a folder below it",
+        )
     if not os.path.isdir(os.path.dirname(inner)):
         raise TargetError("no folder to write into", file=output, advice="make it first")
     if not overwrite:
@@ -197,6 +201,19 @@ def require_place(output: str, base: str, *, overwrite: bool) -> None:
             found=stranger,
             advice="choose another name, or remove it yourself",
         )
+
+
+def require_readable(paths: Iterable[str]) -> None:
+    """Each of the files can be opened.
+
+    Raises:
+        StorageError
+    """
+    for path in paths:
+        try:
+            open(path, "rb").close()
+        except OSError as error:
+            raise storage.refusal("cannot read", path, error) from None
 
 
 def require_room(output: str, size: int) -> None:
@@ -219,7 +236,16 @@ def _quantisation(base: Base) -> str | None:
             method = about.get("quant_method") if isinstance(about, Mapping) else None
             return f"quantization_config{f' ({method})' if method else ''} in {CONFIG}"
     names: Iterable[str] = chain(base.side_files, base.tensors)
-    return next((n for n in names if n in _QUANTISED_CONFIGS or _QUANTISED_TENSORS.search(n)), None)
+    told = (n for n in names if n in _QUANTISED_CONFIGS or _QUANTISED_TENSORS.search(n))
+    stored = (f"{n} in {t.dtype}" for n, t in base.tensors.items() if _is_packed(n, t))
+    return next(chain(told, stored), None)
+
+
+def _is_packed(name: str, tensor: Tensor) -> bool:
+    """Whether a dtype alone tells: no model in full precision has eight bits for a weight, also
+    not for one that the adapter leaves alone. (A mask of eight bits is no weight.)"""
+    bytes_for_a_weight = tensor.dtype in ("I8", "U8") and name.endswith(".weight")
+    return tensor.dtype.startswith("F8") or (bytes_for_a_weight and len(tensor.shape) == 2)
 
 
 def setting(config: Mapping[str, Any], key: str) -> Any:

@@ -63,7 +63,7 @@ def _identity(base: str) -> tuple[str | None, str | None, Path | None]:
         and home.name.startswith("models--")
     ):
         return None, None, None
-    return home.name.removeprefix("models--").replace("--", "/"), path.name, home / "refs"
+    return home.name.removeprefix("models--").replace("--", "/", 1), path.name, home / "refs"
 
 
 def _commit_of(revision: str, refs: Path | None) -> str | None:

@@ -160,3 +160,25 @@ def test_reduced_factors_beyond_float32_are_refused():
     a, b = np.full((2, 4000), 3e38, "f4"), np.full((4000, 2), 3e38, "f4")
     with pytest.raises(errors.TargetError, match="too large for float32"):
         combine.reduced(a, b, 1)
+
+
+def test_a_weight_says_what_it_does_not_scale():
+    head = {"score.weight": tensor_of(np.ones((2, 24)))}
+    parts = [adapter_of(seed=1), adapter_of(seed=2, tensors=head)]
+    notice = combine.unweighted(combine.weighted(parts, [1, 0.5]))
+    assert notice is not None
+    assert notice.endswith("taken whole: score.weight")
+    assert combine.unweighted(combine.weighted(parts, [0.5, 1])) is None
+    assert combine.unweighted(combine.weighted(parts, [1, 0.5], drop_extras=True)) is None
+
+
+def test_an_unnamed_base_is_no_model_called_none():
+    parts = [adapter_of(seed=n, base_model=name) for n, name in enumerate(["a/b", None])]
+    assert combine.disagreement(combine.weighted(parts)) == (
+        "one of the adapters names no base model, another a/b"
+    )
+
+
+def test_one_adapter_twice_is_refused_for_expand_as_for_merge():
+    with pytest.raises(errors.TargetError, match="given twice"):
+        combine.weighted([adapter_of(), adapter_of()], [1, 2])

@@ -19,7 +19,11 @@ _WORST = 5
 @click.argument("files", metavar="FILE...", nargs=-1, required=True, type=PATH)
 @click.option("-o", "--output", required=True, type=PATH, help="The folder (or .gguf) to write.")
 @click.option(
-    "--weight", "weights", multiple=True, type=float, help="Of each FILE, in order; 1 if left out."
+    "--weight",
+    "weights",
+    multiple=True,
+    type=float,
+    help="Of each FILE, in order; 1 if left out. Biases and heads are taken whole.",
 )
 @click.option("--rank", type=click.IntRange(min=1), help="Reduce the rank to this one.")
 @click.option(
@@ -148,7 +152,7 @@ def _say_losses(rank: int, before: int, lost: Mapping[str, float]) -> None:
 
 
 def _notices(total: Sum, check: str | None) -> Iterator[str]:
-    from vbfmt.converters.combine import disagreement
+    from vbfmt.converters.combine import disagreement, unweighted
 
     extras = list(total.extras)
     if extras:
@@ -158,6 +162,9 @@ def _notices(total: Sum, check: str | None) -> Iterator[str]:
         )
         done = "left out" if total.drop_extras else f"kept{advice}"
         yield f"{len(extras)} other trained tensors ({names}) {done}"
+    whole = unweighted(total)
+    if whole:
+        yield whole
     doubt = disagreement(total)
     if doubt:
         yield doubt

@@ -21,7 +21,11 @@ if TYPE_CHECKING:
 @click.option("--revision", metavar="REV", help="Of FILEs on the Hub: a branch, tag or commit.")
 @click.option("-o", "--output", required=True, type=PATH, help="The folder to write.")
 @click.option(
-    "--weight", "weights", multiple=True, type=float, help="Of each FILE, in order; 1 if left out."
+    "--weight",
+    "weights",
+    multiple=True,
+    type=float,
+    help="Of each FILE, in order; 1 if left out. Biases and heads are taken whole.",
 )
 @click.option(
     "--dtype",
@@ -29,7 +33,7 @@ if TYPE_CHECKING:
     help="Of all tensors; without it, each keeps its own.",
 )
 @click.option("--strict", is_flag=True, help="Refuse a base not known to be the one FILE names.")
-@click.option("--dry-run", is_flag=True, help="Check everything and say what would happen.")
+@click.option("--dry-run", is_flag=True, help="Check all but the sums and say what would happen.")
 @click.option("--card", is_flag=True, help="Write a model card (README.md) for the Hub, too.")
 @click.option("--force", is_flag=True, help="Replace the output of an earlier merge.")
 @click.option("--json", "as_json", is_flag=True, help="Print the answer as JSON.")

@@ -19,7 +19,7 @@ from tests.converters.merge.folders import (
     tensor_of,
     tensors_in,
 )
-from vbfmt import Adapter, errors
+from vbfmt import Adapter, errors, save
 from vbfmt.converters import merge
 
 pytestmark = pytest.mark.skipif(sys.platform == "win32", reason="signals and limits of POSIX")
@@ -116,26 +116,73 @@ def test_killed_at_sixty_moments(base, whole, tmp_path):
     assert others_beside(tmp_path / "out") == []
 
 
-@pytest.mark.parametrize("share", [i / 11 for i in range(11)] + [0.999999])
-def test_out_of_room_at_any_byte(base, tmp_path, share):
-    limit = int(share * (LAYERS // 2) * SIZE[0] * SIZE[1] * 4)
+def merged_within(limit: int, base, folder: Path, adapter: Adapter):
+    """The command, in a process that may make no file longer than `limit` bytes."""
     script = (
         f"import resource; resource.setrlimit(resource.RLIMIT_FSIZE, ({limit}, {limit}))\n"
         "import sys; from vbfmt.cli import main; main()"
     )
-    packed = tmp_path / "a.vblora"
-    import vbfmt
-
-    vbfmt.save(adapter(0), packed)
-    out = tmp_path / "out"
+    packed, out = folder / "a.vblora", folder / "out"
+    save(adapter, packed)
     command = [sys.executable, "-c", script, "merge", packed, "--base", base, "-o", out]
-    done = subprocess.run(command, capture_output=True, text=True)
+    return subprocess.run(command, capture_output=True, text=True)
+
+
+def assert_nothing_left(done, folder: Path, file: str = "") -> None:
     assert done.returncode == 1
-    assert done.stderr.startswith(f"error: cannot write in {out}/")
+    assert done.stderr.startswith(f"error: cannot write in {folder / 'out'}/{file}")
     assert done.stderr.count("\n") == 1
     assert "File too large" in done.stderr
-    assert others_beside(out) == ["a.vblora"]
-    assert not out.exists()
+    assert others_beside(folder / "out") == ["a.vblora"]
+    assert not (folder / "out").exists()
+
+
+@pytest.mark.parametrize("share", [i / 11 for i in range(11)] + [0.999999])
+def test_out_of_room_at_any_byte_of_the_first_shard(base, tmp_path, share):
+    limit = int(share * (LAYERS // 2) * SIZE[0] * SIZE[1] * 4)
+    assert_nothing_left(merged_within(limit, base, tmp_path, adapter(0)), tmp_path)
+
+
+def with_the_largest(file: str, folder: Path) -> Path:
+    """A base whose output's largest file is this one."""
+    tensors = {"a.q.weight": tensor_of(np.ones((16, 24)))}
+    side_files: dict[str, bytes] = {}
+    if file.startswith("model-00002"):
+        tensors["a.large"] = tensor_of(np.ones(100_000))
+    elif file.endswith("index.json"):  # a header has each tensor once in some shard
+        tensors |= {f"{'a' * 200}.{n}": tensor_of(np.ones(1)) for n in range(300)}
+    elif file == "vbfmt_merge.json":
+        side_files = {f"{n}{'n' * 200}.txt": b"" for n in range(300)}
+    else:
+        side_files = {file: bytes(200_000)}
+    return save_base(folder, tensors, shards=2 if len(tensors) > 1 else 1, side_files=side_files)
+
+
+@pytest.mark.parametrize("short", [1, 5000])
+@pytest.mark.parametrize(
+    "file",
+    [
+        "model-00002-of-00002.safetensors",
+        "tokenizer.json",
+        "1_Pooling/model.bin",
+        "model.safetensors.index.json",
+        "vbfmt_merge.json",
+    ],
+)
+def test_out_of_room_in_what_comes_after_the_first_shard(tmp_path, file, short):
+    base = with_the_largest(file, tmp_path / "of" / "base")
+    one = adapter_of({"a.q": (16, 24)})
+    merge.write(merge.plan(one, base), tmp_path / "of" / "whole")
+    whole = {
+        path.relative_to(tmp_path / "of" / "whole").as_posix(): path.stat().st_size
+        for path in (tmp_path / "of" / "whole").rglob("*")
+        if path.is_file()
+    }
+    limit = whole.pop(file) - short
+    assert max(whole.values()) <= limit
+    (tmp_path / "in").mkdir()
+    done = merged_within(limit, base, tmp_path / "in", one)
+    assert_nothing_left(done, tmp_path / "in", file)
 
 
 def test_a_run_leaves_the_folder_of_a_living_one_alone(base, tmp_path):

@@ -15,6 +15,7 @@ from vbfmt.converters import merge, peft
 torch = pytest.importorskip("torch")
 transformers = pytest.importorskip("transformers")
 peft_library = pytest.importorskip("peft")
+BaseTunerLayer = pytest.importorskip("peft.tuners.tuners_utils").BaseTunerLayer
 
 IDS = torch.arange(24).reshape(2, 12)
 
@@ -54,7 +55,10 @@ def compare(
     assert not info["mismatched_keys"]
     with torch.no_grad():
         wanted, found = adapted(ids)[0].float(), model.eval()(ids)[0].float()
-        untouched = adapted.unload()(ids)[0].float()
+        for module in adapted.modules():  # unload() fails where a head has several layers
+            if isinstance(module, BaseTunerLayer):
+                module.enable_adapters(False)
+        untouched = adapted(ids)[0].float()
     scale = wanted.abs().max()
     assert (wanted - untouched).abs().max() > 100 * rtol * scale, "the adapter has no effect"
     assert (wanted - found).abs().max() <= rtol * scale

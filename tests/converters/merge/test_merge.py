@@ -20,7 +20,7 @@ from tests.converters.merge.folders import (
     weights_of,
 )
 from tests.converters.merge.test_arithmetic import assert_right, exact
-from vbfmt import Tensor, errors
+from vbfmt import Tensor, errors, storage
 from vbfmt.converters import merge, safetensors
 
 SIDE_FILES = {
@@ -73,6 +73,21 @@ def test_nothing_of_the_folder_is_lost_and_nothing_old_kept(tmp_path):
     for name in (*SIDE_FILES, "config.json"):
         assert (tmp_path / "out" / name).read_bytes() == (base / name).read_bytes()
     assert others_beside(tmp_path / "out") == ["base"]
+
+
+@pytest.mark.skipif(os.name == "nt", reason="modes are POSIX's")
+def test_a_script_beside_the_weights_stays_one_and_folders_between_are_flushed(
+    tmp_path, monkeypatch
+):
+    base = save_base(tmp_path / "base", weights_of())
+    (base / "a" / "b").mkdir(parents=True)
+    (base / "a" / "b" / "run.sh").touch(mode=0o755)
+    flushed, real = [], storage.sync_folder
+    monkeypatch.setattr(storage, "sync_folder", lambda path: (flushed.append(path), real(path)))
+    merged_into(base, tmp_path / "out")
+    assert os.access(tmp_path / "out" / "a" / "b" / "run.sh", os.X_OK)
+    assert (tmp_path / "out" / "config.json").stat().st_mode & 0o111 == 0
+    assert any(path.endswith(os.path.join(".partial", "a")) for path in flushed)
 
 
 def test_shards_and_index_say_where_everything_is(tmp_path):
@@ -264,13 +279,18 @@ def test_progress_adds_up_to_the_size_that_was_foretold(tmp_path):
     assert sum(told) == plan.size == on_disk
 
 
-@pytest.mark.parametrize("rows", [2_000, 8_000])
-def test_memory_does_not_grow_with_the_base(tmp_path, rows):
+def peak_of_a_merge(folder, rows):
     shapes = {"q": (rows, 1024)}
-    base = save_base(tmp_path / "base", {"q.weight": tensor_of(np.ones((rows, 1024)))})
+    base = save_base(folder / "base", {"q.weight": tensor_of(np.ones((rows, 1024)))})
     plan = merge.plan(adapter_of(shapes, b=16), base)
     tracemalloc.start()
-    merge.write(plan, tmp_path / "out")
+    merge.write(plan, folder / "out")
     _, peak = tracemalloc.get_traced_memory()
     tracemalloc.stop()
-    assert peak < 40_000_000
+    return peak
+
+
+def test_a_base_four_times_as_large_takes_the_same_memory(tmp_path):
+    small, large = (peak_of_a_merge(tmp_path / str(rows), rows) for rows in (4_000, 16_000))
+    assert small < 40_000_000
+    assert abs(large - small) < 1_000_000

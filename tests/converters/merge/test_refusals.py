@@ -57,7 +57,16 @@ def test_a_base_whose_config_says_quantised(tmp_path, method):
 
 
 @pytest.mark.parametrize(
-    "name", ["qweight", "SCB", "weight_scale_inv", "weight.absmax", "weight.quant_state.nf4"]
+    "name",
+    [
+        "qweight",
+        "SCB",
+        "weight_scale_inv",
+        "scale_weight",
+        "W_q",
+        "weight.absmax",
+        "weight.quant_state.nf4",
+    ],
 )
 def test_a_base_whose_tensors_say_quantised(tmp_path, name):
     tensors = weights_of() | {f"model.layers.0.q.{name}": tensor_of(np.ones(4))}
@@ -67,6 +76,18 @@ def test_a_base_whose_tensors_say_quantised(tmp_path, name):
 def test_a_base_in_fp8(tmp_path):
     tensors = weights_of(dtype="F8_E4M3")
     refused(save_base(tmp_path / "base", tensors), ["quantised", "F8_E4M3", "layers.0"])
+
+
+@pytest.mark.parametrize("dtype", ["F8_E4M3", "F8_E5M2", "I8", "U8"])
+def test_a_base_whose_other_weights_have_eight_bits(tmp_path, dtype):
+    """Those that the adapter leaves alone were let through."""
+    tensors = weights_of() | {"model.layers.0.up.weight": tensor_of(np.ones((4, 4)), dtype)}
+    refused(save_base(tmp_path / "base", tensors), ["quantised", "layers.0.up.weight", dtype])
+
+
+def test_a_mask_of_eight_bits_is_no_weight(tmp_path):
+    tensors = weights_of() | {"model.layers.0.attn.bias": tensor_of(np.ones((1, 1, 4, 4)), "U8")}
+    merge.plan(adapter_of(), save_base(tmp_path / "base", tensors))
 
 
 def test_a_base_of_other_shapes(tmp_path):
@@ -343,6 +364,43 @@ def test_what_exists_is_replaced_only_when_asked_for(tmp_path, base):
     assert others_beside(out) == ["base"]
 
 
+@pytest.mark.parametrize("stranger", ["an empty folder", "a link", "a link to a folder"])
+def test_an_empty_folder_or_a_link_in_an_output_is_somebodys_too(tmp_path, base, stranger):
+    """--force removed them."""
+    out = tmp_path / "out"
+    plan = merge.plan(adapter_of(), base)
+    merge.write(plan, out)
+    if stranger == "an empty folder":
+        (out / stranger).mkdir()
+    else:
+        (out / stranger).symlink_to(base if "folder" in stranger else base / "config.json")
+    with pytest.raises(errors.TargetError, match=f"not replaced in .*: found {stranger}"):
+        merge.write(plan, out, overwrite=True)
+    assert (out / stranger).exists()
+
+
+def test_a_mount_point_is_refused_before_anything_is_written(tmp_path, base, monkeypatch):
+    """All was written to the disk above it, and then it could not be put in place."""
+    out = tmp_path / "out"
+    out.mkdir()
+    monkeypatch.setattr(refusals.os.path, "ismount", lambda path: path == str(out))
+    with pytest.raises(errors.TargetError, match="a mount point"):
+        merge.require_place(merge.plan(adapter_of(), base), out, overwrite=True)
+
+
+def test_a_side_file_that_cannot_be_read_is_found_before_anything_is_written(base, monkeypatch):
+    """A dry run passed over it."""
+    (base / "tokenizer.json").touch()
+
+    def denied(path, mode):
+        if path.endswith("tokenizer.json"):
+            raise PermissionError(13, "Permission denied")
+        return open(path, mode)
+
+    monkeypatch.setattr(refusals, "open", denied, raising=False)
+    refused(base, ["cannot read", "tokenizer.json", "Permission denied"], kind=errors.StorageError)
+
+
 @pytest.mark.parametrize("stranger", ["notes.txt", "gguf/model.gguf"])
 def test_a_folder_with_somebodys_files_is_never_replaced(tmp_path, base, stranger):
     out = tmp_path / "out"
@@ -394,6 +452,11 @@ def test_a_base_of_another_revision(cached, model, revision, warned):
         refused(cached, ["not the base that the adapter names", warned], adapter, strict=True)
     else:
         merge.plan(adapter, cached, strict=True)
+
+
+def test_a_model_whose_name_has_two_hyphens_keeps_them(tmp_path):
+    folder = save_base(tmp_path / "models--a--b--c" / "snapshots" / COMMIT, weights_of())
+    assert merge.plan(adapter_of(base_model="a/b--c"), folder, strict=True).notices == ()
 
 
 def test_strict_refuses_a_base_that_does_not_tell(base):
