@@ -8,6 +8,8 @@ import sys
 
 import pytest
 
+import vbfmt
+from spec.golden.make import worked_example
 from vbfmt import errors, staging, storage
 
 
@@ -95,6 +97,38 @@ def test_only_regular_files_are_read(tmp_path, mmap):
             storage.read(what, mmap=mmap)
     (tmp_path / "empty").write_bytes(b"")
     assert bytes(storage.read(tmp_path / "empty", mmap=mmap)) == b""
+
+
+@pytest.mark.parametrize("name", ["a\0b", "a\ud800b"])
+def test_what_can_be_no_path_is_one_line(tmp_path, monkeypatch, name):
+    monkeypatch.chdir(tmp_path)
+    for mmap in (True, False):
+        with pytest.raises(errors.StorageError, match="cannot read in a.*no file's name"):
+            storage.read(name, mmap=mmap)
+    with pytest.raises(errors.StorageError, match="cannot write in a.*no file's name"):
+        storage.write(name, [b"x"], overwrite=True)
+    with (
+        pytest.raises(errors.StorageError, match="cannot write in a.*no file's name"),
+        storage.new_folder(name, overwrite=True),
+    ):
+        pass
+    for what in (vbfmt.load, vbfmt.verify, lambda path: vbfmt.save(worked_example(), path)):
+        with pytest.raises(errors.StorageError):
+            what(name)
+    assert names(tmp_path) == []
+
+
+def test_a_file_that_is_emptied_before_it_is_mapped_is_empty(tmp_path, monkeypatch):
+    (tmp_path / "x").write_bytes(b"data")
+    real = os.fstat
+
+    def fstat(descriptor):
+        found = real(descriptor)
+        os.truncate(tmp_path / "x", 0)
+        return found
+
+    monkeypatch.setattr(os, "fstat", fstat)
+    assert bytes(storage.read(tmp_path / "x", mmap=True)) == b""
 
 
 def test_a_folder_appears_whole_or_not_at_all(tmp_path):

@@ -22,6 +22,7 @@ def read(path: PathLike, *, mmap: bool) -> memoryview:
     Raises:
         StorageError: it cannot be read, or is no regular file.
     """
+    _require_a_path(path, "cannot read")
     try:
         # O_NONBLOCK: opening a named pipe would wait for a writer.
         file = os.open(path, os.O_RDONLY | getattr(os, "O_NONBLOCK", 0) | _BINARY)
@@ -52,6 +53,7 @@ def write(
         StorageError: the operating system refused, or a device or pipe is there; an older file is
             untouched, unless all that failed was to flush the folder in the end.
     """
+    _require_a_path(path, "cannot write")
     target = os.path.realpath(path)
     if not overwrite:
         require_absent(path)
@@ -98,6 +100,7 @@ def new_folder(path: PathLike, *, overwrite: bool, whole: bool = False) -> Itera
         OutputExistsError: it exists (other than as an empty folder) and `overwrite` is not set.
         StorageError: the operating system refused.
     """
+    _require_a_path(path, "cannot write")
     target = os.path.realpath(path)
     if not overwrite:
         require_absent(path)
@@ -177,9 +180,22 @@ def _read_descriptor(file: int, path: PathLike, *, mmap: bool) -> memoryview:
         advice = "pack a checkpoint first: vbfmt pack" if kind == "a folder" else None
         raise StorageError("cannot read", file=path, found=kind, expected="a file", advice=advice)
     if mmap and status.st_size:
-        return memoryview(mapping.mmap(file, 0, access=mapping.ACCESS_READ))
+        with contextlib.suppress(ValueError):  # somebody has emptied it in this moment
+            return memoryview(mapping.mmap(file, 0, access=mapping.ACCESS_READ))
     with os.fdopen(os.dup(file), "rb") as stream:
         return memoryview(stream.read())
+
+
+def _require_a_path(path: PathLike, what: str) -> None:
+    """Some texts name no file: Python refuses them by errors of its own."""
+    try:
+        sound = b"\0" not in os.fsencode(path)
+    except UnicodeEncodeError:  # half a surrogate pair
+        sound = False
+    if not sound:
+        raise StorageError(
+            what, file=path, found="a character that no file's name can have", expected="a path"
+        )
 
 
 def _require_no_device(target: str, path: PathLike) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 import random
 import shutil
@@ -10,8 +11,9 @@ from pathlib import Path
 
 import pytest
 
+from spec.golden.make import worked_example
 from tests.fuzz import packed
-from vbfmt import errors, loads
+from vbfmt import dumps, errors, loads
 
 SPEC = Path(__file__).parents[2] / "spec"
 HOME = SPEC / "javascript"
@@ -60,6 +62,15 @@ def test_golden_files_are_read(reader):
     assert len(found) == 3
     example = found["worked-example"]["content"]
     assert example["digest"] in (SPEC / "vblora-1.0.md").read_text()
+
+
+def test_a_string_of_megabytes_in_a_config_is_read(reader, tmp_path):
+    """A regular expression over all of it ran out of the engine's stack."""
+    config = json.dumps({"x": "x" * 14_000_000})
+    (tmp_path / "long.vblora").write_bytes(
+        dumps(dataclasses.replace(worked_example(), config=config))
+    )
+    assert "content" in reader(tmp_path)["long"]
 
 
 def test_random_damage_meets_the_same_refusal(reader, tmp_path):
