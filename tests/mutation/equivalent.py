@@ -167,6 +167,12 @@ EQUIVALENT = (
     Equivalent(
         "admixture.x_compose__", "astype(np.float64)", ("astype(None)",), "numpy's name for float64"
     ),
+    Equivalent(
+        "rules.x_broken_names__",
+        "previous = b''",
+        ("previous = None", "previous = b'XXXX'"),
+        "the first name is compared with nothing",
+    ),
     Equivalent("rules.x_broken_modules__", "b > 0", ("b > 1",), "1 divides everything"),
     Equivalent(
         "header.x__texts__",
