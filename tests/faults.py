@@ -14,6 +14,8 @@ from typing import Any
 
 import pytest
 
+from vbfmt import staging
+
 CALLS = {
     "open": (os, "open"),
     "write": (os, "write"),  # past the page cache; through it, by the stream below
@@ -21,9 +23,14 @@ CALLS = {
     "link": (os, "link"),
     "replace": (os, "replace"),
     "rename": (os, "rename"),
+    "renameat2": (staging, "exchanged"),  # through ctypes: answers whether it could
+    "access": (os, "access"),
     "unlink": (os, "unlink"),
     "mkdir": (os, "mkdir"),
+    "rmdir": (os, "rmdir"),
     "stat": (os, "stat"),
+    "lstat": (os, "lstat"),  # `os.path.realpath` and `lexists` too
+    "scandir": (os, "scandir"),  # `shutil.rmtree` too
     "fstat": (os, "fstat"),
     "listdir": (os, "listdir"),
     "dup": (os, "dup"),
@@ -78,6 +85,8 @@ def _failing(name: str, real: Callable[..., Any], faults: Faults) -> Callable[..
     def call(*args: Any, **kwargs: Any) -> Any:
         if not faults(name):
             return real(*args, **kwargs)
+        if name in ("renameat2", "access"):
+            return False
         if name == "close":
             real(*args, **kwargs)  # Linux closes, whatever it answers
         raise OSError(errno.EIO, "Input/output error")

@@ -108,6 +108,20 @@ def test_factors_are_the_subvectors_by_component_and_tile(b, sizes):
     assert flat.size == 0
 
 
+@pytest.mark.parametrize("elements", [1, 8, 20, 64])
+def test_factors_are_the_same_however_many_blocks_they_are_cut_into(elements, monkeypatch):
+    """Whole components at a time, the last block shorter, and parts of one component."""
+    modules = [Module("a", 8, 4, 7), Module("b", 40, 8, 3)]
+    rows = some_rows(sum(module.rows(4) for module in modules), 30, 2)
+    bank = np.random.default_rng(1).standard_normal((30, 4)).astype(np.float32)
+    at_once = composition.factors(bank, rows.indices, rows.weights, modules)
+    monkeypatch.setattr(composition, "_BLOCK_ELEMENTS", elements)
+    cut = composition.factors(bank, rows.indices, rows.weights, modules)
+    for one, other in zip(at_once, cut, strict=True):
+        np.testing.assert_array_equal(one[0], other[0])
+        np.testing.assert_array_equal(one[1], other[1])
+
+
 def test_factors_of_two_rows_by_hand():
     bank = np.array([[1.0, 2.0], [4.0, 8.0], [16.0, 32.0]], "f4")
     indices = np.array([[0, 1, 2], [2, 0, 1]], "u1")

@@ -167,6 +167,34 @@ EQUIVALENT = (
     Equivalent(
         "admixture.x_compose__", "astype(np.float64)", ("astype(None)",), "numpy's name for float64"
     ),
+    Equivalent(
+        "composition.x__compose__",
+        ", strict=True",
+        ("", ", strict=None", ", strict=False"),
+        "the values have the shape of what they are written to",
+    ),
+    Equivalent(
+        "composition.x__compose__", "astype(np.float64)", ("astype(None)",), "numpy's name for it"
+    ),
+    Equivalent(
+        "composition.x__blocks__",
+        "tiles > most",
+        ("tiles >= most",),
+        "a component of just so many is cut into one either way",
+    ),
+    Equivalent(
+        "composition.x__blocks__",
+        "range(0, components, step)",
+        ("range(0, components)",),
+        "the same values are written several times: only slower",
+    ),
+    Equivalent("composition.x__most_rows__", "max(1,", ("max(2,",), _AS_MUCH_AT_ONCE),
+    Equivalent(
+        "rules.x_broken_names__",
+        "previous = b''",
+        ("previous = None", "previous = b'XXXX'"),
+        "the first name is compared with nothing",
+    ),
     Equivalent("rules.x_broken_modules__", "b > 0", ("b > 1",), "1 divides everything"),
     Equivalent(
         "header.x__texts__",
