@@ -59,3 +59,20 @@ def test_a_number_beyond_floats_is_no_value_but_well_formed(number):
 def test_the_limits_themselves_are_allowed():
     assert strict_json.is_object('{"a":' + "9" * 1000 + "}")
     assert strict_json.is_object('{"a":' * 64 + "1" + "}" * 64)
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("[]", "not an object"),
+        ('{"a":' + "[" * 64 + "]" * 64 + "}", "nesting is too deep"),
+        ("[" * 100_000, "nesting is too deep"),
+        ('{"a":' + "1" * 1001 + "}", "an integer of too many digits"),
+        ('{"a":1,"a":1}', "a key twice"),
+        ('{"a":' + "9" * 400 + ".0}", f"{'9' * 20} is more than a float can say"),
+    ],
+    ids=range(6),
+)
+def test_what_is_wrong_is_said_in_few_words(text, message):
+    with pytest.raises(ValueError, match=f"^{message}$"):
+        strict_json.parse_object(text)

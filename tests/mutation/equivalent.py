@@ -177,6 +177,12 @@ EQUIVALENT = (
         "composition.x__compose__", "astype(np.float64)", ("astype(None)",), "numpy's name for it"
     ),
     Equivalent(
+        "composition.x_subvectors__",
+        "reshape(1, -1)",
+        ("reshape(1, -2)",),
+        "numpy takes any negative number for what is left",
+    ),
+    Equivalent(
         "composition.x__blocks__",
         "tiles > most",
         ("tiles >= most",),
