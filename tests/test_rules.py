@@ -182,9 +182,9 @@ def test_names_at_the_border_of_what_is_allowed(name):
 def test_names_beyond_it(name, fault):
     with pytest.raises(errors.ContentError) as error:
         adapter(modules=(Module(name, 4, 2, 1),))
-    assert str(error.value) == (
-        f"{fault} of module: module 0: found {errors.printable(repr(name))}"
-    )
+    found = errors.printable(repr(name))
+    assert str(error.value).startswith(f"{fault} of module: module 0: found {found[:190]}")
+    assert len(str(error.value)) < 300
 
 
 def test_the_order_of_names_is_that_of_their_bytes():

@@ -103,7 +103,7 @@ def test_a_run_on_a_frozen_bank_is_resumed_on_a_frozen_bank(tmp_path):
         trained(resumed, optimizer, range(3, 6))
         expected, found = straight.state_dict(), resumed.state_dict()
         assert found.keys() == expected.keys()
-        assert all(torch.equal(found[name], expected[name]) for name in expected)
+        assert [n for n in expected if not torch.equal(found[n], expected[n])] == []
         assert not adapters_of(resumed).adapter().bank.weight.requires_grad
 
 
