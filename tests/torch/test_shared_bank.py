@@ -99,7 +99,7 @@ def test_a_run_on_a_frozen_bank_is_resumed_on_a_frozen_bank(tmp_path):
         resumed = net()
         load_checkpoint(resumed, tmp_path / "checkpoint", **settings)
         optimizer = torch.optim.AdamW(param_groups(resumed))
-        optimizer.load_state_dict(state)
+        optimizer.load_state_dict(copy.deepcopy(state))
         trained(resumed, optimizer, range(3, 6))
         expected, found = straight.state_dict(), resumed.state_dict()
         assert found.keys() == expected.keys()
