@@ -43,7 +43,9 @@ def worker(rank, folder):
     torch.save(train(called, model, half), os.path.join(folder, f"{rank}.pt"))
     if rank == 0:
         save_checkpoint(called, os.path.join(folder, "checkpoint"))
-    torch.distributed.destroy_process_group()
+    torch.distributed.barrier()
+    # Gloo's own threads now and then never end, in destroy_process_group or at exit.
+    os._exit(0)
 
 
 def test_two_processes_end_at_the_parameters_of_one(tmp_path: Path):
