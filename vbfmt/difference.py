@@ -10,6 +10,7 @@ from numpy.typing import NDArray
 
 from vbfmt.adapter import Adapter
 from vbfmt.admixture import all_weights
+from vbfmt.errors import few
 
 
 @dataclass(frozen=True)
@@ -65,11 +66,11 @@ class Difference:
         result = [f"{part}: {words}" for part, words in self.parts.items()]
         for where, names in (("first", self.only_in_a), ("second", self.only_in_b)):
             if names:
-                result.append(f"{len(names)} modules only in the {where}: {_few(names)}")
+                result.append(f"{len(names)} modules only in the {where}: {few(names)}")
         if self.modules:
             names = tuple(module.name for module in self.modules)
             result.append(
-                f"{len(names)} of {self.compared} modules: {_few(names)}; "
+                f"{len(names)} of {self.compared} modules: {few(names)}; "
                 f"largest difference of a factor's element {self.largest:.3g}"
             )
         return result
@@ -129,7 +130,7 @@ def _texts(a: Adapter, b: Adapter) -> dict[str, str]:
     if a.config != b.config:
         parts["config"] = _configs(a.config, b.config)
     if a.metadata != b.metadata:
-        parts["metadata"] = f"differs at {_few(_differing(a.metadata, b.metadata))}"
+        parts["metadata"] = f"differs at {few(_differing(a.metadata, b.metadata))}"
     return parts
 
 
@@ -144,7 +145,7 @@ def _configs(one: str | None, other: str | None) -> str:
         for text in (one, other)
     )
     keys = _differing(*sides)
-    return f"differs at {_few(keys)}" if keys else "is spelled otherwise"
+    return f"differs at {few(keys)}" if keys else "is spelled otherwise"
 
 
 def _differing(one: Mapping[str, str], other: Mapping[str, str]) -> tuple[str, ...]:
@@ -169,8 +170,3 @@ def _largest(a: NDArray[np.float32], b: NDArray[np.float32]) -> float:
     if not a.size:
         return 0.0
     return float(np.abs(a.astype(np.float64) - b.astype(np.float64)).max())
-
-
-def _few(names: tuple[str, ...], at_most: int = 3) -> str:
-    rest = len(names) - at_most
-    return ", ".join(names[:at_most]) + (f" and {rest} more" if rest > 0 else "")

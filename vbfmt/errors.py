@@ -7,6 +7,7 @@ The fields stay available, so that a program need not parse the line.
 from __future__ import annotations
 
 import os
+from collections.abc import Sequence
 from typing import ClassVar
 
 LONGEST_PIECE = 200
@@ -68,6 +69,12 @@ class VbfmtError(Exception):
         pieces = [head, _cut(self.part or ""), ", ".join(measured)]
         line = ": ".join(piece for piece in pieces if piece)
         return printable(f"{line}; {self.advice}" if self.advice else line)
+
+
+def few(names: Sequence[str]) -> str:
+    """The first three of `names`, and how many more there are."""
+    rest = len(names) - 3
+    return ", ".join(names[:3]) + (f" and {rest} more" if rest > 0 else "")
 
 
 def _cut(text: str) -> str:

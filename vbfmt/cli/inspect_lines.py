@@ -6,7 +6,7 @@ import itertools
 
 from vbfmt.adapter import Adapter
 from vbfmt.cli.show import counted, size, than
-from vbfmt.errors import printable
+from vbfmt.errors import few, printable
 from vbfmt.summary import Histogram, Summary
 
 
@@ -87,7 +87,7 @@ def parts(adapter: Adapter, summary: Summary) -> list[tuple[str, int, str]]:
         ("vector bank", sizes.bank, f"{adapter.h} × {adapter.b} float32"),
         ("indices", sizes.indices, f"{adapter.N} × {adapter.k} {adapter.indices.dtype.name}"),
         ("weights", sizes.weights, f"{adapter.N} × {adapter.k - 1} float32"),
-        ("other tensors", sizes.tensors, _few(list(adapter.tensors))),
+        ("other tensors", sizes.tensors, printable(few(list(adapter.tensors)))),
         ("header, padding", sizes.rest, ""),
     ]
 
@@ -102,7 +102,3 @@ def shares_of(histogram: Histogram) -> list[float]:
     """Each bin's share of all values."""
     total = sum(histogram.counts) or 1
     return [count / total for count in histogram.counts]
-
-
-def _few(names: list[str]) -> str:
-    return printable(", ".join(names[:3]) + (f" and {len(names) - 3} more" if names[3:] else ""))

@@ -17,11 +17,12 @@ import torch
 from torch import Tensor, nn
 
 from vbfmt import json_file, peft_layout, storage
-from vbfmt.errors import ContentError, ModelError, SourceError, VbfmtError
+from vbfmt.errors import ModelError, VbfmtError, few
 from vbfmt.peft_layout import BANK, PREFIX, key_of_logits, key_of_tensor
 from vbfmt.torch.adapters import AttachedAdapter, VBLoRA, adapters_of, find_adapters
 from vbfmt.torch.admixture import Admixture
 from vbfmt.torch.bank import VectorBank
+from vbfmt.torch.checkpoint_file import LOGITS, ranks_of, read, require_bank, require_finite
 from vbfmt.torch.config import VBLoRAConfig
 from vbfmt.torch.injection import fresh_adapter, install, require_free_name
 from vbfmt.torch.linear import is_adaptable
@@ -29,11 +30,6 @@ from vbfmt.torch.stand_ins import names_to_train
 from vbfmt.torch.targets import base_modules, matches, saved_by_peft
 
 PathLike = str | os.PathLike[str]
-
-_A = ".vblora_logits_A"
-_LOGITS = ".vblora_logits_"
-_PICKLE = "adapter_model.bin"
-_SHOWN = 3
 
 
 def save_checkpoint(
@@ -56,7 +52,7 @@ def save_checkpoint(
     config = peft_config(adapters, name)
     adapter, updates = adapters.adapter(name), _updates(adapters, name)
     tensors = _tensors(adapters.root, adapter, updates)
-    _require_finite(tensors)
+    require_finite(tensors)
     text = json_file.text({**config, "save_only_topk_weights": False})
     with storage.new_folder(path, overwrite=overwrite) as folder:
         contiguous = {key: tensor.contiguous() for key, tensor in tensors.items()}
@@ -93,9 +89,9 @@ def load_checkpoint(
     """
     folder = Path(path)
     try:
-        config, tensors = _read(folder)
-        ranks = _ranks(tensors)
-        _require_finite(tensors)
+        config, tensors = read(folder)
+        ranks = ranks_of(tensors)
+        require_finite(tensors)
         adapters = find_adapters(model)
         if adapters is not None:
             adapters.require_unmerged()
@@ -115,7 +111,7 @@ def load_checkpoint(
         require_free_name(model, name)
         layers = _layers(model, ranks)
         config = replace(config, rank_pattern=_pattern(ranks, config.rank))
-        _require_bank(tensors, config)
+        require_bank(tensors, config)
         config = replace(config, modules_to_save=saved_by_peft(model, config.modules_to_save))
         others = _others(model, config, layers, tensors)
         adapter, updates = fresh_adapter(model, config, layers, bank=bank, tensors=others)
@@ -271,7 +267,7 @@ def _others(
     """
     names = []
     for key in tensors:
-        if key == BANK or _LOGITS in key:
+        if key == BANK or LOGITS in key:
             continue
         owner, _, leaf = key.removeprefix(PREFIX).rpartition(".")
         inner = owner.removesuffix(".base_layer")
@@ -285,7 +281,7 @@ def _others(
     if astray:
         raise ModelError(
             "the adapter belongs to another model or config: tensors that only one of both has",
-            found=_few(astray),
+            found=few(astray),
         )
     # In the model's order, so that an optimizer's state fits.
     return promised + [name for name in names if name not in promised]
@@ -303,56 +299,6 @@ def _pattern(ranks: Mapping[str, int], common: int) -> dict[str, int]:
     return dict(ranks) if len({*ranks.values()}) > 1 else {}
 
 
-def _read(folder: Path) -> tuple[VBLoRAConfig, dict[str, Tensor]]:
-    """Config and tensors of a checkpoint folder."""
-    if folder.is_file():
-        raise SourceError(
-            "not a checkpoint folder",
-            expected=f"a folder with {peft_layout.CONFIG}",
-            advice="a packed file is for inference (load_packed) or a new start (warm_start)",
-        )
-    config = json_file.read(folder / peft_layout.CONFIG)
-    return VBLoRAConfig.from_peft(config), _read_tensors(folder)
-
-
-def _read_tensors(folder: Path) -> dict[str, Tensor]:
-    from safetensors import SafetensorError
-    from safetensors.torch import load_file
-
-    weights = folder / peft_layout.WEIGHTS
-    if not weights.exists() and (folder / _PICKLE).exists():
-        raise SourceError(
-            "a pickle",
-            part=_PICKLE,
-            expected=peft_layout.WEIGHTS,
-            advice="save it with save_pretrained(…, safe_serialization=True) where you trust it",
-        )
-    storage.read(weights, mmap=True)  # for its errors: no file, a folder, no permission
-    try:
-        tensors: dict[str, Tensor] = load_file(weights)
-    except SafetensorError as error:
-        raise SourceError("not a safetensors file", part=weights.name, found=error) from None
-    return tensors
-
-
-def _ranks(tensors: Mapping[str, Tensor]) -> dict[str, int]:
-    """Module name → rank, of the checkpoint."""
-    ranks = {
-        key.removeprefix(PREFIX).removesuffix(_A): tensor.shape[0]
-        for key, tensor in tensors.items()
-        if key.startswith(PREFIX) and key.endswith(_A) and tensor.ndim == 3
-    }
-    if not ranks or BANK not in tensors:
-        short = any(key.endswith("_topk_indices") for key in tensors)
-        raise SourceError(
-            "a checkpoint without logits cannot be trained further",
-            found="PEFT's top-k form" if short else f"keys like {next(iter(tensors), 'none')}",
-            expected=f"{BANK} and keys ending in {_A}",
-            advice="pack it, then load_packed for inference or warm_start" if short else None,
-        )
-    return ranks
-
-
 def _layers(model: nn.Module, names: Mapping[str, int]) -> dict[str, nn.Module]:
     """The model's layers of these names.
 
@@ -364,20 +310,9 @@ def _layers(model: nn.Module, names: Mapping[str, int]) -> dict[str, nn.Module]:
     if missing:
         raise ModelError(
             "the adapter belongs to another model: it changes layers that this one does not have",
-            found=_few(missing),
+            found=few(missing),
         )
     return {name: modules[name] for name in modules if name in names}
-
-
-def _require_bank(tensors: Mapping[str, Tensor], config: VBLoRAConfig) -> None:
-    expected = (config.num_vectors, config.vector_length)
-    if tuple(tensors[BANK].shape) != expected:
-        raise SourceError(
-            "the bank is not what the config says",
-            part=BANK,
-            found=tuple(tensors[BANK].shape),
-            expected=expected,
-        )
 
 
 def _require_same(own: Mapping[str, Tensor], given: Mapping[str, Tensor]) -> None:
@@ -386,7 +321,7 @@ def _require_same(own: Mapping[str, Tensor], given: Mapping[str, Tensor]) -> Non
     if other:
         raise ModelError(
             "the adapter belongs to another model or config: tensors that only one of both has",
-            found=_few(other),
+            found=few(other),
         )
     for key, tensor in own.items():
         if tensor.shape != given[key].shape:
@@ -396,23 +331,3 @@ def _require_same(own: Mapping[str, Tensor], given: Mapping[str, Tensor]) -> Non
                 found=tuple(given[key].shape),
                 expected=tuple(tensor.shape),
             )
-
-
-def _require_finite(tensors: Mapping[str, Tensor]) -> None:
-    for key, tensor in tensors.items():
-        if key != BANK and _LOGITS not in key:
-            continue
-        if not tensor.is_floating_point():
-            raise ContentError("no floating-point values", part=key, found=tensor.dtype)
-        if not bool(tensor.isfinite().all()):
-            raise ContentError(
-                "values that are not finite",
-                part=key,
-                found=f"{int((~tensor.isfinite()).sum())} of {tensor.numel()}",
-                advice="the training run diverged, or the logits were rebuilt from a top-k form",
-            )
-
-
-def _few(names: list[str]) -> str:
-    more = len(names) - _SHOWN
-    return ", ".join(names[:_SHOWN]) + (f" and {more} more" if more > 0 else "")

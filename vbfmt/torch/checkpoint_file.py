@@ -1,0 +1,106 @@
+"""What a checkpoint folder in PEFT's logits form holds, before any model is looked at."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+
+from torch import Tensor
+
+from vbfmt import json_file, peft_layout, storage
+from vbfmt.errors import ContentError, SourceError
+from vbfmt.peft_layout import BANK, PREFIX
+from vbfmt.torch.config import VBLoRAConfig
+
+LOGITS = ".vblora_logits_"
+"""Stands in the keys of logits, and in no others."""
+
+_A = f"{LOGITS}A"
+_PICKLE = "adapter_model.bin"
+
+
+def read(folder: Path) -> tuple[VBLoRAConfig, dict[str, Tensor]]:
+    """Config and tensors of a checkpoint folder.
+
+    Raises:
+        SourceError: no such checkpoint.
+        StorageError: it cannot be read.
+    """
+    if folder.is_file():
+        raise SourceError(
+            "not a checkpoint folder",
+            expected=f"a folder with {peft_layout.CONFIG}",
+            advice="a packed file is for inference (load_packed) or a new start (warm_start)",
+        )
+    config = json_file.read(folder / peft_layout.CONFIG)
+    return VBLoRAConfig.from_peft(config), _read_tensors(folder)
+
+
+def _read_tensors(folder: Path) -> dict[str, Tensor]:
+    from safetensors import SafetensorError
+    from safetensors.torch import load_file
+
+    weights = folder / peft_layout.WEIGHTS
+    if not weights.exists() and (folder / _PICKLE).exists():
+        raise SourceError(
+            "a pickle",
+            part=_PICKLE,
+            expected=peft_layout.WEIGHTS,
+            advice="save it with save_pretrained(…, safe_serialization=True) where you trust it",
+        )
+    storage.read(weights, mmap=True)  # for its errors: no file, a folder, no permission
+    try:
+        tensors: dict[str, Tensor] = load_file(weights)
+    except SafetensorError as error:
+        raise SourceError("not a safetensors file", part=weights.name, found=error) from None
+    return tensors
+
+
+def ranks_of(tensors: Mapping[str, Tensor]) -> dict[str, int]:
+    """Module name → rank, of the checkpoint.
+
+    Raises:
+        SourceError: it has no logits.
+    """
+    ranks = {
+        key.removeprefix(PREFIX).removesuffix(_A): tensor.shape[0]
+        for key, tensor in tensors.items()
+        if key.startswith(PREFIX) and key.endswith(_A) and tensor.ndim == 3
+    }
+    if not ranks or BANK not in tensors:
+        short = any(key.endswith("_topk_indices") for key in tensors)
+        raise SourceError(
+            "a checkpoint without logits cannot be trained further",
+            found="PEFT's top-k form" if short else f"keys like {next(iter(tensors), 'none')}",
+            expected=f"{BANK} and keys ending in {_A}",
+            advice="pack it, then load_packed for inference or warm_start" if short else None,
+        )
+    return ranks
+
+
+def require_bank(tensors: Mapping[str, Tensor], config: VBLoRAConfig) -> None:
+    """Refuse, with SourceError, a bank of another shape than the config says."""
+    expected = (config.num_vectors, config.vector_length)
+    if tuple(tensors[BANK].shape) != expected:
+        raise SourceError(
+            "the bank is not what the config says",
+            part=BANK,
+            found=tuple(tensors[BANK].shape),
+            expected=expected,
+        )
+
+
+def require_finite(tensors: Mapping[str, Tensor]) -> None:
+    """Refuse, with ContentError, NaN and infinities in bank and logits."""
+    for key, tensor in tensors.items():
+        if key != BANK and LOGITS not in key:
+            continue
+        if not tensor.is_floating_point():
+            raise ContentError("no floating-point values", part=key, found=tensor.dtype)
+        if not bool(tensor.isfinite().all()):
+            raise ContentError(
+                "values that are not finite",
+                part=key,
+                found=f"{int((~tensor.isfinite()).sum())} of {tensor.numel()}",
+                advice="the training run diverged, or the logits were rebuilt from a top-k form",
+            )
