@@ -6,9 +6,9 @@ cards (``base_model``, ``base_model_relation``, ``library_name``, ``pipeline_tag
 
 from __future__ import annotations
 
-import json
 from collections.abc import Sequence
 
+from vbfmt import peft_layout
 from vbfmt.adapter import Adapter
 from vbfmt.converters.combine import LowRank
 from vbfmt.converters.repository import is_model_name
@@ -124,7 +124,7 @@ def _card(
             "a model card needs huggingface_hub", advice="pip install 'vbfmt[hub]'"
         ) from None
     base = base_model or _base(adapter)
-    task = (json.loads(adapter.config) if adapter.config else {}).get("task_type")
+    task = peft_layout.config_of(adapter).get("task_type")
     data = ModelCardData(
         base_model=base,
         base_model_relation=relation if base else None,

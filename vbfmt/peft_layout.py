@@ -59,6 +59,12 @@ def key_of_tensor(name: str, modules: Collection[str]) -> str:
     return f"{PREFIX}{inner}"
 
 
+def config_of(adapter: WithExtras) -> dict[str, Any]:
+    """The source's own config as the adapter keeps it; empty if it keeps none."""
+    config: dict[str, Any] = json.loads(adapter.config) if adapter.config else {}
+    return config
+
+
 def base_of(config: Mapping[str, Any]) -> tuple[str | None, str | None]:
     """The base model's name and revision, as the config has them."""
     name, revision = (config.get(key) for key in _ABOUT_THE_BASE)
@@ -118,7 +124,7 @@ def about_extras(adapter: WithExtras, only: str) -> dict[str, Any]:
         for owner in owners
         if f"{owner}.bias" in adapter.tensors and f"{owner}.weight" not in adapter.tensors
     }
-    named = json.loads(adapter.config).get("modules_to_save") if adapter.config else None
+    named = config_of(adapter).get("modules_to_save")
     saved = sorted(owners - biases)
     bias = "none" if not biases else only if biases <= {m.name for m in adapter.modules} else "all"
     return {"bias": bias, "modules_to_save": named or saved or None}

@@ -7,6 +7,7 @@ import re
 from collections.abc import Collection, Mapping
 from typing import Any
 
+from vbfmt import peft_layout
 from vbfmt.converters.combine import LowRank
 from vbfmt.converters.merge.base import CONFIG
 
@@ -129,7 +130,7 @@ def trained_labels(adapter: LowRank) -> int | None:
 
 def task_type(adapter: LowRank) -> str | None:
     """What the adapter was trained for, in PEFT's words (``SEQ_CLS``), if it says so."""
-    about = json.loads(adapter.config) if adapter.config else {}
+    about = peft_layout.config_of(adapter)
     return about.get("task_type") if isinstance(about, dict) else None
 
 

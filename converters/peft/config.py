@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import os
 from collections.abc import Mapping
 from typing import Any
@@ -11,7 +10,7 @@ from vbfmt.adapter import Adapter
 from vbfmt.converters.checkpoint import shown, size_in
 from vbfmt.converters.combine import LowRank
 from vbfmt.errors import SourceError
-from vbfmt.peft_layout import CONFIG, NAMES_CODE, about_extras, implied, sizes
+from vbfmt.peft_layout import CONFIG, NAMES_CODE, about_extras, config_of, implied, sizes
 
 PathLike = str | os.PathLike[str]
 
@@ -67,7 +66,7 @@ def orientation(config: Mapping[str, Any]) -> bool:
 
 def for_vblora(adapter: Adapter, rank: int) -> dict[str, Any]:
     """The config with which PEFT loads the adapter as VB-LoRA in its top-k form."""
-    config: dict[str, Any] = json.loads(adapter.config) if adapter.config else {}
+    config = config_of(adapter)
     config.pop(NAMES_CODE, None)  # from a file that somebody else has packed
     return {
         **implied(adapter),
@@ -84,7 +83,7 @@ def for_lora(adapter: LowRank, rank: int, *, extras: bool) -> dict[str, Any]:
 
     One integer rank, alpha equal to it (scale 1), leaf names as targets: what every runtime takes.
     """
-    config: dict[str, Any] = json.loads(adapter.config) if adapter.config else {}
+    config = config_of(adapter)
     kept = {
         key: config[key]
         for key in ("exclude_modules", "layers_to_transform", "layers_pattern")

@@ -83,15 +83,15 @@ def test_names_are_never_paths(vbfmt, tmp_path):
         base_revision="../rev",
         metadata={"../m": "../../x"},
     )
-    work = tmp_path / "a" / "b" / "work"
-    work.mkdir(parents=True)
+    deep = tmp_path / "a" / "b" / "deep"
+    deep.mkdir(parents=True)
     (tmp_path / "x.vblora").write_bytes(dumps(hostile))
     before = tree(tmp_path)
     for words in (
         ("inspect", tmp_path / "x.vblora", "--modules"),
-        ("unpack", tmp_path / "x.vblora", "-o", work / "peft"),
-        ("expand", tmp_path / "x.vblora", "-o", work / "lora"),
-        ("plot", tmp_path / "x.vblora", "-o", work / "page.html"),
+        ("unpack", tmp_path / "x.vblora", "-o", deep / "peft"),
+        ("expand", tmp_path / "x.vblora", "-o", deep / "lora"),
+        ("plot", tmp_path / "x.vblora", "-o", deep / "page.html"),
     ):
         assert vbfmt(*words).code == 0, words
     made = tree(tmp_path) - before
@@ -101,7 +101,7 @@ def test_names_are_never_paths(vbfmt, tmp_path):
         for folder in ("peft", "lora")
         for name in ("config.json", "model.safetensors")
     }
-    assert made == {f"a/b/work/{name}" for name in files}
+    assert made == {f"a/b/deep/{name}" for name in files}
 
 
 def test_an_enormous_promise_is_not_believed(vbfmt, tmp_path):

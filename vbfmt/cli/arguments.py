@@ -29,6 +29,13 @@ class _Path(click.Path):
 
 PATH = _Path()
 LAYOUT = click.Choice(LAYOUTS)
+WEIGHTS = click.option(
+    "--weight",
+    "weights",
+    multiple=True,
+    type=float,
+    help="Of each FILE, in order; 1 if left out. Biases and heads are taken whole.",
+)
 
 
 def digest(ctx: click.Context, param: click.Parameter, value: str | None) -> str | None:

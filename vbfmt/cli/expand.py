@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from vbfmt.cli.arguments import PATH, RUNTIMES
+from vbfmt.cli.arguments import PATH, RUNTIMES, WEIGHTS
 
 if TYPE_CHECKING:
     from vbfmt.converters.combine import Sum
@@ -18,13 +18,7 @@ _WORST = 5
 @click.command("expand")
 @click.argument("files", metavar="FILE...", nargs=-1, required=True, type=PATH)
 @click.option("-o", "--output", required=True, type=PATH, help="The folder (or .gguf) to write.")
-@click.option(
-    "--weight",
-    "weights",
-    multiple=True,
-    type=float,
-    help="Of each FILE, in order; 1 if left out. Biases and heads are taken whole.",
-)
+@WEIGHTS
 @click.option("--rank", type=click.IntRange(min=1), help="Reduce the rank to this one.")
 @click.option(
     "--dtype",

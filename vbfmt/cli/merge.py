@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from vbfmt.cli.arguments import PATH
+from vbfmt.cli.arguments import PATH, WEIGHTS
 
 if TYPE_CHECKING:
     from vbfmt.converters.merge import Plan
@@ -20,13 +20,7 @@ if TYPE_CHECKING:
 @click.option("--base-revision", metavar="REV", help="Of the base on the Hub.")
 @click.option("--revision", metavar="REV", help="Of FILEs on the Hub: a branch, tag or commit.")
 @click.option("-o", "--output", required=True, type=PATH, help="The folder to write.")
-@click.option(
-    "--weight",
-    "weights",
-    multiple=True,
-    type=float,
-    help="Of each FILE, in order; 1 if left out. Biases and heads are taken whole.",
-)
+@WEIGHTS
 @click.option(
     "--dtype",
     type=click.Choice(["float32", "bfloat16", "float16"]),

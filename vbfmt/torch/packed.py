@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import os
 from collections.abc import Callable, Mapping
 from dataclasses import replace
@@ -258,7 +257,7 @@ def _require_tensors(model: nn.Module, adapter: Adapter) -> None:
 
 def _config(adapter: Adapter) -> VBLoRAConfig:
     """A config for training, from the packed one and from the sizes that are certain."""
-    known: dict[str, Any] = json.loads(adapter.config) if adapter.config else {}
+    known = peft_layout.config_of(adapter)
     ranks = {module.name: module.rank for module in adapter}
     sizes = {"num_vectors": adapter.h, "vector_length": adapter.b, "topk": adapter.k}
     return VBLoRAConfig.from_peft(
