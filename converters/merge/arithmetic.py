@@ -28,15 +28,18 @@ class Piece:
     fill: Callable[[NDArray[np.uint8]], None]
 
 
-PIECE_BYTES = 1 << 20
+PIECE_BYTES = 1 << 22
 _BLOCK_ELEMENTS = 1 << 17
-"""About as many as a core's own cache holds with what is computed from them. Smaller blocks are
-worked on so shortly that the threads wait for each other's turn at the interpreter."""
+"""About as many as a core's own cache holds with what is computed from them. The smaller a block or
+a piece, the longer do threads wait for each other's turn at the interpreter."""
 _PRODUCTS = 1 << 18
 """Matrix products of more make OpenBLAS start threads of its own (interface/gemm.c), which then
 stand in the way of ours."""
 _NEAR_OVERFLOW = 1e38
 """Of float32 and bfloat16, whose greatest value is 3.4e38."""
+_INFINITE = {"F16": 2 * 0x7C00, "BF16": 2 * 0x7F80}
+"""`_magnitudes` of infinity; those of NaN are greater."""
+_AGAIN_AT_ONCE = 1 << 14
 
 
 def merged(
@@ -63,16 +66,19 @@ def merged(
     a, b = factors
     left, right = (a.T, b.T) if transposed else (b, a)
     values, itemsize = weight.numpy(), numpy_dtype(dtype).itemsize
-    working = np.float32 if itemsize == 2 and values.dtype != np.float64 else np.float64
+    doubtful = np.inf
+    if itemsize == 2 and values.dtype != np.float64:
+        doubtful = _doubtful(left, right, dtype)
+    # In float64 too where float32 may overflow.
+    working = np.float32 if doubtful < np.inf else np.float64
     left, right = (np.ascontiguousarray(side, dtype=working) for side in (left, right))
-    doubtful = _doubtful(left, right, dtype) if working == np.float32 else 0.0
     most = PIECE_BYTES // itemsize
     rows = max(1, most // max(1, values.shape[1]))
     for top in range(0, len(values), rows):
         for side in range(0, values.shape[1], most):  # more than once in a very long row alone
             here, there = slice(top, top + rows), slice(side, side + most)
-            sides = left[here], right[:, there]
-            yield _merged_part(name, values[here, there], *sides, dtype, doubtful)
+            part = _Part(name, values[here, there], left[here], right[:, there], dtype)
+            yield part.piece(doubtful)
 
 
 def converted(name: str, tensor: Tensor, dtype: str) -> Iterator[Piece]:
@@ -86,43 +92,75 @@ def converted(name: str, tensor: Tensor, dtype: str) -> Iterator[Piece]:
         yield _converted_values(name, values[start : start + step], dtype)
 
 
-def _merged_part(
-    name: str,
-    weight: NDArray[Any],
-    left: NDArray[Any],
-    right: NDArray[Any],
-    dtype: str,
-    doubtful: float,
-) -> Piece:
-    rows, columns = weight.shape
+@dataclass(frozen=True)
+class _Part:
+    """Some rows and columns of W + B·A.
 
-    def fill(data: NDArray[np.uint8]) -> None:
-        out = data.view(numpy_dtype(dtype)).reshape(rows, columns)
+    Attributes:
+        name: of the tensor, for messages.
+        weight: of W (rows, columns).
+        left, right: (rows, rank) and (rank, columns), whose product is added: float32 or float64.
+        dtype: safetensors name of the result's.
+    """
+
+    name: str
+    weight: NDArray[Any]
+    left: NDArray[Any]
+    right: NDArray[Any]
+    dtype: str
+
+    def piece(self, doubtful: float) -> Piece:
+        """The part as bytes to be computed. `doubtful`: as `_doubtful` tells of float32 factors."""
+        size = self.weight.size * numpy_dtype(self.dtype).itemsize
+        if self.left.dtype == np.float64:
+            return Piece(size, self._in_float64)
+        limit = _magnitude(doubtful, self.dtype)
+        return Piece(size, lambda data: self._in_float32(data, limit))
+
+    def _in_float64(self, data: NDArray[np.uint8]) -> None:
+        out = self._out(data)
+        with np.errstate(over="ignore", invalid="ignore"):  # _round_into looks
+            for here, total in self._sums():
+                _round_into(out[here], total, self.weight[here], self.name, self.dtype)
+
+    def _in_float32(self, data: NDArray[np.uint8], limit: np.uint16) -> None:
+        """For sixteen bits; those that come out below `limit` are computed again in float64."""
+        out = self._out(data)
+        with np.errstate(over="ignore", invalid="ignore"):  # looked at below
+            for here, total in self._sums():
+                np.copyto(out[here], total, casting="unsafe")
+        magnitude = _magnitudes(data)
+        self._again(out, np.flatnonzero(magnitude < limit))
+        if magnitude.max(initial=0) >= _INFINITE[self.dtype]:
+            _require_range(out, self.weight, self.name, self.dtype)
+
+    def _sums(self) -> Iterator[tuple[tuple[slice, slice], NDArray[Any]]]:
+        """(where, W + B·A there) block by block; each stays until the next one is asked for."""
+        rows, columns = self.weight.shape
         high, wide = _block_shape(rows, columns)
-        product, total = np.empty((2, high * wide), left.dtype)
-        marks = np.zeros(high * wide + 8, np.bool_)
+        memory = np.empty(high * wide, self.left.dtype)
         for top in range(0, rows, high):
             for side in range(0, columns, wide):
                 here = slice(top, top + high), slice(side, side + wide)
-                old = weight[here]
-                delta = product[: old.size].reshape(old.shape)
-                new = total[: old.size].reshape(old.shape)
-                with np.errstate(over="ignore", invalid="ignore"):  # _round_into looks
-                    _multiply(left[here[0]], right[:, here[1]], delta)
-                    np.copyto(new, old)
-                    new += delta
-                    if doubtful:
-                        np.abs(new, out=delta)
-                        sums = delta.reshape(-1)
-                        if doubtful < np.inf:
-                            chosen = _below(sums, doubtful, marks)
-                        else:
-                            chosen = np.flatnonzero(np.isfinite(old))
-                        if len(chosen):
-                            _again(new, chosen, old, left[here[0]], right[:, here[1]])
-                _round_into(out[here], new, old, name, dtype)
+                old = self.weight[here]
+                total = memory[: old.size].reshape(old.shape)
+                _multiply(self.left[here[0]], self.right[:, here[1]], total)
+                np.add(total, old, out=total)
+                yield here, total
 
-    return Piece(rows * columns * numpy_dtype(dtype).itemsize, fill)
+    def _again(self, out: NDArray[Any], chosen: NDArray[np.intp]) -> None:
+        """Compute the chosen elements of W + B·A once more, in float64."""
+        for start in range(0, len(chosen), _AGAIN_AT_ONCE):
+            places = np.divmod(chosen[start : start + _AGAIN_AT_ONCE], out.shape[1])
+            sides = self.left[places[0]], self.right[:, places[1]]
+            delta = np.einsum("ij,ji->i", *sides, dtype=np.float64)
+            old = self.weight[places]
+            new = np.empty(len(old), out.dtype)
+            _round_into(new, old.astype(np.float64) + delta, old, self.name, self.dtype)
+            out[places] = new
+
+    def _out(self, data: NDArray[np.uint8]) -> NDArray[Any]:
+        return data.view(numpy_dtype(self.dtype)).reshape(self.weight.shape)
 
 
 def _doubtful(left: NDArray[np.float32], right: NDArray[np.float32], dtype: str) -> float:
@@ -144,32 +182,22 @@ def _doubtful(left: NDArray[np.float32], right: NDArray[np.float32], dtype: str)
     return (len(right) + 1) * 2.0**-24 / half_unit * product
 
 
-def _below(values: NDArray[np.float32], limit: float, marks: NDArray[np.bool_]) -> NDArray[np.intp]:
-    """Where `values` are below the limit: few places, looked for eight at a time.
+def _magnitude(value: float, dtype: str) -> np.uint16:
+    """Above `_magnitudes` of all that is smaller than `value`, before it was rounded."""
+    if value == 0:
+        return np.uint16(0)
+    with np.errstate(over="ignore"):
+        bits = np.array([value], np.float32).astype(numpy_dtype(dtype)).view(np.uint16)
+    return np.uint16(2 * (int(bits[0]) + 1))
 
-    Args:
-        marks: written over; at least eight longer than `values`.
+
+def _magnitudes(data: NDArray[np.uint8]) -> NDArray[np.uint16]:
+    """Twice the bits of values of sixteen, without their signs: in the order of their magnitudes.
+
+    Of whatever dtype, they are compared as whole numbers of half the size.
     """
-    count = len(values)
-    np.less(values, limit, out=marks[:count])
-    marks[count : count + 8] = False
-    words = np.flatnonzero(marks[: (count + 7) // 8 * 8].view(np.uint64))
-    places = (words[:, None] * 8 + np.arange(8)).reshape(-1)
-    found: NDArray[np.intp] = places[marks[places]]
-    return found
-
-
-def _again(
-    new: NDArray[np.float32],
-    chosen: NDArray[np.intp],
-    old: NDArray[Any],
-    left: NDArray[np.float32],
-    right: NDArray[np.float32],
-) -> None:
-    """Compute the chosen elements of W + B·A once more, in float64."""
-    row, column = np.divmod(chosen, new.shape[1])
-    delta = np.einsum("ij,ji->i", left[row], right[:, column], dtype=np.float64)
-    new[row, column] = old[row, column].astype(np.float64) + delta
+    bits = data.view(np.uint16)
+    return bits + bits
 
 
 def _converted_values(name: str, values: NDArray[Any], dtype: str) -> Piece:

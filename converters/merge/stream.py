@@ -24,8 +24,8 @@ from vbfmt.tensors import Tensor
 
 _MOST_WORKERS = 8
 """More would only hold more memory: a disk takes less than they compute."""
-_BLOCK = 1 << 22
-_AHEAD = 3
+_BLOCK = 1 << 23
+_AHEAD = 2
 """Blocks that are computed beyond the one that is asked for."""
 
 

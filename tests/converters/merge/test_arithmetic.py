@@ -123,7 +123,7 @@ def test_float64_is_not_rounded_to_bfloat16_by_way_of_float32(value):
 
 def test_pieces_come_in_order_and_whole():
     random = np.random.default_rng(0)
-    tensor = tensor_of(random.standard_normal(3_000_000), "F32")
+    tensor = tensor_of(random.standard_normal(9_000_000), "F32")
     pieces = list(arithmetic.converted("w", tensor, "BF16"))
     assert len(pieces) > 3
     data = b"".join(map(computed, pieces))
