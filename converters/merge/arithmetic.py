@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from vbfmt.errors import TargetError
+from vbfmt.converters.merge import rounding
 from vbfmt.tensors import Tensor, numpy_dtype
 
 FLOATS = ("F32", "BF16", "F16", "F64")
@@ -35,10 +35,6 @@ a piece, the longer do threads wait for each other's turn at the interpreter."""
 _PRODUCTS = 1 << 18
 """Matrix products of more make OpenBLAS start threads of its own (interface/gemm.c), which then
 stand in the way of ours."""
-_NEAR_OVERFLOW = 1e38
-"""Of float32 and bfloat16, whose greatest value is 3.4e38."""
-_INFINITE = {"F16": 2 * 0x7C00, "BF16": 2 * 0x7F80}
-"""`_magnitudes` of infinity; those of NaN are greater."""
 _AGAIN_AT_ONCE = 1 << 14
 
 
@@ -114,25 +110,25 @@ class _Part:
         size = self.weight.size * numpy_dtype(self.dtype).itemsize
         if self.left.dtype == np.float64:
             return Piece(size, self._in_float64)
-        limit = _magnitude(doubtful, self.dtype)
+        limit = rounding.above(doubtful, self.dtype)
         return Piece(size, lambda data: self._in_float32(data, limit))
 
     def _in_float64(self, data: NDArray[np.uint8]) -> None:
         out = self._out(data)
-        with np.errstate(over="ignore", invalid="ignore"):  # _round_into looks
+        with np.errstate(over="ignore", invalid="ignore"):  # `rounding.into` looks
             for here, total in self._sums():
-                _round_into(out[here], total, self.weight[here], self.name, self.dtype)
+                rounding.into(out[here], total, self.weight[here], self.name, self.dtype)
 
-    def _in_float32(self, data: NDArray[np.uint8], limit: np.uint16) -> None:
+    def _in_float32(self, data: NDArray[np.uint8], limit: int) -> None:
         """For sixteen bits; those that come out below `limit` are computed again in float64."""
         out = self._out(data)
         with np.errstate(over="ignore", invalid="ignore"):  # looked at below
             for here, total in self._sums():
                 np.copyto(out[here], total, casting="unsafe")
-        magnitude = _magnitudes(data)
+        magnitude = rounding.magnitudes(data)
         self._again(out, np.flatnonzero(magnitude < limit))
-        if magnitude.max(initial=0) >= _INFINITE[self.dtype]:
-            _require_range(out, self.weight, self.name, self.dtype)
+        if magnitude.max(initial=0) >= rounding.INFINITE[self.dtype]:
+            rounding.require_range(out, self.weight, self.name, self.dtype)
 
     def _sums(self) -> Iterator[tuple[tuple[slice, slice], NDArray[Any]]]:
         """(where, W + B·A there) block by block; each stays until the next one is asked for."""
@@ -156,7 +152,7 @@ class _Part:
             delta = np.einsum("ij,ji->i", *sides, dtype=np.float64)
             old = self.weight[places]
             new = np.empty(len(old), out.dtype)
-            _round_into(new, old.astype(np.float64) + delta, old, self.name, self.dtype)
+            rounding.into(new, old.astype(np.float64) + delta, old, self.name, self.dtype)
             out[places] = new
 
     def _out(self, data: NDArray[np.uint8]) -> NDArray[Any]:
@@ -177,27 +173,9 @@ def _doubtful(left: NDArray[np.float32], right: NDArray[np.float32], dtype: str)
             float(np.linalg.norm(right, axis=0).max(initial=0)),
         )
     product = longest[0] * longest[1]
-    if product >= _NEAR_OVERFLOW:
+    if product >= rounding.NEAR_OVERFLOW:
         return np.inf
     return (len(right) + 1) * 2.0**-24 / half_unit * product
-
-
-def _magnitude(value: float, dtype: str) -> np.uint16:
-    """Above `_magnitudes` of all that is smaller than `value`, before it was rounded."""
-    if value == 0:
-        return np.uint16(0)
-    with np.errstate(over="ignore"):
-        bits = np.array([value], np.float32).astype(numpy_dtype(dtype)).view(np.uint16)
-    return np.uint16(2 * (int(bits[0]) + 1))
-
-
-def _magnitudes(data: NDArray[np.uint8]) -> NDArray[np.uint16]:
-    """Twice the bits of values of sixteen, without their signs: in the order of their magnitudes.
-
-    Of whatever dtype, they are compared as whole numbers of half the size.
-    """
-    bits = data.view(np.uint16)
-    return bits + bits
 
 
 def _converted_values(name: str, values: NDArray[Any], dtype: str) -> Piece:
@@ -206,7 +184,7 @@ def _converted_values(name: str, values: NDArray[Any], dtype: str) -> Piece:
         wide = np.float64 if values.dtype == np.float64 else np.float32
         for start in range(0, len(values), _BLOCK_ELEMENTS):
             here = slice(start, start + _BLOCK_ELEMENTS)
-            _round_into(out[here], values[here].astype(wide), values[here], name, dtype)
+            rounding.into(out[here], values[here].astype(wide), values[here], name, dtype)
 
     return Piece(len(values) * numpy_dtype(dtype).itemsize, fill)
 
@@ -221,42 +199,3 @@ def _multiply(left: NDArray[Any], right: NDArray[Any], out: NDArray[Any]) -> Non
     step = max(1, _PRODUCTS // max(1, right.size))
     for top in range(0, len(left), step):
         np.matmul(left[top : top + step], right, out=out[top : top + step])
-
-
-def _round_into(
-    out: NDArray[Any], values: NDArray[Any], old: NDArray[Any], name: str, dtype: str
-) -> None:
-    """Round float32 or float64 to nearest even; old values that are not finite may stay so."""
-    with np.errstate(over="ignore", invalid="ignore"):
-        narrow = _to_odd(values) if values.dtype == np.float64 and dtype == "BF16" else values
-        np.copyto(out, narrow, casting="unsafe")
-        # Two passes over what is in the cache are cheaper than to look at every result.
-        near = not (
-            values.max(initial=0) < _NEAR_OVERFLOW and values.min(initial=0) > -_NEAR_OVERFLOW
-        )
-    if near or dtype == "F16":
-        _require_range(out, old, name, dtype)
-
-
-def _to_odd(values: NDArray[np.float64]) -> NDArray[np.float32]:
-    """float32 that rounds on to bfloat16 as the float64 itself would: inexact ones made odd.
-
-    (ml_dtypes rounds float64 twice, to float32 and then on.)
-    """
-    narrow = values.astype(np.float32)
-    beyond = np.abs(narrow.astype(np.float64)) > np.abs(values)
-    towards_zero = np.where(beyond, np.nextafter(narrow, np.float32(0)), narrow)
-    inexact = (towards_zero.astype(np.float64) != values) & np.isfinite(values)
-    odd: NDArray[np.float32] = (towards_zero.view(np.uint32) | inexact).view(np.float32)
-    return odd
-
-
-def _require_range(out: NDArray[Any], old: NDArray[Any], name: str, dtype: str) -> None:
-    finite = np.isfinite(out.astype(np.float32) if dtype == "BF16" else out)
-    if not finite.all() and not np.array_equal(finite, np.isfinite(old.astype(np.float64))):
-        word = {"F16": "float16", "F32": "float32", "BF16": "bfloat16", "F64": "float64"}[dtype]
-        raise TargetError(
-            f"a value too large for {word}",
-            part=name,
-            advice="give --dtype bfloat16 or float32" if dtype == "F16" else None,
-        )
