@@ -77,4 +77,5 @@ def magnitudes(data: NDArray[np.uint8]) -> NDArray[np.uint16]:
     Of whatever dtype, they are compared as whole numbers of half the size.
     """
     bits = data.view("<u2")
-    return np.add(bits, bits)
+    doubled: NDArray[np.uint16] = bits + bits
+    return doubled
