@@ -61,10 +61,12 @@ def shapes_in_order(
         peft_config: PeftConfig = PeftConfig.from_peft_type(**said)  # type: ignore[no-untyped-call]
         adapted: Any = get_peft_model(model, peft_config, low_cpu_mem_usage=True)
     except Exception as error:  # noqa: BLE001 - whatever a strange config provokes in there
+        # A long path would take the place of what is said about it.
+        reason = str(error).replace(os.fspath(base), os.path.basename(os.path.normpath(base)))
         raise SourceError(
             "PEFT cannot build the adapter on this base",
             part="--base",
-            found=f"{type(error).__name__}: {str(error)[:100]}",
+            found=f"{type(error).__name__}: {reason[:100]}",
         ) from None
     result = {}
     for name, module in adapted.base_model.model.named_modules():

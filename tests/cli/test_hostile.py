@@ -154,12 +154,16 @@ def test_code_beside_a_base_is_neither_run_nor_asked_about(tmp_path):
     from vbfmt.converters.peft import skeleton
     from vbfmt.errors import SourceError
 
+    base = tmp_path / (
+        "a-folder-of-a-long-name-" * 5
+    )  # it stands in the reason before what it says
+    base.mkdir()
     config = {"model_type": "evil", "auto_map": {"AutoConfig": "evil.Config"}}
-    (tmp_path / "config.json").write_text(json.dumps(config))
+    (base / "config.json").write_text(json.dumps(config))
     ran = tmp_path / "ran"
-    (tmp_path / "evil.py").write_text(f"open({str(ran)!r}, 'w')\nclass Config: pass\n")
+    (base / "evil.py").write_text(f"open({str(ran)!r}, 'w')\nclass Config: pass\n")
     with pytest.raises(SourceError, match="contains custom code"):
-        skeleton.shapes_in_order({"peft_type": "VBLORA"}, tmp_path)
+        skeleton.shapes_in_order({"peft_type": "VBLORA"}, base)
     assert not ran.exists()
 
 
