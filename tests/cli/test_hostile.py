@@ -154,10 +154,8 @@ def test_code_beside_a_base_is_neither_run_nor_asked_about(tmp_path):
     from vbfmt.converters.peft import skeleton
     from vbfmt.errors import SourceError
 
-    base = tmp_path / (
-        "a-folder-of-a-long-name-" * 5
-    )  # it stands in the reason before what it says
-    base.mkdir()
+    base = tmp_path / ("a-folder-of-a-long-name-" * 5) / "base"
+    base.mkdir(parents=True)
     config = {"model_type": "evil", "auto_map": {"AutoConfig": "evil.Config"}}
     (base / "config.json").write_text(json.dumps(config))
     ran = tmp_path / "ran"
