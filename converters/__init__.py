@@ -18,7 +18,7 @@ if TYPE_CHECKING:
 
     from vbfmt.adapter import Adapter
     from vbfmt.converters.checkpoint import Checkpoint
-    from vbfmt.converters.combine import LowRank
+    from vbfmt.converters.low_rank import LowRank
 
 PathLike = str | os.PathLike[str]
 Notice = Callable[[str], None]

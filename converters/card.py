@@ -10,7 +10,7 @@ from collections.abc import Sequence
 
 from vbfmt import peft_layout
 from vbfmt.adapter import Adapter
-from vbfmt.converters.combine import LowRank
+from vbfmt.converters.low_rank import LowRank
 from vbfmt.converters.repository import is_model_name
 from vbfmt.errors import TargetError, printable
 

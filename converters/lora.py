@@ -12,7 +12,7 @@ from vbfmt import json_file, peft_layout, storage
 from vbfmt.container import Bytes
 from vbfmt.converters import safetensors
 from vbfmt.converters.card import NAME as CARD
-from vbfmt.converters.combine import LowRank
+from vbfmt.converters.low_rank import LowRank
 from vbfmt.converters.peft import config as peft_config
 from vbfmt.errors import TargetError
 from vbfmt.module import Module

@@ -20,7 +20,7 @@ from vbfmt import json_file, storage
 from vbfmt.container import Bytes
 from vbfmt.converters import lora, safetensors
 from vbfmt.converters.card import NAME as CARD
-from vbfmt.converters.combine import LowRank
+from vbfmt.converters.low_rank import LowRank
 from vbfmt.errors import TargetError
 
 PathLike = str | os.PathLike[str]

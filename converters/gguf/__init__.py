@@ -19,8 +19,8 @@ from numpy.typing import NDArray
 from vbfmt import storage
 from vbfmt.container import Bytes
 from vbfmt.converters import lora
-from vbfmt.converters.combine import LowRank
 from vbfmt.converters.gguf.base import Base, names, package, read_base
+from vbfmt.converters.low_rank import LowRank
 from vbfmt.errors import SourceError, TargetError
 from vbfmt.module import Module
 

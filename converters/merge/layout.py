@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from functools import cached_property
 
 from vbfmt.converters import safetensors
-from vbfmt.converters.combine import LowRank
+from vbfmt.converters.low_rank import LowRank
 from vbfmt.converters.merge import config, refusals
 from vbfmt.converters.merge.arithmetic import FLOATS
 from vbfmt.converters.merge.base import PICKLE, SAFETENSORS, Base

@@ -10,7 +10,7 @@ from itertools import chain
 from typing import Any
 
 from vbfmt import storage
-from vbfmt.converters.combine import LowRank
+from vbfmt.converters.low_rank import LowRank
 from vbfmt.converters.merge import config, record
 from vbfmt.converters.merge.arithmetic import FLOATS
 from vbfmt.converters.merge.base import CONFIG, Base

@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 
 from vbfmt import direct
 from vbfmt.container import Bytes
-from vbfmt.converters.combine import LowRank
+from vbfmt.converters.low_rank import LowRank
 from vbfmt.converters.merge import arithmetic
 from vbfmt.converters.merge.arithmetic import PIECE_BYTES, Piece
 from vbfmt.converters.merge.layout import File, Item

@@ -8,7 +8,7 @@ from typing import Any
 
 from vbfmt.adapter import Adapter
 from vbfmt.converters.checkpoint import shown, size_in
-from vbfmt.converters.combine import LowRank
+from vbfmt.converters.low_rank import LowRank
 from vbfmt.errors import SourceError
 from vbfmt.peft_layout import CONFIG, NAMES_CODE, about_extras, config_of, implied, sizes
 

@@ -21,7 +21,7 @@ from ml_dtypes import bfloat16
 from tests.bench.shapes import LAYERS, LLAMA_CONFIG, TINYLLAMA, write_tinyllama_logits
 from tests.bench.table import Row, best, print_table
 from vbfmt import converters
-from vbfmt.converters import combine, safetensors
+from vbfmt.converters import reduction, safetensors
 from vbfmt.packed import save
 
 _MORE_MEMORY = 16
@@ -122,11 +122,11 @@ def _reduction_rows() -> list[Row]:
     a = random.standard_normal((8, 2048)).astype(np.float32)
     b = random.standard_normal((5632, 8)).astype(np.float32)
     whole = b @ a
-    ours = best(lambda: combine.reduced(a, b, 4), times=5)
+    ours = best(lambda: reduction.reduced(a, b, 4), times=5)
     start = time.perf_counter()
     values = np.linalg.svd(whole, full_matrices=False).S
     peer = time.perf_counter() - start
-    new_a, new_b, _ = combine.reduced(a, b, 4)
+    new_a, new_b, _ = reduction.reduced(a, b, 4)
     lost = np.linalg.norm(whole - new_b @ new_a) / np.linalg.norm(whole)
     optimum = np.linalg.norm(values[4:]) / np.linalg.norm(values)
     return [

@@ -68,7 +68,7 @@ def command(
         raise click.UsageError(f"{len(weights)} --weight for {len(files)} files")
     from vbfmt.cli import place, show
     from vbfmt.cli.show import note
-    from vbfmt.converters import WRITERS, combine, hub, runtimes
+    from vbfmt.converters import WRITERS, combine, hub, reduction, runtimes
     from vbfmt.converters import card as cards
     from vbfmt.packed import load
 
@@ -87,7 +87,7 @@ def command(
     place.require_none_read(output, (*writer.files, cards.NAME), sources)
     total = combine.weighted([load(path) for path in paths], weights, drop_extras=drop_extras)
     lost: dict[str, float] = {}
-    adapter = total if rank is None else combine.Reduced(total, rank, lost.__setitem__)
+    adapter = total if rank is None else reduction.Reduced(total, rank, lost.__setitem__)
     found = (
         runtimes.require_loadable(adapter, check, drop_extras=drop_extras)
         if check is not None
