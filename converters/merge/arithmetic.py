@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -35,7 +36,10 @@ a piece, the longer do threads wait for each other's turn at the interpreter."""
 _PRODUCTS = 1 << 18
 """Matrix products of more make OpenBLAS start threads of its own (interface/gemm.c), which then
 stand in the way of ours."""
-_AGAIN_AT_ONCE = 1 << 14
+_GATHERED = 1 << 18
+"""Values of each factor that are gathered to compute single elements again."""
+_FEW = 32
+"""Where one in so many or more are computed again, float64 throughout is faster."""
 
 
 def merged(
@@ -120,15 +124,22 @@ class _Part:
                 rounding.into(out[here], total, self.weight[here], self.name, self.dtype)
 
     def _in_float32(self, data: NDArray[np.uint8], limit: int) -> None:
-        """For sixteen bits; those that come out below `limit` are computed again in float64."""
+        """For sixteen bits; what comes out below `limit` is computed again in float64, and so is
+        the whole part where that is much of it, or where something became infinite."""
         out = self._out(data)
-        with np.errstate(over="ignore", invalid="ignore"):  # looked at below
+        with np.errstate(over="ignore", invalid="ignore"):
             for here, total in self._sums():
                 np.copyto(out[here], total, casting="unsafe")
         magnitude = rounding.magnitudes(data)
-        self._again(out, np.flatnonzero(magnitude < limit))
-        if magnitude.max(initial=0) >= rounding.INFINITE[self.dtype]:
-            rounding.require_range(out, self.weight, self.name, self.dtype)
+        low = np.flatnonzero(magnitude < limit)
+        infinite = magnitude.max(initial=0) >= rounding.INFINITE[self.dtype]
+        if infinite or len(low) > len(magnitude) // _FEW:
+            self._widened()._in_float64(data)
+        else:
+            self._again(out, low)
+
+    def _widened(self) -> _Part:
+        return replace(self, left=self.left.astype(np.float64), right=self.right.astype(np.float64))
 
     def _sums(self) -> Iterator[tuple[tuple[slice, slice], NDArray[Any]]]:
         """(where, W + B·A there) block by block; each stays until the next one is asked for."""
@@ -146,8 +157,9 @@ class _Part:
 
     def _again(self, out: NDArray[Any], chosen: NDArray[np.intp]) -> None:
         """Compute the chosen elements of W + B·A once more, in float64."""
-        for start in range(0, len(chosen), _AGAIN_AT_ONCE):
-            places = np.divmod(chosen[start : start + _AGAIN_AT_ONCE], out.shape[1])
+        at_once = max(1, _GATHERED // max(1, self.left.shape[1]))
+        for start in range(0, len(chosen), at_once):
+            places = np.divmod(chosen[start : start + at_once], out.shape[1])
             sides = self.left[places[0]], self.right[:, places[1]]
             delta = np.einsum("ij,ji->i", *sides, dtype=np.float64)
             old = self.weight[places]
@@ -160,20 +172,22 @@ class _Part:
 
 
 def _doubtful(left: NDArray[np.float32], right: NDArray[np.float32], dtype: str) -> float:
-    """Sums in float32 nearer to zero than this may be off by more than half a unit of sixteen bits.
+    """Sums in float32 nearer to zero than this may be off by half a unit of sixteen bits or more.
 
-    The error is at most some (rank + 1) · 2⁻²⁴ · Σ|left·right|, which is at most the product of two
-    norms; half a unit of float16 is at least 2⁻¹² of the value, of bfloat16 2⁻⁹. Infinite where
-    float32 may have overflowed.
+    The product's error is about (rank + 1) · 2⁻²⁴ · Σ|left·right| at most, and that is at most the
+    product of two norms; half a unit of float16 is at least 2⁻¹² of the value, of bfloat16 2⁻⁹.
+    (The last addition's error, 2⁻²⁴ of the sum, is nothing beside that; and only an error of a
+    whole unit could lead further than to the nearest neighbour.) Infinite where float32 may have
+    overflowed.
     """
     half_unit = {"F16": 2.0**-12, "BF16": 2.0**-9}[dtype]
-    with np.errstate(over="ignore"):
-        longest = (
-            float(np.linalg.norm(left, axis=1).max(initial=0)),
-            float(np.linalg.norm(right, axis=0).max(initial=0)),
-        )
-    product = longest[0] * longest[1]
-    if product >= rounding.NEAR_OVERFLOW:
+    # In float64: the squares of small values are zero in float32.
+    longest = (
+        np.einsum("ij,ij->i", left, left, dtype=np.float64).max(initial=0),
+        np.einsum("ij,ij->j", right, right, dtype=np.float64).max(initial=0),
+    )
+    product = math.sqrt(longest[0]) * math.sqrt(longest[1])
+    if not product < rounding.NEAR_OVERFLOW:
         return np.inf
     return (len(right) + 1) * 2.0**-24 / half_unit * product
 
@@ -195,7 +209,12 @@ def _block_shape(rows: int, columns: int) -> tuple[int, int]:
 
 
 def _multiply(left: NDArray[Any], right: NDArray[Any], out: NDArray[Any]) -> None:
-    """``left @ right``, some rows at a time."""
-    step = max(1, _PRODUCTS // max(1, right.size))
-    for top in range(0, len(left), step):
-        np.matmul(left[top : top + step], right, out=out[top : top + step])
+    """``left @ right`` in products of at most `_PRODUCTS` multiplications, of several rows each:
+    of one row, OpenBLAS starts threads much sooner."""
+    rank, columns = right.shape
+    wide = max(1, min(columns, _PRODUCTS // (32 * max(1, rank))))
+    high = max(1, _PRODUCTS // max(1, rank * wide))
+    for top in range(0, len(left), high):
+        for side in range(0, columns, wide):
+            here = slice(top, top + high), slice(side, side + wide)
+            np.matmul(left[here[0]], right[:, here[1]], out=out[here])

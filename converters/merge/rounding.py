@@ -52,8 +52,12 @@ def require_range(out: NDArray[Any], old: NDArray[Any], name: str, dtype: str) -
     Raises:
         TargetError: a value is too large for `dtype`; `name` is the tensor's.
     """
-    finite = np.isfinite(out.astype(np.float32) if dtype == "BF16" else out)
-    if not finite.all() and not np.array_equal(finite, np.isfinite(old.astype(np.float64))):
+    with np.errstate(invalid="ignore"):  # some NaN signal when they are converted
+        finite, before = (
+            np.isfinite(values.astype(np.float32) if values.dtype.itemsize == 2 else values)
+            for values in (out, old)
+        )
+    if not finite.all() and not np.array_equal(finite, before):
         word = {"F16": "float16", "F32": "float32", "BF16": "bfloat16", "F64": "float64"}[dtype]
         raise TargetError(
             f"a value too large for {word}",

@@ -25,13 +25,20 @@ from vbfmt.tensors import Tensor
 _MOST_WORKERS = 8
 """More would only hold more memory: a disk takes less than they compute."""
 _BLOCK = 1 << 23
-_AHEAD = 2
-"""Blocks that are computed beyond the one that is asked for."""
 
 
 def workers() -> ThreadPoolExecutor:
     """Threads that compute pieces."""
-    return ThreadPoolExecutor(min(cores(), _MOST_WORKERS))
+    return ThreadPoolExecutor(_workers())
+
+
+def _workers() -> int:
+    return min(cores(), _MOST_WORKERS)
+
+
+def _ahead() -> int:
+    """Blocks that are computed beyond the one that is asked for: work for all threads."""
+    return max(2, _workers() * PIECE_BYTES // _BLOCK)
 
 
 def tensors(plan: Plan) -> Iterator[tuple[str, Tensor]]:
@@ -70,9 +77,10 @@ def blocks(pieces: Iterable[Piece], pool: ThreadPoolExecutor) -> Iterator[Bytes]
     Every piece is computed where its bytes are written from; none is copied. Memory is used in
     turns: a block stays as it is until the next but one is asked for.
     """
+    ahead = _ahead()
     # Those ahead, the one that is asked for, and the one that may still be on its way to the disk:
     # the next block is begun in its memory when the one after it is asked for.
-    memory = cycle([direct.aligned(_BLOCK + PIECE_BYTES) for _ in range(_AHEAD + 2)])
+    memory = cycle([direct.aligned(_BLOCK + PIECE_BYTES) for _ in range(ahead + 2)])
     waiting: deque[_Block] = deque()
     block = _Block(next(memory))
     for piece in pieces:
@@ -81,7 +89,7 @@ def blocks(pieces: Iterable[Piece], pool: ThreadPoolExecutor) -> Iterator[Bytes]
             continue
         waiting.append(block)
         block = _Block(next(memory), block.filled - block.whole)
-        if len(waiting) > _AHEAD:
+        if len(waiting) > ahead:
             yield waiting.popleft().finish(waiting[0])
     waiting.append(block)
     while len(waiting) > 1:

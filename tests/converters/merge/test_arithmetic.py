@@ -180,3 +180,67 @@ def test_a_row_longer_than_a_piece(monkeypatch):
     pieces = list(arithmetic.merged("w", weight, (a, b), "F32", transposed=False))
     assert {piece.size for piece in pieces} == {64, 8}
     assert_right(merged(weight, a, b, "F32"), *exact(weight, a, b, "F32"), "F32")
+
+
+@pytest.mark.parametrize(("rank", "columns"), [(1, 3), (4, 5632), (64, 14336), (300, 131_072)])
+def test_products_are_small_and_of_several_rows(monkeypatch, rank, columns):
+    """Rows of 14336 and a rank of 64 were multiplied one by one, for each of which OpenBLAS began
+    threads: a hundred times slower."""
+    seen = []
+
+    def multiply(left, right, out):
+        seen.append((len(left), left.size * right.shape[1]))
+        out[:] = 1
+
+    monkeypatch.setattr(np, "matmul", multiply)
+    out = np.zeros((70, columns), np.float32)
+    sides = np.zeros((70, rank), np.float32), np.zeros((rank, columns), np.float32)
+    arithmetic._multiply(*sides, out)
+    assert out.all()
+    assert max(size for _, size in seen) <= arithmetic._PRODUCTS
+    assert min(rows for rows, _ in seen[:-1] or seen) >= min(6, len(out))
+
+
+@pytest.mark.parametrize("dtype", ["BF16", "F16"])
+@pytest.mark.parametrize("share", [1 / 64, 1 / 2, 1])
+def test_however_many_are_computed_again(dtype, share):
+    random = np.random.default_rng(0)
+    a = random.standard_normal((16, 300)).astype(np.float32)
+    b = random.standard_normal((200, 16)).astype(np.float32)
+    product = b.astype(np.float64) @ a.astype(np.float64)
+    cancelled = random.random(product.shape) < share
+    weight = tensor_of(np.where(cancelled, -product * (1 + 1e-6), 1).astype(np.float32), "F32")
+    found = merged(weight, a, b, dtype)
+    exactly = rounded(weight.numpy().astype(np.float64) + product, dtype)
+    np.testing.assert_array_equal(found[cancelled], exactly[cancelled])
+
+
+def test_factors_whose_squares_are_zero_in_float32_cancel_out_too():
+    """Their norms were zero, so that nothing was computed again."""
+    random = np.random.default_rng(0)
+    a = (random.standard_normal((8, 50)) * 1e-24).astype(np.float32)
+    b = (random.standard_normal((40, 8)) * 1e16).astype(np.float32)
+    product = b.astype(np.float64) @ a.astype(np.float64)
+    weight = tensor_of((-product * (1 + 1e-7)).astype(np.float32), "F32")
+    found = merged(weight, a, b, "BF16")
+    exactly = rounded(weight.numpy().astype(np.float64) + product, "BF16")
+    np.testing.assert_array_equal(found, exactly)
+
+
+@pytest.mark.filterwarnings("error")
+@pytest.mark.parametrize(
+    "values",
+    [
+        np.array([[0x7F810000, 0x3F800000]], np.uint32).view(np.float32),
+        np.array([[0x7F81, 0x3F80]], np.uint16).view(numpy_dtype("BF16")),
+    ],
+)
+def test_a_nan_that_signals_is_passed_on_without_a_warning(values):
+    found = merged(Tensor.of(values), np.ones((1, 2), "f4"), np.ones((1, 1), "f4"), "BF16")
+    np.testing.assert_array_equal(found.view(np.uint16) & 0x7FC0, [[0x7FC0, 0x4000]])
+
+
+def test_a_sum_that_only_float32_takes_over_the_edge_is_no_error():
+    weight = tensor_of(np.array([[65519.996]], np.float32), "F32")
+    found = merged(weight, np.full((1, 1), 0.003, "f4"), np.ones((1, 1), "f4"), "F16")
+    assert found == 65504

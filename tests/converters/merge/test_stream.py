@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import threading
 import time
 from concurrent.futures import ThreadPoolExecutor
 
@@ -15,7 +16,7 @@ from tests.converters.merge.folders import adapter_of, save_base, tensor_of
 from vbfmt import direct, errors
 from vbfmt.converters import merge
 from vbfmt.converters.merge import stream
-from vbfmt.converters.merge.arithmetic import Piece
+from vbfmt.converters.merge.arithmetic import PIECE_BYTES, Piece
 
 SMALL = 3 * direct.ALIGNMENT
 
@@ -95,3 +96,13 @@ def test_the_iterator_gives_the_tensors_of_the_file(tmp_path):
     plan = merge.plan(adapter_of({"q": (2000, 512)}, b=8), base, dtype="float32")
     merge.write(plan, tmp_path / "out")
     assert dict(merge.tensors(plan)) == merge.base.read(tmp_path / "out").tensors
+
+
+def test_there_is_work_for_every_thread(monkeypatch):
+    """Of eight threads, two had nothing to do."""
+    monkeypatch.setattr(stream, "cores", lambda: 8)
+    together = threading.Barrier(8)
+    pieces = [Piece(PIECE_BYTES, lambda out: together.wait(10) and None)] * 8
+    with stream.workers() as pool:
+        assert sum(map(len, stream.blocks(pieces, pool))) == 8 * PIECE_BYTES
+    assert not together.broken
