@@ -10,6 +10,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from vbfmt import pages
 from vbfmt.converters.merge import rounding
 from vbfmt.tensors import Tensor, numpy_dtype
 
@@ -23,14 +24,29 @@ class Piece:
     Attributes:
         size: how many; at most `PIECE_BYTES`.
         fill: computes them into an array (size,) uint8; any thread may call it.
+        source: what of the base is read for it.
+        name: of the tensor.
     """
 
     size: int
     fill: Callable[[NDArray[np.uint8]], None]
+    source: NDArray[Any] | None = None
+    name: str = ""
+
+    def compute(self, data: NDArray[np.uint8]) -> None:
+        """Fetch the source and fill the piece.
+
+        Raises:
+            StorageError: the base cannot be read any more.
+            TargetError: as `merged` says.
+        """
+        if self.source is not None:
+            pages.fetch(self.source, self.name)
+        self.fill(data)
 
 
 PIECE_BYTES = 1 << 22
-_BLOCK_ELEMENTS = 1 << 17
+_BLOCK_ELEMENTS = 1 << 18
 """About as many as a core's own cache holds with what is computed from them. The smaller a block or
 a piece, the longer do threads wait for each other's turn at the interpreter."""
 _PRODUCTS = 1 << 18
@@ -113,9 +129,9 @@ class _Part:
         """The part as bytes to be computed. `doubtful`: as `_doubtful` tells of float32 factors."""
         size = self.weight.size * numpy_dtype(self.dtype).itemsize
         if self.left.dtype == np.float64:
-            return Piece(size, self._in_float64)
+            return Piece(size, self._in_float64, self.weight, self.name)
         limit = rounding.above(doubtful, self.dtype)
-        return Piece(size, lambda data: self._in_float32(data, limit))
+        return Piece(size, lambda data: self._in_float32(data, limit), self.weight, self.name)
 
     def _in_float64(self, data: NDArray[np.uint8]) -> None:
         out = self._out(data)
@@ -200,7 +216,7 @@ def _converted_values(name: str, values: NDArray[Any], dtype: str) -> Piece:
             here = slice(start, start + _BLOCK_ELEMENTS)
             rounding.into(out[here], values[here].astype(wide), values[here], name, dtype)
 
-    return Piece(len(values) * numpy_dtype(dtype).itemsize, fill)
+    return Piece(len(values) * numpy_dtype(dtype).itemsize, fill, values, name)
 
 
 def _block_shape(rows: int, columns: int) -> tuple[int, int]:

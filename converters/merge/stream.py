@@ -24,21 +24,15 @@ from vbfmt.tensors import Tensor
 
 _MOST_WORKERS = 8
 """More would only hold more memory: a disk takes less than they compute."""
-_BLOCK = 1 << 23
+_BLOCK = 1 << 24
+"""So long that a disk has not done with one before the threads that compute let go of a core."""
+_AHEAD = 2
+"""Blocks that are computed beyond the one that is asked for: pieces for all workers."""
 
 
 def workers() -> ThreadPoolExecutor:
     """Threads that compute pieces."""
-    return ThreadPoolExecutor(_workers())
-
-
-def _workers() -> int:
-    return min(cores(), _MOST_WORKERS)
-
-
-def _ahead() -> int:
-    """Blocks that are computed beyond the one that is asked for: work for all threads."""
-    return max(2, _workers() * PIECE_BYTES // _BLOCK)
+    return ThreadPoolExecutor(min(cores(), _MOST_WORKERS))
 
 
 def tensors(plan: Plan) -> Iterator[tuple[str, Tensor]]:
@@ -59,7 +53,7 @@ def tensors(plan: Plan) -> Iterator[tuple[str, Tensor]]:
                 data = np.empty(item.size, np.uint8)
                 jobs, end = [], 0
                 for piece in _pieces(item, plan.factors):
-                    jobs.append(pool.submit(piece.fill, data[end : end + piece.size]))
+                    jobs.append(pool.submit(piece.compute, data[end : end + piece.size]))
                     end += piece.size
                 for job in jobs:
                     job.result()
@@ -77,10 +71,9 @@ def blocks(pieces: Iterable[Piece], pool: ThreadPoolExecutor) -> Iterator[Bytes]
     Every piece is computed where its bytes are written from; none is copied. Memory is used in
     turns: a block stays as it is until the next but one is asked for.
     """
-    ahead = _ahead()
     # Those ahead, the one that is asked for, and the one that may still be on its way to the disk:
     # the next block is begun in its memory when the one after it is asked for.
-    memory = cycle([direct.aligned(_BLOCK + PIECE_BYTES) for _ in range(ahead + 2)])
+    memory = cycle([direct.aligned(_BLOCK + PIECE_BYTES) for _ in range(_AHEAD + 2)])
     waiting: deque[_Block] = deque()
     block = _Block(next(memory))
     for piece in pieces:
@@ -89,7 +82,7 @@ def blocks(pieces: Iterable[Piece], pool: ThreadPoolExecutor) -> Iterator[Bytes]
             continue
         waiting.append(block)
         block = _Block(next(memory), block.filled - block.whole)
-        if len(waiting) > ahead:
+        if len(waiting) > _AHEAD:
             yield waiting.popleft().finish(waiting[0])
     waiting.append(block)
     while len(waiting) > 1:
@@ -121,7 +114,7 @@ class _Block:
     def begin(self, piece: Piece, pool: ThreadPoolExecutor) -> None:
         """Have the next piece computed."""
         end = self.filled + piece.size
-        self.jobs.append(pool.submit(piece.fill, self.memory[self.filled : end]))
+        self.jobs.append(pool.submit(piece.compute, self.memory[self.filled : end]))
         self.filled = end
 
     def finish(self, after: _Block | None) -> Bytes:
@@ -135,7 +128,7 @@ class _Block:
 
 
 def _file_pieces(file: File, factors: LowRank) -> Iterator[Piece]:
-    yield from _copied(np.frombuffer(file.header, np.uint8))
+    yield from _copied("", np.frombuffer(file.header, np.uint8))
     for item in file.items:
         yield from _pieces(item, factors)
 
@@ -150,14 +143,14 @@ def _pieces(item: Item, factors: LowRank) -> Iterator[Piece]:
             transposed=item.transposed,
         )
     if item.copied:
-        return _copied(item.source.data)
+        return _copied(item.name, item.source.data)
     return arithmetic.converted(item.name, item.source, item.dtype)
 
 
-def _copied(data: NDArray[np.uint8]) -> Iterator[Piece]:
+def _copied(name: str, data: NDArray[np.uint8]) -> Iterator[Piece]:
     for start in range(0, len(data), PIECE_BYTES):
-        yield _copy(data[start : start + PIECE_BYTES])
+        yield _copy(name, data[start : start + PIECE_BYTES])
 
 
-def _copy(data: NDArray[np.uint8]) -> Piece:
-    return Piece(len(data), lambda out: np.copyto(out, data))
+def _copy(name: str, data: NDArray[np.uint8]) -> Piece:
+    return Piece(len(data), lambda out: np.copyto(out, data), data, name)

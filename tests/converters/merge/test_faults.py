@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -19,6 +20,7 @@ from tests.converters.merge.folders import (
     tensor_of,
     tensors_in,
 )
+from tests.test_pages import linux_since
 from vbfmt import Adapter, errors, save
 from vbfmt.converters import merge
 
@@ -215,3 +217,16 @@ def test_an_interrupt_leaves_nothing(base, tmp_path):
     process.wait()
     assert process.returncode != 0 or (tmp_path / "out").exists()
     assert all(not name.endswith(".partial") for name in os.listdir(tmp_path))
+
+
+@pytest.mark.skipif(not linux_since(5, 14), reason="Linux 5.14")
+def test_a_shard_that_is_cut_off_after_the_plan_is_one_error(tmp_path, base):
+    """The system ended the process."""
+    changed = tmp_path / "base"
+    shutil.copytree(base, changed)
+    plan = merge.plan(adapter(0), changed)
+    shard = changed / "model-00002-of-00002.safetensors"
+    os.truncate(shard, shard.stat().st_size // 2)
+    with pytest.raises(errors.StorageError, match=r"cut off while it was read.*layers\.\d\.q"):
+        merge.write(plan, tmp_path / "out")
+    assert os.listdir(tmp_path) == [changed.name]
