@@ -15,6 +15,7 @@ from vbfmt.torch.composition import Composition
 from vbfmt.torch.config import VBLoRAConfig
 from vbfmt.torch.linear import VBLoRALinear
 from vbfmt.torch.stand_ins import StandIns
+from vbfmt.torch.state_dict import keep_names
 
 
 class AttachedAdapter(nn.Module):
@@ -181,6 +182,7 @@ class VBLoRA(nn.Module):
         self._hooks = [
             self.root.register_forward_pre_hook(self.begin_pass),
             self.root.register_forward_hook(self.end_pass, always_call=True),
+            *keep_names(self.root),
         ]
 
     def detach(self) -> None:

@@ -98,6 +98,11 @@ class Composition:
             found.unrecorded.add(position)
         return found.rows[position]
 
+    def _forget_passes(self) -> None:
+        self._mine = _PassOfThread()
+        self._traced: Pass | None = None
+        self._recorded: dict[int, Pass] = {}  # by thread, the latest at the end
+
     def _current(self) -> Pass | None:
         if torch.compiler.is_compiling():  # it cannot trace what is a thread's own
             return self._traced
@@ -121,11 +126,6 @@ class Composition:
             if known not in living:
                 self._recorded.pop(known, None)
         self._recorded[threading.get_ident()] = recorded
-
-    def _forget_passes(self) -> None:
-        self._mine = _PassOfThread()
-        self._traced: Pass | None = None
-        self._recorded: dict[int, Pass] = {}  # by thread, the latest at the end
 
     def __getstate__(self) -> dict[str, Any]:
         """Copies and pickles of a model do not hold what belongs to one pass."""

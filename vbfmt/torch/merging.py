@@ -19,7 +19,9 @@ def merge(model: nn.Module) -> None:
     Added in float32 and rounded once to the weight's dtype. The weights as they were are kept, so
     that `unmerge` is exact; this takes the memory of the adapted weights once more.
 
-    A weight that other modules use too (tied embeddings) stays for them what it was.
+    A weight that other modules use too (tied embeddings) stays for them what it was. Until
+    `unmerge` the model has no state dict: loaded again, it would have ΔW twice. For merged weights
+    in files there is ``vbfmt merge``.
 
     Raises:
         ModelError: no adapter is active, it is merged already, a weight is quantized, or ΔW is
