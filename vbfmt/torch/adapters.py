@@ -13,6 +13,7 @@ from vbfmt.errors import ModelError
 from vbfmt.torch.bank import VectorBank
 from vbfmt.torch.composition import Composition
 from vbfmt.torch.config import VBLoRAConfig
+from vbfmt.torch.fast_path import keep_padded
 from vbfmt.torch.linear import VBLoRALinear
 from vbfmt.torch.stand_ins import StandIns
 from vbfmt.torch.state_dict import keep_names
@@ -183,6 +184,7 @@ class VBLoRA(nn.Module):
             self.root.register_forward_pre_hook(self.begin_pass),
             self.root.register_forward_hook(self.end_pass, always_call=True),
             *keep_names(self.root),
+            *keep_padded(self.root),
         ]
 
     def detach(self) -> None:

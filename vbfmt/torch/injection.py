@@ -7,7 +7,7 @@ import sys
 from collections.abc import Collection, Iterable, Mapping
 from contextlib import nullcontext
 from dataclasses import replace
-from typing import Any, cast
+from typing import cast
 
 from torch import Tensor, nn
 
@@ -16,6 +16,7 @@ from vbfmt.torch.adapters import AttachedAdapter, VBLoRA, adapters_of, disabled,
 from vbfmt.torch.admixture import Admixture, LowRankUpdate
 from vbfmt.torch.bank import VectorBank
 from vbfmt.torch.config import VBLoRAConfig
+from vbfmt.torch.fast_path import keep_off
 from vbfmt.torch.linear import VBLoRALinear, features_of
 from vbfmt.torch.stand_ins import StandIns, names_to_train
 from vbfmt.torch.targets import base_modules, find_targets, modules_to_save, rank_of
@@ -230,9 +231,7 @@ def _wrapped(root: nn.Module, name: str) -> VBLoRALinear:
     wrapper = VBLoRALinear(layer).train(layer.training)
     parent = _replace(root, name, wrapper)
     if isinstance(parent, nn.TransformerEncoderLayer):
-        # Its fast path reads the weights of its layers and would pass the adapter by in silence;
-        # a hook on any of them keeps it off that path.
-        wrapper.register_forward_pre_hook(_no_change)
+        keep_off(wrapper)
     return wrapper
 
 
@@ -241,7 +240,3 @@ def _replace(root: nn.Module, name: str, module: nn.Module) -> nn.Module:
     parent = root.get_submodule(path)
     parent._modules[leaf] = module
     return parent
-
-
-def _no_change(module: nn.Module, args: Any) -> None:
-    return None
