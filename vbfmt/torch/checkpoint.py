@@ -7,11 +7,10 @@ the caller's to keep; loading copies into the parameters that are there, so it s
 from __future__ import annotations
 
 import os
-import re
 from collections.abc import Collection, Mapping
 from dataclasses import replace
 from pathlib import Path
-from typing import Any, cast
+from typing import cast
 
 import torch
 from torch import Tensor, nn
@@ -26,8 +25,9 @@ from vbfmt.torch.checkpoint_file import LOGITS, ranks_of, read, require_bank, re
 from vbfmt.torch.config import VBLoRAConfig
 from vbfmt.torch.injection import fresh_adapter, install, require_free_name
 from vbfmt.torch.linear import is_adaptable
+from vbfmt.torch.peft_config import peft_config, rank_pattern_of, updates_of
 from vbfmt.torch.stand_ins import names_to_train
-from vbfmt.torch.targets import base_modules, matches, saved_by_peft
+from vbfmt.torch.targets import base_modules, saved_by_peft
 
 PathLike = str | os.PathLike[str]
 
@@ -50,7 +50,7 @@ def save_checkpoint(
 
     adapters = adapters_of(model)
     config = peft_config(adapters, name)
-    adapter, updates = adapters.adapter(name), _updates(adapters, name)
+    adapter, updates = adapters.adapter(name), updates_of(adapters, name)
     tensors = _tensors(adapters.root, adapter, updates)
     require_finite(tensors)
     text = json_file.text({**config, "save_only_topk_weights": False})
@@ -104,13 +104,13 @@ def load_checkpoint(
                     advice="eject it first",
                 )
             _require_own_bank(adapters, adapter, tensors)
-            _fill(adapters.root, adapter, _updates(adapters, name), tensors)
+            _fill(adapters.root, adapter, updates_of(adapters, name), tensors)
             if freeze_bank:
                 cast(VectorBank, adapter.bank).freeze()
             return adapters
         require_free_name(model, name)
         layers = _layers(model, ranks)
-        config = replace(config, rank_pattern=_pattern(ranks, config.rank))
+        config = replace(config, rank_pattern=rank_pattern_of(ranks))
         require_bank(tensors, config)
         config = replace(config, modules_to_save=saved_by_peft(model, config.modules_to_save))
         others = _others(model, config, layers, tensors)
@@ -122,43 +122,6 @@ def load_checkpoint(
     if freeze_bank:
         cast(VectorBank, adapter.bank).freeze()
     return install(model, name, adapter, updates)
-
-
-def peft_config(adapters: VBLoRA, name: str | None) -> dict[str, Any]:
-    """The adapter's config as PEFT has it, with targets that say exactly which modules it has.
-
-    Raises:
-        ModelError: it is a packed adapter.
-    """
-    adapter = adapters.adapter(name)
-    if adapter.config is None:
-        raise ModelError(
-            "a packed adapter cannot be saved again: it holds no logits",
-            part=f"adapter {name or adapters.active}",
-            advice="copy the file it was loaded from",
-        )
-    layers = adapters.layers(name or adapters.active or "")
-    ranks = {key: update.rank for key, update in _updates(adapters, name).items()}
-    known = getattr(adapters.root, "name_or_path", None)
-    config = replace(
-        adapter.config,
-        target_modules=_exact_targets(adapters.root, list(layers)),
-        exclude_modules=(),
-        modules_to_save=_exactly_saved(adapters.root, adapter),
-        rank_pattern=_pattern(ranks, adapter.config.rank),
-        base_model=adapter.config.base_model or (known if isinstance(known, str) else None) or None,
-    )
-    if len(set(ranks.values())) == 1:
-        config = replace(config, rank=next(iter(ranks.values())))
-    fan_in_fan_out = all(layer.fan_in_fan_out for layer in layers.values())
-    return {**config.as_peft(), "fan_in_fan_out": fan_in_fan_out}
-
-
-def _updates(adapters: VBLoRA, name: str | None) -> dict[str, Admixture]:
-    """A trainable adapter's updates by layer."""
-    name = name or adapters.active or ""
-    layers = adapters.layers(name)
-    return {key: cast(Admixture, layer.updates[name]) for key, layer in layers.items()}
 
 
 def _tensors(
@@ -232,25 +195,6 @@ def _trainable(adapters: VBLoRA, name: str) -> AttachedAdapter:
     return adapter
 
 
-def _exact_targets(root: nn.Module, layers: list[str]) -> str | list[str]:
-    """Targets that fit these layers and nothing else: last components, names, or an expression."""
-    everything = [name for name, _ in base_modules(root) if name]
-    leaves = sorted({name.rpartition(".")[2] for name in layers})
-    for targets in (leaves, sorted(layers)):
-        if [name for name in everything if matches(name, targets)] == layers:
-            return targets
-    return "|".join(re.escape(name) for name in sorted(layers))
-
-
-def _exactly_saved(root: nn.Module, adapter: AttachedAdapter) -> list[str]:
-    """The full names of the modules trained whole, in which PEFT finds no others."""
-    if adapter.config is None:
-        return []
-    saved = saved_by_peft(root, adapter.config.modules_to_save)
-    names = adapter.stand_ins.names
-    return [module for module in saved if any(name.startswith(f"{module}.") for name in names)]
-
-
 def _others(
     model: nn.Module,
     config: VBLoRAConfig,
@@ -292,11 +236,6 @@ def _has_tensor(modules: Mapping[str, nn.Module], name: str) -> bool:
     owner = modules.get(path)
     places = {} if owner is None else {**owner._parameters, **owner._buffers}
     return places.get(leaf) is not None
-
-
-def _pattern(ranks: Mapping[str, int], common: int) -> dict[str, int]:
-    """The ranks by name where there is more than one."""
-    return dict(ranks) if len({*ranks.values()}) > 1 else {}
 
 
 def _layers(model: nn.Module, names: Mapping[str, int]) -> dict[str, nn.Module]:

@@ -22,10 +22,10 @@ from vbfmt.selection import select_top_k
 from vbfmt.torch.adapters import AttachedAdapter, VBLoRA, adapters_of, find_adapters
 from vbfmt.torch.admixture import Admixture, FixedFactors
 from vbfmt.torch.bank import VectorBank
-from vbfmt.torch.checkpoint import peft_config
 from vbfmt.torch.config import VBLoRAConfig
 from vbfmt.torch.injection import attach, install, require_free_name
 from vbfmt.torch.linear import VBLoRALinear, features_of, is_adaptable, is_conv1d
+from vbfmt.torch.peft_config import peft_config, updates_of
 from vbfmt.torch.stand_ins import StandIns, owner_of
 from vbfmt.torch.targets import base_modules
 from vbfmt.torch.tensors import to_format, to_torch
@@ -71,7 +71,7 @@ def to_adapter(
     attached = adapters.adapter(name)
     name = name or adapters.active or ""
     layers = adapters.layers(name)
-    updates = {key: cast(Admixture, layer.updates[name]) for key, layer in layers.items()}
+    updates = updates_of(adapters, name)
     base_model, base_revision = peft_layout.base_of(config)
     others = attached.stand_ins.tensors(adapters.root)
     adapter = Adapter.from_rows(
