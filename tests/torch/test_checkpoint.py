@@ -21,12 +21,14 @@ from vbfmt.errors import (
     StorageError,
 )
 from vbfmt.torch import (
+    adapters_of,
     inject,
     load_checkpoint,
     load_packed,
     param_groups,
     save_checkpoint,
     save_packed,
+    set_adapter,
 )
 
 SETTINGS = {"bias": "all", "modules_to_save": ["classifier"], "dropout": 0.1}
@@ -209,6 +211,62 @@ def test_a_diverged_run_is_not_written_out(tmp_path):
     with pytest.raises(ContentError, match="out"):
         save_packed(model, tmp_path / "adapter.vblora")
     assert list(tmp_path.iterdir()) == []
+
+
+def test_a_head_that_diverged_is_neither_written_out_nor_loaded(tmp_path):
+    model = net()
+    inject(model, config(modules_to_save=["classifier"]))
+    save_checkpoint(model, tmp_path / "checkpoint")
+    with torch.no_grad():
+        model.classifier.bias[1] = float("nan")
+    with pytest.raises(ContentError, match=r"classifier\.bias: found 1 of 2; .*diverged"):
+        save_checkpoint(model, tmp_path / "again")
+    with pytest.raises(ContentError, match=r"classifier\.bias: found 1 of 2; .*diverged"):
+        save_packed(model, tmp_path / "adapter.vblora")
+    assert [path.name for path in tmp_path.iterdir()] == ["checkpoint"]
+    bias = "base_model.model.classifier.bias"
+    changed(tmp_path / "checkpoint", lambda tensors: tensors[bias].fill_(float("nan")))
+    with pytest.raises(ContentError, match=r"classifier\.bias: found 2 of 2"):
+        load_checkpoint(net(), tmp_path / "checkpoint")
+
+
+def test_a_mask_of_infinities_is_no_divergence(tmp_path):
+    def made():
+        model = net()
+        model.classifier.register_buffer("mask", torch.tensor([0.0, float("-inf")]))
+        return model
+
+    model = made()
+    inject(model, config(modules_to_save=["classifier"]))
+    save_checkpoint(model, tmp_path / "checkpoint")
+    load_checkpoint(made(), tmp_path / "checkpoint")
+
+
+@pytest.mark.parametrize("active", [None, "other"])
+def test_an_adapter_that_is_loaded_into_is_the_active_one_afterwards(tmp_path, active):
+    """As one that is put in: whoever loads it means to go on with it."""
+    model, x = net(), batch()[0]
+    inject(model, config(**SETTINGS))
+    model.eval()
+    save_checkpoint(model, tmp_path / "checkpoint")
+    expected = model(x)
+    inject(model, config(), name="other")
+    set_adapter(model, active)
+    load_checkpoint(model, tmp_path / "checkpoint")
+    assert torch.equal(model(x), expected)
+    own = adapters_of(model).parameters_of("default")
+    trained_now = {id(p) for p in model.parameters() if p.requires_grad}
+    assert trained_now == {id(p) for group in own.values() for p in group}
+    assert len(param_groups(model)) == 3
+
+
+def test_what_the_user_froze_of_the_active_adapter_stays_frozen(tmp_path):
+    model = net()
+    inject(model, config(**SETTINGS))
+    save_checkpoint(model, tmp_path / "checkpoint")
+    model.classifier.requires_grad_(False)
+    load_checkpoint(model, tmp_path / "checkpoint")
+    assert not model.classifier.weight.requires_grad
 
 
 def test_half_a_checkpoint(saved):

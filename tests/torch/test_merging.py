@@ -101,6 +101,21 @@ def test_the_sum_is_rounded_once():
     assert torch.equal(layer.base_layer.weight, expected)
 
 
+@pytest.mark.parametrize("double", ["base", "both"])
+def test_a_float64_base_is_merged_in_float64(double):
+    model = net()
+    inject(model, config())
+    for name, tensor in model.named_parameters():
+        if double == "both" or "base_layer" in name:
+            tensor.data = tensor.data.double()
+    layer = model.encoder[0]
+    a, b = layer.update().factors()
+    expected = layer.weight + b.double() @ a.double()
+    merge(model)
+    assert layer.weight.dtype == torch.float64
+    torch.testing.assert_close(layer.weight, expected, rtol=1e-15, atol=1e-16)
+
+
 def test_while_merged_nothing_else_happens():
     model = net()
     inject(model, config(), name="other")

@@ -18,7 +18,7 @@ from torch import Tensor, nn
 from vbfmt import json_file, peft_layout, storage
 from vbfmt.errors import ModelError, VbfmtError, few
 from vbfmt.peft_layout import BANK, PREFIX, key_of_logits, key_of_tensor
-from vbfmt.torch.adapters import AttachedAdapter, VBLoRA, adapters_of, find_adapters
+from vbfmt.torch.adapters import AttachedAdapter, VBLoRA, adapters_of, find_adapters, set_adapter
 from vbfmt.torch.admixture import Admixture
 from vbfmt.torch.bank import VectorBank
 from vbfmt.torch.checkpoint_file import LOGITS, ranks_of, read, require_bank, require_finite
@@ -43,7 +43,7 @@ def save_checkpoint(
 
     Raises:
         ModelError: the adapter is a packed one: it has no logits.
-        ContentError: a logit or a bank value is NaN or infinite.
+        ContentError: a logit or a bank value is NaN or infinite, or a head's is NaN.
         OutputExistsError, StorageError
     """
     from safetensors.torch import save_file
@@ -71,8 +71,9 @@ def load_checkpoint(
     """Load an adapter with its logits, to go on training.
 
     If the model has no adapter of that name yet, one is put in, as the checkpoint's config says.
-    Otherwise the values are copied into its parameters, which stay the same objects. Where
-    something does not fit, nothing is changed.
+    Otherwise the values are copied into its parameters, which stay the same objects. Either way it
+    is the active adapter afterwards, and no other one trains. Where something does not fit, nothing
+    is changed.
 
     Args:
         path: a folder written by `save_checkpoint` or by PEFT.
@@ -85,7 +86,7 @@ def load_checkpoint(
         SourceError: no such checkpoint, or one without logits.
         ModelError: it belongs to another model; the first modules that do not match are named. Or
             an adapter is merged, or a frozen or shared bank is another than the checkpoint's.
-        ContentError: a logit or a bank value is NaN or infinite.
+        ContentError: a logit or a bank value is NaN or infinite, or a head's is NaN.
     """
     folder = Path(path)
     try:
@@ -107,6 +108,8 @@ def load_checkpoint(
             _fill(adapters.root, adapter, updates_of(adapters, name), tensors)
             if freeze_bank:
                 cast(VectorBank, adapter.bank).freeze()
+            if adapters.active != name:
+                set_adapter(model, name)
             return adapters
         require_free_name(model, name)
         layers = _layers(model, ranks)

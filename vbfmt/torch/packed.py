@@ -22,6 +22,7 @@ from vbfmt.selection import select_top_k
 from vbfmt.torch.adapters import AttachedAdapter, VBLoRA, adapters_of, find_adapters
 from vbfmt.torch.admixture import Admixture, FixedFactors
 from vbfmt.torch.bank import VectorBank
+from vbfmt.torch.checkpoint_file import require_finite
 from vbfmt.torch.config import VBLoRAConfig
 from vbfmt.torch.injection import attach, install, require_free_name
 from vbfmt.torch.linear import VBLoRALinear, features_of, is_adaptable, is_conv1d
@@ -56,7 +57,7 @@ def save_packed(
 
     Raises:
         ModelError: the adapter came from a packed file.
-        ContentError: NaN among the logits, or a bank that is not finite.
+        ContentError: NaN among the logits or in a head, or a bank that is not finite.
         OutputExistsError, StorageError
     """
     return save(to_adapter(model, name=name, notice=notice), path, overwrite=overwrite)
@@ -74,6 +75,7 @@ def to_adapter(
     updates = updates_of(adapters, name)
     base_model, base_revision = peft_layout.base_of(config)
     others = attached.stand_ins.tensors(adapters.root)
+    require_finite(others)
     adapter = Adapter.from_rows(
         cast(VectorBank, attached.bank).weight.detach().float().cpu().numpy().copy(),
         {
