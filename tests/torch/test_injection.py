@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+import peft
 import pytest
 import torch
 from torch import nn
 
-from tests.torch.models import NET_TARGETS, batch, config, gpt2, llama, net, peft_model
+from tests.torch.models import NET_TARGETS, SIZES, batch, config, gpt2, llama, net, peft_model
 from vbfmt.errors import ConfigError, ModelError
 from vbfmt.torch import (
     VBLoRAConfig,
@@ -253,6 +254,54 @@ def test_a_single_layer_that_cannot_work(features, settings, words):
         VBLoRALinear(nn.Linear(*features), VectorBank(4, 8), **settings)
     with pytest.raises(ModelError, match="Conv2d"):
         VBLoRALinear(nn.Conv2d(1, 1, 1), VectorBank(4, 8))
+
+
+MEANT = peft.VBLoRAConfig(r=3, num_vectors=16, vector_length=8, target_modules=NET_TARGETS)
+
+
+@pytest.mark.parametrize(
+    ("given", "found", "advice"),
+    [
+        (MEANT, "config.VBLoRAConfig", "VBLoRAConfig.from_peft(config.to_dict())"),
+        (MEANT.to_dict(), "builtins.dict", "VBLoRAConfig.from_peft(config)"),
+        ({**SIZES, "target_modules": NET_TARGETS}, "builtins.dict", "VBLoRAConfig(**config)"),
+    ],
+)
+def test_a_config_of_another_kind_and_what_to_give_instead(given, found, advice):
+    model = net()
+    before = repr(model)
+    with pytest.raises(ConfigError) as caught:
+        inject(model, given)
+    message = str(caught.value)
+    assert f"{found}, expected vbfmt.torch.config.VBLoRAConfig; " in message
+    assert message.endswith(f"give {advice}")
+    assert repr(model) == before
+    inject(model, eval(advice, {"VBLoRAConfig": VBLoRAConfig, "config": given}))
+    assert names(model) == NET_TARGETS
+
+
+@pytest.mark.parametrize("given", [None, VBLoRAConfig, 4])
+def test_what_is_no_config_at_all(given):
+    with pytest.raises(ConfigError, match="not a config of this library.*; make one: VBLoRAConfig"):
+        inject(net(), given)
+
+
+@pytest.mark.parametrize(
+    ("given", "advice"),
+    [
+        (torch.zeros(16, 8), "copy it"),
+        ("adapter.vblora", "VectorBank.from_packed"),
+        (16, r"make one: VectorBank\(num_vectors, vector_length\)"),
+    ],
+)
+def test_what_is_no_bank(given, advice):
+    model = net()
+    before = repr(model)
+    with pytest.raises(ConfigError, match=f"not a vector bank: bank: .*a VectorBank; .*{advice}"):
+        inject(model, config(), bank=given)
+    assert repr(model) == before
+    with pytest.raises(ConfigError, match="not a vector bank"):
+        VBLoRALinear(nn.Linear(8, 8), given)
 
 
 def test_a_bank_of_other_sizes():

@@ -73,12 +73,11 @@ class VBLoRAConfig:
         _require_names(self)
         _require_sizes(self)
         _require(self.bias in BIASES, "bias", self.bias, " or ".join(BIASES))
-        fits = _is_number(self.dropout) and 0 <= self.dropout < 1
+        fits = is_number(self.dropout) and 0 <= self.dropout < 1
         _require(fits, "dropout", self.dropout, "0 ≤ p < 1")
         for what in ("init_bank_bound", "init_logits_std"):
             value = getattr(self, what)
-            fits = _is_number(value) and 0 <= value < inf
-            _require(fits, what, value, "a finite number, 0 or above")
+            _require(is_spread(value), what, value, "a finite number, 0 or above")
 
     @classmethod
     def from_peft(cls, config: Mapping[str, Any]) -> VBLoRAConfig:
@@ -111,21 +110,47 @@ class VBLoRAConfig:
         return {"peft_type": "VBLORA", "inference_mode": True, **named, **ranks}
 
 
+def require_config(config: object) -> None:
+    """Refuse what is no `VBLoRAConfig`, such as PEFT's class of the same name.
+
+    Raises:
+        ConfigError: says how to make one of it.
+    """
+    if isinstance(config, VBLoRAConfig):
+        return
+    advice = "make one: VBLoRAConfig(rank=…, num_vectors=…, vector_length=…)"
+    if hasattr(config, "peft_type") and hasattr(config, "to_dict"):
+        advice = "that is PEFT's: give VBLoRAConfig.from_peft(config.to_dict())"
+    elif isinstance(config, Mapping):
+        make = (
+            "VBLoRAConfig.from_peft(config)" if "peft_type" in config else "VBLoRAConfig(**config)"
+        )
+        advice = f"give {make}"
+    kind = config if isinstance(config, type) else type(config)
+    raise ConfigError(
+        "not a config of this library",
+        part="config",
+        found=f"{'the class ' if kind is config else ''}{kind.__module__}.{kind.__qualname__}",
+        expected=f"{VBLoRAConfig.__module__}.VBLoRAConfig",
+        advice=advice,
+    )
+
+
 def _require_sizes(config: VBLoRAConfig) -> None:
     """Ranks, h, b and k are counts that can work together, and h is one that can be packed."""
     any_count = "a whole number, at least 1"
     ranks = {"rank": config.rank}
     ranks.update((f"rank_pattern {key!r}", rank) for key, rank in config.rank_pattern.items())
     for what, size in {**ranks, "vector_length": config.vector_length}.items():
-        _require(_is_count(size), what, size, any_count)
+        _require(is_count(size), what, size, any_count)
     _require(
-        _is_count(config.num_vectors) and config.num_vectors <= LARGEST_BANK,
+        is_count(config.num_vectors) and config.num_vectors <= LARGEST_BANK,
         "num_vectors",
         config.num_vectors,
         f"1 to {LARGEST_BANK} (what a packed file can hold)",
     )
     _require(
-        _is_count(config.topk) and config.topk <= config.num_vectors,
+        is_count(config.topk) and config.topk <= config.num_vectors,
         "topk",
         config.topk,
         f"1 to {config.num_vectors} (k ≤ h, num_vectors)",
@@ -158,9 +183,16 @@ def _are_names(value: object) -> bool:
     return texts and all(isinstance(name, str) for name in cast(Collection[object], value))
 
 
-def _is_count(value: object) -> bool:
+def is_count(value: object) -> bool:
+    """Whether it is a whole number, at least 1."""
     return isinstance(value, int) and not isinstance(value, bool) and value >= 1
 
 
-def _is_number(value: object) -> bool:
+def is_number(value: object) -> bool:
+    """Whether it is a number, NaN and infinities too."""
     return isinstance(value, int | float) and not isinstance(value, bool)
+
+
+def is_spread(value: object) -> bool:
+    """Whether numbers can be drawn as widely as that."""
+    return is_number(value) and 0 <= cast(float, value) < inf

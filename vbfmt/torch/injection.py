@@ -14,8 +14,8 @@ from torch import Tensor, nn
 from vbfmt.errors import ConfigError, ModelError
 from vbfmt.torch.adapters import AttachedAdapter, VBLoRA, adapters_of, disabled, find_adapters
 from vbfmt.torch.admixture import Admixture, LowRankUpdate
-from vbfmt.torch.bank import VectorBank
-from vbfmt.torch.config import VBLoRAConfig
+from vbfmt.torch.bank import VectorBank, require_vector_bank
+from vbfmt.torch.config import VBLoRAConfig, require_config
 from vbfmt.torch.fast_path import keep_off
 from vbfmt.torch.linear import VBLoRALinear, features_of
 from vbfmt.torch.stand_ins import StandIns, names_to_train
@@ -45,8 +45,10 @@ def inject(
 
     Raises:
         ModelError: no target, a target that is no linear layer, or the name is taken.
-        ConfigError: b does not divide a target's features; the bank has other sizes.
+        ConfigError: b does not divide a target's features; the bank has other sizes; config or
+            bank are something else.
     """
+    require_config(config)
     require_free_name(model, name)
     config = replace(config, modules_to_save=modules_to_save(model, config))
     targets = find_targets(model, config)
@@ -87,12 +89,7 @@ def fresh_adapter(
             init_bound=config.init_bank_bound,
             device=cast(Tensor, next(iter(targets.values())).weight).device,
         )
-    elif (bank.num_vectors, bank.vector_length) != (config.num_vectors, config.vector_length):
-        raise ConfigError(
-            "the bank has other sizes than the config",
-            found=f"h = {bank.num_vectors}, b = {bank.vector_length}",
-            expected=f"h = {config.num_vectors}, b = {config.vector_length}",
-        )
+    _require_fitting(bank, config)
     with disabled(model) if find_adapters(model) else nullcontext():
         names = _names_to_train(model, config, targets) if tensors is None else tensors
         stand_ins = StandIns.trainable(model, names)
@@ -100,6 +97,17 @@ def fresh_adapter(
     return adapter, {
         key: _fresh_update(key, layer, config, adapter) for key, layer in targets.items()
     }
+
+
+def _require_fitting(bank: VectorBank, config: VBLoRAConfig) -> None:
+    """Refuse, with ConfigError, a bank that is none or has other sizes than the config."""
+    require_vector_bank(bank)
+    if (bank.num_vectors, bank.vector_length) != (config.num_vectors, config.vector_length):
+        raise ConfigError(
+            "the bank has other sizes than the config",
+            found=f"h = {bank.num_vectors}, b = {bank.vector_length}",
+            expected=f"h = {config.num_vectors}, b = {config.vector_length}",
+        )
 
 
 def install(

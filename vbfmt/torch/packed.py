@@ -23,7 +23,7 @@ from vbfmt.torch.adapters import AttachedAdapter, VBLoRA, adapters_of, find_adap
 from vbfmt.torch.admixture import Admixture, FixedFactors
 from vbfmt.torch.bank import VectorBank
 from vbfmt.torch.checkpoint_file import require_finite
-from vbfmt.torch.config import VBLoRAConfig
+from vbfmt.torch.config import VBLoRAConfig, is_number
 from vbfmt.torch.injection import attach, install, require_free_name
 from vbfmt.torch.linear import VBLoRALinear, features_of, is_adaptable, is_conv1d
 from vbfmt.torch.peft_config import peft_config, updates_of
@@ -147,16 +147,19 @@ def warm_start(
 
     Args:
         source: an adapter, or the path of its packed file.
-        gap: logits between the selected and the others, > 0. PEFT's initial logits have a standard
-            deviation of 0.1.
+        gap: logits between the selected and the others, > 0 and finite. PEFT's initial logits have
+            a standard deviation of 0.1.
         freeze_bank: train only the logits (and what else the adapter has).
 
     Raises:
         ModelError: it belongs to another model, or the name is taken.
+        ConfigError: a gap that cannot work.
         VbfmtError: the file is damaged or cannot be read.
     """
-    if not gap > 0:
-        raise ConfigError("gap is out of range", found=gap, expected="above 0")
+    if not (is_number(gap) and 0 < gap < np.inf):
+        raise ConfigError(
+            "gap is out of range", found=gap, expected="a finite number above 0, such as 0.1"
+        )
     adapter = source if isinstance(source, Adapter) else load(source)
     require_free_name(model, name)
     layers = _matching_layers(model, adapter)
