@@ -10,7 +10,7 @@ import torch
 from safetensors.torch import load_file, save_file
 from torch import nn
 
-from tests.torch.models import NET_TARGETS, batch, config, gpt2, net, peft_model
+from tests.torch.models import NET_TARGETS, batch, config, gpt2, llama, net, peft_model
 from vbfmt.converters import peft as peft_format
 from vbfmt.errors import (
     ConfigError,
@@ -21,6 +21,7 @@ from vbfmt.errors import (
     StorageError,
 )
 from vbfmt.torch import (
+    VBLoRAConfig,
     adapters_of,
     inject,
     load_checkpoint,
@@ -91,6 +92,17 @@ def test_every_adapter_of_a_model_is_saved_as_what_it_is(tmp_path):
     ]
     assert not torch.equal(*heads)
     assert torch.equal(heads[1], net().classifier.bias), "a new adapter begins with the base's head"
+
+
+def test_layers_that_peft_chose_by_number_are_those_that_the_checkpoint_has(tmp_path):
+    meant = {"layers_to_transform": [1], "layers_pattern": "encoder"}
+    theirs = peft_model(llama(), ["q_proj"], layers_to_transform=[1])
+    theirs.save_pretrained(str(tmp_path / "theirs"))
+    layers = load_checkpoint(llama(), tmp_path / "theirs").all_layers()
+    assert list(layers) == ["model.layers.1.self_attn.q_proj"]
+    for name, value in meant.items():
+        with pytest.raises(ConfigError, match=f"by their numbers here: {name}: .*regular"):
+            VBLoRAConfig.from_peft({"peft_type": "VBLORA", name: value})
 
 
 def test_targets_are_written_so_that_they_fit_these_modules_alone(tmp_path):

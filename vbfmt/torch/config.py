@@ -13,6 +13,9 @@ from vbfmt.errors import ConfigError
 ALL_LINEAR = "all-linear"
 BIASES = ("none", "vblora_only", "all")
 
+BY_NUMBER = ("layers_to_transform", "layers_pattern")
+"""What PEFT's config has to narrow `target_modules` down."""
+
 _PEFT_NAMES = {
     "rank": "r",
     "dropout": "vblora_dropout",
@@ -83,14 +86,26 @@ class VBLoRAConfig:
     def from_peft(cls, config: Mapping[str, Any]) -> VBLoRAConfig:
         """The same from PEFT's ``adapter_config.json``; what has no meaning here is left out.
 
+        Without ``target_modules``, which PEFT would choose by the model's type, it is the default
+        here: ``"all-linear"``.
+
         Raises:
-            ConfigError: another kind of adapter, or a value that cannot work.
+            ConfigError: another kind of adapter, a value that cannot work, or layers chosen by
+                their numbers.
         """
         kind = config.get("peft_type")
         if kind != "VBLORA":
             raise ConfigError(
                 "another kind of adapter", part="peft_type", found=kind, expected="VBLORA"
             )
+        for numbers in BY_NUMBER:
+            if config.get(numbers) is not None:
+                raise ConfigError(
+                    "layers cannot be chosen by their numbers here",
+                    part=numbers,
+                    found=config[numbers],
+                    advice=r"give target_modules as a regular expression: .*\.(0|1)\..*",
+                )
         known = {f.name: config.get(_PEFT_NAMES.get(f.name, f.name)) for f in fields(cls)}
         return cls(**{name: value for name, value in known.items() if value is not None})
 
