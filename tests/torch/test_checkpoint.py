@@ -30,6 +30,7 @@ from vbfmt.torch import (
     save_checkpoint,
     save_packed,
     set_adapter,
+    warm_start,
 )
 
 SETTINGS = {"bias": "all", "modules_to_save": ["classifier"], "dropout": 0.1}
@@ -100,6 +101,8 @@ def test_layers_that_peft_chose_by_number_are_those_that_the_checkpoint_has(tmp_
     theirs.save_pretrained(str(tmp_path / "theirs"))
     layers = load_checkpoint(llama(), tmp_path / "theirs").all_layers()
     assert list(layers) == ["model.layers.1.self_attn.q_proj"]
+    packed = peft_format.read(tmp_path / "theirs")
+    assert list(warm_start(llama(), packed).all_layers()) == list(layers)
     for name, value in meant.items():
         with pytest.raises(ConfigError, match=f"by their numbers here: {name}: .*regular"):
             VBLoRAConfig.from_peft({"peft_type": "VBLORA", name: value})

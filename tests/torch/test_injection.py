@@ -7,6 +7,7 @@ import pytest
 import torch
 from torch import nn
 
+from tests.data.train_minilm import load_base
 from tests.torch.models import NET_TARGETS, SIZES, batch, config, gpt2, llama, net, peft_model
 from vbfmt.errors import ConfigError, ModelError
 from vbfmt.torch import (
@@ -165,7 +166,10 @@ def test_a_shared_frozen_bank_stays_as_it_is():
 @pytest.mark.parametrize(
     ("settings", "error", "words"),
     [
-        ({"vector_length": 32}, ConfigError, ["encoder.0", "b = 32, 16 → 32", "vector_length=8"]),
+        ({"vector_length": 32}, ConfigError,
+         ["encoder.0, out: found b = 32, 16 → 32", "vector_length=8 divides those of all 3"]),
+        ({"vector_length": 12, "target_modules": ["encoder.1"]}, ConfigError,
+         ["encoder.1: found b = 12, 32 → 32", "vector_length=8 divides", "every divisor of 32"]),
         ({"target_modules": ["q_proj"]}, ModelError, ["q_proj", "0, 1, out, classifier"]),
         ({"target_modules": ["encoder"]}, ModelError, ["encoder", "ModuleList"]),
         ({"modules_to_save": ["clasifier"]}, ModelError, ["clasifier", "classifier"]),
@@ -173,7 +177,7 @@ def test_a_shared_frozen_bank_stays_as_it_is():
         ({"target_modules": "(out"}, ConfigError, ["(out", "regular expression"]),
         ({"rank_pattern": {"(out": 2}}, ConfigError, ["(out", "regular expression"]),
     ],
-)
+)  # fmt: skip
 def test_wrong_use(settings, error, words):
     model = net()
     before = repr(model)
@@ -183,6 +187,22 @@ def test_wrong_use(settings, error, words):
     assert all(word in message for word in words), message
     assert "\n" not in message
     assert repr(model) == before
+
+
+@pytest.mark.parametrize(("b", "length"), [(256, 192), (128, 128), (100, 96)])
+def test_a_head_that_spoils_the_vector_length_for_all_others_is_named(b, length):
+    """MiniLM's layers are 384 wide and its classifier has two classes: what divides both is 2."""
+    model = load_base()
+    with pytest.raises(ConfigError) as caught:
+        inject(model, VBLoRAConfig(num_vectors=16, vector_length=b))
+    message = str(caught.value)
+    assert f": classifier: found b = {b}, 384 → 2; leave out classifier (exclude_m" in message
+    assert f"vector_length={length} divides the features of the other 37 target modules" in message
+    assert message.endswith("for all of them only 2 would do")
+    inject(
+        model,
+        VBLoRAConfig(num_vectors=16, vector_length=length, exclude_modules=["classifier"]),
+    )
 
 
 @pytest.mark.parametrize(

@@ -10,7 +10,7 @@ from torch import Tensor
 from vbfmt import json_file, peft_layout, storage
 from vbfmt.errors import ContentError, SourceError
 from vbfmt.peft_layout import BANK, PREFIX
-from vbfmt.torch.config import BY_NUMBER, VBLoRAConfig
+from vbfmt.torch.config import VBLoRAConfig
 
 LOGITS = ".vblora_logits_"
 """Stands in the keys of logits, and in no others."""
@@ -33,9 +33,7 @@ def read(folder: Path) -> tuple[VBLoRAConfig, dict[str, Tensor]]:
             advice="a packed file is for inference (load_packed) or a new start (warm_start)",
         )
     config = json_file.read(folder / peft_layout.CONFIG)
-    # Which layers it has the tensors say.
-    known = {name: value for name, value in config.items() if name not in BY_NUMBER}
-    return VBLoRAConfig.from_peft(known), _read_tensors(folder)
+    return VBLoRAConfig.from_peft(config, layers_known=True), _read_tensors(folder)
 
 
 def _read_tensors(folder: Path) -> dict[str, Tensor]:

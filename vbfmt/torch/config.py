@@ -13,9 +13,6 @@ from vbfmt.errors import ConfigError
 ALL_LINEAR = "all-linear"
 BIASES = ("none", "vblora_only", "all")
 
-BY_NUMBER = ("layers_to_transform", "layers_pattern")
-"""What PEFT's config has to narrow `target_modules` down."""
-
 _PEFT_NAMES = {
     "rank": "r",
     "dropout": "vblora_dropout",
@@ -83,11 +80,14 @@ class VBLoRAConfig:
             _require(is_spread(value), what, value, "a finite number, 0 or above")
 
     @classmethod
-    def from_peft(cls, config: Mapping[str, Any]) -> VBLoRAConfig:
+    def from_peft(cls, config: Mapping[str, Any], *, layers_known: bool = False) -> VBLoRAConfig:
         """The same from PEFT's ``adapter_config.json``; what has no meaning here is left out.
 
         Without ``target_modules``, which PEFT would choose by the model's type, it is the default
         here: ``"all-linear"``.
+
+        Args:
+            layers_known: which layers are adapted is known otherwise, from a checkpoint's tensors.
 
         Raises:
             ConfigError: another kind of adapter, a value that cannot work, or layers chosen by
@@ -98,8 +98,8 @@ class VBLoRAConfig:
             raise ConfigError(
                 "another kind of adapter", part="peft_type", found=kind, expected="VBLORA"
             )
-        for numbers in BY_NUMBER:
-            if config.get(numbers) is not None:
+        for numbers in ("layers_to_transform", "layers_pattern"):
+            if config.get(numbers) is not None and not layers_known:
                 raise ConfigError(
                     "layers cannot be chosen by their numbers here",
                     part=numbers,

@@ -275,7 +275,8 @@ def _config(adapter: Adapter) -> VBLoRAConfig:
             "rank_pattern": ranks if len(set(ranks.values())) > 1 else {},
             "base_model_name_or_path": adapter.base_model,
             "revision": adapter.base_revision,
-        }
+        },
+        layers_known=True,
     )
 
 

@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import re
+from collections import Counter
 from collections.abc import Collection, Iterator
 from difflib import get_close_matches
 from math import gcd
 
 from torch import nn
 
-from vbfmt.errors import ConfigError, ModelError
+from vbfmt.errors import ConfigError, ModelError, few
 from vbfmt.torch.config import ALL_LINEAR, VBLoRAConfig
 from vbfmt.torch.linear import VBLoRALinear, features_of, is_adaptable
 
@@ -163,19 +164,48 @@ def _outputs(model: nn.Module, config: VBLoRAConfig) -> list[nn.Module]:
 
 def _require_divisible(targets: dict[str, nn.Module], b: int) -> None:
     sizes = {name: features_of(layer) for name, layer in targets.items()}
+    unfit = _not_divided(sizes, b)
+    if not unfit:
+        return
     common = gcd(*(size for pair in sizes.values() for size in pair))
-    for name, (inner, outer) in sizes.items():
-        if inner % b or outer % b:
-            fitting = max(d for d in range(1, min(b, common) + 1) if common % d == 0)
-            raise ConfigError(
-                "the vector length does not divide the layer's features",
-                part=name,
-                found=f"b = {b}, {inner} → {outer}",
-                advice=(
-                    f"vector_length={fitting} divides those of all {len(sizes)} target modules "
-                    f"(as does every divisor of {common}); or leave this one out"
-                ),
-            )
+    all_of_them, most = _largest_divisor(common, b), _length_for_most(sizes, b)
+    odd = _not_divided(sizes, most)
+    few_are_odd = 0 < 2 * len(odd) <= len(sizes)
+    shown = odd if few_are_odd else unfit
+    inner, outer = sizes[shown[0]]
+    advice = (
+        f"vector_length={all_of_them} divides those of all {len(sizes)} target modules "
+        f"(as does every divisor of {common})"
+    )
+    if few_are_odd:
+        advice = (
+            f"leave out {few(odd)} (exclude_modules): vector_length={most} divides the features "
+            f"of the other {len(sizes) - len(odd)} target modules, and for all of them only "
+            f"{all_of_them} would do"
+        )
+    raise ConfigError(
+        "the vector length does not divide the layer's features",
+        part=few(shown),
+        found=f"b = {b}, {inner} → {outer}",
+        advice=advice,
+    )
+
+
+def _not_divided(sizes: dict[str, tuple[int, int]], b: int) -> list[str]:
+    return [name for name, (inner, outer) in sizes.items() if inner % b or outer % b]
+
+
+def _largest_divisor(number: int, limit: int) -> int:
+    return max(d for d in range(1, min(limit, number) + 1) if number % d == 0)
+
+
+def _length_for_most(sizes: dict[str, tuple[int, int]], b: int) -> int:
+    """The largest vector length up to b for most of the weights: for the layers whose features
+    have one common divisor, and there are none with another that have as many weights."""
+    weights: Counter[int] = Counter()
+    for inner, outer in sizes.values():
+        weights[b if inner % b == outer % b == 0 else gcd(inner, outer)] += inner * outer
+    return _largest_divisor(weights.most_common(1)[0][0], b)
 
 
 def _nothing_found(layers: dict[str, nn.Module], config: VBLoRAConfig) -> ModelError:
