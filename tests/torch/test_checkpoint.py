@@ -354,7 +354,8 @@ def test_a_pickle_is_not_opened(saved):
 def test_nothing_is_overwritten_unless_asked_for(saved):
     model = net()
     inject(model, config())
-    with pytest.raises(OutputExistsError):
-        save_checkpoint(model, saved)
+    for save in (save_checkpoint, save_packed):
+        with pytest.raises(OutputExistsError, match="choose another name or pass overwrite=True$"):
+            save(model, saved)
     save_checkpoint(model, saved, overwrite=True)
     load_checkpoint(net(), saved)
