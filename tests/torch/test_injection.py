@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import warnings
+
 import peft
 import pytest
 import torch
@@ -187,6 +189,54 @@ def test_wrong_use(settings, error, words):
     assert all(word in message for word in words), message
     assert "\n" not in message
     assert repr(model) == before
+
+
+@pytest.mark.parametrize(
+    ("settings", "words"),
+    [
+        ({"target_modules": ["out", "q_proj"]},
+         "target_modules: no module of the model is meant by q_proj; there is a module such as"),
+        ({"target_modules": ["out", "a", "b", "c", "d"]}, "meant by a, b, c and 1 more; "),
+        ({"exclude_modules": ["clasifier"]},
+         "exclude_modules: .*meant by clasifier; there is a module such as classifier"),
+        ({"exclude_modules": "classifier.+"}, r"meant by classifier\.\+; "),
+        ({"exclude_modules": ["classifier", "clasifier"]}, "meant by clasifier; "),
+        ({"rank_pattern": {"encoder.0": 1, "encoder.2": 1}},
+         r"rank_pattern: no adapted layer is meant by encoder\.2; there is a module such as enc"),
+        ({"rank_pattern": {"classifier": 1}}, "no adapted layer is meant by classifier"),
+        ({"rank_pattern": {r"encoder\.\d": 1, r"layer\.\d": 1}}, "adapted layer is meant by layer"),
+    ],
+)  # fmt: skip
+def test_what_is_named_in_vain_is_told(settings, words):
+    with pytest.warns(UserWarning, match=words) as told:
+        inject(net(), config(**settings))
+    assert len(told) == 1
+    assert told[0].filename == __file__
+
+
+def test_each_list_is_told_of_in_a_warning_of_its_own():
+    vain = {"target_modules": ["out", "x"], "exclude_modules": ["y"], "rank_pattern": {"z": 1}}
+    with pytest.warns(UserWarning, match="is meant by") as told:
+        inject(net(), config(**vain))
+    assert [str(each.message).partition(":")[0] for each in told] == list(vain)
+
+
+@pytest.mark.parametrize(
+    "settings",
+    [
+        {"target_modules": "all-linear", "exclude_modules": ["classifier"]},
+        {"target_modules": r"encoder\.\d|nothing"},
+        {"exclude_modules": ["encoder.0"]},
+        {"exclude_modules": "encoder"},
+        {"target_modules": ["out", "classifier"], "modules_to_save": ["classifier"]},
+        {"rank_pattern": {"encoder.0": 1, "1": 2, r"o.t": 5}},
+        {"rank_pattern": {"out": 1, ".*": 2}},
+    ],
+)
+def test_nothing_is_told_where_everything_fits(settings):
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        inject(net(), config(**settings))
 
 
 @pytest.mark.parametrize(("b", "length"), [(256, 192), (128, 128), (100, 96)])

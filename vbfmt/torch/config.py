@@ -49,6 +49,9 @@ class VBLoRAConfig:
             As in PEFT, modules whose names end in ``classifier`` or ``score`` (``SEQ_CLS``,
             ``TOKEN_CLS``) or in ``qa_outputs`` (``QUESTION_ANS``) are then trained whole.
 
+    What of `target_modules`, `exclude_modules` and `rank_pattern` fits nothing is told by a warning
+    of `inject`; a name in `modules_to_save` that does is an error.
+
     Raises:
         ConfigError: a value that cannot work.
     """

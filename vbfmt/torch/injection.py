@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 import sys
+import warnings
 from collections.abc import Collection, Iterable, Mapping
 from contextlib import nullcontext
 from dataclasses import replace
@@ -19,7 +20,7 @@ from vbfmt.torch.config import VBLoRAConfig, require_config
 from vbfmt.torch.fast_path import keep_off
 from vbfmt.torch.linear import VBLoRALinear, features_of
 from vbfmt.torch.stand_ins import StandIns, names_to_train
-from vbfmt.torch.targets import base_modules, find_targets, modules_to_save, rank_of
+from vbfmt.torch.targets import base_modules, find_targets, modules_to_save, rank_of, unmatched
 
 
 def inject(
@@ -43,6 +44,11 @@ def inject(
     Returns:
         The model's adapters, ``model.vblora``.
 
+    Warns:
+        UserWarning: some of the config's `target_modules` or `exclude_modules` fit no module, or
+            some of its `rank_pattern` no adapted layer. Lists that are meant for several kinds of
+            models work therefore, as in PEFT, and a slip is told.
+
     Raises:
         ModelError: no target, a target that is no linear layer, or the name is taken.
         ConfigError: b does not divide a target's features; the bank has other sizes; config or
@@ -52,6 +58,8 @@ def inject(
     require_free_name(model, name)
     config = replace(config, modules_to_save=modules_to_save(model, config))
     targets = find_targets(model, config)
+    for sentence in unmatched(model, config, targets):
+        warnings.warn(sentence, stacklevel=2)
     return attach(model, config, targets, name=name, bank=bank)
 
 

@@ -59,6 +59,44 @@ def find_targets(model: nn.Module, config: VBLoRAConfig) -> dict[str, nn.Module]
     return targets
 
 
+def unmatched(model: nn.Module, config: VBLoRAConfig, targets: Collection[str]) -> list[str]:
+    """What the config names in vain, one sentence for each of its lists.
+
+    As PEFT has it, an exclusion may be of any module, and a rank must be of one that is adapted.
+    PEFT says nothing of names in `target_modules` that fit no module if others do.
+
+    Args:
+        targets: the layers that are adapted.
+
+    Raises:
+        ConfigError: not a regular expression.
+    """
+    everything = [name for name, _ in base_modules(model) if name]
+    named: dict[str, tuple[str | Collection[str], Collection[str]]] = {
+        "target_modules": (config.target_modules, everything),
+        "exclude_modules": (config.exclude_modules, everything),
+        "rank_pattern": (config.rank_pattern, targets),
+    }
+    sentences = []
+    for what, (wanted, among) in named.items():
+        if wanted == ALL_LINEAR:
+            continue
+        patterns = [wanted] if isinstance(wanted, str) else list(wanted)
+        expressions = isinstance(wanted, str) or what == "rank_pattern"
+        vain = [each for each in patterns if not _fits_any(each, among, expressions)]
+        if wanted and vain:
+            kind = "adapted layer" if what == "rank_pattern" else "module of the model"
+            near = _nearest(vain[0], list(among))
+            sentences.append(f"{what}: no {kind} is meant by {few(vain)}; there is {near}")
+    return sentences
+
+
+def _fits_any(pattern: str, names: Collection[str], expression: bool) -> bool:
+    return any(
+        matches(name, [pattern]) or (expression and matches(name, pattern)) for name in names
+    )
+
+
 def matches(name: str, pattern: str | Collection[str]) -> bool:
     """Whether a module name is meant: by a regular expression for all of it, or by names that are
     equal to it or to its last components.
@@ -82,7 +120,7 @@ def rank_of(name: str, config: VBLoRAConfig) -> int:
     if name in config.rank_pattern:
         return config.rank_pattern[name]
     for pattern, rank in config.rank_pattern.items():
-        if matches(name, [pattern]) or matches(name, pattern):
+        if _fits_any(pattern, [name], True):
             return rank
     return config.rank
 
