@@ -20,6 +20,7 @@ from vbfmt.torch import (
     disabled,
     eject,
     inject,
+    load_checkpoint,
     set_adapter,
 )
 
@@ -350,7 +351,7 @@ def test_a_config_of_another_kind_and_what_to_give_instead(given, found, advice)
     assert names(model) == NET_TARGETS
 
 
-@pytest.mark.parametrize("given", [None, VBLoRAConfig, 4])
+@pytest.mark.parametrize("given", [None, VBLoRAConfig, peft.VBLoRAConfig, 4])
 def test_what_is_no_config_at_all(given):
     with pytest.raises(ConfigError, match="not a config of this library.*; make one: VBLoRAConfig"):
         inject(net(), given)
@@ -359,7 +360,10 @@ def test_what_is_no_config_at_all(given):
 @pytest.mark.parametrize(
     ("given", "advice"),
     [
-        (torch.zeros(16, 8), "copy it"),
+        (
+            torch.zeros(16, 8),
+            r"bank = VectorBank\(\*tensor\.shape\), then bank\.weight\.data\.copy_",
+        ),
         ("adapter.vblora", "VectorBank.from_packed"),
         (16, r"make one: VectorBank\(num_vectors, vector_length\)"),
     ],
@@ -370,8 +374,10 @@ def test_what_is_no_bank(given, advice):
     with pytest.raises(ConfigError, match=f"not a vector bank: bank: .*a VectorBank; .*{advice}"):
         inject(model, config(), bank=given)
     assert repr(model) == before
-    with pytest.raises(ConfigError, match="not a vector bank"):
+    with pytest.raises(ConfigError, match="not a vector bank: bank"):
         VBLoRALinear(nn.Linear(8, 8), given)
+    with pytest.raises(ConfigError, match="not a vector bank: bank"):
+        load_checkpoint(model, "checkpoint", bank=given)
 
 
 def test_a_bank_of_other_sizes():

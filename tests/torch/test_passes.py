@@ -280,6 +280,24 @@ def test_a_checkpointed_pass_whose_backward_is_in_another_thread(model, reentran
 
 
 @pytest.mark.parametrize("reentrant", [False, True])
+def test_a_thread_that_evaluates_with_gradients_beside_a_checkpointed_pass(model, reentrant):
+    """Its pass is kept, too, and must not be taken for the one whose parts run again."""
+    x, y = batch()
+    x.requires_grad_()
+    nn.functional.cross_entropy(model(x), y).backward()
+    expected = gradients(model)
+    with ThreadPoolExecutor(1) as other:
+        for _ in range(2):
+            model.__class__, model.reentrant = CheckpointedNet, reentrant
+            loss = nn.functional.cross_entropy(model(x), y)
+            model.__class__ = Net
+            other.submit(loss_of, model).result()
+            model.__class__ = CheckpointedNet
+            loss.backward()
+            assert_same(gradients(model), expected, rtol=1e-5, atol=1e-9)
+
+
+@pytest.mark.parametrize("reentrant", [False, True])
 def test_two_checkpointed_passes_before_one_backward(model, reentrant):
     (loss_of(model, 1) + loss_of(model, 2)).backward()
     expected = gradients(model)

@@ -228,6 +228,8 @@ def find_adapters(model: nn.Module) -> VBLoRA | None:
 def set_adapter(model: nn.Module, name: str | None) -> None:
     """Let the adapter of that name act and train, and no other; None: the base model alone.
 
+    That is so for the whole model, whichever threads use it.
+
     Raises:
         ModelError: there is no such adapter, or one is merged.
     """
@@ -240,7 +242,7 @@ def set_adapter(model: nn.Module, name: str | None) -> None:
 
 @contextlib.contextmanager
 def disabled(model: nn.Module) -> Iterator[None]:
-    """The base model alone, as long as the block lasts.
+    """The base model alone, as long as the block lasts; for all threads that use the model.
 
     Raises:
         ModelError: an adapter is merged.

@@ -99,7 +99,7 @@ def require_vector_bank(bank: object) -> None:
         return
     advice = "make one: VectorBank(num_vectors, vector_length)"
     if isinstance(bank, torch.Tensor):
-        advice = "make one of its shape and copy it: made.weight.data.copy_(tensor)"
+        advice = "bank = VectorBank(*tensor.shape), then bank.weight.data.copy_(tensor)"
     elif isinstance(bank, Adapter | str | os.PathLike):
         advice = "for that of a packed adapter there is VectorBank.from_packed"
     raise ConfigError(

@@ -20,7 +20,7 @@ from vbfmt.errors import ModelError, VbfmtError, few
 from vbfmt.peft_layout import BANK, PREFIX, key_of_logits, key_of_tensor
 from vbfmt.torch.adapters import AttachedAdapter, VBLoRA, adapters_of, find_adapters, set_adapter
 from vbfmt.torch.admixture import Admixture
-from vbfmt.torch.bank import VectorBank
+from vbfmt.torch.bank import VectorBank, require_vector_bank
 from vbfmt.torch.checkpoint_file import LOGITS, ranks_of, read, require_bank, require_finite
 from vbfmt.torch.config import VBLoRAConfig
 from vbfmt.torch.injection import fresh_adapter, install, require_free_name
@@ -83,12 +83,15 @@ def load_checkpoint(
             checkpoint was saved, which does not say so.
 
     Raises:
+        ConfigError: the bank is none, or has other sizes than the checkpoint's.
         SourceError: no such checkpoint, or one without logits.
         ModelError: it belongs to another model; the first modules that do not match are named. Or
             an adapter is merged, or a frozen or shared bank is another than the checkpoint's.
         ContentError: a logit or a bank value is NaN or infinite, or a head's is NaN.
     """
     folder = Path(path)
+    if bank is not None:
+        require_vector_bank(bank)
     try:
         config, tensors = read(folder)
         ranks = ranks_of(tensors)

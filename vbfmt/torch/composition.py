@@ -91,7 +91,7 @@ class Composition:
         again = in_backward()
         found = self._current()
         if found is None and again:
-            found = self._pass_to_run_again()
+            found = self._pass_to_run_again(position)
         if found is None or (again and position in found.unrecorded):
             return None
         if found.recording and not again and not torch.is_grad_enabled():
@@ -114,10 +114,14 @@ class Composition:
         else:
             self._mine.current, self._traced = current, None
 
-    def _pass_to_run_again(self) -> Pass | None:
+    def _pass_to_run_again(self, position: int) -> Pass | None:
         """The last pass with gradients, of any thread: that of a backward pass may be another
-        than its forward pass was in, and on a GPU always is."""
-        return next(reversed(list(self._recorded.values())), None)
+        than its forward pass was in, and on a GPU always is. None if a layer may have run without
+        gradients: then the second run is differentiated by itself."""
+        passes = list(self._recorded.values())
+        if any(position in known.unrecorded for known in passes):
+            return None
+        return passes[-1] if passes else None
 
     def _keep(self, recorded: Pass) -> None:
         """As this thread's last pass with gradients, and the last of all."""

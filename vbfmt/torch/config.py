@@ -136,15 +136,15 @@ def require_config(config: object) -> None:
     """
     if isinstance(config, VBLoRAConfig):
         return
+    kind = config if isinstance(config, type) else type(config)
     advice = "make one: VBLoRAConfig(rank=…, num_vectors=…, vector_length=…)"
-    if hasattr(config, "peft_type") and hasattr(config, "to_dict"):
+    if kind is not config and hasattr(config, "peft_type") and hasattr(config, "to_dict"):
         advice = "that is PEFT's: give VBLoRAConfig.from_peft(config.to_dict())"
     elif isinstance(config, Mapping):
         make = (
             "VBLoRAConfig.from_peft(config)" if "peft_type" in config else "VBLoRAConfig(**config)"
         )
         advice = f"give {make}"
-    kind = config if isinstance(config, type) else type(config)
     raise ConfigError(
         "not a config of this library",
         part="config",

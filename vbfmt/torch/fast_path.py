@@ -48,7 +48,9 @@ def _show_the_gradient(
         return None
     if args:
         return (_requiring_gradient(args[0]), *args[1:]), kwargs
-    return args, {**kwargs, "src": _requiring_gradient(kwargs["src"])}
+    if "src" in kwargs:
+        return args, {**kwargs, "src": _requiring_gradient(kwargs["src"])}
+    return None  # PyTorch will say what is missing
 
 
 def _trains(module: nn.Module) -> bool:
