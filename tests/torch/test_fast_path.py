@@ -97,6 +97,11 @@ def test_a_padded_batch_in_evaluation_with_gradients(targets, by_name):
     assert not x.requires_grad
 
 
+def test_a_call_without_a_batch_is_left_to_pytorch():
+    with pytest.raises(TypeError, match="src"):
+        adapted(["linear1"])(src_key_padding_mask=PADDING)
+
+
 def test_without_an_adapter_that_trains_nothing_is_changed():
     x, bare = batch(), encoder()
     bare.requires_grad_(False)
