@@ -10,7 +10,7 @@ import torch
 from safetensors.torch import load_file, save_file
 from torch import nn
 
-from tests.torch.models import NET_TARGETS, batch, config, gpt2, net, peft_model
+from tests.torch.models import NET_TARGETS, batch, config, gpt2, llama, net, peft_model
 from vbfmt.converters import peft as peft_format
 from vbfmt.errors import (
     ConfigError,
@@ -21,12 +21,16 @@ from vbfmt.errors import (
     StorageError,
 )
 from vbfmt.torch import (
+    VBLoRAConfig,
+    adapters_of,
     inject,
     load_checkpoint,
     load_packed,
     param_groups,
     save_checkpoint,
     save_packed,
+    set_adapter,
+    warm_start,
 )
 
 SETTINGS = {"bias": "all", "modules_to_save": ["classifier"], "dropout": 0.1}
@@ -89,6 +93,19 @@ def test_every_adapter_of_a_model_is_saved_as_what_it_is(tmp_path):
     ]
     assert not torch.equal(*heads)
     assert torch.equal(heads[1], net().classifier.bias), "a new adapter begins with the base's head"
+
+
+def test_layers_that_peft_chose_by_number_are_those_that_the_checkpoint_has(tmp_path):
+    meant = {"layers_to_transform": [1], "layers_pattern": "encoder"}
+    theirs = peft_model(llama(), ["q_proj"], layers_to_transform=[1])
+    theirs.save_pretrained(str(tmp_path / "theirs"))
+    layers = load_checkpoint(llama(), tmp_path / "theirs").all_layers()
+    assert list(layers) == ["model.layers.1.self_attn.q_proj"]
+    packed = peft_format.read(tmp_path / "theirs")
+    assert list(warm_start(llama(), packed).all_layers()) == list(layers)
+    for name, value in meant.items():
+        with pytest.raises(ConfigError, match=f"by their numbers here: {name}: .*regular"):
+            VBLoRAConfig.from_peft({"peft_type": "VBLORA", name: value})
 
 
 def test_targets_are_written_so_that_they_fit_these_modules_alone(tmp_path):
@@ -211,6 +228,62 @@ def test_a_diverged_run_is_not_written_out(tmp_path):
     assert list(tmp_path.iterdir()) == []
 
 
+def test_a_head_that_diverged_is_neither_written_out_nor_loaded(tmp_path):
+    model = net()
+    inject(model, config(modules_to_save=["classifier"]))
+    save_checkpoint(model, tmp_path / "checkpoint")
+    with torch.no_grad():
+        model.classifier.bias[1] = float("nan")
+    with pytest.raises(ContentError, match=r"classifier\.bias: found 1 of 2; .*diverged"):
+        save_checkpoint(model, tmp_path / "again")
+    with pytest.raises(ContentError, match=r"classifier\.bias: found 1 of 2; .*diverged"):
+        save_packed(model, tmp_path / "adapter.vblora")
+    assert [path.name for path in tmp_path.iterdir()] == ["checkpoint"]
+    bias = "base_model.model.classifier.bias"
+    changed(tmp_path / "checkpoint", lambda tensors: tensors[bias].fill_(float("nan")))
+    with pytest.raises(ContentError, match=r"classifier\.bias: found 2 of 2"):
+        load_checkpoint(net(), tmp_path / "checkpoint")
+
+
+def test_a_mask_of_infinities_is_no_divergence(tmp_path):
+    def made():
+        model = net()
+        model.classifier.register_buffer("mask", torch.tensor([0.0, float("-inf")]))
+        return model
+
+    model = made()
+    inject(model, config(modules_to_save=["classifier"]))
+    save_checkpoint(model, tmp_path / "checkpoint")
+    load_checkpoint(made(), tmp_path / "checkpoint")
+
+
+@pytest.mark.parametrize("active", [None, "other"])
+def test_an_adapter_that_is_loaded_into_is_the_active_one_afterwards(tmp_path, active):
+    """As one that is put in: whoever loads it means to go on with it."""
+    model, x = net(), batch()[0]
+    inject(model, config(**SETTINGS))
+    model.eval()
+    save_checkpoint(model, tmp_path / "checkpoint")
+    expected = model(x)
+    inject(model, config(), name="other")
+    set_adapter(model, active)
+    load_checkpoint(model, tmp_path / "checkpoint")
+    assert torch.equal(model(x), expected)
+    own = adapters_of(model).parameters_of("default")
+    trained_now = {id(p) for p in model.parameters() if p.requires_grad}
+    assert trained_now == {id(p) for group in own.values() for p in group}
+    assert len(param_groups(model)) == 3
+
+
+def test_what_the_user_froze_of_the_active_adapter_stays_frozen(tmp_path):
+    model = net()
+    inject(model, config(**SETTINGS))
+    save_checkpoint(model, tmp_path / "checkpoint")
+    model.classifier.requires_grad_(False)
+    load_checkpoint(model, tmp_path / "checkpoint")
+    assert not model.classifier.weight.requires_grad
+
+
 def test_half_a_checkpoint(saved):
     changed(saved, lambda tensors: tensors.pop("base_model.model.out.vblora_logits_B"))
     with pytest.raises(ModelError, match="out.vblora_logits_B"):
@@ -281,7 +354,8 @@ def test_a_pickle_is_not_opened(saved):
 def test_nothing_is_overwritten_unless_asked_for(saved):
     model = net()
     inject(model, config())
-    with pytest.raises(OutputExistsError):
-        save_checkpoint(model, saved)
+    for save in (save_checkpoint, save_packed):
+        with pytest.raises(OutputExistsError, match="choose another name or pass overwrite=True$"):
+            save(model, saved)
     save_checkpoint(model, saved, overwrite=True)
     load_checkpoint(net(), saved)

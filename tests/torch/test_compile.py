@@ -6,7 +6,7 @@ import pytest
 import torch
 from torch import nn
 
-from tests.torch.models import batch, config, net
+from tests.torch.models import Net, batch, config, net
 from vbfmt.torch import adapters_of, compose, disabled, inject, param_groups
 
 
@@ -66,8 +66,27 @@ def test_after_a_compiled_pass_nothing_is_held():
     x, _ = batch()
     torch.compile(model, backend="aot_eager", fullgraph=True)(x)
     composition = adapters_of(model).adapter().composition
-    assert composition._current is None
-    assert composition._previous is None
+    assert composition._traced is None
+    assert composition._mine.current is None
+    assert composition._recorded == {}
+
+
+class BrokenNet(Net):
+    """A model whose graph a compiler cannot have whole."""
+
+    def forward(self, x):
+        x = torch.tanh(self.encoder[1](torch.tanh(self.encoder[0](x))))
+        torch._dynamo.graph_break()
+        return self.classifier(torch.tanh(self.out(x)))
+
+
+def test_a_model_whose_graph_breaks_has_the_same_losses():
+    eager, model = made(), made()
+    model.__class__ = BrokenNet
+    compiled = torch.compile(model, backend="aot_eager")
+    assert losses(model, compiled) == pytest.approx(losses(eager, eager), rel=1e-6)
+    composition = adapters_of(model).adapter().composition
+    assert composition.rows_of(0) is None, "nothing is left for a later pass"
 
 
 @pytest.mark.slow

@@ -2,11 +2,15 @@
 
 from __future__ import annotations
 
+import warnings
+
+import peft
 import pytest
 import torch
 from torch import nn
 
-from tests.torch.models import NET_TARGETS, batch, config, gpt2, llama, net, peft_model
+from tests.data.train_minilm import load_base
+from tests.torch.models import NET_TARGETS, SIZES, batch, config, gpt2, llama, net, peft_model
 from vbfmt.errors import ConfigError, ModelError
 from vbfmt.torch import (
     VBLoRAConfig,
@@ -16,6 +20,7 @@ from vbfmt.torch import (
     disabled,
     eject,
     inject,
+    load_checkpoint,
     set_adapter,
 )
 
@@ -164,7 +169,10 @@ def test_a_shared_frozen_bank_stays_as_it_is():
 @pytest.mark.parametrize(
     ("settings", "error", "words"),
     [
-        ({"vector_length": 32}, ConfigError, ["encoder.0", "b = 32, 16 → 32", "vector_length=8"]),
+        ({"vector_length": 32}, ConfigError,
+         ["encoder.0, out: found b = 32, 16 → 32", "vector_length=8 divides those of all 3"]),
+        ({"vector_length": 12, "target_modules": ["encoder.1"]}, ConfigError,
+         ["encoder.1: found b = 12, 32 → 32", "vector_length=8 divides", "every divisor of 32"]),
         ({"target_modules": ["q_proj"]}, ModelError, ["q_proj", "0, 1, out, classifier"]),
         ({"target_modules": ["encoder"]}, ModelError, ["encoder", "ModuleList"]),
         ({"modules_to_save": ["clasifier"]}, ModelError, ["clasifier", "classifier"]),
@@ -172,7 +180,7 @@ def test_a_shared_frozen_bank_stays_as_it_is():
         ({"target_modules": "(out"}, ConfigError, ["(out", "regular expression"]),
         ({"rank_pattern": {"(out": 2}}, ConfigError, ["(out", "regular expression"]),
     ],
-)
+)  # fmt: skip
 def test_wrong_use(settings, error, words):
     model = net()
     before = repr(model)
@@ -182,6 +190,70 @@ def test_wrong_use(settings, error, words):
     assert all(word in message for word in words), message
     assert "\n" not in message
     assert repr(model) == before
+
+
+@pytest.mark.parametrize(
+    ("settings", "words"),
+    [
+        ({"target_modules": ["out", "q_proj"]},
+         "target_modules: no module of the model is meant by q_proj; there is a module such as"),
+        ({"target_modules": ["out", "a", "b", "c", "d"]}, "meant by a, b, c and 1 more; "),
+        ({"exclude_modules": ["clasifier"]},
+         "exclude_modules: .*meant by clasifier; there is a module such as classifier"),
+        ({"exclude_modules": "classifier.+"}, r"meant by classifier\.\+; "),
+        ({"exclude_modules": ["classifier", "clasifier"]}, "meant by clasifier; "),
+        ({"rank_pattern": {"encoder.0": 1, "encoder.2": 1}},
+         r"rank_pattern: no adapted layer is meant by encoder\.2; there is a module such as enc"),
+        ({"rank_pattern": {"classifier": 1}}, "no adapted layer is meant by classifier"),
+        ({"rank_pattern": {r"encoder\.\d": 1, r"layer\.\d": 1}}, "adapted layer is meant by layer"),
+    ],
+)  # fmt: skip
+def test_what_is_named_in_vain_is_told(settings, words):
+    with pytest.warns(UserWarning, match=words) as told:
+        inject(net(), config(**settings))
+    assert len(told) == 1
+    assert told[0].filename == __file__
+
+
+def test_each_list_is_told_of_in_a_warning_of_its_own():
+    vain = {"target_modules": ["out", "x"], "exclude_modules": ["y"], "rank_pattern": {"z": 1}}
+    with pytest.warns(UserWarning, match="is meant by") as told:
+        inject(net(), config(**vain))
+    assert [str(each.message).partition(":")[0] for each in told] == list(vain)
+
+
+@pytest.mark.parametrize(
+    "settings",
+    [
+        {"target_modules": "all-linear", "exclude_modules": ["classifier"]},
+        {"target_modules": r"encoder\.\d|nothing"},
+        {"exclude_modules": ["encoder.0"]},
+        {"exclude_modules": "encoder"},
+        {"target_modules": ["out", "classifier"], "modules_to_save": ["classifier"]},
+        {"rank_pattern": {"encoder.0": 1, "1": 2, r"o.t": 5}},
+        {"rank_pattern": {"out": 1, ".*": 2}},
+    ],
+)
+def test_nothing_is_told_where_everything_fits(settings):
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        inject(net(), config(**settings))
+
+
+@pytest.mark.parametrize(("b", "length"), [(256, 192), (128, 128), (100, 96)])
+def test_a_head_that_spoils_the_vector_length_for_all_others_is_named(b, length):
+    """MiniLM's layers are 384 wide and its classifier has two classes: what divides both is 2."""
+    model = load_base()
+    with pytest.raises(ConfigError) as caught:
+        inject(model, VBLoRAConfig(num_vectors=16, vector_length=b))
+    message = str(caught.value)
+    assert f": classifier: found b = {b}, 384 → 2; leave out classifier (exclude_m" in message
+    assert f"vector_length={length} divides the features of the other 37 target modules" in message
+    assert message.endswith("for all of them only 2 would do")
+    inject(
+        model,
+        VBLoRAConfig(num_vectors=16, vector_length=length, exclude_modules=["classifier"]),
+    )
 
 
 @pytest.mark.parametrize(
@@ -253,6 +325,59 @@ def test_a_single_layer_that_cannot_work(features, settings, words):
         VBLoRALinear(nn.Linear(*features), VectorBank(4, 8), **settings)
     with pytest.raises(ModelError, match="Conv2d"):
         VBLoRALinear(nn.Conv2d(1, 1, 1), VectorBank(4, 8))
+
+
+MEANT = peft.VBLoRAConfig(r=3, num_vectors=16, vector_length=8, target_modules=NET_TARGETS)
+
+
+@pytest.mark.parametrize(
+    ("given", "found", "advice"),
+    [
+        (MEANT, "config.VBLoRAConfig", "VBLoRAConfig.from_peft(config.to_dict())"),
+        (MEANT.to_dict(), "builtins.dict", "VBLoRAConfig.from_peft(config)"),
+        ({**SIZES, "target_modules": NET_TARGETS}, "builtins.dict", "VBLoRAConfig(**config)"),
+    ],
+)
+def test_a_config_of_another_kind_and_what_to_give_instead(given, found, advice):
+    model = net()
+    before = repr(model)
+    with pytest.raises(ConfigError) as caught:
+        inject(model, given)
+    message = str(caught.value)
+    assert f"{found}, expected vbfmt.torch.config.VBLoRAConfig; " in message
+    assert message.endswith(f"give {advice}")
+    assert repr(model) == before
+    inject(model, eval(advice, {"VBLoRAConfig": VBLoRAConfig, "config": given}))
+    assert names(model) == NET_TARGETS
+
+
+@pytest.mark.parametrize("given", [None, VBLoRAConfig, peft.VBLoRAConfig, 4])
+def test_what_is_no_config_at_all(given):
+    with pytest.raises(ConfigError, match="not a config of this library.*; make one: VBLoRAConfig"):
+        inject(net(), given)
+
+
+@pytest.mark.parametrize(
+    ("given", "advice"),
+    [
+        (
+            torch.zeros(16, 8),
+            r"bank = VectorBank\(\*tensor\.shape\), then bank\.weight\.data\.copy_",
+        ),
+        ("adapter.vblora", "VectorBank.from_packed"),
+        (16, r"make one: VectorBank\(num_vectors, vector_length\)"),
+    ],
+)
+def test_what_is_no_bank(given, advice):
+    model = net()
+    before = repr(model)
+    with pytest.raises(ConfigError, match=f"not a vector bank: bank: .*a VectorBank; .*{advice}"):
+        inject(model, config(), bank=given)
+    assert repr(model) == before
+    with pytest.raises(ConfigError, match="not a vector bank: bank"):
+        VBLoRALinear(nn.Linear(8, 8), given)
+    with pytest.raises(ConfigError, match="not a vector bank: bank"):
+        load_checkpoint(model, "checkpoint", bank=given)
 
 
 def test_a_bank_of_other_sizes():

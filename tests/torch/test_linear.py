@@ -28,13 +28,28 @@ def test_a_bank_says_its_sizes_and_whether_it_is_frozen():
     assert repr(bank) == "VectorBank(h=6, b=4, frozen)"
 
 
-@pytest.mark.parametrize("sizes", [(0, 4), (6, 0)])
-def test_an_empty_bank(sizes):
-    with pytest.raises(ConfigError, match="expected at least 1"):
-        VectorBank(*sizes)
+@pytest.mark.parametrize("size", [0, -1, 4.0, True, "4"])
+def test_a_bank_of_no_size(size):
+    for sizes, what in (((size, 4), "num_vectors"), ((6, size), "vector_length")):
+        with pytest.raises(
+            ConfigError, match=f"{what} is out of range: found {size}, expected a w"
+        ):
+            VectorBank(*sizes)
 
 
-@pytest.mark.parametrize("topk", [0, 7])
+@pytest.mark.parametrize("bound", [float("nan"), float("inf"), -0.02, "0.02"])
+def test_a_bank_of_no_bound(bound):
+    with pytest.raises(ConfigError, match=f"init_bound is out of range: found {bound}, expected"):
+        VectorBank(6, 4, init_bound=bound)
+
+
+@pytest.mark.parametrize("rank", [0, 2.0, "2"])
+def test_no_rank(rank):
+    with pytest.raises(ConfigError, match=f"rank is out of range: found {rank}, expected a whole"):
+        VBLoRALinear(nn.Linear(8, 4), VectorBank(6, 4), rank=rank)
+
+
+@pytest.mark.parametrize("topk", [0, 7, 2.0])
 def test_k_beyond_the_bank(topk):
     with pytest.raises(ConfigError, match=rf"found {topk}, expected 1 to 6 \(h\)"):
         VBLoRALinear(nn.Linear(8, 4), VectorBank(6, 4), topk=topk)

@@ -72,10 +72,10 @@ def trainer_of(tmp_path):
     return make
 
 
-def made():
+def made(settings):
     torch.manual_seed(2)
     model = llama()
-    inject(model, config(target_modules="all-linear"))
+    inject(model, config(target_modules="all-linear", **settings))
     return model
 
 
@@ -83,8 +83,9 @@ def trained_tensors(model):
     return {n: p.detach().clone() for n, p in model.named_parameters() if p.requires_grad}
 
 
-def test_transformers_trainer_trains_and_resumes(trainer_of, tmp_path):
-    model = made()
+@pytest.mark.parametrize("settings", [{}, {"modules_to_save": ["norm"]}])
+def test_transformers_trainer_trains_and_resumes(settings, trainer_of, tmp_path):
+    model = made(settings)
     before = {name: p.detach().clone() for name, p in model.named_parameters()}
     trainer = trainer_of(model, steps=4)
     trainer.train()
@@ -93,7 +94,7 @@ def test_transformers_trainer_trains_and_resumes(trainer_of, tmp_path):
     moved = {n for n, p in model.named_parameters() if not torch.equal(p, before[n])}
     assert moved == {n for n, p in model.named_parameters() if p.requires_grad}
 
-    resumed = made()
+    resumed = made(settings)
     trainer_of(resumed, steps=4).train(resume_from_checkpoint=str(tmp_path / "runs/checkpoint-2"))
     expected, found = trained_tensors(model), trained_tensors(resumed)
     assert all(torch.equal(found[name], expected[name]) for name in expected)

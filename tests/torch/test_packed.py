@@ -215,11 +215,12 @@ def test_equal_logits_are_told():
     assert notices == ["57 of 57 rows have equal logits at place 2; the lowest index was taken"]
 
 
-def test_a_gap_that_cannot_work():
+@pytest.mark.parametrize("gap", [0.0, -1.0, float("inf"), float("nan"), "0.1"])
+def test_a_gap_that_cannot_work(gap):
     model = net()
     inject(model, config())
-    with pytest.raises(ConfigError, match="gap"):
-        warm_start(net(), to_adapter(model), gap=0.0)
+    with pytest.raises(ConfigError, match=f"gap is out of range: found {gap}, expected a finite"):
+        warm_start(net(), to_adapter(model), gap=gap)
 
 
 class Other(nn.Module):

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import copy
 import pickle
+import threading
+from concurrent.futures import ThreadPoolExecutor
 
 import pytest
 import torch
@@ -143,6 +145,80 @@ def test_evaluation_under_no_grad_between_pass_and_backward(model):
     assert_same(gradients(model), expected)
 
 
+def in_another_thread(work):
+    """What `work` returns, called by a thread of its own."""
+    with ThreadPoolExecutor(1) as pool:
+        return pool.submit(work).result()
+
+
+def evaluated(model):
+    with torch.no_grad():
+        return loss_of(model)
+
+
+@pytest.mark.parametrize("other", [evaluated, loss_of])
+def test_a_pass_of_another_thread_in_the_middle_of_one(model, other):
+    """Each takes the rows that it composed itself: no gradient is lost."""
+    loss_of(model).backward()
+    expected = gradients(model)
+    first, begun, over = threading.get_ident(), threading.Event(), threading.Event()
+
+    def meanwhile(module, args, output):
+        if threading.get_ident() == first:
+            second.append(pool.submit(other, model))
+            assert begun.wait(10)
+        else:
+            begun.set()
+            assert over.wait(10)
+
+    second = []
+    with ThreadPoolExecutor(1) as pool:
+        handle = model.encoder[0].register_forward_hook(meanwhile)
+        try:
+            loss = loss_of(model)
+        finally:
+            over.set()
+            handle.remove()
+        assert torch.equal(second[0].result(), loss)
+    loss.backward()
+    assert_same(gradients(model), expected)
+
+
+def test_threads_compose_once_each_and_end_their_own_pass(model, compositions):
+    def meanwhile(module, args, output):
+        handle.remove()
+        in_another_thread(lambda: evaluated(model))
+
+    handle = model.encoder[0].register_forward_hook(meanwhile)
+    loss_of(model)
+    assert compositions == [57, 57]
+
+
+def test_threads_that_train_and_evaluate_at_once():
+    """As many passes of each as fit in; the gradients are always the same."""
+    model = net()
+    inject(model, config())
+    loss_of(model).backward()
+    expected = gradients(model)
+    over = threading.Event()
+
+    def evaluate():
+        found = set()
+        while not over.is_set():
+            found.add(evaluated(model).item())
+        return found
+
+    with ThreadPoolExecutor(1) as pool:
+        losses = pool.submit(evaluate)
+        try:
+            for _ in range(50):
+                loss_of(model).backward()
+                assert_same(gradients(model), expected)
+        finally:
+            over.set()
+        assert len(losses.result()) == 1
+
+
 class CheckpointedNet(Net):
     reentrant = False
 
@@ -177,6 +253,48 @@ def test_evaluation_between_a_checkpointed_pass_and_its_backward(model, reentran
         model(x)
     loss.backward()
     assert_same(gradients(model), expected, rtol=1e-5, atol=1e-9)
+
+
+def test_what_threads_that_are_over_have_left_behind_is_let_go(model):
+    for _ in range(3):
+        in_another_thread(lambda: loss_of(model))
+    loss_of(model)
+    assert list(adapters_of(model).adapter().composition._recorded) == [threading.get_ident()]
+
+
+@pytest.mark.parametrize("reentrant", [False, True])
+@pytest.mark.parametrize("between", [None, evaluated, loss_of])
+def test_a_checkpointed_pass_whose_backward_is_in_another_thread(model, reentrant, between):
+    """As on a GPU, whose backward passes run in threads of their own."""
+    model.__class__ = CheckpointedNet
+    model.reentrant = reentrant
+    x, y = batch()
+    x.requires_grad_()
+    nn.functional.cross_entropy(model(x), y).backward()
+    expected = gradients(model)
+    loss = in_another_thread(lambda: nn.functional.cross_entropy(model(x), y))
+    if between is not None:
+        between(model)
+    in_another_thread(loss.backward)
+    assert_same(gradients(model), expected, rtol=1e-5, atol=1e-9)
+
+
+@pytest.mark.parametrize("reentrant", [False, True])
+def test_a_thread_that_evaluates_with_gradients_beside_a_checkpointed_pass(model, reentrant):
+    """Its pass is kept, too, and must not be taken for the one whose parts run again."""
+    x, y = batch()
+    x.requires_grad_()
+    nn.functional.cross_entropy(model(x), y).backward()
+    expected = gradients(model)
+    with ThreadPoolExecutor(1) as other:
+        for _ in range(2):
+            model.__class__, model.reentrant = CheckpointedNet, reentrant
+            loss = nn.functional.cross_entropy(model(x), y)
+            model.__class__ = Net
+            other.submit(loss_of, model).result()
+            model.__class__ = CheckpointedNet
+            loss.backward()
+            assert_same(gradients(model), expected, rtol=1e-5, atol=1e-9)
 
 
 @pytest.mark.parametrize("reentrant", [False, True])
@@ -256,19 +374,6 @@ def test_an_nn_sequential_still_works():
     assert not torch.equal(model(x), plain)
     with disabled(model):
         assert torch.equal(model(x), plain)
-
-
-def test_the_fast_path_of_nn_transformer_layers_does_not_pass_the_adapter_by():
-    torch.manual_seed(0)
-    layer = nn.TransformerEncoderLayer(16, 2, 32, dropout=0.0, batch_first=True)
-    model = nn.TransformerEncoder(layer, 2, enable_nested_tensor=False).eval()
-    inject(model, config(target_modules=["linear1", "linear2"]))
-    x = torch.randn(2, 5, 16)
-    recorded = model(x).detach()  # gradients keep PyTorch off that path
-    with torch.no_grad():
-        torch.testing.assert_close(model(x), recorded, rtol=1e-5, atol=1e-6)
-        with disabled(model):
-            assert not torch.allclose(model(x), recorded, rtol=1e-3)
 
 
 def test_layers_without_inject_share_a_bank():

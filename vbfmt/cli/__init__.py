@@ -59,8 +59,10 @@ def main() -> None:
         group(prog_name="vbfmt")
     except Exception as error:
         # Nothing of the library is imported unless there was something to go wrong.
-        from vbfmt.errors import VbfmtError, printable
+        from vbfmt.errors import OutputExistsError, VbfmtError, printable
 
+        if isinstance(error, OutputExistsError):
+            error.advice = "choose another name or give --force"  # overwrite=True is Python's
         if isinstance(error, VbfmtError):
             message = str(error)
         elif isinstance(error, OSError):

@@ -13,8 +13,10 @@ from vbfmt.errors import ModelError
 from vbfmt.torch.bank import VectorBank
 from vbfmt.torch.composition import Composition
 from vbfmt.torch.config import VBLoRAConfig
+from vbfmt.torch.fast_path import keep_padded
 from vbfmt.torch.linear import VBLoRALinear
 from vbfmt.torch.stand_ins import StandIns
+from vbfmt.torch.state_dict import keep_names
 
 
 class AttachedAdapter(nn.Module):
@@ -181,6 +183,8 @@ class VBLoRA(nn.Module):
         self._hooks = [
             self.root.register_forward_pre_hook(self.begin_pass),
             self.root.register_forward_hook(self.end_pass, always_call=True),
+            *keep_names(self.root),
+            *keep_padded(self.root),
         ]
 
     def detach(self) -> None:
@@ -224,6 +228,8 @@ def find_adapters(model: nn.Module) -> VBLoRA | None:
 def set_adapter(model: nn.Module, name: str | None) -> None:
     """Let the adapter of that name act and train, and no other; None: the base model alone.
 
+    That is so for the whole model, whichever threads use it.
+
     Raises:
         ModelError: there is no such adapter, or one is merged.
     """
@@ -236,7 +242,7 @@ def set_adapter(model: nn.Module, name: str | None) -> None:
 
 @contextlib.contextmanager
 def disabled(model: nn.Module) -> Iterator[None]:
-    """The base model alone, as long as the block lasts.
+    """The base model alone, as long as the block lasts; for all threads that use the model.
 
     Raises:
         ModelError: an adapter is merged.

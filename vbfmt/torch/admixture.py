@@ -20,7 +20,7 @@ class LowRankUpdate(nn.Module):
         """result + B·(A·x), computed in the factors' dtype, or as autocast has it.
 
         Args:
-            x: (…, in_features).
+            x: (…, in_features); a nested tensor may have any ragged dimension but the last.
             result: (…, out_features), what the base layer made of x.
 
         Returns:
@@ -28,7 +28,8 @@ class LowRankUpdate(nn.Module):
         """
         a, b = self.factors()
         low = nn.functional.linear(self.prepare(x.to(a.dtype)), a)
-        if low.dtype != result.dtype:  # a base of lower precision: one rounding, at the end
+        # A base of lower precision: one rounding, at the end. A nested tensor has no flat form.
+        if low.dtype != result.dtype or result.is_nested:
             return (result + nn.functional.linear(low, b)).to(result.dtype)
         # One pass over the output instead of two.
         flat = torch.addmm(result.reshape(-1, b.shape[0]), low.reshape(-1, b.shape[1]), b.t())

@@ -10,6 +10,7 @@ from torch import nn
 from vbfmt.adapter import Adapter
 from vbfmt.errors import ConfigError
 from vbfmt.packed import load
+from vbfmt.torch.config import is_count, is_spread
 
 
 class VectorBank(nn.Module):
@@ -18,6 +19,9 @@ class VectorBank(nn.Module):
     Attributes:
         weight: (h, b) float32 parameter.
         frozen: never to be trained, whichever adapter is active: a bank that several tasks share.
+
+    Raises:
+        ConfigError: a size that is no whole number above 0, or a bound that is not finite.
     """
 
     def __init__(
@@ -30,8 +34,16 @@ class VectorBank(nn.Module):
     ) -> None:
         super().__init__()
         for what, size in (("num_vectors", num_vectors), ("vector_length", vector_length)):
-            if size < 1:
-                raise ConfigError(f"{what} is out of range", found=size, expected="at least 1")
+            if not is_count(size):
+                raise ConfigError(
+                    f"{what} is out of range", found=size, expected="a whole number, at least 1"
+                )
+        if not is_spread(init_bound):
+            raise ConfigError(
+                "init_bound is out of range",
+                found=init_bound,
+                expected="a finite number, 0 or above",
+            )
         weight = torch.empty(num_vectors, vector_length, dtype=torch.float32, device=device)
         self.weight = nn.Parameter(weight.uniform_(-init_bound, init_bound))
         self.frozen = False
@@ -75,3 +87,25 @@ class VectorBank(nn.Module):
         """h, b and whether it is frozen."""
         frozen = ", frozen" if self.frozen else ""
         return f"h={self.num_vectors}, b={self.vector_length}{frozen}"
+
+
+def require_vector_bank(bank: object) -> None:
+    """Refuse what is no `VectorBank`, such as its tensor.
+
+    Raises:
+        ConfigError: says how to make one of it.
+    """
+    if isinstance(bank, VectorBank):
+        return
+    advice = "make one: VectorBank(num_vectors, vector_length)"
+    if isinstance(bank, torch.Tensor):
+        advice = "bank = VectorBank(*tensor.shape), then bank.weight.data.copy_(tensor)"
+    elif isinstance(bank, Adapter | str | os.PathLike):
+        advice = "for that of a packed adapter there is VectorBank.from_packed"
+    raise ConfigError(
+        "not a vector bank",
+        part="bank",
+        found=type(bank).__name__,
+        expected="a VectorBank",
+        advice=advice,
+    )

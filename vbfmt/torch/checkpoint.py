@@ -7,11 +7,10 @@ the caller's to keep; loading copies into the parameters that are there, so it s
 from __future__ import annotations
 
 import os
-import re
 from collections.abc import Collection, Mapping
 from dataclasses import replace
 from pathlib import Path
-from typing import Any, cast
+from typing import cast
 
 import torch
 from torch import Tensor, nn
@@ -19,15 +18,16 @@ from torch import Tensor, nn
 from vbfmt import json_file, peft_layout, storage
 from vbfmt.errors import ModelError, VbfmtError, few
 from vbfmt.peft_layout import BANK, PREFIX, key_of_logits, key_of_tensor
-from vbfmt.torch.adapters import AttachedAdapter, VBLoRA, adapters_of, find_adapters
+from vbfmt.torch.adapters import AttachedAdapter, VBLoRA, adapters_of, find_adapters, set_adapter
 from vbfmt.torch.admixture import Admixture
-from vbfmt.torch.bank import VectorBank
+from vbfmt.torch.bank import VectorBank, require_vector_bank
 from vbfmt.torch.checkpoint_file import LOGITS, ranks_of, read, require_bank, require_finite
 from vbfmt.torch.config import VBLoRAConfig
 from vbfmt.torch.injection import fresh_adapter, install, require_free_name
 from vbfmt.torch.linear import is_adaptable
+from vbfmt.torch.peft_config import peft_config, rank_pattern_of, updates_of
 from vbfmt.torch.stand_ins import names_to_train
-from vbfmt.torch.targets import base_modules, matches, saved_by_peft
+from vbfmt.torch.targets import base_modules, saved_by_peft
 
 PathLike = str | os.PathLike[str]
 
@@ -43,14 +43,14 @@ def save_checkpoint(
 
     Raises:
         ModelError: the adapter is a packed one: it has no logits.
-        ContentError: a logit or a bank value is NaN or infinite.
+        ContentError: a logit or a bank value is NaN or infinite, or a head's is NaN.
         OutputExistsError, StorageError
     """
     from safetensors.torch import save_file
 
     adapters = adapters_of(model)
     config = peft_config(adapters, name)
-    adapter, updates = adapters.adapter(name), _updates(adapters, name)
+    adapter, updates = adapters.adapter(name), updates_of(adapters, name)
     tensors = _tensors(adapters.root, adapter, updates)
     require_finite(tensors)
     text = json_file.text({**config, "save_only_topk_weights": False})
@@ -71,8 +71,9 @@ def load_checkpoint(
     """Load an adapter with its logits, to go on training.
 
     If the model has no adapter of that name yet, one is put in, as the checkpoint's config says.
-    Otherwise the values are copied into its parameters, which stay the same objects. Where
-    something does not fit, nothing is changed.
+    Otherwise the values are copied into its parameters, which stay the same objects. Either way it
+    is the active adapter afterwards, and no other one trains. Where something does not fit, nothing
+    is changed.
 
     Args:
         path: a folder written by `save_checkpoint` or by PEFT.
@@ -82,12 +83,15 @@ def load_checkpoint(
             checkpoint was saved, which does not say so.
 
     Raises:
+        ConfigError: the bank is none, or has other sizes than the checkpoint's.
         SourceError: no such checkpoint, or one without logits.
         ModelError: it belongs to another model; the first modules that do not match are named. Or
             an adapter is merged, or a frozen or shared bank is another than the checkpoint's.
-        ContentError: a logit or a bank value is NaN or infinite.
+        ContentError: a logit or a bank value is NaN or infinite, or a head's is NaN.
     """
     folder = Path(path)
+    if bank is not None:
+        require_vector_bank(bank)
     try:
         config, tensors = read(folder)
         ranks = ranks_of(tensors)
@@ -104,13 +108,15 @@ def load_checkpoint(
                     advice="eject it first",
                 )
             _require_own_bank(adapters, adapter, tensors)
-            _fill(adapters.root, adapter, _updates(adapters, name), tensors)
+            _fill(adapters.root, adapter, updates_of(adapters, name), tensors)
             if freeze_bank:
                 cast(VectorBank, adapter.bank).freeze()
+            if adapters.active != name:
+                set_adapter(model, name)
             return adapters
         require_free_name(model, name)
         layers = _layers(model, ranks)
-        config = replace(config, rank_pattern=_pattern(ranks, config.rank))
+        config = replace(config, rank_pattern=rank_pattern_of(ranks))
         require_bank(tensors, config)
         config = replace(config, modules_to_save=saved_by_peft(model, config.modules_to_save))
         others = _others(model, config, layers, tensors)
@@ -122,43 +128,6 @@ def load_checkpoint(
     if freeze_bank:
         cast(VectorBank, adapter.bank).freeze()
     return install(model, name, adapter, updates)
-
-
-def peft_config(adapters: VBLoRA, name: str | None) -> dict[str, Any]:
-    """The adapter's config as PEFT has it, with targets that say exactly which modules it has.
-
-    Raises:
-        ModelError: it is a packed adapter.
-    """
-    adapter = adapters.adapter(name)
-    if adapter.config is None:
-        raise ModelError(
-            "a packed adapter cannot be saved again: it holds no logits",
-            part=f"adapter {name or adapters.active}",
-            advice="copy the file it was loaded from",
-        )
-    layers = adapters.layers(name or adapters.active or "")
-    ranks = {key: update.rank for key, update in _updates(adapters, name).items()}
-    known = getattr(adapters.root, "name_or_path", None)
-    config = replace(
-        adapter.config,
-        target_modules=_exact_targets(adapters.root, list(layers)),
-        exclude_modules=(),
-        modules_to_save=_exactly_saved(adapters.root, adapter),
-        rank_pattern=_pattern(ranks, adapter.config.rank),
-        base_model=adapter.config.base_model or (known if isinstance(known, str) else None) or None,
-    )
-    if len(set(ranks.values())) == 1:
-        config = replace(config, rank=next(iter(ranks.values())))
-    fan_in_fan_out = all(layer.fan_in_fan_out for layer in layers.values())
-    return {**config.as_peft(), "fan_in_fan_out": fan_in_fan_out}
-
-
-def _updates(adapters: VBLoRA, name: str | None) -> dict[str, Admixture]:
-    """A trainable adapter's updates by layer."""
-    name = name or adapters.active or ""
-    layers = adapters.layers(name)
-    return {key: cast(Admixture, layer.updates[name]) for key, layer in layers.items()}
 
 
 def _tensors(
@@ -232,25 +201,6 @@ def _trainable(adapters: VBLoRA, name: str) -> AttachedAdapter:
     return adapter
 
 
-def _exact_targets(root: nn.Module, layers: list[str]) -> str | list[str]:
-    """Targets that fit these layers and nothing else: last components, names, or an expression."""
-    everything = [name for name, _ in base_modules(root) if name]
-    leaves = sorted({name.rpartition(".")[2] for name in layers})
-    for targets in (leaves, sorted(layers)):
-        if [name for name in everything if matches(name, targets)] == layers:
-            return targets
-    return "|".join(re.escape(name) for name in sorted(layers))
-
-
-def _exactly_saved(root: nn.Module, adapter: AttachedAdapter) -> list[str]:
-    """The full names of the modules trained whole, in which PEFT finds no others."""
-    if adapter.config is None:
-        return []
-    saved = saved_by_peft(root, adapter.config.modules_to_save)
-    names = adapter.stand_ins.names
-    return [module for module in saved if any(name.startswith(f"{module}.") for name in names)]
-
-
 def _others(
     model: nn.Module,
     config: VBLoRAConfig,
@@ -292,11 +242,6 @@ def _has_tensor(modules: Mapping[str, nn.Module], name: str) -> bool:
     owner = modules.get(path)
     places = {} if owner is None else {**owner._parameters, **owner._buffers}
     return places.get(leaf) is not None
-
-
-def _pattern(ranks: Mapping[str, int], common: int) -> dict[str, int]:
-    """The ranks by name where there is more than one."""
-    return dict(ranks) if len({*ranks.values()}) > 1 else {}
 
 
 def _layers(model: nn.Module, names: Mapping[str, int]) -> dict[str, nn.Module]:

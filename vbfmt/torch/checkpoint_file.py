@@ -33,7 +33,7 @@ def read(folder: Path) -> tuple[VBLoRAConfig, dict[str, Tensor]]:
             advice="a packed file is for inference (load_packed) or a new start (warm_start)",
         )
     config = json_file.read(folder / peft_layout.CONFIG)
-    return VBLoRAConfig.from_peft(config), _read_tensors(folder)
+    return VBLoRAConfig.from_peft(config, layers_known=True), _read_tensors(folder)
 
 
 def _read_tensors(folder: Path) -> dict[str, Tensor]:
@@ -91,16 +91,19 @@ def require_bank(tensors: Mapping[str, Tensor], config: VBLoRAConfig) -> None:
 
 
 def require_finite(tensors: Mapping[str, Tensor]) -> None:
-    """Refuse, with ContentError, NaN and infinities in bank and logits."""
+    """Refuse, with ContentError, NaN and infinities in bank and logits, and NaN in what else is
+    there: among a head's tensors may be a mask of infinities."""
     for key, tensor in tensors.items():
-        if key != BANK and LOGITS not in key:
-            continue
-        if not tensor.is_floating_point():
+        mixture = key == BANK or LOGITS in key
+        if mixture and not tensor.is_floating_point():
             raise ContentError("no floating-point values", part=key, found=tensor.dtype)
-        if not bool(tensor.isfinite().all()):
+        bad = int((~tensor.isfinite() if mixture else tensor.isnan()).sum())
+        if bad:
             raise ContentError(
-                "values that are not finite",
+                "values that are not finite" if mixture else "values that are not numbers",
                 part=key,
-                found=f"{int((~tensor.isfinite()).sum())} of {tensor.numel()}",
-                advice="the training run diverged, or the logits were rebuilt from a top-k form",
+                found=f"{bad} of {tensor.numel()}",
+                advice="the training run diverged, or the logits were rebuilt from a top-k form"
+                if mixture
+                else "the training run diverged",
             )

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import threading
 from collections.abc import Sequence
+from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -41,9 +43,13 @@ class Composition:
     Between `begin` and `end` every layer takes its slice of what was composed at `begin`. Outside
     of such a pass (a part of the model is called alone) a layer composes its own rows.
 
+    Every thread has passes of its own, so that one may evaluate while another trains. Passes that
+    `torch.compile` has traced need none of this: their rows are in the graph. Only where it breaks
+    a model's graph do they wait between its parts, and then for all threads alike.
+
     Activation checkpointing runs parts of the model again during the backward pass, after `end`.
     Where the first run recorded a graph (``use_reentrant=False``), the second must see the same
-    tensors, so they are kept until the next pass with gradients. Where it did not
+    tensors, so they are kept until the thread's next pass with gradients. Where it did not
     (``use_reentrant=True``), the second run is differentiated by itself, and the layer composes
     its own rows.
     """
@@ -52,18 +58,15 @@ class Composition:
         self.bank = (bank,)  # a tuple, so that no module takes it for a part of itself
         self.topk = topk
         self.layers: list[Admixture] = []
-        self._current: dict[int, Tensor] | None = None
-        self._previous: dict[int, Tensor] | None = None
-        self._recording = False
-        self._unrecorded: set[int] = set()
+        self._forget_passes()
 
     def begin(self) -> None:
         """Compose the sub-vectors of all layers."""
-        self._current = None
-        self._recording = torch.is_grad_enabled()
-        if self._recording:  # a pass without gradients leaves alone what a backward pass may need
-            self._previous = None
-            self._unrecorded = set()
+        recording = torch.is_grad_enabled()
+        self._put_current(None)
+        # A pass without gradients leaves alone what a backward pass may need.
+        if recording and not torch.compiler.is_compiling():
+            self._recorded.pop(threading.get_ident(), None)
         rows: dict[int, Tensor] = {}
         by_device: dict[torch.device, list[int]] = {}
         for position, layer in enumerate(self.layers):
@@ -73,30 +76,90 @@ class Composition:
             composed = compose(self.bank[0].weight.to(device), logits, self.topk)
             parts = torch.split(composed, [len(block) for block in logits])
             rows.update(zip(positions, parts, strict=True))
-        self._current = rows
+        self._put_current(Pass(rows, recording))
 
     def end(self) -> None:
         """The pass is over."""
+        current = self._current()
+        self._put_current(None)
         # A compiler sees to checkpointing itself.
-        if self._recording and not torch.compiler.is_compiling():
-            self._previous = self._current
-        self._current = None
+        if current is not None and current.recording and not torch.compiler.is_compiling():
+            self._keep(current)
 
     def rows_of(self, position: int) -> Tensor | None:
         """A layer's sub-vectors (n, b), or None if it is to compose them itself."""
         again = in_backward()
-        if again and position in self._unrecorded:
+        found = self._current()
+        if found is None and again:
+            found = self._pass_to_run_again(position)
+        if found is None or (again and position in found.unrecorded):
             return None
-        rows = self._current or (self._previous if again else None)
-        if rows is None:
+        if found.recording and not again and not torch.is_grad_enabled():
+            found.unrecorded.add(position)
+        return found.rows[position]
+
+    def _forget_passes(self) -> None:
+        self._mine = _PassOfThread()
+        self._traced: Pass | None = None
+        self._recorded: dict[int, Pass] = {}  # by thread, the latest at the end
+
+    def _current(self) -> Pass | None:
+        if torch.compiler.is_compiling():  # it cannot trace what is a thread's own
+            return self._traced
+        return self._mine.current or self._traced
+
+    def _put_current(self, current: Pass | None) -> None:
+        if torch.compiler.is_compiling():
+            self._traced = current
+        else:
+            self._mine.current, self._traced = current, None
+
+    def _pass_to_run_again(self, position: int) -> Pass | None:
+        """The last pass with gradients, of any thread: that of a backward pass may be another
+        than its forward pass was in, and on a GPU always is. None if a layer may have run without
+        gradients: then the second run is differentiated by itself."""
+        passes = list(self._recorded.values())
+        if any(position in known.unrecorded for known in passes):
             return None
-        if self._recording and not again and not torch.is_grad_enabled():
-            self._unrecorded.add(position)
-        return rows[position]
+        return passes[-1] if passes else None
+
+    def _keep(self, recorded: Pass) -> None:
+        """As this thread's last pass with gradients, and the last of all."""
+        living = {thread.ident for thread in threading.enumerate()} - {threading.get_ident()}
+        for known in list(self._recorded):
+            if known not in living:
+                self._recorded.pop(known, None)
+        self._recorded[threading.get_ident()] = recorded
 
     def __getstate__(self) -> dict[str, Any]:
         """Copies and pickles of a model do not hold what belongs to one pass."""
-        return {**self.__dict__, "_current": None, "_previous": None}
+        passes = ("_mine", "_traced", "_recorded")
+        return {name: value for name, value in self.__dict__.items() if name not in passes}
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        self.__dict__.update(state)
+        self._forget_passes()
+
+
+@dataclass(eq=False)
+class Pass:
+    """What was composed for one pass.
+
+    Attributes:
+        rows: a layer's position → its sub-vectors (n, b).
+        recording: whether with gradients.
+        unrecorded: positions of layers that ran without gradients all the same.
+    """
+
+    rows: dict[int, Tensor]
+    recording: bool
+    unrecorded: set[int] = field(default_factory=set)
+
+
+class _PassOfThread(threading.local):
+    """The pass that this thread is in."""
+
+    current: Pass | None = None
 
 
 def in_backward() -> bool:

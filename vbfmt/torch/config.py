@@ -49,6 +49,9 @@ class VBLoRAConfig:
             As in PEFT, modules whose names end in ``classifier`` or ``score`` (``SEQ_CLS``,
             ``TOKEN_CLS``) or in ``qa_outputs`` (``QUESTION_ANS``) are then trained whole.
 
+    What of `target_modules`, `exclude_modules` and `rank_pattern` fits nothing is told by a warning
+    of `inject`; a name in `modules_to_save` that does is an error.
+
     Raises:
         ConfigError: a value that cannot work.
     """
@@ -73,25 +76,39 @@ class VBLoRAConfig:
         _require_names(self)
         _require_sizes(self)
         _require(self.bias in BIASES, "bias", self.bias, " or ".join(BIASES))
-        fits = _is_number(self.dropout) and 0 <= self.dropout < 1
+        fits = is_number(self.dropout) and 0 <= self.dropout < 1
         _require(fits, "dropout", self.dropout, "0 ≤ p < 1")
         for what in ("init_bank_bound", "init_logits_std"):
             value = getattr(self, what)
-            fits = _is_number(value) and 0 <= value < inf
-            _require(fits, what, value, "a finite number, 0 or above")
+            _require(is_spread(value), what, value, "a finite number, 0 or above")
 
     @classmethod
-    def from_peft(cls, config: Mapping[str, Any]) -> VBLoRAConfig:
+    def from_peft(cls, config: Mapping[str, Any], *, layers_known: bool = False) -> VBLoRAConfig:
         """The same from PEFT's ``adapter_config.json``; what has no meaning here is left out.
 
+        Without ``target_modules``, which PEFT would choose by the model's type, it is the default
+        here: ``"all-linear"``.
+
+        Args:
+            layers_known: which layers are adapted is known otherwise, from a checkpoint's tensors.
+
         Raises:
-            ConfigError: another kind of adapter, or a value that cannot work.
+            ConfigError: another kind of adapter, a value that cannot work, or layers chosen by
+                their numbers.
         """
         kind = config.get("peft_type")
         if kind != "VBLORA":
             raise ConfigError(
                 "another kind of adapter", part="peft_type", found=kind, expected="VBLORA"
             )
+        for numbers in ("layers_to_transform", "layers_pattern"):
+            if config.get(numbers) is not None and not layers_known:
+                raise ConfigError(
+                    "layers cannot be chosen by their numbers here",
+                    part=numbers,
+                    found=config[numbers],
+                    advice=r"give target_modules as a regular expression: .*\.(0|1)\..*",
+                )
         known = {f.name: config.get(_PEFT_NAMES.get(f.name, f.name)) for f in fields(cls)}
         return cls(**{name: value for name, value in known.items() if value is not None})
 
@@ -111,21 +128,47 @@ class VBLoRAConfig:
         return {"peft_type": "VBLORA", "inference_mode": True, **named, **ranks}
 
 
+def require_config(config: object) -> None:
+    """Refuse what is no `VBLoRAConfig`, such as PEFT's class of the same name.
+
+    Raises:
+        ConfigError: says how to make one of it.
+    """
+    if isinstance(config, VBLoRAConfig):
+        return
+    kind = config if isinstance(config, type) else type(config)
+    advice = "make one: VBLoRAConfig(rank=…, num_vectors=…, vector_length=…)"
+    if kind is not config and hasattr(config, "peft_type") and hasattr(config, "to_dict"):
+        advice = "that is PEFT's: give VBLoRAConfig.from_peft(config.to_dict())"
+    elif isinstance(config, Mapping):
+        make = (
+            "VBLoRAConfig.from_peft(config)" if "peft_type" in config else "VBLoRAConfig(**config)"
+        )
+        advice = f"give {make}"
+    raise ConfigError(
+        "not a config of this library",
+        part="config",
+        found=f"{'the class ' if kind is config else ''}{kind.__module__}.{kind.__qualname__}",
+        expected=f"{VBLoRAConfig.__module__}.VBLoRAConfig",
+        advice=advice,
+    )
+
+
 def _require_sizes(config: VBLoRAConfig) -> None:
     """Ranks, h, b and k are counts that can work together, and h is one that can be packed."""
     any_count = "a whole number, at least 1"
     ranks = {"rank": config.rank}
     ranks.update((f"rank_pattern {key!r}", rank) for key, rank in config.rank_pattern.items())
     for what, size in {**ranks, "vector_length": config.vector_length}.items():
-        _require(_is_count(size), what, size, any_count)
+        _require(is_count(size), what, size, any_count)
     _require(
-        _is_count(config.num_vectors) and config.num_vectors <= LARGEST_BANK,
+        is_count(config.num_vectors) and config.num_vectors <= LARGEST_BANK,
         "num_vectors",
         config.num_vectors,
         f"1 to {LARGEST_BANK} (what a packed file can hold)",
     )
     _require(
-        _is_count(config.topk) and config.topk <= config.num_vectors,
+        is_count(config.topk) and config.topk <= config.num_vectors,
         "topk",
         config.topk,
         f"1 to {config.num_vectors} (k ≤ h, num_vectors)",
@@ -158,9 +201,16 @@ def _are_names(value: object) -> bool:
     return texts and all(isinstance(name, str) for name in cast(Collection[object], value))
 
 
-def _is_count(value: object) -> bool:
+def is_count(value: object) -> bool:
+    """Whether it is a whole number, at least 1."""
     return isinstance(value, int) and not isinstance(value, bool) and value >= 1
 
 
-def _is_number(value: object) -> bool:
+def is_number(value: object) -> bool:
+    """Whether it is a number, NaN and infinities too."""
     return isinstance(value, int | float) and not isinstance(value, bool)
+
+
+def is_spread(value: object) -> bool:
+    """Whether numbers can be drawn as widely as that."""
+    return is_number(value) and 0 <= cast(float, value) < inf

@@ -4,21 +4,23 @@ from __future__ import annotations
 
 import re
 import sys
+import warnings
 from collections.abc import Collection, Iterable, Mapping
 from contextlib import nullcontext
 from dataclasses import replace
-from typing import Any, cast
+from typing import cast
 
 from torch import Tensor, nn
 
 from vbfmt.errors import ConfigError, ModelError
 from vbfmt.torch.adapters import AttachedAdapter, VBLoRA, adapters_of, disabled, find_adapters
 from vbfmt.torch.admixture import Admixture, LowRankUpdate
-from vbfmt.torch.bank import VectorBank
-from vbfmt.torch.config import VBLoRAConfig
+from vbfmt.torch.bank import VectorBank, require_vector_bank
+from vbfmt.torch.config import VBLoRAConfig, require_config
+from vbfmt.torch.fast_path import keep_off
 from vbfmt.torch.linear import VBLoRALinear, features_of
 from vbfmt.torch.stand_ins import StandIns, names_to_train
-from vbfmt.torch.targets import base_modules, find_targets, modules_to_save, rank_of
+from vbfmt.torch.targets import base_modules, find_targets, modules_to_save, rank_of, unmatched
 
 
 def inject(
@@ -42,13 +44,22 @@ def inject(
     Returns:
         The model's adapters, ``model.vblora``.
 
+    Warns:
+        UserWarning: some of the config's `target_modules` or `exclude_modules` fit no module, or
+            some of its `rank_pattern` no adapted layer. Lists that are meant for several kinds of
+            models work therefore, as in PEFT, and a slip is told.
+
     Raises:
         ModelError: no target, a target that is no linear layer, or the name is taken.
-        ConfigError: b does not divide a target's features; the bank has other sizes.
+        ConfigError: b does not divide a target's features; the bank has other sizes; config or
+            bank are something else.
     """
+    require_config(config)
     require_free_name(model, name)
     config = replace(config, modules_to_save=modules_to_save(model, config))
     targets = find_targets(model, config)
+    for sentence in unmatched(model, config, targets):
+        warnings.warn(sentence, stacklevel=2)
     return attach(model, config, targets, name=name, bank=bank)
 
 
@@ -86,12 +97,7 @@ def fresh_adapter(
             init_bound=config.init_bank_bound,
             device=cast(Tensor, next(iter(targets.values())).weight).device,
         )
-    elif (bank.num_vectors, bank.vector_length) != (config.num_vectors, config.vector_length):
-        raise ConfigError(
-            "the bank has other sizes than the config",
-            found=f"h = {bank.num_vectors}, b = {bank.vector_length}",
-            expected=f"h = {config.num_vectors}, b = {config.vector_length}",
-        )
+    _require_fitting(bank, config)
     with disabled(model) if find_adapters(model) else nullcontext():
         names = _names_to_train(model, config, targets) if tensors is None else tensors
         stand_ins = StandIns.trainable(model, names)
@@ -99,6 +105,17 @@ def fresh_adapter(
     return adapter, {
         key: _fresh_update(key, layer, config, adapter) for key, layer in targets.items()
     }
+
+
+def _require_fitting(bank: VectorBank, config: VBLoRAConfig) -> None:
+    """Refuse, with ConfigError, a bank that is none or has other sizes than the config."""
+    require_vector_bank(bank)
+    if (bank.num_vectors, bank.vector_length) != (config.num_vectors, config.vector_length):
+        raise ConfigError(
+            "the bank has other sizes than the config",
+            found=f"h = {bank.num_vectors}, b = {bank.vector_length}",
+            expected=f"h = {config.num_vectors}, b = {config.vector_length}",
+        )
 
 
 def install(
@@ -230,9 +247,7 @@ def _wrapped(root: nn.Module, name: str) -> VBLoRALinear:
     wrapper = VBLoRALinear(layer).train(layer.training)
     parent = _replace(root, name, wrapper)
     if isinstance(parent, nn.TransformerEncoderLayer):
-        # Its fast path reads the weights of its layers and would pass the adapter by in silence;
-        # a hook on any of them keeps it off that path.
-        wrapper.register_forward_pre_hook(_no_change)
+        keep_off(wrapper)
     return wrapper
 
 
@@ -241,7 +256,3 @@ def _replace(root: nn.Module, name: str, module: nn.Module) -> nn.Module:
     parent = root.get_submodule(path)
     parent._modules[leaf] = module
     return parent
-
-
-def _no_change(module: nn.Module, args: Any) -> None:
-    return None

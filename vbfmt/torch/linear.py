@@ -10,7 +10,8 @@ from torch import Tensor, nn
 
 from vbfmt.errors import ConfigError, ModelError
 from vbfmt.torch.admixture import Admixture, LowRankUpdate
-from vbfmt.torch.bank import VectorBank
+from vbfmt.torch.bank import VectorBank, require_vector_bank
+from vbfmt.torch.config import is_count
 
 
 class VBLoRALinear(nn.Module):
@@ -32,7 +33,7 @@ class VBLoRALinear(nn.Module):
 
     Raises:
         ModelError: not a layer that can be adapted.
-        ConfigError: b does not divide its features, k > h, or no rank.
+        ConfigError: b does not divide its features, k > h, no rank, or the bank is none.
     """
 
     def __init__(
@@ -53,10 +54,13 @@ class VBLoRALinear(nn.Module):
         self.active: str | None = None
         self.before_merge: tuple[nn.Parameter] | None = None  # a tuple, so not one of its own
         if bank is not None:
+            require_vector_bank(bank)
             require_divisible("the layer", in_features, out_features, bank.vector_length)
-            if rank < 1:
-                raise ConfigError("rank is out of range", found=rank, expected="at least 1")
-            if not 1 <= topk <= bank.num_vectors:
+            if not is_count(rank):
+                raise ConfigError(
+                    "rank is out of range", found=rank, expected="a whole number, at least 1"
+                )
+            if not is_count(topk) or topk > bank.num_vectors:
                 raise ConfigError(
                     "k is out of range", found=topk, expected=f"1 to {bank.num_vectors} (h)"
                 )

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from functools import reduce
 from typing import cast
 
 import torch
@@ -16,10 +17,13 @@ from vbfmt.torch.linear import VBLoRALinear
 def merge(model: nn.Module) -> None:
     """Add ΔW of the active adapter to the base's weights: inference at the base's own speed.
 
-    Added in float32 and rounded once to the weight's dtype. The weights as they were are kept, so
+    Added in float32, or in float64 if the weight or the adapter is, and rounded once to the
+    weight's dtype. The weights as they were are kept, so
     that `unmerge` is exact; this takes the memory of the adapted weights once more.
 
-    A weight that other modules use too (tied embeddings) stays for them what it was.
+    A weight that other modules use too (tied embeddings) stays for them what it was. Until
+    `unmerge` the model has no state dict: loaded again, it would have ΔW twice. For merged weights
+    in files there is ``vbfmt merge``.
 
     Raises:
         ModelError: no adapter is active, it is merged already, a weight is quantized, or ΔW is
@@ -81,7 +85,8 @@ def _require_plain(name: str, layer: VBLoRALinear) -> None:
 
 @torch.no_grad()
 def _with_update(layer: VBLoRALinear, update: LowRankUpdate) -> Tensor:
-    a, b = (factor.float() for factor in update.factors())
-    delta = b @ a
-    total = layer.weight.float() + (delta.t() if layer.fan_in_fan_out else delta)
+    a, b = update.factors()
+    dtype = reduce(torch.promote_types, (layer.weight.dtype, a.dtype, b.dtype), torch.float32)
+    delta = b.to(dtype) @ a.to(dtype)
+    total = layer.weight.to(dtype) + (delta.t() if layer.fan_in_fan_out else delta)
     return total.to(layer.weight.dtype)

@@ -22,10 +22,11 @@ from vbfmt.selection import select_top_k
 from vbfmt.torch.adapters import AttachedAdapter, VBLoRA, adapters_of, find_adapters
 from vbfmt.torch.admixture import Admixture, FixedFactors
 from vbfmt.torch.bank import VectorBank
-from vbfmt.torch.checkpoint import peft_config
-from vbfmt.torch.config import VBLoRAConfig
+from vbfmt.torch.checkpoint_file import require_finite
+from vbfmt.torch.config import VBLoRAConfig, is_number
 from vbfmt.torch.injection import attach, install, require_free_name
 from vbfmt.torch.linear import VBLoRALinear, features_of, is_adaptable, is_conv1d
+from vbfmt.torch.peft_config import peft_config, updates_of
 from vbfmt.torch.stand_ins import StandIns, owner_of
 from vbfmt.torch.targets import base_modules
 from vbfmt.torch.tensors import to_format, to_torch
@@ -56,7 +57,7 @@ def save_packed(
 
     Raises:
         ModelError: the adapter came from a packed file.
-        ContentError: NaN among the logits, or a bank that is not finite.
+        ContentError: NaN among the logits or in a head, or a bank that is not finite.
         OutputExistsError, StorageError
     """
     return save(to_adapter(model, name=name, notice=notice), path, overwrite=overwrite)
@@ -71,9 +72,10 @@ def to_adapter(
     attached = adapters.adapter(name)
     name = name or adapters.active or ""
     layers = adapters.layers(name)
-    updates = {key: cast(Admixture, layer.updates[name]) for key, layer in layers.items()}
+    updates = updates_of(adapters, name)
     base_model, base_revision = peft_layout.base_of(config)
     others = attached.stand_ins.tensors(adapters.root)
+    require_finite(others)
     adapter = Adapter.from_rows(
         cast(VectorBank, attached.bank).weight.detach().float().cpu().numpy().copy(),
         {
@@ -145,16 +147,19 @@ def warm_start(
 
     Args:
         source: an adapter, or the path of its packed file.
-        gap: logits between the selected and the others, > 0. PEFT's initial logits have a standard
-            deviation of 0.1.
+        gap: logits between the selected and the others, > 0 and finite. PEFT's initial logits have
+            a standard deviation of 0.1.
         freeze_bank: train only the logits (and what else the adapter has).
 
     Raises:
         ModelError: it belongs to another model, or the name is taken.
+        ConfigError: a gap that cannot work.
         VbfmtError: the file is damaged or cannot be read.
     """
-    if not gap > 0:
-        raise ConfigError("gap is out of range", found=gap, expected="above 0")
+    if not (is_number(gap) and 0 < gap < np.inf):
+        raise ConfigError(
+            "gap is out of range", found=gap, expected="a finite number above 0, such as 0.1"
+        )
     adapter = source if isinstance(source, Adapter) else load(source)
     require_free_name(model, name)
     layers = _matching_layers(model, adapter)
@@ -270,7 +275,8 @@ def _config(adapter: Adapter) -> VBLoRAConfig:
             "rank_pattern": ranks if len(set(ranks.values())) > 1 else {},
             "base_model_name_or_path": adapter.base_model,
             "revision": adapter.base_revision,
-        }
+        },
+        layers_known=True,
     )
 
 

@@ -71,6 +71,10 @@ class StandIns(nn.Module):
         owners = {name: owner_of(root, name) for name in self.names}
         return {name: getattr(owner, leaf) for name, (owner, leaf) in owners.items()}
 
+    def keys(self) -> dict[str, str]:
+        """The name of each in the base → its name here."""
+        return {name: _key(name) for name in self.names}
+
     def parameters_of(self, root: nn.Module) -> list[nn.Parameter]:
         """Those of them that are trained."""
         return [t for t in self.tensors(root).values() if isinstance(t, nn.Parameter)]
@@ -89,6 +93,13 @@ def owner_of(root: nn.Module, name: str) -> tuple[nn.Module, str]:
     if owner._parameters.get(leaf) is None and owner._buffers.get(leaf) is None:
         raise AttributeError(f"no tensor {name!r}")
     return owner, leaf
+
+
+def path_of(root: nn.Module, name: str) -> str:
+    """Where a tensor of the base is in the model as it is now: in an adapted layer perhaps."""
+    path, _, leaf = name.rpartition(".")
+    adapted = isinstance(root.get_submodule(path), VBLoRALinear)
+    return f"{path}.base_layer.{leaf}" if adapted else name
 
 
 def names_to_train(

@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import re
+from collections import Counter
 from collections.abc import Collection, Iterator
 from difflib import get_close_matches
 from math import gcd
 
 from torch import nn
 
-from vbfmt.errors import ConfigError, ModelError
+from vbfmt.errors import ConfigError, ModelError, few
 from vbfmt.torch.config import ALL_LINEAR, VBLoRAConfig
 from vbfmt.torch.linear import VBLoRALinear, features_of, is_adaptable
 
@@ -58,6 +59,44 @@ def find_targets(model: nn.Module, config: VBLoRAConfig) -> dict[str, nn.Module]
     return targets
 
 
+def unmatched(model: nn.Module, config: VBLoRAConfig, targets: Collection[str]) -> list[str]:
+    """What the config names in vain, one sentence for each of its lists.
+
+    As PEFT has it, an exclusion may be of any module, and a rank must be of one that is adapted.
+    PEFT says nothing of names in `target_modules` that fit no module if others do.
+
+    Args:
+        targets: the layers that are adapted.
+
+    Raises:
+        ConfigError: not a regular expression.
+    """
+    everything = [name for name, _ in base_modules(model) if name]
+    named: dict[str, tuple[str | Collection[str], Collection[str]]] = {
+        "target_modules": (config.target_modules, everything),
+        "exclude_modules": (config.exclude_modules, everything),
+        "rank_pattern": (config.rank_pattern, targets),
+    }
+    sentences = []
+    for what, (wanted, among) in named.items():
+        if wanted == ALL_LINEAR:
+            continue
+        patterns = [wanted] if isinstance(wanted, str) else list(wanted)
+        expressions = isinstance(wanted, str) or what == "rank_pattern"
+        vain = [each for each in patterns if not _fits_any(each, among, expressions)]
+        if wanted and vain:
+            kind = "adapted layer" if what == "rank_pattern" else "module of the model"
+            near = _nearest(vain[0], list(among))
+            sentences.append(f"{what}: no {kind} is meant by {few(vain)}; there is {near}")
+    return sentences
+
+
+def _fits_any(pattern: str, names: Collection[str], expression: bool) -> bool:
+    return any(
+        matches(name, [pattern]) or (expression and matches(name, pattern)) for name in names
+    )
+
+
 def matches(name: str, pattern: str | Collection[str]) -> bool:
     """Whether a module name is meant: by a regular expression for all of it, or by names that are
     equal to it or to its last components.
@@ -81,7 +120,7 @@ def rank_of(name: str, config: VBLoRAConfig) -> int:
     if name in config.rank_pattern:
         return config.rank_pattern[name]
     for pattern, rank in config.rank_pattern.items():
-        if matches(name, [pattern]) or matches(name, pattern):
+        if _fits_any(pattern, [name], True):
             return rank
     return config.rank
 
@@ -163,19 +202,48 @@ def _outputs(model: nn.Module, config: VBLoRAConfig) -> list[nn.Module]:
 
 def _require_divisible(targets: dict[str, nn.Module], b: int) -> None:
     sizes = {name: features_of(layer) for name, layer in targets.items()}
+    unfit = _not_divided(sizes, b)
+    if not unfit:
+        return
     common = gcd(*(size for pair in sizes.values() for size in pair))
-    for name, (inner, outer) in sizes.items():
-        if inner % b or outer % b:
-            fitting = max(d for d in range(1, min(b, common) + 1) if common % d == 0)
-            raise ConfigError(
-                "the vector length does not divide the layer's features",
-                part=name,
-                found=f"b = {b}, {inner} → {outer}",
-                advice=(
-                    f"vector_length={fitting} divides those of all {len(sizes)} target modules "
-                    f"(as does every divisor of {common}); or leave this one out"
-                ),
-            )
+    all_of_them, most = _largest_divisor(common, b), _length_for_most(sizes, b)
+    odd = _not_divided(sizes, most)
+    few_are_odd = 0 < 2 * len(odd) <= len(sizes)
+    shown = odd if few_are_odd else unfit
+    inner, outer = sizes[shown[0]]
+    advice = (
+        f"vector_length={all_of_them} divides those of all {len(sizes)} target modules "
+        f"(as does every divisor of {common})"
+    )
+    if few_are_odd:
+        advice = (
+            f"leave out {few(odd)} (exclude_modules): vector_length={most} divides the features "
+            f"of the other {len(sizes) - len(odd)} target modules, and for all of them only "
+            f"{all_of_them} would do"
+        )
+    raise ConfigError(
+        "the vector length does not divide the layer's features",
+        part=few(shown),
+        found=f"b = {b}, {inner} → {outer}",
+        advice=advice,
+    )
+
+
+def _not_divided(sizes: dict[str, tuple[int, int]], b: int) -> list[str]:
+    return [name for name, (inner, outer) in sizes.items() if inner % b or outer % b]
+
+
+def _largest_divisor(number: int, limit: int) -> int:
+    return max(d for d in range(1, min(limit, number) + 1) if number % d == 0)
+
+
+def _length_for_most(sizes: dict[str, tuple[int, int]], b: int) -> int:
+    """The largest vector length up to b for most of the weights: for the layers whose features
+    have one common divisor, and there are none with another that have as many weights."""
+    weights: Counter[int] = Counter()
+    for inner, outer in sizes.values():
+        weights[b if inner % b == outer % b == 0 else gcd(inner, outer)] += inner * outer
+    return _largest_divisor(weights.most_common(1)[0][0], b)
 
 
 def _nothing_found(layers: dict[str, nn.Module], config: VBLoRAConfig) -> ModelError:

@@ -1,0 +1,61 @@
+"""PyTorch's fast path of Transformer encoders, which does not call the layers that adapters change.
+
+In evaluation `nn.TransformerEncoderLayer` hands its layers' weights to one kernel, and
+`nn.TransformerEncoder` packs a padded batch into a nested tensor for it.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.utils.hooks import RemovableHandle
+
+from vbfmt.torch.admixture import Admixture
+from vbfmt.torch.linear import VBLoRALinear
+
+
+def keep_off(layer: VBLoRALinear) -> None:
+    """Have the encoder layer that this is a part of call it: a hook on any part sees to that."""
+    layer.register_forward_pre_hook(_no_change)
+
+
+def keep_padded(root: nn.Module) -> list[RemovableHandle]:
+    """Hooks by which the encoders of a model pack no batch that a gradient has to go through.
+
+    Beside the fast path, attention takes no nested tensor that requires a gradient; an encoder
+    looks for that in the weights of the base, and does not see that an adapter trains.
+    """
+    encoders = [module for module in root.modules() if isinstance(module, nn.TransformerEncoder)]
+    return [
+        encoder.register_forward_pre_hook(_show_the_gradient, with_kwargs=True)
+        for encoder in encoders
+    ]
+
+
+def _no_change(module: nn.Module, args: Any) -> None:
+    return None
+
+
+def _show_the_gradient(
+    encoder: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]
+) -> tuple[tuple[Any, ...], dict[str, Any]] | None:
+    """Have the input require a gradient if an adapter in the encoder will ask for one."""
+    if encoder.training or not torch.is_grad_enabled() or torch.compiler.is_compiling():
+        return None  # no fast path then, or no gradient
+    if not any(_trains(module) for module in encoder.modules()):
+        return None
+    if args:
+        return (_requiring_gradient(args[0]), *args[1:]), kwargs
+    if "src" in kwargs:
+        return args, {**kwargs, "src": _requiring_gradient(kwargs["src"])}
+    return None  # PyTorch will say what is missing
+
+
+def _trains(module: nn.Module) -> bool:
+    return isinstance(module, VBLoRALinear) and isinstance(module.update(), Admixture)
+
+
+def _requiring_gradient(src: Tensor) -> Tensor:
+    return src if src.requires_grad else src.detach().requires_grad_()

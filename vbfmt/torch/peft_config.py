@@ -1,0 +1,76 @@
+"""A trainable adapter's config as PEFT writes it: it says exactly which modules the adapter has."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping
+from dataclasses import replace
+from typing import Any, cast
+
+from torch import nn
+
+from vbfmt.errors import ModelError
+from vbfmt.torch.adapters import AttachedAdapter, VBLoRA
+from vbfmt.torch.admixture import Admixture
+from vbfmt.torch.targets import base_modules, matches, saved_by_peft
+
+
+def peft_config(adapters: VBLoRA, name: str | None) -> dict[str, Any]:
+    """The adapter's config as PEFT has it, with targets that say exactly which modules it has.
+
+    Raises:
+        ModelError: it is a packed adapter.
+    """
+    adapter = adapters.adapter(name)
+    if adapter.config is None:
+        raise ModelError(
+            "a packed adapter cannot be saved again: it holds no logits",
+            part=f"adapter {name or adapters.active}",
+            advice="copy the file it was loaded from",
+        )
+    layers = adapters.layers(name or adapters.active or "")
+    ranks = {key: update.rank for key, update in updates_of(adapters, name).items()}
+    known = getattr(adapters.root, "name_or_path", None)
+    config = replace(
+        adapter.config,
+        target_modules=_exact_targets(adapters.root, list(layers)),
+        exclude_modules=(),
+        modules_to_save=_exactly_saved(adapters.root, adapter),
+        rank_pattern=rank_pattern_of(ranks),
+        base_model=adapter.config.base_model or (known if isinstance(known, str) else None) or None,
+    )
+    if len(set(ranks.values())) == 1:
+        config = replace(config, rank=next(iter(ranks.values())))
+    fan_in_fan_out = all(layer.fan_in_fan_out for layer in layers.values())
+    return {**config.as_peft(), "fan_in_fan_out": fan_in_fan_out}
+
+
+def updates_of(adapters: VBLoRA, name: str | None) -> dict[str, Admixture]:
+    """A trainable adapter's updates by layer."""
+    name = name or adapters.active or ""
+    layers = adapters.layers(name)
+    return {key: cast(Admixture, layer.updates[name]) for key, layer in layers.items()}
+
+
+def rank_pattern_of(ranks: Mapping[str, int]) -> dict[str, int]:
+    """The ranks by name where there is more than one."""
+    return dict(ranks) if len({*ranks.values()}) > 1 else {}
+
+
+def _exact_targets(root: nn.Module, layers: list[str]) -> str | list[str]:
+    """Targets that fit these layers and nothing else: last components, names, or an expression."""
+    everything = [name for name, _ in base_modules(root) if name]
+    leaves = sorted({name.rpartition(".")[2] for name in layers})
+    for targets in (leaves, sorted(layers)):
+        if [name for name in everything if matches(name, targets)] == layers:
+            return targets
+    return "|".join(re.escape(name) for name in sorted(layers))
+
+
+def _exactly_saved(root: nn.Module, adapter: AttachedAdapter) -> list[str]:
+    """The full names of the modules trained whole, in which PEFT finds no others."""
+    if adapter.config is None:
+        return []
+    saved = saved_by_peft(root, adapter.config.modules_to_save)
+    names = adapter.stand_ins.names
+    return [module for module in saved if any(name.startswith(f"{module}.") for name in names)]
