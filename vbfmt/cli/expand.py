@@ -12,8 +12,6 @@ from vbfmt.cli.arguments import PATH, RUNTIMES, WEIGHTS
 if TYPE_CHECKING:
     from vbfmt.converters.combine import Sum
 
-_WORST = 5
-
 
 @click.command("expand")
 @click.argument("files", metavar="FILE...", nargs=-1, required=True, type=PATH)
@@ -135,13 +133,12 @@ def _say_losses(rank: int, before: int, lost: Mapping[str, float]) -> None:
     if before <= rank:
         say(f"nothing lost: the rank was {before} already")
         return
-    worst = sorted(lost, key=lambda name: (-lost[name], name))[:_WORST]
     mean = sum(lost.values()) / len(lost)
     say(
         "lost to the lower rank, as a share of each change's Frobenius norm: "
-        f"{mean:.3g} on average over {len(lost)} modules, most in"
+        f"{mean:.3g} on average over {len(lost)} modules"
     )
-    for name in worst:
+    for name in sorted(lost, key=lambda name: (-lost[name], name)):
         say(f"  {name}  {lost[name]:.3g}")
 
 
