@@ -6,7 +6,8 @@ import contextlib
 from collections.abc import Iterator
 from typing import Any, cast
 
-from torch import nn
+import torch
+from torch import Tensor, nn
 from torch.utils.hooks import RemovableHandle
 
 from vbfmt.errors import ModelError
@@ -57,6 +58,13 @@ class AttachedAdapter(nn.Module):
     def trainable(self) -> bool:
         """Whether it has logits; a packed adapter has none."""
         return self.bank is not None
+
+    def get_extra_state(self) -> Tensor:
+        """k in state dicts, whose tensors do not show it; 0 for a packed adapter."""
+        return torch.tensor(self.config.topk if self.config else 0, device="cpu")
+
+    def set_extra_state(self, state: Tensor) -> None:
+        """Nothing: a state dict of another k is refused before anything of it is loaded."""
 
 
 class VBLoRA(nn.Module):

@@ -107,6 +107,7 @@ def load_checkpoint(
                     part=f"adapter {name}",
                     advice="eject it first",
                 )
+            _require_topk(adapter, config)
             _require_own_bank(adapters, adapter, tensors)
             _fill(adapters.root, adapter, updates_of(adapters, name), tensors)
             if freeze_bank:
@@ -160,6 +161,19 @@ def _fill(
         del own[BANK]  # perhaps others use it: not written to without need
     for key, tensor in own.items():
         tensor.copy_(tensors[key])
+
+
+def _require_topk(adapter: AttachedAdapter, given: VBLoRAConfig) -> None:
+    """Refuse logits of another k: no tensor's shape shows it, and the outputs would be others."""
+    own = cast(VBLoRAConfig, adapter.config).topk
+    if given.topk != own:
+        raise ModelError(
+            "the adapter in the model has another k",
+            part="topk",
+            found=given.topk,
+            expected=own,
+            advice="eject it first, or load the checkpoint under another name",
+        )
 
 
 def _require_own_bank(

@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Any, cast
 from torch import Tensor, nn
 from torch.utils.hooks import RemovableHandle
 
+from vbfmt.errors import ModelError
 from vbfmt.torch.stand_ins import owner_of, path_of
 
 if TYPE_CHECKING:
@@ -52,6 +53,7 @@ def _take_to_places(
     *_: Any,
 ) -> None:
     _require_unmerged(root)
+    _require_same_k(root, state, prefix)
     for base, own, standing, waiting in _exchanged(root, prefix):
         given = {key: state.pop(key) for key in (base, own) if key in state}
         # The base's tensor waits in the adapter, and the adapter's stands in the base.
@@ -59,6 +61,22 @@ def _take_to_places(
             state[place] = given.get(key, tensor)  # without one, the tensor stays as it is
             if key not in given and strict:
                 missing.append(key)
+
+
+def _require_same_k(root: nn.Module, state: dict[str, Any], prefix: str) -> None:
+    """Refuse logits of another k: no tensor's shape shows it, and the outputs would be others."""
+    adapters = _adapters(root)
+    for name in adapters.adapters:
+        own = adapters.adapter(name).get_extra_state()
+        given = state.get(f"{prefix}vblora.adapters.{name}._extra_state", own)
+        if int(given) != int(own):
+            raise ModelError(
+                "the state dict is of an adapter with another k",
+                part=f"adapter {name}",
+                found=int(given),
+                expected=int(own),
+                advice="inject an adapter with that topk",
+            )
 
 
 def _exchanged(root: nn.Module, prefix: str) -> Iterator[tuple[str, str, Tensor, Tensor]]:
