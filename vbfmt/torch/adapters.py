@@ -146,6 +146,8 @@ class VBLoRA(nn.Module):
         self.require_unmerged()
         if self.active is not None:
             self.adapter().stand_ins.swap(self.root)
+        for adapter in self.adapters:
+            self.drop_pass(adapter)
         self.active = name
         for layer in self.all_layers().values():
             layer.active = name if name is not None and name in layer.updates else None
@@ -154,6 +156,12 @@ class VBLoRA(nn.Module):
 
     def parameters_of(self, name: str) -> dict[str, list[nn.Parameter]]:
         """What an adapter trains: ``bank``, ``logits`` and ``rest`` (biases, heads)."""
+    def drop_pass(self, name: str) -> None:
+        """Forget an adapter's pass that was interrupted: its rows are of no use any more."""
+        composition = self.adapter(name).composition
+        if composition is not None:
+            composition.drop()
+
         adapter = self.adapter(name)
         if adapter.bank is None:
             return {"bank": [], "logits": [], "rest": []}

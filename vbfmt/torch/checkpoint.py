@@ -118,6 +118,7 @@ def load_checkpoint(
         require_free_name(model, name)
         layers = _layers(model, ranks)
         config = replace(config, rank_pattern=rank_pattern_of(ranks))
+            adapters.drop_pass(name)
         require_bank(tensors, config)
         config = replace(config, modules_to_save=saved_by_peft(model, config.modules_to_save))
         others = _others(model, config, layers, tensors)
