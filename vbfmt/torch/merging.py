@@ -26,8 +26,8 @@ def merge(model: nn.Module) -> None:
     in files there is ``vbfmt merge``.
 
     Raises:
-        ModelError: no adapter is active, it is merged already, a weight is quantized, or ΔW is
-            not finite; nothing is changed then.
+        ModelError: no adapter is active, it is merged already, a weight is quantized,
+            parametrized or offloaded, or ΔW is not finite; nothing is changed then.
     """
     adapters = adapters_of(model)
     adapters.adapter()
@@ -79,6 +79,13 @@ def _require_plain(name: str, layer: VBLoRALinear) -> None:
             part=name,
             found=f"{layer.weight.dtype} {tuple(layer.weight.shape)}",
             expected=f"floating point {expected}",
+    if layer.base_layer._parameters.get("weight") is not layer.weight:
+        raise ModelError(
+            "a weight that is computed anew from others cannot be added to",
+            part=name,
+            found="a parametrization, such as weight_norm",
+            advice="remove the parametrization first",
+        )
             advice="a quantized base cannot be merged: load it in its full precision",
         )
 
