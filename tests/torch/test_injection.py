@@ -21,7 +21,12 @@ from vbfmt.torch import (
     eject,
     inject,
     load_checkpoint,
+    load_packed,
+    merge,
+    save_checkpoint,
     set_adapter,
+    to_adapter,
+    warm_start,
 )
 
 
@@ -415,6 +420,49 @@ def test_a_model_that_does_not_say_where_its_output_is():
     model.proj = nn.Linear(16, 8)
     inject(model, config(target_modules="all-linear"))
     assert names(model) == ["proj"]
+
+
+@pytest.mark.parametrize("first", [False, True])
+def test_a_part_of_a_model_and_the_whole_are_not_both_given_adapters(first):
+    model = net()
+    pair = (model.encoder, model) if first else (model, model.encoder)
+    inject(pair[0], config(target_modules=["0", "1"]))
+    before = repr(model)
+    part = r"encoder\.0" if first else "0"
+    with pytest.raises(ModelError, match=f"of another model, .*: {part}; inject into one"):
+        inject(pair[1], config(target_modules=["0"]), name="second")
+    assert repr(model) == before
+
+
+def test_a_base_whose_weights_are_offloaded_is_refused(tmp_path):
+    """Factors beside weights on the device "meta" have no values: outputs would be any."""
+    from accelerate import cpu_offload
+
+    model = net()
+    inject(model, config())
+    save_checkpoint(model, tmp_path / "checkpoint")
+    adapter = to_adapter(model)
+    away = cpu_offload(net(), execution_device="cpu")
+    before = repr(away)
+    for wrong in (
+        lambda: inject(away, config()),
+        lambda: load_checkpoint(away, tmp_path / "checkpoint"),
+        lambda: load_packed(away, adapter),
+        lambda: warm_start(away, adapter),
+    ):
+        with pytest.raises(ModelError, match=r"offloaded.*: encoder\.0.*; load the model whole"):
+            wrong()
+        assert repr(away) == before
+    cpu_offload(model, execution_device="cpu")
+    for wrong in (lambda: merge(model), lambda: load_checkpoint(model, tmp_path / "checkpoint")):
+        with pytest.raises(ModelError, match="offloaded"):
+            wrong()
+    head = cpu_offload(net().classifier, execution_device="cpu")
+    partly = net()
+    partly.classifier = head
+    with pytest.raises(ModelError, match=r"offloaded.*: classifier"):
+        inject(partly, config(modules_to_save=["classifier"]))
+    inject(net().to("meta"), config())  # to look at
 
 
 def test_the_model_inside_a_wrapper_is_given_itself():

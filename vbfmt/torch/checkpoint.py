@@ -23,7 +23,7 @@ from vbfmt.torch.admixture import Admixture
 from vbfmt.torch.bank import VectorBank, require_vector_bank
 from vbfmt.torch.checkpoint_file import LOGITS, ranks_of, read, require_bank, require_finite
 from vbfmt.torch.config import VBLoRAConfig
-from vbfmt.torch.injection import fresh_adapter, install, require_free_name
+from vbfmt.torch.injection import fresh_adapter, install, require_free_name, require_in_memory
 from vbfmt.torch.linear import is_adaptable
 from vbfmt.torch.peft_config import peft_config, rank_pattern_of, updates_of
 from vbfmt.torch.stand_ins import names_to_train
@@ -115,10 +115,11 @@ def load_checkpoint(
             if adapters.active != name:
                 set_adapter(model, name)
             return adapters
+            require_in_memory(model, adapters.layers(name))
         require_free_name(model, name)
         layers = _layers(model, ranks)
-        config = replace(config, rank_pattern=rank_pattern_of(ranks))
             adapters.drop_pass(name)
+        config = replace(config, rank_pattern=rank_pattern_of(ranks))
         require_bank(tensors, config)
         config = replace(config, modules_to_save=saved_by_peft(model, config.modules_to_save))
         others = _others(model, config, layers, tensors)

@@ -12,7 +12,7 @@ from typing import cast
 
 from torch import Tensor, nn
 
-from vbfmt.errors import ConfigError, ModelError
+from vbfmt.errors import ConfigError, ModelError, few
 from vbfmt.torch.adapters import AttachedAdapter, VBLoRA, adapters_of, disabled, find_adapters
 from vbfmt.torch.admixture import Admixture, LowRankUpdate
 from vbfmt.torch.bank import VectorBank, require_vector_bank
@@ -90,6 +90,7 @@ def fresh_adapter(
     tensors: Iterable[str] | None = None,
 ) -> tuple[AttachedAdapter, dict[str, Admixture]]:
     """The parts that `attach` installs; the model is not changed yet."""
+    require_in_memory(model, targets)
     if bank is None:
         bank = VectorBank(
             config.num_vectors,
@@ -99,7 +100,8 @@ def fresh_adapter(
         )
     _require_fitting(bank, config)
     with disabled(model) if find_adapters(model) else nullcontext():
-        names = _names_to_train(model, config, targets) if tensors is None else tensors
+        names = _names_to_train(model, config, targets) if tensors is None else list(tensors)
+        require_in_memory(model, {name.rpartition(".")[0] for name in names})
         stand_ins = StandIns.trainable(model, names)
     adapter = AttachedAdapter(stand_ins, config=config, bank=bank)
     return adapter, {
@@ -190,6 +192,27 @@ def require_free_name(model: nn.Module, name: str) -> None:
 
 
 def _require_bare(model: nn.Module, adapters: VBLoRA | None) -> None:
+def require_in_memory(model: nn.Module, names: Iterable[str]) -> None:
+    """Refuse modules whose weights accelerate keeps elsewhere: what an adapter has would be put
+    where they are, on the device "meta", which holds no values.
+
+    Raises:
+        ModelError: names the first; a model that is on "meta" as a whole may be looked at.
+    """
+    modules = dict(base_modules(model))
+    away = [
+        name
+        for name in names
+        if any(p.is_meta for p in modules[name]._parameters.values() if p is not None)
+    ]
+    if away and any(hasattr(module, "_hf_hook") for module in model.modules()):
+        raise ModelError(
+            "the base's weights are offloaded",
+            part=few(away),
+            advice="load the model whole, without device_map or offloading",
+        )
+
+
     """Refuse wrappers, in which every layer has another name than in the model itself."""
     advice = "give the model itself and wrap it afterwards"
     wrapped = isinstance(model, nn.parallel.DistributedDataParallel | nn.DataParallel)
@@ -201,6 +224,15 @@ def _require_bare(model: nn.Module, adapters: VBLoRA | None) -> None:
     if wrapped:
         raise ModelError("the model is wrapped", found=type(model).__name__, advice=advice)
 
+    known = set() if adapters is None else set(adapters.adapters)
+    for name, part in model.named_modules():
+        another = isinstance(part, VBLoRA) and part is not adapters
+        if another or (isinstance(part, VBLoRALinear) and not known.issuperset(part.updates)):
+            raise ModelError(
+                "adapters of another model, of which this one is a part or which is a part of it",
+                part=name,
+                advice="inject into one model only, or eject the other's adapters first",
+            )
 
 def _remove(adapters: VBLoRA, name: str, keep: Collection[str] = ()) -> None:
     """Take an inactive adapter out, and the wrappers of layers that nothing else changes.

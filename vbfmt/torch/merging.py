@@ -11,6 +11,7 @@ from torch import Tensor, nn
 from vbfmt.errors import ModelError
 from vbfmt.torch.adapters import adapters_of
 from vbfmt.torch.admixture import LowRankUpdate
+from vbfmt.torch.injection import require_in_memory
 from vbfmt.torch.linear import VBLoRALinear
 
 
@@ -34,7 +35,7 @@ def merge(model: nn.Module) -> None:
     if adapters.merged:
         raise ModelError("an adapter is merged already", advice="call unmerge(model) first")
     merged: list[tuple[VBLoRALinear, Tensor]] = []
-    for name, layer in adapters.layers(adapters.active or "").items():
+    for name, layer in layers.items():
         update = layer.update()
         if update is None:
             continue
@@ -78,7 +79,6 @@ def _require_plain(name: str, layer: VBLoRALinear) -> None:
             "a weight that cannot be added to",
             part=name,
             found=f"{layer.weight.dtype} {tuple(layer.weight.shape)}",
-            expected=f"floating point {expected}",
     if layer.base_layer._parameters.get("weight") is not layer.weight:
         raise ModelError(
             "a weight that is computed anew from others cannot be added to",
@@ -86,6 +86,7 @@ def _require_plain(name: str, layer: VBLoRALinear) -> None:
             found="a parametrization, such as weight_norm",
             advice="remove the parametrization first",
         )
+            expected=f"floating point {expected}",
             advice="a quantized base cannot be merged: load it in its full precision",
         )
 

@@ -24,7 +24,7 @@ from vbfmt.torch.admixture import Admixture, FixedFactors
 from vbfmt.torch.bank import VectorBank
 from vbfmt.torch.checkpoint_file import require_finite
 from vbfmt.torch.config import VBLoRAConfig, is_number
-from vbfmt.torch.injection import attach, install, require_free_name
+from vbfmt.torch.injection import attach, install, require_free_name, require_in_memory
 from vbfmt.torch.linear import VBLoRALinear, features_of, is_adaptable, is_conv1d
 from vbfmt.torch.peft_config import peft_config, updates_of
 from vbfmt.torch.stand_ins import StandIns, owner_of
@@ -126,6 +126,7 @@ def load_packed(
         factors = (torch.from_numpy(factor).to(device) for factor in (a, b))
         updates[module.name] = FixedFactors(*factors)
     others = {key: to_torch(tensor) for key, tensor in adapter.tensors.items()}
+        require_in_memory(model, [*layers, *(name.rpartition(".")[0] for name in adapter.tensors)])
     return install(model, name, AttachedAdapter(StandIns.fixed(model, others)), updates)
 
 
