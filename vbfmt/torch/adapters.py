@@ -73,12 +73,14 @@ class VBLoRA(nn.Module):
     Attributes:
         adapters: name → `AttachedAdapter`.
         active: the name of the one that acts, or None.
+        passed: whether the model was called, not compiled, since the last one was put in.
     """
 
     def __init__(self, root: nn.Module) -> None:
         super().__init__()
         self.adapters = nn.ModuleDict()
         self.active: str | None = None
+        self.passed = False
         self.trained_before = frozenset(
             name for name, parameter in root.named_parameters() if parameter.requires_grad
         )
@@ -144,24 +146,24 @@ class VBLoRA(nn.Module):
     def activate(self, name: str | None) -> None:
         """Let another adapter act, or none. Which parameters train stays as it is."""
         self.require_unmerged()
-        if self.active is not None:
-            self.adapter().stand_ins.swap(self.root)
         for adapter in self.adapters:
             self.drop_pass(adapter)
+        if self.active is not None:
+            self.adapter().stand_ins.swap(self.root)
         self.active = name
         for layer in self.all_layers().values():
             layer.active = name if name is not None and name in layer.updates else None
         if name is not None:
             self.adapter(name).stand_ins.swap(self.root)
 
-    def parameters_of(self, name: str) -> dict[str, list[nn.Parameter]]:
-        """What an adapter trains: ``bank``, ``logits`` and ``rest`` (biases, heads)."""
     def drop_pass(self, name: str) -> None:
         """Forget an adapter's pass that was interrupted: its rows are of no use any more."""
         composition = self.adapter(name).composition
         if composition is not None:
             composition.drop()
 
+    def parameters_of(self, name: str) -> dict[str, list[nn.Parameter]]:
+        """What an adapter trains: ``bank``, ``logits`` and ``rest`` (biases, heads)."""
         adapter = self.adapter(name)
         if adapter.bank is None:
             return {"bank": [], "logits": [], "rest": []}
@@ -192,6 +194,8 @@ class VBLoRA(nn.Module):
         composition = None if self.active is None else self.adapter().composition
         if composition is not None:
             composition.end()
+        if output is not None and not torch.compiler.is_compiling():
+            self.passed = True
 
     def attach(self) -> None:
         """Become a part of the model."""

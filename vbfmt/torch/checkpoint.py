@@ -25,6 +25,7 @@ from vbfmt.torch.checkpoint_file import LOGITS, ranks_of, read, require_bank, re
 from vbfmt.torch.config import VBLoRAConfig
 from vbfmt.torch.injection import fresh_adapter, install, require_free_name, require_in_memory
 from vbfmt.torch.linear import is_adaptable
+from vbfmt.torch.overlooked import warn_of_layers_never_called, warn_of_others_that_train
 from vbfmt.torch.peft_config import peft_config, rank_pattern_of, updates_of
 from vbfmt.torch.stand_ins import names_to_train
 from vbfmt.torch.targets import base_modules, saved_by_peft
@@ -41,6 +42,10 @@ def save_checkpoint(
         name: of the adapter; the active one if not given.
         overwrite: replace the two files of an earlier checkpoint in that folder.
 
+    Warns:
+        UserWarning: the model never calls a layer that the adapter has, or something trains that no
+            adapter has.
+
     Raises:
         ModelError: the adapter is a packed one: it has no logits.
         ContentError: a logit or a bank value is NaN or infinite, or a head's is NaN.
@@ -53,6 +58,8 @@ def save_checkpoint(
     adapter, updates = adapters.adapter(name), updates_of(adapters, name)
     tensors = _tensors(adapters.root, adapter, updates)
     require_finite(tensors)
+    warn_of_layers_never_called(adapters, name)
+    warn_of_others_that_train(adapters)
     text = json_file.text({**config, "save_only_topk_weights": False})
     with storage.new_folder(path, overwrite=overwrite) as folder:
         contiguous = {key: tensor.contiguous() for key, tensor in tensors.items()}
@@ -108,17 +115,17 @@ def load_checkpoint(
                     advice="eject it first",
                 )
             _require_topk(adapter, config)
+            require_in_memory(model, adapters.layers(name))
             _require_own_bank(adapters, adapter, tensors)
             _fill(adapters.root, adapter, updates_of(adapters, name), tensors)
+            adapters.drop_pass(name)
             if freeze_bank:
                 cast(VectorBank, adapter.bank).freeze()
             if adapters.active != name:
                 set_adapter(model, name)
             return adapters
-            require_in_memory(model, adapters.layers(name))
         require_free_name(model, name)
         layers = _layers(model, ranks)
-            adapters.drop_pass(name)
         config = replace(config, rank_pattern=rank_pattern_of(ranks))
         require_bank(tensors, config)
         config = replace(config, modules_to_save=saved_by_peft(model, config.modules_to_save))

@@ -138,6 +138,7 @@ def install(
     if name in adapters.adapters:
         _remove(adapters, name, keep=updates)
     adapters.adapters[name] = adapter
+    adapters.passed = False
     adapters.register_banks()
     for key, update in updates.items():
         layer = _wrapped(model, key)
@@ -191,7 +192,6 @@ def require_free_name(model: nn.Module, name: str) -> None:
         )
 
 
-def _require_bare(model: nn.Module, adapters: VBLoRA | None) -> None:
 def require_in_memory(model: nn.Module, names: Iterable[str]) -> None:
     """Refuse modules whose weights accelerate keeps elsewhere: what an adapter has would be put
     where they are, on the device "meta", which holds no values.
@@ -213,6 +213,7 @@ def require_in_memory(model: nn.Module, names: Iterable[str]) -> None:
         )
 
 
+def _require_bare(model: nn.Module, adapters: VBLoRA | None) -> None:
     """Refuse wrappers, in which every layer has another name than in the model itself."""
     advice = "give the model itself and wrap it afterwards"
     wrapped = isinstance(model, nn.parallel.DistributedDataParallel | nn.DataParallel)
@@ -223,7 +224,6 @@ def require_in_memory(model: nn.Module, names: Iterable[str]) -> None:
         wrapped, advice = True, "take PEFT's adapter out first: model = model.unload()"
     if wrapped:
         raise ModelError("the model is wrapped", found=type(model).__name__, advice=advice)
-
     known = set() if adapters is None else set(adapters.adapters)
     for name, part in model.named_modules():
         another = isinstance(part, VBLoRA) and part is not adapters
@@ -233,6 +233,7 @@ def require_in_memory(model: nn.Module, names: Iterable[str]) -> None:
                 part=name,
                 advice="inject into one model only, or eject the other's adapters first",
             )
+
 
 def _remove(adapters: VBLoRA, name: str, keep: Collection[str] = ()) -> None:
     """Take an inactive adapter out, and the wrappers of layers that nothing else changes.

@@ -6,6 +6,7 @@ import sys
 from math import gcd
 from typing import cast
 
+import torch
 from torch import Tensor, nn
 
 from vbfmt.errors import ConfigError, ModelError
@@ -53,6 +54,7 @@ class VBLoRALinear(nn.Module):
         self.updates = nn.ModuleDict()
         self.active: str | None = None
         self.before_merge: tuple[nn.Parameter] | None = None  # a tuple, so not one of its own
+        self._called = [False]  # a list, which nn.DataParallel's copies of the layer share
         if bank is not None:
             require_vector_bank(bank)
             require_divisible("the layer", in_features, out_features, bank.vector_length)
@@ -91,6 +93,11 @@ class VBLoRALinear(nn.Module):
         """Whether the base layer stores its weight as (in, out)."""
         return is_conv1d(self.base_layer)
 
+    @property
+    def called(self) -> bool:
+        """Whether it was ever called, by a model that is not compiled."""
+        return self._called[0]
+
     def update(self) -> LowRankUpdate | None:
         """The update that is added to the output now; None if there is none or it is merged."""
         if self.active is None or self.before_merge is not None:
@@ -99,6 +106,8 @@ class VBLoRALinear(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """x (…, in_features) → (…, out_features), in the dtype that the base layer returns."""
+        if not torch.compiler.is_compiling():
+            self._called[0] = True
         result: Tensor = self.base_layer(x)
         update = self.update()
         return result if update is None else cast(Tensor, update(x, result))

@@ -13,6 +13,7 @@ from vbfmt.torch.adapters import adapters_of
 from vbfmt.torch.admixture import LowRankUpdate
 from vbfmt.torch.injection import require_in_memory
 from vbfmt.torch.linear import VBLoRALinear
+from vbfmt.torch.overlooked import warn_of_layers_never_called
 
 
 def merge(model: nn.Module) -> None:
@@ -26,6 +27,9 @@ def merge(model: nn.Module) -> None:
     `unmerge` the model has no state dict: loaded again, it would have ΔW twice. For merged weights
     in files there is ``vbfmt merge``.
 
+    Warns:
+        UserWarning: the model has never called a layer, so that its adapter did nothing until now.
+
     Raises:
         ModelError: no adapter is active, it is merged already, a weight is quantized,
             parametrized or offloaded, or ΔW is not finite; nothing is changed then.
@@ -34,6 +38,9 @@ def merge(model: nn.Module) -> None:
     adapters.adapter()
     if adapters.merged:
         raise ModelError("an adapter is merged already", advice="call unmerge(model) first")
+    layers = adapters.layers(adapters.active or "")
+    require_in_memory(adapters.root, layers)
+    warn_of_layers_never_called(adapters, None)
     merged: list[tuple[VBLoRALinear, Tensor]] = []
     for name, layer in layers.items():
         update = layer.update()
@@ -72,13 +79,6 @@ def unmerge(model: nn.Module) -> None:
 
 
 def _require_plain(name: str, layer: VBLoRALinear) -> None:
-    features = (layer.out_features, layer.in_features)
-    expected = features[::-1] if layer.fan_in_fan_out else features
-    if tuple(layer.weight.shape) != expected or not layer.weight.is_floating_point():
-        raise ModelError(
-            "a weight that cannot be added to",
-            part=name,
-            found=f"{layer.weight.dtype} {tuple(layer.weight.shape)}",
     if layer.base_layer._parameters.get("weight") is not layer.weight:
         raise ModelError(
             "a weight that is computed anew from others cannot be added to",
@@ -86,6 +86,13 @@ def _require_plain(name: str, layer: VBLoRALinear) -> None:
             found="a parametrization, such as weight_norm",
             advice="remove the parametrization first",
         )
+    features = (layer.out_features, layer.in_features)
+    expected = features[::-1] if layer.fan_in_fan_out else features
+    if tuple(layer.weight.shape) != expected or not layer.weight.is_floating_point():
+        raise ModelError(
+            "a weight that cannot be added to",
+            part=name,
+            found=f"{layer.weight.dtype} {tuple(layer.weight.shape)}",
             expected=f"floating point {expected}",
             advice="a quantized base cannot be merged: load it in its full precision",
         )
