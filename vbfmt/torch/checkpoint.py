@@ -21,7 +21,14 @@ from vbfmt.peft_layout import BANK, PREFIX, key_of_logits, key_of_tensor
 from vbfmt.torch.adapters import AttachedAdapter, VBLoRA, adapters_of, find_adapters, set_adapter
 from vbfmt.torch.admixture import Admixture
 from vbfmt.torch.bank import VectorBank, require_vector_bank
-from vbfmt.torch.checkpoint_file import LOGITS, ranks_of, read, require_bank, require_finite
+from vbfmt.torch.checkpoint_file import (
+    LOGITS,
+    ranks_of,
+    read,
+    require_bank,
+    require_finite,
+    unwrapped,
+)
 from vbfmt.torch.config import VBLoRAConfig
 from vbfmt.torch.injection import fresh_adapter, install, require_free_name, require_in_memory
 from vbfmt.torch.linear import is_adaptable
@@ -102,6 +109,7 @@ def load_checkpoint(
     try:
         config, tensors = read(folder)
         ranks = ranks_of(tensors)
+        tensors = unwrapped(tensors, ranks)
         require_finite(tensors)
         adapters = find_adapters(model)
         if adapters is not None:
