@@ -472,3 +472,38 @@ def test_the_model_inside_a_wrapper_is_given_itself():
     wrapper._orig_mod = model
     with pytest.raises(ModelError, match="the model is wrapped: found Module"):
         inject(wrapper, config(), name="second")
+class Router(nn.Linear):
+    """Like those of mixtures of experts: what it returns is no linear layer's."""
+
+    def forward(self, x):
+        return super().forward(x), x
+
+
+class Wider(nn.Linear):
+    def forward(self, x):
+        return torch.cat([super().forward(x), x], -1)
+
+
+@pytest.mark.parametrize("kind", [Router, Wider])
+def test_layers_with_a_result_of_their_own_are_taken_only_if_named_and_are_named_then(kind):
+    def made():
+        return nn.ModuleDict({"plain": nn.Linear(16, 8), "router": kind(16, 8)})
+
+    model = made()
+    inject(model, config(target_modules="all-linear"))
+    assert names(model) == ["plain"]
+    model = made()
+    inject(model, config(target_modules=["router"]))
+    with pytest.raises(ModelError, match=f"router: found {kind.__name__}, .*exclude_modules"):
+        model["router"](torch.zeros(2, 16))
+
+
+def test_layers_of_pefts_within_a_plain_model_are_refused():
+    model = llama()
+    model.add_adapter(peft.LoraConfig(r=8, target_modules=["k_proj"]))
+    before = repr(model)
+    with pytest.raises(ModelError, match=r"of PEFT's: model\.layers\.0\.self_attn\.k_proj: found"):
+        inject(model, config(target_modules=["q_proj"]))
+    assert repr(model) == before
+
+

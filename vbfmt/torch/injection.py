@@ -236,7 +236,15 @@ def _require_bare(model: nn.Module, adapters: VBLoRA | None) -> None:
 
 
 def _remove(adapters: VBLoRA, name: str, keep: Collection[str] = ()) -> None:
+    tuners = sys.modules.get("peft.tuners.tuners_utils")
     """Take an inactive adapter out, and the wrappers of layers that nothing else changes.
+        if tuners is not None and isinstance(part, tuners.BaseTunerLayer):
+            raise ModelError(
+                "the model has an adapter of PEFT's",
+                part=name,
+                found=type(part).__name__,
+                advice="take it out first (model.delete_adapter, or PEFT's unload)",
+            )
 
     Args:
         keep: layers to leave wrapped.
