@@ -127,6 +127,43 @@ def test_disabled_is_the_base_model():
     assert [p.requires_grad for p in model.parameters()] == trained
 
 
+def test_what_the_block_of_disabled_does_stays():
+    model = net()
+    for name in ("one", "two", "three"):
+        inject(model, config(modules_to_save=["classifier"]), name=name)
+    adapters = adapters_of(model)
+    for change, expected in (
+        (lambda: None, "three"),
+        (lambda: set_adapter(model, "two"), "two"),
+        (lambda: set_adapter(model, None), None),
+        (lambda: inject(model, config(), name="four"), "four"),
+        (lambda: eject(model, "four"), None),
+    ):
+        with disabled(model), disabled(model):
+            change()
+        assert adapters.active == expected
+    set_adapter(model, "one")
+    with pytest.raises(ValueError, match="its own"), disabled(model):
+        eject(model)
+        raise ValueError("its own")
+    assert not hasattr(model, "vblora")
+
+
+@pytest.mark.parametrize("replaced", [nn.Linear(8, 5), nn.Tanh()])
+def test_a_head_that_was_replaced_is_not_exchanged(replaced):
+    model = net()
+    inject(model, config(modules_to_save=["out", "classifier"], target_modules=["0"]))
+    model.classifier = replaced
+    before = dict(model.named_parameters())
+    for wrong in (lambda: set_adapter(model, None), lambda: eject(model)):
+        with pytest.raises(ModelError, match=r"replaced after inject.*: classifier\.weight"):
+            wrong()
+    after = dict(model.named_parameters())
+    assert before.keys() == after.keys()
+    assert all(after[name] is before[name] for name in after)
+    assert adapters_of(model).active == "default"
+
+
 def test_several_adapters_do_not_touch_each_other():
     model = net()
     x, _ = batch()

@@ -75,6 +75,7 @@ class VBLoRA(nn.Module):
         active: the name of the one that acts, or None.
         passed: whether the model was called, not compiled, since the last one was put in.
     """
+        switched: how often another was made to act, or none.
 
     def __init__(self, root: nn.Module) -> None:
         super().__init__()
@@ -82,6 +83,7 @@ class VBLoRA(nn.Module):
         self.active: str | None = None
         self.passed = False
         self.trained_before = frozenset(
+        self.switched = 0
             name for name, parameter in root.named_parameters() if parameter.requires_grad
         )
         self._root = (root,)  # a tuple, so that the model is not a part of its own part
@@ -146,8 +148,12 @@ class VBLoRA(nn.Module):
     def activate(self, name: str | None) -> None:
         """Let another adapter act, or none. Which parameters train stays as it is."""
         self.require_unmerged()
+        for each in (self.active, name):
+            if each is not None:
+                self.adapter(each).stand_ins.require_places(self.root)
         for adapter in self.adapters:
             self.drop_pass(adapter)
+        self.switched += 1
         if self.active is not None:
             self.adapter().stand_ins.swap(self.root)
         self.active = name
@@ -273,4 +279,8 @@ def disabled(model: nn.Module) -> Iterator[None]:
     try:
         yield
     finally:
-        adapters.activate(active)
+        if adapters.switched == switched and active in adapters.adapters:
+            adapters.activate(active)
+    What the block itself switches, puts in or takes out stays so.
+
+    switched = adapters.switched
