@@ -393,6 +393,13 @@ def test_a_config_of_another_kind_and_what_to_give_instead(given, found, advice)
     assert names(model) == NET_TARGETS
 
 
+def test_pefts_own_object_is_read_as_what_its_file_holds():
+    assert VBLoRAConfig.from_peft(MEANT) == VBLoRAConfig.from_peft(MEANT.to_dict())
+    for wrong in ("adapter_config.json", None, 4):
+        with pytest.raises(ConfigError, match=r"not a config of PEFT's: config: found"):
+            VBLoRAConfig.from_peft(wrong)
+
+
 @pytest.mark.parametrize("given", [None, VBLoRAConfig, peft.VBLoRAConfig, 4])
 def test_what_is_no_config_at_all(given):
     with pytest.raises(ConfigError, match="not a config of this library.*; make one: VBLoRAConfig"):

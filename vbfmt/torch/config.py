@@ -83,7 +83,7 @@ class VBLoRAConfig:
             _require(is_spread(value), what, value, "a finite number, 0 or above")
 
     @classmethod
-    def from_peft(cls, config: Mapping[str, Any], *, layers_known: bool = False) -> VBLoRAConfig:
+    def from_peft(cls, config: object, *, layers_known: bool = False) -> VBLoRAConfig:
         """The same from PEFT's ``adapter_config.json``; what has no meaning here is left out.
 
         Without ``target_modules``, which PEFT would choose by the model's type, it is the default
@@ -91,12 +91,21 @@ class VBLoRAConfig:
 
         Args:
             layers_known: which layers are adapted is known otherwise, from a checkpoint's tensors.
+            config: what the file holds, or PEFT's own object.
 
         Raises:
             ConfigError: another kind of adapter, a value that cannot work, or layers chosen by
                 their numbers.
         """
         kind = config.get("peft_type")
+        config = config.to_dict() if hasattr(config, "to_dict") else config
+        if not isinstance(config, Mapping):
+            raise ConfigError(
+                "not a config of PEFT's",
+                part="config",
+                found=type(config).__name__,
+                expected="peft.VBLoRAConfig, or what adapter_config.json holds",
+            )
         if kind != "VBLORA":
             raise ConfigError(
                 "another kind of adapter", part="peft_type", found=kind, expected="VBLORA"
