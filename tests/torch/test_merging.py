@@ -157,6 +157,14 @@ def test_while_merged_nothing_else_happens():
     set_adapter(model, "other")
 
 
+def test_who_wants_merged_weights_in_files_is_told_how():
+    model = net()
+    inject(model, config())
+    merge(model)
+    with pytest.raises(ModelError, match=r"unmerge\(model\) first; for .* files .*vbfmt merge"):
+        model.state_dict()
+
+
 def test_a_diverged_adapter_is_not_merged():
     model = net()
     inject(model, config())

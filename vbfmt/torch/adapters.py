@@ -99,16 +99,14 @@ class VBLoRA(nn.Module):
         """Whether the active adapter is merged into the base's weights."""
         return any(layer.before_merge is not None for layer in self.all_layers().values())
 
-    def require_unmerged(self) -> None:
+    def require_unmerged(self, advice: str = "call unmerge(model) first") -> None:
         """Refuse what would go unnoticed by a model whose adapter is merged.
 
         Raises:
             ModelError
         """
         if self.merged:
-            raise ModelError(
-                "an adapter is merged into the base's weights", advice="call unmerge(model) first"
-            )
+            raise ModelError("an adapter is merged into the base's weights", advice=advice)
 
     def adapter(self, name: str | None = None) -> AttachedAdapter:
         """An adapter by name; the active one without.

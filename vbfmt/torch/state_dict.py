@@ -34,7 +34,9 @@ def keep_names(root: nn.Module) -> list[RemovableHandle]:
 # Functions and not methods of VBLoRA: PyTorch sets an attribute on them.
 def _require_unmerged(root: nn.Module, *_: Any) -> None:
     """A merged weight under the base's name would have the update twice when it is loaded."""
-    _adapters(root).require_unmerged()
+    _adapters(root).require_unmerged(
+        "call unmerge(model) first; for merged weights in files there is: vbfmt merge"
+    )
 
 
 def _name_by_owner(root: nn.Module, state: dict[str, Any], prefix: str, _: Any) -> None:
