@@ -73,7 +73,7 @@ def test_a_layer_that_the_model_never_calls_is_named(tmp_path):
     assert len(found) == 3
     assert all(each.startswith("out: never called by the model") for each in found)
     assert all("exclude_modules" in each for each in found)
-    packed = Reader()
+    packed = Reader().eval()
     load_packed(packed, to_adapter(model))
     packed(batch()[0])
     with pytest.warns(UserWarning, match="out: never called"):
@@ -100,6 +100,20 @@ def test_nothing_is_said_of_layers_that_are_compiled(whole, tmp_path):
         model.out.compile(backend="eager")
     called(batch()[0])
     assert warned(lambda: uses(model, tmp_path)) == []
+
+
+def test_who_trains_a_packed_adapter_is_told_once():
+    model = net()
+    inject(model, config())
+    packed = net().eval()
+    load_packed(packed, to_adapter(model))
+    x, _ = batch()
+    assert warned(lambda: packed(x)) == []
+    packed.train()
+    with torch.no_grad():
+        assert warned(lambda: packed(x)) == []
+    (found,) = warned(lambda: [packed(x) for _ in range(3)])
+    assert "load_checkpoint or warm_start" in found
 
 
 def test_what_trains_but_is_of_no_adapter_is_named(tmp_path):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import warnings
 from collections.abc import Iterator
 from typing import Any, cast
 
@@ -74,19 +75,20 @@ class VBLoRA(nn.Module):
         adapters: name → `AttachedAdapter`.
         active: the name of the one that acts, or None.
         passed: whether the model was called, not compiled, since the last one was put in.
-    """
         switched: how often another was made to act, or none.
+    """
 
     def __init__(self, root: nn.Module) -> None:
         super().__init__()
         self.adapters = nn.ModuleDict()
         self.active: str | None = None
         self.passed = False
-        self.trained_before = frozenset(
         self.switched = 0
+        self.trained_before = frozenset(
             name for name, parameter in root.named_parameters() if parameter.requires_grad
         )
         self._root = (root,)  # a tuple, so that the model is not a part of its own part
+        self._told = False
         self._hooks: list[RemovableHandle] = []
 
     @property
@@ -189,9 +191,24 @@ class VBLoRA(nn.Module):
 
     def begin_pass(self, module: nn.Module, args: Any) -> None:
         """Forward pre-hook of the model: compose all sub-vectors of the active adapter."""
-        composition = None if self.active is None else self.adapter().composition
-        if composition is not None and not self.merged:
+        if self.active is None:
+            return
+        composition = self.adapter().composition
+        if composition is None:
+            self._tell_that_it_does_not_train()
+        elif not self.merged:
             composition.begin()
+
+    def _tell_that_it_does_not_train(self) -> None:
+        """Once, where a packed adapter is active and the model seems to be trained."""
+        seems_so = self.training and torch.is_grad_enabled() and not torch.compiler.is_compiling()
+        if seems_so and not self._told:
+            self._told = True
+            warnings.warn(
+                f"adapter {self.active} is a packed one, which does not train: to train, "
+                f"load_checkpoint or warm_start; otherwise call model.eval()",
+                stacklevel=2,
+            )
 
     def end_pass(self, module: nn.Module, args: Any, output: Any) -> None:
         """Forward hook of the model, called after a failure too."""
@@ -268,17 +285,20 @@ def set_adapter(model: nn.Module, name: str | None) -> None:
 def disabled(model: nn.Module) -> Iterator[None]:
     """The base model alone, as long as the block lasts; for all threads that use the model.
 
+    What the block itself switches, puts in or takes out stays so.
+
     Raises:
         ModelError: an adapter is merged.
     """
     adapters = adapters_of(model)
     active = adapters.active
+    if active is None:
+        yield
+        return
     adapters.activate(None)
+    switched = adapters.switched
     try:
         yield
     finally:
         if adapters.switched == switched and active in adapters.adapters:
             adapters.activate(active)
-    What the block itself switches, puts in or takes out stays so.
-
-    switched = adapters.switched
