@@ -509,13 +509,6 @@ def test_a_base_whose_weights_are_offloaded_is_refused(tmp_path):
     inject(net().to("meta"), config())  # to look at
 
 
-def test_the_model_inside_a_wrapper_is_given_itself():
-    model = net()
-    inject(model, config())
-    wrapper = nn.Module()  # as torch.compile holds it
-    wrapper._orig_mod = model
-    with pytest.raises(ModelError, match="the model is wrapped: found Module"):
-        inject(wrapper, config(), name="second")
 class Router(nn.Linear):
     """Like those of mixtures of experts: what it returns is no linear layer's."""
 
@@ -551,3 +544,10 @@ def test_layers_of_pefts_within_a_plain_model_are_refused():
     assert repr(model) == before
 
 
+def test_the_model_inside_a_wrapper_is_given_itself():
+    model = net()
+    inject(model, config())
+    wrapper = nn.Module()  # as torch.compile holds it
+    wrapper._orig_mod = model
+    with pytest.raises(ModelError, match="the model is wrapped: found Module"):
+        inject(wrapper, config(), name="second")

@@ -33,7 +33,8 @@ class VBLoRAConfig:
         vector_length: b, which must divide the features of every adapted layer; 256 in the paper.
         topk: k, how many vectors a sub-vector mixes; 2 in the paper.
         target_modules: which linear layers: names (whole, or the last components), one regular
-            expression for whole names, or ``"all-linear"``: all but the output embeddings.
+            expression for whole names, or ``"all-linear"``: all but the output embeddings and
+            subclasses of `nn.Linear` with a forward of their own (routers).
         exclude_modules: names or a regular expression of layers to leave alone.
         modules_to_save: names of modules to train whole (heads), kept with the adapter.
             The heads that PEFT adds for `task_type` need not be named.

@@ -297,3 +297,4 @@ def _replace(root: nn.Module, name: str, module: nn.Module) -> nn.Module:
     parent = root.get_submodule(path)
     parent._modules[leaf] = module
     return parent
+    wrapper.name = name
