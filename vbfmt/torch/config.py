@@ -91,14 +91,13 @@ class VBLoRAConfig:
         here: ``"all-linear"``.
 
         Args:
-            layers_known: which layers are adapted is known otherwise, from a checkpoint's tensors.
             config: what the file holds, or PEFT's own object.
+            layers_known: which layers are adapted is known otherwise, from a checkpoint's tensors.
 
         Raises:
             ConfigError: another kind of adapter, a value that cannot work, or layers chosen by
                 their numbers.
         """
-        kind = config.get("peft_type")
         config = config.to_dict() if hasattr(config, "to_dict") else config
         if not isinstance(config, Mapping):
             raise ConfigError(
@@ -107,6 +106,7 @@ class VBLoRAConfig:
                 found=type(config).__name__,
                 expected="peft.VBLoRAConfig, or what adapter_config.json holds",
             )
+        kind = config.get("peft_type")
         if kind != "VBLORA":
             raise ConfigError(
                 "another kind of adapter", part="peft_type", found=kind, expected="VBLORA"

@@ -36,6 +36,17 @@ def inject(
     frozen. Composing happens once per call of `model`, so call the model itself (or what wraps
     it); parts of it called alone work too, each layer then composing for itself.
 
+    A layer that a pass did not use gets a gradient of zeros, where PEFT's has none, so that an
+    optimizer's momentum and weight decay go on there. A gradient cannot be differentiated again
+    (``create_graph=True``): PyTorch's `embedding_bag` has no second derivative. For a base that is
+    quantized, transformers' Trainer refuses to start, because it knows adapters of PEFT's only:
+    train in a loop of your own. `nn.DataParallel` works, but its copies of a layer compose for
+    themselves; better use DistributedDataParallel.
+
+    The model's state dict, and so what ``save_pretrained`` and Trainer write, has the weights of
+    adapted layers as ``….base_layer.weight``, which ``from_pretrained`` does not find: keep the
+    adapter with `save_checkpoint` or `save_packed`, and save the base after `eject`.
+
     Args:
         name: of the adapter, for switching: letters, digits, ``_`` and ``-``.
         bank: use this bank (of the config's h and b) instead of a fresh one; several adapters may
@@ -225,7 +236,15 @@ def _require_bare(model: nn.Module, adapters: VBLoRA | None) -> None:
     if wrapped:
         raise ModelError("the model is wrapped", found=type(model).__name__, advice=advice)
     known = set() if adapters is None else set(adapters.adapters)
+    tuners = sys.modules.get("peft.tuners.tuners_utils")
     for name, part in model.named_modules():
+        if tuners is not None and isinstance(part, tuners.BaseTunerLayer):
+            raise ModelError(
+                "the model has an adapter of PEFT's",
+                part=name,
+                found=type(part).__name__,
+                advice="take it out first (model.delete_adapter, or PEFT's unload)",
+            )
         another = isinstance(part, VBLoRA) and part is not adapters
         if another or (isinstance(part, VBLoRALinear) and not known.issuperset(part.updates)):
             raise ModelError(
@@ -236,15 +255,7 @@ def _require_bare(model: nn.Module, adapters: VBLoRA | None) -> None:
 
 
 def _remove(adapters: VBLoRA, name: str, keep: Collection[str] = ()) -> None:
-    tuners = sys.modules.get("peft.tuners.tuners_utils")
     """Take an inactive adapter out, and the wrappers of layers that nothing else changes.
-        if tuners is not None and isinstance(part, tuners.BaseTunerLayer):
-            raise ModelError(
-                "the model has an adapter of PEFT's",
-                part=name,
-                found=type(part).__name__,
-                advice="take it out first (model.delete_adapter, or PEFT's unload)",
-            )
 
     Args:
         keep: layers to leave wrapped.
@@ -286,6 +297,7 @@ def _wrapped(root: nn.Module, name: str) -> VBLoRALinear:
     if isinstance(layer, VBLoRALinear):
         return layer
     wrapper = VBLoRALinear(layer).train(layer.training)
+    wrapper.name = name
     parent = _replace(root, name, wrapper)
     if isinstance(parent, nn.TransformerEncoderLayer):
         keep_off(wrapper)
@@ -297,4 +309,3 @@ def _replace(root: nn.Module, name: str, module: nn.Module) -> nn.Module:
     parent = root.get_submodule(path)
     parent._modules[leaf] = module
     return parent
-    wrapper.name = name
