@@ -289,7 +289,7 @@ def test_a_head_that_spoils_the_vector_length_for_all_others_is_named(b, length)
     with pytest.raises(ConfigError) as caught:
         inject(model, VBLoRAConfig(num_vectors=16, vector_length=b))
     message = str(caught.value)
-    assert f": classifier: found b = {b}, 384 → 2; train classifier whole (modules_to_save=" in message
+    assert f"found b = {b}, 384 → 2; train classifier whole (modules_to_save=" in message
     assert f"vector_length={length} divides the features of the other 37 target modules" in message
     assert message.endswith("for all of them only 2 would do")
     inject(

@@ -107,22 +107,25 @@ class Composition:
     def _versions(self) -> list[int]:
         """How often the logits of every layer, and at last the bank, were written to.
 
-        None while compiling: rows and layers are in one graph then.
+        Empty while compiling, as rows and layers are in one graph then; and for tensors of
+        inference mode, which do not count that.
         """
         if torch.compiler.is_compiling():
             return []
         written = [*(layer.logits for layer in self.layers), self.bank[0].weight]
-        return [_version(tensor) for tensor in written]
+        if any(tensor.is_inference() for tensor in written):
+            return []
+        return [tensor._version for tensor in written]
 
     def _is_stale(self, found: Pass, position: int) -> bool:
         """Whether a pass is one that never came to its end, and these are not its rows any more."""
-        if torch.compiler.is_compiling() or not found.versions:
+        versions = found.versions
+        if not versions:
             return False
-        if torch.is_grad_enabled() and not found.recording:
+        if not found.recording and torch.is_grad_enabled():
             return True
-        logits, bank = self.layers[position].logits, self.bank[0].weight
-        now = (_version(logits), _version(bank))
-        return now != (found.versions[position], found.versions[-1])
+        now = self.layers[position].logits._version
+        return now != versions[position] or self.bank[0].weight._version != versions[-1]
 
     def _forget_passes(self) -> None:
         self._mine = _PassOfThread()
@@ -188,11 +191,6 @@ class _PassOfThread(threading.local):
     """The pass that this thread is in."""
 
     current: Pass | None = None
-
-
-def _version(tensor: Tensor) -> int:
-    """How often it was written to in place; tensors of inference mode do not count that."""
-    return 0 if tensor.is_inference() else tensor._version
 
 
 def in_backward() -> bool:
