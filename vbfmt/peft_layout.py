@@ -8,10 +8,11 @@ from __future__ import annotations
 
 import json
 import re
-from collections.abc import Collection, Mapping
+from collections.abc import Collection, Iterable, Mapping
 from typing import Any, Protocol
 
 from vbfmt.adapter import Adapter
+from vbfmt.errors import SourceError
 from vbfmt.module import Module
 from vbfmt.tensors import Tensor
 
@@ -20,6 +21,7 @@ WEIGHTS = "adapter_model.safetensors"
 PREFIX = "base_model.model."
 BANK = "base_model.vblora_vector_bank"
 
+_SAVED_WHOLE = re.compile(r"\.modules_to_save(?:\.(?P<adapter>[^.]+))?(?=\.(?:weight|bias)$|\.)")
 _SETS = ("target_modules", "exclude_modules", "modules_to_save", "layers_to_transform")
 _ABOUT_THE_FILE = ("save_only_topk_weights", "peft_version")
 NAMES_CODE = "auto_mapping"
@@ -57,6 +59,38 @@ def key_of_tensor(name: str, modules: Collection[str]) -> str:
     owner, _, leaf = name.rpartition(".")
     inner = f"{owner}.base_layer.{leaf}" if owner in modules else name
     return f"{PREFIX}{inner}"
+
+
+def names_of(others: Iterable[str], prefix: str, modules: Collection[str]) -> dict[str, str]:
+    """Name in the base model → key of all tensors but bank and logits, without what PEFT wraps
+    around them.
+
+    Args:
+        others: their keys.
+        prefix: what all keys begin with.
+        modules: the adapted layers.
+
+    Raises:
+        SourceError: two tensors for one name.
+    """
+    result: dict[str, str] = {}
+    # With bias="all" PEFT writes the bias of a module saved whole twice, plain and wrapped, and
+    # reads the plain one.
+    for key in sorted(others, key=lambda key: bool(_SAVED_WHOLE.search(key))):
+        name = key.removeprefix(prefix)
+        if ".original_module." in name:
+            continue  # the untrained twin of a module saved whole
+        wrapped = _SAVED_WHOLE.search(name) is not None
+        name = _SAVED_WHOLE.sub("", name)
+        owner, _, leaf = name.rpartition(".")
+        unwrapped = owner.removesuffix(".base_layer")
+        if unwrapped in modules:
+            name = f"{unwrapped}.{leaf}"
+        if name not in result:
+            result[name] = key
+        elif not wrapped:
+            raise SourceError("two tensors for one name", part=name, found=f"{result[name]}, {key}")
+    return result
 
 
 def config_of(adapter: WithExtras) -> dict[str, Any]:

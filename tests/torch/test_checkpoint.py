@@ -183,6 +183,17 @@ def test_an_adapter_of_another_config(saved):
         load_checkpoint(model, saved, name="second")
 
 
+def test_logits_of_another_k_are_not_loaded_into_an_adapter(saved):
+    """Every shape fits, and the outputs would be others."""
+    model = net()
+    inject(model, config(topk=3))
+    before = {name: tensor.clone() for name, tensor in model.state_dict().items()}
+    with pytest.raises(ModelError, match=r"another k .*: topk: found 2, expected 3; eject it"):
+        load_checkpoint(model, saved)
+    assert all(torch.equal(model.state_dict()[name], before[name]) for name in before)
+    load_checkpoint(model, saved, name="second")
+
+
 @pytest.mark.parametrize(
     "change",
     [

@@ -8,6 +8,7 @@ from pathlib import Path
 import peft
 import pytest
 import torch
+from safetensors.torch import load_file
 from torch import nn
 
 from tests.data.train_minilm import load_base
@@ -48,7 +49,7 @@ def test_a_real_checkpoint_whose_config_names_heads_that_the_model_has_not(tmp_p
 
 
 def test_a_checkpoint_whose_head_was_cut_off_is_not_loaded(tmp_path):
-    from safetensors.torch import load_file, save_file
+    from safetensors.torch import save_file
 
     model = net()
     inject(model, config(modules_to_save=["classifier"]))
@@ -141,6 +142,34 @@ def test_pefts_own_norm_is_loaded_with_every_layernorm_it_trained(tmp_path):
     assert len(trained(ours)) == 5
     ids = tokens()
     torch.testing.assert_close(ours(ids).logits, theirs(ids).logits, rtol=0, atol=1e-5)
+
+
+def bert():
+    from transformers import BertConfig, BertForSequenceClassification
+
+    torch.manual_seed(0)
+    sizes = {"hidden_size": 32, "intermediate_size": 64, "num_hidden_layers": 1}
+    more = {"num_attention_heads": 2, "vocab_size": 50}
+    return BertForSequenceClassification(BertConfig(**sizes, **more)).eval()
+
+
+@pytest.mark.parametrize("whole", ["classifier", "pooler"])
+def test_pefts_own_checkpoint_of_all_biases_and_a_head(whole, tmp_path):
+    """It has the head's biases two or three times, under names of PEFT's wrappers."""
+    theirs = peft_model(bert(), ["query"], modules_to_save=[whole], bias="all").eval()
+    with torch.no_grad():
+        for parameter in theirs.parameters():
+            if parameter.requires_grad:
+                parameter.add_(0.1)
+    theirs.save_pretrained(str(tmp_path / "theirs"))
+    keys = load_file(tmp_path / "theirs" / "adapter_model.safetensors")
+    assert any("modules_to_save" in key for key in keys)
+    ours = load_checkpoint(bert(), tmp_path / "theirs").root
+    again = peft.PeftModel.from_pretrained(bert(), str(tmp_path / "theirs")).eval()
+    ids = tokens()
+    torch.testing.assert_close(ours(ids).logits, again(ids).logits, rtol=0, atol=1e-5)
+    save_checkpoint(ours, tmp_path / "ours")
+    load_checkpoint(ours, tmp_path / "theirs")
 
 
 def test_a_name_that_peft_cannot_tell_from_others_is_refused_before_training():

@@ -21,7 +21,12 @@ from vbfmt.torch import (
     eject,
     inject,
     load_checkpoint,
+    load_packed,
+    merge,
+    save_checkpoint,
     set_adapter,
+    to_adapter,
+    warm_start,
 )
 
 
@@ -120,6 +125,43 @@ def test_disabled_is_the_base_model():
         assert torch.equal(model(x), output)
     assert torch.equal(model(x), adapted)
     assert [p.requires_grad for p in model.parameters()] == trained
+
+
+def test_what_the_block_of_disabled_does_stays():
+    model = net()
+    for name in ("one", "two", "three"):
+        inject(model, config(modules_to_save=["classifier"]), name=name)
+    adapters = adapters_of(model)
+    for change, expected in (
+        (lambda: None, "three"),
+        (lambda: set_adapter(model, "two"), "two"),
+        (lambda: set_adapter(model, None), None),
+        (lambda: inject(model, config(), name="four"), "four"),
+        (lambda: eject(model, "four"), None),
+    ):
+        with disabled(model), disabled(model):
+            change()
+        assert adapters.active == expected
+    set_adapter(model, "one")
+    with pytest.raises(ValueError, match="its own"), disabled(model):
+        eject(model)
+        raise ValueError("its own")
+    assert not hasattr(model, "vblora")
+
+
+@pytest.mark.parametrize("replaced", [nn.Linear(8, 5), nn.Tanh()])
+def test_a_head_that_was_replaced_is_not_exchanged(replaced):
+    model = net()
+    inject(model, config(modules_to_save=["out", "classifier"], target_modules=["0"]))
+    model.classifier = replaced
+    before = dict(model.named_parameters())
+    for wrong in (lambda: set_adapter(model, None), lambda: eject(model)):
+        with pytest.raises(ModelError, match=r"replaced after inject.*: classifier\.weight"):
+            wrong()
+    after = dict(model.named_parameters())
+    assert before.keys() == after.keys()
+    assert all(after[name] is before[name] for name in after)
+    assert adapters_of(model).active == "default"
 
 
 def test_several_adapters_do_not_touch_each_other():
@@ -247,7 +289,7 @@ def test_a_head_that_spoils_the_vector_length_for_all_others_is_named(b, length)
     with pytest.raises(ConfigError) as caught:
         inject(model, VBLoRAConfig(num_vectors=16, vector_length=b))
     message = str(caught.value)
-    assert f": classifier: found b = {b}, 384 → 2; leave out classifier (exclude_m" in message
+    assert f"found b = {b}, 384 → 2; train classifier whole (modules_to_save=" in message
     assert f"vector_length={length} divides the features of the other 37 target modules" in message
     assert message.endswith("for all of them only 2 would do")
     inject(
@@ -351,6 +393,13 @@ def test_a_config_of_another_kind_and_what_to_give_instead(given, found, advice)
     assert names(model) == NET_TARGETS
 
 
+def test_pefts_own_object_is_read_as_what_its_file_holds():
+    assert VBLoRAConfig.from_peft(MEANT) == VBLoRAConfig.from_peft(MEANT.to_dict())
+    for wrong in ("adapter_config.json", None, 4):
+        with pytest.raises(ConfigError, match=r"not a config of PEFT's: config: found"):
+            VBLoRAConfig.from_peft(wrong)
+
+
 @pytest.mark.parametrize("given", [None, VBLoRAConfig, peft.VBLoRAConfig, 4])
 def test_what_is_no_config_at_all(given):
     with pytest.raises(ConfigError, match="not a config of this library.*; make one: VBLoRAConfig"):
@@ -415,6 +464,84 @@ def test_a_model_that_does_not_say_where_its_output_is():
     model.proj = nn.Linear(16, 8)
     inject(model, config(target_modules="all-linear"))
     assert names(model) == ["proj"]
+
+
+@pytest.mark.parametrize("first", [False, True])
+def test_a_part_of_a_model_and_the_whole_are_not_both_given_adapters(first):
+    model = net()
+    pair = (model.encoder, model) if first else (model, model.encoder)
+    inject(pair[0], config(target_modules=["0", "1"]))
+    before = repr(model)
+    part = r"encoder\.0" if first else "0"
+    with pytest.raises(ModelError, match=f"of another model, .*: {part}; inject into one"):
+        inject(pair[1], config(target_modules=["0"]), name="second")
+    assert repr(model) == before
+
+
+def test_a_base_whose_weights_are_offloaded_is_refused(tmp_path):
+    """Factors beside weights on the device "meta" have no values: outputs would be any."""
+    from accelerate import cpu_offload
+
+    model = net()
+    inject(model, config())
+    save_checkpoint(model, tmp_path / "checkpoint")
+    adapter = to_adapter(model)
+    away = cpu_offload(net(), execution_device="cpu")
+    before = repr(away)
+    for wrong in (
+        lambda: inject(away, config()),
+        lambda: load_checkpoint(away, tmp_path / "checkpoint"),
+        lambda: load_packed(away, adapter),
+        lambda: warm_start(away, adapter),
+    ):
+        with pytest.raises(ModelError, match=r"offloaded.*: encoder\.0.*; load the model whole"):
+            wrong()
+        assert repr(away) == before
+    cpu_offload(model, execution_device="cpu")
+    for wrong in (lambda: merge(model), lambda: load_checkpoint(model, tmp_path / "checkpoint")):
+        with pytest.raises(ModelError, match="offloaded"):
+            wrong()
+    head = cpu_offload(net().classifier, execution_device="cpu")
+    partly = net()
+    partly.classifier = head
+    with pytest.raises(ModelError, match=r"offloaded.*: classifier"):
+        inject(partly, config(modules_to_save=["classifier"]))
+    inject(net().to("meta"), config())  # to look at
+
+
+class Router(nn.Linear):
+    """Like those of mixtures of experts: what it returns is no linear layer's."""
+
+    def forward(self, x):
+        return super().forward(x), x
+
+
+class Wider(nn.Linear):
+    def forward(self, x):
+        return torch.cat([super().forward(x), x], -1)
+
+
+@pytest.mark.parametrize("kind", [Router, Wider])
+def test_layers_with_a_result_of_their_own_are_taken_only_if_named_and_are_named_then(kind):
+    def made():
+        return nn.ModuleDict({"plain": nn.Linear(16, 8), "router": kind(16, 8)})
+
+    model = made()
+    inject(model, config(target_modules="all-linear"))
+    assert names(model) == ["plain"]
+    model = made()
+    inject(model, config(target_modules=["router"]))
+    with pytest.raises(ModelError, match=f"router: found {kind.__name__}, .*exclude_modules"):
+        model["router"](torch.zeros(2, 16))
+
+
+def test_layers_of_pefts_within_a_plain_model_are_refused():
+    model = llama()
+    model.add_adapter(peft.LoraConfig(r=8, target_modules=["k_proj"]))
+    before = repr(model)
+    with pytest.raises(ModelError, match=r"of PEFT's: model\.layers\.0\.self_attn\.k_proj: found"):
+        inject(model, config(target_modules=["q_proj"]))
+    assert repr(model) == before
 
 
 def test_the_model_inside_a_wrapper_is_given_itself():

@@ -91,6 +91,22 @@ def test_a_quantized_weight_is_not_added_to():
     assert not adapters_of(model).merged
 
 
+@pytest.mark.parametrize(
+    "norm", [nn.utils.parametrizations.weight_norm, nn.utils.parametrizations.spectral_norm]
+)
+def test_a_parametrized_weight_is_not_added_to_and_nothing_is_changed(norm):
+    model = net().eval()
+    norm(model.out)
+    inject(model, config())
+    state = {name: tensor.clone() for name, tensor in model.state_dict().items()}
+    expected = output(model)
+    with pytest.raises(ModelError, match=r"out: found a parametrization.*remove"):
+        merge(model)
+    assert not adapters_of(model).merged
+    assert torch.equal(output(model), expected)
+    assert all(torch.equal(model.state_dict()[name], state[name]) for name in state)
+
+
 def test_the_sum_is_rounded_once():
     model = net()
     inject(model, config())
@@ -139,6 +155,14 @@ def test_while_merged_nothing_else_happens():
             wrong()
     unmerge(model)
     set_adapter(model, "other")
+
+
+def test_who_wants_merged_weights_in_files_is_told_how():
+    model = net()
+    inject(model, config())
+    merge(model)
+    with pytest.raises(ModelError, match=r"unmerge\(model\) first; for .* files .*vbfmt merge"):
+        model.state_dict()
 
 
 def test_a_diverged_adapter_is_not_merged():

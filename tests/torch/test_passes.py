@@ -13,7 +13,15 @@ from torch import nn
 from torch.utils.checkpoint import checkpoint
 
 from tests.torch.models import Net, batch, config, llama, net, tokens
-from vbfmt.torch import VBLoRALinear, adapters_of, disabled, inject
+from vbfmt.torch import (
+    VBLoRALinear,
+    adapters_of,
+    disabled,
+    inject,
+    load_checkpoint,
+    save_checkpoint,
+    set_adapter,
+)
 from vbfmt.torch import admixture as admixture_module
 from vbfmt.torch import composition as composition_module
 
@@ -96,6 +104,58 @@ def test_a_failed_pass_leaves_nothing_behind(model):
     composition = adapters_of(model).adapter().composition
     assert composition.rows_of(0) is None
     loss_of(model).backward()
+
+
+@pytest.fixture
+def interrupted(model):
+    """The model after a pass that Ctrl-C ended: PyTorch calls no hook then."""
+
+    def interrupt(*_):
+        raise KeyboardInterrupt
+
+    def run():
+        handle = model.out.register_forward_hook(interrupt)
+        with pytest.raises(KeyboardInterrupt):
+            model(batch()[0])
+        handle.remove()
+        return model
+
+    return run
+
+
+@pytest.mark.parametrize("what", ["bank", "logits"])
+def test_an_interrupted_pass_leaves_no_rows_for_what_has_changed_since(interrupted, what):
+    model, (x, _) = interrupted(), batch()
+    layer = model.encoder[0]
+    bank, logits = adapters_of(model).adapter().bank.weight, layer.updates["default"].logits
+    with torch.no_grad():
+        (bank if what == "bank" else logits).mul_(3)
+    found = layer(x)
+    model(x)
+    assert torch.equal(found, layer(x))
+
+
+def test_an_interrupted_evaluation_does_not_take_the_gradients_away(model, interrupted):
+    with torch.no_grad():
+        interrupted()
+    model.encoder[0](batch()[0]).sum().backward()
+    assert model.encoder[0].updates["default"].logits.grad.any()
+
+
+def test_an_interrupted_pass_is_dropped_when_adapters_are_switched_or_filled(
+    model, interrupted, tmp_path
+):
+    save_checkpoint(model, tmp_path / "checkpoint")
+    composition = adapters_of(model).adapter().composition
+    for change in (
+        lambda: set_adapter(model, "default"),
+        lambda: load_checkpoint(model, tmp_path / "checkpoint"),
+        lambda: inject(model, config(), name="second"),
+    ):
+        interrupted()
+        assert composition.rows_of(0) is not None
+        change()
+        assert composition.rows_of(0) is None
 
 
 @pytest.mark.parametrize("k", [1, 2, 3, 4])

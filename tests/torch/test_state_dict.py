@@ -8,9 +8,11 @@ import pickle
 
 import pytest
 import torch
+from safetensors.torch import load_model, save_model
 from torch import nn
 
 from tests.torch.models import batch, config, net
+from vbfmt.errors import ModelError
 from vbfmt.torch import disabled, eject, inject, param_groups, set_adapter
 
 ADAPTERS = ("one", "two")
@@ -77,6 +79,26 @@ def test_saved_while_one_is_active_and_loaded_while_another_is(saved, loaded, as
     set_adapter(other, loaded)
     other.load_state_dict(torch.load(file), assign=assign)
     assert_same(outputs(other), expected)
+
+
+def test_that_of_another_k_is_refused():
+    """Every shape fits, and the outputs would be others."""
+    model, other = net(), net()
+    inject(model, config(topk=3))
+    inject(other, config())
+    before = copy.deepcopy(other.state_dict())
+    with pytest.raises(ModelError, match=r"another k: adapter default: found 3, expected 2"):
+        other.load_state_dict(model.state_dict())
+    with pytest.raises(ModelError, match="another k"):
+        nn.Sequential(other).load_state_dict(nn.Sequential(model).state_dict())
+    assert_same(other.state_dict(), before)
+
+
+def test_safetensors_save_it_and_load_it(tmp_path):
+    model, other = made(), made(7)
+    save_model(model, str(tmp_path / "model.safetensors"))
+    load_model(other, str(tmp_path / "model.safetensors"))
+    assert_same(outputs(other), outputs(model))
 
 
 def test_it_can_be_loaded_within_another_model():

@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import contextlib
+import warnings
 from collections.abc import Iterator
 from typing import Any, cast
 
-from torch import nn
+import torch
+from torch import Tensor, nn
 from torch.utils.hooks import RemovableHandle
 
 from vbfmt.errors import ModelError
@@ -58,6 +60,13 @@ class AttachedAdapter(nn.Module):
         """Whether it has logits; a packed adapter has none."""
         return self.bank is not None
 
+    def get_extra_state(self) -> Tensor:
+        """k in state dicts, whose tensors do not show it; 0 for a packed adapter."""
+        return torch.tensor(self.config.topk if self.config else 0, device="cpu")
+
+    def set_extra_state(self, state: Tensor) -> None:
+        """Nothing: a state dict of another k is refused before anything of it is loaded."""
+
 
 class VBLoRA(nn.Module):
     """All adapters of a model; stands in it as ``model.vblora``.
@@ -65,16 +74,21 @@ class VBLoRA(nn.Module):
     Attributes:
         adapters: name → `AttachedAdapter`.
         active: the name of the one that acts, or None.
+        passed: whether the model was called, not compiled, since the last one was put in.
+        switched: how often another was made to act, or none.
     """
 
     def __init__(self, root: nn.Module) -> None:
         super().__init__()
         self.adapters = nn.ModuleDict()
         self.active: str | None = None
+        self.passed = False
+        self.switched = 0
         self.trained_before = frozenset(
             name for name, parameter in root.named_parameters() if parameter.requires_grad
         )
         self._root = (root,)  # a tuple, so that the model is not a part of its own part
+        self._told = False
         self._hooks: list[RemovableHandle] = []
 
     @property
@@ -87,16 +101,14 @@ class VBLoRA(nn.Module):
         """Whether the active adapter is merged into the base's weights."""
         return any(layer.before_merge is not None for layer in self.all_layers().values())
 
-    def require_unmerged(self) -> None:
+    def require_unmerged(self, advice: str = "call unmerge(model) first") -> None:
         """Refuse what would go unnoticed by a model whose adapter is merged.
 
         Raises:
             ModelError
         """
         if self.merged:
-            raise ModelError(
-                "an adapter is merged into the base's weights", advice="call unmerge(model) first"
-            )
+            raise ModelError("an adapter is merged into the base's weights", advice=advice)
 
     def adapter(self, name: str | None = None) -> AttachedAdapter:
         """An adapter by name; the active one without.
@@ -136,6 +148,12 @@ class VBLoRA(nn.Module):
     def activate(self, name: str | None) -> None:
         """Let another adapter act, or none. Which parameters train stays as it is."""
         self.require_unmerged()
+        for each in (self.active, name):
+            if each is not None:
+                self.adapter(each).stand_ins.require_places(self.root)
+        for adapter in self.adapters:
+            self.drop_pass(adapter)
+        self.switched += 1
         if self.active is not None:
             self.adapter().stand_ins.swap(self.root)
         self.active = name
@@ -143,6 +161,12 @@ class VBLoRA(nn.Module):
             layer.active = name if name is not None and name in layer.updates else None
         if name is not None:
             self.adapter(name).stand_ins.swap(self.root)
+
+    def drop_pass(self, name: str) -> None:
+        """Forget an adapter's pass that was interrupted: its rows are of no use any more."""
+        composition = self.adapter(name).composition
+        if composition is not None:
+            composition.drop()
 
     def parameters_of(self, name: str) -> dict[str, list[nn.Parameter]]:
         """What an adapter trains: ``bank``, ``logits`` and ``rest`` (biases, heads)."""
@@ -167,15 +191,32 @@ class VBLoRA(nn.Module):
 
     def begin_pass(self, module: nn.Module, args: Any) -> None:
         """Forward pre-hook of the model: compose all sub-vectors of the active adapter."""
-        composition = None if self.active is None else self.adapter().composition
-        if composition is not None and not self.merged:
+        if self.active is None:
+            return
+        composition = self.adapter().composition
+        if composition is None:
+            self._tell_that_it_does_not_train()
+        elif not self.merged:
             composition.begin()
+
+    def _tell_that_it_does_not_train(self) -> None:
+        """Once, where a packed adapter is active and the model seems to be trained."""
+        seems_so = self.training and torch.is_grad_enabled() and not torch.compiler.is_compiling()
+        if seems_so and not self._told:
+            self._told = True
+            warnings.warn(
+                f"adapter {self.active} is a packed one, which does not train: to train, "
+                f"load_checkpoint or warm_start; otherwise call model.eval()",
+                stacklevel=2,
+            )
 
     def end_pass(self, module: nn.Module, args: Any, output: Any) -> None:
         """Forward hook of the model, called after a failure too."""
         composition = None if self.active is None else self.adapter().composition
         if composition is not None:
             composition.end()
+        if output is not None and not torch.compiler.is_compiling():
+            self.passed = True
 
     def attach(self) -> None:
         """Become a part of the model."""
@@ -244,13 +285,20 @@ def set_adapter(model: nn.Module, name: str | None) -> None:
 def disabled(model: nn.Module) -> Iterator[None]:
     """The base model alone, as long as the block lasts; for all threads that use the model.
 
+    What the block itself switches, puts in or takes out stays so.
+
     Raises:
         ModelError: an adapter is merged.
     """
     adapters = adapters_of(model)
     active = adapters.active
+    if active is None:
+        yield
+        return
     adapters.activate(None)
+    switched = adapters.switched
     try:
         yield
     finally:
-        adapters.activate(active)
+        if adapters.switched == switched and active in adapters.adapters:
+            adapters.activate(active)

@@ -100,7 +100,8 @@ class Admixture(LowRankUpdate):
         if self._shared is not None:
             composition, position = self._shared
             rows = composition.rows_of(position)
-            if rows is not None:
+            # Those of nn.DataParallel's copies are on the first device.
+            if rows is not None and rows.device == self.logits.device:
                 return rows
         bank = self._bank[0].weight.to(self.logits.device)
         return compose(bank, [self.logits], self.topk)

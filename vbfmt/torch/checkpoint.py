@@ -21,10 +21,18 @@ from vbfmt.peft_layout import BANK, PREFIX, key_of_logits, key_of_tensor
 from vbfmt.torch.adapters import AttachedAdapter, VBLoRA, adapters_of, find_adapters, set_adapter
 from vbfmt.torch.admixture import Admixture
 from vbfmt.torch.bank import VectorBank, require_vector_bank
-from vbfmt.torch.checkpoint_file import LOGITS, ranks_of, read, require_bank, require_finite
+from vbfmt.torch.checkpoint_file import (
+    LOGITS,
+    ranks_of,
+    read,
+    require_bank,
+    require_finite,
+    unwrapped,
+)
 from vbfmt.torch.config import VBLoRAConfig
-from vbfmt.torch.injection import fresh_adapter, install, require_free_name
+from vbfmt.torch.injection import fresh_adapter, install, require_free_name, require_in_memory
 from vbfmt.torch.linear import is_adaptable
+from vbfmt.torch.overlooked import warn_of_layers_never_called, warn_of_others_that_train
 from vbfmt.torch.peft_config import peft_config, rank_pattern_of, updates_of
 from vbfmt.torch.stand_ins import names_to_train
 from vbfmt.torch.targets import base_modules, saved_by_peft
@@ -41,6 +49,10 @@ def save_checkpoint(
         name: of the adapter; the active one if not given.
         overwrite: replace the two files of an earlier checkpoint in that folder.
 
+    Warns:
+        UserWarning: the model never calls a layer that the adapter has, or something trains that no
+            adapter has.
+
     Raises:
         ModelError: the adapter is a packed one: it has no logits.
         ContentError: a logit or a bank value is NaN or infinite, or a head's is NaN.
@@ -53,6 +65,8 @@ def save_checkpoint(
     adapter, updates = adapters.adapter(name), updates_of(adapters, name)
     tensors = _tensors(adapters.root, adapter, updates)
     require_finite(tensors)
+    warn_of_layers_never_called(adapters, name)
+    warn_of_others_that_train(adapters)
     text = json_file.text({**config, "save_only_topk_weights": False})
     with storage.new_folder(path, overwrite=overwrite) as folder:
         contiguous = {key: tensor.contiguous() for key, tensor in tensors.items()}
@@ -95,6 +109,7 @@ def load_checkpoint(
     try:
         config, tensors = read(folder)
         ranks = ranks_of(tensors)
+        tensors = unwrapped(tensors, ranks)
         require_finite(tensors)
         adapters = find_adapters(model)
         if adapters is not None:
@@ -107,8 +122,11 @@ def load_checkpoint(
                     part=f"adapter {name}",
                     advice="eject it first",
                 )
+            _require_topk(adapter, config)
+            require_in_memory(model, adapters.layers(name))
             _require_own_bank(adapters, adapter, tensors)
             _fill(adapters.root, adapter, updates_of(adapters, name), tensors)
+            adapters.drop_pass(name)
             if freeze_bank:
                 cast(VectorBank, adapter.bank).freeze()
             if adapters.active != name:
@@ -160,6 +178,19 @@ def _fill(
         del own[BANK]  # perhaps others use it: not written to without need
     for key, tensor in own.items():
         tensor.copy_(tensors[key])
+
+
+def _require_topk(adapter: AttachedAdapter, given: VBLoRAConfig) -> None:
+    """Refuse logits of another k: no tensor's shape shows it, and the outputs would be others."""
+    own = cast(VBLoRAConfig, adapter.config).topk
+    if given.topk != own:
+        raise ModelError(
+            "the adapter in the model has another k",
+            part="topk",
+            found=given.topk,
+            expected=own,
+            advice="eject it first, or load the checkpoint under another name",
+        )
 
 
 def _require_own_bank(

@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from pathlib import Path
 
 from torch import Tensor
 
 from vbfmt import json_file, peft_layout, storage
 from vbfmt.errors import ContentError, SourceError
-from vbfmt.peft_layout import BANK, PREFIX
+from vbfmt.peft_layout import BANK, PREFIX, key_of_tensor, names_of
 from vbfmt.torch.config import VBLoRAConfig
 
 LOGITS = ".vblora_logits_"
@@ -76,6 +76,18 @@ def ranks_of(tensors: Mapping[str, Tensor]) -> dict[str, int]:
             advice="pack it, then load_packed for inference or warm_start" if short else None,
         )
     return ranks
+
+
+def unwrapped(tensors: Mapping[str, Tensor], modules: Collection[str]) -> dict[str, Tensor]:
+    """The same under the keys that `save_checkpoint` writes. With ``bias="all"`` PEFT writes biases
+    of modules that it saves whole a second time, under names of its own wrappers.
+
+    Raises:
+        SourceError: two tensors for one name.
+    """
+    mixtures = {key: tensor for key, tensor in tensors.items() if key == BANK or LOGITS in key}
+    names = names_of([key for key in tensors if key not in mixtures], PREFIX, modules)
+    return mixtures | {key_of_tensor(name, modules): tensors[key] for name, key in names.items()}
 
 
 def require_bank(tensors: Mapping[str, Tensor], config: VBLoRAConfig) -> None:

@@ -76,7 +76,7 @@ class Composition:
             composed = compose(self.bank[0].weight.to(device), logits, self.topk)
             parts = torch.split(composed, [len(block) for block in logits])
             rows.update(zip(positions, parts, strict=True))
-        self._put_current(Pass(rows, recording))
+        self._put_current(Pass(rows, recording, self._versions()))
 
     def end(self) -> None:
         """The pass is over."""
@@ -86,10 +86,16 @@ class Composition:
         if current is not None and current.recording and not torch.compiler.is_compiling():
             self._keep(current)
 
+    def drop(self) -> None:
+        """Forget the pass that this thread is in: a KeyboardInterrupt leaves one without an end."""
+        self._put_current(None)
+
     def rows_of(self, position: int) -> Tensor | None:
         """A layer's sub-vectors (n, b), or None if it is to compose them itself."""
         again = in_backward()
         found = self._current()
+        if found is not None and not again and self._is_stale(found, position):
+            return None
         if found is None and again:
             found = self._pass_to_run_again(position)
         if found is None or (again and position in found.unrecorded):
@@ -97,6 +103,29 @@ class Composition:
         if found.recording and not again and not torch.is_grad_enabled():
             found.unrecorded.add(position)
         return found.rows[position]
+
+    def _versions(self) -> list[int]:
+        """How often the logits of every layer, and at last the bank, were written to.
+
+        Empty while compiling, as rows and layers are in one graph then; and for tensors of
+        inference mode, which do not count that.
+        """
+        if torch.compiler.is_compiling():
+            return []
+        written = [*(layer.logits for layer in self.layers), self.bank[0].weight]
+        if any(tensor.is_inference() for tensor in written):
+            return []
+        return [tensor._version for tensor in written]
+
+    def _is_stale(self, found: Pass, position: int) -> bool:
+        """Whether a pass is one that never came to its end, and these are not its rows any more."""
+        versions = found.versions
+        if not versions:
+            return False
+        if not found.recording and torch.is_grad_enabled():
+            return True
+        now = self.layers[position].logits._version
+        return now != versions[position] or self.bank[0].weight._version != versions[-1]
 
     def _forget_passes(self) -> None:
         self._mine = _PassOfThread()
@@ -148,11 +177,13 @@ class Pass:
     Attributes:
         rows: a layer's position → its sub-vectors (n, b).
         recording: whether with gradients.
+        versions: of every layer's logits and of the bank, when the rows were composed.
         unrecorded: positions of layers that ran without gradients all the same.
     """
 
     rows: dict[int, Tensor]
     recording: bool
+    versions: list[int]
     unrecorded: set[int] = field(default_factory=set)
 
 

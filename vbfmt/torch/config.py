@@ -33,7 +33,8 @@ class VBLoRAConfig:
         vector_length: b, which must divide the features of every adapted layer; 256 in the paper.
         topk: k, how many vectors a sub-vector mixes; 2 in the paper.
         target_modules: which linear layers: names (whole, or the last components), one regular
-            expression for whole names, or ``"all-linear"``: all but the output embeddings.
+            expression for whole names, or ``"all-linear"``: all but the output embeddings and
+            subclasses of `nn.Linear` with a forward of their own (routers).
         exclude_modules: names or a regular expression of layers to leave alone.
         modules_to_save: names of modules to train whole (heads), kept with the adapter.
             The heads that PEFT adds for `task_type` need not be named.
@@ -83,19 +84,28 @@ class VBLoRAConfig:
             _require(is_spread(value), what, value, "a finite number, 0 or above")
 
     @classmethod
-    def from_peft(cls, config: Mapping[str, Any], *, layers_known: bool = False) -> VBLoRAConfig:
+    def from_peft(cls, config: object, *, layers_known: bool = False) -> VBLoRAConfig:
         """The same from PEFT's ``adapter_config.json``; what has no meaning here is left out.
 
         Without ``target_modules``, which PEFT would choose by the model's type, it is the default
         here: ``"all-linear"``.
 
         Args:
+            config: what the file holds, or PEFT's own object.
             layers_known: which layers are adapted is known otherwise, from a checkpoint's tensors.
 
         Raises:
             ConfigError: another kind of adapter, a value that cannot work, or layers chosen by
                 their numbers.
         """
+        config = config.to_dict() if hasattr(config, "to_dict") else config
+        if not isinstance(config, Mapping):
+            raise ConfigError(
+                "not a config of PEFT's",
+                part="config",
+                found=type(config).__name__,
+                expected="peft.VBLoRAConfig, or what adapter_config.json holds",
+            )
         kind = config.get("peft_type")
         if kind != "VBLORA":
             raise ConfigError(

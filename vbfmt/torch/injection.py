@@ -12,7 +12,7 @@ from typing import cast
 
 from torch import Tensor, nn
 
-from vbfmt.errors import ConfigError, ModelError
+from vbfmt.errors import ConfigError, ModelError, few
 from vbfmt.torch.adapters import AttachedAdapter, VBLoRA, adapters_of, disabled, find_adapters
 from vbfmt.torch.admixture import Admixture, LowRankUpdate
 from vbfmt.torch.bank import VectorBank, require_vector_bank
@@ -35,6 +35,17 @@ def inject(
     The target layers are replaced by `VBLoRALinear` layers around them; everything of the base is
     frozen. Composing happens once per call of `model`, so call the model itself (or what wraps
     it); parts of it called alone work too, each layer then composing for itself.
+
+    A layer that a pass did not use gets a gradient of zeros, where PEFT's has none, so that an
+    optimizer's momentum and weight decay go on there. A gradient cannot be differentiated again
+    (``create_graph=True``): PyTorch's `embedding_bag` has no second derivative. For a base that is
+    quantized, transformers' Trainer refuses to start, because it knows adapters of PEFT's only:
+    train in a loop of your own. `nn.DataParallel` works, but its copies of a layer compose for
+    themselves; better use DistributedDataParallel.
+
+    The model's state dict, and so what ``save_pretrained`` and Trainer write, has the weights of
+    adapted layers as ``….base_layer.weight``, which ``from_pretrained`` does not find: keep the
+    adapter with `save_checkpoint` or `save_packed`, and save the base after `eject`.
 
     Args:
         name: of the adapter, for switching: letters, digits, ``_`` and ``-``.
@@ -90,6 +101,7 @@ def fresh_adapter(
     tensors: Iterable[str] | None = None,
 ) -> tuple[AttachedAdapter, dict[str, Admixture]]:
     """The parts that `attach` installs; the model is not changed yet."""
+    require_in_memory(model, targets)
     if bank is None:
         bank = VectorBank(
             config.num_vectors,
@@ -99,7 +111,8 @@ def fresh_adapter(
         )
     _require_fitting(bank, config)
     with disabled(model) if find_adapters(model) else nullcontext():
-        names = _names_to_train(model, config, targets) if tensors is None else tensors
+        names = _names_to_train(model, config, targets) if tensors is None else list(tensors)
+        require_in_memory(model, {name.rpartition(".")[0] for name in names})
         stand_ins = StandIns.trainable(model, names)
     adapter = AttachedAdapter(stand_ins, config=config, bank=bank)
     return adapter, {
@@ -136,6 +149,7 @@ def install(
     if name in adapters.adapters:
         _remove(adapters, name, keep=updates)
     adapters.adapters[name] = adapter
+    adapters.passed = False
     adapters.register_banks()
     for key, update in updates.items():
         layer = _wrapped(model, key)
@@ -189,6 +203,27 @@ def require_free_name(model: nn.Module, name: str) -> None:
         )
 
 
+def require_in_memory(model: nn.Module, names: Iterable[str]) -> None:
+    """Refuse modules whose weights accelerate keeps elsewhere: what an adapter has would be put
+    where they are, on the device "meta", which holds no values.
+
+    Raises:
+        ModelError: names the first; a model that is on "meta" as a whole may be looked at.
+    """
+    modules = dict(base_modules(model))
+    away = [
+        name
+        for name in names
+        if any(p.is_meta for p in modules[name]._parameters.values() if p is not None)
+    ]
+    if away and any(hasattr(module, "_hf_hook") for module in model.modules()):
+        raise ModelError(
+            "the base's weights are offloaded",
+            part=few(away),
+            advice="load the model whole, without device_map or offloading",
+        )
+
+
 def _require_bare(model: nn.Module, adapters: VBLoRA | None) -> None:
     """Refuse wrappers, in which every layer has another name than in the model itself."""
     advice = "give the model itself and wrap it afterwards"
@@ -200,6 +235,23 @@ def _require_bare(model: nn.Module, adapters: VBLoRA | None) -> None:
         wrapped, advice = True, "take PEFT's adapter out first: model = model.unload()"
     if wrapped:
         raise ModelError("the model is wrapped", found=type(model).__name__, advice=advice)
+    known = set() if adapters is None else set(adapters.adapters)
+    tuners = sys.modules.get("peft.tuners.tuners_utils")
+    for name, part in model.named_modules():
+        if tuners is not None and isinstance(part, tuners.BaseTunerLayer):
+            raise ModelError(
+                "the model has an adapter of PEFT's",
+                part=name,
+                found=type(part).__name__,
+                advice="take it out first (model.delete_adapter, or PEFT's unload)",
+            )
+        another = isinstance(part, VBLoRA) and part is not adapters
+        if another or (isinstance(part, VBLoRALinear) and not known.issuperset(part.updates)):
+            raise ModelError(
+                "adapters of another model, of which this one is a part or which is a part of it",
+                part=name,
+                advice="inject into one model only, or eject the other's adapters first",
+            )
 
 
 def _remove(adapters: VBLoRA, name: str, keep: Collection[str] = ()) -> None:
@@ -245,6 +297,7 @@ def _wrapped(root: nn.Module, name: str) -> VBLoRALinear:
     if isinstance(layer, VBLoRALinear):
         return layer
     wrapper = VBLoRALinear(layer).train(layer.training)
+    wrapper.name = name
     parent = _replace(root, name, wrapper)
     if isinstance(parent, nn.TransformerEncoderLayer):
         keep_off(wrapper)

@@ -6,12 +6,15 @@ import sys
 from math import gcd
 from typing import cast
 
+import torch
 from torch import Tensor, nn
 
 from vbfmt.errors import ConfigError, ModelError
 from vbfmt.torch.admixture import Admixture, LowRankUpdate
 from vbfmt.torch.bank import VectorBank, require_vector_bank
 from vbfmt.torch.config import is_count
+
+_OTHER_STORAGE = ("torch.", "torchao.", "bitsandbytes.", "transformers.integrations.")
 
 
 class VBLoRALinear(nn.Module):
@@ -30,9 +33,10 @@ class VBLoRALinear(nn.Module):
         base_layer: the layer as it was.
         updates: one `LowRankUpdate` per adapter that changes this layer.
         active: which of them is added, if any.
+        name: its name in the model, for messages.
 
     Raises:
-        ModelError: not a layer that can be adapted.
+        ModelError: not a layer that can be adapted; or in a pass, one that returns something else.
         ConfigError: b does not divide its features, k > h, no rank, or the bank is none.
     """
 
@@ -53,6 +57,8 @@ class VBLoRALinear(nn.Module):
         self.updates = nn.ModuleDict()
         self.active: str | None = None
         self.before_merge: tuple[nn.Parameter] | None = None  # a tuple, so not one of its own
+        self.name = ""
+        self._called = [False]  # a list, which nn.DataParallel's copies of the layer share
         if bank is not None:
             require_vector_bank(bank)
             require_divisible("the layer", in_features, out_features, bank.vector_length)
@@ -91,6 +97,11 @@ class VBLoRALinear(nn.Module):
         """Whether the base layer stores its weight as (in, out)."""
         return is_conv1d(self.base_layer)
 
+    @property
+    def called(self) -> bool:
+        """Whether it was ever called, by a model that is not compiled."""
+        return self._called[0]
+
     def update(self) -> LowRankUpdate | None:
         """The update that is added to the output now; None if there is none or it is merged."""
         if self.active is None or self.before_merge is not None:
@@ -99,7 +110,17 @@ class VBLoRALinear(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """x (…, in_features) → (…, out_features), in the dtype that the base layer returns."""
+        if not torch.compiler.is_compiling():
+            self._called[0] = True
         result: Tensor = self.base_layer(x)
+        if not isinstance(result, Tensor) or result.size(-1) != self.out_features:
+            raise ModelError(
+                "a layer whose result VB-LoRA cannot add to",
+                part=self.name or None,
+                found=type(self.base_layer).__name__,
+                expected=f"one that returns a tensor (…, {self.out_features})",
+                advice="leave it out with exclude_modules",
+            )
         update = self.update()
         return result if update is None else cast(Tensor, update(x, result))
 
@@ -115,6 +136,15 @@ def is_adaptable(layer: nn.Module) -> bool:
     if isinstance(layer, nn.modules.linear.NonDynamicallyQuantizableLinear):
         return False  # nn.MultiheadAttention uses its weight and never calls it
     return isinstance(layer, nn.Linear) or is_conv1d(layer)
+
+
+def returns_plainly(layer: nn.Module) -> bool:
+    """Whether its result is that of a linear layer: that of a subclass with a forward of its own
+    may be anything (routers), but for those that only store their weight in another way."""
+    kind = type(layer)
+    if is_conv1d(layer) or kind.forward is nn.Linear.forward:
+        return True
+    return kind.__module__.startswith(_OTHER_STORAGE)
 
 
 def features_of(layer: nn.Module) -> tuple[int, int]:

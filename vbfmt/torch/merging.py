@@ -11,7 +11,9 @@ from torch import Tensor, nn
 from vbfmt.errors import ModelError
 from vbfmt.torch.adapters import adapters_of
 from vbfmt.torch.admixture import LowRankUpdate
+from vbfmt.torch.injection import require_in_memory
 from vbfmt.torch.linear import VBLoRALinear
+from vbfmt.torch.overlooked import warn_of_layers_never_called
 
 
 def merge(model: nn.Module) -> None:
@@ -25,16 +27,22 @@ def merge(model: nn.Module) -> None:
     `unmerge` the model has no state dict: loaded again, it would have ΔW twice. For merged weights
     in files there is ``vbfmt merge``.
 
+    Warns:
+        UserWarning: the model has never called a layer, so that its adapter did nothing until now.
+
     Raises:
-        ModelError: no adapter is active, it is merged already, a weight is quantized, or ΔW is
-            not finite; nothing is changed then.
+        ModelError: no adapter is active, it is merged already, a weight is quantized,
+            parametrized or offloaded, or ΔW is not finite; nothing is changed then.
     """
     adapters = adapters_of(model)
     adapters.adapter()
     if adapters.merged:
         raise ModelError("an adapter is merged already", advice="call unmerge(model) first")
+    layers = adapters.layers(adapters.active or "")
+    require_in_memory(adapters.root, layers)
+    warn_of_layers_never_called(adapters, None)
     merged: list[tuple[VBLoRALinear, Tensor]] = []
-    for name, layer in adapters.layers(adapters.active or "").items():
+    for name, layer in layers.items():
         update = layer.update()
         if update is None:
             continue
@@ -71,6 +79,13 @@ def unmerge(model: nn.Module) -> None:
 
 
 def _require_plain(name: str, layer: VBLoRALinear) -> None:
+    if layer.base_layer._parameters.get("weight") is not layer.weight:
+        raise ModelError(
+            "a weight that is computed anew from others cannot be added to",
+            part=name,
+            found="a parametrization, such as weight_norm",
+            advice="remove the parametrization first",
+        )
     features = (layer.out_features, layer.in_features)
     expected = features[::-1] if layer.fan_in_fan_out else features
     if tuple(layer.weight.shape) != expected or not layer.weight.is_floating_point():

@@ -8,6 +8,7 @@ from torch import nn
 
 from vbfmt.errors import ModelError
 from vbfmt.torch.adapters import adapters_of
+from vbfmt.torch.overlooked import warn_of_others_that_train
 
 
 def param_groups(
@@ -28,6 +29,9 @@ def param_groups(
     Returns:
         Up to three groups, each with its ``name``: bank, logits, rest.
 
+    Warns:
+        UserWarning: something is to be trained that no adapter has.
+
     Raises:
         ModelError: no adapter is active, it is merged, or it is a packed one, which cannot be
             trained.
@@ -40,6 +44,7 @@ def param_groups(
             advice="resume from a checkpoint (load_checkpoint), or start anew from it: warm_start",
         )
     adapters.require_unmerged()
+    warn_of_others_that_train(adapters)
     rates = {"bank": lr_bank, "logits": lr_logits, "rest": lr_rest}
     common = {} if weight_decay is None else {"weight_decay": weight_decay}
     groups = adapters.parameters_of(adapters.active or "")

@@ -24,8 +24,9 @@ from vbfmt.torch.admixture import Admixture, FixedFactors
 from vbfmt.torch.bank import VectorBank
 from vbfmt.torch.checkpoint_file import require_finite
 from vbfmt.torch.config import VBLoRAConfig, is_number
-from vbfmt.torch.injection import attach, install, require_free_name
+from vbfmt.torch.injection import attach, install, require_free_name, require_in_memory
 from vbfmt.torch.linear import VBLoRALinear, features_of, is_adaptable, is_conv1d
+from vbfmt.torch.overlooked import warn_of_layers_never_called, warn_of_others_that_train
 from vbfmt.torch.peft_config import peft_config, updates_of
 from vbfmt.torch.stand_ins import StandIns, owner_of
 from vbfmt.torch.targets import base_modules
@@ -55,12 +56,19 @@ def save_packed(
     Returns:
         The file's digest, ``sha256:…``.
 
+    Warns:
+        UserWarning: the model never calls a layer that the adapter has, or something trains that no
+            adapter has.
+
     Raises:
         ModelError: the adapter came from a packed file.
         ContentError: NaN among the logits or in a head, or a bank that is not finite.
         OutputExistsError, StorageError
     """
-    return save(to_adapter(model, name=name, notice=notice), path, overwrite=overwrite)
+    adapter = to_adapter(model, name=name, notice=notice)
+    warn_of_layers_never_called(adapters_of(model), name)
+    warn_of_others_that_train(adapters_of(model))
+    return save(adapter, path, overwrite=overwrite)
 
 
 def to_adapter(
@@ -118,6 +126,7 @@ def load_packed(
     try:
         layers = _matching_layers(model, adapter)
         _require_tensors(model, adapter)
+        require_in_memory(model, [*layers, *(name.rpartition(".")[0] for name in adapter.tensors)])
     except VbfmtError as error:
         raise (error if isinstance(source, Adapter) else error.in_file(source)) from None
     updates = {}

@@ -11,6 +11,7 @@ from collections.abc import Iterable, Mapping
 
 from torch import Tensor, nn
 
+from vbfmt.errors import ModelError
 from vbfmt.torch.linear import VBLoRALinear
 
 
@@ -51,6 +52,28 @@ class StandIns(nn.Module):
                 result.register_buffer(_key(name), tensor)
             result.names.append(name)
         return result
+
+    def require_places(self, root: nn.Module) -> None:
+        """Refuse to exchange tensors with what is not the model's own of that shape any more.
+
+        Raises:
+            ModelError
+        """
+        for name in self.names:
+            own = tuple(getattr(self, _key(name)).shape)
+            try:
+                owner, leaf = owner_of(root, name)
+                found = tuple(getattr(owner, leaf).shape)
+            except AttributeError:
+                found = None
+            if found != own:
+                raise ModelError(
+                    "a module that an adapter trains whole was replaced after inject",
+                    part=name,
+                    found=found,
+                    expected=own,
+                    advice="put it back; or make the model with it, and then inject",
+                )
 
     def swap(self, root: nn.Module) -> None:
         """Exchange each tensor with the one that stands in the model now."""

@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Any, cast
 from torch import Tensor, nn
 from torch.utils.hooks import RemovableHandle
 
+from vbfmt.errors import ModelError
 from vbfmt.torch.stand_ins import owner_of, path_of
 
 if TYPE_CHECKING:
@@ -33,7 +34,9 @@ def keep_names(root: nn.Module) -> list[RemovableHandle]:
 # Functions and not methods of VBLoRA: PyTorch sets an attribute on them.
 def _require_unmerged(root: nn.Module, *_: Any) -> None:
     """A merged weight under the base's name would have the update twice when it is loaded."""
-    _adapters(root).require_unmerged()
+    _adapters(root).require_unmerged(
+        "call unmerge(model) first; for merged weights in files there is: vbfmt merge"
+    )
 
 
 def _name_by_owner(root: nn.Module, state: dict[str, Any], prefix: str, _: Any) -> None:
@@ -52,6 +55,7 @@ def _take_to_places(
     *_: Any,
 ) -> None:
     _require_unmerged(root)
+    _require_same_k(root, state, prefix)
     for base, own, standing, waiting in _exchanged(root, prefix):
         given = {key: state.pop(key) for key in (base, own) if key in state}
         # The base's tensor waits in the adapter, and the adapter's stands in the base.
@@ -59,6 +63,22 @@ def _take_to_places(
             state[place] = given.get(key, tensor)  # without one, the tensor stays as it is
             if key not in given and strict:
                 missing.append(key)
+
+
+def _require_same_k(root: nn.Module, state: dict[str, Any], prefix: str) -> None:
+    """Refuse logits of another k: no tensor's shape shows it, and the outputs would be others."""
+    adapters = _adapters(root)
+    for name in adapters.adapters:
+        own = adapters.adapter(name).get_extra_state()
+        given = state.get(f"{prefix}vblora.adapters.{name}._extra_state", own)
+        if int(given) != int(own):
+            raise ModelError(
+                "the state dict is of an adapter with another k",
+                part=f"adapter {name}",
+                found=int(given),
+                expected=int(own),
+                advice="inject an adapter with that topk",
+            )
 
 
 def _exchanged(root: nn.Module, prefix: str) -> Iterator[tuple[str, str, Tensor, Tensor]]:

@@ -12,7 +12,7 @@ from torch import nn
 
 from vbfmt.errors import ConfigError, ModelError, few
 from vbfmt.torch.config import ALL_LINEAR, VBLoRAConfig
-from vbfmt.torch.linear import VBLoRALinear, features_of, is_adaptable
+from vbfmt.torch.linear import VBLoRALinear, features_of, is_adaptable, returns_plainly
 
 # What PEFT's classes of these tasks train whole, whatever the config says (peft/peft_model.py).
 _HEADS = {
@@ -185,7 +185,7 @@ def base_modules(model: nn.Module) -> Iterator[tuple[str, nn.Module]]:
 def _is_meant(name: str, layer: nn.Module, config: VBLoRAConfig) -> bool:
     if config.target_modules != ALL_LINEAR:
         return matches(name, config.target_modules)
-    return is_adaptable(layer)
+    return is_adaptable(layer) and returns_plainly(layer)
 
 
 def _outputs(model: nn.Module, config: VBLoRAConfig) -> list[nn.Module]:
@@ -216,8 +216,12 @@ def _require_divisible(targets: dict[str, nn.Module], b: int) -> None:
         f"(as does every divisor of {common})"
     )
     if few_are_odd:
+        heads = list(dict.fromkeys(head for name in odd if (head := _head_of(name))))
+        rest = [name for name in odd if not _head_of(name)]
+        ways = [f"train {few(heads)} whole (modules_to_save={heads[:_SHOWN]}, or by task_type)"]
+        ways = ways * bool(heads) + [f"leave out {few(rest)} (exclude_modules)"] * bool(rest)
         advice = (
-            f"leave out {few(odd)} (exclude_modules): vector_length={most} divides the features "
+            f"{' and '.join(ways)}: vector_length={most} divides the features "
             f"of the other {len(sizes) - len(odd)} target modules, and for all of them only "
             f"{all_of_them} would do"
         )
@@ -227,6 +231,14 @@ def _require_divisible(targets: dict[str, nn.Module], b: int) -> None:
         found=f"b = {b}, {inner} → {outer}",
         advice=advice,
     )
+
+
+def _head_of(name: str) -> str | None:
+    """The module of a task's own, such as ``classifier``, that this one is or is in."""
+    parts = name.split(".")
+    heads = {head for named in _HEADS.values() for head in named}
+    at = next((at for at, part in enumerate(parts) if part in heads), None)
+    return None if at is None else ".".join(parts[: at + 1])
 
 
 def _not_divided(sizes: dict[str, tuple[int, int]], b: int) -> list[str]:

@@ -1,0 +1,132 @@
+"""What would be lost without a word is told by warnings, and only that."""
+
+from __future__ import annotations
+
+import copy
+import warnings
+
+import pytest
+import torch
+import torch._dynamo.utils
+from torch import nn
+
+from tests.torch.models import Net, batch, config, net
+from vbfmt.torch import (
+    adapters_of,
+    disabled,
+    inject,
+    load_packed,
+    merge,
+    param_groups,
+    save_checkpoint,
+    save_packed,
+    to_adapter,
+    unmerge,
+)
+
+
+@pytest.fixture(autouse=True)
+def nothing_compiled():
+    """Where something was compiled, other tests' models too, calls are not known."""
+    torch._dynamo.utils.counters.clear()
+
+
+class Reader(Net):
+    """It reads the weight of `out` itself, as WavLM's attention and Mamba do."""
+
+    def forward(self, x):
+        for layer in self.encoder:
+            x = torch.tanh(layer(x))
+        return self.classifier(torch.tanh(nn.functional.linear(x, self.out.weight)))
+
+
+def reader():
+    torch.manual_seed(0)
+    model = Reader()
+    inject(model, config())
+    return model
+
+
+def uses(model, folder):
+    """Everything that hands an adapter on."""
+    save_checkpoint(model, folder / "checkpoint", overwrite=True)
+    save_packed(model, folder / "adapter.vblora", overwrite=True)
+    merge(model)
+    unmerge(model)
+
+
+def warned(work):
+    with warnings.catch_warnings(record=True) as caught:
+        warnings.simplefilter("always")
+        work()
+    return [str(each.message) for each in caught if each.category is UserWarning]
+
+
+def test_a_layer_that_the_model_never_calls_is_named(tmp_path):
+    model = reader()
+    assert warned(lambda: uses(model, tmp_path)) == [], "not known before a whole pass"
+    with pytest.raises(RuntimeError):
+        model(torch.zeros(2, 3))
+    assert warned(lambda: uses(model, tmp_path)) == [], "nor after one that failed"
+    model(batch()[0])
+    found = warned(lambda: uses(model, tmp_path))
+    assert len(found) == 3
+    assert all(each.startswith("out: never called by the model") for each in found)
+    assert all("exclude_modules" in each for each in found)
+    packed = Reader().eval()
+    load_packed(packed, to_adapter(model))
+    packed(batch()[0])
+    with pytest.warns(UserWarning, match="out: never called"):
+        merge(packed)
+
+
+@pytest.mark.parametrize("copied", [lambda model: model, copy.deepcopy])
+def test_layers_that_are_called_only_at_times_are_not(copied, tmp_path):
+    model = copied(reader())
+    model(batch()[0])
+    with disabled(model):
+        model.out(torch.zeros(2, 32))  # a part of the model called alone counts, too
+    assert warned(lambda: uses(model, tmp_path)) == []
+    inject(model, config(target_modules=["classifier"], vector_length=2), name="second")
+    assert warned(lambda: uses(model, tmp_path)) == [], "no pass yet since it was put in"
+
+
+@pytest.mark.parametrize("whole", [True, False])
+def test_nothing_is_said_of_layers_that_are_compiled(whole, tmp_path):
+    model = net()
+    inject(model, config())
+    called = torch.compile(model, backend="eager") if whole else model
+    if not whole:
+        model.out.compile(backend="eager")
+    called(batch()[0])
+    assert warned(lambda: uses(model, tmp_path)) == []
+
+
+def test_who_trains_a_packed_adapter_is_told_once():
+    model = net()
+    inject(model, config())
+    packed = net().eval()
+    load_packed(packed, to_adapter(model))
+    x, _ = batch()
+    assert warned(lambda: packed(x)) == []
+    packed.train()
+    with torch.no_grad():
+        assert warned(lambda: packed(x)) == []
+    (found,) = warned(lambda: [packed(x) for _ in range(3)])
+    assert "load_checkpoint or warm_start" in found
+
+
+def test_what_trains_but_is_of_no_adapter_is_named(tmp_path):
+    model = net()
+    inject(model, config(bias="all", modules_to_save=["out"], target_modules=["encoder.0"]))
+    inject(model, config(), name="second")
+    groups = lambda: param_groups(model)  # noqa: E731
+    for work in (groups, lambda: uses(model, tmp_path)):
+        assert warned(work) == []
+    model.classifier.requires_grad_(True)
+    for work, times in ((groups, 1), (lambda: uses(model, tmp_path), 2)):
+        found = warned(work)
+        assert len(found) == times
+        assert all(each.startswith("classifier.weight, classifier.bias: to") for each in found)
+        assert all("modules_to_save" in each for each in found)
+    assert adapters_of(model).active == "second"
