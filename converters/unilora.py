@@ -20,10 +20,10 @@ from vbfmt.adapter import Adapter
 from vbfmt.admixture import LARGEST_BANK, Rows, index_dtype
 from vbfmt.converters.checkpoint import FLOATS, Checkpoint
 from vbfmt.converters.peft import config as peft_config
-from vbfmt.converters.peft.keys import names_of
 from vbfmt.converters.peft.rows import Notice
 from vbfmt.errors import SourceError, VbfmtError
 from vbfmt.module import Module
+from vbfmt.peft_layout import names_of
 from vbfmt.tensors import Tensor
 
 PathLike = str | os.PathLike[str]

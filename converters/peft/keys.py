@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from typing import Literal, TypeAlias
 
 from vbfmt.errors import SourceError
+from vbfmt.peft_layout import names_of
 
 Factor: TypeAlias = Literal["A", "B"]
 
@@ -16,7 +17,6 @@ _ROWS = re.compile(
     r"^(?P<module>.+)\.vblora_logits_(?P<factor>[AB])"
     r"(?:\.(?P<adapter>[^.]+?))?(?:_topk_(?P<what>indices|weights))?$"
 )
-_SAVED = re.compile(r"\.modules_to_save(?:\.(?P<adapter>[^.]+))?(?=\.(?:weight|bias)$|\.)")
 
 
 @dataclass(frozen=True)
@@ -127,29 +127,3 @@ def _one_form(modules: Mapping[str, Mapping[Factor, Mapping[str, str]]]) -> bool
                     expected=" and ".join(sorted(wanted)),
                 )
     return wanted == forms["logits"]
-
-
-def names_of(others: Iterable[str], prefix: str, modules: Collection[str]) -> dict[str, str]:
-    """Name in the base model → key of all other tensors, without what PEFT wraps around them.
-
-    Raises:
-        SourceError: two tensors for one name.
-    """
-    result: dict[str, str] = {}
-    # With bias="all" PEFT writes the bias of a module saved whole twice, plain and wrapped, and
-    # reads the plain one.
-    for key in sorted(others, key=lambda key: bool(_SAVED.search(key))):
-        name = key.removeprefix(prefix)
-        if ".original_module." in name:
-            continue  # the untrained twin of a module saved whole
-        wrapped = _SAVED.search(name) is not None
-        name = _SAVED.sub("", name)
-        owner, _, leaf = name.rpartition(".")
-        unwrapped = owner.removesuffix(".base_layer")
-        if unwrapped in modules:
-            name = f"{unwrapped}.{leaf}"
-        if name not in result:
-            result[name] = key
-        elif not wrapped:
-            raise SourceError("two tensors for one name", part=name, found=f"{result[name]}, {key}")
-    return result
