@@ -30,10 +30,11 @@ from vbfmt.torch.checkpoint_file import (
     unwrapped,
 )
 from vbfmt.torch.config import VBLoRAConfig
-from vbfmt.torch.injection import fresh_adapter, install, require_free_name, require_in_memory
+from vbfmt.torch.injection import fresh_adapter, install
 from vbfmt.torch.linear import is_adaptable
 from vbfmt.torch.overlooked import warn_of_layers_never_called, warn_of_others_that_train
 from vbfmt.torch.peft_config import peft_config, rank_pattern_of, updates_of
+from vbfmt.torch.preconditions import require_free_name, require_in_memory
 from vbfmt.torch.stand_ins import names_to_train
 from vbfmt.torch.targets import base_modules, saved_by_peft
 

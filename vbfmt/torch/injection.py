@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import re
-import sys
 import warnings
 from collections.abc import Collection, Iterable, Mapping
 from contextlib import nullcontext
@@ -12,13 +10,14 @@ from typing import cast
 
 from torch import Tensor, nn
 
-from vbfmt.errors import ConfigError, ModelError, few
+from vbfmt.errors import ConfigError
 from vbfmt.torch.adapters import AttachedAdapter, VBLoRA, adapters_of, disabled, find_adapters
 from vbfmt.torch.admixture import Admixture, LowRankUpdate
 from vbfmt.torch.bank import VectorBank, require_vector_bank
 from vbfmt.torch.config import VBLoRAConfig, require_config
 from vbfmt.torch.fast_path import keep_off
 from vbfmt.torch.linear import VBLoRALinear, features_of
+from vbfmt.torch.preconditions import require_free_name, require_in_memory
 from vbfmt.torch.stand_ins import StandIns, names_to_train
 from vbfmt.torch.targets import base_modules, find_targets, modules_to_save, rank_of, unmatched
 
@@ -180,78 +179,6 @@ def eject(model: nn.Module, name: str | None = None) -> None:
         adapters.detach()
         for key, parameter in adapters.root.named_parameters():
             parameter.requires_grad_(key in adapters.trained_before)
-
-
-def require_free_name(model: nn.Module, name: str) -> None:
-    """Refuse an adapter name that cannot be one or is taken.
-
-    Raises:
-        ConfigError, ModelError
-    """
-    fits = isinstance(name, str) and re.fullmatch(r"[A-Za-z0-9_-]+", name)
-    if not fits or hasattr(nn.ModuleDict(), name):  # attributes of the instance too: training
-        raise ConfigError(
-            "not a name for an adapter", found=repr(name), expected="letters, digits, _ and -"
-        )
-    adapters = find_adapters(model)
-    _require_bare(model, adapters)
-    if adapters is not None and name in adapters.adapters:
-        raise ModelError(
-            "the model has an adapter of that name",
-            found=name,
-            advice="choose another name or eject it first",
-        )
-
-
-def require_in_memory(model: nn.Module, names: Iterable[str]) -> None:
-    """Refuse modules whose weights accelerate keeps elsewhere: what an adapter has would be put
-    where they are, on the device "meta", which holds no values.
-
-    Raises:
-        ModelError: names the first; a model that is on "meta" as a whole may be looked at.
-    """
-    modules = dict(base_modules(model))
-    away = [
-        name
-        for name in names
-        if any(p.is_meta for p in modules[name]._parameters.values() if p is not None)
-    ]
-    if away and any(hasattr(module, "_hf_hook") for module in model.modules()):
-        raise ModelError(
-            "the base's weights are offloaded",
-            part=few(away),
-            advice="load the model whole, without device_map or offloading",
-        )
-
-
-def _require_bare(model: nn.Module, adapters: VBLoRA | None) -> None:
-    """Refuse wrappers, in which every layer has another name than in the model itself."""
-    advice = "give the model itself and wrap it afterwards"
-    wrapped = isinstance(model, nn.parallel.DistributedDataParallel | nn.DataParallel)
-    wrapped = wrapped or {*model._modules} in ({"_orig_mod"}, {"_fsdp_wrapped_module"})
-    wrapped = wrapped or (adapters is not None and adapters.root is not model)
-    peft = sys.modules.get("peft")
-    if peft is not None and isinstance(model, peft.PeftModel):
-        wrapped, advice = True, "take PEFT's adapter out first: model = model.unload()"
-    if wrapped:
-        raise ModelError("the model is wrapped", found=type(model).__name__, advice=advice)
-    known = set() if adapters is None else set(adapters.adapters)
-    tuners = sys.modules.get("peft.tuners.tuners_utils")
-    for name, part in model.named_modules():
-        if tuners is not None and isinstance(part, tuners.BaseTunerLayer):
-            raise ModelError(
-                "the model has an adapter of PEFT's",
-                part=name,
-                found=type(part).__name__,
-                advice="take it out first (model.delete_adapter, or PEFT's unload)",
-            )
-        another = isinstance(part, VBLoRA) and part is not adapters
-        if another or (isinstance(part, VBLoRALinear) and not known.issuperset(part.updates)):
-            raise ModelError(
-                "adapters of another model, of which this one is a part or which is a part of it",
-                part=name,
-                advice="inject into one model only, or eject the other's adapters first",
-            )
 
 
 def _remove(adapters: VBLoRA, name: str, keep: Collection[str] = ()) -> None:

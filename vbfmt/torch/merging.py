@@ -11,9 +11,9 @@ from torch import Tensor, nn
 from vbfmt.errors import ModelError
 from vbfmt.torch.adapters import adapters_of
 from vbfmt.torch.admixture import LowRankUpdate
-from vbfmt.torch.injection import require_in_memory
 from vbfmt.torch.linear import VBLoRALinear
 from vbfmt.torch.overlooked import warn_of_layers_never_called
+from vbfmt.torch.preconditions import require_in_memory
 
 
 def merge(model: nn.Module) -> None:

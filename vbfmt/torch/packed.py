@@ -24,10 +24,11 @@ from vbfmt.torch.admixture import Admixture, FixedFactors
 from vbfmt.torch.bank import VectorBank
 from vbfmt.torch.checkpoint_file import require_finite
 from vbfmt.torch.config import VBLoRAConfig, is_number
-from vbfmt.torch.injection import attach, install, require_free_name, require_in_memory
+from vbfmt.torch.injection import attach, install
 from vbfmt.torch.linear import VBLoRALinear, features_of, is_adaptable, is_conv1d
 from vbfmt.torch.overlooked import warn_of_layers_never_called, warn_of_others_that_train
 from vbfmt.torch.peft_config import peft_config, updates_of
+from vbfmt.torch.preconditions import require_free_name, require_in_memory
 from vbfmt.torch.stand_ins import StandIns, owner_of
 from vbfmt.torch.targets import base_modules
 from vbfmt.torch.tensors import to_format, to_torch
