@@ -9,7 +9,7 @@ BIN := $(VENV)/bin
 
 help:
 	@echo "make demo      pack, inspect, verify and expand the trained checkpoint in tests/data"
-	@echo "make example   train LoRA and VB-LoRA on the same task, three runs of each (ten minutes on two cores)"
+	@echo "make example   train LoRA and VB-LoRA on the same task, three runs of each (twenty minutes on two cores)"
 	@echo "make pictures  draw the README's pictures again"
 	@echo "make test      the tests (about five minutes on two cores)"
 	@echo "make test-all  the tests, the heavy ones too"

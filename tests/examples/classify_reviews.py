@@ -22,8 +22,7 @@ import tempfile
 import time
 from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import ProcessPoolExecutor
-from dataclasses import dataclass, replace
-from functools import partial
+from dataclasses import dataclass
 from multiprocessing import get_context
 from pathlib import Path
 from typing import Any
@@ -47,10 +46,9 @@ from vbfmt.torch import (
 )
 
 TARGETS = ["query", "key", "value", "dense"]
-BANKS = (104, 1024)
-"""Numbers of vectors: one that makes a twentieth of LoRA's bytes, one with room to spare."""
 VBLORA = VBLoRAConfig(
     rank=4,
+    num_vectors=104,  # so many that the file has a twentieth of LoRA's bytes
     vector_length=128,
     topk=2,
     target_modules=TARGETS,
@@ -103,11 +101,11 @@ class Result:
     seconds: float
 
 
-def with_vblora(num_vectors: int, seed: int) -> tuple[torch.nn.Module, Groups]:
+def with_vblora(seed: int) -> tuple[torch.nn.Module, Groups]:
     """The base with a fresh VB-LoRA adapter, and what to train at which rate."""
     model = task.load_base()
     torch.manual_seed(seed)
-    inject(model, replace(VBLORA, num_vectors=num_vectors))
+    inject(model, VBLORA)
     return model, param_groups(model, lr_bank=BANK_LR, lr_logits=LOGITS_LR, lr_rest=HEAD_LR)
 
 
@@ -138,7 +136,7 @@ def store_vblora(model: torch.nn.Module, folder: Path) -> int:
 
 METHODS: dict[str, tuple[Callable[[int], Any], Callable[..., int]]] = {
     "LoRA": (with_lora, store_lora),
-    **{f"VB-LoRA h={h}": (partial(with_vblora, h), store_vblora) for h in BANKS},
+    "VB-LoRA": (with_vblora, store_vblora),
 }
 
 
@@ -224,7 +222,7 @@ def compared(results: dict[str, list[Result]]) -> Iterator[str]:
         spread = f" ± {statistics.stdev(scores):.4f}" if len(scores) > 1 else ""
         size = max(run.size for run in runs)
         share = "" if method == "LoRA" else f", {size / of_lora:.1%} of LoRA's"
-        yield f"{method:14} {statistics.mean(scores):.4f}{spread} in {size:,} bytes{share}"
+        yield f"{method:7} {statistics.mean(scores):.4f}{spread} in {size:,} bytes{share}"
 
 
 def parse_arguments() -> argparse.Namespace:
@@ -244,7 +242,7 @@ def jobs_of(arguments: argparse.Namespace, folder: Path) -> Iterable[Job]:
     sdist = arguments.sdist or task.download_sdist(folder)
     for seed in range(arguments.seeds):
         for method in METHODS:
-            own = folder / f"{method} {seed}"
+            own = folder / f"{method}-{seed}"
             own.mkdir()
             yield Job(method, seed, arguments.part, sdist, own)
 
@@ -253,14 +251,14 @@ def main() -> None:
     """Train, print scores and bytes, then go through all forms with the first VB-LoRA."""
     arguments = parse_arguments()
     results: dict[str, list[Result]] = {method: [] for method in METHODS}
-    print(f"{'':14} seed {arguments.part:>10} accuracy {'bytes':>9} {'time':>6}")
+    print(f"{'':7} seed {arguments.part:>10} accuracy {'bytes':>9} {'time':>6}")
     with tempfile.TemporaryDirectory() as temporary:
         jobs = list(jobs_of(arguments, Path(temporary)))
         with ProcessPoolExecutor(arguments.processes, get_context("spawn")) as pool:
             for job, result in zip(jobs, pool.map(done, jobs), strict=True):
                 results[job.method].append(result)
                 print(
-                    f"{job.method:14} {job.seed:4} {result.score:19.4f} {result.size:9,}"
+                    f"{job.method:7} {job.seed:4} {result.score:19.4f} {result.size:9,}"
                     f" {result.seconds:4.0f} s",
                     flush=True,
                 )
