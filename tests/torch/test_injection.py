@@ -375,7 +375,7 @@ MEANT = peft.VBLoRAConfig(r=3, num_vectors=16, vector_length=8, target_modules=N
 @pytest.mark.parametrize(
     ("given", "found", "advice"),
     [
-        (MEANT, "config.VBLoRAConfig", "VBLoRAConfig.from_peft(config.to_dict())"),
+        (MEANT, "config.VBLoRAConfig", "VBLoRAConfig.from_peft(config)"),
         (MEANT.to_dict(), "builtins.dict", "VBLoRAConfig.from_peft(config)"),
         ({**SIZES, "target_modules": NET_TARGETS}, "builtins.dict", "VBLoRAConfig(**config)"),
     ],

@@ -149,7 +149,7 @@ def require_config(config: object) -> None:
     kind = config if isinstance(config, type) else type(config)
     advice = "make one: VBLoRAConfig(rank=…, num_vectors=…, vector_length=…)"
     if kind is not config and hasattr(config, "peft_type") and hasattr(config, "to_dict"):
-        advice = "that is PEFT's: give VBLoRAConfig.from_peft(config.to_dict())"
+        advice = "that is PEFT's: give VBLoRAConfig.from_peft(config)"
     elif isinstance(config, Mapping):
         make = (
             "VBLoRAConfig.from_peft(config)" if "peft_type" in config else "VBLoRAConfig(**config)"
