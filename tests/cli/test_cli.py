@@ -10,7 +10,7 @@ import sys
 import numpy as np
 import pytest
 
-from spec.golden.make import wide_indices, worked_example
+from spec.golden.make import worked_example
 from tests.converters.test_peft import logits_form, topk_form, write_folder
 from vbfmt import __version__, dumps, load, save
 from vbfmt.cli import COMMANDS
@@ -53,25 +53,6 @@ def test_unpack_and_pack_again_is_the_same_file(vbfmt, tmp_path, packed):
     assert vbfmt("unpack", packed, "-o", tmp_path / "peft").code == 0
     assert vbfmt("pack", tmp_path / "peft", "-o", tmp_path / "y.vblora").code == 0
     assert (tmp_path / "y.vblora").read_bytes() == packed.read_bytes()
-
-
-def test_expand_writes_lora(vbfmt, tmp_path, packed):
-    result = vbfmt("expand", packed, "-o", tmp_path / "lora", "--dtype", "bfloat16")
-    assert result.code == 0
-    assert "LoRA of rank 2 in bfloat16, 1 modules" in result.out
-    assert sorted(os.listdir(tmp_path / "lora")) == [
-        "adapter_config.json",
-        "adapter_model.safetensors",
-    ]
-
-
-def test_expand_says_what_becomes_of_extras(vbfmt, tmp_path):
-    save(wide_indices(), tmp_path / "w.vblora")
-    kept = vbfmt("expand", tmp_path / "w.vblora", "-o", tmp_path / "a")
-    assert kept.code == 0
-    assert "3 other trained tensors (empty, h.0.mlp.c_fc.bias, score.weight) kept" in kept.err
-    dropped = vbfmt("expand", tmp_path / "w.vblora", "-o", tmp_path / "b", "--drop-extras")
-    assert "left out" in dropped.err
 
 
 @pytest.mark.parametrize(
@@ -271,85 +252,6 @@ def test_importing_the_package_brings_numpy_and_msgpack_at_most():
     loaded = {name.partition(".")[0] for name in done.stdout.split()}
     assert {"numpy", "msgpack"} <= loaded
     assert not loaded & {"torch", "click", "ml_dtypes", "safetensors", "transformers", "rich"}
-
-
-def test_expand_to_other_runtimes(vbfmt, tmp_path, packed):
-    result = vbfmt("expand", packed, "-o", tmp_path / "mlx", "--to", "mlx")
-    assert result.code == 0
-    assert "mlx-lm LoRA of rank 2" in result.out
-    assert sorted(os.listdir(tmp_path / "mlx")) == ["adapter_config.json", "adapters.safetensors"]
-    missing = vbfmt("expand", packed, "-o", tmp_path / "x.gguf", "--to", "gguf")
-    assert missing.code == 1
-    assert "give its folder (config.json) or its GGUF file: --base PATH" in missing.err
-    assert not (tmp_path / "x.gguf").exists()
-    useless = vbfmt("expand", packed, "-o", tmp_path / "y", "--base", tmp_path)
-    assert useless.code == 2
-
-
-def test_expand_checks_before_it_writes(vbfmt, tmp_path):
-    save(wide_indices(), tmp_path / "w.vblora")
-    words = ("expand", tmp_path / "w.vblora", "-o", tmp_path / "a")
-    refused = vbfmt(*words, "--check", "vllm")
-    assert refused.code == 1
-    assert refused.err.startswith("error: vllm would not load it (vllm/lora/peft_helper.py")
-    assert not (tmp_path / "a").exists()
-    told = vbfmt(*words, "--check", "tgi")
-    assert told.code == 0
-    assert "note: tgi drops " in told.err
-    assert "nothing against it" not in told.out
-    assert "--check" not in told.err  # it was given
-
-
-def test_no_objection_is_said_and_not_left_to_silence(vbfmt, tmp_path):
-    save(wide_indices(), tmp_path / "w.vblora")
-    words = ("expand", tmp_path / "w.vblora", "-o", tmp_path / "a", "--drop-extras")
-    said = vbfmt(*words, "--check", "vllm")
-    assert said.code == 0
-    assert said.out.splitlines()[-1] == "vllm: nothing against it"
-
-
-@pytest.mark.parametrize(
-    ("runtime", "form", "takes"),
-    [
-        ("llama.cpp", None, "gguf"),
-        ("ollama", "mlx", "gguf"),
-        ("mlx", None, "mlx"),
-        ("vllm", "gguf", "peft"),
-        ("tgi", "mlx", "peft"),
-    ],
-)
-def test_a_form_that_the_runtime_does_not_take_is_not_written(
-    vbfmt, tmp_path, packed, runtime, form, takes
-):
-    to = ("--to", form) if form else ()
-    result = vbfmt("expand", packed, "-o", tmp_path / "x", "--check", runtime, *to)
-    assert result.code == 2
-    assert f"{runtime} takes no --to {form or 'peft'}: add --to {takes}" in result.err
-    assert not (tmp_path / "x").exists()
-
-
-def test_what_mlx_would_drop_is_one_refusal(vbfmt, tmp_path):
-    """First it was said to be dropped, then the writer refused it."""
-    save(wide_indices(), tmp_path / "w.vblora")
-    words = ("expand", tmp_path / "w.vblora", "-o", tmp_path / "a", "--to", "mlx")
-    refused = vbfmt(*words, "--check", "mlx")
-    assert refused.code == 1
-    assert refused.err.startswith("error: mlx-lm has no place for it")
-    assert refused.err.count("\n") == 1
-
-
-def test_the_runtimes_are_those_with_rules():
-    from vbfmt.cli.arguments import RUNTIMES
-    from vbfmt.converters.runtimes import TAKES
-
-    assert tuple(TAKES) == RUNTIMES
-
-
-def test_a_rank_that_is_not_lower_loses_nothing(vbfmt, tmp_path, packed):
-    """It printed a line of 0 for every module."""
-    result = vbfmt("expand", packed, "-o", tmp_path / "x", "--rank", "20")
-    assert result.code == 0
-    assert result.out.splitlines()[1:] == ["nothing lost: the rank was 2 already"]
 
 
 def test_pack_asks_for_the_layout_where_nothing_tells_it(vbfmt, tmp_path):

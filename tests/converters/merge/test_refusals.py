@@ -10,21 +10,12 @@ import pytest
 import vbfmt
 from tests.converters.merge.folders import (
     adapter_of,
-    others_beside,
     save_base,
     tensor_of,
     weights_of,
 )
 from vbfmt import errors
 from vbfmt.converters import merge, safetensors
-from vbfmt.converters.merge import refusals
-
-COMMIT = "0123456789abcdef0123456789abcdef01234567"
-
-
-@pytest.fixture
-def base(tmp_path):
-    return save_base(tmp_path / "base", weights_of())
 
 
 @pytest.fixture
@@ -108,22 +99,6 @@ def test_two_trained_tensors_for_one_place(tmp_path):
     trained = {name: tensor_of(np.ones(24)) for name in ("norm.weight", "model.norm.weight")}
     folder = save_base(tmp_path / "base", tensors)
     refused(folder, ["two trained tensors", "norm.weight"], adapter_of(tensors=trained))
-
-
-def test_a_folder_that_appears_in_the_meantime_is_left_alone(tmp_path, base):
-    out = tmp_path / "out"
-
-    def appears(count):
-        out.mkdir(exist_ok=True)
-        (out / "somebodys").touch()
-
-    plan = merge.plan(adapter_of(), base)
-    with pytest.raises(errors.OutputExistsError):
-        merge.write(plan, out, progress=appears)
-    with pytest.raises(errors.TargetError, match="not replaced"):
-        merge.write(plan, out, overwrite=True, progress=appears)
-    assert [path.name for path in out.iterdir()] == ["somebodys"]
-    assert others_beside(out) == ["base"]
 
 
 def test_a_record_made_to_hurt(tmp_path, base):
@@ -326,145 +301,3 @@ def test_a_tensor_named_twice_in_the_index(sharded):
 def test_an_index_that_leads_out_of_the_folder(sharded, name):
     change_index(sharded, lambda places: places.update({"model.norm.weight": name}))
     refused(sharded, ["a shard outside the folder", "model.norm.weight"])
-
-
-def test_output_inside_the_base(base):
-    plan = merge.plan(adapter_of(), base)
-    for path in (base, base / "out", base / ".." / "base" / "deep" / "out"):
-        with pytest.raises(errors.TargetError, match="inside the base"):
-            merge.write(plan, path, overwrite=True)
-    assert sorted(path.name for path in base.iterdir()) == ["config.json", "model.safetensors"]
-
-
-def test_no_folder_to_write_into(tmp_path, base):
-    plan = merge.plan(adapter_of(), base)
-    with pytest.raises(errors.TargetError, match="no folder to write into"):
-        merge.require_place(plan, tmp_path / "no" / "out", overwrite=False)
-
-
-def test_a_disk_too_small(tmp_path, base, monkeypatch):
-    usage = type("Usage", (), {"free": 1000})
-    monkeypatch.setattr(refusals.shutil, "disk_usage", lambda path: usage)
-    with pytest.raises(errors.StorageError, match=r"not enough room .* found 1000 bytes"):
-        merge.write(merge.plan(adapter_of(), base), tmp_path / "out")
-    assert others_beside(tmp_path / "out") == ["base"]
-
-
-def test_what_exists_is_replaced_only_when_asked_for(tmp_path, base):
-    out = tmp_path / "out"
-    plan = merge.plan(adapter_of(), base)
-    merge.write(plan, out)
-    before = (out / "model.safetensors").read_bytes()
-    other = merge.plan(adapter_of(seed=5), base)
-    with pytest.raises(errors.OutputExistsError):
-        merge.write(other, out)
-    assert (out / "model.safetensors").read_bytes() == before
-    merge.write(other, out, overwrite=True)
-    assert (out / "model.safetensors").read_bytes() != before
-    assert others_beside(out) == ["base"]
-
-
-@pytest.mark.parametrize("stranger", ["an empty folder", "a link", "a link to a folder"])
-def test_an_empty_folder_or_a_link_in_an_output_is_somebodys_too(tmp_path, base, stranger):
-    """--force removed them."""
-    out = tmp_path / "out"
-    plan = merge.plan(adapter_of(), base)
-    merge.write(plan, out)
-    if stranger == "an empty folder":
-        (out / stranger).mkdir()
-    else:
-        (out / stranger).symlink_to(base if "folder" in stranger else base / "config.json")
-    with pytest.raises(errors.TargetError, match=f"not replaced in .*: found {stranger}"):
-        merge.write(plan, out, overwrite=True)
-    assert (out / stranger).exists()
-
-
-def test_a_mount_point_is_refused_before_anything_is_written(tmp_path, base, monkeypatch):
-    """All was written to the disk above it, and then it could not be put in place."""
-    out = tmp_path / "out"
-    out.mkdir()
-    monkeypatch.setattr(refusals.os.path, "ismount", lambda path: path == str(out))
-    with pytest.raises(errors.TargetError, match="a mount point"):
-        merge.require_place(merge.plan(adapter_of(), base), out, overwrite=True)
-
-
-def test_a_side_file_that_cannot_be_read_is_found_before_anything_is_written(base, monkeypatch):
-    """A dry run passed over it."""
-    (base / "tokenizer.json").touch()
-
-    def denied(path, mode):
-        if path.endswith("tokenizer.json"):
-            raise PermissionError(13, "Permission denied")
-        return open(path, mode)
-
-    monkeypatch.setattr(refusals, "open", denied, raising=False)
-    refused(base, ["cannot read", "tokenizer.json", "Permission denied"], kind=errors.StorageError)
-
-
-@pytest.mark.parametrize("stranger", ["notes.txt", "gguf/model.gguf"])
-def test_a_folder_with_somebodys_files_is_never_replaced(tmp_path, base, stranger):
-    out = tmp_path / "out"
-    plan = merge.plan(adapter_of(), base)
-    merge.write(plan, out)
-    (out / stranger).parent.mkdir(exist_ok=True)
-    (out / stranger).write_text("mine")
-    with pytest.raises(errors.TargetError, match=f"not replaced in .*: found {stranger}"):
-        merge.write(plan, out, overwrite=True)
-    assert (out / stranger).read_text() == "mine"
-
-
-def test_a_folder_that_no_merge_wrote_is_never_replaced(tmp_path, base):
-    out = tmp_path / "out"
-    out.mkdir()
-    (out / "thesis.tex").write_text("years of work")
-    with pytest.raises(errors.TargetError, match="not replaced"):
-        merge.write(merge.plan(adapter_of(), base), out, overwrite=True)
-    assert (out / "thesis.tex").read_text() == "years of work"
-
-
-@pytest.fixture
-def cached(tmp_path):
-    """A base in a cache as huggingface_hub keeps it."""
-    home = tmp_path / "models--a--b"
-    (home / "refs").mkdir(parents=True)
-    (home / "refs" / "main").write_text(COMMIT)
-    return save_base(home / "snapshots" / COMMIT, weights_of())
-
-
-@pytest.mark.parametrize(
-    ("model", "revision", "warned"),
-    [
-        ("a/b", COMMIT, None),
-        ("a/b", "main", None),
-        (None, None, None),
-        ("a/b", "v2", "revision v2"),
-        ("a/b", COMMIT[::-1], f"revision {COMMIT[::-1]}"),
-        ("a/c", "main", "a/c"),
-        ("a/b", "../../../main", "revision ../../../main"),
-    ],
-)
-def test_a_base_of_another_revision(cached, model, revision, warned):
-    adapter = adapter_of(base_model=model, base_revision=revision)
-    plan = merge.plan(adapter, cached)
-    assert len(plan.notices) == (warned is not None)
-    if warned:
-        assert warned in plan.notices[0]
-        refused(cached, ["not the base that the adapter names", warned], adapter, strict=True)
-    else:
-        merge.plan(adapter, cached, strict=True)
-
-
-def test_a_model_whose_name_has_two_hyphens_keeps_them(tmp_path):
-    folder = save_base(tmp_path / "models--a--b--c" / "snapshots" / COMMIT, weights_of())
-    assert merge.plan(adapter_of(base_model="a/b--c"), folder, strict=True).notices == ()
-
-
-def test_strict_refuses_a_base_that_does_not_tell(base):
-    adapter = adapter_of(base_model="a/b", base_revision="main")
-    assert merge.plan(adapter, base).notices == ()
-    refused(base, ["does not tell its revision"], adapter, strict=True)
-
-
-def test_a_base_given_as_the_adapter_names_it_is_that_base(base):
-    plan = merge.plan(adapter_of(base_model=str(base)), base, strict=True)
-    assert plan.notices == ()

@@ -1,0 +1,15 @@
+"""What several of the tests begin with."""
+
+from __future__ import annotations
+
+import pytest
+
+from tests.converters.merge.folders import (
+    save_base,
+    weights_of,
+)
+
+
+@pytest.fixture
+def base(tmp_path):
+    return save_base(tmp_path / "base", weights_of())

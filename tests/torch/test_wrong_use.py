@@ -1,0 +1,368 @@
+"""What cannot work is said in one line that names the module and the fix."""
+
+from __future__ import annotations
+
+import warnings
+
+import peft
+import pytest
+import torch
+from torch import nn
+
+from tests.data.train_minilm import load_base
+from tests.torch.models import NET_TARGETS, SIZES, config, llama, net, peft_model
+from tests.torch.test_injection import names
+from vbfmt.errors import ConfigError, ModelError
+from vbfmt.torch import (
+    VBLoRAConfig,
+    VBLoRALinear,
+    VectorBank,
+    inject,
+    load_checkpoint,
+    load_packed,
+    merge,
+    save_checkpoint,
+    set_adapter,
+    to_adapter,
+    warm_start,
+)
+
+
+@pytest.mark.parametrize(
+    ("settings", "error", "words"),
+    [
+        ({"vector_length": 32}, ConfigError,
+         ["encoder.0, out: found b = 32, 16 → 32", "vector_length=8 divides those of all 3"]),
+        ({"vector_length": 12, "target_modules": ["encoder.1"]}, ConfigError,
+         ["encoder.1: found b = 12, 32 → 32", "vector_length=8 divides", "every divisor of 32"]),
+        ({"target_modules": ["q_proj"]}, ModelError, ["q_proj", "0, 1, out, classifier"]),
+        ({"target_modules": ["encoder"]}, ModelError, ["encoder", "ModuleList"]),
+        ({"modules_to_save": ["clasifier"]}, ModelError, ["clasifier", "classifier"]),
+        ({"target_modules": "1"}, ModelError, ["regular expression", "['1']"]),
+        ({"target_modules": "(out"}, ConfigError, ["(out", "regular expression"]),
+        ({"rank_pattern": {"(out": 2}}, ConfigError, ["(out", "regular expression"]),
+    ],
+)  # fmt: skip
+def test_wrong_use(settings, error, words):
+    model = net()
+    before = repr(model)
+    with pytest.raises(error) as caught:
+        inject(model, config(**settings))
+    message = str(caught.value)
+    assert all(word in message for word in words), message
+    assert "\n" not in message
+    assert repr(model) == before
+
+
+@pytest.mark.parametrize(
+    ("settings", "words"),
+    [
+        ({"target_modules": ["out", "q_proj"]},
+         "target_modules: no module of the model is meant by q_proj; there is a module such as"),
+        ({"target_modules": ["out", "a", "b", "c", "d"]}, "meant by a, b, c and 1 more; "),
+        ({"exclude_modules": ["clasifier"]},
+         "exclude_modules: .*meant by clasifier; there is a module such as classifier"),
+        ({"exclude_modules": "classifier.+"}, r"meant by classifier\.\+; "),
+        ({"exclude_modules": ["classifier", "clasifier"]}, "meant by clasifier; "),
+        ({"rank_pattern": {"encoder.0": 1, "encoder.2": 1}},
+         r"rank_pattern: no adapted layer is meant by encoder\.2; there is a module such as enc"),
+        ({"rank_pattern": {"classifier": 1}}, "no adapted layer is meant by classifier"),
+        ({"rank_pattern": {r"encoder\.\d": 1, r"layer\.\d": 1}}, "adapted layer is meant by layer"),
+    ],
+)  # fmt: skip
+def test_what_is_named_in_vain_is_told(settings, words):
+    with pytest.warns(UserWarning, match=words) as told:
+        inject(net(), config(**settings))
+    assert len(told) == 1
+    assert told[0].filename == __file__
+
+
+def test_each_list_is_told_of_in_a_warning_of_its_own():
+    vain = {"target_modules": ["out", "x"], "exclude_modules": ["y"], "rank_pattern": {"z": 1}}
+    with pytest.warns(UserWarning, match="is meant by") as told:
+        inject(net(), config(**vain))
+    assert [str(each.message).partition(":")[0] for each in told] == list(vain)
+
+
+@pytest.mark.parametrize(
+    "settings",
+    [
+        {"target_modules": "all-linear", "exclude_modules": ["classifier"]},
+        {"target_modules": r"encoder\.\d|nothing"},
+        {"exclude_modules": ["encoder.0"]},
+        {"exclude_modules": "encoder"},
+        {"target_modules": ["out", "classifier"], "modules_to_save": ["classifier"]},
+        {"rank_pattern": {"encoder.0": 1, "1": 2, r"o.t": 5}},
+        {"rank_pattern": {"out": 1, ".*": 2}},
+    ],
+)
+def test_nothing_is_told_where_everything_fits(settings):
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        inject(net(), config(**settings))
+
+
+@pytest.mark.parametrize(("b", "length"), [(256, 192), (128, 128), (100, 96)])
+def test_a_head_that_spoils_the_vector_length_for_all_others_is_named(b, length):
+    """MiniLM's layers are 384 wide and its classifier has two classes: what divides both is 2."""
+    model = load_base()
+    with pytest.raises(ConfigError) as caught:
+        inject(model, VBLoRAConfig(num_vectors=16, vector_length=b))
+    message = str(caught.value)
+    assert f"found b = {b}, 384 → 2; train classifier whole (modules_to_save=" in message
+    assert f"vector_length={length} divides the features of the other 37 target modules" in message
+    assert message.endswith("for all of them only 2 would do")
+    inject(
+        model,
+        VBLoRAConfig(num_vectors=16, vector_length=length, exclude_modules=["classifier"]),
+    )
+
+
+@pytest.mark.parametrize(
+    ("settings", "word"),
+    [
+        ({"topk": 17}, "17"),
+        ({"topk": 0}, "1 to 16"),
+        ({"rank": 0}, "rank"),
+        ({"rank_pattern": {"out": 0}}, "rank_pattern"),
+        ({"num_vectors": 0}, "num_vectors"),
+        ({"bias": "lora_only"}, "vblora_only"),
+        ({"dropout": 1.0}, "dropout"),
+        ({"dropout": "0.1"}, "dropout"),
+        ({"rank": 4.0}, "4.0"),
+        ({"topk": True}, "True"),
+        ({"num_vectors": 65537}, "1 to 65536"),
+        ({"init_bank_bound": -0.02}, "init_bank_bound"),
+        ({"init_logits_std": float("nan")}, "init_logits_std"),
+        ({"target_modules": None}, "target_modules"),
+        ({"modules_to_save": "classifier"}, "a list of names"),
+        ({"rank_pattern": ["out"]}, "rank_pattern"),
+        ({"task_type": 1}, "task_type"),
+    ],
+)
+def test_settings_that_cannot_work(settings, word):
+    with pytest.raises(ConfigError, match=word):
+        config(**settings)
+
+
+def test_names_that_cannot_work():
+    model = net()
+    inject(model, config())
+    with pytest.raises(ModelError, match="of that name"):
+        inject(model, config())
+    wrong = ("a.b", "", "keys", "../x", "training", "_modules", "_parameters", None, 1)
+    for name in wrong:
+        bare = net()
+        for each in (model, bare):
+            with pytest.raises(ConfigError, match="not a name"):
+                inject(each, config(), name=name)
+        assert all(parameter.requires_grad for parameter in bare.parameters())
+    with pytest.raises(ModelError, match="nobody"):
+        set_adapter(model, "nobody")
+    with pytest.raises(ModelError, match="no adapter"):
+        set_adapter(net(), "default")
+
+
+def peft_s(model):
+    return peft_model(model, NET_TARGETS)
+
+
+@pytest.mark.parametrize("wrapped", [torch.compile, nn.DataParallel, peft_s])
+def test_a_wrapped_model_has_other_names_and_is_refused(wrapped):
+    """Else the checkpoint would fit no model but one in the same wrapper."""
+    with pytest.raises(ModelError, match="is wrapped"):
+        inject(wrapped(net()), config(target_modules="all-linear"))
+
+
+@pytest.mark.parametrize(
+    ("features", "settings", "words"),
+    [
+        ((8, 12), {}, "a divisor of 4"),
+        ((8, 8), {"topk": 5}, r"1 to 4 \(h\)"),
+        ((8, 8), {"rank": 0}, "at least 1"),
+    ],
+)
+def test_a_single_layer_that_cannot_work(features, settings, words):
+    with pytest.raises(ConfigError, match=words):
+        VBLoRALinear(nn.Linear(*features), VectorBank(4, 8), **settings)
+    with pytest.raises(ModelError, match="Conv2d"):
+        VBLoRALinear(nn.Conv2d(1, 1, 1), VectorBank(4, 8))
+
+
+MEANT = peft.VBLoRAConfig(r=3, num_vectors=16, vector_length=8, target_modules=NET_TARGETS)
+
+
+@pytest.mark.parametrize(
+    ("given", "found", "advice"),
+    [
+        (MEANT, "config.VBLoRAConfig", "VBLoRAConfig.from_peft(config)"),
+        (MEANT.to_dict(), "builtins.dict", "VBLoRAConfig.from_peft(config)"),
+        ({**SIZES, "target_modules": NET_TARGETS}, "builtins.dict", "VBLoRAConfig(**config)"),
+    ],
+)
+def test_a_config_of_another_kind_and_what_to_give_instead(given, found, advice):
+    model = net()
+    before = repr(model)
+    with pytest.raises(ConfigError) as caught:
+        inject(model, given)
+    message = str(caught.value)
+    assert f"{found}, expected vbfmt.torch.config.VBLoRAConfig; " in message
+    assert message.endswith(f"give {advice}")
+    assert repr(model) == before
+    inject(model, eval(advice, {"VBLoRAConfig": VBLoRAConfig, "config": given}))
+    assert names(model) == NET_TARGETS
+
+
+def test_pefts_own_object_is_read_as_what_its_file_holds():
+    assert VBLoRAConfig.from_peft(MEANT) == VBLoRAConfig.from_peft(MEANT.to_dict())
+    for wrong in ("adapter_config.json", None, 4):
+        with pytest.raises(ConfigError, match=r"not a config of PEFT's: config: found"):
+            VBLoRAConfig.from_peft(wrong)
+
+
+@pytest.mark.parametrize("given", [None, VBLoRAConfig, peft.VBLoRAConfig, 4])
+def test_what_is_no_config_at_all(given):
+    with pytest.raises(ConfigError, match="not a config of this library.*; make one: VBLoRAConfig"):
+        inject(net(), given)
+
+
+@pytest.mark.parametrize(
+    ("given", "advice"),
+    [
+        (
+            torch.zeros(16, 8),
+            r"bank = VectorBank\(\*tensor\.shape\), then bank\.weight\.data\.copy_",
+        ),
+        ("adapter.vblora", "VectorBank.from_packed"),
+        (16, r"make one: VectorBank\(num_vectors, vector_length\)"),
+    ],
+)
+def test_what_is_no_bank(given, advice):
+    model = net()
+    before = repr(model)
+    with pytest.raises(ConfigError, match=f"not a vector bank: bank: .*a VectorBank; .*{advice}"):
+        inject(model, config(), bank=given)
+    assert repr(model) == before
+    with pytest.raises(ConfigError, match="not a vector bank: bank"):
+        VBLoRALinear(nn.Linear(8, 8), given)
+    with pytest.raises(ConfigError, match="not a vector bank: bank"):
+        load_checkpoint(model, "checkpoint", bank=given)
+
+
+def test_a_bank_of_other_sizes():
+    with pytest.raises(ConfigError, match="h = 5, b = 8"):
+        inject(net(), config(), bank=VectorBank(5, 8))
+
+
+def test_attention_that_never_calls_its_projection_is_refused():
+    model = nn.TransformerEncoderLayer(16, 2, 32)
+    with pytest.raises(ModelError, match="out_proj"):
+        inject(model, config(target_modules=["out_proj"]))
+    inject(model, config(target_modules="all-linear"))
+    assert names(model) == ["linear1", "linear2"]
+
+
+class Bare(nn.Module):
+    """A model without a linear layer, but for those that are added."""
+
+    def get_output_embeddings(self):
+        raise NotImplementedError
+
+
+def test_a_model_without_linear_layers():
+    with pytest.raises(ModelError, match="no linear layers to adapt"):
+        inject(Bare(), config(target_modules="all-linear"))
+
+
+def test_a_model_that_does_not_say_where_its_output_is():
+    model = Bare()
+    model.proj = nn.Linear(16, 8)
+    inject(model, config(target_modules="all-linear"))
+    assert names(model) == ["proj"]
+
+
+@pytest.mark.parametrize("first", [False, True])
+def test_a_part_of_a_model_and_the_whole_are_not_both_given_adapters(first):
+    model = net()
+    pair = (model.encoder, model) if first else (model, model.encoder)
+    inject(pair[0], config(target_modules=["0", "1"]))
+    before = repr(model)
+    part = r"encoder\.0" if first else "0"
+    with pytest.raises(ModelError, match=f"of another model, .*: {part}; inject into one"):
+        inject(pair[1], config(target_modules=["0"]), name="second")
+    assert repr(model) == before
+
+
+def test_a_base_whose_weights_are_offloaded_is_refused(tmp_path):
+    """Factors beside weights on the device "meta" have no values: outputs would be any."""
+    from accelerate import cpu_offload
+
+    model = net()
+    inject(model, config())
+    save_checkpoint(model, tmp_path / "checkpoint")
+    adapter = to_adapter(model)
+    away = cpu_offload(net(), execution_device="cpu")
+    before = repr(away)
+    for wrong in (
+        lambda: inject(away, config()),
+        lambda: load_checkpoint(away, tmp_path / "checkpoint"),
+        lambda: load_packed(away, adapter),
+        lambda: warm_start(away, adapter),
+    ):
+        with pytest.raises(ModelError, match=r"offloaded.*: encoder\.0.*; load the model whole"):
+            wrong()
+        assert repr(away) == before
+    cpu_offload(model, execution_device="cpu")
+    for wrong in (lambda: merge(model), lambda: load_checkpoint(model, tmp_path / "checkpoint")):
+        with pytest.raises(ModelError, match="offloaded"):
+            wrong()
+    head = cpu_offload(net().classifier, execution_device="cpu")
+    partly = net()
+    partly.classifier = head
+    with pytest.raises(ModelError, match=r"offloaded.*: classifier"):
+        inject(partly, config(modules_to_save=["classifier"]))
+    inject(net().to("meta"), config())  # to look at
+
+
+class Router(nn.Linear):
+    """Like those of mixtures of experts: what it returns is no linear layer's."""
+
+    def forward(self, x):
+        return super().forward(x), x
+
+
+class Wider(nn.Linear):
+    def forward(self, x):
+        return torch.cat([super().forward(x), x], -1)
+
+
+@pytest.mark.parametrize("kind", [Router, Wider])
+def test_layers_with_a_result_of_their_own_are_taken_only_if_named_and_are_named_then(kind):
+    def made():
+        return nn.ModuleDict({"plain": nn.Linear(16, 8), "router": kind(16, 8)})
+
+    model = made()
+    inject(model, config(target_modules="all-linear"))
+    assert names(model) == ["plain"]
+    model = made()
+    inject(model, config(target_modules=["router"]))
+    with pytest.raises(ModelError, match=f"router: found {kind.__name__}, .*exclude_modules"):
+        model["router"](torch.zeros(2, 16))
+
+
+def test_layers_of_pefts_within_a_plain_model_are_refused():
+    model = llama()
+    model.add_adapter(peft.LoraConfig(r=8, target_modules=["k_proj"]))
+    before = repr(model)
+    with pytest.raises(ModelError, match=r"of PEFT's: model\.layers\.0\.self_attn\.k_proj: found"):
+        inject(model, config(target_modules=["q_proj"]))
+    assert repr(model) == before
+
+
+def test_the_model_inside_a_wrapper_is_given_itself():
+    model = net()
+    inject(model, config())
+    wrapper = nn.Module()  # as torch.compile holds it
+    wrapper._orig_mod = model
+    with pytest.raises(ModelError, match="the model is wrapped: found Module"):
+        inject(wrapper, config(), name="second")
