@@ -27,6 +27,7 @@ def require_free_name(model: nn.Module, name: str) -> None:
         )
     adapters = find_adapters(model)
     _require_bare(model, adapters)
+    _require_no_others(model, adapters)
     if adapters is not None and name in adapters.adapters:
         raise ModelError(
             "the model has an adapter of that name",
@@ -67,6 +68,10 @@ def _require_bare(model: nn.Module, adapters: VBLoRA | None) -> None:
         wrapped, advice = True, "take PEFT's adapter out first: model = model.unload()"
     if wrapped:
         raise ModelError("the model is wrapped", found=type(model).__name__, advice=advice)
+
+
+def _require_no_others(model: nn.Module, adapters: VBLoRA | None) -> None:
+    """Refuse layers of PEFT's, and of adapters that another model has, within this one."""
     known = set() if adapters is None else set(adapters.adapters)
     tuners = sys.modules.get("peft.tuners.tuners_utils")
     for name, part in model.named_modules():
