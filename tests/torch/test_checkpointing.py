@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import threading
 from concurrent.futures import ThreadPoolExecutor
 
 import pytest
@@ -13,7 +12,6 @@ from torch.utils.checkpoint import checkpoint
 from tests.torch.models import Net, batch, config, llama, tokens
 from tests.torch.test_passes import assert_same, evaluated, gradients, in_another_thread, loss_of
 from vbfmt.torch import (
-    adapters_of,
     inject,
 )
 
@@ -27,51 +25,49 @@ class CheckpointedNet(Net):
         return self.classifier(torch.tanh(self.out(x)))
 
 
-@pytest.mark.parametrize("reentrant", [False, True])
-def test_activation_checkpointing_changes_no_gradient(model, reentrant):
-    x, y = batch()
-    nn.functional.cross_entropy(model(x), y).backward()
-    expected = gradients(model)
+def checkpoint_parts(model, reentrant):
     model.__class__ = CheckpointedNet
     model.reentrant = reentrant
+
+
+def loss_from_leaf(model, seed=1):
+    """Of an input that requires a gradient: without one, reentrant parts have none."""
+    x, y = batch(seed)
+    return nn.functional.cross_entropy(model(x.requires_grad_()), y)
+
+
+def expected_gradients(model):
+    loss_from_leaf(model).backward()
+    return gradients(model)
+
+
+@pytest.mark.parametrize("reentrant", [False, True])
+def test_activation_checkpointing_changes_no_gradient(model, reentrant):
+    expected = expected_gradients(model)
+    checkpoint_parts(model, reentrant)
     for _ in range(2):  # the second time with what the first left behind
-        nn.functional.cross_entropy(model(x.clone().requires_grad_()), y).backward()
+        loss_from_leaf(model).backward()
         assert_same(gradients(model), expected, rtol=1e-5, atol=1e-9)
 
 
 @pytest.mark.parametrize("reentrant", [False, True])
 def test_evaluation_between_a_checkpointed_pass_and_its_backward(model, reentrant):
-    model.__class__ = CheckpointedNet
-    model.reentrant = reentrant
-    x, y = batch()
-    x.requires_grad_()
-    nn.functional.cross_entropy(model(x), y).backward()
-    expected = gradients(model)
-    loss = nn.functional.cross_entropy(model(x), y)
+    expected = expected_gradients(model)
+    checkpoint_parts(model, reentrant)
+    loss = loss_from_leaf(model)
     with torch.no_grad():
-        model(x)
+        loss_from_leaf(model)
     loss.backward()
     assert_same(gradients(model), expected, rtol=1e-5, atol=1e-9)
-
-
-def test_what_threads_that_are_over_have_left_behind_is_let_go(model):
-    for _ in range(3):
-        in_another_thread(lambda: loss_of(model))
-    loss_of(model)
-    assert list(adapters_of(model).adapter().composition._recorded) == [threading.get_ident()]
 
 
 @pytest.mark.parametrize("reentrant", [False, True])
 @pytest.mark.parametrize("between", [None, evaluated, loss_of])
 def test_a_checkpointed_pass_whose_backward_is_in_another_thread(model, reentrant, between):
     """As on a GPU, whose backward passes run in threads of their own."""
-    model.__class__ = CheckpointedNet
-    model.reentrant = reentrant
-    x, y = batch()
-    x.requires_grad_()
-    nn.functional.cross_entropy(model(x), y).backward()
-    expected = gradients(model)
-    loss = in_another_thread(lambda: nn.functional.cross_entropy(model(x), y))
+    expected = expected_gradients(model)
+    checkpoint_parts(model, reentrant)
+    loss = in_another_thread(lambda: loss_from_leaf(model))
     if between is not None:
         between(model)
     in_another_thread(loss.backward)
@@ -81,14 +77,11 @@ def test_a_checkpointed_pass_whose_backward_is_in_another_thread(model, reentran
 @pytest.mark.parametrize("reentrant", [False, True])
 def test_a_thread_that_evaluates_with_gradients_beside_a_checkpointed_pass(model, reentrant):
     """Its pass is kept, too, and must not be taken for the one whose parts run again."""
-    x, y = batch()
-    x.requires_grad_()
-    nn.functional.cross_entropy(model(x), y).backward()
-    expected = gradients(model)
+    expected = expected_gradients(model)
     with ThreadPoolExecutor(1) as other:
         for _ in range(2):
-            model.__class__, model.reentrant = CheckpointedNet, reentrant
-            loss = nn.functional.cross_entropy(model(x), y)
+            checkpoint_parts(model, reentrant)
+            loss = loss_from_leaf(model)
             model.__class__ = Net
             other.submit(loss_of, model).result()
             model.__class__ = CheckpointedNet
@@ -100,13 +93,8 @@ def test_a_thread_that_evaluates_with_gradients_beside_a_checkpointed_pass(model
 def test_two_checkpointed_passes_before_one_backward(model, reentrant):
     (loss_of(model, 1) + loss_of(model, 2)).backward()
     expected = gradients(model)
-    model.__class__ = CheckpointedNet
-    model.reentrant = reentrant
-    parts = []
-    for seed in (1, 2):
-        x, y = batch(seed)
-        parts.append(nn.functional.cross_entropy(model(x.requires_grad_()), y))
-    sum(parts).backward()
+    checkpoint_parts(model, reentrant)
+    sum(loss_from_leaf(model, seed) for seed in (1, 2)).backward()
     assert_same(gradients(model), expected, rtol=1e-4, atol=1e-7)
 
 

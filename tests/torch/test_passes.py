@@ -270,6 +270,13 @@ def test_threads_that_train_and_evaluate_at_once():
         assert len(losses.result()) == 1
 
 
+def test_what_threads_that_are_over_have_left_behind_is_let_go(model):
+    for _ in range(3):
+        in_another_thread(lambda: loss_of(model))
+    loss_of(model)
+    assert list(adapters_of(model).adapter().composition._recorded) == [threading.get_ident()]
+
+
 def test_autocast_composes_in_float32(model):
     x, y = batch()
     expected = nn.functional.cross_entropy(model(x), y)
