@@ -113,6 +113,7 @@ format: $(VENV)/dev
 types: $(VENV)/dev
 	@rm -rf build/types && mkdir -p build/types/vbfmt
 	@for part in vbfmt/*; do ln -s "../../../$$part" build/types/vbfmt/; done
+	@rm build/types/vbfmt/converters.py
 	@ln -s ../../../converters build/types/vbfmt/converters
 	MYPYPATH=build/types $(BIN)/mypy -p vbfmt
 

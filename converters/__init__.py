@@ -11,14 +11,14 @@ from dataclasses import dataclass
 from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
-from vbfmt import peft_layout
+from vbfmt._files import peft_layout
 
 if TYPE_CHECKING:
     from pathlib import Path
 
     from vbfmt.adapter import Adapter
-    from vbfmt.converters.checkpoint import Checkpoint
-    from vbfmt.converters.low_rank import LowRank
+    from vbfmt.converters._files.checkpoint import Checkpoint
+    from vbfmt.converters.lowrank import LowRank
 
 PathLike = str | os.PathLike[str]
 Notice = Callable[[str], None]
@@ -176,7 +176,7 @@ def open_source(path: PathLike, *, layout: str | None = None) -> Source:
     Raises:
         SourceError, StorageError: as `read`.
     """
-    from vbfmt.converters.checkpoint import open_checkpoint
+    from vbfmt.converters._files.checkpoint import open_checkpoint
 
     checkpoint = open_checkpoint(path)
     return Source(checkpoint, _reader_of(checkpoint, layout))

@@ -9,8 +9,8 @@ from __future__ import annotations
 import re
 
 from vbfmt.adapter import Adapter
-from vbfmt.converters import tiled
-from vbfmt.converters.checkpoint import Checkpoint, agreed_k, bank_of
+from vbfmt.converters import _tiled as tiled
+from vbfmt.converters._files.checkpoint import Checkpoint, agreed_k, bank_of
 from vbfmt.converters.peft.rows import Notice
 from vbfmt.errors import SourceError, VbfmtError
 

@@ -8,15 +8,15 @@ from collections.abc import Iterator
 import numpy as np
 from numpy.typing import NDArray
 
-from vbfmt import json_file, peft_layout, storage
-from vbfmt.container import Bytes
-from vbfmt.converters import safetensors
-from vbfmt.converters.card import NAME as CARD
-from vbfmt.converters.low_rank import LowRank
+from vbfmt._files import json_file, peft_layout, storage
+from vbfmt._files.peft_layout import key_of_tensor
+from vbfmt._format.container import Bytes
+from vbfmt.converters._files import safetensors
+from vbfmt.converters.hub.card import NAME as CARD
+from vbfmt.converters.lowrank import LowRank
 from vbfmt.converters.peft import config as peft_config
 from vbfmt.errors import TargetError
 from vbfmt.module import Module
-from vbfmt.peft_layout import key_of_tensor
 from vbfmt.tensors import Tensor, numpy_dtype
 
 PathLike = str | os.PathLike[str]
@@ -41,7 +41,7 @@ def write(
     """Write the factors A and B of every module, streamed, as a PEFT LoRA folder.
 
     Those of an `Adapter` are exact; so are those of a sum of adapters, but for the rounding of
-    weights (see `vbfmt.converters.combine`).
+    weights (see `vbfmt.converters.lowrank.combine`).
 
     Modules of a rank below the largest are filled up with zeros, so that one integer rank holds for
     all: several runtimes drop or refuse anything else.

@@ -16,11 +16,12 @@ from typing import Any
 
 import numpy as np
 
-from vbfmt import json_file, storage
-from vbfmt.container import Bytes
-from vbfmt.converters import lora, safetensors
-from vbfmt.converters.card import NAME as CARD
-from vbfmt.converters.low_rank import LowRank
+from vbfmt._files import json_file, storage
+from vbfmt._format.container import Bytes
+from vbfmt.converters import lora
+from vbfmt.converters._files import safetensors
+from vbfmt.converters.hub.card import NAME as CARD
+from vbfmt.converters.lowrank import LowRank
 from vbfmt.errors import TargetError
 
 PathLike = str | os.PathLike[str]

@@ -14,10 +14,10 @@ import dataclasses
 from collections.abc import Collection, Mapping
 from typing import Any
 
-from vbfmt import peft_layout
+from vbfmt._files import peft_layout
 from vbfmt.adapter import Adapter
-from vbfmt.converters import tiled
-from vbfmt.converters.checkpoint import Checkpoint, agreed_k, bank_of
+from vbfmt.converters import _tiled as tiled
+from vbfmt.converters._files.checkpoint import Checkpoint, agreed_k, bank_of
 from vbfmt.converters.peft.rows import Notice
 from vbfmt.errors import SourceError, VbfmtError
 from vbfmt.module import Module

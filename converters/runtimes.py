@@ -7,7 +7,7 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from typing import Literal, TypeAlias
 
-from vbfmt.converters.low_rank import LowRank
+from vbfmt.converters.lowrank import LowRank
 from vbfmt.errors import TargetError
 
 Effect: TypeAlias = Literal["refuses", "drops", "needs"]

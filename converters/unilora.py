@@ -15,15 +15,15 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from vbfmt import peft_layout
+from vbfmt._files import peft_layout
+from vbfmt._files.peft_layout import names_of
+from vbfmt._math.admixture import LARGEST_BANK, Rows, index_dtype
 from vbfmt.adapter import Adapter
-from vbfmt.admixture import LARGEST_BANK, Rows, index_dtype
-from vbfmt.converters.checkpoint import FLOATS, Checkpoint
+from vbfmt.converters._files.checkpoint import FLOATS, Checkpoint
 from vbfmt.converters.peft import config as peft_config
 from vbfmt.converters.peft.rows import Notice
 from vbfmt.errors import SourceError, VbfmtError
 from vbfmt.module import Module
-from vbfmt.peft_layout import names_of
 from vbfmt.tensors import Tensor
 
 PathLike = str | os.PathLike[str]

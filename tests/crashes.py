@@ -22,7 +22,8 @@ from typing import Any
 
 import numpy as np
 
-from vbfmt import Adapter, Module, Rows, Tensor, errors, load, save, staging
+from vbfmt import Adapter, Module, Rows, Tensor, errors, load, save
+from vbfmt._files import staging
 from vbfmt.converters import lora, peft
 
 H, B, IN, OUT = 200, 64, 512, 512

@@ -20,9 +20,9 @@ import msgpack
 import numpy as np
 
 import vbfmt
-from vbfmt.admixture import rows_from_selection
+from vbfmt._math.admixture import rows_from_selection
+from vbfmt._math.selection import select_top_k
 from vbfmt.converters import peft
-from vbfmt.selection import select_top_k
 
 ROOT = Path(__file__).parents[1]
 

@@ -14,7 +14,7 @@ from typing import Any
 
 import pytest
 
-from vbfmt import staging
+from vbfmt._files import staging
 
 CALLS = {
     "open": (os, "open"),

@@ -17,7 +17,8 @@ from numpy.typing import NDArray
 
 from tests import reference
 from vbfmt import Adapter, Tensor, dumps
-from vbfmt.converters import peft, safetensors
+from vbfmt.converters import peft
+from vbfmt.converters._files import safetensors
 
 WEIGHTS = "adapter_model.safetensors"
 

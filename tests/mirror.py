@@ -80,8 +80,8 @@ def main() -> None:
     sys.meta_path.insert(0, Mirror())
     from spec.golden.make import GOLDEN
     from vbfmt import Adapter, Module, dumps, loads
-    from vbfmt.admixture import rows_from_selection
-    from vbfmt.selection import select_top_k
+    from vbfmt._math.admixture import rows_from_selection
+    from vbfmt._math.selection import select_top_k
 
     result: dict[str, Any] = {}
     for name, make in GOLDEN.items():

@@ -12,10 +12,10 @@ from rich.console import Console
 from rich.terminal_theme import DEFAULT_TERMINAL_THEME, MONOKAI
 
 from vbfmt import digest, dumps
+from vbfmt.analysis.summary import summarize
 from vbfmt.cli.inspect_page import print_page
 from vbfmt.converters import peft
 from vbfmt.plot import Scene, write
-from vbfmt.summary import summarize
 
 CHECKPOINT = Path(__file__).parent / "data" / "minilm-vblora"
 NAME = "minilm.vblora"

@@ -11,8 +11,8 @@ from hypothesis import strategies as st
 from numpy.typing import NDArray
 
 from vbfmt import Adapter, Module, Tensor
-from vbfmt.admixture import rows_from_selection
-from vbfmt.selection import select_top_k
+from vbfmt._math.admixture import rows_from_selection
+from vbfmt._math.selection import select_top_k
 from vbfmt.tensors import BITS, byte_length
 
 FLOATS = (np.float32, np.float16, np.float64, ml_dtypes.bfloat16)

@@ -11,7 +11,7 @@ from hypothesis import HealthCheck, given, settings
 from spec.golden.make import wide_indices, worked_example
 from tests.strategies import adapters
 from vbfmt import Adapter, Module, Rows
-from vbfmt.admixture import all_weights
+from vbfmt._math.admixture import all_weights
 
 
 def test_the_worked_example_gives_the_factors_of_the_specification():

@@ -17,7 +17,8 @@ import pytest
 from spec.golden.make import wide_indices, worked_example
 from tests.converters.test_peft import logits_form, write_folder
 from tests.faults import Faults, injected
-from vbfmt import Adapter, dumps, errors, load, save, storage, verify
+from vbfmt import Adapter, dumps, errors, load, save, verify
+from vbfmt._files import storage
 from vbfmt.converters import lora, peft, read
 
 OLD = dataclasses.replace(worked_example(), metadata={"which": "old"})

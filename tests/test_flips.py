@@ -32,5 +32,5 @@ def test_every_flipped_bit_is_found(data):
 
 def test_a_flip_that_is_not_looked_for_is_seen(data, monkeypatch):
     """The search itself: without section hashes it finds what goes unnoticed."""
-    monkeypatch.setattr("vbfmt.container.damage", lambda *_: iter(()))
+    monkeypatch.setattr("vbfmt._format.container.damage", lambda *_: iter(()))
     assert list(missed_flips(data, [len(data) - 1], [0])) == [(len(data) - 1, 0)]

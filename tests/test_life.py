@@ -18,7 +18,8 @@ from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, ru
 
 from tests.strategies import adapters
 from vbfmt import Adapter, digest, dumps, errors, load, loads, save, verify
-from vbfmt.converters import lora, peft, safetensors
+from vbfmt.converters import lora, peft
+from vbfmt.converters._files import safetensors
 
 FILES = st.sampled_from(["a.vblora", "b.vblora", "ä.vblora"])
 FOLDERS = st.sampled_from(["one", "two"])

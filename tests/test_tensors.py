@@ -10,7 +10,7 @@ from hypothesis import given
 
 from tests.strategies import tensors
 from vbfmt import Tensor, errors
-from vbfmt.converters import safetensors as safetensors_file
+from vbfmt.converters._files import safetensors as safetensors_file
 from vbfmt.tensors import BITS, byte_length, numpy_dtype
 
 WHOLE_BYTES = [name for name, bits in BITS.items() if bits >= 8]

@@ -16,8 +16,8 @@ from typing import TYPE_CHECKING
 __version__ = "0.1.0"
 
 if TYPE_CHECKING:
+    from vbfmt._math.admixture import Rows as Rows
     from vbfmt.adapter import Adapter as Adapter
-    from vbfmt.admixture import Rows as Rows
     from vbfmt.errors import VbfmtError as VbfmtError
     from vbfmt.module import Module as Module
     from vbfmt.packed import Report as Report
@@ -31,7 +31,7 @@ if TYPE_CHECKING:
 
 _HOMES = {
     "Adapter": "adapter",
-    "Rows": "admixture",
+    "Rows": "_math.admixture",
     "VbfmtError": "errors",
     "Module": "module",
     "Report": "packed",

@@ -11,8 +11,9 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from vbfmt import composition, rules
-from vbfmt.admixture import Rows, index_dtype
+from vbfmt._format import rules
+from vbfmt._math import composition
+from vbfmt._math.admixture import Rows, index_dtype
 from vbfmt.errors import ContentError
 from vbfmt.module import Module
 from vbfmt.tensors import Tensor

@@ -11,12 +11,13 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from vbfmt import container, header, rules, storage
+from vbfmt._files import storage
+from vbfmt._format import container, header, rules
+from vbfmt._format.container import Bytes
+from vbfmt._format.header import Header
+from vbfmt._math.admixture import index_dtype
 from vbfmt.adapter import Adapter
-from vbfmt.admixture import index_dtype
-from vbfmt.container import Bytes
 from vbfmt.errors import DigestError, VbfmtError
-from vbfmt.header import Header
 from vbfmt.tensors import Tensor
 
 PathLike = str | os.PathLike[str]

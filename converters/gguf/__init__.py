@@ -16,11 +16,11 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from vbfmt import storage
-from vbfmt.container import Bytes
+from vbfmt._files import storage
+from vbfmt._format.container import Bytes
 from vbfmt.converters import lora
 from vbfmt.converters.gguf.base import Base, names, package, read_base
-from vbfmt.converters.low_rank import LowRank
+from vbfmt.converters.lowrank import LowRank
 from vbfmt.errors import SourceError, TargetError
 from vbfmt.module import Module
 

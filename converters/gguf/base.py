@@ -9,7 +9,7 @@ from pathlib import Path
 from types import ModuleType
 from typing import Any
 
-from vbfmt import json_file
+from vbfmt._files import json_file
 from vbfmt.converters.gguf import counts
 from vbfmt.converters.gguf.architectures import ARCHITECTURES, BY_CLASS, BY_NAME, Architecture
 from vbfmt.errors import SourceError, TargetError

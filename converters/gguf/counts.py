@@ -6,7 +6,7 @@ from __future__ import annotations
 import os
 import struct
 
-from vbfmt import storage
+from vbfmt._files import storage
 from vbfmt.errors import SourceError
 
 _SIZES = {0: 1, 1: 1, 2: 2, 3: 2, 4: 4, 5: 4, 6: 4, 7: 1, 10: 8, 11: 8, 12: 8}

@@ -9,7 +9,7 @@ from collections.abc import Callable, Collection, Iterator
 from contextlib import contextmanager
 from typing import Any
 
-from vbfmt.converters.repository import Repo, is_safe
+from vbfmt.converters.hub.repository import Repo, is_safe
 from vbfmt.errors import SourceError, VbfmtError
 
 Notice = Callable[[str], None]

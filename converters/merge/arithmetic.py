@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from vbfmt import pages
+from vbfmt._files import pages
 from vbfmt.converters.merge import rounding
 from vbfmt.tensors import Tensor, numpy_dtype
 

@@ -11,8 +11,8 @@ from dataclasses import dataclass
 from functools import cached_property
 from typing import Any
 
-from vbfmt import json_file
-from vbfmt.converters import pickle, safetensors
+from vbfmt._files import json_file
+from vbfmt.converters._files import pickle, safetensors
 from vbfmt.errors import SourceError
 from vbfmt.tensors import Tensor
 

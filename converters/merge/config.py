@@ -7,8 +7,8 @@ import re
 from collections.abc import Collection, Mapping
 from typing import Any
 
-from vbfmt import peft_layout
-from vbfmt.converters.low_rank import LowRank
+from vbfmt._files import peft_layout
+from vbfmt.converters.lowrank import LowRank
 from vbfmt.converters.merge.base import CONFIG
 
 _DTYPE_KEYS = ("dtype", "torch_dtype")

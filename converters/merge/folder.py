@@ -6,8 +6,8 @@ import os
 import stat
 from collections.abc import Callable, Iterable, Iterator
 
-from vbfmt import storage
-from vbfmt.container import Bytes
+from vbfmt._files import storage
+from vbfmt._format.container import Bytes
 from vbfmt.converters.merge import refusals
 from vbfmt.converters.merge.plan import PathLike, Plan
 from vbfmt.converters.merge.stream import file_blocks, workers

@@ -7,8 +7,8 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import cached_property
 
-from vbfmt.converters import safetensors
-from vbfmt.converters.low_rank import LowRank
+from vbfmt.converters._files import safetensors
+from vbfmt.converters.lowrank import LowRank
 from vbfmt.converters.merge import config, refusals
 from vbfmt.converters.merge.arithmetic import FLOATS
 from vbfmt.converters.merge.base import PICKLE, SAFETENSORS, Base

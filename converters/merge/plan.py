@@ -12,10 +12,9 @@ from typing import Any
 
 from vbfmt import packed
 from vbfmt.adapter import Adapter
-from vbfmt.converters import card as cards
-from vbfmt.converters import combine
+from vbfmt.converters.hub import card as cards
 from vbfmt.converters.lora import DTYPES
-from vbfmt.converters.low_rank import LowRank
+from vbfmt.converters.lowrank import LowRank, combine
 from vbfmt.converters.merge import base as bases
 from vbfmt.converters.merge import config, record, refusals, revision
 from vbfmt.converters.merge.base import Base

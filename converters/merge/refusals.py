@@ -9,8 +9,8 @@ from collections.abc import Collection, Iterable, Mapping
 from itertools import chain
 from typing import Any
 
-from vbfmt import storage
-from vbfmt.converters.low_rank import LowRank
+from vbfmt._files import storage
+from vbfmt.converters.lowrank import LowRank
 from vbfmt.converters.merge import config, record
 from vbfmt.converters.merge.arithmetic import FLOATS
 from vbfmt.converters.merge.base import CONFIG, Base

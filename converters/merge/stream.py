@@ -12,14 +12,14 @@ from itertools import cycle
 import numpy as np
 from numpy.typing import NDArray
 
-from vbfmt import direct
-from vbfmt.container import Bytes
-from vbfmt.converters.low_rank import LowRank
+from vbfmt._files import direct
+from vbfmt._format.container import Bytes
+from vbfmt._math.parallel import cores
+from vbfmt.converters.lowrank import LowRank
 from vbfmt.converters.merge import arithmetic
 from vbfmt.converters.merge.arithmetic import PIECE_BYTES, Piece
 from vbfmt.converters.merge.layout import File, Item
 from vbfmt.converters.merge.plan import Plan
-from vbfmt.parallel import cores
 from vbfmt.tensors import Tensor
 
 _MOST_WORKERS = 8

@@ -11,11 +11,10 @@ import os
 from collections.abc import Mapping
 from typing import Any
 
-from vbfmt import json_file, peft_layout, storage
+from vbfmt._files import json_file, peft_layout, storage
 from vbfmt.adapter import Adapter
-from vbfmt.converters import safetensors
-from vbfmt.converters.card import NAME as CARD
-from vbfmt.converters.checkpoint import (
+from vbfmt.converters._files import safetensors
+from vbfmt.converters._files.checkpoint import (
     FLOATS,
     Checkpoint,
     agreed_k,
@@ -23,6 +22,7 @@ from vbfmt.converters.checkpoint import (
     open_checkpoint,
     size_in,
 )
+from vbfmt.converters.hub.card import NAME as CARD
 from vbfmt.converters.peft import config as peft_config
 from vbfmt.converters.peft.keys import Factor, Keys, parse
 from vbfmt.converters.peft.live import load_adapter as load_adapter

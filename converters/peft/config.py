@@ -6,11 +6,11 @@ import os
 from collections.abc import Mapping
 from typing import Any
 
+from vbfmt._files.peft_layout import CONFIG, NAMES_CODE, about_extras, config_of, implied, sizes
 from vbfmt.adapter import Adapter
-from vbfmt.converters.checkpoint import shown, size_in
-from vbfmt.converters.low_rank import LowRank
+from vbfmt.converters._files.checkpoint import shown, size_in
+from vbfmt.converters.lowrank import LowRank
 from vbfmt.errors import SourceError
-from vbfmt.peft_layout import CONFIG, NAMES_CODE, about_extras, config_of, implied, sizes
 
 PathLike = str | os.PathLike[str]
 

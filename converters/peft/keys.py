@@ -7,8 +7,8 @@ from collections.abc import Collection, Iterable, Mapping
 from dataclasses import dataclass
 from typing import Literal, TypeAlias
 
+from vbfmt._files.peft_layout import names_of
 from vbfmt.errors import SourceError
-from vbfmt.peft_layout import names_of
 
 Factor: TypeAlias = Literal["A", "B"]
 

@@ -8,12 +8,12 @@ from typing import Any, TypeAlias
 import numpy as np
 from numpy.typing import NDArray
 
+from vbfmt._math.admixture import Rows, all_weights, canonical_rows, repeats, rows_from_selection
+from vbfmt._math.selection import Logits, select_top_k
 from vbfmt.adapter import Adapter
-from vbfmt.admixture import Rows, all_weights, canonical_rows, repeats, rows_from_selection
 from vbfmt.converters.peft.keys import Keys
 from vbfmt.errors import ContentError
 from vbfmt.module import Module
-from vbfmt.selection import Logits, select_top_k
 from vbfmt.tensors import Tensor
 
 Notice: TypeAlias = "Callable[[str], None]"

@@ -7,8 +7,8 @@ import numpy as np
 from tests.bench.shapes import llama_7b_logits
 from tests.bench.table import Row, best, print_table
 from vbfmt import Adapter, Module
-from vbfmt.admixture import all_weights, rows_from_selection
-from vbfmt.selection import select_top_k
+from vbfmt._math.admixture import all_weights, rows_from_selection
+from vbfmt._math.selection import select_top_k
 
 _MODULES = {
     "q_proj": (4096, 4096),

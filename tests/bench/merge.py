@@ -21,7 +21,8 @@ from ml_dtypes import bfloat16
 from tests.bench.shapes import LAYERS, LLAMA_CONFIG, TINYLLAMA, write_tinyllama_logits
 from tests.bench.table import Row, best, print_table
 from vbfmt import converters
-from vbfmt.converters import reduction, safetensors
+from vbfmt.converters._files import safetensors
+from vbfmt.converters.lowrank import reduction
 from vbfmt.packed import save
 
 _MORE_MEMORY = 16

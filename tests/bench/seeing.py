@@ -6,11 +6,11 @@ import os
 import sys
 import tempfile
 
+from spec.paper.parameters import random_adapter
 from tests.bench.table import Row, print_table, run
 from vbfmt import save
 from vbfmt.estimate import Shape, linears
 from vbfmt.estimate.models import PRESETS
-from vbfmt.estimate.paper import random_adapter
 
 
 def rows() -> list[Row]:

@@ -9,7 +9,7 @@ from collections.abc import Iterator
 import numpy as np
 from numpy.typing import NDArray
 
-from vbfmt.converters import safetensors
+from vbfmt.converters._files import safetensors
 
 LAYERS = 22
 TINYLLAMA = {

@@ -7,7 +7,6 @@ import json
 import pytest
 
 from vbfmt.estimate.models import PRESETS
-from vbfmt.estimate.paper import rows
 
 
 def test_llama_2_7b_in_words(vbfmt):
@@ -92,12 +91,6 @@ def test_neither_a_gguf_file_nor_an_empty_folder_is_a_config(vbfmt, tmp_path):
         "expected a folder with config.json" in vbfmt("estimate", "--base", tmp_path / "x.gguf").err
     )
     assert "no config.json in this folder" in vbfmt("estimate", "--base", tmp_path).err
-
-
-def test_the_papers_tables(vbfmt):
-    result = vbfmt("estimate", "--paper")
-    assert result.code == 0
-    assert result.out.count("\n| ") == 1 + len(rows())
 
 
 def test_a_config_that_is_not_utf8_is_refused(vbfmt, tmp_path):

@@ -14,7 +14,8 @@ import pytest
 
 from spec.corpus.valid import adapter as tiny_adapter
 from tests.converters.merge.folders import adapter_of, save_base, tensor_of
-from vbfmt import Module, Tensor, dumps, json_file, load, save
+from vbfmt import Module, Tensor, dumps, load, save
+from vbfmt._files import json_file
 
 CORPUS = Path(__file__).parents[2] / "spec" / "corpus"
 PATHS = (

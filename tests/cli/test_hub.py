@@ -11,8 +11,8 @@ import pytest
 
 pytest.importorskip("huggingface_hub")
 
+from tests.converters.hub.stand_in_hub import serving
 from tests.converters.merge.folders import adapter_of, save_base, weights_of
-from tests.converters.stand_in_hub import serving
 from vbfmt import load, save
 
 

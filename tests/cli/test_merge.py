@@ -12,7 +12,7 @@ import pytest
 import vbfmt as library
 from tests.converters.merge.folders import SHAPES, adapter_of, save_base, tensors_in, weights_of
 from vbfmt.cli import merge as command
-from vbfmt.converters import safetensors
+from vbfmt.converters._files import safetensors
 
 
 @pytest.fixture

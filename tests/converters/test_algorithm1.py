@@ -8,7 +8,8 @@ import pytest
 from tests import reference
 from tests.converters.test_peft import logits_form, write_folder
 from vbfmt import Tensor, errors
-from vbfmt.converters import READERS, open_source, read, safetensors
+from vbfmt.converters import READERS, open_source, read
+from vbfmt.converters._files import safetensors
 
 H, B, R, K = 12, 4, 2, 2
 

@@ -14,7 +14,8 @@ from safetensors.numpy import load_file
 from spec.golden.make import wide_indices, worked_example
 from tests.strategies import adapters
 from vbfmt import errors
-from vbfmt.converters import lora, safetensors
+from vbfmt.converters import lora
+from vbfmt.converters._files import safetensors
 
 
 def config_of(folder):

@@ -11,7 +11,8 @@ import pytest
 from spec.golden.make import wide_indices, worked_example
 from tests.converters.gguf.random_adapter import random_adapter
 from vbfmt import Tensor, errors
-from vbfmt.converters import mlx, safetensors
+from vbfmt.converters import mlx
+from vbfmt.converters._files import safetensors
 
 
 @pytest.fixture

@@ -15,8 +15,9 @@ from hypothesis import strategies as st
 from tests import reference
 from tests.strategies import adapters
 from vbfmt import Adapter, Module, Rows, Tensor, digest, errors
-from vbfmt.admixture import all_weights
-from vbfmt.converters import peft, safetensors
+from vbfmt._math.admixture import all_weights
+from vbfmt.converters import peft
+from vbfmt.converters._files import safetensors
 
 H, B, R, K = 12, 4, 2, 2
 IN, OUT = 8, 12

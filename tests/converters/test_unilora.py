@@ -14,7 +14,8 @@ from peft import PeftModel, UniLoraConfig, get_peft_model  # noqa: E402
 
 from tests.converters import models  # noqa: E402
 from vbfmt import Tensor, dumps, errors, loads  # noqa: E402
-from vbfmt.converters import lora, open_source, read, safetensors  # noqa: E402
+from vbfmt.converters import lora, open_source, read  # noqa: E402
+from vbfmt.converters._files import safetensors  # noqa: E402
 
 TARGETS = {"llama": ["q_proj", "v_proj", "down_proj"], "gpt2": ["c_attn", "c_fc"]}
 

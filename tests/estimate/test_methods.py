@@ -6,10 +6,10 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from spec.paper.parameters import random_adapter
 from vbfmt import dumps, loads
 from vbfmt.errors import ContentError
 from vbfmt.estimate import Linear, Ranks, Shape, compare, linears, vblora
-from vbfmt.estimate.paper import random_adapter
 from vbfmt.estimate.shape import lengths_that_fit, suggested_length
 
 CONFIG = {

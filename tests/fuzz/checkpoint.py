@@ -11,7 +11,7 @@ import numpy as np
 
 from tests.fuzz import trees
 from tests.fuzz.content import LONGEST, Plain, change_numbers, length_of, scramble, stretched
-from vbfmt.converters import safetensors
+from vbfmt.converters._files import safetensors
 from vbfmt.tensors import Tensor
 
 

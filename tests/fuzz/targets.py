@@ -9,8 +9,10 @@ from typing import NamedTuple
 import numpy as np
 
 from tests.fuzz import checkpoint, packed
-from vbfmt import dumps, errors, loads, strict_json
-from vbfmt.converters import peft, safetensors
+from vbfmt import dumps, errors, loads
+from vbfmt._format import strict_json
+from vbfmt.converters import peft
+from vbfmt.converters._files import safetensors
 from vbfmt.converters.peft import config as peft_config
 
 MOST_ELEMENTS = 1 << 20

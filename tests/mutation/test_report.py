@@ -27,12 +27,12 @@ def x_f__mutmut_2(a):
 def report(tmp_path, monkeypatch, capsys):
     """A function from exit codes to the report's own exit code and its text."""
 
-    def run(*codes, modules=("vbfmt/rules.py",)):
+    def run(*codes, modules=("vbfmt/_format/rules.py",)):
         text = f"[tool.mutmut]\nonly_mutate = {json.dumps(list(modules))}\n"
         (tmp_path / "pyproject.toml").write_text(text)
-        folder = tmp_path / "mutants" / "vbfmt"
+        folder = tmp_path / "mutants" / "vbfmt" / "_format"
         folder.mkdir(parents=True, exist_ok=True)
-        names = [f"vbfmt.rules.x_f__mutmut_{i}" for i in range(1, len(codes) + 1)]
+        names = [f"vbfmt._format.rules.x_f__mutmut_{i}" for i in range(1, len(codes) + 1)]
         found = {"exit_code_by_key": dict(zip(names, codes, strict=True))}
         (folder / "rules.py.meta").write_text(json.dumps(found))
         (folder / "rules.py").write_text(SOURCE)
@@ -63,7 +63,7 @@ def test_survivors_are_listed_and_count(report):
 
 
 def test_a_module_without_results_fails_the_report(report):
-    assert report(KILLED, modules=["vbfmt/rules.py", "vbfmt/header.py"])[0] == 1
+    assert report(KILLED, modules=["vbfmt/_format/rules.py", "vbfmt/_format/header.py"])[0] == 1
     assert report()[0] == 1
 
 
@@ -93,9 +93,9 @@ def test_only_the_very_change_is_explained_not_all_of_its_line(function, line, w
 
 def test_two_changes_are_never_explained():
     changed = UNPACKB.replace(" raw=False,", "").replace("_pairs", "None")
-    assert reason("vbfmt.canonical.x_unpack__mutmut_1", f"- {UNPACKB}\n+ {changed}") is None
+    assert reason("vbfmt._format.canonical.x_unpack__mutmut_1", f"- {UNPACKB}\n+ {changed}") is None
 
 
 def test_what_was_read_and_found_the_same_is_explained():
     change = f"- {UNPACKB}\n+ {UNPACKB.replace(' raw=False,', '')}"
-    assert reason("vbfmt.canonical.x_unpack__mutmut_1", change)
+    assert reason("vbfmt._format.canonical.x_unpack__mutmut_1", change)

@@ -7,7 +7,7 @@ import pytest
 
 from tests.conftest import ROOT
 from vbfmt import Adapter, Module
-from vbfmt.admixture import canonical_rows
+from vbfmt._math.admixture import canonical_rows
 from vbfmt.converters import peft
 
 matplotlib = pytest.importorskip("matplotlib")

@@ -8,7 +8,8 @@ from pathlib import Path
 import pytest
 
 from spec.corpus import make
-from vbfmt import errors, header, loads, rules
+from vbfmt import errors, loads
+from vbfmt._format import header, rules
 
 FILES = {path.stem: path.read_bytes() for path in Path(make.__file__).parent.glob("invalid/*")}
 

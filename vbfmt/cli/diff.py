@@ -22,8 +22,8 @@ def command(ctx: click.Context, a: str, b: str, as_json: bool) -> None:
     Exit status 0 if nothing does, 1 if something does, or if A or B cannot be read: then nothing is
     printed but a line "error: …" on stderr, with --json too. 2 is wrong usage.
     """
+    from vbfmt.analysis.difference import compare
     from vbfmt.cli import show
-    from vbfmt.difference import compare
     from vbfmt.packed import load
 
     difference = compare(load(a), load(b))

@@ -43,7 +43,6 @@ _SHORT = 16
 @click.option("--xs-rank", type=click.IntRange(min=1), default=64, show_default=True)
 @click.option("--uni-length", type=click.IntRange(min=1), help="Of Uni-LoRA.  [default: h · b]")
 @click.option("--json", "as_json", is_flag=True, help="Print the answer as JSON.")
-@click.option("--paper", is_flag=True, help="Count the paper's Tables 1 to 4 again (Markdown).")
 @click.pass_context
 def command(
     ctx: click.Context,
@@ -60,17 +59,11 @@ def command(
     xs_rank: int,
     uni_length: int | None,
     as_json: bool,
-    paper: bool,
 ) -> None:
     """Stored and trained numbers of VB-LoRA beside other methods, before any training.
 
     Name a model (--model) or give one's folder (--base); neither weights nor PyTorch are needed.
     """
-    if paper:
-        from vbfmt.estimate.paper_page import page
-
-        click.echo(page(), nl=False)  # nothing in it is from a file
-        return
     from vbfmt.estimate import Ranks, Shape, choose, compare
     from vbfmt.estimate.shape import suggested_length
 

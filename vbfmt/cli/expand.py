@@ -10,7 +10,7 @@ import click
 from vbfmt.cli.arguments import PATH, RUNTIMES, WEIGHTS
 
 if TYPE_CHECKING:
-    from vbfmt.converters.combine import Sum
+    from vbfmt.converters.lowrank.combine import Sum
 
 
 @click.command("expand")
@@ -66,8 +66,9 @@ def command(
         raise click.UsageError(f"{len(weights)} --weight for {len(files)} files")
     from vbfmt.cli import place, show
     from vbfmt.cli.show import note
-    from vbfmt.converters import WRITERS, combine, hub, reduction, runtimes
-    from vbfmt.converters import card as cards
+    from vbfmt.converters import WRITERS, runtimes, sources
+    from vbfmt.converters.hub import card as cards
+    from vbfmt.converters.lowrank import combine, reduction
     from vbfmt.packed import load
 
     if check and runtimes.TAKES[check] != to:
@@ -78,11 +79,11 @@ def command(
         raise click.UsageError(f"--base is not for --to {to}")
     if card and to == "gguf":
         raise click.UsageError("--card is for folders; --to gguf writes a file")
-    paths = [hub.packed(file, revision=revision, notice=note) for file in files]
-    base = base and hub.config(base, notice=note)
-    sources = [*paths, *place.configs(base)]
-    place.require_not_read(output, sources)
-    place.require_none_read(output, (*writer.files, cards.NAME), sources)
+    paths = [sources.packed(file, revision=revision, notice=note) for file in files]
+    base = base and sources.config(base, notice=note)
+    inputs = [*paths, *place.configs(base)]
+    place.require_not_read(output, inputs)
+    place.require_none_read(output, (*writer.files, cards.NAME), inputs)
     total = combine.weighted([load(path) for path in paths], weights, drop_extras=drop_extras)
     lost: dict[str, float] = {}
     adapter = total if rank is None else reduction.Reduced(total, rank, lost.__setitem__)
@@ -143,7 +144,7 @@ def _say_losses(rank: int, before: int, lost: Mapping[str, float]) -> None:
 
 
 def _notices(total: Sum, check: str | None) -> Iterator[str]:
-    from vbfmt.converters.combine import disagreement, unweighted
+    from vbfmt.converters.lowrank.combine import disagreement, unweighted
 
     extras = list(total.extras)
     if extras:

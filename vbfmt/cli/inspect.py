@@ -13,7 +13,7 @@ from vbfmt.cli.arguments import PATH
 
 if TYPE_CHECKING:
     from vbfmt.adapter import Adapter
-    from vbfmt.summary import Summary
+    from vbfmt.analysis.summary import Summary
 
 
 @click.command("inspect")
@@ -25,9 +25,9 @@ def command(file: str, modules: bool, as_json: bool) -> None:
 
     A page on a terminal; plain lines in a pipe. Errors are a line on stderr, with --json too.
     """
+    from vbfmt.analysis.summary import summarize
     from vbfmt.cli import show
     from vbfmt.packed import load_with_digest
-    from vbfmt.summary import summarize
 
     adapter, name = load_with_digest(file)
     summary = summarize(adapter, show.weight_of([file]))

@@ -5,9 +5,9 @@ from __future__ import annotations
 import itertools
 
 from vbfmt.adapter import Adapter
+from vbfmt.analysis.summary import Histogram, Summary
 from vbfmt.cli.show import counted, size, than
 from vbfmt.errors import few, printable
-from vbfmt.summary import Histogram, Summary
 
 
 def lines(adapter: Adapter, summary: Summary, file: str, digest: str) -> list[str]:

@@ -17,10 +17,10 @@ from rich.table import Table
 from rich.text import Text
 
 from vbfmt.adapter import Adapter
+from vbfmt.analysis.summary import Summary
 from vbfmt.cli.inspect_lines import parts, ranges, ranks
 from vbfmt.cli.show import counted, size, than
 from vbfmt.errors import printable
-from vbfmt.summary import Summary
 
 _WIDE = 100
 _NARROW = 70

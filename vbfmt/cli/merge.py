@@ -56,12 +56,12 @@ def command(
     if weights and len(weights) != len(files):
         raise click.UsageError(f"{len(weights)} --weight for {len(files)} files")
     from vbfmt.cli import show
-    from vbfmt.converters import hub, merge
+    from vbfmt.converters import merge, sources
     from vbfmt.packed import load
 
-    adapters = [load(hub.packed(file, revision=revision, notice=show.note)) for file in files]
-    trained_on = base_revision or hub.revision_for(base, adapters)
-    model = hub.model(base, revision=trained_on, notice=show.note)
+    adapters = [load(sources.packed(file, revision=revision, notice=show.note)) for file in files]
+    trained_on = base_revision or sources.revision_for(base, adapters)
+    model = sources.model(base, revision=trained_on, notice=show.note)
     plan = merge.plan(adapters, model, weights=weights, dtype=dtype, strict=strict, card=card)
     merge.require_place(plan, output, overwrite=force)
     for notice in plan.notices:

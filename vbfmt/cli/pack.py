@@ -34,11 +34,11 @@ def command(
     model as the paper's authors save it, or a state dict in the layout of the paper's Algorithm 1.
     Where there is no such path, owner/name is a repository on the Hugging Face Hub.
     """
-    from vbfmt import storage
+    from vbfmt._files import storage
     from vbfmt.cli import place
     from vbfmt.cli.show import note, say, size, than, weight_of
-    from vbfmt.converters import card as cards
-    from vbfmt.converters import hub, open_source
+    from vbfmt.converters import open_source, sources
+    from vbfmt.converters.hub import card as cards
     from vbfmt.errors import TargetError
     from vbfmt.packed import digest, write
 
@@ -48,9 +48,9 @@ def command(
         raise TargetError(
             "there is one already", file=readme, advice="pack into a folder of its own"
         )
-    path = hub.checkpoint(source, revision=revision, notice=note)
+    path = sources.checkpoint(source, revision=revision, notice=note)
     opened = open_source(path, layout=layout)
-    base = base and hub.config(base, notice=note)
+    base = base and sources.config(base, notice=note)
     place.require_not_read(output, [*opened.files, *place.configs(base)])
     before = weight_of(opened.files)
     adapter = opened.read(topk=topk, base=base, notice=note)

@@ -6,7 +6,7 @@ import os
 import stat
 from collections.abc import Iterable
 
-from vbfmt import storage
+from vbfmt._files import storage
 from vbfmt.errors import TargetError
 
 

@@ -14,11 +14,11 @@ from vbfmt.cli.arguments import PATH
 @click.option("--force", is_flag=True, help="Replace the files of an existing folder.")
 def command(file: str, output: str, card: bool, force: bool) -> None:
     """Unpack FILE into a folder that PEFT loads as VB-LoRA (top-k form, float32)."""
-    from vbfmt import peft_layout
+    from vbfmt._files import peft_layout
     from vbfmt.cli import place
     from vbfmt.cli.show import say, size
-    from vbfmt.converters import card as cards
     from vbfmt.converters import peft
+    from vbfmt.converters.hub import card as cards
     from vbfmt.packed import load
 
     place.require_folder(output, force=force)

@@ -71,10 +71,10 @@ def _packed_again(
     source: str, revision: str | None, layout: str | None, base: str | None, topk: int | None
 ) -> Adapter:
     from vbfmt.cli.show import note
-    from vbfmt.converters import hub, read
+    from vbfmt.converters import read, sources
 
-    path = hub.checkpoint(source, revision=revision, notice=note)
-    return read(path, layout=layout, topk=topk, base=base and hub.config(base, notice=note))
+    path = sources.checkpoint(source, revision=revision, notice=note)
+    return read(path, layout=layout, topk=topk, base=base and sources.config(base, notice=note))
 
 
 def _answer(
@@ -107,7 +107,7 @@ def _problem(problem: VbfmtError, message: str | None = None) -> dict[str, Any]:
 
 
 def _differences(report: Report, source: Adapter, against: str | None) -> list[dict[str, Any]]:
-    from vbfmt.difference import compare
+    from vbfmt.analysis.difference import compare
     from vbfmt.packed import load
 
     what = f"not what {against} says"

@@ -10,8 +10,8 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from vbfmt import container, header, rules
-from vbfmt.admixture import index_dtype
+from vbfmt._format import container, header, rules
+from vbfmt._math.admixture import index_dtype
 from vbfmt.estimate.architecture import Linear
 from vbfmt.estimate.shape import Shape
 from vbfmt.module import Module

@@ -7,7 +7,7 @@ from collections.abc import Callable, Mapping
 from types import MappingProxyType
 from typing import Any
 
-from vbfmt import json_file
+from vbfmt._files import json_file
 from vbfmt.errors import SourceError
 from vbfmt.estimate.architecture import KNOWN, Linear, linears
 

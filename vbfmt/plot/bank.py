@@ -9,11 +9,11 @@ from matplotlib.figure import Figure, SubFigure
 from matplotlib.lines import Line2D
 from numpy.typing import NDArray
 
+from vbfmt.analysis.statistics import project
 from vbfmt.plot import style
 from vbfmt.plot.drawn import Drawn
 from vbfmt.plot.hover import Points, Strips
 from vbfmt.plot.scene import Scene
-from vbfmt.statistics import project
 
 _MOST_EDGES = 4000
 _MOST_DOTS = 5000

@@ -7,12 +7,12 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure, SubFigure
 from numpy.typing import NDArray
 
-from vbfmt.places import kinds
+from vbfmt.analysis.module_names import kinds
+from vbfmt.analysis.statistics import delta_norms
 from vbfmt.plot import style
 from vbfmt.plot.drawn import Drawn
 from vbfmt.plot.hover import Cells
 from vbfmt.plot.scene import Scene, distinct, layer_name, shortened
-from vbfmt.statistics import delta_norms
 
 _MOST_KINDS = 24
 _FEW_CELLS = 200

@@ -10,7 +10,7 @@ from typing import Any
 from matplotlib.figure import Figure, SubFigure
 from matplotlib.layout_engine import ConstrainedLayoutEngine
 
-from vbfmt import storage
+from vbfmt._files import storage
 from vbfmt.errors import TargetError
 from vbfmt.plot import html, style
 from vbfmt.plot.drawn import Drawn

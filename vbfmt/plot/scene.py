@@ -10,9 +10,9 @@ import numpy as np
 from numpy.typing import NDArray
 
 from vbfmt.adapter import Adapter
+from vbfmt.analysis.module_names import OUTSIDE, Place, places, reading_order
+from vbfmt.analysis.statistics import bank_norms, drawn_at_random, rows_by_module, usage
 from vbfmt.errors import ContentError, printable
-from vbfmt.places import OUTSIDE, Place, places, reading_order
-from vbfmt.statistics import bank_norms, drawn_at_random, rows_by_module, usage
 
 _DRAWS = 8
 

@@ -14,11 +14,11 @@ from matplotlib.ticker import MaxNLocator, PercentFormatter
 from numpy.typing import NDArray
 
 from vbfmt.adapter import Adapter
+from vbfmt.analysis.statistics import selections
 from vbfmt.plot import style
 from vbfmt.plot.drawn import Drawn
 from vbfmt.plot.hover import Cells
 from vbfmt.plot.scene import Scene, shortened
-from vbfmt.statistics import selections
 
 _MOST_EXACT_ACROSS, _MOST_EXACT_DOWN = 1500, 128
 _MOST_ACROSS, _MOST_DOWN = 600, 256

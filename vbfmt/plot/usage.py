@@ -6,11 +6,11 @@ import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure, SubFigure
 
+from vbfmt.analysis.statistics import Balance, balance
 from vbfmt.plot import style
 from vbfmt.plot.drawn import Drawn
 from vbfmt.plot.hover import Strips
 from vbfmt.plot.scene import Scene
-from vbfmt.statistics import Balance, balance
 
 _MOST_BARS = 40
 

@@ -9,12 +9,12 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure, SubFigure
 from numpy.typing import NDArray
 
-from vbfmt.places import OUTSIDE, kinds, thirds
+from vbfmt.analysis.module_names import OUTSIDE, kinds, thirds
+from vbfmt.analysis.statistics import weight_sum_spread, weight_sums
 from vbfmt.plot import style
 from vbfmt.plot.drawn import Drawn
 from vbfmt.plot.hover import Cells, Strips
 from vbfmt.plot.scene import Scene, distinct, shortened
-from vbfmt.statistics import weight_sum_spread, weight_sums
 
 _MOST_KINDS = 12
 _MOST_STRIPS = 320

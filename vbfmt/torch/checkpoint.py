@@ -15,9 +15,9 @@ from typing import cast
 import torch
 from torch import Tensor, nn
 
-from vbfmt import json_file, peft_layout, storage
+from vbfmt._files import json_file, peft_layout, storage
+from vbfmt._files.peft_layout import BANK, PREFIX, key_of_logits, key_of_tensor
 from vbfmt.errors import ModelError, VbfmtError, few
-from vbfmt.peft_layout import BANK, PREFIX, key_of_logits, key_of_tensor
 from vbfmt.torch.adapters import AttachedAdapter, VBLoRA, adapters_of, find_adapters, set_adapter
 from vbfmt.torch.admixture import Admixture
 from vbfmt.torch.bank import VectorBank, require_vector_bank

@@ -7,9 +7,9 @@ from pathlib import Path
 
 from torch import Tensor
 
-from vbfmt import json_file, peft_layout, storage
+from vbfmt._files import json_file, peft_layout, storage
+from vbfmt._files.peft_layout import BANK, PREFIX, key_of_tensor, names_of
 from vbfmt.errors import ContentError, SourceError
-from vbfmt.peft_layout import BANK, PREFIX, key_of_tensor, names_of
 from vbfmt.torch.config import VBLoRAConfig
 
 LOGITS = ".vblora_logits_"

@@ -7,7 +7,7 @@ from dataclasses import dataclass, field, fields
 from math import inf
 from typing import Any, cast
 
-from vbfmt.admixture import LARGEST_BANK
+from vbfmt._math.admixture import LARGEST_BANK
 from vbfmt.errors import ConfigError
 
 ALL_LINEAR = "all-linear"

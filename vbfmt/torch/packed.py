@@ -11,14 +11,14 @@ import numpy as np
 import torch
 from torch import nn
 
-from vbfmt import peft_layout
+from vbfmt._files import peft_layout
+from vbfmt._math.admixture import Rows, all_weights, rows_from_selection
+from vbfmt._math.selection import select_top_k
 from vbfmt.adapter import Adapter
-from vbfmt.admixture import Rows, all_weights, rows_from_selection
 from vbfmt.errors import ConfigError, DigestError, ModelError, VbfmtError
 from vbfmt.module import Module
 from vbfmt.packed import digest as digest_of
 from vbfmt.packed import load, save
-from vbfmt.selection import select_top_k
 from vbfmt.torch.adapters import AttachedAdapter, VBLoRA, adapters_of, find_adapters
 from vbfmt.torch.admixture import Admixture, FixedFactors
 from vbfmt.torch.bank import VectorBank

@@ -5,8 +5,8 @@ from __future__ import annotations
 import numpy as np
 
 from vbfmt import Adapter, Module
-from vbfmt.admixture import rows_from_selection
-from vbfmt.selection import select_top_k
+from vbfmt._math.admixture import rows_from_selection
+from vbfmt._math.selection import select_top_k
 
 
 def random_adapter(

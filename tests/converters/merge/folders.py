@@ -11,8 +11,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from vbfmt import Adapter, Module, Tensor
-from vbfmt.admixture import canonical_rows
-from vbfmt.converters import safetensors
+from vbfmt._math.admixture import canonical_rows
+from vbfmt.converters._files import safetensors
 
 NUMPY = {"F32": np.float32, "F16": np.float16, "F64": np.float64}
 SHAPES = {

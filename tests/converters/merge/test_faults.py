@@ -20,7 +20,7 @@ from tests.converters.merge.folders import (
     tensor_of,
     tensors_in,
 )
-from tests.test_pages import linux_since
+from tests.files.test_pages import linux_since
 from vbfmt import Adapter, errors, save
 from vbfmt.converters import merge
 

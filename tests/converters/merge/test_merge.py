@@ -20,8 +20,10 @@ from tests.converters.merge.folders import (
     weights_of,
 )
 from tests.converters.merge.test_arithmetic import assert_right, exact
-from vbfmt import Tensor, errors, storage
-from vbfmt.converters import merge, safetensors
+from vbfmt import Tensor, errors
+from vbfmt._files import storage
+from vbfmt.converters import merge
+from vbfmt.converters._files import safetensors
 
 SIDE_FILES = {
     "generation_config.json": b'{"do_sample": true}',

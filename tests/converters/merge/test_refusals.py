@@ -15,7 +15,8 @@ from tests.converters.merge.folders import (
     weights_of,
 )
 from vbfmt import errors
-from vbfmt.converters import merge, safetensors
+from vbfmt.converters import merge
+from vbfmt.converters._files import safetensors
 
 
 @pytest.fixture

@@ -13,7 +13,8 @@ from hypothesis import example, given
 from hypothesis import strategies as st
 
 from tests.converters.merge.folders import adapter_of, save_base, tensor_of
-from vbfmt import direct, errors
+from vbfmt import errors
+from vbfmt._files import direct
 from vbfmt.converters import merge
 from vbfmt.converters.merge import stream
 from vbfmt.converters.merge.arithmetic import PIECE_BYTES, Piece

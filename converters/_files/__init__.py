@@ -1,0 +1,1 @@
+"""Files that converters read: checkpoint folders, safetensors, pickles."""

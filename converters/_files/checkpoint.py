@@ -1,0 +1,188 @@
+"""A foreign checkpoint as it lies on the disk, before anybody has said what its tensors mean."""
+
+from __future__ import annotations
+
+import json
+import os
+from collections.abc import Collection, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from vbfmt._files import json_file, peft_layout, storage
+from vbfmt.converters._files import pickle, safetensors
+from vbfmt.errors import ContentError, SourceError
+from vbfmt.tensors import Tensor
+
+PathLike = str | os.PathLike[str]
+
+WEIGHTS = (
+    peft_layout.WEIGHTS,
+    "adapter_model.bin",
+    "model.safetensors",
+    "pytorch_model.bin",
+)
+"""Weights that a folder is searched for, in this order: an adapter's own before a whole model's."""
+
+CONFIGS = (peft_layout.CONFIG, "config.json")
+"""Configs that a reader may look for beside the weights."""
+
+FLOATS = ("F32", "F16", "BF16", "F64")
+"""Dtypes that banks and logits come in."""
+
+_SUFFIXES = (".safetensors", ".bin", ".pt", ".pth")
+
+
+@dataclass(frozen=True)
+class Checkpoint:
+    """What a reader is given.
+
+    Attributes:
+        file: the weights file.
+        tensors: by key, as the file has them.
+    """
+
+    file: Path
+    tensors: Mapping[str, Tensor]
+
+    def config(self, name: str) -> dict[str, Any] | None:
+        """The JSON object in the file of that name beside the weights, None if there is no file.
+
+        Raises:
+            SourceError: not a JSON object, or a folder.
+            StorageError: the operating system refuses.
+        """
+        path = self.config_file(name)
+        try:
+            if path.is_dir():
+                raise SourceError(
+                    "not a config", file=path, found="a folder", expected="a JSON file"
+                )
+            return json_file.read(path) if path.is_file() else None
+        except OSError as error:
+            raise storage.refusal("cannot read", path, error) from None
+
+    def config_file(self, name: str) -> Path:
+        """Where that config would be."""
+        return self.file.parent / name
+
+
+def needed(names: Collection[str]) -> list[str]:
+    """Of all files of a checkpoint those that are read: one of weights, and configs; none if there
+    are no weights."""
+    weights = next((name for name in WEIGHTS if name in names), None)
+    return [weights, *(name for name in CONFIGS if name in names)] if weights else []
+
+
+def open_checkpoint(path: PathLike) -> Checkpoint:
+    """The checkpoint in a folder, or of a weights file.
+
+    Raises:
+        SourceError: there are no weights, or they cannot be read as tensors alone.
+        StorageError: the operating system refuses.
+    """
+    try:
+        file = _locate(Path(path))
+    except OSError as error:
+        raise storage.refusal("cannot read", path, error) from None
+    if file.suffix == ".safetensors":
+        return Checkpoint(file, safetensors.read(file).tensors)
+    return Checkpoint(file, pickle.read(file))
+
+
+def agreed_k(said: Mapping[str, object]) -> int:
+    """k as every source of it says, None where one is silent; they must not disagree.
+
+    Raises:
+        SourceError: nobody knows k, they disagree, or it is no positive integer.
+    """
+    known = {source: k for source, k in said.items() if k is not None}
+    if not known:
+        raise SourceError(
+            "logits do not tell how many vectors are selected, and no config says it",
+            part="topk",
+            advice="give it: --topk K (the paper and PEFT use 2)",
+        )
+    numbers = [size_in(source, "topk", k) for source, k in known.items()]
+    if len(set(numbers)) > 1:
+        raise SourceError(
+            "sources disagree on k",
+            part="topk",
+            found=", ".join(f"{k} from {source}" for source, k in known.items()),
+            advice="a model works only with the k that it was trained with",
+        )
+    return numbers[0]
+
+
+def size_in(source: str, key: str, value: object) -> int:
+    """A size that a source names, which must be a whole number from 1 on; true and "2" are none.
+
+    Raises:
+        SourceError
+    """
+    if type(value) is not int or value < 1:
+        raise SourceError(
+            "not a size",
+            part=key,
+            found=f"{shown(value)} from {source}",
+            expected="a whole number, at least 1",
+        )
+    return value
+
+
+def shown(value: object) -> str:
+    """A config's value as its file has it, or the beginning: ``"2"`` is not ``2``."""
+    return json.dumps(value, ensure_ascii=False)[:80]
+
+
+def bank_of(tensor: Tensor) -> NDArray[np.float32]:
+    """The vector bank (h, b) in float32.
+
+    Raises:
+        SourceError: not a matrix of floats.
+        ContentError: NaN, infinity, or a number beyond float32.
+    """
+    if tensor.dtype not in FLOATS or len(tensor.shape) != 2 or 0 in tensor.shape:
+        raise SourceError("not a vector bank", part="vector bank", found=tensor, expected="(h, b)")
+    given = tensor.numpy()
+    with np.errstate(over="ignore", invalid="ignore"):
+        bank: NDArray[np.float32] = np.ascontiguousarray(given.astype("<f4"))
+        bad = np.argwhere(~np.isfinite(bank))
+    if len(bad):
+        vector, element = bad[0].tolist()
+        raise ContentError(
+            "values that are not finite in float32",
+            part="vector bank",
+            found=f"{float(given[vector, element]):g} in vector {vector}",
+            expected="finite numbers",
+            advice="the training run that wrote this checkpoint diverged or the file is damaged",
+        )
+    return bank
+
+
+def _locate(path: Path) -> Path:
+    if path.is_dir():
+        weights = next((path / name for name in WEIGHTS if (path / name).is_file()), None)
+        if weights is None:
+            raise SourceError(
+                "no adapter weights",
+                file=path,
+                found=", ".join(map(_described, sorted(path.iterdir())[:5])) or "an empty folder",
+                expected=f"a file {' or '.join(WEIGHTS)}",
+            )
+        return weights
+    if path.suffix not in _SUFFIXES:
+        raise SourceError(
+            "not a checkpoint" if path.exists() else "no such file or folder",
+            file=path,
+            expected=f"a folder, or a file that ends with {', '.join(_SUFFIXES)}",
+            advice="it is packed already" if path.suffix == ".vblora" and path.exists() else None,
+        )
+    return path
+
+
+def _described(path: Path) -> str:
+    return f"{path.name} (a folder)" if path.is_dir() else path.name

@@ -1,0 +1,205 @@
+"""The safetensors container: tensors mapped in place, files written as a stream.
+
+The package of that name copies every tensor that it reads through numpy and wants all of them in
+memory to write; adapters of hundreds of megabytes are better served by a map over the header.
+Layout: 8 bytes little-endian length of the header, JSON header, data without gaps.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import struct
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any, TypeAlias
+
+import numpy as np
+
+from vbfmt._files import storage
+from vbfmt._format import strict_json
+from vbfmt._format.container import Bytes
+from vbfmt.errors import SourceError
+from vbfmt.tensors import BITS, WHOLE_BYTES, Tensor, byte_length
+
+PathLike = str | os.PathLike[str]
+Spec: TypeAlias = "tuple[str, str, tuple[int, ...]]"
+"""Name, safetensors dtype and shape of a tensor to be written."""
+
+_LENGTH = struct.Struct("<Q")
+_LONGEST_HEADER = 100_000_000  # the limit of the safetensors package
+
+
+@dataclass(frozen=True)
+class SafetensorsFile:
+    """A safetensors file in place.
+
+    Attributes:
+        tensors: by name, in the order of the file's data.
+        metadata: the header's ``__metadata__``.
+    """
+
+    tensors: dict[str, Tensor]
+    metadata: dict[str, str]
+
+
+def read(path: PathLike) -> SafetensorsFile:
+    """Map a safetensors file; nothing is copied, and nothing of the header is believed unchecked.
+
+    Raises:
+        SourceError: the file is not safetensors, or its header contradicts itself or the file.
+        StorageError: it cannot be read.
+    """
+    data = storage.read(path, mmap=True)
+    try:
+        return parse(data)
+    except SourceError as error:
+        raise error.in_file(path) from None
+
+
+def parse(data: memoryview) -> SafetensorsFile:
+    """The same for bytes at hand."""
+    described, start = _header(data)
+    metadata = described.pop("__metadata__", {})
+    if not isinstance(metadata, dict) or not all(isinstance(v, str) for v in metadata.values()):
+        raise SourceError("metadata is not text by name", part="__metadata__")
+    entries = [_entry(name, value) for name, value in described.items()]
+    entries.sort(key=lambda entry: entry[3:])
+    position = 0
+    tensors: dict[str, Tensor] = {}
+    for name, dtype, shape, begin, end in entries:
+        if begin != position or end < begin or start + end > len(data):
+            raise SourceError(
+                "tensors overlap, leave a hole or run past the end of the file: damaged or cut off",
+                part=name,
+                found=f"bytes {begin} to {end}",
+                expected=f"from {position}, within {len(data) - start}",
+            )
+        length = byte_length(dtype, shape)
+        if length != end - begin:
+            raise SourceError(
+                f"wrong length for {dtype} {list(shape)}",
+                part=name,
+                found=f"{end - begin} bytes",
+                expected=WHOLE_BYTES if length is None else f"{length}",
+            )
+        content = data[start + begin : start + end]
+        tensors[name] = Tensor(dtype, shape, np.frombuffer(content, dtype=np.uint8))
+        position = end
+    if start + position != len(data):
+        raise SourceError(
+            "bytes that belong to no tensor",
+            part="end of the file",
+            found=f"{len(data)} bytes",
+            expected=start + position,
+        )
+    return SafetensorsFile(tensors, metadata)
+
+
+def write(
+    path: PathLike,
+    specs: Sequence[Spec],
+    contents: Iterable[Bytes],
+    *,
+    metadata: Mapping[str, str] | None = None,
+    overwrite: bool = False,
+) -> int:
+    """Write tensors as they come, durably, all or nothing.
+
+    Args:
+        specs: what will come, in order.
+        contents: the bytes of each, little-endian and row-major, as long as `specs` says.
+
+    Returns:
+        bytes written.
+
+    Raises:
+        OutputExistsError, StorageError: as `storage.write`.
+    """
+    return storage.write(path, _pieces(specs, contents, metadata), overwrite=overwrite)
+
+
+def write_tensors(path: PathLike, tensors: Mapping[str, Tensor]) -> int:
+    """Write tensors at hand, with the ``format`` entry that transformers looks for; how many bytes
+    that took."""
+    specs = [(name, tensor.dtype, tensor.shape) for name, tensor in tensors.items()]
+    contents = (tensor.data.data for tensor in tensors.values())
+    return write(path, specs, contents, metadata={"format": "pt"})
+
+
+def header(specs: Iterable[Spec], metadata: Mapping[str, str] | None = None) -> bytes:
+    """What a file of these tensors begins with; their bytes follow in the same order, without gaps.
+
+    For writers that have no tensor whole at any time: the data need not be at hand.
+    """
+    entries: dict[str, Any] = {"__metadata__": dict(metadata)} if metadata else {}
+    begin = 0
+    for name, dtype, shape in specs:
+        length = byte_length(dtype, shape)
+        if length is None or name in entries:
+            raise ValueError(f"tensor {name!r} twice, or not of whole bytes")
+        offsets = [begin, begin + length]
+        entries[name] = {"dtype": dtype, "shape": list(shape), "data_offsets": offsets}
+        begin += length
+    text = json.dumps(entries, separators=(",", ":"), ensure_ascii=False).encode()
+    text += b" " * (-len(text) % 8)  # the data begins at a multiple of 8
+    return _LENGTH.pack(len(text)) + text
+
+
+def _pieces(
+    specs: Sequence[Spec], contents: Iterable[Bytes], metadata: Mapping[str, str] | None
+) -> Iterator[Bytes]:
+    yield header(specs, metadata)
+    for (name, dtype, shape), content in zip(specs, contents, strict=True):
+        if len(content) != byte_length(dtype, shape):
+            raise ValueError(f"tensor {name!r}: {len(content)} bytes came for {dtype} {shape}")
+        yield content
+
+
+def _header(data: memoryview) -> tuple[dict[str, Any], int]:
+    if len(data) < _LENGTH.size:
+        raise SourceError("not a safetensors file", found=f"{len(data)} bytes")
+    (length,) = _LENGTH.unpack_from(data)
+    start = _LENGTH.size + length
+    if length > _LONGEST_HEADER or start > len(data):
+        raise SourceError(
+            "not a safetensors file, or cut off",
+            part="header",
+            found=f"a length of {length} bytes",
+            expected=f"at most {min(_LONGEST_HEADER, len(data) - _LENGTH.size)}",
+        )
+    try:
+        header = strict_json.parse_object(bytes(data[_LENGTH.size : start]).decode())
+        _require_unicode(header)
+    except ValueError as error:
+        raise SourceError("not a safetensors file", part="header", found=error) from None
+    return header, start
+
+
+def _require_unicode(header: Mapping[str, Any]) -> None:
+    """JSON can say half a surrogate pair, which has no UTF-8.
+
+    Raises:
+        UnicodeEncodeError
+    """
+    metadata = header.get("__metadata__")
+    texts = [*metadata, *metadata.values()] if isinstance(metadata, dict) else []
+    for text in (*header, *texts):
+        str(text).encode()
+
+
+def _entry(name: str, value: Any) -> tuple[str, str, tuple[int, ...], int, int]:
+    try:
+        dtype, shape, (begin, end) = value["dtype"], value["shape"], value["data_offsets"]
+        sound = len(value) == 3 and all(_is_size(size) for size in (*shape, begin, end))
+    except (TypeError, KeyError, ValueError):
+        sound = False
+    if not sound or not isinstance(shape, list):
+        raise SourceError("unreadable description of a tensor", part=name, found=repr(value)[:80])
+    if not isinstance(dtype, str) or dtype not in BITS:
+        raise SourceError("unknown dtype", part=name, found=repr(dtype)[:80])
+    return name, dtype, tuple(shape), begin, end
+
+
+def _is_size(value: object) -> bool:
+    return isinstance(value, int) and not isinstance(value, bool) and 0 <= value < 1 << 64

@@ -1,0 +1,201 @@
+"""Several adapters as one: ΔW = Σ wᵢ ΔWᵢ, by setting their factors side by side.
+
+B·A of the sum is [w₁B₁ w₂B₂ …]·[A₁; A₂; …]: exact but for the rounding of wᵢBᵢ, and of a rank that
+is the sum of the ranks; `reduction` brings it down again.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Collection, Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
+from functools import cached_property
+
+import numpy as np
+
+from vbfmt import packed
+from vbfmt.adapter import Adapter
+from vbfmt.converters.lowrank import Factor
+from vbfmt.errors import SourceError, TargetError
+from vbfmt.module import Module
+from vbfmt.tensors import Tensor
+
+
+@dataclass(frozen=True)
+class Sum:
+    """Σ wᵢ ΔWᵢ over modules of the same name.
+
+    Attributes:
+        parts: the adapters and their weights, at least one.
+        drop_extras: leave out trained biases and heads.
+
+    Raises:
+        SourceError: a module has two shapes, or two adapters bring a tensor of one name.
+    """
+
+    parts: tuple[tuple[Adapter, float], ...]
+    drop_extras: bool = False
+
+    def __post_init__(self) -> None:
+        _ = self.modules, self.tensors
+
+    @cached_property
+    def _shares(self) -> dict[str, list[tuple[Adapter, float]]]:
+        shares: dict[str, list[tuple[Adapter, float]]] = {}
+        for adapter, weight in self.parts:
+            for module in adapter:
+                shares.setdefault(module.name, []).append((adapter, weight))
+        return {name: shares[name] for name in sorted(shares, key=str.encode)}
+
+    @cached_property
+    def modules(self) -> tuple[Module, ...]:
+        """The union of the adapters' modules, each with the sum of its ranks."""
+        return tuple(
+            _joined([adapter[name] for adapter, _ in shares])
+            for name, shares in self._shares.items()
+        )
+
+    @cached_property
+    def tensors(self) -> Mapping[str, Tensor]:
+        """The other tensors of all adapters; they are taken whole, whatever the weights."""
+        if self.drop_extras:
+            return {}
+        result: dict[str, Tensor] = {}
+        for adapter, _ in self.parts:
+            for name, tensor in adapter.tensors.items():
+                if result.setdefault(name, tensor) != tensor:
+                    raise SourceError(
+                        "two adapters bring a tensor of their own under one name",
+                        part=name,
+                        expected="biases and heads from one adapter at most",
+                        advice="they cannot be summed",
+                    )
+        return {name: result[name] for name in sorted(result, key=str.encode)}
+
+    @property
+    def extras(self) -> tuple[str, ...]:
+        """The names of all other tensors, those that are left out too."""
+        return tuple(dict.fromkeys(name for adapter, _ in self.parts for name in adapter.tensors))
+
+    @property
+    def base_model(self) -> str | None:
+        """The one that all adapters name, if they do."""
+        return _the_same(self.base_models)
+
+    @property
+    def base_models(self) -> tuple[str | None, ...]:
+        """What each adapter names."""
+        return tuple(adapter.base_model for adapter, _ in self.parts)
+
+    @property
+    def base_revision(self) -> str | None:
+        """The one that all adapters name, if they do."""
+        return _the_same([adapter.base_revision for adapter, _ in self.parts])
+
+    @property
+    def config(self) -> str | None:
+        """The first adapter's."""
+        return self.parts[0][0].config
+
+    def factors(self, name: str) -> tuple[Factor, Factor]:
+        """A (rank, in_features) and B (out_features, rank) of the sum, float32.
+
+        Raises:
+            TargetError: the weight takes it out of float32's range.
+        """
+        pairs = [(*adapter.factors(name), weight) for adapter, weight in self._shares[name]]
+        if len(pairs) == 1 and pairs[0][2] == 1:
+            return pairs[0][:2]
+        return (
+            np.concatenate([a for a, _, _ in pairs]),
+            np.concatenate([_scaled(b, weight, name) for _, b, weight in pairs], axis=1),
+        )
+
+    def iter_factors(self) -> Iterator[tuple[Module, Factor, Factor]]:
+        """(module, A, B) of all modules in order."""
+        if len(self.parts) == 1 and self.parts[0][1] == 1:
+            yield from self.parts[0][0].iter_factors()
+            return
+        for module in self.modules:
+            yield module, *self.factors(module.name)
+
+
+def weighted(
+    adapters: Sequence[Adapter], weights: Sequence[float] = (), *, drop_extras: bool = False
+) -> Sum:
+    """The sum of adapters; without weights, each counts once.
+
+    Raises:
+        TargetError: not one finite weight for each adapter, no adapter, or one twice.
+        SourceError: the adapters do not fit each other.
+    """
+    chosen = tuple(weights) or (1.0,) * len(adapters)
+    if not adapters or len(chosen) != len(adapters) or not all(map(math.isfinite, chosen)):
+        raise TargetError(
+            "weights do not fit the adapters",
+            part="--weight",
+            found=f"{', '.join(map(str, chosen)) or 'none'} for {len(adapters)} adapters",
+            expected="one finite number for each",
+        )
+    if len(adapters) > 1 and len({packed.digest(adapter) for adapter in adapters}) < len(adapters):
+        raise TargetError("one adapter given twice", advice="give it once, with --weight")
+    return Sum(tuple(zip(adapters, chosen, strict=True)), drop_extras)
+
+
+def disagreement(total: Sum) -> str | None:
+    """What to tell where adapters of a sum name different base models, or not all name one."""
+    names = dict.fromkeys(filter(None, total.base_models))
+    if len(names) > 1:
+        return f"the adapters name different base models: {', '.join(names)}"
+    if names and None in total.base_models:
+        return f"one of the adapters names no base model, another {next(iter(names))}"
+    return None
+
+
+def unweighted(total: Sum) -> str | None:
+    """What to tell where an adapter with a weight brings tensors that have none."""
+    whole = [name for adapter, weight in total.parts if weight != 1 for name in adapter.tensors]
+    if total.drop_extras or not whole:
+        return None
+    listed = ", ".join(whole[:3]) + (", …" if len(whole) > 3 else "")
+    return f"--weight is not for trained biases and heads, which are taken whole: {listed}"
+
+
+def _joined(modules: list[Module]) -> Module:
+    first = modules[0]
+    rank = sum(module.rank for module in modules)
+    for module in modules:
+        if replace(module, rank=first.rank) != first:
+            raise SourceError(
+                "the adapters do not fit each other",
+                part=first.name,
+                found=f"{module.in_features} → {module.out_features}",
+                expected=f"{first.in_features} → {first.out_features}, stored the same way",
+            )
+    return replace(first, rank=rank)
+
+
+def _scaled(b: Factor, weight: float, name: str) -> Factor:
+    """w·B, computed in float64 and rounded once.
+
+    Raises:
+        TargetError: it leaves the range of float32.
+    """
+    if weight == 1:
+        return b
+    with np.errstate(over="ignore"):
+        scaled: Factor = (b.astype(np.float64) * weight).astype(np.float32)
+    if not np.isfinite(scaled).all():
+        raise TargetError(
+            "too large for float32",
+            part=name,
+            found=f"factors up to {np.abs(b).max():.3g} times {weight:g}",
+            expected="at most 3.4e38",
+            advice="give a smaller --weight",
+        )
+    return scaled
+
+
+def _the_same(values: Collection[str | None]) -> str | None:
+    different = set(values)
+    return different.pop() if len(different) == 1 else None

@@ -1,0 +1,114 @@
+"""The rank of a sum of adapters brought down again, by its thin factors alone."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass, replace
+
+import numpy as np
+
+from vbfmt.converters.lowrank import Factor, LowRank
+from vbfmt.errors import TargetError
+from vbfmt.module import Module
+from vbfmt.tensors import Tensor
+
+
+@dataclass(frozen=True)
+class Reduced:
+    """The best approximation of a sum by modules of a rank at most `rank`.
+
+    Attributes:
+        whole: what is approximated.
+        rank: at least 1.
+        lost: called with each module's name and relative error, as `reduced` gives it, when its
+            factors are computed.
+    """
+
+    whole: LowRank
+    rank: int
+    lost: Callable[[str, float], None] | None = None
+
+    @property
+    def modules(self) -> tuple[Module, ...]:
+        """The same modules, of the lower rank."""
+        return tuple(self._reduced(module) for module in self.whole.modules)
+
+    @property
+    def tensors(self) -> Mapping[str, Tensor]:
+        """Those of the whole."""
+        return self.whole.tensors
+
+    @property
+    def base_model(self) -> str | None:
+        """That of the whole."""
+        return self.whole.base_model
+
+    @property
+    def base_revision(self) -> str | None:
+        """That of the whole."""
+        return self.whole.base_revision
+
+    @property
+    def config(self) -> str | None:
+        """That of the whole."""
+        return self.whole.config
+
+    def factors(self, name: str) -> tuple[Factor, Factor]:
+        """A (rank, in_features) and B (out_features, rank), float32."""
+        return self._factors(name, *self.whole.factors(name))
+
+    def iter_factors(self) -> Iterator[tuple[Module, Factor, Factor]]:
+        """(module, A, B) of all modules in order."""
+        for module, a, b in self.whole.iter_factors():
+            yield self._reduced(module), *self._factors(module.name, a, b)
+
+    def _factors(self, name: str, a: Factor, b: Factor) -> tuple[Factor, Factor]:
+        a, b, lost = reduced(a, b, self.rank)
+        if self.lost:
+            self.lost(name, lost)
+        return a, b
+
+    def _reduced(self, module: Module) -> Module:
+        return replace(module, rank=min(module.rank, self.rank))
+
+
+def reduced(a: Factor, b: Factor, rank: int) -> tuple[Factor, Factor, float]:
+    """The best approximation of B·A by factors of a lower rank (Eckart and Young, 1936).
+
+    B = Q₁R₁ and Aᵀ = Q₂R₂, so that B·A = Q₁ (R₁R₂ᵀ) Q₂ᵀ has the singular values of the small core
+    R₁R₂ᵀ; ΔW itself is never formed. Computed in float64.
+
+    Args:
+        a: (R, in_features).
+        b: (out_features, R).
+
+    Returns:
+        A (rank, in_features) and B (out_features, rank), float32, each with the square roots of
+        the singular values, and ‖ΔW − B·A‖ / ‖ΔW‖ in Frobenius' norm before they are rounded to
+        float32. Factors of a rank not above `rank` come back as they are.
+
+    Raises:
+        TargetError: a factor leaves the range of float32.
+    """
+    if len(a) <= rank:
+        return a, b, 0.0
+    q1, r1 = np.linalg.qr(b.astype(np.float64))
+    q2, r2 = np.linalg.qr(a.T.astype(np.float64))
+    left, values, right = np.linalg.svd(r1 @ r2.T, full_matrices=False)
+    kept = min(rank, len(values))
+    roots = np.sqrt(values[:kept])
+    norm = float(np.linalg.norm(values))
+    new_b = np.zeros((len(b), rank), np.float32)
+    new_a = np.zeros((rank, a.shape[1]), np.float32)
+    with np.errstate(over="ignore"):
+        new_b[:, :kept] = (q1 @ left[:, :kept]) * roots
+        new_a[:kept] = roots[:, None] * (right[:kept] @ q2.T)
+    if not (np.isfinite(new_a).all() and np.isfinite(new_b).all()):
+        raise TargetError(
+            "too large for float32",
+            part="--rank",
+            found=f"a singular value of {values[0]:.3g}",
+            advice="give smaller --weight",
+        )
+    lost = float(np.linalg.norm(values[kept:])) / norm if norm else 0.0
+    return new_a, new_b, lost

@@ -1,0 +1,134 @@
+"""What a command reads: a path, or a repository on the Hugging Face Hub that becomes one.
+
+What exists on the disk always wins over a name. ``owner/name`` is a model repository;
+``hf://owner/name[@revision][/file]`` says so outright, as in huggingface_hub's HfFileSystem. Only
+the files that are needed are fetched, into the Hub's own cache; names from outside become paths by
+huggingface_hub alone. Its settings hold (HF_HOME, HF_ENDPOINT, HF_TOKEN, HF_HUB_OFFLINE).
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Collection, Sequence
+from dataclasses import replace
+
+from vbfmt.adapter import Adapter
+from vbfmt.converters._files import checkpoint as checkpoints
+from vbfmt.converters.hub.fetch import Choice, Names, Notice, fetched
+from vbfmt.converters.hub.repository import parse
+from vbfmt.converters.merge import base as bases
+from vbfmt.errors import SourceError
+
+_PACKED = ".vblora"
+
+
+def checkpoint(source: str, *, revision: str | None = None, notice: Notice | None = None) -> str:
+    """The local path of a checkpoint to be packed: its weights, pickles only where there are no
+    others, and its config.
+
+    Args:
+        source: a path, which comes back as it is, or a repository.
+        revision: of the repository.
+        notice: called where the Hub was not reached and the cache has it.
+
+    Raises:
+        SourceError: no such repository, revision or file, no permission, or the Hub was not
+            reached and the cache does not have it.
+    """
+    return _path_of(source, checkpoints.needed, revision, notice, "weights of an adapter")
+
+
+def packed(source: str, *, revision: str | None = None, notice: Notice | None = None) -> str:
+    """The local path of a packed file: the only one in the repository, unless ``hf://`` names it.
+
+    Arguments and errors as `checkpoint`; SourceError also where there are several.
+    """
+
+    def choice(names: Names) -> Collection[str]:
+        found = sorted(name for name in names if name.endswith(_PACKED))
+        if len(found) > 1:
+            raise SourceError(
+                "more than one packed adapter in the repository",
+                file=source,
+                found=", ".join(found[:3]) + (", …" if len(found) > 3 else ""),
+                advice=f"say which: hf://OWNER/NAME/{found[0]}",
+            )
+        return found
+
+    return _path_of(source, choice, revision, notice, f"{_PACKED} file", whole=False)
+
+
+def config(source: str, *, revision: str | None = None, notice: Notice | None = None) -> str:
+    """The local path of a base model of which only ``config.json`` is needed (or of the GGUF file
+    that ``hf://`` names).
+
+    Arguments and errors as `checkpoint`.
+    """
+
+    def choice(names: Names) -> Collection[str]:
+        return [name for name in names if name == bases.CONFIG]
+
+    return _path_of(source, choice, revision, notice, bases.CONFIG)
+
+
+def model(source: str, *, revision: str | None = None, notice: Notice | None = None) -> str:
+    """The local path of a whole base model: weights in one form, and what belongs to them.
+
+    Arguments and errors as `checkpoint`.
+    """
+    path = _path_of(source, bases.needed, revision, notice, "weights of a model")
+    repo = parse(source, revision)
+    shards = bases.shards_of(path) if repo is not None else set()
+    if repo is not None and shards:
+        # At the commit that the index was fetched at, whatever its branch may be by now.
+        commit = replace(repo, revision=os.path.basename(path))
+        fetched(commit, source, lambda names: shards & set(names), notice, "shards")
+    return path
+
+
+def revision_for(base: str, adapters: Sequence[Adapter]) -> str | None:
+    """The revision that adapters name of a base, where it is a repository that they name."""
+    repo = parse(base)
+    if repo is None or repo.revision is not None:
+        return None
+    named = [each.base_revision for each in adapters if each.base_model == repo.id]
+    return next((revision for revision in named if revision), None)
+
+
+def _path_of(
+    source: str,
+    choice: Choice,
+    revision: str | None,
+    notice: Notice | None,
+    what: str,
+    *,
+    whole: bool = True,
+) -> str:
+    """`source` itself if it is a path; else the folder in the cache, or the file in it if one is
+    named or not the `whole` folder is wanted."""
+    repo = parse(source, revision)
+    if repo is None:
+        if revision is not None:
+            raise SourceError(
+                "a revision is for repositories on the Hub",
+                file=source,
+                found="a local path" if os.path.lexists(source) else "no such file or folder",
+                expected="owner/name",
+            )
+        return source
+    if repo.file is not None:
+        folder, _ = fetched(repo, source, _with_configs(repo.file), notice, repo.file)
+        return os.path.join(folder, *repo.file.split("/"))
+    folder, chosen = fetched(repo, source, choice, notice, what)
+    return folder if whole else os.path.join(folder, *chosen[0].split("/"))
+
+
+def _with_configs(file: str) -> Choice:
+    """That file, and configs that lie beside it."""
+    folder, slash, _ = file.rpartition("/")
+    configs = {folder + slash + name for name in checkpoints.CONFIGS}
+
+    def choice(names: Names) -> Collection[str]:
+        return [name for name in names if name == file or name in configs] if file in names else []
+
+    return choice

@@ -1,0 +1,267 @@
+"""Repositories on the Hub, with a server of our own in its place."""
+
+from __future__ import annotations
+
+import json
+import os
+from pathlib import Path
+
+import pytest
+
+pytest.importorskip("huggingface_hub")
+
+from huggingface_hub import constants
+
+from spec.golden.make import worked_example
+from tests.converters.hub.stand_in_hub import serving
+from tests.converters.merge.folders import adapter_of, save_base, tensors_in, weights_of
+from tests.converters.test_peft import logits_form, write_folder
+from vbfmt import dumps, errors, save
+from vbfmt.converters import merge, peft, read, sources
+
+
+@pytest.fixture
+def server(monkeypatch, tmp_path):
+    """An empty hub, and an empty cache."""
+    with serving() as running:
+        point_at(running.url, monkeypatch)
+        monkeypatch.setattr(constants, "HF_HUB_CACHE", str(tmp_path / "cache"))
+        monkeypatch.setattr(constants, "HF_HUB_OFFLINE", False)
+        monkeypatch.chdir(tmp_path)
+        yield running
+
+
+def point_at(url, monkeypatch):
+    """What HF_ENDPOINT does, which is read once when huggingface_hub is imported."""
+    monkeypatch.setattr(constants, "ENDPOINT", url)
+    template = url + "/{repo_id}/resolve/{revision}/{filename}"
+    monkeypatch.setattr(constants, "HUGGINGFACE_CO_URL_TEMPLATE", template)
+
+
+@pytest.fixture
+def folder(tmp_path):
+    """A PEFT checkpoint, with what else lies in such repositories."""
+    result = write_folder(tmp_path / "here", logits_form())
+    (result / "adapter_model.bin").write_bytes(b"a pickle")
+    (result / "README.md").write_text("# card")
+    (result / "training_args.bin").write_bytes(b"another")
+    return result
+
+
+def test_only_the_files_that_are_needed_are_fetched(server, folder):
+    server.add("me/adapter").commit_folder(folder)
+    path = sources.checkpoint("me/adapter")
+    assert sorted(server.fetched) == ["adapter_config.json", "adapter_model.safetensors"]
+    assert read(path) == peft.read(folder)
+
+
+def test_a_pickle_is_fetched_where_there_is_nothing_else(server, folder):
+    (folder / "adapter_model.safetensors").unlink()
+    server.add("me/adapter").commit_folder(folder)
+    path = sources.checkpoint("me/adapter")
+    assert sorted(server.fetched) == ["adapter_config.json", "adapter_model.bin"]
+    with pytest.raises(errors.SourceError, match="not a pickle of tensors alone: refused"):
+        read(path)
+
+
+def test_what_exists_here_wins(server, folder, tmp_path):
+    (tmp_path / "me").mkdir()
+    folder.rename(tmp_path / "me" / "adapter")
+    assert sources.checkpoint("me/adapter") == "me/adapter"
+    assert server.asked == []
+
+
+@pytest.mark.parametrize(
+    "name",
+    [
+        "adapter",
+        "/me/adapter",
+        "me/adapter/more",
+        "../adapter",
+        "me/..",
+        "./adapter",
+        "me/adapter.vblora",
+        "me/a--b",
+        "me/" + "a" * 100,
+        "m\u00e9/adapter",
+        "me/ad apter",
+        "me/adapter\n",
+        "me/adapter.git",
+        "",
+    ],
+)
+def test_other_names_are_paths_and_nobody_is_asked(server, name):
+    assert sources.checkpoint(name) == name
+    assert server.asked == []
+
+
+@pytest.mark.parametrize("revision", ["../../x", "/x", "a//b", "a b", "-x", "x/../y", "x\n", ""])
+def test_what_can_be_no_revision_is_refused(server, revision):
+    with pytest.raises(errors.SourceError, match="no revision"):
+        sources.checkpoint("me/adapter", revision=revision)
+    assert server.asked == []
+
+
+@pytest.mark.parametrize(
+    "name", ["hf://me", "hf://me/../x", "hf://me/x/../y", "hf://me/x/c:y", "hf://me/x//y", "hf://"]
+)
+def test_what_can_be_no_repository_is_refused(server, name):
+    with pytest.raises(errors.SourceError, match="no repository"):
+        sources.checkpoint(name)
+    assert server.asked == []
+
+
+def test_revisions_are_branches_tags_and_commits(server, tmp_path):
+    repository = server.add("me/adapter")
+    one = write_folder(tmp_path / "one", logits_form())
+    two = write_folder(tmp_path / "two", logits_form(seed=1))
+    first = repository.commit_folder(one)
+    repository.revisions["v1"] = first
+    repository.commit_folder(two)
+    repository.commit_folder(one, "refs/pr/1")
+    assert read(sources.checkpoint("me/adapter")) == peft.read(two)
+    for revision in ("v1", first, "refs/pr/1"):
+        assert read(sources.checkpoint("me/adapter", revision=revision)) == peft.read(one)
+    assert read(sources.checkpoint("hf://me/adapter@v1")) == peft.read(one)
+    assert read(sources.checkpoint("hf://me/adapter@refs%2Fpr%2F1")) == peft.read(one)
+    with pytest.raises(errors.SourceError, match=r"no such revision on the Hub: .*me/adapter@v2"):
+        sources.checkpoint("me/adapter", revision="v2")
+    with pytest.raises(errors.SourceError, match="two revisions"):
+        sources.checkpoint("hf://me/adapter@v1", revision="v2")
+
+
+def test_a_revision_of_a_local_path_is_refused(server, folder):
+    with pytest.raises(errors.SourceError, match="for repositories on the Hub.*a local path"):
+        sources.checkpoint(str(folder), revision="main")
+
+
+def test_what_is_missing_or_forbidden_is_one_line(server, folder):
+    with pytest.raises(errors.SourceError, match="no such file, folder or repository") as missing:
+        sources.checkpoint("me/nothing")
+    server.add("me/gated").commit_folder(folder)
+    server.add("me/gated").gated = True
+    with pytest.raises(errors.SourceError, match="gated: me/gated; ask for access") as gated:
+        sources.checkpoint("me/gated")
+    server.add("me/empty").commit({"README.md": b"# nothing"})
+    with pytest.raises(errors.SourceError, match=r"no weights .*: found README\.md") as empty:
+        sources.checkpoint("me/empty")
+    server.status = 503
+    with pytest.raises(errors.SourceError, match="the Hub refused: me/gated: .*503") as down:
+        sources.checkpoint("me/gated")
+    for caught in (missing, gated, empty, down):
+        assert "\n" not in str(caught.value)
+
+
+def test_without_an_answer_the_cache_serves(server, folder, monkeypatch):
+    server.add("me/adapter").commit_folder(folder)
+    path = sources.checkpoint("me/adapter")
+    point_at("http://127.0.0.1:9", monkeypatch)  # the port of discard: nobody listens
+    said = []
+    assert sources.checkpoint("me/adapter", notice=said.append) == path
+    assert "comes from the cache" in said[0]
+    with pytest.raises(errors.SourceError, match="and no answer from the Hub: me/other"):
+        sources.checkpoint("me/other")
+
+
+def test_offline_the_cache_serves_and_nobody_is_asked(server, folder, monkeypatch):
+    server.add("me/adapter").commit_folder(folder)
+    path = sources.checkpoint("me/adapter")
+    server.asked.clear()
+    monkeypatch.setattr(constants, "HF_HUB_OFFLINE", True)
+    said = []
+    assert sources.checkpoint("me/adapter", notice=said.append) == path
+    assert said == []
+    for name, revision in (("me/other", None), ("me/adapter", "v2")):
+        with pytest.raises(errors.SourceError, match=r"not in the Hub's cache.*HF_HUB_OFFLINE"):
+            sources.checkpoint(name, revision=revision)
+    assert server.asked == []
+
+
+def test_a_packed_file_is_found_in_its_repository(server, tmp_path):
+    data = dumps(worked_example())
+    repository = server.add("me/packed")
+    repository.commit({"README.md": b"", "x.vblora": data, "sub/adapter_model.bin": b""})
+    path = sources.packed("me/packed")
+    assert Path(path).read_bytes() == data
+    assert server.fetched == ["x.vblora"]
+    repository.commit({"x.vblora": data, "sub/y.vblora": data + b"y"}, "two")
+    with pytest.raises(errors.SourceError, match=r"more than one.*found sub/y.vblora, x.vblora"):
+        sources.packed("me/packed", revision="two")
+    assert Path(sources.packed("hf://me/packed@two/sub/y.vblora")).read_bytes() == data + b"y"
+    with pytest.raises(errors.SourceError, match=r"no z.vblora in the repository"):
+        sources.packed("hf://me/packed/z.vblora")
+    repository.commit({"README.md": b""}, "none")
+    with pytest.raises(errors.SourceError, match=r"no \.vblora file"):
+        sources.packed("me/packed", revision="none")
+
+
+def test_a_file_brings_the_configs_beside_it(server, folder):
+    server.add("me/many").commit(
+        {f"sub/{path.name}": path.read_bytes() for path in folder.iterdir()}
+    )
+    path = sources.checkpoint("hf://me/many/sub/adapter_model.safetensors")
+    assert read(path) == peft.read(folder)
+    assert sorted(server.fetched) == ["sub/adapter_config.json", "sub/adapter_model.safetensors"]
+
+
+def test_of_a_base_only_one_form_of_the_weights_is_fetched(server, tmp_path):
+    base = save_base(
+        tmp_path / "base",
+        weights_of(),
+        shards=2,
+        side_files={
+            "tokenizer.json": b"{}",
+            "pytorch_model.bin": b"old",
+            "tf_model.h5": b"old",
+            "onnx/model.onnx": b"old",
+            ".gitattributes": b"lfs",
+            "model-00007-of-00007.safetensors": b"of another time",
+        },
+    )
+    commit = server.add("me/base").commit_folder(base)
+    path = sources.model("me/base")
+    assert sorted(server.fetched) == [
+        "config.json",
+        "model-00001-of-00002.safetensors",
+        "model-00002-of-00002.safetensors",
+        "model.safetensors.index.json",
+        "tokenizer.json",
+    ]
+    assert os.path.basename(path) == commit
+    adapter = adapter_of()
+    merge.write(merge.plan(adapter, path), tmp_path / "out")
+    assert set(tensors_in(tmp_path / "out")) == set(weights_of())
+    server.asked.clear()
+    assert sources.config("me/base") == path
+
+
+def test_names_from_a_server_lead_nowhere_else(server):
+    evil = {"../../x.vblora": b"", "/etc/x.vblora": b"", "a\\x.vblora": b"", "a/../x.vblora": b""}
+    server.add("me/evil").commit(evil)
+    with pytest.raises(errors.SourceError, match=r"no \.vblora file .*: found nothing"):
+        sources.packed("me/evil")
+    index = {"metadata": {}, "weight_map": {"w": "../../x.safetensors"}}
+    server.add("me/base").commit({"model.safetensors.index.json": json.dumps(index).encode()})
+    with pytest.raises(errors.SourceError, match="a shard outside the folder"):
+        sources.model("me/base")
+
+
+def test_the_revision_of_a_base_is_the_one_trained_on(tmp_path):
+    import dataclasses
+
+    plain = worked_example()
+    named = dataclasses.replace(plain, base_model="me/base", base_revision="abc")
+    assert sources.revision_for("me/base", [plain, named]) == "abc"
+    assert sources.revision_for("me/other", [named]) is None
+    assert sources.revision_for("hf://me/base@main", [named]) is None
+    assert sources.revision_for(str(tmp_path), [named]) is None
+
+
+def test_without_the_package_a_missing_path_stays_missing(monkeypatch, tmp_path):
+    import sys
+
+    monkeypatch.setitem(sys.modules, "huggingface_hub", None)
+    with pytest.raises(errors.SourceError, match=r"no such file or folder in me/x; .*vbfmt\[hub\]"):
+        sources.checkpoint("me/x")
+    save(worked_example(), tmp_path / "x.vblora")
+    assert sources.packed(str(tmp_path / "x.vblora")) == str(tmp_path / "x.vblora")

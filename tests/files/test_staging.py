@@ -1,0 +1,293 @@
+"""Folders in the making: locked while alive, swept when dead, put in place whole."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from vbfmt._files import staging
+
+pytestmark = pytest.mark.skipif(sys.platform == "win32", reason="nothing is swept there")
+
+HOLD = """
+import sys, time
+from vbfmt._files import staging
+kind, target = sys.argv[1:]
+with getattr(staging, kind)(target) as made:
+    print(made if kind == "folder" else made[0], flush=True)
+    time.sleep(600)
+"""
+
+
+def held(kind: str, target: Path) -> tuple[subprocess.Popen[str], Path]:
+    """A process that is writing a file or folder for `target`, and what it has made of it."""
+    process = subprocess.Popen(
+        [sys.executable, "-c", HOLD, kind, target], stdout=subprocess.PIPE, text=True
+    )
+    assert process.stdout is not None
+    return process, Path(process.stdout.readline().strip())
+
+
+@pytest.mark.parametrize("kind", ["file", "folder"])
+def test_what_a_killed_process_left_is_swept_and_what_a_living_one_holds_is_not(tmp_path, kind):
+    target = tmp_path / "model"
+    (dead, left), (alive, kept) = held(kind, target), held(kind, target)
+    dead.kill()
+    dead.wait()
+    if kind == "folder":
+        (left / "half").write_text("half")
+    try:
+        assert left.exists()
+        staging.sweep(os.fspath(target))
+        assert not left.exists()
+        assert kept.exists()
+    finally:
+        alive.kill()
+        alive.wait()
+    staging.sweep(os.fspath(target))
+    assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.parametrize(
+    "name",
+    [
+        ".model2.0123456789ab.partial",
+        ".model.x.0123456789ab.partial",
+        ".model.0123456789ab.part",
+        ".model.0123.partial",
+        "model.0123456789ab.partial",
+    ],
+)
+def test_nobody_elses_folders_are_swept(tmp_path, name):
+    (tmp_path / name).mkdir()
+    staging.sweep(os.fspath(tmp_path / "model"))
+    assert (tmp_path / name).is_dir()
+
+
+def test_a_lock_holds_until_the_file_is_in_place(tmp_path):
+    """A finished file that has been closed is not yet abandoned."""
+    target = os.fspath(tmp_path / "x")
+    with staging.file(target) as (path, descriptor):
+        os.close(descriptor)
+        staging.sweep(target)
+        os.rename(path, target)
+    assert os.listdir(tmp_path) == ["x"]
+
+
+def test_what_is_neither_file_nor_folder_is_not_swept_nor_waited_for(tmp_path):
+    os.mkfifo(tmp_path / ".x.0123456789ab.partial")
+    staging.sweep(os.fspath(tmp_path / "x"))
+    assert os.listdir(tmp_path) == [".x.0123456789ab.partial"]
+
+
+def test_a_sweeper_that_comes_too_soon_is_outrun(tmp_path, monkeypatch):
+    """It may take for abandoned what has been made but not yet locked."""
+    target = os.fspath(tmp_path / "x")
+    real, swept = staging._holds, []
+
+    def holds(descriptor, path):
+        if len(swept) < 2:
+            swept.append(path)
+            os.unlink(path)
+        return real(descriptor, path)
+
+    monkeypatch.setattr(staging, "_holds", holds)
+    with staging.file(target) as (path, descriptor):
+        os.close(descriptor)
+        os.rename(path, target)
+    assert len(swept) == 2
+    assert os.listdir(tmp_path) == ["x"]
+
+
+def test_a_link_is_not_swept_nor_followed(tmp_path):
+    (tmp_path / "precious").mkdir()
+    link = tmp_path / ".model.0123456789ab.partial"
+    link.symlink_to(tmp_path / "precious")
+    staging.sweep(os.fspath(tmp_path / "model"))
+    assert (tmp_path / "precious").is_dir()
+    assert link.is_symlink()
+
+
+def test_a_renamed_folder_stays_and_any_other_goes(tmp_path):
+    target = os.fspath(tmp_path / "model")
+    with staging.folder(target) as path:
+        os.rename(path, target)
+    with staging.folder(target):
+        pass
+    assert os.listdir(tmp_path) == ["model"]
+
+
+@pytest.mark.parametrize("can_exchange", [True, False])
+def test_one_folder_takes_the_place_of_another(tmp_path, monkeypatch, can_exchange):
+    if not can_exchange:
+        monkeypatch.setattr(staging, "exchanged", lambda one, other: False)
+    target = tmp_path / "model"
+    target.mkdir()
+    (target / "old").touch()
+    with staging.folder(os.fspath(target)) as path:
+        (Path(path) / "new").touch()
+        staging.put_whole(path, os.fspath(target))
+    assert os.listdir(target) == ["new"]
+    assert os.listdir(tmp_path) == ["model"]
+
+
+REPLACE = """
+import os, sys
+from vbfmt._files import staging
+target, killed = sys.argv[1], int(sys.argv[2])
+staging.exchanged = lambda one, other: False
+real, calls = os.rename, []
+def rename(one, other):
+    calls.append(one)
+    if len(calls) == killed:
+        os._exit(9)
+    real(one, other)
+os.rename = rename
+with staging.folder(target) as path:
+    open(os.path.join(path, "new"), "w").close()
+    staging.put_whole(path, target)
+"""
+
+
+def folder_with_old(tmp_path: Path) -> Path:
+    target = tmp_path / "model"
+    target.mkdir()
+    (target / "old").touch()
+    return target
+
+
+def test_the_old_folder_comes_back_if_the_new_one_cannot_take_its_place(tmp_path, monkeypatch):
+    target = folder_with_old(tmp_path)
+    monkeypatch.setattr(staging, "exchanged", lambda one, other: False)
+    real, calls = os.rename, []
+
+    def rename(one, other):
+        calls.append(one)
+        if len(calls) == 2:
+            raise OSError(5, "Input/output error")
+        real(one, other)
+
+    monkeypatch.setattr(staging.os, "rename", rename)
+    with pytest.raises(OSError, match="Input"), staging.folder(os.fspath(target)) as path:
+        staging.put_whole(path, os.fspath(target))
+    assert os.listdir(target) == ["old"]
+    assert os.listdir(tmp_path) == ["model"]
+
+
+@pytest.mark.parametrize(("killed", "left"), [(1, "old"), (2, "old"), (3, "new")])
+def test_killed_between_two_renames_the_next_run_loses_nothing(tmp_path, killed, left):
+    """It deleted the old output, which had been moved aside and was all that there was."""
+    target = folder_with_old(tmp_path)
+    done = subprocess.run([sys.executable, "-c", REPLACE, target, str(killed)])
+    assert done.returncode == 9
+    assert target.exists() == (killed != 2)
+    staging.sweep(os.fspath(target))
+    assert os.listdir(target) == [left]
+    assert os.listdir(tmp_path) == ["model"]
+
+
+def test_what_a_living_process_moved_aside_is_left_to_it(tmp_path, monkeypatch):
+    target = folder_with_old(tmp_path)
+    monkeypatch.setattr(staging, "exchanged", lambda one, other: False)
+    real, during = os.rename, []
+
+    def rename(one, other):
+        real(one, other)
+        if one == os.fspath(target):
+            staging.sweep(os.fspath(target))
+            during.extend(sorted(name.rpartition(".")[2] for name in os.listdir(tmp_path)))
+
+    monkeypatch.setattr(staging.os, "rename", rename)
+    with staging.folder(os.fspath(target)) as path:
+        (Path(path) / "new").touch()
+        staging.put_whole(path, os.fspath(target))
+    assert during == ["partial", "replaced"]
+    assert os.listdir(target) == ["new"]
+    assert os.listdir(tmp_path) == ["model"]
+
+
+@pytest.mark.skipif(not sys.platform.startswith("linux"), reason="renameat2 is Linux's")
+def test_linux_exchanges_in_one_step(tmp_path):
+    for name in ("one", "two"):
+        (tmp_path / name).mkdir()
+        (tmp_path / name / f"in {name}").touch()
+    assert staging.exchanged(os.fspath(tmp_path / "one"), os.fspath(tmp_path / "two"))
+    assert os.listdir(tmp_path / "one") == ["in two"]
+    assert os.listdir(tmp_path / "two") == ["in one"]
+
+
+def test_without_locks_it_works_and_nothing_is_swept(tmp_path, monkeypatch):
+    monkeypatch.setattr(staging, "_holds", lambda descriptor, path: False)
+    (tmp_path / ".model.0123456789ab.partial").mkdir()
+    target = os.fspath(tmp_path / "model")
+    with staging.folder(target) as path:
+        os.rename(path, target)
+    assert sorted(os.listdir(tmp_path)) == [".model.0123456789ab.partial", "model"]
+
+
+@pytest.mark.parametrize("there", ["nothing", "an empty folder"])
+def test_where_nothing_is_a_folder_is_simply_renamed(tmp_path, there):
+    target = tmp_path / "model"
+    if there == "an empty folder":
+        target.mkdir()
+    with staging.folder(os.fspath(target)) as path:
+        (Path(path) / "new").touch()
+        assert staging.placed(path, os.fspath(target))
+    assert os.listdir(target) == ["new"]
+    assert os.listdir(tmp_path) == ["model"]
+
+
+@pytest.mark.parametrize("there", ["a file", "a folder"])
+def test_where_something_is_nothing_is_renamed(tmp_path, there):
+    target = tmp_path / "model"
+    precious = target if there == "a file" else target / "precious"
+    precious.parent.mkdir(exist_ok=True)
+    precious.write_text("precious")
+    with staging.folder(os.fspath(target)) as path:
+        assert not staging.placed(path, os.fspath(target))
+    assert precious.read_text() == "precious"
+    assert os.listdir(tmp_path) == ["model"]
+
+
+@pytest.mark.parametrize("system", ["darwin", "an old C library"])
+def test_not_every_system_exchanges_names(tmp_path, monkeypatch, system):
+    for name in ("one", "two"):
+        (tmp_path / name).mkdir()
+    if system == "darwin":
+        monkeypatch.setattr(staging.sys, "platform", "darwin")
+    else:
+        monkeypatch.setattr(staging.ctypes, "CDLL", lambda *_, **__: object())
+    assert not staging.exchanged(os.fspath(tmp_path / "one"), os.fspath(tmp_path / "two"))
+
+
+def test_windows_locks_nothing_and_sweeps_nothing(tmp_path, monkeypatch):
+    monkeypatch.setattr(staging.sys, "platform", "win32")
+    target = os.fspath(tmp_path / "x")
+    with staging.file(target) as (path, descriptor):
+        os.close(descriptor)
+        staging.sweep(target)
+        os.rename(path, target)
+    with staging.folder(target):
+        staging.sweep(target)
+        assert len(os.listdir(tmp_path)) == 2
+    assert os.listdir(tmp_path) == ["x"]
+
+
+def test_what_another_took_the_place_of_is_not_swept(tmp_path, monkeypatch):
+    """Between opening it and locking it."""
+    left = tmp_path / ".x.0123456789ab.partial"
+    left.write_text("another's by now")
+    real = staging.fcntl.flock
+
+    def flock(descriptor, how):
+        left.unlink()
+        left.write_text("another's by now")
+        real(descriptor, how)
+
+    monkeypatch.setattr(staging.fcntl, "flock", flock)
+    staging.sweep(os.fspath(tmp_path / "x"))
+    assert left.read_text() == "another's by now"

@@ -1,0 +1,78 @@
+"""JSON from strangers."""
+
+from __future__ import annotations
+
+import json
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from vbfmt._format import strict_json
+
+VALUES = st.recursive(
+    st.none()
+    | st.booleans()
+    | st.integers()
+    | st.text()
+    | st.floats(allow_nan=False, allow_infinity=False),
+    lambda inner: st.lists(inner, max_size=3) | st.dictionaries(st.text(), inner, max_size=3),
+)
+
+
+@given(st.dictionaries(st.text(), VALUES, max_size=4))
+def test_what_json_writes_is_read_as_json_reads_it(value):
+    text = json.dumps(value)
+    assert strict_json.parse_object(text) == json.loads(text)
+    assert strict_json.is_object(text)
+
+
+@pytest.mark.parametrize(
+    ("text", "said"),
+    [
+        ("", "Expecting value"),
+        ("[]", "not an object"),
+        ('"a"', "not an object"),
+        ('{"a":NaN}', "NaN is not JSON"),
+        ('{"a":-Infinity}', "-Infinity is not JSON"),
+        ('{"a":{"b":1,"b":1}}', "a key twice"),
+        ('{"a":' + "9" * 1001 + "}", "too many digits"),
+        ('{"a":' * 65 + "1" + "}" * 65, "too deep"),
+        ('{"a":' + "[" * 10**6, "too deep"),
+        ("{} {}", "Extra data"),
+    ],
+)
+def test_refused(text, said):
+    with pytest.raises(ValueError, match=said):
+        strict_json.parse_object(text)
+    assert not strict_json.is_object(text)
+
+
+@pytest.mark.parametrize("number", ["1e400", "-1e999", "1" * 400 + ".0"])
+def test_a_number_beyond_floats_is_no_value_but_well_formed(number):
+    text = f'{{"a":{number}}}'
+    with pytest.raises(ValueError, match="more than a float can say"):
+        strict_json.parse_object(text)
+    assert strict_json.is_object(text)
+
+
+def test_the_limits_themselves_are_allowed():
+    assert strict_json.is_object('{"a":' + "9" * 1000 + "}")
+    assert strict_json.is_object('{"a":' * 64 + "1" + "}" * 64)
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("[]", "not an object"),
+        ('{"a":' + "[" * 64 + "]" * 64 + "}", "nesting is too deep"),
+        ("[" * 100_000, "nesting is too deep"),
+        ('{"a":' + "1" * 1001 + "}", "an integer of too many digits"),
+        ('{"a":1,"a":1}', "a key twice"),
+        ('{"a":' + "9" * 400 + ".0}", f"{'9' * 20} is more than a float can say"),
+    ],
+    ids=range(6),
+)
+def test_what_is_wrong_is_said_in_few_words(text, message):
+    with pytest.raises(ValueError, match=f"^{message}$"):
+        strict_json.parse_object(text)

@@ -1,0 +1,1 @@
+"""Files: durable writes, mapped reads, and the folders that PEFT reads."""

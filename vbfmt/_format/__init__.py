@@ -1,0 +1,1 @@
+"""The specification, section by section: container, header, canonical msgpack and rules."""

@@ -1,0 +1,216 @@
+"""The rules that an adapter's content obeys, each named by the fault that breaks it.
+
+Pure generators over plain values: the reader raises the first fault, `verify` lists all of them,
+and a writer cannot make what they refuse.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from vbfmt._format import strict_json
+from vbfmt._math.admixture import LARGEST_BANK, all_weights, index_dtype, out_of_order, repeats
+from vbfmt.errors import ContentError, VbfmtError
+from vbfmt.module import Module
+
+if TYPE_CHECKING:
+    from vbfmt.adapter import Adapter
+
+LONGEST_NAME = 1024
+"""Bytes of UTF-8 in a name."""
+
+_LONGEST_FAULT_LIST = 3
+
+
+def raise_first(faults: Iterable[VbfmtError]) -> None:
+    """Raise the first fault, if there is one."""
+    for fault in faults:
+        raise fault
+
+
+def broken_shape_rules(adapter: Adapter) -> Iterator[ContentError]:
+    """Faults of shapes, dtypes, names and texts: everything but the arrays' values."""
+    bank, indices, weights = adapter.bank, adapter.indices, adapter.weights
+    if bank.ndim != 2 or indices.ndim != 2 or weights.ndim != 2:
+        yield ContentError(
+            "bank, indices and weights must be matrices",
+            found=f"{bank.ndim}, {indices.ndim} and {weights.ndim} dimensions",
+        )
+        return
+    h, b = bank.shape
+    yield from broken_sizes(h, b, indices.shape[1])
+    yield from broken_modules(adapter.modules, bank.shape[1])
+    expected_rows = sum(module.rows(max(bank.shape[1], 1)) for module in adapter.modules)
+    expected = {
+        "bank": (np.dtype("<f4"), bank.shape),
+        "indices": (index_dtype(bank.shape[0]), (expected_rows, indices.shape[1])),
+        "weights": (np.dtype("<f4"), (expected_rows, indices.shape[1] - 1)),
+    }
+    for name, (dtype, shape) in expected.items():
+        array: NDArray[Any] = getattr(adapter, name)
+        if array.dtype != dtype or array.shape != shape or not array.flags.c_contiguous:
+            yield ContentError(
+                "wrong array",
+                part=name,
+                found=_describe(array),
+                expected=f"{dtype.name} {list(shape)}",
+            )
+    yield from broken_names(list(adapter.tensors), "other tensor")
+    yield from broken_texts(adapter)
+
+
+def broken_sizes(h: int, b: int, k: int) -> Iterator[ContentError]:
+    """Faults of h, b and k."""
+    if not 1 <= h <= LARGEST_BANK:
+        yield ContentError(
+            "the vector bank's size is out of range",
+            part="bank",
+            found=f"h = {h}",
+            expected=f"1 to {LARGEST_BANK} vectors",
+            advice="indices of this format are 16 bits at most",
+        )
+    if b < 1:
+        yield ContentError("vectors without elements", part="bank", found=f"b = {b}")
+    if not 1 <= k <= h:
+        yield ContentError("k is out of range", part="indices", found=k, expected=f"1 to {h} (h)")
+
+
+def broken_modules(modules: Sequence[Module], b: int) -> Iterator[ContentError]:
+    """Faults of the module table."""
+    if not modules:
+        yield ContentError("the adapter has no modules", part="module table")
+    yield from broken_names([module.name for module in modules], "module")
+    for module in modules:
+        part = f"module {module.name}"
+        if module.rank < 1:
+            yield ContentError("rank is out of range", part=part, found=module.rank, expected="≥ 1")
+        for what in ("in_features", "out_features"):
+            features = getattr(module, what)
+            if features < 1 or (b > 0 and features % b):
+                yield ContentError(
+                    f"{what} is not a multiple of the vector length",
+                    part=part,
+                    found=features,
+                    expected=f"a positive multiple of b = {b}",
+                )
+
+
+def broken_names(names: Sequence[str], kind: str) -> Iterator[ContentError]:
+    """Faults of names that must be distinct and ascend by their UTF-8 bytes."""
+    previous = b""
+    for position, name in enumerate(names):
+        fault = _fault_of_name(name)
+        if fault:
+            yield ContentError(f"{fault} of {kind}", part=f"{kind} {position}", found=repr(name))
+            return
+        encoded = name.encode()
+        if position and encoded <= previous:
+            again = "appears twice" if encoded == previous else "is not in the order of its bytes"
+            yield ContentError(f"{kind} name {again}", part=f"{kind} {position}", found=repr(name))
+        previous = encoded
+
+
+def broken_texts(adapter: Adapter) -> Iterator[ContentError]:
+    """Faults of the base model's name, the config and the metadata."""
+    texts: Mapping[str, str | None] = {
+        "base model": adapter.base_model,
+        "base revision": adapter.base_revision,
+        "config": adapter.config,
+        **{f"metadata {key!r}": value for key, value in adapter.metadata.items()},
+    }
+    for part, text in texts.items():
+        if text is not None and not _is_utf8(text):
+            yield ContentError("text is not valid Unicode", part=part, found=repr(text[:40]))
+    yield from broken_names(list(adapter.metadata), "metadata")
+    if adapter.config is not None and not strict_json.is_object(adapter.config):
+        yield ContentError("the source's config is not a JSON object", part="config")
+
+
+def broken_value_rules(adapter: Adapter) -> Iterator[ContentError]:
+    """Faults of the arrays' values, one for each rule that is broken, naming the first places."""
+    yield from broken_bank_values(adapter.bank)
+    yield from broken_index_values(adapter.indices, adapter.h)
+    yield from broken_weight_values(adapter.indices, adapter.weights)
+
+
+def broken_bank_values(bank: NDArray[np.float32]) -> Iterator[ContentError]:
+    """The bank is finite."""
+    bad = np.flatnonzero(~np.isfinite(bank).all(axis=1))
+    if bad.size:
+        yield ContentError("values that are not finite", part="bank", found=_places("vector", bad))
+
+
+def broken_index_values(indices: NDArray[Any], h: int) -> Iterator[ContentError]:
+    """Every index is below h and distinct within its row."""
+    bad = np.flatnonzero((indices >= h).any(axis=1))
+    if bad.size:
+        yield ContentError(
+            "index past the end of the bank",
+            part="indices",
+            found=f"{indices[bad[0]].max()} in {_places('row', bad)}",
+            expected=f"below {h} (h)",
+        )
+    bad = np.flatnonzero(repeats(indices))
+    if bad.size:
+        yield ContentError("an index twice in one row", part="indices", found=_places("row", bad))
+
+
+def broken_weight_values(
+    indices: NDArray[Any], weights: NDArray[np.float32]
+) -> Iterator[ContentError]:
+    """Weights are in [0, 1], not −0, and the rows are canonical."""
+    if not weights.shape[1]:
+        return
+    outside = ~((weights >= 0) & (weights <= 1)) | np.signbit(weights)
+    bad = np.flatnonzero(outside.any(axis=1))
+    if bad.size:
+        yield ContentError(
+            "weight outside its range",
+            part="weights",
+            found=f"{weights[bad[0]][outside[bad[0]]][0]} in {_places('row', bad)}",
+            expected="0 to 1",
+        )
+        return
+    bad = np.flatnonzero(out_of_order(indices, all_weights(weights)))
+    if bad.size:
+        yield ContentError(
+            "rows are not canonical",
+            part="weights",
+            found=_places("row", bad),
+            expected="weights descending, the largest left out, equal ones by ascending index",
+        )
+
+
+def _fault_of_name(name: str) -> str | None:
+    if not name:
+        return "empty name"
+    if not _is_utf8(name):
+        return "name that is not valid Unicode"
+    if len(name.encode()) > LONGEST_NAME:
+        return f"name longer than {LONGEST_NAME} bytes"
+    if any(ord(c) < 0x20 or 0x7F <= ord(c) < 0xA0 for c in name):
+        return "name with control characters"
+    return None
+
+
+def _is_utf8(text: str) -> bool:
+    try:
+        text.encode()
+    except UnicodeEncodeError:
+        return False
+    return True
+
+
+def _describe(array: NDArray[Any]) -> str:
+    order = "" if array.flags.c_contiguous else ", not contiguous"
+    return f"{array.dtype.name} {list(array.shape)}{order}"
+
+
+def _places(what: str, positions: NDArray[np.intp]) -> str:
+    shown = ", ".join(str(position) for position in positions[:_LONGEST_FAULT_LIST].tolist())
+    rest = positions.size - _LONGEST_FAULT_LIST
+    return f"{what} {shown}" + (f" and {rest} more" if rest > 0 else "")

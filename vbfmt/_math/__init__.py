@@ -1,0 +1,1 @@
+"""The paper's mathematics: logits → rows (top-k, softmax) → sub-vectors → factors."""

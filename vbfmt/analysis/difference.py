@@ -1,0 +1,172 @@
+"""What differs between two adapters, by part and module."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+
+import numpy as np
+from numpy.typing import NDArray
+
+from vbfmt._math.admixture import all_weights
+from vbfmt.adapter import Adapter
+from vbfmt.errors import few
+
+
+@dataclass(frozen=True)
+class ModuleDifference:
+    """A module that both adapters have and that is not the same in both.
+
+    Attributes:
+        name: the module.
+        shapes: in words, if features, rank or orientation differ; the rest is then None.
+        rows_reselected: rows that select other vectors of the bank.
+        largest_weight: largest difference of an admixture weight in rows that select the same.
+        largest_factor: largest difference of an element of A or B, which is what a model feels.
+    """
+
+    name: str
+    shapes: str | None = None
+    rows_reselected: int | None = None
+    largest_weight: float | None = None
+    largest_factor: float | None = None
+
+
+@dataclass(frozen=True)
+class Difference:
+    """What differs between adapters a and b; all empty if they are equal.
+
+    Attributes:
+        parts: differences of sizes, texts and other tensors: part → in words.
+        bank: largest difference of an element of the banks, if they have one shape; 0 if equal.
+        only_in_a, only_in_b: modules.
+        modules: modules in both that differ.
+        compared: modules in both.
+    """
+
+    parts: dict[str, str] = field(default_factory=dict)
+    bank: float = 0.0
+    only_in_a: tuple[str, ...] = ()
+    only_in_b: tuple[str, ...] = ()
+    modules: tuple[ModuleDifference, ...] = ()
+    compared: int = 0
+
+    @property
+    def same(self) -> bool:
+        """Whether nothing differs."""
+        return not self.lines()
+
+    @property
+    def largest(self) -> float:
+        """The largest difference of any element of any factor that both have."""
+        return max((module.largest_factor or 0.0 for module in self.modules), default=0.0)
+
+    def lines(self) -> list[str]:
+        """The differences in words, one line each, modules in one line together."""
+        result = [f"{part}: {words}" for part, words in self.parts.items()]
+        for where, names in (("first", self.only_in_a), ("second", self.only_in_b)):
+            if names:
+                result.append(f"{len(names)} modules only in the {where}: {few(names)}")
+        if self.modules:
+            names = tuple(module.name for module in self.modules)
+            result.append(
+                f"{len(names)} of {self.compared} modules: {few(names)}; "
+                f"largest difference of a factor's element {self.largest:.3g}"
+            )
+        return result
+
+
+def compare(a: Adapter, b: Adapter) -> Difference:
+    """What differs between two adapters."""
+    parts = {**_sizes(a, b), **_texts(a, b), **_tensors(a, b)}
+    bank = 0.0
+    if a.bank.shape == b.bank.shape and a.bank.tobytes() != b.bank.tobytes():
+        bank = _largest(a.bank, b.bank)
+        count = int(np.count_nonzero(a.bank.view("<u4") != b.bank.view("<u4")))
+        parts["bank"] = f"{count} of {a.bank.size} elements, largest difference {bank:.3g}"
+    names_a, names_b = ({module.name for module in adapter} for adapter in (a, b))
+    both = sorted(names_a & names_b)
+    found = (_module(a, b, name) for name in both)
+    return Difference(
+        parts,
+        bank,
+        tuple(sorted(names_a - names_b)),
+        tuple(sorted(names_b - names_a)),
+        tuple(module for module in found if module),
+        len(both),
+    )
+
+
+def _module(a: Adapter, b: Adapter, name: str) -> ModuleDifference | None:
+    one, other = a[name], b[name]
+    if one != other:
+        return ModuleDifference(name, shapes=f"{one} and {other}")
+    rows_a, rows_b = a.rows(name), b.rows(name)
+    reselected, weight = None, None
+    if a.k == b.k and a.b == b.b:
+        same = (a.indices[rows_a] == b.indices[rows_b]).all(axis=1)
+        reselected = int(np.count_nonzero(~same))
+        full_a, full_b = all_weights(a.weights[rows_a]), all_weights(b.weights[rows_b])
+        weight = _largest(full_a[same], full_b[same])
+    factor = max(_largest(x, y) for x, y in zip(a.factors(name), b.factors(name), strict=True))
+    if not reselected and not weight and not factor and a.k == b.k and a.b == b.b:
+        return None
+    return ModuleDifference(name, None, reselected, weight, factor)
+
+
+def _sizes(a: Adapter, b: Adapter) -> dict[str, str]:
+    return {
+        name: f"{getattr(a, name)} and {getattr(b, name)}"
+        for name in ("h", "b", "k")
+        if getattr(a, name) != getattr(b, name)
+    }
+
+
+def _texts(a: Adapter, b: Adapter) -> dict[str, str]:
+    parts: dict[str, str] = {}
+    for name, words in (("base_model", "base model"), ("base_revision", "base revision")):
+        if getattr(a, name) != getattr(b, name):
+            parts[words] = f"{getattr(a, name)!r} and {getattr(b, name)!r}"
+    if a.config != b.config:
+        parts["config"] = _configs(a.config, b.config)
+    if a.metadata != b.metadata:
+        parts["metadata"] = f"differs at {few(_differing(a.metadata, b.metadata))}"
+    return parts
+
+
+def _configs(one: str | None, other: str | None) -> str:
+    import json
+
+    if one is None or other is None:
+        return f"only in the {'second' if one is None else 'first'}"
+    # The text of each value: to Python, 1 and 1.0 and true are equal.
+    sides = (
+        {key: json.dumps(value, sort_keys=True) for key, value in json.loads(text).items()}
+        for text in (one, other)
+    )
+    keys = _differing(*sides)
+    return f"differs at {few(keys)}" if keys else "is spelled otherwise"
+
+
+def _differing(one: Mapping[str, str], other: Mapping[str, str]) -> tuple[str, ...]:
+    return tuple(sorted(key for key in {*one, *other} if one.get(key) != other.get(key)))
+
+
+def _tensors(a: Adapter, b: Adapter) -> dict[str, str]:
+    parts: dict[str, str] = {}
+    for name in sorted(set(a.tensors) | set(b.tensors)):
+        one, other = a.tensors.get(name), b.tensors.get(name)
+        if one is None or other is None:
+            parts[f"tensor {name}"] = f"only in the {'second' if one is None else 'first'}"
+        elif (one.dtype, one.shape) != (other.dtype, other.shape):
+            parts[f"tensor {name}"] = f"{one} and {other}"
+        elif one != other:
+            count = int(np.count_nonzero(one.data != other.data))
+            parts[f"tensor {name}"] = f"{count} of {one.data.size} bytes"
+    return parts
+
+
+def _largest(a: NDArray[np.float32], b: NDArray[np.float32]) -> float:
+    if not a.size:
+        return 0.0
+    return float(np.abs(a.astype(np.float64) - b.astype(np.float64)).max())

@@ -1,0 +1,160 @@
+"""What an adapter weighs, what it adapts and how it uses its bank, as numbers."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+
+from vbfmt.adapter import Adapter
+from vbfmt.analysis.module_names import places, reading_order
+from vbfmt.analysis.statistics import Balance, balance, largest_weights, rows_by_module, usage
+from vbfmt.module import Module
+
+_USAGE_BINS = 8
+_WEIGHT_BINS = 5
+
+
+@dataclass(frozen=True)
+class Group:
+    """Modules of one kind: the same place in their layers, same shape, same rank.
+
+    Attributes:
+        kind: what they are in their layers, ``q_proj``.
+        modules: how many.
+        in_features, out_features, rank: of each.
+        rows: sub-vectors of all of them.
+        vectors: vectors of the bank that they select.
+        largest_weight: the mean of their sub-vectors' largest admixture weights.
+    """
+
+    kind: str
+    modules: int
+    in_features: int
+    out_features: int
+    rank: int
+    rows: int
+    vectors: int
+    largest_weight: float
+
+
+@dataclass(frozen=True)
+class Histogram:
+    """Counts in bins of equal width.
+
+    Attributes:
+        edges: sides of the bins, one more than bins.
+        counts: how many values lie in each, its upper side excluded but for the last.
+    """
+
+    edges: tuple[float, ...]
+    counts: tuple[int, ...]
+
+
+@dataclass(frozen=True)
+class Sizes:
+    """Sizes in bytes.
+
+    Attributes:
+        bank, indices, weights, tensors: the parts of the packed file.
+        file: the whole of it, header and padding included.
+        logits: a float32 checkpoint of the same adapter with its logits (bank included).
+        lora: its factors as float32 LoRA.
+    """
+
+    bank: int
+    indices: int
+    weights: int
+    tensors: int
+    file: int
+    logits: int
+    lora: int
+
+    @property
+    def rest(self) -> int:
+        """Header and padding."""
+        return self.file - self.bank - self.indices - self.weights - self.tensors
+
+
+@dataclass(frozen=True)
+class Summary:
+    """An adapter in numbers.
+
+    Attributes:
+        sizes: in bytes.
+        balance: how evenly the bank is used.
+        usage: of the times that vectors are selected.
+        largest_weights: of the sub-vectors' largest admixture weights, from 1/k to 1.
+        mean_largest_weight: their mean.
+        groups: the modules by kind, in the model's order.
+    """
+
+    sizes: Sizes
+    balance: Balance
+    usage: Histogram
+    largest_weights: Histogram
+    mean_largest_weight: float
+    groups: tuple[Group, ...]
+
+
+def summarize(adapter: Adapter, file_length: int) -> Summary:
+    """The summary of an adapter whose packed file has `file_length` bytes."""
+    extras = sum(tensor.data.nbytes for tensor in adapter.tensors.values())
+    weights = largest_weights(adapter)
+    least = 1 / adapter.k if adapter.k > 1 else 0  # of one weight, all are 1
+    found, edges = np.histogram(weights, _WEIGHT_BINS, (least, 1))
+    return Summary(
+        sizes=Sizes(
+            bank=adapter.bank.nbytes,
+            indices=adapter.indices.nbytes,
+            weights=adapter.weights.nbytes,
+            tensors=extras,
+            file=file_length,
+            logits=4 * adapter.N * adapter.h + adapter.bank.nbytes + extras,
+            lora=4 * adapter.N * adapter.b + extras,
+        ),
+        balance=balance(adapter),
+        usage=_usage(adapter),
+        largest_weights=Histogram(tuple(edges.tolist()), tuple(found.tolist())),
+        mean_largest_weight=float(weights.mean(dtype=np.float64)),
+        groups=_groups(adapter),
+    )
+
+
+def _usage(adapter: Adapter) -> Histogram:
+    counts = usage(adapter)
+    low, high = int(counts.min()), int(counts.max())
+    width = max(1, -(-(high - low + 1) // _USAGE_BINS))
+    edges = np.arange(low, high + width + 1, width)
+    found = np.bincount((counts - low) // width, minlength=len(edges) - 1)
+    return Histogram(tuple(edges.tolist()), tuple(found.tolist()))
+
+
+def _groups(adapter: Adapter) -> tuple[Group, ...]:
+    where = places(module.name for module in adapter)
+    members: dict[tuple[str, int, int, int], list[Module]] = {}
+    for name in reading_order(adapter):
+        m = adapter[name]
+        members.setdefault((where[name].kind, m.in_features, m.out_features, m.rank), []).append(m)
+    number = {module.name: position for position, module in enumerate(adapter)}
+    of_module = np.empty(len(adapter), dtype=np.intp)
+    for position, found in enumerate(members.values()):
+        of_module[[number[m.name] for m in found]] = position
+    of_row = of_module[rows_by_module(adapter)[0]]
+    rows = np.bincount(of_row, minlength=len(members))
+    weights = np.bincount(of_row, largest_weights(adapter), minlength=len(members)) / rows
+    used = np.zeros((len(members), adapter.h), dtype=bool)
+    used[of_row[:, None], adapter.indices] = True
+    return tuple(
+        Group(
+            kind,
+            len(found),
+            inner,
+            outer,
+            rank,
+            int(rows[position]),
+            int(used[position].sum()),
+            float(weights[position]),
+        )
+        for position, ((kind, inner, outer, rank), found) in enumerate(members.items())
+    )
