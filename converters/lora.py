@@ -37,6 +37,7 @@ def write(
     drop_extras: bool = False,
     overwrite: bool = False,
     card: bytes | None = None,
+    experts: bool | None = None,
 ) -> int:
     """Write the factors A and B of every module, streamed, as a PEFT LoRA folder.
 
@@ -51,6 +52,7 @@ def write(
         drop_extras: leave out trained biases and heads. They are kept otherwise, and PEFT takes
             them; not every other runtime does (vbfmt.converters.runtimes).
         card: a model card to put there too.
+        experts: whether the base is a mixture-of-experts model; None if that is not known.
 
     Returns:
         bytes written.
@@ -71,7 +73,7 @@ def write(
                     part=key,
                     advice="leave such tensors out: --drop-extras",
                 )
-    config = peft_config.for_lora(adapter, rank, extras=not drop_extras)
+    config = peft_config.for_lora(adapter, rank, extras=not drop_extras, experts=experts)
     with storage.new_folder(path, overwrite=overwrite) as folder:
         length = safetensors.write(
             os.path.join(folder, peft_layout.WEIGHTS),

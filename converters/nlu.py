@@ -17,7 +17,12 @@ from typing import Any
 from vbfmt._files import peft_layout
 from vbfmt.adapter import Adapter
 from vbfmt.converters import _tiled as tiled
-from vbfmt.converters._files.checkpoint import Checkpoint, agreed_k, bank_of
+from vbfmt.converters._files.checkpoint import (
+    Checkpoint,
+    agreed_k,
+    bank_of,
+    require_gathered,
+)
 from vbfmt.converters.peft.rows import Notice
 from vbfmt.errors import SourceError, VbfmtError
 from vbfmt.module import Module
@@ -75,6 +80,7 @@ def _adapter(
     k = agreed_k({"--topk": topk, _CONFIG: _plain(config.get("topk"))})
     rows = tiled.rows_by_module(tensors, modules, k, len(bank), tiled.NLU, notice)
     head = {key: tensor for key, tensor in tensors.items() if trunk and not key.startswith(trunk)}
+    require_gathered(head)
     left = _what_was_left(tensors, head)
     if notice and left:
         notice(left)

@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from typing import Literal, TypeAlias
 
 from vbfmt.converters.lowrank import LowRank
+from vbfmt.converters.names import targets
 from vbfmt.errors import TargetError
 
 Effect: TypeAlias = Literal["refuses", "drops", "needs"]
@@ -113,6 +114,12 @@ def _query_without_value(adapter: LowRank) -> str | None:
     )
 
 
+def _parameters(adapter: LowRank) -> str | None:
+    """Dense layers of a mixture-of-experts model, which are no ``target_modules``."""
+    found = targets.exact([module.name for module in adapter.modules]).parameters
+    return _few([name.removesuffix(".weight") for name in found])
+
+
 def _orphans(adapter: LowRank) -> str | None:
     """Parts of fused layers without the part that SGLang fuses them to."""
     names = {module.name for module in adapter.modules}
@@ -163,6 +170,13 @@ RULES = (
         f"{_VLLM}, validate_legal",
     ),
     Rule("sglang", "drops", _outside_layers_and_ends, _MERGE, f"{_SGLANG}, _process_weight"),
+    Rule(
+        "sglang",
+        "drops",
+        _parameters,
+        f"it reads target_modules, not target_parameters: {_MERGE}",
+        "sglang/srt/lora/lora_manager.py",
+    ),
     Rule("sglang", "drops", _others, _MERGE, f"{_SGLANG}, _process_weight"),
     Rule("sglang", "refuses", _biases, _LEAVE_OUT, "sglang/srt/lora/mem_pool.py"),
     Rule(
@@ -199,8 +213,8 @@ RULES = (
 """Read in vllm 0.33.0 and sglang 0.5.23 (whose own files tests/converters/test_serving.py runs),
 text-generation-inference at commit 45d95bd and llama.cpp as of llama-cpp-python 0.3.36. For mlx-lm
 there is none: what it would drop, `vbfmt.converters.mlx` refuses to write. What is written here
-already keeps to the rules on configs that are not listed: one integer rank, alpha equal to it, leaf
-names as targets, no DoRA, no rank pattern."""
+already keeps to the rules on configs that are not listed: one integer rank, alpha equal to it,
+whole names as targets, no DoRA, no rank pattern."""
 
 TAKES = {
     "vllm": "peft",

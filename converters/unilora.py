@@ -19,7 +19,7 @@ from vbfmt._files import peft_layout
 from vbfmt._files.peft_layout import names_of
 from vbfmt._math.admixture import LARGEST_BANK, Rows, index_dtype
 from vbfmt.adapter import Adapter
-from vbfmt.converters._files.checkpoint import FLOATS, Checkpoint
+from vbfmt.converters._files.checkpoint import FLOATS, Checkpoint, require_gathered
 from vbfmt.converters.peft import config as peft_config
 from vbfmt.converters.peft.rows import Notice
 from vbfmt.errors import SourceError, VbfmtError
@@ -87,6 +87,7 @@ def _adapter(
         indices = _indices_of_seed(config, base, len(theta))
         scales = _scales_of(indices, len(theta))
     others = [key for key in tensors if key not in parts and not _THETA.match(key)]
+    require_gathered(tensors)
     trained = names_of(others, peft_layout.PREFIX, indices)
     name, revision = peft_layout.base_of(config or {})
     adapter = Adapter.from_rows(

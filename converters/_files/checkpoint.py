@@ -13,7 +13,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from vbfmt._files import json_file, peft_layout, storage
-from vbfmt.converters._files import pickle, safetensors
+from vbfmt.converters._files import pickle, safetensors, training_run
 from vbfmt.errors import ContentError, SourceError
 from vbfmt.tensors import Tensor
 
@@ -24,6 +24,7 @@ WEIGHTS = (
     "adapter_model.bin",
     "model.safetensors",
     "pytorch_model.bin",
+    "pytorch_model_fsdp.bin",
 )
 """Weights that a folder is searched for, in this order: an adapter's own before a whole model's."""
 
@@ -32,6 +33,9 @@ CONFIGS = (peft_layout.CONFIG, "config.json")
 
 FLOATS = ("F32", "F16", "BF16", "F64")
 """Dtypes that banks and logits come in."""
+
+_INDEXES = ("model.safetensors.index.json", "pytorch_model.bin.index.json")
+"""Indexes of a whole model in several files."""
 
 _SUFFIXES = (".safetensors", ".bin", ".pt", ".pth")
 
@@ -88,9 +92,28 @@ def open_checkpoint(path: PathLike) -> Checkpoint:
         file = _locate(Path(path))
     except OSError as error:
         raise storage.refusal("cannot read", path, error) from None
+    return Checkpoint(file, _sharded(file) if file.name in _INDEXES else _tensors(file))
+
+
+def _tensors(file: Path) -> Mapping[str, Tensor]:
     if file.suffix == ".safetensors":
-        return Checkpoint(file, safetensors.read(file).tensors)
-    return Checkpoint(file, pickle.read(file))
+        return safetensors.read(file).tensors
+    return pickle.read(file)
+
+
+def _sharded(index: Path) -> dict[str, Tensor]:
+    """The tensors of all files that an index names."""
+    places = json_file.read(index).get("weight_map")
+    names = set(places.values()) if isinstance(places, dict) else set()
+    result: dict[str, Tensor] = {}
+    for name in sorted(names, key=str):
+        sound = isinstance(name, str) and os.path.basename(name) == name and "\\" not in name
+        if not sound or not name.endswith(_SUFFIXES):
+            raise SourceError("not a file of weights", file=index, found=shown(name))
+        result.update(_tensors(index.parent / name))
+    if not result:
+        raise SourceError("not an index of weights", file=index, expected="a weight_map")
+    return result
 
 
 def agreed_k(said: Mapping[str, object]) -> int:
@@ -138,6 +161,25 @@ def shown(value: object) -> str:
     return json.dumps(value, ensure_ascii=False)[:80]
 
 
+def require_gathered(tensors: Mapping[str, Tensor]) -> None:
+    """Refuse tensors without elements: DeepSpeed's ZeRO-3 leaves them where it has partitioned
+    parameters.
+
+    Raises:
+        SourceError: names the first.
+    """
+    empty = [key for key, tensor in tensors.items() if tensor.shape == (0,)]
+    if empty:
+        raise SourceError(
+            "tensors without elements, as DeepSpeed ZeRO-3 leaves where its parameters are not "
+            "gathered",
+            part=empty[0],
+            found=f"{len(empty)} of {len(tensors)} tensors empty",
+            advice="run zero_to_fp32.py in the training checkpoint and pack its output, or save "
+            "with stage3_gather_16bit_weights_on_model_save",
+        )
+
+
 def bank_of(tensor: Tensor) -> NDArray[np.float32]:
     """The vector bank (h, b) in float32.
 
@@ -165,9 +207,10 @@ def bank_of(tensor: Tensor) -> NDArray[np.float32]:
 
 def _locate(path: Path) -> Path:
     if path.is_dir():
-        weights = next((path / name for name in WEIGHTS if (path / name).is_file()), None)
+        names = (*WEIGHTS, *_INDEXES)
+        weights = next((path / name for name in names if (path / name).is_file()), None)
         if weights is None:
-            raise SourceError(
+            raise training_run.refusal(path) or SourceError(
                 "no adapter weights",
                 file=path,
                 found=", ".join(map(_described, sorted(path.iterdir())[:5])) or "an empty folder",

@@ -12,6 +12,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from vbfmt._files import json_file, peft_layout, storage
+from vbfmt._files.wrappers import without_wrappers
 from vbfmt.adapter import Adapter
 from vbfmt.converters._files import safetensors
 from vbfmt.converters._files.checkpoint import (
@@ -20,6 +21,7 @@ from vbfmt.converters._files.checkpoint import (
     agreed_k,
     bank_of,
     open_checkpoint,
+    require_gathered,
     size_in,
 )
 from vbfmt.converters.hub.card import NAME as CARD
@@ -74,8 +76,15 @@ def from_tensors(
     notice: Notice | None = None,
 ) -> Adapter:
     """The same from a state dict and a config at hand."""
-    keys = parse(tensors)
+    keys = parse(tensors, bias=str((config or {}).get("bias", "none")))
+    require_gathered({key: tensors[key] for key in keys.all})
+    _require_one_bank(keys, tensors)
     bank = bank_of(tensors[keys.bank])
+    if keys.left_out and notice:
+        notice(
+            f"a whole model's state dict: {len(keys.left_out)} tensors of the base model were left "
+            f"out; {len(keys.others)} trained beside the adapter were kept"
+        )
     peft_config.require_sizes(config or {}, *bank.shape)
     k = _agreed_k(keys, tensors, config, topk)
     modules = {
@@ -91,7 +100,7 @@ def from_tensors(
         base_model=base_model,
         base_revision=base_revision,
     )
-    kept = peft_layout.canonical(config, adapter) if config else None
+    kept = peft_layout.canonical(_unwrapped(config), adapter) if config else None
     return dataclasses.replace(adapter, config=kept) if kept else adapter
 
 
@@ -143,6 +152,27 @@ def write(
         if card is not None:
             length += storage.write(os.path.join(folder, CARD), [card], overwrite=False)
     return length
+
+
+def _unwrapped(config: Mapping[str, Any]) -> Mapping[str, Any]:
+    """The config with the names of targets as they are in the model itself."""
+    targets = config.get("target_modules")
+    if not isinstance(targets, list):
+        return config
+    plain = [without_wrappers(name) if isinstance(name, str) else name for name in targets]
+    return {**config, "target_modules": plain}
+
+
+def _require_one_bank(keys: Keys, tensors: Mapping[str, Tensor]) -> None:
+    """Refuse a whole model whose layers hold different banks."""
+    for key in keys.copies:
+        if tensors[key] != tensors[keys.bank]:
+            raise SourceError(
+                "two vector banks with different values",
+                part=key,
+                expected=f"the values of {keys.bank}",
+                advice="VB-LoRA has one bank for all layers: save the adapter with save_pretrained",
+            )
 
 
 def _agreed_k(

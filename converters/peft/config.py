@@ -10,6 +10,7 @@ from vbfmt._files.peft_layout import CONFIG, NAMES_CODE, about_extras, config_of
 from vbfmt.adapter import Adapter
 from vbfmt.converters._files.checkpoint import shown, size_in
 from vbfmt.converters.lowrank import LowRank
+from vbfmt.converters.names import targets
 from vbfmt.errors import SourceError
 
 PathLike = str | os.PathLike[str]
@@ -78,17 +79,18 @@ def for_vblora(adapter: Adapter, rank: int) -> dict[str, Any]:
     }
 
 
-def for_lora(adapter: LowRank, rank: int, *, extras: bool) -> dict[str, Any]:
+def for_lora(
+    adapter: LowRank, rank: int, *, extras: bool, experts: bool | None = None
+) -> dict[str, Any]:
     """The config with which PEFT, vLLM and llama.cpp's converter load the adapter as LoRA.
 
-    One integer rank, alpha equal to it (scale 1), leaf names as targets: what every runtime takes.
+    One integer rank, alpha equal to it (scale 1), whole names as targets.
+
+    Args:
+        experts: whether the base is a mixture-of-experts model, if that is known.
     """
     config = config_of(adapter)
-    kept = {
-        key: config[key]
-        for key in ("exclude_modules", "layers_to_transform", "layers_pattern")
-        if config.get(key) is not None
-    }
+    target = targets.exact([module.name for module in adapter.modules], experts=experts)
     return {
         "peft_type": "LORA",
         "task_type": config.get("task_type"),
@@ -98,7 +100,8 @@ def for_lora(adapter: LowRank, rank: int, *, extras: bool) -> dict[str, Any]:
         "r": rank,
         "lora_alpha": rank,
         "lora_dropout": 0.0,
-        "target_modules": sorted({module.name.rpartition(".")[2] for module in adapter.modules}),
+        "target_modules": list(target.modules),
+        **({"target_parameters": list(target.parameters)} if target.parameters else {}),
         "fan_in_fan_out": any(module.fan_in_fan_out for module in adapter.modules),
         "bias": "none",
         "modules_to_save": None,
@@ -107,6 +110,5 @@ def for_lora(adapter: LowRank, rank: int, *, extras: bool) -> dict[str, Any]:
         "init_lora_weights": True,
         "rank_pattern": {},
         "alpha_pattern": {},
-        **kept,
         **(about_extras(adapter, "lora_only") if extras else {}),
     }

@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Collection, Iterable, Mapping
+from collections.abc import Collection, Mapping
 from dataclasses import dataclass
 from typing import Literal, TypeAlias
 
 from vbfmt._files.peft_layout import names_of
+from vbfmt._files.wrappers import by_plain_name, parallel_prefix
 from vbfmt.errors import SourceError
 
 Factor: TypeAlias = Literal["A", "B"]
@@ -17,23 +18,40 @@ _ROWS = re.compile(
     r"^(?P<module>.+)\.vblora_logits_(?P<factor>[AB])"
     r"(?:\.(?P<adapter>[^.]+?))?(?:_topk_(?P<what>indices|weights))?$"
 )
+_ROOT = re.compile(r"^(?:.*?\.)?base_model\.model\.")
+_TRAINED_WHOLE = ".modules_to_save."
+_UNDER = ".base_layer"
 
 
 @dataclass(frozen=True)
 class Keys:
-    """What a state dict's keys say.
+    """The parts of a state dict.
 
     Attributes:
         bank: the key of the vector bank.
+        copies: further keys of the bank: a whole model's state dict has one for each layer.
         modules: module name → factor → ``logits``, or ``indices`` and ``weights`` → key.
-        others: name in the base model → key, of everything else.
+        others: name in the base model → key, of the other trained tensors.
         in_logits_form: whether it holds logits, not their top k.
+        left_out: keys of the base model's own weights, in a whole model's state dict.
     """
 
     bank: str
+    copies: tuple[str, ...]
     modules: dict[str, dict[Factor, dict[str, str]]]
     others: dict[str, str]
     in_logits_form: bool
+    left_out: tuple[str, ...] = ()
+
+    @property
+    def all(self) -> list[str]:
+        """The keys of everything that becomes part of the adapter."""
+        parts = [part for factors in self.modules.values() for part in factors.values()]
+        return [
+            self.bank,
+            *(key for part in parts for key in part.values()),
+            *self.others.values(),
+        ]
 
     def in_order(self, what: str) -> list[str]:
         """The keys of that part, module by module, A then B."""
@@ -48,35 +66,109 @@ class Keys:
 _FACTORS: tuple[Factor, Factor] = ("A", "B")
 
 
-def parse(keys: Collection[str]) -> Keys:
-    """Sort the keys of a state dict.
+@dataclass(frozen=True)
+class _Row:
+    """One key of logits, indices or weights."""
+
+    key: str
+    module: str
+    factor: Factor
+    what: str
+    adapter: str
+
+
+def parse(keys: Collection[str], *, bias: str = "none") -> Keys:
+    """Sort the keys of a state dict: an adapter's alone, or a whole model's.
+
+    Names come out without what torch.compile, FSDP, DDP and activation checkpointing add.
+
+    Args:
+        bias: which biases are trained, in PEFT's words. Used for a whole model's state dict, which
+            does not tell.
 
     Raises:
         SourceError: no bank or several, several adapters, half a factor, both forms at once.
     """
-    bank = _the_bank(keys)
-    wrap = _BANK.match(bank)["wrap"] if _BANK.match(bank) else ""  # type: ignore[index]
-    prefix = f"{wrap}model." if wrap else ""
+    plain = _plain(keys)
+    rows = [row for name, key in sorted(plain.items()) if (row := _row(name, key))]
+    banks = {name: match for name in plain if (match := _BANK.match(name))}
+    bank, copies = _the_bank(banks, {row.module for row in rows}, plain)
+    _require_one_adapter({row.adapter for row in rows})
+    prefix = _prefix(bank, rows)
     modules: dict[str, dict[Factor, dict[str, str]]] = {}
-    others: dict[str, str] = {}
-    adapters: set[str] = set()
-    twice: list[str] = []
-    for key in sorted(set(keys) - {bank}):
-        match = _ROWS.match(key)
-        if match is None:
-            others[key] = key
-            continue
-        factor: Factor = "A" if match["factor"] == "A" else "B"
-        name = match["module"].removeprefix(prefix)
-        part = modules.setdefault(name, {}).setdefault(factor, {})
-        adapters.add(match["adapter"] or "")
-        if part.setdefault(match["what"] or "logits", key) != key:
-            twice.append(key)
-    _require_one_adapter(adapters)
-    if twice:
-        raise SourceError("one tensor under two keys", part=twice[0])
+    for row in rows:
+        name = row.module.removeprefix(prefix)
+        part = modules.setdefault(name, {}).setdefault(row.factor, {})
+        if part.setdefault(row.what, row.key) != row.key:
+            raise SourceError("one tensor under two keys", part=row.key)
     in_logits_form = _one_form(modules)
-    return Keys(bank, modules, names_of(others, prefix, modules), in_logits_form)
+    taken = {row.key for row in rows}
+    rest = {n: key for n, key in plain.items() if n not in banks and key not in taken}
+    kept = _trained(rest, {row.module for row in rows}, bias)
+    names = names_of(kept, prefix, modules)
+    return Keys(
+        bank=plain[bank],
+        copies=tuple(plain[name] for name in copies),
+        modules=modules,
+        others={name: plain[key] for name, key in names.items()},
+        in_logits_form=in_logits_form,
+        left_out=tuple(sorted(set(rest) - set(kept))),
+    )
+
+
+def _plain(keys: Collection[str]) -> dict[str, str]:
+    """Name without wrappers → key."""
+    result = {}
+    for name, found in by_plain_name(keys).items():
+        if len(found) > 1:
+            raise SourceError("two tensors for one name", part=name, found=", ".join(found[:2]))
+        result[name] = found[0]
+    return result
+
+
+def _row(name: str, key: str) -> _Row | None:
+    match = _ROWS.match(name)
+    if match is None:
+        return None
+    factor: Factor = "A" if match["factor"] == "A" else "B"
+    what = match["what"] or "logits"
+    return _Row(key, match["module"], factor, what, match["adapter"] or "")
+
+
+def _prefix(bank: str, rows: Collection[_Row]) -> str:
+    """What all names have in front of those of the base model."""
+    names = [row.module for row in rows]
+    wrap = _wrap(bank)
+    if wrap and wrap.removesuffix(".") not in names:
+        prefix = f"{wrap}model."
+    else:  # the bank's own name tells nothing
+        match = _ROOT.match(names[0]) if names else None
+        prefix = match[0] if match else ""
+    if not all(name.startswith(prefix) for name in names):
+        return prefix
+    return prefix + parallel_prefix([name.removeprefix(prefix) for name in names])
+
+
+def _wrap(bank: str) -> str:
+    match = _BANK.match(bank)
+    return match["wrap"] if match else ""
+
+
+def _trained(rest: Mapping[str, str], modules: Collection[str], bias: str) -> dict[str, str]:
+    """Of the tensors that are no part of the mixture those that were trained: all of them, but in
+    a whole model's state dict only what PEFT saves whole, and biases if the config says so."""
+    if not any(f"{module}{_UNDER}.weight" in rest for module in modules):
+        return dict(rest)
+
+    def is_trained(name: str) -> bool:
+        if _TRAINED_WHOLE in name:
+            return True
+        if not name.endswith(".bias"):
+            return False
+        of_a_layer = name.removesuffix(f"{_UNDER}.bias") in modules
+        return bias == "all" or (of_a_layer and bias == "vblora_only")
+
+    return {name: key for name, key in rest.items() if is_trained(name)}
 
 
 def _require_one_adapter(names: Collection[str]) -> None:
@@ -89,19 +181,24 @@ def _require_one_adapter(names: Collection[str]) -> None:
         )
 
 
-def _the_bank(keys: Iterable[str]) -> str:
-    matches = {key: match for key in keys if (match := _BANK.match(key))}
-    banks = sorted(matches)
-    if len(banks) == 1:
-        return banks[0]
-    _require_one_adapter({match["adapter"] or "" for match in matches.values()})
-    lora = any(".lora_A" in key or ".lora_B" in key for key in keys)
+def _the_bank(
+    banks: Mapping[str, re.Match[str]], modules: Collection[str], names: Collection[str]
+) -> tuple[str, list[str]]:
+    """The bank's name, and those of its copies in the adapted layers."""
+    _require_one_adapter({match["adapter"] or "" for match in banks.values()})
+    in_layers = sorted(name for name in banks if _wrap(name).removesuffix(".") in modules)
+    alone = sorted(set(banks) - set(in_layers))
+    if len(alone) == 1:
+        return alone[0], in_layers
+    if not alone and in_layers:
+        return in_layers[0], in_layers[1:]
+    lora = any(".lora_A" in name or ".lora_B" in name for name in names)
     raise SourceError(
         "not one VB-LoRA adapter",
         part="vector bank",
-        found=", ".join(banks[:3]) if banks else "LoRA factors" if lora else "none",
+        found=", ".join(alone[:3]) if alone else "LoRA factors" if lora else "none",
         expected="one key like base_model.vblora_vector_bank",
-        advice="this is a standard LoRA already" if lora and not banks else None,
+        advice="this is a standard LoRA already" if lora and not alone else None,
     )
 
 

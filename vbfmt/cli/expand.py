@@ -69,6 +69,7 @@ def command(
     from vbfmt.converters import WRITERS, runtimes, sources
     from vbfmt.converters.hub import card as cards
     from vbfmt.converters.lowrank import combine, reduction
+    from vbfmt.converters.names import targets
     from vbfmt.packed import load
 
     if check and runtimes.TAKES[check] != to:
@@ -102,7 +103,8 @@ def command(
     written = writer.write(
         adapter, output, dtype=dtype, drop_extras=drop_extras, overwrite=force, **options
     )
-    for notice in _notices(total, check):
+    doubt = targets.doubt([module.name for module in adapter.modules]) if to == "peft" else None
+    for notice in filter(None, [*_notices(total, check), doubt]):
         note(notice)
     answer = {
         "output": output,
