@@ -71,6 +71,7 @@ fuzz: $(VENV)/dev
 	$(BIN)/python -m tests.fuzz packed 1200000
 	$(BIN)/python -m tests.fuzz peft 400000
 	$(BIN)/python -m tests.fuzz safetensors 600000
+	$(BIN)/python -m tests.fuzz pickle 1000000
 	$(BIN)/python -m tests.fuzz.reached
 
 flips: $(VENV)/dev

@@ -1,81 +1,244 @@
-"""Tensors of PyTorch's own file format (``.bin``, ``.pt``): a pickle, read without running it."""
+"""Tensors of PyTorch's own file format (``.bin``, ``.pt``), read without PyTorch and without
+running anything.
+
+Two forms: a zip archive with a pickle and a record for each storage (PyTorch 1.6 and later), and a
+row of pickles followed by the storages. Every size is checked against the file before it is used,
+and a tensor is a view of the mapped file. What is read has the values that
+``torch.load(weights_only=True)`` gives; what that refuses is refused here too.
+"""
 
 from __future__ import annotations
 
-import math
 import os
-import warnings
-import zipfile
+import struct
+from collections.abc import Iterator, Mapping
+from typing import Any
 
+import numpy as np
+from numpy.typing import NDArray
+
+from vbfmt._files import storage
+from vbfmt.converters._files import state_dict_program, zip_records
+from vbfmt.converters._files.state_dict_program import Storage, View
 from vbfmt.errors import SourceError
-from vbfmt.tensors import TORCH, Tensor
+from vbfmt.tensors import BITS, Tensor
 
-_COPIES = 2
-"""Tensors that are not row-major are copied: at most so many times the file's length of them."""
+LONGEST_PROGRAM = 64 << 20
+"""Bytes of the pickle in a file: names and shapes of its tensors."""
+
+MEMORY = 40 << 20
+"""Bytes that the objects of a pickle may take: those of some 25,000 tensors."""
+
+_MOST_TIMES = 4
+"""Tied weights are stored once and have several names: the tensors of a file may have so many times
+its bytes."""
+
+_MAGIC = 0x1950A86A20F9469CFC6C
+_PROTOCOL = 1001
+_VERSIONS = range(1, 11)
+_LONGEST_TEXT = 256
+"""Bytes of a record that describes the archive."""
+
+Contents = Mapping[str, NDArray[np.uint8]]
+"""Bytes of storages by key."""
 
 
 def read(path: str | os.PathLike[str]) -> dict[str, Tensor]:
-    """The tensors by name.
+    """Return the tensors by name; nothing is copied, save tensors that are not row-major.
 
     Raises:
-        SourceError: torch is missing, the file is no state dict, or it holds more than tensors:
-            it is opened with ``weights_only=True``, which refuses to run code.
+        SourceError: the file is no state dict, holds more than tensors, or does not hold what it
+            claims to.
+        StorageError: it cannot be read.
+    """
+    data = storage.read(path, mmap=True)
+    try:
+        return parse(data)
+    except SourceError as error:
+        raise error.in_file(path) from None
+
+
+def parse(data: memoryview) -> dict[str, Tensor]:
+    """Return the tensors in bytes at hand, as `read`.
+
+    Raises:
+        SourceError: as `read`.
     """
     try:
-        import torch
-    except ImportError:
-        raise SourceError(
-            "a pickle needs PyTorch to be read", file=path, advice="pip install 'vbfmt[torch]'"
-        ) from None
-    try:
-        # Mapped, so that weights larger than memory can be read; PyTorch's format of before 2020
-        # cannot be.
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore")  # about pickle protocols
-            state = torch.load(
-                path, map_location="cpu", weights_only=True, mmap=zipfile.is_zipfile(path)
-            )
-    except OSError as error:
-        raise SourceError("cannot read", file=path, found=error.strerror) from None
-    except Exception as error:  # noqa: BLE001 - whatever a damaged or hostile pickle provokes
+        state, contents = _parsed(data)
+        return _tensors(state, contents, len(data))
+    except SourceError:
+        raise
+    except ValueError as error:  # UnicodeDecodeError is one
         raise SourceError(
             "not a pickle of tensors alone: refused",
-            file=path,
-            found=_reason(error),
-            expected="a state dict that torch.load(weights_only=True) reads",
+            found=error,
+            expected="a state dict as torch.save writes it",
             advice="convert it to safetensors where you trust it",
         ) from None
-    if not isinstance(state, dict):
-        raise SourceError(
-            "not a state dict", file=path, found=type(state).__name__, expected="tensors by name"
+
+
+def _parsed(data: memoryview) -> tuple[Any, Contents]:
+    """The object in a file, and the bytes of the storages that it mentions."""
+    if data[: len(zip_records.BEGINS)] == zip_records.BEGINS:
+        return _of_archive(data)
+    return _of_row(data)
+
+
+def _of_archive(data: memoryview) -> tuple[Any, Contents]:
+    records = zip_records.read(data)
+    top = next(iter(records), "").partition("/")[0] + "/"
+    own = {}
+    for name, (begin, end) in records.items():
+        inner = name.removeprefix(top)
+        # PyTorch finds records without regard to case.
+        if not name.startswith(top) or inner != inner.lower():
+            raise ValueError(f"a record {name[:80]!r} beside those of torch.save")
+        own[inner] = data[begin:end]
+    if "data.pkl" not in own or "constants.pkl" in own or ".data/version" in own:
+        raise ValueError("no archive of torch.save")
+    if _text(own, "byteorder", "little") != "little":
+        raise ValueError("unsupported: values with the most significant byte first")
+    version = _text(own, "version", "").rstrip("\n")
+    if not version.isdecimal() or len(version) > 2 or int(version) not in _VERSIONS:
+        raise ValueError(f"unsupported: version {version!r} of the archive")
+    alignment = _text(own, ".storage_alignment", "64")
+    if not (alignment.isascii() and alignment.isdecimal()):
+        raise ValueError("an unreadable alignment of storages")
+    _text(own, ".data/serialization_id", "")
+    program = own["data.pkl"]
+    storages: dict[str, Storage] = {}
+    _require_short(program)
+    state, _ = state_dict_program.run(program, 0, MEMORY, storages, arity=4)
+    contents = {}
+    for key, described in storages.items():
+        content = own.get(f"data/{key}")
+        if content is None or len(content) != described.size:
+            found = "is missing" if content is None else f"has {len(content)} bytes"
+            raise ValueError(f"storage {key[:40]!r} {found}, not {described.size}")
+        contents[key] = np.frombuffer(content, np.uint8)
+    return state, contents
+
+
+def _text(records: Mapping[str, memoryview], name: str, default: str) -> str:
+    """The content of a short record."""
+    content = records.get(name)
+    if content is None:
+        return default
+    if len(content) > _LONGEST_TEXT:
+        raise ValueError(f"record {name!r} has {len(content)} bytes")
+    return bytes(content).decode()
+
+
+def _of_row(data: memoryview) -> tuple[Any, Contents]:
+    """The object in a file of the form before PyTorch 1.6."""
+    storages: dict[str, Storage] = {}
+    program = data[:LONGEST_PROGRAM]
+    results = []
+    position = 0
+    for share in (1000, 1000, 1000, 1, 4):  # magic, protocol, system, state dict, storages' keys
+        result, position = state_dict_program.run(
+            program, position, MEMORY // share, storages, arity=5
         )
-    tensors: dict[str, Tensor] = {}
-    copied = 0
+        results.append(result)
+        if results[:2] not in ([_MAGIC], [_MAGIC, _PROTOCOL]):
+            raise ValueError("no file of torch.save")
+    _, _, system, state, keys = results
+    if not isinstance(system, dict) or system.get("little_endian", True) is not True:
+        raise ValueError("unsupported: values with the most significant byte first")
+    if type(keys) is not list or not all(type(key) is str for key in keys):
+        raise ValueError("an unreadable list of storages")
+    if len(set(keys)) != len(keys) or set(keys) != set(storages):
+        raise ValueError("storages are missing, or in the file twice")
+    contents = {}
+    for key in keys:
+        content = data[position + 8 : position + 8 + storages[key].size]
+        (elements,) = struct.unpack("<q", data[position : position + 8].tobytes().ljust(8, b"\xff"))
+        if elements != storages[key].elements or len(content) != storages[key].size:
+            raise ValueError(f"storage {key[:40]!r} has not the bytes that it claims")
+        contents[key] = np.frombuffer(content, np.uint8)
+        position += 8 + len(content)
+    if position != len(data):
+        raise ValueError("bytes after the last storage")
+    return state, contents
+
+
+def _require_short(program: memoryview) -> None:
+    if len(program) > LONGEST_PROGRAM:
+        raise ValueError(f"a pickle of {len(program)} bytes beside the tensors")
+
+
+def _tensors(state: Any, contents: Contents, size: int) -> dict[str, Tensor]:
+    """The tensors of a state dict in a file of `size` bytes."""
+    if not isinstance(state, dict):
+        raise SourceError("not a state dict", found=_kind(state), expected="tensors by name")
     for name, value in state.items():
-        dtype = TORCH.get(str(getattr(value, "dtype", "")).removeprefix("torch."))
-        plain = dtype is not None and value.layout is torch.strided and value.device.type == "cpu"
-        if dtype is None or not plain or not isinstance(name, str):
-            raise SourceError(
-                "not a plain tensor", file=path, part=str(name), found=type(value).__name__
-            )
-        # An expanded tensor of a few bytes can claim more elements than any memory holds.
-        length = math.prod(value.shape) * value.element_size()
-        copied += 0 if value.is_contiguous() and not value.is_neg() else length
-        if length > value.untyped_storage().nbytes() or copied > _COPIES * os.path.getsize(path):
-            raise SourceError(
-                "tensors with more elements than the file holds",
-                file=path,
-                part=name,
-                found=f"{length} bytes of {value.untyped_storage().nbytes()} stored",
-                expected="every element stored",
-            )
-        flat = value.detach().resolve_neg().contiguous().reshape(-1).view(torch.uint8).numpy()
-        tensors[name] = Tensor(dtype, tuple(value.shape), flat)
+        if type(value) is not View:
+            raise SourceError("not a plain tensor", part=name, found=_kind(value))
+    if sum(map(_length, state.values())) > _MOST_TIMES * size:
+        raise _not_stored(None, "tensors of many times the file's size")
+    copies: dict[View, NDArray[np.uint8]] = {}
+    left = size
+    tensors = {}
+    for name, view in state.items():
+        content = contents[view.storage.key]
+        if _length(view) > len(content):
+            raise _not_stored(name, f"{_length(view)} bytes of {len(content)} stored")
+        if _is_row_major(view):
+            begin = view.offset * BITS[view.storage.dtype] // 8
+            flat = content[begin : begin + _length(view)]
+        else:
+            if view not in copies:
+                left -= _length(view)
+                if left < 0:
+                    raise _not_stored(name, "copies of more than the file's size")
+                copies[view] = _copied(view, content)
+            flat = copies[view]
+        tensors[name] = Tensor(view.storage.dtype, view.shape, flat)
     return tensors
 
 
-def _reason(error: Exception) -> str:
-    """What PyTorch has against a file, without its advice to load it all the same."""
-    lines = str(error).splitlines() or ["nothing in it"]
-    line = next((line for line in lines if "unsupported" in line.lower()), lines[0])
-    return f"{type(error).__name__}: {line.rpartition('WeightsUnpickler error: ')[2][:100]}"
+def _length(view: View) -> int:
+    """Bytes of a tensor, at most 2⁶⁶."""
+    length = BITS[view.storage.dtype] // 8
+    if 0 in view.shape:
+        return 0
+    for count in view.shape:
+        length = min(length * count, 1 << 66)
+    return length
+
+
+def _is_row_major(view: View) -> bool:
+    step = 1
+    for count, stride in zip(reversed(view.shape), reversed(view.stride), strict=True):
+        if count != 1 and stride != step:
+            return _length(view) == 0
+        step *= count
+    return True
+
+
+def _copied(view: View, content: NDArray[np.uint8]) -> NDArray[np.uint8]:
+    """The bytes of a tensor that is not stored row by row."""
+    size = BITS[view.storage.dtype] // 8
+    elements = content.view(f"u{size}")[view.offset :]
+    strides = [stride * size for stride in view.stride]
+    placed = np.lib.stride_tricks.as_strided(elements, view.shape, strides, writeable=False)
+    return np.ascontiguousarray(placed).reshape(-1).view(np.uint8)
+
+
+def _not_stored(name: str | None, found: str) -> SourceError:
+    return SourceError(
+        "tensors with more elements than the file holds",
+        part=name,
+        found=found,
+        expected="every element stored",
+    )
+
+
+def _kind(value: object) -> str:
+    kinds: Iterator[str] = (
+        word
+        for kind, word in ((View, "a tensor"), (dict, "a dict"), (Storage, "a storage"))
+        if isinstance(value, kind)
+    )
+    return next(kinds, type(value).__name__)

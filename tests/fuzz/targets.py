@@ -2,18 +2,21 @@
 
 from __future__ import annotations
 
+import io
 import struct
+import warnings
 from collections.abc import Callable
 from typing import NamedTuple
 
 import numpy as np
 
-from tests.fuzz import checkpoint, packed
+from tests.fuzz import checkpoint, packed, pickles
 from vbfmt import dumps, errors, loads
 from vbfmt._format import strict_json
 from vbfmt.converters import peft
-from vbfmt.converters._files import safetensors
+from vbfmt.converters._files import pickle, safetensors
 from vbfmt.converters.peft import config as peft_config
+from vbfmt.tensors import TORCH
 
 MOST_ELEMENTS = 1 << 20
 """Elements of factors beyond which they are not composed: expanding is meant to be larger."""
@@ -81,6 +84,27 @@ def run_safetensors(data: bytes) -> str:
     return "accepted"
 
 
+def run_pickle(data: bytes) -> str:
+    """The reader of PyTorch's files: what is accepted has the values that PyTorch gives it."""
+    import torch
+
+    try:
+        found = pickle.parse(memoryview(data))
+    except errors.VbfmtError as error:
+        return _kind_of(error)
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        expected = torch.load(io.BytesIO(data), map_location="cpu", weights_only=True)
+    assert list(found) == list(expected)
+    for name, tensor in found.items():
+        other = expected[name].detach()
+        assert TORCH[str(other.dtype).removeprefix("torch.")] == tensor.dtype
+        assert tuple(other.shape) == tensor.shape
+        plain = other.contiguous().reshape(-1).view(torch.uint8).numpy()
+        assert np.array_equal(plain, tensor.data)
+    return "accepted"
+
+
 def _kind_of(error: errors.VbfmtError) -> str:
     assert type(error) is not errors.VbfmtError
     assert str(error).isprintable()
@@ -91,4 +115,5 @@ TARGETS = {
     "packed": Target(run_packed, packed.damaged, packed.seeds),
     "peft": Target(run_checkpoint, checkpoint.damaged, checkpoint.seeds),
     "safetensors": Target(run_safetensors, checkpoint.damaged, checkpoint.seeds),
+    "pickle": Target(run_pickle, pickles.damaged, pickles.seeds),
 }

@@ -25,6 +25,7 @@ REACHED = {
     "packed": "accepted magic version feature length checksum header layout content",
     "peft": "accepted source content",
     "safetensors": "accepted source",
+    "pickle": "accepted source",
 }
 
 

@@ -52,6 +52,15 @@ def base(tmp_path_factory):
     return save_base(tmp_path_factory.mktemp("of") / "base", tensors, shards=2)
 
 
+def pickled_base(folder: Path, tensors) -> Path:
+    """A base with one pickle of weights; its path."""
+    torch = pytest.importorskip("torch")
+    folder.mkdir()
+    file = folder / "pytorch_model.bin"
+    torch.save({n: torch.from_numpy(t.numpy().copy()) for n, t in tensors.items()}, file)
+    return file
+
+
 @pytest.fixture(scope="module")
 def whole(base, tmp_path_factory):
     """What the output holds for each of two adapters, and how long one takes."""
@@ -220,12 +229,16 @@ def test_an_interrupt_leaves_nothing(base, tmp_path):
 
 
 @pytest.mark.skipif(not linux_since(5, 14), reason="Linux 5.14")
-def test_a_shard_that_is_cut_off_after_the_plan_is_one_error(tmp_path, base):
+@pytest.mark.parametrize("pickled", [False, True], ids=["safetensors", "pickle"])
+def test_a_shard_that_is_cut_off_after_the_plan_is_one_error(tmp_path, base, pickled):
     """The system ended the process."""
     changed = tmp_path / "base"
-    shutil.copytree(base, changed)
+    if pickled:
+        shard = pickled_base(changed, tensors_in(base))
+    else:
+        shutil.copytree(base, changed)
+        shard = changed / "model-00002-of-00002.safetensors"
     plan = merge.plan(adapter(0), changed)
-    shard = changed / "model-00002-of-00002.safetensors"
     os.truncate(shard, shard.stat().st_size // 2)
     with pytest.raises(errors.StorageError, match=r"cut off while it was read.*layers\.\d\.q"):
         merge.write(plan, tmp_path / "out")

@@ -1,0 +1,408 @@
+"""The pickle program of a state dict, run by a machine that knows nothing else.
+
+It has the instructions of pickle's protocol 2 that ``torch.save`` uses, calls four things
+(`OrderedDict`, tensors, parameters, storages), and counts the memory that its objects take. What
+it makes of a tensor is a `View`: which part of which storage. What PyTorch would refuse with
+``weights_only=True`` is refused here; so is what a state dict has no use for.
+"""
+
+from __future__ import annotations
+
+import struct
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+from vbfmt.tensors import BITS, TORCH
+
+_STORAGES = {
+    "FloatStorage": "float32",
+    "DoubleStorage": "float64",
+    "HalfStorage": "float16",
+    "BFloat16Storage": "bfloat16",
+    "LongStorage": "int64",
+    "IntStorage": "int32",
+    "ShortStorage": "int16",
+    "CharStorage": "int8",
+    "ByteStorage": "uint8",
+    "BoolStorage": "bool",
+}
+"""PyTorch's classes of storages → its names of dtypes."""
+
+_LARGEST = 1 << 63
+_MOST_DIMENSIONS = 64  # numpy's limit, and PyTorch's
+
+
+class Ordered(dict[str, Any]):
+    """What an `OrderedDict` becomes."""
+
+    __slots__ = ()
+
+
+@dataclass(frozen=True, slots=True)
+class StorageType:
+    """A class of storages: of a dtype, by its safetensors name."""
+
+    dtype: str
+
+
+@dataclass(frozen=True, slots=True)
+class Storage:
+    """Bytes that the file claims to hold.
+
+    Attributes:
+        key: its name in the file.
+        dtype: safetensors name.
+        elements: how many of that dtype.
+    """
+
+    key: str
+    dtype: str
+    elements: int
+
+    @property
+    def size(self) -> int:
+        """Bytes."""
+        return self.elements * BITS[self.dtype] // 8
+
+
+@dataclass(frozen=True, slots=True)
+class View:
+    """A tensor: elements of a storage.
+
+    Attributes:
+        storage: where they are.
+        offset: of the first, in elements.
+        shape, stride: in elements.
+    """
+
+    storage: Storage
+    offset: int
+    shape: tuple[int, ...]
+    stride: tuple[int, ...]
+
+
+def run(
+    program: memoryview, start: int, memory: int, storages: dict[str, Storage], *, arity: int
+) -> tuple[Any, int]:
+    """Run the program at `start`; return its result and where it ended.
+
+    Args:
+        memory: bytes that its objects may take, all of them together.
+        storages: by key; those that the program mentions are added.
+        arity: words of a storage's description after ``"storage"``: 4, or 5 with a view of it.
+
+    Raises:
+        ValueError: something else than a state dict's program, or more than `memory` allows.
+    """
+    machine = _Machine(program, start, memory, storages, arity)
+    try:
+        return machine.run()
+    except (IndexError, struct.error):
+        raise ValueError("the pickle is damaged") from None
+
+
+class _Machine:
+    def __init__(
+        self,
+        program: memoryview,
+        start: int,
+        memory: int,
+        storages: dict[str, Storage],
+        arity: int,
+    ) -> None:
+        self._program = program
+        self._position = start
+        self._memory = memory
+        self._storages = storages
+        self._arity = arity
+        self._stack: list[Any] = []
+        self._below: list[list[Any]] = []
+        self._memo: list[Any] = []
+
+    def run(self) -> tuple[Any, int]:
+        program, instructions = self._program, _INSTRUCTIONS
+        while True:
+            code = program[self._position]
+            self._position += 1
+            if code == _STOP:
+                return self._stack.pop(), self._position
+            instruction = instructions.get(code)
+            if instruction is None:
+                raise ValueError(f"unsupported: instruction {bytes([code])!r} of a pickle")
+            instruction(self)
+
+    def _charge(self, size: int) -> None:
+        self._memory -= size
+        if self._memory < 0:
+            raise ValueError("the pickle's objects would take too much memory")
+
+    def _push(self, value: Any, size: int) -> None:
+        self._charge(size + 8)
+        self._stack.append(value)
+
+    def _take(self, size: int) -> memoryview:
+        begin = self._position
+        if size > len(self._program) - begin:
+            raise ValueError("the pickle is cut off")
+        self._position = begin + size
+        return self._program[begin : begin + size]
+
+    def _number(self, form: str, size: int) -> int:
+        (value,) = struct.unpack(form, self._take(size))
+        number: int = value
+        return number
+
+    def _line(self) -> str:
+        begin = self._position
+        ahead = bytes(self._program[begin : begin + 128])
+        length = ahead.find(b"\n")
+        if length < 0:
+            raise ValueError("unsupported: a long name of a class")
+        self._position = begin + length + 1
+        return ahead[:length].decode()
+
+    def proto(self) -> None:
+        if self._number("<B", 1) != 2:
+            raise ValueError("unsupported: a pickle of another protocol than 2")
+
+    def constant(self, value: Any) -> None:
+        self._push(value, 0)
+
+    def integer(self, form: str, size: int) -> None:
+        self._push(self._number(form, size), 32)
+
+    def long(self) -> None:
+        size = self._number("<B", 1)
+        self._push(int.from_bytes(self._take(size), "little", signed=True), 32 + size)
+
+    def real(self) -> None:
+        (value,) = struct.unpack(">d", self._take(8))
+        self._push(value, 24)
+
+    def text(self) -> None:
+        size = self._number("<I", 4)
+        data = self._take(size)
+        self._charge(4 * size)  # for characters beyond ASCII Python takes up to four bytes each
+        text = str(data, "utf-8")
+        if text.isascii():
+            self._memory += 3 * size
+        self._push(text, 56)
+
+    def empty_tuple(self) -> None:
+        self._push((), 0)
+
+    def empty_list(self) -> None:
+        self._push([], 120)
+
+    def empty_dict(self) -> None:
+        self._push({}, 240)
+
+    def mark(self) -> None:
+        self._charge(_MARK)
+        self._below.append(self._stack)
+        self._stack = []
+
+    def _since_mark(self) -> list[Any]:
+        items, self._stack = self._stack, self._below.pop()
+        self._memory += _MARK
+        return items
+
+    def tuple_since_mark(self) -> None:
+        items = self._since_mark()
+        self._push(tuple(items), 64 + 8 * len(items))
+
+    def tuple_of(self, size: int) -> None:
+        items = tuple(self._stack[-size:])
+        if len(items) != size:
+            raise IndexError
+        del self._stack[-size:]
+        self._push(items, 64 + 8 * size)
+
+    def append(self) -> None:
+        value = self._stack.pop()
+        self._extend([value])
+
+    def appends(self) -> None:
+        self._extend(self._since_mark())
+
+    def _extend(self, values: list[Any]) -> None:
+        target = self._stack[-1]
+        if type(target) is not list:
+            raise ValueError("the pickle appends to what is no list")
+        self._charge(16 * len(values))
+        target.extend(values)
+
+    def set_item(self) -> None:
+        value, key = self._stack.pop(), self._stack.pop()
+        self._set([key, value])
+
+    def set_items(self) -> None:
+        self._set(self._since_mark())
+
+    def _set(self, items: list[Any]) -> None:
+        target = self._stack[-1]
+        if type(target) not in (dict, Ordered) or len(items) % 2:
+            raise ValueError("the pickle sets an item of what is no dict")
+        self._charge(80 * len(items))
+        for key, value in zip(items[::2], items[1::2], strict=True):
+            if type(key) is not str:
+                raise ValueError(f"a key that is no text: {type(key).__name__}")
+            if key in target:
+                raise ValueError(f"a key twice: {key[:80]!r}")
+            target[key] = value
+
+    def put(self, form: str, size: int) -> None:
+        position = self._number(form, size)
+        missing = position + 1 - len(self._memo)
+        if missing > 0:
+            self._charge(9 * missing)
+            self._memo.extend([_NOTHING] * missing)
+        self._memo[position] = self._stack[-1]
+
+    def get(self, form: str, size: int) -> None:
+        value = self._memo[self._number(form, size)]
+        if value is _NOTHING:
+            raise IndexError
+        self._push(value, 0)
+
+    def named(self) -> None:
+        module, name = self._line(), self._line()
+        if module == "torch" and name in _STORAGES:
+            self._push(StorageType(TORCH[_STORAGES[name]]), 48)
+        elif (module, name) in _CALLED:
+            self._push(_CALLED[module, name], 0)
+        else:
+            raise ValueError(f"unsupported: {module[:40]}.{name[:40]}")
+
+    def call(self) -> None:
+        arguments, function = self._stack.pop(), self._stack.pop()
+        if type(arguments) is not tuple or function not in _CALLED.values():
+            raise ValueError("the pickle calls what is no function of a state dict")
+        self._push(function(*_as_many(arguments, *_ARGUMENTS[function])), 120)
+
+    def build(self) -> None:
+        """The attributes of an `OrderedDict`, ``_metadata``, which nobody needs here."""
+        state = self._stack.pop()
+        if type(self._stack[-1]) is not Ordered or type(state) is not dict:
+            raise ValueError("unsupported: attributes of an object")
+
+    def stored(self) -> None:
+        words = self._stack.pop()
+        if type(words) is not tuple or len(words) != 1 + self._arity or words[0] != "storage":
+            raise ValueError("the pickle refers to something other than a storage")
+        kind, key, location, elements = words[1:5]
+        known = type(kind) is StorageType and type(key) is str and type(location) is str
+        if not known or type(elements) is not int or not 0 <= elements < _LARGEST:
+            raise ValueError("an unreadable description of a storage")
+        if words[5:] not in ((), (None,)):
+            raise ValueError("unsupported: a view of a storage")
+        storage = Storage(key, kind.dtype, elements)
+        if self._storages.setdefault(key, storage) != storage:
+            raise ValueError(f"storage {key[:40]!r} is described in two ways")
+        self._push(self._storages[key], 160)
+
+
+def _as_many(arguments: tuple[Any, ...], least: int, most: int) -> tuple[Any, ...]:
+    if not least <= len(arguments) <= most:
+        raise ValueError("the pickle calls a function with the wrong number of arguments")
+    return arguments
+
+
+def _tensor(
+    storage: Any,
+    offset: Any,
+    shape: Any,
+    stride: Any,
+    gradient: Any,
+    hooks: Any,
+    metadata: Any = None,
+) -> View:
+    """What PyTorch's `_rebuild_tensor_v2` is called with."""
+    if type(storage) is not Storage or type(shape) is not tuple or type(stride) is not tuple:
+        raise ValueError("an unreadable description of a tensor")
+    sizes = (offset, *shape, *stride)
+    if len(shape) != len(stride) or len(shape) > _MOST_DIMENSIONS or not all(map(_is_size, sizes)):
+        raise ValueError("an unreadable description of a tensor")
+    if metadata:
+        raise ValueError("unsupported: a tensor that is stored negated or conjugated")
+    _require_plain(storage, gradient, hooks)
+    view = View(storage, offset, shape, stride)
+    last = offset
+    if 0 not in shape:
+        last += 1 + sum((size - 1) * step for size, step in zip(shape, stride, strict=True))
+    if last > storage.elements:
+        raise ValueError(f"a tensor beyond its storage {storage.key[:40]!r}")
+    return view
+
+
+def _parameter(view: Any, gradient: Any, hooks: Any) -> View:
+    if type(view) is not View:
+        raise ValueError("a parameter of what is no tensor")
+    _require_plain(view.storage, gradient, hooks)
+    return view
+
+
+def _require_plain(storage: Storage, gradient: Any, hooks: Any) -> None:
+    """Only floating point has gradients; hooks are functions, of which a file holds none."""
+    whole = "F" not in storage.dtype
+    if type(gradient) is not bool or (gradient and whole) or type(hooks) is not Ordered or hooks:
+        raise ValueError("an unreadable description of a tensor")
+
+
+def _is_size(value: object) -> bool:
+    return type(value) is int and 0 <= value < _LARGEST
+
+
+_NOTHING = object()
+_MARK = 160
+"""Bytes of a stack."""
+_STOP = ord(".")
+
+_CALLED: dict[tuple[str, str], Callable[..., Any]] = {
+    ("collections", "OrderedDict"): Ordered,
+    ("torch._utils", "_rebuild_tensor_v2"): _tensor,
+    ("torch._utils", "_rebuild_parameter"): _parameter,
+}
+_ARGUMENTS: dict[Callable[..., Any], tuple[int, int]] = {
+    Ordered: (0, 0),
+    _tensor: (6, 7),
+    _parameter: (3, 3),
+}
+
+_INSTRUCTIONS: dict[int, Callable[[_Machine], None]] = {
+    ord(code): instruction
+    for code, instruction in {
+        "\x80": _Machine.proto,
+        "N": lambda machine: machine.constant(None),
+        "\x88": lambda machine: machine.constant(True),
+        "\x89": lambda machine: machine.constant(False),
+        "J": lambda machine: machine.integer("<i", 4),
+        "K": lambda machine: machine.integer("<B", 1),
+        "M": lambda machine: machine.integer("<H", 2),
+        "\x8a": _Machine.long,
+        "G": _Machine.real,
+        "X": _Machine.text,
+        ")": _Machine.empty_tuple,
+        "]": _Machine.empty_list,
+        "}": _Machine.empty_dict,
+        "(": _Machine.mark,
+        "t": _Machine.tuple_since_mark,
+        "\x85": lambda machine: machine.tuple_of(1),
+        "\x86": lambda machine: machine.tuple_of(2),
+        "\x87": lambda machine: machine.tuple_of(3),
+        "a": _Machine.append,
+        "e": _Machine.appends,
+        "s": _Machine.set_item,
+        "u": _Machine.set_items,
+        "q": lambda machine: machine.put("<B", 1),
+        "r": lambda machine: machine.put("<I", 4),
+        "h": lambda machine: machine.get("<B", 1),
+        "j": lambda machine: machine.get("<I", 4),
+        "c": _Machine.named,
+        "R": _Machine.call,
+        "b": _Machine.build,
+        "Q": _Machine.stored,
+    }.items()
+}
+"""Python's pickle module, ``pickletools`` has what each does."""
