@@ -5,7 +5,8 @@ from __future__ import annotations
 import pytest
 import torch
 
-from tests.torch.models import config, llama, net
+from tests.torch.models import batch, config, llama, net
+from vbfmt.errors import ModelError
 from vbfmt.torch import (
     VectorBank,
     adapters_of,
@@ -45,6 +46,57 @@ def test_only_the_active_adapter_trains():
     set_adapter(model, "one")
     assert [g["name"] for g in param_groups(model)] == ["logits"]
     assert len(param_groups(model)[0]["params"]) == 3
+
+
+def test_several_adapters_train_with_one_optimizer_and_a_shared_bank_once():
+    model = net()
+    bank = VectorBank(16, 8, init_bound=0.5)
+    for name in ("one", "two"):
+        inject(model, config(modules_to_save=["classifier"]), name=name, bank=bank)
+    groups = param_groups(model, adapter_names=["one", "two"])
+    assert [group["name"] for group in groups] == ["bank", "logits", "rest"]
+    parameters = {group["name"]: group["params"] for group in groups}
+    assert len(parameters["bank"]) == 1
+    assert parameters["bank"][0] is bank.weight
+    assert len({id(p) for group in groups for p in group["params"]}) == sum(
+        len(group["params"]) for group in groups
+    )
+    adapters = adapters_of(model)
+    for kind in ("logits", "rest"):
+        each = [adapters.parameters_of(name)[kind] for name in ("one", "two")]
+        assert {id(p) for p in parameters[kind]} == {id(p) for own in each for p in own}
+
+
+def test_one_bank_is_trained_by_the_adapters_in_turn():
+    model = net()
+    bank = VectorBank(16, 8, init_bound=0.5)
+    for name in ("one", "two"):
+        inject(model, config(), name=name, bank=bank)
+    optimizer = torch.optim.SGD(param_groups(model, adapter_names=["one", "two"]))
+    adapters = adapters_of(model)
+    for name, other in (("one", "two"), ("two", "one")):
+        before = {
+            key: [p.clone() for p in adapters.parameters_of(key)["logits"]]
+            for key in ("one", "two")
+        }
+        bank_before = bank.weight.clone()
+        set_adapter(model, name)
+        x, y = batch()
+        optimizer.zero_grad()
+        torch.nn.functional.cross_entropy(model(x), y).backward()
+        optimizer.step()
+        assert not torch.equal(bank.weight, bank_before)
+        for key, changed in ((name, True), (other, False)):
+            now = adapters.parameters_of(key)["logits"]
+            same = all(torch.equal(a, b) for a, b in zip(now, before[key], strict=True))
+            assert same is not changed
+
+
+def test_an_adapter_to_be_trained_has_to_exist():
+    model = net()
+    inject(model, config())
+    with pytest.raises(ModelError, match="no such adapter"):
+        param_groups(model, adapter_names=["default", "other"])
 
 
 @pytest.fixture

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 
+import numpy as np
 import torch
 from torch import nn
 
@@ -11,6 +12,8 @@ from vbfmt.adapter import Adapter
 from vbfmt.errors import ConfigError
 from vbfmt.packed import load
 from vbfmt.torch.config import is_count, is_spread
+
+SHARED_BOUND = 0.2
 
 
 class VectorBank(nn.Module):
@@ -47,6 +50,34 @@ class VectorBank(nn.Module):
         weight = torch.empty(num_vectors, vector_length, dtype=torch.float32, device=device)
         self.weight = nn.Parameter(weight.uniform_(-init_bound, init_bound))
         self.frozen = False
+
+    @classmethod
+    def from_seed(
+        cls, seed: int, num_vectors: int, vector_length: int, *, bound: float = SHARED_BOUND
+    ) -> VectorBank:
+        """Return a frozen random bank U(−bound, bound) for many adapters to share.
+
+        The same arguments give the same bytes everywhere, so that the bank can be made again from
+        its seed. Its vectors stay what they are: training chooses and mixes them.
+
+        Args:
+            seed: any whole number, at least 0.
+            bound: larger than for a bank that is trained, as the factors cannot grow otherwise.
+
+        Raises:
+            ConfigError: a size, seed or bound out of range.
+        """
+        if not (seed == 0 and type(seed) is int) and not is_count(seed):
+            raise ConfigError(
+                "seed is out of range", found=seed, expected="a whole number, at least 0"
+            )
+        bank = cls(num_vectors, vector_length, init_bound=bound, device="meta")
+        # numpy keeps raw output the same in all versions, which it does not promise for uniform.
+        raw = np.random.PCG64(seed).random_raw(num_vectors * vector_length) >> np.uint64(40)
+        values = (raw.astype(np.float64) * 2.0**-23 + (2.0**-24 - 1)) * bound
+        weight = torch.from_numpy(values.astype(np.float32)).view(num_vectors, vector_length)
+        bank.weight = nn.Parameter(weight)
+        return bank.freeze()
 
     @classmethod
     def from_packed(

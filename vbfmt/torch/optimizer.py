@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Collection
 from typing import Any
 
 from torch import nn
@@ -18,6 +19,7 @@ def param_groups(
     lr_logits: float = 1e-2,
     lr_rest: float = 4e-3,
     weight_decay: float | None = None,
+    adapter_names: Collection[str] | None = None,
 ) -> list[dict[str, Any]]:
     """What the active adapter trains, for any torch optimizer: ``AdamW(param_groups(model))``.
 
@@ -25,6 +27,8 @@ def param_groups(
         lr_bank, lr_logits: the paper's for all experiments (Tables 7 to 9).
         lr_rest: of heads and biases; in the paper's Table 7 between 2e-3 and 2e-2, by task.
         weight_decay: of all groups; by default the optimizer's own.
+        adapter_names: train these adapters with one optimizer instead, on a bank that they share
+            for example: call `set_adapter` before each batch. A shared bank is in the groups once.
 
     Returns:
         Up to three groups, each with its ``name``: bank, logits, rest.
@@ -33,23 +37,29 @@ def param_groups(
         UserWarning: something is to be trained that no adapter has.
 
     Raises:
-        ModelError: no adapter is active, it is merged, or it is a packed one, which cannot be
-            trained.
+        ModelError: there is no such adapter, none is active, it is merged, or it is a packed one,
+            which cannot be trained.
     """
     adapters = adapters_of(model)
-    if not adapters.adapter().trainable:
-        raise ModelError(
-            "a packed adapter cannot be trained: it holds no logits",
-            part=f"adapter {adapters.active}",
-            advice="resume from a checkpoint (load_checkpoint), or start anew from it: warm_start",
-        )
+    names = [adapters.active] if adapter_names is None else list(adapter_names)
+    for name in names:
+        if not adapters.adapter(name).trainable:
+            raise ModelError(
+                "a packed adapter cannot be trained: it holds no logits",
+                part=f"adapter {name or adapters.active}",
+                advice="resume from a checkpoint (load_checkpoint), or start anew from it: "
+                "warm_start",
+            )
     adapters.require_unmerged()
     warn_of_others_that_train(adapters)
     rates = {"bank": lr_bank, "logits": lr_logits, "rest": lr_rest}
     common = {} if weight_decay is None else {"weight_decay": weight_decay}
-    groups = adapters.parameters_of(adapters.active or "")
+    groups: dict[str, dict[int, nn.Parameter]] = {}
+    for name in names:
+        for kind, parameters in adapters.parameters_of(name or "").items():
+            groups.setdefault(kind, {}).update((id(each), each) for each in parameters)
     return [
-        {"params": parameters, "lr": rates[name], "name": name, **common}
-        for name, parameters in groups.items()
+        {"params": list(parameters.values()), "lr": rates[kind], "name": kind, **common}
+        for kind, parameters in groups.items()
         if parameters
     ]
