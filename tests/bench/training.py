@@ -138,7 +138,7 @@ def _base(setting: Setting) -> nn.Module:
 
 def _ours(setting: Setting) -> nn.Module:
     model = _base(setting)
-    inject(model, VBLoRAConfig(rank=RANK, target_modules="all-linear", **SIZES))
+    inject(model, VBLoRAConfig(r=RANK, target_modules="all-linear", **SIZES))
     return model
 
 
@@ -195,8 +195,8 @@ def _composition(model: nn.Module, name: str) -> Callable[[], object]:
 
 def _swap_packed(model: nn.Module, folder: Path) -> Callable[[], object]:
     path = folder / "adapter.vblora"
-    save_packed(model, path, name="default")
-    return lambda: load_packed(model, path, name="other")
+    save_packed(model, path, adapter_name="default")
+    return lambda: load_packed(model, path, adapter_name="other")
 
 
 def _swap_top_k(model: nn.Module, folder: Path) -> Callable[[], object]:

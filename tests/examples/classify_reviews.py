@@ -47,15 +47,15 @@ from vbfmt.torch import (
 
 TARGETS = ["query", "key", "value", "dense"]
 VBLORA = VBLoRAConfig(
-    rank=4,
+    r=4,
     num_vectors=104,  # so many that the file has a twentieth of LoRA's bytes
     vector_length=128,
     topk=2,
     target_modules=TARGETS,
     modules_to_save=["classifier"],
-    init_bank_bound=0.1,
+    init_vector_bank_bound=0.1,
     task_type="SEQ_CLS",
-    base_model=task.BASE_NAME,
+    base_model_name_or_path=task.BASE_NAME,
 )
 LORA = peft.LoraConfig(
     task_type=peft.TaskType.SEQ_CLS,

@@ -12,9 +12,9 @@ from torch import Tensor, nn
 
 from vbfmt.torch import VBLoRAConfig, load_checkpoint
 
-SIZES = {"rank": 3, "num_vectors": 16, "vector_length": 8, "topk": 2}
+SIZES = {"r": 3, "num_vectors": 16, "vector_length": 8, "topk": 2}
 # An adapter that is felt: with PEFT's initialisation its part of the output is mere rounding.
-STRONG = {"init_bank_bound": 0.5, "init_logits_std": 1.0}
+STRONG = {"init_vector_bank_bound": 0.5, "init_logits_std": 1.0}
 PEFT_STRONG = {"init_vector_bank_bound": 0.5, "init_logits_std": 1.0}
 NET_TARGETS = ["encoder.0", "encoder.1", "out"]
 GPT2_TARGETS = ["c_attn", "c_proj", "c_fc"]

@@ -111,3 +111,72 @@ def test_gradient_checkpointing_of_transformers(reentrant):
     assert torch.equal(loss, plain)
     loss.backward()
     assert_same(gradients(model), expected, rtol=1e-5, atol=1e-8)
+
+
+class PartsNet(CheckpointedNet):
+    """Its encoder is called alone, too, as T5's is."""
+
+    def encode(self, x):
+        for layer in self.encoder:
+            x = checkpoint(lambda t, f=layer: torch.tanh(f(t)), x, use_reentrant=self.reentrant)
+        return x
+
+
+@pytest.mark.parametrize("reentrant", [False, True])
+@pytest.mark.parametrize("order", ["part first", "whole first", "part alone"])
+def test_a_part_called_alone_beside_a_whole_pass(model, reentrant, order):
+    def loss():
+        parts = {
+            "part": lambda: model.encode(batch(2)[0].requires_grad_()).square().sum(),
+            "whole": lambda: loss_from_leaf(model),
+        }
+        first = order.split()[0]
+        names = [first] if order == "part alone" else [first, *({*parts} - {first})]
+        return sum(parts[name]() for name in names)
+
+    model.__class__, model.reentrant = PartsNet, reentrant
+    loss().backward()
+    found = gradients(model)
+    model.encode = lambda x: [x := torch.tanh(layer(x)) for layer in model.encoder][-1]
+    model.forward = lambda x: model.classifier(torch.tanh(model.out(model.encode(x))))
+    loss().backward()
+    assert_same(found, gradients(model), rtol=1e-4, atol=1e-7)
+
+
+def test_t5s_encoder_called_alone_beside_the_model():
+    from transformers import T5Config, T5ForConditionalGeneration
+
+    torch.manual_seed(0)
+    sizes = {"d_model": 32, "d_kv": 8, "d_ff": 64, "num_layers": 2, "num_heads": 4}
+    model = T5ForConditionalGeneration(
+        T5Config(vocab_size=50, dropout_rate=0.0, decoder_start_token_id=0, **sizes)
+    ).train()
+    inject(model, config(target_modules=["q", "v", "wi", "wo"]))
+    ids = tokens()
+
+    def loss():
+        whole = model(input_ids=ids, labels=ids).loss
+        return whole + model.encoder(input_ids=ids).last_hidden_state.square().mean()
+
+    loss().backward()
+    expected = gradients(model)
+    model.gradient_checkpointing_enable({"use_reentrant": False})
+    model.enable_input_require_grads()
+    loss().backward()
+    assert_same(gradients(model), expected, rtol=1e-4, atol=1e-7)
+
+
+def test_a_parameter_written_between_a_part_and_its_backward_is_noticed(model):
+    loss = model.encoder[0](batch()[0]).sum()
+    with torch.no_grad():
+        model.vblora.adapters["default"].bank.weight.mul_(2)
+    with pytest.raises(RuntimeError, match="modified by an inplace operation"):
+        loss.backward()
+
+
+def test_torch_func_of_a_part_called_alone(model):
+    x = batch()[0]
+    found = torch.func.grad(lambda t: model.encoder[0](t).sum())(x)
+    leaf = x.clone().requires_grad_()
+    model.encoder[0](leaf).sum().backward()
+    torch.testing.assert_close(found, leaf.grad)

@@ -68,7 +68,6 @@ def test_after_a_compiled_pass_nothing_is_held():
     composition = adapters_of(model).adapter().composition
     assert composition._traced is None
     assert composition._mine.current is None
-    assert composition._recorded == {}
 
 
 class BrokenNet(Net):

@@ -83,7 +83,7 @@ def test_the_layer_is_the_papers_algorithm_1(k):
     d_in, d_out, b, r, h = 24, 16, 8, 3, 12
     bank = VectorBank(h, b, init_bound=0.5).double()
     base = nn.Linear(d_in, d_out, bias=False).double()
-    layer = VBLoRALinear(base, bank, rank=r, topk=k, init_logits_std=1.0).double()
+    layer = VBLoRALinear(base, bank, r=r, topk=k, init_logits_std=1.0).double()
     logits_b = torch.randn(d_in // b, r, h, dtype=torch.float64)  # the paper's names
     logits_a = torch.randn(d_out // b, r, h, dtype=torch.float64)
     with torch.no_grad():

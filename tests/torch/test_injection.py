@@ -62,7 +62,7 @@ def test_all_linear_means_all_but_the_output_embeddings():
 def test_ranks_by_pattern():
     model = net()
     pattern = {"encoder.0": 1, r".*ou.": 5}
-    inject(model, config(rank=2, rank_pattern=pattern))
+    inject(model, config(r=2, rank_pattern=pattern))
     ranks = {n: x.updates["default"].rank for n, x in adapters_of(model).all_layers().items()}
     assert ranks == {"encoder.0": 1, "encoder.1": 2, "out": 5}
     x, _ = batch()
@@ -120,13 +120,13 @@ def test_disabled_is_the_base_model():
 def test_what_the_block_of_disabled_does_stays():
     model = net()
     for name in ("one", "two", "three"):
-        inject(model, config(modules_to_save=["classifier"]), name=name)
+        inject(model, config(modules_to_save=["classifier"]), adapter_name=name)
     adapters = adapters_of(model)
     for change, expected in (
         (lambda: None, "three"),
         (lambda: set_adapter(model, "two"), "two"),
         (lambda: set_adapter(model, None), None),
-        (lambda: inject(model, config(), name="four"), "four"),
+        (lambda: inject(model, config(), adapter_name="four"), "four"),
         (lambda: eject(model, "four"), None),
     ):
         with disabled(model), disabled(model):
@@ -162,9 +162,9 @@ def test_several_adapters_do_not_touch_each_other():
     for name, settings in {
         "one": {"modules_to_save": ["classifier"]},
         "two": {"topk": 3, "target_modules": ["out"], "bias": "all"},
-        "three": {"rank": 1, "modules_to_save": ["classifier"]},
+        "three": {"r": 1, "modules_to_save": ["classifier"]},
     }.items():
-        inject(model, config(**settings), name=name)
+        inject(model, config(**settings), adapter_name=name)
         train_everything(model)
         outputs[name] = model(x)
     for name, output in outputs.items():
@@ -190,7 +190,7 @@ def test_a_shared_frozen_bank_stays_as_it_is():
     bank = VectorBank(16, 8).freeze()
     before = bank.weight.clone()
     for name in ("one", "two"):
-        inject(model, config(), name=name, bank=bank)
+        inject(model, config(), adapter_name=name, bank=bank)
         train_everything(model)
     set_adapter(model, "one")
     assert torch.equal(bank.weight, before)
@@ -199,4 +199,29 @@ def test_a_shared_frozen_bank_stays_as_it_is():
 
 def test_the_defaults_are_the_papers():
     made = VBLoRAConfig()
-    assert (made.rank, made.topk, made.vector_length, made.init_bank_bound) == (4, 2, 256, 0.02)
+    assert (made.r, made.topk, made.vector_length, made.init_vector_bank_bound) == (4, 2, 256, 0.02)
+
+
+@pytest.mark.parametrize(
+    "settings",
+    [
+        {"layers_to_transform": [1]},
+        {"layers_to_transform": 0, "layers_pattern": "layers"},
+        {"layers_to_transform": [0, 1], "layers_pattern": ["layers"]},
+        {"layers_to_transform": [1], "layers_pattern": None},
+    ],
+)
+def test_layers_are_chosen_by_number_as_in_peft(settings):
+    from tests.torch.models import llama, peft_model
+
+    theirs = peft_model(llama(), ["q_proj", "up_proj"], **settings)
+    expected = list(theirs.targeted_module_names)
+    model = llama()
+    inject(model, config(target_modules=["q_proj", "up_proj"], **settings))
+    assert list(adapters_of(model).all_layers()) == expected
+
+
+def test_none_is_the_default_where_peft_lets_it_be_none():
+    names = ("target_modules", "exclude_modules", "modules_to_save", "rank_pattern",
+             "layers_to_transform", "layers_pattern")  # fmt: skip
+    assert VBLoRAConfig(**dict.fromkeys(names)) == VBLoRAConfig()

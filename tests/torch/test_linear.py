@@ -15,7 +15,7 @@ from vbfmt.torch.tensors import to_format, to_torch
 
 def test_a_layer_says_its_sizes_and_has_the_parameters_of_its_base():
     base = nn.Linear(8, 4)
-    layer = VBLoRALinear(base, VectorBank(6, 4), rank=3, topk=2)
+    layer = VBLoRALinear(base, VectorBank(6, 4), r=3, topk=2)
     assert layer.weight is base.weight
     assert layer.bias is base.bias
     assert "8 → 4, rank=3, k=2" in repr(layer)
@@ -45,8 +45,8 @@ def test_a_bank_of_no_bound(bound):
 
 @pytest.mark.parametrize("rank", [0, 2.0, "2"])
 def test_no_rank(rank):
-    with pytest.raises(ConfigError, match=f"rank is out of range: found {rank}, expected a whole"):
-        VBLoRALinear(nn.Linear(8, 4), VectorBank(6, 4), rank=rank)
+    with pytest.raises(ConfigError, match=f"r is out of range: found {rank}, expected a whole"):
+        VBLoRALinear(nn.Linear(8, 4), VectorBank(6, 4), r=rank)
 
 
 @pytest.mark.parametrize("topk", [0, 7, 2.0])

@@ -135,7 +135,7 @@ def test_a_float64_base_is_merged_in_float64(double):
 
 def test_while_merged_nothing_else_happens():
     model = net()
-    inject(model, config(), name="other")
+    inject(model, config(), adapter_name="other")
     inject(model, config())
     with pytest.raises(ModelError, match="no adapter is merged"):
         unmerge(model)
@@ -146,7 +146,7 @@ def test_while_merged_nothing_else_happens():
         lambda: set_adapter(model, "other"),
         lambda: eject(model),
         lambda: disabled(model).__enter__(),
-        lambda: inject(model, config(), name="third"),
+        lambda: inject(model, config(), adapter_name="third"),
         lambda: model.state_dict(),
         lambda: nn.Sequential(model).state_dict(),
         lambda: model.load_state_dict(state),
@@ -161,7 +161,7 @@ def test_who_wants_merged_weights_in_files_is_told_how():
     model = net()
     inject(model, config())
     merge(model)
-    with pytest.raises(ModelError, match=r"unmerge\(model\) first; for .* files .*vbfmt merge"):
+    with pytest.raises(ModelError, match=r"unmerge\(model\) first; for .* files: vbfmt merge"):
         model.state_dict()
 
 
@@ -180,7 +180,7 @@ def test_merging_can_be_repeated_and_leaves_layers_without_the_adapter_alone():
     """Two adapters on different layers: merging one does not touch the other's layer."""
     model = net()
     inject(model, config(target_modules=["out"]))
-    inject(model, config(target_modules=["encoder.0"]), name="second")
+    inject(model, config(target_modules=["encoder.0"]), adapter_name="second")
     set_adapter(model, "second")
     before = {name: tensor.clone() for name, tensor in model.state_dict().items()}
     for _ in range(2):
@@ -201,7 +201,7 @@ def test_a_merged_adapter_is_neither_loaded_nor_trained(tmp_path):
     merge(model)
     for name in ("default", "second"):
         with pytest.raises(ModelError, match=r"call unmerge\(model\) first"):
-            load_checkpoint(model, tmp_path / "checkpoint", name=name)
+            load_checkpoint(model, tmp_path / "checkpoint", adapter_name=name)
     with pytest.raises(ModelError, match=r"call unmerge\(model\) first"):
         param_groups(model)
     unmerge(model)

@@ -41,8 +41,8 @@ def test_rates_can_be_given():
 def test_only_the_active_adapter_trains():
     model = net()
     bank = VectorBank(16, 8).freeze()
-    inject(model, config(), name="one", bank=bank)
-    inject(model, config(target_modules=["out"]), name="two")
+    inject(model, config(), adapter_name="one", bank=bank)
+    inject(model, config(target_modules=["out"]), adapter_name="two")
     set_adapter(model, "one")
     assert [g["name"] for g in param_groups(model)] == ["logits"]
     assert len(param_groups(model)[0]["params"]) == 3

@@ -87,7 +87,7 @@ def test_layers_that_are_called_only_at_times_are_not(copied, tmp_path):
     with disabled(model):
         model.out(torch.zeros(2, 32))  # a part of the model called alone counts, too
     assert warned(lambda: uses(model, tmp_path)) == []
-    inject(model, config(target_modules=["classifier"], vector_length=2), name="second")
+    inject(model, config(target_modules=["classifier"], vector_length=2), adapter_name="second")
     assert warned(lambda: uses(model, tmp_path)) == [], "no pass yet since it was put in"
 
 
@@ -119,7 +119,7 @@ def test_who_trains_a_packed_adapter_is_told_once():
 def test_what_trains_but_is_of_no_adapter_is_named(tmp_path):
     model = net()
     inject(model, config(bias="all", modules_to_save=["out"], target_modules=["encoder.0"]))
-    inject(model, config(), name="second")
+    inject(model, config(), adapter_name="second")
     groups = lambda: param_groups(model)  # noqa: E731
     for work in (groups, lambda: uses(model, tmp_path)):
         assert warned(work) == []

@@ -37,7 +37,7 @@ CASES = {
     "ranks": (net, {"rank_pattern": {"out": 1}}),
     "described": (
         net,
-        {"base_model": "someone/net", "base_revision": "main", "task_type": "SEQ_CLS"},
+        {"base_model_name_or_path": "someone/net", "revision": "main", "task_type": "SEQ_CLS"},
     ),
     "Conv1D": (gpt2, {"target_modules": GPT2_TARGETS}),
 }
@@ -116,7 +116,7 @@ def test_a_packed_adapter_in_a_running_model(trained, tmp_path):
     load_packed(running, vbfmt.load(path))  # in place of the first
     assert list(adapters_of(running).all_layers().values()) == layers
     assert torch.equal(output(running), adapted)
-    load_packed(running, path, name="second")
+    load_packed(running, path, adapter_name="second")
     set_adapter(running, "default")
     with disabled(running):
         assert torch.equal(output(running), base)

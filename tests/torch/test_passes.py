@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import dataclasses
 import pickle
 import threading
 from concurrent.futures import ThreadPoolExecutor
@@ -21,7 +22,6 @@ from vbfmt.torch import (
     save_checkpoint,
     set_adapter,
 )
-from vbfmt.torch import admixture as admixture_module
 from vbfmt.torch import composition as composition_module
 
 
@@ -37,7 +37,6 @@ def compositions(monkeypatch):
 
     compose = composition_module.compose
     monkeypatch.setattr(composition_module, "compose", counting)
-    monkeypatch.setattr(admixture_module, "compose", counting)
     return calls
 
 
@@ -141,7 +140,7 @@ def test_an_interrupted_pass_is_dropped_when_adapters_are_switched_or_filled(
     for change in (
         lambda: set_adapter(model, "default"),
         lambda: load_checkpoint(model, tmp_path / "checkpoint"),
-        lambda: inject(model, config(), name="second"),
+        lambda: inject(model, config(), adapter_name="second"),
     ):
         interrupted()
         assert composition.rows_of(0) is not None
@@ -270,11 +269,23 @@ def test_threads_that_train_and_evaluate_at_once():
         assert len(losses.result()) == 1
 
 
-def test_what_threads_that_are_over_have_left_behind_is_let_go(model):
-    for _ in range(3):
-        in_another_thread(lambda: loss_of(model))
-    loss_of(model)
-    assert list(adapters_of(model).adapter().composition._recorded) == [threading.get_ident()]
+def test_rows_are_released_when_the_pass_has_ended(model):
+    loss_of(model).backward()
+    composition = adapters_of(model).adapter().composition
+    assert composition._current() is None
+
+
+@pytest.mark.parametrize("where", ["composition", "update", "config"])
+def test_k_cannot_be_changed_where_it_would_not_be_saved(model, where):
+    adapter = adapters_of(model).adapter()
+    with pytest.raises((AttributeError, dataclasses.FrozenInstanceError)):
+        if where == "composition":
+            adapter.composition.topk = 4
+        elif where == "update":
+            model.out.updates["default"].topk = 4
+        else:
+            adapter.config = dataclasses.replace(adapter.config, topk=4)
+    assert adapter.composition.topk == model.out.updates["default"].topk == adapter.config.topk == 2
 
 
 def test_autocast_composes_in_float32(model):
@@ -335,8 +346,8 @@ def test_layers_without_inject_share_a_bank():
         def __init__(self):
             super().__init__()
             self.bank = VectorBank(16, 8)
-            self.one = VBLoRALinear(nn.Linear(16, 32), self.bank, rank=2)
-            self.two = VBLoRALinear(nn.Linear(32, 8), self.bank, rank=2)
+            self.one = VBLoRALinear(nn.Linear(16, 32), self.bank, r=2)
+            self.two = VBLoRALinear(nn.Linear(32, 8), self.bank, r=2)
 
         def forward(self, x):
             return self.two(torch.tanh(self.one(x)))

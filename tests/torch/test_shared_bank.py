@@ -34,7 +34,7 @@ def pair(bank):
     """Adapters one and two of one model, on that bank."""
     model = net()
     for name in ("one", "two"):
-        inject(model, config(), name=name, bank=bank)
+        inject(model, config(), adapter_name=name, bank=bank)
     return model
 
 
@@ -54,35 +54,35 @@ def test_loading_one_adapter_leaves_the_bank_of_the_other_alone(frozen, other):
     model = pair(bank.freeze() if frozen else bank)
     before = {name: tensor.clone() for name, tensor in model.state_dict().items()}
     with pytest.raises(ModelError, match="shared with adapter two"):
-        load_checkpoint(model, other, name="one")
+        load_checkpoint(model, other, adapter_name="one")
     with pytest.raises(ModelError, match="shared with adapter one, two"):
-        load_checkpoint(model, other, name="three", bank=bank)
+        load_checkpoint(model, other, adapter_name="three", bank=bank)
     assert all(torch.equal(model.state_dict()[name], before[name]) for name in before)
     eject(model, "two")
     if frozen:
         with pytest.raises(ModelError, match="a frozen bank"):
-            load_checkpoint(model, other, name="one")
+            load_checkpoint(model, other, adapter_name="one")
     else:
-        load_checkpoint(model, other, name="one")
+        load_checkpoint(model, other, adapter_name="one")
         assert not torch.equal(bank.weight, before["vblora.adapters.one.bank.weight"])
 
 
 def test_the_same_bank_may_be_loaded_again(tmp_path):
     bank = VectorBank(16, 8, init_bound=0.5).freeze()
     model = pair(bank)
-    save_checkpoint(model, tmp_path / "two", name="two")
+    save_checkpoint(model, tmp_path / "two", adapter_name="two")
     x, _ = batch()
     set_adapter(model, "two")
     expected = model(x)
     with torch.no_grad():
         model.out.updates["two"].logits.zero_()
-    load_checkpoint(model, tmp_path / "two", name="two")
+    load_checkpoint(model, tmp_path / "two", adapter_name="two")
     assert torch.equal(model(x), expected)
-    load_checkpoint(model, tmp_path / "two", name="three", bank=bank)
+    load_checkpoint(model, tmp_path / "two", adapter_name="three", bank=bank)
     assert adapters_of(model).adapter("three").bank is bank
     assert torch.equal(model(x), expected)
     with pytest.raises(ModelError, match="has a bank already"):
-        load_checkpoint(model, tmp_path / "two", name="three", bank=VectorBank(16, 8))
+        load_checkpoint(model, tmp_path / "two", adapter_name="three", bank=VectorBank(16, 8))
 
 
 def test_a_run_on_a_frozen_bank_is_resumed_on_a_frozen_bank(tmp_path):
@@ -128,7 +128,7 @@ def test_transformers_saves_a_model_whose_adapters_share_a_bank(tmp_path):
     model = llama()
     bank = VectorBank(16, 8)
     for name in ("one", "two"):
-        inject(model, config(target_modules=["q_proj"]), name=name, bank=bank)
+        inject(model, config(target_modules=["q_proj"]), adapter_name=name, bank=bank)
     model.save_pretrained(tmp_path / "model")
     saved = load_file(tmp_path / "model" / "model.safetensors")
     with torch.no_grad():

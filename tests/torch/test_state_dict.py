@@ -1,4 +1,4 @@
-"""A state dict means the same, whichever adapter is active: what is whose, not what is where."""
+"""State dicts: saved while one adapter is active, loaded while another is."""
 
 from __future__ import annotations
 
@@ -10,10 +10,22 @@ import pytest
 import torch
 from safetensors.torch import load_model, save_model
 from torch import nn
+from torch.distributed.checkpoint.state_dict import (
+    StateDictOptions,
+    get_model_state_dict,
+    set_model_state_dict,
+)
 
 from tests.torch.models import batch, config, net
-from vbfmt.errors import ModelError
-from vbfmt.torch import disabled, eject, inject, param_groups, set_adapter
+from vbfmt.errors import ContentError, ModelError
+from vbfmt.torch import (
+    eject,
+    get_adapter_state_dict,
+    inject,
+    param_groups,
+    set_adapter,
+    set_adapter_state_dict,
+)
 
 ADAPTERS = ("one", "two")
 HEADS = {"one": "vblora.adapters.one.stand_ins.", "two": "vblora.adapters.two.stand_ins."}
@@ -24,7 +36,7 @@ def made(seed=0):
     torch.manual_seed(seed)
     model = net(seed)
     for name in ADAPTERS:
-        inject(model, config(bias="all", modules_to_save=["classifier"]), name=name)
+        inject(model, config(bias="all", modules_to_save=["classifier"]), adapter_name=name)
         optimizer = torch.optim.AdamW(param_groups(model))
         for step in range(3):
             x, y = batch(seed + step)
@@ -50,20 +62,84 @@ def assert_same(found, expected):
 
 
 @pytest.mark.parametrize("active", [None, *ADAPTERS])
-def test_it_is_the_same_whichever_is_active(active):
+def test_it_names_every_tensor_as_named_parameters_does(active):
     model = made()
-    base = net().state_dict()
-    expected = copy.deepcopy(model.state_dict())
     set_adapter(model, active)
-    assert_same(model.state_dict(), expected)
-    with disabled(model):
-        assert_same(model.state_dict(), expected)
-    assert_same(nn.Sequential(model).state_dict(), {f"0.{k}": v for k, v in expected.items()})
-    assert torch.equal(expected["classifier.weight"], base["classifier.weight"])
-    assert torch.equal(expected["encoder.0.base_layer.bias"], base["encoder.0.bias"])
-    own = [expected[f"{HEADS[name]}classifier/weight"] for name in ADAPTERS]
-    assert not torch.equal(*own)
-    assert all(not torch.equal(each, base["classifier.weight"]) for each in own)
+    state = model.state_dict(keep_vars=True)
+    for name, parameter in model.named_parameters():
+        assert state[name] is parameter
+    within = nn.Sequential(model).state_dict()
+    assert_same(within, {f"0.{key}": value for key, value in model.state_dict().items()})
+
+
+def trained_only(model):
+    """The usual filter: what has a gradient, by its name."""
+    wanted = {name for name, parameter in model.named_parameters() if parameter.requires_grad}
+    return {name: tensor.clone() for name, tensor in model.state_dict().items() if name in wanted}
+
+
+def without_frozen(model):
+    options = StateDictOptions(ignore_frozen_params=True)
+    return {k: copy.deepcopy(v) for k, v in get_model_state_dict(model, options=options).items()}
+
+
+@pytest.mark.parametrize("filtered", [trained_only, without_frozen])
+def test_one_of_what_trains_alone_keeps_head_and_biases(filtered):
+    model, other = made(), made(7)
+    x, _ = batch()
+    for each in (model, other):
+        set_adapter(each, "one")
+    state = filtered(model)
+    assert "classifier.weight" in state
+    other.load_state_dict(net().state_dict(), strict=False)  # other trained heads, the same base
+    for name, tensor in other.named_parameters():
+        if name.endswith("base_layer.weight"):
+            tensor.data.copy_(model.get_parameter(name))
+    options = StateDictOptions(strict=False)
+    set_model_state_dict(other, state, options=options)
+    assert torch.equal(other(x), model(x))
+
+
+def test_one_that_does_not_show_whose_head_it_holds_is_refused():
+    model, other = made(), made(7)
+    set_adapter(model, "one")
+    set_adapter(other, "two")
+    before = copy.deepcopy(other.state_dict())
+    with pytest.raises(
+        ModelError, match="does not show which .* logits of one, and no .* two; cal"
+    ):
+        other.load_state_dict(trained_only(model), strict=False)
+    assert_same(other.state_dict(), before)
+
+
+def test_that_of_an_adapter_alone_in_memory():
+    model, other = made(), made(7)
+    x, _ = batch()
+    for name in ADAPTERS:
+        state = get_adapter_state_dict(model, name)
+        assert state["base_model.model.classifier.weight"].shape == (2, 8)
+        set_adapter_state_dict(other, state, name)
+        set_adapter(model, name)
+        set_adapter(other, name)
+        assert_same(get_adapter_state_dict(other), get_adapter_state_dict(model))
+    other.load_state_dict(net().state_dict(), strict=False)
+    for name, tensor in other.named_parameters():
+        if name.endswith("base_layer.weight"):
+            tensor.data.copy_(model.get_parameter(name))
+    assert torch.equal(other(x), model(x))
+
+
+def test_an_adapter_takes_no_state_of_another():
+    model = made()
+    state = get_adapter_state_dict(model, "one")
+    before = copy.deepcopy(model.state_dict())
+    short = {key: value for key, value in state.items() if "classifier" not in key}
+    with pytest.raises(ModelError, match="only one of both has: .*classifier"):
+        set_adapter_state_dict(model, short, "two")
+    bad = {key: torch.full_like(value, torch.nan) for key, value in state.items()}
+    with pytest.raises(ContentError, match="not finite"):
+        set_adapter_state_dict(model, bad, "two")
+    assert_same(model.state_dict(), before)
 
 
 @pytest.mark.parametrize("assign", [False, True])
@@ -107,21 +183,21 @@ def test_it_can_be_loaded_within_another_model():
     assert_same(outputs(other), outputs(model))
 
 
-def test_what_is_missing_is_named_as_whose_it_is_and_the_rest_goes_where_it_belongs():
+def test_the_bases_own_goes_where_the_bases_tensors_are():
     model = made()
     expected = outputs(model)
     set_adapter(model, "two")
     head = {"classifier.weight": torch.zeros(2, 8), "classifier.bias": torch.zeros(2)}
     missing = model.load_state_dict(head, strict=False).missing_keys
-    assert f"{HEADS['two']}classifier/weight" in missing
+    assert "classifier.weight" in missing, "the active adapter's stands there"
     assert "encoder.0.base_layer.bias" in missing
-    assert not set(head).intersection(missing)
+    assert f"{HEADS['two']}classifier/weight" not in missing
     assert len(missing) == len(set(missing)) == len(model.state_dict()) - len(head)
     found = outputs(model)
     assert torch.equal(found["two"], expected["two"])
     assert not found[None].any()
     set_adapter(model, "two")
-    with pytest.raises(RuntimeError, match=r"Missing key.*vblora\.adapters\.two\.stand_ins"):
+    with pytest.raises(RuntimeError, match=r"Missing key.*vblora\.adapters\.two\.bank"):
         model.load_state_dict(net().state_dict())
 
 

@@ -123,18 +123,20 @@ def test_a_head_that_spoils_the_vector_length_for_all_others_is_named(b, length)
     [
         ({"topk": 17}, "17"),
         ({"topk": 0}, "1 to 16"),
-        ({"rank": 0}, "rank"),
+        ({"r": 0}, "r"),
         ({"rank_pattern": {"out": 0}}, "rank_pattern"),
         ({"num_vectors": 0}, "num_vectors"),
         ({"bias": "lora_only"}, "vblora_only"),
-        ({"dropout": 1.0}, "dropout"),
-        ({"dropout": "0.1"}, "dropout"),
-        ({"rank": 4.0}, "4.0"),
+        ({"vblora_dropout": 1.0}, "vblora_dropout"),
+        ({"vblora_dropout": "0.1"}, "vblora_dropout"),
+        ({"r": 4.0}, "4.0"),
         ({"topk": True}, "True"),
         ({"num_vectors": 65537}, "1 to 65536"),
-        ({"init_bank_bound": -0.02}, "init_bank_bound"),
+        ({"init_vector_bank_bound": -0.02}, "init_vector_bank_bound"),
         ({"init_logits_std": float("nan")}, "init_logits_std"),
-        ({"target_modules": None}, "target_modules"),
+        ({"target_modules": 3}, "target_modules"),
+        ({"layers_to_transform": [-1]}, "numbers of layers"),
+        ({"layers_pattern": 3}, "layers_pattern"),
         ({"modules_to_save": "classifier"}, "a list of names"),
         ({"rank_pattern": ["out"]}, "rank_pattern"),
         ({"task_type": 1}, "task_type"),
@@ -155,7 +157,7 @@ def test_names_that_cannot_work():
         bare = net()
         for each in (model, bare):
             with pytest.raises(ConfigError, match="not a name"):
-                inject(each, config(), name=name)
+                inject(each, config(), adapter_name=name)
         assert all(parameter.requires_grad for parameter in bare.parameters())
     with pytest.raises(ModelError, match="nobody"):
         set_adapter(model, "nobody")
@@ -179,7 +181,7 @@ def test_a_wrapped_model_has_other_names_and_is_refused(wrapped):
     [
         ((8, 12), {}, "a divisor of 4"),
         ((8, 8), {"topk": 5}, r"1 to 4 \(h\)"),
-        ((8, 8), {"rank": 0}, "at least 1"),
+        ((8, 8), {"r": 0}, "at least 1"),
     ],
 )
 def test_a_single_layer_that_cannot_work(features, settings, words):
@@ -289,7 +291,7 @@ def test_a_part_of_a_model_and_the_whole_are_not_both_given_adapters(first):
     before = repr(model)
     part = r"encoder\.0" if first else "0"
     with pytest.raises(ModelError, match=f"of another model, .*: {part}; inject into one"):
-        inject(pair[1], config(target_modules=["0"]), name="second")
+        inject(pair[1], config(target_modules=["0"]), adapter_name="second")
     assert repr(model) == before
 
 
@@ -365,4 +367,4 @@ def test_the_model_inside_a_wrapper_is_given_itself():
     wrapper = nn.Module()  # as torch.compile holds it
     wrapper._orig_mod = model
     with pytest.raises(ModelError, match="the model is wrapped: found Module"):
-        inject(wrapper, config(), name="second")
+        inject(wrapper, config(), adapter_name="second")

@@ -1,17 +1,19 @@
 """VB-LoRA for PyTorch: train, resume, save packed.
 
 >>> from vbfmt.torch import VBLoRAConfig, inject, param_groups, save_packed
->>> inject(model, VBLoRAConfig(rank=4, num_vectors=90, vector_length=256))
+>>> inject(model, VBLoRAConfig(r=4, num_vectors=90, vector_length=256))
 >>> optimizer = torch.optim.AdamW(param_groups(model))
 >>> ...                                              # your training loop, or transformers' Trainer
 >>> save_packed(model, "adapter.vblora")
 
 * put in and take out: `inject`, `eject`, `set_adapter`, `disabled`, `merge`, `unmerge`
-* to resume: `save_checkpoint`, `load_checkpoint` (PEFT's own form)
+* to resume: `save_checkpoint`, `load_checkpoint` (PEFT's own form); in memory:
+  `get_adapter_state_dict`, `set_adapter_state_dict`
 * packed: `save_packed`, `to_adapter`, `load_packed`, `warm_start`
 * the parts, for models of your own: `VectorBank`, `VBLoRALinear`, `compose`
 """
 
+from vbfmt.torch.adapter_state import get_adapter_state_dict, set_adapter_state_dict
 from vbfmt.torch.adapters import VBLoRA, adapters_of, disabled, set_adapter
 from vbfmt.torch.bank import VectorBank
 from vbfmt.torch.checkpoint import load_checkpoint, save_checkpoint
@@ -32,6 +34,7 @@ __all__ = [
     "compose",
     "disabled",
     "eject",
+    "get_adapter_state_dict",
     "inject",
     "load_checkpoint",
     "load_packed",
@@ -40,6 +43,7 @@ __all__ = [
     "save_checkpoint",
     "save_packed",
     "set_adapter",
+    "set_adapter_state_dict",
     "to_adapter",
     "unmerge",
     "warm_start",

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import warnings
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from typing import Any, cast
 
 import torch
@@ -15,17 +15,15 @@ from vbfmt.errors import ModelError
 from vbfmt.torch.bank import VectorBank
 from vbfmt.torch.composition import Composition
 from vbfmt.torch.config import VBLoRAConfig
-from vbfmt.torch.fast_path import keep_padded
 from vbfmt.torch.linear import VBLoRALinear
 from vbfmt.torch.stand_ins import StandIns
-from vbfmt.torch.state_dict import keep_names
 
 
 class AttachedAdapter(nn.Module):
     """One adapter of a model. Its logits (or factors) are in the layers that it changes.
 
     Attributes:
-        config: how it was made; None for a packed one.
+        config: its settings; None for a packed one. Read-only, as k is fixed when it is made.
         bank: its vector bank; None for a packed one.
         stand_ins: its own versions of biases and heads of the base.
         composition: its sub-vectors during a pass; None for a packed one.
@@ -40,9 +38,14 @@ class AttachedAdapter(nn.Module):
     ) -> None:
         super().__init__()
         self.stand_ins = stand_ins
-        self.config = config
+        self._config = config
         self._held = (bank,)  # a tuple, so that a bank that adapters share is a part of one only
         self.composition = Composition(bank, config.topk) if bank and config else None
+
+    @property
+    def config(self) -> VBLoRAConfig | None:
+        """Its settings; None for a packed adapter."""
+        return self._config
 
     @property
     def bank(self) -> VectorBank | None:
@@ -61,11 +64,13 @@ class AttachedAdapter(nn.Module):
         return self.bank is not None
 
     def get_extra_state(self) -> Tensor:
-        """k in state dicts, whose tensors do not show it; 0 for a packed adapter."""
-        return torch.tensor(self.config.topk if self.config else 0, device="cpu")
+        """Return what the tensors of a state dict do not show: k (0 for a packed adapter), and 1 if
+        the stand-ins are in the base's modules."""
+        k = 0 if self.composition is None else self.composition.topk
+        return torch.tensor([k, int(self.stand_ins.standing)], device="cpu")
 
     def set_extra_state(self, state: Tensor) -> None:
-        """Nothing: a state dict of another k is refused before anything of it is loaded."""
+        """Do nothing: the state was compared before anything was loaded."""
 
 
 class VBLoRA(nn.Module):
@@ -73,9 +78,9 @@ class VBLoRA(nn.Module):
 
     Attributes:
         adapters: name → `AttachedAdapter`.
-        active: the name of the one that acts, or None.
-        passed: whether the model was called, not compiled, since the last one was put in.
-        switched: how often another was made to act, or none.
+        active: the name of the adapter whose update is applied, or None.
+        passed: whether the model was called, not compiled, since the last adapter was added.
+        switched: number of adapter switches.
     """
 
     def __init__(self, root: nn.Module) -> None:
@@ -88,7 +93,7 @@ class VBLoRA(nn.Module):
             name for name, parameter in root.named_parameters() if parameter.requires_grad
         )
         self._root = (root,)  # a tuple, so that the model is not a part of its own part
-        self._told = False
+        self._warned = False
         self._hooks: list[RemovableHandle] = []
 
     @property
@@ -163,10 +168,10 @@ class VBLoRA(nn.Module):
             self.adapter(name).stand_ins.swap(self.root)
 
     def drop_pass(self, name: str) -> None:
-        """Forget an adapter's pass that was interrupted: its rows are of no use any more."""
+        """Forget a pass of an adapter that was interrupted."""
         composition = self.adapter(name).composition
         if composition is not None:
-            composition.drop()
+            composition.end()
 
     def parameters_of(self, name: str) -> dict[str, list[nn.Parameter]]:
         """What an adapter trains: ``bank``, ``logits`` and ``rest`` (biases, heads)."""
@@ -195,15 +200,15 @@ class VBLoRA(nn.Module):
             return
         composition = self.adapter().composition
         if composition is None:
-            self._tell_that_it_does_not_train()
+            self._warn_that_it_does_not_train()
         elif not self.merged:
             composition.begin()
 
-    def _tell_that_it_does_not_train(self) -> None:
+    def _warn_that_it_does_not_train(self) -> None:
         """Once, where a packed adapter is active and the model seems to be trained."""
         seems_so = self.training and torch.is_grad_enabled() and not torch.compiler.is_compiling()
-        if seems_so and not self._told:
-            self._told = True
+        if seems_so and not self._warned:
+            self._warned = True
             warnings.warn(
                 f"adapter {self.active} is a packed one, which does not train: to train, "
                 f"load_checkpoint or warm_start; otherwise call model.eval()",
@@ -218,14 +223,17 @@ class VBLoRA(nn.Module):
         if output is not None and not torch.compiler.is_compiling():
             self.passed = True
 
-    def attach(self) -> None:
-        """Become a part of the model."""
+    def attach(self, hooks: Iterable[RemovableHandle]) -> None:
+        """Become a part of the model.
+
+        Args:
+            hooks: other hooks of the model, to be removed with the last adapter.
+        """
         self.root.vblora = self
         self._hooks = [
             self.root.register_forward_pre_hook(self.begin_pass),
             self.root.register_forward_hook(self.end_pass, always_call=True),
-            *keep_names(self.root),
-            *keep_padded(self.root),
+            *hooks,
         ]
 
     def detach(self) -> None:
@@ -266,19 +274,19 @@ def find_adapters(model: nn.Module) -> VBLoRA | None:
     return None
 
 
-def set_adapter(model: nn.Module, name: str | None) -> None:
-    """Let the adapter of that name act and train, and no other; None: the base model alone.
+def set_adapter(model: nn.Module, adapter_name: str | None) -> None:
+    """Activate one adapter and train it alone; None: the base model alone.
 
-    That is so for the whole model, whichever threads use it.
+    This holds for the whole model, whichever threads use it.
 
     Raises:
         ModelError: there is no such adapter, or one is merged.
     """
     adapters = adapters_of(model)
-    if name is not None:
-        adapters.adapter(name)
-    adapters.activate(name)
-    adapters.train_only(name)
+    if adapter_name is not None:
+        adapters.adapter(adapter_name)
+    adapters.activate(adapter_name)
+    adapters.train_only(adapter_name)
 
 
 @contextlib.contextmanager

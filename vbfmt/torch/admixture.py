@@ -6,22 +6,22 @@ import torch
 from torch import Tensor, nn
 
 from vbfmt.torch.bank import VectorBank
-from vbfmt.torch.composition import Composition, compose
+from vbfmt.torch.composition import Composition, compose_alone
 
 
 class LowRankUpdate(nn.Module):
-    """The update B·(A·x) of a linear layer's output. Subclasses say where A and B come from."""
+    """The update B·(A·x) of a linear layer's output. Subclasses provide A and B."""
 
     def factors(self) -> tuple[Tensor, Tensor]:
-        """A (rank, in_features) and B (out_features, rank)."""
+        """Return A (rank, in_features) and B (out_features, rank)."""
         raise NotImplementedError
 
     def forward(self, x: Tensor, result: Tensor) -> Tensor:
-        """result + B·(A·x), computed in the factors' dtype, or as autocast has it.
+        """Return result + B·(A·x), computed in the factors' dtype, or in autocast's.
 
         Args:
             x: (…, in_features); a nested tensor may have any ragged dimension but the last.
-            result: (…, out_features), what the base layer made of x.
+            result: (…, out_features), the base layer's output for x.
 
         Returns:
             (…, out_features) in the dtype of `result`.
@@ -36,7 +36,7 @@ class LowRankUpdate(nn.Module):
         return flat.view(result.shape)
 
     def prepare(self, x: Tensor) -> Tensor:
-        """What is done to the input first: nothing."""
+        """Return the input as the update takes it: unchanged."""
         return x
 
 
@@ -61,12 +61,8 @@ class Admixture(LowRankUpdate):
         device: torch.device | None = None,
     ) -> None:
         super().__init__()
-        self.in_features, self.out_features, self.rank, self.topk = (
-            in_features,
-            out_features,
-            rank,
-            topk,
-        )
+        self.in_features, self.out_features, self.rank = in_features, out_features, rank
+        self._topk = topk
         b = bank.vector_length
         self.rows = [rank * in_features // b, rank * out_features // b]
         logits = torch.empty(sum(self.rows), bank.num_vectors, dtype=torch.float32, device=device)
@@ -76,24 +72,29 @@ class Admixture(LowRankUpdate):
         self._bank = (bank,)
         self._shared: tuple[Composition, int] | None = None
 
+    @property
+    def topk(self) -> int:
+        """k: of the composition that all layers share, if there is one."""
+        return self._topk if self._shared is None else self._shared[0].topk
+
     def share(self, composition: Composition) -> None:
         """Take the rows from one composition for all layers from now on."""
         self._shared = composition, len(composition.layers)
         composition.layers.append(self)
 
     def factors(self) -> tuple[Tensor, Tensor]:
-        """A and B composed from the bank, as views of this layer's rows of the composition."""
+        """Return A and B, composed from the bank: views of this layer's rows."""
         rows_a, rows_b = torch.split(self._rows(), self.rows)
         a = rows_a.reshape(self.rank, self.in_features)
         return a, rows_b.reshape(self.rank, self.out_features).t()
 
     def prepare(self, x: Tensor) -> Tensor:
-        """Dropout on the input, as LoRA's."""
+        """Apply dropout to the input, as LoRA does."""
         dropped: Tensor = self.dropout(x)
         return dropped
 
     def extra_repr(self) -> str:
-        """Sizes."""
+        """Return sizes, rank and k."""
         return f"{self.in_features} → {self.out_features}, rank={self.rank}, k={self.topk}"
 
     def _rows(self) -> Tensor:
@@ -104,7 +105,7 @@ class Admixture(LowRankUpdate):
             if rows is not None and rows.device == self.logits.device:
                 return rows
         bank = self._bank[0].weight.to(self.logits.device)
-        return compose(bank, [self.logits], self.topk)
+        return compose_alone(bank, self.logits, self.topk)
 
 
 class FixedFactors(LowRankUpdate):
@@ -123,5 +124,5 @@ class FixedFactors(LowRankUpdate):
         self.register_buffer("b", b, persistent=False)
 
     def factors(self) -> tuple[Tensor, Tensor]:
-        """A and B as they were unpacked."""
+        """Return A and B as they were unpacked."""
         return self.a, self.b

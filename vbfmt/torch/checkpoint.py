@@ -12,14 +12,13 @@ from dataclasses import replace
 from pathlib import Path
 from typing import cast
 
-import torch
 from torch import Tensor, nn
 
 from vbfmt._files import json_file, peft_layout, storage
-from vbfmt._files.peft_layout import BANK, PREFIX, key_of_logits, key_of_tensor
+from vbfmt._files.peft_layout import BANK, PREFIX
 from vbfmt.errors import ModelError, VbfmtError, few
+from vbfmt.torch.adapter_state import fill, require_own_bank, tensors_of
 from vbfmt.torch.adapters import AttachedAdapter, VBLoRA, adapters_of, find_adapters, set_adapter
-from vbfmt.torch.admixture import Admixture
 from vbfmt.torch.bank import VectorBank, require_vector_bank
 from vbfmt.torch.checkpoint_file import (
     LOGITS,
@@ -30,10 +29,11 @@ from vbfmt.torch.checkpoint_file import (
     unwrapped,
 )
 from vbfmt.torch.config import VBLoRAConfig
-from vbfmt.torch.injection import fresh_adapter, install
+from vbfmt.torch.injection import build, install
 from vbfmt.torch.linear import is_adaptable
 from vbfmt.torch.overlooked import warn_of_layers_never_called, warn_of_others_that_train
 from vbfmt.torch.peft_config import peft_config, rank_pattern_of, updates_of
+from vbfmt.torch.plan import exact
 from vbfmt.torch.preconditions import require_free_name, require_in_memory
 from vbfmt.torch.stand_ins import names_to_train
 from vbfmt.torch.targets import base_modules, saved_by_peft
@@ -42,12 +42,12 @@ PathLike = str | os.PathLike[str]
 
 
 def save_checkpoint(
-    model: nn.Module, path: PathLike, *, name: str | None = None, overwrite: bool = False
+    model: nn.Module, path: PathLike, *, adapter_name: str | None = None, overwrite: bool = False
 ) -> None:
     """Write an adapter with its logits: a folder that PEFT and `load_checkpoint` load.
 
     Args:
-        name: of the adapter; the active one if not given.
+        adapter_name: the active adapter if not given.
         overwrite: replace the two files of an earlier checkpoint in that folder.
 
     Warns:
@@ -62,11 +62,11 @@ def save_checkpoint(
     from safetensors.torch import save_file
 
     adapters = adapters_of(model)
-    config = peft_config(adapters, name)
-    adapter, updates = adapters.adapter(name), updates_of(adapters, name)
-    tensors = _tensors(adapters.root, adapter, updates)
+    config = peft_config(adapters, adapter_name)
+    adapter, updates = adapters.adapter(adapter_name), updates_of(adapters, adapter_name)
+    tensors = tensors_of(adapters.root, adapter, updates)
     require_finite(tensors)
-    warn_of_layers_never_called(adapters, name)
+    warn_of_layers_never_called(adapters, adapter_name)
     warn_of_others_that_train(adapters)
     text = json_file.text({**config, "save_only_topk_weights": False})
     with storage.new_folder(path, overwrite=overwrite) as folder:
@@ -79,7 +79,7 @@ def load_checkpoint(
     model: nn.Module,
     path: PathLike,
     *,
-    name: str = "default",
+    adapter_name: str = "default",
     bank: VectorBank | None = None,
     freeze_bank: bool = False,
 ) -> VBLoRA:
@@ -115,70 +115,38 @@ def load_checkpoint(
         adapters = find_adapters(model)
         if adapters is not None:
             adapters.require_unmerged()
-        if adapters is not None and name in adapters.adapters:
-            adapter = _trainable(adapters, name)
+        if adapters is not None and adapter_name in adapters.adapters:
+            adapter = _trainable(adapters, adapter_name)
             if bank is not None and bank is not adapter.bank:
                 raise ModelError(
                     "the adapter has a bank already",
-                    part=f"adapter {name}",
+                    part=f"adapter {adapter_name}",
                     advice="eject it first",
                 )
             _require_topk(adapter, config)
-            require_in_memory(model, adapters.layers(name))
-            _require_own_bank(adapters, adapter, tensors)
-            _fill(adapters.root, adapter, updates_of(adapters, name), tensors)
-            adapters.drop_pass(name)
+            require_in_memory(model, adapters.layers(adapter_name))
+            require_own_bank(adapters, adapter, tensors)
+            fill(adapters.root, adapter, updates_of(adapters, adapter_name), tensors)
+            adapters.drop_pass(adapter_name)
             if freeze_bank:
                 cast(VectorBank, adapter.bank).freeze()
-            if adapters.active != name:
-                set_adapter(model, name)
+            if adapters.active != adapter_name:
+                set_adapter(model, adapter_name)
             return adapters
-        require_free_name(model, name)
+        require_free_name(model, adapter_name)
         layers = _layers(model, ranks)
         config = replace(config, rank_pattern=rank_pattern_of(ranks))
         require_bank(tensors, config)
         config = replace(config, modules_to_save=saved_by_peft(model, config.modules_to_save))
         others = _others(model, config, layers, tensors)
-        adapter, updates = fresh_adapter(model, config, layers, bank=bank, tensors=others)
-        _require_own_bank(adapters, adapter, tensors)
-        _fill(model, adapter, updates, tensors)
+        adapter, updates = build(model, exact(model, config, layers, others), bank=bank)
+        require_own_bank(adapters, adapter, tensors)
+        fill(model, adapter, updates, tensors)
     except VbfmtError as error:
         raise error.in_file(folder) from None
     if freeze_bank:
         cast(VectorBank, adapter.bank).freeze()
-    return install(model, name, adapter, updates)
-
-
-def _tensors(
-    root: nn.Module, adapter: AttachedAdapter, updates: Mapping[str, Admixture]
-) -> dict[str, Tensor]:
-    """The adapter's tensors under PEFT's keys, as views of its parameters."""
-    tensors = {BANK: cast(VectorBank, adapter.bank).weight.detach()}
-    for key, update in updates.items():
-        for factor, logits in _as_peft(update).items():
-            tensors[key_of_logits(key, factor)] = logits
-    for key, tensor in adapter.stand_ins.tensors(root).items():
-        tensors[key_of_tensor(key, updates)] = tensor.detach()
-    return tensors
-
-
-def _fill(
-    root: nn.Module,
-    adapter: AttachedAdapter,
-    updates: Mapping[str, Admixture],
-    tensors: Mapping[str, Tensor],
-) -> None:
-    """Copy a checkpoint's values into an adapter that has exactly these tensors.
-
-    Raises:
-        ModelError: it has others; nothing is changed.
-    """
-    own = _tensors(root, adapter, updates)
-    _require_same(own, tensors)
-    if torch.equal(own[BANK], tensors[BANK].to(own[BANK])):
-        del own[BANK]  # perhaps others use it: not written to without need
-    for key, tensor in own.items():
-        tensor.copy_(tensors[key])
+    return install(model, adapter_name, adapter, updates)
 
 
 def _require_topk(adapter: AttachedAdapter, given: VBLoRAConfig) -> None:
@@ -192,34 +160,6 @@ def _require_topk(adapter: AttachedAdapter, given: VBLoRAConfig) -> None:
             expected=own,
             advice="eject it first, or load the checkpoint under another name",
         )
-
-
-def _require_own_bank(
-    adapters: VBLoRA | None, adapter: AttachedAdapter, tensors: Mapping[str, Tensor]
-) -> None:
-    """Refuse to overwrite a bank that is frozen or that other adapters have."""
-    bank = cast(VectorBank, adapter.bank)
-    sharers = [] if adapters is None else adapters.sharers(bank)
-    others = [name for name in sharers if adapters and adapters.adapter(name) is not adapter]
-    weight, given = bank.weight.detach(), tensors[BANK]
-    if not (bank.frozen or others) or weight.shape != given.shape:
-        return
-    if not torch.equal(weight, given.to(weight)):
-        raise ModelError(
-            "the checkpoint's bank is another than the adapter's, which must stay as it is",
-            part=f"shared with adapter {', '.join(others)}" if others else "a frozen bank",
-            advice="load it under a new name, with a bank of its own",
-        )
-
-
-def _as_peft(update: Admixture) -> dict[str, Tensor]:
-    """The logits of A (r, in/b, h) and of B (out/b, r, h), as views."""
-    rows_a, rows_b = torch.split(update.logits.detach(), update.rows)
-    h = rows_a.shape[1]
-    return {
-        "A": rows_a.view(update.rank, -1, h),
-        "B": rows_b.view(update.rank, -1, h).transpose(0, 1),
-    }
 
 
 def _trainable(adapters: VBLoRA, name: str) -> AttachedAdapter:
@@ -290,21 +230,3 @@ def _layers(model: nn.Module, names: Mapping[str, int]) -> dict[str, nn.Module]:
             found=few(missing),
         )
     return {name: modules[name] for name in modules if name in names}
-
-
-def _require_same(own: Mapping[str, Tensor], given: Mapping[str, Tensor]) -> None:
-    """The checkpoint has exactly the tensors that the adapter in the model has."""
-    other = [key for key in {**own, **given} if (key in own) != (key in given)]
-    if other:
-        raise ModelError(
-            "the adapter belongs to another model or config: tensors that only one of both has",
-            found=few(other),
-        )
-    for key, tensor in own.items():
-        if tensor.shape != given[key].shape:
-            raise ModelError(
-                "the adapter belongs to another model or config: shapes differ",
-                part=key,
-                found=tuple(given[key].shape),
-                expected=tuple(tensor.shape),
-            )

@@ -1,24 +1,25 @@
-"""Composing sub-vectors from the bank (Eq. 3.3): for all layers together, once per forward pass."""
+"""Compose sub-vectors from the bank (Eq. 3.3): for all layers together, once per forward pass."""
 
 from __future__ import annotations
 
 import threading
 from collections.abc import Sequence
-from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Any
+from contextlib import ExitStack, suppress
+from dataclasses import dataclass
+from typing import Any, Protocol
 
 import torch
 from torch import Tensor, nn
+from torch.autograd.graph import saved_tensors_hooks
 
 from vbfmt.torch.bank import VectorBank
 from vbfmt.torch.selection import select_top_k
 
-if TYPE_CHECKING:
-    from vbfmt.torch.admixture import Admixture
+_FORWARD = -1  # the number of the backward pass that runs now, where none does
 
 
 def compose(bank: Tensor, logits: Sequence[Tensor], k: int) -> Tensor:
-    """u = Σ wᵢ α_i with w = Softmax(TopK(σ, k)) for every row σ of all logits: (N, b).
+    """Return u = Σ wᵢ α_i with w = Softmax(TopK(σ, k)) for every row σ of all logits: (N, b).
 
     Differentiable in the bank and the logits; logits that are not selected get a zero gradient,
     as in the paper's Algorithm 1. The k · N · b selected values are never all in memory.
@@ -26,82 +27,118 @@ def compose(bank: Tensor, logits: Sequence[Tensor], k: int) -> Tensor:
     Args:
         bank: (h, b), any floating dtype.
         logits: (n, h) each, of the bank's dtype and device.
-        k: how many vectors a sub-vector selects, 1 ≤ k ≤ h.
+        k: vectors per sub-vector, 1 ≤ k ≤ h.
     """
     # Many small kernels cost a GPU more than one copy; a processor's caches prefer small blocks.
     blocks = logits if bank.device.type == "cpu" else [torch.cat(list(logits))]
     indices = select_top_k(blocks, k)
-    places = torch.split(indices, [len(block) for block in blocks])
-    top = torch.cat([block.gather(1, at) for block, at in zip(blocks, places, strict=True)])
+    parts = torch.split(indices, [len(block) for block in blocks])
+    top = torch.cat([block.gather(1, at) for block, at in zip(blocks, parts, strict=True)])
     weights = top.softmax(dim=1).to(bank.dtype)
-    return nn.functional.embedding_bag(indices, bank, per_sample_weights=weights, mode="sum")
+    return _mixed(bank, indices, weights)
+
+
+def _mixed(bank: Tensor, indices: Tensor, weights: Tensor) -> Tensor:
+    """Return Σ wᵢ α_i: indices and weights (N, k) → (N, b)."""
+    try:
+        return nn.functional.embedding_bag(indices, bank, per_sample_weights=weights, mode="sum")
+    except RuntimeError:  # within torch.func transforms, which do not know this function
+        return (bank[indices] * weights.unsqueeze(-1)).sum(1)
+
+
+def compose_alone(bank: Tensor, logits: Tensor, k: int) -> Tensor:
+    """Return `compose` of one layer, within that layer's own forward pass: (n, b).
+
+    The tensors that autograd saves for it are hidden from activation checkpointing. Checkpointing
+    runs a layer twice and counts what is saved; one of these runs may take the rows of a whole
+    pass, which saves nothing there, and the other compose its own.
+    """
+    with ExitStack() as stack:
+        if torch.is_grad_enabled() and not torch.compiler.is_compiling():
+            with suppress(RuntimeError):  # torch.func transforms allow no hooks
+                stack.enter_context(saved_tensors_hooks(_keep, _kept))
+        return compose(bank, [logits], k)
+
+
+def _keep(tensor: Tensor) -> tuple[Tensor, int]:
+    return tensor.detach(), tensor._version  # detached, or an output would keep itself alive
+
+
+def _kept(kept: tuple[Tensor, int]) -> Tensor:
+    tensor, version = kept
+    if tensor._version != version:  # the check that autograd leaves to such hooks
+        raise RuntimeError(
+            "a tensor needed for the gradient of the vector bank or the logits was modified by an "
+            "inplace operation between the forward and the backward pass"
+        )
+    return tensor
+
+
+class HasLogits(Protocol):
+    """One layer of a composition."""
+
+    logits: nn.Parameter
 
 
 class Composition:
-    """One adapter's sub-vectors during one pass through the model.
+    """The sub-vectors of one adapter during one forward pass of its model.
 
-    Between `begin` and `end` every layer takes its slice of what was composed at `begin`. Outside
-    of such a pass (a part of the model is called alone) a layer composes its own rows.
+    `begin` and `end` are called around the model's forward. What `rows_of` returns to a layer:
 
-    Every thread has passes of its own, so that one may evaluate while another trains. Passes that
-    `torch.compile` has traced need none of this: their rows are in the graph. Only where it breaks
-    a model's graph do they wait between its parts, and then for all threads alike.
+    =====================================  ==================================================
+    no pass, or it has ended               None: the layer composes its own rows
+    in a pass of this thread               the layer's slice of what `begin` composed
+    in a backward pass that began since    None: activation checkpointing runs the layer again
+    the pass recorded no gradients and     None: it was interrupted (Ctrl-C calls no hook)
+    they are recorded now
+    bank or logits were written since      None: it was interrupted, and its rows are stale
+    =====================================  ==================================================
 
-    Activation checkpointing runs parts of the model again during the backward pass, after `end`.
-    Where the first run recorded a graph (``use_reentrant=False``), the second must see the same
-    tensors, so they are kept until the thread's next pass with gradients. Where it did not
-    (``use_reentrant=True``), the second run is differentiated by itself, and the layer composes
-    its own rows.
+    Every thread has a pass of its own, so that one may evaluate while another trains. In passes
+    that `torch.compile` has traced the rows are in the graph; where it breaks a model's graph they
+    wait between its parts, for all threads alike.
     """
 
     def __init__(self, bank: VectorBank, topk: int) -> None:
-        self.bank = (bank,)  # a tuple, so that no module takes it for a part of itself
-        self.topk = topk
-        self.layers: list[Admixture] = []
+        self._bank = (bank,)  # a tuple, so that no module takes it for a part of itself
+        self._topk = topk
+        self.layers: list[HasLogits] = []
         self._forget_passes()
+
+    @property
+    def bank(self) -> VectorBank:
+        """The vector bank."""
+        return self._bank[0]
+
+    @property
+    def topk(self) -> int:
+        """k, for training and for saving: fixed when the adapter is made."""
+        return self._topk
 
     def begin(self) -> None:
         """Compose the sub-vectors of all layers."""
-        recording = torch.is_grad_enabled()
         self._put_current(None)
-        # A pass without gradients leaves alone what a backward pass may need.
-        if recording and not torch.compiler.is_compiling():
-            self._recorded.pop(threading.get_ident(), None)
         rows: dict[int, Tensor] = {}
         by_device: dict[torch.device, list[int]] = {}
         for position, layer in enumerate(self.layers):
             by_device.setdefault(layer.logits.device, []).append(position)
         for device, positions in by_device.items():
             logits = [self.layers[position].logits for position in positions]
-            composed = compose(self.bank[0].weight.to(device), logits, self.topk)
+            composed = compose(self.bank.weight.to(device), logits, self.topk)
             parts = torch.split(composed, [len(block) for block in logits])
             rows.update(zip(positions, parts, strict=True))
-        self._put_current(Pass(rows, recording, self._versions()))
+        recording, backward = torch.is_grad_enabled(), _backward_pass()
+        self._put_current(Pass(rows, recording, self._versions(), backward))
 
     def end(self) -> None:
-        """The pass is over."""
-        current = self._current()
-        self._put_current(None)
-        # A compiler sees to checkpointing itself.
-        if current is not None and current.recording and not torch.compiler.is_compiling():
-            self._keep(current)
-
-    def drop(self) -> None:
-        """Forget the pass that this thread is in: a KeyboardInterrupt leaves one without an end."""
+        """Forget the sub-vectors: the pass is over, or was interrupted."""
         self._put_current(None)
 
     def rows_of(self, position: int) -> Tensor | None:
-        """A layer's sub-vectors (n, b), or None if it is to compose them itself."""
-        again = in_backward()
+        """Return a layer's sub-vectors (n, b), or None if it is to compose them itself."""
         found = self._current()
-        if found is not None and not again and self._is_stale(found, position):
+        if found is None or found.backward != _backward_pass() or self._is_stale(found, position):
             return None
-        if found is None and again:
-            found = self._pass_to_run_again(position)
-        if found is None or (again and position in found.unrecorded):
-            return None
-        if found.recording and not again and not torch.is_grad_enabled():
-            found.unrecorded.add(position)
         return found.rows[position]
 
     def _versions(self) -> list[int]:
@@ -112,25 +149,23 @@ class Composition:
         """
         if torch.compiler.is_compiling():
             return []
-        written = [*(layer.logits for layer in self.layers), self.bank[0].weight]
+        written = [*(layer.logits for layer in self.layers), self.bank.weight]
         if any(tensor.is_inference() for tensor in written):
             return []
         return [tensor._version for tensor in written]
 
     def _is_stale(self, found: Pass, position: int) -> bool:
-        """Whether a pass is one that never came to its end, and these are not its rows any more."""
-        versions = found.versions
-        if not versions:
+        """Whether a pass was interrupted, and these are not its rows any more."""
+        if not found.versions:
             return False
-        if not found.recording and torch.is_grad_enabled():
+        if torch.is_grad_enabled() and not found.recording:
             return True
-        now = self.layers[position].logits._version
-        return now != versions[position] or self.bank[0].weight._version != versions[-1]
+        now = self.layers[position].logits._version, self.bank.weight._version
+        return now != (found.versions[position], found.versions[-1])
 
     def _forget_passes(self) -> None:
         self._mine = _PassOfThread()
         self._traced: Pass | None = None
-        self._recorded: dict[int, Pass] = {}  # by thread, the latest at the end
 
     def _current(self) -> Pass | None:
         if torch.compiler.is_compiling():  # it cannot trace what is a thread's own
@@ -143,26 +178,9 @@ class Composition:
         else:
             self._mine.current, self._traced = current, None
 
-    def _pass_to_run_again(self, position: int) -> Pass | None:
-        """The last pass with gradients, of any thread: that of a backward pass may be another
-        than its forward pass was in, and on a GPU always is. None if a layer may have run without
-        gradients: then the second run is differentiated by itself."""
-        passes = list(self._recorded.values())
-        if any(position in known.unrecorded for known in passes):
-            return None
-        return passes[-1] if passes else None
-
-    def _keep(self, recorded: Pass) -> None:
-        """As this thread's last pass with gradients, and the last of all."""
-        living = {thread.ident for thread in threading.enumerate()} - {threading.get_ident()}
-        for known in list(self._recorded):
-            if known not in living:
-                self._recorded.pop(known, None)
-        self._recorded[threading.get_ident()] = recorded
-
     def __getstate__(self) -> dict[str, Any]:
-        """Copies and pickles of a model do not hold what belongs to one pass."""
-        passes = ("_mine", "_traced", "_recorded")
+        """Leave out of copies and pickles what belongs to one pass."""
+        passes = ("_mine", "_traced")
         return {name: value for name, value in self.__dict__.items() if name not in passes}
 
     def __setstate__(self, state: dict[str, Any]) -> None:
@@ -178,13 +196,13 @@ class Pass:
         rows: a layer's position → its sub-vectors (n, b).
         recording: whether with gradients.
         versions: of every layer's logits and of the bank, when the rows were composed.
-        unrecorded: positions of layers that ran without gradients all the same.
+        backward: the backward pass in which it began, if in one.
     """
 
     rows: dict[int, Tensor]
     recording: bool
     versions: list[int]
-    unrecorded: set[int] = field(default_factory=set)
+    backward: int
 
 
 class _PassOfThread(threading.local):
@@ -193,8 +211,8 @@ class _PassOfThread(threading.local):
     current: Pass | None = None
 
 
-def in_backward() -> bool:
-    """Whether autograd is running a backward pass in this thread (as checkpointing itself asks)."""
+def _backward_pass() -> int:
+    """The number of the backward pass that this thread runs (checkpointing itself asks so)."""
     if torch.compiler.is_compiling():
-        return False
-    return torch._C._current_graph_task_id() != -1
+        return _FORWARD
+    return torch._C._current_graph_task_id()

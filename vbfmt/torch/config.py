@@ -1,4 +1,4 @@
-"""How an adapter is made: sizes, targets, initialisation. And the same as PEFT writes it."""
+"""The config of an adapter: sizes, targets, initialisation; from and to PEFT's."""
 
 from __future__ import annotations
 
@@ -13,90 +13,100 @@ from vbfmt.errors import ConfigError
 ALL_LINEAR = "all-linear"
 BIASES = ("none", "vblora_only", "all")
 
-_PEFT_NAMES = {
-    "rank": "r",
-    "dropout": "vblora_dropout",
-    "init_bank_bound": "init_vector_bank_bound",
-    "base_model": "base_model_name_or_path",
-    "base_revision": "revision",
-}
+_LISTS = ("target_modules", "exclude_modules", "modules_to_save")
 
 
 @dataclass(frozen=True, kw_only=True)
 class VBLoRAConfig:
-    """What to adapt, and with what.
+    """What to adapt, and with what. The fields have PEFT's names.
 
     Attributes:
-        rank: r, 4 in the paper.
+        r: the rank, 4 in the paper.
         num_vectors: h, the bank's size; 90 (RoBERTa), 256 (GPT-2) or 2048 (Llama 2) in the paper;
             at most 65536, which is what a packed file can hold.
         vector_length: b, which must divide the features of every adapted layer; 256 in the paper.
-        topk: k, how many vectors a sub-vector mixes; 2 in the paper.
+        topk: k, the number of vectors that a sub-vector mixes; 2 in the paper.
         target_modules: which linear layers: names (whole, or the last components), one regular
             expression for whole names, or ``"all-linear"``: all but the output embeddings and
             subclasses of `nn.Linear` with a forward of their own (routers).
         exclude_modules: names or a regular expression of layers to leave alone.
+        layers_to_transform: adapt only the blocks with these numbers: the last number in the
+            path of a layer, or the one after `layers_pattern`.
+        layers_pattern: names of the lists of blocks (``"layers"``, ``"h"``) that are numbered.
         modules_to_save: names of modules to train whole (heads), kept with the adapter.
             The heads that PEFT adds for `task_type` need not be named.
         bias: biases to train: ``"none"``, ``"vblora_only"`` (of the adapted layers) or ``"all"``.
-        rank_pattern: module name, last components or regular expression → its own rank. The first
-            that matches counts. PEFT's VB-LoRA knows one rank only.
-        dropout: on the input of the update.
-        init_bank_bound: the bank starts as U(−bound, bound).
+        rank_pattern: module name, last components or regular expression → its own rank; the first
+            match counts. Not in PEFT's VB-LoRA, which has one rank only.
+        vblora_dropout: dropout on the input of the update.
+        init_vector_bank_bound: the bank starts as U(−bound, bound).
         init_logits_std: the logits start as N(0, std²). The paper's Table 7 says N(0, 0.01);
             PEFT, by the same authors, takes that for the variance: 0.1.
-        base_model, base_revision: what was adapted; filled in from the model where it knows.
+        base_model_name_or_path, revision: what was adapted; taken from the model where it knows.
         task_type: as PEFT names it (``SEQ_CLS``, ``CAUSAL_LM``, …); PEFT needs it to pick a class.
             As in PEFT, modules whose names end in ``classifier`` or ``score`` (``SEQ_CLS``,
             ``TOKEN_CLS``) or in ``qa_outputs`` (``QUESTION_ANS``) are then trained whole.
 
-    What of `target_modules`, `exclude_modules` and `rank_pattern` fits nothing is told by a warning
-    of `inject`; a name in `modules_to_save` that does is an error.
+    For every field that PEFT lets be None, None is the default here too. `inject` warns about
+    entries of `target_modules`, `exclude_modules` and `rank_pattern` that match nothing; a name in
+    `modules_to_save` that matches nothing is an error.
 
     Raises:
         ConfigError: a value that cannot work.
     """
 
-    rank: int = 4
+    r: int = 4
     num_vectors: int = 256
     vector_length: int = 256
     topk: int = 2
     target_modules: str | Collection[str] = ALL_LINEAR
     exclude_modules: str | Collection[str] = ()
+    layers_to_transform: int | Collection[int] = ()
+    layers_pattern: str | Collection[str] = ()
     modules_to_save: Collection[str] = ()
     bias: str = "none"
     rank_pattern: Mapping[str, int] = field(default_factory=dict)
-    dropout: float = 0.0
-    init_bank_bound: float = 0.02
+    vblora_dropout: float = 0.0
+    init_vector_bank_bound: float = 0.02
     init_logits_std: float = 0.1
-    base_model: str | None = None
-    base_revision: str | None = None
+    base_model_name_or_path: str | None = None
+    revision: str | None = None
     task_type: str | None = None
 
     def __post_init__(self) -> None:
+        defaults = {"target_modules": ALL_LINEAR, "rank_pattern": {}}
+        for name in (*_LISTS, "layers_to_transform", "layers_pattern", "rank_pattern"):
+            if getattr(self, name) is None:
+                object.__setattr__(self, name, defaults.get(name, ()))
         _require_names(self)
         _require_sizes(self)
         _require(self.bias in BIASES, "bias", self.bias, " or ".join(BIASES))
-        fits = is_number(self.dropout) and 0 <= self.dropout < 1
-        _require(fits, "dropout", self.dropout, "0 ≤ p < 1")
-        for what in ("init_bank_bound", "init_logits_std"):
+        fits = is_number(self.vblora_dropout) and 0 <= self.vblora_dropout < 1
+        _require(fits, "vblora_dropout", self.vblora_dropout, "0 ≤ p < 1")
+        for what in ("init_vector_bank_bound", "init_logits_std"):
             value = getattr(self, what)
             _require(is_spread(value), what, value, "a finite number, 0 or above")
 
+    @property
+    def block_numbers(self) -> frozenset[int]:
+        """`layers_to_transform` as a set; empty: all."""
+        numbers = self.layers_to_transform
+        return frozenset([numbers] if isinstance(numbers, int) else numbers)
+
     @classmethod
     def from_peft(cls, config: object, *, layers_known: bool = False) -> VBLoRAConfig:
-        """The same from PEFT's ``adapter_config.json``; what has no meaning here is left out.
+        """Return the same settings from PEFT's config; fields without a meaning here are left out.
 
         Without ``target_modules``, which PEFT would choose by the model's type, it is the default
         here: ``"all-linear"``.
 
         Args:
-            config: what the file holds, or PEFT's own object.
-            layers_known: which layers are adapted is known otherwise, from a checkpoint's tensors.
+            config: the content of ``adapter_config.json``, or PEFT's own object.
+            layers_known: the adapted layers are known from a checkpoint's tensors, so that
+                numbers of layers in the config do not matter.
 
         Raises:
-            ConfigError: another kind of adapter, a value that cannot work, or layers chosen by
-                their numbers.
+            ConfigError: another kind of adapter, or a value that cannot work.
         """
         config = config.to_dict() if hasattr(config, "to_dict") else config
         if not isinstance(config, Mapping):
@@ -104,37 +114,34 @@ class VBLoRAConfig:
                 "not a config of PEFT's",
                 part="config",
                 found=type(config).__name__,
-                expected="peft.VBLoRAConfig, or what adapter_config.json holds",
+                expected="peft.VBLoRAConfig, or the content of adapter_config.json",
             )
         kind = config.get("peft_type")
         if kind != "VBLORA":
             raise ConfigError(
                 "another kind of adapter", part="peft_type", found=kind, expected="VBLORA"
             )
-        for numbers in ("layers_to_transform", "layers_pattern"):
-            if config.get(numbers) is not None and not layers_known:
-                raise ConfigError(
-                    "layers cannot be chosen by their numbers here",
-                    part=numbers,
-                    found=config[numbers],
-                    advice=r"give target_modules as a regular expression: .*\.(0|1)\..*",
-                )
-        known = {f.name: config.get(_PEFT_NAMES.get(f.name, f.name)) for f in fields(cls)}
+        known = {f.name: config.get(f.name) for f in fields(cls)}
+        if layers_known:
+            known.update(layers_to_transform=None, layers_pattern=None)
+        if "rank" in config and "rank_pattern" in config:  # as `as_peft` writes it
+            known["r"] = config["rank"]
         return cls(**{name: value for name, value in known.items() if value is not None})
 
     def as_peft(self) -> dict[str, Any]:
-        """The config as PEFT's VBLoRAConfig has it, for ``adapter_config.json``."""
-        own = {f.name: getattr(self, f.name) for f in fields(self)}
-        named = {_PEFT_NAMES.get(name, name): value for name, value in own.items()}
-        lists = ("target_modules", "exclude_modules", "modules_to_save")
-        for name in lists:
+        """Return the config as PEFT's VBLoRAConfig has it, for ``adapter_config.json``."""
+        named = {f.name: getattr(self, f.name) for f in fields(self)}
+        for name in _LISTS:
             value = named[name]
             named[name] = value if isinstance(value, str) else sorted(value) or None
+        for name in ("layers_to_transform", "layers_pattern"):
+            value = named.pop(name)
+            if value != ():
+                named[name] = value if isinstance(value, int | str) else sorted(value)
         if not named.pop("rank_pattern"):
             return {"peft_type": "VBLORA", "inference_mode": True, **named}
         # PEFT has one r: without it, it refuses the checkpoint instead of misreading it.
-        del named["r"]
-        ranks = {"rank": self.rank, "rank_pattern": dict(self.rank_pattern)}
+        ranks = {"rank": named.pop("r"), "rank_pattern": dict(self.rank_pattern)}
         return {"peft_type": "VBLORA", "inference_mode": True, **named, **ranks}
 
 
@@ -147,7 +154,7 @@ def require_config(config: object) -> None:
     if isinstance(config, VBLoRAConfig):
         return
     kind = config if isinstance(config, type) else type(config)
-    advice = "make one: VBLoRAConfig(rank=…, num_vectors=…, vector_length=…)"
+    advice = "make one: VBLoRAConfig(r=…, num_vectors=…, vector_length=…)"
     if kind is not config and hasattr(config, "peft_type") and hasattr(config, "to_dict"):
         advice = "that is PEFT's: give VBLoRAConfig.from_peft(config)"
     elif isinstance(config, Mapping):
@@ -167,7 +174,7 @@ def require_config(config: object) -> None:
 def _require_sizes(config: VBLoRAConfig) -> None:
     """Ranks, h, b and k are counts that can work together, and h is one that can be packed."""
     any_count = "a whole number, at least 1"
-    ranks = {"rank": config.rank}
+    ranks = {"r": config.r}
     ranks.update((f"rank_pattern {key!r}", rank) for key, rank in config.rank_pattern.items())
     for what, size in {**ranks, "vector_length": config.vector_length}.items():
         _require(is_count(size), what, size, any_count)
@@ -193,10 +200,18 @@ def _require_names(config: VBLoRAConfig) -> None:
         _require(fits, what, value, "a list of names, or one regular expression")
     value = config.modules_to_save
     _require(_are_names(value), "modules_to_save", value, "a list of names")
+    value = config.layers_pattern
+    fits = isinstance(value, str) or _are_names(value)
+    _require(fits, "layers_pattern", value, "a name, or a list of names")
+    numbers = config.layers_to_transform
+    listed = isinstance(numbers, Collection) and not isinstance(numbers, str | bytes | Mapping)
+    each = list(cast("Collection[object]", numbers)) if listed else [numbers]
+    fits = all(isinstance(n, int) and not isinstance(n, bool) and n >= 0 for n in each)
+    _require(fits, "layers_to_transform", numbers, "numbers of layers, from 0")
     pattern = config.rank_pattern
     fits = isinstance(pattern, Mapping) and _are_names([*pattern])
     _require(fits, "rank_pattern", pattern, "module names with their ranks")
-    for what in ("base_model", "base_revision", "task_type"):
+    for what in ("base_model_name_or_path", "revision", "task_type"):
         value = getattr(config, what)
         _require(value is None or isinstance(value, str), what, value, "text")
 

@@ -1,11 +1,10 @@
-"""Putting adapters into a model, in place, and taking them out again."""
+"""Put adapters into a model, in place, and take them out again."""
 
 from __future__ import annotations
 
 import warnings
-from collections.abc import Collection, Iterable, Mapping
+from collections.abc import Collection, Mapping
 from contextlib import nullcontext
-from dataclasses import replace
 from typing import cast
 
 from torch import Tensor, nn
@@ -15,18 +14,19 @@ from vbfmt.torch.adapters import AttachedAdapter, VBLoRA, adapters_of, disabled,
 from vbfmt.torch.admixture import Admixture, LowRankUpdate
 from vbfmt.torch.bank import VectorBank, require_vector_bank
 from vbfmt.torch.config import VBLoRAConfig, require_config
-from vbfmt.torch.fast_path import keep_off
+from vbfmt.torch.fast_path import keep_off, keep_padded
 from vbfmt.torch.linear import VBLoRALinear, features_of
-from vbfmt.torch.preconditions import require_free_name, require_in_memory
-from vbfmt.torch.stand_ins import StandIns, names_to_train
-from vbfmt.torch.targets import base_modules, find_targets, modules_to_save, rank_of, unmatched
+from vbfmt.torch.plan import Plan, resolve
+from vbfmt.torch.preconditions import require_free_name
+from vbfmt.torch.stand_ins import StandIns
+from vbfmt.torch.state_dict import order_state_dicts
 
 
 def inject(
     model: nn.Module,
     config: VBLoRAConfig,
     *,
-    name: str = "default",
+    adapter_name: str = "default",
     bank: VectorBank | None = None,
 ) -> VBLoRA:
     """Put a fresh adapter into a model, in place, and make it the active one.
@@ -47,7 +47,7 @@ def inject(
     adapter with `save_checkpoint` or `save_packed`, and save the base after `eject`.
 
     Args:
-        name: of the adapter, for switching: letters, digits, ``_`` and ``-``.
+        adapter_name: letters, digits, ``_`` and ``-``.
         bank: use this bank (of the config's h and b) instead of a fresh one; several adapters may
             share one. See `VectorBank.from_packed`.
 
@@ -55,9 +55,9 @@ def inject(
         The model's adapters, ``model.vblora``.
 
     Warns:
-        UserWarning: some of the config's `target_modules` or `exclude_modules` fit no module, or
-            some of its `rank_pattern` no adapted layer. Lists that are meant for several kinds of
-            models work therefore, as in PEFT, and a slip is told.
+        UserWarning: entries of the config's `target_modules` or `exclude_modules` match no module,
+            or entries of its `rank_pattern` no adapted layer. Lists that are meant for several
+            kinds of models work therefore, as in PEFT, and a slip is noticed.
 
     Raises:
         ModelError: no target, a target that is no linear layer, or the name is taken.
@@ -65,58 +65,48 @@ def inject(
             bank are something else.
     """
     require_config(config)
-    require_free_name(model, name)
-    config = replace(config, modules_to_save=modules_to_save(model, config))
-    targets = find_targets(model, config)
-    for sentence in unmatched(model, config, targets):
+    require_free_name(model, adapter_name)
+    plan = resolve(model, config)
+    adapter, updates = build(model, plan, bank=bank)
+    for sentence in plan.warnings:
         warnings.warn(sentence, stacklevel=2)
-    return attach(model, config, targets, name=name, bank=bank)
+    return install(model, adapter_name, adapter, updates)
 
 
 def attach(
-    model: nn.Module,
-    config: VBLoRAConfig,
-    targets: Mapping[str, nn.Module],
-    *,
-    name: str,
-    bank: VectorBank | None = None,
-    tensors: Iterable[str] | None = None,
+    model: nn.Module, plan: Plan, *, adapter_name: str, bank: VectorBank | None = None
 ) -> VBLoRA:
-    """`inject` into exactly these layers of the base, by name.
-
-    Args:
-        tensors: exactly these other tensors of the base to train; by default the config's.
-    """
-    adapter, updates = fresh_adapter(model, config, targets, bank=bank, tensors=tensors)
-    return install(model, name, adapter, updates)
+    """Build the adapter of a plan and install it."""
+    adapter, updates = build(model, plan, bank=bank)
+    return install(model, adapter_name, adapter, updates)
 
 
-def fresh_adapter(
-    model: nn.Module,
-    config: VBLoRAConfig,
-    targets: Mapping[str, nn.Module],
-    *,
-    bank: VectorBank | None = None,
-    tensors: Iterable[str] | None = None,
+def build(
+    model: nn.Module, plan: Plan, *, bank: VectorBank | None = None
 ) -> tuple[AttachedAdapter, dict[str, Admixture]]:
-    """The parts that `attach` installs; the model is not changed yet."""
-    require_in_memory(model, targets)
+    """Return the parts of a planned adapter; the model is not changed yet.
+
+    Raises:
+        ConfigError: the bank is none, or has other sizes than the config.
+    """
+    config = plan.config
     if bank is None:
+        first = next(iter(plan.layers.values()))
         bank = VectorBank(
             config.num_vectors,
             config.vector_length,
-            init_bound=config.init_bank_bound,
-            device=cast(Tensor, next(iter(targets.values())).weight).device,
+            init_bound=config.init_vector_bank_bound,
+            device=cast(Tensor, first.weight).device,
         )
     _require_fitting(bank, config)
     with disabled(model) if find_adapters(model) else nullcontext():
-        names = _names_to_train(model, config, targets) if tensors is None else list(tensors)
-        require_in_memory(model, {name.rpartition(".")[0] for name in names})
-        stand_ins = StandIns.trainable(model, names)
+        stand_ins = StandIns.trainable(model, plan.tensors)
     adapter = AttachedAdapter(stand_ins, config=config, bank=bank)
-    return adapter, {
-        key: _fresh_update(key, layer, config, adapter) for key, layer in targets.items()
+    updates = {
+        name: _fresh_update(layer, plan.ranks[name], config, adapter)
+        for name, layer in plan.layers.items()
     }
+    return adapter, updates
 
 
 def _require_fitting(bank: VectorBank, config: VBLoRAConfig) -> None:
@@ -143,7 +133,7 @@ def install(
     if adapters is None:
         adapters = VBLoRA(model)
         model.requires_grad_(False)
-        adapters.attach()
+        adapters.attach([*order_state_dicts(model), *keep_padded(model)])
     adapters.activate(None)
     if name in adapters.adapters:
         _remove(adapters, name, keep=updates)
@@ -159,7 +149,7 @@ def install(
     return adapters
 
 
-def eject(model: nn.Module, name: str | None = None) -> None:
+def eject(model: nn.Module, adapter_name: str | None = None) -> None:
     """Take an adapter out of the model; without a name, all of them.
 
     After the last one the model is what it was: its own layers, weights and ``requires_grad``.
@@ -168,7 +158,7 @@ def eject(model: nn.Module, name: str | None = None) -> None:
         ModelError: there is no such adapter, or one is merged.
     """
     adapters = adapters_of(model)
-    leaving = list(adapters.adapters) if name is None else [name]
+    leaving = list(adapters.adapters) if adapter_name is None else [adapter_name]
     for each in leaving:
         adapters.adapter(each)
     if adapters.active in leaving:
@@ -195,21 +185,15 @@ def _remove(adapters: VBLoRA, name: str, keep: Collection[str] = ()) -> None:
     adapters.register_banks()
 
 
-def _names_to_train(model: nn.Module, config: VBLoRAConfig, targets: Iterable[str]) -> list[str]:
-    """The tensors that the config trains besides bank and logits."""
-    whole = modules_to_save(model, config)
-    return names_to_train(dict(base_modules(model)), whole=whole, bias=config.bias, targets=targets)
-
-
 def _fresh_update(
-    name: str, layer: nn.Module, config: VBLoRAConfig, adapter: AttachedAdapter
+    layer: nn.Module, rank: int, config: VBLoRAConfig, adapter: AttachedAdapter
 ) -> Admixture:
     update = Admixture(
         *features_of(layer),
         cast(VectorBank, adapter.bank),
-        rank=rank_of(name, config),
+        rank=rank,
         topk=config.topk,
-        dropout=config.dropout,
+        dropout=config.vblora_dropout,
         init_logits_std=config.init_logits_std,
         device=cast(Tensor, layer.weight).device,
     )

@@ -27,7 +27,7 @@ class VBLoRALinear(nn.Module):
         base_layer: the layer to adapt.
         bank: for use without `inject`: adds the update ``default`` on this bank. The bank is not
             registered here; register it once in your own model.
-        rank, topk, dropout, init_logits_std: of that update.
+        r, topk, vblora_dropout, init_logits_std: of that update.
 
     Attributes:
         base_layer: the layer as it was.
@@ -45,9 +45,9 @@ class VBLoRALinear(nn.Module):
         base_layer: nn.Module,
         bank: VectorBank | None = None,
         *,
-        rank: int = 4,
+        r: int = 4,
         topk: int = 2,
-        dropout: float = 0.0,
+        vblora_dropout: float = 0.0,
         init_logits_std: float = 0.1,
     ) -> None:
         super().__init__()
@@ -62,9 +62,9 @@ class VBLoRALinear(nn.Module):
         if bank is not None:
             require_vector_bank(bank)
             require_divisible("the layer", in_features, out_features, bank.vector_length)
-            if not is_count(rank):
+            if not is_count(r):
                 raise ConfigError(
-                    "rank is out of range", found=rank, expected="a whole number, at least 1"
+                    "r is out of range", found=r, expected="a whole number, at least 1"
                 )
             if not is_count(topk) or topk > bank.num_vectors:
                 raise ConfigError(
@@ -74,9 +74,9 @@ class VBLoRALinear(nn.Module):
                 in_features,
                 out_features,
                 bank,
-                rank=rank,
+                rank=r,
                 topk=topk,
-                dropout=dropout,
+                dropout=vblora_dropout,
                 init_logits_std=init_logits_std,
                 device=self.weight.device,
             )

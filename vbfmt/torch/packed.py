@@ -28,6 +28,7 @@ from vbfmt.torch.injection import attach, install
 from vbfmt.torch.linear import VBLoRALinear, features_of, is_adaptable, is_conv1d
 from vbfmt.torch.overlooked import warn_of_layers_never_called, warn_of_others_that_train
 from vbfmt.torch.peft_config import peft_config, updates_of
+from vbfmt.torch.plan import exact
 from vbfmt.torch.preconditions import require_free_name, require_in_memory
 from vbfmt.torch.stand_ins import StandIns, owner_of
 from vbfmt.torch.targets import base_modules
@@ -44,14 +45,14 @@ def save_packed(
     model: nn.Module,
     path: PathLike,
     *,
-    name: str | None = None,
+    adapter_name: str | None = None,
     overwrite: bool = False,
     notice: Notice | None = None,
 ) -> str:
     """Pack an adapter of the model: the same bytes as `save_checkpoint` and ``vbfmt pack``.
 
     Args:
-        name: of the adapter; the active one if not given.
+        adapter_name: the active adapter if not given.
         notice: called with a sentence if rows have equal logits at the k-th place.
 
     Returns:
@@ -66,20 +67,20 @@ def save_packed(
         ContentError: NaN among the logits or in a head, or a bank that is not finite.
         OutputExistsError, StorageError
     """
-    adapter = to_adapter(model, name=name, notice=notice)
-    warn_of_layers_never_called(adapters_of(model), name)
+    adapter = to_adapter(model, adapter_name=adapter_name, notice=notice)
+    warn_of_layers_never_called(adapters_of(model), adapter_name)
     warn_of_others_that_train(adapters_of(model))
     return save(adapter, path, overwrite=overwrite)
 
 
 def to_adapter(
-    model: nn.Module, *, name: str | None = None, notice: Notice | None = None
+    model: nn.Module, *, adapter_name: str | None = None, notice: Notice | None = None
 ) -> Adapter:
     """The same in memory."""
     adapters = adapters_of(model)
-    config = peft_config(adapters, name)
-    attached = adapters.adapter(name)
-    name = name or adapters.active or ""
+    config = peft_config(adapters, adapter_name)
+    attached = adapters.adapter(adapter_name)
+    name = adapter_name or adapters.active or ""
     layers = adapters.layers(name)
     updates = updates_of(adapters, name)
     base_model, base_revision = peft_layout.base_of(config)
@@ -102,7 +103,7 @@ def load_packed(
     model: nn.Module,
     source: Adapter | PathLike,
     *,
-    name: str = "default",
+    adapter_name: str = "default",
     digest: str | None = None,
 ) -> VBLoRA:
     """Put a packed adapter into the model, for inference, and make it the active one.
@@ -122,8 +123,9 @@ def load_packed(
     if isinstance(source, Adapter) and digest is not None:
         _require_digest(adapter, digest)
     adapters = find_adapters(model)
-    if adapters is None or name not in adapters.adapters or adapters.adapter(name).trainable:
-        require_free_name(model, name)
+    taken = adapters is not None and adapter_name in adapters.adapters
+    if adapters is None or not taken or adapters.adapter(adapter_name).trainable:
+        require_free_name(model, adapter_name)
     try:
         layers = _matching_layers(model, adapter)
         _require_tensors(model, adapter)
@@ -136,14 +138,14 @@ def load_packed(
         factors = (torch.from_numpy(factor).to(device) for factor in (a, b))
         updates[module.name] = FixedFactors(*factors)
     others = {key: to_torch(tensor) for key, tensor in adapter.tensors.items()}
-    return install(model, name, AttachedAdapter(StandIns.fixed(model, others)), updates)
+    return install(model, adapter_name, AttachedAdapter(StandIns.fixed(model, others)), updates)
 
 
 def warm_start(
     model: nn.Module,
     source: Adapter | PathLike,
     *,
-    name: str = "default",
+    adapter_name: str = "default",
     gap: float = 0.1,
     freeze_bank: bool = False,
 ) -> VBLoRA:
@@ -171,20 +173,19 @@ def warm_start(
             "gap is out of range", found=gap, expected="a finite number above 0, such as 0.1"
         )
     adapter = source if isinstance(source, Adapter) else load(source)
-    require_free_name(model, name)
+    require_free_name(model, adapter_name)
     layers = _matching_layers(model, adapter)
     _require_tensors(model, adapter)
     bank = VectorBank.from_packed(adapter, frozen=freeze_bank)
     bank = bank.to(cast(torch.Tensor, next(iter(layers.values())).weight).device)
-    adapters = attach(
-        model, _config(adapter), layers, name=name, bank=bank, tensors=adapter.tensors
-    )
+    plan = exact(model, _config(adapter), layers, adapter.tensors)
+    adapters = attach(model, plan, adapter_name=adapter_name, bank=bank)
     logits = _logits(adapter, gap)
-    own = adapters.adapter(name).stand_ins.tensors(adapters.root)
+    own = adapters.adapter(adapter_name).stand_ins.tensors(adapters.root)
     with torch.no_grad():
-        for key, layer in adapters.layers(name).items():
+        for key, layer in adapters.layers(adapter_name).items():
             rows = torch.from_numpy(logits[adapter.rows(key)])
-            cast(Admixture, layer.updates[name]).logits.copy_(rows)
+            cast(Admixture, layer.updates[adapter_name]).logits.copy_(rows)
         for key, tensor in adapter.tensors.items():
             own[key].copy_(to_torch(tensor))
     return adapters

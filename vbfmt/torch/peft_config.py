@@ -36,11 +36,15 @@ def peft_config(adapters: VBLoRA, name: str | None) -> dict[str, Any]:
         target_modules=_exact_targets(adapters.root, list(layers)),
         exclude_modules=(),
         modules_to_save=_exactly_saved(adapters.root, adapter),
+        layers_to_transform=(),
+        layers_pattern=(),
         rank_pattern=rank_pattern_of(ranks),
-        base_model=adapter.config.base_model or (known if isinstance(known, str) else None) or None,
+        base_model_name_or_path=adapter.config.base_model_name_or_path
+        or (known if isinstance(known, str) else None)
+        or None,
     )
     if len(set(ranks.values())) == 1:
-        config = replace(config, rank=next(iter(ranks.values())))
+        config = replace(config, r=next(iter(ranks.values())))
     fan_in_fan_out = all(layer.fan_in_fan_out for layer in layers.values())
     return {**config.as_peft(), "fan_in_fan_out": fan_in_fan_out}
 

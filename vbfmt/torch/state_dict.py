@@ -1,102 +1,134 @@
-"""What a model's state dict says: the same, whichever adapter is active.
+"""State dicts of a model with adapters: saved while one adapter is active, loaded while another is.
 
-While an adapter is active its stand-ins are in the place of the base's tensors, and PyTorch names
-tensors by their places. Here every tensor goes by whose it is: the base's under the name that it
-has in the base, the adapter's under the adapter's. A state dict of one moment can be loaded in any
-other. (Not that of a part of the model: parts know nothing of adapters.)
+While an adapter is active its own heads and biases stand in the base's modules, and the base's wait
+in the adapter (`StandIns`). A state dict names every tensor by where it stands, as
+`named_parameters` does, so that filters by ``requires_grad`` keep what trains; and each adapter's
+``_extra_state`` holds whether its tensors stood in the base's modules. Loading takes every tensor
+to where its owner has it now.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from typing import TYPE_CHECKING, Any, cast
+from collections.abc import Iterator, Mapping
+from typing import Any
 
-from torch import Tensor, nn
+from torch import nn
 from torch.utils.hooks import RemovableHandle
 
 from vbfmt.errors import ModelError
-from vbfmt.torch.stand_ins import owner_of, path_of
-
-if TYPE_CHECKING:
-    from vbfmt.torch.adapters import VBLoRA
+from vbfmt.torch.adapters import VBLoRA, adapters_of
+from vbfmt.torch.stand_ins import path_of
 
 
-def keep_names(root: nn.Module) -> list[RemovableHandle]:
-    """Hooks of a model that has adapters, by which its state dict goes by what is whose."""
+def order_state_dicts(root: nn.Module) -> list[RemovableHandle]:
+    """Register the hooks of a model with adapters, and return their handles."""
     model: Any = root  # PyTorch has no types for these
     return [
         model.register_state_dict_pre_hook(_require_unmerged),
-        model.register_state_dict_post_hook(_name_by_owner),
-        model.register_load_state_dict_pre_hook(_take_to_places),
+        model.register_load_state_dict_pre_hook(_prepare_to_load),
     ]
 
 
 # Functions and not methods of VBLoRA: PyTorch sets an attribute on them.
 def _require_unmerged(root: nn.Module, *_: Any) -> None:
     """A merged weight under the base's name would have the update twice when it is loaded."""
-    _adapters(root).require_unmerged(
-        "call unmerge(model) first; for merged weights in files there is: vbfmt merge"
+    adapters_of(root).require_unmerged(
+        "call unmerge(model) first; for merged weights in files: vbfmt merge"
     )
 
 
-def _name_by_owner(root: nn.Module, state: dict[str, Any], prefix: str, _: Any) -> None:
-    for base, own, _, _ in _exchanged(root, prefix):
-        if base in state and own in state:
-            state[base], state[own] = state[own], state[base]
-
-
-def _take_to_places(
-    root: nn.Module,
-    state: dict[str, Any],
-    prefix: str,
-    metadata: Any,
-    strict: bool,
-    missing: list[str],
-    *_: Any,
-) -> None:
+def _prepare_to_load(root: nn.Module, state: dict[str, Any], prefix: str, *_: Any) -> None:
+    """Check a state dict and rename its tensors to where they stand in this model now."""
     _require_unmerged(root)
-    _require_same_k(root, state, prefix)
-    for base, own, standing, waiting in _exchanged(root, prefix):
-        given = {key: state.pop(key) for key in (base, own) if key in state}
-        # The base's tensor waits in the adapter, and the adapter's stands in the base.
-        for key, place, tensor in ((base, own, waiting), (own, base, standing)):
-            state[place] = given.get(key, tensor)  # without one, the tensor stays as it is
-            if key not in given and strict:
-                missing.append(key)
+    adapters = adapters_of(root)
+    _require_same_k(adapters, state, prefix)
+    given = _Standing.of_state_dict(adapters, state, prefix)
+    now = _Standing(adapters, prefix, adapters.active)
+    moved = {}
+    for base in _shared_names(adapters):
+        for old, new in zip(given.keys(base), now.keys(base), strict=True):
+            if old in state:
+                moved[new] = state.pop(old)
+    state.update(moved)
 
 
-def _require_same_k(root: nn.Module, state: dict[str, Any], prefix: str) -> None:
+class _Standing:
+    """The keys of tensors, given which adapter's stand in the base's modules."""
+
+    def __init__(self, adapters: VBLoRA, prefix: str, active: str | None) -> None:
+        self._adapters, self._prefix, self._active = adapters, prefix, active
+
+    @classmethod
+    def of_state_dict(cls, adapters: VBLoRA, state: Mapping[str, Any], prefix: str) -> _Standing:
+        """Return that of a state dict: as its extra states have it; without any, as in the model
+        now if the active adapter's logits are there, and if there are no logits it is the base's.
+
+        Raises:
+            ModelError: there are logits of other adapters, and not of the active one.
+        """
+        extra = {name: state.get(_key(prefix, name, "_extra_state")) for name in adapters.adapters}
+        known = {name: bool(value[1]) for name, value in extra.items() if value is not None}
+        if known:
+            return cls(adapters, prefix, next((name for name in known if known[name]), None))
+        logits = [key.removesuffix(".logits") for key in state if key.endswith(".logits")]
+        found = {key.rpartition(".updates.")[2] for key in logits} & set(adapters.adapters)
+        if found and adapters.active not in found:
+            _require_no_heads(adapters, state, prefix, found)
+        return cls(adapters, prefix, adapters.active if found else None)
+
+    def keys(self, base: str) -> list[str]:
+        """The keys of one name of the base: the base's own tensor, then that of every adapter that
+        has one."""
+        inside = self._prefix + path_of(self._adapters.root, base)
+        owners = _owners(self._adapters, base)
+        waiting = {
+            name: _key(self._prefix, name, f"stand_ins.{key}") for name, key in owners.items()
+        }
+        active = self._active if self._active in owners else None
+        own = inside if active is None else waiting[active]
+        return [own, *(inside if name == active else key for name, key in waiting.items())]
+
+
+def _owners(adapters: VBLoRA, base: str) -> dict[str, str]:
+    """The adapters that have a tensor of their own for that name: adapter → its name there."""
+    stand_ins = {name: adapters.adapter(name).stand_ins for name in adapters.adapters}
+    return {name: held.keys()[base] for name, held in stand_ins.items() if base in held.names}
+
+
+def _shared_names(adapters: VBLoRA) -> Iterator[str]:
+    """The names of the base of which some adapter has a tensor of its own."""
+    names = [adapters.adapter(name).stand_ins.names for name in adapters.adapters]
+    yield from dict.fromkeys(base for each in names for base in each)
+
+
+def _require_same_k(adapters: VBLoRA, state: Mapping[str, Any], prefix: str) -> None:
     """Refuse logits of another k: no tensor's shape shows it, and the outputs would be others."""
-    adapters = _adapters(root)
     for name in adapters.adapters:
         own = adapters.adapter(name).get_extra_state()
-        given = state.get(f"{prefix}vblora.adapters.{name}._extra_state", own)
-        if int(given) != int(own):
+        given = state.get(_key(prefix, name, "_extra_state"), own)
+        if int(given[0]) != int(own[0]):
             raise ModelError(
                 "the state dict is of an adapter with another k",
                 part=f"adapter {name}",
-                found=int(given),
-                expected=int(own),
+                found=int(given[0]),
+                expected=int(own[0]),
                 advice="inject an adapter with that topk",
             )
 
 
-def _exchanged(root: nn.Module, prefix: str) -> Iterator[tuple[str, str, Tensor, Tensor]]:
-    """The base's key, the adapter's key, and the tensors in these places now: the active adapter's
-    and the base's."""
-    adapters = _adapters(root)
-    if adapters.active is None:
-        return
-    stand_ins = adapters.adapter().stand_ins
-    for name, key in stand_ins.keys().items():
-        owner, leaf = owner_of(root, name)
-        yield (
-            prefix + path_of(root, name),
-            f"{prefix}vblora.adapters.{adapters.active}.stand_ins.{key}",
-            getattr(owner, leaf),
-            getattr(stand_ins, key),
+def _require_no_heads(
+    adapters: VBLoRA, state: Mapping[str, Any], prefix: str, found: set[str]
+) -> None:
+    """Refuse heads and biases of which nothing shows whose they are."""
+    bases = [prefix + path_of(adapters.root, base) for base in _shared_names(adapters)]
+    if any(base in state for base in bases):
+        raise ModelError(
+            "the state dict does not show which adapter's heads and biases it holds",
+            found=f"logits of {', '.join(sorted(found))}, and no _extra_state",
+            expected=f"logits of the active adapter, {adapters.active}",
+            advice="call set_adapter for the adapter that was active when it was saved",
         )
 
 
-def _adapters(root: nn.Module) -> VBLoRA:
-    return cast("VBLoRA", root._modules["vblora"])
+def _key(prefix: str, adapter: str, leaf: str) -> str:
+    return f"{prefix}vblora.adapters.{adapter}.{leaf}"

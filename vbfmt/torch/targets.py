@@ -23,17 +23,21 @@ _HEADS = {
 _SHOWN = 3
 
 
-def find_targets(model: nn.Module, config: VBLoRAConfig) -> dict[str, nn.Module]:
-    """The layers that the config names, by name, in the model's order.
+def find_targets(
+    model: nn.Module, config: VBLoRAConfig, saved: Collection[str]
+) -> dict[str, nn.Module]:
+    """Return the layers that the config names, by name, in the model's order.
 
     Layers that another adapter has wrapped already count as what they wrap.
+
+    Args:
+        saved: full names of the modules that are trained whole, which are left out.
 
     Raises:
         ModelError: nothing fits, or a named module is no linear layer.
         ConfigError: b does not divide a layer's features; the message says which b would do.
     """
     layers = dict(base_modules(model))
-    saved = modules_to_save(model, config)
     targets = {
         name: layer
         for name, layer in layers.items()
@@ -41,6 +45,7 @@ def find_targets(model: nn.Module, config: VBLoRAConfig) -> dict[str, nn.Module]
         and not any(name == whole or name.startswith(f"{whole}.") for whole in saved)
         and not matches(name, config.exclude_modules)
         and _is_meant(name, layer, config)
+        and _is_in_block(name, config)
     }
     for layer in _outputs(model, config):
         targets = {name: found for name, found in targets.items() if found is not layer}
@@ -122,7 +127,7 @@ def rank_of(name: str, config: VBLoRAConfig) -> int:
     for pattern, rank in config.rank_pattern.items():
         if _fits_any(pattern, [name], True):
             return rank
-    return config.rank
+    return config.r
 
 
 def modules_to_save(model: nn.Module, config: VBLoRAConfig) -> list[str]:
@@ -186,6 +191,19 @@ def _is_meant(name: str, layer: nn.Module, config: VBLoRAConfig) -> bool:
     if config.target_modules != ALL_LINEAR:
         return matches(name, config.target_modules)
     return is_adaptable(layer) and returns_plainly(layer)
+
+
+def _is_in_block(name: str, config: VBLoRAConfig) -> bool:
+    """Whether a layer is in one of the blocks that `layers_to_transform` numbers, as PEFT has it
+    (peft/tuners/tuners_utils.py, ``check_target_module_exists``)."""
+    numbers = config.block_numbers
+    if not numbers:
+        return True
+    patterns = config.layers_pattern
+    patterns = [patterns] if isinstance(patterns, str) else patterns
+    found = [re.match(rf"(?:.*\.)?{pattern}\.(\d+)\.", name) for pattern in patterns or [r"[^.]*"]]
+    first = next((match for match in found if match), None)
+    return first is not None and int(first.group(1)) in numbers
 
 
 def _outputs(model: nn.Module, config: VBLoRAConfig) -> list[nn.Module]:

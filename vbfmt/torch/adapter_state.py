@@ -1,0 +1,139 @@
+"""A trainable adapter's tensors under the keys of PEFT's checkpoints, in memory."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import cast
+
+import torch
+from torch import Tensor, nn
+
+from vbfmt._files.peft_layout import BANK, key_of_logits, key_of_tensor
+from vbfmt.errors import ModelError, few
+from vbfmt.torch.adapters import AttachedAdapter, VBLoRA, adapters_of
+from vbfmt.torch.admixture import Admixture
+from vbfmt.torch.bank import VectorBank
+from vbfmt.torch.checkpoint_file import require_finite
+from vbfmt.torch.peft_config import peft_config, updates_of
+
+
+def get_adapter_state_dict(model: nn.Module, adapter_name: str | None = None) -> dict[str, Tensor]:
+    """Return what `save_checkpoint` would write, and nothing of the base: bank, logits, heads.
+
+    Args:
+        adapter_name: the active adapter if not given.
+
+    Returns:
+        PEFT's key → the tensor, detached; it shares memory with the adapter's parameters.
+
+    Raises:
+        ModelError: there is no such adapter, or it is a packed one.
+    """
+    adapters = adapters_of(model)
+    peft_config(adapters, adapter_name)  # refuses packed adapters
+    adapter, updates = adapters.adapter(adapter_name), updates_of(adapters, adapter_name)
+    return tensors_of(adapters.root, adapter, updates)
+
+
+def set_adapter_state_dict(
+    model: nn.Module, tensors: Mapping[str, Tensor], adapter_name: str | None = None
+) -> None:
+    """Copy such a state dict into an adapter that is in the model.
+
+    Args:
+        tensors: exactly the adapter's tensors, under PEFT's keys.
+        adapter_name: the active adapter if not given.
+
+    Raises:
+        ModelError: there is no such adapter, it has other tensors, or an adapter is merged; a
+            frozen or shared bank would change. Nothing is copied then.
+        ContentError: a logit or a bank value is NaN or infinite.
+    """
+    adapters = adapters_of(model)
+    adapters.require_unmerged()
+    peft_config(adapters, adapter_name)
+    adapter = adapters.adapter(adapter_name)
+    require_finite(tensors)
+    updates = updates_of(adapters, adapter_name)
+    if BANK in tensors:
+        require_own_bank(adapters, adapter, tensors)
+    fill(adapters.root, adapter, updates, tensors)
+    adapters.drop_pass(adapter_name or adapters.active or "")
+
+
+def tensors_of(
+    root: nn.Module, adapter: AttachedAdapter, updates: Mapping[str, Admixture]
+) -> dict[str, Tensor]:
+    """Return the adapter's tensors under PEFT's keys, as views of its parameters."""
+    tensors = {BANK: cast(VectorBank, adapter.bank).weight.detach()}
+    for key, update in updates.items():
+        for factor, logits in _as_peft(update).items():
+            tensors[key_of_logits(key, factor)] = logits
+    for key, tensor in adapter.stand_ins.tensors(root).items():
+        tensors[key_of_tensor(key, updates)] = tensor.detach()
+    return tensors
+
+
+def fill(
+    root: nn.Module,
+    adapter: AttachedAdapter,
+    updates: Mapping[str, Admixture],
+    tensors: Mapping[str, Tensor],
+) -> None:
+    """Copy a checkpoint's values into an adapter that has exactly these tensors.
+
+    Raises:
+        ModelError: it has others; nothing is changed.
+    """
+    own = tensors_of(root, adapter, updates)
+    _require_same(own, tensors)
+    if torch.equal(own[BANK], tensors[BANK].to(own[BANK])):
+        del own[BANK]  # perhaps others use it: not written to without need
+    for key, tensor in own.items():
+        tensor.copy_(tensors[key])
+
+
+def require_own_bank(
+    adapters: VBLoRA | None, adapter: AttachedAdapter, tensors: Mapping[str, Tensor]
+) -> None:
+    """Refuse to overwrite a bank that is frozen or that other adapters have."""
+    bank = cast(VectorBank, adapter.bank)
+    sharers = [] if adapters is None else adapters.sharers(bank)
+    others = [name for name in sharers if adapters and adapters.adapter(name) is not adapter]
+    weight, given = bank.weight.detach(), tensors[BANK]
+    if not (bank.frozen or others) or weight.shape != given.shape:
+        return
+    if not torch.equal(weight, given.to(weight)):
+        raise ModelError(
+            "the checkpoint's bank is another than the adapter's, which must stay as it is",
+            part=f"shared with adapter {', '.join(others)}" if others else "a frozen bank",
+            advice="load it under a new name, with a bank of its own",
+        )
+
+
+def _require_same(own: Mapping[str, Tensor], given: Mapping[str, Tensor]) -> None:
+    """The checkpoint has exactly the tensors that the adapter in the model has."""
+    other = [key for key in {**own, **given} if (key in own) != (key in given)]
+    if other:
+        raise ModelError(
+            "the adapter belongs to another model or config: tensors that only one of both has",
+            found=few(other),
+        )
+    for key, tensor in own.items():
+        if tensor.shape != given[key].shape:
+            raise ModelError(
+                "the adapter belongs to another model or config: shapes differ",
+                part=key,
+                found=tuple(given[key].shape),
+                expected=tuple(tensor.shape),
+            )
+
+
+def _as_peft(update: Admixture) -> dict[str, Tensor]:
+    """Return the logits of A (r, in/b, h) and of B (out/b, r, h), as views."""
+    rows_a, rows_b = torch.split(update.logits.detach(), update.rows)
+    h = rows_a.shape[1]
+    return {
+        "A": rows_a.view(update.rank, -1, h),
+        "B": rows_b.view(update.rank, -1, h).transpose(0, 1),
+    }

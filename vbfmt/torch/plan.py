@@ -1,0 +1,71 @@
+"""What `inject` will do to a model, resolved before anything changes."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+from contextlib import nullcontext
+from dataclasses import dataclass, replace
+
+from torch import nn
+
+from vbfmt.torch.adapters import disabled, find_adapters
+from vbfmt.torch.config import VBLoRAConfig
+from vbfmt.torch.preconditions import require_in_memory
+from vbfmt.torch.stand_ins import names_to_train
+from vbfmt.torch.targets import base_modules, find_targets, modules_to_save, rank_of, unmatched
+
+
+@dataclass(frozen=True)
+class Plan:
+    """A fresh adapter of a model.
+
+    Attributes:
+        config: with the full names of the modules that are trained whole.
+        layers: the layers to adapt, by name, in the model's order.
+        ranks: their ranks, by name.
+        tensors: the names of the base's other tensors that are trained: biases and heads.
+        warnings: sentences about settings that match nothing.
+    """
+
+    config: VBLoRAConfig
+    layers: Mapping[str, nn.Module]
+    ranks: Mapping[str, int]
+    tensors: tuple[str, ...]
+    warnings: tuple[str, ...] = ()
+
+
+def resolve(model: nn.Module, config: VBLoRAConfig) -> Plan:
+    """Return the plan that follows from a config.
+
+    Raises:
+        ModelError: no target, a target that is no linear layer, or weights that are offloaded.
+        ConfigError: b does not divide a target's features.
+    """
+    saved = modules_to_save(model, config)
+    layers = find_targets(model, config, saved)
+    config = replace(config, modules_to_save=saved)
+    with disabled(model) if find_adapters(model) else nullcontext():
+        modules = dict(base_modules(model))
+        tensors = names_to_train(modules, whole=saved, bias=config.bias, targets=layers)
+    warnings = unmatched(model, config, layers)
+    return exact(model, config, layers, tensors, warnings=warnings)
+
+
+def exact(
+    model: nn.Module,
+    config: VBLoRAConfig,
+    layers: Mapping[str, nn.Module],
+    tensors: Iterable[str],
+    *,
+    warnings: Iterable[str] = (),
+) -> Plan:
+    """Return the plan for exactly these layers and other tensors of the base.
+
+    Raises:
+        ModelError: weights that are offloaded.
+    """
+    tensors = tuple(tensors)
+    owners = {name.rpartition(".")[0] for name in tensors}
+    require_in_memory(model, [*layers, *owners])
+    ranks = {name: rank_of(name, config) for name in layers}
+    return Plan(config, dict(layers), ranks, tensors, tuple(warnings))
