@@ -21,7 +21,6 @@ if TYPE_CHECKING:
     from vbfmt.converters.lowrank import LowRank
 
 PathLike = str | os.PathLike[str]
-Notice = Callable[[str], None]
 
 
 @dataclass(frozen=True)
@@ -129,19 +128,11 @@ class Source:
         config = self.checkpoint.config_file(name) if name else None
         return (self.checkpoint.file, *([config] if config and config.is_file() else []))
 
-    def read(
-        self,
-        *,
-        topk: int | None = None,
-        base: PathLike | None = None,
-        notice: Notice | None = None,
-    ) -> Adapter:
+    def read(self, *, topk: int | None = None, base: PathLike | None = None) -> Adapter:
         """The adapter. Arguments and errors as `read`."""
         module = import_module(f"vbfmt.converters.{self.reader.name}")
         options = {"base": base} if self.reader.wants_base else {}
-        adapter: Adapter = module.from_checkpoint(
-            self.checkpoint, topk=topk, notice=notice, **options
-        )
+        adapter: Adapter = module.from_checkpoint(self.checkpoint, topk=topk, **options)
         return adapter
 
 
@@ -151,7 +142,6 @@ def read(
     layout: str | None = None,
     topk: int | None = None,
     base: PathLike | None = None,
-    notice: Notice | None = None,
 ) -> Adapter:
     """The adapter in a checkpoint of any format in `READERS`.
 
@@ -160,14 +150,13 @@ def read(
         layout: the name of the reader to use, for sources that do not tell.
         topk: k, for logits without a config.
         base: the base model's folder, for Uni-LoRA checkpoints that hold only a seed.
-        notice: called with a sentence for whatever the user should know, such as ties.
 
     Raises:
         SourceError: no reader or several claim it, it is incomplete or contradicts itself.
         ContentError: its values cannot make an adapter: NaN, an index past the bank.
         StorageError: a file cannot be read.
     """
-    return open_source(path, layout=layout).read(topk=topk, base=base, notice=notice)
+    return open_source(path, layout=layout).read(topk=topk, base=base)
 
 
 def open_source(path: PathLike, *, layout: str | None = None) -> Source:

@@ -16,7 +16,7 @@ from numpy.typing import NDArray
 
 from vbfmt._math.admixture import Rows
 from vbfmt.converters._files.checkpoint import FLOATS
-from vbfmt.converters.peft.rows import Notice, joined, rows_of_blocks, swap
+from vbfmt.converters.peft.rows import joined, rows_of_blocks, swap
 from vbfmt.errors import SourceError
 from vbfmt.module import Module
 from vbfmt.tensors import Tensor
@@ -68,12 +68,7 @@ def modules_of(
 
 
 def rows_by_module(
-    tensors: Mapping[str, Tensor],
-    modules: Mapping[str, Module],
-    k: int,
-    h: int,
-    layout: Layout,
-    notice: Notice | None,
+    tensors: Mapping[str, Tensor], modules: Mapping[str, Module], k: int, h: int, layout: Layout
 ) -> dict[Module, Rows]:
     """The canonical rows of every module, A's and then B's, in the order of Eq. 3.2.
 
@@ -83,7 +78,7 @@ def rows_by_module(
     sides = (layout.at_input, layout.at_output)
     keys = [f"{name}.logits_{side}" for name in modules for side in sides]
     blocks = {key: tensors[key].numpy().reshape(-1, h) for key in keys}
-    rows = rows_of_blocks(blocks, k, h, notice)
+    rows = rows_of_blocks(blocks, k, h)
     result: dict[Module, Rows] = {}
     start = 0
     for name, module in modules.items():

@@ -11,20 +11,16 @@ import re
 from vbfmt.adapter import Adapter
 from vbfmt.converters import _tiled as tiled
 from vbfmt.converters._files.checkpoint import Checkpoint, agreed_k, bank_of
-from vbfmt.converters.peft.rows import Notice
-from vbfmt.errors import SourceError, VbfmtError
+from vbfmt.errors import SourceError, VbfmtError, warn
 
 _BANK = re.compile(r"^(?:.*\.)?vector_bank$")
 
 
-def from_checkpoint(
-    checkpoint: Checkpoint, *, topk: int | None = None, notice: Notice | None = None
-) -> Adapter:
+def from_checkpoint(checkpoint: Checkpoint, *, topk: int | None = None) -> Adapter:
     """The adapter in a state dict of that layout; tensors other than its own are not taken.
 
     Args:
         topk: k; nothing in such a file says it.
-        notice: called with a sentence for whatever the user should know.
 
     Raises:
         SourceError: not that layout, or incomplete.
@@ -40,11 +36,11 @@ def from_checkpoint(
         bank = bank_of(tensors[banks[0]])
         k = agreed_k({"--topk": topk})
         modules = tiled.modules_of(tensors, bank, tiled.ALGORITHM_1)
-        rows = tiled.rows_by_module(tensors, modules, k, len(bank), tiled.ALGORITHM_1, notice)
+        rows = tiled.rows_by_module(tensors, modules, k, len(bank), tiled.ALGORITHM_1)
         others = [key for key in tensors if key != banks[0] and not tiled.LOGITS.match(key)]
-        if others and notice:
+        if others:
             names = ", ".join(others[:2]) + (", …" if len(others) > 2 else "")
-            notice(f"{len(others)} other tensors ({names}) were left out")
+            warn(f"{len(others)} other tensors ({names}) were left out")
         return Adapter.from_rows(bank, rows)
     except VbfmtError as error:
         raise error.in_file(checkpoint.file) from None

@@ -23,8 +23,7 @@ from vbfmt.converters._files.checkpoint import (
     bank_of,
     require_gathered,
 )
-from vbfmt.converters.peft.rows import Notice
-from vbfmt.errors import SourceError, VbfmtError
+from vbfmt.errors import SourceError, VbfmtError, warn
 from vbfmt.module import Module
 from vbfmt.tensors import Tensor
 
@@ -45,14 +44,11 @@ def is_whole_model(keys: Collection[str]) -> bool:
     return bool(owners) and all(f"{owner}.vector_bank" in keys for owner in owners)
 
 
-def from_checkpoint(
-    checkpoint: Checkpoint, *, topk: int | None = None, notice: Notice | None = None
-) -> Adapter:
+def from_checkpoint(checkpoint: Checkpoint, *, topk: int | None = None) -> Adapter:
     """The adapter and the trained head of such a checkpoint, without the base's weights.
 
     Args:
         topk: k, if the config is lost.
-        notice: called with a sentence for whatever the user should know.
 
     Raises:
         SourceError: not such a checkpoint, incomplete, or copies of the bank that differ.
@@ -60,17 +56,12 @@ def from_checkpoint(
     """
     config = checkpoint.config(_CONFIG) or {}
     try:
-        return _adapter(checkpoint.tensors, config, topk, notice)
+        return _adapter(checkpoint.tensors, config, topk)
     except VbfmtError as error:
         raise error.in_file(checkpoint.file) from None
 
 
-def _adapter(
-    tensors: Mapping[str, Tensor],
-    config: Mapping[str, Any],
-    topk: int | None,
-    notice: Notice | None,
-) -> Adapter:
+def _adapter(tensors: Mapping[str, Tensor], config: Mapping[str, Any], topk: int | None) -> Adapter:
     bank_key = _bank_key(tensors)
     trunk = bank_key.removesuffix("vector_bank")
     bank = bank_of(tensors[bank_key])
@@ -78,12 +69,12 @@ def _adapter(
     _require_tied(tensors, tensors[bank_key], modules)
     _require_config(config, modules, *bank.shape)
     k = agreed_k({"--topk": topk, _CONFIG: _plain(config.get("topk"))})
-    rows = tiled.rows_by_module(tensors, modules, k, len(bank), tiled.NLU, notice)
+    rows = tiled.rows_by_module(tensors, modules, k, len(bank), tiled.NLU)
     head = {key: tensor for key, tensor in tensors.items() if trunk and not key.startswith(trunk)}
     require_gathered(head)
     left = _what_was_left(tensors, head)
-    if notice and left:
-        notice(left)
+    if left:
+        warn(left)
     name = config.get("_name_or_path")
     adapter = Adapter.from_rows(
         bank,

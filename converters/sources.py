@@ -14,7 +14,7 @@ from dataclasses import replace
 
 from vbfmt.adapter import Adapter
 from vbfmt.converters._files import checkpoint as checkpoints
-from vbfmt.converters.hub.fetch import Choice, Names, Notice, fetched
+from vbfmt.converters.hub.fetch import Choice, Names, fetched
 from vbfmt.converters.hub.repository import parse
 from vbfmt.converters.merge import base as bases
 from vbfmt.errors import SourceError
@@ -22,23 +22,22 @@ from vbfmt.errors import SourceError
 _PACKED = ".vblora"
 
 
-def checkpoint(source: str, *, revision: str | None = None, notice: Notice | None = None) -> str:
+def checkpoint(source: str, *, revision: str | None = None) -> str:
     """The local path of a checkpoint to be packed: its weights, pickles only where there are no
     others, and its config.
 
     Args:
         source: a path, which comes back as it is, or a repository.
         revision: of the repository.
-        notice: called where the Hub was not reached and the cache has it.
 
     Raises:
         SourceError: no such repository, revision or file, no permission, or the Hub was not
             reached and the cache does not have it.
     """
-    return _path_of(source, checkpoints.needed, revision, notice, "weights of an adapter")
+    return _path_of(source, checkpoints.needed, revision, "weights of an adapter")
 
 
-def packed(source: str, *, revision: str | None = None, notice: Notice | None = None) -> str:
+def packed(source: str, *, revision: str | None = None) -> str:
     """The local path of a packed file: the only one in the repository, unless ``hf://`` names it.
 
     Arguments and errors as `checkpoint`; SourceError also where there are several.
@@ -55,10 +54,10 @@ def packed(source: str, *, revision: str | None = None, notice: Notice | None = 
             )
         return found
 
-    return _path_of(source, choice, revision, notice, f"{_PACKED} file", whole=False)
+    return _path_of(source, choice, revision, f"{_PACKED} file", whole=False)
 
 
-def config(source: str, *, revision: str | None = None, notice: Notice | None = None) -> str:
+def config(source: str, *, revision: str | None = None) -> str:
     """The local path of a base model of which only ``config.json`` is needed (or of the GGUF file
     that ``hf://`` names).
 
@@ -68,21 +67,21 @@ def config(source: str, *, revision: str | None = None, notice: Notice | None = 
     def choice(names: Names) -> Collection[str]:
         return [name for name in names if name == bases.CONFIG]
 
-    return _path_of(source, choice, revision, notice, bases.CONFIG)
+    return _path_of(source, choice, revision, bases.CONFIG)
 
 
-def model(source: str, *, revision: str | None = None, notice: Notice | None = None) -> str:
+def model(source: str, *, revision: str | None = None) -> str:
     """The local path of a whole base model: weights in one form, and what belongs to them.
 
     Arguments and errors as `checkpoint`.
     """
-    path = _path_of(source, bases.needed, revision, notice, "weights of a model")
+    path = _path_of(source, bases.needed, revision, "weights of a model")
     repo = parse(source, revision)
     shards = bases.shards_of(path) if repo is not None else set()
     if repo is not None and shards:
         # At the commit that the index was fetched at, whatever its branch may be by now.
         commit = replace(repo, revision=os.path.basename(path))
-        fetched(commit, source, lambda names: shards & set(names), notice, "shards")
+        fetched(commit, source, lambda names: shards & set(names), "shards")
     return path
 
 
@@ -99,7 +98,6 @@ def _path_of(
     source: str,
     choice: Choice,
     revision: str | None,
-    notice: Notice | None,
     what: str,
     *,
     whole: bool = True,
@@ -117,9 +115,9 @@ def _path_of(
             )
         return source
     if repo.file is not None:
-        folder, _ = fetched(repo, source, _with_configs(repo.file), notice, repo.file)
+        folder, _ = fetched(repo, source, _with_configs(repo.file), repo.file)
         return os.path.join(folder, *repo.file.split("/"))
-    folder, chosen = fetched(repo, source, choice, notice, what)
+    folder, chosen = fetched(repo, source, choice, what)
     return folder if whole else os.path.join(folder, *chosen[0].split("/"))
 
 

@@ -21,8 +21,7 @@ from vbfmt._math.admixture import LARGEST_BANK, Rows, index_dtype
 from vbfmt.adapter import Adapter
 from vbfmt.converters._files.checkpoint import FLOATS, Checkpoint, require_gathered
 from vbfmt.converters.peft import config as peft_config
-from vbfmt.converters.peft.rows import Notice
-from vbfmt.errors import SourceError, VbfmtError
+from vbfmt.errors import SourceError, VbfmtError, warn
 from vbfmt.module import Module
 from vbfmt.tensors import Tensor
 
@@ -38,11 +37,7 @@ _INTEGERS = ("U8", "I16", "I32", "I64")
 
 
 def from_checkpoint(
-    checkpoint: Checkpoint,
-    *,
-    topk: int | None = None,
-    base: PathLike | None = None,
-    notice: Notice | None = None,
+    checkpoint: Checkpoint, *, topk: int | None = None, base: PathLike | None = None
 ) -> Adapter:
     """The adapter in a PEFT Uni-LoRA checkpoint.
 
@@ -50,21 +45,18 @@ def from_checkpoint(
         topk: must be 1 or not given.
         base: the base model's folder, for checkpoints that hold the seed instead of the indices:
             its config gives the modules in PEFT's order (nothing of its weights is read).
-        notice: called with what the user should know: how much larger the packed form is.
 
     Raises:
         SourceError: no Uni-LoRA checkpoint, incomplete, or the base is needed.
         ContentError: its values cannot make an adapter.
     """
     try:
-        return _adapter(checkpoint, topk, base, notice)
+        return _adapter(checkpoint, topk, base)
     except VbfmtError as error:
         raise error.in_file(checkpoint.file) from None
 
 
-def _adapter(
-    checkpoint: Checkpoint, topk: int | None, base: PathLike | None, notice: Notice | None
-) -> Adapter:
+def _adapter(checkpoint: Checkpoint, topk: int | None, base: PathLike | None) -> Adapter:
     if topk not in (None, 1):
         raise SourceError("Uni-LoRA selects one entry", part="topk", found=topk, expected=1)
     tensors = checkpoint.tensors
@@ -98,12 +90,11 @@ def _adapter(
         base_revision=revision,
         metadata={"method": "Uni-LoRA"},
     )
-    if notice:
-        packed = adapter.bank.nbytes + adapter.indices.nbytes
-        notice(
-            f"Uni-LoRA has an index for every LoRA parameter: {packed} bytes packed, "
-            f"{adapter.bank.nbytes} as θ and a seed, {4 * adapter.N} as LoRA in float32"
-        )
+    packed = adapter.bank.nbytes + adapter.indices.nbytes
+    warn(
+        f"Uni-LoRA has an index for every LoRA parameter: {packed} bytes packed, "
+        f"{adapter.bank.nbytes} as θ and a seed, {4 * adapter.N} as LoRA in float32"
+    )
     return adapter
 
 

@@ -2,10 +2,15 @@
 
 from __future__ import annotations
 
+import warnings
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 import pytest
 from hypothesis import settings
+
+from vbfmt.errors import VbfmtWarning
 
 ROOT = Path(__file__).parents[1]
 
@@ -23,3 +28,13 @@ def golden_folder() -> Path:
 @pytest.fixture(scope="session")
 def data_folder() -> Path:
     return ROOT / "tests" / "data"
+
+
+@contextmanager
+def warned() -> Iterator[list[str]]:
+    """The messages of the library's warnings, once the block has ended."""
+    messages: list[str] = []
+    with warnings.catch_warnings(record=True) as caught:
+        warnings.simplefilter("always")
+        yield messages
+    messages += [str(w.message) for w in caught if issubclass(w.category, VbfmtWarning)]

@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
+import errno
 import pickle
+import warnings
 from pathlib import Path
 
 import pytest
 
 from spec.golden.make import worked_example
 from tests import forge
-from vbfmt import VbfmtError, dumps, errors, loads
+from vbfmt import VbfmtError, dumps, errors, load, loads, save
 
 
 @pytest.mark.parametrize(
@@ -69,7 +71,8 @@ def test_a_name_of_a_million_bytes_in_a_packed_file_is_one_short_line():
 
 def test_every_kind_has_a_name_of_its_own():
     kinds = [value for value in vars(errors).values() if isinstance(value, type)]
-    family = [kind for kind in kinds if issubclass(kind, VbfmtError)]
+    public = [kind for kind in kinds if not kind.__name__.startswith("_")]
+    family = [kind for kind in public if issubclass(kind, VbfmtError)]
     assert len({kind.kind for kind in family}) == len(family) >= 12
 
 
@@ -77,3 +80,54 @@ def test_errors_survive_a_process_boundary():
     error = errors.LengthError("cut off", file="f", found=1)
     again = pickle.loads(pickle.dumps(error))
     assert (type(again), str(again)) == (errors.LengthError, str(error))
+
+
+@pytest.mark.parametrize(
+    ("kind", "builtin"),
+    [
+        (errors.ContentError, ValueError),
+        (errors.ChecksumError, ValueError),
+        (errors.ConfigError, ValueError),
+        (errors.SourceError, ValueError),
+        (errors.MissingSourceError, FileNotFoundError),
+        (errors.MissingFileError, FileNotFoundError),
+        (errors.StorageError, OSError),
+        (errors.OutputExistsError, FileExistsError),
+        (errors.MissingExtraError, ImportError),
+    ],
+)
+def test_errors_are_what_python_users_catch(kind, builtin):
+    assert issubclass(kind, builtin)
+    assert str(kind("broken", part="bank")) == "broken: bank"
+
+
+def test_a_missing_file_has_errno_and_filename(tmp_path):
+    path = tmp_path / "nothing.vblora"
+    with pytest.raises(FileNotFoundError) as caught:
+        load(path)
+    assert (caught.value.errno, caught.value.filename) == (errno.ENOENT, str(path))
+    assert str(caught.value) == f"cannot read {path}: no such file or directory"
+    again = pickle.loads(pickle.dumps(caught.value))
+    assert (again.errno, str(again)) == (errno.ENOENT, str(caught.value))
+
+
+def test_output_that_exists_is_a_file_exists_error(tmp_path):
+    path = tmp_path / "x.vblora"
+    save(worked_example(), path)
+    with pytest.raises(FileExistsError) as caught:
+        save(worked_example(), path)
+    assert (caught.value.errno, caught.value.filename) == (errno.EEXIST, str(path))
+
+
+def test_a_missing_extra_names_itself():
+    error = errors.MissingExtraError.of("pictures need matplotlib", "plot")
+    assert error.extra == "plot"
+    assert str(error) == "pictures need matplotlib; pip install 'vbfmt[plot]'"
+
+
+def test_a_warning_points_at_the_code_outside_of_the_library():
+    with warnings.catch_warnings(record=True) as caught:
+        warnings.simplefilter("always")
+        errors.warn("rows have equal logits")
+    assert caught[0].category is errors.VbfmtWarning
+    assert caught[0].filename == __file__

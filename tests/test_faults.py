@@ -86,7 +86,7 @@ def test_whatever_fails_the_old_or_the_new_is_there(tmp_path, name, exists, last
                 outcome = "written"
             except errors.StorageError as error:
                 message, outcome = str(error), "refused"
-        assert outcome == "written" or message.startswith("cannot write in ")
+        assert outcome == "written" or message.startswith("cannot write ")
         refused += outcome == "refused"
         call = faults.made[number - 1] if faults.failed else "none"
         assert content(target) in ([old, new] if outcome == "refused" else [new]), (number, call)
@@ -107,7 +107,7 @@ def test_reading_fails_with_one_error_or_not_at_all(tmp_path, mmap):
     save(wide_indices(), tmp_path / "x")
     *refusals, made = outcomes_of(lambda: load(tmp_path / "x", mmap=mmap) == wide_indices())
     assert ("mmap" if mmap else "read") in made
-    assert all(line.startswith("cannot read in ") for line in refusals)
+    assert all(line.startswith("cannot read ") for line in refusals)
 
 
 @pytest.mark.parametrize("what", ["pack", "verify"])

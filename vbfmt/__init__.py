@@ -19,6 +19,7 @@ if TYPE_CHECKING:
     from vbfmt._math.admixture import Rows as Rows
     from vbfmt.adapter import Adapter as Adapter
     from vbfmt.errors import VbfmtError as VbfmtError
+    from vbfmt.errors import VbfmtWarning as VbfmtWarning
     from vbfmt.module import Module as Module
     from vbfmt.packed import Report as Report
     from vbfmt.packed import digest as digest
@@ -33,6 +34,7 @@ _HOMES = {
     "Adapter": "adapter",
     "Rows": "_math.admixture",
     "VbfmtError": "errors",
+    "VbfmtWarning": "errors",
     "Module": "module",
     "Report": "packed",
     "digest": "packed",

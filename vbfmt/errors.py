@@ -1,14 +1,22 @@
-"""One family of errors, one class per kind of fault.
+"""One family of errors, one class per kind of fault, and one kind of warning.
 
 Every message is one line: ``<what> in <file>: <part>: found …, expected …; <what to do>``.
-The fields stay available, so that a program need not parse the line.
+The fields stay available, so that a program need not parse the line. Each class is also the
+built-in exception that Python users catch: `ValueError` for bad content, `FileNotFoundError` for
+what is missing, `FileExistsError` for output that exists, `OSError` for what the operating system
+refuses, `ImportError` for an extra that is not installed.
+
+What a user should know although nothing failed is a `VbfmtWarning`.
 """
 
 from __future__ import annotations
 
+import errno as _errno
 import os
+import sys
+import warnings
 from collections.abc import Sequence
-from typing import ClassVar
+from typing import Any, ClassVar
 
 LONGEST_PIECE = 200
 """Characters that a message shows of one field; the fields themselves have all."""
@@ -46,27 +54,34 @@ class VbfmtError(Exception):
         self.expected = None if expected is None else str(expected)
         self.advice = advice
 
+    def __reduce__(self) -> tuple[Any, ...]:
+        return _rebuilt, (type(self), self.what, self.__dict__.copy())
+
     def in_file(self, file: str | os.PathLike[str]) -> VbfmtError:
-        """The same error, now knowing its file; a file that is already known stays."""
+        """Set the file, unless it is known already, and return this error."""
         if self.file is None:
             self.file = os.fspath(file)
         return self
 
     def detail(self) -> str:
-        """The message without the file: what a report prints that names the file elsewhere."""
+        """Return the message without the file, for reports that name the file elsewhere."""
         return self._line(None)
 
     def __str__(self) -> str:
         return self._line(self.file)
 
-    def _line(self, file: str | None) -> str:
-        head = _cut(self.what) if file is None else f"{_cut(self.what)} in {file}"
-        measured = [
+    def _head(self, file: str | None) -> str:
+        return _cut(self.what) if file is None else f"{_cut(self.what)} in {file}"
+
+    def _measured(self) -> list[str]:
+        return [
             f"{word} {_cut(value)}"
             for word, value in (("found", self.found), ("expected", self.expected))
             if value is not None
         ]
-        pieces = [head, _cut(self.part or ""), ", ".join(measured)]
+
+    def _line(self, file: str | None) -> str:
+        pieces = [self._head(file), _cut(self.part or ""), ", ".join(self._measured())]
         line = ": ".join(piece for piece in pieces if piece)
         return printable(f"{line}; {self.advice}" if self.advice else line)
 
@@ -88,91 +103,187 @@ def printable(text: str) -> str:
     return "".join(c if c.isprintable() else repr(c)[1:-1] for c in text)
 
 
-class MagicError(VbfmtError):
+def _rebuilt(kind: type[VbfmtError], what: str, fields: dict[str, Any]) -> VbfmtError:
+    """Make an error again that was pickled: subclasses of OSError would lose fields."""
+    error = kind(what)
+    error.__dict__.update(fields)
+    return error
+
+
+class VbfmtWarning(UserWarning):
+    """Something that a user should know, although nothing failed."""
+
+
+def warn(sentence: str) -> None:
+    """Issue a `VbfmtWarning` that points at the caller outside of this library."""
+    level, frame = 1, sys._getframe()
+    while frame.f_back is not None and _is_ours(frame.f_globals.get("__name__", "")):
+        level, frame = level + 1, frame.f_back
+    warnings.warn(sentence, VbfmtWarning, stacklevel=level)
+
+
+def _is_ours(module: str) -> bool:
+    return module == "vbfmt" or module.startswith("vbfmt.")
+
+
+class _BadValueError(VbfmtError, ValueError):
+    """What is also a ValueError."""
+
+
+class MagicError(_BadValueError):
     """The file does not begin as a packed adapter does."""
 
     kind = "magic"
 
 
-class VersionError(VbfmtError):
+class VersionError(_BadValueError):
     """The file is of a major version that this library does not read."""
 
     kind = "version"
 
 
-class FeatureError(VbfmtError):
+class FeatureError(_BadValueError):
     """The file requires a feature that this library does not know."""
 
     kind = "feature"
 
 
-class LengthError(VbfmtError):
+class LengthError(_BadValueError):
     """The file is cut off, or something was appended to it."""
 
     kind = "length"
 
 
-class ChecksumError(VbfmtError):
+class ChecksumError(_BadValueError):
     """Bytes differ from the checksum that the file holds of them: damage."""
 
     kind = "checksum"
 
 
-class DigestError(VbfmtError):
+class DigestError(_BadValueError):
     """The file is not the one that the caller trusts."""
 
     kind = "digest"
 
 
-class HeaderError(VbfmtError):
+class HeaderError(_BadValueError):
     """The header is not the one canonical msgpack map that the specification asks for."""
 
     kind = "header"
 
 
-class LayoutError(VbfmtError):
+class LayoutError(_BadValueError):
     """Sections overlap, leave holes, are misaligned, or the padding is not zero."""
 
     kind = "layout"
 
 
-class ContentError(VbfmtError):
+class ContentError(_BadValueError):
     """A value breaks a rule: an index past the bank, a weight outside its range, …"""
 
     kind = "content"
 
 
-class SourceError(VbfmtError):
+class SourceError(_BadValueError):
     """A foreign checkpoint cannot be read as a VB-LoRA adapter."""
 
     kind = "source"
 
 
-class TargetError(VbfmtError):
+class TargetError(_BadValueError):
     """The adapter cannot be written in the form asked for."""
 
     kind = "target"
 
 
-class ConfigError(VbfmtError):
+class ConfigError(_BadValueError):
     """A setting that cannot work, or one that contradicts another."""
 
     kind = "config"
 
 
-class ModelError(VbfmtError):
+class ModelError(_BadValueError):
     """The adapter and the model do not fit each other."""
 
     kind = "model"
 
 
-class OutputExistsError(VbfmtError):
+class MissingSourceError(SourceError, FileNotFoundError):
+    """The checkpoint, model or repository to read is not there."""
+
+    kind = "missing"
+
+
+class MissingExtraError(VbfmtError, ImportError):
+    """A package is not installed; `extra` of vbfmt brings it.
+
+    Attributes:
+        extra: the extra to install.
+    """
+
+    kind = "extra"
+    extra: str | None = None
+
+    @classmethod
+    def of(
+        cls, what: str, extra: str, *, file: str | os.PathLike[str] | None = None
+    ) -> MissingExtraError:
+        """Return the error that advises to install `extra`."""
+        error = cls(what, file=file, advice=f"pip install 'vbfmt[{extra}]'")
+        error.extra = extra
+        return error
+
+
+class StorageError(VbfmtError, OSError):
+    """The operating system refused to read or write; `errno` and `filename` as OSError has them."""
+
+    kind = "storage"
+
+    def __init__(self, what: str, *, errno: int | None = None, **fields: Any) -> None:
+        super().__init__(what, **fields)
+        self._errno = errno
+
+    @property
+    def errno(self) -> int | None:  # type: ignore[override]
+        """The system's error number, if it gave one."""
+        return self._errno
+
+    @property
+    def filename(self) -> str | None:
+        """The file."""
+        return self.file
+
+    @property
+    def strerror(self) -> str | None:  # type: ignore[override]
+        """The system's message."""
+        return self.found
+
+    def _head(self, file: str | None) -> str:
+        return _cut(self.what) if file is None else f"{_cut(self.what)} {file}"
+
+    def _measured(self) -> list[str]:
+        if self._errno is None or self.found is None:
+            return super()._measured()
+        return [_cut(self.found[:1].lower() + self.found[1:])]
+
+
+class MissingFileError(StorageError, FileNotFoundError):
+    """A file to read, or the folder to write into, is not there."""
+
+    kind = "no-file"
+
+
+class OutputExistsError(VbfmtError, FileExistsError):
     """The output exists already; nothing is overwritten unless asked for."""
 
     kind = "exists"
 
+    @property
+    def errno(self) -> int:  # type: ignore[override]
+        """EEXIST."""
+        return _errno.EEXIST
 
-class StorageError(VbfmtError):
-    """The operating system refused to read or write."""
-
-    kind = "storage"
+    @property
+    def filename(self) -> str | None:
+        """The output."""
+        return self.file

@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 
 from vbfmt._files import json_file, peft_layout, storage
 from vbfmt.converters._files import pickle, safetensors, training_run
-from vbfmt.errors import ContentError, SourceError
+from vbfmt.errors import ContentError, MissingSourceError, SourceError
 from vbfmt.tensors import Tensor
 
 PathLike = str | os.PathLike[str]
@@ -218,11 +218,12 @@ def _locate(path: Path) -> Path:
             )
         return weights
     if path.suffix not in _SUFFIXES:
-        raise SourceError(
-            "not a checkpoint" if path.exists() else "no such file or folder",
+        there = path.exists()
+        raise (SourceError if there else MissingSourceError)(
+            "not a checkpoint" if there else "no such file or folder",
             file=path,
             expected=f"a folder, or a file that ends with {', '.join(_SUFFIXES)}",
-            advice="it is packed already" if path.suffix == ".vblora" and path.exists() else None,
+            advice="it is packed already" if path.suffix == ".vblora" and there else None,
         )
     return path
 

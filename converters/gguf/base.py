@@ -12,7 +12,7 @@ from typing import Any
 from vbfmt._files import json_file
 from vbfmt.converters.gguf import counts
 from vbfmt.converters.gguf.architectures import ARCHITECTURES, BY_CLASS, BY_NAME, Architecture
-from vbfmt.errors import SourceError, TargetError
+from vbfmt.errors import MissingExtraError, SourceError
 from vbfmt.estimate import linears
 
 PathLike = str | os.PathLike[str]
@@ -45,14 +45,12 @@ def package() -> ModuleType:
     """The ``gguf`` package.
 
     Raises:
-        TargetError: it is not installed.
+        MissingExtraError: it is not installed.
     """
     try:
         import gguf
     except ImportError:
-        raise TargetError(
-            "GGUF needs the gguf package", advice="pip install 'vbfmt[gguf]'"
-        ) from None
+        raise MissingExtraError.of("GGUF needs the gguf package", "gguf") from None
     module: ModuleType = gguf
     return module
 
@@ -62,7 +60,7 @@ def read_base(path: PathLike) -> Base:
 
     Raises:
         SourceError: neither, damaged, or an architecture that is not in the table.
-        TargetError: the gguf package is missing.
+        MissingExtraError: the gguf package is missing.
         StorageError: it cannot be read.
     """
     file = Path(path)

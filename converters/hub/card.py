@@ -12,7 +12,7 @@ from vbfmt._files import peft_layout
 from vbfmt.adapter import Adapter
 from vbfmt.converters.hub.repository import is_model_name
 from vbfmt.converters.lowrank import LowRank
-from vbfmt.errors import TargetError, printable
+from vbfmt.errors import MissingExtraError, printable
 
 NAME = "README.md"
 
@@ -36,7 +36,7 @@ def packed(adapter: Adapter, file: str, digest: str) -> bytes:
         digest: ``sha256:…``.
 
     Raises:
-        TargetError: huggingface_hub is not installed.
+        MissingExtraError: huggingface_hub is not installed.
     """
     file = printable(file)
     return _card(
@@ -120,9 +120,7 @@ def _card(
     try:
         from huggingface_hub import ModelCardData
     except ImportError:
-        raise TargetError(
-            "a model card needs huggingface_hub", advice="pip install 'vbfmt[hub]'"
-        ) from None
+        raise MissingExtraError.of("a model card needs huggingface_hub", "hub") from None
     base = base_model or _base(adapter)
     task = peft_layout.config_of(adapter).get("task_type")
     data = ModelCardData(

@@ -10,9 +10,8 @@ from contextlib import contextmanager
 from typing import Any
 
 from vbfmt.converters.hub.repository import Repo, is_safe
-from vbfmt.errors import SourceError, VbfmtError
+from vbfmt.errors import MissingSourceError, SourceError, VbfmtError, warn
 
-Notice = Callable[[str], None]
 Names = Collection[str]
 Choice = Callable[[Names], Collection[str]]
 """Names of files in a repository → those that are needed, none if it is not what was meant."""
@@ -20,15 +19,12 @@ Choice = Callable[[Names], Collection[str]]
 _PATIENCE = 10.0  # seconds
 
 
-def fetched(
-    repo: Repo, source: str, choice: Choice, notice: Notice | None, what: str
-) -> tuple[str, list[str]]:
+def fetched(repo: Repo, source: str, choice: Choice, what: str) -> tuple[str, list[str]]:
     """The snapshot's folder in the cache, and those of its files that were chosen.
 
     Args:
         source: the repository as the user wrote it, for messages.
         choice: of the files; those alone are fetched.
-        notice: called where the Hub was not reached and the cache has them.
         what: is looked for, for messages.
 
     Raises:
@@ -38,7 +34,7 @@ def fetched(
     with _in_one_line(repo, source):
         names = _listed(hub, repo)
         if isinstance(names, Exception):
-            return _from_cache(hub, repo, choice, names, notice)
+            return _from_cache(hub, repo, choice, names)
         chosen = sorted(choice(names))
         if not chosen:
             raise SourceError(
@@ -70,9 +66,7 @@ def _listed(hub: Any, repo: Repo) -> list[str] | Exception:
     return sorted(file.rfilename for file in found.siblings or [] if is_safe(file.rfilename))
 
 
-def _from_cache(
-    hub: Any, repo: Repo, choice: Choice, error: Exception, notice: Notice | None
-) -> tuple[str, list[str]]:
+def _from_cache(hub: Any, repo: Repo, choice: Choice, error: Exception) -> tuple[str, list[str]]:
     """The same without the Hub, as far as an earlier download goes; else the error."""
     try:
         folder = hub.snapshot_download(repo.id, revision=repo.revision, local_files_only=True)
@@ -82,8 +76,8 @@ def _from_cache(
     chosen = sorted(choice(_names_in(folder))) if folder else []
     if not chosen:
         raise error
-    if notice and not isinstance(error, hub.errors.OfflineModeIsEnabled):
-        notice(f"the Hub does not give {repo} now; it comes from the cache ({folder})")
+    if not isinstance(error, hub.errors.OfflineModeIsEnabled):
+        warn(f"the Hub does not give {repo} now; it comes from the cache ({folder})")
     return str(folder), chosen
 
 
@@ -101,7 +95,7 @@ def _package(source: str) -> Any:
         import huggingface_hub.errors
         import huggingface_hub.utils
     except ImportError:
-        raise SourceError(
+        raise MissingSourceError(
             "no such file or folder",
             file=source,
             advice="if it is a repository on the Hub: pip install 'vbfmt[hub]'",
@@ -130,7 +124,7 @@ def _explained(error: Exception, repo: Repo, source: str) -> SourceError:
             advice=f"ask for access at {constants.ENDPOINT}/{repo.id}, then log in: hf auth login",
         )
     if isinstance(error, errors.RepositoryNotFoundError):
-        return SourceError(
+        return MissingSourceError(
             "no such file, folder or repository on the Hub",
             part=source,
             advice="if the repository is private, log in: hf auth login",
@@ -138,7 +132,7 @@ def _explained(error: Exception, repo: Repo, source: str) -> SourceError:
     if isinstance(error, errors.RevisionNotFoundError):
         return SourceError("no such revision on the Hub", part=str(repo))
     if isinstance(error, errors.OfflineModeIsEnabled):
-        return SourceError(
+        return MissingSourceError(
             "no such file or folder, and not in the Hub's cache",
             part=source,
             found="offline mode (HF_HUB_OFFLINE)",
@@ -148,7 +142,7 @@ def _explained(error: Exception, repo: Repo, source: str) -> SourceError:
         return SourceError(
             "the Hub refused", part=source, found=f"status {status} from {constants.ENDPOINT}"
         )
-    return SourceError(
+    return MissingSourceError(
         "no such file or folder, and no answer from the Hub",
         part=source,
         found=f"{type(error).__name__} from {constants.ENDPOINT}",

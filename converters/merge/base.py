@@ -145,9 +145,10 @@ def json_object(path: str) -> dict[str, Any]:
         SourceError: something else is in it, or it is too long.
         StorageError: it cannot be read.
     """
+    content = json_file.content(path)
     try:
         # Infinity and NaN are not refused: transformers writes them into configs of its models.
-        value = json.loads(json_file.content(path), object_pairs_hook=_once)
+        value = json.loads(content, object_pairs_hook=_once)
     except (ValueError, RecursionError) as error:
         raise SourceError("not sound JSON", file=path, found=error) from None
     if not isinstance(value, dict):

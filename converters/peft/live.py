@@ -41,7 +41,8 @@ def load_adapter(
     """
     from peft import PeftModel
 
-    from vbfmt.converters import lora, peft
+    from vbfmt.converters import lora
+    from vbfmt.converters.peft import folder as peft
     from vbfmt.packed import load
 
     writers: dict[str, Any] = {"lora": lora.write, "vblora": peft.write}

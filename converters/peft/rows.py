@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from typing import Any, TypeAlias
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -12,11 +12,9 @@ from vbfmt._math.admixture import Rows, all_weights, canonical_rows, repeats, ro
 from vbfmt._math.selection import Logits, select_top_k
 from vbfmt.adapter import Adapter
 from vbfmt.converters.peft.keys import Keys
-from vbfmt.errors import ContentError
+from vbfmt.errors import ContentError, warn
 from vbfmt.module import Module
 from vbfmt.tensors import Tensor
-
-Notice: TypeAlias = "Callable[[str], None]"
 
 _ROUNDING = {"F64": 2.0**-52, "F32": 2.0**-23, "F16": 2.0**-10, "BF16": 2.0**-7}
 """By how much shares of 1 may sum to more once rounded to that dtype, twice over: each is off by a
@@ -25,45 +23,39 @@ _SUMMED = 2.0**-22
 """The same for each term of PEFT's softmax in float32."""
 
 
-def rows_by_module(
-    keys: Keys, tensors: Mapping[str, Tensor], k: int, h: int, notice: Notice | None
-) -> dict[str, Rows]:
+def rows_by_module(keys: Keys, tensors: Mapping[str, Tensor], k: int, h: int) -> dict[str, Rows]:
     """The canonical rows of every module, A's and then B's, in the order of Eq. 3.2.
 
     Raises:
         ContentError: NaN among the logits, an index past the bank, weights that are no shares.
     """
     if keys.in_logits_form:
-        return _rows_of_logits(keys, tensors, k, h, notice)
-    return _rows_of_weights(keys, tensors, k, h, notice)
+        return _rows_of_logits(keys, tensors, k, h)
+    return _rows_of_weights(keys, tensors, k, h)
 
 
-def _rows_of_logits(
-    keys: Keys, tensors: Mapping[str, Tensor], k: int, h: int, notice: Notice | None
-) -> dict[str, Rows]:
+def _rows_of_logits(keys: Keys, tensors: Mapping[str, Tensor], k: int, h: int) -> dict[str, Rows]:
     sources = {key: tensors[key] for key in keys.in_order("logits")}
     blocks = {key: tensor.numpy().reshape(-1, h) for key, tensor in sources.items()}
-    return _split(rows_of_blocks(blocks, k, h, notice), keys, tensors, "logits")
+    return _split(rows_of_blocks(blocks, k, h), keys, tensors, "logits")
 
 
-def rows_of_blocks(blocks: Mapping[str, Logits], k: int, h: int, notice: Notice | None) -> Rows:
-    """The canonical rows of all blocks of logits (n, h), one below the other; ties are told.
+def rows_of_blocks(blocks: Mapping[str, Logits], k: int, h: int) -> Rows:
+    """The canonical rows of all blocks of logits (n, h), one below the other; warns about ties.
 
     Raises:
         ContentError: NaN among the logits, k out of range.
     """
     selection = select_top_k(blocks, k)
-    if selection.ties and notice:
-        notice(
+    if selection.ties:
+        warn(
             f"{selection.ties} of {len(selection.indices)} rows have equal logits at place {k}; "
             "the lowest index was taken, the trained model's own choice is undefined"
         )
     return rows_from_selection(selection, h)
 
 
-def _rows_of_weights(
-    keys: Keys, tensors: Mapping[str, Tensor], k: int, h: int, notice: Notice | None
-) -> dict[str, Rows]:
+def _rows_of_weights(keys: Keys, tensors: Mapping[str, Tensor], k: int, h: int) -> dict[str, Rows]:
     """PEFT's top-k form: k − 1 of the weights in the order of the indices, the last one missing."""
     parts = [
         _given_row(tensors, indices, weights, k, h)
@@ -75,11 +67,10 @@ def _rows_of_weights(
     if rescued.size:
         weights[rescued, -1] = 0
         weights[rescued] /= weights[rescued].sum(axis=1, keepdims=True)
-        if notice:
-            notice(
-                f"{rescued.size} of {len(weights)} rows had weights that sum to more than 1 by "
-                "rounding (PEFT makes NaN of them); they were scaled to sum to 1"
-            )
+        warn(
+            f"{rescued.size} of {len(weights)} rows had weights that sum to more than 1 by "
+            "rounding (PEFT makes NaN of them); they were scaled to sum to 1"
+        )
     return _split(canonical_rows(indices, weights, h), keys, tensors, "indices")
 
 

@@ -6,7 +6,7 @@ import os
 from collections.abc import Mapping
 from typing import Any
 
-from vbfmt.errors import SourceError
+from vbfmt.errors import MissingExtraError, SourceError
 
 _CLASSES = {
     "CAUSAL_LM": "AutoModelForCausalLM",
@@ -30,17 +30,16 @@ def shapes_in_order(
         base: the base model's folder; its config.json is read, no code of it is run.
 
     Raises:
-        SourceError: peft or transformers is missing, or they cannot build it.
+        MissingExtraError: peft or transformers is missing.
+        SourceError: they cannot build it.
     """
     try:
         import torch
         import transformers
         from peft import PeftConfig, get_peft_model
         from peft.tuners.tuners_utils import BaseTunerLayer
-    except ImportError as error:
-        raise SourceError(
-            "the modules' order needs PEFT", found=error, advice="pip install 'vbfmt[peft]'"
-        ) from None
+    except ImportError:
+        raise MissingExtraError.of("the modules' order needs PEFT", "peft") from None
     if not os.path.isfile(os.path.join(base, "config.json")):
         raise SourceError("no base model", part="--base", found=base, expected="a config.json")
     try:

@@ -65,7 +65,7 @@ def test_a_folder(vbfmt, tmp_path):
         (("--model", "gemma-7b", "--k", 300), 1, "k is out of range"),
         (("--model", "llama-2-7b", "--b", 512), 1, "expected one of 1, 2, 4, 8, 16, 32, 64, 128,"),
         (("--model", "gpt2-medium", "--targets", "qv"), 1, "c_attn, c_proj, c_fc; query and"),
-        (("--base", "nowhere"), 1, "cannot read in nowhere"),
+        (("--base", "nowhere"), 1, "cannot read nowhere"),
     ],
 )
 def test_wrong_wishes(vbfmt, words, code, says):

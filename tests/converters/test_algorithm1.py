@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 
 from tests import reference
+from tests.conftest import warned
 from tests.converters.test_peft import logits_form, write_folder
 from vbfmt import Tensor, errors
 from vbfmt.converters import READERS, open_source, read
@@ -96,9 +97,9 @@ def test_what_does_not_fit_is_refused(tmp_path, change, message):
 
 
 def test_what_else_is_in_the_file_is_told(tmp_path):
-    said = []
     arrays = {**state(), "head.weight": np.zeros((2, 2), np.float32)}
-    adapter = read(saved(tmp_path, arrays), layout="algorithm1", topk=K, notice=said.append)
+    with warned() as said:
+        adapter = read(saved(tmp_path, arrays), layout="algorithm1", topk=K)
     assert dict(adapter.tensors) == {}
     assert said == ["1 other tensors (head.weight) were left out"]
 

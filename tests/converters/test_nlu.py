@@ -13,6 +13,7 @@ pytest.importorskip("peft")
 
 from peft import PeftModel  # noqa: E402
 
+from tests.conftest import warned  # noqa: E402
 from tests.converters import authors  # noqa: E402
 from vbfmt import dumps, errors, loads  # noqa: E402
 from vbfmt.converters import lora, open_source, read  # noqa: E402
@@ -98,8 +99,8 @@ def test_the_wrong_layout_is_refused_where_a_shape_can_tell(checkpoint):
 
 
 def test_the_head_is_kept_and_the_base_is_not(model, checkpoint):
-    said = []
-    adapter = read(checkpoint, notice=said.append)
+    with warned() as said:
+        adapter = read(checkpoint)
     assert sorted(adapter.tensors) == sorted(
         f"classifier.{n}" for n in model.classifier.state_dict()
     )

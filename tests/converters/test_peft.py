@@ -13,6 +13,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from tests import reference
+from tests.conftest import warned
 from tests.strategies import adapters
 from vbfmt import Adapter, Module, Rows, Tensor, digest, errors
 from vbfmt._math.admixture import all_weights
@@ -154,8 +155,8 @@ def test_extras_get_the_names_of_the_base_model():
 def test_ties_at_the_kth_place_are_counted_aloud():
     arrays = logits_form()
     arrays[f"{KEY}.vblora_logits_A"][0, 1] = 0.5
-    said = []
-    adapter = read(arrays, notice=said.append)
+    with warned() as said:
+        adapter = read(arrays)
     assert said == [
         "1 of 10 rows have equal logits at place 2; the lowest index was taken, the trained "
         "model's own choice is undefined"
@@ -225,8 +226,8 @@ def test_weights_that_sum_to_more_than_1_are_rescued():
     key = f"{KEY}.vblora_logits_A_topk_weights"
     arrays[key][0, 0] = np.array([0.5, 0.3, 0.2000003], np.float32)
     assert np.float32(1) - arrays[key][0, 0].sum(dtype=np.float32) < 0
-    said = []
-    adapter = read(arrays, CONFIG | {"topk": 4}, notice=said.append)
+    with warned() as said:
+        adapter = read(arrays, CONFIG | {"topk": 4})
     assert "1 of 10 rows had weights that sum to more than 1" in said[0]
     full = all_weights(adapter.weights)[0]
     np.testing.assert_allclose(full, [0.5, 0.3, 0.2, 0], atol=1e-6)

@@ -13,6 +13,7 @@ pytest.importorskip("huggingface_hub")
 from huggingface_hub import constants
 
 from spec.golden.make import worked_example
+from tests.conftest import warned
 from tests.converters.hub.stand_in_hub import serving
 from tests.converters.merge.folders import adapter_of, save_base, tensors_in, weights_of
 from tests.converters.test_peft import logits_form, write_folder
@@ -156,8 +157,8 @@ def test_without_an_answer_the_cache_serves(server, folder, monkeypatch):
     server.add("me/adapter").commit_folder(folder)
     path = sources.checkpoint("me/adapter")
     point_at("http://127.0.0.1:9", monkeypatch)  # the port of discard: nobody listens
-    said = []
-    assert sources.checkpoint("me/adapter", notice=said.append) == path
+    with warned() as said:
+        assert sources.checkpoint("me/adapter") == path
     assert "comes from the cache" in said[0]
     with pytest.raises(errors.SourceError, match="and no answer from the Hub: me/other"):
         sources.checkpoint("me/other")
@@ -168,8 +169,8 @@ def test_offline_the_cache_serves_and_nobody_is_asked(server, folder, monkeypatc
     path = sources.checkpoint("me/adapter")
     server.asked.clear()
     monkeypatch.setattr(constants, "HF_HUB_OFFLINE", True)
-    said = []
-    assert sources.checkpoint("me/adapter", notice=said.append) == path
+    with warned() as said:
+        assert sources.checkpoint("me/adapter") == path
     assert said == []
     for name, revision in (("me/other", None), ("me/adapter", "v2")):
         with pytest.raises(errors.SourceError, match=r"not in the Hub's cache.*HF_HUB_OFFLINE"):

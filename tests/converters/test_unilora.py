@@ -12,6 +12,7 @@ peft = pytest.importorskip("peft", minversion="0.20")
 
 from peft import PeftModel, UniLoraConfig, get_peft_model  # noqa: E402
 
+from tests.conftest import warned  # noqa: E402
 from tests.converters import models  # noqa: E402
 from vbfmt import Tensor, dumps, errors, loads  # noqa: E402
 from vbfmt.converters import lora, open_source, read  # noqa: E402
@@ -89,8 +90,8 @@ def test_a_seed_alone_needs_the_base(tmp_path, kind):
 
 def test_what_packing_costs_is_told(tmp_path, kind):
     trained(kind, str(tmp_path), save_indices=True).save_pretrained(tmp_path / "uni")
-    said = []
-    adapter = read(tmp_path / "uni", notice=said.append)
+    with warned() as said:
+        adapter = read(tmp_path / "uni")
     assert said == [
         f"Uni-LoRA has an index for every LoRA parameter: {200 + adapter.N} bytes packed, "
         f"200 as θ and a seed, {4 * adapter.N} as LoRA in float32"

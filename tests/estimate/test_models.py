@@ -6,6 +6,7 @@ import json
 
 import pytest
 
+from tests.conftest import warned
 from vbfmt.errors import SourceError, StorageError
 from vbfmt.estimate.architecture import linears
 from vbfmt.estimate.models import PRESETS, from_folder
@@ -140,8 +141,8 @@ MIXTURE = {
 def test_experts_that_are_not_counted_are_told(tmp_path):
     """They were left out without a word, and a gate of one output made b = 1."""
     (tmp_path / "config.json").write_text(json.dumps(MIXTURE))
-    said = []
-    found = from_folder(tmp_path, said.append)
+    with warned() as said:
+        found = from_folder(tmp_path)
     assert len(found) == 2 * 7
     assert suggested_length(found) == 32
     rest = 2 * (4 * 64 + 4 * 2 * 32 * 64 + 4 * 64 * 32 + 64)  # router, experts, gate

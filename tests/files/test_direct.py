@@ -104,7 +104,7 @@ def test_a_full_disk_leaves_nothing(tmp_path, monkeypatch):
         raise OSError(errno.ENOSPC, "No space left on device")
 
     monkeypatch.setattr(direct.os, "write", write)
-    with pytest.raises(errors.StorageError, match="No space left"):
+    with pytest.raises(errors.StorageError, match="no space left"):
         storage.write(tmp_path / "file", pieces_of([9]), overwrite=False, past_cache=True)
     assert os.listdir(tmp_path) == []
 

@@ -25,7 +25,7 @@ READERS = (
     "converters/_files/safetensors.py",
     "converters/_files/state_dict_program.py",
     "converters/_files/zip_records.py",
-    "converters/peft/__init__.py",
+    "converters/peft/folder.py",
     "converters/peft/config.py",
     "converters/peft/keys.py",
     "converters/peft/rows.py",

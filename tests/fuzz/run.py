@@ -11,6 +11,7 @@ import warnings
 from pathlib import Path
 
 from tests.fuzz.targets import Target
+from vbfmt.errors import VbfmtWarning
 
 SLOWEST = 1.0
 """Seconds of processor time that one input may take."""
@@ -45,6 +46,7 @@ class Run:
         try:
             with warnings.catch_warnings():
                 warnings.simplefilter("error")
+                warnings.simplefilter("ignore", VbfmtWarning)
                 self.outcomes[self.target.run(data)] += 1
         except BaseException:
             _limit(None)

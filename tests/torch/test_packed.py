@@ -11,6 +11,7 @@ from torch import nn
 from transformers.pytorch_utils import Conv1D
 
 import vbfmt
+from tests.conftest import warned
 from tests.torch.models import GPT2_TARGETS, batch, config, gpt2, net, tokens
 from vbfmt.converters import peft as peft_format
 from vbfmt.errors import ConfigError, DigestError, ModelError, OutputExistsError
@@ -210,8 +211,8 @@ def test_a_head_that_the_model_has_no_place_for():
 def test_equal_logits_are_told():
     model = net()
     inject(model, config(init_logits_std=0.0))
-    notices = []
-    to_adapter(model, notice=notices.append)
+    with warned() as notices:
+        to_adapter(model)
     assert notices == ["57 of 57 rows have equal logits at place 2; the lowest index was taken"]
 
 

@@ -11,7 +11,7 @@ from collections.abc import Iterable, Iterator
 
 from vbfmt._files import direct, staging
 from vbfmt._format.container import Bytes
-from vbfmt.errors import OutputExistsError, StorageError, VbfmtError
+from vbfmt.errors import MissingFileError, OutputExistsError, StorageError, VbfmtError
 
 PathLike = str | os.PathLike[str]
 
@@ -143,9 +143,13 @@ def already_there(path: PathLike) -> OutputExistsError:
     )
 
 
-def refusal(what: str, path: PathLike, error: OSError) -> StorageError:
-    """The error for what the operating system refused."""
-    return StorageError(what, file=path, found=error.strerror or type(error).__name__)
+def refusal(what: str, path: PathLike, error: OSError) -> VbfmtError:
+    """Return the error for what the operating system refused; one of ours stays as it is."""
+    if isinstance(error, VbfmtError):
+        return error
+    kind = MissingFileError if isinstance(error, FileNotFoundError) else StorageError
+    reason = error.strerror or type(error).__name__
+    return kind(what, file=path, found=reason, errno=error.errno)
 
 
 def sync_folder(path: str) -> None:
@@ -200,12 +204,14 @@ def _require_a_path(path: PathLike, what: str) -> None:
 
 def _require_no_device(target: str, path: PathLike) -> None:
     """Renaming would make a plain file of a device (``/dev/null``) or a pipe."""
-    with contextlib.suppress(OSError):  # nothing there, or writing will say what is wrong
+    try:
         mode = os.stat(target).st_mode
-        if not (stat.S_ISREG(mode) or stat.S_ISDIR(mode)):
-            raise StorageError(
-                "cannot write", file=path, found="a device or pipe", expected="a regular file"
-            )
+    except OSError:  # nothing there, or writing will say what is wrong
+        return
+    if not (stat.S_ISREG(mode) or stat.S_ISDIR(mode)):
+        raise StorageError(
+            "cannot write", file=path, found="a device or pipe", expected="a regular file"
+        )
 
 
 def _keep_permissions(target: str, new: str | int) -> None:

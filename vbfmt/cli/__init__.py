@@ -7,7 +7,9 @@ errors stay at 2.
 from __future__ import annotations
 
 import sys
+import warnings
 from importlib import import_module
+from typing import Any
 
 import click
 
@@ -53,10 +55,22 @@ def group() -> None:
     """
 
 
+def _show(message: Warning | str, category: type[Warning], *_: Any, **__: Any) -> None:
+    """Print the library's warnings as notes; those of other libraries are for developers."""
+    from vbfmt.cli.show import note
+    from vbfmt.errors import VbfmtWarning
+
+    if issubclass(category, VbfmtWarning):
+        note(str(message))
+
+
 def main() -> None:
     """Run the command line and end the process."""
     try:
-        group(prog_name="vbfmt")
+        with warnings.catch_warnings():
+            warnings.simplefilter("always")
+            warnings.showwarning = _show
+            group(prog_name="vbfmt")
     except Exception as error:
         # Nothing of the library is imported unless there was something to go wrong.
         from vbfmt.errors import OutputExistsError, VbfmtError, printable

@@ -80,14 +80,13 @@ def command(
 
 
 def _layers(ctx: click.Context, model: str | None, base: str | None) -> tuple[Linear, ...]:
-    from vbfmt.cli.show import note
     from vbfmt.estimate import linears
     from vbfmt.estimate.models import PRESETS, from_folder
 
     if (model is None) == (base is None):
         raise click.UsageError(f"give either --model or --base; models: {', '.join(PRESETS)}", ctx)
     if base is not None:
-        return from_folder(base, note)
+        return from_folder(base)
     if model is None or model not in PRESETS:
         raise click.BadParameter(
             f"{model!r} is not one of {', '.join(PRESETS)}; give other models with --base",

@@ -80,8 +80,8 @@ def command(
         raise click.UsageError(f"--base is not for --to {to}")
     if card and to == "gguf":
         raise click.UsageError("--card is for folders; --to gguf writes a file")
-    paths = [sources.packed(file, revision=revision, notice=note) for file in files]
-    base = base and sources.config(base, notice=note)
+    paths = [sources.packed(file, revision=revision) for file in files]
+    base = base and sources.config(base)
     inputs = [*paths, *place.configs(base)]
     place.require_not_read(output, inputs)
     place.require_none_read(output, (*writer.files, cards.NAME), inputs)

@@ -59,9 +59,9 @@ def command(
     from vbfmt.converters import merge, sources
     from vbfmt.packed import load
 
-    adapters = [load(sources.packed(file, revision=revision, notice=show.note)) for file in files]
+    adapters = [load(sources.packed(file, revision=revision)) for file in files]
     trained_on = base_revision or sources.revision_for(base, adapters)
-    model = sources.model(base, revision=trained_on, notice=show.note)
+    model = sources.model(base, revision=trained_on)
     plan = merge.plan(adapters, model, weights=weights, dtype=dtype, strict=strict, card=card)
     merge.require_place(plan, output, overwrite=force)
     for notice in plan.notices:

@@ -36,7 +36,7 @@ def command(
     """
     from vbfmt._files import storage
     from vbfmt.cli import place
-    from vbfmt.cli.show import note, say, size, than, weight_of
+    from vbfmt.cli.show import say, size, than, weight_of
     from vbfmt.converters import open_source, sources
     from vbfmt.converters.hub import card as cards
     from vbfmt.errors import TargetError
@@ -48,12 +48,12 @@ def command(
         raise TargetError(
             "there is one already", file=readme, advice="pack into a folder of its own"
         )
-    path = sources.checkpoint(source, revision=revision, notice=note)
+    path = sources.checkpoint(source, revision=revision)
     opened = open_source(path, layout=layout)
-    base = base and sources.config(base, notice=note)
+    base = base and sources.config(base)
     place.require_not_read(output, [*opened.files, *place.configs(base)])
     before = weight_of(opened.files)
-    adapter = opened.read(topk=topk, base=base, notice=note)
+    adapter = opened.read(topk=topk, base=base)
     text = cards.packed(adapter, os.path.basename(output), digest(adapter)) if card else None
     done = write(adapter, output, overwrite=force)
     if text is not None:

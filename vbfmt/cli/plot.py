@@ -49,7 +49,7 @@ def command(
     """
     from vbfmt.cli import place
     from vbfmt.cli.show import say, size
-    from vbfmt.errors import TargetError, VbfmtError
+    from vbfmt.errors import MissingExtraError, VbfmtError
     from vbfmt.packed import load
 
     place.require_file(output, force=force)
@@ -59,9 +59,7 @@ def command(
     except ModuleNotFoundError as error:
         if (error.name or "").partition(".")[0] != "matplotlib":
             raise
-        raise TargetError(
-            "pictures need matplotlib, which is not installed", advice="pip install 'vbfmt[plot]'"
-        ) from None
+        raise MissingExtraError.of("pictures need matplotlib", "plot") from None
     adapter = load(file)
     try:
         scene = Scene(adapter, file, load(before) if before else None)

@@ -70,11 +70,10 @@ def command(
 def _packed_again(
     source: str, revision: str | None, layout: str | None, base: str | None, topk: int | None
 ) -> Adapter:
-    from vbfmt.cli.show import note
     from vbfmt.converters import read, sources
 
-    path = sources.checkpoint(source, revision=revision, notice=note)
-    return read(path, layout=layout, topk=topk, base=base and sources.config(base, notice=note))
+    path = sources.checkpoint(source, revision=revision)
+    return read(path, layout=layout, topk=topk, base=base and sources.config(base))
 
 
 def _answer(

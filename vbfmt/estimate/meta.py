@@ -3,30 +3,25 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Callable
 from typing import Any
 
 import torch
 import transformers
 
-from vbfmt.errors import SourceError
+from vbfmt.errors import SourceError, warn
 from vbfmt.estimate.architecture import Linear
 
 _MOST_LAYERS = 4096
 _COUNT = re.compile(r"layer|depth|(^|_)n(um)?_.*(blocks|stages|experts)$")
 _IN_A_BLOCK = re.compile(r"(^|\.)\d+\.")
 
-Notice = Callable[[str], None]
 
-
-def linears_on_meta(config: dict[str, Any], notice: Notice | None = None) -> tuple[Linear, ...]:
+def linears_on_meta(config: dict[str, Any]) -> tuple[Linear, ...]:
     """The linear layers of the repeated blocks of the model that `config` describes.
 
     Left out are layers of one output (gates), whose 1 no vector but the shortest divides.
 
     Args:
-        notice: called with what of the blocks is not counted, such as experts that are held as one
-            tensor, which LoRA by module does not reach.
 
     Raises:
         SourceError: transformers does not know it, cannot build it, or it has no such layers.
@@ -53,9 +48,9 @@ def linears_on_meta(config: dict[str, Any], notice: Notice | None = None) -> tup
     found = tuple(layer for layer in layers if layer.out_features > 1)
     if not found:
         raise SourceError("the model has no linear layers in blocks", part="model_type", found=kind)
-    if notice and (rest := _rest(model, {layer.name for layer in found})):
+    if rest := _rest(model, {layer.name for layer in found}):
         kinds = list(dict.fromkeys(_IN_A_BLOCK.split(name)[-1] for name in rest))
-        notice(
+        warn(
             f"not counted: {sum(rest.values()):,} numbers in {len(rest)} weights of the blocks "
             f"that are no linear layers or have one output ({', '.join(kinds[:4])})"
         )

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from types import MappingProxyType
 from typing import Any
 
@@ -55,16 +55,13 @@ PRESETS: Mapping[str, Mapping[str, Any]] = MappingProxyType(
 """The parts of the published configs from which the linear layers follow."""
 
 
-def from_folder(
-    path: str | os.PathLike[str], notice: Callable[[str], None] | None = None
-) -> tuple[Linear, ...]:
+def from_folder(path: str | os.PathLike[str]) -> tuple[Linear, ...]:
     """The linear layers of the model in a folder (or of a ``config.json`` itself).
 
     Kinds of models that are not known here are built by transformers on its meta device, without
     weights, if it is installed; code that comes with a model is never run.
 
     Args:
-        notice: called with what of the model is not counted.
 
     Raises:
         SourceError: no JSON object, or a model whose layers cannot be told.
@@ -82,14 +79,12 @@ def from_folder(
     try:
         if config.get("model_type") in KNOWN:
             return linears(config)
-        return _with_transformers(config, notice)
+        return _with_transformers(config)
     except SourceError as error:
         raise error.in_file(file) from None
 
 
-def _with_transformers(
-    config: dict[str, Any], notice: Callable[[str], None] | None
-) -> tuple[Linear, ...]:
+def _with_transformers(config: dict[str, Any]) -> tuple[Linear, ...]:
     try:
         from vbfmt.estimate.meta import linears_on_meta
     except ImportError:
@@ -100,4 +95,4 @@ def _with_transformers(
             expected=f"one of {', '.join(KNOWN)}",
             advice="with transformers any model is known: pip install 'vbfmt[peft]'",
         ) from None
-    return linears_on_meta(config, notice)
+    return linears_on_meta(config)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from dataclasses import replace
 from typing import Any, cast
 
@@ -15,7 +15,7 @@ from vbfmt._files import peft_layout
 from vbfmt._math.admixture import Rows, all_weights, rows_from_selection
 from vbfmt._math.selection import select_top_k
 from vbfmt.adapter import Adapter
-from vbfmt.errors import ConfigError, DigestError, ModelError, VbfmtError
+from vbfmt.errors import ConfigError, DigestError, ModelError, VbfmtError, warn
 from vbfmt.module import Module
 from vbfmt.packed import digest as digest_of
 from vbfmt.packed import load, save
@@ -35,7 +35,6 @@ from vbfmt.torch.targets import base_modules
 from vbfmt.torch.tensors import to_format, to_torch
 
 PathLike = str | os.PathLike[str]
-Notice = Callable[[str], None]
 
 _SHOWN = 3
 _LEAST_WEIGHT = 2.0**-149  # a weight that was rounded to zero is taken for the smallest float32
@@ -47,13 +46,11 @@ def save_packed(
     *,
     adapter_name: str | None = None,
     overwrite: bool = False,
-    notice: Notice | None = None,
 ) -> str:
     """Pack an adapter of the model: the same bytes as `save_checkpoint` and ``vbfmt pack``.
 
     Args:
         adapter_name: the active adapter if not given.
-        notice: called with a sentence if rows have equal logits at the k-th place.
 
     Returns:
         The file's digest, ``sha256:…``.
@@ -67,15 +64,13 @@ def save_packed(
         ContentError: NaN among the logits or in a head, or a bank that is not finite.
         OutputExistsError, StorageError
     """
-    adapter = to_adapter(model, adapter_name=adapter_name, notice=notice)
+    adapter = to_adapter(model, adapter_name=adapter_name)
     warn_of_layers_never_called(adapters_of(model), adapter_name)
     warn_of_others_that_train(adapters_of(model))
     return save(adapter, path, overwrite=overwrite)
 
 
-def to_adapter(
-    model: nn.Module, *, adapter_name: str | None = None, notice: Notice | None = None
-) -> Adapter:
+def to_adapter(model: nn.Module, *, adapter_name: str | None = None) -> Adapter:
     """The same in memory."""
     adapters = adapters_of(model)
     config = peft_config(adapters, adapter_name)
@@ -90,7 +85,7 @@ def to_adapter(
         cast(VectorBank, attached.bank).weight.detach().float().cpu().numpy().copy(),
         {
             _module(key, layers[key], updates[key].rank): rows
-            for key, rows in _rows(updates, notice).items()
+            for key, rows in _rows(updates).items()
         },
         tensors={key: to_format(tensor) for key, tensor in others.items()},
         base_model=base_model,
@@ -191,13 +186,13 @@ def warm_start(
     return adapters
 
 
-def _rows(updates: Mapping[str, Admixture], notice: Notice | None) -> dict[str, Rows]:
+def _rows(updates: Mapping[str, Admixture]) -> dict[str, Rows]:
     """The canonical rows of every module; the logits stand in the format's order already."""
     blocks = {key: update.logits.detach().float().cpu().numpy() for key, update in updates.items()}
     first = next(iter(updates.values()))
     selection = select_top_k(blocks, first.topk)
-    if selection.ties and notice:
-        notice(
+    if selection.ties:
+        warn(
             f"{selection.ties} of {len(selection.indices)} rows have equal logits at place "
             f"{first.topk}; the lowest index was taken"
         )

@@ -103,5 +103,5 @@ def test_of_a_merged_model_in_place_of_the_bases_own(tmp_path):
 
 def test_without_huggingface_hub_it_is_one_error(adapter, monkeypatch):
     monkeypatch.setitem(sys.modules, "huggingface_hub", None)
-    with pytest.raises(errors.TargetError, match=r"pip install 'vbfmt\[hub\]'"):
+    with pytest.raises(errors.MissingExtraError, match=r"pip install 'vbfmt\[hub\]'"):
         card.vblora(adapter)

@@ -100,7 +100,7 @@ def test_a_side_file_that_cannot_be_read_is_found_before_anything_is_written(bas
         return open(path, mode)
 
     monkeypatch.setattr(refusals, "open", denied, raising=False)
-    refused(base, ["cannot read", "tokenizer.json", "Permission denied"], kind=errors.StorageError)
+    refused(base, ["cannot read", "tokenizer.json", "permission denied"], kind=errors.StorageError)
 
 
 @pytest.mark.parametrize("stranger", ["notes.txt", "gguf/model.gguf"])

@@ -1,0 +1,232 @@
+"""PEFT's VB-LoRA checkpoints: read in every form that PEFT has written, written in its top-k form.
+
+Keys and shapes: peft/tuners/vblora/{layer,model}.py and peft/utils/save_and_load.py, PEFT 0.13 to
+0.21. A is (r, in/b, …), B is (out/b, r, …).
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import os
+from collections.abc import Mapping
+from typing import Any
+
+from vbfmt._files import json_file, peft_layout, storage
+from vbfmt._files.wrappers import without_wrappers
+from vbfmt.adapter import Adapter
+from vbfmt.converters._files import safetensors
+from vbfmt.converters._files.checkpoint import (
+    FLOATS,
+    Checkpoint,
+    agreed_k,
+    bank_of,
+    open_checkpoint,
+    require_gathered,
+    size_in,
+)
+from vbfmt.converters.hub.card import NAME as CARD
+from vbfmt.converters.peft import config as peft_config
+from vbfmt.converters.peft.keys import Factor, Keys, parse
+from vbfmt.converters.peft.rows import as_peft_orders, places, rows_by_module
+from vbfmt.errors import SourceError, TargetError, VbfmtError, warn
+from vbfmt.module import Module
+from vbfmt.tensors import Tensor
+
+PathLike = str | os.PathLike[str]
+
+_INTEGERS = ("U8", "I8", "U16", "I16", "U32", "I32", "I64")
+
+
+def read(path: PathLike, *, topk: int | None = None) -> Adapter:
+    """The adapter in a PEFT checkpoint.
+
+    Args:
+        path: its folder, or its weights file (``.safetensors``, ``.bin``; a config beside it is
+            used if there is one).
+        topk: k, for logits without a config.
+
+    Raises:
+        SourceError: it is no VB-LoRA checkpoint, incomplete or contradicts itself.
+        ContentError: its values cannot make an adapter: NaN, an index past the bank.
+        StorageError: a file cannot be read.
+    """
+    return from_checkpoint(open_checkpoint(path), topk=topk)
+
+
+def from_checkpoint(checkpoint: Checkpoint, *, topk: int | None = None) -> Adapter:
+    """The same from an opened checkpoint."""
+    config = checkpoint.config(peft_layout.CONFIG)
+    if config is not None:
+        peft_config.require_type(config, "VBLORA", checkpoint.config_file(peft_layout.CONFIG))
+    try:
+        return from_tensors(checkpoint.tensors, config, topk=topk)
+    except VbfmtError as error:
+        raise error.in_file(checkpoint.file) from None
+
+
+def from_tensors(
+    tensors: Mapping[str, Tensor],
+    config: Mapping[str, Any] | None = None,
+    *,
+    topk: int | None = None,
+) -> Adapter:
+    """The same from a state dict and a config at hand."""
+    keys = parse(tensors, bias=str((config or {}).get("bias", "none")))
+    require_gathered({key: tensors[key] for key in keys.all})
+    _require_one_bank(keys, tensors)
+    bank = bank_of(tensors[keys.bank])
+    if keys.left_out:
+        warn(
+            f"a whole model's state dict: {len(keys.left_out)} tensors of the base model were left "
+            f"out; {len(keys.others)} trained beside the adapter were kept"
+        )
+    peft_config.require_sizes(config or {}, *bank.shape)
+    k = _agreed_k(keys, tensors, config, topk)
+    modules = {
+        name: _module(name, factors, tensors, (*bank.shape, k), config)
+        for name, factors in keys.modules.items()
+    }
+    rows = rows_by_module(keys, tensors, k, len(bank))
+    base_model, base_revision = peft_layout.base_of(config or {})
+    adapter = Adapter.from_rows(
+        bank,
+        {module: rows[name] for name, module in modules.items()},
+        tensors={name: tensors[key] for name, key in keys.others.items()},
+        base_model=base_model,
+        base_revision=base_revision,
+    )
+    kept = peft_layout.canonical(_unwrapped(config), adapter) if config else None
+    return dataclasses.replace(adapter, config=kept) if kept else adapter
+
+
+def write(
+    adapter: Adapter, path: PathLike, *, overwrite: bool = False, card: bytes | None = None
+) -> int:
+    """A folder that PEFT loads as VB-LoRA, in the top-k form (inference only, as PEFT says).
+
+    Weights are exact: where PEFT's order (the smallest weight left out) would round, the largest is
+    left out instead, which PEFT reads just as well.
+
+    Args:
+        card: a model card to put there too.
+
+    Returns:
+        bytes written.
+
+    Raises:
+        TargetError: modules differ in rank, which PEFT's VB-LoRA cannot say.
+        OutputExistsError, StorageError
+    """
+    ranks = sorted({module.rank for module in adapter})
+    if len(ranks) > 1:
+        raise TargetError(
+            "PEFT's VB-LoRA has one rank for all modules",
+            file=path,
+            found=f"ranks {', '.join(map(str, ranks))}",
+            advice="write standard LoRA instead: vbfmt expand",
+        )
+    tensors = {"base_model.vblora_vector_bank": Tensor.of(adapter.bank)}
+    indices, weights = as_peft_orders(adapter)
+    for module in adapter:
+        for factor, (here, by_tile) in places(adapter, module).items():
+            key = f"base_model.model.{module.name}.vblora_logits_{factor}"
+            for what, array in (("indices", indices), ("weights", weights)):
+                tensors[f"{key}_topk_{what}"] = Tensor.of(by_tile(array[here]))
+    modules = {module.name for module in adapter}
+    for name, tensor in adapter.tensors.items():
+        key = peft_layout.key_of_tensor(name, modules)
+        if key in tensors:
+            raise TargetError("another trained tensor has the name of a factor's", part=key)
+        tensors[key] = tensor
+    config = peft_config.for_vblora(adapter, ranks[0])
+    with storage.new_folder(path, overwrite=overwrite) as folder:
+        length = safetensors.write_tensors(os.path.join(folder, peft_layout.WEIGHTS), tensors)
+        length += storage.write(
+            os.path.join(folder, peft_layout.CONFIG), [json_file.text(config)], overwrite=False
+        )
+        if card is not None:
+            length += storage.write(os.path.join(folder, CARD), [card], overwrite=False)
+    return length
+
+
+def _unwrapped(config: Mapping[str, Any]) -> Mapping[str, Any]:
+    """The config with the names of targets as they are in the model itself."""
+    targets = config.get("target_modules")
+    if not isinstance(targets, list):
+        return config
+    plain = [without_wrappers(name) if isinstance(name, str) else name for name in targets]
+    return {**config, "target_modules": plain}
+
+
+def _require_one_bank(keys: Keys, tensors: Mapping[str, Tensor]) -> None:
+    """Refuse a whole model whose layers hold different banks."""
+    for key in keys.copies:
+        if tensors[key] != tensors[keys.bank]:
+            raise SourceError(
+                "two vector banks with different values",
+                part=key,
+                expected=f"the values of {keys.bank}",
+                advice="VB-LoRA has one bank for all layers: save the adapter with save_pretrained",
+            )
+
+
+def _agreed_k(
+    keys: Keys, tensors: Mapping[str, Tensor], config: Mapping[str, Any] | None, topk: int | None
+) -> int:
+    """k as the tensors, the config and the caller say it; they must not disagree."""
+    said: dict[str, object] = {"--topk": topk, "adapter_config.json": (config or {}).get("topk")}
+    if not keys.in_logits_form:
+        first = next(iter(keys.modules.values()))["A"]
+        said["the indices' shape"] = (tensors[first["indices"]].shape or (0,))[-1]
+    return agreed_k(said)
+
+
+def _module(
+    name: str,
+    factors: Mapping[Factor, Mapping[str, str]],
+    tensors: Mapping[str, Tensor],
+    agreed: tuple[int, int, int],
+    config: Mapping[str, Any] | None,
+) -> Module:
+    """The module table's row, from the shapes of all of its tensors; h, b and k are agreed."""
+    h, b, k = agreed
+    shape_a, shape_b = (
+        _shape_of(factors[factor], tensors, (h, k), name, factor) for factor in ("A", "B")
+    )
+    (rank, in_tiles), (out_tiles, rank_b) = shape_a, shape_b
+    said = size_in(peft_layout.CONFIG, "r", config["r"]) if config and "r" in config else None
+    if rank != rank_b or said not in (None, rank):
+        raise SourceError(
+            "ranks disagree",
+            part=name,
+            found=f"{rank} in A, {rank_b} in B",
+            expected="the same" if said is None else f"r = {said}",
+        )
+    turned = peft_config.orientation(config or {})
+    return Module(name, in_tiles * b, out_tiles * b, rank, turned)
+
+
+def _shape_of(
+    parts: Mapping[str, str],
+    tensors: Mapping[str, Tensor],
+    h_and_k: tuple[int, int],
+    module: str,
+    factor: str,
+) -> tuple[int, int]:
+    """The leading two sizes of a factor's tensors, the last one checked."""
+    h, k = h_and_k
+    last = {"logits": h, "indices": k, "weights": k - 1}
+    shapes = {what: tensors[key].shape for what, key in parts.items()}
+    lead = next(iter(shapes.values()))[:2]
+    for what, shape in shapes.items():
+        kinds = _INTEGERS if what == "indices" else FLOATS
+        dtype = tensors[parts[what]].dtype
+        sound = len(shape) == 3 and shape[:2] == lead and 0 not in lead
+        if not sound or shape[2] != last[what] or dtype not in kinds:
+            raise SourceError(
+                f"{what} of {factor} do not fit the bank or each other",
+                part=module,
+                found=f"{dtype} {list(shape)}",
+                expected=f"(·, ·, {last[what]})",
+            )
+    return lead[0], lead[1]

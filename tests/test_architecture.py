@@ -1,0 +1,139 @@
+"""The house: which room may import which."""
+
+from __future__ import annotations
+
+import ast
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from tests.conftest import ROOT
+
+FILES = [
+    path
+    for folder in ("vbfmt", "converters")
+    for path in sorted((ROOT / folder).rglob("*.py"))
+    if path != ROOT / "vbfmt" / "converters.py"
+]
+
+
+def name_of(path: Path) -> str:
+    parts = path.relative_to(ROOT).with_suffix("").parts
+    parts = parts[:-1] if parts[-1] == "__init__" else parts
+    return ".".join(("vbfmt", *parts) if parts[0] == "converters" else parts)
+
+
+MODULES = {name_of(path): path for path in FILES}
+
+
+def runtime_imports(path: Path) -> set[str]:
+    """The library's modules that a file imports anywhere, but for types alone."""
+    found: set[str] = set()
+
+    def visit(node: ast.AST) -> None:
+        if isinstance(node, ast.If) and "TYPE_CHECKING" in ast.unparse(node.test):
+            return
+        if isinstance(node, ast.Import):
+            found.update(alias.name for alias in node.names)
+        elif isinstance(node, ast.ImportFrom) and node.module and not node.level:
+            for alias in node.names:
+                inner = f"{node.module}.{alias.name}"
+                found.add(inner if inner in MODULES else node.module)
+        for child in ast.iter_child_nodes(node):
+            visit(child)
+
+    visit(ast.parse(path.read_text(encoding="utf-8")))
+    return found & set(MODULES)
+
+
+IMPORTS = {name: runtime_imports(path) for name, path in MODULES.items()}
+
+
+def under(name: str, room: str) -> bool:
+    return name == room or name.startswith(f"{room}.")
+
+
+def circle(graph: dict[str, set[str]]) -> list[str]:
+    """The modules of one circle, [] if there is none."""
+    done: set[str] = set()
+    for start in graph:
+        stack = [(start, iter(sorted(graph[start])))]
+        path = [start]
+        while stack:
+            _, rest = stack[-1]
+            step = next(rest, None)
+            if step is None:
+                stack.pop()
+                done.add(path.pop())
+            elif step in path:
+                return [*path[path.index(step) :], step]
+            elif step not in done:
+                stack.append((step, iter(sorted(graph[step]))))
+                path.append(step)
+    return []
+
+
+def test_the_finder_of_circles_finds_one():
+    assert circle({"a": {"b"}, "b": {"c"}, "c": {"b"}}) == ["b", "c", "b"]
+    assert circle({"a": {"b", "c"}, "b": {"c"}, "c": set()}) == []
+
+
+def test_there_is_something_to_look_at():
+    assert len(MODULES) > 100
+    assert "vbfmt._format.container" in IMPORTS["vbfmt.packed"]
+
+
+def test_no_module_imports_itself_by_way_of_others():
+    assert circle(IMPORTS) == []
+
+
+def room_of(name: str) -> str:
+    """``vbfmt.torch`` for what is in it; a module of its own for what is in no room."""
+    parts = name.split(".")
+    depth = 3 if parts[:2] == ["vbfmt", "converters"] else 2
+    return ".".join(parts[:depth])
+
+
+@pytest.mark.parametrize(
+    ("room", "never"),
+    [
+        ("vbfmt._math", ("vbfmt._files", "vbfmt.packed", "vbfmt.adapter")),
+        ("vbfmt._format", ("vbfmt._files", "vbfmt.packed", "vbfmt.adapter")),
+        ("vbfmt.analysis", ("vbfmt.cli", "vbfmt.converters", "vbfmt.plot", "vbfmt.torch")),
+        ("vbfmt.plot", ("vbfmt.cli", "vbfmt.converters", "vbfmt.torch")),
+        ("vbfmt.torch", ("vbfmt.cli", "vbfmt.converters", "vbfmt.plot")),
+        ("vbfmt.converters", ("vbfmt.cli", "vbfmt.plot", "vbfmt.torch")),
+    ],
+)
+def test_arrows_point_one_way(room, never):
+    wrong = [
+        f"{name} -> {target}"
+        for name, targets in IMPORTS.items()
+        if under(name, room)
+        for target in targets
+        if any(under(target, other) for other in never)
+    ]
+    assert wrong == []
+
+
+def test_private_rooms_are_imported_by_the_library_alone():
+    """`vbfmt._…` from inside vbfmt and converters; `vbfmt.converters._…` from converters."""
+    wrong = [
+        f"{name} -> {target}"
+        for name, targets in IMPORTS.items()
+        for target in targets
+        if under(target, "vbfmt.converters._files") and not under(name, "vbfmt.converters")
+    ]
+    assert wrong == []
+
+
+def test_the_heavy_packages_are_imported_where_they_are_used():
+    script = (
+        "import sys, vbfmt; vbfmt.load; "
+        "print([m for m in ('torch', 'transformers', 'peft', 'rich', 'matplotlib', 'click', "
+        "'ray', 'obstore', 'safetensors', 'vbfmt.converters') if m in sys.modules])"
+    )
+    done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True)
+    assert done.stdout == "[]\n", done.stderr
