@@ -132,7 +132,9 @@ def test_a_tensor_without_values_in_a_pickle_is_one_line(vbfmt, tmp_path):
     state["base_model.model.head.weight"] = torch.empty(3, device="meta")
     torch.save(state, tmp_path / "bad.bin")
     result = vbfmt("pack", tmp_path / "bad.bin", "-o", tmp_path / "x.vblora", "--topk", 2)
-    assert result.err.startswith("error: not a plain tensor in ")
+    assert result.err.startswith("error: not a pickle of tensors alone: refused in ")
+    assert "meta" in result.err
+    assert result.err.count("\n") == 1
 
 
 def test_logits_as_far_apart_as_float64_goes_pack_without_a_warning(vbfmt, tmp_path):
