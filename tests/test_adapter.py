@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import copy
 import dataclasses
+import pickle
 
 import numpy as np
 import pytest
@@ -10,7 +12,7 @@ from hypothesis import HealthCheck, given, settings
 
 from spec.golden.make import wide_indices, worked_example
 from tests.strategies import adapters
-from vbfmt import Adapter, Module, Rows
+from vbfmt import Adapter, Module, Rows, digest, load
 from vbfmt._math.admixture import all_weights
 
 
@@ -127,3 +129,44 @@ def test_a_name_that_is_not_there_is_answered_with_the_nearest(name):
     made = Adapter.from_rows(np.ones((1, 2)), {Module(name, 2, 2, 1): rows for name in modules})
     with pytest.raises(KeyError, match=r"nearest: model\.layers\.[01]\.self_attn\.q_proj"):
         made[name]
+
+
+@given(adapters())
+@settings(suppress_health_check=[HealthCheck.too_slow])
+def test_an_adapter_is_pickled_and_copied_as_it_is(adapter):
+    assert pickle.loads(pickle.dumps(adapter)) == adapter
+    assert copy.copy(adapter) == adapter
+    assert copy.deepcopy(adapter) == adapter
+
+
+def test_a_mapped_adapter_crosses_a_process_boundary(tmp_path):
+    worked_example().save(tmp_path / "x.vblora")
+    assert pickle.loads(pickle.dumps(load(tmp_path / "x.vblora"))) == worked_example()
+
+
+def test_methods_are_the_functions(tmp_path):
+    adapter = worked_example()
+    found = adapter.save(tmp_path / "x.vblora")
+    assert found == adapter.digest == digest(adapter)
+    assert Adapter.load(tmp_path / "x.vblora", digest=found) == adapter
+    with pytest.raises(FileExistsError):
+        adapter.save(tmp_path / "x.vblora")
+
+
+def test_iteration_length_and_membership_agree():
+    adapter = wide_indices()
+    assert len(list(adapter)) == len(adapter)
+    assert all(module in adapter for module in adapter)
+    assert all(module.name in adapter for module in adapter)
+    assert Module("h.0.attn.c_attn", 1, 1, 1) not in adapter
+    assert 0 not in adapter
+
+
+def test_the_rank_is_the_largest():
+    assert wide_indices().rank == max(module.rank for module in wide_indices())
+
+
+def test_a_notebook_shows_a_table_without_markup_from_the_file():
+    shown = dataclasses.replace(worked_example(), base_model="<script>")._repr_html_()
+    assert "&lt;script&gt;" in shown
+    assert "<script>" not in shown

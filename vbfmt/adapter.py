@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import dataclasses
+import html
+import os
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from functools import cached_property
@@ -55,8 +58,46 @@ class Adapter:
     def __post_init__(self) -> None:
         for name in ("tensors", "metadata"):
             object.__setattr__(self, name, MappingProxyType(dict(getattr(self, name))))
-        rules.raise_first(rules.broken_shape_rules(self))
-        rules.raise_first(rules.broken_value_rules(self))
+        rules.raise_first(self._broken_shapes())
+        rules.raise_first(self.broken_texts())
+        rules.raise_first(self.broken_values())
+
+    def _broken_shapes(self) -> Iterator[ContentError]:
+        yield from rules.broken_shape_rules(self.bank, self.indices, self.weights, self.modules)
+        yield from rules.broken_names(list(self.tensors), "other tensor")
+
+    def broken_texts(self) -> Iterator[ContentError]:
+        """Yield each broken rule of the base model's name, the config and the metadata."""
+        return rules.broken_texts(self.base_model, self.base_revision, self.config, self.metadata)
+
+    def broken_values(self) -> Iterator[ContentError]:
+        """Yield each broken rule of the arrays' values."""
+        return rules.broken_value_rules(self.bank, self.indices, self.weights)
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        fields = {each.name: getattr(self, each.name) for each in dataclasses.fields(self)}
+        plain = {name: dict(fields[name]) for name in ("tensors", "metadata")}
+        return _made, ({**fields, **plain},)
+
+    @classmethod
+    def load(cls, path: str | os.PathLike[str], **options: Any) -> Adapter:
+        """Load a packed file; options and errors as `vbfmt.load`."""
+        from vbfmt.packed import load
+
+        return load(path, **options)
+
+    def save(self, path: str | os.PathLike[str], *, overwrite: bool = False) -> str:
+        """Write the packed file and return its digest; errors as `vbfmt.save`."""
+        from vbfmt.packed import save
+
+        return save(self, path, overwrite=overwrite)
+
+    @property
+    def digest(self) -> str:
+        """``sha256:…``, the name of the adapter's packed form."""
+        from vbfmt.packed import digest
+
+        return digest(self)
 
     @classmethod
     def from_rows(
@@ -103,6 +144,11 @@ class Adapter:
         return int(self.indices.shape[1])
 
     @property
+    def rank(self) -> int:
+        """The largest rank r of the modules; `Module.rank` has each one's own."""
+        return max(module.rank for module in self.modules)
+
+    @property
     def N(self) -> int:  # noqa: N802 - the paper's name
         """Sub-vectors."""
         return int(self.indices.shape[0])
@@ -122,8 +168,9 @@ class Adapter:
     def __len__(self) -> int:
         return len(self.modules)
 
-    def __contains__(self, name: object) -> bool:
-        return name in self._by_name
+    def __contains__(self, module: object) -> bool:
+        """Whether the adapter has this `Module`, or a module of this name."""
+        return module in (self.modules if isinstance(module, Module) else self._by_name)
 
     def _nearest(self, name: str) -> list[str]:
         """Up to three modules that may be meant: those whose names end so, else similar ones."""
@@ -224,6 +271,20 @@ class Adapter:
 
     __hash__ = None  # type: ignore[assignment]
 
+    def _repr_html_(self) -> str:
+        """The adapter as a table, in notebooks."""
+        base = html.escape(self.base_model or "not named")
+        rows = {
+            "base model": base,
+            "modules": f"{len(self):,}",
+            "bank": f"h = {self.h:,} vectors of b = {self.b:,}",
+            "sub-vectors": f"N = {self.N:,}, k = {self.k}",
+            "rank": f"{self.rank}",
+            "other tensors": f"{len(self.tensors):,}",
+        }
+        body = "".join(f"<tr><th>{name}</th><td>{value}</td></tr>" for name, value in rows.items())
+        return f"<table><caption>VB-LoRA adapter</caption>{body}</table>"
+
     def __repr__(self) -> str:
         base = f" of {self.base_model}" if self.base_model else ""
         others = f", {len(self.tensors)} other tensors" if self.tensors else ""
@@ -231,6 +292,11 @@ class Adapter:
             f"<VB-LoRA adapter{base}: {len(self)} modules, h={self.h} b={self.b} k={self.k} "
             f"N={self.N}{others}>"
         )
+
+
+def _made(fields: dict[str, Any]) -> Adapter:
+    """Make an adapter again that was pickled or copied."""
+    return Adapter(**fields)
 
 
 def _little_endian(array: NDArray[Any]) -> NDArray[Any]:

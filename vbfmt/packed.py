@@ -42,6 +42,10 @@ class Report:
         """Whether every digest and every rule holds."""
         return not self.problems
 
+    def __bool__(self) -> bool:
+        """False for a file with problems, so that ``assert verify(path)`` means what it says."""
+        return self.ok
+
 
 def dumps(adapter: Adapter) -> bytes:
     """The adapter's packed form. Equal adapters give equal bytes, on any machine.
@@ -199,8 +203,8 @@ class _Packed:
 
     def broken_rules(self) -> Iterator[VbfmtError]:
         adapter = self.adapter(checked=False)
-        yield from rules.broken_texts(adapter)
-        yield from rules.broken_value_rules(adapter)
+        yield from adapter.broken_texts()
+        yield from adapter.broken_values()
 
     def adapter(self, *, checked: bool) -> Adapter:
         return (Adapter if checked else _unchecked)(**self._fields())

@@ -32,6 +32,8 @@ _AS_BYTES = {"view", "frombuffer", "fromfile", "memmap", "fromstring"}
 _NATIVE = re.compile(r"(float|int|uint|complex)(16|32|64|128)|intp|single|double|half")
 
 # Bits looked at and turned back into the same type in one line: the order cancels out.
+# A pickle's floats are big-endian on every machine.
+_PICKLE = ("converters/_files/state_dict_program.py", ">d")
 _ROUND_TRIPS = {"converters/merge/rounding.py"}
 
 
@@ -59,7 +61,9 @@ def test_every_dtype_of_more_than_a_byte_says_its_order():
     wrong = [
         f"{place} {node.value!r}"
         for place, node in nodes(ast.Constant)
-        if is_dtype(node.value) and not node.value.startswith("<")
+        if is_dtype(node.value)
+        and not node.value.startswith("<")
+        and (place.split(":")[0], node.value) != _PICKLE
     ]
     assert wrong == []
 
@@ -75,7 +79,8 @@ def test_every_struct_says_its_order():
         and isinstance(node.args[0].value, str)
     ]
     assert len(formats) >= 3
-    assert [found for found in formats if not found[1].startswith("<")] == []
+    others = [(place.split(":")[0], form) for place, form in formats if not form.startswith("<")]
+    assert set(others) <= {_PICKLE}
 
 
 def test_bytes_are_never_taken_for_numbers_of_the_machines_own_order():

@@ -7,7 +7,7 @@ and a writer cannot make what they refuse.
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -16,9 +16,6 @@ from vbfmt._format import strict_json
 from vbfmt._math.admixture import LARGEST_BANK, all_weights, index_dtype, out_of_order, repeats
 from vbfmt.errors import ContentError, VbfmtError
 from vbfmt.module import Module
-
-if TYPE_CHECKING:
-    from vbfmt.adapter import Adapter
 
 LONGEST_NAME = 1024
 """Bytes of UTF-8 in a name."""
@@ -32,9 +29,10 @@ def raise_first(faults: Iterable[VbfmtError]) -> None:
         raise fault
 
 
-def broken_shape_rules(adapter: Adapter) -> Iterator[ContentError]:
-    """Faults of shapes, dtypes, names and texts: everything but the arrays' values."""
-    bank, indices, weights = adapter.bank, adapter.indices, adapter.weights
+def broken_shape_rules(
+    bank: NDArray[Any], indices: NDArray[Any], weights: NDArray[Any], modules: Sequence[Module]
+) -> Iterator[ContentError]:
+    """Faults of the arrays' shapes and dtypes, and of the module table."""
     if bank.ndim != 2 or indices.ndim != 2 or weights.ndim != 2:
         yield ContentError(
             "bank, indices and weights must be matrices",
@@ -43,15 +41,14 @@ def broken_shape_rules(adapter: Adapter) -> Iterator[ContentError]:
         return
     h, b = bank.shape
     yield from broken_sizes(h, b, indices.shape[1])
-    yield from broken_modules(adapter.modules, bank.shape[1])
-    expected_rows = sum(module.rows(max(bank.shape[1], 1)) for module in adapter.modules)
-    expected = {
-        "bank": (np.dtype("<f4"), bank.shape),
-        "indices": (index_dtype(bank.shape[0]), (expected_rows, indices.shape[1])),
-        "weights": (np.dtype("<f4"), (expected_rows, indices.shape[1] - 1)),
+    yield from broken_modules(modules, bank.shape[1])
+    expected_rows = sum(module.rows(max(bank.shape[1], 1)) for module in modules)
+    expected: dict[str, tuple[NDArray[Any], np.dtype[Any], tuple[int, ...]]] = {
+        "bank": (bank, np.dtype("<f4"), bank.shape),
+        "indices": (indices, index_dtype(bank.shape[0]), (expected_rows, indices.shape[1])),
+        "weights": (weights, np.dtype("<f4"), (expected_rows, indices.shape[1] - 1)),
     }
-    for name, (dtype, shape) in expected.items():
-        array: NDArray[Any] = getattr(adapter, name)
+    for name, (array, dtype, shape) in expected.items():
         if array.dtype != dtype or array.shape != shape or not array.flags.c_contiguous:
             yield ContentError(
                 "wrong array",
@@ -59,8 +56,6 @@ def broken_shape_rules(adapter: Adapter) -> Iterator[ContentError]:
                 found=_describe(array),
                 expected=f"{dtype.name} {list(shape)}",
             )
-    yield from broken_names(list(adapter.tensors), "other tensor")
-    yield from broken_texts(adapter)
 
 
 def broken_sizes(h: int, b: int, k: int) -> Iterator[ContentError]:
@@ -114,27 +109,34 @@ def broken_names(names: Sequence[str], kind: str) -> Iterator[ContentError]:
         previous = encoded
 
 
-def broken_texts(adapter: Adapter) -> Iterator[ContentError]:
+def broken_texts(
+    base_model: str | None,
+    base_revision: str | None,
+    config: str | None,
+    metadata: Mapping[str, str],
+) -> Iterator[ContentError]:
     """Faults of the base model's name, the config and the metadata."""
     texts: Mapping[str, str | None] = {
-        "base model": adapter.base_model,
-        "base revision": adapter.base_revision,
-        "config": adapter.config,
-        **{f"metadata {key!r}": value for key, value in adapter.metadata.items()},
+        "base model": base_model,
+        "base revision": base_revision,
+        "config": config,
+        **{f"metadata {key!r}": value for key, value in metadata.items()},
     }
     for part, text in texts.items():
         if text is not None and not _is_utf8(text):
             yield ContentError("text is not valid Unicode", part=part, found=repr(text[:40]))
-    yield from broken_names(list(adapter.metadata), "metadata")
-    if adapter.config is not None and not strict_json.is_object(adapter.config):
+    yield from broken_names(list(metadata), "metadata")
+    if config is not None and not strict_json.is_object(config):
         yield ContentError("the source's config is not a JSON object", part="config")
 
 
-def broken_value_rules(adapter: Adapter) -> Iterator[ContentError]:
-    """Faults of the arrays' values, one for each rule that is broken, naming the first places."""
-    yield from broken_bank_values(adapter.bank)
-    yield from broken_index_values(adapter.indices, adapter.h)
-    yield from broken_weight_values(adapter.indices, adapter.weights)
+def broken_value_rules(
+    bank: NDArray[np.float32], indices: NDArray[Any], weights: NDArray[np.float32]
+) -> Iterator[ContentError]:
+    """Faults of the arrays' values, one for each rule that is broken, naming the first rows."""
+    yield from broken_bank_values(bank)
+    yield from broken_index_values(indices, len(bank))
+    yield from broken_weight_values(indices, weights)
 
 
 def broken_bank_values(bank: NDArray[np.float32]) -> Iterator[ContentError]:
