@@ -22,6 +22,7 @@ from vbfmt.converters._files.checkpoint import (
     agreed_k,
     bank_of,
     require_gathered,
+    size_in,
 )
 from vbfmt.errors import SourceError, VbfmtError, warn
 from vbfmt.module import Module
@@ -124,7 +125,7 @@ def _require_config(
     found = {"num_vectors": {h}, "vector_length": {b}, "rank": ranks}
     for key, sizes in found.items():
         said = _plain(config.get(key))
-        if said is not None and list(sizes) != [said]:
+        if said is not None and list(sizes) != [size_in(_CONFIG, key, said)]:
             raise SourceError(
                 "the config contradicts the tensors",
                 part=key,

@@ -19,7 +19,13 @@ from vbfmt._files import peft_layout
 from vbfmt._files.peft_layout import names_of
 from vbfmt._math.admixture import LARGEST_BANK, Rows, index_dtype
 from vbfmt.adapter import Adapter
-from vbfmt.converters._files.checkpoint import FLOATS, Checkpoint, require_gathered
+from vbfmt.converters._files.checkpoint import (
+    FLOATS,
+    Checkpoint,
+    require_gathered,
+    shown,
+    size_in,
+)
 from vbfmt.converters.peft import config as peft_config
 from vbfmt.errors import SourceError, VbfmtError, warn
 from vbfmt.module import Module
@@ -33,6 +39,11 @@ _PART = re.compile(
     r"(?:\.[^.]+)?$"
 )
 _HIGHEST_RANK = 1024  # what a config says is not allocated unchecked
+_MOST_PARAMETERS = 1 << 26
+"""Of LoRA's, for which indices are made from a seed: 16 bytes each while that is done."""
+_LARGEST_SEED = 1 << 64
+_SEED = 42
+"""PEFT's own, where its config is silent."""
 _INTEGERS = ("U8", "I16", "I32", "I64")
 
 
@@ -74,6 +85,7 @@ def _adapter(checkpoint: Checkpoint, topk: int | None, base: PathLike | None) ->
     turned = peft_config.orientation(config or {})
     if stored:
         indices = _stored_indices(stored, len(theta))
+        _require_sizes(config or {}, len(theta), indices)
         scales = _one_scale_each(stored, indices, len(theta))
     else:
         indices = _indices_of_seed(config, base, len(theta))
@@ -192,22 +204,27 @@ def _indices_of_seed(
             found="no adapter_config.json" if config is None else f"seed {config.get('proj_seed')}",
             advice="give the base model's folder, whose config has the modules' order: --base PATH",
         )
-    if config.get("theta_d_length", length) != length:
-        raise SourceError(
-            "the config contradicts θ", part="theta_d_length", found=config["theta_d_length"]
-        )
-    rank = config.get("r")
-    if not isinstance(rank, int) or not 1 <= rank <= _HIGHEST_RANK:
+    _require_sizes(config, length, {})
+    rank = size_in(peft_layout.CONFIG, "r", config.get("r"))
+    if rank > _HIGHEST_RANK:
         raise SourceError(
             "rank is out of range", part="r", found=rank, expected=f"1 to {_HIGHEST_RANK}"
         )
+    seed = _seed(config.get("proj_seed", _SEED))
     from vbfmt.converters.peft.skeleton import shapes_in_order
 
     shapes = shapes_in_order(config, base)
     total = sum(rank * (wide + high) for wide, high in shapes.values())
+    if total > _MOST_PARAMETERS:
+        raise SourceError(
+            "indices for too many parameters",
+            part="r",
+            found=total,
+            expected=f"at most {_MOST_PARAMETERS}",
+        )
     from peft.tuners.unilora.model import UniLoraModel
 
-    flat = UniLoraModel.generate_index(total, length, config.get("proj_seed", 42)).numpy()
+    flat = UniLoraModel.generate_index(total, length, seed).numpy()
     result = {}
     start = 0
     for name, (wide, high) in shapes.items():
@@ -218,6 +235,32 @@ def _indices_of_seed(
         )
         start = end
     return result
+
+
+def _seed(value: object) -> int:
+    """The seed of the indices. Null is none: from it numpy draws others each time."""
+    if type(value) is not int or not 0 <= value < _LARGEST_SEED:
+        raise SourceError(
+            "not a seed",
+            part="proj_seed",
+            found=f"{shown(value)} in {peft_layout.CONFIG}",
+            expected="a whole number, 0 to 2⁶⁴ − 1",
+        )
+    return value
+
+
+def _require_sizes(config: Mapping[str, Any], length: int, indices: Mapping[str, Pair]) -> None:
+    """Refuse a config that contradicts the length of θ or the modules' rank."""
+    if "theta_d_length" in config:
+        said = size_in(peft_layout.CONFIG, "theta_d_length", config["theta_d_length"])
+        if said != length:
+            raise SourceError(
+                "the config contradicts θ", part="theta_d_length", found=said, expected=length
+            )
+    rank = size_in(peft_layout.CONFIG, "r", config["r"]) if "r" in config else None
+    for name, (a, _) in indices.items():
+        if rank not in (None, len(a)):
+            raise SourceError("ranks disagree", part=name, found=len(a), expected=f"r = {rank}")
 
 
 def _module(name: str, pair: Pair, turned: bool) -> Module:

@@ -102,10 +102,10 @@ def _stream(file: int, mode: str, faults: Faults) -> io.BufferedIOBase:
                 raise OSError(errno.ENOSPC, "No space left on device")
             return super().write(data)
 
-        def readall(self) -> bytes:
+        def readinto(self, buffer: Any) -> int | None:
             if faults("read"):
                 raise OSError(errno.EIO, "Input/output error")
-            return super().readall()
+            return super().readinto(buffer)
 
     raw = Raw(file, mode)
     return io.BufferedWriter(raw) if "w" in mode else io.BufferedReader(raw)

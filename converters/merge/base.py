@@ -6,13 +6,15 @@ from __future__ import annotations
 import json
 import os
 import re
-from collections.abc import Collection, Iterator, Mapping
+from collections import Counter
+from collections.abc import Collection, Mapping
 from dataclasses import dataclass
 from functools import cached_property
 from typing import Any
 
 from vbfmt._files import json_file
 from vbfmt.converters._files import pickle, safetensors
+from vbfmt.converters.merge.paths import Folder
 from vbfmt.errors import SourceError
 from vbfmt.tensors import Tensor
 
@@ -73,41 +75,45 @@ class Base:
         return {name: tensor for shard in self.shards for name, tensor in shard.tensors.items()}
 
 
-def read(path: str | os.PathLike[str]) -> Base:
+def read(path: str | os.PathLike[str], *, follow_links: bool = False) -> Base:
     """Map a base model; its weights are not copied.
 
-    (Pickles in PyTorch's format of before 2020 cannot be mapped and are read.)
+    Args:
+        follow_links: use links that lead out of the folder, too (and out of the hub's cache that
+            it is part of).
 
     Raises:
-        SourceError: no weights, a shard or a tensor is missing, or one tensor is there twice.
+        SourceError: no weights, a shard or a tensor is missing, one tensor is there twice, or a
+            link leads out of the folder.
         StorageError: a file cannot be read.
     """
-    folder = os.fspath(path)
-    if not os.path.isdir(folder):
-        found = "a file" if os.path.exists(folder) else "nothing"
-        raise SourceError("no base model", file=folder, found=found, expected="a model's folder")
-    weights = next((n for n in _WEIGHTS if _is_there(folder, n)), None)
+    folder = Folder.of(os.fspath(path), follow_links=follow_links)
+    if not os.path.isdir(folder.path):
+        found = "a file" if os.path.exists(folder.path) else "nothing"
+        raise SourceError(
+            "no base model", file=folder.path, found=found, expected="a model's folder"
+        )
+    weights = next((n for n in _WEIGHTS if folder.has(n)), None)
     if weights is None:
         raise SourceError(
             "no base model",
-            file=folder,
-            found=", ".join(sorted(os.listdir(folder))[:5]) or "an empty folder",
+            file=folder.path,
+            found=", ".join(sorted(os.listdir(folder.path))[:5]) or "an empty folder",
             expected=" or ".join(_WEIGHTS),
         )
     index: Mapping[str, Any] | None = None
     if weights.endswith(INDEX):
-        index, places = _index(os.path.join(folder, weights))
+        index, places = _index(folder.file(weights))
         shards = tuple(_shard(folder, name) for name in sorted(set(places.values())))
-        _require_agreement(shards, places, os.path.join(folder, weights))
+        _require_agreement(shards, places, folder.file(weights))
     else:
         shards = (_shard(folder, weights),)
-    config = os.path.join(folder, CONFIG)
     side_files, left_out = _side_files(folder, {weights, *(shard.name for shard in shards)})
     return Base(
-        path=folder,
+        path=folder.path,
         shards=shards,
         index=index,
-        config=json_object(config) if _is_there(folder, CONFIG) else {},
+        config=_config(folder),
         side_files=side_files,
         left_out=left_out,
     )
@@ -172,10 +178,18 @@ def _index(path: str) -> tuple[dict[str, Any], dict[str, str]]:
     return metadata, places
 
 
-def _shard(folder: str, name: str) -> Shard:
-    path = os.path.join(folder, name)
-    if not os.path.isfile(path):
-        raise SourceError("a shard is missing", file=folder, found=f"no {name}")
+def _config(folder: Folder) -> Mapping[str, Any]:
+    if folder.has(CONFIG):
+        return json_object(folder.file(CONFIG))
+    if os.path.lexists(folder.file(CONFIG)):
+        raise SourceError("no regular file", file=folder.path, part=CONFIG, expected="a file")
+    return {}
+
+
+def _shard(folder: Folder, name: str) -> Shard:
+    path = folder.file(name)
+    if not folder.has(name):
+        raise SourceError("a shard is missing", file=folder.path, found=f"no {name}")
     if name.endswith(".safetensors"):
         file = safetensors.read(path)
         return Shard(name, file.tensors, file.metadata)
@@ -208,42 +222,18 @@ def _require_agreement(shards: tuple[Shard, ...], places: Mapping[str, str], ind
         )
 
 
-def _side_files(folder: str, weights: set[str]) -> tuple[tuple[str, ...], tuple[str, ...]]:
+def _side_files(folder: Folder, weights: set[str]) -> tuple[tuple[str, ...], tuple[str, ...]]:
     """What to copy, and what not to: neither `weights` (which are not listed) nor old ones."""
     kept: list[str] = []
     left: list[str] = []
-    for path in _walk(folder, ""):
+    for path in folder.files():
         if path in weights:
             continue
-        if _is_left_out(path.replace(os.sep, "/")) or not _is_there(folder, path):
+        if _is_left_out(path.replace(os.sep, "/")) or not folder.has(path):
             left.append(path)
         else:
             kept.append(path)
     return tuple(kept), tuple(left)
-
-
-def _is_there(folder: str, name: str) -> bool:
-    """Whether it is a file, or a link to one.
-
-    Raises:
-        SourceError: a link leads nowhere, as in an incomplete copy of a cache; the config is there
-            and no file.
-    """
-    path = os.path.join(folder, name)
-    if os.path.isfile(path) or not os.path.lexists(path):
-        return os.path.isfile(path)
-    if not os.path.exists(path):
-        raise SourceError(
-            "a link that leads nowhere",
-            file=folder,
-            part=name,
-            found=f"a link to {os.readlink(path)}",
-            expected="a file",
-            advice="is the base complete?",
-        )
-    if name == CONFIG:
-        raise SourceError("no regular file", file=folder, part=name, expected="a file")
-    return False
 
 
 def _is_left_out(path: str) -> bool:
@@ -251,22 +241,10 @@ def _is_left_out(path: str) -> bool:
     return bool((_OLD_FOLDERS if rest else _OLD_WEIGHTS).fullmatch(top))
 
 
-def _walk(folder: str, within: str) -> Iterator[str]:
-    """Paths of the files below a folder, without hidden folders (.git, .cache) and without
-    following links to folders."""
-    with os.scandir(os.path.join(folder, within)) as entries:
-        for entry in sorted(entries, key=lambda entry: entry.name):
-            path = os.path.join(within, entry.name)
-            if not entry.is_dir(follow_symlinks=False):
-                yield path
-            elif not entry.name.startswith("."):
-                yield from _walk(folder, path)
-
-
 def _once(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
     result = dict(pairs)
     if len(result) != len(pairs):
-        names = [name for name, _ in pairs]
-        twice = next(name for name in names if names.count(name) > 1)
+        counts = Counter(name for name, _ in pairs)
+        twice = next(name for name, count in counts.items() if count > 1)
         raise ValueError(f"{twice!r} twice")
     return result

@@ -8,11 +8,9 @@ from collections.abc import Callable, Iterable, Iterator
 
 from vbfmt._files import storage
 from vbfmt._format.container import Bytes
-from vbfmt.converters.merge import refusals
+from vbfmt.converters.merge import paths, refusals
 from vbfmt.converters.merge.plan import PathLike, Plan
 from vbfmt.converters.merge.stream import file_blocks, workers
-
-_COPIED_AT_ONCE = 1 << 20
 
 
 def write(
@@ -48,7 +46,7 @@ def write(
             _write_in(folder, file.name, stream, long=True)
         for name in plan.copies:
             source = os.path.join(plan.base.path, name)
-            _write_in(folder, name, _counted(_content(source), told))
+            _write_in(folder, name, _counted(paths.content(source), told))
             _keep_executable(source, os.path.join(folder, name))
         for name, text in plan.texts.items():
             _write_in(folder, name, _counted([text], told))
@@ -68,15 +66,6 @@ def require_place(plan: Plan, path: PathLike, *, overwrite: bool) -> None:
     """
     refusals.require_place(os.fspath(path), plan.base.path, overwrite=overwrite)
     refusals.require_room(os.fspath(path), plan.size)
-
-
-def _content(path: str) -> Iterator[Bytes]:
-    try:
-        with open(path, "rb") as stream:
-            while block := stream.read(_COPIED_AT_ONCE):
-                yield block
-    except OSError as error:
-        raise storage.refusal("cannot read", path, error) from None
 
 
 def _keep_executable(source: str, copy: str) -> None:

@@ -70,6 +70,7 @@ def plan(
     dtype: str | None = None,
     strict: bool = False,
     card: bool = False,
+    follow_links: bool = False,
 ) -> Plan:
     """Check that adapters can be merged into a base, and say how.
 
@@ -80,6 +81,7 @@ def plan(
             left out.
         strict: refuse a base that is not known to be the one that the adapters name.
         card: make a model card for the Hub, in place of the base's own.
+        follow_links: use links of the base that lead out of its folder, too.
 
     Raises:
         SourceError: the base is quantised, damaged, does not fit the adapters, or has one of them
@@ -91,7 +93,7 @@ def plan(
         raise TargetError("unknown dtype", part="--dtype", found=dtype, expected=", ".join(DTYPES))
     parts = [adapters] if isinstance(adapters, Adapter) else list(adapters)
     factors = combine.weighted(parts, weights)
-    model = bases.read(base)
+    model = bases.read(base, follow_links=follow_links)
     refusals.require_plain_model(model)
     merged = [
         record.Merged(packed.digest(part), weight, part.base_model, part.base_revision)

@@ -9,6 +9,7 @@ from dataclasses import asdict, dataclass
 from typing import Any
 
 from vbfmt.converters.merge.base import Base, json_object
+from vbfmt.converters.merge.paths import tree
 from vbfmt.errors import SourceError
 
 NAME = "vbfmt_merge.json"
@@ -91,11 +92,8 @@ def stranger_in(folder: str) -> str | None:
     if not isinstance(files, list):
         return f"an unreadable {NAME}"
     known = {os.path.normpath(str(name)) for name in files} | {NAME}
-    for where, folders, names in os.walk(folder):
-        for name in [*folders, *names]:
-            path = os.path.join(where, name)
-            inside = os.path.relpath(path, folder)
-            alone = not os.listdir(path) if name in folders else inside not in known
-            if os.path.islink(path) or alone:
-                return inside
+    for entry in tree(folder):
+        empty = entry.folder and not os.listdir(os.path.join(folder, entry.path))
+        if entry.link or empty or (not entry.folder and entry.path not in known):
+            return entry.path
     return None

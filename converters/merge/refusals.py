@@ -14,6 +14,7 @@ from vbfmt.converters.lowrank import LowRank
 from vbfmt.converters.merge import config, record
 from vbfmt.converters.merge.arithmetic import FLOATS
 from vbfmt.converters.merge.base import CONFIG, Base
+from vbfmt.converters.merge.paths import within
 from vbfmt.errors import SourceError, StorageError, TargetError
 from vbfmt.module import Module
 from vbfmt.tensors import Tensor
@@ -177,8 +178,8 @@ def require_place(output: str, base: str, *, overwrite: bool) -> None:
     Raises:
         OutputExistsError, TargetError
     """
-    inner, outer = os.path.realpath(output), os.path.realpath(base)
-    if inner == outer or inner.startswith(os.path.join(outer, "")):
+    inner = os.path.realpath(output)
+    if within(inner, base):
         raise TargetError("the output would be inside the base", file=output)
     if os.path.ismount(inner):
         raise TargetError(
@@ -201,6 +202,8 @@ def require_place(output: str, base: str, *, overwrite: bool) -> None:
             found=stranger,
             advice="choose another name, or remove it yourself",
         )
+    if within(base, inner):
+        raise TargetError("the base is inside the output", file=output, found=base)
 
 
 def require_readable(paths: Iterable[str]) -> None:

@@ -15,7 +15,7 @@ from peft import PeftModel, UniLoraConfig, get_peft_model  # noqa: E402
 from tests.conftest import warned  # noqa: E402
 from tests.converters import models  # noqa: E402
 from vbfmt import Tensor, dumps, errors, loads  # noqa: E402
-from vbfmt.converters import lora, open_source, read  # noqa: E402
+from vbfmt.converters import lora, open_source, read, unilora  # noqa: E402
 from vbfmt.converters._files import safetensors  # noqa: E402
 
 TARGETS = {"llama": ["q_proj", "v_proj", "down_proj"], "gpt2": ["c_attn", "c_fc"]}
@@ -182,12 +182,46 @@ def test_indices_of_no_elements_and_a_size_beyond_memory_are_refused(tmp_path):
         read(path)
 
 
-@pytest.mark.parametrize("rank", [0, 10**9, "3", None])
-def test_a_rank_is_not_believed_unchecked(tmp_path, rank):
+def changed(folder, **values):
+    """The config of a checkpoint with other values."""
+    file = folder / "adapter_config.json"
+    file.write_text(json.dumps({**json.loads(file.read_text()), **values}))
+    return folder
+
+
+@pytest.mark.parametrize(
+    ("key", "value", "message"),
+    [
+        *(("r", value, "not a size") for value in (0, "3", None, True, 3.0, [3])),
+        ("r", 10**9, "rank is out of range"),
+        *(("theta_d_length", value, "not a size") for value in (50.0, None, True, "50")),
+        ("theta_d_length", 51, "the config contradicts θ"),
+        *(
+            ("proj_seed", value, "not a seed")
+            for value in (None, -1, 1.5, "7", True, [1, 2], {}, 1 << 64)
+        ),
+    ],
+)
+def test_what_decides_the_numbers_is_checked(tmp_path, key, value, message):
+    """Of a seed that is null, numpy made other indices each time."""
     trained("llama", str(tmp_path), save_indices=False).save_pretrained(tmp_path / "uni")
-    file = tmp_path / "uni" / "adapter_config.json"
-    file.write_text(json.dumps({**json.loads(file.read_text()), "r": rank}))
-    with pytest.raises(errors.SourceError, match="rank is out of range"):
+    changed(tmp_path / "uni", **{key: value})
+    with pytest.raises(errors.SourceError, match=message):
+        read(tmp_path / "uni", base=tmp_path / "base")
+
+
+@pytest.mark.parametrize(("key", "value"), [("r", 4), ("r", "3"), ("theta_d_length", 49)])
+def test_stored_indices_and_config_agree(tmp_path, key, value):
+    trained("llama", str(tmp_path), save_indices=True).save_pretrained(tmp_path / "uni")
+    changed(tmp_path / "uni", **{key: value})
+    with pytest.raises(errors.SourceError, match=r"ranks disagree|not a size|contradicts"):
+        read(tmp_path / "uni")
+
+
+def test_more_indices_than_memory_has_are_not_made(tmp_path, monkeypatch):
+    trained("llama", str(tmp_path), save_indices=False).save_pretrained(tmp_path / "uni")
+    monkeypatch.setattr(unilora, "_MOST_PARAMETERS", 1000)
+    with pytest.raises(errors.SourceError, match="indices for too many parameters"):
         read(tmp_path / "uni", base=tmp_path / "base")
 
 

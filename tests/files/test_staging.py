@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import os
 import subprocess
 import sys
@@ -9,7 +10,7 @@ from pathlib import Path
 
 import pytest
 
-from vbfmt._files import staging
+from vbfmt._files import staging, storage
 
 pytestmark = pytest.mark.skipif(sys.platform == "win32", reason="nothing is swept there")
 
@@ -178,36 +179,29 @@ def test_the_old_folder_comes_back_if_the_new_one_cannot_take_its_place(tmp_path
     assert os.listdir(tmp_path) == ["model"]
 
 
-@pytest.mark.parametrize(("killed", "left"), [(1, "old"), (2, "old"), (3, "new")])
-def test_killed_between_two_renames_the_next_run_loses_nothing(tmp_path, killed, left):
-    """It deleted the old output, which had been moved aside and was all that there was."""
+@pytest.mark.parametrize(("killed", "left"), [(1, "old"), (2, None), (3, "new")])
+def test_killed_between_two_renames_nothing_is_lost(tmp_path, killed, left):
+    """The old output waits beside; `sweep` neither removes it nor puts it back."""
     target = folder_with_old(tmp_path)
     done = subprocess.run([sys.executable, "-c", REPLACE, target, str(killed)])
     assert done.returncode == 9
-    assert target.exists() == (killed != 2)
     staging.sweep(os.fspath(target))
-    assert os.listdir(target) == [left]
-    assert os.listdir(tmp_path) == ["model"]
+    assert (os.listdir(target) if target.exists() else [None]) == [left]
+    aside = [path for path in tmp_path.iterdir() if path.name.endswith(".replaced")]
+    assert [os.listdir(path) for path in aside] == ([] if killed == 1 else [["old"]])
 
 
-def test_what_a_living_process_moved_aside_is_left_to_it(tmp_path, monkeypatch):
-    target = folder_with_old(tmp_path)
-    monkeypatch.setattr(staging, "exchanged", lambda one, other: False)
-    real, during = os.rename, []
-
-    def rename(one, other):
-        real(one, other)
-        if one == os.fspath(target):
-            staging.sweep(os.fspath(target))
-            during.extend(sorted(name.rpartition(".")[2] for name in os.listdir(tmp_path)))
-
-    monkeypatch.setattr(staging.os, "rename", rename)
-    with staging.folder(os.fspath(target)) as path:
-        (Path(path) / "new").touch()
-        staging.put_whole(path, os.fspath(target))
-    assert during == ["partial", "replaced"]
-    assert os.listdir(target) == ["new"]
-    assert os.listdir(tmp_path) == ["model"]
+@pytest.mark.parametrize("overwrite", [False, True])
+def test_a_planted_folder_is_not_put_in_place(tmp_path, overwrite):
+    """Its name was known beforehand, and any later write moved it to where nothing was."""
+    digest = hashlib.sha256(b"model").hexdigest()[:12]
+    planted = tmp_path / f".model.{digest}.replaced"
+    planted.mkdir()
+    (planted / "strange").touch()
+    with storage.new_folder(tmp_path / "model", overwrite=overwrite) as folder:
+        (Path(folder) / "own").touch()
+    assert os.listdir(tmp_path / "model") == ["own"]
+    assert os.listdir(planted) == ["strange"]
 
 
 @pytest.mark.skipif(not sys.platform.startswith("linux"), reason="renameat2 is Linux's")

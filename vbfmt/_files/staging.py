@@ -10,7 +10,6 @@ from __future__ import annotations
 import contextlib
 import ctypes
 import errno
-import hashlib
 import os
 import re
 import secrets
@@ -28,9 +27,12 @@ _LONGEST_STEM = 200
 """Bytes: with the ending below 255, what most file systems take."""
 
 
-def name_beside(target: str) -> str:
-    """A new hidden name in the folder of `target`, recognisable as a temporary one of its."""
-    return f"{_stem(target)}.{secrets.token_hex(6)}.partial"
+def name_beside(target: str, ending: str = "partial") -> str:
+    """Return a new hidden name in the folder of `target`, recognisable as a temporary one of its.
+
+    What ends with ``partial`` may be removed by `sweep`.
+    """
+    return f"{_stem(target)}.{secrets.token_hex(6)}.{ending}"
 
 
 @contextlib.contextmanager
@@ -79,17 +81,14 @@ def file(target: str) -> Iterator[tuple[str, int]]:
 def sweep(target: str) -> None:
     """Remove the temporary files and folders of `target` that no living process holds.
 
-    What `put_whole` had moved aside when its process was killed is put back if nothing has taken
-    its place.
+    Nothing is put in place of `target`: anybody may have made a folder of any name.
     """
     where, stem = os.path.split(_stem(target))
     with contextlib.suppress(OSError):
         for name in os.listdir(where or "."):
             path = os.path.join(where, name)
             if _ENDING.search(name) and _ENDING.sub("", name) == stem:
-                _if_abandoned(path, _remove)
-            elif name == os.path.basename(_aside(target)):
-                _if_abandoned(path, lambda old: _restore_or_remove(old, target))
+                _remove_if_abandoned(path)
 
 
 def placed(temporary: str, target: str) -> bool:
@@ -112,7 +111,7 @@ def put_whole(temporary: str, target: str) -> None:
 
     Where the system cannot exchange two names (it can on Linux), there is a moment between two
     renames with neither: if the second one fails, the first is undone; if the process is killed
-    there, `sweep` undoes it.
+    there, the old folder is left beside, as ``.NAME.….replaced``.
 
     Raises:
         NotADirectoryError: `target` is no folder.
@@ -184,37 +183,17 @@ def _made_and_locked(target: str, make: Callable[[str, int], int], mode: int) ->
 
 
 def _put_by_two_renames(temporary: str, target: str) -> None:
-    old = _aside(target)
-    # Held, so that nobody takes it for abandoned in between; a lock stays with what is renamed.
-    lock = os.open(os.devnull if sys.platform == "win32" else target, os.O_RDONLY)
+    old = name_beside(target, "replaced")
+    os.rename(target, old)
     try:
-        _holds(lock, target)
-        os.rename(target, old)
-        try:
-            os.rename(temporary, target)
-        except BaseException:
-            os.rename(old, target)
-            raise
-        os.rename(old, temporary)
-    finally:
-        os.close(lock)
-
-
-def _aside(target: str) -> str:
-    """Where the old folder waits: one name for one target, so that it is known whose it is."""
-    where, name = os.path.split(target)
-    digest = hashlib.sha256(os.fsencode(name)).hexdigest()[:12]
-    return os.path.join(where, f"{os.path.basename(_stem(target))}.{digest}.replaced")
-
-
-def _restore_or_remove(old: str, target: str) -> None:
-    if os.path.lexists(target):
-        _remove(old)
-    else:
+        os.rename(temporary, target)
+    except BaseException:
         os.rename(old, target)
+        raise
+    os.rename(old, temporary)
 
 
-def _if_abandoned(path: str, act: Callable[[str], None]) -> None:
+def _remove_if_abandoned(path: str) -> None:
     try:
         # O_NONBLOCK: opening a named pipe would wait for a writer.
         flags = os.O_RDONLY | getattr(os, "O_NOFOLLOW", 0) | getattr(os, "O_NONBLOCK", 0)
@@ -223,7 +202,7 @@ def _if_abandoned(path: str, act: Callable[[str], None]) -> None:
         return
     try:
         if _holds(descriptor, path):
-            act(path)
+            _remove(path)
     finally:
         os.close(descriptor)
 

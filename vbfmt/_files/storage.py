@@ -17,7 +17,7 @@ PathLike = str | os.PathLike[str]
 
 
 def read(path: PathLike, *, mmap: bool) -> memoryview:
-    """The bytes of a regular file: mapped in place, or read.
+    """Return the bytes of a regular file, as many as it says: mapped in place, or read.
 
     Raises:
         StorageError: it cannot be read, or is no regular file.
@@ -187,7 +187,8 @@ def _read_descriptor(file: int, path: PathLike, *, mmap: bool) -> memoryview:
         with contextlib.suppress(ValueError):  # somebody has emptied it in this moment
             return memoryview(mapping.mmap(file, 0, access=mapping.ACCESS_READ))
     with os.fdopen(os.dup(file), "rb") as stream:
-        return memoryview(stream.read())
+        # No more than its size: files in /proc say 0, and some of them have no end.
+        return memoryview(stream.read(status.st_size))
 
 
 def _require_a_path(path: PathLike, what: str) -> None:

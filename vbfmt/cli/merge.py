@@ -29,6 +29,9 @@ if TYPE_CHECKING:
 @click.option("--strict", is_flag=True, help="Refuse a base not known to be the one FILE names.")
 @click.option("--dry-run", is_flag=True, help="Check all but the sums and say what would happen.")
 @click.option("--card", is_flag=True, help="Write a model card (README.md) for the Hub, too.")
+@click.option(
+    "--follow-links", is_flag=True, help="Copy what links of the base outside its folder lead to."
+)
 @click.option("--force", is_flag=True, help="Replace the output of an earlier merge.")
 @click.option("--json", "as_json", is_flag=True, help="Print the answer as JSON.")
 def command(
@@ -42,6 +45,7 @@ def command(
     strict: bool,
     dry_run: bool,
     card: bool,
+    follow_links: bool,
     force: bool,
     as_json: bool,
 ) -> None:
@@ -62,7 +66,15 @@ def command(
     adapters = [load(sources.packed(file, revision=revision)) for file in files]
     trained_on = base_revision or sources.revision_for(base, adapters)
     model = sources.model(base, revision=trained_on)
-    plan = merge.plan(adapters, model, weights=weights, dtype=dtype, strict=strict, card=card)
+    plan = merge.plan(
+        adapters,
+        model,
+        weights=weights,
+        dtype=dtype,
+        strict=strict,
+        card=card,
+        follow_links=follow_links,
+    )
     merge.require_place(plan, output, overwrite=force)
     for notice in plan.notices:
         show.note(notice)

@@ -255,17 +255,6 @@ def test_a_pickled_base_is_written_as_safetensors(tmp_path):
     ]
 
 
-def test_links_into_a_cache_are_followed(tmp_path):
-    stored = save_base(tmp_path / "blobs", weights_of())
-    base = tmp_path / "base"
-    base.mkdir()
-    for path in stored.iterdir():
-        os.symlink(path, base / path.name)
-    merged_into(base, tmp_path / "out")
-    assert not any(path.is_symlink() for path in (tmp_path / "out").iterdir())
-    assert (tmp_path / "out" / "config.json").read_bytes() == (base / "config.json").read_bytes()
-
-
 def test_the_iterator_gives_what_the_folder_holds(tmp_path):
     base = save_base(tmp_path / "base", weights_of(dtype="BF16"), shards=2)
     plan = merge.plan(adapter_of(), base, dtype="float16")
