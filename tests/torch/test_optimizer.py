@@ -52,7 +52,7 @@ def test_several_adapters_train_with_one_optimizer_and_a_shared_bank_once():
     model = net()
     bank = VectorBank(16, 8, init_bound=0.5)
     for name in ("one", "two"):
-        inject(model, config(modules_to_save=["classifier"]), name=name, bank=bank)
+        inject(model, config(modules_to_save=["classifier"]), adapter_name=name, bank=bank)
     groups = param_groups(model, adapter_names=["one", "two"])
     assert [group["name"] for group in groups] == ["bank", "logits", "rest"]
     parameters = {group["name"]: group["params"] for group in groups}
@@ -71,7 +71,7 @@ def test_one_bank_is_trained_by_the_adapters_in_turn():
     model = net()
     bank = VectorBank(16, 8, init_bound=0.5)
     for name in ("one", "two"):
-        inject(model, config(), name=name, bank=bank)
+        inject(model, config(), adapter_name=name, bank=bank)
     optimizer = torch.optim.SGD(param_groups(model, adapter_names=["one", "two"]))
     adapters = adapters_of(model)
     for name, other in (("one", "two"), ("two", "one")):
