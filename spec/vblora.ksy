@@ -29,7 +29,10 @@ instances:
     type: section(_index)
     repeat: expr
     repeat-expr: header.root.items[7].value.length
-    doc: Bank, indices, weights, further tensors. Check offsets and lengths before asking for their bytes.
+    doc: |
+      Bank, indices, weights, further tensors. Check offsets and lengths before asking for their bytes.
+  num_required_features:
+    value: header.root.items[0].value.length
 types:
   preamble:
     seq:
@@ -71,10 +74,16 @@ types:
         value: entry.items[1].value.number
       sha256:
         value: entry.items[2].value.bytes
+      is_external:
+        value: index == 0 and _root.num_required_features != 0
+        doc: |
+          Whether the bytes are an object of its own, named by their SHA-256 (section 12): the bank's, where `external_bank` is among the
+          required features. It is the only one that there is; a file with any other is refused before its sections are asked for.
       body:
         io: _root._io
         pos: _root.ofs_data + offset
         size: len_body
+        if: not is_external
   value:
     doc: |
       A msgpack value of the types that a header uses, in its shortest encoding.

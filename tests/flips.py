@@ -13,8 +13,8 @@ from pathlib import Path
 
 from tests.conftest import ROOT
 from vbfmt import dumps, errors, loads
+from vbfmt._format.packed_file import PackedFile
 from vbfmt.converters import peft
-from vbfmt.packed import _Packed
 
 
 def missed_flips(data: bytes, positions: Iterable[int], bits: Iterable[int] = range(8)) -> Iterator:
@@ -24,7 +24,8 @@ def missed_flips(data: bytes, positions: Iterable[int], bits: Iterable[int] = ra
     front says, so it is parsed once, and what `loads` does next is done with every flip.
     """
     buffer = bytearray(data)
-    packed = _Packed.parse(buffer)
+    assert not _is_refused(buffer)
+    packed = PackedFile.parse(buffer)
     bits = tuple(bits)
     for position in positions:
         whole = position < packed.preamble.header_end
@@ -42,9 +43,12 @@ def missed_truncations(data: bytes) -> Iterator[int]:
     return (length for length in range(len(data)) if not _is_refused(view[:length]))
 
 
+BANKS = ROOT / "spec" / "corpus" / "banks"
+
+
 def _is_refused(data: bytearray | memoryview) -> bool:
     try:
-        loads(data)
+        loads(data, banks=BANKS)
     except errors.VbfmtError:
         return True
     return False

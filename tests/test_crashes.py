@@ -67,7 +67,7 @@ def test_eight_writers_of_one_path_and_a_reader(play):
 
 
 def test_of_eight_that_make_one_file_or_folder_one_wins(play):
-    assert play("first_wins", 4)["races"] == 12
+    assert play("first_wins", 4)["races"] == 16
 
 
 def test_of_eight_that_replace_one_folder_none_mixes_with_another(play):

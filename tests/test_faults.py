@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import dataclasses
 import errno
+import gc
 import os
 import stat
 import sys
@@ -18,6 +19,7 @@ from spec.golden.make import wide_indices, worked_example
 from tests.converters.test_peft import logits_form, write_folder
 from tests.faults import Faults, injected
 from vbfmt import Adapter, dumps, errors, load, save, verify
+from vbfmt._files import banks as bank_files
 from vbfmt._files import storage
 from vbfmt.converters import lora, peft, read
 
@@ -31,7 +33,9 @@ def write_past_cache(adapter: Adapter, path: Path, *, overwrite: bool) -> None:
 
 @pytest.fixture(autouse=True)
 def _quick_disk(monkeypatch):
-    """Flushing is counted and made to fail here; that it takes its time adds nothing."""
+    """Flushing is counted and made to fail here; that it takes its time adds nothing. Files that
+    earlier tests have left to the garbage are closed before they are counted."""
+    gc.collect()
     monkeypatch.setattr(os, "fsync", lambda file: None)
 
 
@@ -100,6 +104,48 @@ def test_whatever_fails_the_old_or_the_new_is_there(tmp_path, name, exists, last
     assert {"open", "write", "fsync", "close", "lstat"} <= set(faults.made)
     if exists and name in ("unpack", "expand") and sys.platform.startswith("linux"):
         assert {"renameat2", "access", "scandir", "rmdir"} <= set(faults.made)
+
+
+@pytest.mark.parametrize("lasting", [False, True], ids=["once", "from then on"])
+@pytest.mark.parametrize("exists", [False, True], ids=["new", "replaced"])
+def test_whatever_fails_a_file_without_its_bank_has_it_beside_it(tmp_path, exists, lasting):
+    number, refused = 0, 0
+    while True:
+        number += 1
+        target = tmp_path / str(number) / "x"
+        target.parent.mkdir()
+        if exists:
+            save(OLD, target, bank="external")
+        files = open_files()
+        with injected(Faults(number, lasting)) as faults:
+            try:
+                save(OTHER, target, overwrite=exists, bank="external")
+            except errors.StorageError as error:
+                refused += 1
+                message = str(error)
+        assert not refused or message.startswith("cannot write ")
+        assert open_files() == files
+        if exists or target.exists():
+            bank_files._shared.clear()
+            assert load(target) in (OLD, OTHER)
+        save(OTHER, target, overwrite=True, bank="external")
+        assert load(target) == OTHER
+        assert not [name for name in os.listdir(target.parent) if name.startswith(".")]
+        if not faults.failed:
+            break
+    assert refused > number / 3
+
+
+def test_reading_a_bank_fails_with_one_error_or_not_at_all(tmp_path):
+    save(OLD, tmp_path / "x", bank="external")
+
+    def work() -> bool:
+        bank_files._shared.clear()
+        return load(tmp_path / "x") == OLD
+
+    *refusals, made = outcomes_of(work)
+    assert made.split().count("mmap") == 2
+    assert all(line.startswith(("cannot read ", "the vector bank")) for line in refusals)
 
 
 @pytest.mark.parametrize("mmap", [True, False])

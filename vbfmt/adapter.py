@@ -86,11 +86,11 @@ class Adapter:
 
         return load(path, **options)
 
-    def save(self, path: str | os.PathLike[str], *, overwrite: bool = False) -> str:
-        """Write the packed file and return its digest; errors as `vbfmt.save`."""
+    def save(self, path: str | os.PathLike[str], **options: Any) -> str:
+        """Write the packed file and return its digest; options and errors as `vbfmt.save`."""
         from vbfmt.packed import save
 
-        return save(self, path, overwrite=overwrite)
+        return save(self, path, **options)
 
     @property
     def digest(self) -> str:

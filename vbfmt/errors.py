@@ -160,6 +160,12 @@ class ChecksumError(_BadValueError):
     kind = "checksum"
 
 
+class BankError(VbfmtError, FileNotFoundError):
+    """The vector bank is an object of its own, and is not where it was looked for."""
+
+    kind = "bank"
+
+
 class DigestError(_BadValueError):
     """The file is not the one that the caller trusts."""
 

@@ -5,22 +5,24 @@ from __future__ import annotations
 import os
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from pathlib import Path
-from typing import Any
+from typing import Any, Literal, get_args
 
 import numpy as np
 from numpy.typing import NDArray
 
+from vbfmt._files import banks as bank_files
 from vbfmt._files import storage
-from vbfmt._format import container, header, rules
+from vbfmt._files.banks import Source, Sources
+from vbfmt._format import container, external_bank, header, rules
 from vbfmt._format.container import Bytes
 from vbfmt._format.header import Header
-from vbfmt._math.admixture import index_dtype
+from vbfmt._format.packed_file import BANK, PackedFile
 from vbfmt.adapter import Adapter
-from vbfmt.errors import DigestError, VbfmtError
-from vbfmt.tensors import Tensor
+from vbfmt.errors import ConfigError, DigestError, VbfmtError
 
 PathLike = str | os.PathLike[str]
+Form = Literal["embedded", "external"]
+"""Where a packed file has its bank: inside, or as a file of its own that adapters can share."""
 
 
 @dataclass(frozen=True)
@@ -29,7 +31,7 @@ class Report:
 
     Attributes:
         file: as it was given.
-        digest: of the file, if its front could be read.
+        digest: of the adapter, if the file's front could be read.
         problems: everything that is wrong; empty if all is well.
     """
 
@@ -47,13 +49,17 @@ class Report:
         return self.ok
 
 
-def dumps(adapter: Adapter) -> bytes:
+def dumps(adapter: Adapter, *, bank: Form = "embedded") -> bytes:
     """The adapter's packed form. Equal adapters give equal bytes, on any machine.
+
+    Args:
+        bank: ``"external"`` leaves the bank's bytes out; `loads` then asks for them.
 
     Raises:
         LengthError: names, config and metadata do not fit into a header.
+        ConfigError: `bank` is neither of the two.
     """
-    return b"".join(_chunks(adapter))
+    return b"".join(_chunks(adapter, bank))
 
 
 @dataclass(frozen=True)
@@ -61,55 +67,93 @@ class Written:
     """What `write` wrote.
 
     Attributes:
-        digest: ``sha256:…``.
+        digest: ``sha256:…``, the same whether the bank is inside or not.
         size: bytes of the file.
+        bank: path of the bank's file, if it is one of its own.
     """
 
     digest: str
     size: int
+    bank: str | None = None
 
 
-def write(adapter: Adapter, path: PathLike, *, overwrite: bool = False) -> Written:
+def write(
+    adapter: Adapter,
+    path: PathLike,
+    *,
+    overwrite: bool = False,
+    bank: Form = "embedded",
+    banks: PathLike | None = None,
+) -> Written:
     """Write the adapter's packed form durably, all or nothing.
+
+    Args:
+        bank: ``"external"`` writes the bank, first, to a file of its own, ``<SHA-256>.bank``, which
+            all adapters with that bank share. One that is there already is checked and kept.
+        banks: the folder for that file; the adapter's own if not given.
 
     Raises:
         OutputExistsError: `path` exists and `overwrite` is not set.
+        ChecksumError: a damaged bank has the bank's name, and `overwrite` is not set.
         StorageError: the file could not be written; an older one is then untouched.
     """
-    pieces = _chunks(adapter)
+    pieces = _chunks(adapter, bank)
     start = next(pieces)
+    beside = None
+    if bank == "external":
+        if not overwrite:
+            storage.require_absent(path)
+        folder = os.path.dirname(os.fspath(path)) if banks is None else banks
+        beside = bank_files.write(_as_bytes(adapter.bank), folder, overwrite=overwrite)
     size = storage.write(path, _with_first(start, pieces), overwrite=overwrite)
-    return Written(container.digest(start), size)
+    return Written(digest(adapter) if beside else container.digest(start), size, beside)
 
 
-def save(adapter: Adapter, path: PathLike, *, overwrite: bool = False) -> str:
+def save(
+    adapter: Adapter,
+    path: PathLike,
+    *,
+    overwrite: bool = False,
+    bank: Form = "embedded",
+    banks: PathLike | None = None,
+) -> str:
     """Write the adapter's packed form as `write` does, with its errors; return its digest."""
-    return write(adapter, path, overwrite=overwrite).digest
+    return write(adapter, path, overwrite=overwrite, bank=bank, banks=banks).digest
 
 
 def digest(adapter: Adapter) -> str:
     """``sha256:…``, the name of the adapter's packed form: it covers every byte."""
-    return container.digest(next(_chunks(adapter)))
+    return container.digest(next(_chunks(adapter, "embedded")))
 
 
-def loads(data: Bytes, *, digest: str | None = None, verify: bool = True) -> Adapter:
+def loads(
+    data: Bytes, *, digest: str | None = None, verify: bool = True, banks: Sources | None = None
+) -> Adapter:
     """The adapter that packed bytes hold. Its arrays are views of `data`.
 
     Args:
         digest: refuse any other adapter than this one, ``sha256:…`` from where you trust it. It
             covers every byte, but only together with `verify`.
         verify: check every digest and every value. Without it the front (preamble, header,
-            layout) is still checked, and damage to the data goes unnoticed.
+            layout) is still checked, and damage to the data goes unnoticed. A bank that is not in
+            `data` is always checked.
+        banks: folders to look for that bank in. Adapters with one bank share one array.
 
     Raises:
+        BankError: the bank is neither in `data` nor in `banks`.
         VbfmtError: of the kind of the first fault.
     """
-    adapter, _ = _loaded(data, digest, verify)
+    adapter, _ = _loaded(data, digest, verify, bank_files.sources(banks))
     return adapter
 
 
 def load(
-    path: PathLike, *, digest: str | None = None, verify: bool = True, mmap: bool = True
+    path: PathLike,
+    *,
+    digest: str | None = None,
+    verify: bool = True,
+    mmap: bool = True,
+    banks: Sources | None = None,
 ) -> Adapter:
     """The adapter in a packed file; `digest` and `verify` as in `loads`.
 
@@ -117,18 +161,23 @@ def load(
         mmap: use the file in place. The file must not be cut off while the adapter is in use:
             reading past the new end would end the process. Replacing it (as `save` does) is
             harmless. With False its bytes are read, and nothing done to the file matters any more.
+        banks: where to look for a bank that is not in the file, before the file's own folder and
+            ``banks/`` in that: folders, in order. Such a bank is read, never mapped, and once for
+            all adapters that this process has with it: one that is known by its hash is taken.
 
     Raises:
         VbfmtError: naming the file, and of the kind of the first fault.
+        BankError: the bank is in none of those folders.
         StorageError: the file cannot be read.
     """
     try:
-        return loads(storage.read(path, mmap=mmap), digest=digest, verify=verify)
+        where = bank_files.sources(banks, path)
+        return _loaded(storage.read(path, mmap=mmap), digest, verify, where)[0]
     except VbfmtError as error:
         raise error.in_file(path) from None
 
 
-def load_with_digest(path: PathLike) -> tuple[Adapter, str]:
+def load_with_digest(path: PathLike, *, banks: Sources | None = None) -> tuple[Adapter, str]:
     """The adapter in a packed file, and the file's digest.
 
     That is not the adapter's own (`digest`) where the file holds what this version passes over:
@@ -138,23 +187,43 @@ def load_with_digest(path: PathLike) -> tuple[Adapter, str]:
         VbfmtError, StorageError: as `load`.
     """
     try:
-        return _loaded(storage.read(path, mmap=True), None, True)
+        where = bank_files.sources(banks, path)
+        return _loaded(storage.read(path, mmap=True), None, True, where)
     except VbfmtError as error:
         raise error.in_file(path) from None
 
 
-def _loaded(data: Bytes, digest: str | None, verify: bool) -> tuple[Adapter, str]:
-    packed = _Packed.parse(data)
+def _loaded(
+    data: Bytes, digest: str | None, verify: bool, where: Sequence[Source]
+) -> tuple[Adapter, str]:
+    packed = PackedFile.parse(data)
     found = packed.digest
     if digest is not None and found != digest:
         raise DigestError("not the adapter that was asked for", found=found, expected=digest)
+    bank = _bank(packed, where)
     if verify:
         rules.raise_first(packed.damage())
-    return packed.adapter(checked=verify), found
+    return (Adapter if verify else _unchecked)(**packed.fields(bank)), found
 
 
-def verify(path: PathLike, *, digest: str | None = None) -> Report:
+def _bank(
+    packed: PackedFile, where: Sequence[Source], *, shared: bool = True
+) -> NDArray[np.float32]:
+    """The bank, in the file or from elsewhere; one from elsewhere is checked in any case."""
+    if not packed.bank.external:
+        return packed.bank_in_place()
+    head = packed.header
+    return bank_files.array(packed.bank, head.h, head.b, where, shared=shared)
+
+
+def verify(path: PathLike, *, digest: str | None = None, banks: Sources | None = None) -> Report:
     """Check every byte and every rule of a packed file, and list all faults, not the first alone.
+
+    A bank that is not in the file is read and checked, too; if it is not found, that is a fault.
+
+    Args:
+        digest: the one that you trust; any other is a fault.
+        banks: where to look for the bank, as in `load`.
 
     Raises:
         StorageError: the file cannot be read at all.
@@ -162,79 +231,21 @@ def verify(path: PathLike, *, digest: str | None = None) -> Report:
     data = storage.read(path, mmap=True)
     name = os.fspath(path)
     try:
-        packed = _Packed.parse(data)
+        packed = PackedFile.parse(data)
     except VbfmtError as error:
-        return Report(name, None, (_in_file(error, path),))
-    problems = list(packed.damage())
+        return Report(name, None, (error.in_file(path),))
+    problems, bank = list(packed.damage()), None
+    try:
+        bank = _bank(packed, bank_files.sources(banks, path), shared=False)
+    except VbfmtError as error:
+        problems.insert(0, error)
     damaged = {problem.part for problem in problems}
-    problems += (fault for fault in packed.broken_rules() if fault.part not in damaged)
+    problems += (fault for fault in packed.broken_rules(bank) if fault.part not in damaged)
     if digest is not None and packed.digest != digest:
         problems.append(
             DigestError("not the trusted adapter", found=packed.digest, expected=digest)
         )
-    return Report(name, packed.digest, tuple(_in_file(problem, path) for problem in problems))
-
-
-@dataclass(frozen=True)
-class _Packed:
-    """A packed file whose front has been read and holds together."""
-
-    data: memoryview
-    preamble: container.Preamble
-    header: Header
-
-    @classmethod
-    def parse(cls, data: Bytes) -> _Packed:
-        view = memoryview(data).cast("B")
-        preamble = container.read_preamble(view)
-        front = bytes(view[container.PREAMBLE_LENGTH : preamble.header_end])
-        parsed = header.decode(front, preamble.minor)
-        container.require_layout(preamble, parsed.sections, parsed.section_names)
-        return cls(view, preamble, parsed)
-
-    @property
-    def digest(self) -> str:
-        return container.digest(self.data[: self.preamble.header_end])
-
-    def damage(self) -> Iterator[VbfmtError]:
-        return container.damage(
-            self.data, self.preamble, self.header.sections, self.header.section_names
-        )
-
-    def broken_rules(self) -> Iterator[VbfmtError]:
-        adapter = self.adapter(checked=False)
-        yield from adapter.broken_texts()
-        yield from adapter.broken_values()
-
-    def adapter(self, *, checked: bool) -> Adapter:
-        return (Adapter if checked else _unchecked)(**self._fields())
-
-    def _fields(self) -> dict[str, Any]:
-        head = self.header
-        return {
-            "bank": self._array(0, np.dtype("<f4"), head.b),
-            "indices": self._array(1, index_dtype(head.h), head.k),
-            "weights": self._array(2, np.dtype("<f4"), head.k - 1),
-            "modules": head.modules,
-            "tensors": {
-                name: Tensor(dtype, shape, self._bytes(3 + position))
-                for position, (name, dtype, shape) in enumerate(head.tensors)
-            },
-            "base_model": head.base_model,
-            "base_revision": head.base_revision,
-            "config": head.config,
-            "metadata": head.metadata,
-        }
-
-    def _array(self, section: int, dtype: np.dtype[Any], columns: int) -> NDArray[Any]:
-        rows = self.header.h if section == 0 else self.header.rows
-        return self._bytes(section).view(dtype).reshape(rows, columns)
-
-    def _bytes(self, section: int) -> NDArray[np.uint8]:
-        part = container.content(self.data, self.preamble, self.header.sections[section])
-        array = np.frombuffer(part, dtype=np.uint8)
-        array.flags.writeable = False
-        return array
+    return Report(name, packed.digest, tuple(problem.in_file(path) for problem in problems))
 
 
 def _unchecked(**fields: Any) -> Adapter:
@@ -245,15 +256,19 @@ def _unchecked(**fields: Any) -> Adapter:
     return adapter
 
 
-def _chunks(adapter: Adapter) -> Iterator[Bytes]:
+def _chunks(adapter: Adapter, bank: Form) -> Iterator[Bytes]:
     """The file piece by piece; the first is preamble and header."""
+    if bank not in get_args(Form):
+        raise ConfigError(
+            "bank is one of two forms", found=repr(bank), expected=" or ".join(get_args(Form))
+        )
     arrays = (adapter.bank, adapter.indices, adapter.weights)
     contents: Sequence[Bytes] = [
         *(_as_bytes(array) for array in arrays),
         *(_as_bytes(tensor.data) for tensor in adapter.tensors.values()),
     ]
     sections = container.describe(contents)
-    front = header.encode(
+    encoded = header.encode(
         Header(
             h=adapter.h,
             b=adapter.b,
@@ -267,7 +282,11 @@ def _chunks(adapter: Adapter) -> Iterator[Bytes]:
             metadata=adapter.metadata,
         )
     )
-    yield from container.chunks(container.front(front, sections), sections, contents)
+    front = container.front(encoded, sections[-1].end)
+    if bank == "embedded":
+        yield from container.chunks(front, contents)
+    else:
+        yield from container.chunks(external_bank.thin_front(front), contents[BANK + 1 :])
 
 
 def _as_bytes(array: NDArray[Any]) -> memoryview:
@@ -277,7 +296,3 @@ def _as_bytes(array: NDArray[Any]) -> memoryview:
 def _with_first(first: Bytes, rest: Iterator[Bytes]) -> Iterator[Bytes]:
     yield first
     yield from rest
-
-
-def _in_file(error: VbfmtError, path: PathLike) -> VbfmtError:
-    return error.in_file(Path(path))

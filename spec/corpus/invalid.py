@@ -9,7 +9,7 @@ from typing import Any
 import msgpack
 import numpy as np
 
-from spec.corpus import tables
+from spec.corpus import tables, thin
 from spec.corpus.fault import (
     BANK,
     INDICES,
@@ -351,6 +351,7 @@ def files() -> dict[str, Invalid]:
         _padding,
         _damage,
         _values,
+        thin.invalid,
     )
     result: dict[str, Invalid] = {}
     for group in groups:

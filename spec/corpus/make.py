@@ -1,4 +1,4 @@
-"""Writes the corpus: the files in `valid/` and `invalid/`, and `verdicts.json`.
+"""Writes the corpus: the files in `valid/`, `invalid/` and `banks/`, and `verdicts.json`.
 
 They are kept as bytes. A file that exists and would now be written differently is an error, either
 of this script or of the library: run with ``--force`` only when you know which.
@@ -14,7 +14,7 @@ from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
-from spec.corpus import invalid, valid
+from spec.corpus import invalid, thin, valid
 from tests import forge
 from vbfmt import Adapter
 
@@ -25,8 +25,12 @@ VERDICTS = "verdicts.json"
 def corpus() -> dict[str, bytes]:
     """Every file of the corpus by its path in this folder."""
     good, bad = valid.files(), invalid.files()
+    # What a file without its bank says is what its embedded form says, the digest included.
+    without = {f"thin-{name}": pair for name, pair in thin.valid().items()}
     verdicts = {
-        "valid": {name: content(data, adapter) for name, (data, adapter) in good.items()},
+        "valid": {
+            name: content(data, adapter) for name, (data, adapter) in {**good, **without}.items()
+        },
         "invalid": {
             name: {"kind": file.kind, "part": file.part, "rule": file.rule}
             for name, file in bad.items()
@@ -35,7 +39,9 @@ def corpus() -> dict[str, bytes]:
     return {
         VERDICTS: _text(verdicts),
         **{f"valid/{name}.vblora": data for name, (data, _) in good.items()},
+        **{f"valid/{name}.vblora": thin.thin(data) for name, (data, _) in without.items()},
         **{f"invalid/{name}.vblora": file.data for name, file in bad.items()},
+        **{f"banks/{name}": data for name, data in thin.banks().items()},
     }
 
 
@@ -142,7 +148,7 @@ def main(force: bool = False) -> int:
             changed = 1
         elif not path.exists() or force:
             path.write_bytes(data)
-    for path in HERE.glob("*/*.vblora"):
+    for path in [*HERE.glob("*/*.vblora"), *HERE.glob("banks/*")]:
         if path.relative_to(HERE).as_posix() not in wanted:
             print(f"{path.relative_to(HERE)}: is not made any more")
             changed = 1

@@ -100,7 +100,9 @@ def _minor(data: bytes, minor: int, change: Callable[[dict[str, Any]], object]) 
     return forge.with_preamble(forge.with_header(data, change), minor=minor)
 
 
-def _optional(*features: str, **keys: Any) -> bytes:
+def optional(*features: str, **keys: Any) -> bytes:
+    """A file that declares optional features, with these further keys."""
+
     def change(header: dict[str, Any]) -> None:
         header["optional_features"] = list(features)
         header.update(keys)
@@ -245,9 +247,9 @@ def files() -> dict[str, tuple[bytes, Adapter]]:
     made = {**_sizes(), **_values(), **_tensors(), **_texts()}
     newer = forge.with_preamble(dumps(plain), minor=1)
     forged = {
-        "optional-feature": _optional("colour"),
-        "optional-feature-with-key": _optional("colour", "shade", colour={"red": [1, 2]}),
-        "optional-feature-every-type": _optional("colour", colour=_every_type()),
+        "optional-feature": optional("colour"),
+        "optional-feature-with-key": optional("colour", "shade", colour={"red": [1, 2]}),
+        "optional-feature-every-type": optional("colour", colour=_every_type()),
         "minor-1": newer,
         "minor-65535": forge.with_preamble(dumps(plain), minor=65535),
         "minor-1-with-keys": _minor(dumps(plain), 1, lambda h: h.update(alpha=1, beta=None)),

@@ -3,6 +3,7 @@ bytes for an existing name, the library has changed what it writes, and that is 
 
 from __future__ import annotations
 
+import hashlib
 import sys
 from pathlib import Path
 
@@ -65,11 +66,25 @@ GOLDEN = {
 }
 
 
+def without_bank() -> dict[str, bytes]:
+    """The worked example without its bank, and the bank (section 12)."""
+    adapter = worked_example()
+    bank = adapter.bank.tobytes()
+    return {
+        "thin/worked-example.vblora": dumps(adapter, bank="external"),
+        f"thin/{hashlib.sha256(bank).hexdigest()}.bank": bank,
+    }
+
+
 def main() -> int:
     """Write the files that are missing; say which existing ones would differ."""
     changed = 0
-    for name, make in GOLDEN.items():
-        path, data = HERE / name, dumps(make())
+    for name, data in {
+        **{name: dumps(make()) for name, make in GOLDEN.items()},
+        **without_bank(),
+    }.items():
+        path = HERE / name
+        path.parent.mkdir(exist_ok=True)
         if not path.exists():
             path.write_bytes(data)
             print(f"{name}: written, {len(data)} bytes")

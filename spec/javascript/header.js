@@ -1,6 +1,7 @@
 // Sections 3 to 5: the header's keys, types, names and tables. Encoding and nesting are checked by the
 // compiled description while it parses. Numbers are BigInt: the text asks for arithmetic that cannot wrap.
 
+import { encode } from "./encode.js";
 import { require } from "./fault.js";
 
 const KEYS = [
@@ -12,6 +13,7 @@ const BITS = {
   BOOL: 8, U8: 8, I8: 8, F8_E5M2: 8, F8_E4M3: 8, F8_E8M0: 8, F8_E4M3FNUZ: 8, F8_E5M2FNUZ: 8,
   U16: 16, I16: 16, F16: 16, BF16: 16, U32: 32, I32: 32, F32: 32, U64: 64, I64: 64, F64: 64, C64: 64,
 };
+const EXTERNAL_BANK = "external_bank";
 const LARGEST_BANK = 65536n;
 const LONGEST_NAME = 1024;
 
@@ -21,10 +23,12 @@ export function decode(parsed, minor) {
   require(map instanceof Map, "header", "header", "not a map");
   require(map.has("required_features"), "header", "header", "no required_features");
   const required = names(map.get("required_features"), "required_features");
-  require(required.length === 0, "feature", "header", `unknown feature ${required[0]}`);
+  const unknown = required.find((name) => name !== EXTERNAL_BANK);
+  require(unknown === undefined, "feature", "header", `unknown feature ${unknown}`);
   requireKeys(map, minor);
 
   const header = Object.fromEntries(map);
+  header.isThin = required.length > 0;
   for (const size of ["h", "b", "k"]) typed(header[size], "bigint", size);
   header.modules = rows(header.modules, "modules", 5, ["string", "bigint", "bigint", "bigint", "boolean"]);
   header.tensors = rows(header.tensors, "tensors", 3, ["string", "string", "array"]);
@@ -62,6 +66,14 @@ export function lengths({ h, b, k, modules, tensors }) {
     return bits % 8n === 0n ? bits / 8n : null;
   });
   return [4n * h * b, n * k * (h > 256n ? 2n : 1n), 4n * n * (k - 1n), ...ofTensors];
+}
+
+/** Section 12: the header that `root` was parsed from, without `external_bank` and with these offsets, encoded. */
+export function withOffsets(root, offsets) {
+  const map = plain(root);
+  map.set("required_features", map.get("required_features").filter((name) => name !== EXTERNAL_BANK));
+  map.set("sections", map.get("sections").map(([, length, hash], i) => [offsets[i], length, hash]));
+  return encode(map);
 }
 
 /** Metadata keys are names too; looked at after hashes and padding, as all texts. */

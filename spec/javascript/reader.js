@@ -5,7 +5,7 @@ import { createHash } from "node:crypto";
 import { createRequire } from "node:module";
 import { crc32 } from "./crc32.js";
 import { Fault, require } from "./fault.js";
-import { decode, lengths, requireMetadataNames } from "./header.js";
+import { decode, lengths, requireMetadataNames, withOffsets } from "./header.js";
 import { isJsonObject } from "./json.js";
 import { compose, decodeValues, littleEndian } from "./values.js";
 
@@ -18,16 +18,20 @@ const PREAMBLE = 32;
 const LONGEST_HEADER = 16777216;
 const MAJOR = 1;
 
-/** What the file in a Buffer says, as ../corpus/README.md describes it; or throws a Fault. */
-export function read(data) {
+/**
+ * What the file in a Buffer says, as ../corpus/README.md describes it; or throws a Fault.
+ * `bankOf` gives the Buffer of a bank that is not in the file (section 12) by its SHA-256 in hexadecimal digits, or undefined.
+ */
+export function read(data, bankOf = () => undefined) {
   requirePreamble(data);
   const file = new Vblora(new KaitaiStream(data));
   const header = parsed(file, data.readUInt16LE(10));
   const bodies = requireLayout(file, header, data);
+  const front = embeddedFront(file, header, data);
+  if (header.isThin) bodies[0] = externalBank(header, bankOf);
   requireIntact(file, header, data, bodies);
   requireTexts(header);
   const values = decodeValues(header, bodies);
-  const front = data.subarray(0, PREAMBLE + file.preamble.lenHeader);
   return content(header, values, bodies, `sha256:${sha256(front)}`);
 }
 
@@ -79,11 +83,49 @@ function requireLayout(file, header, data) {
   let end = 0n;
   header.sections.forEach(([offset, length], i) => {
     require(offset === align(end), "layout", parts[i], `section at ${offset}, not ${align(end)}`);
-    end = offset + length;
+    end = offset + (isExternal(header, i) ? 0n : length);
   });
   const total = BigInt(file.ofsData) + end;
   require(total === BigInt(data.length), "layout", "sections", "the sections end elsewhere");
-  return file.sections.map((section) => Buffer.from(section.body));
+  return file.sections.map((section) => section.body && Buffer.from(section.body));
+}
+
+function isExternal(header, i) {
+  return i === 0 && header.isThin;
+}
+
+/** Section 12: preamble and header of the form with its bank inside, of which the digest is taken. */
+function embeddedFront(file, header, data) {
+  const front = data.subarray(0, PREAMBLE + file.preamble.lenHeader);
+  if (!header.isThin) return front;
+  const lengths = header.sections.map(([, length]) => length);
+  let end = 0n;
+  const offsets = lengths.map((length) => {
+    const offset = align(end);
+    end = offset + length;
+    return offset;
+  });
+  const tooLong = () => new Fault("layout", "sections", "the form with its bank inside is too long");
+  if (end >= 1n << 64n) throw tooLong();
+  const encoded = withOffsets(file.header.root, offsets);
+  const total = align(BigInt(PREAMBLE + encoded.length)) + end;
+  if (encoded.length > LONGEST_HEADER || total >= 1n << 64n) throw tooLong();
+  const preamble = Buffer.from(front.subarray(0, PREAMBLE));
+  preamble.writeUInt32LE(encoded.length, 12);
+  preamble.writeBigUInt64LE(total, 16);
+  preamble.writeUInt32LE(crc32([preamble.subarray(0, 28), encoded]), 28);
+  return Buffer.concat([preamble, encoded]);
+}
+
+/** Section 12: the bank that the header names, of the right length and hash, or a Fault. */
+function externalBank(header, bankOf) {
+  const [, length, hash] = header.sections[0];
+  const name = Buffer.from(hash).toString("hex");
+  const bank = bankOf(name);
+  require(bank !== undefined, "bank", "bank", `no ${name}.bank`);
+  require(BigInt(bank.length) === length, "checksum", "bank", "a bank of another length");
+  require(sha256(bank) === name, "checksum", "bank", "another bank");
+  return bank;
 }
 
 /** The rules marked *data* of sections 2 and 3: zeros between, hashes. */
@@ -91,6 +133,7 @@ function requireIntact(file, header, data, bodies) {
   const parts = partNames(header);
   let position = PREAMBLE + file.preamble.lenHeader;
   header.sections.forEach(([offset, length, hash], i) => {
+    if (isExternal(header, i)) return;
     const start = file.ofsData + Number(offset);
     const zeros = data.subarray(position, start).every((byte) => byte === 0);
     require(zeros, "layout", `before ${parts[i]}`, "padding is not zero");

@@ -18,6 +18,7 @@ from vbfmt import Module, Tensor, dumps, load, save
 from vbfmt._files import json_file
 
 CORPUS = Path(__file__).parents[2] / "spec" / "corpus"
+BANKS = ("--banks", CORPUS / "banks")
 PATHS = (
     "../up",
     "../../../up",
@@ -53,10 +54,10 @@ def test_whatever_is_valid_gets_an_answer_from_every_command(vbfmt, tmp_path, pa
         ("inspect", path, "--modules", "--json"),
         ("diff", path, path),
     ):
-        result = vbfmt(*words)
+        result = vbfmt(*words, *BANKS)
         assert result.code == 0, (words, result.err)
     for command in ("unpack", "expand"):
-        result = vbfmt(command, path, "-o", tmp_path / command)
+        result = vbfmt(command, path, "-o", tmp_path / command, *BANKS)
         assert result.code == 0 or assert_one_line(result) is None
         assert result.code == 0 or not (tmp_path / command).exists()
 
@@ -71,7 +72,7 @@ def test_whatever_is_invalid_is_refused_by_every_command(vbfmt, tmp_path, path):
         ("diff", path, path),
         ("merge", path, "--base", tmp_path, "-o", out),
     ):
-        assert_one_line(vbfmt(*words))
+        assert_one_line(vbfmt(*words, *BANKS))
         assert tree(tmp_path) == set()
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import hashlib
 import random
 import struct
@@ -15,6 +16,7 @@ from tests.fuzz import trees
 from tests.fuzz.content import LONGEST, Plain, change_numbers, length_of, scramble, stretched
 
 CORPUS = Path(__file__).parents[2] / "spec" / "corpus"
+BANKS = CORPUS / "banks"
 
 
 def seeds() -> list[bytes]:
@@ -35,7 +37,8 @@ def damaged(data: bytes, rng: random.Random, plain: Plain | None = None) -> byte
         return repaired(plain(data))[:LONGEST]
     try:
         fields, header, rest = forge.parts(data)
-        sections = _sections(header, rest)
+        elsewhere = _bank_elsewhere(header)
+        sections = _sections(header, rest)[len(elsewhere) :]
     except (ValueError, struct.error, TypeError, KeyError, IndexError):
         return plain(data)[:LONGEST]
     fields = list(fields)
@@ -49,9 +52,10 @@ def damaged(data: bytes, rng: random.Random, plain: Plain | None = None) -> byte
             at = rng.randrange(len(sections))
             sections[at] = change_numbers(sections[at], rng) if kind < 0.85 else plain(sections[at])
     if rng.random() < 0.7:
-        sections = _fitted(header, sections, rng)
+        held = [b""] * len(elsewhere)
+        sections = _fitted(header, held + sections, rng)[len(held) :]
     body = b""
-    entries = []
+    entries = elsewhere
     for content in sections:
         body += bytes(-len(body) % 64)
         entries.append([len(body), len(content), hashlib.sha256(content).digest()])
@@ -72,6 +76,16 @@ def repaired(data: bytes) -> bytes:
     if len(data) < 32 or forge.PREAMBLE.unpack_from(data)[3] > len(data) - 32:
         return data
     return forge.with_preamble(data, file_length=len(data))
+
+
+def is_thin(data: bytes) -> bool:
+    """Whether a sound file has its bank elsewhere."""
+    return bool(_bank_elsewhere(forge.parts(data)[1]))
+
+
+def _bank_elsewhere(header: dict[str, Any]) -> list[Any]:
+    """The bank's entry, alone in a list, if the bank is not in the file."""
+    return copy.deepcopy(header["sections"][:1]) if header["required_features"] else []
 
 
 def _sections(header: dict[str, Any], rest: bytes) -> list[bytes]:

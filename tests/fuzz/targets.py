@@ -40,15 +40,19 @@ class Target(NamedTuple):
 def run_packed(data: bytes) -> str:
     """`loads`: what is accepted is canonical, and safe to use without a further check."""
     try:
-        adapter = loads(data)
+        adapter = loads(data, banks=packed.BANKS)
     except errors.VbfmtError as error:
         return _kind_of(error)
     if adapter.N * adapter.b <= MOST_ELEMENTS:
         for _, a, b in adapter.iter_factors():
             assert np.isfinite(a).all()
             assert np.isfinite(b).all()
-    again = dumps(adapter)
-    assert loads(again) == adapter
+    assert loads(dumps(adapter)) == adapter
+    if packed.is_thin(data):
+        again = loads(dumps(adapter, bank="external"), banks=packed.BANKS)
+        assert again == adapter
+        assert again.bank is adapter.bank
+        return "accepted without its bank"
     return "accepted"
 
 

@@ -8,13 +8,14 @@ from pathlib import Path
 import pytest
 
 from spec.corpus import make
-from spec.golden.make import GOLDEN
-from vbfmt import dumps, errors, load, loads, packed, verify
+from spec.golden.make import GOLDEN, without_bank
+from vbfmt import banks, dumps, errors, load, loads, packed, verify
 from vbfmt.converters import lora, peft
 
 CORPUS = Path(make.__file__).parent
 VERDICTS = json.loads((CORPUS / make.VERDICTS).read_text())
 VALID, INVALID = VERDICTS["valid"], VERDICTS["invalid"]
+BANKS = CORPUS / "banks"
 
 
 def file(group, name):
@@ -25,7 +26,7 @@ def test_there_are_as_many_as_promised_and_not_too_large():
     assert len(VALID) >= 35
     assert len(INVALID) >= 80
     files = [path for path in CORPUS.rglob("*.*") if path.suffix != ".py"]
-    assert sum(path.stat().st_size for path in files) < 600_000
+    assert sum(path.stat().st_size for path in files) < 650_000
 
 
 @pytest.mark.parametrize("group", ["valid", "invalid"])
@@ -39,11 +40,15 @@ def test_the_bytes_are_those_that_are_made():
 
 
 @pytest.mark.parametrize("name", VALID)
-def test_valid(name):
+def test_valid(name, tmp_path):
     path = file("valid", name)
-    adapter = load(path, digest=VALID[name]["digest"])
-    assert make.content(path.read_bytes(), adapter) == VALID[name]
-    assert verify(path, digest=VALID[name]["digest"]).ok
+    adapter = load(path, digest=VALID[name]["digest"], banks=BANKS)
+    embedded = path.read_bytes()
+    if name.startswith("thin-"):
+        banks.join(path, tmp_path / "embedded", banks=BANKS)
+        embedded = (tmp_path / "embedded").read_bytes()
+    assert make.content(embedded, adapter) == VALID[name]
+    assert verify(path, digest=VALID[name]["digest"], banks=BANKS).ok
     for module in VALID[name]["modules"]:
         a, b = adapter.factors(module["name"])
         assert make.sha256(a.tobytes()) == module["A"]
@@ -53,21 +58,22 @@ def test_valid(name):
 @pytest.mark.parametrize("name", VALID)
 def test_what_has_nothing_newer_in_it_is_written_again_byte_by_byte(name):
     data = file("valid", name).read_bytes()
-    newer = name.startswith(("optional-", "minor-"))
-    assert (dumps(loads(data)) == data) is not newer
+    newer = "optional-" in name or "minor-" in name
+    form = "external" if name.startswith("thin-") else "embedded"
+    assert (dumps(loads(data, banks=BANKS), bank=form) == data) is not newer
 
 
 @pytest.mark.parametrize("name", VALID)
 def test_the_digest_is_the_files_own_whatever_is_passed_over(name):
-    _, digest = packed.load_with_digest(file("valid", name))
+    _, digest = packed.load_with_digest(file("valid", name), banks=BANKS)
     assert digest == VALID[name]["digest"]
 
 
 @pytest.mark.parametrize("name", VALID)
 @pytest.mark.parametrize("target", [lora, peft])
 def test_what_is_valid_converts_or_is_refused_in_one_line(target, name, tmp_path):
-    adapter = load(file("valid", name))
-    if target is peft and name == "ranks-per-module":
+    adapter = load(file("valid", name), banks=BANKS)
+    if target is peft and name in ("ranks-per-module", "thin-several-modules"):
         with pytest.raises(errors.TargetError, match="one rank for all modules"):
             target.write(adapter, tmp_path / "x")
         return
@@ -90,17 +96,18 @@ def test_what_is_valid_converts_or_is_refused_in_one_line(target, name, tmp_path
 def test_invalid(name):
     path = file("invalid", name)
     with pytest.raises(errors.VbfmtError) as error:
-        loads(path.read_bytes())
+        loads(path.read_bytes(), banks=BANKS)
     assert (error.value.kind, error.value.part) == (INVALID[name]["kind"], INVALID[name]["part"])
     with pytest.raises(type(error.value)) as again:
-        load(path)
+        load(path, banks=BANKS)
     assert "\n" not in str(again.value)
-    assert str(path) in str(again.value)
+    of_the_bank = INVALID[name]["kind"] == "checksum" and name.startswith("thin-bank-")
+    assert str(BANKS if of_the_bank else path) in str(again.value)
 
 
 @pytest.mark.parametrize("name", INVALID)
 def test_verify_finds_the_one_fault_first_and_does_not_raise(name):
-    report = verify(file("invalid", name))
+    report = verify(file("invalid", name), banks=BANKS)
     assert not report.ok
     assert (report.problems[0].kind, report.problems[0].part) == (
         INVALID[name]["kind"],
@@ -111,6 +118,15 @@ def test_verify_finds_the_one_fault_first_and_does_not_raise(name):
 @pytest.mark.parametrize("name", GOLDEN)
 def test_golden_files_are_still_written(name, golden_folder):
     assert dumps(GOLDEN[name]()) == (golden_folder / name).read_bytes()
+
+
+def test_the_worked_example_without_its_bank_is_still_written(golden_folder):
+    for name, data in without_bank().items():
+        assert (golden_folder / name).read_bytes() == data
+    thin = golden_folder / "thin" / "worked-example.vblora"
+    _, digest = packed.load_with_digest(thin)
+    assert digest == packed.load_with_digest(golden_folder / "worked-example.vblora")[1]
+    assert len(thin.read_bytes()) == 396
 
 
 def test_the_specification_prints_its_worked_example_as_it_is(golden_folder):

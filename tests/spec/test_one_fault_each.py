@@ -22,7 +22,7 @@ def read_all() -> set[str]:
     read = set()
     for name, data in FILES.items():
         try:
-            loads(data)
+            loads(data, banks=Path(make.__file__).parent / "banks")
             read.add(name)
         except errors.VbfmtError:
             pass

@@ -37,7 +37,7 @@ def reader():
     assert built.returncode == 0, built.stderr
 
     def verdicts(folder):
-        answer = run("node", "verdicts.js", str(folder))
+        answer = run("node", "verdicts.js", str(folder), str(CORPUS / "banks"))
         assert answer.returncode == 0, answer.stderr
         return json.loads(answer.stdout)
 
@@ -62,6 +62,7 @@ def test_golden_files_are_read(reader):
     assert len(found) == 3
     example = found["worked-example"]["content"]
     assert example["digest"] in (SPEC / "vblora-1.0.md").read_text()
+    assert reader(SPEC / "golden" / "thin") == {"worked-example": {"content": example}}
 
 
 def test_a_string_of_megabytes_in_a_config_is_read(reader, tmp_path):
@@ -83,7 +84,7 @@ def test_random_damage_meets_the_same_refusal(reader, tmp_path):
         data = packed.damaged(rng.choice(pool), rng)
         (tmp_path / f"{number}.vblora").write_bytes(data)
         try:
-            loads(data)
+            loads(data, banks=CORPUS / "banks")
             expected[str(number)] = "accepted"
         except errors.VbfmtError as error:
             expected[str(number)] = error.kind

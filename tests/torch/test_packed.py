@@ -280,3 +280,11 @@ def test_the_digest_of_an_adapter_in_memory_is_looked_at():
     assert not hasattr(plain, "vblora")
     load_packed(plain, adapter, digest=vbfmt.digest(adapter))
     assert torch.equal(plain(batch()[0]), load_packed(net().eval(), adapter).root(batch()[0]))
+
+
+def test_saved_without_its_bank_it_is_the_same_adapter(trained, tmp_path):
+    model, _ = trained
+    whole = save_packed(model, tmp_path / "whole.vblora")
+    assert save_packed(model, tmp_path / "thin.vblora", bank="external") == whole
+    assert vbfmt.load(tmp_path / "thin.vblora") == vbfmt.load(tmp_path / "whole.vblora")
+    assert len(list(tmp_path.glob("*.bank"))) == 1

@@ -25,6 +25,8 @@ MAJOR, MINOR = 1, 0
 ALIGNMENT = 64
 LONGEST_HEADER = 16 << 20
 
+_LONGEST_FILE = 2**64 - 1
+
 _FIELDS = struct.Struct("<8sHHIQI")
 _CRC = struct.Struct("<I")
 PREAMBLE_LENGTH = _FIELDS.size + _CRC.size
@@ -54,11 +56,18 @@ class Section:
             after the header's end.
         length: bytes.
         sha256: of those bytes, 32 bytes.
+        external: whether the bytes are kept elsewhere, and take no room in this file.
     """
 
     offset: int
     length: int
     sha256: bytes
+    external: bool = False
+
+    @property
+    def end(self) -> int:
+        """Where the section's bytes in this file end, counted as `offset` is."""
+        return self.offset if self.external else self.offset + self.length
 
 
 def align(position: int) -> int:
@@ -84,11 +93,15 @@ def describe(contents: Sequence[Bytes]) -> tuple[Section, ...]:
     )
 
 
-def front(header: bytes, sections: Sequence[Section]) -> bytes:
+def front(header: bytes, data_length: int | None = None, *, minor: int = MINOR) -> bytes:
     """Preamble and header: all that stands before the data.
 
+    Args:
+        data_length: bytes from the start of the data to the end of the file; None if there are no
+            sections.
+
     Raises:
-        LengthError: the header is longer than the format allows.
+        LengthError: the header or the file is longer than the format allows.
     """
     if len(header) > LONGEST_HEADER:
         raise LengthError(
@@ -98,21 +111,41 @@ def front(header: bytes, sections: Sequence[Section]) -> bytes:
             advice="names, config and metadata must be shorter",
         )
     end = PREAMBLE_LENGTH + len(header)
-    if sections:
-        end = align(end) + sections[-1].offset + sections[-1].length
-    fields = _FIELDS.pack(MAGIC, MAJOR, MINOR, len(header), end, 0)
+    if data_length is not None:
+        end = align(end) + data_length
+    require_length(end)
+    fields = _FIELDS.pack(MAGIC, MAJOR, minor, len(header), end, 0)
     return fields + _CRC.pack(zlib.crc32(header, zlib.crc32(fields))) + header
 
 
-def chunks(start: bytes, sections: Sequence[Section], contents: Sequence[Bytes]) -> Iterator[Bytes]:
-    """The whole file, piece by piece, the padding included."""
+def require_length(length: int) -> None:
+    """Check that a file may have so many bytes.
+
+    Raises:
+        LengthError
+    """
+    if length > _LONGEST_FILE:
+        raise LengthError(
+            "the file would be too long",
+            found=f"{length} bytes",
+            expected=f"at most {_LONGEST_FILE}",
+        )
+
+
+def minor_of(start: Bytes) -> int:
+    """The minor version in a preamble."""
+    minor: int = _FIELDS.unpack_from(start)[2]
+    return minor
+
+
+def chunks(start: Bytes, contents: Sequence[Bytes]) -> Iterator[Bytes]:
+    """The whole file, piece by piece, the padding included: `start` and the sections' contents."""
     yield start
     position = len(start)
-    data = align(position)
-    for section, content in zip(sections, contents, strict=True):
-        yield bytes(data + section.offset - position)
+    for content in contents:
+        yield bytes(align(position) - position)
         yield content
-        position = data + section.offset + section.length
+        position = align(position) + len(content)
 
 
 def digest(start: Bytes) -> str:
@@ -206,7 +239,7 @@ def require_layout(preamble: Preamble, sections: Sequence[Section], names: Seque
                 found=f"offset {section.offset}",
                 expected=align(position),
             )
-        position = section.offset + section.length
+        position = section.end
     if preamble.file_length != data + position:
         raise LayoutError(
             "the sections do not end where the file does",
@@ -229,9 +262,11 @@ def damage(
     position = preamble.header_end
     base = align(position)
     for name, section in zip(names, sections, strict=True):
+        if section.external:
+            continue
         if any(data[position : base + section.offset]):
             yield LayoutError("padding is not zero", part=f"before {name}", advice=_FETCH_AGAIN)
-        position = base + section.offset + section.length
+        position = base + section.end
         found = hashlib.sha256(content(data, preamble, section)).digest()
         if found != section.sha256:
             yield ChecksumError(

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, TypeVar
 
 from vbfmt._format import canonical
@@ -13,8 +13,11 @@ from vbfmt.errors import ContentError, FeatureError, HeaderError
 from vbfmt.module import Module
 from vbfmt.tensors import BITS, WHOLE_BYTES, byte_length
 
-KNOWN_FEATURES: frozenset[str] = frozenset()
-"""Features that this reader implements: version 1.0 defines none."""
+EXTERNAL_BANK = "external_bank"
+"""The feature of files whose bank is an object of its own (section 12)."""
+
+KNOWN_FEATURES = frozenset({EXTERNAL_BANK})
+"""Required features that this reader implements."""
 
 KEYS = (
     "required_features",
@@ -42,7 +45,8 @@ class Header:
         h, b, k: size of the bank, length of a vector, vectors selected.
         modules: the module table.
         tensors: (name, dtype, shape) of the other tensors.
-        sections: of bank, indices and weights, then of the other tensors.
+        sections: of bank, indices and weights, then of the other tensors. The bank's is `external`
+            in a file with the feature `EXTERNAL_BANK`.
         base_model, base_revision, config, metadata: as in `Adapter`.
         optional_features: those that the file declares, known or not.
     """
@@ -121,7 +125,7 @@ def decode(data: bytes, minor: int) -> Header:
         k=_uint(raw["k"], "k"),
         modules=tuple(_module(row) for row in _list(raw["modules"], "modules")),
         tensors=tuple(_tensor(row) for row in _list(raw["tensors"], "tensors")),
-        sections=tuple(_section(row) for row in _list(raw["sections"], "sections")),
+        sections=_sections(raw),
         base_model=_base(raw["base_model"])[0],
         base_revision=_base(raw["base_model"])[1],
         config=_optional_text(raw["config"], "config"),
@@ -246,6 +250,13 @@ def _tensor(row: object) -> tuple[str, str, tuple[int, ...]]:
         )
     sizes = tuple(_uint(size, "tensors") for size in _list(shape, "tensors"))
     return _typed(name, str, "tensors"), dtype, sizes
+
+
+def _sections(raw: Mapping[str, Any]) -> tuple[Section, ...]:
+    sections = [_section(row) for row in _list(raw["sections"], "sections")]
+    if sections and EXTERNAL_BANK in raw["required_features"]:
+        sections[0] = replace(sections[0], external=True)
+    return tuple(sections)
 
 
 def _section(row: object) -> Section:

@@ -25,6 +25,7 @@ COMMANDS = (
     "plot",
     "estimate",
     "diff",
+    "bank",
 )
 """In the order in which a user meets them; each is ``vbfmt.cli.<name>.command``."""
 

@@ -28,6 +28,7 @@ class _Path(click.Path):
 
 
 PATH = _Path()
+FORM = click.Choice(("embedded", "external"))
 LAYOUT = click.Choice(LAYOUTS)
 WEIGHTS = click.option(
     "--weight",
@@ -35,6 +36,13 @@ WEIGHTS = click.option(
     multiple=True,
     type=float,
     help="Of each FILE, in order; 1 if left out. Biases and heads are taken whole.",
+)
+BANKS = click.option(
+    "--banks",
+    multiple=True,
+    type=PATH,
+    metavar="DIR",
+    help="Where banks of files without one are, besides beside the file. May be repeated.",
 )
 
 

@@ -6,7 +6,7 @@ import dataclasses
 
 import click
 
-from vbfmt.cli.arguments import PATH
+from vbfmt.cli.arguments import BANKS, PATH
 
 _SHOWN = 20
 
@@ -14,9 +14,10 @@ _SHOWN = 20
 @click.command("diff")
 @click.argument("a", type=PATH)
 @click.argument("b", type=PATH)
+@BANKS
 @click.option("--json", "as_json", is_flag=True, help="Print the answer as JSON.")
 @click.pass_context
-def command(ctx: click.Context, a: str, b: str, as_json: bool) -> None:
+def command(ctx: click.Context, a: str, b: str, banks: tuple[str, ...], as_json: bool) -> None:
     """What differs between the packed adapters A and B, by part and module.
 
     Exit status 0 if nothing does, 1 if something does, or if A or B cannot be read: then nothing is
@@ -26,7 +27,7 @@ def command(ctx: click.Context, a: str, b: str, as_json: bool) -> None:
     from vbfmt.cli import show
     from vbfmt.packed import load
 
-    difference = compare(load(a), load(b))
+    difference = compare(load(a, banks=banks), load(b, banks=banks))
     if as_json:
         show.as_json({"same": difference.same, **dataclasses.asdict(difference)})
     elif difference.same:

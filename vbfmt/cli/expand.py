@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from vbfmt.cli.arguments import PATH, RUNTIMES, WEIGHTS
+from vbfmt.cli.arguments import BANKS, PATH, RUNTIMES, WEIGHTS
 
 if TYPE_CHECKING:
     from vbfmt.converters.lowrank.combine import Sum
@@ -36,6 +36,7 @@ if TYPE_CHECKING:
 @click.option("--revision", metavar="REV", help="Of FILEs on the Hub: a branch, tag or commit.")
 @click.option("--check", type=click.Choice(RUNTIMES), help="Say what it would refuse or drop.")
 @click.option("--drop-extras", is_flag=True, help="Leave out trained biases and heads.")
+@BANKS
 @click.option("--card", is_flag=True, help="Write a model card (README.md) for the Hub, too.")
 @click.option("--force", is_flag=True, help="Replace the files of an existing folder.")
 @click.option("--json", "as_json", is_flag=True, help="Print the answer, all losses too, as JSON.")
@@ -50,6 +51,7 @@ def command(
     revision: str | None,
     check: str | None,
     drop_extras: bool,
+    banks: tuple[str, ...],
     card: bool,
     force: bool,
     as_json: bool,
@@ -85,7 +87,9 @@ def command(
     inputs = [*paths, *place.configs(base)]
     place.require_not_read(output, inputs)
     place.require_none_read(output, (*writer.files, cards.NAME), inputs)
-    total = combine.weighted([load(path) for path in paths], weights, drop_extras=drop_extras)
+    total = combine.weighted(
+        [load(path, banks=banks) for path in paths], weights, drop_extras=drop_extras
+    )
     lost: dict[str, float] = {}
     adapter = total if rank is None else reduction.Reduced(total, rank, lost.__setitem__)
     found = (

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from vbfmt.cli.arguments import PATH
+from vbfmt.cli.arguments import BANKS, PATH
 
 if TYPE_CHECKING:
     from vbfmt.adapter import Adapter
@@ -19,8 +19,9 @@ if TYPE_CHECKING:
 @click.command("inspect")
 @click.argument("file", type=PATH)
 @click.option("--modules", is_flag=True, help="List every module.")
+@BANKS
 @click.option("--json", "as_json", is_flag=True, help="Print the answer as JSON.")
-def command(file: str, modules: bool, as_json: bool) -> None:
+def command(file: str, modules: bool, banks: tuple[str, ...], as_json: bool) -> None:
     """What FILE holds: sizes by part, h b k r N, base model, how the bank is used, modules, digest.
 
     A page on a terminal; plain lines in a pipe. Errors are a line on stderr, with --json too.
@@ -29,7 +30,7 @@ def command(file: str, modules: bool, as_json: bool) -> None:
     from vbfmt.cli import show
     from vbfmt.packed import load_with_digest
 
-    adapter, name = load_with_digest(file)
+    adapter, name = load_with_digest(file, banks=banks)
     summary = summarize(adapter, show.weight_of([file]))
     if as_json:
         show.as_json(_as_dict(adapter, summary, file, name))

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from vbfmt.cli.arguments import PATH, WEIGHTS
+from vbfmt.cli.arguments import BANKS, PATH, WEIGHTS
 
 if TYPE_CHECKING:
     from vbfmt.converters.merge import Plan
@@ -28,6 +28,7 @@ if TYPE_CHECKING:
 )
 @click.option("--strict", is_flag=True, help="Refuse a base not known to be the one FILE names.")
 @click.option("--dry-run", is_flag=True, help="Check all but the sums and say what would happen.")
+@BANKS
 @click.option("--card", is_flag=True, help="Write a model card (README.md) for the Hub, too.")
 @click.option(
     "--follow-links", is_flag=True, help="Copy what links of the base outside its folder lead to."
@@ -44,6 +45,7 @@ def command(
     dtype: str | None,
     strict: bool,
     dry_run: bool,
+    banks: tuple[str, ...],
     card: bool,
     follow_links: bool,
     force: bool,
@@ -63,7 +65,7 @@ def command(
     from vbfmt.converters import merge, sources
     from vbfmt.packed import load
 
-    adapters = [load(sources.packed(file, revision=revision)) for file in files]
+    adapters = [load(sources.packed(file, revision=revision), banks=banks) for file in files]
     trained_on = base_revision or sources.revision_for(base, adapters)
     model = sources.model(base, revision=trained_on)
     plan = merge.plan(

@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import os
+from typing import Literal
 
 import click
 
-from vbfmt.cli.arguments import LAYOUT, PATH
+from vbfmt.cli.arguments import FORM, LAYOUT, PATH
 
 
 @click.command("pack")
@@ -17,6 +18,15 @@ from vbfmt.cli.arguments import LAYOUT, PATH
 @click.option("--base", type=PATH, help="For Uni-LoRA with only a seed: the base's folder.")
 @click.option("--revision", metavar="REV", help="Of SRC on the Hub: a branch, a tag or a commit.")
 @click.option("--card", is_flag=True, help="Write a model card (README.md) for the Hub, too.")
+@click.option(
+    "--bank",
+    type=FORM,
+    default="embedded",
+    help="Where the bank goes: external is <SHA-256>.bank, shared.",
+)
+@click.option(
+    "--banks", type=PATH, metavar="DIR", help="Folder for an external bank; the output's."
+)
 @click.option("--force", is_flag=True, help="Replace an existing file.")
 def command(
     source: str,
@@ -26,6 +36,8 @@ def command(
     base: str | None,
     revision: str | None,
     card: bool,
+    bank: Literal["embedded", "external"],
+    banks: str | None,
     force: bool,
 ) -> None:
     """Pack a VB-LoRA checkpoint SRC into one small file.
@@ -34,6 +46,8 @@ def command(
     model as the paper's authors save it, or a state dict in the layout of the paper's Algorithm 1.
     Where there is no such path, owner/name is a repository on the Hugging Face Hub.
     """
+    if banks is not None and bank == "embedded":
+        raise click.UsageError("--banks is for --bank external")
     from vbfmt._files import storage
     from vbfmt.cli import place
     from vbfmt.cli.show import say, size, than, weight_of
@@ -55,9 +69,11 @@ def command(
     before = weight_of(opened.files)
     adapter = opened.read(topk=topk, base=base)
     text = cards.packed(adapter, os.path.basename(output), digest(adapter)) if card else None
-    done = write(adapter, output, overwrite=force)
+    done = write(adapter, output, overwrite=force, bank=bank, banks=banks)
     if text is not None:
         storage.write(readme, [text], overwrite=False)
     say(f"{output}: {size(done.size)}, {than(done.size, before)} {source} ({size(before)})")
+    if done.bank is not None:
+        say(f"its bank, to be shared: {done.bank}, {size(adapter.bank.nbytes)}")
     say(f"{len(adapter)} modules, {adapter.N} sub-vectors, {done.digest}")
     say(f"read as {opened.reader.what}")

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import click
 
-from vbfmt.cli.arguments import FIGURES, PATH
+from vbfmt.cli.arguments import BANKS, FIGURES, PATH
 
 _SUFFIXES = (".png", ".svg", ".html")
 
@@ -38,9 +38,15 @@ def _picture(ctx: click.Context, param: click.Parameter, value: str) -> str:
     metavar="FILE",
     help="The adapter at an earlier time: shows which selections changed.",
 )
+@BANKS
 @click.option("--force", is_flag=True, help="Replace an existing file.")
 def command(
-    file: str, output: str, figures: tuple[str, ...], before: str | None, force: bool
+    file: str,
+    output: str,
+    figures: tuple[str, ...],
+    before: str | None,
+    banks: tuple[str, ...],
+    force: bool,
 ) -> None:
     """Draw the packed adapter FILE: one page with all figures, or one of them.
 
@@ -60,9 +66,9 @@ def command(
         if (error.name or "").partition(".")[0] != "matplotlib":
             raise
         raise MissingExtraError.of("pictures need matplotlib", "plot") from None
-    adapter = load(file)
+    adapter = load(file, banks=banks)
     try:
-        scene = Scene(adapter, file, load(before) if before else None)
+        scene = Scene(adapter, file, load(before, banks=banks) if before else None)
     except VbfmtError as error:
         raise error.in_file(before or file) from None
     written = write(scene, output, figures=figures, overwrite=force)

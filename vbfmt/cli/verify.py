@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from vbfmt.cli.arguments import LAYOUT, PATH
+from vbfmt.cli.arguments import BANKS, LAYOUT, PATH
 from vbfmt.cli.arguments import digest as checked
 
 if TYPE_CHECKING:
@@ -21,6 +21,7 @@ if TYPE_CHECKING:
 @click.option("--revision", metavar="REV", help="Of SRC on the Hub: a branch, a tag or a commit.")
 @click.option("--layout", type=LAYOUT, help="What SRC is, as for pack.")
 @click.option("--base", type=PATH, help="For SRC that is Uni-LoRA: the base's folder.")
+@BANKS
 @click.option("--digest", callback=checked, metavar="sha256:…", help="The digest that you trust.")
 @click.option("--topk", type=click.IntRange(min=1), help="k, for --against logits without config.")
 @click.option("--json", "as_json", is_flag=True, help="Print the answer as JSON.")
@@ -32,6 +33,7 @@ def command(
     revision: str | None,
     layout: str | None,
     base: str | None,
+    banks: tuple[str, ...],
     digest: str | None,
     topk: int | None,
     as_json: bool,
@@ -57,7 +59,7 @@ def command(
         if not as_json:
             raise
         source = error
-    answers = [_answer(file, digest, source, against) for file in files]
+    answers = [_answer(file, digest, banks, source, against) for file in files]
     if as_json:
         show.as_json(answers)
     else:
@@ -77,24 +79,33 @@ def _packed_again(
 
 
 def _answer(
-    file: str, digest: str | None, source: Adapter | VbfmtError | None, against: str | None
+    file: str,
+    digest: str | None,
+    banks: tuple[str, ...],
+    source: Adapter | VbfmtError | None,
+    against: str | None,
 ) -> dict[str, Any]:
     from vbfmt.errors import StorageError, VbfmtError
     from vbfmt.packed import Report, verify
 
     try:
-        report = verify(file, digest=digest)
+        report = verify(file, digest=digest, banks=banks)
     except StorageError as error:
         report = Report(file, None, (error,))
-    problems = [_problem(problem) for problem in report.problems]
+    problems = [_problem(problem, _elsewhere(problem, report)) for problem in report.problems]
     if isinstance(source, VbfmtError):
         problems.append(_problem(source, message=str(source)))
     elif source is not None and report.ok:
-        problems += _differences(report, source, against)
+        problems += _differences(report, banks, source, against)
     answer: dict[str, Any] = {"file": file, "ok": not problems, "digest": report.digest}
     if source is not None:
         answer["against"] = against
     return {**answer, "problems": problems}
+
+
+def _elsewhere(problem: VbfmtError, report: Report) -> str | None:
+    """The whole message of a fault in another file, its bank's, say."""
+    return None if problem.file == report.file else str(problem)
 
 
 _FIELDS = ("kind", "part", "what", "found", "expected", "advice")
@@ -105,7 +116,9 @@ def _problem(problem: VbfmtError, message: str | None = None) -> dict[str, Any]:
     return {"message": said, **{name: getattr(problem, name) for name in _FIELDS}}
 
 
-def _differences(report: Report, source: Adapter, against: str | None) -> list[dict[str, Any]]:
+def _differences(
+    report: Report, banks: tuple[str, ...], source: Adapter, against: str | None
+) -> list[dict[str, Any]]:
     from vbfmt.analysis.difference import compare
     from vbfmt.packed import load
 
@@ -118,7 +131,7 @@ def _differences(report: Report, source: Adapter, against: str | None) -> list[d
             "what": what,
             "found": difference,
         }
-        for difference in compare(load(report.file, verify=False), source).lines()
+        for difference in compare(load(report.file, verify=False, banks=banks), source).lines()
     ]
 
 

@@ -17,8 +17,8 @@ from vbfmt._math.selection import select_top_k
 from vbfmt.adapter import Adapter
 from vbfmt.errors import ConfigError, DigestError, ModelError, VbfmtError, warn
 from vbfmt.module import Module
+from vbfmt.packed import Form, load, save
 from vbfmt.packed import digest as digest_of
-from vbfmt.packed import load, save
 from vbfmt.torch.adapters import AttachedAdapter, VBLoRA, adapters_of, find_adapters
 from vbfmt.torch.admixture import Admixture, FixedFactors
 from vbfmt.torch.bank import VectorBank
@@ -46,11 +46,15 @@ def save_packed(
     *,
     adapter_name: str | None = None,
     overwrite: bool = False,
+    bank: Form = "embedded",
+    banks: PathLike | None = None,
 ) -> str:
     """Pack an adapter of the model: the same bytes as `save_checkpoint` and ``vbfmt pack``.
 
     Args:
         adapter_name: the active adapter if not given.
+        bank, banks: ``bank="external"`` writes the bank to a file of its own that adapters share,
+            in the folder `banks` or beside `path`, as `vbfmt.save` does.
 
     Returns:
         The file's digest, ``sha256:…``.
@@ -67,7 +71,7 @@ def save_packed(
     adapter = to_adapter(model, adapter_name=adapter_name)
     warn_of_layers_never_called(adapters_of(model), adapter_name)
     warn_of_others_that_train(adapters_of(model))
-    return save(adapter, path, overwrite=overwrite)
+    return save(adapter, path, overwrite=overwrite, bank=bank, banks=banks)
 
 
 def to_adapter(model: nn.Module, *, adapter_name: str | None = None) -> Adapter:

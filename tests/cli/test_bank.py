@@ -1,0 +1,78 @@
+"""``vbfmt bank``, ``pack --bank external``, and ``--banks`` of the commands that read."""
+
+from __future__ import annotations
+
+import json
+
+import pytest
+
+
+@pytest.fixture
+def thin(vbfmt, packed, tmp_path):
+    """A packed file without its bank, which is in another folder."""
+    path = tmp_path / "thin.vblora"
+    assert vbfmt("bank", "split", packed, "-o", path, "--banks", tmp_path / "shelf").code == 0
+    return path
+
+
+def test_split_and_join_name_the_same_digest(vbfmt, packed, thin, tmp_path):
+    (bank,) = (tmp_path / "shelf").iterdir()
+    assert bank.stat().st_size + thin.stat().st_size < packed.stat().st_size + 64
+    done = vbfmt("bank", "join", thin, "-o", tmp_path / "j.vblora", "--banks", tmp_path / "shelf")
+    assert done.code == 0
+    assert (tmp_path / "j.vblora").read_bytes() == packed.read_bytes()
+    digest = vbfmt("verify", packed, "--json").out
+    assert done.out.splitlines()[-1] == json.loads(digest)[0]["digest"]
+
+
+def test_pack_external_writes_what_split_writes(vbfmt, checkpoint, thin, tmp_path):
+    out = tmp_path / "new.vblora"
+    done = vbfmt("pack", checkpoint, "-o", out, "--bank", "external", "--banks", tmp_path / "other")
+    assert done.code == 0
+    assert out.read_bytes() == thin.read_bytes()
+    (bank,) = (tmp_path / "other").iterdir()
+    assert f"its bank, to be shared: {bank}" in done.out
+    refused = vbfmt("pack", checkpoint, "-o", tmp_path / "y.vblora", "--banks", tmp_path)
+    assert refused.code == 2
+
+
+@pytest.mark.parametrize(
+    "words",
+    [
+        ("verify", "THIN"),
+        ("inspect", "THIN"),
+        ("diff", "THIN", "PACKED"),
+        ("unpack", "THIN", "-o", "OUT"),
+        ("expand", "THIN", "-o", "OUT"),
+    ],
+    ids=lambda words: words[0],
+)
+def test_every_command_that_reads_finds_the_bank_where_it_is_told(
+    vbfmt, packed, thin, tmp_path, words
+):
+    paths = {"THIN": thin, "PACKED": packed, "OUT": tmp_path / "out"}
+    words = [paths.get(word, word) for word in words]
+    refused = vbfmt(*words)
+    assert refused.code == 1
+    assert "the vector bank is not here" in refused.err + refused.out
+    assert vbfmt(*words, "--banks", tmp_path / "shelf").code == 0
+
+
+def test_verify_names_the_wrong_bank(vbfmt, thin, tmp_path):
+    (bank,) = (tmp_path / "shelf").iterdir()
+    bank.write_bytes(b"x")
+    done = vbfmt("verify", thin, "--banks", tmp_path / "shelf")
+    assert done.code == 1
+    assert f"not the vector bank that the adapter needs in {bank}" in done.out
+
+
+def test_list(vbfmt, thin, tmp_path):
+    (bank,) = (tmp_path / "shelf").iterdir()
+    done = vbfmt("bank", "list", tmp_path / "shelf", thin, "--json")
+    assert done.code == 0
+    (one,) = json.loads(done.out)
+    assert one["file"] == str(bank)
+    assert one["adapters"] == [str(thin)]
+    missing = vbfmt("bank", "list", thin)
+    assert missing.code == 1
+    assert "1 adapter" in missing.out

@@ -1,0 +1,275 @@
+"""One adapter in two forms: with its bank inside, and with the bank elsewhere."""
+
+from __future__ import annotations
+
+import dataclasses
+import gc
+import os
+import threading
+
+import numpy as np
+import pytest
+from hypothesis import HealthCheck, given, settings
+
+from spec.corpus import thin
+from spec.golden.make import worked_example
+from tests import forge
+from tests.strategies import adapters
+from vbfmt import banks, digest, dumps, errors, load, loads, save, verify
+from vbfmt._files import banks as bank_files
+from vbfmt._format import external_bank
+from vbfmt._format.packed_file import PackedFile
+from vbfmt.packed import load_with_digest, write
+
+ADAPTER = worked_example()
+BANK = ADAPTER.bank.tobytes()
+NAME = thin.file_name(BANK)
+
+
+@pytest.fixture(autouse=True)
+def _none_known():
+    """No bank was read before, by another test."""
+    gc.collect()
+    bank_files._shared.clear()
+
+
+@pytest.fixture
+def pair(tmp_path):
+    """The embedded file and the thin one, with its bank beside it."""
+    save(ADAPTER, tmp_path / "whole.vblora")
+    save(ADAPTER, tmp_path / "thin.vblora", bank="external")
+    return tmp_path / "whole.vblora", tmp_path / "thin.vblora"
+
+
+@given(adapters())
+@settings(max_examples=60, suppress_health_check=[HealthCheck.too_slow])
+def test_both_forms_have_one_digest_and_follow_from_each_other(adapter):
+    whole, without = dumps(adapter), dumps(adapter, bank="external")
+    assert without == thin.thin(whole)
+    parsed = PackedFile.parse(without)
+    assert parsed.digest == digest(adapter)
+    front = PackedFile.parse(whole).front
+    assert parsed.embedded_front == front
+    assert external_bank.thin_front(front) == parsed.front
+
+
+@given(adapters())
+@settings(
+    max_examples=30,
+    suppress_health_check=[HealthCheck.too_slow, HealthCheck.function_scoped_fixture],
+)
+def test_thin_then_joined_then_split_again_is_the_same_in_every_byte(tmp_path, adapter):
+    file, joined, split = (tmp_path / name for name in ("a", "b", "c"))
+    wrote = write(adapter, file, bank="external", overwrite=True)
+    assert banks.join(file, joined, overwrite=True).digest == wrote.digest == digest(adapter)
+    assert joined.read_bytes() == dumps(adapter)
+    again = banks.split(joined, split, overwrite=True)
+    assert (again.digest, again.bank) == (wrote.digest, wrote.bank)
+    assert split.read_bytes() == file.read_bytes()
+    assert load(split) == adapter
+
+
+@pytest.mark.parametrize("name", thin.valid())
+def test_whatever_a_file_holds_stays_in_it(tmp_path, name):
+    data, _ = thin.valid()[name]
+    file, without, joined = (tmp_path / name for name in ("a", "b", "c"))
+    file.write_bytes(data)
+    done = banks.split(file, without)
+    assert without.read_bytes() == thin.thin(data)
+    assert done.digest == load_with_digest(file)[1] == load_with_digest(without)[1]
+    banks.join(without, joined)
+    assert joined.read_bytes() == data
+
+
+def test_a_form_can_be_changed_in_place_and_to_itself(pair):
+    whole, without = pair
+    before = without.read_bytes()
+    banks.split(without, without, overwrite=True)
+    assert without.read_bytes() == before
+    banks.join(without, without, overwrite=True)
+    banks.join(without, without, overwrite=True)
+    assert without.read_bytes() == whole.read_bytes()
+    banks.split(without, without, overwrite=True)
+    assert without.read_bytes() == before
+
+
+def test_adapters_with_one_bank_share_one_array(tmp_path):
+    others = [dataclasses.replace(ADAPTER, metadata={"n": str(n)}) for n in range(3)]
+    for number, one in enumerate(others):
+        save(one, tmp_path / f"{number}", bank="external")
+    assert sorted(os.listdir(tmp_path)) == sorted([NAME, "0", "1", "2"])
+    found = [load(tmp_path / str(number)) for number in range(3)]
+    assert found == others
+    assert found[0].bank is found[1].bank is found[2].bank
+    assert not found[0].bank.flags.writeable
+    assert loads((tmp_path / "0").read_bytes(), banks=tmp_path).bank is found[0].bank
+
+
+def test_threads_that_load_at_once_share_one_array(tmp_path):
+    save(ADAPTER, tmp_path / "x", bank="external")
+    loaded = []
+    threads = [
+        threading.Thread(target=lambda: loaded.append(load(tmp_path / "x"))) for _ in range(8)
+    ]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert len({id(one.bank) for one in loaded}) == 1
+
+
+def test_a_bank_that_nobody_uses_is_let_go(pair):
+    before = len(bank_files._shared)
+    found = load(pair[1])
+    assert len(bank_files._shared) == before + 1
+    del found
+    gc.collect()
+    assert len(bank_files._shared) == before
+
+
+def test_a_loaded_adapter_outlives_its_banks_file(pair, tmp_path):
+    found = load(pair[1])
+    with open(tmp_path / NAME, "r+b") as stream:
+        stream.truncate(3)
+    assert found == ADAPTER
+
+
+def test_a_bank_that_is_known_by_its_hash_need_not_be_read_again(pair, tmp_path):
+    found = load(pair[1])
+    (tmp_path / NAME).unlink()
+    assert load(pair[1]).bank is found.bank
+
+
+def test_where_a_bank_is_looked_for(pair, tmp_path):
+    without = pair[1]
+    far = tmp_path / "far"
+    far.mkdir()
+    (tmp_path / NAME).rename(far / NAME)
+    with pytest.raises(errors.BankError) as error:
+        load(without)
+    assert str(error.value) == (
+        f"the vector bank is not here in {without}: bank: found none in {tmp_path}, "
+        f"{tmp_path / 'banks'}, expected {NAME}; put it beside the adapter, or give the folder "
+        "that has it as banks"
+    )
+    assert load(without, banks=far) == ADAPTER
+    gc.collect()
+    assert load(without, banks=[tmp_path / "nowhere", far]) == ADAPTER
+    (tmp_path / "banks").mkdir()
+    (far / NAME).rename(tmp_path / "banks" / NAME)
+    assert load(without) == ADAPTER
+
+
+@pytest.mark.parametrize("checked", [True, False])
+def test_without_its_bank_there_is_no_adapter(checked):
+    with pytest.raises(errors.BankError, match="found none in any folder"):
+        loads(dumps(ADAPTER, bank="external"), verify=checked)
+
+
+def test_without_its_bank_a_file_is_never_called_verified(pair, tmp_path):
+    held = load(pair[1])  # known to this process: no excuse
+    (tmp_path / NAME).unlink()
+    report = verify(pair[1])
+    assert [problem.kind for problem in report.problems] == ["bank"]
+    assert report.digest == digest(held)
+
+
+@pytest.mark.parametrize("checked", [True, False])
+@pytest.mark.parametrize("content", [b"", BANK[:-1], BANK + b"\0", bytes(len(BANK))])
+def test_a_wrong_bank_is_refused(pair, tmp_path, content, checked):
+    (tmp_path / NAME).write_bytes(content)
+    with pytest.raises(errors.ChecksumError, match="not the vector bank that the adapter needs"):
+        load(pair[1], verify=checked)
+    (problem,) = verify(pair[1]).problems
+    assert problem.file == str(tmp_path / NAME)
+    with pytest.raises(errors.ChecksumError):
+        save(ADAPTER, tmp_path / "another", bank="external")
+    assert not (tmp_path / "another").exists()
+    save(ADAPTER, tmp_path / "another", bank="external", overwrite=True)
+    assert load(pair[1]) == ADAPTER
+
+
+def test_every_flipped_bit_of_the_thin_file_and_of_the_bank_is_found(pair, tmp_path):
+    for path in (pair[1], tmp_path / NAME):
+        data = bytearray(path.read_bytes())
+        for position in range(len(data)):
+            for bit in range(8):
+                data[position] ^= 1 << bit
+                path.write_bytes(data)
+                report = verify(pair[1])
+                assert not report.ok, (path, position, bit)
+                bank_files._shared.clear()
+                with pytest.raises(errors.VbfmtError):
+                    load(pair[1])
+                data[position] ^= 1 << bit
+        path.write_bytes(data)
+        assert verify(pair[1]).ok
+
+
+def test_every_truncation_of_the_thin_file_and_of_the_bank_is_found(pair, tmp_path):
+    for path in (pair[1], tmp_path / NAME):
+        data = path.read_bytes()
+        for length in range(len(data)):
+            path.write_bytes(data[:length])
+            assert not verify(pair[1]).ok, (path, length)
+            bank_files._shared.clear()
+            with pytest.raises(errors.VbfmtError):
+                load(pair[1])
+        path.write_bytes(data)
+
+
+def test_no_room_is_made_for_a_bank_that_is_only_announced(pair, tmp_path):
+    def change(header):
+        header["b"] = 2**50
+        header["modules"][0][1:3] = [2**51, 2**50]
+        header["sections"][0][1] = 3 * 2**52
+
+    pair[1].write_bytes(forge.with_header(pair[1].read_bytes(), change))
+    with pytest.raises(errors.ChecksumError, match="found 24 bytes, expected 13510798882111488"):
+        load(pair[1])
+
+
+def test_an_older_output_is_not_overwritten_and_no_bank_written(tmp_path):
+    (tmp_path / "x").write_bytes(b"old")
+    with pytest.raises(errors.OutputExistsError):
+        save(ADAPTER, tmp_path / "x", bank="external")
+    save(ADAPTER, tmp_path / "whole")
+    with pytest.raises(errors.OutputExistsError):
+        banks.split(tmp_path / "whole", tmp_path / "x")
+    assert sorted(os.listdir(tmp_path)) == ["whole", "x"]
+    assert (tmp_path / "x").read_bytes() == b"old"
+
+
+def test_what_is_damaged_is_neither_split_nor_joined(pair, tmp_path):
+    for path, work in ((pair[0], banks.split), (pair[1], banks.join)):
+        data = bytearray(path.read_bytes())
+        data[-1] ^= 1
+        path.write_bytes(data)
+        with pytest.raises(errors.ChecksumError, match=str(path)):
+            work(path, tmp_path / "new")
+        assert not (tmp_path / "new").exists()
+
+
+def test_a_form_that_there_is_not():
+    with pytest.raises(errors.ConfigError, match="found 'elsewhere', expected embedded or"):
+        dumps(ADAPTER, bank="elsewhere")
+
+
+def test_listing(pair, tmp_path):
+    other = dataclasses.replace(ADAPTER, bank=ADAPTER.bank * np.float32(2))
+    save(other, tmp_path / "other.vblora", bank="external", banks=tmp_path / "banks")
+    found = {one.sha256: one for one in banks.listing([tmp_path])}
+    assert len(found) == 2
+    one = found[NAME.removesuffix(".bank")]
+    assert (one.file, one.size) == (str(tmp_path / NAME), 24)
+    assert one.adapters == [str(pair[1])]
+    (unused,) = banks.listing([tmp_path / NAME])
+    assert unused.adapters == []
+    (tmp_path / NAME).unlink()
+    found = {one.sha256: one for one in banks.listing([tmp_path])}
+    assert isinstance(found[one.sha256].problem, errors.BankError)
+    (tmp_path / NAME).write_bytes(b"x")
+    found = {one.sha256: one for one in banks.listing([tmp_path])}
+    assert isinstance(found[one.sha256].problem, errors.ChecksumError)
+    with pytest.raises(errors.StorageError):
+        banks.listing([tmp_path / "nowhere"])

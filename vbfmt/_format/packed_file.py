@@ -1,0 +1,138 @@
+"""A packed file in memory: its front, its parts in place, and the faults of its data."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from functools import cached_property
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from vbfmt._format import container, external_bank, header, rules
+from vbfmt._format.container import Bytes, Section
+from vbfmt._format.header import Header
+from vbfmt._math.admixture import index_dtype
+from vbfmt.errors import VbfmtError
+from vbfmt.tensors import Tensor
+
+BANK, INDICES, WEIGHTS, OTHERS = range(4)
+"""Numbers of the sections; the other tensors' follow."""
+
+
+@dataclass(frozen=True)
+class PackedFile:
+    """A packed file whose front has been read and holds together."""
+
+    data: memoryview
+    preamble: container.Preamble
+    header: Header
+
+    @classmethod
+    def parse(cls, data: Bytes) -> PackedFile:
+        """Read and check the front: preamble, header, layout.
+
+        Raises:
+            VbfmtError: of the kind of the first fault.
+        """
+        view = memoryview(data).cast("B")
+        preamble = container.read_preamble(view)
+        front = bytes(view[container.PREAMBLE_LENGTH : preamble.header_end])
+        parsed = header.decode(front, preamble.minor)
+        container.require_layout(preamble, parsed.sections, parsed.section_names)
+        packed = cls(view, preamble, parsed)
+        if packed.bank.external:
+            _ = packed.embedded_front  # that there can be one is part of the layout
+        return packed
+
+    @property
+    def front(self) -> memoryview:
+        """Preamble and header as they stand in the file."""
+        return self.data[: self.preamble.header_end]
+
+    @cached_property
+    def embedded_front(self) -> Bytes:
+        """Preamble and header of the form with its bank inside: of one adapter, always the same."""
+        return external_bank.embedded_front(self.front) if self.bank.external else self.front
+
+    @property
+    def digest(self) -> str:
+        """The adapter's digest, whichever form this is."""
+        return container.digest(self.embedded_front)
+
+    @property
+    def bank(self) -> Section:
+        """The entry of the vector bank, in this file or elsewhere."""
+        return self.header.sections[BANK]
+
+    def content(self, section: int) -> memoryview:
+        """The bytes of a section that is in this file."""
+        return container.content(self.data, self.preamble, self.header.sections[section])
+
+    def stored(self) -> list[memoryview]:
+        """The contents of all sections that are in this file, in order."""
+        return [
+            self.content(number)
+            for number, section in enumerate(self.header.sections)
+            if not section.external
+        ]
+
+    def damage(self) -> Iterator[VbfmtError]:
+        """Faults of padding and hashes. Those of a bank elsewhere are not among them."""
+        return container.damage(
+            self.data, self.preamble, self.header.sections, self.header.section_names
+        )
+
+    def broken_rules(self, bank: NDArray[np.float32] | None) -> Iterator[VbfmtError]:
+        """Faults of texts and values; of the bank's values only if it is given."""
+        head = self.header
+        yield from rules.broken_texts(
+            head.base_model, head.base_revision, head.config, head.metadata or {}
+        )
+        if bank is not None:
+            yield from rules.broken_bank_values(bank)
+        indices, weights = self.indices, self.weights
+        yield from rules.broken_index_values(indices, head.h)
+        yield from rules.broken_weight_values(indices, weights)
+
+    def bank_in_place(self) -> NDArray[np.float32]:
+        """The bank that is in this file, (h, b)."""
+        return self._array(BANK, np.dtype("<f4"), self.header.h, self.header.b)
+
+    @property
+    def indices(self) -> NDArray[np.unsignedinteger[Any]]:
+        """𝓘 in place, (N, k)."""
+        head = self.header
+        return self._array(INDICES, index_dtype(head.h), head.rows, head.k)
+
+    @property
+    def weights(self) -> NDArray[np.float32]:
+        """𝓥 in place, (N, k − 1)."""
+        return self._array(WEIGHTS, np.dtype("<f4"), self.header.rows, self.header.k - 1)
+
+    def fields(self, bank: NDArray[np.float32]) -> dict[str, Any]:
+        """What an `Adapter` is made of, in place."""
+        head = self.header
+        return {
+            "bank": bank,
+            "indices": self.indices,
+            "weights": self.weights,
+            "modules": head.modules,
+            "tensors": {
+                name: Tensor(dtype, shape, self._bytes(OTHERS + position))
+                for position, (name, dtype, shape) in enumerate(head.tensors)
+            },
+            "base_model": head.base_model,
+            "base_revision": head.base_revision,
+            "config": head.config,
+            "metadata": head.metadata,
+        }
+
+    def _array(self, section: int, dtype: np.dtype[Any], rows: int, columns: int) -> NDArray[Any]:
+        return self._bytes(section).view(dtype).reshape(rows, columns)
+
+    def _bytes(self, section: int) -> NDArray[np.uint8]:
+        array = np.frombuffer(self.content(section), dtype=np.uint8)
+        array.flags.writeable = False
+        return array

@@ -1,0 +1,191 @@
+"""Vector banks that adapters share: taken out of packed files, put back, listed.
+
+A packed file may leave its bank out (feature ``external_bank``, section 12 of the specification).
+The bank is then a file of its own, ``<SHA-256>.bank``, which `vbfmt.load` finds beside the adapter,
+in ``banks/`` there, or in the folders that it is given. The digest of an adapter is the same in
+both forms.
+
+`split` and `join` change the form of a file and nothing else: what a file holds that this version
+passes over stays in it.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass, field
+
+from vbfmt._files import banks as bank_files
+from vbfmt._files import storage
+from vbfmt._files.banks import Source as Source
+from vbfmt._files.banks import Sources as Sources
+from vbfmt._format import container, external_bank, rules
+from vbfmt._format.container import Bytes
+from vbfmt._format.packed_file import BANK, PackedFile
+from vbfmt.errors import BankError, ChecksumError, StorageError, VbfmtError
+from vbfmt.packed import Written
+
+PathLike = str | os.PathLike[str]
+ENDING = bank_files.ENDING
+
+
+def split(
+    path: PathLike,
+    output: PathLike,
+    *,
+    banks: PathLike | None = None,
+    overwrite: bool = False,
+) -> Written:
+    """Write a packed file without its bank, and the bank as a file of its own.
+
+    Args:
+        path: a packed file in either form; it is verified first.
+        output: the file to write; it may be `path`, with `overwrite`.
+        banks: the folder for the bank; that of `output` if not given.
+
+    Raises:
+        VbfmtError: `path` is not a sound packed file.
+        OutputExistsError: `output` exists and `overwrite` is not set.
+        ChecksumError: a damaged bank has the bank's name, and `overwrite` is not set.
+        StorageError: the operating system refused.
+    """
+    packed, bank = _sound(path, None)
+    if not overwrite:
+        storage.require_absent(output)
+    folder = os.path.dirname(os.fspath(output)) if banks is None else banks
+    written = bank_files.write(bank, folder, overwrite=overwrite)
+    thin = packed.bank.external
+    front = bytes(packed.front) if thin else external_bank.thin_front(packed.front)
+    contents = packed.stored() if thin else packed.stored()[BANK + 1 :]
+    size = storage.write(output, container.chunks(front, contents), overwrite=overwrite)
+    return Written(packed.digest, size, written)
+
+
+def join(
+    path: PathLike,
+    output: PathLike,
+    *,
+    banks: Sources | None = None,
+    overwrite: bool = False,
+) -> Written:
+    """Write a packed file with its bank inside.
+
+    Args:
+        path: a packed file in either form; it is verified first.
+        output: the file to write; it may be `path`, with `overwrite`.
+        banks: where to look for the bank, as in `vbfmt.load`.
+
+    Raises:
+        VbfmtError: `path` is not a sound packed file.
+        BankError: its bank is nowhere.
+        OutputExistsError: `output` exists and `overwrite` is not set.
+        StorageError: the operating system refused.
+    """
+    packed, bank = _sound(path, banks)
+    contents = [bank, *packed.stored()] if packed.bank.external else packed.stored()
+    pieces = container.chunks(bytes(packed.embedded_front), contents)
+    size = storage.write(output, pieces, overwrite=overwrite)
+    return Written(packed.digest, size)
+
+
+def _sound(path: PathLike, banks: Sources | None) -> tuple[PackedFile, Bytes]:
+    """A packed file, read and not mapped, and its bank's bytes; everything checked."""
+    try:
+        packed = PackedFile.parse(storage.read(path, mmap=False))
+        head = packed.header
+        if packed.bank.external:
+            where = bank_files.sources(banks, path)
+            array = bank_files.array(packed.bank, head.h, head.b, where, shared=False)
+        else:
+            array = packed.bank_in_place()
+        rules.raise_first(packed.damage())
+        rules.raise_first(packed.broken_rules(array))
+    except VbfmtError as error:
+        raise error.in_file(path) from None
+    return packed, array.reshape(-1).view("u1").data
+
+
+@dataclass
+class Listed:
+    """A bank that is there, or that an adapter needs.
+
+    Attributes:
+        sha256: 64 hexadecimal digits.
+        size: bytes.
+        file: where it is; None if it was found nowhere.
+        problem: what is wrong with that file, if anything.
+        adapters: the packed files, of those looked at, that need it.
+    """
+
+    sha256: str
+    size: int
+    file: str | None = None
+    problem: VbfmtError | None = None
+    adapters: list[str] = field(default_factory=list)
+
+
+def listing(paths: Iterable[PathLike], *, banks: Sources | None = None) -> list[Listed]:
+    """The banks in folders, and those that packed files need, by their hashes.
+
+    Args:
+        paths: packed files, banks, and folders with them (``banks/`` in them, too).
+        banks: where else to look for the banks that files need.
+
+    Raises:
+        StorageError: a path is not there or cannot be read.
+        VbfmtError: a packed file's front is damaged.
+    """
+    found: dict[str, Listed] = {}
+    files = [file for path in paths for file in _files(os.fspath(path))]
+    for file in files:
+        if file.endswith(ENDING):
+            one = _bank_file(file)
+            found.setdefault(one.sha256, one)
+    for file in files:
+        if not file.endswith(ENDING):
+            _add_need(found, file, bank_files.sources(banks, file))
+    return [found[sha256] for sha256 in sorted(found)]
+
+
+def _files(path: str) -> Iterator[str]:
+    if not os.path.isdir(path):
+        yield path
+        return
+    try:
+        names = sorted(os.listdir(path))
+    except OSError as error:
+        raise storage.refusal("cannot read", path, error) from None
+    for name in names:
+        file = os.path.join(path, name)
+        if name == bank_files.FOLDER and os.path.isdir(file):
+            yield from (one for one in _files(file) if one.endswith(ENDING))
+        elif name.endswith((ENDING, ".vblora")):
+            yield file
+
+
+def _bank_file(path: str) -> Listed:
+    content = storage.read(path, mmap=True)
+    sha256 = os.path.basename(path).removesuffix(ENDING)
+    one = Listed(sha256, len(content), path)
+    try:
+        bank_files.require_sound(content, sha256, len(content), path)
+    except ChecksumError as error:
+        one.problem = error
+    return one
+
+
+def _add_need(found: dict[str, Listed], file: str, where: Sequence[Source]) -> None:
+    try:
+        packed = PackedFile.parse(storage.read(file, mmap=True))
+    except VbfmtError as error:
+        raise error.in_file(file) from None
+    if not packed.bank.external:
+        return
+    sha256 = packed.bank.sha256.hex()
+    one = found.setdefault(sha256, Listed(sha256, packed.bank.length))
+    one.adapters.append(file)
+    if one.file is None:
+        try:
+            one.file = bank_files.located(sha256, packed.bank.length, where)
+        except (BankError, ChecksumError, StorageError) as error:
+            one.problem = error.in_file(file)
