@@ -5,7 +5,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 
 .DEFAULT_GOAL := help
-.PHONY: help demo example pictures test test-all second-reader coverage fuzz flips determinism mutation runtimes bench check format types clean
+.PHONY: help demo docs dist example pictures test test-all second-reader coverage fuzz flips determinism mutation runtimes bench check format types clean
 
 help:
 	@echo "make demo      pack, inspect, verify and expand the trained checkpoint in tests/data"
@@ -20,6 +20,8 @@ help:
 	@echo "make mutation  what of the format's own code no test would miss"
 	@echo "make runtimes  what vLLM, SGLang, llama.cpp, mlx-lm and PEFT 0.13 make of our files (downloads 1 GB)"
 	@echo "make bench     measure against PEFT and print the table"
+	@echo "make docs      the documentation, in build/site"
+	@echo "make dist      wheel and sdist, in build/dist"
 	@echo "make check     lint, formatting and types"
 
 # The base package alone: no PyTorch.
@@ -32,6 +34,19 @@ $(VENV)/base: pyproject.toml constraints.txt
 $(VENV)/dev: $(VENV)/base
 	$(BIN)/python -m pip install --quiet --constraint constraints.txt --editable '.[dev]'
 	@touch $@
+
+$(VENV)/docs: $(VENV)/base
+	$(BIN)/python -m pip install --quiet --constraint constraints.txt --editable '.[docs]'
+	@touch $@
+
+# Strict: a broken link or a warning fails.
+docs: $(VENV)/docs build/installed
+	NO_MKDOCS_2_WARNING=1 $(BIN)/python -m mkdocs build --quiet --strict
+	@echo "the documentation is in build/site"
+
+# Wheel and sdist.
+dist: $(VENV)/dev
+	rm -rf build/dist && $(BIN)/python -m build --outdir build/dist .
 
 # The second reader's packages (spec/javascript).
 READER := spec/javascript
@@ -55,7 +70,7 @@ example: $(VENV)/dev
 	$(BIN)/python -m tests.examples.classify_reviews --seeds 3
 
 pictures: $(VENV)/dev
-	$(BIN)/python -m tests.pictures spec/pictures
+	$(BIN)/python -m tests.pictures docs/pictures
 
 test: $(VENV)/dev
 	$(BIN)/python -m pytest
@@ -110,13 +125,16 @@ format: $(VENV)/dev
 	$(BIN)/ruff check --fix .
 	$(BIN)/ruff format .
 
-# mypy wants the tree as it is installed, where converters/ is vbfmt.converters.
-types: $(VENV)/dev
-	@rm -rf build/types && mkdir -p build/types/vbfmt
-	@for part in vbfmt/*; do ln -s "../../../$$part" build/types/vbfmt/; done
-	@rm build/types/vbfmt/converters.py
-	@ln -s ../../../converters build/types/vbfmt/converters
-	MYPYPATH=build/types $(BIN)/mypy -p vbfmt
+# The tree as it is installed, where converters/ is vbfmt.converters: mypy and mkdocstrings want it.
+.PHONY: build/installed
+build/installed:
+	@rm -rf build/installed && mkdir -p build/installed/vbfmt
+	@for part in vbfmt/*; do ln -s "../../../$$part" build/installed/vbfmt/; done
+	@rm build/installed/vbfmt/converters.py
+	@ln -s ../../../converters build/installed/vbfmt/converters
+
+types: $(VENV)/dev build/installed
+	MYPYPATH=build/installed $(BIN)/mypy -p vbfmt
 
 clean:
 	rm -rf $(VENV) $(READER)/node_modules $(READER)/vblora.cjs build dist *.egg-info .pytest_cache .mypy_cache .ruff_cache .hypothesis .coverage
