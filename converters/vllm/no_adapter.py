@@ -1,0 +1,51 @@
+"""Tokens of no adapter, in batches that hold others.
+
+vLLM marks them with the index -1. Until 0.33 its functions for CPUs took that for the last adapter,
+and answered for the base model with it (vllm-project/vllm#48421).
+"""
+
+from __future__ import annotations
+
+import functools
+import logging
+from typing import Any
+
+_logger = logging.getLogger("vllm.vbfmt")
+
+
+def install() -> None:
+    """Mend vLLM's functions for CPUs, where they are at fault."""
+    from vllm.lora.ops.torch_ops import lora_ops
+
+    if not _is_at_fault(lora_ops.bgmv_shrink):
+        return
+    from vllm.lora.punica_wrapper import punica_cpu
+
+    original = lora_ops.bgmv_shrink
+
+    @functools.wraps(original)
+    def bgmv_shrink(
+        inputs: Any, lora_b_weights: Any, output_tensor: Any, lora_indices_tensor: Any, *rest: Any
+    ) -> None:
+        """With no input, the last adapter adds nothing."""
+        of_an_adapter = (lora_indices_tensor >= 0).unsqueeze(-1)
+        original(
+            inputs.masked_fill(~of_an_adapter, 0),
+            lora_b_weights,
+            output_tensor,
+            lora_indices_tensor,
+            *rest,
+        )
+
+    lora_ops.bgmv_shrink = bgmv_shrink
+    punica_cpu.bgmv_shrink = bgmv_shrink
+    _logger.info("mended for CPUs: requests for the base model in batches with adapters")
+
+
+def _is_at_fault(bgmv_shrink: Any) -> bool:
+    """Return whether an adapter has an effect on a token that has none."""
+    import torch
+
+    output = torch.zeros(1, 1)
+    bgmv_shrink(torch.ones(1, 1), torch.ones(1, 1, 1), output, torch.tensor([-1]))
+    return bool(output.any())

@@ -1,0 +1,225 @@
+"""The worker's side: packed adapters where vLLM reads folders of LoRA.
+
+Three functions of vLLM are wrapped. For any path but that of a packed adapter they are what they
+were. An error that is raised here while an adapter is new is an answer to one request; while a
+batch runs it would end the engine. So whatever has once been accepted is kept and never read again.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import functools
+import hashlib
+import logging
+from collections.abc import Callable
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from vbfmt.adapter import Adapter
+from vbfmt.converters import lora, runtimes
+from vbfmt.converters.peft import config as peft_config
+from vbfmt.converters.vllm import fit
+from vbfmt.converters.vllm.pinned import Pinned
+from vbfmt.errors import TargetError, VbfmtError
+from vbfmt.tensors import Tensor
+
+if TYPE_CHECKING:
+    import torch
+
+_logger = logging.getLogger("vllm.vbfmt")
+
+_MARK = "_vbfmt_original"
+
+
+class Kept:
+    """Adapters by digest, in the memory of this process; those of one bank share it."""
+
+    def __init__(self) -> None:
+        self._adapters: dict[str, Adapter] = {}
+        self._banks: dict[bytes, NDArray[np.float32]] = {}
+
+    def __contains__(self, digest: str) -> bool:
+        return digest in self._adapters
+
+    def get(self, pinned: Pinned) -> Adapter:
+        """Return the adapter that is kept, or read it and keep it.
+
+        Raises:
+            VbfmtError: it cannot be read, is damaged or another one, or vLLM cannot apply it.
+        """
+        if pinned.digest not in self._adapters:
+            adapter = pinned.load()
+            try:
+                runtimes.require_loadable(adapter, "vllm")
+            except VbfmtError as error:
+                raise error.in_file(pinned.file) from None
+            self._adapters[pinned.digest] = self._with_shared_bank(adapter)
+        return self._adapters[pinned.digest]
+
+    def drop(self, digest: str) -> None:
+        """Forget an adapter that was not accepted after all."""
+        self._adapters.pop(digest, None)
+
+    def _with_shared_bank(self, adapter: Adapter) -> Adapter:
+        """Return a copy that does not hold on to the file's bytes."""
+        key = hashlib.sha256(adapter.bank.data).digest()
+        return dataclasses.replace(
+            adapter,
+            bank=self._banks.setdefault(key, adapter.bank.copy()),
+            indices=adapter.indices.copy(),
+            weights=adapter.weights.copy(),
+            tensors={
+                name: Tensor(tensor.dtype, tensor.shape, tensor.data.copy())
+                for name, tensor in adapter.tensors.items()
+            },
+        )
+
+
+def install() -> None:
+    """Wrap vLLM's functions, once in a process."""
+    from vllm.lora.lora_model import LoRAModel
+    from vllm.lora.peft_helper import PEFTHelper
+    from vllm.lora.worker_manager import WorkerLoRAManager
+
+    if hasattr(WorkerLoRAManager._load_adapter, _MARK):
+        return
+    kept = Kept()
+    _wrap_class_method(PEFTHelper, "from_local_dir", functools.partial(_config, kept))
+    _wrap_class_method(LoRAModel, "from_local_checkpoint", functools.partial(_model, kept))
+    original = WorkerLoRAManager._load_adapter
+
+    @functools.wraps(original)
+    def load_adapter(manager: Any, lora_request: Any) -> Any:
+        return _load(kept, original, manager, lora_request)
+
+    setattr(load_adapter, _MARK, original)
+    WorkerLoRAManager._load_adapter = load_adapter
+
+
+def _wrap_class_method(cls: type, name: str, packed: Callable[..., Any]) -> None:
+    """Make a class method call `packed` where its first argument is a packed adapter."""
+    original = cls.__dict__[name].__func__
+
+    @functools.wraps(original)
+    def method(cls: type, path: str, *args: Any, **kwargs: Any) -> Any:
+        pinned = Pinned.parse(path)
+        if pinned is None:
+            return original(cls, path, *args, **kwargs)
+        return packed(cls, pinned, *args, **kwargs)
+
+    setattr(cls, name, classmethod(method))
+
+
+def _load(kept: Kept, original: Callable[..., Any], manager: Any, lora_request: Any) -> Any:
+    """`WorkerLoRAManager._load_adapter`."""
+    pinned = Pinned.parse(lora_request.lora_path)
+    if pinned is None:
+        return original(manager, lora_request)
+    known = pinned.digest in kept
+    try:
+        loaded = original(manager, lora_request)
+        fit.require(loaded, manager._adapter_manager, pinned.file)
+    except BaseException:
+        if not known:
+            kept.drop(pinned.digest)
+        raise
+    if not known:
+        adapter = kept.get(pinned)
+        _logger.info(
+            "adapter %s: %d modules from %s, trained on %s",
+            lora_request.lora_name,
+            len(adapter),
+            pinned,
+            adapter.base_model or "a base that it does not name",
+        )
+    return loaded
+
+
+def _config(kept: Kept, cls: Any, pinned: Pinned, max_position_embeddings: int | None) -> Any:
+    """`PEFTHelper.from_local_dir`."""
+    adapter = kept.get(pinned)
+    config = peft_config.for_lora(adapter, lora.rank_of(adapter), extras=True)
+    return cls.from_dict({**config, "vllm_max_position_embeddings": max_position_embeddings})
+
+
+def _model(
+    kept: Kept,
+    cls: Any,
+    pinned: Pinned,
+    expected_lora_modules: set[str],
+    peft_helper: Any,
+    *,
+    dtype: torch.dtype | None = None,
+    skip_prefixes: list[str] | None = None,
+    moe_ep_spec: Any = None,
+    **options: Any,
+) -> Any:
+    """`LoRAModel.from_local_checkpoint`.
+
+    `expected_lora_modules` are the last components of names; `fit.require` looks at whole ones.
+    """
+    if moe_ep_spec is not None:
+        raise TargetError(
+            "packed adapters are not served with expert parallelism",
+            file=pinned.file,
+            advice="expand the adapter and serve the folder: vbfmt expand",
+        )
+    adapter = kept.get(pinned)
+    tensors = _tensors(adapter, dtype, pinned.file)
+    model = cls.from_lora_tensors(
+        tensors=tensors,
+        peft_helper=peft_helper,
+        dtype=dtype,
+        skip_prefixes=skip_prefixes,
+        **options,
+    )
+    expected = len(adapter) - sum(_is_skipped(m.name, skip_prefixes or []) for m in adapter)
+    if len(model.loras) != expected:
+        raise TargetError(
+            "vLLM did not take every module",
+            file=pinned.file,
+            found=f"{len(model.loras)} modules",
+            expected=expected,
+        )
+    return model
+
+
+def _is_skipped(module: str, prefixes: list[str]) -> bool:
+    """Return whether vLLM leaves a module out because inference does not use it."""
+    return any(f".{prefix}" in f".{module}" for prefix in prefixes)
+
+
+def _tensors(adapter: Adapter, dtype: torch.dtype | None, file: str) -> dict[str, torch.Tensor]:
+    """All factors and heads under PEFT's keys."""
+    import torch
+
+    largest = torch.finfo(dtype or torch.float32).max
+    tensors = {}
+    for module, a, b in lora.padded_factors(adapter, lora.rank_of(adapter)):
+        for factor, array in (("A", a), ("B", b)):
+            if np.abs(array).max() > largest:
+                raise TargetError(
+                    f"too large for {dtype}",
+                    file=file,
+                    part=f"{factor} of {module.name}",
+                    found=np.abs(array).max(),
+                    expected=f"at most {largest:.5g}",
+                    advice="serve with --dtype bfloat16",
+                )
+            key = f"base_model.model.{module.name}.lora_{factor}.weight"
+            tensors[key] = torch.from_numpy(np.ascontiguousarray(array))
+    for key, tensor in lora.extras_by_key(adapter).items():
+        tensors[key] = _as_torch(tensor)
+    return tensors
+
+
+def _as_torch(tensor: Tensor) -> torch.Tensor:
+    import torch
+
+    from vbfmt.tensors import TORCH
+
+    names = {code: name for name, code in TORCH.items()}
+    dtype = getattr(torch, names[tensor.dtype])
+    return torch.from_numpy(tensor.data.copy()).view(dtype).reshape(tensor.shape)

@@ -1,0 +1,219 @@
+"""As much of vLLM as the plugin touches: the same names and parameters, and nothing behind them."""
+
+from __future__ import annotations
+
+import sys
+from dataclasses import dataclass, field
+from types import ModuleType, SimpleNamespace
+
+import pytest
+
+VERSION = "0.32.0"
+
+
+@dataclass
+class LoRARequest:
+    lora_name: str
+    lora_int_id: int
+    lora_path: str = ""
+
+
+@dataclass
+class PPMissingLayer:
+    pass
+
+
+class Registry:
+    def __init__(self):
+        self.resolvers = {}
+
+    def get_supported_resolvers(self):
+        return self.resolvers.keys()
+
+    def register_resolver(self, resolver_name, resolver):
+        self.resolvers[resolver_name] = resolver
+
+
+class LoRAResolver:
+    async def resolve_lora(self, base_model_name, lora_name):
+        raise NotImplementedError
+
+
+def keys_of(request):
+    lora = request.lora_request
+    return [("lora", lora.lora_name, lora.lora_path)]
+
+
+@dataclass
+class Layer:
+    """A layer of the served model: the buffers that hold the factors of two adapters."""
+
+    lora_a_stacked: object
+    lora_b_stacked: object
+
+    @classmethod
+    def of(cls, in_features, *out_features, rank=8):
+        import torch
+
+        return cls(
+            tuple(torch.zeros(2, 1, rank, in_features) for _ in out_features),
+            tuple(torch.zeros(2, 1, out, rank) for out in out_features),
+        )
+
+
+@dataclass
+class Manager:
+    """vLLM's `LoRAModelManager` of a Llama of two layers, as `random_adapter` has it."""
+
+    modules: dict
+    packed_modules: dict
+    is_pooling_model: bool = False
+    elsewhere: tuple = ()
+    model: object = field(init=False)
+
+    def __post_init__(self):
+        named = [(name, PPMissingLayer()) for name in self.elsewhere]
+        self.model = SimpleNamespace(named_modules=lambda: iter(named))
+
+    @classmethod
+    def of_llama(cls, *, layers=2, hidden=32, feed=48, kv=16, prefix="model.", **options):
+        modules, packed = {}, {}
+        for number in range(layers):
+            attention = f"{prefix}layers.{number}.self_attn"
+            mlp = f"{prefix}layers.{number}.mlp"
+            modules[f"{attention}.qkv_proj"] = Layer.of(hidden, hidden, kv, kv)
+            modules[f"{attention}.o_proj"] = Layer.of(hidden, hidden)
+            modules[f"{mlp}.gate_up_proj"] = Layer.of(hidden, feed, feed)
+            modules[f"{mlp}.down_proj"] = Layer.of(feed, hidden)
+            packed[f"{attention}.qkv_proj"] = [f"{attention}.{part}_proj" for part in "qkv"]
+            packed[f"{mlp}.gate_up_proj"] = [f"{mlp}.{part}_proj" for part in ("gate", "up")]
+        return cls(modules, packed, **options)
+
+
+def faulty_shrink(
+    inputs, lora_b_weights, output_tensor, lora_indices_tensor, scaling=1.0
+):  # as in vLLM 0.32
+    import torch
+
+    factors = lora_b_weights[lora_indices_tensor]
+    output_tensor[:] = scaling * torch.einsum("bi, boi -> bo", inputs, factors)
+
+
+def _helper():
+    class PEFTHelper:
+        @classmethod
+        def from_local_dir(cls, lora_path, max_position_embeddings):
+            return f"the config in {lora_path}"
+
+        @classmethod
+        def from_dict(cls, config_dict):
+            return SimpleNamespace(**config_dict)
+
+    return PEFTHelper
+
+
+def _model():
+    class LoRAModel:
+        def __init__(self, loras):
+            self.loras = loras
+
+        @classmethod
+        def from_local_checkpoint(
+            cls,
+            lora_dir,
+            expected_lora_modules,
+            peft_helper,
+            *,
+            lora_model_id=None,
+            device="cuda",
+            dtype=None,
+            model_vocab_size=None,
+            weights_mapper=None,
+            skip_prefixes=None,
+            moe_ep_spec=None,
+        ):
+            return f"the tensors in {lora_dir}"
+
+        @classmethod
+        def from_lora_tensors(
+            cls,
+            lora_model_id,
+            tensors,
+            peft_helper,
+            device="cuda",
+            dtype=None,
+            model_vocab_size=None,
+            weights_mapper=None,
+            skip_prefixes=None,
+        ):
+            loras = {}
+            for key, tensor in tensors.items():
+                if any(f".{prefix}" in key for prefix in skip_prefixes or ()):
+                    continue
+                name, _, factor = key.removesuffix(".weight").rpartition(".lora_")
+                name = name.removeprefix("base_model.model.")
+                weights = loras.setdefault(name, SimpleNamespace())
+                setattr(weights, f"lora_{factor.lower()}", tensor.to(dtype=dtype))
+            return cls(loras)
+
+    return LoRAModel
+
+
+def _manager(helper, model):
+    class WorkerLoRAManager:
+        def __init__(self, manager, **options):
+            self._adapter_manager = manager
+            self.options = options
+
+        def _load_adapter(self, lora_request):
+            config = helper.from_local_dir(lora_request.lora_path, 512)
+            return model.from_local_checkpoint(
+                lora_request.lora_path,
+                set(),
+                peft_helper=config,
+                lora_model_id=lora_request.lora_int_id,
+                device="cpu",
+                **self.options,
+            )
+
+    return WorkerLoRAManager
+
+
+@pytest.fixture
+def vllm(monkeypatch):
+    """Import names of vLLM from here; its parts are returned by name."""
+    helper, model, registry = _helper(), _model(), Registry()
+    parts = {
+        "vllm": {"__version__": VERSION},
+        "vllm.lora": {},
+        "vllm.lora.request": {"LoRARequest": LoRARequest},
+        "vllm.lora.resolver": {"LoRAResolverRegistry": registry, "LoRAResolver": LoRAResolver},
+        "vllm.lora.peft_helper": {"PEFTHelper": helper},
+        "vllm.lora.lora_model": {"LoRAModel": model},
+        "vllm.lora.worker_manager": {"WorkerLoRAManager": _manager(helper, model)},
+        "vllm.lora.ops": {},
+        "vllm.lora.ops.torch_ops": {},
+        "vllm.lora.ops.torch_ops.lora_ops": {"bgmv_shrink": faulty_shrink},
+        "vllm.lora.punica_wrapper": {},
+        "vllm.lora.punica_wrapper.punica_cpu": {"bgmv_shrink": faulty_shrink},
+        "vllm.distributed": {"get_tensor_model_parallel_world_size": lambda: 1},
+        "vllm.model_executor": {},
+        "vllm.model_executor.models": {},
+        "vllm.model_executor.models.utils": {"PPMissingLayer": PPMissingLayer},
+        "vllm.v1": {},
+        "vllm.v1.core": {},
+        "vllm.v1.core.kv_cache_utils": {"_gen_lora_extra_hash_keys": keys_of},
+    }
+    found = {}
+    for name, values in parts.items():
+        module = ModuleType(name)
+        module.__dict__.update(values)
+        module.__path__ = []
+        monkeypatch.setitem(sys.modules, name, module)
+        found[name.removeprefix("vllm.")] = module
+        parent, _, leaf = name.rpartition(".")
+        if parent:
+            setattr(sys.modules[parent], leaf, module)
+    return SimpleNamespace(
+        modules=found, registry=registry, helper=helper, model=model, package=found["vllm"]
+    )

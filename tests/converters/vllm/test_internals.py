@@ -1,0 +1,69 @@
+"""Another version is a warning, a changed internal an error."""
+
+from __future__ import annotations
+
+import pytest
+
+from vbfmt.converters.vllm import internals
+from vbfmt.errors import ConfigError
+
+
+@pytest.mark.parametrize("version", [*internals.TRIED, "0.32.0+cpu"])
+def test_versions_that_were_tried_are_taken_in_silence(vllm, version, caplog):
+    vllm.package.__version__ = version
+    internals.require()
+    assert not caplog.text
+
+
+@pytest.mark.parametrize("version", ["0.31.0", "0.34.0", "1.0", "dev"])
+def test_another_version_is_a_warning(vllm, version, caplog):
+    vllm.package.__version__ = version
+    internals.require()
+    assert f"vbfmt was tried with vLLM 0.32.0 and 0.33.0, not with {version};" in caplog.text
+
+
+def broken(function):
+    module, _, name = function.partition(":")
+    return module.removeprefix("vllm."), name
+
+
+def owner_of(vllm, function):
+    module, name = broken(function)
+    *path, leaf = name.split(".")
+    owner = vllm.modules[module]
+    for part in path:
+        owner = getattr(owner, part)
+    return owner, leaf
+
+
+@pytest.mark.parametrize("function", internals._PARAMETERS)
+def test_another_parameter_is_an_error(vllm, function, monkeypatch):
+    owner, leaf = owner_of(vllm, function)
+    monkeypatch.setattr(owner, leaf, lambda path, something_new: None, raising=False)
+    with pytest.raises(ConfigError) as error:
+        internals.require()
+    name = function.replace(":", ".")
+    assert f"vLLM 0.32.0 is not what this plugin was made for: {name}: found" in str(error.value)
+    assert "use vLLM 0.32.0 or 0.33.0, or serve expanded folders" in str(error.value)
+
+
+@pytest.mark.parametrize("function", internals._PARAMETERS)
+def test_a_function_that_is_gone_is_an_error(vllm, function, monkeypatch):
+    module, name = broken(function)
+    monkeypatch.delattr(vllm.modules[module], name.partition(".")[0])
+    with pytest.raises(ConfigError, match="found no such function, expected"):
+        internals.require()
+
+
+@pytest.mark.parametrize(
+    "keys", [lambda request: [("lora", request.lora_request.lora_name)], lambda request: []]
+)
+def test_a_cache_by_name_alone_is_an_error(vllm, monkeypatch, keys):
+    """A replaced adapter would be answered from what its predecessor left there."""
+    module = vllm.modules["v1.core.kv_cache_utils"]
+    monkeypatch.setattr(module, "_gen_lora_extra_hash_keys", keys)
+    with pytest.raises(ConfigError, match="_gen_lora_extra_hash_keys: found no key by path"):
+        internals.require()
+    monkeypatch.delattr(module, "_gen_lora_extra_hash_keys")
+    with pytest.raises(ConfigError, match="found no key by path"):
+        internals.require()

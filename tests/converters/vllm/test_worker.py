@@ -1,0 +1,213 @@
+"""Packed adapters where vLLM's worker reads folders."""
+
+from __future__ import annotations
+
+import dataclasses
+import sys
+
+import numpy as np
+import pytest
+
+torch = pytest.importorskip("torch")
+
+from tests.converters.gguf.random_adapter import adapter_of, random_adapter  # noqa: E402
+from tests.converters.vllm.fakes import LoRARequest, Manager  # noqa: E402
+from vbfmt import Module, Tensor, save  # noqa: E402
+from vbfmt.converters.vllm import lora_path, worker  # noqa: E402
+from vbfmt.errors import (  # noqa: E402
+    ConfigError,
+    ContentError,
+    DigestError,
+    ModelError,
+    TargetError,
+    VbfmtError,
+)
+
+SIZES = {"layers": 2, "hidden": 32, "feed": 48, "kv": 16, "b": 8}
+
+
+@pytest.fixture
+def adapter():
+    return random_adapter(**SIZES)
+
+
+@pytest.fixture
+def path(tmp_path, adapter):
+    save(adapter, tmp_path / "x.vblora")
+    return tmp_path / "x.vblora"
+
+
+@pytest.fixture
+def load(vllm):
+    """Load a path as vLLM's worker does that serves a Llama of two layers."""
+    worker.install()
+    manager_class = vllm.modules["lora.worker_manager"].WorkerLoRAManager
+
+    def call(path, manager=None, **options):
+        manager = manager or Manager.of_llama()
+        return manager_class(manager, **options)._load_adapter(LoRARequest("x", 1, str(path)))
+
+    return call
+
+
+def test_every_factor_arrives_as_it_is(load, path, adapter):
+    loaded = load(lora_path(path))
+    assert set(loaded.loras) == {module.name for module in adapter}
+    for module in adapter:
+        a, b = adapter.factors(module.name)
+        np.testing.assert_array_equal(loaded.loras[module.name].lora_a.numpy(), a)
+        np.testing.assert_array_equal(loaded.loras[module.name].lora_b.numpy(), b)
+
+
+def test_ranks_below_the_largest_are_filled_up_and_the_scale_is_one(vllm, load, tmp_path):
+    q, o = "model.layers.0.self_attn.q_proj", "model.layers.0.self_attn.o_proj"
+    mixed = adapter_of([Module(q, 32, 32, 2), Module(o, 32, 32, 4)], b=8)
+    save(mixed, tmp_path / "x.vblora")
+    pinned = lora_path(tmp_path / "x.vblora")
+    config = vllm.helper.from_local_dir(pinned, 512)
+    assert (config.r, config.lora_alpha, config.vllm_max_position_embeddings) == (4, 4, 512)
+    found = load(pinned).loras[q]
+    assert found.lora_a.shape == (4, 32)
+    product = found.lora_b.numpy() @ found.lora_a.numpy()
+    a, b = mixed.factors(q)
+    np.testing.assert_array_equal(product, b @ a)
+
+
+@pytest.mark.parametrize("place", ["/some/folder", "owner/name"])
+def test_other_paths_go_to_vllm_itself(vllm, load, place):
+    assert load(place) == f"the tensors in {place}"
+    assert vllm.helper.from_local_dir(place, None) == f"the config in {place}"
+
+
+def test_an_accepted_adapter_is_never_read_again(load, path, adapter):
+    pinned = lora_path(path)
+    load(pinned)
+    path.unlink()
+    again = load(pinned)
+    for module in adapter:
+        a, _ = adapter.factors(module.name)
+        np.testing.assert_array_equal(again.loras[module.name].lora_a.numpy(), a)
+
+
+def test_a_replaced_adapter_is_another_one(load, path):
+    old = lora_path(path)
+    other = random_adapter(**SIZES, seed=1)
+    before = load(old).loras
+    save(other, path, overwrite=True)
+    name = other.modules[0].name
+    new = load(lora_path(path)).loras[name].lora_a
+    np.testing.assert_array_equal(new.numpy(), other.factors(name)[0])
+    assert torch.equal(load(old).loras[name].lora_a, before[name].lora_a)
+    assert not torch.equal(new, before[name].lora_a)
+
+
+def test_a_file_that_was_replaced_before_it_was_read_is_refused(load, path):
+    old = lora_path(path)
+    save(random_adapter(**SIZES, seed=1), path, overwrite=True)
+    with pytest.raises(DigestError):
+        load(old)
+
+
+def test_a_refused_adapter_is_not_kept(load, path):
+    pinned = lora_path(path)
+    with pytest.raises(ModelError):
+        load(pinned, Manager.of_llama(hidden=64))
+    path.unlink()
+    with pytest.raises(VbfmtError, match="cannot read"):
+        load(pinned)
+
+
+def test_a_path_without_a_digest_is_refused(load, path):
+    with pytest.raises(ConfigError, match="needs its digest"):
+        load(path)
+
+
+def test_a_damaged_file_is_refused(load, path):
+    data = bytearray(path.read_bytes())
+    data[-1] ^= 1
+    path.write_bytes(data)
+    with pytest.raises(VbfmtError, match=f"in {path}"):
+        load(path)
+
+
+def test_what_vllm_cannot_apply_is_refused(load, tmp_path, adapter):
+    bias = {f"{adapter.modules[0].name}.bias": Tensor.of(np.ones(48, np.float32))}
+    save(dataclasses.replace(adapter, tensors=bias), tmp_path / "x.vblora")
+    with pytest.raises(TargetError, match=r"vllm would not load it .* in .*x.vblora: found .*bias"):
+        load(lora_path(tmp_path / "x.vblora"))
+
+
+def test_a_head_arrives_as_it_is(vllm, load, tmp_path, adapter):
+    import ml_dtypes
+
+    weight = np.arange(96, dtype=np.float32).reshape(3, 32).astype(ml_dtypes.bfloat16)
+    save(
+        dataclasses.replace(adapter, tensors={"score.weight": Tensor.of(weight)}),
+        tmp_path / "x.vblora",
+    )
+    pinned = worker.Pinned.of(tmp_path / "x.vblora")
+    assert vllm.helper.from_local_dir(str(pinned), None).modules_to_save == ["score"]
+    (head,) = (
+        tensor
+        for key, tensor in worker._tensors(pinned.load(), None, "").items()
+        if "lora_" not in key
+    )
+    assert head.dtype == torch.bfloat16
+    np.testing.assert_array_equal(head.float().numpy(), weight.astype(np.float32))
+
+
+def test_the_dtype_of_the_server_is_used_and_its_range_kept(load, path, tmp_path):
+    loaded = load(lora_path(path), dtype=torch.bfloat16)
+    assert {weights.lora_a.dtype for weights in loaded.loras.values()} == {torch.bfloat16}
+    save(random_adapter(**SIZES, scale=1e6), tmp_path / "large.vblora")
+    with pytest.raises(TargetError, match=r"too large for torch.float16 .*at most 65504; serve"):
+        load(lora_path(tmp_path / "large.vblora"), dtype=torch.float16)
+
+
+def test_expert_parallelism_is_refused(load, path):
+    with pytest.raises(TargetError, match="not served with expert parallelism"):
+        load(lora_path(path), moe_ep_spec=object())
+
+
+def test_modules_that_inference_leaves_out_may_be_skipped(load, tmp_path):
+    name = "model.layers.0.self_attn.q_proj"
+    modules = [Module(name, 32, 32, 4), Module("mtp.layers.0.self_attn.q_proj", 32, 32, 4)]
+    save(adapter_of(modules, b=8), tmp_path / "x.vblora")
+    assert set(load(lora_path(tmp_path / "x.vblora"), skip_prefixes=["mtp."]).loras) == {name}
+
+
+def test_a_module_that_gets_lost_on_the_way_is_an_error(vllm, load, path, monkeypatch):
+    original = vllm.model.from_lora_tensors
+
+    def forgetful(**options):
+        model = original(**options)
+        model.loras.popitem()
+        return model
+
+    monkeypatch.setattr(vllm.model, "from_lora_tensors", forgetful)
+    with pytest.raises(TargetError, match="did not take every module .*found 13 modules.*14"):
+        load(lora_path(path))
+
+
+def test_kept_adapters_take_the_bytes_of_their_rows_and_share_a_bank(tmp_path, adapter):
+    """Not the file's bytes, nor a bank each."""
+    kept = worker.Kept()
+    adapters = []
+    for number in range(3):
+        rows = np.roll(adapter.indices, number, axis=0)
+        other = dataclasses.replace(adapter, indices=rows)
+        save(other, tmp_path / f"{number}.vblora")
+        adapters.append(kept.get(worker.Pinned.of(tmp_path / f"{number}.vblora")))
+        assert adapters[-1] == other
+    assert len({id(each.bank) for each in adapters}) == 1
+    for each in adapters:
+        assert all(array.base is None for array in (each.bank, each.indices, each.weights))
+        assert sys.getsizeof(each.indices) < each.indices.nbytes + 200
+
+
+def test_values_are_checked_before_anything_is_loaded(load, tmp_path, adapter):
+    with pytest.raises(ContentError):
+        dataclasses.replace(adapter, weights=np.full_like(adapter.weights, 2))
+    (tmp_path / "x.vblora").write_bytes(b"not an adapter")
+    with pytest.raises(VbfmtError):
+        load(f"{tmp_path}/x.vblora@sha256:{'0' * 64}")
