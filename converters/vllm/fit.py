@@ -10,11 +10,35 @@ import os
 from collections.abc import Iterator, Mapping
 from typing import Any
 
+from vbfmt.adapter import Adapter
 from vbfmt.errors import ModelError, few
 
 PathLike = str | os.PathLike[str]
 
 _EXPAND = "expand the adapter and serve the folder: vbfmt expand"
+
+
+def require_no_larger(adapter: Adapter, manager: Any, file: PathLike) -> None:
+    """Check that an adapter's layers have no more features than those of the model.
+
+    A few bytes of a packed file can stand for gigabytes of factors, and a worker that runs out of
+    memory ends the engine. So this comes before any factor is composed. (vLLM has looked at the
+    rank by then.)
+
+    Raises:
+        ModelError: they have more.
+    """
+    found = sum(module.in_features + module.out_features for module in adapter.modules)
+    pairs = [pair for _, pair in _layers(manager) if _is_checkable(*pair)]
+    there = sum(a.shape[3] + b.shape[2] for a, b in pairs) * _ranks() * _stages()
+    if found > there:
+        raise ModelError(
+            "the adapter was trained on a larger model",
+            file=file,
+            found=f"{found} features of all layers together",
+            expected=f"at most {there}",
+            advice="serve the model that the adapter was trained on",
+        )
 
 
 def require(loaded: Any, manager: Any, file: PathLike) -> None:
@@ -74,7 +98,7 @@ def _on_other_ranks(model: Any) -> Iterator[str]:
 
 def _require_size(name: str, weights: Any, buffer_a: Any, buffer_b: Any, file: PathLike) -> None:
     """Buffers are (slots, 1, rank, in) and (slots, 1, out, rank), sharded over the ranks."""
-    if buffer_a is None or buffer_a.ndim != 4 or buffer_b.ndim != 4:
+    if not _is_checkable(buffer_a, buffer_b):
         raise ModelError(
             "packed adapters are not served in this kind of layer",
             file=file,
@@ -95,9 +119,20 @@ def _require_size(name: str, weights: Any, buffer_a: Any, buffer_b: Any, file: P
         )
 
 
+def _is_checkable(buffer_a: Any, buffer_b: Any) -> bool:
+    """Return whether these are the buffers of a linear layer."""
+    return buffer_a is not None and buffer_a.ndim == buffer_b.ndim == 4
+
+
 def _is_whole(size: int, part: int, ranks: int) -> bool:
     """Return whether a layer of `size` features can leave `part` of them on one of the ranks."""
     return size % part == 0 and ranks % (size // part) == 0
+
+
+def _stages() -> int:
+    from vllm.distributed import get_pp_group
+
+    return int(get_pp_group().world_size)
 
 
 def _ranks() -> int:

@@ -17,7 +17,7 @@ from vbfmt.packed import load_with_digest
 PathLike = str | os.PathLike[str]
 
 SUFFIX = ".vblora"
-LARGEST = 1 << 30
+LARGEST = 1 << 28
 """Bytes of the largest file that is read into a server's memory."""
 
 _PINNED = re.compile(rf"(?P<file>/.*{re.escape(SUFFIX)})@(?P<digest>sha256:[0-9a-f]{{64}})", re.S)

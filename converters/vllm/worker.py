@@ -119,6 +119,8 @@ def _load(kept: Kept, original: Callable[..., Any], manager: Any, lora_request: 
         return original(manager, lora_request)
     known = pinned.digest in kept
     try:
+        adapter = kept.get(pinned)
+        fit.require_no_larger(adapter, manager._adapter_manager, pinned.file)
         loaded = original(manager, lora_request)
         fit.require(loaded, manager._adapter_manager, pinned.file)
     except BaseException:
@@ -126,7 +128,6 @@ def _load(kept: Kept, original: Callable[..., Any], manager: Any, lora_request: 
             kept.drop(pinned.digest)
         raise
     if not known:
-        adapter = kept.get(pinned)
         _logger.info(
             "adapter %s: %d modules from %s, trained on %s",
             lora_request.lora_name,

@@ -196,7 +196,10 @@ def vllm(monkeypatch):
         "vllm.lora.ops.torch_ops.lora_ops": {"bgmv_shrink": faulty_shrink},
         "vllm.lora.punica_wrapper": {},
         "vllm.lora.punica_wrapper.punica_cpu": {"bgmv_shrink": faulty_shrink},
-        "vllm.distributed": {"get_tensor_model_parallel_world_size": lambda: 1},
+        "vllm.distributed": {
+            "get_tensor_model_parallel_world_size": lambda: 1,
+            "get_pp_group": lambda: SimpleNamespace(world_size=1),
+        },
         "vllm.model_executor": {},
         "vllm.model_executor.models": {},
         "vllm.model_executor.models.utils": {"PPMissingLayer": PPMissingLayer},

@@ -170,5 +170,11 @@ class Server:
             return status, answer
         return status, answer["choices"][0]["token_ids"]
 
+    def cached_tokens(self) -> float:
+        """Return how many tokens of prompts were answered from the prefix cache so far."""
+        lines = str(self.request("/metrics")[1]).splitlines()
+        (line,) = [line for line in lines if line.startswith("vllm:prefix_cache_hits_total{")]
+        return float(line.rpartition(" ")[2])
+
     def unload(self, name: str) -> int:
         return self.request("/v1/unload_lora_adapter", {"lora_name": name})[0]

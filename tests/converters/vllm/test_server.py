@@ -14,7 +14,8 @@ pytestmark = pytest.mark.slow
 
 from tests.converters.gguf.random_adapter import adapter_of  # noqa: E402
 from tests.converters.vllm import server as serving  # noqa: E402
-from vbfmt import Module, save  # noqa: E402
+from vbfmt import Adapter, Module, save  # noqa: E402
+from vbfmt._math.admixture import Rows  # noqa: E402
 from vbfmt.converters.vllm import lora_path  # noqa: E402
 
 PROMPTS = [[random.Random(seed).randrange(2, 256) for _ in range(40 + seed)] for seed in range(3)]
@@ -106,13 +107,18 @@ def test_an_adapter_of_a_few_layers_is_right(server, folder, base, name):
 
 
 def test_a_replaced_adapter_is_served_anew_once_it_is_unloaded(server, folder, right):
+    """And nothing of it comes from what the older one left in the prefix cache."""
     path = folder / "replaced.vblora"
     save(serving.adapter(20), path)
     assert answers(server, "replaced") == right(20)
     save(serving.adapter(21), path, overwrite=True)
+    before = server.cached_tokens()
     assert answers(server, "replaced") == right(20)  # until it is unloaded
+    assert server.cached_tokens() == before + 3 * 32
     assert server.unload("replaced") == 200
+    before = server.cached_tokens()
     assert answers(server, "replaced") == right(21)
+    assert server.cached_tokens() == before
 
 
 def test_a_removed_file_is_served_from_memory_until_it_is_unloaded(server, folder, right):
@@ -179,10 +185,19 @@ def with_bias(adapter):
     return dataclasses.replace(adapter, tensors={name: Tensor.of(np.ones(128, np.float32))})
 
 
+def enormous():
+    """A row of one byte for each 4 kB of factors: 16 GB of them, if anybody composed them."""
+    module = Module("model.layers.0.self_attn.q_proj", 1 << 29, 1 << 29, 4)
+    count = module.rows(1024)
+    rows = Rows(np.zeros((count, 1), np.uint8), np.zeros((count, 0), np.float32))
+    return Adapter.from_rows(np.ones((1, 1024), np.float32), {module: rows})
+
+
 REFUSED = {
     "another-size": (serving.adapter(0, hidden=64, feed=128, kv=32), "another size"),
     "smaller-feed": (serving.adapter(0, feed=128), "another size"),
-    "more-layers": (serving.adapter(0, layers=3), "no such modules"),
+    "more-layers": (serving.adapter(0, layers=3), "a larger model"),
+    "enormous": (enormous(), "a larger model"),
     "rank-9": (serving.adapter(0, rank=9), "greater than max_lora_rank"),
     "a-bias": (with_bias(serving.adapter(0)), "vllm would not load it"),
     "another-prefix": (

@@ -108,13 +108,33 @@ def test_a_file_that_was_replaced_before_it_was_read_is_refused(load, path):
         load(old)
 
 
-def test_a_refused_adapter_is_not_kept(load, path):
+@pytest.mark.parametrize("sizes", [{"hidden": 64}, {"hidden": 16}])
+def test_a_refused_adapter_is_not_kept(load, path, sizes):
     pinned = lora_path(path)
     with pytest.raises(ModelError):
-        load(pinned, Manager.of_llama(hidden=64))
+        load(pinned, Manager.of_llama(**sizes))
     path.unlink()
     with pytest.raises(VbfmtError, match="cannot read"):
         load(pinned)
+
+
+def test_an_adapter_of_enormous_factors_is_refused_before_they_are_composed(
+    load, tmp_path, monkeypatch
+):
+    """One row of a byte for each 4 kB of factors, under names that the model has."""
+    from vbfmt import Adapter
+    from vbfmt._math.admixture import Rows
+
+    module = Module("model.layers.0.self_attn.q_proj", 1024 << 17, 1024, 1)
+    rows = Rows(
+        np.zeros((module.rows(1024), 1), np.uint8), np.zeros((module.rows(1024), 0), np.float32)
+    )
+    hostile = Adapter.from_rows(np.ones((1, 1024), np.float32), {module: rows})
+    save(hostile, tmp_path / "x.vblora")
+    assert (tmp_path / "x.vblora").stat().st_size < 200_000
+    monkeypatch.setattr(Adapter, "iter_factors", None)
+    with pytest.raises(ModelError, match="a larger model .* found 134218752 features"):
+        load(lora_path(tmp_path / "x.vblora"))
 
 
 def test_a_path_without_a_digest_is_refused(load, path):
