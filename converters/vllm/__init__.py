@@ -26,8 +26,8 @@ def register() -> None:
     Does nothing if the variable is not set. May be called more than once.
 
     Raises:
-        ConfigError: there is no such folder, or a part of vLLM on which this rests is not what it
-            was in the versions that it was tried with.
+        ConfigError: there is no such folder, or a function of vLLM that this depends on is not the
+            one of the tested versions.
     """
     folder = os.environ.get(ADAPTERS)
     if not folder:

@@ -1,4 +1,4 @@
-"""What this plugin rests on in vLLM, checked when it starts: wrong answers are worse than none."""
+"""What this plugin depends on in vLLM, checked at start: no answer is better than a wrong one."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from vbfmt.errors import ConfigError
 
 _logger = logging.getLogger("vllm.vbfmt")
 
-TRIED = ("0.32.0", "0.33.0")
+TESTED = ("0.32.0", "0.33.0")
 """Versions of vLLM: the first one as a server (`make serving`), both by their own files
 (`make runtimes`)."""
 
@@ -34,11 +34,11 @@ _PARAMETERS = {
     "vllm.lora.resolver:LoRAResolver.resolve_lora": "self base_model_name lora_name",
     "vllm.lora.resolver:LoRAResolverRegistry.register_resolver": "resolver_name resolver",
 }
-"""Functions that are wrapped or called → their parameters in every version of `TRIED`."""
+"""Functions that are wrapped or called → their parameters in every version of `TESTED`."""
 
 
 def require() -> None:
-    """Check vLLM's version (another one is a warning) and the functions that are relied on.
+    """Check vLLM's version (another one is a warning) and the functions that the plugin depends on.
 
     Raises:
         ConfigError: one of them has changed.
@@ -46,11 +46,11 @@ def require() -> None:
     import vllm
 
     version = str(vllm.__version__)
-    if version.partition("+")[0] not in TRIED:
+    if version.partition("+")[0] not in TESTED:
         _logger.warning(
-            "vbfmt was tried with vLLM %s, not with %s; compare its answers with those of a merged "
-            "model before you rely on them",
-            " and ".join(TRIED),
+            "vbfmt was tested with vLLM %s, not with %s; compare its answers with those of a "
+            "merged model before you rely on them",
+            " and ".join(TESTED),
             version,
         )
     for function, parameters in _PARAMETERS.items():
@@ -91,9 +91,9 @@ def _caches_by_path() -> bool:
 
 def _changed(function: str, found: str, expected: str, version: str) -> ConfigError:
     return ConfigError(
-        f"vLLM {version} is not what this plugin was made for",
+        f"this plugin does not support vLLM {version}",
         part=function,
         found=found,
         expected=expected,
-        advice=f"use vLLM {' or '.join(TRIED)}, or serve expanded folders: vbfmt expand",
+        advice=f"use vLLM {' or '.join(TESTED)}, or serve expanded folders: vbfmt expand",
     )

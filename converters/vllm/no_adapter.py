@@ -14,10 +14,10 @@ _logger = logging.getLogger("vllm.vbfmt")
 
 
 def install() -> None:
-    """Mend vLLM's functions for CPUs, where they are at fault."""
+    """Correct vLLM's function for CPUs, where it is wrong."""
     from vllm.lora.ops.torch_ops import lora_ops
 
-    if not _is_at_fault(lora_ops.bgmv_shrink):
+    if not _is_wrong(lora_ops.bgmv_shrink):
         return
     from vllm.lora.punica_wrapper import punica_cpu
 
@@ -39,10 +39,10 @@ def install() -> None:
 
     lora_ops.bgmv_shrink = bgmv_shrink
     punica_cpu.bgmv_shrink = bgmv_shrink
-    _logger.info("mended for CPUs: requests for the base model in batches with adapters")
+    _logger.info("vLLM's CPU LoRA function corrected: the base model in batches with adapters")
 
 
-def _is_at_fault(bgmv_shrink: Any) -> bool:
+def _is_wrong(bgmv_shrink: Any) -> bool:
     """Return whether an adapter has an effect on a token that has none."""
     import torch
 

@@ -10,6 +10,7 @@ import os
 import re
 from dataclasses import dataclass
 
+from vbfmt._files import storage
 from vbfmt.adapter import Adapter
 from vbfmt.errors import ConfigError, StorageError
 from vbfmt.packed import load_with_digest
@@ -83,7 +84,7 @@ def _read(file: str, digest: str | None = None) -> tuple[Adapter, str]:
     try:
         size = os.stat(file).st_size
     except OSError as error:
-        raise StorageError("cannot read", file=file, found=error.strerror) from None
+        raise storage.refusal("cannot read", file, error) from None
     if size > LARGEST:
         raise StorageError(
             "too large to be served", file=file, found=f"{size} bytes", expected=f"≤ {LARGEST}"

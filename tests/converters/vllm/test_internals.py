@@ -8,8 +8,8 @@ from vbfmt.converters.vllm import internals
 from vbfmt.errors import ConfigError
 
 
-@pytest.mark.parametrize("version", [*internals.TRIED, "0.32.0+cpu"])
-def test_versions_that_were_tried_are_taken_in_silence(vllm, version, caplog):
+@pytest.mark.parametrize("version", [*internals.TESTED, "0.32.0+cpu"])
+def test_tested_versions_are_accepted_silently(vllm, version, caplog):
     vllm.package.__version__ = version
     internals.require()
     assert not caplog.text
@@ -19,7 +19,7 @@ def test_versions_that_were_tried_are_taken_in_silence(vllm, version, caplog):
 def test_another_version_is_a_warning(vllm, version, caplog):
     vllm.package.__version__ = version
     internals.require()
-    assert f"vbfmt was tried with vLLM 0.32.0 and 0.33.0, not with {version};" in caplog.text
+    assert f"vbfmt was tested with vLLM 0.32.0 and 0.33.0, not with {version};" in caplog.text
 
 
 def broken(function):
@@ -43,7 +43,7 @@ def test_another_parameter_is_an_error(vllm, function, monkeypatch):
     with pytest.raises(ConfigError) as error:
         internals.require()
     name = function.replace(":", ".")
-    assert f"vLLM 0.32.0 is not what this plugin was made for: {name}: found" in str(error.value)
+    assert f"this plugin does not support vLLM 0.32.0: {name}: found" in str(error.value)
     assert "use vLLM 0.32.0 or 0.33.0, or serve expanded folders" in str(error.value)
 
 

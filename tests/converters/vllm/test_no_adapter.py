@@ -32,9 +32,9 @@ def test_a_token_without_an_adapter_gets_nothing_of_the_last_one(vllm):
         torch.testing.assert_close(*shrunk(module.bgmv_shrink, [0, -1, 1]))
 
 
-def test_functions_that_are_right_are_left_alone(vllm):
+def test_a_correct_function_is_left_alone(vllm):
     no_adapter.install()
     ops = vllm.modules["lora.ops.torch_ops.lora_ops"]
-    mended = ops.bgmv_shrink
+    corrected = ops.bgmv_shrink
     no_adapter.install()
-    assert ops.bgmv_shrink is mended
+    assert ops.bgmv_shrink is corrected

@@ -8,7 +8,7 @@ from tests.converters.gguf.random_adapter import random_adapter
 from vbfmt import save
 from vbfmt.converters.vllm import lora_path, pinned
 from vbfmt.converters.vllm.pinned import Pinned
-from vbfmt.errors import ConfigError, DigestError, StorageError, VbfmtError
+from vbfmt.errors import ConfigError, DigestError, MissingFileError, StorageError, VbfmtError
 
 SIZES = {"layers": 1, "hidden": 32, "feed": 48, "kv": 16, "b": 8}
 
@@ -56,7 +56,7 @@ def test_a_packed_file_without_a_digest_is_refused_with_its_digest(path):
 
 
 def test_damage_and_absence_are_named(path):
-    with pytest.raises(StorageError, match="nothing.vblora: found No such file"):
+    with pytest.raises(MissingFileError, match="cannot read .*nothing.vblora: no such file"):
         lora_path(path.with_name("nothing.vblora"))
     path.write_bytes(path.read_bytes()[:-1])
     with pytest.raises(VbfmtError, match=f"in {path}"):

@@ -220,7 +220,7 @@ def test_what_the_model_cannot_apply_whole_is_refused(server, folder, name):
 
 
 @pytest.mark.parametrize("where", ["front", "rows", "end"])
-def test_a_damaged_adapter_is_refused_and_served_once_it_is_mended(server, folder, right, where):
+def test_a_damaged_adapter_is_refused_and_served_once_it_is_replaced(server, folder, right, where):
     path = folder / f"damaged-{where}.vblora"
     save(serving.adapter(24), path)
     damaged(path, {"front": 20, "rows": path.stat().st_size // 2, "end": -1}[where])
