@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import shutil
 import sys
 
 import numpy as np
@@ -77,6 +78,20 @@ def test_ranks_below_the_largest_are_filled_up_and_the_scale_is_one(vllm, load, 
 def test_other_paths_go_to_vllm_itself(vllm, load, place):
     assert load(place) == f"the tensors in {place}"
     assert vllm.helper.from_local_dir(place, None) == f"the config in {place}"
+
+
+def test_a_bank_of_its_own_is_found_beside_the_adapter(load, tmp_path, path, adapter):
+    from vbfmt import banks
+
+    thin = tmp_path / "folder" / "x.vblora"
+    (tmp_path / "folder").mkdir()
+    banks.split(path, thin, banks=tmp_path / "folder" / "banks")
+    pinned = lora_path(thin)
+    assert pinned.partition("@")[2] == lora_path(path).partition("@")[2]
+    load(pinned)
+    shutil.rmtree(tmp_path / "folder")
+    found = load(pinned).loras[adapter.modules[0].name]
+    np.testing.assert_array_equal(found.lora_a, adapter.factors(adapter.modules[0].name)[0])
 
 
 def test_an_accepted_adapter_is_never_read_again(load, path, adapter):
