@@ -5,7 +5,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 
 .DEFAULT_GOAL := help
-.PHONY: help demo docs dist example pictures test test-all second-reader coverage fuzz flips determinism mutation runtimes serving bench check format types clean
+.PHONY: help demo docs page dist example pictures test test-all second-reader coverage fuzz flips determinism mutation runtimes serving bench check format types clean
 
 help:
 	@echo "make demo      pack, inspect, verify and expand the trained checkpoint in tests/data"
@@ -22,6 +22,7 @@ help:
 	@echo "make serving   vLLM's own server with packed adapters, on the CPU (an environment of 3.5 GB)"
 	@echo "make bench     measure against PEFT and print the table"
 	@echo "make docs      the documentation, in build/site"
+	@echo "make page      a page that opens a .vblora file in the browser"
 	@echo "make dist      wheel and sdist, in build/dist"
 	@echo "make check     lint, formatting and types"
 
@@ -56,6 +57,11 @@ $(READER)/node_modules/installed: $(READER)/package.json $(READER)/package-lock.
 	@touch $@
 
 second-reader: $(READER)/node_modules/installed
+
+# The page that opens a file: one HTML file that needs nothing else.
+page: $(READER)/node_modules/installed
+	cd $(READER) && node build.js && node page/build.js "$(CURDIR)/build/page/open.html"
+	@echo "open build/page/open.html in a browser"
 
 # Where they cannot be had, the second reader's tests are skipped and say so.
 .PHONY: second-reader-if-any

@@ -2,17 +2,15 @@
 // the specification, whose sections the comments name. Written from those alone.
 
 import { createHash } from "node:crypto";
-import { createRequire } from "node:module";
+import KaitaiStream from "kaitai-struct/KaitaiStream.js";
 import { crc32 } from "./crc32.js";
 import { Fault, require } from "./fault.js";
 import { decode, lengths, requireMetadataNames, withOffsets } from "./header.js";
 import { isJsonObject } from "./json.js";
 import { compose, decodeValues, littleEndian } from "./values.js";
+import description from "./vblora.cjs";
 
-const load = createRequire(import.meta.url);
-const KaitaiStream = load("kaitai-struct/KaitaiStream");
-const { Vblora } = load("./vblora.cjs");
-
+const { Vblora } = description;
 const MAGIC = Buffer.from("8956424c0d0a1a0a", "hex");
 const PREAMBLE = 32;
 const LONGEST_HEADER = 16777216;
@@ -23,6 +21,12 @@ const MAJOR = 1;
  * `bankOf` gives the Buffer of a bank that is not in the file (section 12) by its SHA-256 in hexadecimal digits, or undefined.
  */
 export function read(data, bankOf = () => undefined) {
+  const { header, values, bodies, digest } = open(data, bankOf);
+  return content(header, values, bodies, digest);
+}
+
+/** Header, values, sections and digest of a file in which every rule holds; or throws a Fault. */
+export function open(data, bankOf = () => undefined) {
   requirePreamble(data);
   const file = new Vblora(new KaitaiStream(data));
   const header = parsed(file, data.readUInt16LE(10));
@@ -32,7 +36,7 @@ export function read(data, bankOf = () => undefined) {
   requireIntact(file, header, data, bodies);
   requireTexts(header);
   const values = decodeValues(header, bodies);
-  return content(header, values, bodies, `sha256:${sha256(front)}`);
+  return { header, values, bodies, digest: `sha256:${sha256(front)}` };
 }
 
 /** Section 2: magic, length, CRC, major version, in this order. */

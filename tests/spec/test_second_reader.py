@@ -97,4 +97,4 @@ def test_random_damage_meets_the_same_refusal(reader, tmp_path):
 def test_the_lock_file_names_no_registry():
     lock = (SPEC / "javascript" / "package-lock.json").read_text()
     assert "http" not in lock
-    assert lock.count('"integrity"') == 3
+    assert lock.count('"integrity"') == lock.count('"node_modules/') >= 3

@@ -1,0 +1,3 @@
+// Node's Buffer, in a browser.
+
+export { Buffer } from "buffer";
