@@ -5,7 +5,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 
 .DEFAULT_GOAL := help
-.PHONY: help demo docs page dist example pictures test test-all second-reader coverage fuzz flips determinism mutation runtimes serving bench check format types clean
+.PHONY: help demo docs page dist example pictures test test-all second-reader coverage fuzz flips determinism versions mutation runtimes serving bench check format types clean
 
 help:
 	@echo "make demo      pack, inspect, verify and expand the trained checkpoint in tests/data"
@@ -17,6 +17,7 @@ help:
 	@echo "make fuzz      two million damaged files, guided by coverage (about half an hour)"
 	@echo "make flips     flip every bit of packed files (about ten minutes)"
 	@echo "make determinism  the same bytes on every Python, numpy and msgpack that can be had"
+	@echo "make versions  the tests with the oldest and newest Python, NumPy, PyTorch, transformers and PEFT"
 	@echo "make mutation  what of the format's own code no test would miss"
 	@echo "make runtimes  what vLLM, SGLang, llama.cpp, mlx-lm and PEFT 0.13 make of our files (downloads 1 GB)"
 	@echo "make serving   vLLM's own server with packed adapters, on the CPU (an environment of 3.5 GB)"
@@ -101,6 +102,9 @@ flips: $(VENV)/dev
 
 determinism: $(VENV)/dev
 	$(BIN)/python -m tests.determinism
+
+versions: $(VENV)/dev
+	$(BIN)/python -m tests.versions
 
 # In a copy, because mutmut writes beside what it changes.
 mutation: $(VENV)/dev

@@ -5,7 +5,7 @@ environment variable ``VBFMT_VLLM_ADAPTERS``, the folder of the adapters, nothin
 it, a request for the model ``alice`` is answered with ``alice.vblora`` of that folder. Nothing is
 expanded on disk: the workers compose the factors from the packed bytes, which they keep.
 
-How to start a server: docs/serving.md.
+How to start a server: docs/guides/serving.md.
 """
 
 from __future__ import annotations
