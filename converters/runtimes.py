@@ -9,7 +9,7 @@ from typing import Literal, TypeAlias
 
 from vbfmt.converters.lowrank import LowRank
 from vbfmt.converters.names import targets
-from vbfmt.errors import TargetError
+from vbfmt.errors import ConfigError, TargetError
 
 Effect: TypeAlias = Literal["refuses", "drops", "needs"]
 
@@ -228,14 +228,24 @@ TAKES = {
 it stands. Ollama can convert folders itself, for some architectures; that is not checked here."""
 
 
+def form_of(runtime: str) -> str:
+    """The form (of `vbfmt.converters.WRITERS`) that a runtime loads.
+
+    Raises:
+        ConfigError: unknown runtime.
+    """
+    if runtime not in TAKES:
+        raise ConfigError("unknown runtime", found=runtime, expected=", ".join(TAKES))
+    return TAKES[runtime]
+
+
 def findings(adapter: LowRank, runtime: str, *, drop_extras: bool = False) -> list[Finding]:
     """What that runtime would refuse, drop or need.
 
     Raises:
-        TargetError: unknown runtime.
+        ConfigError: unknown runtime.
     """
-    if runtime not in TAKES:
-        raise TargetError("unknown runtime", found=runtime, expected=", ".join(TAKES))
+    form_of(runtime)
     return list(_findings(adapter, runtime, drop_extras=drop_extras))
 
 

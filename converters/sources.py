@@ -42,19 +42,19 @@ def packed(source: str, *, revision: str | None = None) -> str:
 
     Arguments and errors as `checkpoint`; SourceError also where there are several.
     """
+    return _path_of(source, lambda names: _only_packed(names, source), revision, f"{_PACKED} file")
+
+
+def adapter(source: str, *, revision: str | None = None) -> str:
+    """The local path of an adapter: a packed file if the repository holds one, else a checkpoint.
+
+    Arguments and errors as `packed`.
+    """
 
     def choice(names: Names) -> Collection[str]:
-        found = sorted(name for name in names if name.endswith(_PACKED))
-        if len(found) > 1:
-            raise SourceError(
-                "more than one packed adapter in the repository",
-                file=source,
-                found=", ".join(found[:3]) + (", …" if len(found) > 3 else ""),
-                advice=f"say which: hf://OWNER/NAME/{found[0]}",
-            )
-        return found
+        return _only_packed(names, source) or checkpoints.needed(names)
 
-    return _path_of(source, choice, revision, f"{_PACKED} file", whole=False)
+    return _path_of(source, choice, revision, f"{_PACKED} file or weights of an adapter")
 
 
 def config(source: str, *, revision: str | None = None) -> str:
@@ -94,16 +94,31 @@ def revision_for(base: str, adapters: Sequence[Adapter]) -> str | None:
     return next((revision for revision in named if revision), None)
 
 
+def _only_packed(names: Names, source: str) -> list[str]:
+    """The one packed file of a repository, none if there is none.
+
+    Raises:
+        SourceError: there are several.
+    """
+    found = sorted(name for name in names if name.endswith(_PACKED))
+    if len(found) > 1:
+        raise SourceError(
+            "more than one packed adapter in the repository",
+            file=source,
+            found=", ".join(found[:3]) + (", …" if len(found) > 3 else ""),
+            advice=f"say which: hf://OWNER/NAME/{found[0]}",
+        )
+    return found
+
+
 def _path_of(
     source: str,
     choice: Choice,
     revision: str | None,
     what: str,
-    *,
-    whole: bool = True,
 ) -> str:
     """`source` itself if it is a path; else the folder in the cache, or the file in it if one is
-    named or not the `whole` folder is wanted."""
+    named or a packed file is all that was chosen."""
     repo = parse(source, revision)
     if repo is None:
         if revision is not None:
@@ -118,7 +133,8 @@ def _path_of(
         folder, _ = fetched(repo, source, _with_configs(repo.file), repo.file)
         return os.path.join(folder, *repo.file.split("/"))
     folder, chosen = fetched(repo, source, choice, what)
-    return folder if whole else os.path.join(folder, *chosen[0].split("/"))
+    only_packed = len(chosen) == 1 and chosen[0].endswith(_PACKED)
+    return os.path.join(folder, *chosen[0].split("/")) if only_packed else folder
 
 
 def _with_configs(file: str) -> Choice:

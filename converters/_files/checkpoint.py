@@ -37,7 +37,8 @@ FLOATS = ("F32", "F16", "BF16", "F64")
 _INDEXES = ("model.safetensors.index.json", "pytorch_model.bin.index.json")
 """Indexes of a whole model in several files."""
 
-_SUFFIXES = (".safetensors", ".bin", ".pt", ".pth")
+SUFFIXES = (".safetensors", ".bin", ".pt", ".pth")
+"""Endings of weights files."""
 
 
 @dataclass(frozen=True)
@@ -108,7 +109,7 @@ def _sharded(index: Path) -> dict[str, Tensor]:
     result: dict[str, Tensor] = {}
     for name in sorted(names, key=str):
         sound = isinstance(name, str) and os.path.basename(name) == name and "\\" not in name
-        if not sound or not name.endswith(_SUFFIXES):
+        if not sound or not name.endswith(SUFFIXES):
             raise SourceError("not a file of weights", file=index, found=shown(name))
         result.update(_tensors(index.parent / name))
     if not result:
@@ -217,12 +218,12 @@ def _locate(path: Path) -> Path:
                 expected=f"a file {' or '.join(WEIGHTS)}",
             )
         return weights
-    if path.suffix not in _SUFFIXES:
+    if path.suffix not in SUFFIXES:
         there = path.exists()
         raise (SourceError if there else MissingSourceError)(
             "not a checkpoint" if there else "no such file or folder",
             file=path,
-            expected=f"a folder, or a file that ends with {', '.join(_SUFFIXES)}",
+            expected=f"a folder, or a file that ends with {', '.join(SUFFIXES)}",
             advice="it is packed already" if path.suffix == ".vblora" and there else None,
         )
     return path

@@ -6,7 +6,7 @@ import os
 import stat
 from collections.abc import Callable, Iterable, Iterator
 
-from vbfmt._files import storage
+from vbfmt._files import parents, storage
 from vbfmt._format.container import Bytes
 from vbfmt.converters.merge import paths, refusals
 from vbfmt.converters.merge.plan import PathLike, Plan
@@ -25,7 +25,7 @@ def write(
     Memory holds a few blocks at a time, whatever the size of the model.
 
     Args:
-        path: the folder; not inside the base.
+        path: the folder; not inside the base. Missing folders above it are made.
         overwrite: replace the output of an earlier merge, in one step. Any other folder, and one
             that holds a file which no merge wrote, is refused.
         progress: called with numbers of bytes as they are written; they sum to `plan.size`.
@@ -38,6 +38,7 @@ def write(
     require_place(plan, path, overwrite=overwrite)
     told = progress or (lambda count: None)
     with (
+        parents.made(path),
         storage.new_folder(path, overwrite=overwrite, whole=True) as folder,
         workers() as pool,
     ):

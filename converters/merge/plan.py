@@ -35,6 +35,7 @@ class Plan:
         files: the weights to be written.
         texts: other files to be written, by name.
         notices: what the user should know.
+        digests: the adapters', in the order in which they were given.
     """
 
     factors: LowRank
@@ -43,6 +44,7 @@ class Plan:
     files: tuple[File, ...]
     texts: Mapping[str, bytes]
     notices: tuple[str, ...] = ()
+    digests: tuple[str, ...] = ()
 
     @property
     def copies(self) -> tuple[str, ...]:
@@ -127,6 +129,7 @@ def plan(
         files=tuple(files),
         texts=texts,
         notices=tuple(filter(None, [*notices, *changes])),
+        digests=tuple(each.digest for each in merged),
     )
     refusals.require_readable(os.path.join(model.path, name) for name in result.copies)
     return result

@@ -9,7 +9,7 @@ from collections.abc import Collection, Iterable, Mapping
 from itertools import chain
 from typing import Any
 
-from vbfmt._files import storage
+from vbfmt._files import parents, storage
 from vbfmt.converters.lowrank import LowRank
 from vbfmt.converters.merge import config, record
 from vbfmt.converters.merge.arithmetic import FLOATS
@@ -187,8 +187,7 @@ def require_place(output: str, base: str, *, overwrite: bool) -> None:
             file=output,
             advice="choose a folder below it",
         )
-    if not os.path.isdir(os.path.dirname(inner)):
-        raise TargetError("no folder to write into", file=output, advice="make it first")
+    parents.nearest(output)
     if not overwrite:
         storage.require_absent(output)
         return
@@ -225,7 +224,7 @@ def require_room(output: str, size: int) -> None:
     Raises:
         StorageError
     """
-    free = shutil.disk_usage(os.path.dirname(os.path.realpath(output))).free
+    free = shutil.disk_usage(parents.nearest(output)).free
     if free < size:
         raise StorageError(
             "not enough room on the disk", file=output, found=f"{free} bytes", expected=size

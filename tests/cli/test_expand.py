@@ -29,14 +29,15 @@ def test_expand_says_what_becomes_of_extras(vbfmt, tmp_path):
     assert "left out" in dropped.err
 
 
-def test_expand_to_other_runtimes(vbfmt, tmp_path, packed):
+def test_expand_to_other_runtimes(vbfmt, tmp_path, packed, monkeypatch):
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", True)
     result = vbfmt("expand", packed, "-o", tmp_path / "mlx", "--to", "mlx")
     assert result.code == 0
     assert "mlx-lm LoRA of rank 2" in result.out
     assert sorted(os.listdir(tmp_path / "mlx")) == ["adapter_config.json", "adapters.safetensors"]
     missing = vbfmt("expand", packed, "-o", tmp_path / "x.gguf", "--to", "gguf")
     assert missing.code == 1
-    assert "give its folder (config.json) or its GGUF file: --base PATH" in missing.err
+    assert "give the base: --base PATH" in missing.err
     assert not (tmp_path / "x.gguf").exists()
     useless = vbfmt("expand", packed, "-o", tmp_path / "y", "--base", tmp_path)
     assert useless.code == 2
@@ -80,7 +81,8 @@ def test_a_form_that_the_runtime_does_not_take_is_not_written(
     to = ("--to", form) if form else ()
     result = vbfmt("expand", packed, "-o", tmp_path / "x", "--check", runtime, *to)
     assert result.code == 2
-    assert f"{runtime} takes no --to {form or 'peft'}: add --to {takes}" in result.err
+    assert f"{runtime} does not load this form: --check: found {form or 'peft'}" in result.err
+    assert f"give --to {takes}" in result.err
     assert not (tmp_path / "x").exists()
 
 

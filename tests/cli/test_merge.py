@@ -11,7 +11,7 @@ import pytest
 
 import vbfmt as library
 from tests.converters.merge.folders import SHAPES, adapter_of, save_base, tensors_in, weights_of
-from vbfmt.cli import merge as command
+from vbfmt.cli import progress
 from vbfmt.converters._files import safetensors
 
 
@@ -105,9 +105,10 @@ def test_a_terminal_gets_bytes_and_rate(monkeypatch):
     ours, theirs = pty.openpty()
     with os.fdopen(theirs, "w") as terminal:
         monkeypatch.setattr(sys, "stderr", terminal)
-        with command._progress(2_000_000) as told:
-            told(1_000_000)
-            told(1_000_000)
+        monkeypatch.setattr(progress, "_PATIENCE", 0)
+        with progress.shown("bytes") as told:
+            told(1_000_000, 2_000_000)
+            told(1_000_000, 2_000_000)
         terminal.flush()
         shown = ""
         while not shown.endswith("\n"):  # it comes in parts
@@ -118,7 +119,7 @@ def test_a_terminal_gets_bytes_and_rate(monkeypatch):
 
 
 def test_a_pipe_gets_no_bar():
-    with command._progress(10) as told:
+    with progress.shown("bytes") as told:
         assert told is None
 
 
@@ -142,20 +143,22 @@ def test_expand_reduces_the_rank_and_says_what_is_lost(vbfmt, files, tmp_path):
     assert set(lost) == set(SHAPES)
     assert all(0 < share < 0.2 for share in lost.values())
     worst_first = sorted(lost, key=lambda name: (-lost[name], name))
-    assert shown == [[name, f"{lost[name]:.3g}"] for name in worst_first]
+    assert shown == [[name, f"{lost[name]:.3g}"] for name in worst_first[:3]]
+    everything = vbfmt("expand", *files, "--weight", "1", "--weight", "0.1", "-o",
+                       tmp_path / "all", "--rank", "2", "-v").out  # fmt: skip
+    assert all(f"  {name}  {lost[name]:.3g}" in everything for name in lost)
     mean = sum(lost.values()) / len(lost)
     assert f"norm: {mean:.3g} on average over {len(lost)} modules" in result.out
 
 
 @pytest.mark.parametrize("inside", [False, True])
 def test_force_does_not_merge_over_the_packed_file(vbfmt, base, files, tmp_path, inside):
-    out = files[0]
-    file = files[0]
+    file = files[0].rename(tmp_path / "packed")
+    out = file
     if inside:
         out = tmp_path / "out"
-        assert vbfmt("merge", files[0], "--base", base, "-o", out).code == 0
-        file = out / "x.vblora"
-        file.write_bytes(files[0].read_bytes())
+        assert vbfmt("merge", file, "--base", base, "-o", out).code == 0
+        file = file.rename(out / "x.vblora")
     result = vbfmt("merge", file, "--base", base, "-o", out, "--force")
     assert (result.code, "not the output of an earlier merge" in result.err) == (1, True)
     assert file.read_bytes() == library.dumps(adapter_of(seed=1))

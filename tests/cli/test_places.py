@@ -11,6 +11,8 @@ import sys
 import pytest
 
 from tests.conftest import ROOT
+from tests.converters.merge.folders import adapter_of, save_base, weights_of
+from vbfmt import save
 from vbfmt.cli.show import size
 
 TRAINED = ROOT / "tests" / "data" / "minilm-vblora"
@@ -36,6 +38,10 @@ def test_force_does_not_pack_over_the_checkpoint(vbfmt, tmp_path, trained, name,
         output = tmp_path / "link"
         output.symlink_to(trained / name)
     result = vbfmt("pack", trained, "-o", output, "--force")
+    assert contents(trained) == before
+    if not link:  # the name of another form of file
+        assert (result.code, name.rpartition(".")[2] in result.err) == (2, True)
+        return
     assert result.code == 1
     assert result.err == (
         f"error: the output would replace what is read in {output}; choose another name\n"
@@ -60,10 +66,11 @@ def test_force_does_not_write_over_the_packed_file(vbfmt, tmp_path, packed, word
 
 
 def test_force_does_not_write_gguf_over_what_it_is_made_from(vbfmt, packed):
-    before = packed.read_bytes()
-    result = vbfmt("expand", packed, "-o", packed, "--to", "gguf", "--force")
+    file = packed.rename(packed.with_suffix(".gguf"))
+    before = file.read_bytes()
+    result = vbfmt("expand", file, "-o", file, "--force", "--base", file.parent)
     assert (result.code, "would replace what is read" in result.err) == (1, True)
-    assert packed.read_bytes() == before
+    assert file.read_bytes() == before
 
 
 def test_force_does_not_draw_over_the_packed_file(vbfmt, tmp_path, packed):
@@ -89,7 +96,7 @@ def test_the_name_of_a_folder_for_a_file_leaves_nothing(vbfmt, tmp_path, checkpo
 @pytest.mark.parametrize("force", [[], ["--force"]])
 @pytest.mark.parametrize("command", ["pack", "unpack", "expand", "plot"])
 def test_a_pipe_stays_one(vbfmt, tmp_path, checkpoint, packed, command, force):
-    pipe = tmp_path / "pipe.svg"
+    pipe = tmp_path / ("pipe.svg" if command == "plot" else "pipe")
     os.mkfifo(pipe)
     source = checkpoint if command == "pack" else packed
     result = vbfmt(command, source, "-o", pipe, *force)
@@ -117,10 +124,35 @@ def test_a_folder_where_a_file_should_be_and_a_file_where_a_folder(
 
 
 @pytest.mark.parametrize("command", ["pack", "unpack", "expand", "plot"])
-def test_a_missing_output_folder_is_told_before_anything_is_read(vbfmt, tmp_path, command):
-    output = tmp_path / "no" / "such.svg"
-    result = vbfmt(command, tmp_path / "nothing", "-o", output)
-    assert result.err == f"error: no folder to write into in {output}; make it first\n"
+def test_missing_folders_above_the_output_are_made(vbfmt, tmp_path, checkpoint, packed, command):
+    output = tmp_path / "new" / "deep" / ("x.svg" if command == "plot" else "x")
+    result = vbfmt(command, checkpoint if command == "pack" else packed, "-o", output)
+    assert (result.code, output.exists()) == (0, True)
+
+
+def test_missing_folders_above_the_output_of_a_merge_are_made(vbfmt, tmp_path):
+    save(adapter_of(), tmp_path / "x.vblora")
+    base = save_base(tmp_path / "base", weights_of())
+    output = tmp_path / "new" / "deep" / "merged"
+    dry = vbfmt("merge", tmp_path / "x.vblora", "--base", base, "-o", output, "--dry-run")
+    assert (dry.code, (tmp_path / "new").exists()) == (0, False)
+    assert vbfmt("merge", tmp_path / "x.vblora", "--base", base, "-o", output).code == 0
+    assert (output / "model.safetensors").exists()
+
+
+@pytest.mark.parametrize("command", ["pack", "unpack", "expand", "plot"])
+def test_folders_are_not_made_in_vain(vbfmt, tmp_path, command):
+    result = vbfmt(command, tmp_path / "nothing", "-o", tmp_path / "new" / "deep" / "x.svg"[:-4])
+    assert result.code in (1, 2)
+    assert os.listdir(tmp_path) == []
+
+
+@pytest.mark.parametrize("command", ["pack", "unpack", "expand", "plot"])
+def test_a_file_cannot_be_a_folder_above_the_output(vbfmt, tmp_path, packed, command):
+    output = packed / ("x.svg" if command == "plot" else "x")
+    result = vbfmt(command, packed.parent / "checkpoint", "-o", output)
+    assert result.code == 1
+    assert f"no folder to write into in {output}: found {packed}, which is a file" in result.err
 
 
 @pytest.mark.parametrize(

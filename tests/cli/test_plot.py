@@ -62,7 +62,7 @@ def test_wrong_wishes_are_one_line_and_leave_nothing(vbfmt, packed, tmp_path):
     for words in (
         (packed, "-o", tmp_path / "x.png", "--before", tmp_path / "none.vblora"),
         (tmp_path / "none.vblora", "-o", tmp_path / "x.png"),
-        (packed, "-o", tmp_path / "no" / "x.png", "--figure", "usage"),
+        (packed, "-o", packed / "x.png", "--figure", "usage"),
     ):
         result = vbfmt("plot", *words)
         assert result.code == 1, words

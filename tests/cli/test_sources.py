@@ -43,7 +43,7 @@ def test_a_seed_with_the_base(vbfmt, tmp_path):
     assert (alone.code, "--base PATH" in alone.err) == (1, True)
 
 
-@pytest.mark.parametrize("words", [("--layout", "nlu"), ("--base", "b"), ("--revision", "r")])
+@pytest.mark.parametrize("words", [("--layout", "nlu"), ("--base", "b"), ("--topk", 2)])
 def test_options_about_a_source_want_one(vbfmt, packed, words):
     assert vbfmt("verify", packed, *words).code == 2
 

@@ -1,0 +1,257 @@
+"""Adapters → standard LoRA, in the form that a runtime takes."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any, cast
+
+from vbfmt import packed
+from vbfmt._files import outputs, parents
+from vbfmt._files.banks import Sources
+from vbfmt.adapter import Adapter
+from vbfmt.converters import WRITERS, runtimes, sources
+from vbfmt.converters.hub import card as cards
+from vbfmt.converters.lowrank import LowRank, combine, reduction
+from vbfmt.converters.lowrank.combine import Sum
+from vbfmt.converters.names import targets
+from vbfmt.converters.operations import inputs
+from vbfmt.converters.runtimes import Finding
+from vbfmt.errors import ConfigError, TargetError, few, warn
+
+PathLike = str | os.PathLike[str]
+
+MUCH = 0.1
+"""A share of ΔW's norm, lost on average over the modules, that a user is warned of."""
+
+
+@dataclass(frozen=True)
+class Expanded:
+    """What `expand` wrote.
+
+    Attributes:
+        form: of `vbfmt.converters.WRITERS`.
+        what: the same in words.
+        rank: the largest of a module's.
+        rank_before: the same before it was reduced.
+        digests: the adapters', in the order in which they were given.
+        modules: how many.
+        size: bytes of the files that were written.
+        lost: by module, what the lower rank loses as a share of ΔW's Frobenius norm.
+        findings: what the runtimes that were asked about would drop or need.
+    """
+
+    form: str
+    what: str
+    rank: int
+    rank_before: int
+    digests: tuple[str, ...]
+    modules: int
+    size: int
+    lost: Mapping[str, float]
+    findings: tuple[Finding, ...]
+
+    @property
+    def mean_lost(self) -> float:
+        """The mean of `lost`."""
+        return sum(self.lost.values()) / len(self.lost) if self.lost else 0.0
+
+
+def form_of(dst: PathLike, to: str | None = None, check: Sequence[str] = ()) -> str:
+    """The form in which an output is written: `to`, or else by the output's name.
+
+    Raises:
+        ConfigError: they contradict each other.
+    """
+    wanted = {runtime: runtimes.form_of(runtime) for runtime in check}
+    named = "gguf" if os.fspath(dst).lower().endswith(".gguf") else None
+    form = to or named or "peft"
+    if form not in WRITERS:
+        raise ConfigError("unknown form", part="`to`", found=form, expected=", ".join(WRITERS))
+    if named is not None and form != named:
+        raise ConfigError(
+            "the output's name is that of a GGUF file, and another form is asked for",
+            file=dst,
+            found=f"`to={form}`",
+            expected="`to=gguf`",
+            advice="give the name of a folder",
+        )
+    for runtime, taken in wanted.items():
+        if taken != form:
+            raise ConfigError(
+                f"{runtime} does not load this form",
+                part="`check`",
+                found=form,
+                expected=taken,
+                advice=f"give `to={taken}`",
+            )
+    return form
+
+
+def expand(
+    src: inputs.Given | Sequence[inputs.Given],
+    dst: PathLike,
+    *,
+    to: str | None = None,
+    rank: int | None = None,
+    weights: Sequence[float] = (),
+    dtype: str = "float32",
+    base: PathLike | None = None,
+    topk: int | None = None,
+    layout: str | None = None,
+    revision: str | None = None,
+    check: Sequence[str] = (),
+    strict: bool = False,
+    drop_extras: bool = False,
+    banks: Sources | None = None,
+    card: bool = False,
+    overwrite: bool = False,
+    progress: Callable[[int, int], None] | None = None,
+) -> Expanded:
+    """Expand adapters into one standard LoRA.
+
+    The factors are exact, and alpha equals the rank. Several adapters become the weighted sum of
+    their ΔW, whose rank is the sum of theirs.
+
+    Args:
+        src: packed files, checkpoints, repositories on the Hugging Face Hub, or adapters.
+        dst: the folder or ``.gguf`` file to write. Missing folders above it are made.
+        to: the form, of `vbfmt.converters.WRITERS`; left out, ``gguf`` if `dst` is named so, else
+            ``peft``.
+        rank: reduce the rank to this one, by the best approximation.
+        weights: one for each adapter; 1 if left out.
+        dtype: of the factors: float32, bfloat16 or float16.
+        base: for GGUF, the base model's folder, repository or GGUF file; left out, the repository
+            that the adapters name. For Uni-LoRA checkpoints, the base model's folder.
+        topk, layout: for checkpoints, as `vbfmt.pack`.
+        revision: of adapters that are repositories.
+        check: runtimes that shall load it, of `vbfmt.converters.runtimes.TAKES`.
+        strict: refuse whatever a runtime of `check` would drop or need, too.
+        drop_extras: leave out trained biases and heads.
+        banks: for packed files without a bank, as `vbfmt.load`.
+        card: write a model card for the Hub, too.
+        overwrite: replace an existing file, or the files of an existing folder.
+        progress: called with 1 for each module that is written, and the number of modules.
+
+    Warns:
+        VbfmtWarning: what the runtimes of `check` drop or need, other trained tensors, a rank
+            whose reduction loses much, base models that are not known or not one.
+
+    Raises:
+        ConfigError: arguments that contradict each other.
+        VbfmtError: an adapter cannot be read.
+        TargetError: it cannot be written in this form, or a runtime of `check` refuses it.
+        OutputExistsError, StorageError: the output cannot be written.
+    """
+    writer = WRITERS[form_of(dst, to, check)]
+    if card and not writer.files:
+        raise ConfigError("a model card is for folders, and this form is one file", part="`card`")
+    require = outputs.require_folder if writer.files else outputs.require_file
+    require(dst, overwrite=overwrite)
+    found = [inputs.located(each, revision=revision) for each in inputs.listed(src)]
+    if base is not None and not writer.wants_base and not any(map(_may_want_base, found)):
+        raise ConfigError("this form needs no base", part="`base`", found=f"`to={writer.name}`")
+    config = None if base is None else sources.config(os.fspath(base))
+    reads = [*(file for each in found for file in inputs.files_of(each)), *inputs.configs(config)]
+    outputs.require_not_read(dst, reads)
+    outputs.require_none_read(dst, (*writer.files, cards.NAME), reads)
+    adapters = [
+        inputs.loaded(each, topk=topk, layout=layout, base=config, banks=banks) for each in found
+    ]
+    if writer.wants_base and config is None:
+        config = inputs.base_named_by(adapters, sources.config)
+    total = combine.weighted(adapters, weights, drop_extras=drop_extras)
+    lost: dict[str, float] = {}
+    reduced = total if rank is None else reduction.Reduced(total, rank, lost.__setitem__)
+    findings = _findings(reduced, check, drop_extras=drop_extras, strict=strict)
+    options: dict[str, Any] = {"base": config} if writer.wants_base else {}
+    if card:
+        options["card"] = cards.lora(reduced, writer.name)
+    with parents.made(dst):
+        size = writer.write(
+            reduced if progress is None else cast(LowRank, _Watched(reduced, progress)),
+            dst,
+            dtype=dtype,
+            drop_extras=drop_extras,
+            overwrite=overwrite,
+            **options,
+        )
+    result = Expanded(
+        writer.name,
+        writer.what,
+        max(module.rank for module in reduced.modules),
+        max(module.rank for module in total.modules),
+        tuple(map(packed.digest, adapters)),
+        len(reduced.modules),
+        size,
+        lost,
+        findings,
+    )
+    notices = [*map(str, findings), *_notices(total, result, checked=bool(check))]
+    if writer.name == "peft":
+        notices += filter(None, [targets.doubt([module.name for module in reduced.modules])])
+    for notice in notices:
+        warn(notice)
+    return result
+
+
+class _Watched:
+    """A LoRA that reports each module as its factors are asked for."""
+
+    def __init__(self, whole: LowRank, progress: Callable[[int, int], None]) -> None:
+        self._whole, self._progress = whole, progress
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._whole, name)
+
+    def iter_factors(self) -> Iterator[tuple[Any, Any, Any]]:
+        for each in self._whole.iter_factors():
+            yield each
+            self._progress(1, len(self._whole.modules))
+
+
+def _may_want_base(given: inputs.Given) -> bool:
+    return not isinstance(given, Adapter) and inputs.is_checkpoint(given)
+
+
+def _findings(
+    adapter: LowRank, check: Sequence[str], *, drop_extras: bool, strict: bool
+) -> tuple[Finding, ...]:
+    """What the runtimes would drop or need.
+
+    Raises:
+        TargetError: one of them would refuse the adapter, or `strict` and there is anything.
+    """
+    found = [
+        finding
+        for runtime in check
+        for finding in runtimes.require_loadable(adapter, runtime, drop_extras=drop_extras)
+    ]
+    if strict and found:
+        raise TargetError(
+            f"{found[0].rule.runtime} would not take it as it is ({found[0].rule.source})",
+            found=f"{found[0].rule.effect} {found[0].what}",
+            advice=found[0].rule.advice,
+        )
+    return tuple(found)
+
+
+def _notices(total: Sum, result: Expanded, *, checked: bool) -> Iterator[str]:
+    if total.extras:
+        advice = "" if checked else "; not every runtime takes them: see `check`, `drop_extras`"
+        done = "left out" if total.drop_extras else f"kept{advice}"
+        yield f"{len(total.extras)} other trained tensors ({few(total.extras)}) {done}"
+    whole = combine.unweighted(total)
+    if whole:
+        yield whole
+    if result.mean_lost > MUCH:
+        yield (
+            f"rank {result.rank} loses much: {result.mean_lost:.0%} of ΔW on average; "
+            f"the rank was {result.rank_before}"
+        )
+    doubt = combine.disagreement(total)
+    if doubt:
+        yield doubt
+    elif not total.base_model:
+        yield "the checkpoint names no base model; some runtimes want base_model_name_or_path"

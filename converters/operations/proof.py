@@ -1,0 +1,86 @@
+"""Whether a packed adapter is what a checkpoint holds."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Collection
+from dataclasses import dataclass
+
+import numpy as np
+
+from vbfmt.adapter import Adapter
+from vbfmt.analysis.difference import Difference, compare
+from vbfmt.converters import open_source, sources
+from vbfmt.converters.operations.pack import recorded
+
+PathLike = str | os.PathLike[str]
+
+_ROUNDED_TWICE = 2.0**-23
+
+
+@dataclass(frozen=True)
+class Reference:
+    """A checkpoint packed again, to compare with.
+
+    Attributes:
+        adapter: what it holds.
+        rounded: whether its admixture weights went through PEFT's top-k form, which rounds them.
+    """
+
+    adapter: Adapter
+    rounded: bool
+
+
+@dataclass(frozen=True)
+class Comparison:
+    """What `against` found.
+
+    Attributes:
+        difference: between the adapter and the checkpoint.
+        bound: how far an element of a factor may be off by the rounding of the top-k form; 0 where
+            nothing but equality counts.
+    """
+
+    difference: Difference
+    bound: float
+
+    @property
+    def same(self) -> bool:
+        """Whether nothing differs, or factors alone and by no more than `bound`."""
+        rest = self.difference
+        factors_alone = not (rest.parts or rest.only_in_a or rest.only_in_b)
+        shapes_agree = all(module.shapes is None for module in rest.modules)
+        return rest.same or (factors_alone and shapes_agree and rest.largest <= self.bound)
+
+
+def reference(
+    src: PathLike,
+    *,
+    topk: int | None = None,
+    layout: str | None = None,
+    base: PathLike | None = None,
+    base_model: str | None = None,
+    revision: str | None = None,
+) -> Reference:
+    """Pack a checkpoint again, in memory. Arguments and errors as `vbfmt.pack`."""
+    opened = open_source(sources.checkpoint(os.fspath(src), revision=revision), layout=layout)
+    config = None if base is None else sources.config(os.fspath(base))
+    adapter = recorded(opened.read(topk=topk, base=config), base_model)
+    return Reference(adapter, _in_topk_form(opened.checkpoint.tensors))
+
+
+def against(adapter: Adapter, checkpoint: Reference) -> Comparison:
+    """Compare an adapter with a checkpoint.
+
+    A checkpoint in PEFT's top-k form gives factors that are rounded once more than those of the
+    logits that it was made from: each is within (k + 1)·2⁻²⁴·max|bank| of the exact value.
+    """
+    bound = 0.0
+    if checkpoint.rounded:
+        largest = float(np.abs(checkpoint.adapter.bank).max())
+        bound = (checkpoint.adapter.k + 1) * _ROUNDED_TWICE * largest
+    return Comparison(compare(adapter, checkpoint.adapter), bound)
+
+
+def _in_topk_form(keys: Collection[str]) -> bool:
+    return any(key.endswith("_topk_weights") for key in keys)

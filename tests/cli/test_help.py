@@ -1,0 +1,95 @@
+"""What the help says: examples that hold, commands that were meant."""
+
+from __future__ import annotations
+
+import shlex
+from importlib import import_module
+
+import click
+import pytest
+
+from vbfmt.cli import COMMANDS
+
+
+def command(name: str) -> click.Command:
+    return import_module(f"vbfmt.cli.{name}").command
+
+
+@pytest.mark.parametrize("name", COMMANDS)
+def test_every_help_has_examples_that_are_right_usage(vbfmt, name):
+    shown = vbfmt(name, "--help").out
+    assert "\nExamples:\n" in shown
+    for example in command(name).examples:
+        assert f"\n  {example}\n" in shown
+        words = shlex.split(example.partition("|")[0].partition("&&")[0])
+        assert words[:2] == ["vbfmt", name]
+        command(name).make_context(name, words[2:]).close()
+
+
+@pytest.mark.parametrize("name", COMMANDS)
+def test_every_command_answers_in_json_and_takes_quiet_and_verbose(name):
+    options = {word for each in command(name).params for word in each.opts}
+    assert {"--json", "--quiet", "-q", "--verbose", "-v"} <= options
+
+
+@pytest.mark.parametrize("name", COMMANDS)
+def test_help_fits_eighty_columns(vbfmt, name, monkeypatch):
+    monkeypatch.setenv("COLUMNS", "80")
+    text = vbfmt(name, "--help").out.partition("\nExamples:")[0]
+    assert max(map(len, text.splitlines())) <= 80
+
+
+@pytest.mark.parametrize(
+    ("typed", "meant"),
+    [
+        ("veryfy", "verify"),
+        ("Pack", "pack"),
+        ("unpck", "unpack"),
+        ("info", "inspect"),
+        ("convert", "expand"),
+        ("compare", "diff"),
+    ],
+)
+def test_a_mistyped_command_gets_a_suggestion(vbfmt, typed, meant):
+    result = vbfmt(typed, "x")
+    assert result.code == 2
+    assert f"No such command {typed!r}. Did you mean {meant!r}?" in result.err
+
+
+def test_a_word_like_none_gets_the_list(vbfmt):
+    assert f"Commands: {', '.join(COMMANDS)}." in vbfmt("zzzzzz").err
+
+
+def test_a_path_before_the_command_is_recognised(vbfmt, packed, checkpoint):
+    assert f"comes first: vbfmt verify {packed}" in vbfmt(packed, "verify").err
+    assert f"as in: vbfmt verify {packed}" in vbfmt(packed).err
+    assert f"as in: vbfmt pack {checkpoint}" in vbfmt(checkpoint).err
+
+
+def test_swapped_arguments_are_recognised(vbfmt, tmp_path, packed, checkpoint):
+    swapped = vbfmt("pack", packed, "-o", checkpoint)
+    assert (swapped.code, swapped.out) == (2, "")
+    assert f"did you mean: vbfmt pack {checkpoint} -o {packed}" in swapped.err
+    proof = vbfmt("verify", checkpoint, "--against", packed)
+    assert proof.code == 2
+    assert f"vbfmt verify {packed} --against {checkpoint}" in proof.err
+    model = tmp_path / "model"
+    model.mkdir()
+    merge = vbfmt("merge", model, "--base", packed, "-o", tmp_path / "out")
+    assert merge.code == 2
+    assert f"did you mean: vbfmt merge {packed} --base {model}" in merge.err
+
+
+def test_a_mistyped_option_gets_a_suggestion(vbfmt):
+    said = vbfmt("pack", "x", "--outptu", "y").err
+    assert "Did you mean" in said
+    assert "--output" in said
+
+
+def test_estimate_takes_the_names_of_the_config(vbfmt):
+    long = vbfmt("estimate", "--model", "llama-2-7b", "--num-vectors", "64", "--vector-length",
+                 "128", "--topk", "3", "--rank", "8", "--json")  # fmt: skip
+    short = vbfmt("estimate", "--model", "llama-2-7b", "--h", "64", "--b", "128", "--k", "3",
+                  "--r", "8", "--json")  # fmt: skip
+    assert long.code == 0
+    assert long.out == short.out

@@ -1,0 +1,162 @@
+"""The command as a process: pipes, encodings, signals."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import subprocess
+import sys
+
+import pytest
+
+from tests.converters.merge.folders import adapter_of, save_base, weights_of
+from vbfmt import save
+
+COMMAND = [sys.executable, "-m", "vbfmt"]
+posix = pytest.mark.skipif(sys.platform == "win32", reason="signals of POSIX")
+
+
+def run(*words, given: bytes = b"", **environment: str) -> subprocess.CompletedProcess[bytes]:
+    return subprocess.run(
+        [*COMMAND, *map(str, words)],
+        input=given,
+        env={**os.environ, **environment},
+        capture_output=True,
+    )
+
+
+def test_packed_files_go_through_pipes(tmp_path, checkpoint, packed):
+    data = packed.read_bytes()
+    made = run("pack", checkpoint, "-o", "-")
+    assert (made.returncode, made.stdout) == (0, data)
+    assert b"read as PEFT VB-LoRA" in made.stderr
+    for words in (
+        ("verify", "-"),
+        ("inspect", "-"),
+        ("diff", "-", packed),
+        ("unpack", "-", "-o", tmp_path / "peft"),
+        ("expand", "-", "-o", tmp_path / "lora"),
+    ):
+        done = run(*words, given=data)
+        assert (done.returncode, done.stderr) == (0, b""), words
+    assert run("verify", "-", given=data).stdout.startswith(b"-: ok, sha256:")
+
+
+def test_errors_name_standard_input(tmp_path, packed):
+    done = run("expand", "-", "-o", tmp_path / "lora", given=b"not a packed file")
+    assert done.returncode == 1
+    assert b" in standard input: " in done.stderr
+    assert b"tmp" not in done.stderr.replace(os.fsencode(tmp_path), b"")
+    twice = run("diff", "-", "-", given=packed.read_bytes())
+    assert (twice.returncode, b"given twice" in twice.stderr) == (2, True)
+
+
+@pytest.mark.parametrize("encoding", ["latin-1", "cp1252", "cp437", "ascii", "koi8-r", "utf-8"])
+def test_any_encoding_gets_all_of_the_output(tmp_path, encoding):
+    import dataclasses
+
+    adapter = dataclasses.replace(adapter_of(), base_model="модель/\u732b-é")
+    file = tmp_path / "x.vblora"
+    save(adapter, file)
+    for words in (
+        ("inspect", file),
+        ("inspect", tmp_path / "нет.vblora"),
+        ("unpack", file, "-o", tmp_path / f"{encoding}-é"),
+        ("estimate", "--model", "llama-2-7b"),
+        ("--help",),
+        ("expand", "--help"),
+        ("nó", "such"),
+    ):
+        done = run(*words, PYTHONIOENCODING=encoding)
+        assert b"Traceback" not in done.stderr, words
+        assert done.returncode == (1 if "нет" in str(words) else 2 if words[0] == "nó" else 0)
+        assert done.stdout or done.stderr
+        done.stdout.decode(encoding)
+        done.stderr.decode(encoding)
+    answer = run("inspect", file, "--json", PYTHONIOENCODING=encoding).stdout.decode(encoding)
+    assert json.loads(answer)["base_model"] == "модель/\u732b-é"
+
+
+def test_our_own_characters_are_replaced_by_what_they_mean(tmp_path):
+    save(adapter_of(), tmp_path / "x.vblora")
+    words = run("inspect", tmp_path / "x.vblora", PYTHONIOENCODING="ascii").stdout.decode("ascii")
+    assert "x larger than" in words or "x smaller than" in words
+    assert " -> " in words
+    assert "?" not in words
+
+
+def test_the_locale_c(tmp_path):
+    save(adapter_of(), tmp_path / "x.vblora")
+    environment = {"LC_ALL": "C", "PYTHONUTF8": "0", "PYTHONCOERCECLOCALE": "0"}
+    done = run("inspect", tmp_path / "x.vblora", **environment)
+    assert (done.returncode, done.stderr) == (0, b"")
+
+
+@posix
+def test_a_reader_that_leaves_is_no_error(tmp_path):
+    save(adapter_of(), tmp_path / "x.vblora")
+    reading, writing = os.pipe()
+    os.close(reading)
+    done = subprocess.run(
+        [*COMMAND, "inspect", str(tmp_path / "x.vblora")], stdout=writing, stderr=subprocess.PIPE
+    )
+    os.close(writing)
+    assert (done.returncode, done.stderr) == (1, b"")
+
+
+SLOW = """
+import sys, time
+from vbfmt._files import storage
+
+def slow(*arguments, **options):
+    print("writing", flush=True)
+    time.sleep(60)
+
+storage.sync_folder = slow
+sys.argv = ["vbfmt", *sys.argv[1:]]
+from vbfmt.cli import main
+main()
+"""
+
+
+@posix
+@pytest.mark.parametrize(
+    ("number", "status"),
+    [(signal.SIGTERM, 143), (signal.SIGHUP, 129), (signal.SIGINT, 130)],
+)
+def test_a_signal_leaves_nothing(tmp_path, number, status):
+    save(adapter_of(), tmp_path / "x.vblora")
+    model = save_base(tmp_path / "base", weights_of())
+    words = ["merge", tmp_path / "x.vblora", "--base", model, "-o", tmp_path / "new" / "merged"]
+    process = subprocess.Popen(
+        [sys.executable, "-c", SLOW, *map(str, words)],
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+    )
+    assert process.stdout.readline() == b"writing\n"
+    process.send_signal(number)
+    _, errors = process.communicate(timeout=30)
+    assert process.returncode == status
+    assert b"Traceback" not in errors
+    assert sorted(os.listdir(tmp_path)) == ["base", "x.vblora"]
+
+
+@posix
+def test_a_hangup_that_is_ignored_stays_ignored():
+    program = (
+        "import signal; signal.signal(signal.SIGHUP, signal.SIG_IGN)\n"
+        "from vbfmt.cli.process import clean_up_on_signals\n"
+        "clean_up_on_signals(); print(signal.getsignal(signal.SIGHUP) == signal.SIG_IGN)"
+    )
+    assert subprocess.check_output([sys.executable, "-c", program]) == b"True\n"
+
+
+@posix
+def test_the_completion_of_shells_knows_the_commands():
+    script = run(_VBFMT_COMPLETE="bash_source").stdout
+    assert b"complete" in script
+    found = run(_VBFMT_COMPLETE="bash_complete", COMP_WORDS="vbfmt ver", COMP_CWORD="1").stdout
+    assert b"verify" in found
+    options = run(_VBFMT_COMPLETE="bash_complete", COMP_WORDS="vbfmt pack --b", COMP_CWORD="2")
+    assert b"--base-model" in options.stdout
