@@ -56,5 +56,5 @@ def test_every_rule_has_a_runtime_and_a_source():
 
 
 def test_an_unknown_runtime_names_the_known_ones(plain):
-    with pytest.raises(errors.TargetError, match="expected vllm, sglang, tgi"):
+    with pytest.raises(errors.ConfigError, match="expected vllm, sglang, tgi"):
         runtimes.findings(plain, "exllama")

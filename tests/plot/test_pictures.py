@@ -288,7 +288,7 @@ def test_wrong_wishes(trained, tmp_path):
         write(scene, tmp_path / "x.pdf")
     with pytest.raises(TargetError, match="found no ending"):
         write(scene, tmp_path / "x")
-    with pytest.raises(TargetError, match="unknown figure: --figure: found no, expected usage"):
+    with pytest.raises(TargetError, match="unknown figure: `figures`: found no, expected usage"):
         write(scene, tmp_path / "x.png", figures=["no"])
     with pytest.raises(TargetError, match=r"an \.html takes several"):
         write(scene, tmp_path / "x.png", figures=["usage", "norms"])

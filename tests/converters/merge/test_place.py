@@ -40,8 +40,9 @@ def test_output_inside_the_base(base):
 
 def test_no_folder_to_write_into(tmp_path, base):
     plan = merge.plan(adapter_of(), base)
+    (tmp_path / "file").write_text("")
     with pytest.raises(errors.TargetError, match="no folder to write into"):
-        merge.require_place(plan, tmp_path / "no" / "out", overwrite=False)
+        merge.require_place(plan, tmp_path / "file" / "out", overwrite=False)
 
 
 def test_a_disk_too_small(tmp_path, base, monkeypatch):
