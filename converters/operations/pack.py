@@ -87,16 +87,14 @@ def pack(
         outputs.require_not_read(file, [*opened.files, *inputs.configs(config)])
     source_size = sum(os.path.getsize(each) for each in opened.files)
     adapter = recorded(opened.read(topk=topk, base=config), base_model)
-    if file is None:
-        done = _write_stream(packed.dumps(adapter, bank=bank), packed.digest(adapter), dst)
-    else:
-        text = (
-            cards.packed(adapter, os.path.basename(file), packed.digest(adapter)) if card else None
-        )
-        with parents.made(file):
-            done = packed.write(adapter, file, overwrite=overwrite, bank=bank, banks=banks)
-            if text is not None:
+    if isinstance(dst, (str, os.PathLike)):
+        text = _card(adapter, dst) if card else None
+        with parents.made(dst):
+            done = packed.write(adapter, dst, overwrite=overwrite, bank=bank, banks=banks)
+            if readme is not None and text is not None:
                 storage.write(readme, [text], overwrite=False)
+    else:
+        done = _write_stream(packed.dumps(adapter, bank=bank), packed.digest(adapter), dst)
     reader = opened.reader
     return Packed(done.digest, done.size, source_size, reader.name, reader.what, adapter, done.bank)
 
@@ -142,6 +140,10 @@ def _require_no_card(readme: str | None) -> None:
         raise TargetError(
             "there is one already", file=readme, advice="pack into a folder of its own"
         )
+
+
+def _card(adapter: Adapter, file: PathLike) -> bytes:
+    return cards.packed(adapter, os.path.basename(file), packed.digest(adapter))
 
 
 def _write_stream(data: bytes, digest: str, stream: BinaryIO) -> packed.Written:

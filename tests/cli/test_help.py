@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import shlex
+from collections.abc import Iterator
 from importlib import import_module
 
 import click
@@ -11,31 +12,47 @@ import pytest
 from vbfmt.cli import COMMANDS
 
 
-def command(name: str) -> click.Command:
-    return import_module(f"vbfmt.cli.{name}").command
+def leaves(command: click.Command, *words: str) -> Iterator[tuple[str, ...]]:
+    """The words of a command, or of each command of a group."""
+    if isinstance(command, click.Group):
+        for name, inner in command.commands.items():
+            yield from leaves(inner, *words, name)
+    else:
+        yield words
 
 
-@pytest.mark.parametrize("name", COMMANDS)
+def command(*words: str) -> click.Command:
+    found: click.Command = import_module(f"vbfmt.cli.{words[0]}").command
+    for word in words[1:]:
+        found = found.commands[word]
+    return found
+
+
+EVERY = [words for name in COMMANDS for words in leaves(command(name), name)]
+each_command = pytest.mark.parametrize("name", EVERY, ids=" ".join)
+
+
+@each_command
 def test_every_help_has_examples_that_are_right_usage(vbfmt, name):
-    shown = vbfmt(name, "--help").out
+    shown = vbfmt(*name, "--help").out
     assert "\nExamples:\n" in shown
-    for example in command(name).examples:
+    for example in command(*name).examples:
         assert f"\n  {example}\n" in shown
         words = shlex.split(example.partition("|")[0].partition("&&")[0])
-        assert words[:2] == ["vbfmt", name]
-        command(name).make_context(name, words[2:]).close()
+        assert words[: 1 + len(name)] == ["vbfmt", *name]
+        command(*name).make_context(name[-1], words[1 + len(name) :]).close()
 
 
-@pytest.mark.parametrize("name", COMMANDS)
+@each_command
 def test_every_command_answers_in_json_and_takes_quiet_and_verbose(name):
-    options = {word for each in command(name).params for word in each.opts}
+    options = {word for each in command(*name).params for word in each.opts}
     assert {"--json", "--quiet", "-q", "--verbose", "-v"} <= options
 
 
-@pytest.mark.parametrize("name", COMMANDS)
+@each_command
 def test_help_fits_eighty_columns(vbfmt, name, monkeypatch):
     monkeypatch.setenv("COLUMNS", "80")
-    text = vbfmt(name, "--help").out.partition("\nExamples:")[0]
+    text = vbfmt(*name, "--help").out.partition("\nExamples:")[0]
     assert max(map(len, text.splitlines())) <= 80
 
 
