@@ -7,6 +7,7 @@ from torch import Tensor, nn
 
 from vbfmt.torch.bank import VectorBank
 from vbfmt.torch.composition import Composition, compose_alone
+from vbfmt.torch.sharding import gathered
 
 
 class LowRankUpdate(nn.Module):
@@ -104,8 +105,8 @@ class Admixture(LowRankUpdate):
             # Those of nn.DataParallel's copies are on the first device.
             if rows is not None and rows.device == self.logits.device:
                 return rows
-        bank = self._bank[0].weight.to(self.logits.device)
-        return compose_alone(bank, self.logits, self.topk)
+        bank, logits = gathered(self._bank[0].weight), gathered(self.logits)
+        return compose_alone(bank.to(logits.device), logits, self.topk)
 
 
 class FixedFactors(LowRankUpdate):

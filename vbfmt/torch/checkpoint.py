@@ -35,6 +35,7 @@ from vbfmt.torch.overlooked import warn_of_layers_never_called, warn_of_others_t
 from vbfmt.torch.peft_config import peft_config, rank_pattern_of, updates_of
 from vbfmt.torch.plan import exact
 from vbfmt.torch.preconditions import require_free_name, require_in_memory
+from vbfmt.torch.sharding import is_writer
 from vbfmt.torch.stand_ins import names_to_train
 from vbfmt.torch.targets import base_modules, saved_by_peft
 
@@ -45,6 +46,8 @@ def save_checkpoint(
     model: nn.Module, path: PathLike, *, adapter_name: str | None = None, overwrite: bool = False
 ) -> None:
     """Write an adapter with its logits: a folder that PEFT and `load_checkpoint` load.
+
+    Where FSDP shards the model, call it in every process: the first one writes.
 
     Args:
         adapter_name: the active adapter if not given.
@@ -68,6 +71,8 @@ def save_checkpoint(
     require_finite(tensors)
     warn_of_layers_never_called(adapters, adapter_name)
     warn_of_others_that_train(adapters)
+    if not is_writer(adapters.root.parameters()):
+        return
     text = json_file.text({**config, "save_only_topk_weights": False})
     with storage.new_folder(path, overwrite=overwrite) as folder:
         contiguous = {key: tensor.contiguous() for key, tensor in tensors.items()}

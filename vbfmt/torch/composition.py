@@ -14,6 +14,7 @@ from torch.autograd.graph import saved_tensors_hooks
 
 from vbfmt.torch.bank import VectorBank
 from vbfmt.torch.selection import select_top_k
+from vbfmt.torch.sharding import gathered, is_sharded, require_whole
 
 _FORWARD = -1  # the number of the backward pass that runs now, where none does
 
@@ -118,13 +119,14 @@ class Composition:
     def begin(self) -> None:
         """Compose the sub-vectors of all layers."""
         self._put_current(None)
+        require_whole([self.bank.weight, *(layer.logits for layer in self.layers)])
         rows: dict[int, Tensor] = {}
         by_device: dict[torch.device, list[int]] = {}
         for position, layer in enumerate(self.layers):
             by_device.setdefault(layer.logits.device, []).append(position)
         for device, positions in by_device.items():
-            logits = [self.layers[position].logits for position in positions]
-            composed = compose(self.bank.weight.to(device), logits, self.topk)
+            logits = [gathered(self.layers[position].logits) for position in positions]
+            composed = compose(gathered(self.bank.weight).to(device), logits, self.topk)
             parts = torch.split(composed, [len(block) for block in logits])
             rows.update(zip(positions, parts, strict=True))
         recording, backward = torch.is_grad_enabled(), _backward_pass()
@@ -144,13 +146,13 @@ class Composition:
     def _versions(self) -> list[int]:
         """How often the logits of every layer, and at last the bank, were written to.
 
-        Empty while compiling, as rows and layers are in one graph then; and for tensors of
-        inference mode, which do not count that.
+        Empty while compiling, as rows and layers are in one graph then; for tensors of inference
+        mode, which do not count that; and for sharded ones, which FSDP replaces during a pass.
         """
         if torch.compiler.is_compiling():
             return []
         written = [*(layer.logits for layer in self.layers), self.bank.weight]
-        if any(tensor.is_inference() for tensor in written):
+        if any(tensor.is_inference() or is_sharded(tensor) for tensor in written):
             return []
         return [tensor._version for tensor in written]
 
