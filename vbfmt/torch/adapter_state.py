@@ -18,6 +18,11 @@ from vbfmt.torch.peft_config import peft_config, updates_of
 from vbfmt.torch.sharding import put_back, require_whole, whole
 
 
+def is_adapter_state(state: Mapping[str, object]) -> bool:
+    """Whether these are the keys of an adapter alone, as `get_adapter_state_dict` returns it."""
+    return BANK in state and all(key.startswith("base_model.") for key in state)
+
+
 def get_adapter_state_dict(model: nn.Module, adapter_name: str | None = None) -> dict[str, Tensor]:
     """Return what `save_checkpoint` would write, and nothing of the base: bank, logits, heads.
 
@@ -63,11 +68,18 @@ def set_adapter_state_dict(
 
 
 def tensors_of(
-    root: nn.Module, adapter: AttachedAdapter, updates: Mapping[str, Admixture]
+    root: nn.Module,
+    adapter: AttachedAdapter,
+    updates: Mapping[str, Admixture],
+    values: Mapping[str, Tensor] | None = None,
 ) -> dict[str, Tensor]:
     """Return the adapter's tensors under PEFT's keys: views of its parameters, or of copies that
-    are gathered where these are sharded."""
-    return _Tensors(root, adapter, updates).by_key
+    are gathered where these are sharded.
+
+    Args:
+        values: parameters by their names in the model, gathered already.
+    """
+    return _Tensors(root, adapter, updates, values or {}).by_key
 
 
 def fill(
@@ -81,7 +93,7 @@ def fill(
     Raises:
         ModelError: it has others; nothing is changed.
     """
-    held = _Tensors(root, adapter, updates)
+    held = _Tensors(root, adapter, updates, {})
     own = dict(held.by_key)
     _require_same(own, tensors)
     if torch.equal(own[BANK], tensors[BANK].to(own[BANK])):
@@ -101,8 +113,14 @@ class _Tensors:
     """
 
     def __init__(
-        self, root: nn.Module, adapter: AttachedAdapter, updates: Mapping[str, Admixture]
+        self,
+        root: nn.Module,
+        adapter: AttachedAdapter,
+        updates: Mapping[str, Admixture],
+        values: Mapping[str, Tensor],
     ) -> None:
+        names = {id(p): name for name, p in root.named_parameters()} if values else {}
+        self._values = {at: values[name] for at, name in names.items() if name in values}
         require_whole(
             [cast(VectorBank, adapter.bank).weight, *(u.logits for u in updates.values())]
         )
@@ -115,7 +133,8 @@ class _Tensors:
             self.by_key[key_of_tensor(key, updates)] = self._whole(tensor)
 
     def _whole(self, tensor: Tensor) -> Tensor:
-        values = whole(tensor)
+        values = self._values.get(id(tensor))
+        values = whole(tensor) if values is None else values.detach()
         self.sources.append((tensor, values))
         return values
 
