@@ -7,8 +7,7 @@ from typing import TYPE_CHECKING
 
 import click
 
-from vbfmt.cli.arguments import JSON, PATH
-from vbfmt.cli.command import Command
+from vbfmt.cli.arguments import PATH
 
 if TYPE_CHECKING:
     from vbfmt.estimate import Cost, Linear, Shape
@@ -16,20 +15,9 @@ if TYPE_CHECKING:
 _SHORT = 16
 
 
-@click.command(
-    "estimate",
-    cls=Command,
-    examples=(
-        "vbfmt estimate --model llama-2-7b",
-        "vbfmt estimate --model llama-2-7b --num-vectors 2048 --rank 8 --targets qv",
-        "vbfmt estimate --base me/model --vector-length 64",
-    ),
-)
-@click.option("--model", metavar="NAME", help="One of the paper's models: llama-2-7b and others.")
-@click.option(
-    "--base", type=PATH, help="A model's folder with config.json, that file, or a repository."
-)
-@click.option("--revision", metavar="REV", help="Of the base on the Hub.")
+@click.command("estimate")
+@click.option("--model", metavar="NAME", help="One of the paper's models: llama-2-7b, ….")
+@click.option("--base", type=PATH, help="A model's folder with config.json, or that file itself.")
 @click.option(
     "--targets",
     default="all",
@@ -37,51 +25,29 @@ _SHORT = 16
     help="Layers: all, qv (query and value), or leaf names with commas between.",
 )
 @click.option(
-    "--num-vectors",
-    "--h",
-    "h",
-    type=click.IntRange(min=1),
-    default=256,
-    show_default=True,
-    help="Bank size, h.",
+    "--h", "h", type=click.IntRange(min=1), default=256, show_default=True, help="Vectors."
 )
 @click.option(
-    "--vector-length",
     "--b",
     "b",
     type=click.IntRange(min=1),
-    help="Vector length, b.  [default: the largest that fits, up to 256]",
+    help="Their length.  [default: the largest that fits, up to 256]",
 )
 @click.option(
-    "--topk",
-    "--k",
-    "k",
-    type=click.IntRange(min=1),
-    default=2,
-    show_default=True,
-    help="Vectors per sub-vector, k.",
+    "--k", "k", type=click.IntRange(min=1), default=2, show_default=True, help="Selected."
 )
-@click.option(
-    "--rank",
-    "--r",
-    "r",
-    type=click.IntRange(min=1),
-    default=4,
-    show_default=True,
-    help="Rank, r.",
-)
+@click.option("--r", "r", type=click.IntRange(min=1), default=4, show_default=True, help="Rank.")
 @click.option("--lora-rank", type=click.IntRange(min=1), help="Of LoRA.  [default: r]")
 @click.option("--tied-rank", type=click.IntRange(min=1), help="Of Tied-LoRA.  [default: r]")
 @click.option("--vera-rank", type=click.IntRange(min=1), default=256, show_default=True)
 @click.option("--xs-rank", type=click.IntRange(min=1), default=64, show_default=True)
 @click.option("--uni-length", type=click.IntRange(min=1), help="Of Uni-LoRA.  [default: h · b]")
-@JSON
+@click.option("--json", "as_json", is_flag=True, help="Print the answer as JSON.")
 @click.pass_context
 def command(
     ctx: click.Context,
     model: str | None,
     base: str | None,
-    revision: str | None,
     targets: str,
     h: int,
     b: int | None,
@@ -94,14 +60,14 @@ def command(
     uni_length: int | None,
     as_json: bool,
 ) -> None:
-    """Count what VB-LoRA stores and trains beside other methods, before any training.
+    """Stored and trained numbers of VB-LoRA beside other methods, before any training.
 
     Name a model (--model) or give one's folder (--base); neither weights nor PyTorch are needed.
     """
     from vbfmt.estimate import Ranks, Shape, choose, compare
     from vbfmt.estimate.shape import suggested_length
 
-    layers = choose(_layers(ctx, model, base, revision), targets)
+    layers = choose(_layers(ctx, model, base), targets)
     shape = Shape(h, b or suggested_length(layers), k, r)
     _require_fit(layers, shape)
     costs = compare(layers, shape, Ranks(lora_rank, vera_rank, tied_rank, xs_rank, uni_length))
@@ -113,19 +79,14 @@ def command(
     _warn_of_short_vectors(layers, shape)
 
 
-def _layers(
-    ctx: click.Context, model: str | None, base: str | None, revision: str | None
-) -> tuple[Linear, ...]:
+def _layers(ctx: click.Context, model: str | None, base: str | None) -> tuple[Linear, ...]:
     from vbfmt.estimate import linears
     from vbfmt.estimate.models import PRESETS, from_folder
 
     if (model is None) == (base is None):
         raise click.UsageError(f"give either --model or --base; models: {', '.join(PRESETS)}", ctx)
     if base is not None:
-        return from_folder(_located(base, revision))
-    if revision is not None:
-        raise click.UsageError("--revision is for --base", ctx)
-    model = model and model.lower()
+        return from_folder(base)
     if model is None or model not in PRESETS:
         raise click.BadParameter(
             f"{model!r} is not one of {', '.join(PRESETS)}; give other models with --base",
@@ -133,17 +94,6 @@ def _layers(
             param_hint="--model",
         )
     return linears(PRESETS[model])
-
-
-def _located(base: str, revision: str | None) -> str:
-    """The local path of the base; a folder that is there needs no import of the Hub's client."""
-    import os
-
-    if revision is None and os.path.lexists(base):
-        return base
-    from vbfmt.converters import sources
-
-    return sources.config(base, revision=revision)
 
 
 def _require_fit(layers: tuple[Linear, ...], shape: Shape) -> None:
@@ -154,7 +104,7 @@ def _require_fit(layers: tuple[Linear, ...], shape: Shape) -> None:
     if shape.b not in fitting:
         raise ContentError(
             "b does not divide every dimension of these layers",
-            part="--vector-length",
+            part="--b",
             found=shape.b,
             expected=f"one of {', '.join(map(str, fitting))}",
         )

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import io
 import os
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Sequence
 from typing import Any
 
 from matplotlib.figure import Figure, SubFigure
@@ -35,14 +35,12 @@ def write(
     *,
     figures: Sequence[str] = (),
     overwrite: bool = False,
-    progress: Callable[[int, int], None] | None = None,
 ) -> int:
     """Draw the scene into a file, all or nothing.
 
     Args:
         path: ends with .png, .svg or .html.
         figures: names of `FIGURES`; none means all of them on one page.
-        progress: called with 1 for each figure that is drawn, and the number of figures.
 
     Returns:
         bytes written.
@@ -62,31 +60,25 @@ def write(
     unknown = [name for name in figures if name not in FIGURES]
     if unknown:
         raise TargetError(
-            "unknown figure", part="`figures`", found=unknown[0], expected=", ".join(FIGURES)
+            "unknown figure", part="--figure", found=unknown[0], expected=", ".join(FIGURES)
         )
     if not overwrite:
         storage.require_absent(path)
-    names = tuple(figures) or tuple(FIGURES)
-
-    def drawn() -> None:
-        if progress is not None:
-            progress(1, len(names))
-
     with style.settings():
         if kind == "html":
-            content = _html(scene, names, drawn)
+            content = _html(scene, tuple(figures) or tuple(FIGURES))
         else:
-            content = _save(_picture(scene, figures, drawn), kind)
+            content = _save(_picture(scene, figures), kind)
     return storage.write(path, [content], overwrite=overwrite)
 
 
-def _picture(scene: Scene, figures: Sequence[str], drawn: Callable[[], None]) -> Figure:
+def _picture(scene: Scene, figures: Sequence[str]) -> Figure:
     if not figures:
-        return _page(scene, drawn)
+        return _page(scene)
     if len(figures) > 1:
         raise TargetError(
             "one figure or the whole page to a picture",
-            part="`figures`",
+            part="--figure",
             found=", ".join(figures),
             advice="an .html takes several",
         )
@@ -99,7 +91,7 @@ def _alone(scene: Scene, name: str) -> tuple[Figure, Drawn]:
     return figure, picture.draw(figure, scene)
 
 
-def _page(scene: Scene, drawn: Callable[[], None]) -> Figure:
+def _page(scene: Scene) -> Figure:
     head = 0.9
     figure = Figure(figsize=(_PAGE_WIDTH, head + sum(_ROW_HEIGHTS)), dpi=100, layout=_layout())
     bands = _split(figure, 1 + len(_PAGE_ROWS), 1, height_ratios=(head, *_ROW_HEIGHTS))
@@ -115,7 +107,6 @@ def _page(scene: Scene, drawn: Callable[[], None]) -> Figure:
         parts = _split(band, 1, len(names))
         for part, name in zip(parts, names, strict=True):
             FIGURES[name].draw(part, scene)
-            drawn()
     return figure
 
 
@@ -128,16 +119,11 @@ def _layout() -> ConstrainedLayoutEngine:
     return ConstrainedLayoutEngine(w_pad=0.14, h_pad=0.14)
 
 
-def _html(scene: Scene, figures: Sequence[str], drawn: Callable[[], None]) -> bytes:
-    def panels() -> Iterator[html.Panel]:
-        for name in figures:
-            yield _panel(scene, name)
-            drawn()
-
+def _html(scene: Scene, figures: Sequence[str]) -> bytes:
     return html.page(
         shortened(os.path.basename(scene.name), 120),
         scene.heading(),
-        list(panels()),
+        [_panel(scene, name) for name in figures],
     ).encode()
 
 
