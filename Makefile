@@ -5,12 +5,11 @@ VENV := .venv
 BIN := $(VENV)/bin
 
 .DEFAULT_GOAL := help
-.PHONY: help demo docs dist example example-fleet pictures test test-all second-reader coverage fuzz flips determinism mutation runtimes serving bench check format types clean
+.PHONY: help demo docs page dist example pictures test test-all second-reader coverage fuzz flips determinism versions mutation runtimes serving bench check format types clean
 
 help:
 	@echo "make demo      pack, inspect, verify and expand the trained checkpoint in tests/data"
 	@echo "make example   train LoRA and VB-LoRA on the same task, three runs of each (twenty minutes on two cores)"
-	@echo "make example-fleet  LoRA against banks that adapters share, four kinds of text, three seeds (half an hour on two cores)"
 	@echo "make pictures  draw the README's pictures again"
 	@echo "make test      the tests (about five minutes on two cores)"
 	@echo "make test-all  the tests, the heavy ones too"
@@ -18,11 +17,13 @@ help:
 	@echo "make fuzz      two million damaged files, guided by coverage (about half an hour)"
 	@echo "make flips     flip every bit of packed files (about ten minutes)"
 	@echo "make determinism  the same bytes on every Python, numpy and msgpack that can be had"
+	@echo "make versions  the tests with the oldest and newest Python, NumPy, PyTorch, transformers and PEFT"
 	@echo "make mutation  what of the format's own code no test would miss"
 	@echo "make runtimes  what vLLM, SGLang, llama.cpp, mlx-lm and PEFT 0.13 make of our files (downloads 1 GB)"
 	@echo "make serving   vLLM's own server with packed adapters, on the CPU (an environment of 3.5 GB)"
 	@echo "make bench     measure against PEFT and print the table"
 	@echo "make docs      the documentation, in build/site"
+	@echo "make page      a page that opens a .vblora file in the browser"
 	@echo "make dist      wheel and sdist, in build/dist"
 	@echo "make check     lint, formatting and types"
 
@@ -58,6 +59,11 @@ $(READER)/node_modules/installed: $(READER)/package.json $(READER)/package-lock.
 
 second-reader: $(READER)/node_modules/installed
 
+# The page that opens a file: one HTML file that needs nothing else.
+page: $(READER)/node_modules/installed
+	cd $(READER) && node build.js && node page/build.js "$(CURDIR)/build/page/open.html"
+	@echo "open build/page/open.html in a browser"
+
 # Where they cannot be had, the second reader's tests are skipped and say so.
 .PHONY: second-reader-if-any
 second-reader-if-any:
@@ -70,10 +76,6 @@ demo: $(VENV)/base
 
 example: $(VENV)/dev
 	$(BIN)/python -m tests.examples.classify_reviews --seeds 3
-
-# What was computed is kept in build/fleet and not computed again.
-example-fleet: $(VENV)/dev
-	$(BIN)/python -m tests.examples.fleet build/fleet --seeds 3
 
 pictures: $(VENV)/dev
 	$(BIN)/python -m tests.pictures docs/pictures
@@ -100,6 +102,9 @@ flips: $(VENV)/dev
 
 determinism: $(VENV)/dev
 	$(BIN)/python -m tests.determinism
+
+versions: $(VENV)/dev
+	$(BIN)/python -m tests.versions
 
 # In a copy, because mutmut writes beside what it changes.
 mutation: $(VENV)/dev

@@ -18,6 +18,10 @@ __version__ = "0.1.0"
 if TYPE_CHECKING:
     from vbfmt._math.admixture import Rows as Rows
     from vbfmt.adapter import Adapter as Adapter
+    from vbfmt.converters.operations.expand import expand as expand
+    from vbfmt.converters.operations.merge import merge as merge
+    from vbfmt.converters.operations.pack import pack as pack
+    from vbfmt.converters.operations.unpack import unpack as unpack
     from vbfmt.errors import VbfmtError as VbfmtError
     from vbfmt.errors import VbfmtWarning as VbfmtWarning
     from vbfmt.module import Module as Module
@@ -43,6 +47,10 @@ _HOMES = {
     "loads": "packed",
     "save": "packed",
     "verify": "packed",
+    "pack": "converters.operations.pack",
+    "unpack": "converters.operations.unpack",
+    "expand": "converters.operations.expand",
+    "merge": "converters.operations.merge",
     "Tensor": "tensors",
 }
 __all__ = ["__version__", *_HOMES]

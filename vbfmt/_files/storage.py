@@ -139,7 +139,9 @@ def require_absent(path: PathLike) -> None:
 def already_there(path: PathLike) -> OutputExistsError:
     """The error for output that exists."""
     return OutputExistsError(
-        "the output exists already", file=path, advice="choose another name or pass overwrite=True"
+        "the output exists already",
+        file=path,
+        advice="choose another name or give `overwrite=True`",
     )
 
 

@@ -11,6 +11,7 @@ from numpy.typing import NDArray
 from vbfmt._math.admixture import all_weights
 from vbfmt.adapter import Adapter
 from vbfmt.errors import few
+from vbfmt.module import Module
 
 
 @dataclass(frozen=True)
@@ -100,7 +101,7 @@ def compare(a: Adapter, b: Adapter) -> Difference:
 def _module(a: Adapter, b: Adapter, name: str) -> ModuleDifference | None:
     one, other = a[name], b[name]
     if one != other:
-        return ModuleDifference(name, shapes=f"{one} and {other}")
+        return ModuleDifference(name, shapes=f"{_in_words(one)} and {_in_words(other)}")
     rows_a, rows_b = a.rows(name), b.rows(name)
     reselected, weight = None, None
     if a.k == b.k and a.b == b.b:
@@ -112,6 +113,11 @@ def _module(a: Adapter, b: Adapter, name: str) -> ModuleDifference | None:
     if not reselected and not weight and not factor and a.k == b.k and a.b == b.b:
         return None
     return ModuleDifference(name, None, reselected, weight, factor)
+
+
+def _in_words(module: Module) -> str:
+    stored = ", stored transposed" if module.fan_in_fan_out else ""
+    return f"{module.in_features} → {module.out_features}, rank {module.rank}{stored}"
 
 
 def _sizes(a: Adapter, b: Adapter) -> dict[str, str]:

@@ -1,15 +1,16 @@
 """The command line: thin commands, each imported when it is called.
 
-`main` turns the library's errors into one line on stderr and exit status 1; click's own usage
-errors stay at 2.
+Errors of the library become one line on stderr and exit status 1, or JSON with ``--json``; wrong
+usage is exit status 2.
 """
 
 from __future__ import annotations
 
+import errno
 import sys
 import warnings
 from importlib import import_module
-from typing import Any
+from typing import Any, NoReturn
 
 import click
 
@@ -42,11 +43,62 @@ class _Commands(click.Group):
         command: click.Command = import_module(f"vbfmt.cli.{cmd_name}").command
         return command
 
+    def resolve_command(
+        self, ctx: click.Context, args: list[str]
+    ) -> tuple[str | None, click.Command | None, list[str]]:
+        if args and args[0] not in COMMANDS and not ctx.resilient_parsing:
+            from vbfmt.cli.suggestions import unknown_command
+
+            raise unknown_command(args, COMMANDS, ctx)
+        return super().resolve_command(ctx, args)
+
+    def main(self, *arguments: Any, **options: Any) -> NoReturn:
+        """Run the command and end the process, with errors in the form that was asked for."""
+        try:
+            status = self._run(*arguments, **options)
+        except click.ClickException as error:
+            from vbfmt.cli.failure import report
+
+            status = report(error, sys.argv[1:])
+        except click.Abort:
+            click.echo("interrupted", err=True)
+            status = _INTERRUPTED
+        except OSError as error:
+            if error.errno != errno.EPIPE:
+                raise
+            status = 1
+        sys.exit(status if isinstance(status, int) else 0)
+
+    def _run(self, *arguments: Any, **options: Any) -> Any:
+        """Run the command.
+
+        Raises:
+            click.ClickException, click.Abort, OSError: as click does; what is for the user of other
+                errors is a `Failure`.
+        """
+        try:
+            return super().main(*arguments, **{**options, "standalone_mode": False})
+        except (click.ClickException, click.Abort):
+            raise
+        except Exception as error:
+            from vbfmt.cli.failure import Failure, explained
+
+            closed = isinstance(error, OSError) and error.errno == errno.EPIPE
+            if closed or not explained(error):
+                raise
+            raise Failure(error) from error
+
+
+_INTERRUPTED = 130  # as shells say: 128 + SIGINT
+
 
 @click.group(
     cls=_Commands,
     context_settings={"help_option_names": ["-h", "--help"]},
-    epilog="Start with: vbfmt pack CHECKPOINT -o adapter.vblora",
+    epilog="""\b
+    Start with:  vbfmt pack CHECKPOINT -o adapter.vblora
+    Completion:  eval "$(_VBFMT_COMPLETE=bash_source vbfmt)"   (or zsh_source, fish_source)
+    Status:      0 done, 1 failed, 2 wrong usage (diff: 0 same, 1 different, 2 trouble)""",
 )
 @click.version_option(__version__, message="vbfmt %(version)s")
 def group() -> None:
@@ -59,33 +111,20 @@ def group() -> None:
 def _show(message: Warning | str, category: type[Warning], *_: Any, **__: Any) -> None:
     """Print the library's warnings as notes; those of other libraries are for developers."""
     from vbfmt.cli.show import note
+    from vbfmt.cli.translation import in_options
     from vbfmt.errors import VbfmtWarning
 
     if issubclass(category, VbfmtWarning):
-        note(str(message))
+        note(in_options(str(message)))
 
 
 def main() -> None:
     """Run the command line and end the process."""
-    try:
-        with warnings.catch_warnings():
-            warnings.simplefilter("always")
-            warnings.showwarning = _show
-            group(prog_name="vbfmt")
-    except Exception as error:
-        # Nothing of the library is imported unless there was something to go wrong.
-        from vbfmt.errors import OutputExistsError, VbfmtError, printable
+    from vbfmt.cli.process import clean_up_on_signals, write_in_any_encoding
 
-        if isinstance(error, OutputExistsError):
-            error.advice = "choose another name or give --force"  # overwrite=True is Python's
-        if isinstance(error, VbfmtError):
-            message = str(error)
-        elif isinstance(error, OSError):
-            where = f" in {error.filename}" if error.filename else ""
-            message = printable(f"{error.strerror or type(error).__name__}{where}")
-        elif isinstance(error, MemoryError):
-            message = "not enough memory"
-        else:
-            raise
-        click.echo(f"error: {message}", err=True)
-        sys.exit(1)
+    write_in_any_encoding()
+    clean_up_on_signals()
+    with warnings.catch_warnings():
+        warnings.simplefilter("always")
+        warnings.showwarning = _show
+        group.main(prog_name="vbfmt")

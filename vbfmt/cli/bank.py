@@ -2,14 +2,18 @@
 
 from __future__ import annotations
 
+from typing import TYPE_CHECKING, Any
+
 import click
 
-from vbfmt.cli.arguments import BANKS, PATH
+from vbfmt.cli.arguments import BANKS, JSON, PATH, output_option
+from vbfmt.cli.command import Command
 
-_EPILOG = "Example: vbfmt bank split adapter.vblora -o thin.vblora --banks banks"
+if TYPE_CHECKING:
+    from vbfmt.packed import Written
 
 
-@click.group("bank", epilog=_EPILOG)
+@click.group("bank")
 def command() -> None:
     """Take a vector bank out of packed files, put it back, list what is there.
 
@@ -18,54 +22,76 @@ def command() -> None:
     """
 
 
-_OUTPUT = click.option("-o", "--output", required=True, type=PATH, help="The .vblora to write.")
+_OUTPUT = output_option("a packed file (.vblora)", ".vblora")
 _FORCE = click.option("--force", is_flag=True, help="Replace an existing file.")
 
 
-@command.command("split")
+@command.command(
+    "split",
+    cls=Command,
+    examples=("vbfmt bank split adapter.vblora -o thin.vblora --banks banks",),
+)
 @click.argument("file", metavar="FILE", type=PATH)
 @_OUTPUT
 @click.option("--banks", type=PATH, metavar="DIR", help="Folder for the bank; that of the output.")
 @_FORCE
-def split(file: str, output: str, banks: str | None, force: bool) -> None:
+@JSON
+def split(file: str, output: str, banks: str | None, force: bool, as_json: bool) -> None:
     """Write FILE without its bank, and the bank as <SHA-256>.bank.
 
     A bank of that name that is there already is checked and kept.
     """
     from vbfmt import banks as shared
-    from vbfmt.cli import place
-    from vbfmt.cli.show import say, size
+    from vbfmt._files import outputs, parents
+    from vbfmt.cli import show
 
-    place.require_file(output, force=force)
-    done = shared.split(file, output, banks=banks, overwrite=force)
-    say(f"{output}: {size(done.size)}, its bank in {done.bank}")
-    say(done.digest)
+    outputs.require_file(output, overwrite=force)
+    with parents.made(output):
+        done = shared.split(file, output, banks=banks, overwrite=force)
+    if as_json:
+        show.as_json(_as_dict(done, output))
+        return
+    show.say(f"{output}: {show.size(done.size)}, its bank in {done.bank}")
+    show.say(done.digest)
 
 
-@command.command("join")
+@command.command(
+    "join",
+    cls=Command,
+    examples=("vbfmt bank join thin.vblora -o adapter.vblora --banks banks",),
+)
 @click.argument("file", metavar="FILE", type=PATH)
 @_OUTPUT
 @BANKS
 @_FORCE
-def join(file: str, output: str, banks: tuple[str, ...], force: bool) -> None:
+@JSON
+def join(file: str, output: str, banks: tuple[str, ...], force: bool, as_json: bool) -> None:
     """Write FILE with its bank inside.
 
     The bank is looked for in --banks, beside FILE and in banks/ there.
     """
     from vbfmt import banks as shared
-    from vbfmt.cli import place
-    from vbfmt.cli.show import say, size
+    from vbfmt._files import outputs, parents
+    from vbfmt.cli import show
 
-    place.require_file(output, force=force)
-    done = shared.join(file, output, banks=banks, overwrite=force)
-    say(f"{output}: {size(done.size)}")
-    say(done.digest)
+    outputs.require_file(output, overwrite=force)
+    with parents.made(output):
+        done = shared.join(file, output, banks=banks, overwrite=force)
+    if as_json:
+        show.as_json(_as_dict(done, output))
+        return
+    show.say(f"{output}: {show.size(done.size)}")
+    show.say(done.digest)
 
 
-@command.command("list")
+def _as_dict(done: Written, output: str) -> dict[str, Any]:
+    return {"output": output, "digest": done.digest, "bytes": done.size, "bank": done.bank}
+
+
+@command.command("list", cls=Command, examples=("vbfmt bank list adapters --banks banks",))
 @click.argument("paths", metavar="[PATH]...", nargs=-1, type=PATH)
 @BANKS
-@click.option("--json", "as_json", is_flag=True, help="Print the answer as JSON.")
+@JSON
 @click.pass_context
 def listing(
     ctx: click.Context, paths: tuple[str, ...], banks: tuple[str, ...], as_json: bool

@@ -6,30 +6,52 @@ import dataclasses
 
 import click
 
-from vbfmt.cli.arguments import BANKS, PATH
+from vbfmt.cli.arguments import BANKS, JSON, PACKED
+from vbfmt.cli.command import Command
 
 _SHOWN = 20
 
 
-@click.command("diff")
-@click.argument("a", type=PATH)
-@click.argument("b", type=PATH)
+@click.command(
+    "diff",
+    cls=Command,
+    trouble=2,
+    examples=(
+        "vbfmt diff before.vblora after.vblora",
+        "vbfmt diff me/adapter adapter.vblora --json",
+        "vbfmt diff checkpoint adapter.vblora -q && echo the same",
+    ),
+)
+@click.argument("a", type=PACKED)
+@click.argument("b", type=PACKED)
+@click.option("--revision", metavar="REV", help="Of A and B on the Hub: a branch, tag or commit.")
 @BANKS
-@click.option("--json", "as_json", is_flag=True, help="Print the answer as JSON.")
+@JSON
 @click.pass_context
-def command(ctx: click.Context, a: str, b: str, banks: tuple[str, ...], as_json: bool) -> None:
-    """What differs between the packed adapters A and B, by part and module.
+def command(
+    ctx: click.Context, a: str, b: str, revision: str | None, banks: tuple[str, ...], as_json: bool
+) -> None:
+    """Show what differs between the adapters A and B, by part and module.
 
-    Exit status 0 if nothing does, 1 if something does, or if A or B cannot be read: then nothing is
-    printed but a line "error: …" on stderr, with --json too. 2 is wrong usage.
+    A and B are packed files or checkpoints; - is standard input; where there is no such path,
+    owner/name is a repository on the Hugging Face Hub.
+    Exit status as of diff(1): 0 nothing differs, 1 something does, 2 trouble or wrong usage.
     """
     from vbfmt.analysis.difference import compare
     from vbfmt.cli import show
-    from vbfmt.packed import load
+    from vbfmt.cli.packed_input import adapter_at
+    from vbfmt.packed import digest
 
-    difference = compare(load(a, banks=banks), load(b, banks=banks))
+    one, other = (adapter_at(file, revision=revision, banks=banks) for file in (a, b))
+    difference = compare(one, other)
     if as_json:
-        show.as_json({"same": difference.same, **dataclasses.asdict(difference)})
+        show.as_json(
+            {
+                "same": difference.same,
+                "digests": [digest(one), digest(other)],
+                **dataclasses.asdict(difference),
+            }
+        )
     elif difference.same:
         show.say(f"{a} and {b} say the same")
     else:

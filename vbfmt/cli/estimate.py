@@ -7,7 +7,8 @@ from typing import TYPE_CHECKING
 
 import click
 
-from vbfmt.cli.arguments import PATH
+from vbfmt.cli.arguments import JSON, PATH
+from vbfmt.cli.command import Command
 
 if TYPE_CHECKING:
     from vbfmt.estimate import Cost, Linear, Shape
@@ -15,9 +16,20 @@ if TYPE_CHECKING:
 _SHORT = 16
 
 
-@click.command("estimate")
-@click.option("--model", metavar="NAME", help="One of the paper's models: llama-2-7b, ….")
-@click.option("--base", type=PATH, help="A model's folder with config.json, or that file itself.")
+@click.command(
+    "estimate",
+    cls=Command,
+    examples=(
+        "vbfmt estimate --model llama-2-7b",
+        "vbfmt estimate --model llama-2-7b --num-vectors 2048 --rank 8 --targets qv",
+        "vbfmt estimate --base me/model --vector-length 64",
+    ),
+)
+@click.option("--model", metavar="NAME", help="One of the paper's models: llama-2-7b and others.")
+@click.option(
+    "--base", type=PATH, help="A model's folder with config.json, that file, or a repository."
+)
+@click.option("--revision", metavar="REV", help="Of the base on the Hub.")
 @click.option(
     "--targets",
     default="all",
@@ -25,29 +37,51 @@ _SHORT = 16
     help="Layers: all, qv (query and value), or leaf names with commas between.",
 )
 @click.option(
-    "--h", "h", type=click.IntRange(min=1), default=256, show_default=True, help="Vectors."
+    "--num-vectors",
+    "--h",
+    "h",
+    type=click.IntRange(min=1),
+    default=256,
+    show_default=True,
+    help="Bank size, h.",
 )
 @click.option(
+    "--vector-length",
     "--b",
     "b",
     type=click.IntRange(min=1),
-    help="Their length.  [default: the largest that fits, up to 256]",
+    help="Vector length, b.  [default: the largest that fits, up to 256]",
 )
 @click.option(
-    "--k", "k", type=click.IntRange(min=1), default=2, show_default=True, help="Selected."
+    "--topk",
+    "--k",
+    "k",
+    type=click.IntRange(min=1),
+    default=2,
+    show_default=True,
+    help="Vectors per sub-vector, k.",
 )
-@click.option("--r", "r", type=click.IntRange(min=1), default=4, show_default=True, help="Rank.")
+@click.option(
+    "--rank",
+    "--r",
+    "r",
+    type=click.IntRange(min=1),
+    default=4,
+    show_default=True,
+    help="Rank, r.",
+)
 @click.option("--lora-rank", type=click.IntRange(min=1), help="Of LoRA.  [default: r]")
 @click.option("--tied-rank", type=click.IntRange(min=1), help="Of Tied-LoRA.  [default: r]")
 @click.option("--vera-rank", type=click.IntRange(min=1), default=256, show_default=True)
 @click.option("--xs-rank", type=click.IntRange(min=1), default=64, show_default=True)
 @click.option("--uni-length", type=click.IntRange(min=1), help="Of Uni-LoRA.  [default: h · b]")
-@click.option("--json", "as_json", is_flag=True, help="Print the answer as JSON.")
+@JSON
 @click.pass_context
 def command(
     ctx: click.Context,
     model: str | None,
     base: str | None,
+    revision: str | None,
     targets: str,
     h: int,
     b: int | None,
@@ -60,14 +94,14 @@ def command(
     uni_length: int | None,
     as_json: bool,
 ) -> None:
-    """Stored and trained numbers of VB-LoRA beside other methods, before any training.
+    """Count what VB-LoRA stores and trains beside other methods, before any training.
 
     Name a model (--model) or give one's folder (--base); neither weights nor PyTorch are needed.
     """
     from vbfmt.estimate import Ranks, Shape, choose, compare
     from vbfmt.estimate.shape import suggested_length
 
-    layers = choose(_layers(ctx, model, base), targets)
+    layers = choose(_layers(ctx, model, base, revision), targets)
     shape = Shape(h, b or suggested_length(layers), k, r)
     _require_fit(layers, shape)
     costs = compare(layers, shape, Ranks(lora_rank, vera_rank, tied_rank, xs_rank, uni_length))
@@ -79,14 +113,19 @@ def command(
     _warn_of_short_vectors(layers, shape)
 
 
-def _layers(ctx: click.Context, model: str | None, base: str | None) -> tuple[Linear, ...]:
+def _layers(
+    ctx: click.Context, model: str | None, base: str | None, revision: str | None
+) -> tuple[Linear, ...]:
     from vbfmt.estimate import linears
     from vbfmt.estimate.models import PRESETS, from_folder
 
     if (model is None) == (base is None):
         raise click.UsageError(f"give either --model or --base; models: {', '.join(PRESETS)}", ctx)
     if base is not None:
-        return from_folder(base)
+        return from_folder(_located(base, revision))
+    if revision is not None:
+        raise click.UsageError("--revision is for --base", ctx)
+    model = model and model.lower()
     if model is None or model not in PRESETS:
         raise click.BadParameter(
             f"{model!r} is not one of {', '.join(PRESETS)}; give other models with --base",
@@ -94,6 +133,17 @@ def _layers(ctx: click.Context, model: str | None, base: str | None) -> tuple[Li
             param_hint="--model",
         )
     return linears(PRESETS[model])
+
+
+def _located(base: str, revision: str | None) -> str:
+    """The local path of the base; a folder that is there needs no import of the Hub's client."""
+    import os
+
+    if revision is None and os.path.lexists(base):
+        return base
+    from vbfmt.converters import sources
+
+    return sources.config(base, revision=revision)
 
 
 def _require_fit(layers: tuple[Linear, ...], shape: Shape) -> None:
@@ -104,7 +154,7 @@ def _require_fit(layers: tuple[Linear, ...], shape: Shape) -> None:
     if shape.b not in fitting:
         raise ContentError(
             "b does not divide every dimension of these layers",
-            part="--b",
+            part="--vector-length",
             found=shape.b,
             expected=f"one of {', '.join(map(str, fitting))}",
         )

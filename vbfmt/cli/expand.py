@@ -1,55 +1,90 @@
-"""``vbfmt expand``: packed files → standard LoRA, in the form that a runtime takes."""
+"""``vbfmt expand``: adapters → standard LoRA, in the form that a runtime takes."""
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
 from typing import TYPE_CHECKING, Any
 
 import click
 
-from vbfmt.cli.arguments import BANKS, PATH, RUNTIMES, WEIGHTS
+from vbfmt.cli.arguments import (
+    BANKS,
+    DTYPE,
+    JSON,
+    LAYOUT,
+    PACKED,
+    PATH,
+    RUNTIME,
+    WEIGHTS,
+    output_option,
+)
+from vbfmt.cli.command import Command
 
 if TYPE_CHECKING:
-    from vbfmt.converters.lowrank.combine import Sum
+    from vbfmt.converters.operations.expand import Expanded
+
+_WORST = 3
 
 
-@click.command("expand")
-@click.argument("files", metavar="FILE...", nargs=-1, required=True, type=PATH)
-@click.option("-o", "--output", required=True, type=PATH, help="The folder (or .gguf) to write.")
+@click.command(
+    "expand",
+    cls=Command,
+    examples=(
+        "vbfmt expand adapter.vblora -o lora-folder",
+        "vbfmt expand adapter.vblora --base me/model -o adapter.gguf",
+        "vbfmt expand adapter.vblora --check vllm --check sglang --strict -o lora-folder",
+        "vbfmt expand a.vblora b.vblora --weight 0.7 --weight 0.3 --rank 8 -o lora-folder",
+    ),
+)
+@click.argument("files", metavar="FILE...", nargs=-1, required=True, type=PACKED)
+@output_option("a folder, or with --to gguf a file (.gguf)", ".gguf")
 @WEIGHTS
 @click.option("--rank", type=click.IntRange(min=1), help="Reduce the rank to this one.")
 @click.option(
     "--dtype",
-    type=click.Choice(["float32", "bfloat16", "float16"]),
+    type=DTYPE,
     default="float32",
     show_default=True,
-    help="Of the factors.",
+    help="Of the factors; also fp32, bf16, fp16.",
 )
 @click.option(
     "--to",
-    type=click.Choice(["peft", "gguf", "mlx"]),
-    default="peft",
-    show_default=True,
-    help="PEFT's folder (vLLM, SGLang, TGI too), llama.cpp's file, or mlx-lm's folder.",
+    type=click.Choice(["peft", "gguf", "mlx"], case_sensitive=False),
+    help="PEFT's folder (vLLM, SGLang, TGI too), llama.cpp's file, or mlx-lm's folder.  "
+    "[default: gguf if the output is named so, else peft]",
 )
-@click.option("--base", type=PATH, help="For gguf: the base's folder, repository or GGUF.")
+@click.option(
+    "--base",
+    type=PATH,
+    help="For gguf: the base's folder, repository or GGUF.  [default: what FILE names on the Hub]",
+)
+@click.option("--topk", type=click.IntRange(min=1), help="k, for logits without a config.")
+@click.option("--layout", type=LAYOUT, help="The layout of a checkpoint, as for pack.")
 @click.option("--revision", metavar="REV", help="Of FILEs on the Hub: a branch, tag or commit.")
-@click.option("--check", type=click.Choice(RUNTIMES), help="Say what it would refuse or drop.")
+@click.option(
+    "--check",
+    type=RUNTIME,
+    multiple=True,
+    help="Say what it would refuse or drop; may be given more than once.",
+)
+@click.option("--strict", is_flag=True, help="Fail if --check finds anything.")
 @click.option("--drop-extras", is_flag=True, help="Leave out trained biases and heads.")
 @BANKS
 @click.option("--card", is_flag=True, help="Write a model card (README.md) for the Hub, too.")
 @click.option("--force", is_flag=True, help="Replace the files of an existing folder.")
-@click.option("--json", "as_json", is_flag=True, help="Print the answer, all losses too, as JSON.")
+@JSON
 def command(
     files: tuple[str, ...],
     output: str,
     weights: tuple[float, ...],
     rank: int | None,
     dtype: str,
-    to: str,
+    to: str | None,
     base: str | None,
+    topk: int | None,
+    layout: str | None,
     revision: str | None,
-    check: str | None,
+    check: tuple[str, ...],
+    strict: bool,
     drop_extras: bool,
     banks: tuple[str, ...],
     card: bool,
@@ -58,113 +93,98 @@ def command(
 ) -> None:
     """Expand FILE into standard LoRA.
 
-    The factors are exact; alpha equals the rank, so that nothing is scaled. Several FILEs become
-    one LoRA, the sum of their changes, each times its --weight: its rank is the sum of theirs.
-    --rank takes the best approximation of a lower rank instead and prints what it loses.
-    --check writes nothing if that runtime would refuse it, or takes another form (--to).
-    Where there is no such file, owner/name is a repository on the Hugging Face Hub that holds one.
+    FILE is a packed file or a checkpoint; - is standard input. The factors are exact; alpha equals
+    the rank, so that nothing is scaled. Several FILEs become one LoRA, the sum of their changes,
+    each times its --weight: its rank is the sum of theirs. --rank takes the best approximation of a
+    lower rank instead and prints what it loses. --check writes nothing if that runtime would refuse
+    it. Where there is no such path, owner/name is a repository on the Hugging Face Hub.
     """
     if weights and len(weights) != len(files):
         raise click.UsageError(f"{len(weights)} --weight for {len(files)} files")
-    from vbfmt.cli import place, show
-    from vbfmt.cli.show import note
-    from vbfmt.converters import WRITERS, runtimes, sources
-    from vbfmt.converters.hub import card as cards
-    from vbfmt.converters.lowrank import combine, reduction
-    from vbfmt.converters.names import targets
-    from vbfmt.packed import load
+    if strict and not check:
+        raise click.UsageError("--strict is for --check")
+    from vbfmt.cli import show
+    from vbfmt.cli.packed_input import adapter_path
+    from vbfmt.cli.progress import shown
+    from vbfmt.converters.operations.expand import expand
 
-    if check and runtimes.TAKES[check] != to:
-        raise click.UsageError(f"{check} takes no --to {to}: add --to {runtimes.TAKES[check]}")
-    writer = WRITERS[to]
-    (place.require_folder if writer.files else place.require_file)(output, force=force)
-    if base and not writer.wants_base:
-        raise click.UsageError(f"--base is not for --to {to}")
-    if card and to == "gguf":
-        raise click.UsageError("--card is for folders; --to gguf writes a file")
-    paths = [sources.packed(file, revision=revision) for file in files]
-    base = base and sources.config(base)
-    inputs = [*paths, *place.configs(base)]
-    place.require_not_read(output, inputs)
-    place.require_none_read(output, (*writer.files, cards.NAME), inputs)
-    total = combine.weighted(
-        [load(path, banks=banks) for path in paths], weights, drop_extras=drop_extras
-    )
-    lost: dict[str, float] = {}
-    adapter = total if rank is None else reduction.Reduced(total, rank, lost.__setitem__)
-    found = (
-        runtimes.require_loadable(adapter, check, drop_extras=drop_extras)
-        if check is not None
-        else []
-    )
-    for finding in found:
-        note(str(finding))
-    options: dict[str, Any] = {}
-    if writer.wants_base:
-        options["base"] = base
-    if card:
-        options["card"] = cards.lora(adapter, to)
-    written = writer.write(
-        adapter, output, dtype=dtype, drop_extras=drop_extras, overwrite=force, **options
-    )
-    doubt = targets.doubt([module.name for module in adapter.modules]) if to == "peft" else None
-    for notice in filter(None, [*_notices(total, check), doubt]):
-        note(notice)
-    answer = {
-        "output": output,
-        "form": writer.name,
-        "rank": max(module.rank for module in adapter.modules),
-        "dtype": dtype,
-        "modules": len(adapter.modules),
-        "bytes": written,
-        "lost": lost,
-        "check": check,
-        "findings": [str(finding) for finding in found],
-    }
+    paths = [adapter_path(file) for file in files]
+    with shown("modules") as progress:
+        done = expand(
+            paths,
+            output,
+            to=to,
+            rank=rank,
+            weights=weights,
+            dtype=dtype,
+            base=base,
+            topk=topk,
+            layout=layout,
+            revision=revision,
+            check=check,
+            strict=strict,
+            drop_extras=drop_extras,
+            banks=banks,
+            card=card,
+            overwrite=force,
+            progress=progress,
+        )
     if as_json:
-        show.as_json(answer)
+        show.as_json(_as_dict(done, output, dtype, check))
         return
     show.say(
-        f"{output}: {writer.what} of rank {answer['rank']} in {dtype}, {len(adapter.modules)} "
-        f"modules, {show.size(written)}"
+        f"{output}: {done.what} of rank {done.rank} in {dtype}, {done.modules} "
+        f"modules, {show.size(done.size)}"
     )
-    if check and not found:
-        show.say(f"{check}: nothing against it")
+    for runtime in check:
+        if not any(finding.rule.runtime == runtime for finding in done.findings):
+            show.say(f"{runtime}: nothing against it")
     if rank is not None:
-        _say_losses(rank, max(module.rank for module in total.modules), lost)
+        _print_losses(rank, done)
+    if card:
+        from vbfmt.cli.upload import upload_line
+
+        show.say(upload_line(output, output))
 
 
-def _say_losses(rank: int, before: int, lost: Mapping[str, float]) -> None:
-    from vbfmt.cli.show import say
+def _as_dict(done: Expanded, output: str, dtype: str, check: tuple[str, ...]) -> dict[str, Any]:
+    return {
+        "output": output,
+        "form": done.form,
+        "rank": done.rank,
+        "dtype": dtype,
+        "digests": list(done.digests),
+        "modules": done.modules,
+        "bytes": done.size,
+        "lost": dict(done.lost),
+        "check": list(check),
+        "findings": [
+            {
+                "runtime": finding.rule.runtime,
+                "effect": finding.rule.effect,
+                "what": finding.what,
+                "advice": finding.rule.advice,
+                "source": finding.rule.source,
+            }
+            for finding in done.findings
+        ],
+    }
 
-    if before <= rank:
-        say(f"nothing lost: the rank was {before} already")
+
+def _print_losses(rank: int, done: Expanded) -> None:
+    from vbfmt.cli import show
+
+    if done.rank_before <= rank:
+        show.say(f"nothing lost: the rank was {done.rank_before} already")
         return
-    mean = sum(lost.values()) / len(lost)
-    say(
+    show.say(
         "lost to the lower rank, as a share of each change's Frobenius norm: "
-        f"{mean:.3g} on average over {len(lost)} modules"
+        f"{done.mean_lost:.3g} on average over {len(done.lost)} modules"
     )
-    for name in sorted(lost, key=lambda name: (-lost[name], name)):
-        say(f"  {name}  {lost[name]:.3g}")
-
-
-def _notices(total: Sum, check: str | None) -> Iterator[str]:
-    from vbfmt.converters.lowrank.combine import disagreement, unweighted
-
-    extras = list(total.extras)
-    if extras:
-        names = ", ".join(extras[:3]) + (", …" if len(extras) > 3 else "")
-        advice = (
-            "" if check else ", which not every runtime takes: --check RUNTIME or --drop-extras"
-        )
-        done = "left out" if total.drop_extras else f"kept{advice}"
-        yield f"{len(extras)} other trained tensors ({names}) {done}"
-    whole = unweighted(total)
-    if whole:
-        yield whole
-    doubt = disagreement(total)
-    if doubt:
-        yield doubt
-    elif not total.base_model:
-        yield ("the checkpoint names no base model; some runtimes want base_model_name_or_path")
+    worst = sorted(done.lost, key=lambda name: (-done.lost[name], name))
+    for position, name in enumerate(worst):
+        (show.say if position < _WORST else show.detail)(f"  {name}  {done.lost[name]:.3g}")
+    if len(worst) > _WORST:
+        rest = f"  … and {len(worst) - _WORST} more (-v prints all)"
+        if show.verbosity() == 0:
+            show.say(rest)

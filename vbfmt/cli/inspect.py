@@ -9,31 +9,48 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from vbfmt.cli.arguments import BANKS, PATH
+from vbfmt.cli.arguments import BANKS, JSON, PACKED
+from vbfmt.cli.command import Command
 
 if TYPE_CHECKING:
     from vbfmt.adapter import Adapter
     from vbfmt.analysis.summary import Summary
 
 
-@click.command("inspect")
-@click.argument("file", type=PATH)
+@click.command(
+    "inspect",
+    cls=Command,
+    examples=(
+        "vbfmt inspect adapter.vblora",
+        "vbfmt inspect me/adapter --modules",
+        "vbfmt inspect adapter.vblora --json | jq .digest",
+    ),
+)
+@click.argument("file", type=PACKED)
+@click.option("--revision", metavar="REV", help="Of FILE on the Hub: a branch, a tag or a commit.")
 @click.option("--modules", is_flag=True, help="List every module.")
 @BANKS
-@click.option("--json", "as_json", is_flag=True, help="Print the answer as JSON.")
-def command(file: str, modules: bool, banks: tuple[str, ...], as_json: bool) -> None:
-    """What FILE holds: sizes by part, h b k r N, base model, how the bank is used, modules, digest.
+@JSON
+def command(
+    file: str, revision: str | None, modules: bool, banks: tuple[str, ...], as_json: bool
+) -> None:
+    """Show what FILE holds: sizes, h b k r N, base model, use of the bank, modules, digest.
 
-    A page on a terminal; plain lines in a pipe. Errors are a line on stderr, with --json too.
+    FILE is a packed file; - is standard input; where there is no such path, owner/name is a
+    repository on the Hugging Face Hub. Prints a page on a terminal, plain lines in a pipe.
     """
     from vbfmt.analysis.summary import summarize
     from vbfmt.cli import show
+    from vbfmt.cli.packed_input import path_of
     from vbfmt.packed import load_with_digest
 
-    adapter, name = load_with_digest(file, banks=banks)
-    summary = summarize(adapter, show.weight_of([file]))
+    path = path_of(file, revision=revision)
+    adapter, name = load_with_digest(path, banks=banks)
+    summary = summarize(adapter, show.weight_of([path]))
     if as_json:
-        show.as_json(_as_dict(adapter, summary, file, name))
+        show.as_json({**_as_dict(adapter, summary, file, name), "sha256": show.sha256(path)})
+        return
+    if show.verbosity() < 0:
         return
     if _on_terminal():
         from vbfmt.cli.inspect_page import print_page
@@ -44,6 +61,9 @@ def command(file: str, modules: bool, banks: tuple[str, ...], as_json: bool) -> 
 
         for line in lines(adapter, summary, file, name):
             show.say(line)
+        show.say(
+            f"  sha256sum       {show.sha256(path)} (of the file; the digest is of its content)"
+        )
     if modules:
         from vbfmt.cli.inspect_lines import module_lines
 

@@ -1,43 +1,55 @@
-"""``vbfmt merge``: packed files and a base model → full weights."""
+"""``vbfmt merge``: adapters and a base model → full weights."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Iterator
 from typing import TYPE_CHECKING, Any
 
 import click
 
-from vbfmt.cli.arguments import BANKS, PATH, WEIGHTS
+from vbfmt.cli.arguments import BANKS, DTYPE, JSON, PACKED, PATH, WEIGHTS, output_option
+from vbfmt.cli.command import Command
 
 if TYPE_CHECKING:
     from vbfmt.converters.merge import Plan
 
 
-@click.command("merge")
-@click.argument("files", metavar="FILE...", nargs=-1, required=True, type=PATH)
-@click.option("--base", required=True, type=PATH, help="The base model's folder or name.")
+@click.command(
+    "merge",
+    cls=Command,
+    examples=(
+        "vbfmt merge adapter.vblora --base model-folder -o merged",
+        "vbfmt merge adapter.vblora -o merged --dry-run",
+        "vbfmt merge a.vblora b.vblora --weight 0.7 --weight 0.3 --base me/model -o merged",
+    ),
+)
+@click.argument("files", metavar="FILE...", nargs=-1, required=True, type=PACKED)
+@click.option(
+    "--base",
+    type=PATH,
+    help="The base model's folder or name.  [default: what FILE names on the Hub]",
+)
 @click.option("--base-revision", metavar="REV", help="Of the base on the Hub.")
 @click.option("--revision", metavar="REV", help="Of FILEs on the Hub: a branch, tag or commit.")
-@click.option("-o", "--output", required=True, type=PATH, help="The folder to write.")
+@output_option("a folder")
 @WEIGHTS
 @click.option(
     "--dtype",
-    type=click.Choice(["float32", "bfloat16", "float16"]),
+    type=DTYPE,
     help="Of all tensors; without it, each keeps its own.",
 )
 @click.option("--strict", is_flag=True, help="Refuse a base not known to be the one FILE names.")
-@click.option("--dry-run", is_flag=True, help="Check all but the sums and say what would happen.")
+@click.option("--dry-run", is_flag=True, help="Check everything, print the plan, write nothing.")
 @BANKS
 @click.option("--card", is_flag=True, help="Write a model card (README.md) for the Hub, too.")
 @click.option(
     "--follow-links", is_flag=True, help="Copy what links of the base outside its folder lead to."
 )
 @click.option("--force", is_flag=True, help="Replace the output of an earlier merge.")
-@click.option("--json", "as_json", is_flag=True, help="Print the answer as JSON.")
+@JSON
 def command(
     files: tuple[str, ...],
-    base: str,
+    base: str | None,
     base_revision: str | None,
     revision: str | None,
     output: str,
@@ -51,43 +63,50 @@ def command(
     force: bool,
     as_json: bool,
 ) -> None:
-    """Merge packed adapters into a base model: a folder that loads as if trained in full.
+    """Merge adapters into a base model: a folder that loads as if trained in full.
 
-    Names, dtypes and shards stay as they are in the base; what is not changed is copied byte for
-    byte. The whole folder is written, or nothing. Several FILEs merge as the sum of their changes,
-    each times its --weight. Where there is no such path, owner/name is a repository on the Hugging
-    Face Hub; of a base, the revision that FILE was trained on is taken unless --base-revision is
-    given.
+    FILE is a packed file or a checkpoint; - is standard input. Names, dtypes and shards stay as
+    they are in the base; what is not changed is copied byte for byte. The whole folder is written,
+    or nothing. Several FILEs merge as the sum of their changes, each times its --weight. Where
+    there is no such path, owner/name is a repository on the Hugging Face Hub; of a base, the
+    revision that FILE was trained on is taken unless --base-revision is given.
     """
     if weights and len(weights) != len(files):
         raise click.UsageError(f"{len(weights)} --weight for {len(files)} files")
     from vbfmt.cli import show
-    from vbfmt.converters import merge, sources
-    from vbfmt.packed import load
+    from vbfmt.cli.packed_input import adapter_path
+    from vbfmt.cli.progress import shown
+    from vbfmt.cli.suggestions import require_base_is_no_adapter
+    from vbfmt.converters.operations.merge import merge
 
-    adapters = [load(sources.packed(file, revision=revision), banks=banks) for file in files]
-    trained_on = base_revision or sources.revision_for(base, adapters)
-    model = sources.model(base, revision=trained_on)
-    plan = merge.plan(
-        adapters,
-        model,
-        weights=weights,
-        dtype=dtype,
-        strict=strict,
-        card=card,
-        follow_links=follow_links,
-    )
-    merge.require_place(plan, output, overwrite=force)
-    for notice in plan.notices:
-        show.note(notice)
-    if not dry_run:
-        with _progress(plan.size) as told:
-            merge.write(plan, output, overwrite=force, progress=told)
+    require_base_is_no_adapter(base, files)
+    paths = [adapter_path(file) for file in files]
+    with shown("bytes") as progress:
+        plan = merge(
+            paths,
+            output,
+            base=base,
+            weights=weights,
+            dtype=dtype,
+            strict=strict,
+            revision=revision,
+            base_revision=base_revision,
+            banks=banks,
+            card=card,
+            follow_links=follow_links,
+            overwrite=force,
+            dry_run=dry_run,
+            progress=progress,
+        )
     if as_json:
         show.as_json({"output": output, "written": not dry_run, **_as_dict(plan)})
         return
     for line in _report(plan, output, dry_run):
         show.say(line)
+    if card and not dry_run:
+        from vbfmt.cli.upload import upload_line
+
+        show.say(upload_line(output, output))
 
 
 def _report(plan: Plan, output: str, dry_run: bool) -> Iterator[str]:
@@ -119,6 +138,7 @@ def _report(plan: Plan, output: str, dry_run: bool) -> Iterator[str]:
 def _as_dict(plan: Plan) -> dict[str, Any]:
     return {
         "bytes": plan.size,
+        "digests": list(plan.digests),
         "modules_applied": plan.layout.applied,
         "modules": len(plan.factors.modules),
         "add_prefix": plan.layout.rule.add,
@@ -139,33 +159,3 @@ def _as_dict(plan: Plan) -> dict[str, Any]:
         "left_out": list(plan.base.left_out),
         "notices": list(plan.notices),
     }
-
-
-@contextmanager
-def _progress(total: int) -> Iterator[Callable[[int], None] | None]:
-    """A bar with bytes and rate on a terminal, nothing in a pipe."""
-    import sys
-    import time
-
-    from vbfmt.cli.show import size
-
-    if not sys.stderr.isatty():
-        yield None
-        return
-    start = time.monotonic()
-
-    def reached(done: int | None) -> str | None:
-        rate = (done or 0) / max(time.monotonic() - start, 1e-9)
-        return f"{size(done or 0)} of {size(total)}, {size(rate)}/s"
-
-    with click.progressbar(
-        length=total, item_show_func=reached, show_pos=False, file=sys.stderr
-    ) as bar:
-        done = 0
-
-        def told(count: int) -> None:
-            nonlocal done
-            done += count
-            bar.update(count, done)
-
-        yield told

@@ -3,19 +3,33 @@
 from __future__ import annotations
 
 import os
+import sys
 from typing import Literal
 
 import click
 
-from vbfmt.cli.arguments import FORM, LAYOUT, PATH
+from vbfmt.cli.arguments import FORM, JSON, LAYOUT, PATH, STANDARD_STREAM, output_option
+from vbfmt.cli.command import Command
 
 
-@click.command("pack")
+@click.command(
+    "pack",
+    cls=Command,
+    examples=(
+        "vbfmt pack checkpoint -o adapter.vblora",
+        "vbfmt pack me/adapter -o adapter.vblora --card",
+        "vbfmt pack checkpoint/adapter_model.bin --topk 2 -o adapter.vblora",
+        "vbfmt pack checkpoint -o - | vbfmt verify -",
+    ),
+)
 @click.argument("source", metavar="SRC", type=PATH)
-@click.option("-o", "--output", required=True, type=PATH, help="The .vblora file to write.")
+@output_option("a packed file (.vblora)", ".vblora", stream=True)
 @click.option("--topk", type=click.IntRange(min=1), help="k, for logits without a config.")
-@click.option("--layout", type=LAYOUT, help="What SRC is, if it does not tell.")
+@click.option("--layout", type=LAYOUT, help="The layout of SRC, if it cannot be recognised.")
 @click.option("--base", type=PATH, help="For Uni-LoRA with only a seed: the base's folder.")
+@click.option(
+    "--base-model", metavar="NAME", help="The base model's name to record, in place of SRC's."
+)
 @click.option("--revision", metavar="REV", help="Of SRC on the Hub: a branch, a tag or a commit.")
 @click.option("--card", is_flag=True, help="Write a model card (README.md) for the Hub, too.")
 @click.option(
@@ -28,52 +42,87 @@ from vbfmt.cli.arguments import FORM, LAYOUT, PATH
     "--banks", type=PATH, metavar="DIR", help="Folder for an external bank; the output's."
 )
 @click.option("--force", is_flag=True, help="Replace an existing file.")
+@JSON
 def command(
     source: str,
     output: str,
     topk: int | None,
     layout: str | None,
     base: str | None,
+    base_model: str | None,
     revision: str | None,
     card: bool,
     bank: Literal["embedded", "external"],
     banks: str | None,
     force: bool,
+    as_json: bool,
 ) -> None:
     """Pack a VB-LoRA checkpoint SRC into one small file.
 
     SRC is a folder or its weights file: PEFT's VB-LoRA (logits or top-k form) or Uni-LoRA, a whole
     model as the paper's authors save it, or a state dict in the layout of the paper's Algorithm 1.
-    Where there is no such path, owner/name is a repository on the Hugging Face Hub.
+    Where there is no such path, owner/name is a repository on the Hugging Face Hub; hf:// and the
+    address of its page work, too. With -o - the file goes to standard output.
     """
+    from vbfmt.cli import show
+    from vbfmt.cli.suggestions import require_not_packed
+    from vbfmt.cli.upload import upload_line
+    from vbfmt.converters.operations.pack import pack
+
     if banks is not None and bank == "embedded":
         raise click.UsageError("--banks is for --bank external")
-    from vbfmt._files import storage
-    from vbfmt.cli import place
-    from vbfmt.cli.show import say, size, than, weight_of
-    from vbfmt.converters import open_source, sources
-    from vbfmt.converters.hub import card as cards
-    from vbfmt.errors import TargetError
-    from vbfmt.packed import digest, write
-
-    readme = os.path.join(os.path.dirname(output), cards.NAME)
-    place.require_file(output, force=force)
-    if card and os.path.lexists(readme):  # it could be anybody's: not even --force
-        raise TargetError(
-            "there is one already", file=readme, advice="pack into a folder of its own"
+    require_not_packed(source, output)
+    to_stream = output == STANDARD_STREAM
+    if to_stream:
+        _require_stream_is_alone(card, as_json)
+        show.keep_output_for_data()
+    done = pack(
+        source,
+        sys.stdout.buffer if to_stream else output,
+        topk=topk,
+        layout=layout,
+        base=base,
+        base_model=base_model,
+        revision=revision,
+        bank=bank,
+        banks=banks,
+        card=card,
+        overwrite=force,
+    )
+    if as_json:
+        show.as_json(
+            {
+                "output": output,
+                "digest": done.digest,
+                "bytes": done.size,
+                "source": source,
+                "source_bytes": done.source_size,
+                "layout": done.layout,
+                "modules": len(done.adapter),
+                "N": done.adapter.N,
+                "bank": done.bank,
+                "base_model": done.adapter.base_model,
+            }
         )
-    path = sources.checkpoint(source, revision=revision)
-    opened = open_source(path, layout=layout)
-    base = base and sources.config(base)
-    place.require_not_read(output, [*opened.files, *place.configs(base)])
-    before = weight_of(opened.files)
-    adapter = opened.read(topk=topk, base=base)
-    text = cards.packed(adapter, os.path.basename(output), digest(adapter)) if card else None
-    done = write(adapter, output, overwrite=force, bank=bank, banks=banks)
-    if text is not None:
-        storage.write(readme, [text], overwrite=False)
-    say(f"{output}: {size(done.size)}, {than(done.size, before)} {source} ({size(before)})")
+        return
+    show.say(
+        f"{output}: {show.size(done.size)}, {show.than(done.size, done.source_size)} {source} "
+        f"({show.size(done.source_size)})"
+    )
     if done.bank is not None:
-        say(f"its bank, to be shared: {done.bank}, {size(adapter.bank.nbytes)}")
-    say(f"{len(adapter)} modules, {adapter.N} sub-vectors, {done.digest}")
-    say(f"read as {opened.reader.what}")
+        show.say(f"its bank, to be shared: {done.bank}, {show.size(done.adapter.bank.nbytes)}")
+    show.say(f"{len(done.adapter)} modules, {done.adapter.N} sub-vectors, {done.digest}")
+    show.say(f"read as {done.what}")
+    show.detail(
+        "the digest names the content; sha256sum prints another sum: vbfmt inspect has both"
+    )
+    if card:
+        show.say(upload_line(output, os.path.dirname(output) or "."))
+
+
+def _require_stream_is_alone(card: bool, as_json: bool) -> None:
+    if card or as_json:
+        option = "--card" if card else "--json"
+        raise click.UsageError(f"{option} is not for -o -, which writes the file")
+    if sys.stdout.isatty():
+        raise click.UsageError("-o - would write bytes to the terminal: redirect the output")

@@ -4,72 +4,81 @@ from __future__ import annotations
 
 import click
 
-from vbfmt.cli.arguments import BANKS, FIGURES, PATH
-
-_SUFFIXES = (".png", ".svg", ".html")
-
-
-def _picture(ctx: click.Context, param: click.Parameter, value: str) -> str:
-    if not value.lower().endswith(_SUFFIXES):
-        raise click.BadParameter(f"{value!r} does not end with {', '.join(_SUFFIXES)}", ctx, param)
-    return value
+from vbfmt.cli.arguments import BANKS, FIGURES, JSON, PACKED, output_option
+from vbfmt.cli.command import Command
 
 
-@click.command("plot")
-@click.argument("file", type=PATH)
-@click.option(
-    "-o",
-    "--output",
-    required=True,
-    type=PATH,
-    callback=_picture,
-    help="A .png, .svg or .html file.",
+@click.command(
+    "plot",
+    cls=Command,
+    examples=(
+        "vbfmt plot adapter.vblora -o page.html",
+        "vbfmt plot adapter.vblora --figure kinds -o kinds.png",
+        "vbfmt plot after.vblora --before before.vblora -o page.html",
+    ),
 )
+@click.argument("file", type=PACKED)
+@output_option("a picture (.png, .svg or .html)", ".png", ".svg", ".html", required=True)
 @click.option(
     "--figure",
     "figures",
     multiple=True,
-    type=click.Choice(FIGURES),
+    type=click.Choice(FIGURES, case_sensitive=False),
     help="This figure alone.",
 )
 @click.option(
     "--before",
-    type=PATH,
+    type=PACKED,
     metavar="FILE",
     help="The adapter at an earlier time: shows which selections changed.",
 )
+@click.option("--revision", metavar="REV", help="Of FILE on the Hub: a branch, a tag or a commit.")
 @BANKS
 @click.option("--force", is_flag=True, help="Replace an existing file.")
+@JSON
 def command(
     file: str,
     output: str,
     figures: tuple[str, ...],
     before: str | None,
+    revision: str | None,
     banks: tuple[str, ...],
     force: bool,
+    as_json: bool,
 ) -> None:
-    """Draw the packed adapter FILE: one page with all figures, or one of them.
+    """Draw the adapter FILE: one page with all figures, or one of them.
+
+    FILE is a packed file or a checkpoint; - is standard input; where there is no such path,
+    owner/name is a repository on the Hugging Face Hub.
 
     An .html is one file that opens offline and shows values under the pointer. Needs matplotlib:
     pip install 'vbfmt[plot]'.
     """
-    from vbfmt.cli import place
-    from vbfmt.cli.show import say, size
+    from vbfmt._files import outputs, parents
+    from vbfmt.cli import show
+    from vbfmt.cli.packed_input import adapter_at
+    from vbfmt.cli.progress import shown
     from vbfmt.errors import MissingExtraError, VbfmtError
-    from vbfmt.packed import load
 
-    place.require_file(output, force=force)
-    place.require_not_read(output, [file, *([before] if before else [])])
+    outputs.require_file(output, overwrite=force)
+    outputs.require_not_read(output, [file, *([before] if before else [])])
     try:
         from vbfmt.plot import Scene, write
     except ModuleNotFoundError as error:
         if (error.name or "").partition(".")[0] != "matplotlib":
             raise
         raise MissingExtraError.of("pictures need matplotlib", "plot") from None
-    adapter = load(file, banks=banks)
+    adapter = adapter_at(file, revision=revision, banks=banks)
     try:
-        scene = Scene(adapter, file, load(before, banks=banks) if before else None)
+        earlier = adapter_at(before, revision=revision, banks=banks) if before else None
+        scene = Scene(adapter, file, earlier)
     except VbfmtError as error:
         raise error.in_file(before or file) from None
-    written = write(scene, output, figures=figures, overwrite=force)
-    say(f"{output}: {size(written)}")
+    with parents.made(output), shown("figures") as progress:
+        written = write(scene, output, figures=figures, overwrite=force, progress=progress)
+    if as_json:
+        from vbfmt.packed import digest
+
+        show.as_json({"output": output, "digest": digest(adapter), "bytes": written})
+        return
+    show.say(f"{output}: {show.size(written)}")

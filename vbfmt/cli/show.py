@@ -1,38 +1,91 @@
-"""How the command line says things: lines, sizes, counts, notes.
+"""How a command prints: lines, notes, JSON, sizes, counts.
 
-Text from files reaches the terminal through `say`, `note` and `as_json` alone, none of which lets a
-control character pass.
+The streams are given to click, which would otherwise take others for those that encode ASCII.
+
+Text from files reaches the terminal through `say`, `detail`, `note` and `as_json` alone, none of
+which lets a control character pass.
 """
 
 from __future__ import annotations
 
 import json
 import os
+import sys
 from collections.abc import Iterable
+from typing import Any
 
 import click
 
 PathLike = str | os.PathLike[str]
 
 
+_VERBOSITY = "vbfmt.verbosity"
+_OUTPUT_IS_DATA = "vbfmt.output_is_data"
+
+
+def verbosity(ctx: click.Context | None = None) -> int:
+    """-1 with --quiet, 1 with --verbose, else 0."""
+    level: int = _meta(ctx).get(_VERBOSITY, 0)
+    return level
+
+
+def set_verbosity(ctx: click.Context, level: int) -> None:
+    """Print less or more from now on, in this command."""
+    ctx.meta[_VERBOSITY] = level
+
+
+def keep_output_for_data() -> None:
+    """Print lines on stderr from now on, in this command: its output is a file's bytes."""
+    click.get_current_context().meta[_OUTPUT_IS_DATA] = True
+
+
 def say(text: str) -> None:
-    """One line of the answer."""
+    """Print one line of the answer, unless --quiet."""
+    if verbosity() >= 0:
+        failed(text)
+
+
+def failed(text: str) -> None:
+    """Print one line of the answer that --quiet does not hide."""
     from vbfmt.errors import printable
 
-    click.echo(printable(text))
+    to_errors = _meta().get(_OUTPUT_IS_DATA, False)
+    click.echo(printable(text), file=sys.stderr if to_errors else sys.stdout)
+
+
+def detail(text: str) -> None:
+    """Print one line of the answer with --verbose only."""
+    if verbosity() > 0:
+        failed(text)
 
 
 def note(text: str) -> None:
-    """Something the user should know, on stderr."""
+    """Print what the user should know on stderr, unless --quiet."""
     from vbfmt.errors import printable
 
-    click.echo(printable(f"note: {text}"), err=True)
+    if verbosity() >= 0:
+        click.echo(printable(f"note: {text}"), file=sys.stderr)
 
 
 def as_json(value: object) -> None:
-    """The answer for a script: text as it is, but for what could write on a terminal."""
-    text = json.dumps(value, indent=2, ensure_ascii=False)
-    click.echo("".join(c if c.isprintable() or c == "\n" else json.dumps(c)[1:-1] for c in text))
+    """Print the answer for a program.
+
+    Text stays as it is, but for characters that could act on a terminal or that the output's
+    encoding lacks, which are escaped.
+    """
+    text = json.dumps(value, indent=2, ensure_ascii=not _takes_unicode())
+    safe = (c if c.isprintable() or c == "\n" else json.dumps(c)[1:-1] for c in text)
+    click.echo("".join(safe), file=sys.stdout)
+
+
+def _takes_unicode() -> bool:
+    encoding = getattr(sys.stdout, "encoding", None) or "utf-8"
+    return encoding.lower().replace("-", "").startswith("utf")
+
+
+def _meta(ctx: click.Context | None = None) -> dict[str, Any]:
+    ctx = ctx or click.get_current_context(silent=True)
+    return {} if ctx is None else ctx.meta
 
 
 def size(count: float) -> str:
@@ -64,3 +117,14 @@ def than(ours: float, other: float) -> str:
 def weight_of(files: Iterable[PathLike]) -> int:
     """Bytes of all of them."""
     return sum(os.path.getsize(file) for file in files)
+
+
+def sha256(path: PathLike) -> str:
+    """The SHA-256 of all bytes of a file, in hexadecimal: what ``sha256sum`` prints."""
+    import hashlib
+
+    found = hashlib.sha256()
+    with open(path, "rb") as stream:
+        while block := stream.read(1 << 20):
+            found.update(block)
+    return found.hexdigest()

@@ -1,33 +1,62 @@
-"""``vbfmt unpack``: a packed file → a PEFT VB-LoRA folder."""
+"""``vbfmt unpack``: an adapter → a PEFT VB-LoRA folder."""
 
 from __future__ import annotations
 
 import click
 
-from vbfmt.cli.arguments import BANKS, PATH
+from vbfmt.cli.arguments import BANKS, JSON, PACKED, output_option
+from vbfmt.cli.command import Command
 
 
-@click.command("unpack")
-@click.argument("file", type=PATH)
-@click.option("-o", "--output", required=True, type=PATH, help="The folder to write.")
+@click.command(
+    "unpack",
+    cls=Command,
+    examples=(
+        "vbfmt unpack adapter.vblora -o peft-folder",
+        "vbfmt unpack me/adapter -o peft-folder --card",
+    ),
+)
+@click.argument("file", type=PACKED)
+@output_option("a folder")
+@click.option("--revision", metavar="REV", help="Of FILE on the Hub: a branch, a tag or a commit.")
 @BANKS
 @click.option("--card", is_flag=True, help="Write a model card (README.md) for the Hub, too.")
 @click.option("--force", is_flag=True, help="Replace the files of an existing folder.")
-def command(file: str, output: str, banks: tuple[str, ...], card: bool, force: bool) -> None:
-    """Unpack FILE into a folder that PEFT loads as VB-LoRA (top-k form, float32)."""
-    from vbfmt._files import peft_layout
-    from vbfmt.cli import place
-    from vbfmt.cli.show import say, size
-    from vbfmt.converters import peft
-    from vbfmt.converters.hub import card as cards
-    from vbfmt.packed import load
+@JSON
+def command(
+    file: str,
+    output: str,
+    revision: str | None,
+    banks: tuple[str, ...],
+    card: bool,
+    force: bool,
+    as_json: bool,
+) -> None:
+    """Unpack FILE into a folder that PEFT loads as VB-LoRA (top-k form, float32).
 
-    place.require_folder(output, force=force)
-    place.require_none_read(
-        output, (peft_layout.WEIGHTS, peft_layout.CONFIG, *([cards.NAME] if card else [])), [file]
-    )
-    adapter = load(file, banks=banks)
-    written = peft.write(
-        adapter, output, overwrite=force, card=cards.vblora(adapter) if card else None
-    )
-    say(f"{output}: PEFT VB-LoRA, {len(adapter)} modules, {size(written)}")
+    FILE is a packed file or a checkpoint; - is standard input. Where there is no such path,
+    owner/name is a repository on the Hugging Face Hub.
+    """
+    from vbfmt.cli import show
+    from vbfmt.cli.packed_input import adapter_path
+    from vbfmt.cli.upload import upload_line
+    from vbfmt.converters.operations.unpack import unpack
+
+    path = adapter_path(file)
+    done = unpack(path, output, revision=revision, banks=banks, card=card, overwrite=force)
+    if as_json:
+        from vbfmt.packed import digest
+
+        show.as_json(
+            {
+                "output": output,
+                "form": "PEFT VB-LoRA",
+                "digest": digest(done.adapter),
+                "bytes": done.size,
+                "modules": len(done.adapter),
+            }
+        )
+        return
+    show.say(f"{output}: PEFT VB-LoRA, {len(done.adapter)} modules, {show.size(done.size)}")
+    if card:
+        show.say(upload_line(output, output))

@@ -6,25 +6,37 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from vbfmt.cli.arguments import BANKS, LAYOUT, PATH
+from vbfmt.cli.arguments import BANKS, JSON, LAYOUT, PACKED, PATH
 from vbfmt.cli.arguments import digest as checked
+from vbfmt.cli.command import Command
+from vbfmt.cli.failure import FIELDS
+from vbfmt.cli.packed_input import shown_as
 
 if TYPE_CHECKING:
-    from vbfmt.adapter import Adapter
+    from vbfmt.converters.operations.proof import Reference
     from vbfmt.errors import VbfmtError
     from vbfmt.packed import Report
 
 
-@click.command("verify")
-@click.argument("files", metavar="FILE...", nargs=-1, required=True, type=PATH)
+@click.command(
+    "verify",
+    cls=Command,
+    examples=(
+        "vbfmt verify adapter.vblora",
+        "vbfmt verify adapter.vblora --against checkpoint",
+        "vbfmt verify me/adapter --json",
+    ),
+)
+@click.argument("files", metavar="FILE...", nargs=-1, required=True, type=PACKED)
 @click.option("--against", metavar="SRC", type=PATH, help="A checkpoint to compare with.")
-@click.option("--revision", metavar="REV", help="Of SRC on the Hub: a branch, a tag or a commit.")
-@click.option("--layout", type=LAYOUT, help="What SRC is, as for pack.")
+@click.option("--revision", metavar="REV", help="Of SRC (or else FILEs) on the Hub.")
+@click.option("--layout", type=LAYOUT, help="The layout of SRC, as for pack.")
 @click.option("--base", type=PATH, help="For SRC that is Uni-LoRA: the base's folder.")
 @BANKS
-@click.option("--digest", callback=checked, metavar="sha256:…", help="The digest that you trust.")
+@click.option("--base-model", metavar="NAME", help="The name that pack was given to record.")
+@click.option("--digest", callback=checked, metavar="sha256:HEX", help="The digest that you trust.")
 @click.option("--topk", type=click.IntRange(min=1), help="k, for --against logits without config.")
-@click.option("--json", "as_json", is_flag=True, help="Print the answer as JSON.")
+@JSON
 @click.pass_context
 def command(
     ctx: click.Context,
@@ -34,111 +46,153 @@ def command(
     layout: str | None,
     base: str | None,
     banks: tuple[str, ...],
+    base_model: str | None,
     digest: str | None,
     topk: int | None,
     as_json: bool,
 ) -> None:
     """Check every digest and every rule of FILE..., one line each.
 
-    With --against, pack the checkpoint SRC again and prove that the file says the same. The digest
-    inside a file shows damage, not tampering: for that, compare with one that you trust (--digest).
+    FILE is a packed file; - is standard input; where there is no such path, owner/name is a
+    repository on the Hugging Face Hub. With --against, pack the checkpoint SRC again and prove that
+    the file says the same (of SRC in PEFT's top-k form: to its rounding). The digest inside a file
+    shows damage, not tampering: for that, compare with one that you trust (--digest). It names the
+    content and is not the sum that sha256sum prints; --json has both.
     Exit status 0 if all is well, 1 if not. With --json, whatever is wrong is in the answer: a FILE
     or SRC that cannot be read, too.
     """
-    about_source = {"revision": revision, "layout": layout, "base": base, "topk": topk}
-    for name, value in about_source.items():
-        if against is None and value is not None:
-            raise click.UsageError(f"--{name} is for --against")
+    _require_sense(files, against, layout=layout, base=base, base_model=base_model, topk=topk)
     from vbfmt.cli import show
+    from vbfmt.cli.failure import in_user_terms
     from vbfmt.errors import VbfmtError
 
-    source: Adapter | VbfmtError | None = None
-    try:
-        source = _packed_again(against, revision, layout, base, topk) if against else None
-    except VbfmtError as error:
-        if not as_json:
-            raise
-        source = error
-    answers = [_answer(file, digest, banks, source, against) for file in files]
+    source: Reference | VbfmtError | None = None
+    if against is not None:
+        from vbfmt.converters.operations.proof import reference
+
+        try:
+            source = reference(
+                against,
+                topk=topk,
+                layout=layout,
+                base=base,
+                base_model=base_model,
+                revision=revision,
+            )
+        except VbfmtError as error:
+            if not as_json:
+                raise
+            source = in_user_terms(error)
+    of_files = None if against is not None else revision
+    answers = [_answer(file, digest, banks, source, against, of_files) for file in files]
     if as_json:
         show.as_json(answers)
     else:
         for answer in answers:
-            show.say(_line(answer))
+            (show.say if answer["ok"] else show.failed)(_line(answer))
+            if answer["sha256"]:
+                show.detail(f"  {answer['sha256']}  is what sha256sum prints")
     if not all(answer["ok"] for answer in answers):
         ctx.exit(1)
 
 
-def _packed_again(
-    source: str, revision: str | None, layout: str | None, base: str | None, topk: int | None
-) -> Adapter:
-    from vbfmt.converters import read, sources
+def _require_sense(files: tuple[str, ...], against: str | None, **about_source: object) -> None:
+    for name, value in about_source.items():
+        if against is None and value is not None:
+            raise click.UsageError(f"--{name.replace('_', '-')} is for --against")
+    if against is not None and against.lower().endswith(".vblora"):
+        import os
 
-    path = sources.checkpoint(source, revision=revision)
-    return read(path, layout=layout, topk=topk, base=base and sources.config(base))
+        swapped = len(files) == 1 and os.path.isdir(files[0])
+        meant = (
+            f"vbfmt verify {against} --against {files[0]}"
+            if swapped
+            else f"vbfmt diff {files[0]} {against}"
+        )
+        raise click.UsageError(f"--against is for checkpoints, {against} is packed; try: {meant}")
 
 
 def _answer(
     file: str,
     digest: str | None,
     banks: tuple[str, ...],
-    source: Adapter | VbfmtError | None,
+    source: Reference | VbfmtError | None,
     against: str | None,
+    revision: str | None,
 ) -> dict[str, Any]:
-    from vbfmt.errors import StorageError, VbfmtError
+    from vbfmt.cli.failure import in_user_terms
+    from vbfmt.cli.packed_input import path_of
+    from vbfmt.cli.show import sha256
+    from vbfmt.errors import VbfmtError
     from vbfmt.packed import Report, verify
 
+    path = file
     try:
-        report = verify(file, digest=digest, banks=banks)
-    except StorageError as error:
+        path = path_of(file, revision=revision)
+        report = verify(path, digest=digest, banks=banks)
+    except VbfmtError as error:
         report = Report(file, None, (error,))
-    problems = [_problem(problem, _elsewhere(problem, report)) for problem in report.problems]
+    problems = [_problem(in_user_terms(p), _elsewhere(p, path)) for p in report.problems]
+    allowed = None
     if isinstance(source, VbfmtError):
         problems.append(_problem(source, message=str(source)))
     elif source is not None and report.ok:
-        problems += _differences(report, banks, source, against)
-    answer: dict[str, Any] = {"file": file, "ok": not problems, "digest": report.digest}
+        allowed, differences = _compared(report, banks, source, against)
+        problems += differences
+    answer: dict[str, Any] = {
+        "file": file,
+        "ok": not problems,
+        "digest": report.digest,
+        "sha256": sha256(path) if report.digest else None,
+    }
     if source is not None:
-        answer["against"] = against
+        answer |= {"against": against, "largest_difference": allowed}
     return {**answer, "problems": problems}
 
 
-def _elsewhere(problem: VbfmtError, report: Report) -> str | None:
+def _elsewhere(problem: VbfmtError, path: str) -> str | None:
     """The whole message of a fault in another file, its bank's, say."""
-    return None if problem.file == report.file else str(problem)
-
-
-_FIELDS = ("kind", "part", "what", "found", "expected", "advice")
+    return None if problem.file in (None, path, shown_as(path)) else str(problem)
 
 
 def _problem(problem: VbfmtError, message: str | None = None) -> dict[str, Any]:
-    said = problem.detail() if message is None else message
-    return {"message": said, **{name: getattr(problem, name) for name in _FIELDS}}
+    line = problem.detail() if message is None else message
+    return {"message": line, **{name: getattr(problem, name) for name in FIELDS}}
 
 
-def _differences(
-    report: Report, banks: tuple[str, ...], source: Adapter, against: str | None
-) -> list[dict[str, Any]]:
-    from vbfmt.analysis.difference import compare
+def _compared(
+    report: Report, banks: tuple[str, ...], source: Reference, against: str | None
+) -> tuple[float | None, list[dict[str, Any]]]:
+    """The largest difference of a factor if it is allowed, and the differences that are not."""
+    from vbfmt.converters.operations.proof import against as compared
     from vbfmt.packed import load
 
+    found = compared(load(report.file, verify=False, banks=banks), source)
+    if found.same:
+        return found.difference.largest, []
     what = f"not what {against} says"
-    return [
+    return None, [
         {
             "message": f"{what}: {difference}",
-            **dict.fromkeys(_FIELDS),
+            **dict.fromkeys(FIELDS),
             "kind": "difference",
             "what": what,
             "found": difference,
         }
-        for difference in compare(load(report.file, verify=False, banks=banks), source).lines()
+        for difference in found.difference.lines()
     ]
 
 
 def _line(answer: dict[str, Any]) -> str:
     if answer["ok"]:
-        same = f", says what {answer['against']} says" if "against" in answer else ""
-        return f"{answer['file']}: ok, {answer['digest']}{same}"
+        return f"{answer['file']}: ok, {answer['digest']}{_same(answer)}"
     first, *rest = answer["problems"]
     more = f" (and {len(rest)} more; --json lists them)" if rest else ""
     return f"{answer['file']}: FAILED, {first['message']}{more}"
+
+
+def _same(answer: dict[str, Any]) -> str:
+    if "against" not in answer:
+        return ""
+    apart = answer["largest_difference"]
+    return f", says what {answer['against']} says" + (f", to {apart:.1g}" if apart else "")

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import io
 import os
-from collections.abc import Sequence
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
 from matplotlib.figure import Figure, SubFigure
@@ -35,12 +35,14 @@ def write(
     *,
     figures: Sequence[str] = (),
     overwrite: bool = False,
+    progress: Callable[[int, int], None] | None = None,
 ) -> int:
     """Draw the scene into a file, all or nothing.
 
     Args:
         path: ends with .png, .svg or .html.
         figures: names of `FIGURES`; none means all of them on one page.
+        progress: called with 1 for each figure that is drawn, and the number of figures.
 
     Returns:
         bytes written.
@@ -60,25 +62,31 @@ def write(
     unknown = [name for name in figures if name not in FIGURES]
     if unknown:
         raise TargetError(
-            "unknown figure", part="--figure", found=unknown[0], expected=", ".join(FIGURES)
+            "unknown figure", part="`figures`", found=unknown[0], expected=", ".join(FIGURES)
         )
     if not overwrite:
         storage.require_absent(path)
+    names = tuple(figures) or tuple(FIGURES)
+
+    def drawn() -> None:
+        if progress is not None:
+            progress(1, len(names))
+
     with style.settings():
         if kind == "html":
-            content = _html(scene, tuple(figures) or tuple(FIGURES))
+            content = _html(scene, names, drawn)
         else:
-            content = _save(_picture(scene, figures), kind)
+            content = _save(_picture(scene, figures, drawn), kind)
     return storage.write(path, [content], overwrite=overwrite)
 
 
-def _picture(scene: Scene, figures: Sequence[str]) -> Figure:
+def _picture(scene: Scene, figures: Sequence[str], drawn: Callable[[], None]) -> Figure:
     if not figures:
-        return _page(scene)
+        return _page(scene, drawn)
     if len(figures) > 1:
         raise TargetError(
             "one figure or the whole page to a picture",
-            part="--figure",
+            part="`figures`",
             found=", ".join(figures),
             advice="an .html takes several",
         )
@@ -91,7 +99,7 @@ def _alone(scene: Scene, name: str) -> tuple[Figure, Drawn]:
     return figure, picture.draw(figure, scene)
 
 
-def _page(scene: Scene) -> Figure:
+def _page(scene: Scene, drawn: Callable[[], None]) -> Figure:
     head = 0.9
     figure = Figure(figsize=(_PAGE_WIDTH, head + sum(_ROW_HEIGHTS)), dpi=100, layout=_layout())
     bands = _split(figure, 1 + len(_PAGE_ROWS), 1, height_ratios=(head, *_ROW_HEIGHTS))
@@ -107,6 +115,7 @@ def _page(scene: Scene) -> Figure:
         parts = _split(band, 1, len(names))
         for part, name in zip(parts, names, strict=True):
             FIGURES[name].draw(part, scene)
+            drawn()
     return figure
 
 
@@ -119,11 +128,16 @@ def _layout() -> ConstrainedLayoutEngine:
     return ConstrainedLayoutEngine(w_pad=0.14, h_pad=0.14)
 
 
-def _html(scene: Scene, figures: Sequence[str]) -> bytes:
+def _html(scene: Scene, figures: Sequence[str], drawn: Callable[[], None]) -> bytes:
+    def panels() -> Iterator[html.Panel]:
+        for name in figures:
+            yield _panel(scene, name)
+            drawn()
+
     return html.page(
         shortened(os.path.basename(scene.name), 120),
         scene.heading(),
-        [_panel(scene, name) for name in figures],
+        list(panels()),
     ).encode()
 
 

@@ -13,10 +13,12 @@
 * the parts, for models of your own: `VectorBank`, `VBLoRALinear`, `compose`
 """
 
+from typing import Any
+
 from vbfmt.torch.adapter_state import get_adapter_state_dict, set_adapter_state_dict
 from vbfmt.torch.adapters import VBLoRA, adapters_of, disabled, set_adapter
 from vbfmt.torch.bank import VectorBank
-from vbfmt.torch.checkpoint import load_checkpoint, save_checkpoint
+from vbfmt.torch.checkpoint import load_checkpoint
 from vbfmt.torch.composition import compose
 from vbfmt.torch.config import VBLoRAConfig
 from vbfmt.torch.injection import eject, inject
@@ -24,9 +26,12 @@ from vbfmt.torch.linear import VBLoRALinear
 from vbfmt.torch.merging import merge, unmerge
 from vbfmt.torch.optimizer import param_groups
 from vbfmt.torch.packed import load_packed, save_packed, to_adapter, warm_start
+from vbfmt.torch.reference import reference_model
+from vbfmt.torch.saving import save_checkpoint
 
 __all__ = [
     "VBLoRA",
+    "VBLoRACallback",
     "VBLoRAConfig",
     "VBLoRALinear",
     "VectorBank",
@@ -40,6 +45,7 @@ __all__ = [
     "load_packed",
     "merge",
     "param_groups",
+    "reference_model",
     "save_checkpoint",
     "save_packed",
     "set_adapter",
@@ -48,3 +54,12 @@ __all__ = [
     "unmerge",
     "warm_start",
 ]
+
+
+def __getattr__(name: str) -> Any:
+    """Import transformers only for what needs it."""
+    if name == "VBLoRACallback":
+        from vbfmt.torch.trainer import VBLoRACallback
+
+        return VBLoRACallback
+    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

@@ -15,6 +15,12 @@ from vbfmt.torch.admixture import Admixture
 from vbfmt.torch.bank import VectorBank
 from vbfmt.torch.checkpoint_file import require_finite
 from vbfmt.torch.peft_config import peft_config, updates_of
+from vbfmt.torch.sharding import put_back, require_whole, whole
+
+
+def is_adapter_state(state: Mapping[str, object]) -> bool:
+    """Whether these are the keys of an adapter alone, as `get_adapter_state_dict` returns it."""
+    return BANK in state and all(key.startswith("base_model.") for key in state)
 
 
 def get_adapter_state_dict(model: nn.Module, adapter_name: str | None = None) -> dict[str, Tensor]:
@@ -62,16 +68,18 @@ def set_adapter_state_dict(
 
 
 def tensors_of(
-    root: nn.Module, adapter: AttachedAdapter, updates: Mapping[str, Admixture]
+    root: nn.Module,
+    adapter: AttachedAdapter,
+    updates: Mapping[str, Admixture],
+    values: Mapping[str, Tensor] | None = None,
 ) -> dict[str, Tensor]:
-    """Return the adapter's tensors under PEFT's keys, as views of its parameters."""
-    tensors = {BANK: cast(VectorBank, adapter.bank).weight.detach()}
-    for key, update in updates.items():
-        for factor, logits in _as_peft(update).items():
-            tensors[key_of_logits(key, factor)] = logits
-    for key, tensor in adapter.stand_ins.tensors(root).items():
-        tensors[key_of_tensor(key, updates)] = tensor.detach()
-    return tensors
+    """Return the adapter's tensors under PEFT's keys: views of its parameters, or of copies that
+    are gathered where these are sharded.
+
+    Args:
+        values: parameters by their names in the model, gathered already.
+    """
+    return _Tensors(root, adapter, updates, values or {}).by_key
 
 
 def fill(
@@ -85,12 +93,50 @@ def fill(
     Raises:
         ModelError: it has others; nothing is changed.
     """
-    own = tensors_of(root, adapter, updates)
+    held = _Tensors(root, adapter, updates, {})
+    own = dict(held.by_key)
     _require_same(own, tensors)
     if torch.equal(own[BANK], tensors[BANK].to(own[BANK])):
         del own[BANK]  # perhaps others use it: not written to without need
     for key, tensor in own.items():
         tensor.copy_(tensors[key])
+    for parameter, values in held.sources:
+        put_back(parameter, values)
+
+
+class _Tensors:
+    """An adapter's tensors.
+
+    Attributes:
+        by_key: PEFT's key → tensor, detached.
+        sources: the adapter's own tensors, each with its values whole, of which `by_key` has views.
+    """
+
+    def __init__(
+        self,
+        root: nn.Module,
+        adapter: AttachedAdapter,
+        updates: Mapping[str, Admixture],
+        values: Mapping[str, Tensor],
+    ) -> None:
+        names = {id(p): name for name, p in root.named_parameters()} if values else {}
+        self._values = {at: values[name] for at, name in names.items() if name in values}
+        require_whole(
+            [cast(VectorBank, adapter.bank).weight, *(u.logits for u in updates.values())]
+        )
+        self.sources: list[tuple[Tensor, Tensor]] = []
+        self.by_key = {BANK: self._whole(cast(VectorBank, adapter.bank).weight)}
+        for key, update in updates.items():
+            for factor, logits in _as_peft(update, self._whole(update.logits)).items():
+                self.by_key[key_of_logits(key, factor)] = logits
+        for key, tensor in adapter.stand_ins.tensors(root).items():
+            self.by_key[key_of_tensor(key, updates)] = self._whole(tensor)
+
+    def _whole(self, tensor: Tensor) -> Tensor:
+        values = self._values.get(id(tensor))
+        values = whole(tensor) if values is None else values.detach()
+        self.sources.append((tensor, values))
+        return values
 
 
 def require_own_bank(
@@ -100,7 +146,7 @@ def require_own_bank(
     bank = cast(VectorBank, adapter.bank)
     sharers = [] if adapters is None else adapters.sharers(bank)
     others = [name for name in sharers if adapters and adapters.adapter(name) is not adapter]
-    weight, given = bank.weight.detach(), tensors[BANK]
+    weight, given = whole(bank.weight), tensors[BANK]
     if not (bank.frozen or others) or weight.shape != given.shape:
         return
     if not torch.equal(weight, given.to(weight)):
@@ -129,9 +175,9 @@ def _require_same(own: Mapping[str, Tensor], given: Mapping[str, Tensor]) -> Non
             )
 
 
-def _as_peft(update: Admixture) -> dict[str, Tensor]:
+def _as_peft(update: Admixture, logits: Tensor) -> dict[str, Tensor]:
     """Return the logits of A (r, in/b, h) and of B (out/b, r, h), as views."""
-    rows_a, rows_b = torch.split(update.logits.detach(), update.rows)
+    rows_a, rows_b = torch.split(logits, update.rows)
     h = rows_a.shape[1]
     return {
         "A": rows_a.view(update.rank, -1, h),

@@ -16,7 +16,11 @@ from vbfmt.torch.bank import VectorBank
 from vbfmt.torch.composition import Composition
 from vbfmt.torch.config import VBLoRAConfig
 from vbfmt.torch.linear import VBLoRALinear
+from vbfmt.torch.sharding import GradientAverage, require_local
 from vbfmt.torch.stand_ins import StandIns
+
+# What DistributedDataParallel, torch.compile and FSDP1 call the model in them.
+_WRAPPED = ("module", "_orig_mod", "_fsdp_wrapped_module")
 
 
 class AttachedAdapter(nn.Module):
@@ -94,6 +98,7 @@ class VBLoRA(nn.Module):
         )
         self._root = (root,)  # a tuple, so that the model is not a part of its own part
         self._warned = False
+        self._average = GradientAverage()
         self._hooks: list[RemovableHandle] = []
 
     @property
@@ -155,7 +160,9 @@ class VBLoRA(nn.Module):
         self.require_unmerged()
         for each in (self.active, name):
             if each is not None:
-                self.adapter(each).stand_ins.require_places(self.root)
+                stand_ins = self.adapter(each).stand_ins
+                stand_ins.require_places(self.root)
+                require_local("exchange heads and biases", stand_ins.both(self.root))
         for adapter in self.adapters:
             self.drop_pass(adapter)
         self.switched += 1
@@ -187,6 +194,11 @@ class VBLoRA(nn.Module):
             "rest": adapter.stand_ins.parameters_of(self.root),
         }
 
+    def _trained(self) -> list[nn.Parameter]:
+        """What the active adapter trains."""
+        groups = self.parameters_of(cast(str, self.active))
+        return [parameter for parameters in groups.values() for parameter in parameters]
+
     def train_only(self, name: str | None) -> None:
         """Let an adapter's parameters train, and no other adapter's."""
         for other in [key for key in self.adapters if key != name] + [name] * (name is not None):
@@ -202,6 +214,8 @@ class VBLoRA(nn.Module):
         if composition is None:
             self._warn_that_it_does_not_train()
         elif not self.merged:
+            if not torch.compiler.is_compiling():
+                self._average.cover(self.root, self._trained())
             composition.begin()
 
     def _warn_that_it_does_not_train(self) -> None:
@@ -248,7 +262,7 @@ class VBLoRA(nn.Module):
 
 
 def adapters_of(model: nn.Module) -> VBLoRA:
-    """The adapters of a model, also through DistributedDataParallel and torch.compile.
+    """The adapters of a model, also through DistributedDataParallel, FSDP1 and torch.compile.
 
     Raises:
         ModelError: it has none.
@@ -270,7 +284,8 @@ def find_adapters(model: nn.Module) -> VBLoRA | None:
         found = inner._modules.get("vblora") if isinstance(inner, nn.Module) else None
         if isinstance(found, VBLoRA):
             return found
-        inner = inner._modules.get("module") or inner._modules.get("_orig_mod")
+        wrapped = (inner._modules.get(name) for name in _WRAPPED)
+        inner = next((module for module in wrapped if module is not None), None)
     return None
 
 

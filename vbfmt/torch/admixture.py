@@ -7,8 +7,7 @@ from torch import Tensor, nn
 
 from vbfmt.torch.bank import VectorBank
 from vbfmt.torch.composition import Composition, compose_alone
-
-_LOGIT_OF_ZERO = 2.0  # of four vectors, the zero vector then has two thirds of the weight
+from vbfmt.torch.sharding import gathered
 
 
 class LowRankUpdate(nn.Module):
@@ -68,10 +67,7 @@ class Admixture(LowRankUpdate):
         b = bank.vector_length
         self.rows = [rank * in_features // b, rank * out_features // b]
         logits = torch.empty(sum(self.rows), bank.num_vectors, dtype=torch.float32, device=device)
-        logits.normal_(0.0, init_logits_std)
-        if bank.starts_small:
-            logits[self.rows[0] :, 0] = _LOGIT_OF_ZERO
-        self.logits = nn.Parameter(logits)
+        self.logits = nn.Parameter(logits.normal_(0.0, init_logits_std))
         self.dropout = nn.Dropout(dropout)
         # Plain references: the bank is registered once, by whoever owns the adapter.
         self._bank = (bank,)
@@ -109,10 +105,8 @@ class Admixture(LowRankUpdate):
             # Those of nn.DataParallel's copies are on the first device.
             if rows is not None and rows.device == self.logits.device:
                 return rows
-        bank, device = self._bank[0], self.logits.device
-        return compose_alone(
-            bank.weight.to(device), self.logits, self.topk, train_unselected=bank.train_unselected
-        )
+        bank, logits = gathered(self._bank[0].weight), gathered(self.logits)
+        return compose_alone(bank.to(logits.device), logits, self.topk)
 
 
 class FixedFactors(LowRankUpdate):

@@ -1,4 +1,4 @@
-"""Checkpoints to resume from, in PEFT's logits form: PEFT loads ours, and we load PEFT's.
+"""Load checkpoints to resume from, in PEFT's logits form: ours and PEFT's.
 
 Keys and shapes: peft/tuners/vblora/{layer,model}.py, PEFT 0.13 to 0.21. The optimizer's state is
 the caller's to keep; loading copies into the parameters that are there, so it stays valid.
@@ -14,11 +14,10 @@ from typing import cast
 
 from torch import Tensor, nn
 
-from vbfmt._files import json_file, peft_layout, storage
 from vbfmt._files.peft_layout import BANK, PREFIX
 from vbfmt.errors import ModelError, VbfmtError, few
-from vbfmt.torch.adapter_state import fill, require_own_bank, tensors_of
-from vbfmt.torch.adapters import AttachedAdapter, VBLoRA, adapters_of, find_adapters, set_adapter
+from vbfmt.torch.adapter_state import fill, require_own_bank
+from vbfmt.torch.adapters import AttachedAdapter, VBLoRA, find_adapters, set_adapter
 from vbfmt.torch.bank import VectorBank, require_vector_bank
 from vbfmt.torch.checkpoint_file import (
     LOGITS,
@@ -31,48 +30,13 @@ from vbfmt.torch.checkpoint_file import (
 from vbfmt.torch.config import VBLoRAConfig
 from vbfmt.torch.injection import build, install
 from vbfmt.torch.linear import is_adaptable
-from vbfmt.torch.overlooked import warn_of_layers_never_called, warn_of_others_that_train
-from vbfmt.torch.peft_config import peft_config, rank_pattern_of, updates_of
+from vbfmt.torch.peft_config import rank_pattern_of, updates_of
 from vbfmt.torch.plan import exact
 from vbfmt.torch.preconditions import require_free_name, require_in_memory
 from vbfmt.torch.stand_ins import names_to_train
 from vbfmt.torch.targets import base_modules, saved_by_peft
 
 PathLike = str | os.PathLike[str]
-
-
-def save_checkpoint(
-    model: nn.Module, path: PathLike, *, adapter_name: str | None = None, overwrite: bool = False
-) -> None:
-    """Write an adapter with its logits: a folder that PEFT and `load_checkpoint` load.
-
-    Args:
-        adapter_name: the active adapter if not given.
-        overwrite: replace the two files of an earlier checkpoint in that folder.
-
-    Warns:
-        UserWarning: the model never calls a layer that the adapter has, or something trains that no
-            adapter has.
-
-    Raises:
-        ModelError: the adapter is a packed one: it has no logits.
-        ContentError: a logit or a bank value is NaN or infinite, or a head's is NaN.
-        OutputExistsError, StorageError
-    """
-    from safetensors.torch import save_file
-
-    adapters = adapters_of(model)
-    config = peft_config(adapters, adapter_name)
-    adapter, updates = adapters.adapter(adapter_name), updates_of(adapters, adapter_name)
-    tensors = tensors_of(adapters.root, adapter, updates)
-    require_finite(tensors)
-    warn_of_layers_never_called(adapters, adapter_name)
-    warn_of_others_that_train(adapters)
-    text = json_file.text({**config, "save_only_topk_weights": False})
-    with storage.new_folder(path, overwrite=overwrite) as folder:
-        contiguous = {key: tensor.contiguous() for key, tensor in tensors.items()}
-        save_file(contiguous, os.path.join(folder, peft_layout.WEIGHTS), metadata={"format": "pt"})
-        storage.write(os.path.join(folder, peft_layout.CONFIG), [text], overwrite=False)
 
 
 def load_checkpoint(

@@ -18,6 +18,7 @@ from vbfmt.torch.fast_path import keep_off, keep_padded
 from vbfmt.torch.linear import VBLoRALinear, features_of
 from vbfmt.torch.plan import Plan, resolve
 from vbfmt.torch.preconditions import require_free_name
+from vbfmt.torch.pretrained import adopt, release
 from vbfmt.torch.stand_ins import StandIns
 from vbfmt.torch.state_dict import order_state_dicts
 
@@ -37,14 +38,11 @@ def inject(
 
     A layer that a pass did not use gets a gradient of zeros, where PEFT's has none, so that an
     optimizer's momentum and weight decay go on there. A gradient cannot be differentiated again
-    (``create_graph=True``): PyTorch's `embedding_bag` has no second derivative. For a base that is
-    quantized, transformers' Trainer refuses to start, because it knows adapters of PEFT's only:
-    train in a loop of your own. `nn.DataParallel` works, but its copies of a layer compose for
-    themselves; better use DistributedDataParallel.
+    (``create_graph=True``): PyTorch's `embedding_bag` has no second derivative. `nn.DataParallel`
+    works, but its copies of a layer compose for themselves; better use DistributedDataParallel.
 
-    The model's state dict, and so what ``save_pretrained`` and Trainer write, has the weights of
-    adapted layers as ``….base_layer.weight``, which ``from_pretrained`` does not find: keep the
-    adapter with `save_checkpoint` or `save_packed`, and save the base after `eject`.
+    ``save_pretrained`` of a transformers model, and so the Trainer's ``checkpoint-N``, then writes
+    the active adapter as `save_checkpoint` does; to save the base, `eject` first.
 
     Args:
         adapter_name: letters, digits, ``_`` and ``-``.
@@ -134,6 +132,7 @@ def install(
         adapters = VBLoRA(model)
         model.requires_grad_(False)
         adapters.attach([*order_state_dicts(model), *keep_padded(model)])
+        adopt(model)
     adapters.activate(None)
     if name in adapters.adapters:
         _remove(adapters, name, keep=updates)
@@ -167,6 +166,7 @@ def eject(model: nn.Module, adapter_name: str | None = None) -> None:
         _remove(adapters, each)
     if not adapters.adapters:
         adapters.detach()
+        release(adapters.root)
         for key, parameter in adapters.root.named_parameters():
             parameter.requires_grad_(key in adapters.trained_before)
 

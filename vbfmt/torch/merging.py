@@ -14,6 +14,7 @@ from vbfmt.torch.admixture import LowRankUpdate
 from vbfmt.torch.linear import VBLoRALinear
 from vbfmt.torch.overlooked import warn_of_layers_never_called
 from vbfmt.torch.preconditions import require_in_memory
+from vbfmt.torch.sharding import require_local
 
 
 def merge(model: nn.Module) -> None:
@@ -40,6 +41,7 @@ def merge(model: nn.Module) -> None:
         raise ModelError("an adapter is merged already", advice="call unmerge(model) first")
     layers = adapters.layers(adapters.active or "")
     require_in_memory(adapters.root, layers)
+    require_local("merge", {name: layer.weight for name, layer in layers.items()})
     warn_of_layers_never_called(adapters, None)
     merged: list[tuple[VBLoRALinear, Tensor]] = []
     for name, layer in layers.items():

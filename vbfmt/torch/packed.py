@@ -30,6 +30,7 @@ from vbfmt.torch.overlooked import warn_of_layers_never_called, warn_of_others_t
 from vbfmt.torch.peft_config import peft_config, updates_of
 from vbfmt.torch.plan import exact
 from vbfmt.torch.preconditions import require_free_name, require_in_memory
+from vbfmt.torch.sharding import is_writer, require_whole, whole
 from vbfmt.torch.stand_ins import StandIns, owner_of
 from vbfmt.torch.targets import base_modules
 from vbfmt.torch.tensors import to_format, to_torch
@@ -56,6 +57,8 @@ def save_packed(
         bank, banks: ``bank="external"`` writes the bank to a file of its own that adapters share,
             in the folder `banks` or beside `path`, as `vbfmt.save` does.
 
+    Where FSDP shards the model, call it in every process: the first one writes.
+
     Returns:
         The file's digest, ``sha256:…``.
 
@@ -71,6 +74,8 @@ def save_packed(
     adapter = to_adapter(model, adapter_name=adapter_name)
     warn_of_layers_never_called(adapters_of(model), adapter_name)
     warn_of_others_that_train(adapters_of(model))
+    if not is_writer(adapters_of(model).root.parameters()):
+        return digest_of(adapter)
     return save(adapter, path, overwrite=overwrite, bank=bank, banks=banks)
 
 
@@ -84,14 +89,15 @@ def to_adapter(model: nn.Module, *, adapter_name: str | None = None) -> Adapter:
     updates = updates_of(adapters, name)
     base_model, base_revision = peft_layout.base_of(config)
     others = attached.stand_ins.tensors(adapters.root)
+    require_whole([cast(VectorBank, attached.bank).weight, *(u.logits for u in updates.values())])
     require_finite(others)
     adapter = Adapter.from_rows(
-        cast(VectorBank, attached.bank).weight.detach().float().cpu().numpy().copy(),
+        whole(cast(VectorBank, attached.bank).weight).float().cpu().numpy().copy(),
         {
             _module(key, layers[key], updates[key].rank): rows
             for key, rows in _rows(updates).items()
         },
-        tensors={key: to_format(tensor) for key, tensor in others.items()},
+        tensors={key: to_format(whole(tensor)) for key, tensor in others.items()},
         base_model=base_model,
         base_revision=base_revision,
     )
@@ -192,7 +198,7 @@ def warm_start(
 
 def _rows(updates: Mapping[str, Admixture]) -> dict[str, Rows]:
     """The canonical rows of every module; the logits stand in the format's order already."""
-    blocks = {key: update.logits.detach().float().cpu().numpy() for key, update in updates.items()}
+    blocks = {key: whole(update.logits).float().cpu().numpy() for key, update in updates.items()}
     first = next(iter(updates.values()))
     selection = select_top_k(blocks, first.topk)
     if selection.ties:

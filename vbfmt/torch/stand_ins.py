@@ -8,6 +8,7 @@ switched, disabled or taken out, and nothing is looked up during a forward pass.
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
+from typing import cast
 
 from torch import Tensor, nn
 
@@ -93,6 +94,12 @@ class StandIns(nn.Module):
             return {name: getattr(self, _key(name)) for name in self.names}
         owners = {name: owner_of(root, name) for name in self.names}
         return {name: getattr(owner, leaf) for name, (owner, leaf) in owners.items()}
+
+    def both(self, root: nn.Module) -> dict[str, Tensor]:
+        """The adapter's own tensors and the base's of the same names."""
+        waiting = {key: cast(Tensor, getattr(self, key)) for key in self.keys().values()}
+        owners = {name: owner_of(root, name) for name in self.names}
+        return {**waiting, **{name: getattr(owner, leaf) for name, (owner, leaf) in owners.items()}}
 
     def keys(self) -> dict[str, str]:
         """The name of each in the base → its name here."""

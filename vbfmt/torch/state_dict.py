@@ -4,7 +4,8 @@ While an adapter is active its own heads and biases stand in the base's modules,
 in the adapter (`StandIns`). A state dict names every tensor by where it stands, as
 `named_parameters` does, so that filters by ``requires_grad`` keep what trains; and each adapter's
 ``_extra_state`` holds whether its tensors stood in the base's modules. Loading takes every tensor
-to where its owner has it now.
+to where its owner has it now. A model's `load_state_dict` also takes the state dict of its active
+adapter alone (`get_adapter_state_dict`): so the Trainer resumes.
 """
 
 from __future__ import annotations
@@ -16,6 +17,7 @@ from torch import nn
 from torch.utils.hooks import RemovableHandle
 
 from vbfmt.errors import ModelError
+from vbfmt.torch.adapter_state import is_adapter_state, set_adapter_state_dict
 from vbfmt.torch.adapters import VBLoRA, adapters_of
 from vbfmt.torch.stand_ins import path_of
 
@@ -26,6 +28,7 @@ def order_state_dicts(root: nn.Module) -> list[RemovableHandle]:
     return [
         model.register_state_dict_pre_hook(_require_unmerged),
         model.register_load_state_dict_pre_hook(_prepare_to_load),
+        model.register_load_state_dict_post_hook(_expect_no_base),
     ]
 
 
@@ -40,6 +43,10 @@ def _require_unmerged(root: nn.Module, *_: Any) -> None:
 def _prepare_to_load(root: nn.Module, state: dict[str, Any], prefix: str, *_: Any) -> None:
     """Check a state dict and rename its tensors to where they stand in this model now."""
     _require_unmerged(root)
+    if not prefix and is_adapter_state(state):
+        set_adapter_state_dict(root, state)
+        state.clear()
+        return
     adapters = adapters_of(root)
     _require_same_k(adapters, state, prefix)
     given = _Standing.of_state_dict(adapters, state, prefix)
@@ -50,6 +57,12 @@ def _prepare_to_load(root: nn.Module, state: dict[str, Any], prefix: str, *_: An
             if old in state:
                 moved[new] = state.pop(old)
     state.update(moved)
+
+
+def _expect_no_base(root: nn.Module, keys: Any) -> None:
+    """Report no key as missing when the state dict was that of an adapter alone."""
+    if {*keys.missing_keys} == {*root.state_dict()}:
+        keys.missing_keys.clear()
 
 
 class _Standing:

@@ -1,4 +1,4 @@
-"""Where a command may write: found out before it has read anything, and told in one line."""
+"""Checks of where an output would be written, before anything is read."""
 
 from __future__ import annotations
 
@@ -6,36 +6,38 @@ import os
 import stat
 from collections.abc import Iterable
 
-from vbfmt._files import storage
+from vbfmt._files import parents, storage
 from vbfmt.errors import TargetError
 
+PathLike = str | os.PathLike[str]
 
-def require_file(path: str, *, force: bool) -> None:
-    """A file may be written there.
+
+def require_file(path: PathLike, *, overwrite: bool) -> None:
+    """Check that a file may be written there. Missing folders above it are no obstacle.
 
     Raises:
-        TargetError: it is named as a folder, is something other than a regular file, or there is
-            no folder to write it into.
-        OutputExistsError: it exists, and `force` is not set.
+        TargetError: it is named as a folder, is something other than a regular file, or would be
+            written below a file.
+        OutputExistsError: it exists, and `overwrite` is not set.
     """
-    if path.endswith(_SEPARATORS):
+    if os.fspath(path).endswith(_SEPARATORS):
         raise TargetError("the output is one file", file=path, found="the name of a folder")
     _require_kind(path, stat.S_IFREG)
-    _require_parent(path)
-    if not force:
+    parents.nearest(path)
+    if not overwrite:
         storage.require_absent(path)
 
 
-def require_folder(path: str, *, force: bool) -> None:
-    """A folder may be written there. Errors as `require_file`."""
+def require_folder(path: PathLike, *, overwrite: bool) -> None:
+    """Check that a folder may be written there. Errors as `require_file`."""
     _require_kind(path, stat.S_IFDIR)
-    _require_parent(path)
-    if not force:
+    parents.nearest(path)
+    if not overwrite:
         storage.require_absent(path)
 
 
-def require_not_read(path: str, sources: Iterable[str | os.PathLike[str]]) -> None:
-    """The output would not take the place of a file that the command reads.
+def require_not_read(path: PathLike, sources: Iterable[PathLike]) -> None:
+    """Check that the output would not replace a file that is read.
 
     Raises:
         TargetError
@@ -49,10 +51,8 @@ def require_not_read(path: str, sources: Iterable[str | os.PathLike[str]]) -> No
             )
 
 
-def require_none_read(
-    folder: str, names: Iterable[str], sources: Iterable[str | os.PathLike[str]]
-) -> None:
-    """None of the files of these names in a folder is one that the command reads.
+def require_none_read(folder: PathLike, names: Iterable[str], sources: Iterable[PathLike]) -> None:
+    """Check that no file of these names in a folder is one that is read.
 
     Raises:
         TargetError
@@ -60,11 +60,6 @@ def require_none_read(
     sources = list(sources)
     for name in names:
         require_not_read(os.path.join(folder, name), sources)
-
-
-def configs(base: str | None) -> list[str]:
-    """What is read of a base model of which only the config matters: that, or its one file."""
-    return [] if base is None else [base, os.path.join(base, "config.json")]
 
 
 _SEPARATORS = tuple(filter(None, (os.sep, os.altsep)))
@@ -78,7 +73,7 @@ _KINDS = {
 }
 
 
-def _require_kind(path: str, kind: int) -> None:
+def _require_kind(path: PathLike, kind: int) -> None:
     try:
         found = stat.S_IFMT(os.stat(path).st_mode)
     except OSError:  # not there, or writing will say why not
@@ -91,9 +86,3 @@ def _require_kind(path: str, kind: int) -> None:
             expected=_KINDS[kind],
             advice="choose another name",
         )
-
-
-def _require_parent(path: str) -> None:
-    parent = os.path.dirname(os.path.realpath(path))
-    if not os.path.isdir(parent):
-        raise TargetError("no folder to write into", file=path, advice="make it first")

@@ -1,0 +1,82 @@
+"""What every command has: --quiet and --verbose, examples in its help, errors as `Failure`."""
+
+from __future__ import annotations
+
+import errno
+from collections.abc import Sequence
+from typing import Any
+
+import click
+
+from vbfmt.cli import show
+
+WRONG_USAGE = 2
+
+
+class Command(click.Command):
+    """A command of this program.
+
+    Args:
+        examples: command lines, as a user would type them.
+        trouble: the exit status where an error was met.
+    """
+
+    def __init__(
+        self, *arguments: Any, examples: Sequence[str] = (), trouble: int = 1, **options: Any
+    ) -> None:
+        super().__init__(*arguments, **options)
+        self.examples = tuple(examples)
+        self.trouble = trouble
+        self.params += _verbosity()
+
+    def format_epilog(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
+        """Write the examples."""
+        if self.examples:
+            with formatter.section("Examples"):
+                for example in self.examples:
+                    formatter.write(f"  {example}\n")
+
+    def invoke(self, ctx: click.Context) -> Any:
+        """Run the command.
+
+        Raises:
+            Failure: it met an error that is for the user.
+        """
+        from vbfmt.cli.failure import Failure, explained
+
+        try:
+            return super().invoke(ctx)
+        except (click.ClickException, click.exceptions.Exit, click.Abort):
+            raise
+        except Exception as error:
+            closed = isinstance(error, OSError) and error.errno == errno.EPIPE
+            if closed or not explained(error):
+                raise
+            raise Failure(error, self._status(error)) from error
+
+    def _status(self, error: Exception) -> int:
+        from vbfmt.errors import ConfigError
+
+        return WRONG_USAGE if isinstance(error, ConfigError) else self.trouble
+
+
+def _verbosity() -> list[click.Parameter]:
+    def chosen(ctx: click.Context, param: click.Parameter, value: bool) -> None:
+        if value:
+            if show.verbosity(ctx):
+                raise click.UsageError("--quiet and --verbose contradict each other", ctx)
+            show.set_verbosity(ctx, -1 if param.name == "quiet" else 1)
+
+    return [
+        click.Option(
+            [f"-{name[0]}", f"--{name}"],
+            is_flag=True,
+            expose_value=False,
+            callback=chosen,
+            help=text,
+        )
+        for name, text in (
+            ("quiet", "Print errors only."),
+            ("verbose", "Print all details."),
+        )
+    ]

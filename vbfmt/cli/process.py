@@ -1,0 +1,61 @@
+"""The process around a command: the encoding of its output, and signals that end it."""
+
+from __future__ import annotations
+
+import codecs
+import contextlib
+import io
+import signal
+import sys
+from types import FrameType
+
+_IN_ASCII = {
+    "×": "x",
+    "·": "*",
+    "→": "->",
+    "−": "-",
+    "–": "-",
+    "…": "...",
+    "“": '"',
+    "”": '"',
+    "‖": "||",
+    "Δ": "d",
+    "σ": "sigma",
+}
+"""Characters of our own messages, for terminals that cannot show them."""
+
+_ENDING = ("SIGTERM", "SIGHUP", "SIGBREAK")
+"""Signals that would end the process at once; not every system has all of them."""
+
+
+def write_in_any_encoding() -> None:
+    """Replace the characters that standard output and error cannot encode."""
+    codecs.register_error("vbfmt", _replaced)
+    for stream in (sys.stdout, sys.stderr):
+        if isinstance(stream, io.TextIOWrapper):
+            with contextlib.suppress(OSError, ValueError):  # closed, or detached
+                stream.reconfigure(errors="vbfmt")
+
+
+def clean_up_on_signals() -> None:
+    """End by an exception where a signal would end the process without cleaning up.
+
+    A signal that the caller has set to be ignored (``nohup``) stays ignored.
+    """
+    for name in _ENDING:
+        number = getattr(signal, name, None)
+        if number is not None and signal.getsignal(number) == signal.SIG_DFL:
+            with contextlib.suppress(ValueError, OSError):  # not in the main thread
+                signal.signal(number, _end)
+
+
+def _end(number: int, frame: FrameType | None) -> None:
+    signal.signal(number, signal.SIG_IGN)  # a second one must not interrupt the cleaning up
+    sys.exit(128 + number)
+
+
+def _replaced(error: UnicodeError) -> tuple[str, int]:
+    if not isinstance(error, UnicodeEncodeError):
+        raise error
+    text = error.object[error.start : error.end]
+    return "".join(_IN_ASCII.get(character, "?") for character in text), error.end

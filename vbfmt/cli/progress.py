@@ -1,0 +1,71 @@
+"""A progress bar for what takes long: on a terminal, and not before a moment has passed."""
+
+from __future__ import annotations
+
+import sys
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from typing import Any
+
+import click
+
+_PATIENCE = 0.5  # seconds: what takes less needs no bar
+
+Progress = Callable[[int, int], None]
+"""Called with what was done since the last call, and all that there is to do."""
+
+
+@contextmanager
+def shown(unit: str) -> Iterator[Progress | None]:
+    """A bar on standard error, if that is a terminal and not --quiet; else None.
+
+    Args:
+        unit: what is counted, ``bytes`` or a plural.
+    """
+    from vbfmt.cli.show import verbosity
+
+    if not sys.stderr.isatty() or verbosity() < 0:
+        yield None
+        return
+    bar = _Bar(unit)
+    try:
+        yield bar.advance
+    finally:
+        bar.close()
+
+
+class _Bar:
+    def __init__(self, unit: str) -> None:
+        self._unit = unit
+        self._start = time.monotonic()
+        self._done = 0
+        self._drawn = 0
+        self._bar: Any = None
+
+    def advance(self, count: int, total: int) -> None:
+        self._done += count
+        if self._bar is None:
+            if time.monotonic() - self._start < _PATIENCE:
+                return
+            self._bar = click.progressbar(
+                length=total, item_show_func=self._words(total), show_pos=False, file=sys.stderr
+            )
+            self._bar.__enter__()
+        self._bar.update(self._done - self._drawn, self._done)
+        self._drawn = self._done
+
+    def close(self) -> None:
+        if self._bar is not None:
+            self._bar.__exit__(None, None, None)
+
+    def _words(self, total: int) -> Callable[[int | None], str | None]:
+        from vbfmt.cli.show import size
+
+        def words(done: int | None) -> str | None:
+            rate = (done or 0) / max(time.monotonic() - self._start, 1e-9)
+            if self._unit == "bytes":
+                return f"{size(done or 0)} of {size(total)}, {size(rate)}/s"
+            return f"{done or 0:,} of {total:,} {self._unit}, {rate:,.0f}/s"
+
+        return words

@@ -1,0 +1,65 @@
+"""Transformers models: `save_pretrained` writes the adapter, and the Trainer accepts the base."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Mapping
+from functools import partial
+from typing import Any
+
+from torch import Tensor, nn
+
+from vbfmt.errors import ModelError
+from vbfmt.torch.adapters import VBLoRA, find_adapters
+from vbfmt.torch.saving import write_checkpoint
+
+_HAS_ADAPTERS = "_hf_peft_config_loaded"
+"""The attribute by which transformers knows a model with adapters: a quantized one may be trained,
+and with gradient checkpointing the inputs of the first block require gradients."""
+
+
+def adopt(model: nn.Module) -> None:
+    """Have a transformers model with adapters save its active adapter instead of its weights."""
+    if callable(getattr(type(model), "save_pretrained", None)):
+        model.__dict__["save_pretrained"] = partial(save_pretrained, model)
+        if hasattr(type(model), _HAS_ADAPTERS):
+            model.__dict__[_HAS_ADAPTERS] = True
+
+
+def release(model: nn.Module) -> None:
+    """Undo `adopt`."""
+    for name in ("save_pretrained", _HAS_ADAPTERS):
+        model.__dict__.pop(name, None)
+
+
+def save_pretrained(
+    model: nn.Module,
+    save_directory: str | os.PathLike[str],
+    is_main_process: bool = True,
+    state_dict: Mapping[str, Tensor] | None = None,
+    push_to_hub: bool = False,
+    **_: Any,
+) -> None:
+    """Write the active adapter as `save_checkpoint` does, over an earlier one; not the base.
+
+    Args:
+        state_dict: the model's, gathered, if the model is sharded.
+        push_to_hub: not possible here.
+
+    Raises:
+        ModelError: no adapter is active, or it is a packed one.
+    """
+    adapters = find_adapters(model)
+    if push_to_hub:
+        raise ModelError(
+            "save_pretrained of a model with adapters does not push to the Hub",
+            advice="save to a folder, then: hf upload",
+        )
+    if not isinstance(adapters, VBLoRA) or adapters.active is None:
+        raise ModelError(
+            "save_pretrained writes the active adapter, and none is active",
+            advice="call set_adapter(model, name); to write the base, eject(model) first",
+        )
+    write_checkpoint(
+        model, save_directory, overwrite=True, write=is_main_process, values=state_dict
+    )

@@ -1,0 +1,92 @@
+"""Write checkpoints to resume from, in PEFT's logits form, which PEFT loads."""
+
+from __future__ import annotations
+
+import os
+import re
+from collections.abc import Mapping
+
+from torch import Tensor, nn
+
+from vbfmt._files import json_file, peft_layout, storage
+from vbfmt.torch.adapter_state import tensors_of
+from vbfmt.torch.adapters import adapters_of
+from vbfmt.torch.checkpoint_file import require_finite
+from vbfmt.torch.overlooked import warn_of_layers_never_called, warn_of_others_that_train
+from vbfmt.torch.peft_config import peft_config, updates_of
+from vbfmt.torch.sharding import is_writer
+
+PathLike = str | os.PathLike[str]
+
+TRAINERS_WEIGHTS = "model.safetensors"
+_OF_TRAINER = re.compile(r"checkpoint-\d+")  # transformers.trainer_utils.PREFIX_CHECKPOINT_DIR
+
+
+def save_checkpoint(
+    model: nn.Module, path: PathLike, *, adapter_name: str | None = None, overwrite: bool = False
+) -> None:
+    """Write an adapter with its logits: a folder that PEFT and `load_checkpoint` load.
+
+    Where FSDP shards the model, call it in every process: the first one writes.
+
+    Args:
+        adapter_name: the active adapter if not given.
+        overwrite: replace the files of an earlier checkpoint in that folder.
+
+    Warns:
+        UserWarning: the model never calls a layer that the adapter has, or something trains that no
+            adapter has.
+
+    Raises:
+        ModelError: the adapter is a packed one: it has no logits.
+        ContentError: a logit or a bank value is NaN or infinite, or a head's is NaN.
+        OutputExistsError, StorageError
+    """
+    adapters = adapters_of(model)
+    write = is_writer(adapters.root.parameters())
+    write_checkpoint(model, path, adapter_name=adapter_name, overwrite=overwrite, write=write)
+
+
+def write_checkpoint(
+    model: nn.Module,
+    path: PathLike,
+    *,
+    adapter_name: str | None = None,
+    overwrite: bool,
+    write: bool = True,
+    values: Mapping[str, Tensor] | None = None,
+) -> None:
+    """Write a checkpoint; in a folder ``checkpoint-N``, which is the Trainer's, with a second name
+    (a hard link) for the weights, under which the Trainer looks for them.
+
+    Args:
+        write: whether this process writes what all have gathered.
+        values: parameters by their names in the model, gathered already.
+    """
+    from safetensors.torch import save_file
+
+    adapters = adapters_of(model)
+    config = peft_config(adapters, adapter_name)
+    adapter, updates = adapters.adapter(adapter_name), updates_of(adapters, adapter_name)
+    tensors = tensors_of(adapters.root, adapter, updates, values)
+    require_finite(tensors)
+    warn_of_layers_never_called(adapters, adapter_name)
+    warn_of_others_that_train(adapters)
+    if not write:
+        return
+    text = json_file.text({**config, "save_only_topk_weights": False})
+    with storage.new_folder(path, overwrite=overwrite) as folder:
+        contiguous = {key: tensor.contiguous() for key, tensor in tensors.items()}
+        weights = os.path.join(folder, peft_layout.WEIGHTS)
+        save_file(contiguous, weights, metadata={"format": "pt"})
+        storage.write(os.path.join(folder, peft_layout.CONFIG), [text], overwrite=False)
+        if _OF_TRAINER.fullmatch(os.path.basename(os.path.normpath(path))):
+            _link(weights, os.path.join(folder, TRAINERS_WEIGHTS))
+
+
+def _link(source: str, target: str) -> None:
+    try:
+        os.link(source, target)
+    except OSError:  # a file system without hard links
+        with open(source, "rb") as file:
+            storage.write(target, [file.read()], overwrite=False)

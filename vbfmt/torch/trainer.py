@@ -1,0 +1,32 @@
+"""A callback of transformers' Trainer."""
+
+from __future__ import annotations
+
+import os
+from typing import Any
+
+from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
+
+from vbfmt.torch.packed import save_packed
+
+PACKED = "adapter.vblora"
+
+
+class VBLoRACallback(TrainerCallback):
+    """Write the packed adapter into every ``checkpoint-N``, as ``adapter.vblora``.
+
+    Works with transformers' Trainer and Seq2SeqTrainer and with TRL's trainers:
+    ``Trainer(…, callbacks=[VBLoRACallback()])``.
+    """
+
+    def on_save(
+        self,
+        args: TrainingArguments,
+        state: TrainerState,
+        control: TrainerControl,
+        **kwargs: Any,
+    ) -> None:
+        """Pack the active adapter into the checkpoint that the Trainer has just written."""
+        folder = os.path.join(args.output_dir or "", f"checkpoint-{state.global_step}")
+        if state.is_world_process_zero and os.path.isdir(folder):
+            save_packed(kwargs["model"], os.path.join(folder, PACKED), overwrite=True)
