@@ -16,12 +16,10 @@ from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 
 from vbfmt._files import banks as bank_files
-from vbfmt._files import storage
+from vbfmt._files import sound, storage
 from vbfmt._files.banks import Source as Source
 from vbfmt._files.banks import Sources as Sources
-from vbfmt._format import container, external_bank, rules
-from vbfmt._format.container import Bytes
-from vbfmt._format.packed_file import BANK, PackedFile
+from vbfmt._format.packed_file import PackedFile
 from vbfmt.errors import BankError, ChecksumError, StorageError, VbfmtError
 from vbfmt.packed import Written
 
@@ -49,15 +47,12 @@ def split(
         ChecksumError: a damaged bank has the bank's name, and `overwrite` is not set.
         StorageError: the operating system refused.
     """
-    packed, bank = _sound(path, None)
+    packed, bank = sound.read(path, None)
     if not overwrite:
         storage.require_absent(output)
     folder = os.path.dirname(os.fspath(output)) if banks is None else banks
     written = bank_files.write(bank, folder, overwrite=overwrite)
-    thin = packed.bank.external
-    front = bytes(packed.front) if thin else external_bank.thin_front(packed.front)
-    contents = packed.stored() if thin else packed.stored()[BANK + 1 :]
-    size = storage.write(output, container.chunks(front, contents), overwrite=overwrite)
+    size = storage.write(output, packed.thin_pieces(), overwrite=overwrite)
     return Written(packed.digest, size, written)
 
 
@@ -81,28 +76,9 @@ def join(
         OutputExistsError: `output` exists and `overwrite` is not set.
         StorageError: the operating system refused.
     """
-    packed, bank = _sound(path, banks)
-    contents = [bank, *packed.stored()] if packed.bank.external else packed.stored()
-    pieces = container.chunks(bytes(packed.embedded_front), contents)
-    size = storage.write(output, pieces, overwrite=overwrite)
+    packed, bank = sound.read(path, banks)
+    size = storage.write(output, packed.embedded_pieces(bank), overwrite=overwrite)
     return Written(packed.digest, size)
-
-
-def _sound(path: PathLike, banks: Sources | None) -> tuple[PackedFile, Bytes]:
-    """A packed file, read and not mapped, and its bank's bytes; everything checked."""
-    try:
-        packed = PackedFile.parse(storage.read(path, mmap=False))
-        head = packed.header
-        if packed.bank.external:
-            where = bank_files.sources(banks, path)
-            array = bank_files.array(packed.bank, head.h, head.b, where, shared=False)
-        else:
-            array = packed.bank_in_place()
-        rules.raise_first(packed.damage())
-        rules.raise_first(packed.broken_rules(array))
-    except VbfmtError as error:
-        raise error.in_file(path) from None
-    return packed, array.reshape(-1).view("u1").data
 
 
 @dataclass

@@ -166,6 +166,24 @@ class BankError(VbfmtError, FileNotFoundError):
     kind = "bank"
 
 
+class StoreError(_BadValueError):
+    """A store, a name or a digest that is not what a store takes."""
+
+    kind = "store"
+
+
+class UnknownError(VbfmtError, LookupError):
+    """A store has no adapter of that name or digest."""
+
+    kind = "unknown"
+
+
+class ConflictError(VbfmtError):
+    """Somebody else has changed what was to be changed."""
+
+    kind = "conflict"
+
+
 class DigestError(_BadValueError):
     """The file is not the one that the caller trusts."""
 

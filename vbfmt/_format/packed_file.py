@@ -78,6 +78,18 @@ class PackedFile:
             if not section.external
         ]
 
+    def thin_pieces(self) -> Iterator[Bytes]:
+        """The form without its bank, piece by piece. Errors as `external_bank.thin_front`."""
+        if self.bank.external:
+            return container.chunks(bytes(self.front), self.stored())
+        front = external_bank.thin_front(self.front)
+        return container.chunks(front, self.stored()[BANK + 1 :])
+
+    def embedded_pieces(self, bank: Bytes) -> Iterator[Bytes]:
+        """The form with its bank inside, piece by piece."""
+        contents = [bank, *self.stored()] if self.bank.external else self.stored()
+        return container.chunks(bytes(self.embedded_front), contents)
+
     def damage(self) -> Iterator[VbfmtError]:
         """Faults of padding and hashes. Those of a bank elsewhere are not among them."""
         return container.damage(

@@ -1,0 +1,178 @@
+"""A store in a folder, written with this library's durable writer."""
+
+from __future__ import annotations
+
+import contextlib
+import hashlib
+import os
+import sys
+import time
+from collections.abc import Iterable, Iterator
+
+from vbfmt._files import storage
+from vbfmt._format.container import Bytes
+from vbfmt.errors import OutputExistsError
+from vbfmt.store import layout
+from vbfmt.store.backend import Found, Stored
+
+if sys.platform != "win32":
+    import fcntl
+
+LOCK = "lock"
+"""A file in the store that whoever changes a small object holds locked meanwhile."""
+
+
+_TICK = 2_000_000_000
+"""Nanoseconds: no file system's clock is coarser."""
+
+
+class Folder:
+    """Objects as files, keys as their paths in the folder."""
+
+    def __init__(self, path: str) -> None:
+        self._path = os.path.abspath(path)
+        self._made: set[str] = set()
+
+    @property
+    def where(self) -> str:
+        """As `Backend.where`."""
+        return self._path
+
+    def address(self, key: str) -> str:
+        """As `Backend.address`: the file's path."""
+        return os.path.join(self._path, *key.split("/"))
+
+    def file(self, key: str) -> str:
+        """As `Backend.file`."""
+        path = self.address(key)
+        if not os.path.exists(path):
+            raise FileNotFoundError(path)
+        return path
+
+    def content(self, key: str) -> Bytes | None:
+        """As `Backend.content`: mapped."""
+        path = self.address(key)
+        return storage.read(path, mmap=True) if os.path.lexists(path) else None
+
+    def exists(self, key: str) -> bool:
+        """As `Backend.exists`."""
+        return os.path.lexists(self.address(key))
+
+    def create(self, key: str, pieces: Iterable[Bytes]) -> bool:
+        """As `Backend.create`."""
+        path = self.address(key)
+        self._make_folder(os.path.dirname(path))
+        try:
+            storage.write(path, pieces, overwrite=False)
+        except OutputExistsError:
+            return False
+        return True
+
+    def found(self, key: str) -> Found | None:
+        """As `Backend.found`; the version is a hash of the content."""
+        path = self.address(key)
+        try:
+            with open(path, "rb") as stream:
+                content = stream.read()
+        except FileNotFoundError:
+            return None
+        except OSError as error:
+            raise storage.refusal("cannot read", path, error) from None
+        return Found(content, _version(content))
+
+    def replace(self, key: str, content: bytes, version: str) -> bool:
+        """As `Backend.replace`."""
+        with self._locked():
+            found = self.found(key)
+            if found is None or found.version != version:
+                return False
+            storage.write(self.address(key), [content], overwrite=True)
+            return True
+
+    def remove(self, key: str, version: str) -> bool:
+        """As `Backend.remove`."""
+        with self._locked():
+            found = self.found(key)
+            if found is None or found.version != version:
+                return False
+            self.delete(key)
+            return True
+
+    def delete(self, key: str) -> None:
+        """As `Backend.delete`."""
+        path = self.address(key)
+        try:
+            with contextlib.suppress(FileNotFoundError):
+                os.unlink(path)
+                storage.sync_folder(os.path.dirname(path))
+        except OSError as error:
+            raise storage.refusal("cannot remove", path, error) from None
+
+    def entries(self, prefix: str) -> Iterator[Stored]:
+        """As `Backend.entries`; what is in the making is left out."""
+        stack = [(prefix, self.address(prefix))]
+        while stack:
+            above, folder = stack.pop()
+            try:
+                found = sorted(os.scandir(folder), key=lambda entry: entry.name)
+            except FileNotFoundError:
+                continue
+            except OSError as error:
+                raise storage.refusal("cannot read", folder, error) from None
+            for entry in found:
+                key = f"{above}/{entry.name}"
+                if entry.is_dir(follow_symlinks=False):
+                    stack.append((key, entry.path))
+                elif not entry.name.startswith("."):
+                    with contextlib.suppress(FileNotFoundError):
+                        status = entry.stat(follow_symlinks=False)
+                        version = f"{status.st_mtime_ns}-{status.st_ino}"
+                        yield Stored(key, status.st_size, status.st_mtime, version)
+
+    def stamps(self, prefix: str) -> dict[str, str | None]:
+        """As `Backend.stamps`: each shard's time of change. One of this moment says nothing yet:
+        what comes next may get the same."""
+        found: dict[str, str | None] = {}
+        now = time.time_ns()
+        for shard in layout.SHARDS:
+            key = f"{prefix}/{shard}"
+            try:
+                changed = os.stat(self.address(key)).st_mtime_ns
+            except OSError:
+                found[key] = "none"
+            else:
+                found[key] = str(changed) if now - changed > _TICK else None
+        return found
+
+    def _make_folder(self, path: str) -> None:
+        """Make a folder in the store, durably; once made it is not looked for again."""
+        if path in self._made:
+            return
+        try:
+            above = os.path.dirname(path)
+            if not os.path.isdir(path):
+                os.makedirs(path, exist_ok=True)
+                storage.sync_folder(above)
+                storage.sync_folder(os.path.dirname(above))
+        except OSError as error:
+            raise storage.refusal("cannot write", path, error) from None
+        self._made.add(path)
+
+    @contextlib.contextmanager
+    def _locked(self) -> Iterator[None]:
+        """Hold the store's lock. It dies with the process, however that dies."""
+        path = os.path.join(self._path, LOCK)
+        try:
+            file = os.open(path, os.O_RDWR | os.O_CREAT, 0o666)
+        except OSError as error:
+            raise storage.refusal("cannot write", path, error) from None
+        try:
+            if sys.platform != "win32":
+                fcntl.flock(file, fcntl.LOCK_EX)
+            yield
+        finally:
+            os.close(file)
+
+
+def _version(content: bytes) -> str:
+    return hashlib.sha256(content).hexdigest()

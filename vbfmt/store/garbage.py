@@ -1,0 +1,119 @@
+"""What nothing needs any more: marked, and after a time of grace removed.
+
+Needed are the adapters that names and leases point to, and the banks of all adapters that are
+there. An object that is not needed gets a mark with the time. A later collection removes it if the
+mark is still there and old enough: so whoever has resolved a name has that long to read what it
+pointed to, and a lease for longer.
+
+Writers and a collector may run at once, in several processes or on several machines. Every change
+of a mark is a compare-and-swap. A collector that removes sets the mark to *removing* first; whoever
+comes to need an object (adds it again, names it, leases it) takes its mark away first. So one of
+the two learns of the other.
+"""
+
+from __future__ import annotations
+
+import json
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+
+from vbfmt.errors import StorageError
+from vbfmt.store import layout
+from vbfmt.store.backend import Backend, Found
+
+GRACE = 24 * 3600.0
+"""Seconds that an object stays after it was first found to be needed by nothing."""
+
+_PATIENCE = 60.0
+"""Seconds after which a collector that has not removed what it set out to remove is taken for
+dead."""
+
+
+@dataclass(frozen=True)
+class Mark:
+    """Of an object that nothing needs: since when, or since when it is being removed."""
+
+    since: float
+    removing: bool
+
+    def content(self) -> bytes:
+        """As it is stored."""
+        return json.dumps({"since": self.since, "removing": self.removing}).encode()
+
+
+def mark_of(backend: Backend, key: str) -> tuple[Mark, str] | None:
+    """The mark of an object and its version; None if it has none."""
+    found = backend.found(layout.unreferenced_key(key))
+    return None if found is None else (_parse(found), found.version)
+
+
+def revive(
+    backend: Backend, key: str, *, now: Callable[[], float] = time.time, pause: float = 0.02
+) -> bool:
+    """Take the mark from an object that is about to be needed, or no longer is: either way its time
+    of grace begins anew when it is next found to be needed by nothing.
+
+    Returns:
+        whether the object is there.
+
+    Raises:
+        StorageError: another process is removing it and does not come to an end.
+    """
+    until = now() + 2 * _PATIENCE
+    while now() < until:
+        found = mark_of(backend, key)
+        if found is None:
+            return backend.exists(key)
+        mark, version = found
+        if mark.removing and now() - mark.since < _PATIENCE:
+            time.sleep(pause)
+        elif backend.remove(layout.unreferenced_key(key), version):
+            return backend.exists(key)
+    raise StorageError(
+        "somebody else is removing it", file=backend.address(key), advice="try again later"
+    )
+
+
+def note_unneeded(backend: Backend, key: str, now: float) -> None:
+    """Mark an object from now on, unless it is marked already."""
+    backend.create(layout.unreferenced_key(key), [Mark(now, removing=False).content()])
+
+
+def claim(backend: Backend, key: str, before: float, now: float) -> bool:
+    """Set out to remove an object whose mark is older than `before`; whether that is allowed.
+
+    If so, `remove` it.
+    """
+    found = mark_of(backend, key)
+    if found is None:
+        return False
+    mark, version = found
+    if mark.removing:
+        if now - mark.since < _PATIENCE:  # somebody else is at it
+            return False
+    elif mark.since > before:
+        return False
+    claimed = Mark(now, removing=True).content()
+    return backend.replace(layout.unreferenced_key(key), claimed, version)
+
+
+def remove(backend: Backend, key: str) -> None:
+    """Remove an object that was claimed, and then its mark."""
+    backend.delete(key)
+    backend.delete(layout.unreferenced_key(key))
+
+
+def tidy(backend: Backend, key: str) -> None:
+    """Remove the mark of an object that is not there: somebody was killed between the two."""
+    if not backend.exists(key) and (found := mark_of(backend, key)) is not None:
+        backend.remove(layout.unreferenced_key(key), found[1])
+
+
+def _parse(found: Found) -> Mark:
+    """A mark; one that is damaged counts as made now, which keeps the object."""
+    try:
+        fields = json.loads(found.content)
+        return Mark(float(fields["since"]), bool(fields["removing"]))
+    except (ValueError, TypeError, KeyError):
+        return Mark(time.time(), removing=False)

@@ -1,0 +1,109 @@
+"""The keys of a store: where objects, names and leases are, in a folder and on S3 alike.
+
+====================================  =============================================================
+``store.json``                        the layout's version
+``adapters/ab/<64 hex>.vblora``       an adapter without its bank, by its digest
+``banks/ab/<64 hex>.bank``            a vector bank, by its SHA-256
+``names/ab/<name>``                   JSON: a name as it was given, and the digest it points to
+``leases/<id>``                       JSON: digests in use, and until when
+``unreferenced/<key of an object>``   JSON: since when nothing needs the object
+====================================  =============================================================
+
+``ab`` are the first two hexadecimal digits: of the object's own hash, or of the SHA-256 of the
+name's file. A name's file is the name in lower case with ``/`` as ``%``, so that two names that
+differ only in case are one file, whatever the file system.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import re
+
+from vbfmt.errors import StoreError
+
+VERSION = 1
+ROOT = "store.json"
+ADAPTERS, BANKS, NAMES, LEASES, UNREFERENCED = (
+    "adapters",
+    "banks",
+    "names",
+    "leases",
+    "unreferenced",
+)
+SHARDS = [f"{number:02x}" for number in range(256)]
+
+LONGEST_NAME = 180
+
+_DIGEST = re.compile(r"sha256:([0-9a-f]{64})")
+_NAME = re.compile(r"[A-Za-z0-9_][A-Za-z0-9._@+-]*(/[A-Za-z0-9_][A-Za-z0-9._@+-]*)*")
+
+
+def is_digest(text: str) -> bool:
+    """Whether `text` is ``sha256:`` and 64 lower-case hexadecimal digits."""
+    return _DIGEST.fullmatch(text) is not None
+
+
+def adapter_key(digest: str) -> str:
+    """Where the adapter of a digest is.
+
+    Raises:
+        StoreError: that is no digest.
+    """
+    match = _DIGEST.fullmatch(digest)
+    if match is None:
+        raise StoreError(
+            "not a digest",
+            found=repr(digest),
+            expected="sha256: and 64 hexadecimal digits",
+        )
+    sha256 = match[1]
+    return f"{ADAPTERS}/{sha256[:2]}/{sha256}.vblora"
+
+
+def digest_of(key: str) -> str | None:
+    """The digest of the adapter at a key; None if that is something else."""
+    match = re.fullmatch(r"adapters/([0-9a-f]{2})/(\1[0-9a-f]{62})\.vblora", key)
+    return f"sha256:{match[2]}" if match else None
+
+
+def bank_key(sha256: str) -> str:
+    """Where the bank of a SHA-256 is."""
+    return f"{BANKS}/{sha256[:2]}/{sha256}.bank"
+
+
+def bank_of(key: str) -> str | None:
+    """The SHA-256 of the bank at a key; None if that is something else."""
+    match = re.fullmatch(r"banks/([0-9a-f]{2})/(\1[0-9a-f]{62})\.bank", key)
+    return match[2] if match else None
+
+
+def name_key(name: str) -> str:
+    """Where a name is.
+
+    Raises:
+        StoreError: the name is not allowed.
+    """
+    require_name(name)
+    file = name.lower().replace("/", "%")
+    return f"{NAMES}/{hashlib.sha256(file.encode()).hexdigest()[:2]}/{file}"
+
+
+def require_name(name: str) -> None:
+    """Check a name: parts of letters, digits and ``. _ - + @`` with ``/`` between them, none of
+    which begins with other than a letter, a digit or ``_``. So no name leaves the store.
+
+    Raises:
+        StoreError
+    """
+    if is_digest(name) or not _NAME.fullmatch(name) or len(name) > LONGEST_NAME:
+        raise StoreError(
+            "a name that a store does not take",
+            found=repr(name),
+            expected=f"letters, digits and . _ - + @ in parts with / between, at most "
+            f"{LONGEST_NAME}; each part begins with a letter, a digit or _",
+        )
+
+
+def unreferenced_key(key: str) -> str:
+    """Where it is noted since when nothing needs the object at `key`."""
+    return f"{UNREFERENCED}/{key}"

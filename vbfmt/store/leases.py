@@ -1,0 +1,96 @@
+"""Leases: what a server uses is not collected, whatever becomes of its name."""
+
+from __future__ import annotations
+
+import json
+import secrets
+import time
+from collections.abc import Iterator
+from types import TracebackType
+
+from vbfmt.errors import ConflictError, StoreError
+from vbfmt.store import layout
+from vbfmt.store.backend import Backend, Found
+
+SECONDS = 3600.0
+
+
+class Lease:
+    """A promise that an adapter and its bank stay in the store, until `expires`.
+
+    Use it as a context, or `renew` and `close` it. One that is not renewed ends by itself: a server
+    that dies leaves nothing behind.
+
+    Attributes:
+        digest: of the adapter.
+        expires: seconds since 1970.
+    """
+
+    def __init__(self, backend: Backend, digest: str, seconds: float) -> None:
+        if not 0 < seconds < float("inf"):
+            raise StoreError("a lease's time", found=seconds, expected="seconds above 0")
+        self._backend = backend
+        self._key = f"{layout.LEASES}/{secrets.token_hex(16)}"
+        self.digest = digest
+        self.expires = time.time() + seconds
+        backend.create(self._key, [self._content()])
+
+    def renew(self, seconds: float = SECONDS) -> None:
+        """Let it last `seconds` from now.
+
+        Raises:
+            ConflictError: it had ended, and was collected.
+        """
+        found = self._backend.found(self._key)
+        self.expires = time.time() + seconds
+        if found is None or not self._backend.replace(self._key, self._content(), found.version):
+            raise ConflictError(
+                "the lease had ended",
+                file=self._backend.where,
+                part=self.digest,
+                advice="take a new one, and renew it in time",
+            )
+
+    def close(self) -> None:
+        """End it now."""
+        self._backend.delete(self._key)
+
+    def __enter__(self) -> Lease:
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        self.close()
+
+    def _content(self) -> bytes:
+        return json.dumps({"digest": self.digest, "expires": self.expires}).encode()
+
+
+def held(backend: Backend, now: float) -> Iterator[str]:
+    """The digests that somebody holds; leases that have ended are removed."""
+    for entry in backend.entries(layout.LEASES):
+        found = backend.found(entry.key)
+        if found is None:
+            continue
+        digest, expires = _parse(found, backend.address(entry.key))
+        if expires >= now:
+            yield digest
+        else:
+            backend.remove(entry.key, found.version)
+
+
+def _parse(found: Found, where: str) -> tuple[str, float]:
+    try:
+        fields = json.loads(found.content)
+        return str(fields["digest"]), float(fields["expires"])
+    except (ValueError, TypeError, KeyError):
+        raise StoreError(
+            "a lease is damaged",
+            file=where,
+            found=repr(found.content[:60]),
+            advice="remove it if nothing is served from this store",
+        ) from None

@@ -1,0 +1,152 @@
+"""Names that point to digests, and change by compare-and-swap."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+from vbfmt.errors import ConflictError, StoreError
+from vbfmt.store import layout
+from vbfmt.store.backend import Backend, Found
+
+
+@dataclass(frozen=True)
+class Name:
+    """A name as it is written in the store.
+
+    Attributes:
+        name: as it was given, case included.
+        digest: what it points to.
+    """
+
+    name: str
+    digest: str
+
+
+def read(backend: Backend, name: str) -> tuple[Name, str] | None:
+    """A name and the version of its record; None if there is none. Case is ignored.
+
+    Raises:
+        StoreError: no name at all, or its record is damaged.
+    """
+    key = layout.name_key(name)
+    found = backend.found(key)
+    return None if found is None else (parse(found, backend.address(key)), found.version)
+
+
+def parse(found: Found, where: str) -> Name:
+    """A name's record.
+
+    Raises:
+        StoreError: it is damaged.
+    """
+    try:
+        fields = json.loads(found.content)
+        name, digest = fields["name"], fields["digest"]
+        layout.require_name(name)
+        layout.adapter_key(digest)
+    except (ValueError, TypeError, KeyError, StoreError):
+        raise StoreError(
+            "a name's record is damaged",
+            file=where,
+            found=repr(found.content[:60]),
+            expected='{"digest": "sha256:…", "name": …}',
+            advice="give the name again: vbfmt store tag --force",
+        ) from None
+    return Name(name, digest)
+
+
+def write(backend: Backend, name: str, digest: str, replaces: str | None) -> None:
+    """Let a name point to a digest.
+
+    Args:
+        replaces: the digest that it points to now; None if it must be new.
+
+    Raises:
+        ConflictError: it points elsewhere, or is taken in other letters.
+        StoreError: not a name.
+    """
+    key = layout.name_key(name)
+    content = json.dumps({"digest": digest, "name": name}, ensure_ascii=False).encode()
+    if replaces is None:
+        if backend.create(key, [content]):
+            return
+        raise _conflict(backend, name, None)
+    found = read(backend, name)
+    if found is None or found[0] != Name(name, replaces):
+        raise _conflict(backend, name, replaces)
+    if not backend.replace(key, content, found[1]):
+        raise _conflict(backend, name, replaces)
+
+
+def overwrite(backend: Backend, name: str, digest: str) -> None:
+    """Let a name point to a digest, whatever it pointed to, damaged or not.
+
+    Raises:
+        ConflictError: somebody else changes it again and again.
+    """
+    key = layout.name_key(name)
+    content = json.dumps({"digest": digest, "name": name}, ensure_ascii=False).encode()
+    for _ in range(_ATTEMPTS):
+        found = backend.found(key)
+        if found is None:
+            if backend.create(key, [content]):
+                return
+        elif backend.replace(key, content, found.version):
+            return
+    raise _conflict(backend, name, "what it was")
+
+
+def remove(backend: Backend, name: str, expected: str | None) -> bool:
+    """Remove a name; whether it was there.
+
+    Args:
+        expected: the digest that it must point to; None for any.
+
+    Raises:
+        ConflictError: it points elsewhere, or was changed meanwhile.
+    """
+    found = read(backend, name)
+    if found is None:
+        return False
+    if expected is not None and found[0].digest != expected:
+        raise _conflict(backend, name, expected)
+    if not backend.remove(layout.name_key(name), found[1]):
+        raise _conflict(backend, name, expected)
+    return True
+
+
+def every(backend: Backend) -> Iterator[Name]:
+    """All names.
+
+    Raises:
+        StoreError: one is damaged.
+    """
+    for entry in backend.entries(layout.NAMES):
+        found = backend.found(entry.key)
+        if found is not None:
+            yield parse(found, backend.address(entry.key))
+
+
+_ATTEMPTS = 20
+
+
+def _conflict(backend: Backend, name: str, expected: str | None) -> ConflictError:
+    found = read(backend, name)
+    if found is not None and found[0].name != name:
+        return ConflictError(
+            "a name that differs only in case is there",
+            file=backend.where,
+            part=f"name {name}",
+            found=found[0].name,
+            advice="choose another name",
+        )
+    return ConflictError(
+        "the name is not what it was taken for",
+        file=backend.where,
+        part=f"name {name}",
+        found=found[0].digest if found else "no such name",
+        expected=expected or "no such name",
+        advice="look at it again, or give --force",
+    )
