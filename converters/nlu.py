@@ -88,7 +88,7 @@ def _adapter(tensors: Mapping[str, Tensor], config: Mapping[str, Any], topk: int
 
 
 def _bank_key(tensors: Mapping[str, Tensor]) -> str:
-    """The bank that is nobody's copy: the encoder's own, else that of any module."""
+    """Return the key of the bank: the encoder's own, else any module's copy."""
     banks = [key for key in tensors if key == "vector_bank" or key.endswith(".vector_bank")]
     owners = {match["module"] for key in tensors if (match := tiled.LOGITS.match(key))}
     own = [key for key in banks if key.removesuffix(".vector_bank") not in owners]
@@ -120,16 +120,16 @@ def _require_tied(
 def _require_config(
     config: Mapping[str, Any], modules: Mapping[str, Module], h: int, b: int
 ) -> None:
-    """Refuse a config that contradicts the tensors, or modules that it names and nobody has."""
+    """Refuse a config that contradicts the tensors, or names modules that do not exist."""
     ranks = {module.rank for module in modules.values()}
     found = {"num_vectors": {h}, "vector_length": {b}, "rank": ranks}
     for key, sizes in found.items():
-        said = _plain(config.get(key))
-        if said is not None and list(sizes) != [size_in(_CONFIG, key, said)]:
+        configured = _plain(config.get(key))
+        if configured is not None and list(sizes) != [size_in(_CONFIG, key, configured)]:
             raise SourceError(
                 "the config contradicts the tensors",
                 part=key,
-                found=f"{said} in {_CONFIG}",
+                found=f"{configured} in {_CONFIG}",
                 expected=", ".join(map(str, sorted(sizes))),
             )
     layers = config.get("num_hidden_layers")

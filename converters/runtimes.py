@@ -28,7 +28,7 @@ class Rule:
         effect: it refuses to load, silently drops something, or needs a setting.
         what: of the adapter, in words; None if the rule does not concern it.
         advice: what to do.
-        source: the runtime's own file that says so.
+        source: the runtime's own file that shows it.
     """
 
     runtime: str
@@ -40,7 +40,7 @@ class Rule:
 
 @dataclass(frozen=True)
 class Finding:
-    """A rule that concerns an adapter, and what of it."""
+    """A rule that concerns an adapter, and the part that it concerns."""
 
     rule: Rule
     what: str

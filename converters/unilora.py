@@ -252,10 +252,10 @@ def _seed(value: object) -> int:
 def _require_sizes(config: Mapping[str, Any], length: int, indices: Mapping[str, Pair]) -> None:
     """Refuse a config that contradicts the length of θ or the modules' rank."""
     if "theta_d_length" in config:
-        said = size_in(peft_layout.CONFIG, "theta_d_length", config["theta_d_length"])
-        if said != length:
+        configured = size_in(peft_layout.CONFIG, "theta_d_length", config["theta_d_length"])
+        if configured != length:
             raise SourceError(
-                "the config contradicts θ", part="theta_d_length", found=said, expected=length
+                "the config contradicts θ", part="theta_d_length", found=configured, expected=length
             )
     rank = size_in(peft_layout.CONFIG, "r", config["r"]) if "r" in config else None
     for name, (a, _) in indices.items():

@@ -255,7 +255,7 @@ def verify(path: PathLike, *, digest: str | None = None, banks: Sources | None =
 
 
 def _unchecked(**fields: Any) -> Adapter:
-    """An adapter whose values nobody has looked at: what ``verify=False`` asks for."""
+    """Return an adapter whose values are not checked, as ``verify=False`` asks."""
     adapter = object.__new__(Adapter)
     for name, value in fields.items():
         object.__setattr__(adapter, name, value)

@@ -1,4 +1,4 @@
-"""A foreign checkpoint as it lies on the disk, before anybody has said what its tensors mean."""
+"""A foreign checkpoint on the disk: tensors and config, before a converter interprets them."""
 
 from __future__ import annotations
 
@@ -117,13 +117,13 @@ def _sharded(index: Path) -> dict[str, Tensor]:
     return result
 
 
-def agreed_k(said: Mapping[str, object]) -> int:
+def agreed_k(sources: Mapping[str, object]) -> int:
     """k as every source of it says, None where one is silent; they must not disagree.
 
     Raises:
-        SourceError: nobody knows k, they disagree, or it is no positive integer.
+        SourceError: no source gives k, they disagree, or it is no positive integer.
     """
-    known = {source: k for source, k in said.items() if k is not None}
+    known = {source: k for source, k in sources.items() if k is not None}
     if not known:
         raise SourceError(
             "logits do not tell how many vectors are selected, and no config says it",

@@ -282,7 +282,7 @@ class _Machine:
         self._push(function(*_as_many(arguments, *_ARGUMENTS[function])), 120)
 
     def build(self) -> None:
-        """The attributes of an `OrderedDict`, ``_metadata``, which nobody needs here."""
+        """The attributes of an `OrderedDict`, ``_metadata``, which are not needed here."""
         state = self._stack.pop()
         if type(self._stack[-1]) is not Ordered or type(state) is not dict:
             raise ValueError("unsupported: attributes of an object")

@@ -19,7 +19,7 @@ class Architecture:
         name: ``general.architecture``.
         classes: transformers' class names that become it.
         permuted: leaf names of modules whose output rows are reordered per head.
-        source: where llama.cpp says so.
+        source: the file of llama.cpp that shows it.
     """
 
     name: str

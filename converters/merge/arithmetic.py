@@ -24,7 +24,7 @@ class Piece:
     Attributes:
         size: how many; at most `PIECE_BYTES`.
         fill: computes them into an array (size,) uint8; any thread may call it.
-        source: what of the base is read for it.
+        source: the base's tensor that is read for it.
         name: of the tensor.
     """
 

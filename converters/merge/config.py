@@ -129,7 +129,7 @@ def trained_labels(adapter: LowRank) -> int | None:
 
 
 def task_type(adapter: LowRank) -> str | None:
-    """What the adapter was trained for, in PEFT's words (``SEQ_CLS``), if it says so."""
+    """What the adapter was trained for, in PEFT's words (``SEQ_CLS``), if the config has it."""
     about = peft_layout.config_of(adapter)
     return about.get("task_type") if isinstance(about, dict) else None
 

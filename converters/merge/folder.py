@@ -36,21 +36,21 @@ def write(
         StorageError: the operating system refused, or there is not enough room.
     """
     require_place(plan, path, overwrite=overwrite)
-    told = progress or (lambda count: None)
+    report = progress or (lambda count: None)
     with (
         parents.made(path),
         storage.new_folder(path, overwrite=overwrite, whole=True) as folder,
         workers() as pool,
     ):
         for file in plan.files:
-            stream = _counted(file_blocks(file, plan.factors, pool), told)
+            stream = _counted(file_blocks(file, plan.factors, pool), report)
             _write_in(folder, file.name, stream, long=True)
         for name in plan.copies:
             source = os.path.join(plan.base.path, name)
-            _write_in(folder, name, _counted(paths.content(source), told))
+            _write_in(folder, name, _counted(paths.content(source), report))
             _keep_executable(source, os.path.join(folder, name))
         for name, text in plan.texts.items():
-            _write_in(folder, name, _counted([text], told))
+            _write_in(folder, name, _counted([text], report))
         for inner in {os.path.dirname(name) for name in plan.copies}:
             while inner:  # files flush their own folder; these, the folders between
                 inner = os.path.dirname(inner)
@@ -76,10 +76,10 @@ def _keep_executable(source: str, copy: str) -> None:
         os.chmod(copy, mode | (mode & 0o444) >> 2)
 
 
-def _counted(contents: Iterable[Bytes], told: Callable[[int], None]) -> Iterator[Bytes]:
+def _counted(contents: Iterable[Bytes], report: Callable[[int], None]) -> Iterator[Bytes]:
     for content in contents:
         yield content
-        told(len(content))
+        report(len(content))
 
 
 def _write_in(folder: str, name: str, contents: Iterable[Bytes], *, long: bool = False) -> None:

@@ -125,12 +125,12 @@ def _of_shape(base: Base, shape: tuple[int, ...], *, but: str) -> dict[str, Tens
 
 
 def _tied(base: Base, name: str, partner: str | None) -> SourceError:
-    said = setting(base.config, _TIE)
+    tied = setting(base.config, _TIE)
     return SourceError(
         "the adapter changes one of two tensors that the model keeps equal",
         file=base.path,
         part=name,
-        found=f"tied to {partner}" if partner else f"{'' if said else 'no '}{_TIE} in {CONFIG}",
+        found=f"tied to {partner}" if partner else f"{'' if tied else 'no '}{_TIE} in {CONFIG}",
         expected="a model whose head is its own",
         advice=f"untie the base first (a head of its own, {_TIE} false)",
     )
@@ -238,9 +238,9 @@ def _quantisation(base: Base) -> str | None:
             method = about.get("quant_method") if isinstance(about, Mapping) else None
             return f"quantization_config{f' ({method})' if method else ''} in {CONFIG}"
     names: Iterable[str] = chain(base.side_files, base.tensors)
-    told = (n for n in names if n in _QUANTISED_CONFIGS or _QUANTISED_TENSORS.search(n))
+    configs = (n for n in names if n in _QUANTISED_CONFIGS or _QUANTISED_TENSORS.search(n))
     stored = (f"{n} in {t.dtype}" for n, t in base.tensors.items() if _is_packed(n, t))
-    return next(chain(told, stored), None)
+    return next(chain(configs, stored), None)
 
 
 def _is_packed(name: str, tensor: Tensor) -> bool:

@@ -68,7 +68,7 @@ def orientation(config: Mapping[str, Any]) -> bool:
 def for_vblora(adapter: Adapter, rank: int) -> dict[str, Any]:
     """The config with which PEFT loads the adapter as VB-LoRA in its top-k form."""
     config = config_of(adapter)
-    config.pop(NAMES_CODE, None)  # from a file that somebody else has packed
+    config.pop(NAMES_CODE, None)  # a stranger's file must not choose code
     return {
         **implied(adapter),
         **config,

@@ -174,11 +174,11 @@ def _agreed_k(
     keys: Keys, tensors: Mapping[str, Tensor], config: Mapping[str, Any] | None, topk: int | None
 ) -> int:
     """k as the tensors, the config and the caller say it; they must not disagree."""
-    said: dict[str, object] = {"--topk": topk, "adapter_config.json": (config or {}).get("topk")}
+    sources: dict[str, object] = {"--topk": topk, "adapter_config.json": (config or {}).get("topk")}
     if not keys.in_logits_form:
         first = next(iter(keys.modules.values()))["A"]
-        said["the indices' shape"] = (tensors[first["indices"]].shape or (0,))[-1]
-    return agreed_k(said)
+        sources["the indices' shape"] = (tensors[first["indices"]].shape or (0,))[-1]
+    return agreed_k(sources)
 
 
 def _module(
@@ -194,13 +194,13 @@ def _module(
         _shape_of(factors[factor], tensors, (h, k), name, factor) for factor in ("A", "B")
     )
     (rank, in_tiles), (out_tiles, rank_b) = shape_a, shape_b
-    said = size_in(peft_layout.CONFIG, "r", config["r"]) if config and "r" in config else None
-    if rank != rank_b or said not in (None, rank):
+    configured = size_in(peft_layout.CONFIG, "r", config["r"]) if config and "r" in config else None
+    if rank != rank_b or configured not in (None, rank):
         raise SourceError(
             "ranks disagree",
             part=name,
             found=f"{rank} in A, {rank_b} in B",
-            expected="the same" if said is None else f"r = {said}",
+            expected="the same" if configured is None else f"r = {configured}",
         )
     turned = peft_config.orientation(config or {})
     return Module(name, in_tiles * b, out_tiles * b, rank, turned)

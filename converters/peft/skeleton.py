@@ -56,11 +56,11 @@ def shapes_in_order(
                 model = own(model_config)
             else:
                 model = build.from_config(model_config)
-        said = {key: value for key, value in config.items() if key != "auto_mapping"}
-        peft_config: PeftConfig = PeftConfig.from_peft_type(**said)  # type: ignore[no-untyped-call]
+        settings = {key: value for key, value in config.items() if key != "auto_mapping"}
+        peft_config: PeftConfig = PeftConfig.from_peft_type(**settings)  # type: ignore[no-untyped-call]
         adapted: Any = get_peft_model(model, peft_config, low_cpu_mem_usage=True)
     except Exception as error:  # noqa: BLE001 - whatever a strange config provokes in there
-        # A long path would take the place of what is said about it.
+        # A long path would crowd out the message.
         reason = str(error).replace(os.fspath(base), os.path.basename(os.path.normpath(base)))
         raise SourceError(
             "PEFT cannot build the adapter on this base",

@@ -11,6 +11,7 @@ import torch._dynamo.utils
 from torch import nn
 
 from tests.torch.models import Net, batch, config, net
+from vbfmt.errors import VbfmtWarning
 from vbfmt.torch import (
     adapters_of,
     disabled,
@@ -59,7 +60,7 @@ def warned(work):
     with warnings.catch_warnings(record=True) as caught:
         warnings.simplefilter("always")
         work()
-    return [str(each.message) for each in caught if each.category is UserWarning]
+    return [str(each.message) for each in caught if each.category is VbfmtWarning]
 
 
 def test_a_layer_that_the_model_never_calls_is_named(tmp_path):
@@ -71,12 +72,12 @@ def test_a_layer_that_the_model_never_calls_is_named(tmp_path):
     model(batch()[0])
     found = warned(lambda: uses(model, tmp_path))
     assert len(found) == 3
-    assert all(each.startswith("out: never called by the model") for each in found)
+    assert all(each.startswith("out: these layers were never called") for each in found)
     assert all("exclude_modules" in each for each in found)
     packed = Reader().eval()
     load_packed(packed, to_adapter(model))
     packed(batch()[0])
-    with pytest.warns(UserWarning, match="out: never called"):
+    with pytest.warns(UserWarning, match="out: these layers were never called"):
         merge(packed)
 
 
@@ -127,6 +128,6 @@ def test_what_trains_but_is_of_no_adapter_is_named(tmp_path):
     for work, times in ((groups, 1), (lambda: uses(model, tmp_path), 2)):
         found = warned(work)
         assert len(found) == times
-        assert all(each.startswith("classifier.weight, classifier.bias: to") for each in found)
+        assert all(each.startswith("classifier.weight, classifier.bias: trainable") for each in found)
         assert all("modules_to_save" in each for each in found)
     assert adapters_of(model).active == "second"

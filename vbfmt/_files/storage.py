@@ -114,7 +114,7 @@ def new_folder(path: PathLike, *, overwrite: bool, whole: bool = False) -> Itera
             if os.path.isdir(target):
                 if not whole:
                     _keep_permissions_of_files(target, temporary)
-                _keep_permissions(target, temporary)  # last: until here nobody else can look in
+                _keep_permissions(target, temporary)  # last: until then the folder is private
             if not staging.placed(temporary, target):
                 if not overwrite:
                     raise already_there(path)
@@ -186,7 +186,7 @@ def _read_descriptor(file: int, path: PathLike, *, mmap: bool) -> memoryview:
         advice = "pack a checkpoint first: vbfmt pack" if kind == "a folder" else None
         raise StorageError("cannot read", file=path, found=kind, expected="a file", advice=advice)
     if mmap and status.st_size:
-        with contextlib.suppress(ValueError):  # somebody has emptied it in this moment
+        with contextlib.suppress(ValueError):  # emptied since it was opened
             return memoryview(mapping.mmap(file, 0, access=mapping.ACCESS_READ))
     with os.fdopen(os.dup(file), "rb") as stream:
         # No more than its size: files in /proc say 0, and some of them have no end.
@@ -222,7 +222,7 @@ def _keep_permissions(target: str, new: str | int) -> None:
     there."""
     with contextlib.suppress(FileNotFoundError):
         found = os.stat(target).st_mode
-        # A file's set-user-ID bit would now be that of whoever runs this.
+        # A set-user-ID bit would now be this user's.
         mode = stat.S_IMODE(found) if stat.S_ISDIR(found) else found & 0o777
         if not isinstance(new, int):
             os.chmod(new, mode)
@@ -241,7 +241,7 @@ def _put_in_place(temporary: str, target: str, *, overwrite: bool) -> None:
         os.replace(temporary, target)
         return
     try:
-        os.link(temporary, target)  # unlike rename, fails if somebody was faster
+        os.link(temporary, target)  # unlike rename, fails if another writer was faster
     except FileExistsError:
         raise
     except OSError:  # a file system without hard links
@@ -258,8 +258,8 @@ def _renamed(error: VbfmtError, temporary: str, path: str) -> VbfmtError:
 
 
 def _move_in(temporary: str, target: str) -> None:
-    """Put the new folder's files in place, so that whatever else somebody keeps in the old folder
-    stays."""
+    """Put the new folder's files in place, so that the old folder's other files
+    stay."""
     names = sorted(os.listdir(temporary))
     old = _names_in(target)
     for name in old.intersection(names):

@@ -64,7 +64,7 @@ def from_folder(path: str | os.PathLike[str]) -> tuple[Linear, ...]:
     Args:
 
     Raises:
-        SourceError: no JSON object, or a model whose layers cannot be told.
+        SourceError: no JSON object, or a model whose layers are unknown.
         StorageError: it cannot be read.
     """
     path = os.fspath(path)

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import warnings
 from collections.abc import Iterable, Iterator
 from typing import Any, cast
 
@@ -11,7 +10,7 @@ import torch
 from torch import Tensor, nn
 from torch.utils.hooks import RemovableHandle
 
-from vbfmt.errors import ModelError
+from vbfmt.errors import ModelError, warn
 from vbfmt.torch.bank import VectorBank
 from vbfmt.torch.composition import Composition
 from vbfmt.torch.config import VBLoRAConfig
@@ -223,10 +222,9 @@ class VBLoRA(nn.Module):
         seems_so = self.training and torch.is_grad_enabled() and not torch.compiler.is_compiling()
         if seems_so and not self._warned:
             self._warned = True
-            warnings.warn(
+            warn(
                 f"adapter {self.active} is a packed one, which does not train: to train, "
-                f"load_checkpoint or warm_start; otherwise call model.eval()",
-                stacklevel=2,
+                f"load_checkpoint or warm_start; otherwise call model.eval()"
             )
 
     def end_pass(self, module: nn.Module, args: Any, output: Any) -> None:

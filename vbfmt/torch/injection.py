@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-import warnings
 from collections.abc import Collection, Mapping
 from contextlib import nullcontext
 from typing import cast
 
 from torch import Tensor, nn
 
-from vbfmt.errors import ConfigError
+from vbfmt.errors import ConfigError, warn
 from vbfmt.torch.adapters import AttachedAdapter, VBLoRA, adapters_of, disabled, find_adapters
 from vbfmt.torch.admixture import Admixture, LowRankUpdate
 from vbfmt.torch.bank import VectorBank, require_vector_bank
@@ -67,7 +66,7 @@ def inject(
     plan = resolve(model, config)
     adapter, updates = build(model, plan, bank=bank)
     for sentence in plan.warnings:
-        warnings.warn(sentence, stacklevel=2)
+        warn(sentence)
     return install(model, adapter_name, adapter, updates)
 
 

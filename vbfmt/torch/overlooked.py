@@ -4,13 +4,12 @@ but belong to no adapter."""
 from __future__ import annotations
 
 import sys
-import warnings
 
-from vbfmt.errors import few
+from vbfmt.errors import few, warn
 from vbfmt.torch.adapters import VBLoRA
 
 
-def warn_of_layers_never_called(adapters: VBLoRA, name: str | None, *, stacklevel: int = 3) -> None:
+def warn_of_layers_never_called(adapters: VBLoRA, name: str | None) -> None:
     """Warn of layers of an adapter that no pass through the model has called.
 
     Some models (WavLM's attention, Mamba's dt_proj) read a layer's weight and never call the
@@ -23,14 +22,13 @@ def warn_of_layers_never_called(adapters: VBLoRA, name: str | None, *, stackleve
     layers = adapters.layers(name or adapters.active or "")
     dead = [key for key, layer in layers.items() if not layer.called]
     if dead:
-        warnings.warn(
-            f"{few(dead)}: never called by the model: it reads the weight itself, or did not need "
-            f"the layer; where the adapter does nothing, leave it out by exclude_modules",
-            stacklevel=stacklevel,
+        warn(
+            f"{few(dead)}: these layers were never called, so the adapter has no effect there; "
+            f"add them to exclude_modules"
         )
 
 
-def warn_of_others_that_train(adapters: VBLoRA, *, stacklevel: int = 3) -> None:
+def warn_of_others_that_train(adapters: VBLoRA) -> None:
     """Warn of parameters that were unfrozen and belong to no adapter: none is saved with one."""
     own = {
         id(parameter)
@@ -44,8 +42,7 @@ def warn_of_others_that_train(adapters: VBLoRA, *, stacklevel: int = 3) -> None:
         if parameter.requires_grad and id(parameter) not in own
     ]
     if others:
-        warnings.warn(
-            f"{few(others)}: to be trained, but of no adapter: not in the groups of param_groups "
-            f"and not saved with an adapter; name their modules in modules_to_save instead",
-            stacklevel=stacklevel,
+        warn(
+            f"{few(others)}: trainable, but not part of any adapter: not in the groups of "
+            f"param_groups, and will not be saved; name their modules in modules_to_save"
         )
