@@ -8,9 +8,9 @@ import pytest
 import torch
 
 from vbfmt.errors import ConfigError
-from vbfmt.torch import VectorBank
+from vbfmt.torch import VBLoRALinear, VectorBank
 
-FROM_SEED_7 = "ef9f3d1b6d1cb8a113b11107cfa9f5c9708b5f32938d3851f517aa52f1003452"
+FROM_SEED_7 = "a639cedb40a254789ec0065c1cea1176bd5c04909adfc2b423dc59d99c402410"
 
 
 def test_a_bank_from_a_seed_is_the_same_everywhere():
@@ -50,3 +50,29 @@ def test_sizes_and_bounds_are_checked_first():
         VectorBank.from_seed(0, 0, 4)
     with pytest.raises(ConfigError, match="init_bound is out of range"):
         VectorBank.from_seed(0, 4, 4, bound=float("nan"))
+
+
+def test_the_first_vector_is_zero_and_b_starts_mostly_with_it():
+    bank = VectorBank.from_seed(0, 64, 8)
+    assert (bank.weight[0] == 0).all()
+    torch.manual_seed(0)
+    layer = VBLoRALinear(torch.nn.Linear(16, 24), bank, r=4, topk=4)
+    update = layer.updates["default"]
+    rows_of_a = update.rows[0]
+    selected = update.logits.topk(4, dim=1)
+    weights = selected.values.softmax(1)
+    assert (selected.indices[rows_of_a:, 0] == 0).all()
+    assert weights[rows_of_a:, 0].min() > 0.5
+    assert weights[:rows_of_a, 0].max() < 0.5
+
+
+def test_an_update_on_it_starts_smaller():
+    bank = VectorBank.from_seed(0, 64, 8)
+    sizes = []
+    for starts_small in (True, False):
+        bank.starts_small = starts_small
+        torch.manual_seed(0)
+        layer = VBLoRALinear(torch.nn.Linear(16, 24), bank, r=4, topk=4)
+        a, b = layer.updates["default"].factors()
+        sizes.append((b @ a).norm().item())
+    assert sizes[0] < 0.6 * sizes[1]

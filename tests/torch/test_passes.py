@@ -30,8 +30,8 @@ def compositions(monkeypatch):
     """How many rows each call of `compose` made."""
     calls = []
 
-    def counting(bank, logits, k):
-        rows = compose(bank, logits, k)
+    def counting(bank, logits, k, **options):
+        rows = compose(bank, logits, k, **options)
         calls.append(len(rows))
         return rows
 

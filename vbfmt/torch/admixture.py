@@ -9,6 +9,8 @@ from vbfmt.torch.bank import VectorBank
 from vbfmt.torch.composition import Composition, compose_alone
 from vbfmt.torch.sharding import gathered
 
+_LOGIT_OF_ZERO = 2.0  # of four vectors, the zero vector then has two thirds of the weight
+
 
 class LowRankUpdate(nn.Module):
     """The update B·(A·x) of a linear layer's output. Subclasses provide A and B."""
@@ -67,7 +69,10 @@ class Admixture(LowRankUpdate):
         b = bank.vector_length
         self.rows = [rank * in_features // b, rank * out_features // b]
         logits = torch.empty(sum(self.rows), bank.num_vectors, dtype=torch.float32, device=device)
-        self.logits = nn.Parameter(logits.normal_(0.0, init_logits_std))
+        logits.normal_(0.0, init_logits_std)
+        if bank.starts_small:
+            logits[self.rows[0] :, 0] = _LOGIT_OF_ZERO
+        self.logits = nn.Parameter(logits)
         self.dropout = nn.Dropout(dropout)
         # Plain references: the bank is registered once, by whoever owns the adapter.
         self._bank = (bank,)
@@ -105,8 +110,9 @@ class Admixture(LowRankUpdate):
             # Those of nn.DataParallel's copies are on the first device.
             if rows is not None and rows.device == self.logits.device:
                 return rows
-        bank, logits = gathered(self._bank[0].weight), gathered(self.logits)
-        return compose_alone(bank.to(logits.device), logits, self.topk)
+        bank, logits = self._bank[0], gathered(self.logits)
+        weight = gathered(bank.weight).to(logits.device)
+        return compose_alone(weight, logits, self.topk, train_unselected=bank.train_unselected)
 
 
 class FixedFactors(LowRankUpdate):

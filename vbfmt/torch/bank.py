@@ -22,6 +22,12 @@ class VectorBank(nn.Module):
     Attributes:
         weight: (h, b) float32 parameter.
         frozen: never to be trained, whichever adapter is active: a bank that several tasks share.
+        train_unselected: logits of vectors that a sub-vector does not select get the gradient that
+            they would have in place of its last one, so that training looks for better vectors. In
+            the paper and in PEFT they get none. For frozen banks; takes 2 · N · h · b more
+            operations in a step, for N sub-vectors.
+        starts_small: vector 0 is zero, and the sub-vectors of B start mostly with it, so that an
+            update starts small. It also lets a sub-vector be of any size afterwards.
 
     Raises:
         ConfigError: a size that is no whole number above 0, or a bound that is not finite.
@@ -50,15 +56,18 @@ class VectorBank(nn.Module):
         weight = torch.empty(num_vectors, vector_length, dtype=torch.float32, device=device)
         self.weight = nn.Parameter(weight.uniform_(-init_bound, init_bound))
         self.frozen = False
+        self.train_unselected = False
+        self.starts_small = False
 
     @classmethod
     def from_seed(
         cls, seed: int, num_vectors: int, vector_length: int, *, bound: float = SHARED_BOUND
     ) -> VectorBank:
-        """Return a frozen random bank U(−bound, bound) for many adapters to share.
+        """Return a frozen random bank for many adapters to share: a zero vector, U(−bound, bound).
 
         The same arguments give the same bytes everywhere, so that the bank can be made again from
-        its seed. Its vectors stay what they are: training chooses and mixes them.
+        its seed. Its vectors stay what they are: training chooses and mixes them, for which
+        `train_unselected` and `starts_small` are on. Train the logits at a rate of 2e-2.
 
         Args:
             seed: any whole number, at least 0.
@@ -76,7 +85,9 @@ class VectorBank(nn.Module):
         raw = np.random.PCG64(seed).random_raw(num_vectors * vector_length) >> np.uint64(40)
         values = (raw.astype(np.float64) * 2.0**-23 + (2.0**-24 - 1)) * bound
         weight = torch.from_numpy(values.astype(np.float32)).view(num_vectors, vector_length)
+        weight[0] = 0
         bank.weight = nn.Parameter(weight)
+        bank.train_unselected = bank.starts_small = True
         return bank.freeze()
 
     @classmethod

@@ -15,11 +15,14 @@ from torch.autograd.graph import saved_tensors_hooks
 from vbfmt.torch.bank import VectorBank
 from vbfmt.torch.selection import select_top_k
 from vbfmt.torch.sharding import gathered, is_sharded, require_whole
+from vbfmt.torch.unselected import compose_with_all_gradients
 
 _FORWARD = -1  # the number of the backward pass that runs now, where none does
 
 
-def compose(bank: Tensor, logits: Sequence[Tensor], k: int) -> Tensor:
+def compose(
+    bank: Tensor, logits: Sequence[Tensor], k: int, *, train_unselected: bool = False
+) -> Tensor:
     """Return u = Σ wᵢ α_i with w = Softmax(TopK(σ, k)) for every row σ of all logits: (N, b).
 
     Differentiable in the bank and the logits; logits that are not selected get a zero gradient,
@@ -29,10 +32,13 @@ def compose(bank: Tensor, logits: Sequence[Tensor], k: int) -> Tensor:
         bank: (h, b), any floating dtype.
         logits: (n, h) each, of the bank's dtype and device.
         k: vectors per sub-vector, 1 ≤ k ≤ h.
+        train_unselected: give the logits that are not selected a gradient too; see `VectorBank`.
     """
     # Many small kernels cost a GPU more than one copy; a processor's caches prefer small blocks.
     blocks = logits if bank.device.type == "cpu" else [torch.cat(list(logits))]
     indices = select_top_k(blocks, k)
+    if train_unselected and torch.is_grad_enabled():
+        return compose_with_all_gradients(bank, indices, blocks)
     parts = torch.split(indices, [len(block) for block in blocks])
     top = torch.cat([block.gather(1, at) for block, at in zip(blocks, parts, strict=True)])
     weights = top.softmax(dim=1).to(bank.dtype)
@@ -47,7 +53,9 @@ def _mixed(bank: Tensor, indices: Tensor, weights: Tensor) -> Tensor:
         return (bank[indices] * weights.unsqueeze(-1)).sum(1)
 
 
-def compose_alone(bank: Tensor, logits: Tensor, k: int) -> Tensor:
+def compose_alone(
+    bank: Tensor, logits: Tensor, k: int, *, train_unselected: bool = False
+) -> Tensor:
     """Return `compose` of one layer, within that layer's own forward pass: (n, b).
 
     The tensors that autograd saves for it are hidden from activation checkpointing. Checkpointing
@@ -58,7 +66,7 @@ def compose_alone(bank: Tensor, logits: Tensor, k: int) -> Tensor:
         if torch.is_grad_enabled() and not torch.compiler.is_compiling():
             with suppress(RuntimeError):  # torch.func transforms allow no hooks
                 stack.enter_context(saved_tensors_hooks(_keep, _kept))
-        return compose(bank, [logits], k)
+        return compose(bank, [logits], k, train_unselected=train_unselected)
 
 
 def _keep(tensor: Tensor) -> tuple[Tensor, int]:
@@ -126,7 +134,12 @@ class Composition:
             by_device.setdefault(layer.logits.device, []).append(position)
         for device, positions in by_device.items():
             logits = [gathered(self.layers[position].logits) for position in positions]
-            composed = compose(gathered(self.bank.weight).to(device), logits, self.topk)
+            composed = compose(
+                gathered(self.bank.weight).to(device),
+                logits,
+                self.topk,
+                train_unselected=self.bank.train_unselected,
+            )
             parts = torch.split(composed, [len(block) for block in logits])
             rows.update(zip(positions, parts, strict=True))
         recording, backward = torch.is_grad_enabled(), _backward_pass()
