@@ -5,11 +5,12 @@ VENV := .venv
 BIN := $(VENV)/bin
 
 .DEFAULT_GOAL := help
-.PHONY: help demo docs page dist example pictures test test-all second-reader coverage fuzz flips determinism versions mutation runtimes serving bench check format types clean
+.PHONY: help demo docs page dist example example-fleet pictures test test-all second-reader coverage fuzz flips determinism versions mutation runtimes serving bench check format types clean
 
 help:
 	@echo "make demo      pack, inspect, verify and expand the trained checkpoint in tests/data"
 	@echo "make example   train LoRA and VB-LoRA on the same task, three runs of each (twenty minutes on two cores)"
+	@echo "make example-fleet  LoRA against banks that adapters share, four kinds of text, three seeds (half an hour on two cores)"
 	@echo "make pictures  draw the README's pictures again"
 	@echo "make test      the tests (about five minutes on two cores)"
 	@echo "make test-all  the tests, the heavy ones too"
@@ -76,6 +77,10 @@ demo: $(VENV)/base
 
 example: $(VENV)/dev
 	$(BIN)/python -m tests.examples.classify_reviews --seeds 3
+
+# What was computed is kept in build/fleet and not computed again.
+example-fleet: $(VENV)/dev
+	$(BIN)/python -m tests.examples.fleet build/fleet --seeds 3
 
 pictures: $(VENV)/dev
 	$(BIN)/python -m tests.pictures docs/pictures
