@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from collections.abc import Iterable
 from typing import NamedTuple
 
 
@@ -211,6 +212,12 @@ EQUIVALENT = (
 )
 
 
+def unused(mutants: Iterable[tuple[str, str]]) -> list[Equivalent]:
+    """The explanations that fit none of these mutants (name and change, as `reason` takes them)."""
+    changes = list(mutants)
+    return [known for known in EQUIVALENT if not any(_fits(known, *change) for change in changes)]
+
+
 def reason(name: str, change: str) -> str | None:
     """Why that mutant changes nothing, if it does not.
 
@@ -219,13 +226,14 @@ def reason(name: str, change: str) -> str | None:
         change: the line taken out and the line put in: "- …" and "+ …". More than these two are
             never explained.
     """
+    return next((known.why for known in EQUIVALENT if _fits(known, name, change)), None)
+
+
+def _fits(known: Equivalent, name: str, change: str) -> bool:
     old, _, new = change.partition("\n")
     if not (old.startswith("- ") and new.startswith("+ ")) or "\n" in new:
-        return None
-    for known in EQUIVALENT:
-        if re.search(known.function, name) and new[2:] in _replaced(old[2:], known):
-            return known.why
-    return None
+        return False
+    return bool(re.search(known.function, name)) and new[2:] in _replaced(old[2:], known)
 
 
 def _replaced(line: str, known: Equivalent) -> set[str]:

@@ -8,6 +8,7 @@ import pytest
 
 pytest.importorskip("tomllib")  # from Python 3.11 on
 
+from tests.mutation import equivalent
 from tests.mutation.__main__ import main
 from tests.mutation.equivalent import reason
 
@@ -26,6 +27,7 @@ def x_f__mutmut_2(a):
 @pytest.fixture
 def report(tmp_path, monkeypatch, capsys):
     """A function from exit codes to the report's own exit code and its text."""
+    monkeypatch.setattr(equivalent, "EQUIVALENT", ())
 
     def run(*codes, modules=("vbfmt/_format/rules.py",)):
         text = f"[tool.mutmut]\nonly_mutate = {json.dumps(list(modules))}\n"
@@ -60,6 +62,17 @@ def test_survivors_are_listed_and_count(report):
     assert status == 1
     assert "50.0%" in text
     assert "- return a + 1\n+ return a + 2" in text
+
+
+def test_an_explanation_that_no_survivor_needs_fails_the_report(report, monkeypatch):
+    stale = equivalent.Equivalent("rules.x_f__", "a - 1", ("a - 9",), "nothing")
+    used = equivalent.Equivalent("rules.x_f__", "a + 1", ("a + 2",), "for the test")
+    monkeypatch.setattr(equivalent, "EQUIVALENT", (used,))
+    assert report(KILLED, SURVIVED)[0] == 0
+    monkeypatch.setattr(equivalent, "EQUIVALENT", (used, stale))
+    status, text = report(KILLED, SURVIVED)
+    assert status == 1
+    assert "explains no survivor: rules.x_f__ 'a - 1'" in text
 
 
 def test_a_module_without_results_fails_the_report(report):

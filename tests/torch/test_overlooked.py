@@ -128,6 +128,8 @@ def test_what_trains_but_is_of_no_adapter_is_named(tmp_path):
     for work, times in ((groups, 1), (lambda: uses(model, tmp_path), 2)):
         found = warned(work)
         assert len(found) == times
-        assert all(each.startswith("classifier.weight, classifier.bias: trainable") for each in found)
+        assert all(
+            each.startswith("classifier.weight, classifier.bias: trainable") for each in found
+        )
         assert all("modules_to_save" in each for each in found)
     assert adapters_of(model).active == "second"
