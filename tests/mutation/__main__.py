@@ -95,7 +95,7 @@ def main() -> int:
     print(*(f"{name:>11}" for name in ("module", *Score._fields[:-2], "score")))
     for module in wanted(folder):
         score = scored(folder, module)
-        lowest = LOWEST if Path(module).stem not in LOWER else LOWER[Path(module).stem]
+        lowest = LOWER.get(Path(module).stem, LOWEST)
         failed = failed or score.share < lowest or score.undecided > 0
         real += score.left
         explained += score.same
