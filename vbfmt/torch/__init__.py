@@ -10,6 +10,7 @@
 * to resume: `save_checkpoint`, `load_checkpoint` (PEFT's own form); in memory:
   `get_adapter_state_dict`, `set_adapter_state_dict`
 * packed: `save_packed`, `to_adapter`, `load_packed`, `warm_start`
+* many packed adapters in one batch: `AdapterPool`
 * the parts, for models of your own: `VectorBank`, `VBLoRALinear`, `compose`
 """
 
@@ -26,10 +27,12 @@ from vbfmt.torch.linear import VBLoRALinear
 from vbfmt.torch.merging import merge, unmerge
 from vbfmt.torch.optimizer import param_groups
 from vbfmt.torch.packed import load_packed, save_packed, to_adapter, warm_start
+from vbfmt.torch.pool import AdapterPool
 from vbfmt.torch.reference import reference_model
 from vbfmt.torch.saving import save_checkpoint
 
 __all__ = [
+    "AdapterPool",
     "VBLoRA",
     "VBLoRACallback",
     "VBLoRAConfig",

@@ -1,0 +1,178 @@
+"""One form for the rows of different adapters, so that a layer computes them in one go.
+
+Adapters of a batch may differ in ranks, k, b and adapted modules. In a frame they all have the
+largest rank and k and the smallest common vector length; what an adapter lacks has the weight zero.
+A vector of length b is b/g vectors of length g, one after another in the same memory.
+"""
+
+from __future__ import annotations
+
+from collections import OrderedDict
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from math import gcd
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+from vbfmt.module import Module
+from vbfmt.torch.pool.layout import Layout
+
+_MOST_PADDING = 4
+"""Adapters share a frame if that makes them at most so many times as large."""
+
+_KEPT_ORDERS = 4
+
+
+@dataclass(frozen=True)
+class Span:
+    """Where the rows of a module are in a frame, and how many there are.
+
+    Attributes:
+        rank: of the frame's, not of an adapter's.
+        a_tiles, b_tiles: vectors of length g along in_features and out_features.
+        start: where A's rows begin.
+    """
+
+    rank: int
+    a_tiles: int
+    b_tiles: int
+    start: int
+
+    @property
+    def middle(self) -> int:
+        """Where A's rows end and B's begin."""
+        return self.start + self.rank * self.a_tiles
+
+    @property
+    def stop(self) -> int:
+        """Where B's rows end."""
+        return self.middle + self.rank * self.b_tiles
+
+
+class Frame:
+    """The common form of some layouts.
+
+    A's rows stand by component, then by tile; B's by tile, then by component, as those that are
+    added up at one place of the output.
+
+    Attributes:
+        length: g, the length of a vector.
+        k: vectors that a row selects.
+        spans: module name → its rows.
+        rows: how many there are in all, n.
+    """
+
+    def __init__(
+        self,
+        layouts: Iterable[Layout],
+        device: torch.device,
+        *,
+        least: Sequence[int] = (0, 0, 0),
+        modules: Iterable[Module] = (),
+    ) -> None:
+        """Make the frame of `layouts`.
+
+        Args:
+            device: of the adapters.
+            least: rank, k and vector length that there are to be at least (the length: at most).
+            modules: others that it is to have.
+        """
+        layouts = list(layouts)
+        rank, k, length = least
+        self.k = max([k, *(layout.k for layout in layouts)])
+        self.length = gcd(length, *(layout.b for layout in layouts))
+        ranks: dict[str, int] = {}
+        sizes: dict[str, Module] = {}
+        for module in [*modules, *(each for layout in layouts for each in layout.modules)]:
+            ranks[module.name] = max(rank, module.rank, ranks.get(module.name, 0))
+            sizes[module.name] = module
+        self.spans: dict[str, Span] = {}
+        self.rows = 0
+        for name, module in sizes.items():
+            tiles = module.in_features // self.length, module.out_features // self.length
+            self.spans[name] = Span(ranks[name], *tiles, self.rows)
+            self.rows = self.spans[name].stop
+        self._device = device
+        self._maps: OrderedDict[Layout, tuple[Tensor, Tensor]] = OrderedDict()
+        self._orders: OrderedDict[int, Tensor] = OrderedDict()
+
+    @property
+    def cost(self) -> int:
+        """Vectors that are added up for one sample."""
+        return self.rows * self.k
+
+    def places(self, layout: Layout) -> tuple[Tensor, Tensor]:
+        """For every row of the frame: which row of the adapter it is of, −1 if of none, (n,) int64;
+        and which part of the adapter's vectors it has, (n,) int32."""
+        if layout not in self._maps:
+            rows, parts = _places(self, layout)
+            self._maps[layout] = (
+                torch.from_numpy(rows).to(self._device),
+                torch.from_numpy(parts).to(self._device),
+            )
+        return self._maps[layout]
+
+    def order(self, samples: int) -> Tensor:
+        """From sample by sample, in each module by module, to the other way round: A's and B's
+        rows of every module together for all samples. (samples · n,) int64."""
+        if samples not in self._orders:
+            rows = np.arange(samples * self.rows).reshape(samples, self.rows)
+            blocks = [
+                rows[:, one:other].reshape(-1)
+                for span in self.spans.values()
+                for one, other in ((span.start, span.middle), (span.middle, span.stop))
+            ]
+            self._orders[samples] = torch.from_numpy(np.concatenate(blocks)).to(self._device)
+            if len(self._orders) > _KEPT_ORDERS:
+                self._orders.popitem(last=False)
+        self._orders.move_to_end(samples)
+        return self._orders[samples]
+
+
+def grouped(layouts: Iterable[Layout], device: torch.device) -> list[list[Layout]]:
+    """Which layouts are to share a frame: all, if it costs little; those of one b; or each its own.
+
+    Without that, one adapter of a large rank or a small b would cost every sample of its batch.
+    """
+    different = sorted(set(layouts), key=lambda layout: (layout.b, id(layout)))
+    if _fits(different, device):
+        return [different] if different else []
+    lengths = sorted({layout.b for layout in different})
+    groups = []
+    for b in lengths:
+        same = [layout for layout in different if layout.b == b]
+        groups += [same] if _fits(same, device) else [[layout] for layout in same]
+    return groups
+
+
+def _fits(layouts: Sequence[Layout], device: torch.device) -> bool:
+    own = min((layout.N * layout.k for layout in layouts), default=0)
+    return len(layouts) < 2 or Frame(layouts, device).cost <= _MOST_PADDING * own
+
+
+def _places(frame: Frame, layout: Layout) -> tuple[NDArray[np.int64], NDArray[np.int32]]:
+    rows = np.full(frame.rows, -1, dtype=np.int64)
+    parts = np.zeros(frame.rows, dtype=np.int32)
+    factor = layout.b // frame.length
+    first = 0
+    for module in layout.modules:
+        span = frame.spans[module.name]
+        for start, tiles, by_tile in (
+            (span.start, span.a_tiles, False),
+            (span.middle, span.b_tiles, True),
+        ):
+            tile, component = np.arange(tiles), np.arange(module.rank)
+            own = first + component[:, None] * (tiles // factor) + tile // factor
+            part = np.broadcast_to(tile % factor, own.shape)
+            stop = start + span.rank * tiles
+            if by_tile:
+                rows[start:stop].reshape(tiles, span.rank)[:, : module.rank] = own.T
+                parts[start:stop].reshape(tiles, span.rank)[:, : module.rank] = part.T
+            else:
+                rows[start:stop].reshape(span.rank, tiles)[: module.rank] = own
+                parts[start:stop].reshape(span.rank, tiles)[: module.rank] = part
+            first += module.rank * tiles // factor
+    return rows, parts

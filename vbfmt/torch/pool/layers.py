@@ -1,0 +1,114 @@
+"""How the layers of a model come to what a batch adds to them: by hooks on their forward."""
+
+from __future__ import annotations
+
+import threading
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from vbfmt.errors import ModelError
+from vbfmt.torch.pool.batch import Batch, Part
+from vbfmt.torch.pool.own_tensors import with_own_biases, with_own_weights
+from vbfmt.torch.pool.update import low_rank_update
+
+NO_POOL = 0
+"""A key that no pool has."""
+
+
+class Running(threading.local):
+    """The batches that a thread runs, by the key of their pool."""
+
+    def __init__(self) -> None:
+        self.batches: dict[int, Batch] = {}
+
+
+running = Running()
+"""Not a part of a hook: `torch.compile` takes the sizes of what it finds in modules for fixed."""
+
+
+class LayerHook:
+    """A forward hook: adds to a layer's output what the running batch changes there.
+
+    Hooks stand on all layers that may ever be changed, from the beginning: code that
+    `torch.compile` has made does not see later ones.
+
+    Attributes:
+        pool: the key of its pool.
+        name: of the layer, for messages.
+        place: in a batch's `parts`.
+        called: places of the layers that batches have called, of all hooks of a pool.
+    """
+
+    def __init__(self, pool: int, name: str, place: int, called: set[int]) -> None:
+        self.pool = pool
+        self.name = name
+        self.place = place
+        self.called = called
+
+    def __call__(
+        self, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], output: Any
+    ) -> Any:
+        """The output with what the batch adds; None leaves it as it is."""
+        batch = running.batches.get(self.pool)
+        if batch is None:
+            return None
+        if not torch.compiler.is_compiling():
+            self.called.add(self.place)
+        part = batch.parts[self.place]
+        if part is None:
+            return None
+        x = args[0] if args else next(iter(kwargs.values()))
+        self._require_rows(batch, x, output)
+        return _changed(batch, part, module, x, output)
+
+    def _require_rows(self, batch: Batch, x: Any, output: Any) -> None:
+        tensors = isinstance(x, Tensor) and isinstance(output, Tensor)
+        if not tensors or x.is_nested or x.dim() < 2 or x.shape[:-1] != output.shape[:-1]:
+            raise ModelError(
+                "a layer that does not map samples to samples cannot have an adapter for each",
+                part=self.name,
+                found=tuple(x.shape) if tensors and not x.is_nested else type(x).__name__,
+                expected="(samples, …, in_features)",
+            )
+        if x.shape[0] not in (batch.samples, batch.samples * batch.copies):
+            raise ModelError(
+                "the batch has another number of samples than adapter names",
+                part=self.name,
+                found=f"{x.shape[0]} rows at this layer",
+                expected=batch.samples * batch.copies,
+                advice="name an adapter, or None, for every sample; a model whose layers see "
+                "samples and positions as one dimension cannot run mixed batches",
+            )
+
+    def __deepcopy__(self, memo: dict[int, Any]) -> LayerHook:
+        """One without a pool: copies of a model are no part of it."""
+        return LayerHook(NO_POOL, self.name, self.place, set())
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return _without_pool, (self.name, self.place)
+
+
+def _without_pool(name: str, place: int) -> LayerHook:
+    return LayerHook(NO_POOL, name, place, set())
+
+
+def _changed(batch: Batch, part: Part, module: nn.Module, x: Tensor, output: Tensor) -> Tensor:
+    """The output as the batch has it. A sample's copies and positions are one dimension."""
+    positions = output.shape[:-1].numel() // batch.samples
+    inputs = x.reshape(batch.samples, positions, x.shape[-1])
+    result = output.reshape(batch.samples, positions, output.shape[-1])
+    if part.own is not None:
+        bias = getattr(module, "bias", None)
+        result = with_own_weights(inputs, part.own, bias, result)
+    for rows in part.rows:
+        if rows.samples is None:
+            result = low_rank_update(inputs, rows, result)
+        else:
+            some = result.index_select(0, rows.samples)
+            some = low_rank_update(inputs.index_select(0, rows.samples), rows, some)
+            result = result.index_copy(0, rows.samples, some)
+    if part.own is not None:
+        result = with_own_biases(part.own, result)
+    return result.view(output.shape)

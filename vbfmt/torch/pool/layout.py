@@ -1,0 +1,89 @@
+"""The rows of an adapter as bytes, and what these bytes mean."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+from vbfmt.adapter import Adapter
+from vbfmt.errors import ContentError
+from vbfmt.module import Module
+
+
+@dataclass(frozen=True, eq=False)
+class Layout:
+    """What adapters have in common whose bytes mean the same. There is one object of each.
+
+    Attributes:
+        modules: the adapted modules, in the order of their rows.
+        b: length of a vector.
+        k: vectors that a row selects.
+        index_size: bytes of an index.
+        N: rows.
+    """
+
+    modules: tuple[Module, ...]
+    b: int
+    k: int
+    index_size: int
+    N: int
+
+    @classmethod
+    def of(cls, adapter: Adapter) -> Layout:
+        """The layout of an adapter."""
+        return cls(adapter.modules, adapter.b, adapter.k, adapter.indices.itemsize, adapter.N)
+
+    @property
+    def key(self) -> tuple[object, ...]:
+        """Equal for equal layouts."""
+        return self.modules, self.b, self.k, self.index_size
+
+    @property
+    def nbytes(self) -> int:
+        """Bytes of an adapter's rows."""
+        return self.N * (4 * (self.k - 1) + self.index_size * self.k)
+
+    def unpack(self, data: Tensor) -> tuple[Tensor, Tensor]:
+        """Indices (n, N, k) int32 and all k weights (n, N, k) float32 of the bytes (n, nbytes) of
+        n adapters."""
+        n, middle = len(data), 4 * self.N * (self.k - 1)
+        stored = data[:, :middle].reshape(-1).view(torch.float32).view(n, self.N, self.k - 1)
+        # w₀ = 1 − Σ wᵢ in float64, as the format has it; MPS has no float64.
+        wide = torch.float32 if data.device.type == "mps" else torch.float64
+        first = 1.0 - stored.sum(2, keepdim=True, dtype=wide)
+        indices = data[:, middle:].reshape(-1)
+        if self.index_size == 2:
+            indices = indices.view(torch.int16)
+        wide_indices = indices.to(torch.int32).view(n, self.N, self.k)
+        if self.index_size == 2:
+            wide_indices = wide_indices & 0xFFFF  # int16 is signed
+        return wide_indices, torch.cat([first.float(), stored], 2)
+
+
+def pack(adapter: Adapter) -> Tensor:
+    """The bytes of an adapter's rows, (nbytes,) uint8: stored weights, then indices.
+
+    Raises:
+        ContentError: an index beyond the bank or a weight that is not finite (an adapter that was
+            loaded with ``verify=False`` may have them).
+    """
+    if adapter.N and int(adapter.indices.max()) >= adapter.h:
+        raise ContentError(
+            "an index beyond the bank", part="indices", expected=f"below {adapter.h}"
+        )
+    if not np.isfinite(adapter.weights).all():
+        raise ContentError("a weight that is not finite", part="weights")
+    pieces = [_bytes(adapter.weights, "<f4"), _bytes(adapter.indices, f"<u{_size(adapter)}")]
+    return torch.from_numpy(np.concatenate(pieces))
+
+
+def _size(adapter: Adapter) -> int:
+    return adapter.indices.itemsize
+
+
+def _bytes(array: NDArray[np.generic], dtype: str) -> NDArray[np.uint8]:
+    return np.ascontiguousarray(array, dtype=dtype).view(np.uint8).reshape(-1)

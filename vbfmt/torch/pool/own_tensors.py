@@ -1,0 +1,145 @@
+"""Biases and heads that an adapter brings, for its samples alone."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import NamedTuple, cast
+
+import torch
+from torch import Tensor, nn
+
+from vbfmt.adapter import Adapter
+from vbfmt.errors import ModelError
+from vbfmt.torch.linear import is_adaptable, is_conv1d, returns_plainly
+from vbfmt.torch.tensors import to_torch
+
+
+class Own(NamedTuple):
+    """What the samples of a batch have of their own in one module.
+
+    Attributes:
+        samples: which have a weight of their own, (M,) int64; None if none has.
+        weights: these weights, (M, in_features, out_features).
+        bias: (R, out_features) float32, what is to be added to the base's bias; None if none has.
+    """
+
+    samples: Tensor | None
+    weights: Tensor | None
+    bias: Tensor | None
+
+
+@dataclass
+class OwnTensors:
+    """One adapter's own tensors, on the device.
+
+    Attributes:
+        weights: module name → (in_features, out_features), in the base's dtype.
+        biases: module name → (out_features,) float32.
+    """
+
+    weights: dict[str, Tensor] = field(default_factory=dict)
+    biases: dict[str, Tensor] = field(default_factory=dict)
+
+    @property
+    def nbytes(self) -> int:
+        """Bytes on the device."""
+        held = [*self.weights.values(), *self.biases.values()]
+        return sum(tensor.numel() * tensor.element_size() for tensor in held)
+
+
+def may_differ_by_sample(module: nn.Module) -> bool:
+    """Whether it is a kind of module that may change from sample to sample: a linear layer, or a
+    LayerNorm, whose bias is added last."""
+    if isinstance(module, nn.LayerNorm):
+        return type(module).forward is nn.LayerNorm.forward
+    return is_adaptable(module)
+
+
+def own_tensors(adapter: Adapter, modules: Mapping[str, nn.Module]) -> OwnTensors:
+    """The tensors of an adapter besides its rows, on the device of the model.
+
+    Raises:
+        ModelError: the model has no such tensor, or one that samples of a batch cannot have of
+            their own; its name is given.
+    """
+    own = OwnTensors()
+    for name, tensor in adapter.tensors.items():
+        path, _, leaf = name.rpartition(".")
+        module = modules.get(path)
+        standing = None if module is None else module._parameters.get(leaf)
+        if module is None or standing is None or tuple(standing.shape) != tensor.shape:
+            raise ModelError(
+                "the adapter brings a tensor that the model has no place for",
+                part=name,
+                found=tensor.shape,
+                expected="none of that name" if standing is None else tuple(standing.shape),
+                advice="make the model with the head that the adapter was trained with",
+            )
+        values = to_torch(tensor).to(standing.device)
+        if leaf == "bias" and _bias_is_plain(module):
+            # Through the base's dtype, in which a merged model would have it.
+            own.biases[path] = values.to(standing.dtype).float()
+        elif leaf == "weight" and _weight_is_plain(module):
+            values = values.to(standing.dtype)
+            own.weights[path] = (values if is_conv1d(module) else values.t()).contiguous()
+        else:
+            raise ModelError(
+                "the adapter brings a tensor that samples of one batch cannot have of their own",
+                part=name,
+                found=type(module).__name__,
+                expected="a bias or a weight of a linear layer, or a bias of a LayerNorm",
+                advice="serve this adapter with load_packed, or train without it",
+            )
+    return own
+
+
+def staged(
+    name: str, module: nn.Module, owners: Sequence[OwnTensors | None], device: torch.device
+) -> Own | None:
+    """What the samples of a batch have of their own in a module; None if nothing."""
+    with_weight = [at for at, own in enumerate(owners) if own and name in own.weights]
+    biases = [own.biases.get(name) if own else None for own in owners]
+    if not with_weight and all(bias is None for bias in biases):
+        return None
+    samples = weights = bias = None
+    if with_weight:
+        samples = torch.tensor(with_weight, device=device)
+        found = [cast(OwnTensors, owners[at]).weights[name] for at in with_weight]
+        weights = torch.stack(found).to(cast(Tensor, module.weight).dtype)
+    if any(each is not None for each in biases):
+        base = cast(Tensor, module.bias).detach().float()
+        bias = torch.stack([base if each is None else each for each in biases]) - base
+    return Own(samples, weights, bias)
+
+
+def with_own_weights(x: Tensor, own: Own, base_bias: Tensor | None, result: Tensor) -> Tensor:
+    """The result, (R, T, out_features), in which samples with a weight of their own have theirs."""
+    if own.samples is None or own.weights is None:
+        return result
+    theirs = torch.bmm(x.index_select(0, own.samples), own.weights)
+    if base_bias is not None:
+        theirs = theirs + base_bias
+    return result.index_copy(0, own.samples, theirs.to(result.dtype))
+
+
+def with_own_biases(own: Own, result: Tensor) -> Tensor:
+    """The result, (R, T, out_features), with each sample's own bias in place of the base's."""
+    if own.bias is None:
+        return result
+    return (result + own.bias[:, None]).to(result.dtype)
+
+
+def _bias_is_plain(module: nn.Module) -> bool:
+    """Whether the module's bias is added last."""
+    plain = returns_plainly(module) if is_adaptable(module) else True
+    return plain and may_differ_by_sample(module)
+
+
+def _weight_is_plain(module: nn.Module) -> bool:
+    """Whether the module's output is its weight times the input and nothing else."""
+    if not (is_adaptable(module) and returns_plainly(module)):
+        return False
+    kind, weight = type(module), cast(Tensor, module.weight)
+    own_forward = kind.forward is not nn.Linear.forward and not is_conv1d(module)
+    return weight.is_floating_point() and not own_forward

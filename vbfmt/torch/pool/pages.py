@@ -1,0 +1,110 @@
+"""The rows of adapters on the device, in pages of a memory that grows without being copied."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import NamedTuple, cast
+
+import torch
+from torch import Tensor
+
+from vbfmt.torch.pool.free_runs import FreeRuns
+
+PAGE = 1024
+"""Bytes. Less than that is lost per adapter."""
+
+_FIRST_CHUNK = 1 << 20
+_GROWTH = 32  # a new chunk is that fraction of what there is already
+
+
+class Run(NamedTuple):
+    """Pages that stand one after another."""
+
+    chunk: int
+    start: int
+    size: int
+
+
+class Pages:
+    """Memory in pages; adapters of any size share it, and none of it is ever moved."""
+
+    def __init__(self, device: torch.device) -> None:
+        self._device = device
+        self._chunks: list[Tensor] = []  # (pages, PAGE) uint8 each
+        self._free: list[FreeRuns] = []
+
+    @property
+    def reserved(self) -> int:
+        """Bytes that are allocated, in use or not."""
+        return sum(chunk.numel() for chunk in self._chunks)
+
+    def write(self, data: Tensor, room: int) -> list[Run]:
+        """Copy bytes to the device and return where they are.
+
+        Args:
+            data: (n,) uint8 on the CPU.
+            room: bytes that the memory may be enlarged by, if it has to be.
+        """
+        runs = self._take(count(len(data)), room)
+        at = 0
+        for run in runs:
+            part = data[at : at + run.size * PAGE]
+            self._view(run)[: len(part)].copy_(part)
+            at += len(part)
+        return runs
+
+    def read(self, runs: Sequence[Run], size: int) -> list[Tensor]:
+        """The first `size` bytes of these runs, as views, (n,) uint8 each."""
+        views = []
+        for run in runs:
+            views.append(self._view(run)[:size])
+            size -= len(views[-1])
+        return views
+
+    def free(self, runs: Sequence[Run]) -> None:
+        """Give pages back."""
+        for run in runs:
+            self._free[run.chunk].give(run.start, run.size)
+
+    def _take(self, pages: int, room: int) -> list[Run]:
+        for chunk, free in enumerate(self._free):
+            start = free.take(pages)
+            if start is not None:
+                return [Run(chunk, start, pages)]
+        missing = pages - sum(free.total for free in self._free)
+        if missing > 0 and room >= pages * PAGE:
+            size = min(self._next_chunk(), room // PAGE)
+            chunk = self._grow(max(1, size // pages) * pages)
+            return [Run(chunk, cast(int, self._free[chunk].take(pages)), pages)]
+        return self._take_pieces(pages)
+
+    def _take_pieces(self, pages: int) -> list[Run]:
+        """What is free, wherever it is; the memory grows by what is missing only."""
+        runs: list[Run] = []
+        for chunk, free in enumerate(self._free):
+            pieces = free.take_pieces(pages)
+            runs += [Run(chunk, *piece) for piece in pieces]
+            pages -= sum(size for _, size in pieces)
+        if pages:
+            chunk = self._grow(pages)
+            runs.append(Run(chunk, cast(int, self._free[chunk].take(pages)), pages))
+        return runs
+
+    def _next_chunk(self) -> int:
+        return max(_FIRST_CHUNK, self.reserved // _GROWTH) // PAGE
+
+    def _grow(self, pages: int) -> int:
+        # Normal tensors, whatever mode the caller is in.
+        with torch.inference_mode(False):
+            chunk = torch.empty(pages, PAGE, dtype=torch.uint8, device=self._device)
+        self._chunks.append(chunk)
+        self._free.append(FreeRuns(pages))
+        return len(self._chunks) - 1
+
+    def _view(self, run: Run) -> Tensor:
+        return self._chunks[run.chunk].view(-1)[run.start * PAGE : (run.start + run.size) * PAGE]
+
+
+def count(size: int) -> int:
+    """Pages that so many bytes take."""
+    return -(-size // PAGE)

@@ -1,0 +1,358 @@
+"""`AdapterPool`: thousands of packed adapters beside one model, mixed in its batches."""
+
+from __future__ import annotations
+
+import contextlib
+import itertools
+import os
+import sys
+import weakref
+from collections.abc import Callable, Iterator, Sequence
+from typing import Any, cast
+
+import torch
+from torch import Tensor, nn
+
+from vbfmt.adapter import Adapter
+from vbfmt.errors import ConfigError, ModelError, VbfmtError
+from vbfmt.packed import load
+from vbfmt.torch.adapters import find_adapters
+from vbfmt.torch.config import is_count
+from vbfmt.torch.packed import _matching_layers
+from vbfmt.torch.pool.batch import Staging
+from vbfmt.torch.pool.layers import LayerHook, running
+from vbfmt.torch.pool.layout import Layout, pack
+from vbfmt.torch.pool.own_tensors import may_differ_by_sample, own_tensors
+from vbfmt.torch.pool.residents import Prepared, Resident, Residents
+from vbfmt.torch.preconditions import require_free_name, require_in_memory
+from vbfmt.torch.targets import base_modules
+
+PathLike = str | os.PathLike[str]
+
+BASE = "__base__"
+"""In a batch: no adapter, as PEFT's `adapter_names` have it; None means the same."""
+
+_pools: weakref.WeakKeyDictionary[nn.Module, weakref.ref[AdapterPool]] = weakref.WeakKeyDictionary()
+
+_keys = itertools.count(1)
+
+
+class AdapterPool:
+    """Packed adapters that a model serves together: every sample of a batch names its own.
+
+    >>> pool = AdapterPool(model, limit=10 * 2**30)
+    >>> pool.put("ada", "ada.vblora")
+    >>> pool.put("bob", "bob.vblora")
+    >>> with pool.forward(["ada", None, "bob"]):
+    ...     logits = model(**three_samples).logits
+    >>> pool.generate(**three_samples, adapter_names=["ada", None, "bob"])
+
+    On the device are the adapters' rows as they are packed, one copy of each bank, and the biases
+    and heads that adapters bring. Factors are composed while a layer computes, and not kept.
+    Adapters come and go while the model runs, also from other threads. A model that runs without
+    `forward` or `generate` is the base alone.
+
+    Adapters may differ in rank, k, bank, and in the layers that they change; they are computed
+    together where that costs little. Every layer must see the samples as its input's first
+    dimension: a model that flattens samples and positions before a layer (routed experts) is
+    refused there.
+
+    The model stays as it is but for hooks, its state dict and names too. For `torch.compile` give
+    `form`; what was compiled before the pool was made is compiled again. On a GPU, use the pool
+    from the stream that it was made in.
+
+    Args:
+        model: any that `inject` takes, without adapters, on its device.
+        limit: bytes that adapters and banks may use on the device. When a new one does not fit,
+            the least recently used leave, but none that a running batch uses. What is allocated
+            may be more by about 1/8, as memory grows in steps. None: no limit.
+        source: called with a name that is not in the pool, to get the adapter or the path of its
+            packed file. Without it such a name is refused.
+        form: rank, k and vector length (that divides every adapter's b) of every batch. With it a
+            compiled model is not compiled again when adapters of other sizes come; every batch
+            takes the time of these sizes, and larger adapters are refused. None: what a batch's
+            own adapters need.
+
+    Raises:
+        ModelError: the model has adapters or a pool already, is wrapped, offloaded, or on several
+            devices.
+        ConfigError: limit or form cannot be.
+    """
+
+    def __init__(
+        self,
+        model: nn.Module,
+        *,
+        limit: int | None = None,
+        source: Callable[[str], Adapter | PathLike] | None = None,
+        form: tuple[int, int, int] | None = None,
+    ) -> None:
+        _require_settings(limit, form)
+        _require_bare(model)
+        modules = dict(base_modules(model))
+        served = {name: each for name, each in modules.items() if may_differ_by_sample(each)}
+        require_in_memory(model, served)
+        self._model = model
+        self._modules = modules
+        self._device = _device_of(served)
+        self._stream = _stream(self._device)
+        self._source = source
+        self._form = form
+        self._residents = Residents(self._device, limit)
+        self._staging = Staging(self._residents, served, self._device, form)
+        self._layouts: weakref.WeakValueDictionary[tuple[object, ...], Layout]
+        self._layouts = weakref.WeakValueDictionary()
+        self._key = next(_keys)
+        self._called: set[int] = set()
+        self._hooks = [
+            each.register_forward_hook(
+                LayerHook(self._key, name, place, self._called), with_kwargs=True
+            )
+            for place, (name, each) in enumerate(served.items())
+        ]
+        _pools[model] = weakref.ref(self)
+        _forget_compiled()
+
+    @property
+    def names(self) -> list[str]:
+        """The adapters in the pool, the least recently used first."""
+        return self._residents.names
+
+    def __contains__(self, name: object) -> bool:
+        return name in self._residents.names
+
+    def __len__(self) -> int:
+        return len(self._residents.names)
+
+    @property
+    def used_bytes(self) -> int:
+        """Bytes on the device that adapters and banks use: what `limit` is for."""
+        return self._residents.used
+
+    @property
+    def reserved_bytes(self) -> int:
+        """Bytes on the device that are allocated for adapters and banks, in use or not."""
+        return self._residents.reserved
+
+    @property
+    def evicted(self) -> int:
+        """How many adapters had to leave for others until now."""
+        return self._residents.evicted
+
+    def put(self, name: str, source: Adapter | PathLike, *, digest: str | None = None) -> None:
+        """Put a packed adapter into the pool. One of that name is replaced; batches that run with
+        it end with it.
+
+        Args:
+            name: what batches call it: any text but ``__base__``.
+            source: an adapter, or the path of its packed file.
+            digest: refuse a file of any other digest.
+
+        Raises:
+            ModelError: it belongs to another model; it brings a tensor that samples of one batch
+                cannot have of their own; or it does not fit beside what running batches use.
+            ConfigError: not a name, or the adapter is larger than `form`.
+            VbfmtError: the file is damaged or cannot be read.
+        """
+        if not isinstance(name, str) or name in ("", BASE):
+            raise ConfigError("not a name for an adapter", found=repr(name), expected="a text")
+        self._require_usable()
+        if isinstance(source, Adapter):
+            if digest is not None:
+                raise ConfigError("a digest is of a file", advice="check an adapter with digest()")
+            self._residents.put(name, self._prepared(source))
+            return
+        try:
+            self._residents.put(name, self._prepared(load(source, digest=digest)))
+        except VbfmtError as error:
+            raise error.in_file(source) from None
+
+    def remove(self, name: str) -> None:
+        """Take an adapter out of the pool; batches that run with it end with it.
+
+        Raises:
+            ModelError: there is none of that name.
+        """
+        self._residents.remove(name)
+
+    @contextlib.contextmanager
+    def forward(self, names: Sequence[str | None], *, copies: int = 1) -> Iterator[None]:
+        """Run the model, in this thread and as long as the block lasts, on batches whose samples
+        have these adapters.
+
+        Args:
+            names: the adapter of each sample in order; None or ``__base__`` for the base alone.
+            copies: how many rows of the input belong to each sample, one after another, as beam
+                search has them.
+
+        Raises:
+            ModelError: an adapter is not in the pool and there is no source of it, or in the model
+                a layer does not see these samples.
+        """
+        self._require_usable()
+        wanted = self._wanted(names)
+        if not is_count(copies):
+            raise ConfigError("copies is out of range", found=copies, expected="at least 1")
+        residents = self._pinned(wanted)
+        try:
+            batch = self._staging.batch(residents, copies)
+            before = running.batches
+            running.batches = {**before, self._key: batch}
+            try:
+                yield
+            finally:
+                running.batches = before
+        finally:
+            self._residents.unpin(residents)
+
+    def generate(self, *args: Any, adapter_names: Sequence[str | None], **kwargs: Any) -> Any:
+        """`model.generate`, with an adapter for each sample, as PEFT's models have it.
+
+        Args:
+            *args, **kwargs: of transformers' `generate`; beam search and several sequences per
+                sample too.
+            adapter_names: as `forward` has its names.
+
+        Raises:
+            ModelError: as `forward`; or the model does not generate.
+        """
+        generate = getattr(self._model, "generate", None)
+        if generate is None:
+            raise ModelError("the model does not generate", found=type(self._model).__name__)
+        config = kwargs.get("generation_config") or getattr(self._model, "generation_config", None)
+        copies = [
+            kwargs.get(key, getattr(config, key, None)) or 1
+            for key in ("num_beams", "num_return_sequences")
+        ]
+        with self.forward(adapter_names, copies=max(copies)):
+            return generate(*args, **kwargs)
+
+    def close(self) -> None:
+        """Take the pool away: the model is what it was before."""
+        for hook in self._hooks:
+            hook.remove()
+        self._hooks = []
+        _pools.pop(self._model, None)
+        _forget_compiled()
+        for name in self.names:
+            self._residents.remove(name)
+
+    def _prepared(self, adapter: Adapter) -> Prepared:
+        layout = self._layout(adapter)
+        self._require_form(layout)
+        self._staging.know(layout)
+        bank = self._residents.banks.key(adapter.bank)
+        own = own_tensors(adapter, self._modules)
+        return Prepared(layout, pack(adapter), bank, adapter.bank, own)
+
+    def _layout(self, adapter: Adapter) -> Layout:
+        """The one object of the adapter's layout; whether it is the model's is checked once."""
+        fresh = Layout.of(adapter)
+        known = self._layouts.get(fresh.key)
+        if known is not None:
+            return known
+        for name, layer in _matching_layers(self._model, adapter).items():
+            if cast(Tensor, layer.weight).device != self._device:
+                raise ModelError(
+                    "a layer on another device than the pool's",
+                    part=name,
+                    found=cast(Tensor, layer.weight).device,
+                    expected=self._device,
+                )
+        return self._layouts.setdefault(fresh.key, fresh)
+
+    def _require_form(self, layout: Layout) -> None:
+        if self._form is None:
+            return
+        rank, k, length = self._form
+        largest = max(module.rank for module in layout.modules)
+        if largest > rank or layout.k > k or layout.b % length:
+            raise ConfigError(
+                "the adapter is larger than the pool's form",
+                found=f"rank {largest}, k {layout.k}, b {layout.b}",
+                expected=f"rank ≤ {rank}, k ≤ {k}, b a multiple of {length}",
+                advice="make the pool with another form, or with none",
+            )
+
+    def _wanted(self, names: Sequence[str | None]) -> list[str | None]:
+        if isinstance(names, str) or not names:
+            raise ConfigError(
+                "not the names of a batch's adapters", found=repr(names), expected="one per sample"
+            )
+        return [None if name == BASE else name for name in names]
+
+    def _pinned(self, names: list[str | None]) -> list[Resident | None]:
+        """The adapters of a batch; those that are missing are fetched, while others stay."""
+        if self._source is None:
+            return self._residents.pin(names)
+        different = [name for name in dict.fromkeys(names) if name is not None]
+        held = self._residents.pin_present(different)  # none of them leaves for the others
+        try:
+            for name in different:
+                while name not in held:
+                    self.put(name, self._source(name))
+                    held |= self._residents.pin_present([name])
+            return self._residents.pin(names)
+        finally:
+            self._residents.unpin(list(held.values()))
+
+    def _require_usable(self) -> None:
+        """Refuse what would be computed wrongly without a word."""
+        if not self._hooks:
+            raise ModelError("the pool is closed")
+        if find_adapters(self._model) is not None:
+            raise ModelError(
+                "the model has got an adapter of its own beside the pool's",
+                advice="eject it, or close the pool",
+            )
+        now = _device_of(self._modules)
+        if now != self._device:
+            raise ModelError(
+                "the model was moved",
+                found=now,
+                expected=self._device,
+                advice="move the model first, and then make the pool",
+            )
+        if _stream(self._device) != self._stream:
+            raise ModelError(
+                "another CUDA stream than the one in which the pool was made",
+                advice="use the pool in one stream",
+            )
+
+
+def _require_settings(limit: int | None, form: tuple[int, int, int] | None) -> None:
+    if limit is not None and not is_count(limit):
+        raise ConfigError("limit is out of range", found=limit, expected="bytes, or None")
+    if form is not None and not (len(form) == 3 and all(is_count(size) for size in form)):
+        raise ConfigError("not a form", found=form, expected="(rank, k, vector length)")
+
+
+def _require_bare(model: nn.Module) -> None:
+    require_free_name(model, "default")
+    if find_adapters(model) is not None:
+        raise ModelError(
+            "the model has an adapter", advice="eject it first: a pool serves the bare model"
+        )
+    for part in model.modules():
+        pool = _pools.get(part)
+        if pool is not None and pool() is not None:
+            raise ModelError("the model has a pool", advice="use that, or close it first")
+
+
+def _device_of(modules: dict[str, nn.Module]) -> torch.device:
+    """The device of the first layer."""
+    for module in modules.values():
+        weight = module._parameters.get("weight")
+        if weight is not None and may_differ_by_sample(module):
+            return weight.device
+    raise ModelError("the model has no linear layers to adapt")
+
+
+def _stream(device: torch.device) -> object:
+    return torch.cuda.current_stream(device) if device.type == "cuda" else None
+
+
+def _forget_compiled() -> None:
+    """Have everything compiled again: compiled code does not look for new hooks."""
+    if "torch._dynamo" in sys.modules:
+        torch.compiler.reset()

@@ -1,0 +1,230 @@
+"""Which adapters are in memory, and which leave when the limit is reached."""
+
+from __future__ import annotations
+
+import threading
+from collections import OrderedDict
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import cast
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+from vbfmt.errors import ModelError
+from vbfmt.torch.pool.banks import Bank, Banks
+from vbfmt.torch.pool.layout import Layout
+from vbfmt.torch.pool.own_tensors import OwnTensors
+from vbfmt.torch.pool.pages import PAGE, Pages, Run, count
+
+
+@dataclass(eq=False)
+class Prepared:
+    """An adapter that is ready to be put into memory.
+
+    Attributes:
+        layout: what its bytes mean.
+        data: (nbytes,) uint8 on the CPU.
+        key, bank: its bank and the digest of that.
+        own: its biases and heads, on the device.
+    """
+
+    layout: Layout
+    data: Tensor
+    key: bytes
+    bank: NDArray[np.float32]
+    own: OwnTensors
+
+    @property
+    def nbytes(self) -> int:
+        """Bytes on the device, without the bank."""
+        return count(len(self.data)) * PAGE + self.own.nbytes
+
+
+@dataclass(eq=False)
+class Resident:
+    """An adapter that is in memory.
+
+    Attributes:
+        name: what batches call it.
+        layout, runs: what its bytes mean, and where they are.
+        bank: where its bank is.
+        own: its biases and heads.
+        nbytes: bytes on the device, without the bank.
+        batches: how many running batches use it.
+        gone: whether it has lost its name and leaves with the last of them.
+    """
+
+    name: str
+    layout: Layout
+    runs: Sequence[Run]
+    bank: Bank
+    own: OwnTensors
+    nbytes: int
+    batches: int = 0
+    gone: bool = False
+
+
+class Residents:
+    """The adapters in memory by name, the least recently used first. Threads may share it.
+
+    Attributes:
+        lock: held while memory is read or written.
+        limit: bytes that adapters and banks may use together; None for any number.
+        used: bytes that they use.
+        evicted: how many had to leave for others until now.
+    """
+
+    def __init__(self, device: torch.device, limit: int | None) -> None:
+        self.lock = threading.RLock()
+        self.pages = Pages(device)
+        self.banks = Banks(device)
+        self.limit = limit
+        self.used = 0
+        self.evicted = 0
+        self._by_name: OrderedDict[str, Resident] = OrderedDict()
+        self._running: set[Resident] = set()
+
+    @property
+    def names(self) -> list[str]:
+        """Names of all, the least recently used first."""
+        with self.lock:
+            return list(self._by_name)
+
+    @property
+    def reserved(self) -> int:
+        """Bytes that are allocated on the device, in use or not."""
+        with self.lock:
+            own = sum(resident.own.nbytes for resident in self._all())
+            return self.pages.reserved + self.banks.reserved + own
+
+    def put(self, name: str, adapter: Prepared) -> None:
+        """Bring an adapter into memory; one that has the name loses it.
+
+        Raises:
+            ModelError: running batches use so much that it does not fit; nothing is changed.
+        """
+        with self.lock:
+            old = self._by_name.get(name)
+            self._make_room(adapter, first=old)
+            bank = self.banks.find(adapter.key)
+            self.used += adapter.nbytes + (0 if bank else adapter.bank.nbytes)
+            room = self._room()
+            resident = Resident(
+                name,
+                adapter.layout,
+                self.pages.write(adapter.data, room),
+                self.banks.use(adapter.key, adapter.bank),
+                adapter.own,
+                adapter.nbytes,
+            )
+            if name in self._by_name:
+                self._drop(self._by_name[name])
+            self._by_name[name] = resident
+
+    def remove(self, name: str) -> None:
+        """Take an adapter out; running batches keep it until they end.
+
+        Raises:
+            ModelError: there is none of that name.
+        """
+        with self.lock:
+            self._drop(self._named(name))
+
+    def pin(self, names: Sequence[str | None]) -> list[Resident | None]:
+        """The adapters of a batch, which stay until `unpin`.
+
+        Raises:
+            ModelError: one is not in memory.
+        """
+        with self.lock:
+            found = [None if name is None else self._named(name) for name in names]
+            for resident in found:
+                if resident is not None:
+                    resident.batches += 1
+                    self._running.add(resident)
+                    self._by_name.move_to_end(resident.name)
+            return found
+
+    def pin_present(self, names: Sequence[str]) -> dict[str, Resident]:
+        """The same of those that are in memory."""
+        with self.lock:
+            present = [name for name in names if name in self._by_name]
+            found = cast("list[Resident]", self.pin(present))
+            return dict(zip(present, found, strict=True))
+
+    def unpin(self, residents: Sequence[Resident | None]) -> None:
+        """A batch has ended."""
+        with self.lock:
+            for resident in residents:
+                if resident is None:
+                    continue
+                resident.batches -= 1
+                if not resident.batches:
+                    self._running.discard(resident)
+                    if resident.gone:
+                        self._free(resident)
+
+    def same(self, residents: Sequence[Resident | None]) -> bool:
+        """Whether all of these are in memory still."""
+        return all(each is None or self._by_name.get(each.name) is each for each in residents)
+
+    def _named(self, name: str) -> Resident:
+        if name not in self._by_name:
+            raise ModelError(
+                "no such adapter in the pool",
+                found=name,
+                advice="put it in, again if it had to leave for others",
+            )
+        return self._by_name[name]
+
+    def _all(self) -> set[Resident]:
+        return {*self._by_name.values(), *self._running}
+
+    def _make_room(self, adapter: Prepared, first: Resident | None) -> None:
+        """Let the least recently used ones leave until an adapter fits; `first` before others."""
+        if self.limit is None or self._fits(adapter):
+            return
+        needed = adapter.nbytes + adapter.bank.nbytes
+        staying = sum(resident.nbytes for resident in self._running)
+        banks = {resident.bank.key: resident.bank.nbytes for resident in self._running}
+        banks.pop(adapter.key, None)
+        least = staying + sum(banks.values()) + needed
+        if least > self.limit:
+            raise ModelError(
+                "the adapter does not fit into the pool",
+                found=f"{needed} bytes, beside {least - needed} that running batches use",
+                expected=f"{self.limit} bytes in all",
+                advice="make the pool with a higher limit, or smaller batches",
+            )
+        leaving = [each for each in (first, *self._by_name.values()) if each and not each.batches]
+        for resident in leaving:
+            if not resident.gone:
+                self._drop(resident)
+                self.evicted += resident is not first
+            if self._fits(adapter):
+                return
+
+    def _fits(self, adapter: Prepared) -> bool:
+        bank = 0 if self.banks.find(adapter.key) else adapter.bank.nbytes
+        return self.limit is None or self.used + adapter.nbytes + bank <= self.limit
+
+    def _room(self) -> int:
+        """Bytes that the pages may grow by."""
+        if self.limit is None:
+            return 1 << 62
+        return max(0, self.limit - self.pages.reserved - self.banks.reserved)
+
+    def _drop(self, resident: Resident) -> None:
+        del self._by_name[resident.name]
+        resident.gone = True
+        if not resident.batches:
+            self._free(resident)
+
+    def _free(self, resident: Resident) -> None:
+        self.pages.free(resident.runs)
+        self.used -= resident.nbytes
+        if self.banks.leave(resident.bank):
+            self.used -= resident.bank.nbytes
