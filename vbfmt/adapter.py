@@ -174,12 +174,12 @@ class Adapter:
 
     def _nearest(self, name: str) -> list[str]:
         """Up to three modules that may be meant: those whose names end so, else similar ones."""
-        from difflib import get_close_matches
+        from vbfmt._similar import nearest
 
         ending = [known for known in self._by_name if known.endswith(f".{name}")]
-        similar = get_close_matches(name, self._by_name, n=3)
+        similar = nearest(name, self._by_name)
         leaves = {known.rpartition(".")[2]: known for known in self._by_name}
-        misspelt = [leaves[leaf] for leaf in get_close_matches(name, leaves, n=3)]
+        misspelt = [leaves[leaf] for leaf in nearest(name, leaves)]
         return (ending or similar or misspelt)[:3]
 
     def __getitem__(self, name: str) -> Module:

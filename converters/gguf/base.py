@@ -10,7 +10,7 @@ from types import ModuleType
 from typing import Any
 
 from vbfmt._files import json_file
-from vbfmt.converters.gguf import counts
+from vbfmt.converters.gguf import metadata
 from vbfmt.converters.gguf.architectures import ARCHITECTURES, BY_CLASS, BY_NAME, Architecture
 from vbfmt.errors import MissingExtraError, SourceError
 from vbfmt.estimate import linears
@@ -18,6 +18,11 @@ from vbfmt.estimate import linears
 PathLike = str | os.PathLike[str]
 
 _LARGEST_COUNT = 65536
+MOST_LAYERS = 1024
+"""The gguf package makes tables of every layer's tensors: 50 kB each."""
+_BLOCKS, _HEADS, _KEY_VALUE_HEADS = (
+    f".{key}" for key in ("block_count", "attention.head_count", "attention.head_count_kv")
+)
 
 
 @dataclass(frozen=True)
@@ -84,7 +89,7 @@ def _of_config(config: Mapping[str, Any]) -> Base:
     name = names[0] if isinstance(names, list) and names else None
     if not isinstance(name, str) or name not in BY_CLASS:
         raise _unknown(name, ", ".join(sorted(BY_CLASS)))
-    layers = _count(config, "num_hidden_layers", "n_layer")
+    layers = _count(config, "num_hidden_layers", "n_layer", most=MOST_LAYERS)
     heads = _count(config, "num_attention_heads", "n_head")
     tied = config.get("tie_word_embeddings")
     return Base(
@@ -120,49 +125,37 @@ def names(architecture: Architecture, layers: int) -> Any:
     return gguf.get_tensor_name_map(numbers[architecture.name], layers)
 
 
-def _count(config: Mapping[str, Any], *keys: str, default: int | None = None) -> int:
+def _count(
+    config: Mapping[str, Any], *keys: str, default: int | None = None, most: int = _LARGEST_COUNT
+) -> int:
     value = next((config[key] for key in keys if config.get(key) is not None), default)
     sound = isinstance(value, int) and not isinstance(value, bool)
-    if not sound or not 0 < value <= _LARGEST_COUNT:  # type: ignore[operator]
-        raise SourceError("not usable as a base", part=keys[0], found=value, expected="a count")
+    if not sound or not 0 < value <= most:  # type: ignore[operator]
+        raise SourceError(
+            "not usable as a base",
+            part=keys[0],
+            found=value,
+            expected=f"a whole number, 1 to {most}",
+        )
     count: int = value  # type: ignore[assignment]
     return count
 
 
 def _of_gguf(file: Path) -> Base:
-    gguf = package()
-    counts.require(file)
-    try:
-        reader = gguf.GGUFReader(file)
-        fields = {name: entry.contents() for name, entry in reader.fields.items() if _needed(entry)}
-        # GGUF has the row's length first; here (out, in), as everywhere else.
-        shapes = {
-            tensor.name: tuple(int(size) for size in reversed(tensor.shape))
-            for tensor in reader.tensors
-        }
-    except Exception as error:  # noqa: BLE001 - whatever a damaged or hostile file provokes
-        raise SourceError(
-            "not a readable GGUF file", found=f"{type(error).__name__}: {str(error)[:100]}"
-        ) from None
-    name = fields.get("general.architecture")
+    found = metadata.read(file, ("general.architecture", _BLOCKS, _HEADS, _KEY_VALUE_HEADS))
+    name = found.fields.get("general.architecture")
     if not isinstance(name, str) or name not in BY_NAME:
         raise _unknown(name, ", ".join(sorted(BY_NAME)))
-    fields = _one_for_all(fields)
-    heads = _count(fields, f"{name}.attention.head_count")
+    fields = _one_for_all(found.fields)
+    heads = _count(fields, name + _HEADS)
     return Base(
         BY_NAME[name],
-        _count(fields, f"{name}.block_count"),
+        _count(fields, name + _BLOCKS, most=MOST_LAYERS),
         heads,
-        _count(fields, f"{name}.attention.head_count_kv", default=heads),
-        tied="output.weight" not in shapes,
-        shapes=shapes,
+        _count(fields, name + _KEY_VALUE_HEADS, default=heads),
+        tied="output.weight" not in found.shapes,
+        shapes=found.shapes,
     )
-
-
-def _needed(entry: Any) -> bool:
-    """Whether a field is no array (vocabularies are long and not needed) or counts heads, for
-    which an array has a count for every layer."""
-    return len(entry.types) == 1 or ".attention.head_count" in entry.name
 
 
 def _one_for_all(fields: Mapping[str, Any]) -> dict[str, Any]:

@@ -3,11 +3,12 @@ whatever else lies beside them."""
 
 from __future__ import annotations
 
+import hashlib
 import json
 import os
 import re
 from collections import Counter
-from collections.abc import Collection, Mapping
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from typing import Any
@@ -73,6 +74,43 @@ class Base:
     def tensors(self) -> Mapping[str, Tensor]:
         """All tensors by name."""
         return {name: tensor for shard in self.shards for name, tensor in shard.tensors.items()}
+
+    @cached_property
+    def outside_layers(self) -> Mapping[tuple[int, ...], Sequence[str]]:
+        """The names of the tensors that stand in no numbered layer, by shape."""
+        found: dict[tuple[int, ...], list[str]] = {}
+        for name, tensor in self.tensors.items():
+            if not in_a_layer(name):
+                found.setdefault(tensor.shape, []).append(name)
+        return found
+
+    @cached_property
+    def _digests(self) -> dict[str, bytes]:
+        return {}
+
+    def digest(self, name: str) -> bytes:
+        """Return a digest of a tensor's dtype, shape and values, which are read once."""
+        if name not in self._digests:
+            tensor = self.tensors[name]
+            about = hashlib.sha256(repr(tensor).encode())
+            about.update(tensor.data)
+            self._digests[name] = about.digest()
+        return self._digests[name]
+
+    @cached_property
+    def _equal(self) -> dict[tuple[int, ...], dict[bytes, list[str]]]:
+        return {}
+
+    def equal_to(self, name: str) -> Sequence[str]:
+        """Return the tensors outside of layers that have the dtype, shape and values of this one,
+        itself included if it is one of them."""
+        shape = self.tensors[name].shape
+        if shape not in self._equal:
+            groups: dict[bytes, list[str]] = {}
+            for other in self.outside_layers.get(shape, ()):
+                groups.setdefault(self.digest(other), []).append(other)
+            self._equal[shape] = groups
+        return self._equal[shape].get(self.digest(name), ())
 
 
 def read(path: str | os.PathLike[str], *, follow_links: bool = False) -> Base:
@@ -234,6 +272,11 @@ def _side_files(folder: Folder, weights: set[str]) -> tuple[tuple[str, ...], tup
         else:
             kept.append(path)
     return tuple(kept), tuple(left)
+
+
+def in_a_layer(name: str) -> bool:
+    """Return whether a tensor stands in a numbered layer."""
+    return any(part.isdigit() for part in name.split("."))
 
 
 def _is_left_out(path: str) -> bool:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 import re
 import shutil
-from collections.abc import Collection, Iterable, Mapping
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from itertools import chain
 from typing import Any
 
@@ -13,7 +13,7 @@ from vbfmt._files import parents, storage
 from vbfmt.converters.lowrank import LowRank
 from vbfmt.converters.merge import config, record
 from vbfmt.converters.merge.arithmetic import FLOATS
-from vbfmt.converters.merge.base import CONFIG, Base
+from vbfmt.converters.merge.base import CONFIG, Base, in_a_layer
 from vbfmt.converters.merge.paths import within
 from vbfmt.errors import SourceError, StorageError, TargetError
 from vbfmt.module import Module
@@ -87,13 +87,14 @@ def require_untied(
         base.config, "is_encoder_decoder"
     ):
         return
-    others = _of_shape(base, trained.shape, but=name)
-    alike = added or (name in base.tensors and base.tensors[name] in others.values())
-    if added and not others:
+    other = _another(_of_shape(base, trained.shape), name)
+    partner = (
+        other if added else _another(base.equal_to(name) if name in base.tensors else (), name)
+    )
+    if added and not other:
         return
-    if not tied and others and not alike:
+    if not tied and other and not partner:
         return
-    partner = next((o for o, t in others.items() if added or t == base.tensors.get(name)), None)
     raise _tied(base, name, partner)
 
 
@@ -101,27 +102,32 @@ def require_untied_modules(base: Base, adapter: LowRank) -> None:
     """No module is an output head that the base holds as its embedding alone."""
     if setting(base.config, _TIE) is False:
         return
+    weights = (name for name in base.tensors if name.endswith(".weight"))
+    leaves = {name.removesuffix(".weight").rpartition(".")[2] for name in weights}
     for module in adapter.modules:
         shape = (module.out_features, module.in_features)
-        embedding = next(iter(_of_shape(base, shape, but=module.name)), None)
-        leaf = f"{module.name.rpartition('.')[2]}.weight"
-        there = any(leaf == name or name.endswith(f".{leaf}") for name in base.tensors)
+        embedding = _another(_of_shape(base, shape), module.name)
+        there = module.name.rpartition(".")[2] in leaves
         if embedding and not there and _is_vocabulary(base, module.name, shape):
             raise _tied(base, module.name, embedding)
 
 
 def _is_vocabulary(base: Base, name: str, shape: tuple[int, ...]) -> bool:
-    in_a_layer = any(part.isdigit() for part in name.split("."))
-    return not in_a_layer and len(shape) == 2 and shape[0] == setting(base.config, "vocab_size")
+    return (
+        not in_a_layer(name) and len(shape) == 2 and shape[0] == setting(base.config, "vocab_size")
+    )
 
 
-def _of_shape(base: Base, shape: tuple[int, ...], *, but: str) -> dict[str, Tensor]:
+def _of_shape(base: Base, shape: tuple[int, ...]) -> Sequence[str]:
     """The base's tensors of this shape that stand in no numbered layer."""
-    return {
-        name: tensor
-        for name, tensor in base.tensors.items()
-        if name != but and tensor.shape == shape and _is_vocabulary(base, name, shape)
-    }
+    if len(shape) != 2 or shape[0] != setting(base.config, "vocab_size"):
+        return ()
+    return base.outside_layers.get(shape, ())
+
+
+def _another(names: Sequence[str], name: str) -> str | None:
+    """The first of `names`, which are distinct, that is not `name`."""
+    return next((other for other in names[:2] if other != name), None)
 
 
 def _tied(base: Base, name: str, partner: str | None) -> SourceError:

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections import Counter
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 
 import numpy as np
@@ -96,31 +97,50 @@ def _is_number(part: str) -> bool:
 def _shortest_ends(patterns: set[str]) -> dict[str, str]:
     """A short label for each pattern, different for all: an end of it that no other pattern has;
     or all that follows its last number, where only longer names end likewise (BERT's output.dense
-    and attention.output.dense); or an end that reaches back over numbers."""
-    owners: dict[str, int] = {}
-    tails: dict[str, int] = {}
-    for pattern in patterns:
-        tail = _tail(pattern)
-        tails[tail] = tails.get(tail, 0) + 1
-        for end in _ends(pattern):
-            owners[end] = owners.get(end, 0) + 1
+    and attention.output.dense); or an end that reaches back over numbers.
+
+    In the order of their components from the last to the first, those that share the longest end
+    stand side by side: the cost grows with the length of the names, not with its square.
+    """
+    backwards = sorted("\0".join(reversed(pattern.split("."))) for pattern in patterns)
+    tails = Counter(map(_tail, patterns))
     labels = {}
-    for pattern in patterns:
-        tail = _tail(pattern)
-        near = [end for end in _ends(tail) if owners[end] == 1] if tail else []
-        whole = [tail] if tail and tails[tail] == 1 else []
-        far = [end for end in _ends(pattern) if owners[end] == 1]
-        labels[pattern] = [*near, *whole, *far, pattern][0]
+    shared = 0
+    here: list[str] = []
+    for text in [*backwards, None]:
+        after = [] if text is None else text.split("\0")
+        shared_after = _shared(here, after)
+        length = max(shared, shared_after) + 1
+        if here:
+            pattern = ".".join(reversed(here))
+            own = ".".join(reversed(here[:length])) if length <= len(here) else None
+            labels[pattern] = _label(pattern, own, tails)
+        here, shared = after, shared_after
     return labels
+
+
+def _label(pattern: str, end: str | None, tails: Mapping[str, int]) -> str:
+    """The label of a pattern with this end of its own, if it has one."""
+    tail = _tail(pattern)
+    if end is not None and len(end) <= len(tail):
+        return end
+    if tail and tails[tail] == 1:
+        return tail
+    return end if end is not None else pattern
+
+
+def _shared(one: list[str], other: list[str]) -> int:
+    """How many components two names begin with alike."""
+    count = 0
+    for here, there in zip(one, other, strict=False):
+        if here != there:
+            break
+        count += 1
+    return count
 
 
 def _tail(pattern: str) -> str:
     return pattern.rpartition("*.")[2] if "*" in pattern else pattern
-
-
-def _ends(pattern: str) -> list[str]:
-    parts = pattern.split(".")
-    return [".".join(parts[-length:]) for length in range(1, len(parts) + 1)]
 
 
 def _span(layers: list[int]) -> str:

@@ -6,6 +6,7 @@ too never ΔW itself.
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any
 
@@ -14,6 +15,8 @@ from numpy.typing import NDArray
 
 from vbfmt._math.admixture import all_weights
 from vbfmt.adapter import Adapter
+
+_ROWS_AT_ONCE = 1 << 18
 
 
 @dataclass(frozen=True)
@@ -62,7 +65,10 @@ class Projection:
 
 def usage(adapter: Adapter) -> NDArray[np.int64]:
     """How many sub-vectors select each vector: (h,), in all N·k."""
-    return np.bincount(adapter.indices.reshape(-1), minlength=adapter.h).astype(np.int64)
+    counts = np.zeros(adapter.h, dtype=np.int64)
+    for rows in _blocks(adapter):  # of its argument, bincount makes a copy in 64 bits
+        counts += np.bincount(adapter.indices[rows].reshape(-1), minlength=adapter.h)
+    return counts
 
 
 def balance(adapter: Adapter) -> Balance:
@@ -85,7 +91,16 @@ def balance(adapter: Adapter) -> Balance:
 
 def largest_weights(adapter: Adapter) -> NDArray[np.float32]:
     """w₀ of every sub-vector, its largest admixture weight: (N,), from 1/k to 1."""
-    return all_weights(adapter.weights)[:, 0]
+    largest = np.empty(adapter.N, dtype=np.float32)
+    for rows in _blocks(adapter):
+        largest[rows] = all_weights(adapter.weights[rows])[:, 0]
+    return largest
+
+
+def _blocks(adapter: Adapter) -> Iterator[slice]:
+    """The rows, some at a time."""
+    for start in range(0, adapter.N, _ROWS_AT_ONCE):
+        yield slice(start, start + _ROWS_AT_ONCE)
 
 
 def rows_by_module(adapter: Adapter) -> tuple[NDArray[np.intp], NDArray[np.bool_]]:

@@ -5,10 +5,11 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 import numpy as np
+from numpy.typing import NDArray
 
 from vbfmt.adapter import Adapter
 from vbfmt.analysis.module_names import places, reading_order
-from vbfmt.analysis.statistics import Balance, balance, largest_weights, rows_by_module, usage
+from vbfmt.analysis.statistics import Balance, balance, largest_weights, usage
 from vbfmt.module import Module
 
 _USAGE_BINS = 8
@@ -117,7 +118,7 @@ def summarize(adapter: Adapter, file_length: int) -> Summary:
         usage=_usage(adapter),
         largest_weights=Histogram(tuple(edges.tolist()), tuple(found.tolist())),
         mean_largest_weight=float(weights.mean(dtype=np.float64)),
-        groups=_groups(adapter),
+        groups=_groups(adapter, weights),
     )
 
 
@@ -130,31 +131,32 @@ def _usage(adapter: Adapter) -> Histogram:
     return Histogram(tuple(edges.tolist()), tuple(found.tolist()))
 
 
-def _groups(adapter: Adapter) -> tuple[Group, ...]:
+def _groups(adapter: Adapter, largest: NDArray[np.float32]) -> tuple[Group, ...]:
     where = places(module.name for module in adapter)
     members: dict[tuple[str, int, int, int], list[Module]] = {}
     for name in reading_order(adapter):
         m = adapter[name]
         members.setdefault((where[name].kind, m.in_features, m.out_features, m.rank), []).append(m)
-    number = {module.name: position for position, module in enumerate(adapter)}
-    of_module = np.empty(len(adapter), dtype=np.intp)
-    for position, found in enumerate(members.values()):
-        of_module[[number[m.name] for m in found]] = position
-    of_row = of_module[rows_by_module(adapter)[0]]
-    rows = np.bincount(of_row, minlength=len(members))
-    weights = np.bincount(of_row, largest_weights(adapter), minlength=len(members)) / rows
-    used = np.zeros((len(members), adapter.h), dtype=bool)
-    used[of_row[:, None], adapter.indices] = True
-    return tuple(
-        Group(
-            kind,
-            len(found),
-            inner,
-            outer,
-            rank,
-            int(rows[position]),
-            int(used[position].sum()),
-            float(weights[position]),
-        )
-        for position, ((kind, inner, outer, rank), found) in enumerate(members.items())
+    return tuple(_group(adapter, largest, kind, modules) for (kind, *_), modules in members.items())
+
+
+def _group(
+    adapter: Adapter, largest: NDArray[np.float32], kind: str, modules: list[Module]
+) -> Group:
+    """The modules of a kind. Their rows are looked at module by module: kinds times vectors may be
+    far more than the file has bytes."""
+    rows = [adapter.rows(module.name) for module in modules]
+    count = sum(here.stop - here.start for here in rows)
+    selected = np.unique(np.concatenate([np.unique(adapter.indices[here]) for here in rows]))
+    total = sum(float(largest[here].sum(dtype=np.float64)) for here in rows)
+    m = modules[0]
+    return Group(
+        kind,
+        len(modules),
+        m.in_features,
+        m.out_features,
+        m.rank,
+        count,
+        len(selected),
+        total / count,
     )

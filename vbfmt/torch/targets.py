@@ -5,11 +5,11 @@ from __future__ import annotations
 import re
 from collections import Counter
 from collections.abc import Collection, Iterator
-from difflib import get_close_matches
 from math import gcd
 
 from torch import nn
 
+from vbfmt._similar import nearest
 from vbfmt.errors import ConfigError, ModelError, few
 from vbfmt.torch.config import ALL_LINEAR, VBLoRAConfig
 from vbfmt.torch.linear import VBLoRALinear, features_of, is_adaptable, returns_plainly
@@ -295,5 +295,5 @@ def _nothing_found(layers: dict[str, nn.Module], config: VBLoRAConfig) -> ModelE
 
 
 def _nearest(name: str, names: list[str]) -> str:
-    near = get_close_matches(name, names, n=_SHOWN) or names[:_SHOWN]
+    near = nearest(name, names, _SHOWN) or names[:_SHOWN]
     return f"a module such as {', '.join(near)}"

@@ -5,6 +5,8 @@ from __future__ import annotations
 import dataclasses
 import json
 import struct
+import time
+import tracemalloc
 
 import numpy as np
 import pytest
@@ -15,7 +17,7 @@ from spec.golden.make import wide_indices  # noqa: E402
 from tests.converters.gguf.random_adapter import adapter_of, random_adapter  # noqa: E402
 from vbfmt import Module, errors  # noqa: E402
 from vbfmt.converters import gguf  # noqa: E402
-from vbfmt.converters.gguf import counts  # noqa: E402
+from vbfmt.converters.gguf import metadata  # noqa: E402
 from vbfmt.converters.gguf.architectures import ARCHITECTURES  # noqa: E402
 
 LLAMA = {
@@ -324,4 +326,69 @@ def test_counts_that_fit_are_passed_over(tmp_path):
         )
         + struct.pack("<Q1sIQQIQ", 1, b"t", 2, 3, 4, 0, 0)
     )
-    counts.require(tmp_path / "x.gguf")
+    found = metadata.read(tmp_path / "x.gguf", ("nothing",))
+    assert found == metadata.Metadata({}, {"t": (4, 3)})
+
+
+@pytest.mark.parametrize(
+    "content",
+    [
+        gguf_bytes(
+            struct.pack("<I", 7) + b"\1",
+            struct.pack("<IIQ", 9, 8, 100_000) + struct.pack("<Q", 0) * 100_000,
+        ),
+        gguf_bytes(struct.pack("<IIQ", 9, 9, 60_000) + struct.pack("<IQ", 0, 0) * 60_000),
+        gguf_bytes(*[struct.pack("<IB", 7, 1)] * 60_000),
+        gguf_bytes(tensors=30_000)
+        + b"".join(struct.pack("<Q5sIIQ", 5, b"%05d" % n, 0, 0, 0) for n in range(30_000)),
+    ],
+    ids=["strings", "arrays", "entries", "tensors"],
+)
+def test_a_small_file_takes_little_memory_and_time(tmp_path, content):
+    """The gguf package took 715 bytes for each."""
+    (tmp_path / "x.gguf").write_bytes(content)
+    tracemalloc.start()
+    begin = time.process_time()
+    try:
+        metadata.read(tmp_path / "x.gguf", ("nothing",))
+        taken, (_, peak) = time.process_time() - begin, tracemalloc.get_traced_memory()
+    finally:
+        tracemalloc.stop()
+    assert peak < 8 * len(content) + (1 << 20)
+    assert taken < 5
+
+
+@pytest.mark.parametrize("kind", ["gguf", "config"])
+def test_more_layers_than_any_model_has_are_refused(tmp_path, adapter, kind):
+    """160 bytes took 3.2 GB."""
+    if kind == "config":
+        file = base(tmp_path, num_hidden_layers=65536)
+    else:
+        file = tmp_path / "base.gguf"
+        fields = {"general.architecture": b"llama", "llama.block_count": 65536}
+        fields["llama.attention.head_count"] = 4
+        file.write_bytes(
+            struct.pack("<4sIQQ", b"GGUF", 3, 0, 3)
+            + b"".join(
+                struct.pack("<Q", len(key))
+                + key.encode()
+                + (
+                    struct.pack("<IQ", 8, len(value)) + value
+                    if isinstance(value, bytes)
+                    else struct.pack("<II", 4, value)
+                )
+                for key, value in fields.items()
+            )
+        )
+    with pytest.raises(errors.SourceError, match="not usable as a base.*65536.*1 to 1024"):
+        gguf.write(adapter, tmp_path / "x.gguf", base=file)
+
+
+@pytest.mark.parametrize("what", ["a key", "a tensor"])
+def test_what_stands_twice_is_refused(tmp_path, what):
+    entry = struct.pack("<II", 4, 1)
+    tensor = struct.pack("<Q1sIIQ", 1, b"t", 0, 0, 0)
+    content = gguf_bytes(entry, entry) if what == "a key" else gguf_bytes(tensors=2) + tensor * 2
+    (tmp_path / "x.gguf").write_bytes(content)
+    with pytest.raises(errors.SourceError, match="not a readable GGUF file"):
+        metadata.read(tmp_path / "x.gguf", ("x",))

@@ -1,0 +1,173 @@
+"""What a GGUF file says of its model: metadata and the tensors' shapes, read in one walk.
+
+The gguf package reads every element of every array into an object of its own, and believes counts:
+an array of 2⁴⁰ elements in a file of 100 bytes keeps it busy until the memory is gone. Here every
+count is held against the bytes that follow, and arrays are passed over.
+"""
+
+from __future__ import annotations
+
+import os
+import struct
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+from vbfmt._files import storage
+from vbfmt.errors import SourceError
+
+MOST_TENSORS = 100_000
+"""In one file."""
+
+_SIZES = {0: 1, 1: 1, 2: 2, 3: 2, 4: 4, 5: 4, 6: 4, 7: 1, 10: 8, 11: 8, 12: 8}
+"""Bytes of a value by its type (gguf.md in ggml: GGUF metadata value types)."""
+
+_INTEGERS = {0: "B", 1: "b", 2: "H", 3: "h", 4: "I", 5: "i", 10: "Q", 11: "q"}
+"""How `struct` names the types of whole numbers."""
+
+_STRING, _ARRAY = 8, 9
+_DEEPEST = 8
+_MOST_DIMENSIONS = 4  # GGML_MAX_DIMS
+_LONGEST_TEXT = 1024
+_LONGEST_ARRAY = 4096
+"""Of an array that is not passed over: numbers, one for each layer."""
+_BEGIN = struct.Struct("<4sIQQ")  # magic, version, tensors, metadata entries
+_VERSIONS = (2, 3)
+
+
+@dataclass(frozen=True)
+class Metadata:
+    """What is read of a GGUF file.
+
+    Attributes:
+        fields: by key: texts, whole numbers, and short arrays of these numbers.
+        shapes: of the tensors, by name: the row's length last, as everywhere but in GGUF.
+    """
+
+    fields: Mapping[str, str | int | list[int]]
+    shapes: Mapping[str, tuple[int, ...]]
+
+
+def read(path: str | os.PathLike[str], wanted: tuple[str, ...]) -> Metadata:
+    """Return the fields whose keys have one of the endings in `wanted`, and all shapes.
+
+    Raises:
+        SourceError: a count does not fit into the bytes that follow, a key or a tensor is there
+            twice, or the file is not GGUF of version 2 or 3, little-endian.
+        StorageError: the file cannot be read.
+    """
+    data = storage.read(path, mmap=True)
+    if len(data) < _BEGIN.size:
+        raise _unreadable(f"{len(data)} bytes")
+    magic, version, tensors, entries = _BEGIN.unpack_from(data)
+    if magic != b"GGUF" or version not in _VERSIONS:
+        raise _unreadable(f"{magic!r}, version {version}")
+    walk = _Walk(data, _BEGIN.size)
+    fields: dict[str, str | int | list[int]] = {}
+    for _ in range(walk.count(entries, 8 + 4 + 1)):
+        key = walk.text()
+        kind = walk.number("<I")
+        if key is None or not key.endswith(wanted):
+            walk.value(kind, 0)
+        elif key in fields:
+            raise _unreadable(f"{key[:80]!r} twice")
+        else:
+            fields[key] = walk.kept(kind)
+    shapes: dict[str, tuple[int, ...]] = {}
+    if tensors > MOST_TENSORS:
+        raise _unreadable(f"{tensors} tensors")
+    for _ in range(walk.count(tensors, 8 + 4 + 4 + 8)):
+        name = walk.text()
+        dimensions = walk.number("<I")
+        if name is None or name in shapes or dimensions > _MOST_DIMENSIONS:
+            raise _unreadable(f"a tensor {str(name)[:80]!r} of {dimensions} dimensions")
+        shapes[name] = tuple(reversed([walk.number("<Q") for _ in range(dimensions)]))
+        walk.skip(4 + 8)
+    return Metadata(fields, shapes)
+
+
+class _Walk:
+    """A position in a file that moves over values and never past the end."""
+
+    def __init__(self, data: memoryview, position: int) -> None:
+        self._data = data
+        self._position = position
+
+    def skip(self, size: int) -> None:
+        """Move on."""
+        if size > len(self._data) - self._position:
+            raise _unreadable(f"{size} bytes at {self._position} of {len(self._data)}")
+        self._position += size
+
+    def number(self, form: str) -> int:
+        """The number here."""
+        start = self._position
+        self.skip(struct.calcsize(form))
+        (value,) = struct.unpack_from(form, self._data, start)
+        return int(value)
+
+    def count(self, announced: int, least: int) -> int:
+        """A number of things of at least so many bytes each, which must all fit."""
+        if announced * least > len(self._data) - self._position:
+            raise _unreadable(f"{announced} entries at {self._position} of {len(self._data)}")
+        return announced
+
+    def string(self) -> None:
+        """Move over one."""
+        self.skip(self.number("<Q"))
+
+    def text(self) -> str | None:
+        """The string here, None for one that is long or no UTF-8."""
+        size = self.number("<Q")
+        start = self._position
+        self.skip(size)
+        if size > _LONGEST_TEXT:
+            return None
+        try:
+            return str(self._data[start : start + size], "utf-8")
+        except UnicodeDecodeError:
+            return None
+
+    def kept(self, kind: int) -> str | int | list[int]:
+        """The value here, if it is a text, a whole number or a short array of these.
+
+        Of others, nothing: an empty text.
+        """
+        if kind == _STRING:
+            return self.text() or ""
+        if kind in _INTEGERS:
+            return self.number(f"<{_INTEGERS[kind]}")
+        start = self._position
+        if kind == _ARRAY:
+            inner, length = self.number("<I"), self.number("<Q")
+            if inner in _INTEGERS and length <= _LONGEST_ARRAY:
+                return [self.number(f"<{_INTEGERS[inner]}") for _ in range(length)]
+        self._position = start
+        self.value(kind, 0)
+        return ""
+
+    def value(self, kind: int, depth: int) -> None:
+        """Move over one of this type."""
+        if kind == _STRING:
+            self.string()
+        elif kind == _ARRAY:
+            self._array(depth + 1)
+        elif kind in _SIZES:
+            self.skip(_SIZES[kind])
+        else:
+            raise _unreadable(f"a value of type {kind}")
+
+    def _array(self, depth: int) -> None:
+        kind, length = self.number("<I"), self.number("<Q")
+        if kind in _SIZES:
+            self.skip(_SIZES[kind] * length)
+            return
+        if depth > _DEEPEST:
+            raise _unreadable(f"arrays nested {depth} deep")
+        for _ in range(self.count(length, 8)):
+            self.value(kind, depth)
+
+
+def _unreadable(found: str) -> SourceError:
+    return SourceError(
+        "not a readable GGUF file", found=found, expected="little-endian GGUF 2 or 3, whole"
+    )

@@ -1,0 +1,40 @@
+"""Names that are meant by a misspelt one: a hint for messages, at a bounded cost.
+
+``difflib`` alone takes time that grows with the cube of a name's length, and names come from
+strangers.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from difflib import get_close_matches
+from heapq import nlargest
+from itertools import islice
+
+_COMPARED = 5000
+"""Names that are looked at."""
+_LENGTH = 80
+"""Characters that are compared: the last ones, which tell names in a model apart."""
+_CLOSE = 12
+"""Names that are compared in full."""
+
+
+def nearest(name: str, names: Iterable[str], count: int = 3, cutoff: float = 0.6) -> list[str]:
+    """Return up to `count` of `names` that are like `name`, the most similar first.
+
+    Args:
+        cutoff: how alike they must be, from 0 to 1, as in ``difflib``.
+    """
+    wanted = name[-_LENGTH:]
+    pairs = _pairs(wanted)
+    endings = {known[-_LENGTH:]: known for known in islice(names, _COMPARED)}
+    close = nlargest(_CLOSE, endings, key=lambda end: _overlap(pairs, _pairs(end)))
+    return [endings[end] for end in get_close_matches(wanted, close, n=count, cutoff=cutoff)]
+
+
+def _pairs(text: str) -> set[str]:
+    return {text[at : at + 2] for at in range(max(1, len(text) - 1))}
+
+
+def _overlap(one: set[str], other: set[str]) -> float:
+    return 2 * len(one & other) / (len(one) + len(other))
