@@ -13,7 +13,7 @@ import pytest
 
 from spec.golden.make import worked_example
 from tests import forge
-from vbfmt import Adapter, Module, Rows, dumps, loads
+from vbfmt import Adapter, Module, Rows, dumps, errors, loads
 
 ROOT = Path(__file__).parents[1]
 PAGE = (ROOT / "SECURITY.md").read_text()
@@ -69,6 +69,27 @@ def test_memory_of_values_is_a_small_multiple_of_the_file(h, b, k, n):
     weights = np.tile(np.array([[2.0 ** -(i + 2) for i in range(k - 1)]], "<f4"), (n, 1))
     data = dumps(Adapter.from_rows(np.ones((h, b)), {module: Rows(indices, weights)}))
     assert peak(data) < MEMORY_PER_BYTE * len(data)
+
+
+@pytest.mark.parametrize("h", [1, 200])
+def test_memory_where_every_row_breaks_a_rule(h):
+    """A list of all bad rows took nine bytes for each of one."""
+    n = 1 << 20
+    module = Module("m", n // 2, n // 2, 1)
+    rows = Rows(np.zeros((n, 1), "u1"), np.empty((n, 0), "<f4"))
+    data = dumps(Adapter.from_rows(np.ones((h, 1)), {module: rows}))
+
+    def spoil(content):
+        content[:] = b"\xff" * n
+
+    bad = forge.with_section(data, 1, spoil)
+    tracemalloc.start()
+    try:
+        with pytest.raises(errors.ContentError, match="index past the end of the bank"):
+            loads(bad)
+        assert tracemalloc.get_traced_memory()[1] < MEMORY_PER_BYTE * len(bad)
+    finally:
+        tracemalloc.stop()
 
 
 @pytest.mark.parametrize(

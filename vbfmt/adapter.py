@@ -208,7 +208,7 @@ class Adapter:
     def factors(self, name: str) -> tuple[NDArray[np.float32], NDArray[np.float32]]:
         """A (rank, in_features) and B (out_features, rank), float32, such that ΔW = B·A.
 
-        Every element lies within (k + 1) · 2⁻²⁴ · max|bank| of the exact value. There is no
+        Every element lies within (k + 1) · 2⁻²⁴ · max|bank| + 2⁻¹⁵⁰ of the exact value. There is no
         scaling (as LoRA: alpha = rank).
 
         Raises:

@@ -134,9 +134,9 @@ def loads(
     Args:
         digest: refuse any other adapter than this one, ``sha256:…`` from where you trust it. It
             covers every byte, but only together with `verify`.
-        verify: check every digest and every value. Without it the front (preamble, header,
-            layout) is still checked, and damage to the data goes unnoticed. A bank that is not in
-            `data` is always checked.
+        verify: check every digest and every value. Without it the front (preamble, header, layout,
+            names and texts) is still checked, and damage to the data goes unnoticed. A bank that
+            is not in `data` is always checked.
         banks: folders to look for that bank in. Adapters with one bank share one array.
 
     Raises:
@@ -209,7 +209,10 @@ def _loaded(
     bank = _bank(packed, where)
     if verify:
         rules.raise_first(packed.damage())
-    return (Adapter if verify else _unchecked)(**packed.fields(bank)), found
+    adapter = (Adapter if verify else _unchecked)(**packed.fields(bank))
+    if not verify:
+        rules.raise_first(adapter.broken_texts())
+    return adapter, found
 
 
 def _bank(

@@ -93,7 +93,7 @@ class Base:
         if name not in self._digests:
             tensor = self.tensors[name]
             about = hashlib.sha256(repr(tensor).encode())
-            about.update(tensor.data)
+            about.update(tensor.data.data)
             self._digests[name] = about.digest()
         return self._digests[name]
 

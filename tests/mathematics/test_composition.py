@@ -157,3 +157,13 @@ def test_indices_that_nobody_has_checked_read_nothing_past_the_bank():
         [2],
         [1.5],
     ]
+
+
+def test_of_a_bank_of_subnormal_numbers_the_bound_needs_its_second_term():
+    """Half a unit there is 2⁻¹⁵⁰, more than (k + 1) · 2⁻²⁴ of the bank's largest value."""
+    bank = np.array([[2.0**-149], [3 * 2.0**-149]], np.float32)
+    rows = Rows(np.array([[0, 1]], "u1"), np.array([[0.25]], "<f4"))
+    exact = 0.75 * 2.0**-149 + 0.25 * 3 * 2.0**-149
+    found = float(composition.subvectors(bank, rows.indices, rows.weights)[0, 0])
+    assert abs(found - exact) > 3 * 2.0**-24 * 3 * 2.0**-149
+    assert abs(found - exact) <= 3 * 2.0**-24 * 3 * 2.0**-149 + 2.0**-150

@@ -7,6 +7,7 @@ and a writer cannot make what they refuse.
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
@@ -141,24 +142,24 @@ def broken_value_rules(
 
 def broken_bank_values(bank: NDArray[np.float32]) -> Iterator[ContentError]:
     """The bank is finite."""
-    bad = np.flatnonzero(~np.isfinite(bank).all(axis=1))
-    if bad.size:
-        yield ContentError("values that are not finite", part="bank", found=_places("vector", bad))
+    bad = _BadRows.of(~np.isfinite(bank).all(axis=1))
+    if bad.count:
+        yield ContentError("values that are not finite", part="bank", found=bad.named("vector"))
 
 
 def broken_index_values(indices: NDArray[Any], h: int) -> Iterator[ContentError]:
     """Every index is below h and distinct within its row."""
-    bad = np.flatnonzero((indices >= h).any(axis=1))
-    if bad.size:
+    bad = _BadRows.of((indices >= h).any(axis=1))
+    if bad.count:
         yield ContentError(
             "index past the end of the bank",
             part="indices",
-            found=f"{indices[bad[0]].max()} in {_places('row', bad)}",
+            found=f"{indices[bad.first[0]].max()} in {bad.named('row')}",
             expected=f"below {h} (h)",
         )
-    bad = np.flatnonzero(repeats(indices))
-    if bad.size:
-        yield ContentError("an index twice in one row", part="indices", found=_places("row", bad))
+    bad = _BadRows.of(repeats(indices))
+    if bad.count:
+        yield ContentError("an index twice in one row", part="indices", found=bad.named("row"))
 
 
 def broken_weight_values(
@@ -168,21 +169,21 @@ def broken_weight_values(
     if not weights.shape[1]:
         return
     outside = ~((weights >= 0) & (weights <= 1)) | np.signbit(weights)
-    bad = np.flatnonzero(outside.any(axis=1))
-    if bad.size:
+    bad = _BadRows.of(outside.any(axis=1))
+    if bad.count:
         yield ContentError(
             "weight outside its range",
             part="weights",
-            found=f"{weights[bad[0]][outside[bad[0]]][0]} in {_places('row', bad)}",
+            found=f"{weights[bad.first[0]][outside[bad.first[0]]][0]} in {bad.named('row')}",
             expected="0 to 1",
         )
         return
-    bad = np.flatnonzero(out_of_order(indices, all_weights(weights)))
-    if bad.size:
+    bad = _BadRows.of(out_of_order(indices, all_weights(weights)))
+    if bad.count:
         yield ContentError(
             "rows are not canonical",
             part="weights",
-            found=_places("row", bad),
+            found=bad.named("row"),
             expected="weights descending, the largest left out, equal ones by ascending index",
         )
 
@@ -212,7 +213,31 @@ def _describe(array: NDArray[Any]) -> str:
     return f"{array.dtype.name} {list(array.shape)}{order}"
 
 
-def _places(what: str, positions: NDArray[np.intp]) -> str:
-    shown = ", ".join(str(position) for position in positions[:_LONGEST_FAULT_LIST].tolist())
-    rest = positions.size - _LONGEST_FAULT_LIST
-    return f"{what} {shown}" + (f" and {rest} more" if rest > 0 else "")
+@dataclass(frozen=True)
+class _BadRows:
+    """Rows that break a rule.
+
+    Attributes:
+        first: the numbers of the first ones.
+        count: how many there are. (A list of all of them would take eight times the memory of
+            indices of one byte.)
+    """
+
+    first: list[int]
+    count: int
+
+    @classmethod
+    def of(cls, bad: NDArray[np.bool_]) -> _BadRows:
+        """The rows where `bad`, (N,), is true."""
+        first: list[int] = []
+        start = 0
+        while len(first) < _LONGEST_FAULT_LIST and bad[start:].any():
+            first.append(start + int(bad[start:].argmax()))
+            start = first[-1] + 1
+        return cls(first, int(np.count_nonzero(bad)))
+
+    def named(self, what: str) -> str:
+        """``row 1, 2, 3 and 7 more``."""
+        rest = self.count - len(self.first)
+        shown = ", ".join(map(str, self.first))
+        return f"{what} {shown}" + (f" and {rest} more" if rest > 0 else "")
