@@ -227,7 +227,7 @@ class _BadRows:
     count: int
 
     @classmethod
-    def of(cls, bad: NDArray[np.bool_]) -> _BadRows:
+    def of(cls, bad: Any) -> _BadRows:
         """The rows where `bad`, (N,), is true."""
         first: list[int] = []
         start = 0
