@@ -48,6 +48,13 @@ def test_only_the_active_adapter_trains():
     assert len(param_groups(model)[0]["params"]) == 3
 
 
+def test_logits_on_a_bank_from_a_seed_have_a_higher_rate():
+    model = net()
+    inject(model, config(), bank=VectorBank.from_seed(0, 16, 8))
+    assert [(g["name"], g["lr"]) for g in param_groups(model)] == [("logits", 2e-2)]
+    assert param_groups(model, lr_logits=0.5)[0]["lr"] == 0.5
+
+
 def test_several_adapters_train_with_one_optimizer_and_a_shared_bank_once():
     model = net()
     bank = VectorBank(16, 8, init_bound=0.5)

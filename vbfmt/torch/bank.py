@@ -66,8 +66,9 @@ class VectorBank(nn.Module):
         """Return a frozen random bank for many adapters to share: a zero vector, U(−bound, bound).
 
         The same arguments give the same bytes everywhere, so that the bank can be made again from
-        its seed. Its vectors stay what they are: training chooses and mixes them, for which
-        `train_unselected` and `starts_small` are on. Train the logits at a rate of 2e-2.
+        its seed. Training only chooses and mixes its vectors: `train_unselected` and
+        `starts_small` are on for that, and `param_groups` gives the logits a rate of 2e-2. Where
+        training resumes, make the bank again and give it to `load_checkpoint`.
 
         Args:
             seed: any whole number, at least 0.

@@ -11,12 +11,15 @@ from vbfmt.errors import ModelError
 from vbfmt.torch.adapters import adapters_of
 from vbfmt.torch.overlooked import warn_of_others_that_train
 
+LR_LOGITS = 1e-2  # the paper's
+LR_LOGITS_OF_SHARED = 2e-2
+
 
 def param_groups(
     model: nn.Module,
     *,
     lr_bank: float = 1e-3,
-    lr_logits: float = 1e-2,
+    lr_logits: float | None = None,
     lr_rest: float = 4e-3,
     weight_decay: float | None = None,
     adapter_names: Collection[str] | None = None,
@@ -24,7 +27,9 @@ def param_groups(
     """What the active adapter trains, for any torch optimizer: ``AdamW(param_groups(model))``.
 
     Args:
-        lr_bank, lr_logits: the paper's for all experiments (Tables 7 to 9).
+        lr_bank: the paper's for all experiments (Tables 7 to 9).
+        lr_logits: by default the paper's 1e-2; on banks that train the logits of vectors that are
+            not selected (`VectorBank.from_seed`) 2e-2.
         lr_rest: of heads and biases; in the paper's Table 7 between 2e-3 and 2e-2, by task.
         weight_decay: of all groups; by default the optimizer's own.
         adapter_names: train these adapters with one optimizer instead, on a bank that they share
@@ -52,6 +57,10 @@ def param_groups(
             )
     adapters.require_unmerged()
     warn_of_others_that_train(adapters)
+    if lr_logits is None:
+        banks = [adapters.adapter(name).bank for name in names]
+        searched = all(bank is not None and bank.train_unselected for bank in banks)
+        lr_logits = LR_LOGITS_OF_SHARED if searched else LR_LOGITS
     rates = {"bank": lr_bank, "logits": lr_logits, "rest": lr_rest}
     common = {} if weight_decay is None else {"weight_decay": weight_decay}
     groups: dict[str, dict[int, nn.Parameter]] = {}

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import statistics
 from collections.abc import Sequence
 from typing import Any
@@ -11,7 +12,7 @@ from tests.examples.fleet.runs import Job
 from tests.examples.fleet.texts import KINDS
 
 
-def table_of(results: Sequence[dict[str, Any]], jobs: Sequence[Job]) -> list[dict[str, Any]]:
+def table_of(results: list[dict[str, Any]], jobs: Sequence[Job]) -> list[dict[str, Any]]:
     """Return one row for each method that has results of these jobs.
 
     Each row has ``scores``: kind → the scores in the order of the seeds, ``bytes``: what a user's
@@ -20,8 +21,8 @@ def table_of(results: Sequence[dict[str, Any]], jobs: Sequence[Job]) -> list[dic
     rows: dict[str, dict[str, Any]] = {}
     for job in jobs:
         for kind in job.kinds:
-            found = [each for each in results if job.key(kind).items() <= each.items()]
-            if not found:
+            found = job.result_in(results, kind)
+            if found is None:
                 continue
             method = METHODS[job.method]
             own = method.bytes_of_bank if method.bank == OWN else 0
@@ -30,13 +31,13 @@ def table_of(results: Sequence[dict[str, Any]], jobs: Sequence[Job]) -> list[dic
                 {
                     "method": job.method,
                     "title": method.title,
-                    "bytes": found[-1]["bytes"] + own,
+                    "bytes": found["bytes"] + own,
                     "shared_bytes": method.bytes_of_bank - own,
                     "settings": job.key(kind)["settings"],
                     "scores": {},
                 },
             )
-            row["scores"].setdefault(kind, []).append(round(found[-1]["score"], 4))
+            row["scores"].setdefault(kind, []).append(round(found["score"], 4))
     return list(rows.values())
 
 
@@ -64,6 +65,11 @@ def as_markdown(table: Sequence[dict[str, Any]]) -> str:
             f"| {row['title']} | {' | '.join(cells)} | {seeds} | {row['bytes']:,} | {share} |"
         )
     return "\n".join(lines)
+
+
+def as_json(table: Sequence[dict[str, Any]]) -> str:
+    """Return the table with every score, one line for each method."""
+    return "[\n" + ",\n".join(json.dumps(row) for row in table) + "\n]\n"
 
 
 def _cell(scores: list[float] | None) -> str:

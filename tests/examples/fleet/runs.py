@@ -46,14 +46,23 @@ class Job:
 
     def key(self, kind: str) -> dict[str, Any]:
         """What tells a result from others: change a setting and it is computed anew."""
-        settings = asdict(METHODS[self.method].settings)
-        return {
-            "method": self.method,
-            "kind": kind,
-            "seed": self.seed,
-            "part": self.part,
-            "settings": settings,
-        }
+        settings = METHODS[self.method].settings
+        matter = asdict(settings)
+        if settings.method != "vblora":
+            matter = {name: matter[name] for name in ("method", "rank", "lr", "epochs")}
+        own = {"method": self.method, "kind": kind, "seed": self.seed, "part": self.part}
+        return {**own, "settings": matter}
+
+    def result_in(self, results: list[dict[str, Any]], kind: str) -> dict[str, Any] | None:
+        """Return the latest result of this run for a kind of sentences, if any."""
+        key = self.key(kind)
+        settings = key.pop("settings")
+        found = [
+            each
+            for each in results
+            if key.items() <= each.items() and settings.items() <= each["settings"].items()
+        ]
+        return found[-1] if found else None
 
 
 def jobs_of(methods: list[str], seeds: int, part: str, folder: Path) -> Iterator[Job]:
@@ -79,7 +88,7 @@ def results_in(folder: Path) -> list[dict[str, Any]]:
 
 def is_done(job: Job, results: list[dict[str, Any]]) -> bool:
     """Whether all results of a run are there."""
-    return all(any(job.key(kind).items() <= each.items() for each in results) for kind in job.kinds)
+    return all(job.result_in(results, kind) for kind in job.kinds)
 
 
 def done(job: Job) -> list[dict[str, Any]]:
