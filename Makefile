@@ -5,7 +5,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 
 .DEFAULT_GOAL := help
-.PHONY: help demo docs page dist example example-fleet pictures test test-all second-reader coverage fuzz flips determinism versions mutation runtimes serving bench check format types clean
+.PHONY: help demo docs page dist example example-fleet pictures test test-all second-reader coverage fuzz flips determinism versions mutation runtimes serving architectures bench check format types clean
 
 help:
 	@echo "make demo      pack, inspect, verify and expand the trained checkpoint in tests/data"
@@ -22,6 +22,7 @@ help:
 	@echo "make mutation  what of the format's own code no test would miss"
 	@echo "make runtimes  what vLLM, SGLang, llama.cpp, mlx-lm and PEFT 0.13 make of our files (downloads 1 GB)"
 	@echo "make serving   vLLM's own server with packed adapters, on the CPU (an environment of 3.5 GB)"
+	@echo "make architectures  every architecture of transformers, tiny: merged, expanded and loaded (15 minutes)"
 	@echo "make bench     measure against PEFT and print the table"
 	@echo "make docs      the documentation, in build/site"
 	@echo "make page      a page that opens a .vblora file in the browser"
@@ -138,6 +139,9 @@ serving: $(VENV)/base
 	build/vllm/bin/python -m pip uninstall --quiet --yes torchvision torchaudio torchcodec
 	build/vllm/bin/python -m pip install --quiet --editable . pytest pytest-timeout hypothesis
 	build/vllm/bin/python -m pytest -m '' -rs tests/converters/vllm/test_server.py
+
+architectures: $(VENV)/dev
+	$(BIN)/python -m tests.architectures --table tests/architectures/table.md
 
 bench: $(VENV)/dev
 	$(BIN)/python -m tests.bench

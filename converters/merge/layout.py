@@ -4,18 +4,28 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 
 from vbfmt.converters._files import safetensors
 from vbfmt.converters.lowrank import LowRank
-from vbfmt.converters.merge import config, refusals
+from vbfmt.converters.merge import composed, config, refusals
 from vbfmt.converters.merge.arithmetic import FLOATS
 from vbfmt.converters.merge.base import PICKLE, SAFETENSORS, Base
-from vbfmt.converters.merge.names import Rule, find_rule
+from vbfmt.converters.names import places_in
+from vbfmt.converters.names.places import Block, Places
+from vbfmt.converters.names.rule import Rule
 from vbfmt.errors import SourceError
 from vbfmt.module import Module
 from vbfmt.tensors import Tensor, byte_length
+
+
+@dataclass(frozen=True)
+class Part:
+    """A module's weight, or some rows of it, within a tensor that holds more than that."""
+
+    module: Module
+    block: Block
 
 
 @dataclass(frozen=True)
@@ -26,8 +36,9 @@ class Item:
         name: in the output.
         source: what it begins as: the base's tensor, or a trained one in its place.
         dtype: in the output.
-        module: whose B·A is added, if any.
+        module: whose B·A is added, if the tensor is the weight of one module.
         transposed: the weight is stored as (in, out).
+        parts: whose B·A are added, if it holds several modules' weights.
     """
 
     name: str
@@ -35,6 +46,7 @@ class Item:
     dtype: str
     module: Module | None = None
     transposed: bool = False
+    parts: tuple[Part, ...] = ()
 
     @property
     def size(self) -> int:
@@ -42,9 +54,15 @@ class Item:
         return byte_length(self.dtype, self.source.shape) or 0
 
     @property
+    def modules(self) -> set[str]:
+        """Names of the modules that change it."""
+        alone = {self.module.name} if self.module is not None else set()
+        return alone | {part.module.name for part in self.parts}
+
+    @property
     def copied(self) -> bool:
         """Whether its bytes are those of its source."""
-        return self.module is None and self.dtype == self.source.dtype
+        return not self.modules and self.dtype == self.source.dtype
 
 
 @dataclass(frozen=True)
@@ -59,11 +77,6 @@ class File:
     def size(self) -> int:
         """Bytes of its tensors."""
         return sum(item.size for item in self.items)
-
-    @property
-    def changed(self) -> int:
-        """How many of its tensors get a B·A."""
-        return sum(item.module is not None for item in self.items)
 
     @cached_property
     def header(self) -> bytes:
@@ -83,6 +96,7 @@ class Layout:
             beside them.
         replaced: tensors of the base, by its names, that trained ones take the place of.
         added: trained tensors that the base lacks, by the output's names.
+        notice: what the user should know of the names.
     """
 
     files: tuple[File, ...]
@@ -90,11 +104,12 @@ class Layout:
     prefix: str
     replaced: tuple[str, ...]
     added: tuple[str, ...]
+    notice: str | None = None
 
     @property
     def applied(self) -> int:
         """How many modules of the adapter have changed a weight."""
-        return sum(file.changed for file in self.files)
+        return len({name for file in self.files for item in file.items for name in item.modules})
 
 
 def layout(base: Base, adapter: LowRank, dtype: str | None) -> Layout:
@@ -107,32 +122,33 @@ def layout(base: Base, adapter: LowRank, dtype: str | None) -> Layout:
         SourceError: not all of it has one.
     """
     try:
-        rule = find_rule([module.name for module in adapter.modules], base.tensors)
+        places = places_in(base.tensors, base.config, adapter)
     except SourceError as error:
         refusals.require_untied_modules(base, adapter)
         raise error.in_file(base.path) from None
-    touched = _touched(base, adapter, rule)
-    places = {name: _place(name, base, rule) for name in adapter.tensors}
-    replaced = {place: adapter.tensors[name] for name, place in places.items() if place is not None}
-    _require_one_each(places, base)
-    _require_fit(replaced, base, adapter)
-    new = [name for name, place in places.items() if place is None]
+    touched = _touched(base, adapter, places)
+    replaced = _replaced(base, adapter, places)
+    new = [name for name in adapter.tensors if name in places.added]
     for name in new:
-        refusals.require_untied(base, name, adapter.tensors[name], adapter, added=True)
+        refusals.require_untied(
+            base, name, adapter.tensors[name], adapter, added=True, tied=places.tied
+        )
     # A head beside a base that lacks the model's prefix: the output is the whole model.
-    prefix = rule.drop if any(rule(name) is None for name in new) else ""
+    rule = places.rule
+    prefix = rule.drop if any(rule(places.added[name]) is None for name in new) else ""
     added = {
-        name if rule(name) is None else f"{prefix}{rule(name)}": adapter.tensors[name]
+        inner if rule(inner) is None else f"{prefix}{rule(inner)}": adapter.tensors[name]
         for name in new
+        for inner in [places.added[name]]
     }
     files = []
     for shard in base.shards:
         items = []
         for name, tensor in shard.tensors.items():
-            module, transposed = touched.get(name, (None, False))
             source = replaced.get(name, tensor)
             kept = dtype if dtype and tensor.dtype in FLOATS else tensor.dtype
-            items.append(Item(prefix + name, source, kept, module, transposed))
+            items.append(touched.get(name, Item(name, source, kept)))
+            items[-1] = replace(items[-1], name=prefix + name, source=source, dtype=kept)
         files.append((_as_safetensors(shard.name), items, shard.metadata))
     for name, tensor in added.items():
         kept = (dtype or _usual_dtype(base)) if tensor.dtype in FLOATS else tensor.dtype
@@ -146,38 +162,64 @@ def layout(base: Base, adapter: LowRank, dtype: str | None) -> Layout:
         prefix=prefix,
         replaced=tuple(replaced),
         added=tuple(added),
+        notice=places.notice,
     )
 
 
-def _touched(base: Base, adapter: LowRank, rule: Rule) -> dict[str, tuple[Module, bool]]:
-    """The base's weights that get a B·A: each with its module, and whether it is (in, out)."""
-    weights = {}
+def _touched(base: Base, adapter: LowRank, places: Places) -> dict[str, Item]:
+    """The base's tensors that get a B·A, by their names."""
+    whole: dict[Module, tuple[str, Tensor]] = {}
+    parts: dict[str, list[Part]] = {}
     for module in adapter.modules:
-        name = f"{rule(module.name)}.weight"
-        weights[module] = name, base.tensors[name]
-        refusals.require_float(name, base.tensors[name], base)
-        refusals.require_untied(base, name, base.tensors[name], adapter, added=False)
-    ways = refusals.orientations(weights, base)
-    return {name: (module, ways[module]) for module, (name, _) in weights.items()}
+        for block in places.modules[module.name]:
+            tensor = base.tensors[block.tensor]
+            refusals.require_float(block.tensor, tensor, base)
+            refusals.require_untied(
+                base, block.tensor, tensor, adapter, added=False, tied=places.tied
+            )
+            if block.rows is None:
+                whole[module] = block.tensor, tensor
+            else:
+                parts.setdefault(block.tensor, []).append(Part(module, block))
+    ways = refusals.orientations(whole, base)
+    result = {}
+    for module, (name, tensor) in whole.items():
+        if name in result or name in parts:
+            raise SourceError("two modules for one weight", file=base.path, part=name)
+        result[name] = Item(name, tensor, tensor.dtype, module, ways[module])
+    for name, some in parts.items():
+        tensor = base.tensors[name]
+        result[name] = Item(name, tensor, tensor.dtype, parts=tuple(some))
+    return result
 
 
-def _place(name: str, base: Base, rule: Rule) -> str | None:
-    """The base's tensor whose place a trained one takes, if there is one."""
-    return next((place for place in (rule(name), name) if place in base.tensors), None)
+def _replaced(base: Base, adapter: LowRank, places: Places) -> dict[str, Tensor]:
+    """The base's tensors that trained ones take the place of, by their names."""
+    _require_one_each(places.tensors, base)
+    replaced = {place: adapter.tensors[name] for name, place in places.tensors.items()}
+    _require_fit(replaced, base, adapter, places)
+    trained = {target: adapter.tensors[name] for name, target in places.composed.items()}
+    for name, tensor in composed.tensors(base, places, trained).items():
+        if name in replaced:
+            raise SourceError("two trained tensors for one place", file=base.path, part=name)
+        replaced[name] = tensor
+    return replaced
 
 
-def _require_one_each(places: Mapping[str, str | None], base: Base) -> None:
-    for place, count in Counter(filter(None, places.values())).items():
+def _require_one_each(places: Mapping[str, str], base: Base) -> None:
+    for place, count in Counter(places.values()).items():
         if count > 1:
             raise SourceError("two trained tensors for one place", file=base.path, part=place)
 
 
-def _require_fit(replaced: Mapping[str, Tensor], base: Base, adapter: LowRank) -> None:
+def _require_fit(
+    replaced: Mapping[str, Tensor], base: Base, adapter: LowRank, places: Places
+) -> None:
     """Trained tensors have their places' shapes; only a classifier may have other labels."""
     before, after = config.labels(base.config), config.trained_labels(adapter)
     for name, tensor in replaced.items():
         old = base.tensors[name]
-        refusals.require_untied(base, name, old, adapter, added=False)
+        refusals.require_untied(base, name, old, adapter, added=False, tied=places.tied)
         relabelled = config.is_head(name) and (old.shape[:1], tensor.shape[:1]) == (
             (before,),
             (after,),

@@ -108,6 +108,7 @@ def plan(
     if not os.path.lexists(os.path.join(model.path, bases.CONFIG)):
         notices.append(f"the base has no {bases.CONFIG}: what it would tell is not checked")
     weights_out = layout(model, factors, DTYPES[dtype] if dtype else None)
+    notices.append(weights_out.notice)
     settings, changes = config.changed(model.config, factors, dtype, weights_out.added)
     files = [
         replace(file, metadata={**file.metadata, **record.metadata(merged, model)})

@@ -72,16 +72,27 @@ def require_not_merged_before(base: Base, digests: Collection[str]) -> None:
 
 
 def require_untied(
-    base: Base, name: str, trained: Tensor, adapter: LowRank, *, added: bool
+    base: Base,
+    name: str,
+    trained: Tensor,
+    adapter: LowRank,
+    *,
+    added: bool,
+    tied: Collection[str] | None = None,
 ) -> None:
     """The tensor is not one of two that the model keeps equal: embedding and output head.
 
     Those are (vocabulary, hidden) and stand in no numbered layer. They are tied unless the base
     says that they are not, or says nothing and holds both with different values: transformers'
     default is to tie, and most configs leave it out. (A classifier has no head to tie.)
+
+    Args:
+        tied: the names of all such tensors, where transformers has told them.
     """
-    tied = setting(base.config, _TIE)
-    if tied is False or not _is_vocabulary(base, name, trained.shape):
+    if tied is not None and name not in tied:
+        return
+    said = setting(base.config, _TIE)
+    if said is False or not _is_vocabulary(base, name, trained.shape):
         return
     if config.task_type(adapter) in _WITHOUT_HEAD and not setting(
         base.config, "is_encoder_decoder"
@@ -93,7 +104,7 @@ def require_untied(
     )
     if added and not other:
         return
-    if not tied and other and not partner:
+    if not said and other and not partner:
         return
     raise _tied(base, name, partner)
 

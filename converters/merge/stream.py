@@ -17,6 +17,7 @@ from vbfmt._format.container import Bytes
 from vbfmt._math.parallel import cores
 from vbfmt.converters.lowrank import LowRank
 from vbfmt.converters.merge import arithmetic
+from vbfmt.converters.merge import factors as composed
 from vbfmt.converters.merge.arithmetic import PIECE_BYTES, Piece
 from vbfmt.converters.merge.layout import File, Item
 from vbfmt.converters.merge.plan import Plan
@@ -142,9 +143,26 @@ def _pieces(item: Item, factors: LowRank) -> Iterator[Piece]:
             item.dtype,
             transposed=item.transposed,
         )
+    if item.parts:
+        return _of_parts(item, factors)
     if item.copied:
         return _copied(item.name, item.source.data)
     return arithmetic.converted(item.name, item.source, item.dtype)
+
+
+def _of_parts(item: Item, factors: LowRank) -> Iterator[Piece]:
+    """A tensor that holds several modules' weights, matrix by matrix."""
+    *stack, rows, columns = item.source.shape
+    count = stack[0] if stack else 1
+    data = item.source.data.reshape(count, -1)
+    for index in range(count):
+        matrix = Tensor(item.source.dtype, (rows, columns), data[index])
+        parts = [part for part in item.parts if part.block.index in (None, index)]
+        if not parts:
+            yield from arithmetic.converted(item.name, matrix, item.dtype)
+            continue
+        pair = composed.factors(parts, factors, (rows, columns))
+        yield from arithmetic.merged(item.name, matrix, pair, item.dtype, transposed=False)
 
 
 def _copied(name: str, data: NDArray[np.uint8]) -> Iterator[Piece]:

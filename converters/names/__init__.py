@@ -1,5 +1,78 @@
 """What a module or a tensor is called: in an adapter, in the running model, in the base's files.
 
 transformers renames tensors when it loads them (`transformers.conversion_mapping`), so a tensor may
-have one name in the running model, where adapters take theirs from, and another on the disk.
+have one name in the running model, where adapters take theirs from, and another on the disk; it
+may be cut otherwise, too: the experts of a layer are one parameter of three dimensions.
+
+Where a base is of a type that transformers loads as it is (`plain`), names differ by one prefix at
+most, which is found from the names themselves (`rule`). For all others transformers is asked
+(`running`), and `places` says where everything belongs.
 """
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Mapping
+from typing import Any
+
+from vbfmt.converters.lowrank import LowRank
+from vbfmt.converters.names import places, plain, running
+from vbfmt.converters.names.places import Places
+from vbfmt.converters.names.running import Shape
+from vbfmt.errors import SourceError
+from vbfmt.tensors import Tensor
+
+_INSTALL = "pip install 'vbfmt[peft]' (transformers 5), which knows the names"
+_NOT_CHECKED = (
+    "transformers renames tensors of this model and is not installed: that the names in the base "
+    "are the adapter's was not checked"
+)
+
+
+def places_in(tensors: Mapping[str, Tensor], config: Mapping[str, Any], adapter: LowRank) -> Places:
+    """Where everything that an adapter brings belongs in a base's files.
+
+    Args:
+        tensors: the base's, by their names on the disk.
+        config: what the base's ``config.json`` says.
+
+    Raises:
+        SourceError: not every module has a weight there.
+    """
+    disk = {name: tensor.shape for name, tensor in tensors.items()}
+    trained = {name: tensor.shape for name, tensor in adapter.tensors.items()}
+    kind = plain.kind_of(config, disk)
+    guess, error = _guess(adapter, trained, disk)
+    if kind == "plain" and guess is not None and not guess.added:
+        return guess
+    model = running.build(config, disk)
+    if model is not None:
+        try:
+            return places.in_running(model, adapter.modules, trained)
+        except SourceError:
+            if guess is None:
+                raise
+    if guess is None:
+        assert error is not None
+        error.advice = _INSTALL if kind == "renamed" and model is None else error.advice
+        raise error
+    if kind != "renamed":
+        return guess
+    if guess.added:
+        raise SourceError(
+            "a trained tensor has no place of its name in the base, whose tensors transformers "
+            "renames",
+            part=next(iter(guess.added)),
+            advice=_INSTALL,
+        )
+    return dataclasses.replace(guess, notice=_NOT_CHECKED)
+
+
+def _guess(
+    adapter: LowRank, trained: Mapping[str, Shape], disk: Mapping[str, Shape]
+) -> tuple[Places | None, SourceError | None]:
+    """The places by names alone, or the error that says why there are none."""
+    try:
+        return places.by_rule(adapter.modules, trained, disk), None
+    except SourceError as error:
+        return None, error

@@ -119,7 +119,7 @@ def _report(plan: Plan, output: str, dry_run: bool) -> Iterator[str]:
     for file in plan.files:
         yield (
             f"  {file.name}: {size(len(file.header) + file.size)}, "
-            f"{file.changed} of {len(file.items)} tensors changed"
+            f"{sum(bool(item.modules) for item in file.items)} of {len(file.items)} tensors changed"
         )
     yield f"  {plan.layout.rule}"
     if plan.layout.prefix:
@@ -148,7 +148,7 @@ def _as_dict(plan: Plan) -> dict[str, Any]:
             file.name: {
                 "bytes": len(file.header) + file.size,
                 "tensors": len(file.items),
-                "changed": [item.name for item in file.items if item.module is not None],
+                "changed": [item.name for item in file.items if item.modules],
             }
             for file in plan.files
         },

@@ -27,7 +27,7 @@ def linears_on_meta(config: dict[str, Any]) -> tuple[Linear, ...]:
         SourceError: transformers does not know it, cannot build it, or it has no such layers.
     """
     kind = config.get("model_type")
-    _require_sane(config)
+    require_sane(config)
     try:
         settings = {key: value for key, value in config.items() if key != "model_type"}
         built = transformers.AutoConfig.for_model(str(kind), **settings)
@@ -75,7 +75,7 @@ def _linear(name: str, module: Any) -> Linear:
     return Linear(name, rows, columns, fan_in_fan_out=True)
 
 
-def _require_sane(config: dict[str, Any]) -> None:
+def require_sane(config: dict[str, Any]) -> None:
     """A model of a billion layers would be built for ever, weights or not; nor do the configs of
     its parts, nested in its own, get away with it."""
     waiting: list[tuple[str, Any]] = list(config.items())

@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 
 from vbfmt import errors
-from vbfmt.converters.merge.names import Rule, find_rule
+from vbfmt.converters.names.rule import Rule, find_rule
 
 LAYERS = [f"layers.{n}.{leaf}" for n in range(12) for leaf in ("q_proj", "v_proj")]
 

@@ -9,7 +9,7 @@ all modules of the adapter.
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Collection, Iterable, Iterator
+from collections.abc import Collection, Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from difflib import get_close_matches
 
@@ -26,10 +26,12 @@ class Rule:
     Attributes:
         add: what the base has in front and the adapter has not, such as ``model.``.
         drop: what the adapter has in front and the base has not.
+        mapped: no prefix explains it; the names are those that transformers gives.
     """
 
     add: str = ""
     drop: str = ""
+    mapped: bool = False
 
     def __call__(self, name: str) -> str | None:
         """The base's name, or None where the rule does not apply."""
@@ -38,6 +40,8 @@ class Rule:
         return self.add + name[len(self.drop) :]
 
     def __str__(self) -> str:
+        if self.mapped:
+            return "the base's names differ from the adapter's as transformers maps them"
         if self.add:
             return f"the base's names begin with {self.add!r}, the adapter's do not"
         if self.drop:
@@ -48,7 +52,8 @@ class Rule:
 def find_rule(modules: Collection[str], tensors: Collection[str]) -> Rule:
     """The one rule by which every module has its ``.weight`` among `tensors`.
 
-    The same names come before any prefix.
+    The same names come before any prefix. Where several parts of the base fit by name, shapes
+    decide: if both arguments are mappings, to (out, in) and to the shapes of the tensors.
 
     Raises:
         SourceError: no rule gives all modules a weight (the message lists what is left over under
@@ -59,6 +64,8 @@ def find_rule(modules: Collection[str], tensors: Collection[str]) -> Rule:
     if counts[Rule()] == len(modules):
         return Rule()
     full = [rule for rule, count in counts.items() if count == len(modules)]
+    if len(full) > 1 and isinstance(modules, Mapping) and isinstance(tensors, Mapping):
+        full = [rule for rule in full if _fits(rule, modules, tensors)] or full
     if len(full) == 1:
         return full[0]
     if full:
@@ -69,6 +76,14 @@ def find_rule(modules: Collection[str], tensors: Collection[str]) -> Rule:
             expected="one",
         )
     raise _unmatched(modules, owners, counts)
+
+
+def _fits(
+    rule: Rule, modules: Mapping[str, tuple[int, int]], tensors: Mapping[str, tuple[int, ...]]
+) -> bool:
+    return all(
+        tensors[f"{rule(name)}.weight"] in (shape, shape[::-1]) for name, shape in modules.items()
+    )
 
 
 def _counts(modules: Iterable[str], owners: set[str]) -> Counter[Rule]:

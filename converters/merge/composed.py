@@ -1,0 +1,65 @@
+"""Trained tensors that the base's files hold in another cut: several in one, or one in several."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+import numpy as np
+
+from vbfmt.converters.merge.arithmetic import FLOATS
+from vbfmt.converters.merge.base import Base
+from vbfmt.converters.names.places import Places
+from vbfmt.errors import SourceError
+from vbfmt.tensors import Tensor, numpy_dtype
+
+
+def tensors(base: Base, places: Places, trained: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """The base's tensors with the trained values in them, by their names.
+
+    Args:
+        trained: by their names in the running model.
+
+    Raises:
+        SourceError: a trained tensor does not fit.
+    """
+    result: dict[str, Tensor] = {}
+    running = places.running
+    for target, tensor in trained.items():
+        if running is None or tensor.shape != running.shapes[target] or tensor.dtype not in FLOATS:
+            expected = running.shapes[target] if running else None
+            raise SourceError(
+                "a trained tensor does not fit the base",
+                file=base.path,
+                part=target,
+                found=tensor,
+                expected=expected,
+                advice="is this the base that the adapter was trained on?",
+            )
+        try:
+            numbers = running.indices(target).reshape(-1)
+        except Exception as error:  # noqa: BLE001 - whatever its operations have against it
+            raise SourceError(
+                "no telling where a trained tensor lies in the base's files",
+                file=base.path,
+                part=target,
+                found=error,
+            ) from None
+        values = tensor.numpy().reshape(-1)
+        start = 0
+        for name in running.sources[target].names:
+            before = result.get(name, base.tensors[name])
+            size = int(np.prod(before.shape, dtype=np.int64))
+            inside = (numbers >= start) & (numbers < start + size)
+            wide = np.float64 if "F64" in (before.dtype, tensor.dtype) else np.float32
+            new = before.numpy().reshape(-1).astype(wide)
+            new[numbers[inside] - start] = values[inside].astype(wide)
+            dtype = (
+                before.dtype
+                if before.dtype == tensor.dtype
+                else "F64"
+                if wide is np.float64
+                else "F32"
+            )
+            result[name] = Tensor.of(new.astype(numpy_dtype(dtype)).reshape(before.shape))
+            start += size
+    return result

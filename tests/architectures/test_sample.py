@@ -1,0 +1,28 @@
+"""A quick sample of ``make architectures``: one of each way in which names and weights differ."""
+
+from __future__ import annotations
+
+import pytest
+
+pytest.importorskip("peft")
+pytest.importorskip("transformers.conversion_mapping")
+
+from tests.architectures import check
+
+SAMPLE = {
+    "LlamaForCausalLM": "causal",  # the same names everywhere
+    "MixtralForCausalLM": "causal",  # experts fused, a router of another name
+    "Qwen2VLForConditionalGeneration": "vision-language",  # another tree, and modules named 0 and 2
+    "Dinov2ForImageClassification": "image classification",  # other names throughout
+    "T5ForConditionalGeneration": "sequence to sequence",
+    "Wav2Vec2ForCTC": "CTC",
+}
+
+
+@pytest.mark.parametrize("name", SAMPLE)
+def test_every_step_equals_peft(name, tmp_path):
+    with check.quiet():
+        result = check.check(SAMPLE[name], name, str(tmp_path))
+    assert not result.without
+    assert result.steps == dict.fromkeys(("pack", "merge", "expand", "load"), "equal")
+    assert result.modules

@@ -1,0 +1,205 @@
+"""Where an adapter's weights lie in the files of bases that transformers renames."""
+
+from __future__ import annotations
+
+import dataclasses
+
+import numpy as np
+import pytest
+
+torch = pytest.importorskip("torch")
+transformers = pytest.importorskip("transformers")
+pytest.importorskip("transformers.conversion_mapping")
+
+from tests.converters.merge.folders import adapter_of, tensor_of  # noqa: E402
+from vbfmt import errors  # noqa: E402
+from vbfmt.converters import merge  # noqa: E402
+from vbfmt.converters.names import plain  # noqa: E402
+
+SIZES = {
+    "hidden_size": 16,
+    "intermediate_size": 32,
+    "num_hidden_layers": 2,
+    "num_attention_heads": 4,
+}
+TEXT = {**SIZES, "vocab_size": 40, "num_key_value_heads": 2, "head_dim": 4}
+VIT = {**SIZES, "image_size": 8, "patch_size": 4, "num_labels": 3}
+
+
+def mixtral():
+    return transformers.MixtralForCausalLM(
+        transformers.MixtralConfig(**TEXT, num_local_experts=3, num_experts_per_tok=2)
+    )
+
+
+def vit():
+    return transformers.ViTForImageClassification(transformers.ViTConfig(**VIT))
+
+
+def llava():
+    return transformers.LlavaForConditionalGeneration(
+        transformers.LlavaConfig(
+            text_config=transformers.LlamaConfig(**TEXT),
+            vision_config=transformers.CLIPVisionConfig(**SIZES, image_size=8, patch_size=4),
+            image_token_index=5,
+        )
+    )
+
+
+def saved(model, folder, **options):
+    torch.manual_seed(0)
+    for parameter in model.parameters():
+        torch.nn.init.normal_(parameter, std=0.1)
+    model.save_pretrained(folder, **options)
+    return type(model)
+
+
+def merged(cls, folder, adapter, tmp_path):
+    """The state dict of the merged model as transformers loads it, and the base's."""
+    merge.write(merge.plan(adapter, folder), tmp_path / "out")
+    return tuple(
+        {name: tensor.numpy() for name, tensor in cls.from_pretrained(path).state_dict().items()}
+        for path in (tmp_path / "out", folder)
+    )
+
+
+def check(found, before, expected):
+    """Exactly the expected tensors are other than before, and are what they should be."""
+    for name, tensor in found.items():
+        np.testing.assert_allclose(tensor, expected.get(name, before[name]), atol=1e-6)
+    assert expected.keys() <= found.keys()
+
+
+@pytest.mark.parametrize(
+    ("names", "version"),
+    [
+        (("vit.layers.0.attention.q_proj", "vit.layers.1.mlp.fc1"), 5),
+        (
+            (
+                "vit.encoder.layer.0.attention.attention.query",
+                "vit.encoder.layer.1.intermediate.dense",
+            ),
+            4,
+        ),
+    ],
+    ids=["names of version 5", "names of version 4"],
+)
+def test_names_of_both_versions_of_transformers(tmp_path, names, version):
+    cls = saved(vit(), tmp_path / "base")
+    adapter = adapter_of({names[0]: (16, 16), names[1]: (32, 16)})
+    found, before = merged(cls, tmp_path / "base", adapter, tmp_path)
+    running = ("vit.layers.0.attention.q_proj.weight", "vit.layers.1.mlp.fc1.weight")
+    check(
+        found,
+        before,
+        {run: before[run] + adapter.delta(name) for run, name in zip(running, names, strict=True)},
+    )
+
+
+def test_a_language_model_within_another(tmp_path):
+    cls = saved(llava(), tmp_path / "base")
+    for index, name in enumerate(
+        (
+            "model.language_model.layers.0.self_attn.q_proj",
+            "language_model.model.layers.0.self_attn.q_proj",
+        )
+    ):
+        adapter = adapter_of({name: (16, 16)})
+        (tmp_path / str(index)).mkdir()
+        found, before = merged(cls, tmp_path / "base", adapter, tmp_path / str(index))
+        run = "model.language_model.layers.0.self_attn.q_proj.weight"
+        check(found, before, {run: before[run] + adapter.delta(name)})
+
+
+def test_a_trained_router_replaces_the_one_of_another_name(tmp_path):
+    cls = saved(mixtral(), tmp_path / "base")
+    router = tensor_of(np.full((3, 16), 0.5))
+    name = "model.layers.0.self_attn.q_proj"
+    adapter = adapter_of({name: (16, 16)}, tensors={"model.layers.1.mlp.gate.weight": router})
+    plan = merge.plan(adapter, tmp_path / "base")
+    assert plan.layout.replaced == ("model.layers.1.block_sparse_moe.gate.weight",)
+    assert plan.layout.added == ()
+    found, before = merged(cls, tmp_path / "base", adapter, tmp_path)
+    check(
+        found,
+        before,
+        {
+            "model.layers.1.mlp.gate.weight": router.numpy(),
+            f"{name}.weight": before[f"{name}.weight"] + adapter.delta(name),
+        },
+    )
+
+
+@pytest.mark.parametrize("fused", [False, True], ids=["single experts", "fused experts"])
+def test_an_adapter_of_single_experts_merges_into_both_forms_of_a_base(tmp_path, fused):
+    cls = saved(mixtral(), tmp_path / "base", save_original_format=not fused)
+    stem = "model.layers.1.block_sparse_moe.experts"
+    names = {f"{stem}.2.w1": (32, 16), f"{stem}.0.w3": (32, 16), f"{stem}.2.w2": (16, 32)}
+    adapter = adapter_of(names)
+    found, before = merged(cls, tmp_path / "base", adapter, tmp_path)
+    gate_up, down = (f"model.layers.1.mlp.experts.{leaf}" for leaf in ("gate_up_proj", "down_proj"))
+    expected = {gate_up: before[gate_up].copy(), down: before[down].copy()}
+    expected[gate_up][2, :32] += adapter.delta(f"{stem}.2.w1")
+    expected[gate_up][0, 32:] += adapter.delta(f"{stem}.0.w3")
+    expected[down][2] += adapter.delta(f"{stem}.2.w2")
+    check(found, before, expected)
+
+
+def test_experts_trained_whole_replace_single_experts(tmp_path):
+    cls = saved(mixtral(), tmp_path / "base")
+    name, experts = "model.layers.0.self_attn.q_proj", "model.layers.0.mlp.experts.gate_up_proj"
+    trained = tensor_of(np.random.default_rng(0).standard_normal((3, 64, 16)))
+    adapter = adapter_of({name: (16, 16)}, tensors={experts: trained})
+    found, before = merged(cls, tmp_path / "base", adapter, tmp_path)
+    weight = f"{name}.weight"
+    check(
+        found,
+        before,
+        {experts: trained.numpy(), weight: before[weight] + adapter.delta(name)},
+    )
+
+
+def test_a_shape_of_another_model_is_refused(tmp_path):
+    saved(mixtral(), tmp_path / "base")
+    adapter = adapter_of({"model.layers.0.self_attn.q_proj": (16, 32)})
+    with pytest.raises(errors.SourceError, match="does not fit the base"):
+        merge.plan(adapter, tmp_path / "base")
+    with pytest.raises(errors.SourceError, match="no weight for model.layers.0.mlp.x"):
+        merge.plan(adapter_of({"model.layers.0.mlp.x": (16, 16)}), tmp_path / "base")
+
+
+def test_without_transformers_nothing_is_added_to_a_model_that_it_renames(tmp_path, monkeypatch):
+    from vbfmt.converters.names import running
+
+    saved(mixtral(), tmp_path / "base")
+    monkeypatch.setattr(running, "build", lambda *_: None)
+    adapter = adapter_of({"model.layers.0.self_attn.q_proj": (16, 16)})
+    plan = merge.plan(adapter, tmp_path / "base")
+    assert any("is not installed" in notice for notice in plan.notices)
+    router = {"model.layers.1.mlp.gate.weight": tensor_of(np.zeros((3, 16)))}
+    with pytest.raises(errors.SourceError, match="pip install 'vbfmt"):
+        merge.plan(dataclasses.replace(adapter, tensors=router), tmp_path / "base")
+
+
+def test_the_table_of_types_says_what_the_installed_transformers_does():
+    shipped = plain._table()
+    now = plain.table_of_installed()
+    wrong = [kind for kind in now["renamed"] if kind in shipped["plain"]]
+    assert not wrong
+    assert {"llama", "gpt2", "bert", "t5"} <= shipped["plain"]
+    assert {"mixtral", "vit", "llava"} <= shipped["renamed"]
+
+
+@pytest.mark.parametrize(
+    ("config", "names", "kind"),
+    [
+        ({"model_type": "llama"}, ["model.norm.weight"], "plain"),
+        ({"model_type": "bert"}, ["bert.embeddings.LayerNorm.gamma"], "renamed"),
+        ({"model_type": "llama", "x": {"model_type": "vit"}}, [], "renamed"),
+        ({"model_type": "somebodys"}, [], None),
+        ({"model_type": "llama", "x": {"model_type": "somebodys"}}, [], None),
+        ({}, [], None),
+    ],
+)
+def test_kinds_of_models(config, names, kind):
+    assert plain.kind_of(config, names) == kind
