@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 import re
 import shutil
-from collections.abc import Collection, Iterable, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from itertools import chain
 from typing import Any
 
@@ -78,7 +78,7 @@ def require_untied(
     adapter: LowRank,
     *,
     added: bool,
-    tied: Collection[str] | None = None,
+    tied: Callable[[], Collection[str] | None],
 ) -> None:
     """The tensor is not one of two that the model keeps equal: embedding and output head.
 
@@ -87,10 +87,8 @@ def require_untied(
     default is to tie, and most configs leave it out. (A classifier has no head to tie.)
 
     Args:
-        tied: the names of all such tensors, where transformers has told them.
+        tied: gives the names of all such tensors, where transformers can tell them.
     """
-    if tied is not None and name not in tied:
-        return
     said = setting(base.config, _TIE)
     if said is False or not _is_vocabulary(base, name, trained.shape):
         return
@@ -105,6 +103,9 @@ def require_untied(
     if added and not other:
         return
     if not said and other and not partner:
+        return
+    known = tied()
+    if known is not None and name not in known:
         return
     raise _tied(base, name, partner)
 

@@ -44,7 +44,7 @@ def places_in(tensors: Mapping[str, Tensor], config: Mapping[str, Any], adapter:
     kind = plain.kind_of(config, disk)
     guess, error = _guess(adapter, trained, disk)
     if kind == "plain" and guess is not None and not guess.added:
-        return guess
+        return dataclasses.replace(guess, ask=lambda: running.build(config, disk))
     model = running.build(config, disk)
     if model is not None:
         try:

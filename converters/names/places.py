@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection, Mapping
-from dataclasses import dataclass
+from collections.abc import Callable, Collection, Mapping
+from dataclasses import dataclass, field
 
 import numpy as np
 from numpy.typing import NDArray
@@ -50,6 +50,7 @@ class Places:
         rule: how names in the adapter became the disk's, where one prefix explains it.
         running: the model that told, if transformers was asked.
         notice: what the user should know.
+        ask: has transformers tell the model where that was not needed to find the places.
     """
 
     modules: Mapping[str, tuple[Block, ...]]
@@ -59,15 +60,16 @@ class Places:
     rule: Rule
     running: Running | None = None
     notice: str | None = None
+    ask: Callable[[], Running | None] = field(default=lambda: None)
 
-    @property
     def tied(self) -> frozenset[str] | None:
         """Names on the disk and in the model of tensors that the model keeps equal; None if that
-        is not known."""
-        if self.running is None:
+        cannot be known."""
+        running = self.running or self.ask()
+        if running is None:
             return None
-        groups = set().union(*self.running.ties)
-        sources = (self.running.sources.get(name) for name in groups)
+        groups = set().union(*running.ties)
+        sources = (running.sources.get(name) for name in groups)
         return frozenset(groups.union(*(source.names for source in sources if source)))
 
 
@@ -94,6 +96,8 @@ def in_running(
         else:
             blocks[module.name] = found
     if missing:
+        for name in missing:
+            _require_untied(running, weights[name], targets[weights[name]][0])
         raise _no_weight(running, missing, len(blocks), len(modules))
     replaced, composed, added = {}, {}, {}
     for name in tensors:
@@ -305,6 +309,20 @@ def _rule(blocks: Mapping[str, tuple[Block, ...]], running: Running) -> Rule:
     bare = not any(name.startswith(own) for name in running.shapes)
     dropped = own if bare and all(name.startswith(own) for name in blocks) else ""
     return Rule(drop=dropped, mapped=True)
+
+
+def _require_untied(running: Running, weight: str, target: str) -> None:
+    """A weight that is missing is not one that the model has under another name, too."""
+    group = next((names for names in running.ties if target in names), frozenset())
+    partner = next((name for name in sorted(group) if name in running.sources), None)
+    if partner is not None and target not in running.sources:
+        raise SourceError(
+            "the adapter changes one of two tensors that the model keeps equal",
+            part=weight,
+            found=f"tied to {partner}",
+            expected="a weight of its own in the base",
+            advice="untie the base first (save it with both tensors, tie_word_embeddings false)",
+        )
 
 
 def _no_weight(running: Running, missing: list[str], found: int, of: int) -> SourceError:

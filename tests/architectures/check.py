@@ -133,7 +133,7 @@ def _adapted(model: nn.Module, build: Build, folder: str) -> Any:
     for name, parameter in adapted.named_parameters():
         if parameter.requires_grad and "vblora_logits" not in name:
             parameter.data.add_(torch.randn_like(parameter) * 0.1)
-    adapted.save_pretrained(os.path.join(folder, "adapter"))
+    adapted.save_pretrained(os.path.join(folder, "adapter"), save_embedding_layers=False)
     return adapted
 
 
@@ -143,7 +143,7 @@ def _targets(model: nn.Module) -> tuple[list[str], int]:
     layers = {
         name: module
         for name, module in model.named_modules()
-        if type(module) in (nn.Linear, Conv1D) and module is not output
+        if isinstance(module, (nn.Linear, Conv1D)) and module is not output
     }
     sizes = {name: sorted(module.weight.shape) for name, module in layers.items()}
     for b in (16, 8, 4):
