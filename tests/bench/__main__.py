@@ -7,7 +7,7 @@ from importlib import import_module
 
 from tests.bench.table import print_table
 
-SUBJECTS = ("start", "mathematics", "packing", "seeing", "merge", "training")
+SUBJECTS = ("start", "mathematics", "packing", "seeing", "merge", "training", "store")
 
 
 def main(subjects: list[str]) -> int:

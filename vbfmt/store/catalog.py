@@ -13,6 +13,7 @@ import os
 import sqlite3
 import threading
 import time
+import weakref
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from typing import Any
@@ -42,6 +43,12 @@ CREATE INDEX names_of ON names (digest);
 CREATE TABLE banks (sha256 TEXT PRIMARY KEY, size INTEGER, added REAL) WITHOUT ROWID;
 CREATE TABLE seen (keys TEXT PRIMARY KEY, stamp TEXT) WITHOUT ROWID;
 """
+
+Statement = tuple[str, tuple[Any, ...]]
+
+_MOST_NOTES = 1024
+_LONGEST_WAIT = 2.0
+"""Seconds that a note waits while others come."""
 
 _YOUNG = 60.0
 """Seconds: what is younger may be an object whose writer has not come to the catalog yet."""
@@ -115,25 +122,44 @@ class Catalog:
         self._shared = shared
         self._lock = threading.RLock()
         self._fresh = False
+        self._notes: list[Statement] = []
+        self._written = time.monotonic()
         self._database = self._opened()
+        weakref.finalize(self, _write_rest, self._notes, path)
 
     def close(self) -> None:
-        """Close the database."""
-        self._database.close()
+        """Write what is noted, and close the database."""
+        with self._lock:
+            self._write_notes()
+            self._database.close()
 
     def add(self, digest: str, stored: Stored, packed: PackedFile) -> None:
         """Note an adapter that has been written, and its bank."""
-        with self._changing() as database:
-            _insert(database, digest, stored, packed)
-            bank = (packed.bank.sha256.hex(), packed.bank.length, stored.modified)
-            database.execute("INSERT OR IGNORE INTO banks VALUES (?, ?, ?)", bank)
+        bank = (packed.bank.sha256.hex(), packed.bank.length, stored.modified)
+        self._note(
+            *_adapter_rows(digest, stored, packed),
+            ("INSERT OR IGNORE INTO banks VALUES (?, ?, ?)", bank),
+        )
 
     def add_name(self, name: str, digest: str) -> None:
         """Note what a name points to now."""
-        with self._changing() as database:
-            # Without a version: should the record change meanwhile, the next refresh reads it.
-            row = (layout.name_key(name), name, digest, None)
-            database.execute("INSERT OR REPLACE INTO names VALUES (?, ?, ?, ?)", row)
+        # Without a version: should the record change meanwhile, the next refresh reads it.
+        row = (layout.name_key(name), name, digest, None)
+        self._note(("INSERT OR REPLACE INTO names VALUES (?, ?, ?, ?)", row))
+
+    def _note(self, *statements: Statement) -> None:
+        """Remember what to write. A transaction for each adapter would cost more than the adapter;
+        should the process end before they are written, the next refresh finds what is missing.
+        """
+        with self._lock:
+            self._notes += statements
+            if len(self._notes) >= _MOST_NOTES or time.monotonic() - self._written > _LONGEST_WAIT:
+                self._write_notes()
+
+    def _write_notes(self) -> None:
+        if self._notes:
+            with self._changing():
+                pass
 
     def forget(self, key: str) -> None:
         """Note that an object or a name is about to be removed."""
@@ -234,6 +260,7 @@ class Catalog:
     def rebuild(self) -> None:
         """Make the catalog anew from the objects."""
         with self._lock:
+            self._notes.clear()
             self._database.close()
             _unlink(self._path)
             self._database = self._opened()
@@ -279,11 +306,15 @@ class Catalog:
         with self._lock:
             self._database.execute("BEGIN IMMEDIATE")
             try:
+                for statement, values in self._notes:
+                    self._database.execute(statement, values)
                 yield self._database
             except BaseException:
                 self._database.execute("ROLLBACK")
                 raise
             self._database.execute("COMMIT")
+            self._notes.clear()
+            self._written = time.monotonic()
 
     def _sync_adapters(self, database: sqlite3.Connection, keys: str) -> tuple[int, int]:
         """List a group; how many adapters were not known, and how many known ones are gone."""
@@ -301,7 +332,8 @@ class Catalog:
             content = self._backend.content(stored.key)
             with contextlib.suppress(VbfmtError, OverflowError):  # `Store.verify` says what it is
                 if content is not None:
-                    _insert(database, digest, stored, PackedFile.parse(content))
+                    for statement, row in _adapter_rows(digest, stored, PackedFile.parse(content)):
+                        database.execute(statement, row)
                     told += time.time() - stored.modified > _YOUNG
         for digest in known:
             _delete(database, digest)
@@ -352,7 +384,7 @@ def _entry(row: tuple[Any, ...]) -> Entry:
     return Entry(**plain, metadata=json.loads(metadata), names=tuple(sorted(json.loads(names_of))))
 
 
-def _insert(database: sqlite3.Connection, digest: str, stored: Stored, packed: PackedFile) -> None:
+def _adapter_rows(digest: str, stored: Stored, packed: PackedFile) -> list[Statement]:
     head = packed.header
     metadata = dict(head.metadata or {})
     row = (
@@ -370,17 +402,25 @@ def _insert(database: sqlite3.Connection, digest: str, stored: Stored, packed: P
         len(head.modules),
         json.dumps(metadata),
     )
-    database.execute(f"INSERT OR REPLACE INTO adapters VALUES ({', '.join('?' * 13)})", row)
-    database.execute("DELETE FROM metadata WHERE digest = ?", (digest,))
-    database.executemany(
-        "INSERT OR REPLACE INTO metadata VALUES (?, ?, ?)",
-        ((key, value, digest) for key, value in metadata.items()),
-    )
+    texts: list[Statement] = [
+        ("INSERT OR REPLACE INTO metadata VALUES (?, ?, ?)", (key, value, digest))
+        for key, value in metadata.items()
+    ]
+    return [(f"INSERT OR REPLACE INTO adapters VALUES ({', '.join('?' * 13)})", row), *texts]
 
 
 def _delete(database: sqlite3.Connection, digest: str) -> None:
     database.execute("DELETE FROM adapters WHERE digest = ?", (digest,))
     database.execute("DELETE FROM metadata WHERE digest = ?", (digest,))
+
+
+def _write_rest(notes: list[Statement], path: str) -> None:
+    """Write the notes of a catalog that was not closed, when it is thrown away."""
+    if notes:
+        with contextlib.suppress(sqlite3.Error), sqlite3.connect(path) as database:
+            for statement, values in notes:
+                database.execute(statement, values)
+        notes.clear()
 
 
 def _unlink(path: str) -> None:
