@@ -32,6 +32,7 @@ def split(
     output: PathLike,
     *,
     banks: PathLike | None = None,
+    look_in: Sources | None = None,
     overwrite: bool = False,
 ) -> Written:
     """Write a packed file without its bank, and the bank as a file of its own.
@@ -40,6 +41,7 @@ def split(
         path: a packed file in either form; it is verified first.
         output: the file to write; it may be `path`, with `overwrite`.
         banks: the folder for the bank; that of `output` if not given.
+        look_in: where to look for the bank of a file without it, as in `vbfmt.load`.
 
     Raises:
         VbfmtError: `path` is not a sound packed file.
@@ -47,7 +49,7 @@ def split(
         ChecksumError: a damaged bank has the bank's name, and `overwrite` is not set.
         StorageError: the operating system refused.
     """
-    packed, bank = sound.read(path, None)
+    packed, bank = sound.read(path, look_in)
     if not overwrite:
         storage.require_absent(output)
     folder = os.path.dirname(os.fspath(output)) if banks is None else banks

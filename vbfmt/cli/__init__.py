@@ -27,6 +27,7 @@ COMMANDS = (
     "estimate",
     "diff",
     "bank",
+    "store",
 )
 """In the order in which a user meets them; each is ``vbfmt.cli.<name>.command``."""
 

@@ -1,0 +1,94 @@
+"""``vbfmt store``."""
+
+from __future__ import annotations
+
+import json
+import os
+
+import pytest
+
+from tests.store.adapters import adapter
+from vbfmt import digest, save
+
+
+@pytest.fixture
+def files(tmp_path):
+    paths = [tmp_path / f"{number}.vblora" for number in range(3)]
+    for number, path in enumerate(paths):
+        save(adapter(number), path)
+    return paths
+
+
+def test_the_life_of_an_adapter(vbfmt, tmp_path, files):
+    store = tmp_path / "s"
+    done = vbfmt("store", "add", store, *files, "--name", "a", "--name", "b", "--name", "c")
+    assert done.code == 0
+    assert done.out.splitlines()[1] == f"{digest(adapter(1))}  {files[1]}  b"
+    listed = json.loads(vbfmt("store", "list", store, "--base-model", "base", "--json").out)
+    assert {tuple(one["names"]) for one in listed} == {("a",), ("b",), ("c",)}
+    assert vbfmt("store", "list", store, "--metadata", "number=1").out.count("\n") == 1
+    out = tmp_path / "out.vblora"
+    assert vbfmt("store", "get", store, "b", "-o", out).code == 0
+    assert out.read_bytes() == files[1].read_bytes()
+    thin = tmp_path / "thin" / "t.vblora"
+    assert vbfmt("store", "get", store, "b", "-o", thin, "--bank", "external").code == 0
+    assert len(os.listdir(thin.parent)) == 2
+    assert vbfmt("verify", thin).code == 0
+    assert vbfmt("store", "tag", store, "b", digest(adapter(2))).code == 1
+    moved = vbfmt("store", "tag", store, "b", "c", "--replaces", digest(adapter(1)))
+    assert moved.out == f"b → {digest(adapter(2))}\n"
+    assert "7 objects and names checked, 0 failed" in vbfmt("store", "verify", store).out
+    assert "0 objects removed" in vbfmt("store", "gc", store).out
+    assert "1 object found unneeded" in vbfmt("store", "stats", store).out
+    assert json.loads(vbfmt("store", "gc", store, "--grace", "0", "--json").out)["bytes"] > 0
+    assert vbfmt("store", "remove", store, "a", "b").code == 0
+    assert json.loads(vbfmt("store", "stats", store, "--json").out)["names"] == 1
+
+
+def test_a_fault_in_the_store_is_named(vbfmt, tmp_path, files):
+    store = tmp_path / "s"
+    vbfmt("store", "add", store, files[0], "--name", "a")
+    (path,) = (store / "adapters").rglob("*.vblora")
+    data = bytearray(path.read_bytes())
+    data[-1] ^= 1
+    path.write_bytes(data)
+    done = vbfmt("store", "verify", store)
+    assert done.code == 1
+    assert f"{path}: FAILED, damaged in {path}: weights" in done.out
+    answer = json.loads(vbfmt("store", "verify", store, "--json").out)
+    assert (answer["ok"], answer["checked"]) == (False, 3)
+    assert vbfmt("store", "get", store, "a", "-o", tmp_path / "o").code == 1
+    assert not (tmp_path / "o").exists()
+
+
+@pytest.mark.parametrize(
+    ("words", "code", "line"),
+    [
+        (("get", "S", "alcie", "-o", "O"), 1, "no adapter of that name in S: found alcie"),
+        (("get", "S", "sha256:" + "0" * 64, "-o", "O"), 1, "no such adapter in S"),
+        (("get", "S", "../../etc/passwd", "-o", "O"), 1, "a name that a store does not take"),
+        (("tag", "S", "ALICE", "alice"), 1, "a name that differs only in case is there in S"),
+        (("remove", "S", "bob"), 1, "no adapter of that name in S"),
+        (("list", "T"), 1, "not a vbfmt store in T: found no store.json"),
+        (("add", "T", "F"), 1, "not a vbfmt store, and not empty in T"),
+        (("add", "S", "F", "--name", "a", "--name", "b"), 2, "2 names for 1 files"),
+        (("list", "S", "--metadata", "x"), 2, "--metadata is KEY=VALUE"),
+        (("gc", "S", "--grace", "-1"), 2, "--grace is a number of hours"),
+        (("tag", "S", "a", "b", "--force", "--replaces", "x"), 2, "exclude each other"),
+    ],
+)
+def test_what_cannot_be_is_one_line_and_changes_nothing(vbfmt, tmp_path, files, words, code, line):
+    store, other = tmp_path / "s", tmp_path / "t"
+    vbfmt("store", "add", store, files[0], "--name", "alice")
+    other.mkdir()
+    (other / "x").write_bytes(b"")
+    paths = {"S": store, "T": other, "F": files[1], "O": tmp_path / "o"}
+    before = {path for path in tmp_path.rglob("*") if "catalog" not in path.name}
+    done = vbfmt("store", *(paths.get(word, word) for word in words))
+    assert done.code == code
+    for letter, path in paths.items():
+        line = line.replace(f" {letter}", f" {path}")
+    assert line in done.err
+    assert done.err.count("\n") == 1 or code == 2
+    after = {path for path in tmp_path.rglob("*") if "catalog" not in path.name}
+    assert after - {store / "lock"} == before - {store / "lock"}

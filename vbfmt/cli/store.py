@@ -1,0 +1,249 @@
+"""``vbfmt store``: many adapters by name and digest."""
+
+from __future__ import annotations
+
+import dataclasses
+import datetime
+from typing import TYPE_CHECKING, Any
+
+import click
+
+from vbfmt.cli.arguments import BANKS, FORM, JSON, PATH, output_option
+from vbfmt.cli.command import Command
+
+if TYPE_CHECKING:
+    from vbfmt.store import Entry, Store
+
+_STORE = click.argument("store", metavar="STORE", type=PATH)
+
+
+@click.group("store")
+def command() -> None:
+    """Keep many adapters by name and digest, and their banks once.
+
+    STORE is a folder, or s3://bucket/prefix. An adapter in it never changes; names point to digests
+    and can be moved. What no name, lease or adapter needs is removed by gc, after a time of grace.
+    """
+
+
+def _opened(path: str, *, create: bool = False) -> Store:
+    from vbfmt.store import Store
+
+    return Store(path, create=create)
+
+
+@command.command(
+    "add", cls=Command, examples=("vbfmt store add adapters alice.vblora --name alice",)
+)
+@_STORE
+@click.argument("files", metavar="FILE...", nargs=-1, required=True, type=PATH)
+@click.option("--name", "names", multiple=True, help="For each FILE, in order.")
+@BANKS
+@click.option("--force", is_flag=True, help="Move names that are there already.")
+@JSON
+def add(
+    store: str,
+    files: tuple[str, ...],
+    names: tuple[str, ...],
+    banks: tuple[str, ...],
+    force: bool,
+    as_json: bool,
+) -> None:
+    """Add packed files, with their names if given; make STORE where there is nothing.
+
+    Each FILE is checked whole first. Prints its digest.
+    """
+    if names and len(names) != len(files):
+        raise click.UsageError(f"{len(names)} names for {len(files)} files")
+    from vbfmt.cli import show
+    from vbfmt.store import ANY
+
+    answers = []
+    with _opened(store, create=True) as opened:
+        for file, name in zip(files, names or (None,) * len(files), strict=True):
+            replaces = ANY if force else None
+            digest = opened.add(file, name=name, replaces=replaces, banks=banks)
+            answers.append({"file": file, "digest": digest, "name": name})
+            if not as_json:
+                show.say(f"{digest}  {file}" + (f"  {name}" if name else ""))
+    if as_json:
+        show.as_json(answers)
+
+
+@command.command("get", cls=Command, examples=("vbfmt store get adapters alice -o alice.vblora",))
+@_STORE
+@click.argument("name", metavar="NAME")
+@output_option("a packed file (.vblora)", ".vblora")
+@click.option("--bank", type=FORM, default="embedded", help="external: to <SHA-256>.bank.")
+@click.option("--force", is_flag=True, help="Replace an existing file.")
+def get(store: str, name: str, output: str, bank: str, force: bool) -> None:
+    """Write the adapter of NAME (or of a digest) to a file, checked whole."""
+    from vbfmt import banks as shared
+    from vbfmt._files import outputs, parents
+    from vbfmt.cli.show import say, size
+
+    outputs.require_file(output, overwrite=force)
+    with _opened(store) as opened, parents.made(output):
+        path = opened.path(opened.resolve(name))
+        if bank == "embedded":
+            done = shared.join(path, output, banks=opened, overwrite=force)
+        else:
+            done = shared.split(path, output, look_in=opened, overwrite=force)
+    say(f"{output}: {size(done.size)}" + (f", its bank in {done.bank}" if done.bank else ""))
+    say(done.digest)
+
+
+@command.command(
+    "list",
+    cls=Command,
+    examples=("vbfmt store list adapters --base-model meta-llama/Llama-2-7b-hf",),
+)
+@_STORE
+@click.option("--base-model", help="Only those of this base model.")
+@click.option("--bank", metavar="SHA-256", help="Only those with this bank.")
+@click.option("--metadata", metavar="KEY=VALUE", multiple=True, help="Only those that say so.")
+@click.option("--limit", type=click.IntRange(min=0), help="No more than so many.")
+@JSON
+def listing(
+    store: str,
+    base_model: str | None,
+    bank: str | None,
+    metadata: tuple[str, ...],
+    limit: int | None,
+    as_json: bool,
+) -> None:
+    """List adapters, newest first."""
+    for text in metadata:
+        if "=" not in text:
+            raise click.UsageError(f"--metadata is KEY=VALUE, not {text!r}")
+    from vbfmt.cli import show
+
+    with _opened(store) as opened:
+        found = opened.entries(
+            base_model=base_model,
+            bank=bank,
+            metadata=dict(text.split("=", 1) for text in metadata),
+            limit=limit,
+        )
+    if as_json:
+        show.as_json([dataclasses.asdict(entry) for entry in found])
+    else:
+        for entry in found:
+            show.say(_line(entry))
+
+
+def _line(entry: Entry) -> str:
+    from vbfmt.cli.show import size
+
+    added = datetime.datetime.fromtimestamp(entry.added).strftime("%Y-%m-%d %H:%M")
+    base = entry.base_model or "no base model named"
+    names = ", ".join(entry.names) or "no name"
+    return f"{entry.digest}  {added}  {size(entry.size)}  {base}  {names}"
+
+
+@command.command(
+    "tag", cls=Command, examples=("vbfmt store tag adapters alice sha256:HEX --force",)
+)
+@_STORE
+@click.argument("name", metavar="NAME")
+@click.argument("target", metavar="DIGEST|NAME")
+@click.option("--replaces", metavar="DIGEST", help="What NAME must point to now.")
+@click.option("--force", is_flag=True, help="Move NAME, whatever it points to.")
+def tag(store: str, name: str, target: str, replaces: str | None, force: bool) -> None:
+    """Let NAME point to an adapter. It must be new, unless --replaces or --force is given."""
+    if replaces and force:
+        raise click.UsageError("--replaces and --force exclude each other")
+    from vbfmt.cli.show import say
+    from vbfmt.store import ANY
+
+    with _opened(store) as opened:
+        digest = opened.resolve(target)
+        opened.tag(name, digest, replaces=ANY if force else replaces)
+    say(f"{name} → {digest}")
+
+
+@command.command("verify", cls=Command, examples=("vbfmt store verify adapters",))
+@_STORE
+@JSON
+@click.pass_context
+def verify(ctx: click.Context, store: str, as_json: bool) -> None:
+    """Check every adapter, bank and name. Exit status 1 if anything is wrong."""
+    from vbfmt.cli import show
+
+    count, bad = 0, []
+    with _opened(store) as opened:
+        for report in opened.verify():
+            count += 1
+            if not report.ok:
+                bad.append(report)
+                if not as_json:
+                    for problem in report.problems:
+                        show.say(f"{report.file}: FAILED, {problem}")
+    if as_json:
+        problems = [
+            {"file": r.file, "digest": r.digest, "problems": [str(p) for p in r.problems]}
+            for r in bad
+        ]
+        show.as_json({"checked": count, "ok": not bad, "failed": problems})
+    else:
+        show.say(f"{count:,} objects and names checked, {len(bad):,} failed")
+    if bad:
+        ctx.exit(1)
+
+
+@command.command("remove", cls=Command, examples=("vbfmt store remove adapters alice",))
+@_STORE
+@click.argument("names", metavar="NAME...", nargs=-1, required=True)
+def remove(store: str, names: tuple[str, ...]) -> None:
+    """Remove names. What they pointed to goes with a later gc."""
+    from vbfmt.cli.show import say
+
+    with _opened(store) as opened:
+        for name in names:
+            opened.untag(name)
+            say(f"{name}: removed")
+
+
+@command.command("gc", cls=Command, examples=("vbfmt store gc adapters",))
+@_STORE
+@click.option("--grace", type=float, default=24.0, help="Hours; 24 if not given.")
+@JSON
+def gc(store: str, grace: float, as_json: bool) -> None:
+    """Remove what nothing has needed for the time of grace.
+
+    The first gc that finds something unneeded notes the time; a later one removes it. --grace 0
+    removes at once: only where nobody reads or writes meanwhile.
+    """
+    if not 0 <= grace < float("inf"):
+        raise click.UsageError("--grace is a number of hours from 0")
+    from vbfmt.cli import show
+
+    with _opened(store) as opened:
+        done = opened.gc(grace=grace * 3600)
+    if as_json:
+        show.as_json(dataclasses.asdict(done))
+    else:
+        objects = show.counted(len(done.removed), "object")
+        show.say(
+            f"{objects} removed, {show.size(done.bytes)}; {done.waiting:,} unneeded, not for long "
+            f"enough; {done.kept:,} kept"
+        )
+
+
+@command.command("stats", cls=Command, examples=("vbfmt store stats s3://bucket/adapters",))
+@_STORE
+@JSON
+def stats(store: str, as_json: bool) -> None:
+    """Say how much there is."""
+    from vbfmt.cli import show
+
+    with _opened(store) as opened:
+        found = opened.stats()
+    answer: dict[str, Any] = dataclasses.asdict(found)
+    if as_json:
+        show.as_json(answer)
+        return
+    show.say(f"{show.counted(found.adapters, 'adapter')}, {show.size(found.adapter_bytes)}")
+    show.say(f"{show.counted(found.banks, 'bank')}, {show.size(found.bank_bytes)}")
+    show.say(f"{show.counted(found.names, 'name')}")
+    show.say(f"{show.counted(found.unreferenced, 'object')} found unneeded, to be removed by gc")
