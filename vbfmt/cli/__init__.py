@@ -28,6 +28,7 @@ COMMANDS = (
     "diff",
     "bank",
     "store",
+    "jobs",
 )
 """In the order in which a user meets them; each is ``vbfmt.cli.<name>.command``."""
 

@@ -1,0 +1,118 @@
+"""What a job has done, so that a killed one goes on: a file of JSON lines in the output folder.
+
+Before a shard runs, the journal has a line for each output that is not there yet; when an item is
+done, a line with its source's fingerprint and the digest. So an output without a line is somebody
+else's, one that was begun is this job's to write again, and one that is done is not done twice
+unless its source has changed.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+from collections.abc import Iterable, Mapping
+from typing import Any
+
+from vbfmt.converters.jobs.tasks import Item, Outcome, Task
+
+NAME = ".vbfmt-jobs.jsonl"
+
+
+class Journal:
+    """The journal of one task in one output folder.
+
+    Attributes:
+        path: its file.
+    """
+
+    def __init__(self, folder: str, task: Task) -> None:
+        os.makedirs(folder, exist_ok=True)
+        self.path = os.path.join(folder, NAME)
+        self._task = _fingerprint_of_task(task)
+        self._known = self._read()
+
+    def is_done(self, item: Item) -> str | None:
+        """The digest (or an empty text) of an item that an earlier run has done, else None."""
+        entry = self._known.get(os.path.basename(item.output))
+        if entry is None or not os.path.exists(item.output):
+            return None
+        if entry.get("done") != self._key(item):
+            return None
+        return str(entry.get("digest") or "")
+
+    def is_begun(self, item: Item) -> bool:
+        """Whether an earlier run began to write this output: then it is not somebody else's."""
+        return os.path.basename(item.output) in self._known
+
+    def begin(self, items: Iterable[Item]) -> None:
+        """Note the outputs that are about to be written and are not there yet."""
+        new = [item for item in items if not os.path.lexists(item.output)]
+        self._append({"output": os.path.basename(item.output)} for item in new)
+
+    def end(self, pairs: Iterable[tuple[Item, Outcome]]) -> None:
+        """Note the items that are done."""
+        self._append(
+            {
+                "output": os.path.basename(item.output),
+                "done": self._key(item),
+                "digest": outcome.digest,
+            }
+            for item, outcome in pairs
+            if outcome.status == "done"
+        )
+
+    def _key(self, item: Item) -> str:
+        return f"{self._task}:{fingerprint(item.source)}"
+
+    def _append(self, entries: Iterable[Mapping[str, Any]]) -> None:
+        text = "".join(json.dumps(entry) + "\n" for entry in entries)
+        if not text:
+            return
+        with open(self.path, "a+b") as stream:
+            if stream.tell() and not _ends_whole(stream.name):
+                stream.write(b"\n")  # a line that a killed run left unfinished
+            stream.write(text.encode())
+            stream.flush()
+            os.fsync(stream.fileno())
+
+    def _read(self) -> dict[str, dict[str, Any]]:
+        known: dict[str, dict[str, Any]] = {}
+        if not os.path.exists(self.path):
+            return known
+        with open(self.path, encoding="utf-8", errors="replace") as stream:
+            for line in stream:
+                try:
+                    entry = json.loads(line)
+                except ValueError:  # cut off when a run was killed
+                    continue
+                if isinstance(entry, dict) and isinstance(entry.get("output"), str):
+                    known[entry["output"]] = entry
+        return known
+
+
+def fingerprint(source: str) -> str:
+    """A text that changes when a source's files do: their names, sizes and times of change."""
+    found = hashlib.sha256()
+    paths = [source]
+    if os.path.isdir(source):
+        paths += sorted(entry.path for entry in os.scandir(source) if entry.is_file())
+    for path in paths:
+        try:
+            status = os.stat(path)
+        except OSError:
+            return ""  # a repository, or nothing: never taken for done
+        size = 0 if os.path.isdir(path) else status.st_size
+        found.update(f"{os.path.basename(path)}\0{size}\0{status.st_mtime_ns}\0".encode())
+    return found.hexdigest()[:32]
+
+
+def _fingerprint_of_task(task: Task) -> str:
+    text = json.dumps([task.operation, sorted(task.options.items())], default=str)
+    return hashlib.sha256(text.encode()).hexdigest()[:16]
+
+
+def _ends_whole(path: str) -> bool:
+    with open(path, "rb") as stream:
+        stream.seek(-1, os.SEEK_END)
+        return stream.read(1) == b"\n"

@@ -1,0 +1,90 @@
+"""The engine on this machine: processes that are started anew, one shard at a time for each."""
+
+from __future__ import annotations
+
+import multiprocessing
+import os
+from collections.abc import Iterator, Sequence
+from concurrent.futures import Future, ProcessPoolExecutor, as_completed
+from concurrent.futures.process import BrokenProcessPool
+
+from vbfmt.converters.jobs.tasks import Item, Outcome, Task, run_shard
+
+_GIVE_UP = 3
+"""Items in a row that kill a process of their own, after which the rest is not tried."""
+
+_ONE_THREAD = ("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS")
+
+
+def outcomes(
+    task: Task, shards: Sequence[Sequence[Item]], workers: int
+) -> Iterator[tuple[int, list[Outcome]]]:
+    """Yield the number of each shard and its outcomes, in any order.
+
+    A worker that dies (out of memory, a signal) costs its shard's items, one by one: those that a
+    new process cannot do either have failed.
+    """
+    if workers == 1 or len(shards) == 1:
+        for number, shard in enumerate(shards):
+            yield number, run_shard(task, shard)
+        return
+    with _one_thread_each():
+        executor = _executor(min(workers, len(shards) or 1))
+        lost: list[int] = []
+        with executor:
+            futures: dict[Future[list[Outcome]], int] = {
+                executor.submit(run_shard, task, shard): number
+                for number, shard in enumerate(shards)
+            }
+            for future in as_completed(futures):
+                try:
+                    yield futures[future], future.result()
+                except BrokenProcessPool:
+                    lost.append(futures[future])
+        yield from _one_by_one(task, shards, lost)
+
+
+def _one_by_one(
+    task: Task, shards: Sequence[Sequence[Item]], lost: Sequence[int]
+) -> Iterator[tuple[int, list[Outcome]]]:
+    """The shards whose worker died, an item at a time, until it is clear that none can work."""
+    dead = 0
+    for number in lost:
+        found = []
+        for item in shards[number]:
+            outcome = _alone(task, item) if dead < _GIVE_UP else _died(item)
+            dead = dead + 1 if outcome.kind == "worker" else 0
+            found.append(outcome)
+        yield number, found
+
+
+def _alone(task: Task, item: Item) -> Outcome:
+    with _executor(1) as executor:
+        try:
+            return executor.submit(run_shard, task, [item]).result()[0]
+        except BrokenProcessPool:
+            return _died(item)
+
+
+def _died(item: Item) -> Outcome:
+    message = "the worker process died; is there enough memory? try fewer with --jobs"
+    return Outcome(item.source, item.output, "failed", kind="worker", message=message)
+
+
+def _executor(workers: int) -> ProcessPoolExecutor:
+    return ProcessPoolExecutor(workers, mp_context=multiprocessing.get_context("spawn"))
+
+
+class _one_thread_each:  # noqa: N801 - used as a function
+    """Workers share the processors already: threads within each would only contend."""
+
+    def __enter__(self) -> None:
+        self._before = {name: os.environ.get(name) for name in _ONE_THREAD}
+        os.environ.update(dict.fromkeys(_ONE_THREAD, "1"))
+
+    def __exit__(self, *_: object) -> None:
+        for name, value in self._before.items():
+            if value is None:
+                os.environ.pop(name, None)
+            else:
+                os.environ[name] = value

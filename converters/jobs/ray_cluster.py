@@ -1,0 +1,85 @@
+"""The engine on a Ray cluster: the one that RAY_ADDRESS names, else one started on this machine.
+
+Everything of Ray is in this file. Workers see the same paths: put inputs and outputs where all of
+them can read and write.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterator, Sequence
+from typing import Any
+
+from vbfmt.converters.jobs.tasks import Item, Outcome, Task, run_shard
+from vbfmt.errors import MissingExtraError
+
+_RETRIES = 3
+_AT_ONCE = 4
+"""Shards in the queue for each worker."""
+
+
+def outcomes(
+    task: Task, shards: Sequence[Sequence[Item]], workers: int
+) -> Iterator[tuple[int, list[Outcome]]]:
+    """Yield the number of each shard and its outcomes, in any order.
+
+    A shard whose worker dies runs again, up to three times; then its items have failed.
+
+    Raises:
+        MissingExtraError: Ray is not installed.
+    """
+    try:
+        import ray
+    except ImportError:
+        raise MissingExtraError.of("the engine ray needs Ray", "ray") from None
+    started = not ray.is_initialized()
+    if started:
+        local = "RAY_ADDRESS" not in os.environ
+        ray.init(
+            **({"num_cpus": workers, "include_dashboard": False} if local else {}),
+            log_to_driver=False,
+            configure_logging=False,
+        )
+    try:
+        yield from _outcomes(ray, task, shards, workers)
+    finally:
+        if started:
+            ray.shutdown()
+
+
+def _outcomes(
+    ray: Any, task: Task, shards: Sequence[Sequence[Item]], workers: int
+) -> Iterator[tuple[int, list[Outcome]]]:
+    remote = ray.remote(max_retries=_RETRIES)(_shard)
+    waiting = iter(enumerate(shards))
+    running: dict[Any, int] = {}
+
+    def fill() -> None:
+        while len(running) < _AT_ONCE * workers:
+            step = next(waiting, None)
+            if step is None:
+                return
+            number, shard = step
+            running[remote.remote(task, list(shard))] = number
+
+    fill()
+    while running:
+        (ready,), _ = ray.wait(list(running), num_returns=1)
+        number = running.pop(ready)
+        try:
+            yield number, ray.get(ready)
+        except ray.exceptions.RayError as error:
+            name = type(error).__name__
+            yield (
+                number,
+                [
+                    Outcome(i.source, i.output, "failed", kind="worker", message=name)
+                    for i in shards[number]
+                ],
+            )
+        fill()
+
+
+def _shard(task: Task, shard: list[Item]) -> list[Outcome]:
+    """What a worker runs: by name, so that it imports the library there."""
+    return run_shard(task, shard)

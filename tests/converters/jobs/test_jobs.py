@@ -1,0 +1,213 @@
+"""Jobs over many adapters: complete, resumable, and the same whoever does them."""
+
+from __future__ import annotations
+
+import io
+import json
+import multiprocessing
+import os
+import signal
+import subprocess
+import sys
+import time
+
+import pytest
+
+from tests.conftest import ROOT
+from tests.converters.test_peft import logits_form, write_folder
+from vbfmt import errors, load, verify
+from vbfmt.converters import jobs
+from vbfmt.converters.jobs import journal, tasks
+from vbfmt.converters.operations.pack import pack
+
+COUNT = 12
+
+
+@pytest.fixture
+def checkpoints(tmp_path):
+    """Twelve checkpoints, one of them broken."""
+    folder = tmp_path / "checkpoints"
+    folder.mkdir()
+    for number in range(COUNT):
+        write_folder(folder / f"user{number:02}", logits_form(seed=number))
+    (folder / "user07" / "adapter_model.safetensors").write_bytes(b"broken")
+    return folder
+
+
+def run(checkpoints, output, *, operation="pack", workers=1, engine="pool", **options):
+    task = jobs.Task(operation, options)
+    found = jobs.collected([f"{checkpoints}/*"])
+    return list(jobs.run(task, jobs.items(found, output, task), workers=workers, engine=engine))
+
+
+def files(folder):
+    return {path.name: path.read_bytes() for path in sorted(folder.glob("*.vblora"))}
+
+
+@pytest.mark.parametrize("workers", [1, 2])
+def test_one_broken_input_is_named_and_the_others_are_done(checkpoints, tmp_path, workers):
+    outcomes = run(checkpoints, tmp_path / "packed", workers=workers)
+    failed = [each for each in outcomes if each.status == "failed"]
+    assert [os.path.basename(each.source) for each in failed] == ["user07"]
+    assert failed[0].kind == "source"
+    assert len(files(tmp_path / "packed")) == COUNT - 1
+    assert all(verify(tmp_path / "packed" / name) for name in files(tmp_path / "packed"))
+
+
+def test_any_number_of_workers_writes_what_pack_writes(checkpoints, tmp_path):
+    run(checkpoints, tmp_path / "one", workers=1)
+    run(checkpoints, tmp_path / "two", workers=2)
+    assert files(tmp_path / "one") == files(tmp_path / "two")
+    pack(checkpoints / "user00", tmp_path / "x.vblora")
+    assert files(tmp_path / "one")["user00.vblora"] == (tmp_path / "x.vblora").read_bytes()
+
+
+def test_what_is_done_is_not_done_again_unless_its_source_changes(checkpoints, tmp_path):
+    output = tmp_path / "packed"
+    run(checkpoints, output)
+    before = {path.name: path.stat().st_mtime_ns for path in output.glob("*.vblora")}
+    again = run(checkpoints, output)
+    assert [each.status for each in again].count("present") == COUNT - 1
+    assert {path.name: path.stat().st_mtime_ns for path in output.glob("*.vblora")} == before
+    for path in (checkpoints / "user03").iterdir():
+        path.unlink()
+    (checkpoints / "user03").rmdir()
+    write_folder(checkpoints / "user03", logits_form(seed=99))
+    third = {os.path.basename(each.source): each for each in run(checkpoints, output)}
+    assert third["user03"].status == "done"
+    assert third["user04"].status == "present"
+
+
+def test_other_options_are_another_job(checkpoints, tmp_path):
+    run(checkpoints, tmp_path / "packed")
+    again = run(checkpoints, tmp_path / "packed", base_model="some/base")
+    assert {each.status for each in again} == {"done", "failed"}
+    assert load(tmp_path / "packed" / "user00.vblora").base_model == "some/base"
+
+
+def test_somebody_elses_file_is_never_replaced(checkpoints, tmp_path):
+    (tmp_path / "packed").mkdir()
+    (tmp_path / "packed" / "user00.vblora").write_bytes(b"precious")
+    outcomes = {
+        os.path.basename(each.source): each for each in run(checkpoints, tmp_path / "packed")
+    }
+    assert (outcomes["user00"].status, outcomes["user00"].kind) == ("failed", "exists")
+    assert (tmp_path / "packed" / "user00.vblora").read_bytes() == b"precious"
+
+
+def test_a_journal_that_was_cut_off_is_read_as_far_as_it_goes(checkpoints, tmp_path):
+    run(checkpoints, tmp_path / "packed")
+    path = tmp_path / "packed" / journal.NAME
+    path.write_bytes(path.read_bytes()[:-20])
+    again = run(checkpoints, tmp_path / "packed")
+    assert sum(each.ok for each in again) == COUNT - 1
+    assert [each.status for each in run(checkpoints, tmp_path / "packed")].count("present") == 11
+
+
+def test_a_job_that_is_killed_at_any_moment_is_finished_by_the_next(checkpoints, tmp_path):
+    expected = tmp_path / "expected"
+    run(checkpoints, expected)
+    script = (
+        "from vbfmt.converters import jobs\n"
+        "task = jobs.Task('pack')\n"
+        f"found = jobs.collected(['{checkpoints}/*'])\n"
+        f"list(jobs.run(task, jobs.items(found, '{tmp_path / 'packed'}', task), workers=1))\n"
+    )
+    for delay in (0.25, 0.3, 0.35, 0.4, 0.45, 0.5):
+        done = subprocess.Popen([sys.executable, "-c", script], cwd=ROOT)
+        time.sleep(delay)
+        done.send_signal(signal.SIGKILL)
+        done.wait()
+    outcomes = run(checkpoints, tmp_path / "packed")
+    assert [each.status for each in outcomes if not each.ok] == ["failed"]
+    assert files(tmp_path / "packed") == files(expected)
+
+
+def test_a_worker_that_dies_costs_nothing_but_time(checkpoints, tmp_path):
+    """Whichever process is killed, its shard is done by another one."""
+    killed = []
+
+    def kill_once(outcomes):
+        for outcome in outcomes:
+            if not killed:
+                for child in multiprocessing.active_children():
+                    os.kill(child.pid, signal.SIGKILL)
+                    killed.append(child.pid)
+            yield outcome
+
+    task = jobs.Task("pack")
+    found = jobs.collected([f"{checkpoints}/*"])
+    items = jobs.items(found, tmp_path / "packed", task)
+    outcomes = list(kill_once(jobs.run(task, items, workers=2, shard=1)))
+    assert killed
+    assert len(outcomes) == COUNT
+    assert [os.path.basename(each.source) for each in outcomes if not each.ok] == ["user07"]
+    assert len(files(tmp_path / "packed")) == COUNT - 1
+
+
+@pytest.mark.parametrize("operation", ["verify", "expand", "diff"])
+def test_packed_files_by_every_operation(checkpoints, tmp_path, operation):
+    run(checkpoints, tmp_path / "packed")
+    found = jobs.collected([f"{tmp_path}/packed/*.vblora"])
+    task = jobs.Task(operation)
+    if operation == "expand":
+        items = jobs.items(found, tmp_path / "out", task)
+    else:
+        items = [jobs.Item(each, each if operation == "diff" else "") for each in found]
+    outcomes = list(jobs.run(task, items, workers=1))
+    assert {each.status for each in outcomes} == {"done"}
+    assert len(outcomes) == COUNT - 1
+    if operation == "expand":
+        assert (tmp_path / "out" / "user00" / "adapter_config.json").is_file()
+
+
+def test_a_difference_is_an_outcome(checkpoints, tmp_path):
+    run(checkpoints, tmp_path / "packed")
+    one, two = (str(tmp_path / "packed" / f"user0{number}.vblora") for number in (0, 1))
+    (outcome,) = jobs.run(jobs.Task("diff"), [jobs.Item(one, two)], workers=1)
+    assert (outcome.status, outcome.ok) == ("different", False)
+    assert outcome.message
+
+
+def test_inputs_are_collected_from_patterns_and_a_list_once_each(tmp_path):
+    for name in ("a", "b", "[c]"):
+        (tmp_path / name).mkdir()
+    listed = io.StringIO(f"{tmp_path}/b\n\n{tmp_path}/x\n")
+    found = jobs.collected([f"{tmp_path}/?", "-", f"{tmp_path}/[c]"], listed)
+    assert found == [f"{tmp_path}/{name}" for name in ("a", "b", "x", "[c]")]
+    with pytest.raises(errors.MissingSourceError, match="no file or folder matches"):
+        jobs.collected([f"{tmp_path}/none*"])
+
+
+def test_two_inputs_of_one_output_are_refused():
+    task = jobs.Task("pack")
+    with pytest.raises(errors.ConfigError, match=r"found a/User and b/user"):
+        jobs.items(["a/User", "b/user"], "out", task)
+
+
+def test_an_unknown_engine_is_refused(checkpoints, tmp_path):
+    with pytest.raises(errors.ConfigError, match="unknown engine"):
+        run(checkpoints, tmp_path / "packed", engine="spark")
+
+
+def test_the_command_line(checkpoints, tmp_path):
+    def vbfmt(*words, **options):
+        command = [sys.executable, "-m", "vbfmt", "jobs", *map(str, words)]
+        return subprocess.run(command, cwd=ROOT, capture_output=True, text=True, **options)
+
+    first = vbfmt("pack", f"{checkpoints}/*", "-o", tmp_path / "packed", "-j", 2)
+    assert first.returncode == 1
+    assert first.stdout.splitlines()[-1] == "11 done, 1 failed"
+    assert "user07: FAILED, not a safetensors file" in first.stdout
+    names = "\n".join(str(path) for path in sorted((tmp_path / "packed").glob("*.vblora")))
+    second = vbfmt("verify", "-", "--json", input=names)
+    assert second.returncode == 0
+    lines = [json.loads(line) for line in second.stdout.splitlines()]
+    assert [line["status"] for line in lines] == ["done"] * 11
+    assert all(line["digest"].startswith("sha256:") for line in lines)
+    assert vbfmt("verify").returncode == 2
+
+
+def test_names_of_outputs():
+    assert tasks.name_of("a/b.vblora/") == "b"
+    assert tasks.name_of("a/user.v1") == "user.v1"

@@ -1,0 +1,256 @@
+"""``vbfmt jobs``: one command on a whole fleet of adapters."""
+
+from __future__ import annotations
+
+import os
+import sys
+from collections.abc import Callable, Sequence
+from dataclasses import asdict
+from typing import TYPE_CHECKING, Any
+
+import click
+
+from vbfmt.cli.arguments import LAYOUT, PATH
+from vbfmt.cli.command import Command
+
+if TYPE_CHECKING:
+    from vbfmt.converters.jobs import Item, Outcome, Task
+    from vbfmt.store import Store
+
+_ENGINES = ("pool", "ray")
+"""The keys of `vbfmt.converters.jobs.ENGINES`."""
+
+
+@click.group("jobs")
+def command() -> None:
+    """Run a command on many adapters, in parallel.
+
+    Inputs are paths, patterns in quotes, - for a list on standard input, and what a store holds
+    (--from-store). One line each; failures are counted and the rest is done. A job that was stopped
+    goes on when it is started again. Exit status 0 if all is well, 1 if not.
+    """
+
+
+def _options(function: Callable[..., None]) -> Callable[..., None]:
+    """What every job takes."""
+    for option in (
+        click.argument("sources", metavar="[SRC]...", nargs=-1),
+        click.option("--from-store", metavar="STORE", type=PATH, help="Take what a store names."),
+        click.option("--base-is", metavar="NAME", help="With --from-store: only of this base."),
+        click.option("-j", "--jobs", "workers", type=click.IntRange(min=1), help="Processes."),
+        click.option(
+            "--engine",
+            type=click.Choice(_ENGINES),
+            default="pool",
+            show_default=True,
+            help="ray: a cluster (RAY_ADDRESS), or one started here.",
+        ),
+        click.option("--json", "as_json", is_flag=True, help="Print one JSON object a line."),
+    ):
+        function = option(function)
+    return function
+
+
+_OUTPUT = click.option(
+    "-o", "--output", required=True, type=PATH, help="The folder for all outputs."
+)
+_FORCE = click.option("--force", is_flag=True, help="Replace outputs that are there.")
+
+
+@command.command(
+    "pack",
+    cls=Command,
+    examples=(
+        "vbfmt jobs pack 'checkpoints/*' -o packed",
+        "vbfmt jobs pack 'checkpoints/*' --store adapters",
+        "vbfmt jobs pack - -o packed < list-of-checkpoints",
+    ),
+)
+@_options
+@click.option("-o", "--output", type=PATH, help="The folder for the packed files.")
+@click.option("--store", type=PATH, help="Add to this store, each by its name, instead.")
+@click.option("--bank", type=click.Choice(["embedded", "external"]), default="embedded")
+@click.option("--topk", type=click.IntRange(min=1), help="k, for logits without a config.")
+@click.option("--layout", type=LAYOUT, help="The layout of the inputs.")
+@click.option("--base-model", metavar="NAME", help="The base model's name to record.")
+@_FORCE
+@click.pass_context
+def pack(
+    ctx: click.Context,
+    /,
+    output: str | None,
+    store: str | None,
+    bank: str,
+    topk: int | None,
+    layout: str | None,
+    base_model: str | None,
+    force: bool,
+    **common: Any,
+) -> None:
+    """Pack every checkpoint into OUTPUT/NAME.vblora, or into a store under NAME."""
+    if (output is None) == (store is None):
+        raise click.UsageError("give either -o FOLDER or --store STORE")
+    options: dict[str, Any] = {"topk": topk, "layout": layout, "base_model": base_model}
+    if store is None:
+        options["bank"] = bank
+    elif bank != "embedded":
+        raise click.UsageError("--bank is for -o: a store keeps every bank once")
+    _run(ctx, "pack", output or "", options, force=force, store=store, **common)
+
+
+@command.command("verify", cls=Command, examples=("vbfmt jobs verify 'packed/*.vblora' -j 8",))
+@_options
+@click.pass_context
+def verify(ctx: click.Context, /, **common: Any) -> None:
+    """Check every digest and every rule of every packed file."""
+    _run(ctx, "verify", None, {}, **common)
+
+
+@command.command(
+    "expand", cls=Command, examples=("vbfmt jobs expand 'packed/*.vblora' -o loras --dtype bf16",)
+)
+@_options
+@_OUTPUT
+@click.option("--dtype", default="float32", show_default=True, help="Of the factors.")
+@click.option("--to", type=click.Choice(["peft", "gguf", "mlx"]), help="The form.  [default: peft]")
+@click.option("--base", type=PATH, help="For gguf: the base's folder, repository or GGUF.")
+@click.option("--drop-extras", is_flag=True, help="Leave out trained biases and heads.")
+@_FORCE
+@click.pass_context
+def expand(
+    ctx: click.Context,
+    /,
+    output: str,
+    dtype: str,
+    to: str | None,
+    base: str | None,
+    drop_extras: bool,
+    force: bool,
+    **common: Any,
+) -> None:
+    """Expand every adapter into standard LoRA, OUTPUT/NAME."""
+    dtype = {"bf16": "bfloat16", "fp16": "float16", "fp32": "float32"}.get(dtype, dtype)
+    options = {"dtype": dtype, "to": to, "base": base, "drop_extras": drop_extras}
+    _run(ctx, "expand", output, options, force=force, **common)
+
+
+@command.command(
+    "merge", cls=Command, examples=("vbfmt jobs merge 'packed/*.vblora' --base model -o merged",)
+)
+@_options
+@_OUTPUT
+@click.option("--base", type=PATH, required=True, help="The base model's folder.")
+@_FORCE
+@click.pass_context
+def merge(ctx: click.Context, /, output: str, base: str, force: bool, **common: Any) -> None:
+    """Merge every adapter into the base by itself, OUTPUT/NAME."""
+    _run(ctx, "merge", output, {"base": base}, force=force, **common)
+
+
+@command.command(
+    "diff", cls=Command, trouble=2, examples=("vbfmt jobs diff 'old/*.vblora' --with new",)
+)
+@_options
+@click.option("--with", "other", required=True, type=PATH, help="The folder to compare with.")
+@click.pass_context
+def diff(ctx: click.Context, /, other: str, **common: Any) -> None:
+    """Compare every packed file with the one of the same name in another folder."""
+    _run(ctx, "diff", other, {}, **common)
+
+
+def _run(
+    ctx: click.Context,
+    operation: str,
+    output: str | None,
+    options: dict[str, Any],
+    *,
+    sources: Sequence[str],
+    from_store: str | None,
+    base_is: str | None,
+    workers: int | None,
+    engine: str,
+    as_json: bool,
+    force: bool = False,
+    store: str | None = None,
+) -> None:
+    from vbfmt.cli import progress
+    from vbfmt.converters import jobs
+
+    if base_is is not None and from_store is None:
+        raise click.UsageError("--base-is is for --from-store")
+    if not sources and from_store is None:
+        raise click.UsageError("nothing to do: give SRC..., or --from-store")
+    kept = {name: value for name, value in options.items() if value is not None}
+    task = jobs.Task(operation, kept, store)
+    items = _items(task, jobs.collected(sources, sys.stdin), output, force=force)
+    if from_store is not None:
+        from vbfmt.store import Store
+
+        opened = Store(from_store)
+        items += _in_store(opened, base_is, output, force=force)
+        task = jobs.Task(operation, {**kept, "banks": opened}, store)
+    counts: dict[str, int] = {}
+    with progress.shown("adapters") as advance:
+        for outcome in jobs.run(task, items, workers=workers, engine=engine):
+            counts[outcome.status] = counts.get(outcome.status, 0) + 1
+            _show(outcome, as_json=as_json)
+            if advance is not None:
+                advance(1, len(items))
+    _summarise(counts, as_json=as_json)
+    if set(counts) - {"done", "present"}:
+        ctx.exit(1)
+
+
+def _items(task: Task, found: Sequence[str], output: str | None, *, force: bool) -> list[Item]:
+    from vbfmt.converters import jobs
+
+    if output is None:
+        return [jobs.Item(source) for source in found]
+    if task.operation == "diff":
+        return [jobs.Item(each, os.path.join(output, os.path.basename(each))) for each in found]
+    return jobs.items(found, output, task, overwrite=force)
+
+
+def _in_store(store: Store, base: str | None, output: str | None, *, force: bool) -> list[Item]:
+    """An item for each named adapter of a store; ``/`` in a name is ``__`` in its output's."""
+    from vbfmt.converters import jobs
+
+    return [
+        jobs.Item(
+            store.path(entry.digest),
+            "" if output is None else os.path.join(output, entry.names[0].replace("/", "__")),
+            force,
+        )
+        for entry in store.entries(base_model=base)
+        if entry.names
+    ]
+
+
+def _show(outcome: Outcome, *, as_json: bool) -> None:
+    from vbfmt.cli import show
+
+    if as_json:
+        import json
+
+        click.echo(json.dumps(asdict(outcome)))
+        return
+    for note in outcome.notes:
+        show.note(f"{outcome.source}: {note}")
+    name = outcome.output or outcome.source
+    if outcome.ok:
+        show.detail(f"{name}: {outcome.status}" + (f", {outcome.digest}" * bool(outcome.digest)))
+    else:
+        show.failed(f"{outcome.source}: {outcome.status.upper()}, {outcome.message}")
+
+
+def _summarise(counts: dict[str, int], *, as_json: bool) -> None:
+    from vbfmt.cli import show
+
+    if as_json:
+        return
+    order = ("done", "present", "different", "failed")
+    words = {"present": "done before"}
+    parts = [
+        f"{counts[status]:,} {words.get(status, status)}" for status in order if status in counts
+    ]
+    show.say(", ".join(parts) or "nothing to do")
