@@ -76,11 +76,12 @@ def add(
 @output_option("a packed file (.vblora)", ".vblora")
 @click.option("--bank", type=FORM, default="embedded", help="external: to <SHA-256>.bank.")
 @click.option("--force", is_flag=True, help="Replace an existing file.")
-def get(store: str, name: str, output: str, bank: str, force: bool) -> None:
+@JSON
+def get(store: str, name: str, output: str, bank: str, force: bool, as_json: bool) -> None:
     """Write the adapter of NAME (or of a digest) to a file, checked whole."""
     from vbfmt import banks as shared
     from vbfmt._files import outputs, parents
-    from vbfmt.cli.show import say, size
+    from vbfmt.cli import show
 
     outputs.require_file(output, overwrite=force)
     with _opened(store) as opened, parents.made(output):
@@ -89,8 +90,12 @@ def get(store: str, name: str, output: str, bank: str, force: bool) -> None:
             done = shared.join(path, output, banks=opened, overwrite=force)
         else:
             done = shared.split(path, output, look_in=opened, overwrite=force)
-    say(f"{output}: {size(done.size)}" + (f", its bank in {done.bank}" if done.bank else ""))
-    say(done.digest)
+    if as_json:
+        show.as_json({"output": output, **dataclasses.asdict(done)})
+        return
+    bank_file = f", its bank in {done.bank}" if done.bank else ""
+    show.say(f"{output}: {show.size(done.size)}{bank_file}")
+    show.say(done.digest)
 
 
 @command.command(
@@ -149,17 +154,23 @@ def _line(entry: Entry) -> str:
 @click.argument("target", metavar="DIGEST|NAME")
 @click.option("--replaces", metavar="DIGEST", help="What NAME must point to now.")
 @click.option("--force", is_flag=True, help="Move NAME, whatever it points to.")
-def tag(store: str, name: str, target: str, replaces: str | None, force: bool) -> None:
+@JSON
+def tag(
+    store: str, name: str, target: str, replaces: str | None, force: bool, as_json: bool
+) -> None:
     """Let NAME point to an adapter. It must be new, unless --replaces or --force is given."""
     if replaces and force:
         raise click.UsageError("--replaces and --force exclude each other")
-    from vbfmt.cli.show import say
+    from vbfmt.cli import show
     from vbfmt.store import ANY
 
     with _opened(store) as opened:
         digest = opened.resolve(target)
         opened.tag(name, digest, replaces=ANY if force else replaces)
-    say(f"{name} → {digest}")
+    if as_json:
+        show.as_json({"name": name, "digest": digest})
+    else:
+        show.say(f"{name} → {digest}")
 
 
 @command.command("verify", cls=Command, examples=("vbfmt store verify adapters",))
@@ -194,14 +205,19 @@ def verify(ctx: click.Context, store: str, as_json: bool) -> None:
 @command.command("remove", cls=Command, examples=("vbfmt store remove adapters alice",))
 @_STORE
 @click.argument("names", metavar="NAME...", nargs=-1, required=True)
-def remove(store: str, names: tuple[str, ...]) -> None:
+@JSON
+def remove(store: str, names: tuple[str, ...], as_json: bool) -> None:
     """Remove names. What they pointed to goes with a later gc."""
-    from vbfmt.cli.show import say
+    from vbfmt.cli import show
 
     with _opened(store) as opened:
+        known = {name: opened.resolve(name) for name in names}  # all are there, or none goes
         for name in names:
             opened.untag(name)
-            say(f"{name}: removed")
+            if not as_json:
+                show.say(f"{name}: removed")
+    if as_json:
+        show.as_json({"removed": known})
 
 
 @command.command("gc", cls=Command, examples=("vbfmt store gc adapters",))
