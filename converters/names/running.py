@@ -122,8 +122,6 @@ def build(
     try:
         import torch
         import transformers
-        from transformers.conversion_mapping import get_model_conversion_mapping
-        from transformers.core_model_loading import WeightConverter, WeightRenaming
 
         from vbfmt.estimate.meta import require_sane
 
@@ -134,16 +132,31 @@ def build(
         built = transformers.CONFIG_MAPPING[config["model_type"]].from_dict(dict(config))
         with torch.device("meta"):
             model = cls(built)
-        transforms = get_model_conversion_mapping(model)
-        shapes = {key: tuple(value.shape) for key, value in model.state_dict().items()}
-        pair = (
-            [each for each in transforms if isinstance(each, WeightRenaming)],
-            [each for each in transforms if isinstance(each, WeightConverter)],
-        )
-        sources = _sources(model, disk, shapes, pair)
+        return _running(model, disk)
     except Exception:  # noqa: BLE001 - whatever a config can do to transformers
         return None
-    return Running(model, disk, shapes, sources, _ties(model), pair)
+
+
+def of_model(model: Any) -> Running | None:
+    """What transformers renames for a model at hand, without anything on a disk; None where
+    transformers 5 does not know it."""
+    try:
+        return _running(model, {})
+    except Exception:  # noqa: BLE001 - no transformers, or no model of its
+        return None
+
+
+def _running(model: Any, disk: Mapping[str, Shape]) -> Running:
+    from transformers.conversion_mapping import get_model_conversion_mapping
+    from transformers.core_model_loading import WeightConverter, WeightRenaming
+
+    transforms = get_model_conversion_mapping(model)
+    shapes = {key: tuple(value.shape) for key, value in model.state_dict().items()}
+    pair = (
+        [each for each in transforms if isinstance(each, WeightRenaming)],
+        [each for each in transforms if isinstance(each, WeightConverter)],
+    )
+    return Running(model, disk, shapes, _sources(model, disk, shapes, pair), _ties(model), pair)
 
 
 def _ties(model: Any) -> tuple[frozenset[str], ...]:

@@ -17,6 +17,13 @@ from dataclasses import dataclass
 
 _FUSED = frozenset(("gate", "gate_proj", "up_proj", "down_proj", "w1", "w2", "w3"))
 """Last components of names that PEFT takes for parts of fused experts."""
+_LOST = {
+    "shared_experts": "laguna and mistral_large4",
+    "embed_action_time": "pi0",
+    "sam_encoder": "unlimited_ocr",
+}
+"""Components of names in models of which PEFT 0.21 loses layers when it loads a LoRA, as `make
+architectures` found: it renames their keys as if they were those of the base's files."""
 _ROUTED = re.compile(r"(^|\.)experts\.\d+\.")
 _LAYER = re.compile(r"^(?P<stack>.*?)\.(?P<number>\d+)\.(?P<kind>.+)$")
 
@@ -64,6 +71,12 @@ def doubt(names: Collection[str]) -> str | None:
             f"{len(experts)} modules are experts ({experts[0]}, …): transformers 5 keeps experts "
             "fused, and PEFT converts such a LoRA when it loads it; load_adapter checks the result"
         )
+    for part, kinds in _LOST.items():
+        if any(part in name.split(".") for name in names):
+            return (
+                f"in models of type {kinds}, PEFT loses layers of such a LoRA when it loads the "
+                "folder; load_adapter puts them in"
+            )
     alone = {_leaf(name) for name in names} <= _FUSED
     if alone and not exact(names).parameters:
         return (

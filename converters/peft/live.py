@@ -4,10 +4,13 @@ from __future__ import annotations
 
 import os
 import tempfile
+import warnings
 from typing import TYPE_CHECKING, Any
 
-from vbfmt.adapter import Adapter
-from vbfmt.errors import TargetError
+from vbfmt.converters.lowrank import LowRank
+from vbfmt.converters.peft.loaded import require_loaded
+from vbfmt.converters.peft.renamed import renamed
+from vbfmt.errors import TargetError, VbfmtError
 
 if TYPE_CHECKING:
     from peft import PeftModel
@@ -35,8 +38,8 @@ def load_adapter(
         PEFT's model around `model`.
 
     Raises:
-        TargetError: unknown form, or a module of the adapter that the model does not have, which
-            PEFT would pass over in silence.
+        TargetError: unknown form, a module of the adapter that the model does not have, which
+            PEFT would pass over in silence, or PEFT has not loaded what the adapter says.
         VbfmtError: the file is damaged or cannot be read.
     """
     from peft import PeftModel
@@ -49,23 +52,58 @@ def load_adapter(
     if form not in writers:
         raise TargetError("unknown form", found=form, expected="lora or vblora")
     adapter = load(path)
-    _require_modules(model, adapter, path)
+    bare: Any = model.base_model.model if isinstance(model, PeftModel) else model
+    given: Any = adapter if form == "vblora" else renamed(adapter, bare)
+    _require_modules(bare, given, path)
+    options = {} if form == "vblora" else {"experts": _has_experts(bare)}
     with tempfile.TemporaryDirectory() as folder:
         written = os.path.join(folder, "adapter")
-        writers[form](adapter, written)
+        writers[form](given, written, **options)
+        loaded = _loaded(model, written, adapter_name, path)
+    if form == "lora":
+        try:
+            require_loaded(loaded, given, adapter_name)
+        except VbfmtError as error:
+            raise error.in_file(path) from None
+    return loaded.eval()
+
+
+def _loaded(model: nn.Module, written: str, adapter_name: str, path: PathLike) -> PeftModel:
+    from peft import PeftModel
+
+    try:
         if isinstance(model, PeftModel):
             model.load_adapter(written, adapter_name=adapter_name)
             model.set_adapter(adapter_name)
-            return model.eval()
-        return PeftModel.from_pretrained(model, written, adapter_name=adapter_name).eval()
+            return model
+        with warnings.catch_warnings():
+            # What PEFT misses is looked for, and put in, afterwards.
+            warnings.filterwarnings("ignore", message="Found missing adapter keys")
+            return PeftModel.from_pretrained(model, written, adapter_name=adapter_name)
+    except (ValueError, NotImplementedError) as error:
+        raise TargetError(
+            "PEFT refuses the adapter",
+            file=path,
+            found=str(error).partition("\n")[0],
+            advice="load it with form='vblora', or merge it into its base",
+        ) from None
 
 
-def _require_modules(model: nn.Module, adapter: Adapter, path: PathLike) -> None:
-    from peft import PeftModel
+def _has_experts(bare: Any) -> bool | None:
+    """Whether PEFT would convert the LoRA for fused experts; None without transformers 5."""
+    try:
+        from transformers.conversion_mapping import get_checkpoint_conversion_mapping
+    except ImportError:
+        return None
+    mapping: Any = get_checkpoint_conversion_mapping
+    kind = getattr(getattr(bare, "config", None), "model_type", None)
+    found = mapping(kind) if kind else None
+    return any(hasattr(each, "operations") for each in found or ())
 
-    bare: Any = model.base_model.model if isinstance(model, PeftModel) else model
+
+def _require_modules(bare: Any, adapter: LowRank, path: PathLike) -> None:
     modules: dict[str, Any] = dict(bare.named_modules())
-    for module in adapter:
+    for module in adapter.modules:
         found = modules.get(module.name)
         shape = getattr(getattr(found, "weight", None), "shape", None)
         wanted = (module.out_features, module.in_features)

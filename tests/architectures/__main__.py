@@ -16,7 +16,7 @@ import time
 import warnings
 from dataclasses import asdict
 
-_SECONDS = 90
+_SECONDS = 240
 
 
 def main() -> None:

@@ -55,3 +55,7 @@ def test_what_peft_would_convert_is_told():
     assert "mixture-of-experts" in targets.doubt(names("mlp.up_proj"))
     assert targets.doubt(names("self_attn.q_proj", "mlp.up_proj")) is None
     assert targets.doubt([*names("self_attn.q_proj"), *names("mlp.up_proj", layers=[0])]) is None
+
+
+def test_layers_that_peft_loses_are_told():
+    assert "laguna" in targets.doubt(names("mlp.shared_experts.up_proj"))

@@ -1,0 +1,92 @@
+"""Whether PEFT has loaded what an adapter says: compared layer by layer, and put right.
+
+PEFT takes the keys of a LoRA for names on the disk, as transformers does (`convert_peft_adapter_
+state_dict_for_transformers`). Names of the running model that look like others' are lost that way,
+with a warning at most.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+from vbfmt.converters import lora
+from vbfmt.converters.lowrank import LowRank
+from vbfmt.errors import TargetError
+
+if TYPE_CHECKING:
+    from peft import PeftModel
+
+_ADVICE = "merge the adapter into its base instead, or load it with form='vblora'"
+
+
+def require_loaded(model: PeftModel, adapter: LowRank, adapter_name: str) -> None:
+    """Every layer has the adapter's factors, no other layer has any, and the trained tensors are
+    there. Factors that PEFT has lost are put in.
+
+    Raises:
+        TargetError: the model is not the adapted one; names the first part that is not.
+    """
+    import torch
+
+    bare: Any = model.base_model.model
+    layers = {
+        name: layer
+        for name, layer in bare.named_modules()
+        if hasattr(layer, "lora_A") and adapter_name in layer.lora_A
+    }
+    rank = lora.rank_of(adapter)
+    for module, a, b in lora.padded_factors(adapter, rank):
+        layer = layers.pop(module.name, None)
+        if layer is None:
+            raise _not_loaded(module.name, "no LoRA layer")
+        for factor, wanted in ((layer.lora_A, a), (layer.lora_B, b)):
+            weight = factor[adapter_name].weight
+            if tuple(weight.shape) != wanted.shape or layer.scaling[adapter_name] != 1:
+                raise _not_loaded(module.name, f"a LoRA layer of shape {tuple(weight.shape)}")
+            values = torch.from_numpy(wanted.copy()).to(weight.device, weight.dtype)
+            if not torch.equal(weight.detach(), values):
+                with torch.no_grad():
+                    weight.copy_(values)
+    for name, layer in layers.items():
+        if torch.count_nonzero(layer.lora_B[adapter_name].weight):
+            raise _not_loaded(name, "a LoRA layer that the adapter does not have")
+    _require_trained(bare, adapter, adapter_name)
+
+
+def _require_trained(bare: Any, adapter: LowRank, adapter_name: str) -> None:
+    import torch
+
+    from vbfmt.tensors import TORCH
+
+    names = {word: name for name, word in TORCH.items()}
+    for name, tensor in adapter.tensors.items():
+        found = _trained(bare, name, adapter_name)
+        flat = torch.from_numpy(tensor.data.copy()).view(getattr(torch, names[tensor.dtype]))
+        if found is None or tuple(found.shape) != tensor.shape:
+            raise _not_loaded(name, "no such tensor" if found is None else tuple(found.shape))
+        wanted = flat.reshape(tensor.shape).to(found.device, found.dtype)
+        if not torch.equal(found.detach().nan_to_num(), wanted.nan_to_num()):
+            raise _not_loaded(name, "other values")
+
+
+def _trained(bare: Any, name: str, adapter_name: str) -> Any:
+    """The tensor of that name as the model uses it with the adapter, None if there is none."""
+    owner = bare
+    *path, leaf = name.split(".")
+    for part in path:
+        owner = getattr(owner, part, None)
+        saved = getattr(owner, "modules_to_save", None)
+        if saved is not None and adapter_name in saved:
+            owner = saved[adapter_name]
+        owner = getattr(owner, "base_layer", owner)
+    return getattr(owner, leaf, None)
+
+
+def _not_loaded(part: str, found: object) -> TargetError:
+    return TargetError(
+        "PEFT has not loaded what the adapter says",
+        part=part,
+        found=found,
+        expected="the adapter's own values",
+        advice=_ADVICE,
+    )
