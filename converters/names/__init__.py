@@ -23,9 +23,10 @@ from vbfmt.errors import SourceError
 from vbfmt.tensors import Tensor
 
 _INSTALL = "pip install 'vbfmt[peft]' (transformers 5), which knows the names"
+_CANNOT = "is this the base's own config? transformers cannot build the model from it"
 _NOT_CHECKED = (
-    "transformers renames tensors of this model and is not installed: that the names in the base "
-    "are the adapter's was not checked"
+    "transformers renames tensors of this model and is not installed, or cannot build it: that the "
+    "names in the base are the adapter's was not checked"
 )
 
 
@@ -54,7 +55,7 @@ def places_in(tensors: Mapping[str, Tensor], config: Mapping[str, Any], adapter:
                 raise
     if guess is None:
         assert error is not None
-        error.advice = _INSTALL if kind == "renamed" and model is None else error.advice
+        error.advice = _advice() if kind == "renamed" and model is None else error.advice
         raise error
     if kind != "renamed":
         return guess
@@ -63,9 +64,13 @@ def places_in(tensors: Mapping[str, Tensor], config: Mapping[str, Any], adapter:
             "a trained tensor has no place of its name in the base, whose tensors transformers "
             "renames",
             part=next(iter(guess.added)),
-            advice=_INSTALL,
+            advice=_advice(),
         )
     return dataclasses.replace(guess, notice=_NOT_CHECKED)
+
+
+def _advice() -> str:
+    return _CANNOT if running.is_installed() else _INSTALL
 
 
 def _guess(

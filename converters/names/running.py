@@ -129,12 +129,30 @@ def build(
         cls = class_of(config, name)
         if cls is None:
             return None
-        built = transformers.CONFIG_MAPPING[config["model_type"]].from_dict(dict(config))
+        built = transformers.CONFIG_MAPPING[config["model_type"]].from_dict(_decoded(config))
         with torch.device("meta"):
             model = cls(built)
         return _running(model, disk)
     except Exception:  # noqa: BLE001 - whatever a config can do to transformers
         return None
+
+
+def is_installed() -> bool:
+    """Whether a transformers is installed that says what it renames."""
+    try:
+        import transformers.conversion_mapping  # noqa: F401
+    except ImportError:
+        return False
+    return True
+
+
+def _decoded(value: Any) -> Any:
+    """A config's value with the numbers that transformers writes as ``{"__float__": …}``."""
+    if isinstance(value, Mapping):
+        if set(value) == {"__float__"}:
+            return float(value["__float__"])
+        return {key: _decoded(inner) for key, inner in value.items()}
+    return [_decoded(inner) for inner in value] if isinstance(value, list) else value
 
 
 def of_model(model: Any) -> Running | None:

@@ -173,6 +173,7 @@ def test_without_transformers_nothing_is_added_to_a_model_that_it_renames(tmp_pa
 
     saved(mixtral(), tmp_path / "base")
     monkeypatch.setattr(running, "build", lambda *_: None)
+    monkeypatch.setattr(running, "is_installed", lambda: False)
     adapter = adapter_of({"model.layers.0.self_attn.q_proj": (16, 16)})
     plan = merge.plan(adapter, tmp_path / "base")
     assert any("is not installed" in notice for notice in plan.notices)
