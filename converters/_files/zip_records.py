@@ -27,6 +27,8 @@ _SIZES_64 = 1
 """The id of the extra field with sizes of 64 bits."""
 _DESCRIPTOR_FOLLOWS, _UTF8 = 1 << 3, 1 << 11
 _FLAGS = _DESCRIPTOR_FOLLOWS | _UTF8
+_FOLDER = 0x10
+"""DOS's attribute of folders."""
 
 
 def read(data: memoryview) -> dict[str, tuple[int, int]]:
@@ -88,7 +90,7 @@ def _entries(
             raise ValueError("the zip archive's directory is too short")
         fields = _ENTRY.unpack_from(data, position)
         magic, _, _, flags, method, _, _, _, stored, size, names, extras, comments = fields[:13]
-        disk, offset = fields[13], fields[16]
+        disk, attributes, offset = fields[13], fields[15], fields[16]
         begin = position + _ENTRY.size
         position = begin + names + extras + comments
         if magic != b"PK\x01\x02" or disk or position > end:
@@ -98,6 +100,8 @@ def _entries(
         size, stored, offset = _widened(extra, size, stored, offset)
         if method or stored != size:
             raise ValueError(f"record {name[:80]!r} is compressed")
+        if attributes & _FOLDER or name.endswith("/"):  # PyTorch reads memory in its place
+            raise ValueError(f"record {name[:80]!r} is a folder")
         if flags & ~_FLAGS:
             raise ValueError(f"record {name[:80]!r} is encrypted or of an unknown kind")
         yield name, offset, size

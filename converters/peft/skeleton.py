@@ -3,10 +3,19 @@
 from __future__ import annotations
 
 import os
+import re
 from collections.abc import Mapping
 from typing import Any
 
-from vbfmt.errors import MissingExtraError, SourceError
+from vbfmt._patterns import matcher
+from vbfmt.converters.merge.base import json_object
+from vbfmt.errors import MissingExtraError, SourceError, VbfmtError
+
+MOST_LAYERS = 1024
+MOST_EXPERTS = 65_536
+"""In all layers."""
+
+_PLAIN = re.compile(r"[\w.\-]*")
 
 _CLASSES = {
     "CAUSAL_LM": "AutoModelForCausalLM",
@@ -40,8 +49,10 @@ def shapes_in_order(
         from peft.tuners.tuners_utils import BaseTunerLayer
     except ImportError:
         raise MissingExtraError.of("the modules' order needs PEFT", "peft") from None
-    if not os.path.isfile(os.path.join(base, "config.json")):
+    file = os.path.join(base, "config.json")
+    if not os.path.isfile(file):
         raise SourceError("no base model", part="--base", found=base, expected="a config.json")
+    _require_few_layers(json_object(file), file)
     try:
         model_config = transformers.AutoConfig.from_pretrained(
             os.fspath(base),
@@ -57,8 +68,11 @@ def shapes_in_order(
             else:
                 model = build.from_config(model_config)
         settings = {key: value for key, value in config.items() if key != "auto_mapping"}
+        settings |= _without_patterns(settings, [name for name, _ in model.named_modules() if name])
         peft_config: PeftConfig = PeftConfig.from_peft_type(**settings)  # type: ignore[no-untyped-call]
         adapted: Any = get_peft_model(model, peft_config, low_cpu_mem_usage=True)
+    except VbfmtError:
+        raise
     except Exception as error:  # noqa: BLE001 - whatever a strange config provokes in there
         # A long path would crowd out the message.
         reason = str(error).replace(os.fspath(base), os.path.basename(os.path.normpath(base)))
@@ -73,3 +87,63 @@ def shapes_in_order(
             layer: Any = module
             result[name] = (int(layer.in_features), int(layer.out_features))
     return result
+
+
+def _without_patterns(settings: Mapping[str, Any], names: list[str]) -> dict[str, Any]:
+    """The settings that are regular expressions, as lists of the names that they match.
+
+    PEFT matches them by Python's own engine, which a hostile one keeps busy without end.
+
+    Raises:
+        ConfigError: not a regular expression, or one that takes too long.
+        SourceError: PEFT, which compares the ends of names in lists, would choose others too.
+    """
+    plain: dict[str, Any] = {}
+    for key in ("target_modules", "exclude_modules"):
+        pattern = settings.get(key)
+        if not isinstance(pattern, str) or pattern == "all-linear":
+            continue
+        match = matcher(pattern)
+        chosen = {name for name in names if match(name)}
+        others = [n for n in names if n not in chosen and any(e in chosen for e in _ends(n))]
+        if not chosen and key == "target_modules":
+            raise SourceError("no module of the base is a target", part=key, found=pattern)
+        if others:
+            raise SourceError(
+                "a regular expression that no list of names can stand for",
+                part=key,
+                found=f"{pattern!r} does not match {others[0]}",
+                advice="name the modules in a list in adapter_config.json",
+            )
+        plain[key] = sorted(chosen)
+    patterns = settings.get("layers_pattern") or []
+    for pattern in [patterns] if isinstance(patterns, str) else patterns:
+        if not isinstance(pattern, str) or not _PLAIN.fullmatch(pattern):
+            raise SourceError(
+                "not the name of a list of layers", part="layers_pattern", found=str(pattern)
+            )
+    return plain
+
+
+def _ends(name: str) -> list[str]:
+    """``b.c`` and ``c`` of ``a.b.c``."""
+    parts = name.split(".")
+    return [".".join(parts[at:]) for at in range(1, len(parts))]
+
+
+def _require_few_layers(config: Mapping[str, Any], file: str) -> None:
+    """Building the model takes time and memory for every layer and every expert in it."""
+    levels = [config, *(value for value in config.values() if isinstance(value, Mapping))]
+    for level in levels:
+        counts = {"layer": 1, "expert": 1}
+        for key, value in level.items():
+            for word in counts:
+                if word in key and type(value) is int:
+                    counts[word] = max(counts[word], value)
+        if counts["layer"] > MOST_LAYERS or counts["layer"] * counts["expert"] > MOST_EXPERTS:
+            raise SourceError(
+                "more layers than any model has",
+                file=file,
+                found=f"{counts['layer']} layers, {counts['expert']} experts in each",
+                expected=f"at most {MOST_LAYERS}, and {MOST_EXPERTS} experts in all",
+            )

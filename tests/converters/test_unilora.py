@@ -225,6 +225,32 @@ def test_more_indices_than_memory_has_are_not_made(tmp_path, monkeypatch):
         read(tmp_path / "uni", base=tmp_path / "base")
 
 
+def test_a_regular_expression_chooses_what_peft_chooses(tmp_path):
+    trained("llama", str(tmp_path), save_indices=False).save_pretrained(tmp_path / "uni")
+    names = [module.name for module in read(tmp_path / "uni", base=tmp_path / "base")]
+    changed(tmp_path / "uni", target_modules=r".*\.(q_proj|v_proj|down_proj)")
+    again = read(tmp_path / "uni", base=tmp_path / "base")
+    assert [module.name for module in again] == names
+
+
+@pytest.mark.parametrize("key", ["target_modules", "exclude_modules"])
+@pytest.mark.timeout(60)
+def test_a_hostile_regular_expression_is_refused(tmp_path, key):
+    trained("llama", str(tmp_path), save_indices=False).save_pretrained(tmp_path / "uni")
+    changed(tmp_path / "uni", **{key: r"(\w|\w\w|\w\.|\.)+[A-Z]"})
+    with pytest.raises(errors.VbfmtError, match="takes too long"):
+        read(tmp_path / "uni", base=tmp_path / "base")
+
+
+@pytest.mark.parametrize("key", ["num_hidden_layers", "encoder_layers"])
+def test_a_base_of_too_many_layers_is_not_built(tmp_path, key):
+    trained("llama", str(tmp_path), save_indices=False).save_pretrained(tmp_path / "uni")
+    file = tmp_path / "base" / "config.json"
+    file.write_text(json.dumps({**json.loads(file.read_text()), key: 20_000}))
+    with pytest.raises(errors.SourceError, match="more layers than any model has"):
+        read(tmp_path / "uni", base=tmp_path / "base")
+
+
 def test_a_base_that_peft_cannot_use_is_one_error(tmp_path):
     trained("llama", str(tmp_path), save_indices=False).save_pretrained(tmp_path / "uni")
     config = json.loads((tmp_path / "base" / "config.json").read_text())

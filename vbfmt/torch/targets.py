@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-import re
 from collections import Counter
 from collections.abc import Collection, Iterator
 from math import gcd
 
 from torch import nn
 
+from vbfmt._patterns import matcher
 from vbfmt._similar import nearest
 from vbfmt.errors import ConfigError, ModelError, few
 from vbfmt.torch.config import ALL_LINEAR, VBLoRAConfig
@@ -107,15 +107,10 @@ def matches(name: str, pattern: str | Collection[str]) -> bool:
     equal to it or to its last components.
 
     Raises:
-        ConfigError: not a regular expression.
+        ConfigError: not a regular expression, or one that takes too long.
     """
     if isinstance(pattern, str):
-        try:
-            return re.fullmatch(pattern, name) is not None
-        except re.error as error:
-            raise ConfigError(
-                "not a regular expression", found=pattern, expected=f"one that compiles ({error})"
-            ) from None
+        return matcher(pattern)(name) is not None
     return any(name == wanted or name.endswith(f".{wanted}") for wanted in pattern)
 
 
@@ -201,7 +196,7 @@ def _is_in_block(name: str, config: VBLoRAConfig) -> bool:
         return True
     patterns = config.layers_pattern
     patterns = [patterns] if isinstance(patterns, str) else patterns
-    found = [re.match(rf"(?:.*\.)?{pattern}\.(\d+)\.", name) for pattern in patterns or [r"[^.]*"]]
+    found = [matcher(rf"(?:.*\.)?{pattern}\.(\d+)\..*")(name) for pattern in patterns or [r"[^.]*"]]
     first = next((match for match in found if match), None)
     return first is not None and int(first.group(1)) in numbers
 

@@ -191,6 +191,14 @@ def test_compressed_records_are_refused():
     assert "is compressed" in refusal(archive_of(records_of(saved(STATE)), zipfile.ZIP_DEFLATED))
 
 
+def test_a_record_that_says_it_is_a_folder_is_refused():
+    """PyTorch gives memory of the process in its place."""
+    data = bytearray(archive_of(records_of(saved(STATE))))
+    entry = data.index(b"PK\x01\x02")
+    data[entry + 38] |= 0x10
+    assert "is a folder" in refusal(bytes(data))
+
+
 def test_a_bomb_is_refused_in_little_memory():
     """A file of 3 MB that unpacks to 3 GB, and one with records that are all the same bytes."""
     records = records_of(saved(STATE))

@@ -1,0 +1,45 @@
+"""Regular expressions from configs."""
+
+from __future__ import annotations
+
+import time
+
+import pytest
+
+pytest.importorskip("regex")
+
+from vbfmt import errors
+from vbfmt._patterns import LONGEST_PATTERN, matcher
+from vbfmt._similar import nearest
+
+
+def test_the_whole_name_is_matched():
+    match = matcher(r"(?:.*\.)?layers\.(\d+)\..*")
+    assert match("model.layers.12.q").group(1) == "12"
+    assert match("layers.12") is None
+
+
+@pytest.mark.parametrize("pattern", ["(", "a{2,1}", "a" * (LONGEST_PATTERN + 1)])
+def test_what_is_no_pattern_is_one_error(pattern):
+    with pytest.raises(errors.ConfigError, match="a regular expression"):
+        matcher(pattern)
+
+
+@pytest.mark.timeout(60)
+def test_a_pattern_that_takes_too_long_is_one_error():
+    """Python's own engine needs more than a lifetime for this one."""
+    with pytest.raises(errors.ConfigError, match="takes too long"):
+        matcher(r"(\w|\w\w|\w\.|\.)+[A-Z]")("model.layers.0.self_attn.q_proj" * 3)
+
+
+def test_hints_cost_little_whatever_the_names_are():
+    """``difflib`` took up to 28 minutes."""
+    begin = time.process_time()
+    nearest("ba" * 512, ["ab" * 512 + str(number) for number in range(20_000)])
+    assert time.process_time() - begin < 2
+
+
+def test_a_hint_is_the_name_that_was_meant():
+    names = [f"model.layers.{n}.self_attn.{leaf}" for n in range(40) for leaf in ("q_proj", "k")]
+    assert nearest("model.layers.3.self_attn.q_porj", names)[0] == "model.layers.3.self_attn.q_proj"
+    assert nearest("nothing.like.it.at.all", ["q"]) == []

@@ -1,0 +1,65 @@
+"""Regular expressions from configs, which strangers write: matched in a limited time.
+
+Python's own engine may take longer than anybody lives for a few characters.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from functools import lru_cache
+from typing import Any, TypeAlias
+
+from vbfmt.errors import ConfigError
+
+Match: TypeAlias = Any
+"""As of Python's ``re``."""
+
+LONGEST_PATTERN = 10_000
+"""Characters."""
+
+TIME = 0.1
+"""Seconds of processor time for one name: a thousand times what a usual pattern takes."""
+
+
+@lru_cache(maxsize=64)
+def matcher(pattern: str) -> Callable[[str], Match | None]:
+    """Return a function that matches a pattern with the whole of a name.
+
+    Raises:
+        ConfigError: not a regular expression, too long a one, or (when the function is called)
+            one that takes more than `TIME`.
+    """
+    try:
+        import regex
+    except ImportError:
+        raise ConfigError(
+            "a regular expression needs the regex package",
+            found=pattern[:80],
+            advice="pip install 'vbfmt[torch]', or name the modules in a list",
+        ) from None
+    if len(pattern) > LONGEST_PATTERN:
+        raise ConfigError(
+            "a regular expression that is too long",
+            found=f"{len(pattern)} characters",
+            expected=f"at most {LONGEST_PATTERN}",
+        )
+    try:
+        compiled = regex.compile(pattern)
+    except (regex.error, RecursionError, OverflowError, MemoryError, ValueError) as error:
+        raise ConfigError(
+            "not a regular expression", found=pattern, expected=f"one that compiles ({error})"
+        ) from None
+
+    def match(name: str) -> Match | None:
+        try:
+            found: Match | None = compiled.fullmatch(name, timeout=TIME)
+            return found
+        except TimeoutError:
+            raise ConfigError(
+                "a regular expression that takes too long",
+                found=pattern,
+                expected=f"{TIME} s at most for {name[:80]!r}",
+                advice="name the modules in a list",
+            ) from None
+
+    return match
