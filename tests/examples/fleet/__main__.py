@@ -47,7 +47,7 @@ def run_all(jobs: list[Job], processes: int, folder: Path) -> None:
     left = [job for job in jobs if not is_done(job, results)]
     print(f"{len(jobs) - len(left)} of {len(jobs)} runs are done already", flush=True)
     started = time.monotonic()
-    with ProcessPoolExecutor(processes, get_context("spawn"), max_tasks_per_child=8) as pool:
+    with ProcessPoolExecutor(processes, get_context("spawn")) as pool:
         futures = {pool.submit(done, job): job for job in left}
         for count, future in enumerate(as_completed(futures), start=1):
             for result in future.result():
