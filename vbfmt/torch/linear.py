@@ -98,6 +98,12 @@ class VBLoRALinear(nn.Module):
         return is_conv1d(self.base_layer)
 
     @property
+    def fan_in_fan_out_in_files(self) -> bool:
+        """The same of the model's files: a quantized layer may be made from a Conv1D."""
+        source = getattr(self.base_layer, "source_cls", None)  # transformers' bitsandbytes.py
+        return self.fan_in_fan_out or getattr(source, "__name__", "") == "Conv1D"
+
+    @property
     def called(self) -> bool:
         """Whether it was ever called, by a model that is not compiled."""
         return self._called[0]

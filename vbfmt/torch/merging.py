@@ -90,13 +90,16 @@ def _require_plain(name: str, layer: VBLoRALinear) -> None:
         )
     features = (layer.out_features, layer.in_features)
     expected = features[::-1] if layer.fan_in_fan_out else features
-    if tuple(layer.weight.shape) != expected or not layer.weight.is_floating_point():
+    plain = type(layer.weight) in (nn.Parameter, Tensor) and layer.weight.is_floating_point()
+    if tuple(layer.weight.shape) != expected or not plain:
         raise ModelError(
             "a weight that cannot be added to",
             part=name,
-            found=f"{layer.weight.dtype} {tuple(layer.weight.shape)}",
+            found=f"{type(layer.weight).__name__}, {layer.weight.dtype} "
+            f"{tuple(layer.weight.shape)}",
             expected=f"floating point {expected}",
-            advice="a quantized base cannot be merged: load it in its full precision",
+            advice="dequantize a quantized base first (model.dequantize() of transformers), or "
+            "load it in its full precision",
         )
 
 

@@ -25,7 +25,7 @@ from vbfmt.torch.bank import VectorBank
 from vbfmt.torch.checkpoint_file import require_finite
 from vbfmt.torch.config import VBLoRAConfig, is_number
 from vbfmt.torch.injection import attach, install
-from vbfmt.torch.linear import VBLoRALinear, features_of, is_adaptable, is_conv1d
+from vbfmt.torch.linear import VBLoRALinear, features_of, is_adaptable
 from vbfmt.torch.overlooked import warn_of_layers_never_called, warn_of_others_that_train
 from vbfmt.torch.peft_config import peft_config, updates_of
 from vbfmt.torch.plan import exact
@@ -215,7 +215,7 @@ def _rows(updates: Mapping[str, Admixture]) -> dict[str, Rows]:
 
 
 def _module(name: str, layer: VBLoRALinear, rank: int) -> Module:
-    return Module(name, layer.in_features, layer.out_features, rank, layer.fan_in_fan_out)
+    return Module(name, layer.in_features, layer.out_features, rank, layer.fan_in_fan_out_in_files)
 
 
 def _require_digest(adapter: Adapter, expected: str) -> None:
@@ -253,8 +253,6 @@ def _mismatch(layer: nn.Module | None, module: Module) -> str | None:
         return (
             f"{module.name} is {inner} → {outer}, not {module.in_features} → {module.out_features}"
         )
-    if is_conv1d(layer) != module.fan_in_fan_out:
-        return f"{module.name} stores its weight the other way round"
     return None
 
 

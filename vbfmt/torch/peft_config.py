@@ -45,7 +45,7 @@ def peft_config(adapters: VBLoRA, name: str | None) -> dict[str, Any]:
     )
     if len(set(ranks.values())) == 1:
         config = replace(config, r=next(iter(ranks.values())))
-    fan_in_fan_out = all(layer.fan_in_fan_out for layer in layers.values())
+    fan_in_fan_out = all(layer.fan_in_fan_out_in_files for layer in layers.values())
     return {**config.as_peft(), "fan_in_fan_out": fan_in_fan_out}
 
 
