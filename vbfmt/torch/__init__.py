@@ -30,15 +30,26 @@ from vbfmt.torch.packed import load_packed, save_packed, to_adapter, warm_start
 from vbfmt.torch.pool import AdapterPool
 from vbfmt.torch.reference import reference_model
 from vbfmt.torch.saving import save_checkpoint
+from vbfmt.torch.strategies import (
+    GumbelSoftmax,
+    NoisyTopK,
+    ScheduledTopK,
+    bank_usage,
+    selection_entropy,
+)
 
 __all__ = [
     "AdapterPool",
+    "GumbelSoftmax",
+    "NoisyTopK",
+    "ScheduledTopK",
     "VBLoRA",
     "VBLoRACallback",
     "VBLoRAConfig",
     "VBLoRALinear",
     "VectorBank",
     "adapters_of",
+    "bank_usage",
     "compose",
     "disabled",
     "eject",
@@ -51,6 +62,7 @@ __all__ = [
     "reference_model",
     "save_checkpoint",
     "save_packed",
+    "selection_entropy",
     "set_adapter",
     "set_adapter_state_dict",
     "to_adapter",

@@ -43,7 +43,9 @@ class AttachedAdapter(nn.Module):
         self.stand_ins = stand_ins
         self._config = config
         self._held = (bank,)  # a tuple, so that a bank that adapters share is a part of one only
-        self.composition = Composition(bank, config.topk) if bank and config else None
+        self.composition = (
+            Composition(bank, config.topk, config.selection) if bank and config else None
+        )
 
     @property
     def config(self) -> VBLoRAConfig | None:

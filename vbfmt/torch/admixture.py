@@ -112,7 +112,13 @@ class Admixture(LowRankUpdate):
                 return rows
         bank, logits = self._bank[0], gathered(self.logits)
         weight = gathered(bank.weight).to(logits.device)
-        return compose_alone(weight, logits, self.topk, train_unselected=bank.train_unselected)
+        return compose_alone(
+            weight,
+            logits,
+            self.topk,
+            train_unselected=bank.train_unselected,
+            select=None if self._shared is None else self._shared[0].select_for(self),
+        )
 
 
 class FixedFactors(LowRankUpdate):

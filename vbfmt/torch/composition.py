@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import threading
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from contextlib import ExitStack, suppress
 from dataclasses import dataclass
 from typing import Any, Protocol
@@ -12,16 +12,24 @@ import torch
 from torch import Tensor, nn
 from torch.autograd.graph import saved_tensors_hooks
 
+from vbfmt.errors import ModelError
 from vbfmt.torch.bank import VectorBank
 from vbfmt.torch.selection import select_top_k
 from vbfmt.torch.sharding import gathered, is_sharded, require_whole
 from vbfmt.torch.unselected import compose_with_all_gradients
 
+Select = Callable[[Tensor, int], "tuple[Tensor | None, Tensor]"]
+
 _FORWARD = -1  # the number of the backward pass that runs now, where none does
 
 
 def compose(
-    bank: Tensor, logits: Sequence[Tensor], k: int, *, train_unselected: bool = False
+    bank: Tensor,
+    logits: Sequence[Tensor],
+    k: int,
+    *,
+    train_unselected: bool = False,
+    select: Select | None = None,
 ) -> Tensor:
     """Return u = Σ wᵢ α_i with w = Softmax(TopK(σ, k)) for every row σ of all logits: (N, b).
 
@@ -33,7 +41,13 @@ def compose(
         logits: (n, h) each, of the bank's dtype and device.
         k: vectors per sub-vector, 1 ≤ k ≤ h.
         train_unselected: give the logits that are not selected a gradient too; see `VectorBank`.
+        select: another way to select: logits (N, h) and k → indices (N, k') or None for the whole
+            bank, and weights.
     """
+    if select is not None:
+        chosen, weights = select(torch.cat(list(logits)), k)
+        weights = weights.to(bank.dtype)
+        return weights @ bank if chosen is None else _mixed(bank, chosen, weights)
     # Many small kernels cost a GPU more than one copy; a processor's caches prefer small blocks.
     blocks = logits if bank.device.type == "cpu" else [torch.cat(list(logits))]
     indices = select_top_k(blocks, k)
@@ -54,7 +68,12 @@ def _mixed(bank: Tensor, indices: Tensor, weights: Tensor) -> Tensor:
 
 
 def compose_alone(
-    bank: Tensor, logits: Tensor, k: int, *, train_unselected: bool = False
+    bank: Tensor,
+    logits: Tensor,
+    k: int,
+    *,
+    train_unselected: bool = False,
+    select: Select | None = None,
 ) -> Tensor:
     """Return `compose` of one layer, within that layer's own forward pass: (n, b).
 
@@ -66,7 +85,7 @@ def compose_alone(
         if torch.is_grad_enabled() and not torch.compiler.is_compiling():
             with suppress(RuntimeError):  # torch.func transforms allow no hooks
                 stack.enter_context(saved_tensors_hooks(_keep, _kept))
-        return compose(bank, [logits], k, train_unselected=train_unselected)
+        return compose(bank, [logits], k, train_unselected=train_unselected, select=select)
 
 
 def _keep(tensor: Tensor) -> tuple[Tensor, int]:
@@ -87,6 +106,7 @@ class HasLogits(Protocol):
     """One layer of a composition."""
 
     logits: nn.Parameter
+    training: bool
 
 
 class Composition:
@@ -106,11 +126,18 @@ class Composition:
     Every thread has a pass of its own, so that one may evaluate while another trains. In passes
     that `torch.compile` has traced the rows are in the graph; where it breaks a model's graph they
     wait between its parts, for all threads alike.
+
+    Attributes:
+        training_passes: how many passes with gradients have begun, for schedules.
     """
 
-    def __init__(self, bank: VectorBank, topk: int) -> None:
+    def __init__(
+        self, bank: VectorBank, topk: int, selection: Callable[..., Any] | None = None
+    ) -> None:
         self._bank = (bank,)  # a tuple, so that no module takes it for a part of itself
         self._topk = topk
+        self._selection = selection
+        self.training_passes = 0
         self.layers: list[HasLogits] = []
         self._forget_passes()
 
@@ -139,11 +166,33 @@ class Composition:
                 logits,
                 self.topk,
                 train_unselected=self.bank.train_unselected,
+                select=self.select_for(self.layers[0]),
             )
             parts = torch.split(composed, [len(block) for block in logits])
             rows.update(zip(positions, parts, strict=True))
+        if torch.is_grad_enabled() and self._selection is not None:
+            self.training_passes += 1
         recording, backward = torch.is_grad_enabled(), _backward_pass()
         self._put_current(Pass(rows, recording, self._versions(), backward))
+
+    def select_for(self, layer: HasLogits) -> Select | None:
+        """Return how a layer's vectors are selected now; None: the k largest logits.
+
+        Raises:
+            ModelError: in a backward pass, where a random selection would be another one.
+        """
+        selection = self._selection
+        if selection is None or not layer.training:
+            return None
+        if _backward_pass() != _FORWARD:
+            raise ModelError(
+                "activation checkpointing would select other vectors the second time",
+                part="selection",
+                found=type(selection).__name__,
+                advice="train without checkpointing, or without a selection of your own",
+            )
+        step = self.training_passes
+        return lambda logits, k: selection(logits, k, step)
 
     def end(self) -> None:
         """Forget the sub-vectors: the pass is over, or was interrupted."""

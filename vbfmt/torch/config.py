@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection, Mapping
+from collections.abc import Callable, Collection, Mapping
 from dataclasses import dataclass, field, fields
 from math import inf
 from typing import Any, cast
@@ -12,6 +12,9 @@ from vbfmt.errors import ConfigError
 
 ALL_LINEAR = "all-linear"
 BIASES = ("none", "vblora_only", "all")
+
+Selection = Callable[..., Any]
+"""(logits, k, training pass) → indices or None, and weights."""
 
 _LISTS = ("target_modules", "exclude_modules", "modules_to_save")
 
@@ -46,6 +49,8 @@ class VBLoRAConfig:
         task_type: as PEFT names it (``SEQ_CLS``, ``CAUSAL_LM``, …); PEFT needs it to pick a class.
             As in PEFT, modules whose names end in ``classifier`` or ``score`` (``SEQ_CLS``,
             ``TOKEN_CLS``) or in ``qa_outputs`` (``QUESTION_ANS``) are then trained whole.
+        selection: how vectors are selected in training, see `vbfmt.torch.strategies`; by default
+            as in evaluation: the softmax of the k largest logits. Not saved with an adapter.
 
     For every field that PEFT lets be None, None is the default here too. `inject` warns about
     entries of `target_modules`, `exclude_modules` and `rank_pattern` that match nothing; a name in
@@ -72,6 +77,7 @@ class VBLoRAConfig:
     base_model_name_or_path: str | None = None
     revision: str | None = None
     task_type: str | None = None
+    selection: Selection | None = None
 
     def __post_init__(self) -> None:
         defaults = {"target_modules": ALL_LINEAR, "rank_pattern": {}}
@@ -121,7 +127,7 @@ class VBLoRAConfig:
             raise ConfigError(
                 "another kind of adapter", part="peft_type", found=kind, expected="VBLORA"
             )
-        known = {f.name: config.get(f.name) for f in fields(cls)}
+        known = {f.name: config.get(f.name) for f in fields(cls) if f.name != "selection"}
         if layers_known:
             known.update(layers_to_transform=None, layers_pattern=None)
         if "rank" in config and "rank_pattern" in config:  # as `as_peft` writes it
@@ -130,7 +136,7 @@ class VBLoRAConfig:
 
     def as_peft(self) -> dict[str, Any]:
         """Return the config as PEFT's VBLoRAConfig has it, for ``adapter_config.json``."""
-        named = {f.name: getattr(self, f.name) for f in fields(self)}
+        named = {f.name: getattr(self, f.name) for f in fields(self) if f.name != "selection"}
         for name in _LISTS:
             value = named[name]
             named[name] = value if isinstance(value, str) else sorted(value) or None
@@ -200,6 +206,8 @@ def _require_names(config: VBLoRAConfig) -> None:
         _require(fits, what, value, "a list of names, or one regular expression")
     value = config.modules_to_save
     _require(_are_names(value), "modules_to_save", value, "a list of names")
+    value = config.selection
+    _require(value is None or callable(value), "selection", value, "a function, or None")
     value = config.layers_pattern
     fits = isinstance(value, str) or _are_names(value)
     _require(fits, "layers_pattern", value, "a name, or a list of names")

@@ -1,0 +1,117 @@
+"""How vectors are selected in training: the paper's Table 5, and functions of your own.
+
+A strategy gets the logits (N, h), k and the number of training passes so far, and returns indices
+(N, k') with weights (N, k'), or None with weights (N, h) over the whole bank. It acts in training
+mode; in evaluation, and in what is saved, selection is always the softmax of the k largest logits.
+The paper's Select-All is top-k with ``topk=num_vectors``.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from vbfmt.torch.adapters import adapters_of
+from vbfmt.torch.peft_config import updates_of
+
+Selected = tuple["Tensor | None", Tensor]
+Schedule = float | Callable[[int], float]
+
+
+@dataclass(frozen=True)
+class ScheduledTopK:
+    """The softmax of the k largest logits, with another k or temperature as training goes on.
+
+    Attributes:
+        topk: training pass → k; by default the config's k.
+        temperature: of the softmax; a number, or training pass → number.
+    """
+
+    topk: Callable[[int], int] | None = None
+    temperature: Schedule = 1.0
+
+    def __call__(self, logits: Tensor, k: int, step: int) -> Selected:
+        """Select."""
+        count = k if self.topk is None else int(self.topk(step))
+        top, indices = logits.topk(min(max(count, 1), logits.shape[1]), dim=1)
+        return indices, (top / _now(self.temperature, step)).softmax(dim=1)
+
+
+@dataclass(frozen=True)
+class NoisyTopK:
+    """The softmax of the k largest of the logits plus normal noise.
+
+    Attributes:
+        std: the noise's standard deviation; a number, or training pass → number. Initial logits
+            have a standard deviation of 0.1.
+    """
+
+    std: Schedule = 0.1
+
+    def __call__(self, logits: Tensor, k: int, step: int) -> Selected:
+        """Select."""
+        noisy = logits + torch.randn_like(logits) * _now(self.std, step)
+        top, indices = noisy.topk(k, dim=1)
+        return indices, top.softmax(dim=1)
+
+
+@dataclass(frozen=True)
+class GumbelSoftmax:
+    """Gumbel-softmax over the whole bank; straight-through: the k largest, with its gradient.
+
+    Attributes:
+        temperature: a number, or training pass → number.
+        straight_through: compute with the k largest of the perturbed logits alone.
+    """
+
+    temperature: Schedule = 1.0
+    straight_through: bool = False
+
+    def __call__(self, logits: Tensor, k: int, step: int) -> Selected:
+        """Select."""
+        gumbel = -torch.empty_like(logits).exponential_().log()
+        perturbed = (logits + gumbel) / _now(self.temperature, step)
+        soft = perturbed.softmax(dim=1)
+        if not self.straight_through:
+            return None, soft
+        top, indices = perturbed.topk(k, dim=1)
+        hard = torch.zeros_like(soft).scatter(1, indices, top.softmax(dim=1))
+        return None, hard.detach() - soft.detach() + soft
+
+
+def selection_entropy(model: nn.Module, adapter_name: str | None = None) -> Tensor:
+    """Return the mean entropy of the rows' softmax over the bank, in nats, differentiable.
+
+    Added to a loss with a positive factor it makes selections surer.
+
+    Raises:
+        ModelError: there is no such adapter.
+    """
+    return torch.cat(
+        [-(p * p.clamp_min(1e-30).log()).sum(1) for p in _distributions(model, adapter_name)]
+    ).mean()
+
+
+def bank_usage(model: nn.Module, adapter_name: str | None = None) -> Tensor:
+    """Return each vector's share of the rows' softmax: (h,), its sum is 1, differentiable.
+
+    ``(usage * usage).sum() * h`` is 1 where all vectors are used alike, and h where one is.
+
+    Raises:
+        ModelError: there is no such adapter.
+    """
+    return torch.cat(_distributions(model, adapter_name)).mean(0)
+
+
+def _distributions(model: nn.Module, adapter_name: str | None) -> list[Tensor]:
+    adapters = adapters_of(model)
+    adapters.adapter(adapter_name)
+    return [u.logits.softmax(dim=1) for u in updates_of(adapters, adapter_name).values()]
+
+
+def _now(value: Any, step: int) -> float:
+    return float(value(step) if callable(value) else value)
