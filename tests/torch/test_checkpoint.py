@@ -361,7 +361,9 @@ def test_nothing_is_overwritten_unless_asked_for(saved):
     model = net()
     inject(model, config())
     for save in (save_checkpoint, save_packed):
-        with pytest.raises(OutputExistsError, match="choose another name or pass overwrite=True$"):
+        with pytest.raises(
+            OutputExistsError, match="choose another name or give `overwrite=True`$"
+        ):
             save(model, saved)
     save_checkpoint(model, saved, overwrite=True)
     load_checkpoint(net(), saved)

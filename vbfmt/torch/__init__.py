@@ -24,12 +24,20 @@ from vbfmt.torch.composition import compose
 from vbfmt.torch.config import VBLoRAConfig
 from vbfmt.torch.injection import eject, inject
 from vbfmt.torch.linear import VBLoRALinear
-from vbfmt.torch.merging import merge, unmerge
+from vbfmt.torch.merging import merge, merge_and_unload, unmerge
 from vbfmt.torch.optimizer import param_groups
+from vbfmt.torch.own_layers import adopt
 from vbfmt.torch.packed import load_packed, save_packed, to_adapter, warm_start
 from vbfmt.torch.pool import AdapterPool
 from vbfmt.torch.reference import reference_model
 from vbfmt.torch.saving import save_checkpoint
+from vbfmt.torch.status import (
+    LayerStatus,
+    layer_status,
+    num_stored_parameters,
+    num_trainable_parameters,
+    print_trainable_parameters,
+)
 from vbfmt.torch.strategies import (
     GumbelSoftmax,
     NoisyTopK,
@@ -41,6 +49,7 @@ from vbfmt.torch.strategies import (
 __all__ = [
     "AdapterPool",
     "GumbelSoftmax",
+    "LayerStatus",
     "NoisyTopK",
     "ScheduledTopK",
     "VBLoRA",
@@ -49,16 +58,22 @@ __all__ = [
     "VBLoRALinear",
     "VectorBank",
     "adapters_of",
+    "adopt",
     "bank_usage",
     "compose",
     "disabled",
     "eject",
     "get_adapter_state_dict",
     "inject",
+    "layer_status",
     "load_checkpoint",
     "load_packed",
     "merge",
+    "merge_and_unload",
+    "num_stored_parameters",
+    "num_trainable_parameters",
     "param_groups",
+    "print_trainable_parameters",
     "reference_model",
     "save_checkpoint",
     "save_packed",

@@ -136,6 +136,21 @@ class VBLoRA(nn.Module):
             )
         return cast(AttachedAdapter, self.adapters[name])
 
+    def require_trainable(self, name: str | None = None) -> AttachedAdapter:
+        """Return an adapter that has logits.
+
+        Raises:
+            ModelError: it is a packed one, or there is none of that name.
+        """
+        adapter = self.adapter(name)
+        if not adapter.trainable:
+            raise ModelError(
+                "a packed adapter holds no logits",
+                part=f"adapter {name or self.active}",
+                advice="resume from a checkpoint (load_checkpoint), or start anew: warm_start",
+            )
+        return adapter
+
     def register_banks(self) -> None:
         """Have every bank as a part of the first adapter that has it, and of no other."""
         seen: set[int] = set()

@@ -83,6 +83,11 @@ class Admixture(LowRankUpdate):
         """k: of the composition that all layers share, if there is one."""
         return self._topk if self._shared is None else self._shared[0].topk
 
+    @property
+    def bank(self) -> VectorBank:
+        """The vector bank."""
+        return self._bank[0]
+
     def share(self, composition: Composition) -> None:
         """Take the rows from one composition for all layers from now on."""
         self._shared = composition, len(composition.layers)

@@ -11,10 +11,12 @@ from torch import Tensor, nn
 from vbfmt.errors import ModelError
 from vbfmt.torch.adapters import adapters_of
 from vbfmt.torch.admixture import LowRankUpdate
+from vbfmt.torch.injection import eject
 from vbfmt.torch.linear import VBLoRALinear
 from vbfmt.torch.overlooked import warn_of_layers_never_called
 from vbfmt.torch.preconditions import require_in_memory
 from vbfmt.torch.sharding import require_local
+from vbfmt.torch.stand_ins import owner_of
 
 
 def merge(model: nn.Module) -> None:
@@ -60,6 +62,38 @@ def merge(model: nn.Module) -> None:
     for layer, weight in merged:
         layer.before_merge = (cast(nn.Parameter, layer.weight),)
         layer.base_layer.weight = nn.Parameter(weight, requires_grad=False)
+
+
+def merge_and_unload(model: nn.Module) -> nn.Module:
+    """Merge the active adapter for good and take all adapters out: the base with other weights.
+
+    Heads and biases of the active adapter stay in the model too.
+
+    Returns:
+        The model itself, changed in place.
+
+    Raises:
+        ModelError: as `merge`.
+    """
+    adapters = adapters_of(model)
+    if not adapters.merged:
+        merge(model)
+    root, active = adapters.root, adapters.adapter()
+    own = active.stand_ins.tensors(root)
+    merged = {
+        name: layer.weight
+        for name, layer in adapters.all_layers().items()
+        if layer.before_merge is not None
+    }
+    unmerge(model)
+    eject(model)
+    for name, weight in merged.items():
+        root.get_submodule(name).weight = nn.Parameter(weight, requires_grad=False)
+    for name, tensor in own.items():
+        owner, leaf = owner_of(root, name)
+        with torch.no_grad():
+            getattr(owner, leaf).copy_(tensor)
+    return root
 
 
 def unmerge(model: nn.Module) -> None:

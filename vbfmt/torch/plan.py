@@ -13,7 +13,14 @@ from vbfmt.torch.config import VBLoRAConfig
 from vbfmt.torch.preconditions import require_in_memory
 from vbfmt.torch.sharding import require_adaptable, require_local
 from vbfmt.torch.stand_ins import names_to_train, owner_of
-from vbfmt.torch.targets import base_modules, find_targets, modules_to_save, rank_of, unmatched
+from vbfmt.torch.targets import (
+    base_modules,
+    find_targets,
+    left_out,
+    modules_to_save,
+    rank_of,
+    unmatched,
+)
 
 
 @dataclass(frozen=True)
@@ -48,7 +55,7 @@ def resolve(model: nn.Module, config: VBLoRAConfig) -> Plan:
     with disabled(model) if find_adapters(model) else nullcontext():
         modules = dict(base_modules(model))
         tensors = names_to_train(modules, whole=saved, bias=config.bias, targets=layers)
-    warnings = unmatched(model, config, layers)
+    warnings = [*unmatched(model, config, layers), *left_out(model, config, layers)]
     return exact(model, config, layers, tensors, warnings=warnings)
 
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Collection, Iterator
+from collections.abc import Collection, Iterator, Mapping
 from math import gcd
 
 from torch import nn
@@ -94,6 +94,28 @@ def unmatched(model: nn.Module, config: VBLoRAConfig, targets: Collection[str]) 
             near = _nearest(vain[0], list(among))
             sentences.append(f"{what}: no {kind} is meant by {few(vain)}; there is {near}")
     return sentences
+
+
+def left_out(model: nn.Module, config: VBLoRAConfig, targets: Mapping[str, nn.Module]) -> list[str]:
+    """Return a sentence if "all-linear" leaves out most of the weights: experts of a mixture that
+    are held in parameters with three dimensions, which no linear layer has."""
+    if config.target_modules != ALL_LINEAR:
+        return []
+    adapted = sum(inner * outer for inner, outer in map(features_of, targets.values()))
+    stacked = {
+        name: parameter
+        for name, parameter in model.named_parameters()
+        if parameter.ndim == 3 and "vblora" not in name
+    }
+    size = sum(parameter.numel() for parameter in stacked.values())
+    if size <= adapted:
+        return []
+    largest = max(stacked, key=lambda name: stacked[name].numel())
+    return [
+        f"all-linear leaves out {100 * size / (size + adapted):.0f} % of the weights: {largest}, "
+        f"{tuple(stacked[largest].shape)}, holds all experts in one parameter, which VB-LoRA "
+        f"cannot adapt"
+    ]
 
 
 def _fits_any(pattern: str, names: Collection[str], expression: bool) -> bool:

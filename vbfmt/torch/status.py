@@ -1,0 +1,129 @@
+"""What of a model trains, and what each adapted layer does."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from torch import nn
+
+from vbfmt.torch.adapters import VBLoRA, adapters_of
+from vbfmt.torch.admixture import Admixture
+from vbfmt.torch.linear import VBLoRALinear
+
+
+@dataclass(frozen=True)
+class LayerStatus:
+    """One adapted layer.
+
+    Attributes:
+        name: in the base model.
+        module_type: the class of the base layer.
+        in_features, out_features: of the base layer.
+        ranks: adapter → rank.
+        active_adapter: the adapter whose update is added to the output, if any.
+        merged: whether it is merged into the weight.
+        called: whether the model has ever called the layer.
+        trains: adapter → whether its logits require a gradient.
+        devices: adapter → the device of its parameters.
+    """
+
+    name: str
+    module_type: str
+    in_features: int
+    out_features: int
+    ranks: dict[str, int]
+    active_adapter: str | None
+    merged: bool
+    called: bool
+    trains: dict[str, bool]
+    devices: dict[str, str]
+
+
+def layer_status(model: nn.Module) -> list[LayerStatus]:
+    """Return the status of every adapted layer, in the model's order.
+
+    Raises:
+        ModelError: the model has no adapter.
+    """
+    layers = adapters_of(model).all_layers()
+    return [_status(name, layer) for name, layer in layers.items()]
+
+
+def _status(name: str, layer: VBLoRALinear) -> LayerStatus:
+    updates = dict(layer.updates.items())
+    factors = {
+        key: update.logits if isinstance(update, Admixture) else update.factors()[0]
+        for key, update in updates.items()  # type: ignore[operator]
+    }
+    return LayerStatus(
+        name=name,
+        module_type=type(layer.base_layer).__name__,
+        in_features=layer.in_features,
+        out_features=layer.out_features,
+        ranks={
+            key: update.rank if isinstance(update, Admixture) else factors[key].shape[0]
+            for key, update in updates.items()
+        },
+        active_adapter=layer.active,
+        merged=layer.before_merge is not None,
+        called=layer.called,
+        trains={key: tensor.requires_grad for key, tensor in factors.items()},
+        devices={key: str(tensor.device) for key, tensor in factors.items()},
+    )
+
+
+def num_trainable_parameters(model: nn.Module) -> tuple[int, int]:
+    """Return how many numbers train, and how many the model has in all, adapters included.
+
+    Sharded and quantized parameters count as what they hold: a 4-bit weight has two numbers a byte.
+    """
+    trained = total = 0
+    for parameter in model.parameters():
+        count = _count(parameter)
+        total += count
+        trained += count if parameter.requires_grad else 0
+    return trained, total
+
+
+def _count(parameter: nn.Parameter) -> int:
+    if hasattr(parameter, "quant_state") and hasattr(parameter, "quant_storage"):
+        return 2 * parameter.numel() * parameter.element_size()  # bitsandbytes' Params4bit
+    return int(getattr(parameter, "ds_numel", parameter.numel()))  # DeepSpeed ZeRO-3
+
+
+def num_stored_parameters(model: nn.Module, adapter_name: str | None = None) -> int:
+    """Return the size of a packed adapter's bank, indices and weights in numbers of 4 bytes, as
+    the paper counts (Sec. 3.4), with heads and biases; rounded up.
+
+    Args:
+        adapter_name: a trainable adapter; the active one if not given.
+
+    Raises:
+        ModelError: there is no such adapter, or it is a packed one.
+    """
+    adapters = adapters_of(model)
+    adapter = adapters.require_trainable(adapter_name)
+    composition, bank = adapter.composition, adapter.bank
+    assert composition is not None and bank is not None
+    k, h = composition.topk, bank.num_vectors
+    rows = sum(layer.logits.shape[0] for layer in composition.layers)
+    index_bytes = 1 if h <= 256 else 2
+    others = sum(
+        t.numel() * t.element_size() for t in adapter.stand_ins.tensors(adapters.root).values()
+    )
+    size = 4 * bank.weight.numel() + rows * (k * index_bytes + 4 * (k - 1)) + others
+    return -(-size // 4)
+
+
+def print_trainable_parameters(model: nn.Module) -> None:
+    """Print how many numbers train, and how many of them a packed file stores."""
+    trained, total = num_trainable_parameters(model)
+    line = f"trainable params: {trained:,} || all params: {total:,} || trainable%: "
+    line += f"{100 * trained / max(total, 1):.4f}"
+    if _trainable_is_active(adapters_of(model)):
+        line += f" || stored: {num_stored_parameters(model):,}"
+    print(line)
+
+
+def _trainable_is_active(adapters: VBLoRA) -> bool:
+    return adapters.active is not None and adapters.adapter().trainable
