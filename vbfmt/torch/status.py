@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import cast
 
 from torch import nn
 
 from vbfmt.torch.adapters import VBLoRA, adapters_of
-from vbfmt.torch.admixture import Admixture
+from vbfmt.torch.admixture import Admixture, LowRankUpdate
 from vbfmt.torch.linear import VBLoRALinear
 
 
@@ -50,10 +51,10 @@ def layer_status(model: nn.Module) -> list[LayerStatus]:
 
 
 def _status(name: str, layer: VBLoRALinear) -> LayerStatus:
-    updates = dict(layer.updates.items())
+    updates = {key: cast(LowRankUpdate, update) for key, update in layer.updates.items()}
     factors = {
         key: update.logits if isinstance(update, Admixture) else update.factors()[0]
-        for key, update in updates.items()  # type: ignore[operator]
+        for key, update in updates.items()
     }
     return LayerStatus(
         name=name,
@@ -104,7 +105,8 @@ def num_stored_parameters(model: nn.Module, adapter_name: str | None = None) -> 
     adapters = adapters_of(model)
     adapter = adapters.require_trainable(adapter_name)
     composition, bank = adapter.composition, adapter.bank
-    assert composition is not None and bank is not None
+    assert composition is not None
+    assert bank is not None
     k, h = composition.topk, bank.num_vectors
     rows = sum(layer.logits.shape[0] for layer in composition.layers)
     index_bytes = 1 if h <= 256 else 2
