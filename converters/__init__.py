@@ -179,7 +179,7 @@ def _reader_of(checkpoint: Checkpoint, layout: str | None) -> Reader:
         chosen = [reader for reader in READERS if reader.name == layout]
         if not chosen:
             names = ", ".join(reader.name for reader in READERS)
-            raise SourceError("unknown layout", part="--layout", found=layout, expected=names)
+            raise SourceError("unknown layout", part="`layout`", found=layout, expected=names)
         return chosen[0]
     claims = [reader for reader in READERS if reader.claims(keys)]
     if len(claims) == 1:
@@ -189,7 +189,7 @@ def _reader_of(checkpoint: Checkpoint, layout: str | None) -> Reader:
             "more than one layout is possible, and they give different weights",
             file=checkpoint.file,
             found=" or ".join(reader.what for reader in claims),
-            advice="say which: " + " or ".join(f"--layout {reader.name}" for reader in claims),
+            advice="say which: " + " or ".join(f"`layout={reader.name}`" for reader in claims),
         )
     lora = any(".lora_A" in key or ".lora_B" in key for key in keys)
     raise SourceError(

@@ -128,7 +128,7 @@ def _module(
             part=name,
             found=list(weight.shape),
             expected=[module.out_features, module.in_features],
-            advice=f"the layout {_other(layout)} fits: --layout {_other(layout)}"
+            advice=f"the layout {_other(layout)} fits: `layout={_other(layout)}`"
             if turned
             else None,
         )

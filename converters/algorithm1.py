@@ -34,7 +34,7 @@ def from_checkpoint(checkpoint: Checkpoint, *, topk: int | None = None) -> Adapt
                 "not one vector bank", found=", ".join(banks[:3]) or "none", expected="vector_bank"
             )
         bank = bank_of(tensors[banks[0]])
-        k = agreed_k({"--topk": topk})
+        k = agreed_k({"`topk`": topk})
         modules = tiled.modules_of(tensors, bank, tiled.ALGORITHM_1)
         rows = tiled.rows_by_module(tensors, modules, k, len(bank), tiled.ALGORITHM_1)
         others = [key for key in tensors if key != banks[0] and not tiled.LOGITS.match(key)]

@@ -26,7 +26,7 @@ DTYPES = {"float32": "F32", "bfloat16": "BF16", "float16": "F16"}
 
 
 _LARGEST = {"F32": "3.403e38", "BF16": "3.39e38", "F16": "65504"}
-_ADVICE = {"F16": "give --dtype bfloat16", "BF16": "give --dtype float32"}
+_ADVICE = {"F16": "give `dtype=bfloat16`", "BF16": "give `dtype=float32`"}
 
 
 def write(
@@ -62,7 +62,7 @@ def write(
         OutputExistsError, StorageError
     """
     if dtype not in DTYPES:
-        raise TargetError("unknown dtype", part="--dtype", found=dtype, expected=", ".join(DTYPES))
+        raise TargetError("unknown dtype", part="`dtype`", found=dtype, expected=", ".join(DTYPES))
     rank = rank_of(adapter)
     extras = {} if drop_extras else extras_by_key(adapter)
     for module in adapter.modules:
@@ -71,7 +71,7 @@ def write(
                 raise TargetError(
                     "another trained tensor has the name of a factor",
                     part=key,
-                    advice="leave such tensors out: --drop-extras",
+                    advice="leave such tensors out: `drop_extras=True`",
                 )
     config = peft_config.for_lora(adapter, rank, extras=not drop_extras, experts=experts)
     with storage.new_folder(path, overwrite=overwrite) as folder:

@@ -54,7 +54,7 @@ def write(
     """
     if dtype not in lora.DTYPES:
         raise TargetError(
-            "unknown dtype", part="--dtype", found=dtype, expected=", ".join(lora.DTYPES)
+            "unknown dtype", part="`dtype`", found=dtype, expected=", ".join(lora.DTYPES)
         )
     _require_takeable(adapter, drop_extras)
     rank = lora.rank_of(adapter)
@@ -87,7 +87,7 @@ def _require_takeable(adapter: LowRank, drop_extras: bool) -> None:
         if names
     ]
     if found:
-        alone = "" if outside else "leave them out with --drop-extras, or "
+        alone = "" if outside else "leave them out with `drop_extras=True`, or "
         raise TargetError(
             "mlx-lm has no place for it",
             found=" and ".join(found),

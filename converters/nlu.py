@@ -69,7 +69,7 @@ def _adapter(tensors: Mapping[str, Tensor], config: Mapping[str, Any], topk: int
     modules = tiled.modules_of(tensors, bank, tiled.NLU)
     _require_tied(tensors, tensors[bank_key], modules)
     _require_config(config, modules, *bank.shape)
-    k = agreed_k({"--topk": topk, _CONFIG: _plain(config.get("topk"))})
+    k = agreed_k({"`topk`": topk, _CONFIG: _plain(config.get("topk"))})
     rows = tiled.rows_by_module(tensors, modules, k, len(bank), tiled.NLU)
     head = {key: tensor for key, tensor in tensors.items() if trunk and not key.startswith(trunk)}
     require_gathered(head)

@@ -145,7 +145,7 @@ def _gaps(adapter: LowRank) -> str | None:
 
 _ABOUT_EXTRAS = (_extras, _biases, _known_head, _unknown_heads, _others)
 
-_LEAVE_OUT = "leave them out with --drop-extras, or merge"
+_LEAVE_OUT = "leave them out with `drop_extras=True`, or merge"
 _MERGE = "merge the adapter into its base instead"
 
 _VLLM = "vllm/lora/peft_helper.py"
@@ -154,7 +154,7 @@ _SGLANG = "sglang/srt/lora/lora.py"
 RULES = (
     Rule("vllm", "refuses", _unknown_heads, _LEAVE_OUT, f"{_VLLM}, _validate_features"),
     Rule("vllm", "refuses", _biases, _LEAVE_OUT, f"{_VLLM}, validate_legal"),
-    Rule("vllm", "refuses", _highest_rank, "bring it down with --rank", "vllm/config/lora.py"),
+    Rule("vllm", "refuses", _highest_rank, "bring it down with `rank`", "vllm/config/lora.py"),
     Rule(
         "vllm",
         "needs",

@@ -1,9 +1,10 @@
 """What a command reads: a path, or a repository on the Hugging Face Hub that becomes one.
 
 What exists on the disk always wins over a name. ``owner/name`` is a model repository;
-``hf://owner/name[@revision][/file]`` always is one, as in huggingface_hub's HfFileSystem. Only
-the files that are needed are fetched, into the Hub's own cache; names from outside become paths by
-huggingface_hub alone. Its settings hold (HF_HOME, HF_ENDPOINT, HF_TOKEN, HF_HUB_OFFLINE).
+``hf://owner/name[@revision][/file]`` always is one, as in huggingface_hub's HfFileSystem, and so
+is the address of its page. Only the files that are needed are fetched, into the Hub's own cache;
+names from outside become paths by huggingface_hub alone. Its settings hold (HF_HOME,
+HF_ENDPOINT, HF_TOKEN, HF_HUB_OFFLINE).
 """
 
 from __future__ import annotations

@@ -202,7 +202,7 @@ def _indices_of_seed(
         raise SourceError(
             "the checkpoint holds a seed instead of its indices",
             found="no adapter_config.json" if config is None else f"seed {config.get('proj_seed')}",
-            advice="give the base model's folder, whose config has the modules' order: --base PATH",
+            advice="give the base model's folder, whose config has the modules' order: `base=PATH`",
         )
     _require_sizes(config, length, {})
     rank = size_in(peft_layout.CONFIG, "r", config.get("r"))

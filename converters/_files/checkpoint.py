@@ -128,7 +128,7 @@ def agreed_k(sources: Mapping[str, object]) -> int:
         raise SourceError(
             "logits do not tell how many vectors are selected, and no config says it",
             part="topk",
-            advice="give it: --topk K (the paper and PEFT use 2)",
+            advice="give it: `topk=K` (the paper and PEFT use 2)",
         )
     numbers = [size_in(source, "topk", k) for source, k in known.items()]
     if len(set(numbers)) > 1:

@@ -58,7 +58,7 @@ def write(
     gguf = package()
     if dtype not in lora.DTYPES:
         raise TargetError(
-            "unknown dtype", part="--dtype", found=dtype, expected=", ".join(lora.DTYPES)
+            "unknown dtype", part="`dtype`", found=dtype, expected=", ".join(lora.DTYPES)
         )
     known = _base_of(adapter, base)
     tensors = _names(adapter, known)
@@ -88,7 +88,7 @@ def _require_no_extras(adapter: LowRank, drop_extras: bool) -> None:
         raise TargetError(
             "GGUF adapters cannot hold trained biases and heads",
             found=", ".join(list(adapter.tensors)[:3]),
-            advice="leave them out with --drop-extras, or merge the adapter into its base",
+            advice="leave them out with `drop_extras=True`, or merge the adapter into its base",
         )
 
 
@@ -99,7 +99,7 @@ def _base_of(adapter: LowRank, base: PathLike | None) -> Base:
     raise SourceError(
         "GGUF tensors are named after the base model, which is not at hand",
         found=f"{named!r} as its name" if named else "no name of it in the adapter",
-        advice="give its folder (config.json) or its GGUF file: --base PATH",
+        advice="give its folder (config.json) or its GGUF file: `base=PATH`",
     )
 
 
@@ -133,7 +133,7 @@ def _checked(module: Module, found: str | None, base: Base) -> str:
             "tensor of its own for one that is",
             part=module.name,
             found="no tie_word_embeddings in its config",
-            advice="give its GGUF file: --base FILE",
+            advice="give its GGUF file: `base=FILE`",
         )
     shape = (module.out_features, module.in_features)
     if base.shapes.get(name) != shape:

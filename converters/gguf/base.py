@@ -76,7 +76,7 @@ def read_base(path: PathLike) -> Base:
             "no base model",
             file=path,
             expected="a folder with config.json, or a GGUF file",
-            advice="give its folder or file: --base PATH",
+            advice="give its folder or file: `base=PATH`",
         )
     try:
         return _of_config(json_file.read(file)) if file.suffix == ".json" else _of_gguf(file)

@@ -10,6 +10,12 @@ from urllib.parse import unquote
 from vbfmt.errors import SourceError
 
 _SCHEME = "hf://"
+_WEB = re.compile(
+    r"(?:https?://)?(?:www\.)?(?:huggingface\.co|hf\.co)/(?P<rest>[^?#]*)(?:[?#].*)?", re.ASCII
+)
+_PAGES = ("tree", "blob", "resolve", "raw", "commit")
+"""Kinds of pages of a repository whose address names a revision."""
+_NO_OWNERS = ("datasets", "spaces", "models", "docs", "papers", "collections", "blog")
 _PART = r"[A-Za-z0-9](?:[A-Za-z0-9._-]*[A-Za-z0-9_])?"
 _ID = re.compile(rf"{_PART}/{_PART}", re.ASCII)
 _LONGEST_ID = 96
@@ -42,13 +48,16 @@ def parse(source: str, revision: str | None = None) -> Repo | None:
     """The repository that is meant, or None for a path, whether it exists or not.
 
     Args:
-        source: as a user writes it.
+        source: as a user writes it: ``owner/name``, ``hf://…``, or the address of a page.
         revision: given apart from it.
 
     Raises:
-        SourceError: ``hf://`` and no repository, or a revision that cannot be one.
+        SourceError: ``hf://`` or a page and no repository, or a revision that cannot be one.
     """
-    if source.startswith(_SCHEME):
+    page = _WEB.fullmatch(source)
+    if page is not None and not os.path.lexists(source):
+        repo = _of_page(source, page["rest"])
+    elif source.startswith(_SCHEME):
         repo = _parsed(source)
     elif os.path.lexists(source) or not is_id(source) or source.endswith(_FILES):
         return None
@@ -92,6 +101,25 @@ def _parsed(source: str) -> Repo:
             "no repository", file=source, expected=f"{_SCHEME}owner/name[@revision][/file]"
         )
     return Repo(repo, unquote(revision) or None, file or None)
+
+
+def _of_page(source: str, rest: str) -> Repo:
+    """The repository, revision and file that the address of a page names.
+
+    Raises:
+        SourceError: it is no page of a model.
+    """
+    parts = [unquote(part) for part in rest.strip("/").split("/")]
+    repo, kind, names = "/".join(parts[:2]), parts[2:3], parts[3:]
+    file = "/".join(names[1:]) if kind in (["blob"], ["resolve"], ["raw"]) else ""
+    known = not kind or (kind[0] in _PAGES and (len(names) == 1 or bool(file)))
+    if not known or parts[0] in _NO_OWNERS or not is_id(repo) or (file and not is_safe(file)):
+        raise SourceError(
+            "no page of a model on the Hub",
+            file=source,
+            expected="https://huggingface.co/owner/name, or a page of its files",
+        )
+    return Repo(repo, names[0] if names else None, file or None)
 
 
 def _is_revision(text: str) -> bool:

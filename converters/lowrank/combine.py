@@ -133,12 +133,12 @@ def weighted(
     if not adapters or len(chosen) != len(adapters) or not all(map(math.isfinite, chosen)):
         raise TargetError(
             "weights do not fit the adapters",
-            part="--weight",
+            part="`weights`",
             found=f"{', '.join(map(str, chosen)) or 'none'} for {len(adapters)} adapters",
             expected="one finite number for each",
         )
     if len(adapters) > 1 and len({packed.digest(adapter) for adapter in adapters}) < len(adapters):
-        raise TargetError("one adapter given twice", advice="give it once, with --weight")
+        raise TargetError("one adapter given twice", advice="give it once, with `weights`")
     return Sum(tuple(zip(adapters, chosen, strict=True)), drop_extras)
 
 
@@ -158,7 +158,7 @@ def unweighted(total: Sum) -> str | None:
     if total.drop_extras or not whole:
         return None
     listed = ", ".join(whole[:3]) + (", …" if len(whole) > 3 else "")
-    return f"--weight is not for trained biases and heads, which are taken whole: {listed}"
+    return f"`weights` are not for trained biases and heads, which are taken whole: {listed}"
 
 
 def _joined(modules: list[Module]) -> Module:
@@ -191,7 +191,7 @@ def _scaled(b: Factor, weight: float, name: str) -> Factor:
             part=name,
             found=f"factors up to {np.abs(b).max():.3g} times {weight:g}",
             expected="at most 3.4e38",
-            advice="give a smaller --weight",
+            advice="give smaller `weights`",
         )
     return scaled
 

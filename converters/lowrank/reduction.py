@@ -6,7 +6,9 @@ from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, replace
 
 import numpy as np
+from numpy.typing import NDArray
 
+from vbfmt._math import blas
 from vbfmt.converters.lowrank import Factor, LowRank
 from vbfmt.errors import TargetError
 from vbfmt.module import Module
@@ -92,23 +94,30 @@ def reduced(a: Factor, b: Factor, rank: int) -> tuple[Factor, Factor, float]:
     """
     if len(a) <= rank:
         return a, b, 0.0
+    with blas.few_threads((a.size + b.size) * len(a)):
+        new_a, new_b, values = _truncated(a, b, rank)
+    if not (np.isfinite(new_a).all() and np.isfinite(new_b).all()):
+        raise TargetError(
+            "too large for float32",
+            part="`rank`",
+            found=f"a singular value of {values[0]:.3g}",
+            advice="give smaller `weights`",
+        )
+    norm = float(np.linalg.norm(values))
+    lost = float(np.linalg.norm(values[rank:])) / norm if norm else 0.0
+    return new_a, new_b, lost
+
+
+def _truncated(a: Factor, b: Factor, rank: int) -> tuple[Factor, Factor, NDArray[np.float64]]:
+    """A and B of the lower rank, infinite where they leave float32, and all singular values."""
     q1, r1 = np.linalg.qr(b.astype(np.float64))
     q2, r2 = np.linalg.qr(a.T.astype(np.float64))
     left, values, right = np.linalg.svd(r1 @ r2.T, full_matrices=False)
     kept = min(rank, len(values))
     roots = np.sqrt(values[:kept])
-    norm = float(np.linalg.norm(values))
     new_b = np.zeros((len(b), rank), np.float32)
     new_a = np.zeros((rank, a.shape[1]), np.float32)
     with np.errstate(over="ignore"):
         new_b[:, :kept] = (q1 @ left[:, :kept]) * roots
         new_a[:kept] = roots[:, None] * (right[:kept] @ q2.T)
-    if not (np.isfinite(new_a).all() and np.isfinite(new_b).all()):
-        raise TargetError(
-            "too large for float32",
-            part="--rank",
-            found=f"a singular value of {values[0]:.3g}",
-            advice="give smaller --weight",
-        )
-    lost = float(np.linalg.norm(values[kept:])) / norm if norm else 0.0
-    return new_a, new_b, lost
+    return new_a, new_b, values

@@ -99,7 +99,7 @@ class Folder:
                 part=name,
                 found=f"a link to {os.readlink(path)}",
                 expected="a file of the base's own",
-                advice="if that is meant, give --follow-links: what it leads to is then copied",
+                advice="if that is meant, give `follow_links=True`, which copies its target",
             )
 
 

@@ -92,7 +92,7 @@ def plan(
         StorageError: a file cannot be read.
     """
     if dtype is not None and dtype not in DTYPES:
-        raise TargetError("unknown dtype", part="--dtype", found=dtype, expected=", ".join(DTYPES))
+        raise TargetError("unknown dtype", part="`dtype`", found=dtype, expected=", ".join(DTYPES))
     parts = [adapters] if isinstance(adapters, Adapter) else list(adapters)
     factors = combine.weighted(parts, weights)
     model = bases.read(base, follow_links=follow_links)

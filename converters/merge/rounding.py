@@ -62,7 +62,7 @@ def require_range(out: NDArray[Any], old: NDArray[Any], name: str, dtype: str) -
         raise TargetError(
             f"a value too large for {word}",
             part=name,
-            advice="give --dtype bfloat16 or float32" if dtype == "F16" else None,
+            advice="give `dtype=bfloat16` or float32" if dtype == "F16" else None,
         )
 
 

@@ -174,7 +174,7 @@ def _agreed_k(
     keys: Keys, tensors: Mapping[str, Tensor], config: Mapping[str, Any] | None, topk: int | None
 ) -> int:
     """k as the tensors, the config and the caller say it; they must not disagree."""
-    sources: dict[str, object] = {"--topk": topk, "adapter_config.json": (config or {}).get("topk")}
+    sources: dict[str, object] = {"`topk`": topk, "adapter_config.json": (config or {}).get("topk")}
     if not keys.in_logits_form:
         first = next(iter(keys.modules.values()))["A"]
         sources["the indices' shape"] = (tensors[first["indices"]].shape or (0,))[-1]

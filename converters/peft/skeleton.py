@@ -51,7 +51,7 @@ def shapes_in_order(
         raise MissingExtraError.of("the modules' order needs PEFT", "peft") from None
     file = os.path.join(base, "config.json")
     if not os.path.isfile(file):
-        raise SourceError("no base model", part="--base", found=base, expected="a config.json")
+        raise SourceError("no base model", part="`base`", found=base, expected="a config.json")
     _require_few_layers(json_object(file), file)
     try:
         model_config = transformers.AutoConfig.from_pretrained(
@@ -78,7 +78,7 @@ def shapes_in_order(
         reason = str(error).replace(os.fspath(base), os.path.basename(os.path.normpath(base)))
         raise SourceError(
             "PEFT cannot build the adapter on this base",
-            part="--base",
+            part="`base`",
             found=f"{type(error).__name__}: {reason[:100]}",
         ) from None
     result = {}

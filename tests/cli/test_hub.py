@@ -124,3 +124,65 @@ def test_cards_for_the_hub(vbfmt, tmp_path, checkpoint):
         assert vbfmt(*words, packed, "-o", output, "--card").code == 0
         assert (output / "README.md").read_text().startswith("---\nbase_model: some/base\n")
     assert vbfmt("expand", packed, "-o", "x.gguf", "--to", "gguf", "--card").code == 2
+
+
+PACKED = ("me/packed", "hf://me/packed", "https://huggingface.co/me/packed/blob/main/x.vblora")
+
+
+@pytest.mark.parametrize("source", PACKED)
+def test_every_command_that_reads_takes_a_repository(server, run, tmp_path, source):
+    save(adapter_of(base_model="me/base"), tmp_path / "here.vblora")
+    here = (tmp_path / "here.vblora").read_bytes()
+    server.add("me/packed").commit({"x.vblora": here})
+    for number, words in enumerate(
+        (
+            ("verify",),
+            ("inspect", "--json"),
+            ("diff", "here.vblora"),
+            ("unpack", "-o"),
+            ("expand", "-o"),
+        )
+    ):
+        more = (str(number),) if words[-1] == "-o" else ()
+        done = run(*words, *more, source)
+        assert (done.returncode, done.stderr) == (0, ""), words
+
+
+def test_a_checkpoint_on_the_hub_needs_not_be_packed_first(server, run, tmp_path, data_folder):
+    server.add("me/adapter").commit_folder(data_folder / "minilm-vblora")
+    assert run("pack", "me/adapter", "-o", "x.vblora").returncode == 0
+    assert run("diff", "me/adapter", "x.vblora").returncode == 0
+    assert run("unpack", "me/adapter", "-o", "direct").returncode == 0
+    assert run("unpack", "x.vblora", "-o", "by-file").returncode == 0
+    name = "adapter_model.safetensors"
+    assert (tmp_path / "direct" / name).read_bytes() == (tmp_path / "by-file" / name).read_bytes()
+
+
+def test_the_base_is_taken_from_the_adapter_where_it_can_be_found(server, run, tmp_path):
+    import dataclasses
+
+    wanted = server.add("me/base").commit_folder(save_base(tmp_path / "one", weights_of()))
+    adapter = dataclasses.replace(adapter_of(), base_model="me/base", base_revision=wanted)
+    save(adapter, tmp_path / "x.vblora")
+    merged = run("merge", "x.vblora", "-o", "merged")
+    assert merged.returncode == 0
+    assert merged.stderr == "note: the base model is the one that the adapter names: me/base\n"
+    given = run("merge", "x.vblora", "--base", "me/base", "-o", "given")
+    assert given.returncode == 0
+    for name in ("model.safetensors", "config.json"):
+        mine, theirs = (tmp_path / folder / name for folder in ("merged", "given"))
+        assert mine.read_bytes() == theirs.read_bytes()
+
+
+@pytest.mark.parametrize("named", [None, "me/nothing", "{folder}"])
+def test_a_base_that_is_not_found_is_asked_for(server, run, tmp_path, named):
+    """A folder that a file names is never opened, even if it is there."""
+    import dataclasses
+
+    folder = save_base(tmp_path / "one", weights_of())
+    named = named and named.format(folder=folder)
+    save(dataclasses.replace(adapter_of(), base_model=named), tmp_path / "x.vblora")
+    done = run("merge", "x.vblora", "-o", "merged")
+    assert (done.returncode, done.stdout) == (1, "")
+    assert done.stderr.endswith("give the base: --base PATH\n")
+    assert not (tmp_path / "merged").exists()

@@ -59,7 +59,7 @@ def test_the_delta_is_that_of_the_pseudocode(tmp_path, d_in, d_out):
 def test_a_plain_state_dict_does_not_tell_its_layout(tmp_path):
     path = saved(tmp_path, state())
     with pytest.raises(
-        errors.SourceError, match="say which: --layout nlu or --layout algorithm1"
+        errors.SourceError, match="say which: `layout=nlu` or `layout=algorithm1`"
     ) as caught:
         read(path, topk=K)
     assert caught.value.file == str(path)
@@ -71,12 +71,12 @@ def test_a_plain_state_dict_does_not_tell_its_layout(tmp_path):
 def test_a_weight_beside_it_that_only_the_other_layout_fits_is_named(tmp_path):
     arrays = state(d_in=8, d_out=12)
     arrays["layers.0.q.weight"] = np.zeros((8, 12), np.float32)
-    with pytest.raises(errors.SourceError, match="layout nlu fits: --layout nlu"):
+    with pytest.raises(errors.SourceError, match="layout nlu fits: `layout=nlu`"):
         read(saved(tmp_path, arrays), layout="algorithm1", topk=K)
 
 
 def test_k_must_be_said(tmp_path):
-    with pytest.raises(errors.SourceError, match="give it: --topk K"):
+    with pytest.raises(errors.SourceError, match="give it: `topk=K`"):
         read(saved(tmp_path, state()), layout="algorithm1")
 
 

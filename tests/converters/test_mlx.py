@@ -50,17 +50,17 @@ def test_modules_outside_of_layers_are_refused(tmp_path):
 def test_extras_are_refused(tmp_path, adapter):
     score = {"score.weight": Tensor.of(np.ones((3, 32), np.float32))}
     trained = dataclasses.replace(adapter, tensors=score)
-    with pytest.raises(errors.TargetError, match=r"heads \(score.weight\).*--drop-extras"):
+    with pytest.raises(errors.TargetError, match=r"heads \(score.weight\).*drop_extras=True"):
         mlx.write(trained, tmp_path / "x")
     mlx.write(trained, tmp_path / "x", drop_extras=True)
 
 
 def test_all_that_is_wrong_is_one_refusal(tmp_path):
-    """--drop-extras would help nothing, so it is not offered."""
+    """drop_extras=True would help nothing, so it is not offered."""
     message = r"outside of layers.<n> \(h.0.attn.c_attn, .*\) and trained .* \(empty, .*, …\)"
     with pytest.raises(errors.TargetError, match=message) as caught:
         mlx.write(wide_indices(), tmp_path / "x")
-    assert "--drop-extras" not in str(caught.value)
+    assert "drop_extras=True" not in str(caught.value)
 
 
 def test_its_own_loader_gives_the_same_outputs(tmp_path, adapter):

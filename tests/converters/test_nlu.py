@@ -140,7 +140,7 @@ def test_sizes_may_be_lists_of_one(model, tmp_path, config):
         ({"num_vectors": 90}, "num_vectors: found 90"),
         ({"rank": {}}, "rank: found {}"),
         ({"topk": 2}, "sources disagree on k"),
-        ({"topk": None}, "give it: --topk K"),
+        ({"topk": None}, "give it: `topk=K`"),
         ({"num_hidden_layers": 3}, "incomplete checkpoint .*: found in 2 layers, expected 3"),
     ],
 )

@@ -88,7 +88,7 @@ def test_a_folder_and_its_file_are_the_same(tmp_path):
 
 def test_without_a_config_k_must_be_said(tmp_path):
     folder = write_folder(tmp_path / "x", logits_form(), config=None)
-    with pytest.raises(errors.SourceError, match="give it: --topk K"):
+    with pytest.raises(errors.SourceError, match="give it: `topk=K`"):
         peft.read(folder)
     assert peft.read(folder, topk=2).k == 2
     assert peft.read(folder, topk=3).k == 3
@@ -100,7 +100,7 @@ def test_the_topk_form_needs_no_config(tmp_path):
 
 
 def test_a_k_that_the_model_was_not_trained_with_is_refused():
-    with pytest.raises(errors.SourceError, match="3 from --topk, 2 from adapter_config.json"):
+    with pytest.raises(errors.SourceError, match="3 from `topk`, 2 from adapter_config.json"):
         read(logits_form(), topk=3)
 
 

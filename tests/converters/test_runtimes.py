@@ -22,7 +22,7 @@ def test_a_plain_adapter_has_nothing_against_it(plain, runtime):
 
 @pytest.mark.parametrize("runtime", ["vllm", "llama.cpp", "ollama"])
 def test_extras_are_refused_where_the_runtime_would(runtime):
-    with pytest.raises(errors.TargetError, match=f"{runtime} would not load it.*--drop-extras"):
+    with pytest.raises(errors.TargetError, match=f"{runtime} would not load it.*drop_extras=True"):
         runtimes.require_loadable(wide_indices(), runtime)
     assert runtimes.require_loadable(wide_indices(), runtime, drop_extras=True) == []
 

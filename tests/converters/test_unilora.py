@@ -82,7 +82,7 @@ def test_the_seed_and_the_stored_indices_are_one_adapter(tmp_path, kind):
 
 def test_a_seed_alone_needs_the_base(tmp_path, kind):
     trained(kind, str(tmp_path), save_indices=False).save_pretrained(tmp_path / "uni")
-    with pytest.raises(errors.SourceError, match="seed 7; give the base model's folder.*--base"):
+    with pytest.raises(errors.SourceError, match="seed 7; give the base model's folder.*`base="):
         read(tmp_path / "uni")
     with pytest.raises(errors.SourceError, match=r"expected a config\.json"):
         read(tmp_path / "uni", base=tmp_path)

@@ -69,6 +69,24 @@ def test_nobody_elses_folders_are_swept(tmp_path, name):
     assert (tmp_path / name).is_dir()
 
 
+@pytest.mark.parametrize("kind", ["file", "folder"])
+def test_what_was_left_of_other_targets_goes_too_after_a_moment(tmp_path, kind):
+    (dead, left), (alive, kept) = (held(kind, tmp_path / "other") for _ in range(2))
+    dead.kill()
+    dead.wait()
+    try:
+        staging.sweep(os.fspath(tmp_path / "x"))
+        assert left.exists()  # it might be a writer's that has not locked it yet
+        for path in (left, kept):
+            os.utime(path, (0, 0))
+        staging.sweep(os.fspath(tmp_path / "x"))
+        assert not left.exists()
+        assert kept.exists()
+    finally:
+        alive.kill()
+        alive.wait()
+
+
 def test_a_lock_holds_until_the_file_is_in_place(tmp_path):
     """A finished file that has been closed is not yet abandoned."""
     target = os.fspath(tmp_path / "x")

@@ -16,6 +16,7 @@ import secrets
 import shutil
 import stat
 import sys
+import time
 from collections.abc import Callable, Iterator
 
 if sys.platform != "win32":  # there nothing is locked, and so nothing is swept
@@ -23,6 +24,7 @@ if sys.platform != "win32":  # there nothing is locked, and so nothing is swept
 
 _ENDING = re.compile(r"\.[0-9a-f]{12}\.partial$")
 _ATTEMPTS = 3
+_SETTLED = 10.0
 _LONGEST_STEM = 200
 """Bytes: with the ending below 255, what most file systems take."""
 
@@ -79,15 +81,19 @@ def file(target: str) -> Iterator[tuple[str, int]]:
 
 
 def sweep(target: str) -> None:
-    """Remove the temporary files and folders of `target` that no living process holds.
+    """Remove the temporary files and folders beside `target` that no living process holds.
 
-    Nothing is put in place of `target`: anybody may have made a folder of any name.
+    Those of other targets are left alone for `_SETTLED` seconds: a writer of theirs may have made
+    one and not yet locked it. (Writers of one target reckon with that.) Nothing is put in place of
+    `target`: anybody may have made a folder of any name.
     """
     where, stem = os.path.split(_stem(target))
     with contextlib.suppress(OSError):
         for name in os.listdir(where or "."):
             path = os.path.join(where, name)
-            if _ENDING.search(name) and _ENDING.sub("", name) == stem:
+            if not name.startswith(".") or not _ENDING.search(name):
+                continue
+            if _ENDING.sub("", name) == stem or _is_settled(path):
                 _remove_if_abandoned(path)
 
 
@@ -191,6 +197,11 @@ def _put_by_two_renames(temporary: str, target: str) -> None:
         os.rename(old, target)
         raise
     os.rename(old, temporary)
+
+
+def _is_settled(path: str) -> bool:
+    """Whether nothing was made of it in the last seconds."""
+    return time.time() - os.lstat(path).st_mtime > _SETTLED
 
 
 def _remove_if_abandoned(path: str) -> None:

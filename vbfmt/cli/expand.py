@@ -148,6 +148,8 @@ def command(
 
 
 def _as_dict(done: Expanded, output: str, dtype: str, check: tuple[str, ...]) -> dict[str, Any]:
+    from vbfmt.cli.translation import in_options
+
     return {
         "output": output,
         "form": done.form,
@@ -163,7 +165,7 @@ def _as_dict(done: Expanded, output: str, dtype: str, check: tuple[str, ...]) ->
                 "runtime": finding.rule.runtime,
                 "effect": finding.rule.effect,
                 "what": finding.what,
-                "advice": finding.rule.advice,
+                "advice": in_options(finding.rule.advice),
                 "source": finding.rule.source,
             }
             for finding in done.findings

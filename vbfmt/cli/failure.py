@@ -63,8 +63,7 @@ def in_user_terms(error: VbfmtError) -> VbfmtError:
     from vbfmt.cli.translation import in_options
 
     error.file = shown_as(error.file)
-    ours = ("what", "part", "advice")  # the others may come from a file
-    for name in (*ours, "found", "expected") if error.kind == "config" else ours:
+    for name in ("what", "part", "found", "expected", "advice"):
         text = getattr(error, name)
         if text is not None:
             setattr(error, name, in_options(text))

@@ -7,14 +7,30 @@ from __future__ import annotations
 
 import re
 
-_PARAMETER = re.compile(r"`([a-z][a-z_]*)(?:=([^`]*))?`")
-_OTHER_NAMES = {
-    "overwrite": "--force",
-    "weights": "--weight",
-    "figures": "--figure",
-    "dst": "-o",
-    "b": "--vector-length",
-}
+_OPTIONS = {
+    name: f"--{name.replace('_', '-')}"
+    for name in (
+        "bank",
+        "banks",
+        "base",
+        "base_model",
+        "before",
+        "card",
+        "check",
+        "drop_extras",
+        "dtype",
+        "follow_links",
+        "layout",
+        "rank",
+        "revision",
+        "targets",
+        "to",
+        "topk",
+    )
+} | {"dst": "-o", "figures": "--figure", "overwrite": "--force", "weights": "--weight"}
+"""Parameter → option. What else stands between such quotes comes from a file, and stays."""
+
+_PARAMETER = re.compile(rf"`({'|'.join(_OPTIONS)})(?:=([^`]*))?`")
 
 
 def in_options(text: str) -> str:
@@ -24,5 +40,5 @@ def in_options(text: str) -> str:
 
 def _option(found: re.Match[str]) -> str:
     name, value = found.groups()
-    option = _OTHER_NAMES.get(name, f"--{name.replace('_', '-')}")
-    return option if value in (None, "True") else f"{option} {value.strip(chr(34))}"
+    option = _OPTIONS[name]
+    return option if value in (None, "True") else f"{option} {value}"

@@ -231,7 +231,7 @@ def choose(layers: Sequence[Linear], targets: str) -> tuple[Linear, ...]:
     if missing or not chosen:
         raise SourceError(
             "no such layer in this model",
-            part="--targets",
+            part="`targets`",
             found=", ".join(missing) or targets,
             expected=f"all, or some of {', '.join(leaves)}",
             advice=_advice(leaves) if targets == "qv" else None,
@@ -241,7 +241,7 @@ def choose(layers: Sequence[Linear], targets: str) -> tuple[Linear, ...]:
 
 def _advice(leaves: Iterable[str]) -> str | None:
     fused = [leaf for leaf in leaves if leaf in _FUSED]
-    return f"query and value are parts of one layer: --targets {fused[0]}" if fused else None
+    return f"query and value are parts of one layer: `targets={fused[0]}`" if fused else None
 
 
 def checked(value: Any, key: str, largest: int = _LARGEST_DIMENSION) -> int:

@@ -45,7 +45,7 @@ class Scene:
                     part=what,
                     found=found[what],
                     expected=expected[what],
-                    advice="--before wants the same model with the same h, k and ranks",
+                    advice="`before` wants the same model with the same h, k and ranks",
                 )
         for one, other in zip(self.before, self.adapter, strict=True):
             if one != other:

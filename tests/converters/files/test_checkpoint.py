@@ -18,7 +18,7 @@ def test_sources_that_agree_or_are_silent():
 
 @pytest.mark.parametrize("said", [{}, {"--topk": None, "config": None}])
 def test_nobody_knows_k(said):
-    with pytest.raises(SourceError, match="--topk K"):
+    with pytest.raises(SourceError, match="`topk=K`"):
         agreed_k(said)
 
 

@@ -259,7 +259,7 @@ def test_an_output_of_its_own_is_written_and_measured(tmp_path):
 
 
 def test_without_a_base_the_error_says_what_to_give(tmp_path, adapter):
-    with pytest.raises(errors.SourceError, match="--base PATH"):
+    with pytest.raises(errors.SourceError, match="`base=PATH`"):
         gguf.write(adapter, tmp_path / "x.gguf")
 
 
@@ -273,7 +273,7 @@ def test_extras_are_refused_unless_dropped(tmp_path):
     adapter = wide_indices()
     gpt2 = {"model_type": "gpt2", "n_embd": 8, "n_layer": 2, "n_head": 2}
     folder = base(tmp_path, architectures=["GPT2LMHeadModel"], **gpt2)
-    with pytest.raises(errors.TargetError, match="--drop-extras"):
+    with pytest.raises(errors.TargetError, match="drop_extras=True"):
         gguf.write(adapter, tmp_path / "x.gguf", base=folder)
 
 

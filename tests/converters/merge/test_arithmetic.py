@@ -139,7 +139,7 @@ def test_a_weight_that_is_not_finite_stays_so(value):
 
 def test_a_weight_that_leaves_the_range_of_float16_is_refused():
     weight = tensor_of(np.array([[60000.0, 1.0]]), "F32")
-    with pytest.raises(errors.TargetError, match="too large for float16: w; give --dtype"):
+    with pytest.raises(errors.TargetError, match="too large for float16: w; give `dtype="):
         merged(weight, np.ones((1, 2), "f4"), np.full((1, 1), 9000, "f4"), "F16")
 
 

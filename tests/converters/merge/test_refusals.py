@@ -168,7 +168,7 @@ def test_adapters_of_two_shapes(base):
 
 @pytest.mark.parametrize("weights", [[1.0, 2.0], [float("nan")], [float("inf")]])
 def test_weights_that_do_not_fit(base, weights):
-    refused(base, ["--weight"], kind=errors.TargetError, weights=weights)
+    refused(base, ["`weights`"], kind=errors.TargetError, weights=weights)
 
 
 def test_a_folder_that_holds_an_adapter(base):
