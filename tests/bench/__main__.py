@@ -10,7 +10,7 @@ from importlib import import_module
 
 from tests.bench.table import print_table
 
-SUBJECTS = ("start", "mathematics", "packing", "seeing", "merge", "training", "store")
+SUBJECTS = ("start", "mathematics", "packing", "seeing", "merge", "training", "store", "serving")
 
 
 def main(subjects: list[str]) -> int:

@@ -14,7 +14,7 @@ from torch import nn
 import vbfmt
 from tests.torch.models import NET_TARGETS, config, llama, net, peft_model, tokens
 from tests.torch.pool.adapters import ALL, adapter, logits
-from vbfmt.errors import ConfigError, ContentError, ModelError
+from vbfmt.errors import ConfigError, ContentError, ModelError, VbfmtWarning
 from vbfmt.torch import AdapterPool, eject, inject
 
 LAYERS = ["encoder.0", "encoder.1", "out"]
@@ -203,3 +203,22 @@ def test_blocks_within_blocks():
         with pool.forward([None]):
             assert not torch.equal(logits(pool._model, ids), adapted)
         assert torch.equal(logits(pool._model, ids), adapted)
+
+
+def test_a_layer_that_the_model_never_calls():
+    class Reads(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.called, self.read = nn.Linear(16, 16), nn.Linear(16, 16)
+
+        def forward(self, x):
+            return nn.functional.linear(self.called(x), self.read.weight)
+
+    torch._dynamo.utils.counters.clear()
+    pool = AdapterPool(Reads())
+    pool.put("x", adapter(Reads, ["called", "read"], 1))
+    with pytest.warns(VbfmtWarning, match="^read: these layers were not called"):
+        run(pool, ["x"], 1)
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        run(pool, ["x"], 1)

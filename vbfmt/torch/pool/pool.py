@@ -6,33 +6,36 @@ import contextlib
 import itertools
 import os
 import sys
-import weakref
 from collections.abc import Callable, Iterator, Sequence
-from typing import Any, cast
+from typing import Any
 
-import torch
-from torch import Tensor, nn
+from torch import nn
 
 from vbfmt.adapter import Adapter
-from vbfmt.errors import ConfigError, ModelError, VbfmtError
+from vbfmt.errors import ConfigError, ModelError, VbfmtError, few, warn
 from vbfmt.packed import load
 from vbfmt.torch.adapters import find_adapters
 from vbfmt.torch.config import is_count
-from vbfmt.torch.packed import _matching_layers
-from vbfmt.torch.pool.batch import Staging
+from vbfmt.torch.pool.batch import Batch, Staging
+from vbfmt.torch.pool.intake import Intake
 from vbfmt.torch.pool.layers import LayerHook, running
-from vbfmt.torch.pool.layout import Layout, pack
-from vbfmt.torch.pool.own_tensors import may_differ_by_sample, own_tensors
-from vbfmt.torch.pool.residents import Prepared, Resident, Residents
-from vbfmt.torch.preconditions import require_free_name, require_in_memory
+from vbfmt.torch.pool.own_tensors import may_differ_by_sample
+from vbfmt.torch.pool.requirements import (
+    device_of,
+    forget_compiled,
+    pools,
+    require_bare,
+    require_settings,
+    stream_of,
+)
+from vbfmt.torch.pool.residents import Resident, Residents
+from vbfmt.torch.preconditions import require_in_memory
 from vbfmt.torch.targets import base_modules
 
 PathLike = str | os.PathLike[str]
 
 BASE = "__base__"
 """In a batch: no adapter, as PEFT's `adapter_names` have it; None means the same."""
-
-_pools: weakref.WeakKeyDictionary[nn.Module, weakref.ref[AdapterPool]] = weakref.WeakKeyDictionary()
 
 _keys = itertools.count(1)
 
@@ -73,6 +76,9 @@ class AdapterPool:
             takes the time of these sizes, and larger adapters are refused. None: what a batch's
             own adapters need.
 
+    Warns:
+        VbfmtWarning: the model did not call a layer that an adapter of a batch changes.
+
     Raises:
         ModelError: the model has adapters or a pool already, is wrapped, offloaded, or on several
             devices.
@@ -87,31 +93,36 @@ class AdapterPool:
         source: Callable[[str], Adapter | PathLike] | None = None,
         form: tuple[int, int, int] | None = None,
     ) -> None:
-        _require_settings(limit, form)
-        _require_bare(model)
+        require_settings(limit, form)
+        require_bare(model)
         modules = dict(base_modules(model))
         served = {name: each for name, each in modules.items() if may_differ_by_sample(each)}
         require_in_memory(model, served)
         self._model = model
         self._modules = modules
-        self._device = _device_of(served)
-        self._stream = _stream(self._device)
+        self._device = device_of(served)
+        self._stream = stream_of(self._device)
         self._source = source
-        self._form = form
         self._residents = Residents(self._device, limit)
         self._staging = Staging(self._residents, served, self._device, form)
-        self._layouts: weakref.WeakValueDictionary[tuple[object, ...], Layout]
-        self._layouts = weakref.WeakValueDictionary()
+        self._intake = Intake(model, modules, self._device, self._residents.banks, form)
         self._key = next(_keys)
+        self._served = served
         self._called: set[int] = set()
+        self._warned = False
         self._hooks = [
             each.register_forward_hook(
                 LayerHook(self._key, name, place, self._called), with_kwargs=True
             )
             for place, (name, each) in enumerate(served.items())
         ]
-        _pools[model] = weakref.ref(self)
-        _forget_compiled()
+        pools.add(model)
+        forget_compiled()
+
+    @property
+    def model(self) -> nn.Module:
+        """The model that the pool serves."""
+        return self._model
 
     @property
     def names(self) -> list[str]:
@@ -160,10 +171,10 @@ class AdapterPool:
         if isinstance(source, Adapter):
             if digest is not None:
                 raise ConfigError("a digest is of a file", advice="check an adapter with digest()")
-            self._residents.put(name, self._prepared(source))
+            self._put(name, source)
             return
         try:
-            self._residents.put(name, self._prepared(load(source, digest=digest)))
+            self._put(name, load(source, digest=digest))
         except VbfmtError as error:
             raise error.in_file(source) from None
 
@@ -202,6 +213,7 @@ class AdapterPool:
                 yield
             finally:
                 running.batches = before
+            self._warn_of_layers_never_called(batch)
         finally:
             self._residents.unpin(residents)
 
@@ -232,47 +244,15 @@ class AdapterPool:
         for hook in self._hooks:
             hook.remove()
         self._hooks = []
-        _pools.pop(self._model, None)
-        _forget_compiled()
+        pools.discard(self._model)
+        forget_compiled()
         for name in self.names:
             self._residents.remove(name)
 
-    def _prepared(self, adapter: Adapter) -> Prepared:
-        layout = self._layout(adapter)
-        self._require_form(layout)
-        self._staging.know(layout)
-        bank = self._residents.banks.key(adapter.bank)
-        own = own_tensors(adapter, self._modules)
-        return Prepared(layout, pack(adapter), bank, adapter.bank, own)
-
-    def _layout(self, adapter: Adapter) -> Layout:
-        """The one object of the adapter's layout; whether it is the model's is checked once."""
-        fresh = Layout.of(adapter)
-        known = self._layouts.get(fresh.key)
-        if known is not None:
-            return known
-        for name, layer in _matching_layers(self._model, adapter).items():
-            if cast(Tensor, layer.weight).device != self._device:
-                raise ModelError(
-                    "a layer on another device than the pool's",
-                    part=name,
-                    found=cast(Tensor, layer.weight).device,
-                    expected=self._device,
-                )
-        return self._layouts.setdefault(fresh.key, fresh)
-
-    def _require_form(self, layout: Layout) -> None:
-        if self._form is None:
-            return
-        rank, k, length = self._form
-        largest = max(module.rank for module in layout.modules)
-        if largest > rank or layout.k > k or layout.b % length:
-            raise ConfigError(
-                "the adapter is larger than the pool's form",
-                found=f"rank {largest}, k {layout.k}, b {layout.b}",
-                expected=f"rank ≤ {rank}, k ≤ {k}, b a multiple of {length}",
-                advice="make the pool with another form, or with none",
-            )
+    def _put(self, name: str, adapter: Adapter) -> None:
+        prepared = self._intake.prepared(adapter)
+        self._staging.know(prepared.layout)
+        self._residents.put(name, prepared)
 
     def _wanted(self, names: Sequence[str | None]) -> list[str | None]:
         if isinstance(names, str) or not names:
@@ -296,6 +276,22 @@ class AdapterPool:
         finally:
             self._residents.unpin(list(held.values()))
 
+    def _warn_of_layers_never_called(self, batch: Batch) -> None:
+        """Once, for models that read a layer's weight and never call it: where merged, an adapter
+        has an effect there. Compiled layers do not count their calls."""
+        dynamo = sys.modules.get("torch._dynamo.utils")
+        if self._warned or not self._called or (dynamo and dynamo.counters["frames"]):
+            return
+        changed = [place for place, part in enumerate(batch.parts) if part is not None]
+        dead = [place for place in changed if place not in self._called]
+        if dead:
+            self._warned = True
+            names = [*self._served]
+            warn(
+                f"{few([names[place] for place in dead])}: these layers were not called, so "
+                f"adapters have no effect there"
+            )
+
     def _require_usable(self) -> None:
         """Refuse what would be computed wrongly without a word."""
         if not self._hooks:
@@ -305,7 +301,7 @@ class AdapterPool:
                 "the model has got an adapter of its own beside the pool's",
                 advice="eject it, or close the pool",
             )
-        now = _device_of(self._modules)
+        now = device_of(self._modules)
         if now != self._device:
             raise ModelError(
                 "the model was moved",
@@ -313,46 +309,8 @@ class AdapterPool:
                 expected=self._device,
                 advice="move the model first, and then make the pool",
             )
-        if _stream(self._device) != self._stream:
+        if stream_of(self._device) != self._stream:
             raise ModelError(
                 "another CUDA stream than the one in which the pool was made",
                 advice="use the pool in one stream",
             )
-
-
-def _require_settings(limit: int | None, form: tuple[int, int, int] | None) -> None:
-    if limit is not None and not is_count(limit):
-        raise ConfigError("limit is out of range", found=limit, expected="bytes, or None")
-    if form is not None and not (len(form) == 3 and all(is_count(size) for size in form)):
-        raise ConfigError("not a form", found=form, expected="(rank, k, vector length)")
-
-
-def _require_bare(model: nn.Module) -> None:
-    require_free_name(model, "default")
-    if find_adapters(model) is not None:
-        raise ModelError(
-            "the model has an adapter", advice="eject it first: a pool serves the bare model"
-        )
-    for part in model.modules():
-        pool = _pools.get(part)
-        if pool is not None and pool() is not None:
-            raise ModelError("the model has a pool", advice="use that, or close it first")
-
-
-def _device_of(modules: dict[str, nn.Module]) -> torch.device:
-    """The device of the first layer."""
-    for module in modules.values():
-        weight = module._parameters.get("weight")
-        if weight is not None and may_differ_by_sample(module):
-            return weight.device
-    raise ModelError("the model has no linear layers to adapt")
-
-
-def _stream(device: torch.device) -> object:
-    return torch.cuda.current_stream(device) if device.type == "cuda" else None
-
-
-def _forget_compiled() -> None:
-    """Have everything compiled again: compiled code does not look for new hooks."""
-    if "torch._dynamo" in sys.modules:
-        torch.compiler.reset()

@@ -1,0 +1,87 @@
+"""From an adapter to what is put into memory: whether it is the model's, its bytes, its bank."""
+
+from __future__ import annotations
+
+import weakref
+from collections.abc import Mapping
+from typing import cast
+
+import torch
+from torch import Tensor, nn
+
+from vbfmt.adapter import Adapter
+from vbfmt.errors import ConfigError, ModelError
+from vbfmt.torch.packed import _matching_layers
+from vbfmt.torch.pool.banks import Banks
+from vbfmt.torch.pool.layout import Layout, pack
+from vbfmt.torch.pool.own_tensors import own_tensors
+from vbfmt.torch.pool.residents import Prepared
+
+
+class Intake:
+    """Prepares adapters for a pool; needs no lock.
+
+    Args:
+        modules: all of the model, by name.
+        form: rank, k and vector length that adapters must not exceed; None for any.
+    """
+
+    def __init__(
+        self,
+        model: nn.Module,
+        modules: Mapping[str, nn.Module],
+        device: torch.device,
+        banks: Banks,
+        form: tuple[int, int, int] | None,
+    ) -> None:
+        self._model = model
+        self._modules = modules
+        self._device = device
+        self._banks = banks
+        self._form = form
+        self._layouts: weakref.WeakValueDictionary[tuple[object, ...], Layout]
+        self._layouts = weakref.WeakValueDictionary()
+
+    def prepared(self, adapter: Adapter) -> Prepared:
+        """The adapter as its bytes, with its bank's digest and its own tensors on the device.
+
+        Raises:
+            ModelError: it belongs to another model, or it brings a tensor that samples of one batch
+                cannot have of their own.
+            ConfigError: it is larger than the form.
+            ContentError: values that nobody has checked (``verify=False``) break a rule.
+        """
+        layout = self._layout(adapter)
+        self._require_form(layout)
+        bank = self._banks.key(adapter.bank)
+        own = own_tensors(adapter, self._modules)
+        return Prepared(layout, pack(adapter), bank, adapter.bank, own)
+
+    def _layout(self, adapter: Adapter) -> Layout:
+        """The one object of the adapter's layout; whether it is the model's is checked once."""
+        fresh = Layout.of(adapter)
+        known = self._layouts.get(fresh.key)
+        if known is not None:
+            return known
+        for name, layer in _matching_layers(self._model, adapter).items():
+            if cast(Tensor, layer.weight).device != self._device:
+                raise ModelError(
+                    "a layer on another device than the pool's",
+                    part=name,
+                    found=cast(Tensor, layer.weight).device,
+                    expected=self._device,
+                )
+        return self._layouts.setdefault(fresh.key, fresh)
+
+    def _require_form(self, layout: Layout) -> None:
+        if self._form is None:
+            return
+        rank, k, length = self._form
+        largest = max(module.rank for module in layout.modules)
+        if largest > rank or layout.k > k or layout.b % length:
+            raise ConfigError(
+                "the adapter is larger than the pool's form",
+                found=f"rank {largest}, k {layout.k}, b {layout.b}",
+                expected=f"rank ≤ {rank}, k ≤ {k}, b a multiple of {length}",
+                advice="make the pool with another form, or with none",
+            )

@@ -1,0 +1,71 @@
+"""What a model has to be for a pool, and what is the state of its device."""
+
+from __future__ import annotations
+
+import sys
+import weakref
+from collections.abc import Mapping
+
+import torch
+from torch import nn
+
+from vbfmt.errors import ConfigError, ModelError
+from vbfmt.torch.adapters import find_adapters
+from vbfmt.torch.config import is_count
+from vbfmt.torch.pool.own_tensors import may_differ_by_sample
+from vbfmt.torch.preconditions import require_free_name
+
+pools: weakref.WeakSet[nn.Module] = weakref.WeakSet()
+"""The models that have a pool."""
+
+
+def require_settings(limit: int | None, form: tuple[int, int, int] | None) -> None:
+    """Refuse a limit or a form that cannot be.
+
+    Raises:
+        ConfigError
+    """
+    if limit is not None and not is_count(limit):
+        raise ConfigError("limit is out of range", found=limit, expected="bytes, or None")
+    if form is not None and not (len(form) == 3 and all(is_count(size) for size in form)):
+        raise ConfigError("not a form", found=form, expected="(rank, k, vector length)")
+
+
+def require_bare(model: nn.Module) -> None:
+    """Refuse a model that is wrapped, or that has adapters or a pool, also in a part of it.
+
+    Raises:
+        ModelError
+    """
+    require_free_name(model, "default")
+    if find_adapters(model) is not None:
+        raise ModelError(
+            "the model has an adapter", advice="eject it first: a pool serves the bare model"
+        )
+    for part in model.modules():
+        if part in pools:
+            raise ModelError("the model has a pool", advice="use that, or close it first")
+
+
+def device_of(modules: Mapping[str, nn.Module]) -> torch.device:
+    """The device of the first layer.
+
+    Raises:
+        ModelError: there is none.
+    """
+    for module in modules.values():
+        weight = module._parameters.get("weight")
+        if weight is not None and may_differ_by_sample(module):
+            return weight.device
+    raise ModelError("the model has no linear layers to adapt")
+
+
+def stream_of(device: torch.device) -> object:
+    """The stream that work on a GPU is given to now; None elsewhere."""
+    return torch.cuda.currentstream_of(device) if device.type == "cuda" else None
+
+
+def forget_compiled() -> None:
+    """Have everything compiled again: compiled code does not look for new hooks."""
+    if "torch._dynamo" in sys.modules:
+        torch.compiler.reset()
