@@ -110,7 +110,7 @@ def _decoding(
             "LoRA": lambda: lora(input_ids=ids, use_cache=False, adapter_names=names),
         },
         setting,
-        times=15,
+        times=25,
     )
     what = f"decode, {SAMPLES} samples, {SAMPLES} adapters ({_where(setting)})"
     added = {name: seconds[name] - seconds["base"] for name in ("vbfmt", "LoRA")}

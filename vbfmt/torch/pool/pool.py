@@ -130,10 +130,10 @@ class AdapterPool:
         return self._residents.names
 
     def __contains__(self, name: object) -> bool:
-        return name in self._residents.names
+        return name in self._residents
 
     def __len__(self) -> int:
-        return len(self._residents.names)
+        return len(self._residents)
 
     @property
     def used_bytes(self) -> int:

@@ -62,7 +62,7 @@ def device_of(modules: Mapping[str, nn.Module]) -> torch.device:
 
 def stream_of(device: torch.device) -> object:
     """The stream that work on a GPU is given to now; None elsewhere."""
-    return torch.cuda.currentstream_of(device) if device.type == "cuda" else None
+    return torch.cuda.current_stream(device) if device.type == "cuda" else None
 
 
 def forget_compiled() -> None:

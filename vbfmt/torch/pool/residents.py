@@ -93,6 +93,12 @@ class Residents:
         with self.lock:
             return list(self._by_name)
 
+    def __contains__(self, name: object) -> bool:
+        return name in self._by_name
+
+    def __len__(self) -> int:
+        return len(self._by_name)
+
     @property
     def reserved(self) -> int:
         """Bytes that are allocated on the device, in use or not."""
@@ -109,17 +115,14 @@ class Residents:
         with self.lock:
             old = self._by_name.get(name)
             self._make_room(adapter, first=old)
-            bank = self.banks.find(adapter.key)
-            self.used += adapter.nbytes + (0 if bank else adapter.bank.nbytes)
-            room = self._room()
-            resident = Resident(
-                name,
-                adapter.layout,
-                self.pages.write(adapter.data, room),
-                self.banks.use(adapter.key, adapter.bank),
-                adapter.own,
-                adapter.nbytes,
-            )
+            runs = self.pages.write(adapter.data, self._room())
+            try:
+                bank = self.banks.use(adapter.key, adapter.bank)
+            except BaseException:  # the device has no memory left
+                self.pages.free(runs)
+                raise
+            self.used += adapter.nbytes + (bank.nbytes if bank.users == 1 else 0)
+            resident = Resident(name, adapter.layout, runs, bank, adapter.own, adapter.nbytes)
             if name in self._by_name:
                 self._drop(self._by_name[name])
             self._by_name[name] = resident

@@ -60,6 +60,8 @@ def low_rank_update(x: Tensor, rows: Rows, result: Tensor) -> Tensor:
         if low.dtype == result.dtype == b.dtype:
             return torch.baddbmm(result, low, b)
         added = torch.bmm(low, b.to(low.dtype))
+    if added.dtype == torch.promote_types(added.dtype, result.dtype):
+        return added.add_(result).to(result.dtype)  # no memory for another sum
     return (result + added).to(result.dtype)
 
 
