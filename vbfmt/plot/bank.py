@@ -27,7 +27,7 @@ def draw_norms(figure: Figure | SubFigure, scene: Scene) -> Drawn:
     norms = scene.norms[order]
     edges = np.arange(len(order) + 1) - 0.5
     axes.stairs(norms, edges, fill=True, color=style.BLUE)
-    axes.set_xlabel("vectors of the bank, by descending norm")
+    axes.set_xlabel("rank by norm (0: the longest vector)")
     axes.set_ylabel("Euclidean norm")
     axes.margins(x=0)
     axes.set_ylim(0, None if norms[0] else 1)
@@ -35,7 +35,7 @@ def draw_norms(figure: Figure | SubFigure, scene: Scene) -> Drawn:
     title = "Norms of the bank's vectors"
     caption = (
         f"from {norms[-1]:.3g} to {norms[0]:.3g}, median {np.median(norms):.3g}; "
-        f"the longest is vector {order[0]}"
+        f"the longest has index {order[0]} in the bank"
     )
     style.title(axes, title, caption)
     hover = Strips(

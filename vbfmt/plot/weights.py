@@ -21,7 +21,7 @@ _MOST_STRIPS = 320
 _PALE = 1.5
 """Colours reach at least that many times as far as chance does, so that noise stays pale."""
 _COLOURS = (style.BLUE, style.ORANGE, style.GREEN, style.PURPLE)
-_ALONG = "vectors of the bank, by descending norm"
+_ALONG = "vectors of the bank, ranked by norm (0: the longest)"
 
 
 def draw_depth(figure: Figure | SubFigure, scene: Scene) -> Drawn:
@@ -128,7 +128,11 @@ def draw_kinds(figure: Figure | SubFigure, scene: Scene) -> Drawn:
     title = "Vectors by kind of module and factor"
     top = np.unravel_index(int(np.abs(far).argmax()), far.shape)
     columns = _bin_names(scene.by_norm, bounds)
-    where = columns[int(top[1])] if len(columns) == scene.adapter.h else "neighbouring vectors"
+    where = (
+        f"{columns[int(top[1])]} (index)"
+        if len(columns) == scene.adapter.h
+        else "neighbouring vectors"
+    )
     caption = (
         f"strongest: {short[int(top[0])].rpartition(' ')[0]} on {where}, {far[top]:+.1f} σ "
         f"(at random ±{at_random:.1f})"
