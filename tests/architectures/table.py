@@ -11,7 +11,7 @@ import transformers
 
 from tests.architectures.check import Result
 
-_WORST = ("wrong", "failed", "refused", "equal")
+_WORST = ("wrong", "failed", "told", "refused", "equal")
 _FOLDER = re.compile(r"/tmp/\S*?/(base|lora|x\.vblora)\b")
 
 
@@ -36,8 +36,10 @@ def text(results: Sequence[Result]) -> str:
         "merge, to 1e-4 in every tensor: the packed adapter merged into the base, the LoRA that it",
         "expands to, and `load_adapter`.",
         "",
-        f"{compared} compared: {counts['equal']} equal, {counts['refused']} refused, "
-        f"{counts['failed']} that PEFT refuses, {counts['wrong']} wrong.",
+        f"{compared} compared: {counts['equal']} equal throughout, {counts['refused']} refused, "
+        f"{counts['failed']} whose LoRA PEFT refuses, {counts['told']} whose LoRA PEFT loads wrong "
+        f"and `vbfmt expand` says so (merge and `load_adapter` are equal), "
+        f"{counts['wrong']} wrong.",
         "",
         "| task | architecture | layers | merge | expand | load |",
         "|---|---|---|---|---|---|",
