@@ -8,14 +8,15 @@ from __future__ import annotations
 
 import os
 from collections.abc import Iterator, Mapping
-from typing import Any
+from typing import Any, TypeAlias
 
 from vbfmt.adapter import Adapter
 from vbfmt.errors import ModelError, few
 
 PathLike = str | os.PathLike[str]
 
-_EXPAND = "expand the adapter and serve the folder: vbfmt expand"
+Size: TypeAlias = tuple[int, int]
+"""Features at the input and at the output."""
 
 
 def require_no_larger(adapter: Adapter, manager: Any, file: PathLike) -> None:
@@ -29,8 +30,8 @@ def require_no_larger(adapter: Adapter, manager: Any, file: PathLike) -> None:
         ModelError: they have more.
     """
     found = sum(module.in_features + module.out_features for module in adapter.modules)
-    pairs = [pair for _, pair in _layers(manager) if _is_checkable(*pair)]
-    there = sum(a.shape[3] + b.shape[2] for a, b in pairs) * _ranks() * _stages()
+    there = sum(sum(size) for _, size in _layers(manager) if size)
+    there *= 1 + sum(1 for _ in _on_other_ranks(manager.model))  # of which nothing is known here
     if found > there:
         raise ModelError(
             "the adapter was trained on a larger model",
@@ -51,11 +52,9 @@ def require(loaded: Any, manager: Any, file: PathLike) -> None:
     elsewhere = tuple(f"{name}." for name in _on_other_ranks(manager.model))
     missing = []
     for name, weights in loaded.loras.items():
-        layer = layers.get(name)
-        if layer is None and manager.is_pooling_model:
-            layer = layers.get(f"model.{name}")
-        if layer is not None:
-            _require_size(name, weights, *layer, file)
+        known = name if name in layers or not manager.is_pooling_model else f"model.{name}"
+        if known in layers:
+            _require_size(name, weights, layers[known], file)
         elif not f"{name}.".startswith(elsewhere or ("\0",)):
             missing.append(name)
     if missing:
@@ -68,23 +67,34 @@ def require(loaded: Any, manager: Any, file: PathLike) -> None:
         )
 
 
-def _layers(manager: Any) -> Iterator[tuple[str, tuple[Any, Any]]]:
-    """The names that an adapter may use, each with the buffers of A and B that it fills.
+def _layers(manager: Any) -> Iterator[tuple[str, Size | None]]:
+    """The names that an adapter may use, each with the size of its layer if that is known.
 
     A fused layer (``qkv_proj``) goes by the names of its parts.
     """
     packed: Mapping[str, list[str]] = manager.packed_modules
     for name, module in manager.modules.items():
         parts = packed.get(name, [name])
-        a = _as_tuple(getattr(module, "lora_a_stacked", ()))
-        b = _as_tuple(getattr(module, "lora_b_stacked", ()))
-        checkable = len(a) == len(b) == len(parts)
+        sizes = _sizes(module)
+        if len(parts) == 1 and sizes:
+            sizes = [(sizes[0][0], sum(out for _, out in sizes))]
         for number, part in enumerate(parts):
-            yield part, (a[number], b[number]) if checkable else (None, None)
+            yield part, sizes[number] if len(sizes) == len(parts) else None
 
 
-def _as_tuple(buffers: Any) -> tuple[Any, ...]:
-    return tuple(buffers) if isinstance(buffers, (tuple, list)) else (buffers,)
+def _sizes(module: Any) -> list[Size]:
+    """The sizes of a layer's parts on all ranks together, [] if they are not known."""
+    base = module.base_layer
+    if hasattr(base, "vocab_size") and hasattr(module, "hidden_size"):  # the output layer
+        return [(module.hidden_size, base.vocab_size)]
+    if not hasattr(base, "input_size"):  # an embedding, experts
+        return []
+    outputs = getattr(base, "output_sizes", None) or [base.output_size]
+    if hasattr(base, "total_num_kv_heads"):  # output_sizes counts a head once for each rank
+        keys, values = base.head_size, base.v_head_size
+        heads = base.total_num_kv_heads
+        outputs = [base.total_num_heads * keys, heads * keys, heads * values, *outputs[3:]]
+    return [(base.input_size, out) for out in outputs]
 
 
 def _on_other_ranks(model: Any) -> Iterator[str]:
@@ -96,46 +106,21 @@ def _on_other_ranks(model: Any) -> Iterator[str]:
             yield name
 
 
-def _require_size(name: str, weights: Any, buffer_a: Any, buffer_b: Any, file: PathLike) -> None:
-    """Buffers are (slots, 1, rank, in) and (slots, 1, out, rank), sharded over the ranks."""
-    if not _is_checkable(buffer_a, buffer_b):
+def _require_size(name: str, weights: Any, size: Size | None, file: PathLike) -> None:
+    if size is None:
         raise ModelError(
             "packed adapters are not served in this kind of layer",
             file=file,
             part=name,
-            advice=_EXPAND,
+            advice="expand the adapter and serve the folder: vbfmt expand",
         )
     found = (weights.lora_a.shape[1], weights.lora_b.shape[0])
-    here = (buffer_a.shape[3], buffer_b.shape[2])
-    shards = _ranks()
-    if not all(_is_whole(size, part, shards) for size, part in zip(found, here, strict=True)):
+    if found != size:
         raise ModelError(
             "the adapter was trained on a model of another size",
             file=file,
             part=name,
             found=f"{found[0]} → {found[1]} features",
-            expected=f"{here[0]} → {here[1]}" + (f" on each of {shards} ranks" * (shards > 1)),
+            expected=f"{size[0]} → {size[1]}",
             advice="serve the model that the adapter was trained on",
         )
-
-
-def _is_checkable(buffer_a: Any, buffer_b: Any) -> bool:
-    """Return whether these are the buffers of a linear layer."""
-    return buffer_a is not None and buffer_a.ndim == buffer_b.ndim == 4
-
-
-def _is_whole(size: int, part: int, ranks: int) -> bool:
-    """Return whether a layer of `size` features can leave `part` of them on one of the ranks."""
-    return size % part == 0 and ranks % (size // part) == 0
-
-
-def _stages() -> int:
-    from vllm.distributed import get_pp_group
-
-    return int(get_pp_group().world_size)
-
-
-def _ranks() -> int:
-    from vllm.distributed import get_tensor_model_parallel_world_size
-
-    return int(get_tensor_model_parallel_world_size())

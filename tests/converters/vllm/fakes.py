@@ -44,21 +44,27 @@ def keys_of(request):
     return [("lora", lora.lora_name, lora.lora_path)]
 
 
-@dataclass
-class Layer:
-    """A layer of the served model: the buffers that hold the factors of two adapters."""
+def layer(in_features, *out_features):
+    """A linear layer of the served model, fused if there are several outputs."""
+    base = SimpleNamespace(input_size=in_features, output_size=sum(out_features))
+    if len(out_features) > 1:
+        base.output_sizes = list(out_features)
+    return SimpleNamespace(base_layer=base)
 
-    lora_a_stacked: object
-    lora_b_stacked: object
 
-    @classmethod
-    def of(cls, in_features, *out_features, rank=8):
-        import torch
-
-        return cls(
-            tuple(torch.zeros(2, 1, rank, in_features) for _ in out_features),
-            tuple(torch.zeros(2, 1, out, rank) for out in out_features),
-        )
+def attention(hidden, kv, *, head=8, ranks=1):
+    """Queries, keys and values fused; each rank holds one head of keys and values at least."""
+    sharded = max(kv, head * ranks)
+    base = SimpleNamespace(
+        input_size=hidden,
+        output_size=hidden + 2 * sharded,
+        output_sizes=[hidden, sharded, sharded],
+        head_size=head,
+        v_head_size=head,
+        total_num_heads=hidden // head,
+        total_num_kv_heads=kv // head,
+    )
+    return SimpleNamespace(base_layer=base)
 
 
 @dataclass
@@ -76,16 +82,16 @@ class Manager:
         self.model = SimpleNamespace(named_modules=lambda: iter(named))
 
     @classmethod
-    def of_llama(cls, *, layers=2, hidden=32, feed=48, kv=16, prefix="model.", **options):
+    def of_llama(cls, *, layers=2, hidden=32, feed=48, kv=16, ranks=1, **options):
         modules, packed = {}, {}
         for number in range(layers):
-            attention = f"{prefix}layers.{number}.self_attn"
-            mlp = f"{prefix}layers.{number}.mlp"
-            modules[f"{attention}.qkv_proj"] = Layer.of(hidden, hidden, kv, kv)
-            modules[f"{attention}.o_proj"] = Layer.of(hidden, hidden)
-            modules[f"{mlp}.gate_up_proj"] = Layer.of(hidden, feed, feed)
-            modules[f"{mlp}.down_proj"] = Layer.of(feed, hidden)
-            packed[f"{attention}.qkv_proj"] = [f"{attention}.{part}_proj" for part in "qkv"]
+            block = f"model.layers.{number}.self_attn"
+            mlp = f"model.layers.{number}.mlp"
+            modules[f"{block}.qkv_proj"] = attention(hidden, kv, ranks=ranks)
+            modules[f"{block}.o_proj"] = layer(hidden, hidden)
+            modules[f"{mlp}.gate_up_proj"] = layer(hidden, feed, feed)
+            modules[f"{mlp}.down_proj"] = layer(feed, hidden)
+            packed[f"{block}.qkv_proj"] = [f"{block}.{part}_proj" for part in "qkv"]
             packed[f"{mlp}.gate_up_proj"] = [f"{mlp}.{part}_proj" for part in ("gate", "up")]
         return cls(modules, packed, **options)
 
@@ -196,10 +202,6 @@ def vllm(monkeypatch):
         "vllm.lora.ops.torch_ops.lora_ops": {"bgmv_shrink": faulty_shrink},
         "vllm.lora.punica_wrapper": {},
         "vllm.lora.punica_wrapper.punica_cpu": {"bgmv_shrink": faulty_shrink},
-        "vllm.distributed": {
-            "get_tensor_model_parallel_world_size": lambda: 1,
-            "get_pp_group": lambda: SimpleNamespace(world_size=1),
-        },
         "vllm.model_executor": {},
         "vllm.model_executor.models": {},
         "vllm.model_executor.models.utils": {"PPMissingLayer": PPMissingLayer},

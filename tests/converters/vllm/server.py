@@ -75,7 +75,7 @@ def expected_tokens(folder: Path, adapter: Adapter | None, prompts: list[list[in
 class Server:
     """vLLM's OpenAI server with the plugin."""
 
-    def __init__(self, base: Path, adapters: Path, log: Path, **environment: str) -> None:
+    def __init__(self, base: Path, adapters: Path, log: Path, *options: str) -> None:
         with socket.socket() as free:
             free.bind(("127.0.0.1", 0))
             self.port = free.getsockname()[1]
@@ -97,6 +97,7 @@ class Server:
                 *(sys.executable, "-m", "vllm.entrypoints.openai.api_server"),
                 *("--enforce-eager", "--enable-lora", "--enable-prefix-caching"),
                 *(text for key, value in arguments.items() for text in (f"--{key}", str(value))),
+                *options,
             ],
             env={
                 **os.environ,
@@ -107,7 +108,6 @@ class Server:
                 "VLLM_CPU_OMP_THREADS_BIND": "nobind",
                 "VLLM_NO_USAGE_STATS": "1",
                 "VBFMT_VLLM_ADAPTERS": str(adapters),
-                **environment,
             },
             stdout=log.open("w"),
             stderr=subprocess.STDOUT,

@@ -8,7 +8,8 @@ import pytest
 
 torch = pytest.importorskip("torch")
 
-from tests.converters.vllm.fakes import Layer, Manager  # noqa: E402
+from tests.converters.gguf.random_adapter import random_adapter  # noqa: E402
+from tests.converters.vllm.fakes import Manager, layer  # noqa: E402
 from vbfmt.converters.vllm import fit  # noqa: E402
 from vbfmt.errors import ModelError  # noqa: E402
 
@@ -63,16 +64,23 @@ def test_a_layer_on_another_rank_of_the_pipeline_is_not_missed():
         fit.require(loaded(**{"model.layers.10.mlp.down_proj": (48, 32)}), here, "x")
 
 
-@pytest.mark.parametrize("ranks", [2, 4])
-def test_tensor_parallel_ranks_hold_parts_of_the_features(vllm, ranks):
-    vllm.modules["distributed"].get_tensor_model_parallel_world_size = lambda: ranks
-    part = Manager({Q: Layer.of(32, 32 // ranks), DOWN: Layer.of(48 // ranks, 32)}, {})
-    fit.require(loaded(**{Q: (32, 32), DOWN: (48, 32)}), part, "x")
-    for size in ((32, 64), (64, 32), (32, 24)):
-        if size == (32, 24) and ranks == 4:
-            continue  # 24 of 8 on three of four ranks
-        with pytest.raises(ModelError, match=f"on each of {ranks} ranks"):
-            fit.require(loaded(**{Q: (size[0], size[1] * ranks)}), part, "x")
+@pytest.mark.parametrize("ranks", [1, 2, 4, 8])
+def test_sizes_are_those_of_all_tensor_parallel_ranks_together(ranks):
+    """vLLM gives each rank a head of keys and values, and counts a shared one more than once."""
+    key = "model.layers.0.self_attn.k_proj"
+    served = Manager.of_llama(ranks=ranks)
+    fit.require(loaded(**{Q: (32, 32), key: (32, 16), DOWN: (48, 32)}), served, "x")
+    for out in (8, 32, 64):
+        with pytest.raises(ModelError, match="expected 32 → 16;"):
+            fit.require(loaded(**{key: (32, out)}), served, "x")
+
+
+def test_the_first_of_uneven_stages_takes_an_adapter_of_all_layers():
+    whole = random_adapter(layers=8, hidden=32, feed=48, kv=16, b=8)
+    elsewhere = tuple(f"model.layers.{number}" for number in range(1, 8))
+    fit.require_no_larger(whole, Manager.of_llama(layers=1, elsewhere=elsewhere), "x")
+    with pytest.raises(ModelError, match="a larger model"):
+        fit.require_no_larger(whole, Manager.of_llama(layers=7), "x")
 
 
 def test_a_pooling_model_goes_without_its_prefix():
@@ -81,21 +89,34 @@ def test_a_pooling_model_goes_without_its_prefix():
 
 
 @pytest.mark.parametrize(
-    "layer",
+    "kind",
     [
-        SimpleNamespace(w13_lora_a_stacked=()),
-        Layer(torch.zeros(2, 64, 8), torch.zeros(2, 1, 32, 8)),
-        Layer.of(32, 32, 16),
+        SimpleNamespace(base_layer=SimpleNamespace(hidden_size=32)),
+        SimpleNamespace(base_layer=SimpleNamespace(num_embeddings=64, embedding_dim=32)),
     ],
-    ids=["experts", "an embedding", "slices that go by no name"],
+    ids=["experts", "an embedding"],
 )
-def test_a_layer_whose_size_cannot_be_checked_is_refused(layer):
+def test_a_layer_whose_size_is_not_known_is_refused(kind):
     with pytest.raises(ModelError, match=f"not served in this kind of layer in x: {Q}; expand"):
-        fit.require(loaded(**{Q: (32, 32)}), Manager({Q: layer}, {}), "x")
+        fit.require(loaded(**{Q: (32, 32)}), Manager({Q: kind}, {}), "x")
 
 
-def test_the_output_layer_has_one_buffer_of_its_own():
-    head = Layer(torch.zeros(2, 1, 8, 32), torch.zeros(2, 1, 64, 8))
+def test_a_fused_layer_whose_parts_do_not_go_by_its_outputs_is_refused():
+    parts = {"x.qkvz": ["x.qkv", "x.z"]}
+    served = Manager({"x.qkvz": layer(32, 32, 16, 16, 32)}, parts)
+    with pytest.raises(ModelError, match="not served in this kind of layer in x: x.z"):
+        fit.require(loaded(**{"x.z": (32, 32)}), served, "x")
+
+
+def test_a_fused_layer_of_one_name_is_one_layer():
+    served = Manager({"x.qkv": layer(32, 32, 16, 16)}, {})
+    fit.require(loaded(**{"x.qkv": (32, 64)}), served, "x")
+    with pytest.raises(ModelError, match="found 32 → 32 features, expected 32 → 64"):
+        fit.require(loaded(**{"x.qkv": (32, 32)}), served, "x")
+
+
+def test_the_output_layer_is_as_large_as_the_vocabulary():
+    head = SimpleNamespace(hidden_size=32, base_layer=SimpleNamespace(vocab_size=64))
     fit.require(loaded(lm_head=(32, 64)), Manager({"lm_head": head}, {}), "x")
     with pytest.raises(ModelError, match="another size"):
         fit.require(loaded(lm_head=(32, 63)), Manager({"lm_head": head}, {}), "x")

@@ -49,8 +49,6 @@ def test_the_worker_loads_every_factor_of_a_packed_adapter(vllm, tmp_path, monke
     manager = object.__new__(vllm["lora.worker_manager"].WorkerLoRAManager)
     served = Manager.of_llama()
     monkeypatch.setattr("vbfmt.converters.vllm.fit._on_other_ranks", lambda model: ())
-    monkeypatch.setattr("vbfmt.converters.vllm.fit._ranks", lambda: 1)
-    monkeypatch.setattr("vbfmt.converters.vllm.fit._stages", lambda: 1)
     served.model = SimpleNamespace()
     for name in ("_validate_moe_lora_format", "_validate_modules_to_save"):
         setattr(served, name, lambda lora: None)
