@@ -1,9 +1,10 @@
 """Packed adapters in vLLM, as a plugin: found by name, read by vLLM's workers as they are.
 
 vLLM calls `register` in each of its processes (entry point ``vllm.general_plugins``). Without the
-environment variable ``VBFMT_VLLM_ADAPTERS``, the folder of the adapters, nothing is changed. With
-it, a request for the model ``alice`` is answered with ``alice.vblora`` of that folder. Nothing is
-expanded on disk: the workers compose the factors from the packed bytes, which they keep.
+environment variable ``VBFMT_VLLM_ADAPTERS``, a folder of packed files or a store, nothing is
+changed. With it, a request for the model ``alice`` is answered with ``alice.vblora`` of that
+folder, or with what ``alice`` points to in the store. Nothing is expanded on disk: the workers
+compose the factors from the packed bytes, which they keep.
 
 How to start a server: docs/guides/serving.md.
 """
@@ -12,16 +13,18 @@ from __future__ import annotations
 
 import os
 
+from vbfmt._files.banks import Sources
 from vbfmt.converters.vllm.pinned import Pinned
+from vbfmt.converters.vllm.resolver import Adapters
 
 PathLike = str | os.PathLike[str]
 
 ADAPTERS = "VBFMT_VLLM_ADAPTERS"
-"""The environment variable that names the folder of the adapters."""
+"""The environment variable that names the folder of the adapters, or the store."""
 
 
 def register() -> None:
-    """Let this process of vLLM serve the adapters in the folder that `ADAPTERS` names.
+    """Let this process of vLLM serve the adapters in the folder or store that `ADAPTERS` names.
 
     Does nothing if the variable is not set. May be called more than once.
 
@@ -29,28 +32,41 @@ def register() -> None:
         ConfigError: there is no such folder, or a function of vLLM that this depends on is not the
             one of the tested versions.
     """
-    folder = os.environ.get(ADAPTERS)
-    if not folder:
+    path = os.environ.get(ADAPTERS)
+    if not path:
         return
     from vbfmt.converters.vllm import internals, no_adapter, resolver, worker
-    from vbfmt.converters.vllm.folder import Folder
 
-    adapters = Folder(folder)
+    adapters = _open(path)
     internals.require()
     no_adapter.install()
-    worker.install()
+    worker.install(adapters.banks)
     resolver.install(adapters)
 
 
-def lora_path(path: PathLike) -> str:
+def _open(path: str) -> Adapters:
+    """Return the adapters in a store or a folder."""
+    from vbfmt.converters.vllm.folder import Folder
+    from vbfmt.converters.vllm.stored import Stored
+    from vbfmt.store.layout import ROOT
+
+    in_store = path.startswith("s3://") or os.path.isfile(os.path.join(path, ROOT))
+    return Stored(path) if in_store else Folder(path)
+
+
+def lora_path(path: PathLike, *, banks: Sources | None = None) -> str:
     """Return what to give vLLM as the path of a packed adapter: the file and its digest.
 
     For vLLM in Python, in an environment where `ADAPTERS` is set::
 
         LoRARequest("alice", 1, vbfmt.converters.vllm.lora_path("adapters/alice.vblora"))
 
+    Args:
+        path: the file.
+        banks: where to look for its bank, as in `vbfmt.load`.
+
     Raises:
         VbfmtError: the file is damaged or cannot be read.
         ConfigError: its name does not end in ``.vblora``.
     """
-    return str(Pinned.of(path))
+    return str(Pinned.of(path, banks=banks))

@@ -11,6 +11,7 @@ import re
 from dataclasses import dataclass
 
 from vbfmt._files import storage
+from vbfmt._files.banks import Sources
 from vbfmt.adapter import Adapter
 from vbfmt.errors import ConfigError, StorageError
 from vbfmt.packed import load_with_digest
@@ -37,8 +38,8 @@ class Pinned:
     digest: str
 
     @classmethod
-    def of(cls, path: PathLike) -> Pinned:
-        """Return a sound file with the digest that it has now.
+    def of(cls, path: PathLike, *, banks: Sources | None = None) -> Pinned:
+        """Return a sound file with the digest that it has now; `banks` as in `vbfmt.load`.
 
         Raises:
             VbfmtError: the file is damaged or cannot be read.
@@ -47,7 +48,7 @@ class Pinned:
         file = os.path.abspath(path)
         if not file.endswith(SUFFIX):
             raise ConfigError("not the name of a packed adapter", found=file, expected=f"…{SUFFIX}")
-        return cls(file, _read(file)[1])
+        return cls(file, _read(file, banks)[1])
 
     @classmethod
     def parse(cls, path: str) -> Pinned | None:
@@ -71,16 +72,16 @@ class Pinned:
     def __str__(self) -> str:
         return f"{self.file}@{self.digest}"
 
-    def load(self) -> Adapter:
+    def load(self, *, banks: Sources | None = None) -> Adapter:
         """Read and check the adapter. Nothing that happens to the file later matters.
 
         Raises:
             VbfmtError: the file is damaged, another one, or cannot be read.
         """
-        return _read(self.file, self.digest)[0]
+        return _read(self.file, banks, self.digest)[0]
 
 
-def _read(file: str, digest: str | None = None) -> tuple[Adapter, str]:
+def _read(file: str, banks: Sources | None, digest: str | None = None) -> tuple[Adapter, str]:
     try:
         size = os.stat(file).st_size
     except OSError as error:
@@ -89,4 +90,4 @@ def _read(file: str, digest: str | None = None) -> tuple[Adapter, str]:
         raise StorageError(
             "too large to be served", file=file, found=f"{size} bytes", expected=f"≤ {LARGEST}"
         )
-    return load_with_digest(file, digest=digest, mmap=False)
+    return load_with_digest(file, digest=digest, mmap=False, banks=banks)

@@ -7,7 +7,7 @@ import logging
 import os
 from typing import Any, Protocol
 
-from vbfmt.converters.vllm.pinned import Pinned
+from vbfmt._files.banks import Sources
 from vbfmt.errors import VbfmtError
 
 _logger = logging.getLogger("vllm.vbfmt")  # below "vllm", whose handlers it shares
@@ -19,8 +19,12 @@ NAME = "vbfmt"
 class Adapters(Protocol):
     """A collection of packed adapters."""
 
+    @property
+    def banks(self) -> Sources | None:
+        """Where external banks are, as in `vbfmt.load`."""
+
     def find(self, name: str) -> str | None:
-        """Return the path of the adapter of that name, or None."""
+        """Return the path of the adapter of that name, with its digest if it is sound; or None."""
 
 
 class Resolver:
@@ -30,24 +34,17 @@ class Resolver:
         self._adapters = adapters
 
     async def resolve_lora(self, base_model_name: str, lora_name: str) -> Any | None:
-        """Return the `LoRARequest` of the adapter of that name, or None (which clients get as 404).
-
-        An adapter that cannot be read is passed on as it is, for the worker to refuse it, which
-        clients get as 400: the answers differ, and so do the log's lines.
-        """
-        return await asyncio.to_thread(self._resolve, lora_name)
-
-    def _resolve(self, name: str) -> Any | None:
+        """Return the `LoRARequest` of the adapter of that name, or None (404 for the client)."""
         from vllm.lora.request import LoRARequest
 
-        path = self._adapters.find(name)
+        try:
+            path = await asyncio.to_thread(self._adapters.find, lora_name)
+        except VbfmtError as error:
+            _logger.error("adapter %s: %s", lora_name, error)
+            return None
         if path is None:
             return None
-        try:
-            path = str(Pinned.of(path))
-        except VbfmtError as error:
-            _logger.error("adapter %s: %s", name, error)
-        return LoRARequest(lora_name=name, lora_int_id=1, lora_path=path)  # the server numbers it
+        return LoRARequest(lora_name=lora_name, lora_int_id=1, lora_path=path)  # vLLM numbers it
 
 
 def install(adapters: Adapters) -> None:

@@ -17,6 +17,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from numpy.typing import NDArray
 
+from vbfmt._files.banks import Sources
 from vbfmt.adapter import Adapter
 from vbfmt.converters import lora, runtimes
 from vbfmt.converters.peft import config as peft_config
@@ -34,9 +35,14 @@ _MARK = "_vbfmt_original"
 
 
 class Kept:
-    """Adapters by digest, in the memory of this process; those of one bank share it."""
+    """Adapters by digest, in the memory of this process; those of one bank share it.
 
-    def __init__(self) -> None:
+    Args:
+        banks: where external banks are, as in `vbfmt.load`.
+    """
+
+    def __init__(self, banks: Sources | None = None) -> None:
+        self._where = banks
         self._adapters: dict[str, Adapter] = {}
         self._banks: dict[bytes, NDArray[np.float32]] = {}
 
@@ -50,7 +56,7 @@ class Kept:
             VbfmtError: it cannot be read, is damaged or another one, or vLLM cannot apply it.
         """
         if pinned.digest not in self._adapters:
-            adapter = pinned.load()
+            adapter = pinned.load(banks=self._where)
             try:
                 runtimes.require_loadable(adapter, "vllm")
             except VbfmtError as error:
@@ -77,15 +83,15 @@ class Kept:
         )
 
 
-def install() -> None:
-    """Wrap vLLM's functions, once in a process."""
+def install(banks: Sources | None = None) -> None:
+    """Wrap vLLM's functions, once in a process; `banks` as in `vbfmt.load`."""
     from vllm.lora.lora_model import LoRAModel
     from vllm.lora.peft_helper import PEFTHelper
     from vllm.lora.worker_manager import WorkerLoRAManager
 
     if hasattr(WorkerLoRAManager._load_adapter, _MARK):
         return
-    kept = Kept()
+    kept = Kept(banks)
     _wrap_class_method(PEFTHelper, "from_local_dir", functools.partial(_config, kept))
     _wrap_class_method(LoRAModel, "from_local_checkpoint", functools.partial(_model, kept))
     original = WorkerLoRAManager._load_adapter

@@ -127,6 +127,21 @@ class Store:
             raise self._unknown(name, found)
         return found[0].digest
 
+    def find(self, name: str) -> str | None:
+        """Return the digest that a name points to, None if there is no such name.
+
+        For names that strangers choose: it takes the same short time for any of them.
+
+        Raises:
+            StoreError: the name's record is damaged.
+        """
+        try:
+            layout.require_name(name)
+        except StoreError:
+            return None
+        found = records.read(self._backend, name)
+        return found[0].digest if found is not None and found[0].name == name else None
+
     def path(self, digest: str) -> str:
         """The path of an adapter's file, without its bank: load it with ``banks=store``.
 

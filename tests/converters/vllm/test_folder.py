@@ -20,7 +20,7 @@ def folder(tmp_path):
 @pytest.mark.parametrize("name", ["alice", "Zoë", "a b", "v1.2", "-x", "a..b", "x" * 248])
 def test_a_file_is_found_by_its_name(folder, name):
     (folder / f"{name}.vblora").touch()
-    assert Folder(folder).find(name) == f"{folder}/{name}.vblora"
+    assert Folder(folder).find(name) == f"{folder}/{name}.vblora"  # no digest: it is empty
 
 
 def test_a_name_is_looked_up_when_it_is_asked_for(folder):
