@@ -153,6 +153,14 @@ def test_names_that_differ_only_in_case_are_refused(store):
     assert store.names() == {"Alice": digest}
 
 
+def test_find_answers_for_any_text(store):
+    """Unlike `resolve` it has no errors for names, and suggests none."""
+    digest = store.add(adapter(1), name="team/Alice")
+    assert store.find("team/Alice") == digest
+    for name in ("team/alice", "nobody", digest, *HOSTILE):
+        assert store.find(name) is None
+
+
 HOSTILE = [
     "",
     ".",
