@@ -139,7 +139,7 @@ serving: $(VENV)/base
 	build/vllm/bin/python -m pip uninstall --quiet --yes torchvision torchaudio torchcodec
 	build/vllm/bin/python -m pip install --quiet --editable . pytest pytest-timeout hypothesis
 	build/vllm/bin/python -m pytest -m '' -rs tests/converters/vllm/test_start.py \
-		tests/converters/vllm/test_server.py tests/converters/vllm/test_server_kinds.py
+		tests/converters/vllm/test_server.py tests/converters/vllm/test_server_of_store.py
 
 architectures: $(VENV)/dev
 	$(BIN)/python -m tests.architectures --table tests/architectures/table.md

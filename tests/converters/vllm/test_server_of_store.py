@@ -1,4 +1,4 @@
-"""The server again, with a store and with models that are split: `make serving`."""
+"""The server again, with a store: `make serving`."""
 
 from __future__ import annotations
 
@@ -16,8 +16,7 @@ from vbfmt.store import Store  # noqa: E402
 SIZES = [{"rank": 3}, {"rank": 8}, {"rank": 4, "layers": 1}]
 
 
-@pytest.mark.parametrize("split", [None, "tensor", "pipeline"])
-def test_adapters_of_a_store_and_the_base_in_one_batch_are_right(tmp_path, split):
+def test_adapters_of_a_store_and_the_base_in_one_batch_are_right(tmp_path):
     serving.make_base(tmp_path / "base")
     store = Store(tmp_path / "store", create=True)
     expected = {serving.BASE: serving.expected_tokens(tmp_path / "base", None, PROMPTS)}
@@ -30,8 +29,7 @@ def test_adapters_of_a_store_and_the_base_in_one_batch_are_right(tmp_path, split
         store.add(serving.adapter(0, **sizes), name=name)
     digest = store.resolve("users/0")
 
-    options = [f"--{split}-parallel-size", "2"] if split else []
-    server = serving.Server(tmp_path / "base", tmp_path / "store", tmp_path / "log", *options)
+    server = serving.Server(tmp_path / "base", tmp_path / "store", tmp_path / "log")
     try:
         server.wait(550)
         asked = [(name, number) for number in range(3) for name in expected]
