@@ -336,6 +336,58 @@ def cut_off(folder: Path, count: int) -> dict[str, Any]:
     return statuses
 
 
+def store_writers(folder: Path, count: int) -> dict[str, Any]:
+    """Kill two writers of one store at random moments, while a collector runs: whatever a name
+    points to is there and sound, and the next writer finishes the job."""
+    from vbfmt.store import ANY, Store, garbage
+
+    garbage._PATIENCE = 0.2
+    rng = random.Random(0)
+    adapters = [adapter(seed) for seed in range(6)]
+    store = Store(folder / "s", create=True)
+    seen: collections.Counter[str] = collections.Counter()
+
+    def write(seed: int) -> None:
+        mine, order = Store(folder / "s"), random.Random(seed)
+        while True:
+            number = order.randrange(len(adapters))
+            mine.add(adapters[number], name=f"n{order.randrange(3)}", replaces=ANY)
+            seen["added"] += 1
+
+    def collect() -> None:
+        while True:
+            Store(folder / "s").gc(grace=0.5)
+
+    for number in range(count):
+        children = [
+            forked(lambda n=number: write(2 * n)),
+            forked(lambda n=number: write(2 * n + 1)),
+        ]
+        if number % 3 == 0:
+            children.append(forked(collect))
+        time.sleep(0.02 + rng.random() * 0.15)
+        for child in children:
+            os.kill(child, signal.SIGKILL)
+            status = ended(child)
+            assert status == -signal.SIGKILL, status
+            seen["killed"] += 1
+        for name, digest in store.names().items():
+            found = store.open(name)
+            assert found.digest == digest
+            assert found in adapters
+            seen["names"] += 1
+        bad = [str(problem) for report in store.verify() for problem in report.problems]
+        assert not bad, bad
+    for one in adapters:
+        store.add(one)
+    time.sleep(1)
+    store.gc(grace=0.5)
+    assert {entry.digest for entry in store.entries()} == {one.digest for one in adapters}
+    left = list((folder / "s").rglob(".*.partial"))
+    assert not left, left
+    return dict(seen)
+
+
 SCENES = {
     scene.__name__: scene
     for scene in (
@@ -348,6 +400,7 @@ SCENES = {
         folders,
         read_only,
         cut_off,
+        store_writers,
     )
 }
 

@@ -81,3 +81,10 @@ def test_a_folder_that_may_not_be_written_is_refused(play):
 def test_a_file_that_is_cut_off_while_in_use_ends_who_has_mapped_it_alone(play):
     """As `load` says: without the map nothing that is done to the file matters any more."""
     assert play("cut_off", 0) == {"mapped": -7, "read": 0}
+
+
+@pytest.mark.parametrize("count", [20, pytest.param(250, marks=pytest.mark.slow)])
+def test_killed_writers_of_a_store_leave_it_whole(play, count):
+    seen = play("store_writers", count)
+    assert seen["killed"] >= 2 * count
+    assert seen["names"] > 0

@@ -80,6 +80,12 @@ def file(target: str) -> Iterator[tuple[str, int]]:
             os.close(descriptor)
 
 
+def target_of(temporary: str) -> str | None:
+    """The name of the file that a temporary one's name says it is to become; None for others."""
+    name, count = _ENDING.subn("", temporary)
+    return name.removeprefix(".") if count else None
+
+
 def sweep(target: str) -> None:
     """Remove the temporary files and folders beside `target` that no living process holds.
 
@@ -90,6 +96,8 @@ def sweep(target: str) -> None:
     where, stem = os.path.split(_stem(target))
     with contextlib.suppress(OSError):
         for name in os.listdir(where or "."):
+            if not name.startswith("."):  # most names, in a folder of many files
+                continue
             path = os.path.join(where, name)
             if not name.startswith(".") or not _ENDING.search(name):
                 continue

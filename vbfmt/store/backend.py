@@ -92,6 +92,10 @@ class Backend(Protocol):
         """All objects whose keys begin with ``prefix/``."""
         ...
 
+    def tidy(self) -> None:
+        """Remove what killed writers have left half-written."""
+        ...
+
     def stamps(self, prefix: str) -> dict[str, str | None]:
         """The groups of keys that make up ``prefix/``, each with something that changes whenever a
         key of the group comes, goes or is written again; None where that cannot be told."""

@@ -19,7 +19,7 @@ from vbfmt.adapter import Adapter
 from vbfmt.errors import BankError, StoreError, UnknownError, VbfmtError, VersionError
 from vbfmt.packed import Report, dumps, loads
 from vbfmt.store import catalog as catalogs
-from vbfmt.store import garbage, layout, leases
+from vbfmt.store import garbage, layout, leases, s3
 from vbfmt.store import names as records
 from vbfmt.store.backend import Backend, Stored
 from vbfmt.store.catalog import Catalog, Entry
@@ -351,6 +351,7 @@ class Store:
                     self._open_catalog().forget(key)
                     garbage.remove(self._backend, key)
                     removed[key] = size
+        self._backend.tidy()
         waiting = len(unneeded.keys() - removed.keys())
         adapters, _, banks, *_ = self._current().totals()
         return Collected(tuple(removed), sum(removed.values()), waiting, adapters + banks - waiting)
@@ -491,7 +492,14 @@ def _similar(known: Mapping[str, str], name: str) -> list[str]:
 
 
 def _backend(path: str, cache: PathLike | None) -> tuple[Backend, str]:
-    """The place, and where its catalog is."""
+    """The backend, and where its catalog is."""
+    if path.startswith(s3.SCHEME):
+        folder = s3.cache_folder(path, cache)
+        try:
+            os.makedirs(folder, exist_ok=True)
+        except OSError as error:
+            raise storage.refusal("cannot write", folder, error) from None
+        return s3.Bucket(path, folder), os.path.join(folder, catalogs.FILE)
     return Folder(path), os.path.join(path, catalogs.FILE)
 
 

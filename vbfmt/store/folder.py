@@ -9,7 +9,7 @@ import sys
 import time
 from collections.abc import Iterable, Iterator
 
-from vbfmt._files import storage
+from vbfmt._files import staging, storage
 from vbfmt._format.container import Bytes
 from vbfmt.errors import OutputExistsError
 from vbfmt.store import layout
@@ -143,6 +143,14 @@ class Folder:
             else:
                 found[key] = str(changed) if now - changed > _TICK else None
         return found
+
+    def tidy(self) -> None:
+        """As `Backend.tidy`: what killed writers have left in the making."""
+        for prefix in (layout.ADAPTERS, layout.BANKS, layout.NAMES, layout.UNREFERENCED):
+            for folder, _, files in os.walk(self.address(prefix)):
+                for name in files:
+                    if name.startswith(".") and (target := staging.target_of(name)):
+                        staging.sweep(os.path.join(folder, target))
 
     def _make_folder(self, path: str) -> None:
         """Make a folder in the store, durably; once made it is not looked for again."""

@@ -1,0 +1,181 @@
+"""The same store on S3: a server process of moto's on this machine. ``S3_PYTHON`` names a Python
+that has it, for environments that do not (it is heavy)."""
+
+from __future__ import annotations
+
+import os
+import signal
+import subprocess
+import sys
+import threading
+import time
+
+import pytest
+
+import vbfmt
+from tests.store.adapters import adapter
+from vbfmt import errors
+from vbfmt.store import ANY, Store, garbage
+
+obstore = pytest.importorskip("obstore", reason="needs the extra s3")
+
+_SERVER = """
+import sys
+from moto.server import ThreadedMotoServer
+import boto3, time
+server = ThreadedMotoServer(ip_address="127.0.0.1", port=int(sys.argv[1]), verbose=False)
+server.start()
+url = f"http://127.0.0.1:{server.get_host_and_port()[1]}"
+boto3.client("s3", endpoint_url=url, region_name="us-east-1").create_bucket(Bucket="bucket")
+print(url, flush=True)
+time.sleep(3600)
+"""
+
+
+class Server:
+    """A server in a process of its own, that can be killed."""
+
+    def __init__(self):
+        self.port = 0
+        self.start()
+
+    def start(self):
+        python = os.environ.get("S3_PYTHON", sys.executable)
+        self.process = subprocess.Popen(
+            [python, "-c", _SERVER, str(self.port)],
+            stdout=subprocess.PIPE,
+            stderr=subprocess.DEVNULL,
+            text=True,
+        )
+        lines = iter(self.process.stdout.readline, "")
+        self.url = next((line.strip() for line in lines if line.startswith("http")), "")
+        if not self.url:
+            pytest.skip("needs moto's server: pip install 'moto[server]' boto3")
+        self.port = int(self.url.rpartition(":")[2])
+
+    def kill(self):
+        self.process.send_signal(signal.SIGKILL)
+        self.process.wait()
+
+
+@pytest.fixture(scope="module")
+def server():
+    credentials = {
+        "AWS_ACCESS_KEY_ID": "x",
+        "AWS_SECRET_ACCESS_KEY": "y",
+        "AWS_REGION": "us-east-1",
+    }
+    with pytest.MonkeyPatch.context() as patch:
+        for name, value in credentials.items():
+            patch.setenv(name, value)
+        server = Server()
+        patch.setenv("AWS_ENDPOINT_URL", server.url)
+        yield server
+        server.kill()
+
+
+@pytest.fixture
+def opened(server, tmp_path, request):
+    address = f"s3://bucket/{request.node.name}"
+
+    def opened(cache="cache"):
+        return Store(address, create=True, cache=tmp_path / cache)
+
+    return opened
+
+
+def test_what_is_added_is_opened_by_name_and_digest(opened):
+    store = opened()
+    digest = store.add(adapter(1), name="team/alice")
+    store.add(adapter(2, bank=1), name="bob")
+    assert store.resolve("team/alice") == digest == vbfmt.digest(adapter(1))
+    assert store.open("team/alice") == adapter(1)
+    assert vbfmt.load(store.path(digest), banks=store, digest=digest) == adapter(1)
+    other = opened("another machine")
+    assert other.open("bob") == adapter(2, bank=1)
+    assert {entry.names for entry in other.entries(base_model="base")} == {
+        ("team/alice",),
+        ("bob",),
+    }
+    assert (other.stats().adapters, other.stats().banks) == (2, 2)
+    assert all(report.ok for report in other.verify())
+
+
+def test_a_name_changes_by_compare_and_swap_and_can_be_removed_and_given_again(opened):
+    store = opened()
+    one, two = store.add(adapter(1), name="x"), store.add(adapter(2))
+    for replaces in (None, two):
+        with pytest.raises(errors.ConflictError):
+            store.tag("x", two, replaces=replaces)
+    store.tag("x", two, replaces=one)
+    with pytest.raises(errors.ConflictError, match="differs only in case"):
+        store.tag("X", two)
+    store.untag("x", expected=two)
+    assert opened("other").names() == {}
+    with pytest.raises(errors.UnknownError):
+        store.resolve("x")
+    store.tag("x", one)
+    store.tag("x", two, replaces=ANY)
+    assert opened("other").names() == {"x": two}
+
+
+def test_of_two_machines_that_name_at_once_one_wins(opened):
+    stores = [opened(f"{number}") for number in range(4)]
+    digests = [store.add(adapter(number)) for number, store in enumerate(stores)]
+    won = []
+
+    def work(store, digest):
+        try:
+            store.tag("x", digest)
+            won.append(digest)
+        except errors.ConflictError:
+            pass
+
+    threads = [
+        threading.Thread(target=work, args=pair) for pair in zip(stores, digests, strict=True)
+    ]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert won == [stores[0].resolve("x")]
+
+
+def test_garbage_and_leases(opened):
+    store = opened()
+    digest = store.add(adapter(1), name="x")
+    kept = store.add(adapter(2, bank=1), name="y")
+    store.untag("x")
+    assert store.gc().removed == ()
+    with store.lease(digest):
+        assert store.gc(grace=0).removed == ()
+    assert len(store.gc(grace=0).removed) == 2
+    with pytest.raises(errors.UnknownError):
+        store.open(digest)
+    assert [entry.digest for entry in opened("other").entries()] == [kept]
+    assert store.open(store.add(adapter(1), name="x")) == adapter(1)
+    assert not list(garbage.mark_of(store._backend, "banks/x") or ())
+
+
+def test_a_server_that_is_gone_is_one_line_and_the_next_run_goes_on(opened, server, monkeypatch):
+    store = opened()
+    monkeypatch.setattr(
+        "vbfmt.store.s3._OPTIONS", {"connect_timeout": "1s", "timeout": "1s", "allow_http": True}
+    )
+    store.add(adapter(1), name="x")
+    server.kill()
+    start = time.monotonic()
+    with pytest.raises(errors.StorageError) as error:
+        store.add(adapter(2), name="y")
+    assert "\n" not in str(error.value)
+    assert "s3://bucket/" in str(error.value)
+    assert time.monotonic() - start < 300
+    server.start()  # moto keeps all in memory: it begins empty
+    again = opened()
+    assert again.open(again.add(adapter(2), name="y")) == adapter(2)
+
+
+def test_without_obstore_the_extra_is_named(monkeypatch, tmp_path):
+    monkeypatch.setitem(sys.modules, "obstore", None)
+    with pytest.raises(errors.MissingExtraError, match=r"pip install 'vbfmt\[s3\]'"):
+        Store("s3://bucket/x", cache=tmp_path)

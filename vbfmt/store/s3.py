@@ -1,0 +1,173 @@
+"""A store in a bucket of S3 or of what speaks its protocol, through obstore.
+
+Objects are created where none is (``If-None-Match``), what changes is replaced by its ETag
+(``If-Match``). Not all such servers know a conditional removal, so what changes is removed by
+putting nothing in its place; an empty object counts as none.
+
+Address and credentials are those of the environment, as AWS's own tools take them
+(``AWS_ACCESS_KEY_ID``, ``AWS_REGION``, ``AWS_ENDPOINT_URL``, …).
+"""
+
+from __future__ import annotations
+
+import contextlib
+import hashlib
+import os
+from collections.abc import Iterable, Iterator
+from typing import Any
+
+from vbfmt._files import storage
+from vbfmt._format.container import Bytes
+from vbfmt.errors import MissingExtraError, StorageError
+from vbfmt.store.backend import Found, Stored
+
+SCHEME = "s3://"
+
+_OPTIONS: dict[str, Any] = {"connect_timeout": "10s", "timeout": "120s"}
+
+
+def cache_folder(address: str, given: str | os.PathLike[str] | None) -> str:
+    """Where catalog and files of the store at an address are kept on this machine."""
+    if given is not None:
+        return os.path.abspath(given)
+    home = os.environ.get("XDG_CACHE_HOME") or os.path.expanduser("~/.cache")
+    return os.path.join(home, "vbfmt", hashlib.sha256(address.encode()).hexdigest()[:16])
+
+
+class Bucket:
+    """Keys below an address ``s3://bucket/prefix``.
+
+    Raises:
+        MissingExtraError: obstore is not installed.
+        StorageError: the address or the environment is not what obstore takes.
+    """
+
+    def __init__(self, address: str, cache: str) -> None:
+        try:
+            import obstore
+            from obstore.store import from_url
+        except ModuleNotFoundError:
+            raise MissingExtraError.of("stores on S3 need obstore", "s3") from None
+        self._address = address.rstrip("/")
+        self._cache = cache
+        self._obstore: Any = obstore
+        with self._errors("cannot open", ""):
+            plain = os.environ.get("AWS_ENDPOINT_URL", "").startswith("http://")
+            options = {**_OPTIONS, "allow_http": True} if plain else _OPTIONS
+            self._store: Any = from_url(self._address, client_options=options)
+
+    @property
+    def where(self) -> str:
+        """As `Backend.where`."""
+        return self._address
+
+    def address(self, key: str) -> str:
+        """As `Backend.address`."""
+        return f"{self._address}/{key}"
+
+    def file(self, key: str) -> str:
+        """As `Backend.file`: a copy on this machine, fetched once."""
+        path = os.path.join(self._cache, *key.split("/"))
+        if not os.path.exists(path):
+            content = self.content(key)
+            if content is None:
+                raise FileNotFoundError(self.address(key))
+            os.makedirs(os.path.dirname(path), exist_ok=True)
+            storage.write(path, [content], overwrite=True)
+        return path
+
+    def content(self, key: str) -> Bytes | None:
+        """As `Backend.content`."""
+        found = self.found(key)
+        return None if found is None else found.content
+
+    def exists(self, key: str) -> bool:
+        """As `Backend.exists`."""
+        with self._errors("cannot read", key):
+            try:
+                return bool(self._obstore.head(self._store, key)["size"])
+            except FileNotFoundError:
+                return False
+
+    def create(self, key: str, pieces: Iterable[Bytes]) -> bool:
+        """As `Backend.create`."""
+        content = b"".join(bytes(piece) for piece in pieces)
+        if self._put(key, content, "create"):
+            return True
+        found = self._read(key)
+        if found is not None and not found.content:
+            return self._put(key, content, {"e_tag": found.version})
+        # A request that was sent twice finds what it has written itself.
+        return found is not None and found.content == content and _changes(key)
+
+    def found(self, key: str) -> Found | None:
+        """As `Backend.found`; the version is the ETag."""
+        found = self._read(key)
+        return found if found is not None and found.content else None
+
+    def replace(self, key: str, content: bytes, version: str) -> bool:
+        """As `Backend.replace`."""
+        if self._put(key, content, {"e_tag": version}):
+            return True
+        found = self._read(key)
+        return found is not None and bool(content) and found.content == content
+
+    def remove(self, key: str, version: str) -> bool:
+        """As `Backend.remove`."""
+        return self._put(key, b"", {"e_tag": version})
+
+    def delete(self, key: str) -> None:
+        """As `Backend.delete`."""
+        with self._errors("cannot remove", key), contextlib.suppress(FileNotFoundError):
+            self._obstore.delete(self._store, key)
+
+    def entries(self, prefix: str) -> Iterator[Stored]:
+        """As `Backend.entries`."""
+        with self._errors("cannot list", prefix):
+            for chunk in self._obstore.list(self._store, prefix=prefix or None):
+                for one in chunk:
+                    if one["size"]:
+                        modified = one["last_modified"].timestamp()
+                        yield Stored(one["path"], one["size"], modified, one["e_tag"] or "")
+
+    def tidy(self) -> None:
+        """As `Backend.tidy`: an upload is there whole or not at all."""
+
+    def stamps(self, prefix: str) -> dict[str, str | None]:
+        """As `Backend.stamps`: a listing is all that there is."""
+        return {prefix: None}
+
+    def _read(self, key: str) -> Found | None:
+        with self._errors("cannot read", key):
+            try:
+                result = self._obstore.get(self._store, key)
+                return Found(bytes(result.bytes()), result.meta["e_tag"])
+            except FileNotFoundError:
+                return None
+
+    def _put(self, key: str, content: bytes, mode: object) -> bool:
+        """Write under a condition; whether it held."""
+        refused = self._obstore.exceptions
+        with self._errors("cannot write", key):
+            try:
+                self._obstore.put(self._store, key, content, mode=mode, use_multipart=False)
+            except (
+                refused.AlreadyExistsError,
+                refused.PreconditionError,
+                FileNotFoundError,  # of a condition on what is not there
+            ):
+                return False
+        return True
+
+    @contextlib.contextmanager
+    def _errors(self, what: str, key: str) -> Iterator[None]:
+        try:
+            yield
+        except (self._obstore.exceptions.BaseError, OSError, ValueError) as error:
+            lines = str(error).strip().splitlines() or [type(error).__name__]
+            raise StorageError(what, file=self.address(key), found=lines[0]) from None
+
+
+def _changes(key: str) -> bool:
+    """Whether keys of that kind hold what changes; other objects need not know who wrote them."""
+    return not key.startswith(("adapters/", "banks/"))
