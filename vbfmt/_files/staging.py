@@ -96,8 +96,6 @@ def sweep(target: str) -> None:
     where, stem = os.path.split(_stem(target))
     with contextlib.suppress(OSError):
         for name in os.listdir(where or "."):
-            if not name.startswith("."):  # most names, in a folder of many files
-                continue
             path = os.path.join(where, name)
             if not name.startswith(".") or not _ENDING.search(name):
                 continue
