@@ -27,6 +27,8 @@ Spec: TypeAlias = "tuple[str, str, tuple[int, ...]]"
 """Name, safetensors dtype and shape of a tensor to be written."""
 
 _LENGTH = struct.Struct("<Q")
+LONGEST_NAME = 1024
+"""Characters of a tensor's name, as in a packed file."""
 _LONGEST_HEADER = 100_000_000  # the limit of the safetensors package
 
 
@@ -171,6 +173,7 @@ def _header(data: memoryview) -> tuple[dict[str, Any], int]:
     try:
         header = strict_json.parse_object(bytes(data[_LENGTH.size : start]).decode())
         _require_unicode(header)
+        _require_short_names(header)
     except ValueError as error:
         raise SourceError("not a safetensors file", part="header", found=error) from None
     return header, start
@@ -186,6 +189,17 @@ def _require_unicode(header: Mapping[str, Any]) -> None:
     texts = [*metadata, *metadata.values()] if isinstance(metadata, dict) else []
     for text in (*header, *texts):
         str(text).encode()
+
+
+def _require_short_names(header: Mapping[str, Any]) -> None:
+    """A name is looked at piece by piece, between its dots.
+
+    Raises:
+        ValueError
+    """
+    for name in header:
+        if len(name) > LONGEST_NAME:
+            raise ValueError(f"a name of {len(name)} characters")
 
 
 def _entry(name: str, value: Any) -> tuple[str, str, tuple[int, ...], int, int]:

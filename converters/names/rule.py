@@ -11,12 +11,11 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Collection, Iterable, Iterator, Mapping
 from dataclasses import dataclass
-from difflib import get_close_matches
 
+from vbfmt._similar import nearest
 from vbfmt.errors import SourceError
 
 _LISTED = 5
-_COMPARED = 2000
 
 
 @dataclass(frozen=True)
@@ -89,14 +88,12 @@ def _fits(
 def _counts(modules: Iterable[str], owners: set[str]) -> Counter[Rule]:
     """How many modules each conceivable rule applies."""
     counts: Counter[Rule] = Counter({Rule(): 0})
-    prefixes: dict[str, list[str]] = {}
-    for owner in owners:
-        for prefix, rest in _splits(owner):
-            prefixes.setdefault(rest, []).append(prefix)
-    for module in modules:
+    wanted = set(modules)
+    for owner in owners:  # what no module is called is not kept: names may have many dots
+        counts.update(Rule(add=prefix) for prefix, rest in _splits(owner) if rest in wanted)
+    for module in wanted:
         counts[Rule()] += module in owners
         counts.update(Rule(drop=prefix) for prefix, rest in _splits(module) if rest in owners)
-        counts.update(Rule(add=prefix) for prefix in prefixes.get(module, ()))
     return counts
 
 
@@ -128,4 +125,4 @@ def _unmatched(modules: Collection[str], owners: set[str], counts: Counter[Rule]
 def _nearest(name: str, owners: set[str]) -> list[str]:
     leaf = name.rpartition(".")[2]
     alike = sorted(owner for owner in owners if owner.rpartition(".")[2] == leaf) or sorted(owners)
-    return get_close_matches(name, alike[:_COMPARED], n=2, cutoff=0.5)
+    return nearest(name, alike, 2, cutoff=0.5)

@@ -8,6 +8,7 @@ import random
 import struct
 import warnings
 import zipfile
+import zlib
 
 import pytest
 
@@ -33,6 +34,15 @@ _WORDS = (
     b"K\x00",
     b"K\x02",
     b")R",
+)
+
+_UNREADABLE = (
+    zipfile.BadZipFile,
+    zlib.error,
+    ValueError,
+    EOFError,
+    NotImplementedError,
+    RuntimeError,
 )
 
 
@@ -68,7 +78,7 @@ def damaged(data: bytes, rng: random.Random, plain: Plain | None = None) -> byte
     try:
         with zipfile.ZipFile(io.BytesIO(data)) as archive:
             records = [[entry.filename, archive.read(entry)] for entry in archive.infolist()]
-    except (zipfile.BadZipFile, ValueError, EOFError, NotImplementedError, OSError, RuntimeError):
+    except (*_UNREADABLE, OSError):
         for _ in range(changes):
             data = _program(data, rng)
         return data[:LONGEST]

@@ -126,3 +126,11 @@ def test_a_writer_that_is_given_the_wrong_bytes_leaves_nothing(tmp_path):
     with pytest.raises(ValueError, match="twice"):
         ours.write(path, [("a", "F32", (1,)), ("a", "F32", (1,))], [b"1234"] * 2)
     assert list(tmp_path.iterdir()) == []
+
+
+def test_a_name_longer_than_any_is_refused():
+    """One of 100 kB with dots took 4.9 GB in a merge."""
+    entry = b'":{"dtype":"U8","shape":[0],"data_offsets":[0,0]}}'
+    text = b'{"' + b"a." * 50_000 + entry
+    with pytest.raises(errors.SourceError, match="a name of 100000 characters"):
+        ours.parse(memoryview(struct.pack("<Q", len(text)) + text))
