@@ -51,7 +51,7 @@ class Row:
     tests: tuple[str, ...]
 
 
-OLDEST = ("numpy==1.26.0", "msgpack==1.0.5", "click==8.1.0", "ml_dtypes==0.4.0", "rich==13.7.0")
+OLDEST = ("numpy==1.26.0", "msgpack==1.0.5", "click==8.2.0", "ml_dtypes==0.4.0", "rich==13.7.0")
 MATRIX = (
     Row("oldest base", "3.10", OLDEST, BASE),
     Row("newest base", "3.10", (), BASE),
