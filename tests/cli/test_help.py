@@ -98,9 +98,9 @@ def test_swapped_arguments_are_recognised(vbfmt, tmp_path, packed, checkpoint):
 
 
 def test_a_mistyped_option_gets_a_suggestion(vbfmt):
-    said = vbfmt("pack", "x", "--outptu", "y").err
-    assert "Did you mean" in said
-    assert "--output" in said
+    message = vbfmt("pack", "x", "--outptu", "y").err
+    assert "Did you mean" in message or "Possible options" in message  # by click's version
+    assert "--output" in message
 
 
 def test_estimate_takes_the_names_of_the_config(vbfmt):
