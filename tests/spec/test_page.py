@@ -26,7 +26,8 @@ def page(tmp_path_factory):
     if node is None or not (READER / "node_modules" / "esbuild").is_dir():
         pytest.skip("the page's packages are not installed: make second-reader")
     output = tmp_path_factory.mktemp("page") / "open.html"
-    subprocess.run([node, "page/build.js", str(output)], cwd=READER, check=True)
+    for command in (["build.js"], ["page/build.js", str(output)]):
+        subprocess.run([node, *command], cwd=READER, check=True)
     return output.as_uri()
 
 
