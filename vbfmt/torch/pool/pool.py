@@ -272,7 +272,10 @@ class AdapterPool:
                 while name not in held:
                     self.put(name, self._source(name))
                     held |= self._residents.pin_present([name])
-            return self._residents.pin(names)
+            # Not by name again: one that was replaced meanwhile may have left already.
+            found = [None if name is None else held[name] for name in names]
+            self._residents.pin_again(found)
+            return found
         finally:
             self._residents.unpin(list(held.values()))
 

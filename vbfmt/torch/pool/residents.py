@@ -144,12 +144,22 @@ class Residents:
         """
         with self.lock:
             found = [None if name is None else self._named(name) for name in names]
-            for resident in found:
-                if resident is not None:
-                    resident.batches += 1
-                    self._running.add(resident)
-                    self._by_name.move_to_end(resident.name)
+            self.pin_again(found)
             return found
+
+    def pin_again(self, residents: Sequence[Resident | None]) -> None:
+        """Count another batch of adapters that are in memory or pinned already.
+
+        Their names may lead to others by now, or to none: a batch ends with what it began with.
+        """
+        with self.lock:
+            for resident in residents:
+                if resident is None:
+                    continue
+                resident.batches += 1
+                self._running.add(resident)
+                if self._by_name.get(resident.name) is resident:
+                    self._by_name.move_to_end(resident.name)
 
     def pin_present(self, names: Sequence[str]) -> dict[str, Resident]:
         """The same of those that are in memory."""
