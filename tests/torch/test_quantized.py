@@ -113,7 +113,7 @@ def test_it_trains_and_its_packed_file_goes_onto_any_base(tmp_path, base, storag
 
 def test_a_quantized_base_is_merged_after_dequantizing_it(tmp_path):
     model = injected(quantized(tmp_path / "base", "llama", "NF4, twice")).train()
-    expected = model(tokens()).logits  # bitsandbytes dequantizes wrongly after an evaluation
+    expected = model(tokens()).logits  # a training pass: after an evaluation it was seen to differ
     with pytest.raises(ModelError, match=r"Params4bit, torch.uint8 .*model\.dequantize\(\)"):
         merge(model)
     assert torch.equal(model(tokens()).logits, expected)
