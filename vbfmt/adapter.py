@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import dataclasses
-import html
 import os
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
@@ -273,6 +272,8 @@ class Adapter:
 
     def _repr_html_(self) -> str:
         """The adapter as a table, in notebooks."""
+        import html
+
         base = html.escape(self.base_model or "not named")
         rows = {
             "base model": base,

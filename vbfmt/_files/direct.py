@@ -12,12 +12,15 @@ import mmap
 import os
 import sys
 from collections.abc import Iterable
-from concurrent.futures import Future, ThreadPoolExecutor
+from typing import TYPE_CHECKING
 
 import numpy as np
 from numpy.typing import NDArray
 
 from vbfmt._format.container import Bytes
+
+if TYPE_CHECKING:
+    from concurrent.futures import Future
 
 ALIGNMENT = 4096
 
@@ -36,6 +39,8 @@ def write(file: int, blocks: Iterable[Bytes]) -> None:
     Raises:
         OSError
     """
+    from concurrent.futures import ThreadPoolExecutor  # costs more than all of this file
+
     _set_direct(file, True)
     with ThreadPoolExecutor(1) as pool:
         pending: Future[None] | None = None

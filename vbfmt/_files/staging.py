@@ -12,8 +12,6 @@ import ctypes
 import errno
 import os
 import re
-import secrets
-import shutil
 import stat
 import sys
 import time
@@ -34,6 +32,8 @@ def name_beside(target: str, ending: str = "partial") -> str:
 
     What ends with ``partial`` may be removed by `sweep`.
     """
+    import secrets
+
     return f"{_stem(target)}.{secrets.token_hex(6)}.{ending}"
 
 
@@ -243,6 +243,8 @@ def _remove(path: str) -> None:
     """Remove a file or folder, as far as the system lets."""
     with contextlib.suppress(OSError):  # rmtree lets some of them out even so
         if os.path.isdir(path) and not os.path.islink(path):
+            import shutil
+
             shutil.rmtree(path, ignore_errors=True)
         else:
             os.unlink(path)
