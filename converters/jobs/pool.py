@@ -52,7 +52,7 @@ def _one_by_one(
     for number in lost:
         found = []
         for item in shards[number]:
-            outcome = _alone(task, item) if dead < _GIVE_UP else _died(item)
+            outcome = _alone(task, item.again()) if dead < _GIVE_UP else _died(item)
             dead = dead + 1 if outcome.kind == "worker" else 0
             found.append(outcome)
         yield number, found

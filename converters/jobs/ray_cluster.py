@@ -50,9 +50,10 @@ def outcomes(
 def _outcomes(
     ray: Any, task: Task, shards: Sequence[Sequence[Item]], workers: int
 ) -> Iterator[tuple[int, list[Outcome]]]:
-    remote = ray.remote(max_retries=_RETRIES)(_shard)
+    remote = ray.remote(max_retries=0)(_shard)  # tried again below, as what it is: a second try
     waiting = iter(enumerate(shards))
     running: dict[Any, int] = {}
+    tries: dict[int, int] = {}
 
     def fill() -> None:
         while len(running) < _AT_ONCE * workers:
@@ -69,6 +70,10 @@ def _outcomes(
         try:
             yield number, ray.get(ready)
         except ray.exceptions.RayError as error:
+            tries[number] = tries.get(number, 0) + 1
+            if tries[number] <= _RETRIES:
+                running[remote.remote(task, [each.again() for each in shards[number]])] = number
+                continue
             name = type(error).__name__
             yield (
                 number,

@@ -56,6 +56,7 @@ def run(
             left.append(item)
     shards = [_owned(part, journal) for part in _cut(left, workers, shard)]
     if journal is not None:
+        # Before anything is written; the outputs that are there belong to somebody else.
         journal.begin(item for part in shards for item in part)
     for number, found in outcomes(task, shards, workers):
         if journal is not None:
@@ -76,7 +77,14 @@ def _cut(items: Sequence[Item], workers: int, most: int) -> Iterator[list[Item]]
 
 
 def _owned(shard: list[Item], journal: Journal | None) -> list[Item]:
-    """The items, those that an earlier run has begun to be written again."""
+    """Mark the outputs that are this job's: begun by an earlier run, or not there yet."""
     if journal is None:
         return shard
-    return [replace(item, overwrite=True) if journal.is_begun(item) else item for item in shard]
+    return [
+        replace(
+            item,
+            overwrite=item.overwrite or journal.is_begun(item),
+            ours=not os.path.lexists(item.output),
+        )
+        for item in shard
+    ]

@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 import warnings
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 from vbfmt.errors import VbfmtError, VbfmtWarning
@@ -19,11 +19,17 @@ class Item:
         source: a path or a repository; for ``diff`` the first of two.
         output: the file or folder to write, or the second file of ``diff``; empty for ``verify``.
         overwrite: replace the output.
+        ours: the output was not there when the job began: what is there now, this job has written.
     """
 
     source: str
     output: str = ""
     overwrite: bool = False
+    ours: bool = False
+
+    def again(self) -> Item:
+        """The item to be tried once more: a worker that died may have written the output."""
+        return replace(self, overwrite=self.overwrite or self.ours)
 
 
 @dataclass(frozen=True)
