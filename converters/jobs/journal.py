@@ -1,9 +1,10 @@
 """What a job has done, so that a killed one goes on: a file of JSON lines in the output folder.
 
 Before a shard runs, the journal has a line for each output that is not there yet; when an item is
-done, a line with its source's fingerprint and the digest. So an output without a line is somebody
-else's, one that was begun is this job's to write again, and one that is done is not done twice
-unless its source has changed.
+done, a line with its source's fingerprint and the digest; when it failed, a line that it was not
+written. So an output without a line is somebody else's, one that was begun is this job's to write
+again, and one that is done is not done twice unless its source has changed. A packed file that is
+not what this job wrote is somebody else's.
 """
 
 from __future__ import annotations
@@ -30,6 +31,7 @@ class Journal:
         os.makedirs(folder, exist_ok=True)
         self.path = os.path.join(folder, NAME)
         self._task = _fingerprint_of_task(task)
+        self._packs = task.operation == "pack"
         self._known = self._read()
 
     def is_done(self, item: Item) -> str | None:
@@ -37,13 +39,20 @@ class Journal:
         entry = self._known.get(os.path.basename(item.output))
         if entry is None or not os.path.exists(item.output):
             return None
-        if entry.get("done") != self._key(item):
+        if entry.get("done") != self._key(item) or not self._is_as_written(item, entry):
             return None
         return str(entry.get("digest") or "")
 
     def is_begun(self, item: Item) -> bool:
         """Whether an earlier run began to write this output: then it is not somebody else's."""
-        return os.path.basename(item.output) in self._known
+        entry = self._known.get(os.path.basename(item.output))
+        if entry is None or entry.get("failed"):
+            return False
+        return "done" not in entry or self._is_as_written(item, entry)
+
+    def _is_as_written(self, item: Item, entry: Mapping[str, Any]) -> bool:
+        """Whether a packed output still has the digest that was noted; of folders, True."""
+        return not self._packs or _digest_of(item.output) == entry.get("digest")
 
     def begin(self, items: Iterable[Item]) -> None:
         """Note the outputs that are about to be written and are not there yet."""
@@ -51,16 +60,17 @@ class Journal:
         self._append({"output": os.path.basename(item.output)} for item in new)
 
     def end(self, pairs: Iterable[tuple[Item, Outcome]]) -> None:
-        """Note the items that are done."""
+        """Note the items that are done, and those that failed and have written nothing."""
         self._append(
-            {
-                "output": os.path.basename(item.output),
-                "done": self._key(item),
-                "digest": outcome.digest,
-            }
+            {"output": os.path.basename(item.output), **self._result(item, outcome)}
             for item, outcome in pairs
-            if outcome.status == "done"
+            if outcome.kind != "worker"  # what a dead worker has written is not known
         )
+
+    def _result(self, item: Item, outcome: Outcome) -> dict[str, Any]:
+        if outcome.status != "done":
+            return {"failed": True}
+        return {"done": self._key(item), "digest": outcome.digest}
 
     def _key(self, item: Item) -> str:
         return f"{self._task}:{fingerprint(item.source)}"
@@ -105,6 +115,18 @@ def fingerprint(source: str) -> str:
         size = 0 if os.path.isdir(path) else status.st_size
         found.update(f"{os.path.basename(path)}\0{size}\0{status.st_mtime_ns}\0".encode())
     return found.hexdigest()[:32]
+
+
+def _digest_of(path: str) -> str | None:
+    """The digest of a packed file by its front alone, None if it is none."""
+    from vbfmt._files import storage
+    from vbfmt._format.packed_file import PackedFile
+    from vbfmt.errors import VbfmtError
+
+    try:
+        return PackedFile.parse(storage.read(path, mmap=True)).digest
+    except VbfmtError:
+        return None
 
 
 def _fingerprint_of_task(task: Task) -> str:

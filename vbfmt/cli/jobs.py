@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from vbfmt.cli.arguments import LAYOUT, PATH
+from vbfmt.cli.arguments import DTYPE, FORM, LAYOUT, PATH
 from vbfmt.cli.command import Command
 
 if TYPE_CHECKING:
@@ -69,7 +69,7 @@ _FORCE = click.option("--force", is_flag=True, help="Replace outputs that are th
 @_options
 @click.option("-o", "--output", type=PATH, help="The folder for the packed files.")
 @click.option("--store", type=PATH, help="Add to this store, each by its name, instead.")
-@click.option("--bank", type=click.Choice(["embedded", "external"]), default="embedded")
+@click.option("--bank", type=FORM, default="embedded", help="external is <SHA-256>.bank, shared.")
 @click.option("--topk", type=click.IntRange(min=1), help="k, for logits without a config.")
 @click.option("--layout", type=LAYOUT, help="The layout of the inputs.")
 @click.option("--base-model", metavar="NAME", help="The base model's name to record.")
@@ -111,7 +111,7 @@ def verify(ctx: click.Context, /, **common: Any) -> None:
 )
 @_options
 @_OUTPUT
-@click.option("--dtype", default="float32", show_default=True, help="Of the factors.")
+@click.option("--dtype", type=DTYPE, default="float32", show_default=True, help="Of the factors.")
 @click.option("--to", type=click.Choice(["peft", "gguf", "mlx"]), help="The form.  [default: peft]")
 @click.option("--base", type=PATH, help="For gguf: the base's folder, repository or GGUF.")
 @click.option("--drop-extras", is_flag=True, help="Leave out trained biases and heads.")
@@ -129,7 +129,6 @@ def expand(
     **common: Any,
 ) -> None:
     """Expand every adapter into standard LoRA, OUTPUT/NAME."""
-    dtype = {"bf16": "bfloat16", "fp16": "float16", "fp32": "float32"}.get(dtype, dtype)
     options = {"dtype": dtype, "to": to, "base": base, "drop_extras": drop_extras}
     _run(ctx, "expand", output, options, force=force, **common)
 

@@ -7,7 +7,6 @@ import os
 import time
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
-from difflib import get_close_matches
 from typing import Any
 
 from vbfmt._files import banks as bank_files
@@ -15,6 +14,7 @@ from vbfmt._files import sound, storage
 from vbfmt._files.banks import Source, Sources
 from vbfmt._format.container import Bytes
 from vbfmt._format.packed_file import PackedFile
+from vbfmt._similar import nearest
 from vbfmt.adapter import Adapter
 from vbfmt.errors import BankError, StoreError, UnknownError, VbfmtError, VersionError
 from vbfmt.packed import Report, dumps, loads
@@ -458,7 +458,7 @@ class Store:
         return catalog
 
     def _unknown(self, name: str, found: tuple[records.Name, str] | None) -> UnknownError:
-        near = [found[0].name] if found else get_close_matches(name, _similar(self.names(), name))
+        near = [found[0].name] if found else nearest(name, _similar(self.names(), name))
         return UnknownError(
             "no adapter of that name",
             file=self._backend.where,

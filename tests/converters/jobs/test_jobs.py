@@ -95,6 +95,29 @@ def test_somebody_elses_file_is_never_replaced(checkpoints, tmp_path):
     assert (tmp_path / "packed" / "user00.vblora").read_bytes() == b"precious"
 
 
+def test_a_file_that_replaced_an_output_is_neither_done_nor_replaced(checkpoints, tmp_path):
+    run(checkpoints, tmp_path / "packed")
+    other = (tmp_path / "packed" / "user01.vblora").read_bytes()
+    (tmp_path / "packed" / "user00.vblora").write_bytes(other)
+    found = run(checkpoints, tmp_path / "packed")
+    outcomes = {os.path.basename(each.source): each for each in found}
+    assert (outcomes["user00"].status, outcomes["user00"].kind) == ("failed", "exists")
+    assert (tmp_path / "packed" / "user00.vblora").read_bytes() == other
+
+
+def test_an_output_that_failed_is_not_this_jobs(checkpoints, tmp_path):
+    run(checkpoints, tmp_path / "packed")
+    (tmp_path / "packed" / "user07.vblora").write_bytes(b"precious")
+    write_folder(checkpoints / "again", logits_form(seed=7))
+    for path in (checkpoints / "again").iterdir():
+        path.replace(checkpoints / "user07" / path.name)
+    (checkpoints / "again").rmdir()
+    found = run(checkpoints, tmp_path / "packed")
+    outcomes = {os.path.basename(each.source): each for each in found}
+    assert (outcomes["user07"].status, outcomes["user07"].kind) == ("failed", "exists")
+    assert (tmp_path / "packed" / "user07.vblora").read_bytes() == b"precious"
+
+
 def test_a_journal_that_was_cut_off_is_read_as_far_as_it_goes(checkpoints, tmp_path):
     run(checkpoints, tmp_path / "packed")
     path = tmp_path / "packed" / journal.NAME
