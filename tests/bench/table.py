@@ -5,7 +5,7 @@ from __future__ import annotations
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 
 
@@ -17,7 +17,7 @@ class Row:
         what: the job.
         ours, peer: in words, with units.
         ratio: ours / peer, or the figure itself where there is no peer.
-        bound: what `ratio` is to be at most; None where it is told for information.
+        bound: the most that `ratio` may be; None where the row has no bound.
     """
 
     what: str
@@ -40,10 +40,11 @@ class Run:
     peak: int
 
 
-def print_table(rows: Sequence[Row]) -> None:
-    """The rows as Markdown."""
+def print_table(rows: Iterable[Row]) -> bool:
+    """Print the rows as Markdown, each as it is measured; return whether all are reached."""
     print("| what | vbfmt | peer | ratio | bound | |")
-    print("|---|---|---|---|---|---|")
+    print("|---|---|---|---|---|---|", flush=True)
+    reached = True
     for row in rows:
         bound, verdict = "", ""
         if row.bound is not None:
@@ -52,6 +53,8 @@ def print_table(rows: Sequence[Row]) -> None:
             f"| {row.what} | {row.ours} | {row.peer} | {row.ratio:.3g} | {bound} | {verdict} |",
             flush=True,
         )
+        reached = reached and row.reached
+    return reached
 
 
 def run(command: Sequence[str], *, times: int = 1) -> Run:
