@@ -19,7 +19,7 @@ from numpy.typing import NDArray
 
 from vbfmt._files import storage
 from vbfmt.converters._files import state_dict_program, zip_records
-from vbfmt.converters._files.state_dict_program import Storage, View
+from vbfmt.converters._files.state_dict_objects import Storage, View
 from vbfmt.errors import SourceError
 from vbfmt.tensors import BITS, Tensor
 

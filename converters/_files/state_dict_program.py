@@ -1,8 +1,7 @@
 """The pickle program of a state dict, run by a machine that knows nothing else.
 
-It has the instructions of pickle's protocol 2 that ``torch.save`` uses, calls four things
-(`OrderedDict`, tensors, parameters, storages), and counts the memory that its objects take. What
-it makes of a tensor is a `View`: which part of which storage. What PyTorch would refuse with
+It has the instructions of pickle's protocol 2 that ``torch.save`` uses, builds only the objects
+of `state_dict_objects`, and counts the memory that they take. What PyTorch would refuse with
 ``weights_only=True`` is refused here; so is what a state dict has no use for.
 """
 
@@ -10,76 +9,18 @@ from __future__ import annotations
 
 import struct
 from collections.abc import Callable
-from dataclasses import dataclass
 from typing import Any
 
-from vbfmt.tensors import BITS, TORCH
-
-_STORAGES = {
-    "FloatStorage": "float32",
-    "DoubleStorage": "float64",
-    "HalfStorage": "float16",
-    "BFloat16Storage": "bfloat16",
-    "LongStorage": "int64",
-    "IntStorage": "int32",
-    "ShortStorage": "int16",
-    "CharStorage": "int8",
-    "ByteStorage": "uint8",
-    "BoolStorage": "bool",
-}
-"""PyTorch's classes of storages → its names of dtypes."""
-
-_LARGEST = 1 << 63
-_MOST_DIMENSIONS = 64  # numpy's limit, and PyTorch's
-
-
-class Ordered(dict[str, Any]):
-    """What an `OrderedDict` becomes."""
-
-    __slots__ = ()
-
-
-@dataclass(frozen=True, slots=True)
-class StorageType:
-    """A class of storages: of a dtype, by its safetensors name."""
-
-    dtype: str
-
-
-@dataclass(frozen=True, slots=True)
-class Storage:
-    """Bytes that the file claims to hold.
-
-    Attributes:
-        key: its name in the file.
-        dtype: safetensors name.
-        elements: how many of that dtype.
-    """
-
-    key: str
-    dtype: str
-    elements: int
-
-    @property
-    def size(self) -> int:
-        """Bytes."""
-        return self.elements * BITS[self.dtype] // 8
-
-
-@dataclass(frozen=True, slots=True)
-class View:
-    """A tensor: elements of a storage.
-
-    Attributes:
-        storage: where they are.
-        offset: of the first, in elements.
-        shape, stride: in elements.
-    """
-
-    storage: Storage
-    offset: int
-    shape: tuple[int, ...]
-    stride: tuple[int, ...]
+from vbfmt.converters._files.state_dict_objects import (
+    ARGUMENTS,
+    CALLABLE,
+    LARGEST,
+    STORAGES,
+    Ordered,
+    Storage,
+    StorageType,
+)
+from vbfmt.tensors import TORCH
 
 
 def run(
@@ -268,18 +209,18 @@ class _Machine:
 
     def named(self) -> None:
         module, name = self._line(), self._line()
-        if module == "torch" and name in _STORAGES:
-            self._push(StorageType(TORCH[_STORAGES[name]]), 48)
-        elif (module, name) in _CALLED:
-            self._push(_CALLED[module, name], 0)
+        if module == "torch" and name in STORAGES:
+            self._push(StorageType(TORCH[STORAGES[name]]), 48)
+        elif (module, name) in CALLABLE:
+            self._push(CALLABLE[module, name], 0)
         else:
             raise ValueError(f"unsupported: {module[:40]}.{name[:40]}")
 
     def call(self) -> None:
         arguments, function = self._stack.pop(), self._stack.pop()
-        if type(arguments) is not tuple or function not in _CALLED.values():
+        if type(arguments) is not tuple or function not in CALLABLE.values():
             raise ValueError("the pickle calls what is no function of a state dict")
-        self._push(function(*_as_many(arguments, *_ARGUMENTS[function])), 120)
+        self._push(function(*_as_many(arguments, *ARGUMENTS[function])), 120)
 
     def build(self) -> None:
         """The attributes of an `OrderedDict`, ``_metadata``, which are not needed here."""
@@ -293,7 +234,7 @@ class _Machine:
             raise ValueError("the pickle refers to something other than a storage")
         kind, key, location, elements = words[1:5]
         known = type(kind) is StorageType and type(key) is str and type(location) is str
-        if not known or type(elements) is not int or not 0 <= elements < _LARGEST:
+        if not known or type(elements) is not int or not 0 <= elements < LARGEST:
             raise ValueError("an unreadable description of a storage")
         if words[5:] not in ((), (None,)):
             raise ValueError("unsupported: a view of a storage")
@@ -309,66 +250,10 @@ def _as_many(arguments: tuple[Any, ...], least: int, most: int) -> tuple[Any, ..
     return arguments
 
 
-def _tensor(
-    storage: Any,
-    offset: Any,
-    shape: Any,
-    stride: Any,
-    gradient: Any,
-    hooks: Any,
-    metadata: Any = None,
-) -> View:
-    """What PyTorch's `_rebuild_tensor_v2` is called with."""
-    if type(storage) is not Storage or type(shape) is not tuple or type(stride) is not tuple:
-        raise ValueError("an unreadable description of a tensor")
-    sizes = (offset, *shape, *stride)
-    if len(shape) != len(stride) or len(shape) > _MOST_DIMENSIONS or not all(map(_is_size, sizes)):
-        raise ValueError("an unreadable description of a tensor")
-    if metadata:
-        raise ValueError("unsupported: a tensor that is stored negated or conjugated")
-    _require_plain(storage, gradient, hooks)
-    view = View(storage, offset, shape, stride)
-    last = offset
-    if 0 not in shape:
-        last += 1 + sum((size - 1) * step for size, step in zip(shape, stride, strict=True))
-    if last > storage.elements:
-        raise ValueError(f"a tensor beyond its storage {storage.key[:40]!r}")
-    return view
-
-
-def _parameter(view: Any, gradient: Any, hooks: Any) -> View:
-    if type(view) is not View:
-        raise ValueError("a parameter of what is no tensor")
-    _require_plain(view.storage, gradient, hooks)
-    return view
-
-
-def _require_plain(storage: Storage, gradient: Any, hooks: Any) -> None:
-    """Only floating point has gradients; hooks are functions, of which a file holds none."""
-    whole = "F" not in storage.dtype
-    if type(gradient) is not bool or (gradient and whole) or type(hooks) is not Ordered or hooks:
-        raise ValueError("an unreadable description of a tensor")
-
-
-def _is_size(value: object) -> bool:
-    return type(value) is int and 0 <= value < _LARGEST
-
-
 _NOTHING = object()
 _MARK = 160
 """Bytes of a stack."""
 _STOP = ord(".")
-
-_CALLED: dict[tuple[str, str], Callable[..., Any]] = {
-    ("collections", "OrderedDict"): Ordered,
-    ("torch._utils", "_rebuild_tensor_v2"): _tensor,
-    ("torch._utils", "_rebuild_parameter"): _parameter,
-}
-_ARGUMENTS: dict[Callable[..., Any], tuple[int, int]] = {
-    Ordered: (0, 0),
-    _tensor: (6, 7),
-    _parameter: (3, 3),
-}
 
 _INSTRUCTIONS: dict[int, Callable[[_Machine], None]] = {
     ord(code): instruction

@@ -23,6 +23,7 @@ READERS = (
     "converters/_files/checkpoint.py",
     "converters/_files/pickle.py",
     "converters/_files/safetensors.py",
+    "converters/_files/state_dict_objects.py",
     "converters/_files/state_dict_program.py",
     "converters/_files/zip_records.py",
     "converters/peft/folder.py",

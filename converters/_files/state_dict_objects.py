@@ -1,0 +1,135 @@
+"""The objects that the pickle program of a state dict builds.
+
+A tensor becomes a `View` of a `Storage`: no elements are read.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+from vbfmt.tensors import BITS
+
+STORAGES = {
+    "FloatStorage": "float32",
+    "DoubleStorage": "float64",
+    "HalfStorage": "float16",
+    "BFloat16Storage": "bfloat16",
+    "LongStorage": "int64",
+    "IntStorage": "int32",
+    "ShortStorage": "int16",
+    "CharStorage": "int8",
+    "ByteStorage": "uint8",
+    "BoolStorage": "bool",
+}
+"""PyTorch's storage class → its name of the dtype."""
+
+LARGEST = 1 << 63
+_MOST_DIMENSIONS = 64  # numpy's limit, and PyTorch's
+
+
+class Ordered(dict[str, Any]):
+    """What an `OrderedDict` becomes."""
+
+    __slots__ = ()
+
+
+@dataclass(frozen=True, slots=True)
+class StorageType:
+    """A class of storages: of a dtype, by its safetensors name."""
+
+    dtype: str
+
+
+@dataclass(frozen=True, slots=True)
+class Storage:
+    """Bytes that the file claims to hold.
+
+    Attributes:
+        key: its name in the file.
+        dtype: safetensors name.
+        elements: how many of that dtype.
+    """
+
+    key: str
+    dtype: str
+    elements: int
+
+    @property
+    def size(self) -> int:
+        """Bytes."""
+        return self.elements * BITS[self.dtype] // 8
+
+
+@dataclass(frozen=True, slots=True)
+class View:
+    """A tensor: elements of a storage.
+
+    Attributes:
+        storage: where they are.
+        offset: of the first, in elements.
+        shape, stride: in elements.
+    """
+
+    storage: Storage
+    offset: int
+    shape: tuple[int, ...]
+    stride: tuple[int, ...]
+
+
+def _tensor(
+    storage: Any,
+    offset: Any,
+    shape: Any,
+    stride: Any,
+    gradient: Any,
+    hooks: Any,
+    metadata: Any = None,
+) -> View:
+    """What PyTorch's `_rebuild_tensor_v2` is called with."""
+    if type(storage) is not Storage or type(shape) is not tuple or type(stride) is not tuple:
+        raise ValueError("an unreadable description of a tensor")
+    sizes = (offset, *shape, *stride)
+    if len(shape) != len(stride) or len(shape) > _MOST_DIMENSIONS or not all(map(_is_size, sizes)):
+        raise ValueError("an unreadable description of a tensor")
+    if metadata:
+        raise ValueError("unsupported: a tensor that is stored negated or conjugated")
+    _require_plain(storage, gradient, hooks)
+    view = View(storage, offset, shape, stride)
+    last = offset
+    if 0 not in shape:
+        last += 1 + sum((size - 1) * step for size, step in zip(shape, stride, strict=True))
+    if last > storage.elements:
+        raise ValueError(f"a tensor beyond its storage {storage.key[:40]!r}")
+    return view
+
+
+def _parameter(view: Any, gradient: Any, hooks: Any) -> View:
+    if type(view) is not View:
+        raise ValueError("a parameter of what is no tensor")
+    _require_plain(view.storage, gradient, hooks)
+    return view
+
+
+def _require_plain(storage: Storage, gradient: Any, hooks: Any) -> None:
+    """Only floating point has gradients; hooks are functions, of which a file holds none."""
+    whole = "F" not in storage.dtype
+    if type(gradient) is not bool or (gradient and whole) or type(hooks) is not Ordered or hooks:
+        raise ValueError("an unreadable description of a tensor")
+
+
+def _is_size(value: object) -> bool:
+    return type(value) is int and 0 <= value < LARGEST
+
+
+CALLABLE: dict[tuple[str, str], Callable[..., Any]] = {
+    ("collections", "OrderedDict"): Ordered,
+    ("torch._utils", "_rebuild_tensor_v2"): _tensor,
+    ("torch._utils", "_rebuild_parameter"): _parameter,
+}
+ARGUMENTS: dict[Callable[..., Any], tuple[int, int]] = {
+    Ordered: (0, 0),
+    _tensor: (6, 7),
+    _parameter: (3, 3),
+}
