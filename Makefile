@@ -15,7 +15,7 @@ help:
 	@echo "make test      the tests (about five minutes on two cores)"
 	@echo "make test-all  the tests, the heavy ones too"
 	@echo "make coverage  the tests with the branches of the library that they reach"
-	@echo "make fuzz      two million damaged files, guided by coverage (about half an hour)"
+	@echo "make fuzz      seven million damaged files, guided by coverage (most of a day)"
 	@echo "make flips     flip every bit of packed files (about ten minutes)"
 	@echo "make determinism  the same bytes on every Python, numpy and msgpack that can be had"
 	@echo "make versions  the tests with the oldest and newest Python, NumPy, PyTorch, transformers and PEFT"
@@ -101,6 +101,10 @@ fuzz: $(VENV)/dev
 	$(BIN)/python -m tests.fuzz peft 400000
 	$(BIN)/python -m tests.fuzz safetensors 600000
 	$(BIN)/python -m tests.fuzz pickle 1000000
+	$(BIN)/python -m tests.fuzz base 1000000
+	$(BIN)/python -m tests.fuzz gguf 1000000
+	$(BIN)/python -m tests.fuzz unilora 1000000
+	$(BIN)/python -m tests.fuzz commands 1000000
 	$(BIN)/python -m tests.fuzz.reached
 
 flips: $(VENV)/dev

@@ -194,6 +194,11 @@ def _tensors(state: Any, contents: Contents, size: int) -> dict[str, Tensor]:
                     raise _not_stored(name, "copies of more than the file's size")
                 copies[view] = _copied(view, content)
             flat = copies[view]
+        if view.storage.dtype == "BOOL" and flat.size and flat.max() > 1:
+            # PyTorch keeps such bytes or makes them 1, by how it happens to copy them.
+            raise SourceError(
+                "not true or false", part=name, found=f"byte {flat.max()}", expected="0 or 1"
+            )
         tensors[name] = Tensor(view.storage.dtype, view.shape, flat)
     return tensors
 

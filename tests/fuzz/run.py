@@ -17,8 +17,8 @@ SLOWEST = 1.0
 """Seconds of processor time that one input may take."""
 
 LARGEST = 64 << 20
-"""Bytes that one input may add to the process (what was freed before may be used again): beyond,
-its allocation fails (RLIMIT_AS)."""
+"""Bytes that one input may add to the process; what was freed before may be used again. Of a
+target's address space beyond its limit an allocation fails (RLIMIT_AS)."""
 
 _REPORT_EVERY = 50_000
 _UNLIMITED = resource.getrlimit(resource.RLIMIT_AS)
@@ -26,6 +26,10 @@ _UNLIMITED = resource.getrlimit(resource.RLIMIT_AS)
 
 class TooSlowError(AssertionError):
     """An input took more than `SLOWEST`."""
+
+
+class TooLargeError(AssertionError):
+    """An input took more than `LARGEST`."""
 
 
 class Run:
@@ -42,7 +46,7 @@ class Run:
 
     def __call__(self, data: bytes) -> None:
         begin, peak = time.thread_time(), _peak()
-        _limit(LARGEST)
+        _limit(self.target.address_space)
         try:
             with warnings.catch_warnings():
                 warnings.simplefilter("error")
@@ -55,10 +59,14 @@ class Run:
         _limit(None)
         taken = time.thread_time() - begin
         self.slowest = max(self.slowest, taken)
-        self.largest = max(self.largest, _peak() - peak)
+        grown = _peak() - peak
+        self.largest = max(self.largest, grown)
         if taken > SLOWEST:
             self._keep(data)
             raise TooSlowError(f"{taken:.2f} s")
+        if grown > LARGEST:
+            self._keep(data)
+            raise TooLargeError(f"{grown >> 20} MiB")
         self.executions += 1
         if self.executions % _REPORT_EVERY == 0:
             print(self.report(), flush=True)

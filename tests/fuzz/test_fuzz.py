@@ -27,14 +27,21 @@ REACHED = {
     "peft": "accepted source content",
     "safetensors": "accepted source",
     "pickle": "accepted source",
+    "base": "accepted source",
+    "gguf": "accepted source",
+    "unilora": "accepted source",
+    "commands": "pack=0 merge=0 inspect=0 expand=0 unpack=0",
 }
+
+RUNS = {"base": 150, "unilora": 250, "commands": 200, "gguf": 1000}
+"""Fewer where one takes milliseconds."""
 
 
 @pytest.mark.parametrize("name", TARGETS)
 def test_damaged_input_meets_nothing_but_our_own_errors(name, tmp_path):
     run = Run(name, TARGETS[name], tmp_path)
-    by_chance(run, 2500, random.Random(1))
-    assert run.executions == 2500
+    by_chance(run, RUNS.get(name, 2500), random.Random(1))
+    assert run.executions == RUNS.get(name, 2500)
     assert set(REACHED[name].split()) <= set(run.outcomes)
 
 
@@ -43,7 +50,7 @@ def test_no_input_takes_much_memory(name):
     """Counted by the allocation, so that memory asked for and not used counts too."""
     target, rng = TARGETS[name], random.Random(2)
     inputs = target.seeds()
-    inputs += [target.damaged(rng.choice(inputs), rng) for _ in range(300)]
+    inputs += [target.damaged(rng.choice(inputs), rng) for _ in range(RUNS.get(name, 2500) // 8)]
     tracemalloc.start()
     try:
         for data in inputs:
@@ -111,7 +118,7 @@ def test_what_broke_once_is_refused(path):
         warnings.simplefilter("error")
         warnings.simplefilter("ignore", VbfmtWarning)
         outcome = TARGETS[path.parent.name].run(path.read_bytes())
-    assert outcome in ("source", "content")
+    assert outcome in ("source", "content", "storage")
 
 
 def raises(data):

@@ -272,3 +272,11 @@ def test_every_truncation_is_refused():
         data = saved(STATE, archive=archive)
         for length in range(len(data)):
             refusal(data[:length])
+
+
+@pytest.mark.parametrize("archive", [True, False])
+def test_a_bool_that_is_neither_true_nor_false_is_refused(archive):
+    """PyTorch keeps such a byte, or makes it 1 where it copies."""
+    whole = torch.tensor([5, 1, 0], dtype=torch.uint8).view(torch.bool)
+    data = saved({"x": whole}, archive=archive)
+    assert "not true or false: x: found byte 5" in refusal(data)

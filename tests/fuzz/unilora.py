@@ -1,0 +1,99 @@
+"""Uni-LoRA folders: config, θ, indices or a seed, and the base's config."""
+
+from __future__ import annotations
+
+import json
+import warnings
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from tests.fuzz import folders
+from tests.fuzz.refusals import kind_of
+from vbfmt import Tensor, dumps, errors, loads
+from vbfmt.converters._files import safetensors
+
+_CONFIG = {
+    "peft_type": "UNILORA",
+    "r": 2,
+    "theta_d_length": 20,
+    "proj_seed": 7,
+    "target_modules": ["q_proj", "v_proj"],
+    "base_model_name_or_path": "x",
+    "bias": "none",
+    "task_type": "CAUSAL_LM",
+    "fan_in_fan_out": False,
+    "modules_to_save": None,
+}
+_BASE = {
+    "model_type": "llama",
+    "architectures": ["LlamaForCausalLM"],
+    "hidden_size": 8,
+    "intermediate_size": 12,
+    "num_hidden_layers": 1,
+    "num_attention_heads": 2,
+    "num_key_value_heads": 1,
+    "vocab_size": 8,
+}
+
+
+def seeds() -> list[bytes]:
+    """With indices, with a seed and a base, with a seed alone."""
+    pytest.importorskip("peft", minversion="0.20")
+    rng = np.random.default_rng(0)
+    theta = {"base_model.model.unilora_theta_d": rng.standard_normal(20).astype("f4")}
+    stored = dict(theta)
+    for module in ("m0", "m1"):
+        for factor, shape in (("A", (2, 4)), ("B", (6, 2))):
+            key = f"base_model.model.{module}.unilora"
+            stored[f"{key}_indices_{factor}"] = rng.integers(20, size=shape)
+            stored[f"{key}_scales_{factor}"] = np.full(shape, 0.5, "f4")
+    config = {"adapter_config.json": json.dumps(_CONFIG).encode()}
+    base = {"base/config.json": json.dumps(_BASE).encode()}
+    return [
+        folders.joined({**config, "adapter_model.safetensors": _file(stored)}),
+        folders.joined({**config, **base, "adapter_model.safetensors": _file(theta)}),
+        folders.joined({**config, "adapter_model.safetensors": _file(theta)}),
+    ]
+
+
+def run(data: bytes) -> str:
+    """The reader: what is accepted is the same adapter each time, and one that packs."""
+    from vbfmt.converters import read
+
+    files = folders.split(data)
+    with folders.written(files) as folder, warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # those of PEFT and transformers
+        base = folder / "base"
+        at = base if base.is_dir() else None
+        if at and _has_many_layers(at):
+            return "many layers"
+        try:
+            adapter = read(folder, base=at)
+            text = dumps(adapter)
+            again = read(folder, base=at)
+        except errors.VbfmtError as error:
+            return kind_of(error)
+        assert dumps(again) == text
+        assert loads(text) == adapter
+        return "accepted with a base" if at else "accepted"
+
+
+def _has_many_layers(base: Path) -> bool:
+    """Whether PEFT and transformers take more than a second to build the base: 2 ms a layer."""
+    try:
+        config = json.loads((base / "config.json").read_bytes())
+    except (OSError, ValueError, RecursionError):
+        return False
+    counts = config.values() if isinstance(config, dict) else ()
+    return any(type(count) is int and 64 < count <= 1024 for count in counts)
+
+
+def _file(arrays: dict[str, np.ndarray]) -> bytes:  # type: ignore[type-arg]
+    tensors = {name: Tensor.of(array) for name, array in arrays.items()}
+    specs = [(name, tensor.dtype, tensor.shape) for name, tensor in tensors.items()]
+    return b"".join(
+        bytes(piece)
+        for piece in safetensors._pieces(specs, [t.data.data for t in tensors.values()], {})
+    )
