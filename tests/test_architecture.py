@@ -28,16 +28,19 @@ def name_of(path: Path) -> str:
 MODULES = {name_of(path): path for path in FILES}
 
 
-def imports(path: Path, *, types: bool) -> set[str]:
-    """The library's modules that a file imports anywhere, in functions too.
+def imports(path: Path, *, types: bool, functions: bool = True) -> set[str]:
+    """The library's modules that a file imports.
 
     Args:
         types: also those that are imported for type checkers alone.
+        functions: also those that a function imports when it is called.
     """
     found: set[str] = set()
 
     def visit(node: ast.AST) -> None:
         if isinstance(node, ast.If) and "TYPE_CHECKING" in ast.unparse(node.test) and not types:
+            return
+        if isinstance(node, ast.FunctionDef) and not functions:
             return
         if isinstance(node, ast.Import):
             found.update(alias.name for alias in node.names)
@@ -55,8 +58,12 @@ def imports(path: Path, *, types: bool) -> set[str]:
 IMPORTS = {name: imports(path, types=False) for name, path in MODULES.items()}
 WITH_TYPES = {name: imports(path, types=True) for name, path in MODULES.items()}
 
-CONVENIENCE = {("vbfmt.adapter", "vbfmt.packed")}
-"""`Adapter.save`, `load` and `digest` call the functions of `vbfmt.packed`."""
+CONVENIENCE = {
+    ("vbfmt.adapter", "vbfmt.packed"),
+    ("vbfmt.packed", "vbfmt.converters.sources"),
+}
+"""Imports against the arrows, each inside a function: `Adapter.save`, `load` and `digest` call the
+functions of `vbfmt.packed`, and `vbfmt.load` fetches ``hf://…`` as the commands do."""
 
 
 def under(name: str, room: str) -> bool:
@@ -105,6 +112,24 @@ def test_no_module_imports_itself_by_way_of_others():
 
 def test_the_exceptions_are_needed():
     assert all(target in IMPORTS[name] for name, target in CONVENIENCE)
+
+
+def test_the_exceptions_are_imported_when_they_are_called():
+    for name, target in CONVENIENCE:
+        assert target not in imports(MODULES[name], types=False, functions=False)
+
+
+def test_the_library_imports_no_converters():
+    """But for the command line, and the one listed exception."""
+    wrong = {
+        (name, target)
+        for name, targets in IMPORTS.items()
+        for target in targets
+        if under(target, "vbfmt.converters")
+        and not under(name, "vbfmt.converters")
+        and not under(name, "vbfmt.cli")
+    }
+    assert wrong - CONVENIENCE == set()
 
 
 def room_of(name: str) -> str:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import json
 import struct
+import sys
 from pathlib import Path
 
 import numpy as np
@@ -263,3 +264,12 @@ def test_verify_compares_with_a_trusted_digest(tmp_path):
     (problem,) = verify(path, digest=wrong).problems
     assert isinstance(problem, errors.DigestError)
     assert (problem.found, problem.expected, problem.file) == (right, wrong, str(path))
+
+
+def test_a_missing_path_is_not_looked_for_on_the_hub(monkeypatch, tmp_path):
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setitem(sys.modules, "vbfmt.converters", None)  # its import would fail
+    with pytest.raises(FileNotFoundError):
+        load("me/adapter")
+    with pytest.raises(ImportError):
+        load("hf://me/adapter")

@@ -80,7 +80,7 @@ class Adapter:
 
     @classmethod
     def load(cls, path: str | os.PathLike[str], **options: Any) -> Adapter:
-        """Load a packed file; options and errors as `vbfmt.load`."""
+        """Load a packed file, from a path or ``hf://…``; options and errors as `vbfmt.load`."""
         from vbfmt.packed import load
 
         return load(path, **options)

@@ -155,9 +155,11 @@ def load(
     mmap: bool = True,
     banks: Sources | None = None,
 ) -> Adapter:
-    """The adapter in a packed file; `digest` and `verify` as in `loads`.
+    """Load the adapter in a packed file; `digest` and `verify` as in `loads`.
 
     Args:
+        path: a path, or ``hf://owner/name[@revision][/file]`` for a repository on the Hugging Face
+            Hub (extra ``hub``). Without ``/file`` the repository must hold one packed file.
         mmap: use the file in place. The file must not be cut off while the adapter is in use:
             reading past the new end would end the process. Replacing it (as `save` does) is
             harmless. With False its bytes are read, and nothing done to the file matters any more.
@@ -169,7 +171,9 @@ def load(
         VbfmtError: naming the file, and of the kind of the first fault.
         BankError: the bank is in none of those folders.
         StorageError: the file cannot be read.
+        SourceError: no such repository, revision or file on the Hub, or no access to it.
     """
+    path = _local(path)
     try:
         where = bank_files.sources(banks, path)
         return _loaded(storage.read(path, mmap=mmap), digest, verify, where)[0]
@@ -255,6 +259,15 @@ def verify(path: PathLike, *, digest: str | None = None, banks: Sources | None =
             DigestError("not the trusted adapter", found=packed.digest, expected=digest)
         )
     return Report(name, packed.digest, tuple(problem.in_file(path) for problem in problems))
+
+
+def _local(path: PathLike) -> PathLike:
+    """Return a path as it is; for ``hf://…``, that of the file in the Hub's cache."""
+    if not (isinstance(path, str) and path.startswith("hf://")):
+        return path
+    from vbfmt.converters import sources
+
+    return sources.packed(path)
 
 
 def _unchecked(**fields: Any) -> Adapter:

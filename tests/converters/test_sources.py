@@ -17,7 +17,7 @@ from tests.conftest import warned
 from tests.converters.hub.stand_in_hub import serving
 from tests.converters.merge.folders import adapter_of, save_base, tensors_in, weights_of
 from tests.converters.test_peft import logits_form, write_folder
-from vbfmt import dumps, errors, save
+from vbfmt import Adapter, dumps, errors, load, save
 from vbfmt.converters import merge, peft, read, sources
 
 
@@ -194,6 +194,20 @@ def test_a_packed_file_is_found_in_its_repository(server, tmp_path):
     repository.commit({"README.md": b""}, "none")
     with pytest.raises(errors.SourceError, match=r"no \.vblora file"):
         sources.packed("me/packed", revision="none")
+
+
+def test_load_takes_a_repository(server, tmp_path):
+    adapter = worked_example()
+    repository = server.add("me/packed")
+    repository.commit({"README.md": b"", "x.vblora": dumps(adapter)})
+    assert load("hf://me/packed") == adapter
+    assert Adapter.load("hf://me/packed@main/x.vblora", digest=adapter.digest) == adapter
+    with pytest.raises(errors.DigestError, match=r"not the adapter that was asked for in /.*"):
+        load("hf://me/packed", digest="sha256:" + "0" * 64)
+    with pytest.raises(FileNotFoundError, match=r"no such file, folder or repository on the Hub"):
+        load("hf://me/nothing")
+    with pytest.raises(errors.SourceError, match=r"no repository"):
+        load("hf://me")
 
 
 def test_a_file_brings_the_configs_beside_it(server, folder):
