@@ -15,7 +15,7 @@ from vbfmt._files import peft_layout
 from vbfmt._math.admixture import Rows, all_weights, rows_from_selection
 from vbfmt._math.selection import select_top_k
 from vbfmt.adapter import Adapter
-from vbfmt.errors import ConfigError, DigestError, ModelError, VbfmtError, warn
+from vbfmt.errors import ConfigError, DigestError, VbfmtError, warn
 from vbfmt.module import Module
 from vbfmt.packed import Form, load, save
 from vbfmt.packed import digest as digest_of
@@ -25,19 +25,18 @@ from vbfmt.torch.bank import VectorBank
 from vbfmt.torch.checkpoint_file import require_finite
 from vbfmt.torch.config import VBLoRAConfig, is_number
 from vbfmt.torch.injection import attach, install
-from vbfmt.torch.linear import VBLoRALinear, features_of, is_adaptable
+from vbfmt.torch.linear import VBLoRALinear
+from vbfmt.torch.matching import matching_layers, require_tensors
 from vbfmt.torch.overlooked import warn_of_layers_never_called, warn_of_others_that_train
 from vbfmt.torch.peft_config import peft_config, updates_of
 from vbfmt.torch.plan import exact
 from vbfmt.torch.preconditions import require_free_name, require_in_memory
 from vbfmt.torch.sharding import is_writer, require_whole, whole
-from vbfmt.torch.stand_ins import StandIns, owner_of
-from vbfmt.torch.targets import base_modules
+from vbfmt.torch.stand_ins import StandIns
 from vbfmt.torch.tensors import to_format, to_torch
 
 PathLike = str | os.PathLike[str]
 
-_SHOWN = 3
 _LEAST_WEIGHT = 2.0**-149  # a weight that was rounded to zero is taken for the smallest float32
 
 
@@ -132,8 +131,8 @@ def load_packed(
     if adapters is None or not taken or adapters.adapter(adapter_name).trainable:
         require_free_name(model, adapter_name)
     try:
-        layers = _matching_layers(model, adapter)
-        _require_tensors(model, adapter)
+        layers = matching_layers(model, adapter)
+        require_tensors(model, adapter)
         require_in_memory(model, [*layers, *(name.rpartition(".")[0] for name in adapter.tensors)])
     except VbfmtError as error:
         raise (error if isinstance(source, Adapter) else error.in_file(source)) from None
@@ -179,8 +178,8 @@ def warm_start(
         )
     adapter = source if isinstance(source, Adapter) else load(source)
     require_free_name(model, adapter_name)
-    layers = _matching_layers(model, adapter)
-    _require_tensors(model, adapter)
+    layers = matching_layers(model, adapter)
+    require_tensors(model, adapter)
     bank = VectorBank.from_packed(adapter, frozen=freeze_bank)
     bank = bank.to(cast(torch.Tensor, next(iter(layers.values())).weight).device)
     plan = exact(model, _config(adapter), layers, adapter.tensors)
@@ -222,56 +221,6 @@ def _require_digest(adapter: Adapter, expected: str) -> None:
     found = digest_of(adapter)
     if found != expected:
         raise DigestError("not the adapter that was asked for", found=found, expected=expected)
-
-
-def _matching_layers(model: nn.Module, adapter: Adapter) -> dict[str, nn.Module]:
-    """The model's layers that the adapter changes.
-
-    Raises:
-        ModelError: some are missing or have other shapes.
-    """
-    modules = dict(base_modules(model))
-    faults = [fault for module in adapter if (fault := _mismatch(modules.get(module.name), module))]
-    if faults:
-        more = len(faults) - _SHOWN
-        raise ModelError(
-            "the adapter belongs to another model",
-            found="; ".join(faults[:_SHOWN]) + (f"; and {more} more" if more > 0 else ""),
-            expected=f"the layers of {adapter.base_model}" if adapter.base_model else None,
-        )
-    return {module.name: modules[module.name] for module in adapter}
-
-
-def _mismatch(layer: nn.Module | None, module: Module) -> str | None:
-    """What is wrong with a layer for that row of the module table, in words."""
-    if layer is None:
-        return f"no {module.name}"
-    if not is_adaptable(layer):
-        return f"{module.name} is a {type(layer).__name__}"
-    if features_of(layer) != (module.in_features, module.out_features):
-        inner, outer = features_of(layer)
-        return (
-            f"{module.name} is {inner} → {outer}, not {module.in_features} → {module.out_features}"
-        )
-    return None
-
-
-def _require_tensors(model: nn.Module, adapter: Adapter) -> None:
-    """The model has the other tensors that the adapter brings, in the same shapes."""
-    for name, tensor in adapter.tensors.items():
-        try:
-            owner, leaf = owner_of(model, name)
-            shape = tuple(getattr(owner, leaf).shape)
-        except AttributeError:
-            shape = None
-        if shape != tensor.shape:
-            raise ModelError(
-                "the adapter brings a tensor that the model has no place for",
-                part=name,
-                found=tensor.shape,
-                expected="none of that name" if shape is None else shape,
-                advice="make the model with the head that the adapter was trained with",
-            )
 
 
 def _config(adapter: Adapter) -> VBLoRAConfig:

@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 from vbfmt.adapter import Adapter
 from vbfmt.errors import ConfigError, ModelError
-from vbfmt.torch.packed import _matching_layers
+from vbfmt.torch.matching import matching_layers
 from vbfmt.torch.pool.banks import Banks
 from vbfmt.torch.pool.layout import Layout, pack
 from vbfmt.torch.pool.own_tensors import own_tensors
@@ -63,7 +63,7 @@ class Intake:
         known = self._layouts.get(fresh.key)
         if known is not None:
             return known
-        for name, layer in _matching_layers(self._model, adapter).items():
+        for name, layer in matching_layers(self._model, adapter).items():
             if cast(Tensor, layer.weight).device != self._device:
                 raise ModelError(
                     "a layer on another device than the pool's",

@@ -70,7 +70,7 @@ def own_tensors(adapter: Adapter, modules: Mapping[str, nn.Module]) -> OwnTensor
         standing = None if module is None else module._parameters.get(leaf)
         if module is None or standing is None or tuple(standing.shape) != tensor.shape:
             raise ModelError(
-                "the adapter brings a tensor that the model has no place for",
+                "the adapter has a tensor that the model does not have",
                 part=name,
                 found=tensor.shape,
                 expected="none of that name" if standing is None else tuple(standing.shape),
