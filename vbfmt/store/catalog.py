@@ -8,104 +8,33 @@ happens to it, or without it, to the store, it comes right by itself.
 from __future__ import annotations
 
 import contextlib
-import json
 import os
 import sqlite3
 import threading
 import time
 import weakref
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass, field
-from typing import Any
 
 from vbfmt._format.packed_file import PackedFile
-from vbfmt.errors import VbfmtError, warn
-from vbfmt.store import layout, names
+from vbfmt.errors import warn
+from vbfmt.store import layout, synchronize
 from vbfmt.store.backend import Backend, Stored
+from vbfmt.store.rows import (
+    COLUMNS,
+    SCHEMA,
+    TABLES,
+    Entry,
+    Statement,
+    adapter_rows,
+    delete_adapter,
+    entry_of,
+)
 
-SCHEMA = 1
 FILE = "catalog.sqlite"
-
-_TABLES = """
-CREATE TABLE adapters (
-    digest TEXT PRIMARY KEY, size INTEGER, added REAL, bank TEXT, bank_size INTEGER,
-    base_model TEXT, base_revision TEXT, h INTEGER, b INTEGER, k INTEGER, n INTEGER,
-    modules INTEGER, metadata TEXT
-) WITHOUT ROWID;
-CREATE INDEX by_base ON adapters (base_model);
-CREATE INDEX by_bank ON adapters (bank);
-CREATE TABLE metadata (
-    key TEXT, value TEXT, digest TEXT, PRIMARY KEY (key, value, digest)
-) WITHOUT ROWID;
-CREATE INDEX metadata_of ON metadata (digest);
-CREATE TABLE names (key TEXT PRIMARY KEY, name TEXT, digest TEXT, version TEXT) WITHOUT ROWID;
-CREATE INDEX names_of ON names (digest);
-CREATE TABLE banks (sha256 TEXT PRIMARY KEY, size INTEGER, added REAL) WITHOUT ROWID;
-CREATE TABLE seen (keys TEXT PRIMARY KEY, stamp TEXT) WITHOUT ROWID;
-"""
-
-Statement = tuple[str, tuple[Any, ...]]
 
 _MOST_NOTES = 1024
 _LONGEST_WAIT = 2.0
 """Seconds that a note waits while others come."""
-
-_YOUNG = 60.0
-"""Seconds: what is younger may be an object whose writer has not come to the catalog yet."""
-
-
-@dataclass(frozen=True)
-class Entry:
-    """An adapter in a store.
-
-    Attributes:
-        digest: ``sha256:…``.
-        size: bytes, without the bank.
-        added: seconds since 1970.
-        bank: SHA-256 of its bank.
-        bank_size: bytes.
-        base_model, base_revision, h, b, k, metadata: as in `Adapter`.
-        rows: N, the number of sub-vectors.
-        modules: how many.
-        names: that point to it, sorted.
-    """
-
-    digest: str
-    size: int
-    added: float
-    bank: str
-    bank_size: int
-    base_model: str | None
-    base_revision: str | None
-    h: int
-    b: int
-    k: int
-    rows: int
-    modules: int
-    metadata: Mapping[str, str]
-    names: tuple[str, ...] = field(default=())
-
-
-_COLUMNS = (
-    "digest, size, added, bank, bank_size, base_model, base_revision, h, b, k, n, modules, metadata"
-)
-
-
-_FIELDS = (
-    "digest",
-    "size",
-    "added",
-    "bank",
-    "bank_size",
-    "base_model",
-    "base_revision",
-    "h",
-    "b",
-    "k",
-    "rows",
-    "modules",
-)
-"""Of an `Entry`, as the columns stand, but for the last two."""
 
 
 class Catalog:
@@ -137,7 +66,7 @@ class Catalog:
         """Note an adapter that has been written, and its bank."""
         bank = (packed.bank.sha256.hex(), packed.bank.length, stored.modified)
         self._note(
-            *_adapter_rows(digest, stored, packed),
+            *adapter_rows(digest, stored, packed),
             ("INSERT OR IGNORE INTO banks VALUES (?, ?, ?)", bank),
         )
 
@@ -165,7 +94,7 @@ class Catalog:
         """Note that an object or a name is about to be removed."""
         with self._changing() as database:
             if (digest := layout.digest_of(key)) is not None:
-                _delete(database, digest)
+                delete_adapter(database, digest)
             elif (sha256 := layout.bank_of(key)) is not None:
                 database.execute("DELETE FROM banks WHERE sha256 = ?", (sha256,))
             else:
@@ -180,15 +109,15 @@ class Catalog:
         with self._changing() as database:
             unknown = gone = 0
             for prefix, sync in (
-                (layout.ADAPTERS, self._sync_adapters),
-                (layout.BANKS, self._sync_banks),
-                (layout.NAMES, self._sync_names),
+                (layout.ADAPTERS, synchronize.sync_adapters),
+                (layout.BANKS, synchronize.sync_banks),
+                (layout.NAMES, synchronize.sync_names),
             ):
                 seen = dict(database.execute("SELECT keys, stamp FROM seen"))
                 for keys, stamp in self._backend.stamps(prefix).items():
                     if stamp is not None and seen.get(keys) == stamp:
                         continue
-                    more, less = sync(database, keys)
+                    more, less = sync(self._backend, database, keys)
                     unknown, gone = unknown + more, gone + less
                     row = (keys, stamp)
                     database.execute("INSERT OR REPLACE INTO seen VALUES (?, ?)", row)
@@ -222,13 +151,13 @@ class Catalog:
             where.append("digest IN (SELECT digest FROM metadata WHERE key = ? AND value = ?)")
             values += [key, text]
         query = (
-            f"SELECT {_COLUMNS}, (SELECT json_group_array(name) FROM names WHERE names.digest = "
+            f"SELECT {COLUMNS}, (SELECT json_group_array(name) FROM names WHERE names.digest = "
             f"adapters.digest) FROM adapters WHERE {' AND '.join(where)} "
             f"ORDER BY added DESC, digest LIMIT {-1 if limit is None else int(limit)}"
         )
         with self._lock:
             rows = self._database.execute(query, values).fetchall()
-        return [_entry(row) for row in rows]
+        return [entry_of(row) for row in rows]
 
     def names(self) -> dict[str, str]:
         """Digests by name."""
@@ -291,7 +220,7 @@ class Catalog:
                     "SELECT name FROM sqlite_master WHERE type = 'table'"
                 ).fetchall():
                     database.execute(f'DROP TABLE "{name}"')
-                for statement in _TABLES.split(";"):
+                for statement in TABLES.split(";"):
                     database.execute(statement)
                 database.execute(f"PRAGMA user_version = {SCHEMA}")
                 self._fresh = True
@@ -315,103 +244,6 @@ class Catalog:
             self._database.execute("COMMIT")
             self._notes.clear()
             self._written = time.monotonic()
-
-    def _sync_adapters(self, database: sqlite3.Connection, keys: str) -> tuple[int, int]:
-        """List a group; how many adapters were not known, and how many known ones are gone."""
-        start = "sha256:" + keys.removeprefix(layout.ADAPTERS).removeprefix("/")
-        query = "SELECT digest FROM adapters WHERE digest BETWEEN ? AND ?"
-        known = {digest for (digest,) in database.execute(query, (start, f"{start}~"))}
-        told = 0
-        for stored in self._backend.entries(keys):
-            digest = layout.digest_of(stored.key)
-            if digest is None:
-                continue
-            if digest in known:
-                known.remove(digest)
-                continue
-            content = self._backend.content(stored.key)
-            with contextlib.suppress(VbfmtError, OverflowError):  # `Store.verify` says what it is
-                if content is not None:
-                    for statement, row in _adapter_rows(digest, stored, PackedFile.parse(content)):
-                        database.execute(statement, row)
-                    told += time.time() - stored.modified > _YOUNG
-        for digest in known:
-            _delete(database, digest)
-        return told, len(known)
-
-    def _sync_banks(self, database: sqlite3.Connection, keys: str) -> tuple[int, int]:
-        start = keys.removeprefix(layout.BANKS).removeprefix("/")
-        query = "SELECT sha256 FROM banks WHERE sha256 BETWEEN ? AND ?"
-        known = {sha256 for (sha256,) in database.execute(query, (start, f"{start}~"))}
-        told = 0
-        for stored in self._backend.entries(keys):
-            sha256 = layout.bank_of(stored.key)
-            if sha256 is not None and sha256 not in known:
-                row = (sha256, stored.size, stored.modified)
-                database.execute("INSERT OR REPLACE INTO banks VALUES (?, ?, ?)", row)
-                told += time.time() - stored.modified > _YOUNG
-            known.discard(sha256 or "")
-        for sha256 in known:
-            database.execute("DELETE FROM banks WHERE sha256 = ?", (sha256,))
-        return told, len(known)
-
-    def _sync_names(self, database: sqlite3.Connection, keys: str) -> tuple[int, int]:
-        query = "SELECT key, version FROM names WHERE key BETWEEN ? AND ?"
-        known = dict(database.execute(query, (f"{keys}/", f"{keys}/~")))
-        told = 0
-        for stored in self._backend.entries(keys):
-            before = known.pop(stored.key, _NEW)
-            if before == stored.version:
-                continue
-            found = self._backend.found(stored.key)
-            if found is None:
-                continue
-            one = names.parse(found, self._backend.address(stored.key))
-            row = (stored.key, one.name, one.digest, stored.version)
-            database.execute("INSERT OR REPLACE INTO names VALUES (?, ?, ?, ?)", row)
-            told += before == _NEW and time.time() - stored.modified > _YOUNG
-        for key in known:
-            database.execute("DELETE FROM names WHERE key = ?", (key,))
-        return told, len(known)
-
-
-_NEW = "new"
-
-
-def _entry(row: tuple[Any, ...]) -> Entry:
-    plain: dict[str, Any] = dict(zip(_FIELDS, row, strict=False))
-    metadata, names_of = row[len(_FIELDS) :]
-    return Entry(**plain, metadata=json.loads(metadata), names=tuple(sorted(json.loads(names_of))))
-
-
-def _adapter_rows(digest: str, stored: Stored, packed: PackedFile) -> list[Statement]:
-    head = packed.header
-    metadata = dict(head.metadata or {})
-    row = (
-        digest,
-        stored.size,
-        stored.modified,
-        packed.bank.sha256.hex(),
-        packed.bank.length,
-        head.base_model,
-        head.base_revision,
-        head.h,
-        head.b,
-        head.k,
-        head.rows,
-        len(head.modules),
-        json.dumps(metadata),
-    )
-    texts: list[Statement] = [
-        ("INSERT OR REPLACE INTO metadata VALUES (?, ?, ?)", (key, value, digest))
-        for key, value in metadata.items()
-    ]
-    return [(f"INSERT OR REPLACE INTO adapters VALUES ({', '.join('?' * 13)})", row), *texts]
-
-
-def _delete(database: sqlite3.Connection, digest: str) -> None:
-    database.execute("DELETE FROM adapters WHERE digest = ?", (digest,))
-    database.execute("DELETE FROM metadata WHERE digest = ?", (digest,))
 
 
 def _write_rest(notes: list[Statement], path: str) -> None:

@@ -1,0 +1,113 @@
+"""Writers that are killed at random moments."""
+
+from __future__ import annotations
+
+import collections
+import os
+import random
+import signal
+import time
+from pathlib import Path
+from typing import Any
+
+from tests.crashes.processes import WRITERS, adapter, content, ended, forked
+from vbfmt import load
+
+
+def kill(folder: Path, count: int) -> dict[str, Any]:
+    """Kill writers at random moments: the old or the new is there, and complete; the next write
+    leaves nothing else."""
+    rng = random.Random(0)
+    seen: collections.Counter[str] = collections.Counter()
+    adapters = [adapter(0), adapter(1)]
+    wanted, duration = {}, {}
+    for name, write in WRITERS.items():
+        both = []
+        for number, one in enumerate(adapters):
+            start = time.perf_counter()
+            write(one, folder / f"{name}-{number}")
+            duration[name] = time.perf_counter() - start
+            both.append(content(folder / f"{name}-{number}"))
+        wanted[name] = both
+    for number in range(count):
+        name = rng.choice(list(WRITERS))
+        write, both = WRITERS[name], wanted[name]
+        here = folder / f"round-{number}"
+        here.mkdir()
+        target = here / "x"
+        exists = rng.random() < 0.8
+        if exists:
+            write(adapters[0], target)
+        child = forked(lambda w=write, t=target, e=exists: w(adapters[1], t, overwrite=e))
+        time.sleep(rng.random() * duration[name])
+        os.kill(child, signal.SIGKILL)
+        status = ended(child)
+        assert status in (0, -signal.SIGKILL), status
+        found = content(target)
+        expected = [both[0] if exists else None, both[1]]
+        assert found in expected, (number, name, exists)
+        left = set(os.listdir(here)) - {"x"}
+        if name == "save without its bank" and found is not None:
+            assert load(target, banks=f"{here}-banks") in adapters
+        # So that one in four comes too late, however busy the machine is.
+        duration[name] *= 1 / 1.3 if found == both[1] else 1.1
+        seen["killed"] += status == -signal.SIGKILL
+        seen["old"] += found == expected[0]
+        seen["new"] += found == expected[1]
+        seen["left something behind"] += bool(left)
+        write(adapters[1], target, overwrite=True)
+        assert os.listdir(here) == ["x"], os.listdir(here)
+        assert content(target) == both[1]
+    return dict(seen)
+
+
+def store_writers(folder: Path, count: int) -> dict[str, Any]:
+    """Kill two writers of one store at random moments, while a collector runs: whatever a name
+    points to is there and sound, and the next writer finishes the job."""
+    from vbfmt.store import ANY, Store, garbage
+
+    garbage._PATIENCE = 0.2
+    rng = random.Random(0)
+    adapters = [adapter(seed) for seed in range(6)]
+    store = Store(folder / "s", create=True)
+    seen: collections.Counter[str] = collections.Counter()
+
+    def write(seed: int) -> None:
+        mine, order = Store(folder / "s"), random.Random(seed)
+        while True:
+            number = order.randrange(len(adapters))
+            mine.add(adapters[number], name=f"n{order.randrange(3)}", replaces=ANY)
+            seen["added"] += 1
+
+    def collect() -> None:
+        while True:
+            Store(folder / "s").gc(grace=0.5)
+
+    for number in range(count):
+        children = [
+            forked(lambda n=number: write(2 * n)),
+            forked(lambda n=number: write(2 * n + 1)),
+        ]
+        if number % 3 == 0:
+            children.append(forked(collect))
+        time.sleep(0.02 + rng.random() * 0.15)
+        for child in children:
+            os.kill(child, signal.SIGKILL)
+            status = ended(child)
+            assert status == -signal.SIGKILL, status
+            seen["killed"] += 1
+        for name, digest in store.names().items():
+            found = store.open(name)
+            assert found.digest == digest
+            assert found in adapters
+            seen["names"] += 1
+        bad = [str(problem) for report in store.verify() for problem in report.problems]
+        assert not bad, bad
+    for one in adapters:
+        store.add(one)
+    time.sleep(1)
+    store.gc(grace=0.5)
+    assert {entry.digest for entry in store.entries()} == {one.digest for one in adapters}
+    left = list((folder / "s").rglob(".*.partial"))
+    assert not left, left
+    return dict(seen)

@@ -1,0 +1,157 @@
+"""Writers and readers that run into a limit of the system."""
+
+from __future__ import annotations
+
+import collections
+import dataclasses
+import os
+import resource
+import signal
+import tempfile
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from tests.crashes.processes import adapter, ended, forked
+from vbfmt import Tensor, load, save
+from vbfmt._files import staging
+
+
+def size_limit(folder: Path, count: int) -> dict[str, Any]:
+    """No file may be longer than some bytes, for every length: refused, the old one untouched."""
+    old, new = adapter(0), adapter(1)
+    target = folder / "x"
+    save(old, target)
+    before, length = target.read_bytes(), target.stat().st_size
+    refused = 0
+    for limit in range(0, length, max(1, length // count)):
+
+        def work(limit: int = limit) -> None:
+            resource.setrlimit(resource.RLIMIT_FSIZE, (limit, limit))
+            save(new, target, overwrite=True)
+
+        assert ended(forked(work)) == 1, limit
+        refused += 1
+        assert target.read_bytes() == before
+        assert os.listdir(folder) == ["x"]
+    return {"refused": refused, "length": length}
+
+
+def memory(folder: Path, count: int) -> dict[str, Any]:
+    """The Nth allocation of Python's own fails, for every N: the old or the new, complete. (All
+    from the Nth on is no test of ours: CPython 3.11 itself then unwinds for ever.)"""
+    import _testcapi
+
+    old, new = adapter(0), adapter(1)
+    target = folder / "x"
+    save(new, target)
+    after = target.read_bytes()
+    save(old, target, overwrite=True)
+    before = target.read_bytes()
+    seen: collections.Counter[str] = collections.Counter()
+    number, in_a_row = 0, 0
+    while in_a_row < 50:  # so many are more than the calls between two allocations that matter
+
+        def work(number: int = number) -> None:
+            try:
+                _testcapi.set_nomemory(number, number + 1)
+                save(new, target, overwrite=True)
+            except Exception:  # noqa: BLE001 - CPython makes a TypeError of some
+                os._exit(3)
+            finally:
+                _testcapi.remove_mem_hooks()
+
+        status = ended(forked(work))
+        assert status in (0, 1, 3), (number, status)
+        found = target.read_bytes()
+        assert found in ((before, after) if status else (after,)), (number, status)
+        seen["failed" if status else "written"] += 1
+        in_a_row = 0 if status else in_a_row + 1
+        number += 1
+        if found == after:
+            save(old, target, overwrite=True)
+        else:
+            staging.sweep(str(target))
+        assert os.listdir(folder) == ["x"], number
+    return dict(seen)
+
+
+def address_space(folder: Path, count: int) -> dict[str, Any]:
+    """A process may take no more memory than some, of which there is less and less: it reads and
+    writes, or says that there is too little."""
+    large = Tensor("U8", (8 << 20,), np.zeros(8 << 20, "u1"))
+    old, new = (dataclasses.replace(adapter(seed), tensors={"t": large}) for seed in (0, 1))
+    target = folder / "x"
+    save(new, target)
+    after = target.read_bytes()
+    save(old, target, overwrite=True)
+    before = target.read_bytes()
+    seen: collections.Counter[str] = collections.Counter()
+    room = int(Path("/proc/self/statm").read_text().split()[0]) * os.sysconf("SC_PAGE_SIZE")
+    for more in range(count, -1, -1):
+
+        def work(more: int = more) -> None:
+            limit = room + more * (5 << 19)
+            resource.setrlimit(resource.RLIMIT_AS, (limit, limit))
+            try:
+                found = load(target, mmap=False)
+                save(found, folder / "y", overwrite=True)
+                save(new, target, overwrite=True)
+            except MemoryError:
+                os._exit(3)
+
+        status = ended(forked(work))
+        assert status in (0, 1, 3), (more, status)
+        found = target.read_bytes()
+        assert found in ((before, after) if status else (after,)), (more, status)
+        seen[{0: "written", 1: "refused", 3: "MemoryError"}[status]] += 1
+        save(old, target, overwrite=True)
+        save(old, folder / "y", overwrite=True)
+        assert sorted(os.listdir(folder)) == ["x", "y"]
+    return dict(seen)
+
+
+def read_only(folder: Path, count: int) -> dict[str, Any]:
+    """A folder without the right to write: refused, and nothing in it has changed."""
+    # Not in `folder`: whoever is not root could not even look into that.
+    with tempfile.TemporaryDirectory() as name:
+        here = Path(name)
+        target = here / "x"
+        save(adapter(0), target)
+        before = target.read_bytes()
+
+        def work(path: Path, overwrite: bool) -> None:
+            if os.getuid() == 0:
+                os.setuid(65534)  # root may do anything
+            save(adapter(1), path, overwrite=overwrite)
+
+        def statuses() -> list[int]:
+            over = ended(forked(lambda: work(target, True)))
+            return [over, ended(forked(lambda: work(here / "y", False)))]
+
+        here.chmod(0o555)
+        assert statuses() == [1, 1]
+        assert target.read_bytes() == before
+        assert os.listdir(here) == ["x"]
+        here.chmod(0o777)
+        assert statuses() == [0, 0]  # it was the permission alone
+    return {"refused": 2}
+
+
+def cut_off(folder: Path, count: int) -> dict[str, Any]:
+    """A file is cut off while it is in use: mapped, the process ends; read, nothing happens."""
+    target = folder / "x"
+    statuses = {}
+    for mapped in (True, False):
+        save(adapter(0), target, overwrite=True)
+
+        def work(mapped: bool = mapped) -> None:
+            found = load(target, mmap=mapped)
+            with open(target, "r+b") as stream:
+                stream.truncate(100)
+            assert found == adapter(0)
+
+        statuses["mapped" if mapped else "read"] = ended(forked(work))
+    assert statuses == {"mapped": -signal.SIGBUS, "read": 0}, statuses
+    return statuses

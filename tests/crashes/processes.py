@@ -1,0 +1,72 @@
+"""Processes of their own, and what they write."""
+
+from __future__ import annotations
+
+import os
+import sys
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+
+from vbfmt import Adapter, Module, Rows, errors, save
+from vbfmt.converters import lora, peft
+
+
+H, B, IN, OUT = 200, 64, 512, 512
+
+
+def adapter(seed: int) -> Adapter:
+    """An adapter of some 60 kB, a different one for each seed."""
+    rng = np.random.default_rng(seed)
+    rows = {}
+    for name in ("a.lin", "b.lin"):
+        module = Module(name, IN, OUT, 4)
+        first = rng.integers(0, H, module.rows(B))
+        indices = np.stack([first, (first + 1) % H], axis=1).astype("u1")
+        rows[module] = Rows(indices, np.full((len(first), 1), 0.25, "<f4"))
+    bank = rng.standard_normal((H, B))
+    return Adapter.from_rows(bank, rows, base_model="base", metadata={"seed": str(seed)})
+
+
+def save_without_bank(one: Adapter, path: Path, *, overwrite: bool = False) -> None:
+    """The bank in a folder of its own, so that what is beside `path` can be counted."""
+    save(one, path, overwrite=overwrite, bank="external", banks=f"{path.parent}-banks")
+
+
+WRITERS: dict[str, Callable[..., object]] = {
+    "save": save,
+    "save without its bank": save_without_bank,
+    "unpack": peft.write,
+    "expand": lora.write,
+}
+
+
+def content(path: Path) -> object:
+    """What stands at a path: bytes, bytes by name, or None."""
+    if path.is_dir():
+        return {entry.name: entry.read_bytes() for entry in sorted(path.iterdir())}
+    return path.read_bytes() if path.exists() else None
+
+
+def forked(work: Callable[[], object]) -> int:
+    """A child that does `work`, and ends with 0, or 1 if it fails with the library's own error."""
+    child = os.fork()
+    if child:
+        return child
+    status = 2
+    try:
+        work()
+        status = 0
+    except errors.VbfmtError as error:
+        print(error, file=sys.stderr)
+        status = 1
+    except BaseException as error:  # noqa: BLE001 - a child must not run on in the parent's code
+        print(repr(error), file=sys.stderr)
+    finally:
+        os._exit(status)
+
+
+def ended(child: int) -> int:
+    """Exit status of a child, negative for a signal."""
+    return os.waitstatus_to_exitcode(os.waitpid(child, 0)[1])

@@ -1,0 +1,101 @@
+"""What is collected, and when."""
+
+from __future__ import annotations
+
+import os
+import time
+
+import pytest
+
+from tests.store.adapters import adapter
+from vbfmt import errors
+from vbfmt.store import garbage, layout
+
+
+def test_what_nothing_needs_goes_after_its_time_of_grace_and_not_before(store, monkeypatch):
+    digest = store.add(adapter(1), name="x")
+    kept = store.add(adapter(2, bank=1), name="y")
+    store.untag("x")
+    now = time.time()
+    assert store.gc(grace=100).removed == ()
+    monkeypatch.setattr(garbage.time, "time", lambda: now + 99)
+    assert store.gc(grace=100).removed == ()
+    assert store.open(digest) == adapter(1)
+    monkeypatch.setattr(garbage.time, "time", lambda: now + 101)
+    done = store.gc(grace=100)
+    assert done.removed == (layout.adapter_key(digest),)
+    assert store.gc(grace=100).waiting == 1  # its bank: from now on
+    monkeypatch.setattr(garbage.time, "time", lambda: now + 300)
+    assert len(store.gc(grace=100).removed) == 1
+    assert store.stats().banks == 1
+    assert store.open("y") == adapter(2, bank=1)
+    assert [entry.digest for entry in store.entries()] == [kept]
+    assert all(report.ok for report in store.verify())
+
+
+@pytest.mark.parametrize("again", ["add", "tag", "lease"])
+def test_naming_adding_or_leasing_it_again_starts_the_time_anew(store, monkeypatch, again):
+    digest = store.add(adapter(1))
+    now = time.time()
+    store.gc(grace=100)
+    if again == "add":
+        store.add(adapter(1))
+    elif again == "tag":
+        store.tag("x", digest)
+        store.untag("x")
+    else:
+        store.lease(digest).close()
+    monkeypatch.setattr(garbage.time, "time", lambda: now + 200)
+    assert store.gc(grace=100).removed == ()
+    monkeypatch.setattr(garbage.time, "time", lambda: now + 400)
+    assert store.gc(grace=100).removed == (layout.adapter_key(digest),)
+
+
+def test_what_is_leased_stays_and_what_ended_does_not(store, monkeypatch):
+    digest = store.add(adapter(1))
+    with store.lease(digest, seconds=50) as lease:
+        assert store.gc(grace=0).removed == ()
+        now = time.time()
+        monkeypatch.setattr(garbage.time, "time", lambda: now + 40)
+        lease.renew(50)
+        monkeypatch.setattr(garbage.time, "time", lambda: now + 80)
+        assert store.gc(grace=0).removed == ()
+        monkeypatch.setattr(garbage.time, "time", lambda: now + 100)
+        assert len(store.gc(grace=0).removed) == 2
+        with pytest.raises(errors.ConflictError, match="the lease had ended"):
+            lease.renew()
+    with pytest.raises(errors.UnknownError):
+        store.open(digest)
+    with pytest.raises(errors.StoreError, match="a lease's time"):
+        store.lease(store.add(adapter(1)), seconds=-1)
+
+
+def test_a_collector_that_was_killed_while_it_removed_keeps_nobody_waiting_for_ever(
+    store, monkeypatch
+):
+    digest = store.add(adapter(1))
+    key = layout.adapter_key(digest)
+    now = time.time()
+    store.gc(grace=100)
+    assert garbage.claim(store._backend, key, now + 1, now)  # and then it died
+    monkeypatch.setattr(garbage, "_PATIENCE", 0.2)
+    assert store.add(adapter(1)) == digest
+    assert store.open(digest) == adapter(1)
+    # The object was removed, its mark was not.
+    store.gc(grace=100)
+    assert garbage.claim(store._backend, key, now + 9, time.time())
+    store._open_catalog().forget(key)
+    store._backend.delete(key)
+    time.sleep(0.3)
+    store.gc(grace=100)
+    assert garbage.mark_of(store._backend, key) is None
+    assert store.open(store.add(adapter(1))) == adapter(1)
+
+
+def test_a_reader_never_loses_what_it_has_open(store):
+    digest = store.add(adapter(1))
+    path = store.path(digest)
+    found = store.open(digest)
+    store.gc(grace=0)
+    assert not os.path.exists(path)
+    assert found == adapter(1)

@@ -1,0 +1,149 @@
+"""Names of a store: what they may be, and how they change."""
+
+from __future__ import annotations
+
+import threading
+
+import pytest
+
+from tests.store.adapters import adapter
+from vbfmt import errors
+from vbfmt.store import ANY, layout
+from vbfmt.store.catalog import FILE
+
+
+def test_a_name_changes_by_compare_and_swap(store):
+    one, two, three = (store.add(adapter(number)) for number in range(3))
+    store.tag("x", one)
+    store.tag("x", one)  # as it is already
+    with pytest.raises(errors.ConflictError, match=f"found {one}, expected no such name"):
+        store.tag("x", two)
+    with pytest.raises(errors.ConflictError, match=f"found {one}, expected {three}"):
+        store.tag("x", two, replaces=three)
+    store.tag("x", two, replaces=one)
+    assert store.resolve("x") == two
+    store.tag("x", three, replaces=ANY)
+    assert store.names() == {"x": three}
+    with pytest.raises(errors.ConflictError):
+        store.untag("x", expected=one)
+    store.untag("x", expected=three)
+    assert store.names() == {}
+    with pytest.raises(errors.UnknownError):
+        store.untag("x")
+    with pytest.raises(errors.ConflictError, match="expected " + one):
+        store.tag("x", two, replaces=one)
+
+
+def test_of_many_that_change_one_name_at_once_one_wins_each_time(store):
+    digests = [store.add(adapter(number)) for number in range(8)]
+    store.tag("x", digests[0])
+    wins = []
+
+    def work(mine):
+        for _ in range(10):
+            before = store.resolve("x")
+            try:
+                store.tag("x", mine, replaces=before)
+                wins.append((before, mine))
+            except errors.ConflictError:
+                pass
+
+    threads = [threading.Thread(target=work, args=(digest,)) for digest in digests]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert wins
+    assert store.resolve("x") in digests
+    assert all(report.ok for report in store.verify())
+
+
+def test_names_that_differ_only_in_case_are_refused(store):
+    digest = store.add(adapter(1), name="Alice")
+    for replaces in (None, digest):
+        with pytest.raises(errors.ConflictError, match="differs only in case"):
+            store.tag("alice", digest, replaces=replaces)
+    with pytest.raises(errors.UnknownError, match="such as Alice"):
+        store.resolve("alice")
+    assert store.names() == {"Alice": digest}
+
+
+def test_find_answers_for_any_text(store):
+    """Unlike `resolve` it has no errors for names, and suggests none."""
+    digest = store.add(adapter(1), name="team/Alice")
+    assert store.find("team/Alice") == digest
+    for name in ("team/alice", "nobody", digest, *HOSTILE):
+        assert store.find(name) is None
+
+
+HOSTILE = [
+    "",
+    ".",
+    "..",
+    "../x",
+    "a/../b",
+    "/etc/passwd",
+    "a//b",
+    "a/",
+    "a\\b",
+    "a\0b",
+    "a\nb",
+    "%2e%2e",
+    "a b",
+    "ä",
+    "-rf",
+    ".hidden",
+    "x" * 181,
+    "sha256:" + "0" * 64,
+    "~root",
+    "C:x",
+]
+
+
+@pytest.mark.parametrize("name", HOSTILE)
+def test_a_name_that_could_leave_the_store_is_refused_and_nothing_changes(store, name, tmp_path):
+    before = {path for path in tmp_path.rglob("*") if not path.name.startswith(FILE)}
+    work = [lambda: store.add(adapter(1), name=name), lambda: store.tag(name, "sha256:" + "0" * 64)]
+    if not name.startswith("sha256:"):
+        work += [lambda: store.resolve(name), lambda: store.open(name), lambda: store.untag(name)]
+    for one in work:
+        with pytest.raises(errors.StoreError) as error:
+            one()
+        assert "\n" not in str(error.value)
+    assert {path for path in tmp_path.rglob("*") if not path.name.startswith(FILE)} == before
+
+
+@pytest.mark.parametrize("digest", ["x", "sha256:", "sha256:../../x", "sha256:" + "A" * 64])
+def test_what_is_no_digest_is_refused(store, digest):
+    with pytest.raises(errors.StoreError, match="not a digest"):
+        store.path(digest)
+    with pytest.raises(errors.StoreError, match="not a digest"):
+        store.tag("x", digest)
+
+
+def test_an_unknown_name_or_digest_says_what_is_near(store):
+    for name in ("alice", "bob", "team/carol"):
+        store.add(adapter(1), name=name)
+    with pytest.raises(errors.UnknownError, match="such as alice"):
+        store.open("alcie")
+    with pytest.raises(LookupError, match="no such adapter"):
+        store.open("sha256:" + "0" * 64)
+    with pytest.raises(errors.UnknownError):
+        store.lease("sha256:" + "0" * 64)
+    assert not list(store._backend.entries(layout.LEASES))
+
+
+def test_a_damaged_name_is_said_and_can_be_mended(store):
+    digest = store.add(adapter(1), name="x")
+    path = store._backend.address(layout.name_key("x"))
+    with open(path, "w") as stream:
+        stream.write("{")
+    with pytest.raises(errors.StoreError, match="record is damaged"):
+        store.resolve("x")
+    with pytest.raises(errors.StoreError):
+        store.gc(grace=0)
+    assert store.open(digest) == adapter(1)
+    (problem,) = [report for report in store.verify() if not report.ok]
+    assert problem.file == path
+    store.tag("x", digest, replaces=ANY)
+    assert store.open("x") == adapter(1)

@@ -1,0 +1,70 @@
+"""Remove the objects that nothing needs any more."""
+
+from __future__ import annotations
+
+import time
+from dataclasses import dataclass
+
+from vbfmt.store import garbage, layout, leases, names
+from vbfmt.store.backend import Backend
+from vbfmt.store.catalog import Catalog
+
+
+@dataclass(frozen=True)
+class Collected:
+    """What a collection did.
+
+    Attributes:
+        removed: keys of the objects that were removed.
+        bytes: of them.
+        waiting: objects that nothing needs, but not for long enough yet.
+        kept: objects that are needed.
+    """
+
+    removed: tuple[str, ...]
+    bytes: int
+    waiting: int
+    kept: int
+
+
+def collect(backend: Backend, catalog: Catalog, grace: float) -> Collected:
+    """Remove what nothing has needed for `grace` seconds; see `vbfmt.store.Store.gc`.
+
+    Raises:
+        StoreError: a name or a lease is damaged: then nothing is removed.
+    """
+    removed: dict[str, int] = {}
+    # Without grace the banks of the adapters that were removed go at once, too.
+    for _ in range(1 if grace > 0 else 2):
+        now = time.time()
+        unneeded = _unneeded(backend, catalog, now)
+        for key, size in unneeded.items():
+            if garbage.claim(backend, key, now - grace, now):
+                catalog.forget(key)
+                garbage.remove(backend, key)
+                removed[key] = size
+    backend.tidy()
+    waiting = len(unneeded.keys() - removed.keys())
+    catalog.refresh()
+    adapters, _, banks, *_ = catalog.totals()
+    return Collected(tuple(removed), sum(removed.values()), waiting, adapters + banks - waiting)
+
+
+def _unneeded(backend: Backend, catalog: Catalog, now: float) -> dict[str, int]:
+    """Mark the objects that nothing needs, and return their sizes by key."""
+    needed = {layout.adapter_key(one.digest) for one in names.every(backend)}
+    needed |= {layout.adapter_key(digest) for digest in leases.held(backend, now)}
+    catalog.refresh()
+    unneeded = {}
+    for stored in backend.entries(layout.ADAPTERS):
+        if layout.digest_of(stored.key) and stored.key not in needed:
+            unneeded[stored.key] = stored.size
+    banks = {layout.bank_key(sha256) for sha256 in catalog.banks_needed()}
+    for stored in backend.entries(layout.BANKS):
+        if layout.bank_of(stored.key) and stored.key not in banks:
+            unneeded[stored.key] = stored.size
+    for key in unneeded:
+        garbage.note_unneeded(backend, key, now)
+    for entry in backend.entries(layout.UNREFERENCED):
+        garbage.tidy(backend, entry.key.removeprefix(f"{layout.UNREFERENCED}/"))
+    return unneeded

@@ -1,0 +1,68 @@
+"""Open a store: its backend, and what says that it is one."""
+
+from __future__ import annotations
+
+import json
+import os
+
+from vbfmt._files import storage
+from vbfmt.errors import StoreError, VersionError
+from vbfmt.store import catalog, layout, s3
+from vbfmt.store.backend import Backend
+from vbfmt.store.folder import Folder
+
+PathLike = str | os.PathLike[str]
+
+
+def backend_at(path: str, cache: PathLike | None) -> tuple[Backend, str]:
+    """Return the backend of a path or address, and the path of its catalog."""
+    if path.startswith(s3.SCHEME):
+        folder = s3.cache_folder(path, cache)
+        try:
+            os.makedirs(folder, exist_ok=True)
+        except OSError as error:
+            raise storage.refusal("cannot write", folder, error) from None
+        return s3.Bucket(path, folder), os.path.join(folder, catalog.FILE)
+    return Folder(path), os.path.join(path, catalog.FILE)
+
+
+def require_store(backend: Backend, *, create: bool) -> None:
+    """Check that there is a store; make an empty one if `create` is set and nothing is there.
+
+    Raises:
+        StoreError: there is none, or something else.
+        VersionError: it has a newer layout.
+    """
+    found = backend.found(layout.ROOT)
+    if found is None:
+        if not create:
+            raise StoreError(
+                "not a vbfmt store",
+                file=backend.where,
+                found=f"no {layout.ROOT}",
+                advice="make one: vbfmt store add",
+            )
+        if any(True for _ in backend.entries("")):
+            raise StoreError(
+                "not a vbfmt store, and not empty",
+                file=backend.where,
+                advice="choose a new folder",
+            )
+        backend.create(layout.ROOT, [json.dumps({"vbfmt store": layout.VERSION}).encode()])
+        found = backend.found(layout.ROOT)
+        assert found is not None
+    try:
+        version = json.loads(found.content)["vbfmt store"]
+        assert isinstance(version, int)
+    except (ValueError, TypeError, KeyError, AssertionError):
+        raise StoreError(
+            "not a vbfmt store", file=backend.address(layout.ROOT), found=repr(found.content[:60])
+        ) from None
+    if version > layout.VERSION:
+        raise VersionError(
+            "the store is of a newer layout",
+            file=backend.where,
+            found=version,
+            expected=f"at most {layout.VERSION}",
+            advice="update vbfmt",
+        )

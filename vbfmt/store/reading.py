@@ -1,0 +1,192 @@
+"""Read a store: adapters, names and entries."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+from vbfmt._format.container import Bytes
+from vbfmt._similar import nearest
+from vbfmt.adapter import Adapter
+from vbfmt.errors import StoreError, UnknownError, VbfmtError
+from vbfmt.packed import loads
+from vbfmt.store import garbage, layout, leases
+from vbfmt.store import names as records
+from vbfmt.store.backend import Backend
+from vbfmt.store.catalog import Catalog
+from vbfmt.store.folder import Folder
+from vbfmt.store.rows import Entry
+
+
+class Reader:
+    """The methods of a store that only read (and lease).
+
+    Args:
+        catalog_path: of the catalog's file, which is opened when it is first needed.
+    """
+
+    def __init__(self, backend: Backend, catalog_path: str) -> None:
+        self._backend = backend
+        self._catalog_path = catalog_path
+        self._catalog: Catalog | None = None
+
+    def __repr__(self) -> str:
+        return f"<vbfmt store {self._backend.where}>"
+
+    def close(self) -> None:
+        """Close the catalog. The store can be used on; it is opened again."""
+        if self._catalog is not None:
+            self._catalog.close()
+            self._catalog = None
+
+    def resolve(self, name: str) -> str:
+        """The digest that a name points to; a digest is taken as it is, if it is there.
+
+        Raises:
+            UnknownError: no such name or digest; the message names the nearest.
+            StoreError: not a name.
+        """
+        if layout.is_digest(name):
+            if not self._backend.exists(layout.adapter_key(name)):
+                raise UnknownError("no such adapter", file=self._backend.where, found=name)
+            return name
+        found = records.read(self._backend, name)
+        if found is None or found[0].name != name:
+            raise self._unknown(name, found)
+        return found[0].digest
+
+    def find(self, name: str) -> str | None:
+        """Return the digest that a name points to, None if there is no such name.
+
+        For names that strangers choose: it takes the same short time for any of them.
+
+        Raises:
+            StoreError: the name's record is damaged.
+        """
+        try:
+            layout.require_name(name)
+        except StoreError:
+            return None
+        found = records.read(self._backend, name)
+        return found[0].digest if found is not None and found[0].name == name else None
+
+    def path(self, digest: str) -> str:
+        """The path of an adapter's file, without its bank: load it with ``banks=store``.
+
+        The file never changes. It stays as long as a name or a lease points to the adapter, and for
+        the time of grace after that.
+
+        Raises:
+            UnknownError: no such digest.
+        """
+        try:
+            return self._backend.file(layout.adapter_key(digest))
+        except FileNotFoundError:
+            raise UnknownError("no such adapter", file=self._backend.where, found=digest) from None
+
+    def open(self, name: str, *, verify: bool = True) -> Adapter:
+        """The adapter of a name or digest. Adapters with one bank share one array.
+
+        Args:
+            verify: as in `vbfmt.load`.
+
+        Raises:
+            UnknownError: no such name or digest.
+            BankError: its bank is not in the store.
+            VbfmtError: damage; the message names the file.
+        """
+        digest = self.resolve(name)
+        key = layout.adapter_key(digest)
+        content = self._backend.content(key)
+        if content is None:
+            raise UnknownError("no such adapter", file=self._backend.where, found=digest)
+        try:
+            return loads(content, digest=digest, verify=verify, banks=self)
+        except VbfmtError as error:
+            raise error.in_file(self._backend.address(key)) from None
+
+    def read(self, sha256: str, length: int) -> Bytes | None:
+        """The bytes of a bank, unchecked: a store is a source of banks, for ``banks=``."""
+        content = self._backend.content(layout.bank_key(sha256))
+        return content if content is None or len(content) != length else bytes(content)
+
+    def where(self, sha256: str) -> str:
+        """Where a bank is, for messages."""
+        return self._backend.address(layout.bank_key(sha256))
+
+    def lease(self, name: str, *, seconds: float = leases.SECONDS) -> leases.Lease:
+        """Hold the adapter of a name or digest: it is not collected as long as the lease lasts.
+
+        >>> with store.lease("alice") as lease:
+        ...     adapter = store.open(lease.digest)
+
+        Raises:
+            UnknownError: no such name or digest.
+        """
+        digest = self.resolve(name)
+        lease = leases.Lease(self._backend, digest, seconds)
+        if not garbage.revive(self._backend, layout.adapter_key(digest)):
+            lease.close()
+            raise UnknownError("no such adapter", file=self._backend.where, found=digest)
+        return lease
+
+    def names(self) -> dict[str, str]:
+        """All names and the digests that they point to."""
+        return self._current().names()
+
+    def entries(
+        self,
+        *,
+        base_model: str | None = None,
+        bank: str | None = None,
+        metadata: Mapping[str, str] | None = None,
+        added_since: float | None = None,
+        limit: int | None = None,
+    ) -> list[Entry]:
+        """The adapters of which all that is given holds, newest first; from the catalog.
+
+        Args:
+            base_model: as the adapter names it.
+            bank: SHA-256 of its bank, 64 hexadecimal digits.
+            metadata: texts that it must have.
+            added_since: seconds since 1970.
+            limit: no more than so many.
+        """
+        return self._current().entries(
+            base_model=base_model,
+            bank=bank,
+            metadata=metadata,
+            added_since=added_since,
+            limit=limit,
+        )
+
+    def _open_catalog(self) -> Catalog:
+        if self._catalog is None:
+            self._catalog = Catalog(
+                self._backend, self._catalog_path, shared=isinstance(self._backend, Folder)
+            )
+        return self._catalog
+
+    def _current(self) -> Catalog:
+        catalog = self._open_catalog()
+        catalog.refresh()
+        return catalog
+
+    def _unknown(self, name: str, found: tuple[records.Name, str] | None) -> UnknownError:
+        near = [found[0].name] if found else nearest(name, _similar(self.names(), name))
+        return UnknownError(
+            "no adapter of that name",
+            file=self._backend.where,
+            found=name,
+            expected=f"one of those that are there, such as {', '.join(near)}" if near else None,
+            advice=None if near else "list them: vbfmt store list",
+        )
+
+
+_MOST_COMPARED = 5000
+
+
+def _similar(known: Mapping[str, str], name: str) -> list[str]:
+    """Names that it pays to compare with: comparing each of a million would take minutes."""
+    start = name[:2].lower()
+    alike = [one for one in known if one.lower().startswith(start)]
+    return (alike or list(known))[:_MOST_COMPARED]

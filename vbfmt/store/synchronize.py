@@ -1,0 +1,86 @@
+"""Bring the catalog's tables up to the objects: list what has changed, read what is new."""
+
+from __future__ import annotations
+
+import contextlib
+import sqlite3
+import time
+
+from vbfmt._format.packed_file import PackedFile
+from vbfmt.errors import VbfmtError
+from vbfmt.store import layout, names
+from vbfmt.store.backend import Backend
+from vbfmt.store.rows import adapter_rows, delete_adapter
+
+_YOUNG = 60.0
+"""Seconds: what is younger may be an object whose writer has not come to the catalog yet."""
+
+
+_NEW = "new"
+
+
+def sync_adapters(backend: Backend, database: sqlite3.Connection, keys: str) -> tuple[int, int]:
+    """List the adapters under `keys`, and correct the table.
+
+    Returns:
+        how many were missing from the table, and how many were in it but are gone.
+    """
+    start = "sha256:" + keys.removeprefix(layout.ADAPTERS).removeprefix("/")
+    query = "SELECT digest FROM adapters WHERE digest BETWEEN ? AND ?"
+    known = {digest for (digest,) in database.execute(query, (start, f"{start}~"))}
+    added = 0
+    for stored in backend.entries(keys):
+        digest = layout.digest_of(stored.key)
+        if digest is None:
+            continue
+        if digest in known:
+            known.remove(digest)
+            continue
+        content = backend.content(stored.key)
+        with contextlib.suppress(VbfmtError, OverflowError):  # `Store.verify` says what it is
+            if content is not None:
+                for statement, row in adapter_rows(digest, stored, PackedFile.parse(content)):
+                    database.execute(statement, row)
+                added += time.time() - stored.modified > _YOUNG
+    for digest in known:
+        delete_adapter(database, digest)
+    return added, len(known)
+
+
+def sync_banks(backend: Backend, database: sqlite3.Connection, keys: str) -> tuple[int, int]:
+    """The same for banks."""
+    start = keys.removeprefix(layout.BANKS).removeprefix("/")
+    query = "SELECT sha256 FROM banks WHERE sha256 BETWEEN ? AND ?"
+    known = {sha256 for (sha256,) in database.execute(query, (start, f"{start}~"))}
+    added = 0
+    for stored in backend.entries(keys):
+        sha256 = layout.bank_of(stored.key)
+        if sha256 is not None and sha256 not in known:
+            row = (sha256, stored.size, stored.modified)
+            database.execute("INSERT OR REPLACE INTO banks VALUES (?, ?, ?)", row)
+            added += time.time() - stored.modified > _YOUNG
+        known.discard(sha256 or "")
+    for sha256 in known:
+        database.execute("DELETE FROM banks WHERE sha256 = ?", (sha256,))
+    return added, len(known)
+
+
+def sync_names(backend: Backend, database: sqlite3.Connection, keys: str) -> tuple[int, int]:
+    """The same for names."""
+    query = "SELECT key, version FROM names WHERE key BETWEEN ? AND ?"
+    known = dict(database.execute(query, (f"{keys}/", f"{keys}/~")))
+    added = 0
+    for stored in backend.entries(keys):
+        before = known.pop(stored.key, _NEW)
+        if before == stored.version:
+            continue
+        found = backend.found(stored.key)
+        if found is None:
+            continue
+        one = names.parse(found, backend.address(stored.key))
+        row = (stored.key, one.name, one.digest, stored.version)
+        database.execute("INSERT OR REPLACE INTO names VALUES (?, ?, ?, ?)", row)
+        added += before == _NEW and time.time() - stored.modified > _YOUNG
+    for key in known:
+        database.execute("DELETE FROM names WHERE key = ?", (key,))
+    return added, len(known)
