@@ -12,7 +12,6 @@ import numpy as np
 from vbfmt import Adapter, Module, Rows, errors, save
 from vbfmt.converters import lora, peft
 
-
 H, B, IN, OUT = 200, 64, 512, 512
 
 
