@@ -13,7 +13,8 @@ from torch import Tensor, nn
 
 from vbfmt.errors import ModelError
 from vbfmt.module import Module
-from vbfmt.torch.pool.frame import Frame, Span, grouped
+from vbfmt.torch.pool.frame import Frame, grouped
+from vbfmt.torch.pool.gather import gathered, to_device
 from vbfmt.torch.pool.layout import Layout
 from vbfmt.torch.pool.own_tensors import Own, OwnTensors, staged
 from vbfmt.torch.pool.residents import Resident, Residents
@@ -131,7 +132,7 @@ class Staging:
                     at for at, each in enumerate(residents) if each and each.layout in layouts
                 ]
                 chosen = [residents[at] for at in members]
-                samples = torch.tensor(members, device=self._device)
+                (samples,) = to_device(self._device, members)
             for name, found in self._rows(frame, chosen, samples).items():
                 rows.setdefault(name, []).append(found)
         own = self._own([None if each is None else each.own for each in residents])
@@ -167,99 +168,20 @@ class Staging:
         self, frame: Frame, residents: Sequence[Resident | None], samples: Tensor | None
     ) -> dict[str, Rows]:
         """The rows of every module for some samples, in the frame's form."""
-        n, k = len(residents), frame.k
-        indices, weights = self._gathered(frame, residents)
-        most = max(n * span.rank * max(span.a_tiles, span.b_tiles) for span in frame.spans.values())
-        bank = self._bank(frame.length)
-        bags = torch.arange(0, most * k, k, dtype=torch.int32, device=self._device)
-        sums: dict[int, Tensor] = {}
+        self._require_indices_fit(frame)
+        indices, weights = gathered(frame, residents, self._residents.pages, self._device)
+        bank, cut = self._bank(frame.length), frame.cut(len(residents))
+        flat = zip(
+            indices.split_with_sizes(cut.sizes), weights.split_with_sizes(cut.sizes), strict=True
+        )
         found = {}
         for name, span in frame.spans.items():
-            step = span.rank * k
-            if step not in sums or len(sums[step]) < n * span.b_tiles:
-                sums[step] = torch.arange(
-                    0, n * span.b_tiles * step, step, dtype=torch.int32, device=self._device
-                )
-            found[name] = _rows_of(span, n, k, samples, bank, indices, weights, bags, sums[step])
+            (a, a_weights), (b, b_weights) = next(flat), next(flat)
+            bags = cut.bags[name]
+            found[name] = Rows(samples, bank, a, b, a_weights, b_weights, *bags, span.rank)
         return found
 
-    def _gathered(
-        self, frame: Frame, residents: Sequence[Resident | None]
-    ) -> tuple[Tensor, Tensor]:
-        """Indices and weights of all samples, flat, in the frame's order."""
-        elements = self._residents.banks.memory.numel() // frame.length
-        if elements > _LARGEST_INDEX:
-            raise ModelError("the banks are too large together", found=f"{elements} vectors")
-        table_indices, table_weights, starts = self._table(frame, residents)
-        last = len(table_indices) - 1
-        rows, parts = [], []
-        for resident in residents:
-            if resident is None:
-                rows.append(torch.full((frame.rows,), last, device=self._device))
-                parts.append(torch.zeros(frame.rows, dtype=torch.int32, device=self._device))
-                continue
-            row, part = frame.places(resident.layout)
-            rows.append(torch.where(row < 0, last, row + starts[resident]))
-            parts.append(part)
-        order = frame.order(len(residents))
-        where = torch.cat(rows).index_select(0, order)
-        indices = table_indices.index_select(0, where)
-        if any(each and each.layout.b != frame.length for each in residents):
-            indices = indices + torch.cat(parts).index_select(0, order)[:, None]
-        return indices.view(-1), table_weights.index_select(0, where).view(-1)
-
-    def _table(
-        self, frame: Frame, residents: Sequence[Resident | None]
-    ) -> tuple[Tensor, Tensor, dict[Resident, int]]:
-        """All rows of these adapters and at last one of weight zero, (rows, k) each: indices into
-        the memory of all banks, and weights; and where each adapter's rows begin."""
-        by_layout: dict[Layout, dict[Resident, None]] = {}
-        for resident in residents:
-            if resident is not None:
-                by_layout.setdefault(resident.layout, {})[resident] = None
-        indices, weights, starts, start = [], [], {}, 0
-        for layout, members in by_layout.items():
-            views = [
-                view
-                for each in members
-                for view in self._residents.pages.read(each.runs, layout.nbytes)
-            ]
-            found, shares = layout.unpack(torch.cat(views).view(len(members), layout.nbytes))
-            first = [each.bank.start // frame.length for each in members]
-            firsts = torch.tensor(first, dtype=torch.int32, device=self._device)
-            found = found * (layout.b // frame.length) + firsts[:, None, None]
-            more = (0, frame.k - layout.k)
-            indices.append(nn.functional.pad(found, more).view(-1, frame.k))
-            weights.append(nn.functional.pad(shares, more).view(-1, frame.k))
-            for each in members:
-                starts[each] = start
-                start += layout.N
-        zero = torch.zeros(1, frame.k, device=self._device)
-        return torch.cat([*indices, zero.int()]), torch.cat([*weights, zero]), starts
-
-
-def _rows_of(
-    span: Span,
-    n: int,
-    k: int,
-    samples: Tensor | None,
-    bank: Tensor,
-    indices: Tensor,
-    weights: Tensor,
-    bags: Tensor,
-    sums: Tensor,
-) -> Rows:
-    a = slice(n * span.start * k, n * span.middle * k)
-    b = slice(n * span.middle * k, n * span.stop * k)
-    return Rows(
-        samples,
-        bank,
-        indices[a],
-        indices[b],
-        weights[a],
-        weights[b],
-        bags[: n * span.rank * span.a_tiles],
-        bags[: n * span.rank * span.b_tiles],
-        sums[: n * span.b_tiles],
-        span.rank,
-    )
+    def _require_indices_fit(self, frame: Frame) -> None:
+        vectors = self._residents.banks.memory.numel() // frame.length
+        if vectors > _LARGEST_INDEX:
+            raise ModelError("the banks are too large together", found=f"{vectors} vectors")

@@ -8,9 +8,10 @@ A vector of length b is b/g vectors of length g, one after another in the same m
 from __future__ import annotations
 
 from collections import OrderedDict
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from math import gcd
+from typing import NamedTuple
 
 import numpy as np
 import torch
@@ -23,7 +24,7 @@ from vbfmt.torch.pool.layout import Layout
 _MOST_PADDING = 4
 """Adapters share a frame if that makes them at most so many times as large."""
 
-_KEPT_ORDERS = 4
+_KEPT_CUTS = 4
 
 
 @dataclass(frozen=True)
@@ -42,6 +43,11 @@ class Span:
     start: int
 
     @property
+    def shape(self) -> tuple[int, int, int]:
+        """Rank, and the tiles of A and B."""
+        return self.rank, self.a_tiles, self.b_tiles
+
+    @property
     def middle(self) -> int:
         """Where A's rows end and B's begin."""
         return self.start + self.rank * self.a_tiles
@@ -50,6 +56,34 @@ class Span:
     def stop(self) -> int:
         """Where B's rows end."""
         return self.middle + self.rank * self.b_tiles
+
+
+class Bags(NamedTuple):
+    """Where the sums of a module begin in its rows; all int32.
+
+    Attributes:
+        a, b: sums of the k vectors of a row: multiples of k.
+        outputs: sums of all that belongs to one part of the output: multiples of rank · k.
+    """
+
+    a: Tensor
+    b: Tensor
+    outputs: Tensor
+
+
+class Cut(NamedTuple):
+    """How the rows of so many samples are put in order, and cut into those of each module.
+
+    Attributes:
+        order: from sample by sample, in each module by module, to the other way round: A's and
+            B's rows of every module together for all samples. (samples · n,) int64.
+        sizes: how many elements of the flat rows A and B of each module have, one after another.
+        bags: module name → where its sums begin.
+    """
+
+    order: Tensor
+    sizes: Sequence[int]
+    bags: Mapping[str, Bags]
 
 
 class Frame:
@@ -96,17 +130,31 @@ class Frame:
             self.spans[name] = Span(ranks[name], *tiles, self.rows)
             self.rows = self.spans[name].stop
         self._device = device
-        self._maps: OrderedDict[Layout, tuple[Tensor, Tensor]] = OrderedDict()
-        self._orders: OrderedDict[int, Tensor] = OrderedDict()
+        self._maps: dict[Layout | None, tuple[Tensor, Tensor]] = {}
+        self._cuts: OrderedDict[int, Cut] = OrderedDict()
 
     @property
     def cost(self) -> int:
         """Vectors that are added up for one sample."""
         return self.rows * self.k
 
-    def places(self, layout: Layout) -> tuple[Tensor, Tensor]:
-        """For every row of the frame: which row of the adapter it is of, −1 if of none, (n,) int64;
-        and which part of the adapter's vectors it has, (n,) int32."""
+    def maps(self, layouts: Sequence[Layout]) -> tuple[Tensor, Tensor]:
+        """For every row of the frame, by layout: which row of the adapter it is of, −1 if of none,
+        (layouts + 1, n) int64; and which part of the adapter's vectors it has, the same in int32.
+        The last of each is that of no adapter."""
+        found = [self._map(layout) for layout in (*layouts, None)]
+        return torch.stack([rows for rows, _ in found]), torch.stack([part for _, part in found])
+
+    def cut(self, samples: int) -> Cut:
+        """How the rows of so many samples are cut."""
+        if samples not in self._cuts:
+            self._cuts[samples] = self._new_cut(samples)
+            if len(self._cuts) > _KEPT_CUTS:
+                self._cuts.popitem(last=False)
+        self._cuts.move_to_end(samples)
+        return self._cuts[samples]
+
+    def _map(self, layout: Layout | None) -> tuple[Tensor, Tensor]:
         if layout not in self._maps:
             rows, parts = _places(self, layout)
             self._maps[layout] = (
@@ -115,21 +163,29 @@ class Frame:
             )
         return self._maps[layout]
 
-    def order(self, samples: int) -> Tensor:
-        """From sample by sample, in each module by module, to the other way round: A's and B's
-        rows of every module together for all samples. (samples · n,) int64."""
-        if samples not in self._orders:
-            rows = np.arange(samples * self.rows).reshape(samples, self.rows)
-            blocks = [
-                rows[:, one:other].reshape(-1)
-                for span in self.spans.values()
-                for one, other in ((span.start, span.middle), (span.middle, span.stop))
-            ]
-            self._orders[samples] = torch.from_numpy(np.concatenate(blocks)).to(self._device)
-            if len(self._orders) > _KEPT_ORDERS:
-                self._orders.popitem(last=False)
-        self._orders.move_to_end(samples)
-        return self._orders[samples]
+    def _new_cut(self, samples: int) -> Cut:
+        rows = np.arange(samples * self.rows).reshape(samples, self.rows)
+        blocks = [
+            rows[:, one:other].reshape(-1)
+            for span in self.spans.values()
+            for one, other in ((span.start, span.middle), (span.middle, span.stop))
+        ]
+        order = torch.from_numpy(np.concatenate(blocks)).to(self._device)
+        sizes = [len(block) * self.k for block in blocks]
+        shapes = {span.shape for span in self.spans.values()}
+        bags = {shape: self._bags(samples, *shape) for shape in shapes}
+        return Cut(order, sizes, {name: bags[span.shape] for name, span in self.spans.items()})
+
+    def _bags(self, samples: int, rank: int, a_tiles: int, b_tiles: int) -> Bags:
+        def multiples(count: int, step: int) -> Tensor:
+            stop = samples * count * step
+            return torch.arange(0, stop, step, dtype=torch.int32, device=self._device)
+
+        return Bags(
+            multiples(rank * a_tiles, self.k),
+            multiples(rank * b_tiles, self.k),
+            multiples(b_tiles, rank * self.k),
+        )
 
 
 def grouped(layouts: Iterable[Layout], device: torch.device) -> list[list[Layout]]:
@@ -153,9 +209,11 @@ def _fits(layouts: Sequence[Layout], device: torch.device) -> bool:
     return len(layouts) < 2 or Frame(layouts, device).cost <= _MOST_PADDING * own
 
 
-def _places(frame: Frame, layout: Layout) -> tuple[NDArray[np.int64], NDArray[np.int32]]:
+def _places(frame: Frame, layout: Layout | None) -> tuple[NDArray[np.int64], NDArray[np.int32]]:
     rows = np.full(frame.rows, -1, dtype=np.int64)
     parts = np.zeros(frame.rows, dtype=np.int32)
+    if layout is None:
+        return rows, parts
     factor = layout.b // frame.length
     first = 0
     for module in layout.modules:

@@ -30,7 +30,7 @@ class Pages:
 
     def __init__(self, device: torch.device) -> None:
         self._device = device
-        self._chunks: list[Tensor] = []  # (pages, PAGE) uint8 each
+        self._chunks: list[Tensor] = []  # (bytes,) uint8 each
         self._free: list[FreeRuns] = []
 
     @property
@@ -49,7 +49,7 @@ class Pages:
         at = 0
         for run in runs:
             part = data[at : at + run.size * PAGE]
-            self._view(run)[: len(part)].copy_(part)
+            self._chunks[run.chunk].narrow(0, run.start * PAGE, len(part)).copy_(part)
             at += len(part)
         return runs
 
@@ -57,8 +57,9 @@ class Pages:
         """The first `size` bytes of these runs, as views, (n,) uint8 each."""
         views = []
         for run in runs:
-            views.append(self._view(run)[:size])
-            size -= len(views[-1])
+            length = min(size, run.size * PAGE)
+            views.append(self._chunks[run.chunk].narrow(0, run.start * PAGE, length))
+            size -= length
         return views
 
     def free(self, runs: Sequence[Run]) -> None:
@@ -96,13 +97,10 @@ class Pages:
     def _grow(self, pages: int) -> int:
         # Normal tensors, whatever mode the caller is in.
         with torch.inference_mode(False):
-            chunk = torch.empty(pages, PAGE, dtype=torch.uint8, device=self._device)
+            chunk = torch.empty(pages * PAGE, dtype=torch.uint8, device=self._device)
         self._chunks.append(chunk)
         self._free.append(FreeRuns(pages))
         return len(self._chunks) - 1
-
-    def _view(self, run: Run) -> Tensor:
-        return self._chunks[run.chunk].view(-1)[run.start * PAGE : (run.start + run.size) * PAGE]
 
 
 def count(size: int) -> int:
