@@ -18,7 +18,7 @@ from vbfmt.torch.pool.gather import gathered, to_device
 from vbfmt.torch.pool.layout import Layout
 from vbfmt.torch.pool.own_tensors import Own, OwnTensors, staged
 from vbfmt.torch.pool.residents import Resident, Residents
-from vbfmt.torch.pool.update import Rows
+from vbfmt.torch.pool.update import Pieces, Rows
 
 _KEPT_FRAMES = 16
 _LARGEST_INDEX = 2**31 - 1
@@ -171,14 +171,19 @@ class Staging:
         self._require_indices_fit(frame)
         indices, weights = gathered(frame, residents, self._residents.pages, self._device)
         bank, cut = self._bank(frame.length), frame.cut(len(residents))
-        flat = zip(
-            indices.split_with_sizes(cut.sizes), weights.split_with_sizes(cut.sizes), strict=True
-        )
-        found = {}
+        index_parts = iter(indices.split_with_sizes(cut.sizes))
+        weight_parts = iter(weights.split_with_sizes(cut.sizes))
+        found, start = {}, 0
         for name, span in frame.spans.items():
-            (a, a_weights), (b, b_weights) = next(flat), next(flat)
-            bags = cut.bags[name]
-            found[name] = Rows(samples, bank, a, b, a_weights, b_weights, *bags, span.rank)
+            a, b, a_weights, b_weights = (
+                next(parts) for parts in (index_parts, index_parts, weight_parts, weight_parts)
+            )
+            middle, stop = start + len(a), start + len(a) + len(b)
+            pieces = Pieces(a, b, a_weights, b_weights, *cut.bags[name])
+            found[name] = Rows(
+                samples, bank, indices, weights, start, middle, stop, span.rank, frame.k, pieces
+            )
+            start = stop
         return found
 
     def _require_indices_fit(self, frame: Frame) -> None:

@@ -13,21 +13,16 @@ import torch
 from torch import Tensor
 
 
-class Rows(NamedTuple):
-    """The rows of one module for the samples of a batch, in a frame's form.
+class Pieces(NamedTuple):
+    """The rows of one module, cut out of those of a batch.
 
     Attributes:
-        samples: which of the batch's samples have them, (R,) int64; None for all.
-        bank: (…, g) float32, what the indices are of: the memory of all banks.
         a, b: indices, flat int32: (R, rank, a_tiles, k) and (R, b_tiles, rank, k).
         a_weights, b_weights: their weights, flat float32.
         a_bags, b_bags, sums: where each sum begins: multiples of k (for A and for B), and of
             rank · k. int32.
-        rank: rows of A.
     """
 
-    samples: Tensor | None
-    bank: Tensor
     a: Tensor
     b: Tensor
     a_weights: Tensor
@@ -35,7 +30,47 @@ class Rows(NamedTuple):
     a_bags: Tensor
     b_bags: Tensor
     sums: Tensor
+
+
+class Rows(NamedTuple):
+    """The rows of one module for the samples of a batch, in a frame's form.
+
+    Attributes:
+        samples: which of the batch's samples have them, (R,) int64; None for all.
+        bank: (…, g) float32, what the indices are of: the memory of all banks.
+        indices, weights: of all modules, flat, int32 and float32.
+        start, middle, stop: where in these A's rows begin, B's rows, and another module's.
+        rank, k: rows of A, and vectors that each row selects.
+        pieces: the module's part of it.
+    """
+
+    samples: Tensor | None
+    bank: Tensor
+    indices: Tensor
+    weights: Tensor
+    start: int
+    middle: int
+    stop: int
     rank: int
+    k: int
+    pieces: Pieces
+
+    def cut(self) -> Pieces:
+        """The module's part, cut anew."""
+        a, b = slice(self.start, self.middle), slice(self.middle, self.stop)
+
+        def multiples(stop: int, step: int) -> Tensor:
+            return torch.arange(0, stop, step, dtype=torch.int32, device=self.bank.device)
+
+        return Pieces(
+            self.indices[a],
+            self.indices[b],
+            self.weights[a],
+            self.weights[b],
+            multiples(self.middle - self.start, self.k),
+            multiples(self.stop - self.middle, self.k),
+            multiples(self.stop - self.middle, self.k * self.rank),
+        )
 
 
 def low_rank_update(x: Tensor, rows: Rows, result: Tensor) -> Tensor:
@@ -50,27 +85,30 @@ def low_rank_update(x: Tensor, rows: Rows, result: Tensor) -> Tensor:
         (R, T, out_features) in the dtype of `result`.
     """
     n, positions, in_features = x.shape
-    a = _sums(rows.bank, rows.a, rows.a_bags, rows.a_weights).view(n, rows.rank, in_features)
+    # A compiled graph reads few tensors and cuts them itself: with CUDA graphs all are copied.
+    pieces = rows.cut() if torch.compiler.is_compiling() else rows.pieces
+    a = _sums(rows.bank, pieces.a, pieces.a_bags, pieces.a_weights).view(n, rows.rank, in_features)
     low = torch.bmm(x.to(a.dtype), a.transpose(1, 2))
     if positions == 1:
-        added = _weighted(low.view(n, 1, rows.rank, 1), rows).view(n, 1, -1)
+        weights = pieces.b_weights.view(n, -1, rows.rank, rows.k)
+        weights = weights * low.view(n, 1, rows.rank, 1).to(weights.dtype)  # c·w
+        added = _sums(rows.bank, pieces.b, pieces.sums, weights.view(-1)).view(n, 1, -1)
     else:
-        b = _sums(rows.bank, rows.b, rows.b_bags, rows.b_weights)
+        b = _sums(rows.bank, pieces.b, pieces.b_bags, pieces.b_weights)
         b = b.view(n, -1, rows.rank, rows.bank.shape[1]).transpose(1, 2).reshape(n, rows.rank, -1)
         if low.dtype == result.dtype == b.dtype:
             return torch.baddbmm(result, low, b)
         added = torch.bmm(low, b.to(low.dtype))
-    if added.dtype == torch.promote_types(added.dtype, result.dtype):
-        return added.add_(result).to(result.dtype)  # no memory for another sum
-    return (result + added).to(result.dtype)
+    return _sum(result, added)
 
 
-def _weighted(low: Tensor, rows: Rows) -> Tensor:
-    """B·c as a sum over the bank with the weights c·w."""
-    n, rank = low.shape[0], rows.rank
-    weights = rows.b_weights.view(n, -1, rank, rows.b_weights.numel() // rows.b_bags.numel())
-    weights = weights * low.to(weights.dtype)
-    return _sums(rows.bank, rows.b, rows.sums, weights.view(-1))
+def _sum(result: Tensor, added: Tensor) -> Tensor:
+    """result + added in the dtype of `result`, rounded once, in one step where that can be."""
+    if added.dtype == result.dtype:
+        return added.add_(result)  # no memory for another sum
+    if torch.is_grad_enabled() or torch.compiler.is_compiling():
+        return (result + added).to(result.dtype)
+    return torch.add(result, added, out=torch.empty_like(result))
 
 
 def _sums(bank: Tensor, indices: Tensor, bags: Tensor, weights: Tensor) -> Tensor:

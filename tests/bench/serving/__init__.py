@@ -1,0 +1,62 @@
+"""Batches of many adapters beside the base alone and PEFT's LoRA, TinyLlama's layers, r 4, k 2.
+
+``python -m tests.bench serving --device cuda`` measures on a GPU: all 22 layers, in bfloat16, in
+about two minutes. With ``--compile``, decoding alone, base and pool as CUDA graphs. On a processor
+times are those that one thread spent on it, not the clock's: other work on the machine changes
+them little.
+
+* `speed`: time of a step; `memory`: bytes, and adapters that come
+* `models`: what is measured; `setting`: where and how
+"""
+
+from __future__ import annotations
+
+import argparse
+from collections.abc import Iterator, Sequence
+from dataclasses import replace
+
+import torch
+
+from tests.bench.serving.memory import memory_of_7b, residency
+from tests.bench.serving.models import base_of, modules_of, random_adapters
+from tests.bench.serving.setting import SAMPLES, Setting, usual
+from tests.bench.serving.speed import beside_base, beside_peft, by_residents, pool_of
+from tests.bench.shapes import TINYLLAMA
+from tests.bench.table import Row, print_table
+
+
+def rows() -> Iterator[Row]:
+    """The rows of this subject."""
+    yield from _rows(usual("cpu"))
+
+
+@torch.inference_mode()
+def _rows(setting: Setting) -> Iterator[Row]:
+    torch.set_num_threads(1)
+    adapters = random_adapters(modules_of(TINYLLAMA, setting.layers), SAMPLES)
+    base = base_of(setting)
+    if setting.compiled:
+        yield beside_base(setting, base, pool_of(base, adapters, SAMPLES))
+        return
+    yield by_residents(setting, base, adapters)
+    yield from beside_peft(setting, base, adapters)
+    yield from residency()
+    yield from memory_of_7b()
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Measure with the settings of a command line; the status is 1 if a bound is missed."""
+    parser = argparse.ArgumentParser(description="Mixed batches beside PEFT's.")
+    parser.add_argument("--device", default="cpu")
+    parser.add_argument("--layers", type=int, help="2 on cpu, else 22")
+    parser.add_argument("--dtype", help="of the base: float32 on cpu, else bfloat16")
+    parser.add_argument("--compile", action="store_true", help="decode alone, with CUDA graphs")
+    given = parser.parse_args(arguments)
+    setting = usual(given.device)
+    setting = replace(
+        setting,
+        layers=given.layers or setting.layers,
+        dtype=getattr(torch, given.dtype) if given.dtype else setting.dtype,
+        compiled=given.compile,
+    )
+    return 0 if print_table(_rows(setting)) else 1

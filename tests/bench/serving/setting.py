@@ -1,0 +1,108 @@
+"""Where serving is measured, and by which clock."""
+
+from __future__ import annotations
+
+import random
+import time
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from statistics import median
+
+import torch
+from torch import Tensor
+
+from tests.bench.shapes import LAYERS
+
+SAMPLES = 64
+VOCABULARY = 1000
+
+
+@dataclass(frozen=True)
+class Setting:
+    """Where and on how much to measure.
+
+    Attributes:
+        device: cpu or cuda.
+        layers: of the model; TinyLlama has 22.
+        dtype: of the base; adapters compute in float32, PEFT's too.
+        compiled: whether base and pool are compiled with CUDA graphs.
+    """
+
+    device: str
+    layers: int
+    dtype: torch.dtype
+    compiled: bool = False
+
+    def __str__(self) -> str:
+        name = "CPU, one thread" if self.device == "cpu" else torch.cuda.get_device_name()
+        dtype = str(self.dtype).removeprefix("torch.")
+        return f"{name}, {self.layers} layers, {dtype}{', compiled' * self.compiled}"
+
+    def seconds(self, work: Callable[[], object]) -> float:
+        """What a call takes: on a processor its thread's time, on a GPU the clock's."""
+        if self.device == "cpu":
+            return cpu_seconds(work)
+        torch.cuda.synchronize()
+        start = time.perf_counter()
+        work()
+        torch.cuda.synchronize()
+        return time.perf_counter() - start
+
+    def token_ids(self, samples: int, length: int) -> Tensor:
+        """Random ones, (samples, length)."""
+        generator = torch.Generator().manual_seed(1)
+        return torch.randint(0, VOCABULARY, (samples, length), generator=generator).to(self.device)
+
+
+def usual(device: str) -> Setting:
+    """What is measured on that device if nothing else is asked for."""
+    if device == "cpu":
+        return Setting(device, 2, torch.float32)
+    return Setting(device, LAYERS, torch.bfloat16)
+
+
+@dataclass(frozen=True)
+class Work:
+    """Something to measure.
+
+    Attributes:
+        call: what is measured.
+        times: how often, besides once or more for warming up.
+    """
+
+    call: Callable[[], object]
+    times: int
+
+
+def take_turns(
+    setting: Setting, works: Mapping[str, Work], *, warm_up: int = 1
+) -> dict[str, list[float]]:
+    """Seconds of every call. The works take turns in random order, so that all meet the same
+    machine and none always follows the same other."""
+    found: dict[str, list[float]] = {name: [] for name in works}
+    shuffle = random.Random(0).shuffle
+    for turn in range(warm_up + max(work.times for work in works.values())):
+        order = [name for name, work in works.items() if turn < warm_up + work.times]
+        shuffle(order)
+        for name in order:
+            seconds = setting.seconds(works[name].call)
+            if turn >= warm_up:
+                found[name].append(seconds)
+    return found
+
+
+def fastest(found: Mapping[str, list[float]]) -> dict[str, float]:
+    """The fastest call of each."""
+    return {name: min(seconds) for name, seconds in found.items()}
+
+
+def usually(found: Mapping[str, list[float]]) -> dict[str, float]:
+    """The median call of each."""
+    return {name: median(seconds) for name, seconds in found.items()}
+
+
+def cpu_seconds(work: Callable[[], object]) -> float:
+    """What a call takes of its thread's time."""
+    start = time.thread_time()
+    work()
+    return time.thread_time() - start
