@@ -5,7 +5,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 
 .DEFAULT_GOAL := help
-.PHONY: help demo docs page dist example example-fleet pictures test test-all second-reader coverage fuzz flips determinism versions mutation runtimes serving architectures bench check format types clean
+.PHONY: help demo docs page dist example example-fleet pictures test test-all second-reader coverage fuzz flips determinism versions mutation runtimes serving s3 architectures bench check format types clean
 
 help:
 	@echo "make demo      pack, inspect, verify and expand the trained checkpoint in tests/data"
@@ -22,6 +22,7 @@ help:
 	@echo "make mutation  what of the format's own code no test would miss"
 	@echo "make runtimes  what vLLM, SGLang, llama.cpp, mlx-lm and PEFT 0.13 make of our files (downloads 1 GB)"
 	@echo "make serving   vLLM's own server with packed adapters, on the CPU (an environment of 3.5 GB)"
+	@echo "make s3        stores on S3, against a server on this machine"
 	@echo "make architectures  every architecture of transformers, tiny: merged, expanded and loaded (15 minutes)"
 	@echo "make bench     measure against PEFT and print the table"
 	@echo "make docs      the documentation, in build/site"
@@ -144,6 +145,13 @@ serving: $(VENV)/base
 	build/vllm/bin/python -m pip install --quiet --editable . pytest pytest-timeout hypothesis
 	build/vllm/bin/python -m pytest -m '' -rs tests/converters/vllm/test_start.py \
 		tests/converters/vllm/test_server.py tests/converters/vllm/test_server_of_store.py
+
+# Stores on S3 against moto's server on this machine, which is heavy: in an environment of its own.
+s3: $(VENV)/base
+	$(PYTHON) -m venv build/s3
+	build/s3/bin/python -m pip install --quiet 'moto[server]' boto3
+	build/s3/bin/python -m pip install --quiet --editable '.[s3]' pytest pytest-timeout hypothesis
+	build/s3/bin/python -m pytest -m '' -rs tests/store/test_s3.py
 
 architectures: $(VENV)/dev
 	$(BIN)/python -m tests.architectures --table tests/architectures/table.md

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import shlex
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -88,3 +90,36 @@ def test_killed_writers_of_a_store_leave_it_whole(play, count):
     seen = play("store_writers", count)
     assert seen["killed"] >= 2 * count
     assert seen["names"] > 0
+
+
+@pytest.mark.parametrize("count", [25, pytest.param(500, marks=pytest.mark.slow)])
+def test_a_job_killed_at_any_moment_is_finished_by_the_next(play, count):
+    seen = play("jobs_killed", count)
+    assert seen["killed"] >= count
+    assert seen["done before"] > 0
+
+
+def test_a_full_disk_loses_nothing_of_a_store_or_a_job(tmp_path):
+    """In a file system of 2 MB, which only this test sees."""
+    disk = tmp_path / "disk"
+    disk.mkdir()
+    own = ["unshare", "--map-root-user", "--mount"]
+    mount = ["mount", "-t", "tmpfs", "-o", "size=2m", "none", str(disk)]
+    if (
+        not shutil.which("unshare")
+        or subprocess.run([*own, *mount], capture_output=True).returncode
+    ):
+        pytest.skip("needs a mount namespace of its own")
+    script = f'{shlex.join(mount)} && exec "$@"'
+    play = [sys.executable, "-m", "tests.crashes", "disk_full", str(disk)]
+    done = subprocess.run(
+        [*own, "sh", "-c", script, "sh", *play],
+        cwd=Path(__file__).parents[1],
+        capture_output=True,
+        text=True,
+        timeout=300,
+    )
+    assert done.returncode == 0, done.stderr
+    seen = json.loads(done.stdout)
+    assert seen["added"] > 10
+    assert (seen["refused"], seen["jobs refused"]) == (3, 1)

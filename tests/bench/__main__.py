@@ -10,7 +10,17 @@ from importlib import import_module
 
 from tests.bench.table import print_table
 
-SUBJECTS = ("start", "mathematics", "packing", "seeing", "merge", "training", "store", "serving")
+SUBJECTS = (
+    "start",
+    "mathematics",
+    "packing",
+    "seeing",
+    "merge",
+    "training",
+    "store",
+    "jobs",
+    "serving",
+)
 
 
 def main(subjects: list[str]) -> int:

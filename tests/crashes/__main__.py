@@ -17,11 +17,13 @@ SCENES = {
     for scene in (
         kills.kill,
         kills.store_writers,
+        kills.jobs_killed,
         limits.size_limit,
         limits.memory,
         limits.address_space,
         limits.read_only,
         limits.cut_off,
+        limits.disk_full,
         races.writers,
         races.first_wins,
         races.folders,

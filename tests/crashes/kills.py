@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import collections
+import contextlib
 import os
 import random
 import signal
@@ -12,6 +13,7 @@ from typing import Any
 
 from tests.crashes.processes import WRITERS, adapter, content, ended, forked
 from vbfmt import load
+from vbfmt.converters import peft
 
 
 def kill(folder: Path, count: int) -> dict[str, Any]:
@@ -110,4 +112,52 @@ def store_writers(folder: Path, count: int) -> dict[str, Any]:
     assert {entry.digest for entry in store.entries()} == {one.digest for one in adapters}
     left = list((folder / "s").rglob(".*.partial"))
     assert not left, left
+    return dict(seen)
+
+
+def jobs_killed(folder: Path, count: int) -> dict[str, Any]:
+    """Kill a job at random moments, worker processes too, and start it again: what is written is
+    whole at every moment, and the last run ends complete, with the bytes of a job left alone."""
+    from vbfmt.converters import jobs
+
+    rng = random.Random(0)
+    sources = []
+    for number in range(24):
+        path = folder / "checkpoints" / f"user{number:02}"
+        path.parent.mkdir(exist_ok=True)
+        peft.write(adapter(number), path)
+        sources.append(str(path))
+    seen: collections.Counter[str] = collections.Counter()
+    task = jobs.Task("pack")
+
+    def outcomes(output: str, workers: int = 1) -> list[jobs.Outcome]:
+        items = jobs.items(sources, folder / output, task)
+        return list(jobs.run(task, items, workers=workers, shard=2))
+
+    def bytes_of(output: str) -> dict[str, bytes]:
+        return {path.name: path.read_bytes() for path in (folder / output).glob("*.vblora")}
+
+    assert all(each.status == "done" for each in outcomes("expected"))
+    expected = bytes_of("expected")
+    started = time.monotonic()
+    outcomes("warm")
+    seconds = time.monotonic() - started
+    while seen["killed"] < count:
+        output = f"packed-{seen['finished']}"
+        child = forked(lambda output=output: outcomes(output))
+        time.sleep(rng.random() * seconds / 2)
+        with contextlib.suppress(ProcessLookupError):
+            os.kill(child, signal.SIGKILL)
+        seen["killed"] += ended(child) == -signal.SIGKILL
+        written = bytes_of(output)
+        assert written.items() <= expected.items(), "an output is not whole"
+        if len(written) < len(expected) and rng.random() < 0.9:
+            continue
+        found = outcomes(output)
+        assert [each for each in found if not each.ok] == [], found
+        assert bytes_of(output) == expected
+        left = list((folder / output).glob(".*.partial"))
+        assert not left, left
+        seen["done before"] += sum(each.status == "present" for each in found)
+        seen["finished"] += 1
     return dict(seen)

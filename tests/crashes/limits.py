@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import collections
+import contextlib
 import dataclasses
 import os
 import resource
@@ -12,10 +13,12 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import pytest
 
 from tests.crashes.processes import adapter, ended, forked
-from vbfmt import Tensor, load, save
+from vbfmt import Tensor, errors, load, save
 from vbfmt._files import staging
+from vbfmt.converters import peft
 
 
 def size_limit(folder: Path, count: int) -> dict[str, Any]:
@@ -155,3 +158,59 @@ def cut_off(folder: Path, count: int) -> dict[str, Any]:
         statuses["mapped" if mapped else "read"] = ended(forked(work))
     assert statuses == {"mapped": -signal.SIGBUS, "read": 0}, statuses
     return statuses
+
+
+def disk_full(folder: Path, _: int) -> dict[str, Any]:
+    """Fill a disk (the folder is a small file system of its own) with a store and with a job: what
+    was there stays whole, the refusal is one line, and with space again the work goes on."""
+    from vbfmt.converters import jobs
+    from vbfmt.store import Store
+
+    seen: collections.Counter[str] = collections.Counter()
+    store = Store(folder / "s", create=True)
+    ballast = folder / "ballast"
+    ballast.write_bytes(bytes(300_000))
+    digests = {}
+    with contextlib.suppress(errors.StorageError):
+        for number in range(10_000):
+            one = adapter(number)
+            digests[f"n{number}"] = one.digest
+            store.add(one, name=f"n{number}")
+            seen["added"] += 1
+    digests.popitem()  # the one that was refused
+    for _ in range(3):
+        with pytest.raises(errors.StorageError, match=r"^[^\n]*[Nn]o space left[^\n]*$"):
+            store.add(adapter(10_000), name="x")
+        seen["refused"] += 1
+    again = Store(folder / "s")
+    names = again.names()
+    assert names == digests, (len(names), len(digests))
+    for name in names:
+        assert again.open(name).digest == digests[name]
+    assert all(report.ok for report in again.verify())
+
+    sources = [folder.parent / f"checkpoint-{number}" for number in range(3)]
+    for number, source in enumerate(sources):
+        peft.write(adapter(number), source)
+    task = jobs.Task("pack")
+    items = jobs.items([str(source) for source in sources], folder / "packed", task)
+    try:
+        failed = [each.kind for each in jobs.run(task, items, workers=1) if not each.ok]
+        assert set(failed) <= {"storage"}, failed
+        seen["jobs refused"] += bool(failed)
+    except OSError:  # the journal could not be written: nothing was begun
+        seen["jobs refused"] += 1
+
+    ballast.unlink()  # a collection notes what it is about to remove
+    for name in list(names)[: len(names) // 2]:
+        again.untag(name)
+    again.gc(grace=0)
+    assert again.add(adapter(10_000), name="x") == adapter(10_000).digest
+    assert again.open("x") == adapter(10_000)
+    outcomes = list(jobs.run(task, items, workers=1))
+    assert all(each.ok for each in outcomes), outcomes
+    for number, item in enumerate(items):
+        assert load(item.output).digest == adapter(number).digest
+    left = list(folder.rglob(".*.partial"))
+    assert not left, left
+    return dict(seen)

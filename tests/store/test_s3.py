@@ -3,8 +3,11 @@ that has it, for environments that do not (it is heavy)."""
 
 from __future__ import annotations
 
+import http.client
+import http.server
 import os
 import signal
+import socket
 import subprocess
 import sys
 import threading
@@ -173,6 +176,80 @@ def test_a_server_that_is_gone_is_one_line_and_the_next_run_goes_on(opened, serv
     server.start()  # moto keeps all in memory: it begins empty
     again = opened()
     assert again.open(again.add(adapter(2), name="y")) == adapter(2)
+
+
+class Throttled(http.server.ThreadingHTTPServer):
+    """In front of a server: answers every third request with S3's "slow down" and, of those that
+    it lets through, loses the answer to every fifth."""
+
+    def __init__(self, behind):
+        self.behind, self.count, self.refused, self.lost = behind, 0, 0, 0
+        super().__init__(("127.0.0.1", 0), Between)
+        threading.Thread(target=self.serve_forever, daemon=True).start()
+
+    @property
+    def url(self):
+        return f"http://127.0.0.1:{self.server_address[1]}"
+
+
+class Between(http.server.BaseHTTPRequestHandler):
+    protocol_version = "HTTP/1.1"
+
+    def log_message(self, *_):
+        pass
+
+    def pass_on(self):
+        proxy = self.server
+        proxy.count += 1
+        content = self.rfile.read(int(self.headers.get("Content-Length") or 0))
+        if proxy.count % 3 == 0:
+            proxy.refused += 1
+            slow = b"<Error><Code>SlowDown</Code><Message>Reduce your rate.</Message></Error>"
+            self.answer(503, {"Content-Type": "application/xml"}, slow)
+            return
+        host, _, port = proxy.behind.removeprefix("http://").partition(":")
+        connection = http.client.HTTPConnection(host, int(port), timeout=30)
+        connection.request(self.command, self.path, content, dict(self.headers))
+        answer = connection.getresponse()
+        body = answer.read()
+        if proxy.count % 5 == 0:
+            proxy.lost += 1
+            self.close_connection = True
+            self.connection.shutdown(socket.SHUT_RDWR)
+            return
+        self.answer(answer.status, dict(answer.getheaders()), body)
+
+    do_GET = do_PUT = do_POST = do_DELETE = do_HEAD = pass_on  # noqa: N815
+
+    def answer(self, status, headers, body):
+        self.send_response(status)
+        for name, value in headers.items():
+            if name.lower() not in ("content-length", "connection", "transfer-encoding", "date"):
+                self.send_header(name, value)
+        length = headers.get("Content-Length") if self.command == "HEAD" else len(body)
+        self.send_header("Content-Length", str(length))
+        self.end_headers()
+        if self.command != "HEAD":
+            self.wfile.write(body)
+
+
+def test_a_server_that_throttles_and_loses_answers_loses_nothing(server, tmp_path, monkeypatch):
+    """A request whose answer was lost is sent again: it finds what it has done itself."""
+    between = Throttled(server.url)
+    monkeypatch.setenv("AWS_ENDPOINT_URL", between.url)
+    store = Store("s3://bucket/throttled", create=True, cache=tmp_path / "cache")
+    digests = {}
+    for number in range(8):
+        name = f"user-{number % 3}"
+        digests[name] = store.add(adapter(number), name=name, replaces=ANY)
+    monkeypatch.setenv("AWS_ENDPOINT_URL", server.url)
+    between.shutdown()
+    assert between.refused > 5
+    assert between.lost > 5
+    other = Store("s3://bucket/throttled", cache=tmp_path / "other")
+    assert other.names() == digests
+    assert (other.stats().adapters, other.stats().banks) == (8, 1)
+    assert all(report.ok for report in other.verify())
 
 
 def test_without_obstore_the_extra_is_named(monkeypatch, tmp_path):

@@ -13,10 +13,11 @@ import sqlite3
 import threading
 import time
 import weakref
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Mapping
+from typing import TypeVar
 
 from vbfmt._format.packed_file import PackedFile
-from vbfmt.errors import warn
+from vbfmt.errors import StoreError, warn
 from vbfmt.store import layout, synchronize
 from vbfmt.store.backend import Backend, Stored
 from vbfmt.store.rows import (
@@ -29,6 +30,8 @@ from vbfmt.store.rows import (
     delete_adapter,
     entry_of,
 )
+
+T = TypeVar("T")
 
 FILE = "catalog.sqlite"
 
@@ -87,12 +90,12 @@ class Catalog:
 
     def _write_notes(self) -> None:
         if self._notes:
-            with self._changing():
-                pass
+            self._change(lambda _: None)
 
     def forget(self, key: str) -> None:
         """Note that an object or a name is about to be removed."""
-        with self._changing() as database:
+
+        def work(database: sqlite3.Connection) -> None:
             if (digest := layout.digest_of(key)) is not None:
                 delete_adapter(database, digest)
             elif (sha256 := layout.bank_of(key)) is not None:
@@ -100,33 +103,38 @@ class Catalog:
             else:
                 database.execute("DELETE FROM names WHERE key = ?", (key,))
 
+        self._change(work)
+
     def refresh(self) -> None:
         """Bring the catalog up to the objects, and say if it had to be.
 
         Warns:
             VbfmtWarning: it did not know what is there, or knew what is not.
         """
-        with self._changing() as database:
-            unknown = gone = 0
-            for prefix, sync in (
-                (layout.ADAPTERS, synchronize.sync_adapters),
-                (layout.BANKS, synchronize.sync_banks),
-                (layout.NAMES, synchronize.sync_names),
-            ):
-                seen = dict(database.execute("SELECT keys, stamp FROM seen"))
-                for keys, stamp in self._backend.stamps(prefix).items():
-                    if stamp is not None and seen.get(keys) == stamp:
-                        continue
-                    more, less = sync(self._backend, database, keys)
-                    unknown, gone = unknown + more, gone + less
-                    row = (keys, stamp)
-                    database.execute("INSERT OR REPLACE INTO seen VALUES (?, ?)", row)
+        unknown, gone = self._change(self._synchronize)
         if (unknown or gone) and self._shared and not self._fresh:
             warn(
                 f"the catalog of {self._backend.where} did not know {unknown} things that are "
                 f"there and knew {gone} that are not; it was brought up to date"
             )
         self._fresh = False
+
+    def _synchronize(self, database: sqlite3.Connection) -> tuple[int, int]:
+        unknown = gone = 0
+        for prefix, sync in (
+            (layout.ADAPTERS, synchronize.sync_adapters),
+            (layout.BANKS, synchronize.sync_banks),
+            (layout.NAMES, synchronize.sync_names),
+        ):
+            seen = dict(database.execute("SELECT keys, stamp FROM seen"))
+            for keys, stamp in self._backend.stamps(prefix).items():
+                if stamp is not None and seen.get(keys) == stamp:
+                    continue
+                more, less = sync(self._backend, database, keys)
+                unknown, gone = unknown + more, gone + less
+                row = (keys, stamp)
+                database.execute("INSERT OR REPLACE INTO seen VALUES (?, ?)", row)
+        return unknown, gone
 
     def entries(
         self,
@@ -201,8 +209,11 @@ class Catalog:
         except sqlite3.DatabaseError as error:
             if not os.access(os.path.dirname(self._path), os.W_OK):
                 return self._made(":memory:")  # a store that may only be read
-            if isinstance(error, sqlite3.OperationalError) and "locked" in str(error):
-                raise
+            if isinstance(error, sqlite3.OperationalError):
+                if not _cannot_write(error):
+                    raise self._refusal(error) from None
+                warn(f"cannot write the catalog {self._path} ({error}); it is kept in memory")
+                return self._made(":memory:")
         warn(f"the catalog {self._path} is damaged; it is made anew from the objects")
         _unlink(self._path)
         return self._made(self._path)
@@ -230,20 +241,49 @@ class Catalog:
             raise
         return database
 
-    @contextlib.contextmanager
-    def _changing(self) -> Iterator[sqlite3.Connection]:
+    def _change(self, work: Callable[[sqlite3.Connection], T]) -> T:
+        """Do `work` in a transaction, after the notes are written. Where the file cannot be
+        written, go on in memory: nothing is only in the catalog. `work` may be done twice."""
         with self._lock:
-            self._database.execute("BEGIN IMMEDIATE")
             try:
-                for statement, values in self._notes:
-                    self._database.execute(statement, values)
-                yield self._database
-            except BaseException:
-                self._database.execute("ROLLBACK")
-                raise
+                return self._transaction(work)
+            except sqlite3.OperationalError as error:
+                if not _cannot_write(error):
+                    raise self._refusal(error) from None
+                warn(f"cannot write the catalog {self._path} ({error}); it is kept in memory")
+                with contextlib.suppress(sqlite3.Error):
+                    self._database.close()
+                self._database = self._made(":memory:")
+                return self._transaction(work)
+
+    def _transaction(self, work: Callable[[sqlite3.Connection], T]) -> T:
+        self._database.execute("BEGIN IMMEDIATE")
+        try:
+            for statement, values in self._notes:
+                self._database.execute(statement, values)
+            done = work(self._database)
             self._database.execute("COMMIT")
-            self._notes.clear()
-            self._written = time.monotonic()
+        except BaseException:
+            if self._database.in_transaction:  # SQLite may have rolled back by itself
+                self._database.execute("ROLLBACK")
+            raise
+        self._notes.clear()
+        self._written = time.monotonic()
+        return done
+
+    def _refusal(self, error: sqlite3.Error) -> StoreError:
+        return StoreError(
+            "cannot use the catalog",
+            file=self._path,
+            found=str(error),
+            advice="end other processes that use the store, or remove this file: it is made anew",
+        )
+
+
+def _cannot_write(error: sqlite3.OperationalError) -> bool:
+    """Whether the disk is at fault: full, failing, or only to be read."""
+    text = str(error)
+    return any(word in text for word in ("full", "readonly", "unable to open", "I/O error"))
 
 
 def _write_rest(notes: list[Statement], path: str) -> None:

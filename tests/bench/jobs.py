@@ -1,0 +1,124 @@
+"""Jobs over a fleet on two processes beside the same on one, and how fast one core verifies.
+
+``python -m tests.bench jobs`` makes ``BENCH_ADAPTERS`` checkpoints (5,000) in the folder that
+``BENCH_FOLDER`` names (a temporary one if not given).
+"""
+
+from __future__ import annotations
+
+import os
+import shutil
+import tempfile
+import time
+from collections.abc import Iterator
+from pathlib import Path
+
+import numpy as np
+from safetensors.numpy import save_file
+
+from tests.bench.serving import LLAMA_7B, RANK
+from tests.bench.table import Row
+from vbfmt import Adapter, Module, Rows, save
+from vbfmt.converters import jobs
+
+WORKERS = 2
+H, LENGTH, LAYERS, WIDTH = 64, 64, 6, 384
+LARGE = 300
+CONFIG = (
+    '{"peft_type": "VBLORA", "base_model_name_or_path": "base", "r": 4, "topk": 2,'
+    ' "num_vectors": 64, "vector_length": 64, "target_modules": ["query", "value"],'
+    ' "save_only_topk_weights": true, "task_type": "SEQ_CLS"}'
+)
+
+
+def rows() -> Iterator[Row]:
+    """Pack and verify with one process and with two; verify large ones with one."""
+    home = Path(tempfile.mkdtemp(dir=os.environ.get("BENCH_FOLDER")))
+    count = int(os.environ.get("BENCH_ADAPTERS", "5000"))
+    try:
+        _write_checkpoints(home / "checkpoints", count)
+        yield from _scaling(home, count)
+        yield _large(home / "large")
+    finally:
+        shutil.rmtree(home, ignore_errors=True)
+
+
+def _scaling(home: Path, count: int) -> Iterator[Row]:
+    sources = jobs.collected([f"{home}/checkpoints/*"])
+    packing = jobs.Task("pack")
+    seconds = {}
+    for workers in (1, WORKERS):
+        items = jobs.items(sources, home / f"packed-{workers}", packing)
+        seconds[workers] = _run(packing, items, workers)
+    yield _rate(f"pack {count:,} checkpoints of {LAYERS * 2} modules", seconds, count)
+    items = [jobs.Item(path) for path in jobs.collected([f"{home}/packed-1/*.vblora"])]
+    seconds = {workers: _run(jobs.Task("verify"), items, workers) for workers in (1, WORKERS)}
+    yield _rate(f"verify {count:,} of them", seconds, count)
+
+
+def _large(folder: Path) -> Row:
+    """Adapters of Llama-2-7B's shape, whole files, on one core."""
+    folder.mkdir()
+    modules = [
+        Module(f"model.layers.{layer}.{name}", i, o, RANK)
+        for layer in range(32)
+        for name, (i, o) in LLAMA_7B.items()
+    ]
+    generator = np.random.default_rng(0)
+    bank = generator.standard_normal((256, 256))
+    for number in range(LARGE):
+        chosen = {}
+        for module in modules:
+            first = generator.integers(0, 128, module.rows(256))
+            indices = np.stack([first, first + 128], axis=1).astype("u1")
+            chosen[module] = Rows(
+                indices, generator.uniform(0, 0.49, (len(first), 1)).astype("<f4")
+            )
+        save(Adapter.from_rows(bank, chosen), folder / f"{number}.vblora")
+    items = [jobs.Item(str(path)) for path in sorted(folder.iterdir())]
+    rate = LARGE / _run(jobs.Task("verify"), items, 1)
+    return Row(f"one core verifies {LARGE} adapters of Llama-2-7B's shape (150 a second)",
+               f"{rate:.0f} a second", "–", 150 / rate, 1)  # fmt: skip
+
+
+def _run(task: jobs.Task, items: list[jobs.Item], workers: int) -> float:
+    start = time.perf_counter()
+    outcomes = list(jobs.run(task, items, workers=workers))
+    seconds = time.perf_counter() - start
+    failed = [outcome for outcome in outcomes if outcome.status != "done"]
+    if failed or len(outcomes) != len(items):
+        raise RuntimeError(f"{len(failed)} failed: {failed[:1]}")
+    return seconds
+
+
+def _rate(what: str, seconds: dict[int, float], count: int) -> Row:
+    one, two = (count / seconds[workers] for workers in (1, WORKERS))
+    return Row(f"{what}, {WORKERS} processes (one; bound: 1.8 × its rate)",
+               f"{two:,.0f} a second", f"{one:,.0f} a second", one / two, 1 / 1.8)  # fmt: skip
+
+
+def _write_checkpoints(folder: Path, count: int) -> None:
+    """PEFT's small form, each with other indices."""
+    folder.mkdir()
+    generator = np.random.default_rng(0)
+    bank = generator.uniform(-0.02, 0.02, (H, LENGTH)).astype("f4")
+    sub_vectors = WIDTH // LENGTH
+    names = [
+        f"base_model.model.encoder.layer.{layer}.attention.self.{name}.vblora_logits_{side}"
+        for layer in range(LAYERS)
+        for name in ("query", "value")
+        for side in "AB"
+    ]
+    for number in range(count):
+        tensors = {"base_model.vblora_vector_bank": bank}
+        for name in names:
+            shape = (RANK, sub_vectors) if name.endswith("A") else (sub_vectors, RANK)
+            first = generator.integers(0, H // 2, (*shape, 1))
+            indices = np.concatenate([first, first + H // 2], axis=-1)
+            tensors[f"{name}_topk_indices"] = indices
+            weights = generator.uniform(0.5, 0.9, (*shape, 1)).astype("f4")
+            tensors[f"{name}_topk_weights"] = weights
+        one = folder / f"user-{number}"
+        one.mkdir()
+        save_file(tensors, one / "adapter_model.safetensors")
+        (one / "adapter_config.json").write_text(CONFIG)
