@@ -110,3 +110,10 @@ def test_estimate_takes_the_names_of_the_config(vbfmt):
                   "--r", "8", "--json")  # fmt: skip
     assert long.code == 0
     assert long.out == short.out
+
+
+def test_more_inputs_than_a_command_takes_get_the_command_for_many(vbfmt):
+    answer = vbfmt("pack", "a", "b", "-o", "x.vblora")
+    assert (answer.code, answer.out) == (2, "")
+    assert "For many inputs: vbfmt jobs pack --help" in answer.err
+    assert "vbfmt jobs" not in vbfmt("unpack", "a", "b", "-o", "x").err

@@ -19,12 +19,19 @@ class Command(click.Command):
     Args:
         examples: command lines, as a user would type them.
         trouble: the exit status where an error was met.
+        has_jobs: whether ``vbfmt jobs`` has a command of that name for many inputs.
     """
 
     def __init__(
-        self, *arguments: Any, examples: Sequence[str] = (), trouble: int = 1, **options: Any
+        self,
+        *arguments: Any,
+        examples: Sequence[str] = (),
+        trouble: int = 1,
+        has_jobs: bool = False,
+        **options: Any,
     ) -> None:
         super().__init__(*arguments, **options)
+        self.has_jobs = has_jobs
         self.examples = tuple(examples)
         self.trouble = trouble
         self.params += _verbosity()
@@ -35,6 +42,15 @@ class Command(click.Command):
             with formatter.section("Examples"):
                 for example in self.examples:
                     formatter.write(f"  {example}\n")
+
+    def parse_args(self, ctx: click.Context, args: list[str]) -> list[str]:
+        """Parse; more inputs than the command takes get the command that takes them."""
+        try:
+            return super().parse_args(ctx, args)
+        except click.UsageError as error:
+            if self.has_jobs and "unexpected extra argument" in error.message:
+                error.message += f"\nFor many inputs: vbfmt jobs {self.name} --help"
+            raise
 
     def invoke(self, ctx: click.Context) -> Any:
         """Run the command.

@@ -15,6 +15,7 @@ _SHOWN = 20
 @click.command(
     "diff",
     cls=Command,
+    has_jobs=True,
     trouble=2,
     examples=(
         "vbfmt diff before.vblora after.vblora",

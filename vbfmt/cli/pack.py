@@ -15,6 +15,7 @@ from vbfmt.cli.command import Command
 @click.command(
     "pack",
     cls=Command,
+    has_jobs=True,
     examples=(
         "vbfmt pack checkpoint -o adapter.vblora",
         "vbfmt pack me/adapter -o adapter.vblora --card",
