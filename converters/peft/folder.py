@@ -74,6 +74,7 @@ def from_tensors(
     keys = parse(tensors, bias=str((config or {}).get("bias", "none")))
     require_gathered({key: tensors[key] for key in keys.all})
     _require_one_bank(keys, tensors)
+    _warn_of_lost_biases(keys, config or {})
     bank = bank_of(tensors[keys.bank])
     if keys.left_out:
         warn(
@@ -97,6 +98,26 @@ def from_tensors(
     )
     kept = peft_layout.canonical(_unwrapped(config), adapter) if config else None
     return dataclasses.replace(adapter, config=kept) if kept else adapter
+
+
+def _warn_of_lost_biases(keys: Keys, config: Mapping[str, Any]) -> None:
+    """Warn where the config trains biases and the checkpoint has none.
+
+    PEFT 0.13 to 0.20 trained VB-LoRA's biases and did not save them. A base without biases gives
+    such a checkpoint too, rightly, so it is not refused.
+    """
+    bias = config.get("bias")
+    if bias not in ("vblora_only", "all"):
+        return
+    saved = config.get("modules_to_save")
+    whole = {"classifier", "score", *(saved if isinstance(saved, (list, tuple)) else ())}
+    biases = (name for name in keys.others if name.endswith(".bias"))
+    if not any(name.removesuffix(".bias").rpartition(".")[2] not in whole for name in biases):
+        warn(
+            f"the config has bias={bias!r}, but the checkpoint has no biases: PEFT before 0.21 "
+            "trains those of VB-LoRA and does not save them. If the base's layers have biases, "
+            "what was trained of them is lost, in PEFT too"
+        )
 
 
 def write(

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import os
 
+import peft
+import pytest
 import torch
 from peft import PeftModel, VBLoRAConfig, get_peft_model
 from transformers import (
@@ -49,6 +51,15 @@ ADAPTERS = {
         "task_type": "SEQ_CLS",
     },
 }
+
+
+SAVES_BIASES = tuple(map(int, peft.__version__.split(".")[:2])) >= (0, 21)
+
+
+def require_biases_saved(bias: str | None) -> None:
+    """Skip the test where this PEFT trains biases and does not save them."""
+    if bias not in (None, "none") and not SAVES_BIASES:
+        pytest.skip(f"PEFT {peft.__version__} does not save VB-LoRA's biases (0.21 does)")
 
 
 def base(kind: str, folder: str) -> PreTrainedModel:

@@ -152,6 +152,24 @@ def test_extras_get_the_names_of_the_base_model():
     assert adapter.tensors["score.weight"].numpy() == 0
 
 
+@pytest.mark.parametrize("bias", ["vblora_only", "all"])
+def test_biases_that_peft_trained_and_did_not_save_are_pointed_out(bias):
+    config = CONFIG | {"bias": bias, "modules_to_save": ["head"]}
+    head = {"base_model.model.head.bias": np.ones(2), "base_model.model.score.bias": np.ones(2)}
+    with warned() as said:
+        read(logits_form() | head, config)
+    assert len(said) == 1
+    assert "PEFT before 0.21 trains those of VB-LoRA and does not save them" in said[0]
+
+
+@pytest.mark.parametrize("bias", ["none", "vblora_only", "all"])
+def test_biases_that_are_there_need_no_warning(bias):
+    own = {f"{KEY}.base_layer.bias": np.ones(OUT, np.float32)} if bias != "none" else {}
+    with warned() as said:
+        read(logits_form() | own, CONFIG | {"bias": bias})
+    assert said == []
+
+
 def test_ties_at_the_kth_place_are_counted_aloud():
     arrays = logits_form()
     arrays[f"{KEY}.vblora_logits_A"][0, 1] = 0.5

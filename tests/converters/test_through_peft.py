@@ -21,6 +21,7 @@ KINDS = list(models.ADAPTERS)
 @pytest.fixture(scope="module", params=KINDS)
 def original(request, tmp_path_factory):
     """A trained model's kind, folder, checkpoint and outputs."""
+    models.require_biases_saved(models.ADAPTERS[request.param].get("bias"))
     folder = str(tmp_path_factory.mktemp(request.param))
     model = models.trained(request.param, folder)
     with torch.no_grad():

@@ -9,6 +9,7 @@ import pytest
 import torch
 from torch import nn
 
+from tests.converters.models import require_biases_saved
 from tests.torch.models import (
     GPT2_TARGETS,
     NET_TARGETS,
@@ -52,6 +53,7 @@ CASES = {
 def pair(request, tmp_path):
     """PEFT's model and ours, with equal weights, and their loss."""
     make, targets, settings, loss = CASES[request.param]
+    require_biases_saved(settings.get("bias"))
     theirs = peft_model(make(), targets, **settings)
     ours = same_as(theirs, make(), tmp_path / "initial")
     return theirs.train(), ours.train(), loss

@@ -178,6 +178,19 @@ def test_an_adapter_of_another_config(saved):
         load_checkpoint(model, saved, adapter_name="second")
 
 
+def test_biases_that_an_older_peft_did_not_save_are_explained(tmp_path):
+    """PEFT 0.13 to 0.20: the config has them, the file does not."""
+    model = net()
+    inject(model, config(bias="vblora_only"))
+    save_checkpoint(model, tmp_path / "checkpoint")
+    changed(
+        tmp_path / "checkpoint",
+        lambda tensors: [tensors.pop(key) for key in list(tensors) if key.endswith(".bias")],
+    )
+    with pytest.raises(ModelError, match=r"only one of both has.*PEFT before 0\.21 does not save"):
+        load_checkpoint(net(), tmp_path / "checkpoint")
+
+
 def test_logits_of_another_k_are_not_loaded_into_an_adapter(saved):
     """Every shape fits, and the outputs would be others."""
     model = net()

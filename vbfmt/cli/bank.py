@@ -110,7 +110,7 @@ def listing(
             [
                 {
                     "sha256": one.sha256,
-                    "size": one.size,
+                    "bytes": one.size,
                     "file": one.file,
                     "ok": one.problem is None,
                     "problem": None if one.problem is None else str(one.problem),

@@ -91,7 +91,9 @@ def get(store: str, name: str, output: str, bank: str, force: bool, as_json: boo
         else:
             done = shared.split(path, output, look_in=opened, overwrite=force)
     if as_json:
-        show.as_json({"output": output, **dataclasses.asdict(done)})
+        show.as_json(
+            {"output": output, "digest": done.digest, "bytes": done.size, "bank": done.bank}
+        )
         return
     bank_file = f", its bank in {done.bank}" if done.bank else ""
     show.say(f"{output}: {show.size(done.size)}{bank_file}")
@@ -131,10 +133,17 @@ def listing(
             limit=limit,
         )
     if as_json:
-        show.as_json([dataclasses.asdict(entry) for entry in found])
+        show.as_json([_as_dict(entry) for entry in found])
     else:
         for entry in found:
             show.say(_line(entry))
+
+
+def _as_dict(entry: Entry) -> dict[str, Any]:
+    """The entry's fields; sizes and N are named as in every other answer."""
+    fields = dataclasses.asdict(entry)
+    renamed = {"size": "bytes", "bank_size": "bank_bytes", "rows": "N"}
+    return {renamed.get(name, name): value for name, value in fields.items()}
 
 
 def _line(entry: Entry) -> str:

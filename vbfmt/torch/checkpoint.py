@@ -163,11 +163,17 @@ def _others(
         modules, whole=config.modules_to_save, bias=config.bias, targets=layers
     )
     astray = [name for name in names if not _has_tensor(modules, name)]
-    astray += [name for name in promised if name not in names]
-    if astray:
+    missing = [name for name in promised if name not in names]
+    if astray or missing:
+        whole = names_to_train(modules, whole=config.modules_to_save, bias="none", targets=layers)
+        lost = not astray and not set(missing) & set(whole)
         raise ModelError(
             "the adapter belongs to another model or config: tensors that only one of both has",
-            found=few(astray),
+            found=few(astray + missing),
+            advice="PEFT before 0.21 does not save VB-LoRA's biases: set bias to none in "
+            "adapter_config.json to go on with the base's"
+            if lost
+            else None,
         )
     # In the model's order, so that an optimizer's state fits.
     return promised + [name for name in names if name not in promised]
