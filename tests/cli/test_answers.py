@@ -16,7 +16,7 @@ ERROR = {"message", "file", "kind", "part", "what", "found", "expected", "advice
 
 
 def test_every_answer_with_an_adapter_has_its_digest(vbfmt, tmp_path, checkpoint, packed):
-    digest = vbfmt("verify", packed).out.split("ok, ")[1].strip()
+    digest = vbfmt("verify", packed).out.split()[-1]
     for words, key in (
         (("pack", checkpoint, "-o", tmp_path / "y.vblora"), "digest"),
         (("unpack", packed, "-o", tmp_path / "peft"), "digest"),
@@ -219,6 +219,13 @@ def test_a_rank_that_loses_much_is_a_note(vbfmt, tmp_path, packed):
     much = sum(lost.values()) / len(lost) > 0.1
     assert ("note: rank 1 loses much" in result.err) == much
     assert much  # of this adapter
+
+
+@pytest.mark.parametrize("command", ["pack", "unpack", "expand"])
+def test_the_line_that_uploads_comes_with_details(vbfmt, tmp_path, checkpoint, command):
+    output = tmp_path / ("x.vblora" if command == "pack" else "folder")
+    done = vbfmt(command, checkpoint, "-o", output, "-v")
+    assert done.out.splitlines()[-1] == f"to upload: hf upload OWNER/NAME {output}"
 
 
 def test_a_card_comes_with_the_line_that_uploads_it(vbfmt, tmp_path, checkpoint, packed):

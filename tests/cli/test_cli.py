@@ -21,11 +21,12 @@ def test_pack_says_what_was_won(vbfmt, tmp_path, checkpoint):
     result = vbfmt("pack", checkpoint, "-o", tmp_path / "x.vblora")
     assert result.code == 0
     assert result.err == ""
-    first, second, third = result.out.splitlines()
+    first, second, third, fourth = result.out.splitlines()
     assert first.startswith(f"{tmp_path / 'x.vblora'}: ")
     assert "smaller than" in first
-    assert second.startswith("1 modules, 10 sub-vectors, sha256:")
-    assert third == "read as PEFT VB-LoRA"
+    assert second == "1 module, 10 sub-vectors, read as PEFT VB-LoRA"
+    assert third.startswith("sha256:")
+    assert fourth == "the digest is of the content; sha256sum prints another sum, of the file"
     assert load(tmp_path / "x.vblora") == peft.read(checkpoint)
 
 
@@ -81,7 +82,7 @@ def test_nothing_is_overwritten_without_force(vbfmt, tmp_path, checkpoint, packe
 def test_verify_of_good_files(vbfmt, packed):
     result = vbfmt("verify", packed, packed)
     assert result.code == 0
-    assert result.out.count(f"{packed}: ok, sha256:") == 2
+    assert result.out.count(f"{packed}: ok\n  sha256:") == 2
 
 
 def test_verify_names_what_is_wrong_and_goes_on(vbfmt, tmp_path, packed):
@@ -94,7 +95,7 @@ def test_verify_names_what_is_wrong_and_goes_on(vbfmt, tmp_path, packed):
     lines = result.out.splitlines()
     assert lines[0].startswith(f"{damaged}: FAILED, damaged: weights: found SHA-256 ")
     assert lines[1] == (f"{tmp_path / 'nothing'}: FAILED, cannot read: no such file or directory")
-    assert lines[2].startswith(f"{packed}: ok, ")
+    assert lines[2] == f"{packed}: ok"
     answers = json.loads(vbfmt("verify", "--json", damaged, packed).out)
     assert [answer["ok"] for answer in answers] == [False, True]
     assert answers[0]["problems"][0]["part"] == "weights"
@@ -104,7 +105,7 @@ def test_verify_names_what_is_wrong_and_goes_on(vbfmt, tmp_path, packed):
 def test_verify_against_the_checkpoint(vbfmt, tmp_path, packed, checkpoint):
     result = vbfmt("verify", packed, "--against", checkpoint)
     assert result.code == 0
-    assert result.out.strip().endswith(f"says what {checkpoint} says")
+    assert f": ok, says what {checkpoint} says\n  sha256:" in result.out
     other = write_folder(tmp_path / "other", logits_form(seed=1))
     result = vbfmt("verify", packed, "--against", other)
     assert result.code == 1
@@ -112,7 +113,7 @@ def test_verify_against_the_checkpoint(vbfmt, tmp_path, packed, checkpoint):
 
 
 def test_verify_against_a_trusted_digest(vbfmt, packed):
-    digest = vbfmt("verify", packed).out.split("ok, ")[1].strip()
+    digest = vbfmt("verify", packed).out.split()[-1]
     assert vbfmt("verify", packed, "--digest", digest).code == 0
     result = vbfmt("verify", packed, "--digest", "sha256:" + "0" * 64)
     assert result.code == 1
@@ -258,7 +259,7 @@ def test_pack_asks_for_the_layout_where_nothing_tells_it(vbfmt, tmp_path):
     assert "say which: --layout nlu or --layout algorithm1" in vbfmt(*words).err
     done = vbfmt(*words, "--layout", "algorithm1")
     assert done.code == 0
-    assert done.out.splitlines()[-1] == "read as the layout of the paper's Algorithm 1"
+    assert ", read as the layout of the paper's Algorithm 1\n" in done.out
 
 
 def test_the_layouts_are_those_that_are_read():

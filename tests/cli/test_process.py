@@ -40,7 +40,7 @@ def test_packed_files_go_through_pipes(tmp_path, checkpoint, packed):
     ):
         done = run(*words, given=data)
         assert (done.returncode, done.stderr) == (0, b""), words
-    assert run("verify", "-", given=data).stdout.startswith(b"-: ok, sha256:")
+    assert run("verify", "-", given=data).stdout.startswith(b"-: ok\n  sha256:")
 
 
 def test_errors_name_standard_input(tmp_path, packed):

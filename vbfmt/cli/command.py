@@ -48,9 +48,10 @@ class Command(click.Command):
         try:
             return super().parse_args(ctx, args)
         except click.UsageError as error:
-            if self.has_jobs and "unexpected extra argument" in error.message:
-                error.message += f"\nFor many inputs: vbfmt jobs {self.name} --help"
-            raise
+            if not (self.has_jobs and "unexpected extra argument" in error.message):
+                raise
+            more = f"For many inputs: vbfmt jobs {self.name} --help"
+            raise click.UsageError(f"{error.message}\n{more}", error.ctx) from None
 
     def invoke(self, ctx: click.Context) -> Any:
         """Run the command.

@@ -141,10 +141,9 @@ def command(
             show.say(f"{runtime}: nothing against it")
     if rank is not None:
         _print_losses(rank, done)
-    if card:
-        from vbfmt.cli.upload import upload_line
+    from vbfmt.cli.upload import upload_line
 
-        show.say(upload_line(output, output))
+    (show.say if card else show.detail)(upload_line(output))
 
 
 def _as_dict(done: Expanded, output: str, dtype: str, check: tuple[str, ...]) -> dict[str, Any]:

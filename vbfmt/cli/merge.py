@@ -103,10 +103,10 @@ def command(
         return
     for line in _report(plan, output, dry_run):
         show.say(line)
-    if card and not dry_run:
+    if not dry_run:
         from vbfmt.cli.upload import upload_line
 
-        show.say(upload_line(output, output))
+        (show.say if card else show.detail)(upload_line(output))
 
 
 def _report(plan: Plan, output: str, dry_run: bool) -> Iterator[str]:

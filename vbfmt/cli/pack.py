@@ -112,13 +112,14 @@ def command(
     )
     if done.bank is not None:
         show.say(f"its bank, to be shared: {done.bank}, {show.size(done.adapter.bank.nbytes)}")
-    show.say(f"{len(done.adapter)} modules, {done.adapter.N} sub-vectors, {done.digest}")
-    show.say(f"read as {done.what}")
-    show.detail(
-        "the digest names the content; sha256sum prints another sum: vbfmt inspect has both"
-    )
+    modules = show.counted(len(done.adapter), "module")
+    show.say(f"{modules}, {done.adapter.N} sub-vectors, read as {done.what}")
+    show.say(done.digest)
+    show.say("the digest is of the content; sha256sum prints another sum, of the file")
     if card:
-        show.say(upload_line(output, os.path.dirname(output) or "."))
+        show.say(upload_line(os.path.dirname(output) or "."))
+    elif not to_stream:
+        show.detail(upload_line(output))
 
 
 def _require_stream_is_alone(card: bool, as_json: bool) -> None:

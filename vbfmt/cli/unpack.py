@@ -58,5 +58,4 @@ def command(
         )
         return
     show.say(f"{output}: PEFT VB-LoRA, {len(done.adapter)} modules, {show.size(done.size)}")
-    if card:
-        show.say(upload_line(output, output))
+    (show.say if card else show.detail)(upload_line(output))

@@ -51,7 +51,7 @@ def command(
     topk: int | None,
     as_json: bool,
 ) -> None:
-    """Check every digest and every rule of FILE..., one line each.
+    """Check every digest and every rule of FILE....
 
     FILE is a packed file; - is standard input; where there is no such path, owner/name is a
     repository on the Hugging Face Hub. With --against, pack the checkpoint SRC again and prove that
@@ -90,6 +90,8 @@ def command(
     else:
         for answer in answers:
             (show.say if answer["ok"] else show.failed)(_line(answer))
+            if answer["ok"]:
+                show.say(f"  {answer['digest']}")
             if answer["sha256"]:
                 show.detail(f"  {answer['sha256']}  is what sha256sum prints")
     if not all(answer["ok"] for answer in answers):
@@ -185,7 +187,7 @@ def _compared(
 
 def _line(answer: dict[str, Any]) -> str:
     if answer["ok"]:
-        return f"{answer['file']}: ok, {answer['digest']}{_same(answer)}"
+        return f"{answer['file']}: ok{_same(answer)}"
     first, *rest = answer["problems"]
     more = f" (and {len(rest)} more; --json lists them)" if rest else ""
     return f"{answer['file']}: FAILED, {first['message']}{more}"
