@@ -171,7 +171,7 @@ def _header(data: memoryview) -> tuple[dict[str, Any], int]:
             expected=f"at most {min(_LONGEST_HEADER, len(data) - _LENGTH.size)}",
         )
     try:
-        header = strict_json.parse_object(bytes(data[_LENGTH.size : start]).decode())
+        header = strict_json.parse_object(bytes(data[_LENGTH.size : start]).decode(), sizes=True)
         _require_unicode(header)
         _require_short_names(header)
     except ValueError as error:

@@ -7,7 +7,7 @@ import re
 from collections.abc import Collection, Mapping
 from typing import Any
 
-from vbfmt._files import peft_layout
+from vbfmt._files import json_file, peft_layout
 from vbfmt.converters.lowrank import LowRank
 from vbfmt.converters.merge.base import CONFIG
 
@@ -141,6 +141,4 @@ def is_head(name: str) -> bool:
 
 def text(config: Mapping[str, Any]) -> bytes:
     """The file's content, in the order of the original."""
-    return (json.dumps(config, indent=2, ensure_ascii=False) + "\n").encode(
-        errors="backslashreplace"  # half a surrogate pair: JSON's own escape
-    )
+    return json_file.encoded(json.dumps(config, indent=2, ensure_ascii=False))

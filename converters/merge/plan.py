@@ -11,6 +11,7 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 from vbfmt import packed
+from vbfmt._files import json_file
 from vbfmt.adapter import Adapter
 from vbfmt.converters.hub import card as cards
 from vbfmt.converters.lora import DTYPES
@@ -145,9 +146,7 @@ def _index(metadata: Mapping[str, Any], files: Sequence[File]) -> bytes:
         )
     places = {item.name: file.name for file in files for item in file.items}
     content = {"metadata": counted, "weight_map": dict(sorted(places.items()))}
-    return (json.dumps(content, indent=2, ensure_ascii=False) + "\n").encode(
-        errors="backslashreplace"  # half a surrogate pair: JSON's own escape
-    )
+    return json_file.encoded(json.dumps(content, indent=2, ensure_ascii=False))
 
 
 def _require_distinct(names: Sequence[str], base: Base) -> None:

@@ -8,6 +8,7 @@ from collections.abc import Collection, Sequence
 from dataclasses import asdict, dataclass
 from typing import Any
 
+from vbfmt._files import json_file
 from vbfmt.converters.merge.base import Base, json_object
 from vbfmt.converters.merge.paths import tree
 from vbfmt.errors import SourceError
@@ -42,9 +43,7 @@ def text(merged: Sequence[Merged], base: Base, files: Collection[str]) -> bytes:
     """
     adapters = [*earlier_adapters(base), *map(asdict, merged)]
     record = {"adapters": adapters, "files": sorted(files)}
-    return (json.dumps(record, indent=2, ensure_ascii=False) + "\n").encode(
-        errors="backslashreplace"  # half a surrogate pair: JSON's own escape
-    )
+    return json_file.encoded(json.dumps(record, indent=2, ensure_ascii=False))
 
 
 def metadata(merged: Sequence[Merged], base: Base) -> dict[str, str]:

@@ -3,15 +3,17 @@
 from __future__ import annotations
 
 import dataclasses
+import tracemalloc
 
 import numpy as np
 import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
+from spec.corpus.valid import adapter as tiny_adapter
 from spec.golden.make import wide_indices, worked_example
 from tests.strategies import adapters, names, tensors, texts
-from vbfmt import Tensor
+from vbfmt import Module, Tensor
 from vbfmt.analysis.difference import compare
 
 
@@ -121,6 +123,29 @@ def test_a_bank_that_differs_in_the_sign_of_zero_differs():
     zero = dataclasses.replace(a, bank=np.zeros_like(a.bank))
     minus = dataclasses.replace(a, bank=-np.zeros_like(a.bank))
     assert compare(zero, minus).lines() == ["bank: 6 of 6 elements, largest difference 0"]
+
+
+def test_factors_far_larger_than_their_file_are_compared_in_little_memory():
+    """70 kB took 2 GB: all elements of both adapters' factors at once."""
+    vast = tiny_adapter(Module("m", 1 << 20, 1 << 20, 4), h=1, b=1 << 14, k=1)
+    other = dataclasses.replace(vast, bank=vast.bank + 1)
+    tracemalloc.start()
+    try:
+        assert compare(vast, other).largest == 1
+        assert compare(vast, vast).same
+        assert tracemalloc.get_traced_memory()[1] < 16 << 20
+    finally:
+        tracemalloc.stop()
+
+
+def test_adapters_of_another_vector_length_are_compared_element_by_element():
+    one = tiny_adapter(Module("m", 12, 24, 2), h=1, b=4, k=1)
+    other = tiny_adapter(Module("m", 12, 24, 2), h=1, b=6, k=1)
+    expected = max(
+        np.abs(x.astype("f8") - y).max()
+        for x, y in zip(one.factors("m"), other.factors("m"), strict=True)
+    )
+    assert compare(one, other).modules[0].largest_factor == expected
 
 
 def test_adapters_of_another_k_are_compared_by_their_factors():

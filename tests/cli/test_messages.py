@@ -250,6 +250,16 @@ def test_no_command_lets_a_file_write_on_the_terminal(vbfmt, tmp_path, evil, wor
         assert json.loads(result.out)
 
 
+def test_what_turns_text_around_is_escaped_in_the_json_that_is_written(vbfmt, tmp_path, evil):
+    for command in ("unpack", "expand"):
+        assert vbfmt(command, evil[0], "-o", tmp_path / command).code == 0
+        text = (tmp_path / command / "adapter_config.json").read_text()
+        assert not hostile(text)
+        assert json.loads(text)["base_model_name_or_path"] == "evil\x1b[2J\nkey\u202e0"
+    assert vbfmt("pack", tmp_path / "unpack", "-o", tmp_path / "again.vblora").code == 0
+    assert (tmp_path / "again.vblora").read_bytes() == evil[0].read_bytes()
+
+
 def test_a_page_on_a_terminal_shows_no_direction_marks(vbfmt, evil, monkeypatch):
     monkeypatch.setattr("vbfmt.cli.inspect._on_terminal", lambda: True)
     monkeypatch.setenv("NO_COLOR", "1")

@@ -209,6 +209,14 @@ def test_killed_between_two_renames_nothing_is_lost(tmp_path, killed, left):
     assert [os.listdir(path) for path in aside] == ([] if killed == 1 else [["old"]])
 
 
+def test_a_folder_in_the_making_is_not_listed_for_each_file_in_it(tmp_path, monkeypatch):
+    """5,000 files in one took 14 s."""
+    with staging.folder(str(tmp_path / "x")) as folder:
+        monkeypatch.setattr(os, "listdir", lambda path: pytest.fail("listed"))
+        with staging.file(os.path.join(folder, "sub.bin")) as (_, file):
+            os.close(file)
+
+
 @pytest.mark.parametrize("overwrite", [False, True])
 def test_a_planted_folder_is_not_put_in_place(tmp_path, overwrite):
     """Its name was known beforehand, and any later write moved it to where nothing was."""

@@ -37,6 +37,19 @@ def test_a_replaced_file_keeps_its_permissions(tmp_path):
     assert stat.S_IMODE((tmp_path / "x").stat().st_mode) == 0o604
 
 
+@pytest.mark.skipif(not hasattr(os, "geteuid") or os.geteuid() != 0, reason="needs root")
+def test_what_replaces_a_file_or_folder_of_another_user_is_the_writers(tmp_path):
+    """Giving a file away would let its content be changed after it was written."""
+    (tmp_path / "x").write_bytes(b"old")
+    (tmp_path / "d").mkdir()
+    for name in ("x", "d"):
+        os.chown(tmp_path / name, 12345, 12345)
+    storage.write(tmp_path / "x", [b"new"], overwrite=True)
+    with storage.new_folder(tmp_path / "d", overwrite=True, whole=True) as folder:
+        storage.write(os.path.join(folder, "y"), [b"new"], overwrite=False)
+    assert {(tmp_path / name).stat().st_uid for name in ("x", "d", "d/y")} == {0}
+
+
 def test_a_set_user_id_bit_is_not_kept(tmp_path):
     (tmp_path / "x").write_bytes(b"old")
     (tmp_path / "x").chmod(0o4755)

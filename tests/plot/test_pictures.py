@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 import re
+import warnings
 import xml.etree.ElementTree as ElementTree
 
 import numpy as np
@@ -51,6 +52,14 @@ def test_every_figure_of_odd_adapters(kind, tmp_path):
     root = ElementTree.parse(tmp_path / "x.svg").getroot()
     assert root.tag == "{http://www.w3.org/2000/svg}svg"
     assert not root.findall(".//{http://www.w3.org/2000/svg}script")
+
+
+@pytest.mark.parametrize("kind", ["svg", "png", "html"])
+def test_a_character_that_the_font_lacks_is_no_warning(kind, tmp_path):
+    adapter = made(names=("layers.0.\U000143a4\u4e2d", "layers.1.\U000143a4\u4e2d"))
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        write(Scene(adapter, "x"), tmp_path / f"x.{kind}")
 
 
 @pytest.mark.parametrize("name", FIGURES)

@@ -61,5 +61,17 @@ def text(value: Mapping[str, Any]) -> bytes:
             found="infinity",
             expected="finite numbers",
         ) from None
-    # Half a surrogate pair becomes JSON's own escape.
-    return f"{written}\n".encode(errors="backslashreplace")
+    return encoded(written)
+
+
+def encoded(written: str) -> bytes:
+    """Return indented JSON as the bytes of a file: a last line feed, and JSON's own escapes for
+    what could act on a terminal or turn the order of the text around (U+202E), and for half a
+    surrogate pair, which has no UTF-8."""
+    lines = written.split("\n")
+    shown = [line if line.isprintable() else _escaped(line) for line in lines]
+    return ("\n".join(shown) + "\n").encode()
+
+
+def _escaped(line: str) -> str:
+    return "".join(c if c.isprintable() else json.dumps(c)[1:-1] for c in line)

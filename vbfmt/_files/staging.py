@@ -94,11 +94,13 @@ def sweep(target: str) -> None:
     `target`: anybody may have made a folder of any name.
     """
     where, stem = os.path.split(_stem(target))
+    if any(map(_ENDING.search, where.split(os.sep))):
+        return  # a folder in the making was empty; listing it for each file takes quadratic time
     with contextlib.suppress(OSError):
         for name in os.listdir(where or "."):
-            path = os.path.join(where, name)
             if not name.startswith(".") or not _ENDING.search(name):
                 continue
+            path = os.path.join(where, name)
             if _ENDING.sub("", name) == stem or _is_settled(path):
                 _remove_if_abandoned(path)
 

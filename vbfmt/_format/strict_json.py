@@ -13,11 +13,12 @@ DEEPEST = 64
 """Levels of nesting, the outermost object being the first."""
 
 
-def parse_object(text: str, *, any_number: bool = False) -> dict[str, Any]:
+def parse_object(text: str, *, any_number: bool = False, sizes: bool = False) -> dict[str, Any]:
     """The object that `text` says.
 
     Args:
         any_number: take numbers beyond the largest float too, as infinity.
+        sizes: every integer is a size: refuse those with a sign, as ``-0``.
 
     Raises:
         ValueError: not JSON as RFC 8259 has it (NaN, say), not an object, a key twice, an integer
@@ -27,7 +28,7 @@ def parse_object(text: str, *, any_number: bool = False) -> dict[str, Any]:
         value = json.loads(
             text,
             parse_constant=_refuse_constant,
-            parse_int=_short_integer,
+            parse_int=_unsigned_integer if sizes else _short_integer,
             parse_float=float if any_number else _finite,
             object_pairs_hook=_without_duplicates,
         )
@@ -57,6 +58,13 @@ def _short_integer(digits: str) -> int:
     if len(digits.lstrip("-")) > LONGEST_INTEGER:
         raise ValueError("an integer of too many digits")
     return int(digits)
+
+
+def _unsigned_integer(digits: str) -> int:
+    """JSON knows ``-0``: to Python it is 0, to others (safetensors) no whole number."""
+    if digits.startswith("-"):
+        raise ValueError(f"{digits[:20]} is not a size")
+    return _short_integer(digits)
 
 
 def _finite(digits: str) -> float:

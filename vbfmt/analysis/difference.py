@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 
@@ -87,7 +88,7 @@ def compare(a: Adapter, b: Adapter) -> Difference:
         parts["bank"] = f"{count} of {a.bank.size} elements, largest difference {bank:.3g}"
     names_a, names_b = ({module.name for module in adapter} for adapter in (a, b))
     both = sorted(names_a & names_b)
-    found = (_module(a, b, name) for name in both)
+    found = () if _same_factors(a, b) else (_module(a, b, name) for name in both)
     return Difference(
         parts,
         bank,
@@ -109,10 +110,41 @@ def _module(a: Adapter, b: Adapter, name: str) -> ModuleDifference | None:
         reselected = int(np.count_nonzero(~same))
         full_a, full_b = all_weights(a.weights[rows_a]), all_weights(b.weights[rows_b])
         weight = _largest(full_a[same], full_b[same])
-    factor = max(_largest(x, y) for x, y in zip(a.factors(name), b.factors(name), strict=True))
+    factor = _largest_of_factors(a, b, rows_a, rows_b)
     if not reselected and not weight and not factor and a.k == b.k and a.b == b.b:
         return None
     return ModuleDifference(name, None, reselected, weight, factor)
+
+
+def _largest_of_factors(a: Adapter, b: Adapter, rows_a: slice, rows_b: slice) -> float:
+    """The largest difference of an element of A or B, in blocks: factors may be far larger than
+    the file. In both adapters the sub-vectors in a row are A's elements, then B's."""
+    at_once = math.lcm(a.b, b.b)
+    at_once *= max(1, _AT_ONCE // at_once)
+    elements = (rows_a.stop - rows_a.start) * a.b
+    largest = 0.0
+    for begin in range(0, elements, at_once):
+        end = min(begin + at_once, elements)
+        one, other = (
+            adapter.subvectors(
+                slice(rows.start + begin // adapter.b, rows.start + end // adapter.b)
+            ).reshape(-1)
+            for adapter, rows in ((a, rows_a), (b, rows_b))
+        )
+        largest = max(largest, _largest(one, other))
+    return largest
+
+
+def _same_factors(a: Adapter, b: Adapter) -> bool:
+    """Whether all modules are the same, of the same rows and the same bank."""
+    values = ("bank", "indices", "weights")
+    return a.modules == b.modules and all(
+        np.array_equal(getattr(a, value), getattr(b, value)) for value in values
+    )
+
+
+_AT_ONCE = 1 << 18
+"""Elements of factors that are compared at once."""
 
 
 def _in_words(module: Module) -> str:

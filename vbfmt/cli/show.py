@@ -73,9 +73,22 @@ def as_json(value: object) -> None:
     Text stays as it is, but for characters that could act on a terminal or that the output's
     encoding lacks, which are escaped.
     """
-    text = json.dumps(value, indent=2, ensure_ascii=not _takes_unicode())
-    safe = (c if c.isprintable() or c == "\n" else json.dumps(c)[1:-1] for c in text)
-    click.echo("".join(safe), file=sys.stdout)
+    encoder = json.JSONEncoder(indent=2, ensure_ascii=not _takes_unicode())
+    pieces: list[str] = []
+    for piece in encoder.iterencode(value):
+        pieces.append(piece if piece.isprintable() else _escaped(piece))
+        if len(pieces) == _PIECES:
+            click.echo("".join(pieces), file=sys.stdout, nl=False)
+            pieces.clear()
+    click.echo("".join(pieces), file=sys.stdout)
+
+
+_PIECES = 10_000
+"""Of JSON, printed at once."""
+
+
+def _escaped(text: str) -> str:
+    return "".join(c if c.isprintable() or c == "\n" else json.dumps(c)[1:-1] for c in text)
 
 
 def _takes_unicode() -> bool:

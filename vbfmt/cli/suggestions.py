@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import os
 from collections.abc import Sequence
-from difflib import get_close_matches
 
 import click
 
@@ -29,11 +28,12 @@ def unknown_command(
     words: Sequence[str], commands: Sequence[str], ctx: click.Context
 ) -> click.UsageError:
     """The usage error for a first word that is no command, with the command that was meant."""
+    from vbfmt._similar import nearest
     from vbfmt.errors import printable
 
     first = words[0]
     named = next((word for word in words[1:] if word in commands), None)
-    near = get_close_matches(first.lower(), commands, n=1, cutoff=0.6)
+    near = nearest(first.lower(), commands, count=1)
     meant = _MEANT.get(first.lower()) or (near[0] if near else None)
     if named is not None and os.path.lexists(first):
         advice = f" The command comes first: vbfmt {named} {first}"

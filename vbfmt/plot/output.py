@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 import os
+import warnings
 from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
@@ -152,5 +153,8 @@ def _save(figure: Figure, kind: str) -> bytes:
     stream = io.BytesIO()
     # No date and no version: the same adapter, the same bytes.
     metadata = {"Date": None, "Creator": "vbfmt"} if kind == "svg" else {"Software": "vbfmt"}
-    figure.savefig(stream, format=kind, metadata=metadata)
+    with warnings.catch_warnings():
+        # Names from files may have any character; one that the font lacks is drawn as a box.
+        warnings.filterwarnings("ignore", "Glyph .* missing from")
+        figure.savefig(stream, format=kind, metadata=metadata)
     return stream.getvalue()

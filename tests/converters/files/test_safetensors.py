@@ -79,6 +79,10 @@ WRONG = {
     "dtype a list": packed({"a": {**F32, "dtype": ["F32"], "data_offsets": [0, 4]}}, bytes(4)),
     "shape a text": packed({"a": {**F32, "shape": "", "data_offsets": [0, 4]}}, bytes(4)),
     "shape negative": packed({"a": {**F32, "shape": [-1], "data_offsets": [0, 4]}}, bytes(4)),
+    "shape of -0": packed(
+        b'{"a":{"dtype":"U8","shape":[-0],"data_offsets":[0,0]}}'
+    ),  # no whole number to the safetensors package
+    "offset of -0": packed(b'{"a":{"dtype":"U8","shape":[0],"data_offsets":[-0,0]}}'),
     "shape of floats": packed({"a": {**F32, "shape": [1.0], "data_offsets": [0, 4]}}, bytes(4)),
     "shape that wraps": packed(
         {"a": {**F32, "shape": [2**62 + 1], "data_offsets": [0, 4]}}, bytes(4)

@@ -1,0 +1,129 @@
+"""What commands cost at most: ``python -m tests.limits [WORD]`` runs each over small inputs made to
+hurt, and over some at the documented limits, and prints seconds of processor time and memory beside
+the bounds. 1 if one is beyond. WORD chooses the cases whose name or line has it.
+
+Interpreter and imports are not counted: every line runs in a fork of a process that has them.
+"""
+
+from __future__ import annotations
+
+import os
+import resource
+import sys
+import tempfile
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from typing import NamedTuple
+
+from tests.fuzz.commands import _called
+from tests.limits.cases import AT_THE_LIMITS, CASES, Case
+
+MB = 1_000_000
+SECONDS, MEMORY = 1.0, 64 * MB
+PER_BYTE = 8
+AT_LIMIT_SECONDS, AT_LIMIT_MEMORY = 60.0, 1000 * MB
+
+
+class Cost(NamedTuple):
+    """Of one line: seconds of processor time, bytes of memory, and the exit status."""
+
+    seconds: float
+    memory: int
+    status: int
+
+
+def measured(line: str, folder: Path) -> Cost:
+    """Run a command line in a folder, in a process of its own."""
+    reading, writing = os.pipe()
+    child = os.fork()
+    if child == 0:
+        status = 3
+        try:
+            _run(line, folder, writing)
+            status = 0
+        finally:
+            os._exit(status)
+    os.close(writing)
+    with os.fdopen(reading) as pipe:
+        words = pipe.read().split()
+    _, _, used = os.wait4(child, 0)
+    if len(words) == 3:
+        return Cost(float(words[0]), int(words[1]), int(words[2]))
+    return Cost(used.ru_utime + used.ru_stime, used.ru_maxrss * 1024, -1)  # ended by a limit
+
+
+def _run(line: str, folder: Path, pipe: int) -> None:
+    resource.setrlimit(resource.RLIMIT_CPU, (int(AT_LIMIT_SECONDS) + 30,) * 2)
+    os.chdir(folder)
+    Path("/proc/self/clear_refs").write_text("5")  # the peak begins anew
+    before, begin = _status("VmRSS"), time.process_time()
+    code, _, err = _called(line.split())
+    taken = time.process_time() - begin
+    if "Traceback" in err:
+        code = -1
+    os.write(pipe, f"{taken} {_status('VmHWM') - before} {code}".encode())
+
+
+def _status(key: str) -> int:
+    """Bytes, as the system says of this process."""
+    text = Path("/proc/self/status").read_text()
+    return int(text.partition(f"{key}:")[2].split()[0]) * 1024
+
+
+def rows(cases: dict[str, Case], word: str) -> Iterator[tuple[str, str, int, Cost]]:
+    """Case, line, bytes of the input and cost, as they are measured."""
+    for name, (make, lines) in cases.items():
+        chosen = [line for line in lines if word in name or word in line]
+        if not chosen:
+            continue
+        with tempfile.TemporaryDirectory() as folder:
+            make(Path(folder))
+            size = sum(p.stat().st_size for p in Path(folder).rglob("*") if p.is_file())
+            for line in chosen:
+                yield name, line, size, measured(line, Path(folder))
+
+
+def _import_everything() -> None:
+    """Commands and what they import where they use it."""
+    from importlib import import_module
+
+    names = ["numpy", "regex", "gguf", "matplotlib.figure", "torch", "transformers", "peft"]
+    names += [
+        f"vbfmt.cli.{n}" for n in ["pack", "unpack", "expand", "merge", "verify", "inspect", "plot"]
+    ]
+    names += ["transformers.models.llama.modeling_llama", "peft.tuners.unilora"]
+    names += [f"vbfmt.cli.{n}" for n in ["estimate", "diff", "bank", "store"]]
+    names += ["vbfmt.plot", "vbfmt.converters.peft.skeleton", "vbfmt.converters.gguf.base"]
+    for name in names:
+        try:
+            import_module(name)
+        except ImportError:
+            print(f"without {name}", file=sys.stderr)
+
+
+def main() -> int:
+    """See the module's own text."""
+    word = sys.argv[1] if len(sys.argv) > 1 else ""
+    _import_everything()
+    beyond = 0
+    for cases, seconds, memory in (
+        (CASES, SECONDS, MEMORY),
+        (AT_THE_LIMITS, AT_LIMIT_SECONDS, AT_LIMIT_MEMORY),
+    ):
+        print(f"{'seconds':>8} {'MB':>6} {'bound':>6} status  input and command")
+        for name, line, size, cost in rows(cases, word):
+            most = memory + (PER_BYTE * size if cases is CASES else 0)
+            bad = cost.seconds > seconds or cost.memory > most or cost.status not in (0, 1, 2)
+            beyond += bad
+            print(
+                f"{cost.seconds:8.2f} {cost.memory / MB:6.0f} {most / MB:6.0f} {cost.status:6}  "
+                f"{name} ({size / MB:.2f} MB): {line}{'  BEYOND' if bad else ''}",
+                flush=True,
+            )
+    print(f"{beyond} beyond {SECONDS} s and 64 MB + 8 bytes a byte, or 60 s and 1 GB at the limits")
+    return int(beyond > 0)
+
+
+if __name__ == "__main__":
+    sys.exit(main())
