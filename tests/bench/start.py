@@ -8,7 +8,7 @@ import tempfile
 
 import numpy as np
 
-from tests.bench.table import Row, print_table, run, run_python
+from tests.bench.table import Row, in_turns, print_table, python
 from vbfmt import Adapter, Module, Rows, save
 
 
@@ -18,24 +18,27 @@ def rows() -> list[Row]:
     with tempfile.TemporaryDirectory() as folder:
         packed = os.path.join(folder, "smollm2.vblora")
         save(_smollm2(), packed)
-        version = run([command, "--version"], times=20)
-        click = run_python("import click", times=20)
-        verify = run([command, "verify", packed], times=20)
-        imports = run_python("import numpy, click, msgpack", times=20)
+        version, click, verify, imports = in_turns(
+            [command, "--version"],
+            python("import click"),
+            [command, "verify", packed],
+            python("import numpy, click, msgpack"),
+            times=25,
+        )
     return [
         Row(
             "vbfmt --version (python -c 'import click')",
             _ms(version.seconds),
             _ms(click.seconds),
             version.seconds / click.seconds,
-            2.5,
+            1.25,
         ),
         Row(
             "vbfmt verify, SmolLM2-135M shape (python -c 'import numpy, click, msgpack')",
             _ms(verify.seconds),
             _ms(imports.seconds),
             verify.seconds / imports.seconds,
-            2,
+            1.5,
         ),
     ]
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import subprocess
 import sys
 import time
@@ -59,12 +60,26 @@ def print_table(rows: Iterable[Row]) -> bool:
 
 def run(command: Sequence[str], *, times: int = 1) -> Run:
     """Run a process, `times` times, and take the fastest; it must succeed."""
-    return min((_run_once(command) for _ in range(times)), key=lambda result: result.seconds)
+    return in_turns(command, times=times)[0]
+
+
+def in_turns(*commands: Sequence[str], times: int) -> list[Run]:
+    """Run several processes in turns, `times` times, and take the fastest of each.
+
+    What slows the machine down for a while slows all of them.
+    """
+    rounds = [[_run_once(command) for command in commands] for _ in range(times)]
+    return [min(runs, key=lambda run: run.seconds) for runs in zip(*rounds, strict=True)]
 
 
 def run_python(code: str, *arguments: str, times: int = 1) -> Run:
     """The same for a Python program given as text."""
-    return run([sys.executable, "-c", code, *arguments], times=times)
+    return run(python(code, *arguments), times=times)
+
+
+def python(code: str, *arguments: str) -> list[str]:
+    """Return the command that runs a Python program given as text."""
+    return [sys.executable, "-c", code, *arguments]
 
 
 def best(work: Callable[[], object], times: int = 7) -> float:
@@ -79,7 +94,9 @@ def best(work: Callable[[], object], times: int = 7) -> float:
 
 def _run_once(command: Sequence[str]) -> Run:
     launcher = [sys.executable, "-S", "-E", "-c", _LAUNCHER, *command]
-    done = subprocess.run(launcher, capture_output=True, text=True, check=False)
+    # As installed: from bytecode, which the peers' packages have in any case.
+    environment = {k: v for k, v in os.environ.items() if k != "PYTHONDONTWRITEBYTECODE"}
+    done = subprocess.run(launcher, capture_output=True, text=True, check=False, env=environment)
     if done.returncode:
         raise RuntimeError(f"{' '.join(command)[:200]} failed:\n{done.stderr[-2000:]}")
     seconds, peak = done.stdout.split()

@@ -3,9 +3,7 @@
 from __future__ import annotations
 
 import os
-import shutil
 import sys
-import tempfile
 from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
@@ -77,6 +75,9 @@ def _from_standard_input() -> str:
         raise click.UsageError("- (standard input) is given twice")
     if sys.stdin.isatty():
         raise click.UsageError("- reads standard input, which is a terminal: pipe a file into it")
+    import shutil
+    import tempfile
+
     folder = tempfile.mkdtemp(prefix="vbfmt-")
     context.find_root().call_on_close(lambda: shutil.rmtree(folder, ignore_errors=True))
     path = os.path.join(folder, "standard-input.vblora")
