@@ -17,7 +17,6 @@ from vbfmt.adapter import Adapter
 from vbfmt.converters._files import checkpoint as checkpoints
 from vbfmt.converters.hub.fetch import Choice, Names, fetched
 from vbfmt.converters.hub.repository import parse
-from vbfmt.converters.merge import base as bases
 from vbfmt.errors import SourceError
 
 _PACKED = ".vblora"
@@ -65,6 +64,8 @@ def config(source: str, *, revision: str | None = None) -> str:
     Arguments and errors as `checkpoint`.
     """
 
+    from vbfmt.converters.merge import base as bases
+
     def choice(names: Names) -> Collection[str]:
         return [name for name in names if name == bases.CONFIG]
 
@@ -76,6 +77,8 @@ def model(source: str, *, revision: str | None = None) -> str:
 
     Arguments and errors as `checkpoint`.
     """
+    from vbfmt.converters.merge import base as bases
+
     path = _path_of(source, bases.needed, revision, "weights of a model")
     repo = parse(source, revision)
     shards = bases.shards_of(path) if repo is not None else set()

@@ -7,7 +7,6 @@ strangers.
 from __future__ import annotations
 
 from collections.abc import Iterable
-from difflib import get_close_matches
 from heapq import nlargest
 from itertools import islice
 
@@ -25,6 +24,8 @@ def nearest(name: str, names: Iterable[str], count: int = 3, cutoff: float = 0.6
     Args:
         cutoff: how alike they must be, from 0 to 1, as in ``difflib``.
     """
+    from difflib import get_close_matches
+
     wanted = name[-_LENGTH:]
     pairs = _pairs(wanted)
     endings = {known[-_LENGTH:]: known for known in islice(names, _COMPARED)}

@@ -12,7 +12,7 @@ import re
 import sys
 from collections.abc import Collection, Iterator, Mapping
 from functools import cache
-from importlib import import_module, resources
+from importlib import import_module
 from typing import Any, Literal
 
 _EVERYWHERE = re.compile(
@@ -40,6 +40,8 @@ def kind_of(config: Mapping[str, Any], tensors: Collection[str]) -> Kind | None:
 
 @cache
 def _table() -> dict[str, set[str]]:
+    from importlib import resources
+
     text = resources.files(__package__).joinpath("model_types.json").read_text()
     return {kind: set(types) for kind, types in json.loads(text).items() if kind != "transformers"}
 

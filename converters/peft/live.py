@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-import tempfile
 import warnings
 from typing import TYPE_CHECKING, Any
 
@@ -42,6 +41,8 @@ def load_adapter(
             PEFT would pass over in silence, or PEFT has not loaded what the adapter says.
         VbfmtError: the file is damaged or cannot be read.
     """
+    import tempfile
+
     from peft import PeftModel
 
     from vbfmt.converters import lora

@@ -89,7 +89,7 @@ def _merge_rows(folder: str) -> list[Row]:
             f"{seconds['vbfmt']:.2f} s",
             f"{seconds['cp']:.2f} s",
             seconds["vbfmt"] / seconds["cp"],
-            1.3,
+            1.15,
         ),
         Row(
             "merge: peak memory without mapped files, MB",

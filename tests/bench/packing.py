@@ -8,7 +8,7 @@ import sys
 import tempfile
 
 from tests.bench.shapes import LLAMA_CONFIG, write_tinyllama_logits
-from tests.bench.table import Row, print_table, run, run_python
+from tests.bench.table import Row, in_turns, print_table, python, run, run_python
 
 _LOAD_WITH_PEFT = """
 import sys, torch
@@ -29,6 +29,7 @@ from peft import save_as_lora
 save_as_lora(output, model, rank=4)
 """
 _PYTHON_WITH_NUMPY = "import numpy"
+_READ = "import sys, numpy, click, msgpack; open(sys.argv[1], 'rb').read()"
 
 
 def rows(*, with_svd: bool = True) -> list[Row]:
@@ -51,7 +52,10 @@ def _measure(folder: str, base: str, source: str, *, with_svd: bool) -> list[Row
     command = os.path.join(os.path.dirname(sys.executable), "vbfmt")
     packed, lora = (os.path.join(folder, name) for name in ("x.vblora", "lora"))
     bare = run_python(_PYTHON_WITH_NUMPY, times=3)
-    pack = run([command, "pack", source, "-o", packed, "--force"], times=5)
+    weights = os.path.join(source, "adapter_model.safetensors")
+    pack, read = in_turns(
+        [command, "pack", source, "-o", packed, "--force"], python(_READ, weights), times=20
+    )
     resaved = os.path.join(folder, "topk")
     topk = run_python(_LOAD_WITH_PEFT + _SAVE_TOPK, base, source, resaved, times=3)
     expand = run([command, "expand", packed, "-o", lora, "--force"], times=5)
@@ -62,6 +66,13 @@ def _measure(folder: str, base: str, source: str, *, with_svd: bool) -> list[Row
             f"{topk.seconds:.2f} s",
             pack.seconds / topk.seconds,
             1 / 12,
+        ),
+        Row(
+            "pack 103 MB of logits (Python: import numpy, click, msgpack; read the file)",
+            f"{pack.seconds * 1e3:.0f} ms",
+            f"{read.seconds * 1e3:.0f} ms",
+            pack.seconds / read.seconds,
+            1.5,
         ),
         Row(
             "pack: peak memory above Python with numpy, MB",

@@ -223,11 +223,13 @@ def test_version(vbfmt):
     [
         (["--version"], {"numpy", "msgpack", "torch", "json"}),
         (["--help"], {"numpy", "msgpack", "torch"}),
-        (["verify", "x.vblora"], {"torch", "ml_dtypes", "vbfmt.converters"}),
+        (["verify", "x.vblora"], {"torch", "ml_dtypes", "vbfmt.converters", "tempfile"}),
+        (["pack", "topk", "-o", "new.vblora"], {"torch", "vbfmt.converters.merge", "logging"}),
     ],
 )
 def test_nothing_is_imported_before_it_is_needed(tmp_path, words, kept_out):
     (tmp_path / "x.vblora").write_bytes(dumps(worked_example()))
+    write_folder(tmp_path / "topk", topk_form())
     program = (
         "import sys, atexit\n"
         "atexit.register(lambda: print(*sys.modules, file=sys.stderr))\n"

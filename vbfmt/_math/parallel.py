@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Callable, Sequence
+from threading import Thread
 from typing import TypeVar
 
 T = TypeVar("T")
@@ -36,8 +37,6 @@ def for_each(
             work(item, space)
         return
 
-    from concurrent.futures import ThreadPoolExecutor
-
     queue = iter(enumerate(items))
     faults: list[tuple[int, BaseException]] = []
 
@@ -50,8 +49,10 @@ def for_each(
                 faults.append((position, fault))
                 return
 
-    with ThreadPoolExecutor(workers) as pool:
-        for future in [pool.submit(worker) for _ in range(workers)]:
-            future.result()
+    threads = [Thread(target=worker) for _ in range(workers)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
     if faults:
         raise min(faults, key=lambda pair: pair[0])[1]
