@@ -94,7 +94,9 @@ test-all: $(VENV)/dev
 	$(BIN)/python -m pytest -m ''
 
 coverage: $(VENV)/dev
+	$(BIN)/python -m coverage erase
 	$(BIN)/python -m coverage run -m pytest
+	$(BIN)/python -m coverage combine --quiet
 	$(BIN)/python -m coverage report
 
 fuzz: $(VENV)/dev
@@ -179,4 +181,4 @@ types: $(VENV)/dev build/installed
 	MYPYPATH=build/installed $(BIN)/mypy -p vbfmt
 
 clean:
-	rm -rf $(VENV) $(READER)/node_modules $(READER)/vblora.cjs build dist *.egg-info .pytest_cache .mypy_cache .ruff_cache .hypothesis .coverage
+	rm -rf $(VENV) $(READER)/node_modules $(READER)/vblora.cjs build dist *.egg-info .pytest_cache .mypy_cache .ruff_cache .hypothesis .coverage .coverage.*

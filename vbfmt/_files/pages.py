@@ -1,8 +1,7 @@
 """Pages of mapped files asked for many at once (Linux 5.14).
 
-Left to themselves they come some at a time, each time by way of a fault, in which threads wait for
-each other. And a page that is not there any more, since its file was cut off, ends the process;
-asked for, it is an error.
+A page that is not there any more, since its file was cut off, ends the process; asked for, it is an
+error. That is the reason for asking: it saves no time (docs/fidelity.md).
 """
 
 from __future__ import annotations
