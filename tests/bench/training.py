@@ -77,7 +77,7 @@ def rows(setting: Setting = Setting()) -> Iterator[Row]:
     yield from _rows_of_steps(half)
     if setting.device != "cpu":
         yield from _rows_of_steps(replace(half, shape="Llama-2-7B", layers=1))
-        yield from _rows_of_steps(replace(half, compiled=True))
+        yield from _rows_of_steps(replace(half, compiled=True, layers=min(4, setting.layers)))
 
 
 def _rows_of_parts(setting: Setting) -> list[Row]:
@@ -242,7 +242,7 @@ def _step(model: nn.Module, tokens: int, setting: Setting) -> Callable[[], objec
 
     def work() -> None:
         model.zero_grad()
-        called(inputs_embeds=inputs, labels=ids).loss.backward()
+        called(inputs_embeds=inputs, labels=ids, use_cache=False).loss.backward()
         if optimizer is not None:
             optimizer.step()
 

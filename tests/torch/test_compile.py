@@ -65,9 +65,12 @@ def test_after_a_compiled_pass_nothing_is_held():
     model = made()
     x, _ = batch()
     torch.compile(model, backend="aot_eager", fullgraph=True)(x)
+    assert nothing_is_held(model)
+
+
+def nothing_is_held(model):
     composition = adapters_of(model).adapter().composition
-    assert composition._traced is None
-    assert composition._mine.current is None
+    return all(composition.rows_of(slot) is None for slot in composition._slots)
 
 
 class BrokenNet(Net):
@@ -84,8 +87,79 @@ def test_a_model_whose_graph_breaks_has_the_same_losses():
     model.__class__ = BrokenNet
     compiled = torch.compile(model, backend="aot_eager")
     assert losses(model, compiled) == pytest.approx(losses(eager, eager), rel=1e-6)
-    composition = adapters_of(model).adapter().composition
-    assert composition.rows_of(0) is None, "nothing is left for a later pass"
+    assert nothing_is_held(model)
+
+
+class Block(nn.Module):
+    """Of a deep model; a compiler cannot have its graph whole."""
+
+    def __init__(self):
+        super().__init__()
+        self.up, self.down = nn.Linear(16, 32), nn.Linear(32, 16)
+
+    def forward(self, x):
+        hidden = torch.tanh(self.up(x))
+        torch._dynamo.graph_break()
+        return x + self.down(hidden)
+
+
+def deep_net(layers, adapted):
+    torch.manual_seed(2)
+    model = nn.Sequential(*(Block() for _ in range(layers)))
+    if adapted:
+        inject(model, config(target_modules="all-linear"))
+    return model
+
+
+def whole(model, backend):
+    return torch.compile(model, backend=backend)
+
+
+def layer_by_layer(model, backend):
+    for layer in model:
+        if isinstance(layer, Block):
+            layer.compile(backend=backend)
+    return model
+
+
+def graphs_of(layers, adapted, compiled):
+    """How many graphs are compiled for two training passes and one evaluation."""
+    torch.compiler.reset()
+    graphs = []
+
+    def backend(graph, inputs):
+        graphs.append(graph)
+        return graph.forward
+
+    model = deep_net(layers, adapted)
+    called = compiled(model, backend)
+    x = torch.randn(3, 16, generator=torch.Generator().manual_seed(3), requires_grad=True)
+    for _ in range(2):
+        called(x).sum().backward()
+    with torch.no_grad():
+        called(x)
+    return len(graphs)
+
+
+@pytest.mark.parametrize("compiled", [whole, layer_by_layer])
+def test_layers_of_one_kind_are_compiled_once_however_many_there_are(compiled):
+    """dynamo compiles a frame eight times at most: nothing in it may depend on a layer's index."""
+    twelve = graphs_of(12, True, compiled)
+    assert twelve == graphs_of(3, True, compiled)
+    assert twelve <= graphs_of(12, False, compiled) + 4
+
+
+@pytest.mark.parametrize("compiled", [whole, layer_by_layer])
+def test_layers_compiled_apart_compute_the_same(compiled):
+    model, eager = deep_net(12, True), deep_net(12, True)
+    called = compiled(model, "aot_eager")
+    x = torch.randn(3, 16)
+    for each, outer in ((called, model), (eager, eager)):
+        each(x).square().mean().backward()
+        assert all(p.grad is not None for p in outer.parameters() if p.requires_grad)
+    for one, other in zip(model.parameters(), eager.parameters(), strict=True):
+        torch.testing.assert_close(one.grad, other.grad)
+    assert nothing_is_held(model)
 
 
 @pytest.mark.slow

@@ -92,7 +92,7 @@ def test_a_failed_pass_leaves_nothing_behind(model):
     with pytest.raises(RuntimeError):
         model(torch.zeros(2, 3))
     composition = adapters_of(model).adapter().composition
-    assert composition.rows_of(0) is None
+    assert composition.rows_of(composition._slots[0]) is None
     loss_of(model).backward()
 
 
@@ -143,9 +143,9 @@ def test_an_interrupted_pass_is_dropped_when_adapters_are_switched_or_filled(
         lambda: inject(model, config(), adapter_name="second"),
     ):
         interrupted()
-        assert composition.rows_of(0) is not None
+        assert composition.rows_of(composition._slots[0]) is not None
         change()
-        assert composition.rows_of(0) is None
+        assert composition.rows_of(composition._slots[0]) is None
 
 
 @pytest.mark.parametrize("k", [1, 2, 3, 4])
@@ -272,7 +272,7 @@ def test_threads_that_train_and_evaluate_at_once():
 def test_rows_are_released_when_the_pass_has_ended(model):
     loss_of(model).backward()
     composition = adapters_of(model).adapter().composition
-    assert composition._current() is None
+    assert composition._mine.current is None
 
 
 @pytest.mark.parametrize("where", ["composition", "update", "config"])

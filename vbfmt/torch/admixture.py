@@ -6,7 +6,7 @@ import torch
 from torch import Tensor, nn
 
 from vbfmt.torch.bank import VectorBank
-from vbfmt.torch.composition import Composition, compose_alone
+from vbfmt.torch.composition import Composition, Slot, compose_alone
 from vbfmt.torch.sharding import gathered
 
 _LOGIT_OF_ZERO = 2.0  # of four vectors, the zero vector then has two thirds of the weight
@@ -76,7 +76,7 @@ class Admixture(LowRankUpdate):
         self.dropout = nn.Dropout(dropout)
         # Plain references: the bank is registered once, by whoever owns the adapter.
         self._bank = (bank,)
-        self._shared: tuple[Composition, int] | None = None
+        self._shared: tuple[Composition, Slot] | None = None
 
     @property
     def topk(self) -> int:
@@ -90,8 +90,7 @@ class Admixture(LowRankUpdate):
 
     def share(self, composition: Composition) -> None:
         """Take the rows from one composition for all layers from now on."""
-        self._shared = composition, len(composition.layers)
-        composition.layers.append(self)
+        self._shared = composition, composition.add(self)
 
     def factors(self) -> tuple[Tensor, Tensor]:
         """Return A and B, composed from the bank: views of this layer's rows."""
@@ -110,8 +109,8 @@ class Admixture(LowRankUpdate):
 
     def _rows(self) -> Tensor:
         if self._shared is not None:
-            composition, position = self._shared
-            rows = composition.rows_of(position)
+            composition, slot = self._shared
+            rows = composition.rows_of(slot)
             # Those of nn.DataParallel's copies are on the first device.
             if rows is not None and rows.device == self.logits.device:
                 return rows

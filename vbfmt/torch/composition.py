@@ -125,7 +125,8 @@ class Composition:
 
     Every thread has a pass of its own, so that one may evaluate while another trains. In passes
     that `torch.compile` has traced the rows are in the graph; where it breaks a model's graph they
-    wait between its parts, for all threads alike.
+    wait between its parts in the layers' slots, for all threads alike. Compiled code asks a slot,
+    never for a position: dynamo would compile a frame anew for every position.
 
     Attributes:
         training_passes: how many passes with gradients have begun, for schedules.
@@ -139,6 +140,7 @@ class Composition:
         self._selection = selection
         self.training_passes = 0
         self.layers: list[HasLogits] = []
+        self._slots: list[Slot] = []
         self._forget_passes()
 
     @property
@@ -151,9 +153,16 @@ class Composition:
         """k, for training and for saving: fixed when the adapter is made."""
         return self._topk
 
+    def add(self, layer: HasLogits) -> Slot:
+        """Compose for one more layer; return where its rows wait in a compiled pass."""
+        slot = Slot(len(self.layers))
+        self.layers.append(layer)
+        self._slots.append(slot)
+        return slot
+
     def begin(self) -> None:
         """Compose the sub-vectors of all layers."""
-        self._put_current(None)
+        self.end()
         require_whole([self.bank.weight, *(layer.logits for layer in self.layers)])
         rows: dict[int, Tensor] = {}
         by_device: dict[torch.device, list[int]] = {}
@@ -172,8 +181,12 @@ class Composition:
             rows.update(zip(positions, parts, strict=True))
         if torch.is_grad_enabled() and self._selection is not None:
             self.training_passes += 1
+        if torch.compiler.is_compiling():  # it cannot trace what is a thread's own
+            for position, slot in enumerate(self._slots):
+                slot.rows = rows[position]
+            return
         recording, backward = torch.is_grad_enabled(), _backward_pass()
-        self._put_current(Pass(rows, recording, self._versions(), backward))
+        self._mine.current = Pass(rows, recording, self._versions(), backward)
 
     def select_for(self, layer: HasLogits) -> Select | None:
         """Return how a layer's vectors are selected now; None: the k largest logits.
@@ -196,23 +209,28 @@ class Composition:
 
     def end(self) -> None:
         """Forget the sub-vectors: the pass is over, or was interrupted."""
-        self._put_current(None)
+        if not torch.compiler.is_compiling():
+            self._mine.current = None
+        for slot in self._slots:
+            slot.rows = None
 
-    def rows_of(self, position: int) -> Tensor | None:
+    def rows_of(self, slot: Slot) -> Tensor | None:
         """Return a layer's sub-vectors (n, b), or None if it is to compose them itself."""
-        found = self._current()
-        if found is None or found.backward != _backward_pass() or self._is_stale(found, position):
+        if torch.compiler.is_compiling():
+            return slot.rows
+        found, backward = self._mine.current, _backward_pass()
+        if found is None:
+            return slot.rows if backward == _FORWARD else None
+        if found.backward != backward or self._is_stale(found, slot.position):
             return None
-        return found.rows[position]
+        return found.rows[slot.position]
 
     def _versions(self) -> list[int]:
         """How often the logits of every layer, and at last the bank, were written to.
 
-        Empty while compiling, as rows and layers are in one graph then; for tensors of inference
-        mode, which do not count that; and for sharded ones, which FSDP replaces during a pass.
+        Empty for tensors of inference mode, which do not count that, and for sharded ones, which
+        FSDP replaces during a pass.
         """
-        if torch.compiler.is_compiling():
-            return []
         written = [*(layer.logits for layer in self.layers), self.bank.weight]
         if any(tensor.is_inference() or is_sharded(tensor) for tensor in written):
             return []
@@ -229,27 +247,31 @@ class Composition:
 
     def _forget_passes(self) -> None:
         self._mine = _PassOfThread()
-        self._traced: Pass | None = None
-
-    def _current(self) -> Pass | None:
-        if torch.compiler.is_compiling():  # it cannot trace what is a thread's own
-            return self._traced
-        return self._mine.current or self._traced
-
-    def _put_current(self, current: Pass | None) -> None:
-        if torch.compiler.is_compiling():
-            self._traced = current
-        else:
-            self._mine.current, self._traced = current, None
 
     def __getstate__(self) -> dict[str, Any]:
         """Leave out of copies and pickles what belongs to one pass."""
-        passes = ("_mine", "_traced")
-        return {name: value for name, value in self.__dict__.items() if name not in passes}
+        return {name: value for name, value in self.__dict__.items() if name != "_mine"}
 
     def __setstate__(self, state: dict[str, Any]) -> None:
         self.__dict__.update(state)
         self._forget_passes()
+
+
+@dataclass(eq=False)
+class Slot:
+    """Where a layer's rows wait between the parts of a compiled pass.
+
+    Attributes:
+        position: of the layer in its composition; not read by compiled code.
+        rows: its sub-vectors (n, b), in such a pass.
+    """
+
+    position: int
+    rows: Tensor | None = None
+
+    def __getstate__(self) -> dict[str, Any]:
+        """Leave the rows out of copies and pickles."""
+        return {"position": self.position, "rows": None}
 
 
 @dataclass(eq=False)
