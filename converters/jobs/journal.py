@@ -3,8 +3,8 @@
 Before a shard runs, the journal has a line for each output that is not there yet; when an item is
 done, a line with its source's fingerprint and the digest; when it failed, a line that it was not
 written. So an output without a line is somebody else's, one that was begun is this job's to write
-again, and one that is done is not done twice unless its source has changed. A packed file that is
-not what this job wrote is somebody else's.
+again, and one that is done is not done twice unless its source has changed. An output that is not
+what this job wrote is somebody else's: a packed file of another digest, a folder of other files.
 """
 
 from __future__ import annotations
@@ -51,8 +51,10 @@ class Journal:
         return "done" not in entry or self._is_as_written(item, entry)
 
     def _is_as_written(self, item: Item, entry: Mapping[str, Any]) -> bool:
-        """Whether a packed output still has the digest that was noted; of folders, True."""
-        return not self._packs or _digest_of(item.output) == entry.get("digest")
+        """Whether the output is still what was noted: its digest, or the files of its folder."""
+        if self._packs:
+            return _digest_of(item.output) == entry.get("digest")
+        return fingerprint(item.output) == entry.get("written")
 
     def begin(self, items: Iterable[Item]) -> None:
         """Note the outputs that are about to be written and are not there yet."""
@@ -70,7 +72,8 @@ class Journal:
     def _result(self, item: Item, outcome: Outcome) -> dict[str, Any]:
         if outcome.status != "done":
             return {"failed": True}
-        return {"done": self._key(item), "digest": outcome.digest}
+        done = {"done": self._key(item), "digest": outcome.digest}
+        return done if self._packs else {**done, "written": fingerprint(item.output)}
 
     def _key(self, item: Item) -> str:
         return f"{self._task}:{fingerprint(item.source)}"

@@ -16,7 +16,8 @@ from pathlib import Path
 import numpy as np
 from safetensors.numpy import save_file
 
-from tests.bench.serving import LLAMA_7B, RANK
+from tests.bench.serving.memory import LLAMA_7B
+from tests.bench.serving.models import RANK
 from tests.bench.table import Row
 from vbfmt import Adapter, Module, Rows, save
 from vbfmt.converters import jobs

@@ -6,6 +6,7 @@ import io
 import json
 import multiprocessing
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -103,6 +104,23 @@ def test_a_file_that_replaced_an_output_is_neither_done_nor_replaced(checkpoints
     outcomes = {os.path.basename(each.source): each for each in found}
     assert (outcomes["user00"].status, outcomes["user00"].kind) == ("failed", "exists")
     assert (tmp_path / "packed" / "user00.vblora").read_bytes() == other
+
+
+def test_a_folder_that_replaced_an_output_is_neither_done_nor_replaced(checkpoints, tmp_path):
+    run(checkpoints, tmp_path / "packed")
+    found = jobs.collected([f"{tmp_path}/packed/*.vblora"])
+    task = jobs.Task("expand")
+    items = jobs.items(found, tmp_path / "loras", task)
+    assert {each.status for each in jobs.run(task, items, workers=1)} == {"done"}
+    assert {each.status for each in jobs.run(task, items, workers=1)} == {"present"}
+    replaced = tmp_path / "loras" / "user00"
+    shutil.rmtree(replaced)
+    shutil.copytree(tmp_path / "loras" / "user01", replaced)
+    before = (replaced / "adapter_model.safetensors").read_bytes()
+    outcomes = {os.path.basename(each.output): each for each in jobs.run(task, items, workers=1)}
+    assert (outcomes["user00"].status, outcomes["user00"].kind) == ("failed", "exists")
+    assert outcomes["user01"].status == "present"
+    assert (replaced / "adapter_model.safetensors").read_bytes() == before
 
 
 def test_an_output_that_failed_is_not_this_jobs(checkpoints, tmp_path):
