@@ -6,6 +6,7 @@ and a writer cannot make what they refuse.
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -22,6 +23,7 @@ LONGEST_NAME = 1024
 """Bytes of UTF-8 in a name."""
 
 _LONGEST_FAULT_LIST = 3
+_CONTROL = re.compile("[\x00-\x1f\x7f-\x9f]")
 
 
 def raise_first(faults: Iterable[VbfmtError]) -> None:
@@ -195,7 +197,7 @@ def _fault_of_name(name: str) -> str | None:
         return "name that is not valid Unicode"
     if len(name.encode()) > LONGEST_NAME:
         return f"name longer than {LONGEST_NAME} bytes"
-    if any(ord(c) < 0x20 or 0x7F <= ord(c) < 0xA0 for c in name):
+    if _CONTROL.search(name):
         return "name with control characters"
     return None
 
