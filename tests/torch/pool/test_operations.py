@@ -1,0 +1,81 @@
+"""How many tensor operations a batch takes: on a GPU each costs more than its work."""
+
+from __future__ import annotations
+
+from collections import Counter
+
+import pytest
+import torch
+from torch.utils._python_dispatch import TorchDispatchMode
+
+from tests.torch.models import llama, tokens
+from tests.torch.pool.adapters import ALL, adapter, logits
+from vbfmt.torch import AdapterPool
+
+LAYERS = 2 * len(ALL)
+
+
+class Operations(TorchDispatchMode):
+    """Counts operations that are more than another view of the same memory."""
+
+    def __init__(self):
+        super().__init__()
+        self.count = Counter()
+
+    def __torch_dispatch__(self, function, types, args=(), kwargs=None):
+        if not any(result.alias_info for result in function._schema.returns):
+            self.count[function._schema.name] += 1
+        return function(*args, **(kwargs or {}))
+
+
+@pytest.fixture(scope="module")
+def adapters():
+    return [adapter(llama, ALL, seed) for seed in range(4)]
+
+
+def pool_of(adapters, count, dtype=torch.float32):
+    pool = AdapterPool(llama().to(dtype).eval())
+    for place in range(count):
+        pool.put(str(place), adapters[place % len(adapters)])
+    return pool
+
+
+def preparing(pool, names):
+    with pool.forward(names[::-1]):
+        pass  # what a number of samples needs once
+    with Operations() as operations, pool.forward(names):
+        pass
+    return operations.count
+
+
+def test_a_batch_is_prepared_in_as_many_whatever_the_pool_and_the_batch(adapters):
+    few = preparing(pool_of(adapters, 4), ["0", "1", "2"])
+    residents = pool_of(adapters, 200)
+    assert preparing(residents, ["0", "1", "2"]) == few
+    assert preparing(residents, [str(place) for place in range(64)]) == few
+    assert few.total() <= 40
+
+
+def test_the_same_batch_is_prepared_once(adapters):
+    pool = pool_of(adapters, 4)
+    preparing(pool, ["0", "1"])
+    with Operations() as operations, pool.forward(["0", "1"]):
+        pass
+    assert not operations.count
+
+
+@pytest.mark.parametrize(("dtype", "most"), [(torch.float32, 5), (torch.bfloat16, 6)])
+def test_a_layer_takes_few_while_decoding(adapters, dtype, most):
+    """Compose A, apply it, weigh, apply B, add; and the input in float32."""
+    pool = pool_of(adapters, 4, dtype)
+    ids, names = tokens(rows=4)[:, :1], ["0", "1", "2", "3"]
+
+    def count():
+        with Operations() as operations:
+            logits(pool.model, ids, use_cache=False)
+        return operations.count
+
+    base = count()
+    with pool.forward(names):
+        mixed = count()
+    assert (mixed - base).total() <= most * LAYERS
