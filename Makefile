@@ -5,7 +5,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 
 .DEFAULT_GOAL := help
-.PHONY: help demo docs page dist example example-fleet pictures test test-all second-reader coverage fuzz flips determinism versions mutation runtimes serving s3 architectures bench check format types clean
+.PHONY: help demo docs page dist sbom example example-fleet pictures test test-all second-reader coverage fuzz flips determinism versions mutation runtimes serving s3 architectures bench check format types clean
 
 help:
 	@echo "make demo      pack, inspect, verify and expand the trained checkpoint in tests/data"
@@ -28,6 +28,7 @@ help:
 	@echo "make docs      the documentation, in build/site"
 	@echo "make page      a page that opens a .vblora file in the browser"
 	@echo "make dist      wheel and sdist, in build/dist"
+	@echo "make sbom      a bill of materials of the base package (CycloneDX), in build/sbom"
 	@echo "make check     lint, formatting and types"
 
 # The base package alone: no PyTorch.
@@ -53,6 +54,19 @@ docs: $(VENV)/docs build/installed
 # Wheel and sdist.
 dist: $(VENV)/dev
 	rm -rf build/dist && $(BIN)/python -m build --outdir build/dist .
+
+# What the wheel brings into an empty environment, with the tool in another one.
+sbom: dist
+	rm -rf build/sbom && mkdir -p build/sbom
+	$(PYTHON) -m venv build/sbom/tool && $(PYTHON) -m venv --without-pip build/sbom/installed
+	build/sbom/tool/bin/python -m pip install --quiet 'cyclonedx-bom>=7'
+	build/sbom/tool/bin/python -m pip --python build/sbom/installed/bin/python install --quiet \
+		--constraint constraints.txt build/dist/vbfmt-*.whl
+	build/sbom/tool/bin/cyclonedx-py environment --pyproject pyproject.toml --output-reproducible \
+		--output-format JSON --output-file build/sbom/vbfmt.cdx.json build/sbom/installed
+	@$(BIN)/python -m tests.sbom build/sbom/vbfmt.cdx.json
+	@rm -rf build/sbom/tool build/sbom/installed
+	@echo "the bill of materials is in build/sbom/vbfmt.cdx.json"
 
 # The second reader's packages (spec/javascript).
 READER := spec/javascript

@@ -42,6 +42,16 @@ def test_it_says_how_many_modules_were_applied(vbfmt, base, files, tmp_path):
     assert len(tensors_in(out)) == 6
 
 
+def test_a_checkpoint_need_not_be_packed_first(vbfmt, base, files, tmp_path):
+    assert vbfmt("unpack", files[0], "-o", tmp_path / "checkpoint").code == 0
+    assert vbfmt("merge", tmp_path / "checkpoint", "--base", base, "-o", tmp_path / "a").code == 0
+    assert vbfmt("merge", files[0], "--base", base, "-o", tmp_path / "b").code == 0
+    direct, by_file = tensors_in(tmp_path / "a"), tensors_in(tmp_path / "b")
+    assert direct.keys() == by_file.keys()
+    for name, tensor in direct.items():
+        assert abs(tensor.numpy() - by_file[name].numpy()).max() <= 1e-6
+
+
 def test_a_dry_run_says_the_same_and_writes_nothing(vbfmt, base, files, tmp_path):
     out = tmp_path / "out"
     foretold = vbfmt("merge", files[0], "--base", base, "-o", out, "--dry-run")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import sys
 
 import pytest
@@ -14,6 +15,16 @@ def test_a_picture_of_each_kind(vbfmt, packed, tmp_path, kind):
     assert (result.code, result.err) == (0, "")
     starts = {"png": b"\x89PNG", "svg": b"<?xml", "html": b"<!DOCTYPE html>"}
     assert (tmp_path / f"x.{kind}").read_bytes().startswith(starts[kind])
+
+
+def test_a_checkpoint_need_not_be_packed_first(vbfmt, packed, checkpoint, tmp_path):
+    pytest.importorskip("matplotlib")
+    words = ("--figure", "usage", "--json", "-o")
+    digests = [
+        json.loads(vbfmt("plot", source, *words, tmp_path / f"{source.name}.svg").out)["digest"]
+        for source in (checkpoint, packed)
+    ]
+    assert digests[0] == digests[1]
 
 
 def test_one_figure_and_a_file_from_before(vbfmt, packed, tmp_path):

@@ -171,7 +171,13 @@ def _print_table(
     say(f"{name or ''}: {len(layers)} linear layers ({leaves})")
     say(f"N = {shape.subvectors(layers):,} sub-vectors")
     lines = [
-        (c.method, f"{c.trained:,}", f"{round(c.stored):,}", size(c.bytes), _against(c, costs[0]))
+        (
+            c.method.replace(" = ", "="),
+            f"{c.trained:,}",
+            f"{round(c.stored):,}",
+            size(c.bytes),
+            _against(c, costs[0]),
+        )
         for c in costs
     ]
     titles = ("", "trained", "stored", "on disk", "of ours")

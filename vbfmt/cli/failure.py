@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import sys
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
@@ -33,14 +34,17 @@ def explained(error: Exception) -> bool:
 
 def report(error: click.ClickException, words: Sequence[str]) -> int:
     """Show an error in the form that the command's words ask for, and return the exit status."""
-    if "--json" in words:
-        from vbfmt.cli import show
+    from vbfmt.cli import show
 
+    if "--json" in words:
         show.as_json({"error": as_dict(error)})
     elif isinstance(error, Failure):
-        click.echo(f"error: {error.message}", file=sys.stderr)
+        click.echo(show.fitted(f"error: {error.message}", sys.stderr), file=sys.stderr)
     else:
-        error.show(file=sys.stderr)
+        lines = io.StringIO()
+        error.show(file=lines)
+        for line in lines.getvalue().splitlines():
+            click.echo(show.fitted(line, sys.stderr), file=sys.stderr)
     return error.status if isinstance(error, Failure) else error.exit_code
 
 

@@ -12,7 +12,7 @@ import json
 import os
 import sys
 from collections.abc import Iterable
-from typing import Any
+from typing import Any, TextIO
 
 import click
 
@@ -49,8 +49,8 @@ def failed(text: str) -> None:
     """Print one line of the answer that --quiet does not hide."""
     from vbfmt.errors import printable
 
-    to_errors = _meta().get(_OUTPUT_IS_DATA, False)
-    click.echo(printable(text), file=sys.stderr if to_errors else sys.stdout)
+    stream = sys.stderr if _meta().get(_OUTPUT_IS_DATA, False) else sys.stdout
+    click.echo(fitted(printable(text), stream), file=stream)
 
 
 def detail(text: str) -> None:
@@ -64,7 +64,29 @@ def note(text: str) -> None:
     from vbfmt.errors import printable
 
     if verbosity() >= 0:
-        click.echo(printable(f"note: {text}"), file=sys.stderr)
+        click.echo(fitted(printable(f"note: {text}"), sys.stderr), file=sys.stderr)
+
+
+def fitted(line: str, stream: TextIO) -> str:
+    """Break a line between words where a terminal would break it anywhere.
+
+    In a file or pipe it stays one line, so that programs can read it.
+    """
+    if not stream.isatty():
+        return line
+    import shutil
+    import textwrap
+
+    indent = line[: len(line) - len(line.lstrip())]
+    pieces = textwrap.wrap(
+        line.lstrip(),
+        shutil.get_terminal_size().columns,
+        initial_indent=indent,
+        subsequent_indent=f"{indent}  ",
+        break_long_words=False,
+        break_on_hyphens=False,
+    )
+    return "\n".join(pieces) if len(pieces) > 1 else line
 
 
 def as_json(value: object) -> None:
