@@ -1,8 +1,9 @@
 """The tests with the oldest and newest packages: ``python -m tests.versions [NAME...]``.
 
 Builds an environment for each row of `MATRIX` (or those named) whose Python is installed, runs the
-tests named there in it, and removes it. Once every row has run, writes the table of the
-documentation, ``docs/reference/versions.md``. 1 if any failed, or none ran.
+tests named there in it, and removes it. Writes the table of the documentation,
+``docs/reference/versions.md``; rows that are not named keep their last result there (kept in
+``build/versions/results.json``). 1 if any failed, or none ran.
 
 Where pip finds no build of PyTorch for the CPU alone, it brings CUDA's: 3 to 5 GB a row.
 """
@@ -180,7 +181,10 @@ def page(results: dict[str, dict[str, Any]]) -> str:
         f"|---|{'---|' * (len(columns) + 2)}",
     ]
     for row in MATRIX:
-        result = results[row.key]
+        result = results.get(row.key)
+        if result is None:
+            lines.append(f"| {row.name} | {row.python} |{' |' * len(SHOWN)} not run | |")
+            continue
         versions = [result["versions"].get(name, "") for name in columns]
         passed = result["counts"].get("passed", 0) if result["ok"] else "**failed**"
         skipped = result["counts"].get("skipped", 0)
@@ -209,8 +213,7 @@ def main() -> int:
         results[row.key] = result
         file.write_text(json.dumps(results, indent=1), encoding="utf-8")
         print(line(row, number, result), flush=True)
-    if all(row.key in results for row in MATRIX):
-        PAGE.write_text(page(results), encoding="utf-8")
+    PAGE.write_text(page(results), encoding="utf-8")
     return int(not ran or not all(ran))
 
 

@@ -1,4 +1,4 @@
-"""What people read fits 80 columns: lines are broken between words on a terminal, and only there."""
+"""Lines fit 80 columns: they are broken between words on a terminal, and only there."""
 
 from __future__ import annotations
 

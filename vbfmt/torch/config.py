@@ -140,6 +140,8 @@ class VBLoRAConfig:
         for name in _LISTS:
             value = named[name]
             named[name] = value if isinstance(value, str) else sorted(value) or None
+        if named["exclude_modules"] is None:
+            del named["exclude_modules"]  # PEFT 0.13 does not know it and refuses the file
         for name in ("layers_to_transform", "layers_pattern"):
             value = named.pop(name)
             if value != ():
