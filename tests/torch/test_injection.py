@@ -214,7 +214,12 @@ def test_the_defaults_are_the_papers():
 def test_layers_are_chosen_by_number_as_in_peft(settings):
     from tests.torch.models import llama, peft_model
 
-    theirs = peft_model(llama(), ["q_proj", "up_proj"], **settings)
+    try:
+        theirs = peft_model(llama(), ["q_proj", "up_proj"], **settings)
+    except ValueError as error:
+        if settings["layers_to_transform"] != 0:
+            raise
+        pytest.skip(f"this PEFT takes layer 0 for none given: {error}")
     expected = list(theirs.targeted_module_names)
     model = llama()
     inject(model, config(target_modules=["q_proj", "up_proj"], **settings))
