@@ -1,0 +1,68 @@
+import io
+
+import pytest
+
+import vbfmt
+from tests.converters.test_peft import topk_form, write_folder
+from vbfmt.errors import ConfigError, StorageError, TargetError
+
+
+@pytest.fixture
+def checkpoint(tmp_path):
+    return write_folder(tmp_path / "topk", topk_form())
+
+
+def test_a_stream_gets_the_files_bytes(tmp_path, checkpoint):
+    stream = io.BytesIO()
+    to_stream = vbfmt.pack(checkpoint, stream)
+    to_file = vbfmt.pack(checkpoint, tmp_path / "x.vblora")
+    assert stream.getvalue() == (tmp_path / "x.vblora").read_bytes()
+    assert (to_stream.digest, to_stream.size) == (to_file.digest, to_file.size)
+
+
+def test_a_card_needs_a_folder(checkpoint):
+    stream = io.BytesIO()
+    with pytest.raises(ConfigError, match="`card` needs a path"):
+        vbfmt.pack(checkpoint, stream, card=True)
+    assert stream.getvalue() == b""
+
+
+def test_a_card_is_written_beside_the_file_and_names_its_digest(tmp_path, checkpoint):
+    done = vbfmt.pack(checkpoint, tmp_path / "new" / "x.vblora", card=True)
+    assert done.digest in (tmp_path / "new" / "README.md").read_text()
+
+
+@pytest.mark.parametrize("overwrite", [False, True])
+def test_a_card_replaces_nothing(tmp_path, checkpoint, overwrite):
+    (tmp_path / "README.md").write_text("mine")
+    with pytest.raises(TargetError, match="there is one already"):
+        vbfmt.pack(checkpoint, tmp_path / "x.vblora", card=True, overwrite=overwrite)
+    assert (tmp_path / "README.md").read_text() == "mine"
+    assert not (tmp_path / "x.vblora").exists()
+
+
+def test_folders_made_for_an_output_that_fails_are_removed(tmp_path, checkpoint, monkeypatch):
+    def fail(*_, **__):
+        raise StorageError("cannot write")
+
+    monkeypatch.setattr("vbfmt.packed.write", fail)
+    with pytest.raises(StorageError):
+        vbfmt.pack(checkpoint, tmp_path / "new" / "deep" / "x.vblora")
+    assert not (tmp_path / "new").exists()
+
+
+def test_a_folder_that_cannot_be_made_is_named(tmp_path, checkpoint, monkeypatch):
+    def fail(*_, **__):
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr("os.makedirs", fail)
+    with pytest.raises(StorageError, match="cannot make a folder.*(?i:no space)"):
+        vbfmt.pack(checkpoint, tmp_path / "new" / "x.vblora")
+
+
+def test_what_begins_as_a_packed_file_is_one_whatever_its_name(tmp_path, checkpoint):
+    vbfmt.pack(checkpoint, tmp_path / "x.vblora")
+    (tmp_path / "x.vblora").rename(tmp_path / "adapter_model.bin")
+    done = vbfmt.expand(tmp_path / "adapter_model.bin", tmp_path / "lora")
+    assert (tmp_path / "lora" / "adapter_config.json").exists()
+    assert done.digests == (vbfmt.verify(tmp_path / "adapter_model.bin").digest,)
