@@ -160,7 +160,8 @@ serving: $(VENV)/base
 	build/vllm/bin/python -m pip uninstall --quiet --yes torchvision torchaudio torchcodec
 	build/vllm/bin/python -m pip install --quiet --editable . pytest pytest-timeout hypothesis
 	build/vllm/bin/python -m pytest -m '' -rs tests/converters/vllm/test_start.py \
-		tests/converters/vllm/test_server.py tests/converters/vllm/test_server_of_store.py
+		tests/converters/vllm/test_server.py tests/converters/vllm/test_server_of_store.py \
+		tests/converters/vllm/test_server_in_parallel.py
 
 # Stores on S3 against moto's server on this machine, which is heavy: in an environment of its own.
 s3: $(VENV)/base

@@ -35,12 +35,13 @@ def register() -> None:
     path = os.environ.get(ADAPTERS)
     if not path:
         return
-    from vbfmt.converters.vllm import internals, no_adapter, resolver, worker
+    from vbfmt.converters.vllm import internals, no_adapter, refused, resolver, worker
 
     adapters = _open(path)
     internals.require()
     no_adapter.install()
     worker.install(adapters.banks)
+    refused.install()
     resolver.install(adapters)
 
 

@@ -31,6 +31,8 @@ _PARAMETERS = {
         "inputs lora_b_weights output_tensor lora_indices_tensor scaling"
     ),
     "vllm.lora.worker_manager:WorkerLoRAManager._load_adapter": "self lora_request",
+    "vllm.v1.worker.lora_model_runner_mixin:LoRAModelRunnerMixin.add_lora": "self lora_request",
+    "vllm.v1.executor.abstract:Executor.add_lora": "self lora_request",
     "vllm.lora.resolver:LoRAResolver.resolve_lora": "self base_model_name lora_name",
     "vllm.lora.resolver:LoRAResolverRegistry.register_resolver": "resolver_name resolver",
 }

@@ -185,6 +185,45 @@ def _manager(helper, model):
     return WorkerLoRAManager
 
 
+def _mixin():
+    class LoRAModelRunnerMixin:
+        def add_lora(self, lora_request):
+            return self.lora_manager.add_adapter(lora_request)
+
+        def remove_lora(self, lora_id):
+            return self.lora_manager.remove_adapter(lora_id)
+
+    return LoRAModelRunnerMixin
+
+
+def _executor():
+    class Executor:
+        """Several workers, each with a queue of answers, as vLLM's executor has them."""
+
+        def __init__(self, workers):
+            self.workers = workers
+            self.queues = [[] for _ in workers]
+
+        def collective_rpc(self, method, args=()):
+            for worker, queue in zip(self.workers, self.queues, strict=True):
+                try:
+                    queue.append((True, getattr(worker, method)(*args)))
+                except Exception as error:  # noqa: BLE001
+                    queue.append((False, str(error)))
+            answers = []
+            for queue in self.queues:
+                sound, answer = queue.pop(0)
+                if not sound:
+                    raise RuntimeError(f"Worker failed with error '{answer}'")
+                answers.append(answer)
+            return answers
+
+        def add_lora(self, lora_request):
+            return all(self.collective_rpc("add_lora", args=(lora_request,)))
+
+    return Executor
+
+
 @pytest.fixture
 def vllm(monkeypatch):
     """Import names of vLLM from here; its parts are returned by name."""
@@ -207,6 +246,10 @@ def vllm(monkeypatch):
         "vllm.model_executor.models.utils": {"PPMissingLayer": PPMissingLayer},
         "vllm.v1": {},
         "vllm.v1.core": {},
+        "vllm.v1.executor": {},
+        "vllm.v1.executor.abstract": {"Executor": _executor()},
+        "vllm.v1.worker": {},
+        "vllm.v1.worker.lora_model_runner_mixin": {"LoRAModelRunnerMixin": _mixin()},
         "vllm.v1.core.kv_cache_utils": {"_gen_lora_extra_hash_keys": keys_of},
     }
     found = {}

@@ -1,0 +1,77 @@
+"""Adapters that one of several workers refuses (tensor and pipeline parallelism).
+
+vLLM's executor stops at the first worker that answers a call with an error. The answers of the
+others stay in their queues, where later calls take them for their own: another adapter is refused
+for a reason that is not its own, or accepted although a worker has refused it. So no worker answers
+with an error: a refusal is an answer like others, and becomes an error when all have been read.
+"""
+
+from __future__ import annotations
+
+import functools
+import logging
+from dataclasses import dataclass
+from typing import Any
+
+from vbfmt.errors import VbfmtError
+
+_logger = logging.getLogger("vllm.vbfmt")
+
+_MARK = "_vbfmt_original"
+
+
+@dataclass(frozen=True)
+class Refused:
+    """A worker's answer: why it does not take an adapter."""
+
+    reason: str
+
+    def __bool__(self) -> bool:
+        return False
+
+
+def install() -> None:
+    """Wrap how workers add LoRAs, and how the executor asks them to, once in a process."""
+    from vllm.v1.executor.abstract import Executor
+    from vllm.v1.worker.lora_model_runner_mixin import LoRAModelRunnerMixin
+
+    if hasattr(Executor.add_lora, _MARK):
+        return
+    in_worker = LoRAModelRunnerMixin.add_lora
+    in_executor = Executor.add_lora
+
+    @functools.wraps(in_worker)
+    def answer(self: Any, lora_request: Any) -> Any:
+        try:
+            return in_worker(self, lora_request)
+        except Exception as error:
+            _logger.warning(
+                "LoRA %s is refused: %s",
+                lora_request.lora_name,
+                error,
+                exc_info=not isinstance(error, VbfmtError),
+            )
+            return Refused(str(error))
+
+    @functools.wraps(in_executor)
+    def ask(self: Any, lora_request: Any) -> bool:
+        return _ask_all(self, lora_request)
+
+    setattr(ask, _MARK, in_executor)
+    LoRAModelRunnerMixin.add_lora = answer
+    Executor.add_lora = ask
+
+
+def _ask_all(executor: Any, lora_request: Any) -> bool:
+    """Add a LoRA to every worker, or to none.
+
+    Raises:
+        ValueError: a worker refuses it.
+    """
+    answers = executor.collective_rpc("add_lora", args=(lora_request,))
+    reasons = [answer.reason for answer in answers if isinstance(answer, Refused)]
+    if not reasons:
+        return all(answers)
+    if len(reasons) < len(answers):
+        executor.collective_rpc("remove_lora", args=(lora_request.lora_int_id,))
+    raise ValueError(reasons[0])
