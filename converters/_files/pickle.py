@@ -39,6 +39,10 @@ _VERSIONS = range(1, 11)
 _LONGEST_TEXT = 256
 """Bytes of a record that describes the archive."""
 
+_SHARDED = b"DTensor"
+_MODEL = ("model", "state_dict", "model_state_dict")
+"""Names of a model's state dict in that of a training loop; accelerate's after consolidation."""
+
 Contents = Mapping[str, NDArray[np.uint8]]
 """Bytes of storages by key."""
 
@@ -109,7 +113,12 @@ def _of_archive(data: memoryview) -> tuple[Any, Contents]:
     program = own["data.pkl"]
     storages: dict[str, Storage] = {}
     _require_short(program)
-    state, _ = state_dict_program.run(program, 0, MEMORY, storages, arity=4)
+    try:
+        state, _ = state_dict_program.run(program, 0, MEMORY, storages, arity=4)
+    except ValueError:
+        if _SHARDED in bytes(program):
+            raise _not_gathered() from None
+        raise
     contents = {}
     for key, described in storages.items():
         content = own.get(f"data/{key}")
@@ -118,6 +127,16 @@ def _of_archive(data: memoryview) -> tuple[Any, Contents]:
             raise ValueError(f"storage {key[:40]!r} {found}, not {described.size}")
         contents[key] = np.frombuffer(content, np.uint8)
     return state, contents
+
+
+def _not_gathered() -> SourceError:
+    return SourceError(
+        "a process's part of sharded tensors (DTensor), as fully_shard leaves them",
+        expected="whole tensors",
+        advice="gather them where you train: torch.distributed.checkpoint.state_dict."
+        "get_model_state_dict(model, options=StateDictOptions(full_state_dict=True, "
+        "cpu_offload=True)), and save that in one process",
+    )
 
 
 def _text(records: Mapping[str, memoryview], name: str, default: str) -> str:
@@ -172,6 +191,7 @@ def _tensors(state: Any, contents: Contents, size: int) -> dict[str, Tensor]:
     """The tensors of a state dict in a file of `size` bytes."""
     if not isinstance(state, dict):
         raise SourceError("not a state dict", found=_kind(state), expected="tensors by name")
+    state = _models_own(state)
     for name, value in state.items():
         if type(value) is not View:
             raise SourceError("not a plain tensor", part=name, found=_kind(value))
@@ -201,6 +221,12 @@ def _tensors(state: Any, contents: Contents, size: int) -> dict[str, Tensor]:
             )
         tensors[name] = Tensor(view.storage.dtype, view.shape, flat)
     return tensors
+
+
+def _models_own(state: dict[Any, Any]) -> dict[Any, Any]:
+    """The model's state dict, where a training loop has saved it beside others, by its name."""
+    inner = [name for name in _MODEL if type(state.get(name)) is dict]
+    return state[inner[0]] if len(inner) == 1 else state
 
 
 def _length(view: View) -> int:

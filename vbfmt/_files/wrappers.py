@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Collection, Iterable
 
-_WRAPPERS = frozenset(
+WRAPPERS = frozenset(
     ("_orig_mod", "_checkpoint_wrapped_module", "_fsdp_wrapped_module", "_forward_module")
 )
 _PARALLEL = "module."
@@ -19,7 +19,7 @@ def without_wrappers(name: str) -> str:
     """The name without the components that wrappers add, wherever they stand."""
     if "_mod" not in name and "_wrapped" not in name:
         return name
-    return ".".join(part for part in name.split(".") if part not in _WRAPPERS)
+    return ".".join(part for part in name.split(".") if part not in WRAPPERS)
 
 
 def parallel_prefix(names: Collection[str]) -> str:

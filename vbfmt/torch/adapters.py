@@ -10,6 +10,7 @@ import torch
 from torch import Tensor, nn
 from torch.utils.hooks import RemovableHandle
 
+from vbfmt._files.wrappers import without_wrappers
 from vbfmt.errors import ModelError, warn
 from vbfmt.torch.bank import VectorBank
 from vbfmt.torch.composition import Composition
@@ -164,8 +165,11 @@ class VBLoRA(nn.Module):
 
     def all_layers(self) -> dict[str, VBLoRALinear]:
         """Every adapted layer, by the name that it has in the base model."""
-        modules = self.root.named_modules()
-        return {name: layer for name, layer in modules if isinstance(layer, VBLoRALinear)}
+        return {
+            without_wrappers(name): layer
+            for name, layer in self.root.named_modules()
+            if isinstance(layer, VBLoRALinear)
+        }
 
     def layers(self, name: str) -> dict[str, VBLoRALinear]:
         """The layers that an adapter changes."""

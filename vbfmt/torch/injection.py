@@ -20,6 +20,7 @@ from vbfmt.torch.preconditions import require_free_name
 from vbfmt.torch.pretrained import adopt, release
 from vbfmt.torch.stand_ins import StandIns
 from vbfmt.torch.state_dict import order_state_dicts
+from vbfmt.torch.wrapped import real_name, submodule
 
 
 def inject(
@@ -203,7 +204,7 @@ def _fresh_update(
 
 def _wrapped(root: nn.Module, name: str) -> VBLoRALinear:
     """The adapted layer of that name; its base is wrapped if it is not yet."""
-    layer = root.get_submodule(name)
+    layer = submodule(root, name)
     if isinstance(layer, VBLoRALinear):
         return layer
     wrapper = VBLoRALinear(layer).train(layer.training)
@@ -215,7 +216,7 @@ def _wrapped(root: nn.Module, name: str) -> VBLoRALinear:
 
 
 def _replace(root: nn.Module, name: str, module: nn.Module) -> nn.Module:
-    path, _, leaf = name.rpartition(".")
+    path, _, leaf = real_name(root, name).rpartition(".")
     parent = root.get_submodule(path)
     parent._modules[leaf] = module
     return parent

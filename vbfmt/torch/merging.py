@@ -17,6 +17,7 @@ from vbfmt.torch.overlooked import warn_of_layers_never_called
 from vbfmt.torch.preconditions import require_in_memory
 from vbfmt.torch.sharding import require_local
 from vbfmt.torch.stand_ins import owner_of
+from vbfmt.torch.wrapped import submodule
 
 
 def merge(model: nn.Module) -> None:
@@ -88,7 +89,7 @@ def merge_and_unload(model: nn.Module) -> nn.Module:
     unmerge(model)
     eject(model)
     for name, weight in merged.items():
-        root.get_submodule(name).weight = nn.Parameter(weight, requires_grad=False)
+        submodule(root, name).weight = nn.Parameter(weight, requires_grad=False)
     for name, tensor in own.items():
         owner, leaf = owner_of(root, name)
         with torch.no_grad():

@@ -7,6 +7,7 @@ from typing import cast
 
 from torch import nn
 
+from vbfmt._files.wrappers import without_wrappers
 from vbfmt.errors import ConfigError, ModelError
 from vbfmt.torch.adapters import AttachedAdapter, VBLoRA, find_adapters
 from vbfmt.torch.admixture import Admixture
@@ -39,7 +40,11 @@ def adopt(model: nn.Module, *, task_type: str | None = None) -> VBLoRA:
     """
     if find_adapters(model) is not None:
         raise ModelError("the model has adapters already", advice="inject adds further ones")
-    layers = {n: m for n, m in model.named_modules() if isinstance(m, VBLoRALinear)}
+    layers = {
+        without_wrappers(name): module
+        for name, module in model.named_modules()
+        if isinstance(module, VBLoRALinear)
+    }
     updates = {
         name: cast(Admixture, layer.updates[_OWN])
         for name, layer in layers.items()

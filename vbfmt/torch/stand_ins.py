@@ -14,6 +14,7 @@ from torch import Tensor, nn
 
 from vbfmt.errors import ModelError
 from vbfmt.torch.linear import VBLoRALinear
+from vbfmt.torch.wrapped import real_name, submodule
 
 
 class StandIns(nn.Module):
@@ -117,7 +118,7 @@ def owner_of(root: nn.Module, name: str) -> tuple[nn.Module, str]:
         AttributeError: there is none.
     """
     path, _, leaf = name.rpartition(".")
-    owner = root.get_submodule(path)
+    owner = submodule(root, path)
     if isinstance(owner, VBLoRALinear):
         owner = owner.base_layer
     if owner._parameters.get(leaf) is None and owner._buffers.get(leaf) is None:
@@ -128,8 +129,9 @@ def owner_of(root: nn.Module, name: str) -> tuple[nn.Module, str]:
 def path_of(root: nn.Module, name: str) -> str:
     """Where a tensor of the base is in the model as it is now: in an adapted layer perhaps."""
     path, _, leaf = name.rpartition(".")
-    adapted = isinstance(root.get_submodule(path), VBLoRALinear)
-    return f"{path}.base_layer.{leaf}" if adapted else name
+    inner = ".base_layer" if isinstance(submodule(root, path), VBLoRALinear) else ""
+    real = real_name(root, path)
+    return f"{real}{inner}.{leaf}" if real else leaf
 
 
 def names_to_train(

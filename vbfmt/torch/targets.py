@@ -8,11 +8,13 @@ from math import gcd
 
 from torch import nn
 
+from vbfmt._files.wrappers import without_wrappers
 from vbfmt._patterns import matcher
 from vbfmt._similar import nearest
 from vbfmt.errors import ConfigError, ModelError, few
 from vbfmt.torch.config import ALL_LINEAR, VBLoRAConfig
 from vbfmt.torch.linear import VBLoRALinear, features_of, is_adaptable, returns_plainly
+from vbfmt.torch.wrapped import inner_of
 
 # What PEFT's classes of these tasks train whole, whatever the config says (peft/peft_model.py).
 _HEADS = {
@@ -192,16 +194,17 @@ def _outermost(names: list[str]) -> list[str]:
 
 
 def base_modules(model: nn.Module) -> Iterator[tuple[str, nn.Module]]:
-    """The model's modules as they are without adapters."""
+    """The model's modules as they are without adapters and wrappers."""
     inside: tuple[str, ...] = ("vblora.",)
     for name, module in model.named_modules():
         if name == "vblora" or name.startswith(inside):
             continue
+        plain = without_wrappers(name)
         if isinstance(module, VBLoRALinear):
             inside += (f"{name}.",)
-            yield name, module.base_layer
-        else:
-            yield name, module
+            yield plain, module.base_layer
+        elif inner_of(module) is None:
+            yield plain, module
 
 
 def _is_meant(name: str, layer: nn.Module, config: VBLoRAConfig) -> bool:

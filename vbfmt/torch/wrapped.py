@@ -1,0 +1,49 @@
+"""Modules within wrappers: by the names that they have without.
+
+``torch.compile`` and activation checkpointing may wrap some of a model's layers, before an adapter
+is put in or after. Adapters know every module by its plain name.
+"""
+
+from __future__ import annotations
+
+from torch import nn
+
+from vbfmt._files.wrappers import WRAPPERS
+
+
+def real_name(root: nn.Module, name: str) -> str:
+    """The name of a module in the model as it is, with wrappers.
+
+    Raises:
+        AttributeError: there is no such module.
+    """
+    module, parts = _within(root)
+    for part in name.split(".") if name else ():
+        inner = module._modules.get(part)
+        if inner is None:
+            raise AttributeError(f"no module {name!r}")
+        module, wrappers = _within(inner)
+        parts += [part, *wrappers]
+    return ".".join(parts)
+
+
+def submodule(root: nn.Module, name: str) -> nn.Module:
+    """The module of a plain name, without wrappers around it.
+
+    Raises:
+        AttributeError: there is none.
+    """
+    return root.get_submodule(real_name(root, name))
+
+
+def inner_of(module: nn.Module) -> str | None:
+    """The name under which a wrapper holds what it wraps; None for other modules."""
+    return next((name for name in module._modules if name in WRAPPERS), None)
+
+
+def _within(module: nn.Module) -> tuple[nn.Module, list[str]]:
+    names = []
+    while (name := inner_of(module)) is not None:
+        names.append(name)
+        module = module._modules[name] or nn.Module()
+    return module, names
