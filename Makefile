@@ -5,7 +5,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 
 .DEFAULT_GOAL := help
-.PHONY: help demo docs page dist sbom example example-fleet pictures test test-all second-reader coverage fuzz flips determinism versions mutation runtimes serving s3 architectures bench check format types clean
+.PHONY: help demo docs page dist sbom example example-fleet pictures test test-all second-reader coverage fuzz flips determinism versions mutation runtimes serving s3 architectures version-4 bench check format types clean
 
 help:
 	@echo "make demo      pack, inspect, verify and expand the trained checkpoint in tests/data"
@@ -24,6 +24,7 @@ help:
 	@echo "make serving   vLLM's own server with packed adapters, on the CPU (an environment of 3.5 GB)"
 	@echo "make s3        stores on S3, against a server on this machine"
 	@echo "make architectures  every architecture of transformers, tiny: merged, expanded and loaded (15 minutes)"
+	@echo "make version-4 adapters made under transformers 4.51 on models of version 5"
 	@echo "make bench     measure against PEFT and print the table"
 	@echo "make docs      the documentation, in build/site"
 	@echo "make page      a page that opens a .vblora file in the browser"
@@ -169,6 +170,11 @@ s3: $(VENV)/base
 	build/s3/bin/python -m pip install --quiet 'moto[server]' boto3
 	build/s3/bin/python -m pip install --quiet --editable '.[s3]' pytest pytest-timeout hypothesis
 	build/s3/bin/python -m pytest -m '' -rs tests/store/test_s3.py
+
+version-4: $(VENV)/dev
+	$(PYTHON) -m venv build/transformers-4
+	build/transformers-4/bin/python -m pip install --quiet torch 'transformers==4.51.*' peft
+	$(BIN)/python -m pytest -m '' -rs tests/converters/test_version_4.py
 
 architectures: $(VENV)/dev
 	$(BIN)/python -m tests.architectures --table tests/architectures/table.md
