@@ -88,6 +88,7 @@ class Writer:
         what: in words.
         files: the names of what it writes into its folder; none if it writes one file.
         wants_base: whether it must know the base model.
+        takes_base: whether it makes use of the base model, if that is given.
     """
 
     name: str
@@ -95,6 +96,7 @@ class Writer:
     what: str
     files: tuple[str, ...] = ()
     wants_base: bool = False
+    takes_base: bool = False
 
     def write(self, adapter: LowRank, path: PathLike, **options: Any) -> int:
         """Write the adapter, say how many bytes; options and errors as that module's ``write``."""
@@ -107,7 +109,7 @@ class Writer:
 WRITERS = {
     writer.name: writer
     for writer in (
-        Writer("peft", "lora", "LoRA", (peft_layout.WEIGHTS, peft_layout.CONFIG)),
+        Writer("peft", "lora", "LoRA", (peft_layout.WEIGHTS, peft_layout.CONFIG), takes_base=True),
         Writer("gguf", "gguf", "GGUF LoRA", wants_base=True),
         Writer("mlx", "mlx", "mlx-lm LoRA", ("adapters.safetensors", peft_layout.CONFIG)),
     )

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 
 import numpy as np
 from numpy.typing import NDArray
@@ -38,6 +38,7 @@ def write(
     overwrite: bool = False,
     card: bytes | None = None,
     experts: bool | None = None,
+    names: Mapping[str, str] | None = None,
 ) -> int:
     """Write the factors A and B of every module, streamed, as a PEFT LoRA folder.
 
@@ -53,6 +54,8 @@ def write(
             them; not every other runtime does (vbfmt.converters.runtimes).
         card: a model card to put there too.
         experts: whether the base is a mixture-of-experts model; None if that is not known.
+        names: module → its name in the keys, where that is another one; see
+            `vbfmt.converters.peft.on_base`.
 
     Returns:
         bytes written.
@@ -65,8 +68,9 @@ def write(
         raise TargetError("unknown dtype", part="`dtype`", found=dtype, expected=", ".join(DTYPES))
     rank = rank_of(adapter)
     extras = {} if drop_extras else extras_by_key(adapter)
-    for module in adapter.modules:
-        for key in (_key(module.name, "A"), _key(module.name, "B")):
+    keys = {m.name: _keys((names or {}).get(m.name, m.name)) for m in adapter.modules}
+    for pair in keys.values():
+        for key in pair:
             if key in extras:
                 raise TargetError(
                     "another trained tensor has the name of a factor",
@@ -77,8 +81,8 @@ def write(
     with storage.new_folder(path, overwrite=overwrite) as folder:
         length = safetensors.write(
             os.path.join(folder, peft_layout.WEIGHTS),
-            [*_specs(adapter, rank, DTYPES[dtype]), *_specs_of(extras)],
-            _contents(adapter, rank, DTYPES[dtype], extras),
+            [*_specs(adapter, keys, rank, DTYPES[dtype]), *_specs_of(extras)],
+            _contents(adapter, keys, rank, DTYPES[dtype], extras),
             metadata={"format": "pt"},
         )
         length += storage.write(
@@ -111,10 +115,13 @@ def extras_by_key(adapter: LowRank) -> dict[str, Tensor]:
     return {key_of_tensor(name, modules): tensor for name, tensor in adapter.tensors.items()}
 
 
-def _specs(adapter: LowRank, rank: int, dtype: str) -> Iterator[safetensors.Spec]:
+def _specs(
+    adapter: LowRank, keys: Mapping[str, tuple[str, str]], rank: int, dtype: str
+) -> Iterator[safetensors.Spec]:
     for module in adapter.modules:
-        yield _key(module.name, "A"), dtype, (rank, module.in_features)
-        yield _key(module.name, "B"), dtype, (module.out_features, rank)
+        a, b = keys[module.name]
+        yield a, dtype, (rank, module.in_features)
+        yield b, dtype, (module.out_features, rank)
 
 
 def _specs_of(tensors: dict[str, Tensor]) -> list[safetensors.Spec]:
@@ -122,11 +129,14 @@ def _specs_of(tensors: dict[str, Tensor]) -> list[safetensors.Spec]:
 
 
 def _contents(
-    adapter: LowRank, rank: int, dtype: str, extras: dict[str, Tensor]
+    adapter: LowRank,
+    keys: Mapping[str, tuple[str, str]],
+    rank: int,
+    dtype: str,
+    extras: dict[str, Tensor],
 ) -> Iterator[Bytes]:
     for module, a, b in padded_factors(adapter, rank):
-        for factor, array in (("A", a), ("B", b)):
-            key = _key(module.name, factor)
+        for key, array in zip(keys[module.name], (a, b), strict=True):
             yield rounded(array, dtype, key)
     for tensor in extras.values():
         yield tensor.data.data
@@ -152,5 +162,6 @@ def rounded(factor: NDArray[np.float32], dtype: str, key: str) -> Bytes:
     return Tensor.of(rounded).data.data
 
 
-def _key(module: str, factor: str) -> str:
-    return f"base_model.model.{module}.lora_{factor}.weight"
+def _keys(module: str) -> tuple[str, str]:
+    root = f"base_model.model.{module}.lora_"
+    return f"{root}A.weight", f"{root}B.weight"

@@ -112,17 +112,18 @@ class Layout:
         return len({name for file in self.files for item in file.items for name in item.modules})
 
 
-def layout(base: Base, adapter: LowRank, dtype: str | None) -> Layout:
+def layout(base: Base, adapter: LowRank, dtype: str | None, *, part: str | None = None) -> Layout:
     """Find a place for everything that the adapter brings.
 
     Args:
         dtype: safetensors name of the dtype of all floating-point tensors; None for the base's own.
+        part: as `vbfmt.converters.names.places_in`.
 
     Raises:
         SourceError: not all of it has one.
     """
     try:
-        places = places_in(base.tensors, base.config, adapter)
+        places = places_in(base.tensors, base.config, adapter, part=part)
     except SourceError as error:
         refusals.require_untied_modules(base, adapter)
         raise error.in_file(base.path) from None

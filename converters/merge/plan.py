@@ -71,6 +71,7 @@ def plan(
     *,
     weights: Sequence[float] = (),
     dtype: str | None = None,
+    part: str | None = None,
     strict: bool = False,
     card: bool = False,
     follow_links: bool = False,
@@ -82,6 +83,8 @@ def plan(
         weights: one for each adapter; 1 if left out. Trained biases and heads have no weight.
         dtype: of all tensors of floating point (float32, bfloat16, float16); the base's own if
             left out.
+        part: what the names of the part of the base begin with that is changed, where several
+            fit.
         strict: refuse a base that is not known to be the one that the adapters name.
         card: make a model card for the Hub, in place of the base's own.
         follow_links: use links of the base that lead out of its folder, too.
@@ -99,16 +102,16 @@ def plan(
     model = bases.read(base, follow_links=follow_links)
     refusals.require_plain_model(model)
     merged = [
-        record.Merged(packed.digest(part), weight, part.base_model, part.base_revision)
-        for part, weight in factors.parts
+        record.Merged(packed.digest(each), weight, each.base_model, each.base_revision)
+        for each, weight in factors.parts
     ]
     refusals.require_not_merged_before(model, [each.digest for each in merged])
-    notices = [revision.check(part, model.path, strict=strict) for part in parts]
+    notices = [revision.check(each, model.path, strict=strict) for each in parts]
     notices.append(combine.disagreement(factors))
     notices.append(combine.unweighted(factors))
     if not os.path.lexists(os.path.join(model.path, bases.CONFIG)):
         notices.append(f"the base has no {bases.CONFIG}: what it would tell is not checked")
-    weights_out = layout(model, factors, DTYPES[dtype] if dtype else None)
+    weights_out = layout(model, factors, DTYPES[dtype] if dtype else None, part=part)
     notices.append(weights_out.notice)
     settings, changes = config.changed(model.config, factors, dtype, weights_out.added)
     files = [

@@ -18,6 +18,7 @@ from typing import Any
 from vbfmt.converters.lowrank import LowRank
 from vbfmt.converters.names import places, plain, running
 from vbfmt.converters.names.places import Places
+from vbfmt.converters.names.rule import SeveralPartsError
 from vbfmt.converters.names.running import Shape
 from vbfmt.errors import SourceError
 from vbfmt.tensors import Tensor
@@ -30,12 +31,20 @@ _NOT_CHECKED = (
 )
 
 
-def places_in(tensors: Mapping[str, Tensor], config: Mapping[str, Any], adapter: LowRank) -> Places:
+def places_in(
+    tensors: Mapping[str, Tensor],
+    config: Mapping[str, Any],
+    adapter: LowRank,
+    *,
+    part: str | None = None,
+) -> Places:
     """Where everything that an adapter brings belongs in a base's files.
 
     Args:
         tensors: the base's, by their names on the disk.
         config: what the base's ``config.json`` says.
+        part: what the names of the part of the base begin with that the adapter changes, where
+            several fit; with or without the last dot.
 
     Raises:
         SourceError: not every module has a weight there.
@@ -43,14 +52,18 @@ def places_in(tensors: Mapping[str, Tensor], config: Mapping[str, Any], adapter:
     disk = {name: tensor.shape for name, tensor in tensors.items()}
     trained = {name: tensor.shape for name, tensor in adapter.tensors.items()}
     kind = plain.kind_of(config, disk)
-    guess, error = _guess(adapter, trained, disk)
+    if part is not None:
+        part = f"{part.removesuffix('.')}."
+    guess, error = _guess(adapter, trained, disk, part)
     if kind == "plain" and guess is not None and not guess.added:
         return dataclasses.replace(guess, ask=lambda: running.build(config, disk))
     model = running.build(config, disk)
     if model is not None:
         try:
-            return places.in_running(model, adapter.modules, trained)
+            return places.in_running(model, adapter.modules, trained, part=part)
         except SourceError:
+            if isinstance(error, SeveralPartsError):
+                raise error from None
             if guess is None:
                 raise
     if guess is None:
@@ -74,10 +87,10 @@ def _advice() -> str:
 
 
 def _guess(
-    adapter: LowRank, trained: Mapping[str, Shape], disk: Mapping[str, Shape]
+    adapter: LowRank, trained: Mapping[str, Shape], disk: Mapping[str, Shape], part: str | None
 ) -> tuple[Places | None, SourceError | None]:
     """The places by names alone, or the error that says why there are none."""
     try:
-        return places.by_rule(adapter.modules, trained, disk), None
+        return places.by_rule(adapter.modules, trained, disk, part=part), None
     except SourceError as error:
         return None, error

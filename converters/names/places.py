@@ -74,18 +74,24 @@ class Places:
 
 
 def in_running(
-    running: Running, modules: Collection[Module], tensors: Mapping[str, Shape]
+    running: Running,
+    modules: Collection[Module],
+    tensors: Mapping[str, Shape],
+    *,
+    part: str | None = None,
 ) -> Places:
     """The places in the files of a model that transformers knows.
 
     Args:
         tensors: shapes of the other trained tensors.
+        part: what names have in front there, where that was chosen.
 
     Raises:
         SourceError: a module has no weight there.
     """
-    weights = {module.name: f"{module.name}.weight" for module in modules}
-    targets = _targets(running, [*weights.values(), *tensors])
+    front = part or ""
+    weights = {module.name: f"{front}{module.name}.weight" for module in modules}
+    targets = _targets(running, [*weights.values(), *(front + name for name in tensors)])
     blocks = {}
     missing = []
     for module in modules:
@@ -101,7 +107,7 @@ def in_running(
         raise _no_weight(running, missing, len(blocks), len(modules))
     replaced, composed, added = {}, {}, {}
     for name in tensors:
-        target, _ = targets[name]
+        target, _ = targets[front + name]
         source = running.sources.get(target)
         if source is None:
             added[name] = _name_on_disk(running, target)
@@ -113,7 +119,11 @@ def in_running(
 
 
 def by_rule(
-    modules: Collection[Module], tensors: Collection[str], disk: Mapping[str, Shape]
+    modules: Collection[Module],
+    tensors: Collection[str],
+    disk: Mapping[str, Shape],
+    *,
+    part: str | None = None,
 ) -> Places:
     """The places by what names on the disk have in front and the adapter's have not, or the other
     way round.
@@ -121,11 +131,13 @@ def by_rule(
     Raises:
         SourceError: as `find_rule`.
     """
-    rule = find_rule({m.name: (m.out_features, m.in_features) for m in modules}, disk)
+    shapes = {module.name: (module.out_features, module.in_features) for module in modules}
+    rule = find_rule(shapes, disk, part=part)
     blocks = {module.name: (Block(f"{rule(module.name)}.weight"),) for module in modules}
     replaced, added = {}, {}
     for name in tensors:
-        place = next((each for each in (rule(name), name) if each in disk), None)
+        own = (rule(name),) if part is not None else (rule(name), name)
+        place = next((each for each in own if each in disk), None)
         if place is None:
             added[name] = name
         else:

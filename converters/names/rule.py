@@ -48,11 +48,20 @@ class Rule:
         return "names are the same"
 
 
-def find_rule(modules: Collection[str], tensors: Collection[str]) -> Rule:
+class SeveralPartsError(SourceError):
+    """Modules fit several parts of a base, and neither names nor shapes can tell which."""
+
+
+def find_rule(
+    modules: Collection[str], tensors: Collection[str], *, part: str | None = None
+) -> Rule:
     """The one rule by which every module has its ``.weight`` among `tensors`.
 
     The same names come before any prefix. Where several parts of the base fit by name, shapes
     decide: if both arguments are mappings, to (out, in) and to the shapes of the tensors.
+
+    Args:
+        part: what the names in the base begin with, where that was chosen.
 
     Raises:
         SourceError: no rule gives all modules a weight (the message lists what is left over under
@@ -60,6 +69,8 @@ def find_rule(modules: Collection[str], tensors: Collection[str]) -> Rule:
     """
     owners = {name.removesuffix(".weight") for name in tensors if name.endswith(".weight")}
     counts = _counts(modules, owners)
+    if part is not None:
+        return _of_part(Rule(add=part), modules, owners, counts)
     if counts[Rule()] == len(modules):
         return Rule()
     full = [rule for rule, count in counts.items() if count == len(modules)]
@@ -68,13 +79,22 @@ def find_rule(modules: Collection[str], tensors: Collection[str]) -> Rule:
     if len(full) == 1:
         return full[0]
     if full:
-        raise SourceError(
+        raise SeveralPartsError(
             "the adapter's modules fit several parts of the base",
             part="names",
             found="; ".join(sorted(str(rule) for rule in full)),
             expected="one",
+            advice="choose one by what its names begin with: `part=PREFIX`",
         )
     raise _unmatched(modules, owners, counts)
+
+
+def _of_part(rule: Rule, modules: Collection[str], owners: set[str], counts: Counter[Rule]) -> Rule:
+    if all(rule(module) in owners for module in modules):
+        return rule
+    error = _unmatched(modules, owners, counts)
+    error.expected = f"a weight for every module in the part {rule.add!r} of the base"
+    raise error
 
 
 def _fits(

@@ -8,9 +8,11 @@ base is run.
 from __future__ import annotations
 
 import re
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping
+from contextlib import suppress
 from copy import deepcopy
 from dataclasses import dataclass, field
+from itertools import chain
 from typing import Any
 
 import numpy as np
@@ -101,6 +103,27 @@ class Running:
             result[name] = tensor.numpy()
         return result
 
+    def earlier(self, name: str) -> Iterator[str]:
+        """Names from which transformers may make this one of the running model.
+
+        Each of its renamings undone alone, then all in turn, then two of them. Whether one is
+        right must be tried.
+        """
+        undone = []
+        for each in reversed(self._transforms[0]):
+            with suppress(Exception):  # some cannot be undone
+                undone.append(each.reverse_transform())
+        seen = {name}
+        singles = [other for each in undone if (other := _applied(each, name)) != name]
+        whole = name
+        for each in undone:
+            whole = _applied(each, whole)
+        twice = (_applied(each, other) for other in singles for each in undone)
+        for other in chain(singles, [whole], twice):
+            if other not in seen:
+                seen.add(other)
+                yield other
+
     def converter(self, pattern: str) -> Any:
         """The converter that has this pattern among its sources."""
         return next((each for each in self._transforms[1] if pattern in each.source_patterns), None)
@@ -144,6 +167,18 @@ def is_installed() -> bool:
     except ImportError:
         return False
     return True
+
+
+def has_experts(model: Any) -> bool | None:
+    """Whether PEFT would convert a LoRA for fused experts; None without transformers 5."""
+    try:
+        from transformers.conversion_mapping import get_checkpoint_conversion_mapping
+    except ImportError:
+        return None
+    mapping: Any = get_checkpoint_conversion_mapping
+    kind = getattr(getattr(model, "config", None), "model_type", None)
+    found = mapping(kind) if kind else None
+    return any(hasattr(each, "operations") for each in found or ())
 
 
 def _decoded(value: Any) -> Any:
@@ -226,6 +261,13 @@ def _sources(
                 whole.setdefault(target, source)
         whole.setdefault(first, source)
     return whole
+
+
+def _applied(renaming: Any, name: str) -> str:
+    try:
+        return str(renaming.rename_source_key(name)[0])
+    except Exception:  # noqa: BLE001 - whatever a pattern has against this name
+        return name
 
 
 def _renamed(

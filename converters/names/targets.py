@@ -23,7 +23,8 @@ _LOST = {
     "sam_encoder": "unlimited_ocr",
 }
 """Components of names in models of which PEFT 0.21 loses layers when it loads a LoRA, as `make
-architectures` found: it renames their keys as if they were those of the base's files."""
+architectures` found: it renames their keys as if they were those of the base's files. With the base
+at hand PEFT itself is asked (`vbfmt.converters.peft.on_base`), and this list is not."""
 _ROUTED = re.compile(r"(^|\.)experts\.\d+\.")
 _LAYER = re.compile(r"^(?P<stack>.*?)\.(?P<number>\d+)\.(?P<kind>.+)$")
 
@@ -75,7 +76,7 @@ def doubt(names: Collection[str]) -> str | None:
         if any(part in name.split(".") for name in names):
             return (
                 f"in models of type {kinds}, PEFT loses layers of such a LoRA when it loads the "
-                "folder; load_adapter puts them in"
+                "folder; give the base (`base=PATH`) to have names by which it finds them"
             )
     alone = {_leaf(name) for name in names} <= _FUSED
     if alone and not exact(names).parameters:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, cast
+from typing import Any
 
 from vbfmt import packed
 from vbfmt._files import outputs, parents
@@ -17,6 +17,7 @@ from vbfmt.converters.lowrank import LowRank, combine, reduction
 from vbfmt.converters.lowrank.combine import Sum
 from vbfmt.converters.names import targets
 from vbfmt.converters.operations import inputs
+from vbfmt.converters.peft import on_base
 from vbfmt.converters.runtimes import Finding
 from vbfmt.errors import ConfigError, TargetError, few, warn
 
@@ -123,7 +124,9 @@ def expand(
         weights: one for each adapter; 1 if left out.
         dtype: of the factors: float32, bfloat16 or float16.
         base: for GGUF, the base model's folder, repository or GGUF file; left out, the repository
-            that the adapters name. For Uni-LoRA checkpoints, the base model's folder.
+            that the adapters name. For PEFT's folder, the base model's folder or repository: names
+            are then those by which PEFT loads the LoRA right on it. For Uni-LoRA checkpoints, the
+            base model's folder.
         topk, layout: for checkpoints, as `vbfmt.pack`.
         revision: of adapters that are repositories.
         check: runtimes that shall load it, of `vbfmt.converters.runtimes.TAKES`.
@@ -150,7 +153,8 @@ def expand(
     require = outputs.require_folder if writer.files else outputs.require_file
     require(dst, overwrite=overwrite)
     found = [inputs.located(each, revision=revision) for each in inputs.listed(src)]
-    if base is not None and not writer.wants_base and not any(map(_may_want_base, found)):
+    used = writer.wants_base or writer.takes_base or any(map(_may_want_base, found))
+    if base is not None and not used:
         raise ConfigError("this form needs no base", part="`base`", found=f"`to={writer.name}`")
     config = None if base is None else sources.config(os.fspath(base))
     reads = [*(file for each in found for file in inputs.files_of(each)), *inputs.configs(config)]
@@ -166,11 +170,16 @@ def expand(
     reduced = total if rank is None else reduction.Reduced(total, rank, lost.__setitem__)
     findings = _findings(reduced, check, drop_extras=drop_extras, strict=strict)
     options: dict[str, Any] = {"base": config} if writer.wants_base else {}
+    given: Any = reduced if progress is None else _Watched(reduced, progress)
+    if writer.takes_base and config is not None:
+        fit = on_base.fitted(given, config)
+        given = fit.adapter
+        options |= {"experts": fit.experts, "names": fit.names}
     if card:
         options["card"] = cards.lora(reduced, writer.name)
     with parents.made(dst):
         size = writer.write(
-            reduced if progress is None else cast(LowRank, _Watched(reduced, progress)),
+            given,
             dst,
             dtype=dtype,
             drop_extras=drop_extras,
@@ -189,7 +198,7 @@ def expand(
         findings,
     )
     notices = [*map(str, findings), *_notices(total, result, checked=bool(check))]
-    if writer.name == "peft":
+    if writer.name == "peft" and config is None:
         notices += filter(None, [targets.doubt([module.name for module in reduced.modules])])
     for notice in notices:
         warn(notice)

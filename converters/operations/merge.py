@@ -22,6 +22,7 @@ def merge(
     base: PathLike | None = None,
     weights: Sequence[float] = (),
     dtype: str | None = None,
+    part: str | None = None,
     strict: bool = False,
     revision: str | None = None,
     base_revision: str | None = None,
@@ -42,6 +43,8 @@ def merge(
             that the adapters name; a path that they name is never opened.
         weights: one for each adapter; 1 if left out.
         dtype: of all tensors (float32, bfloat16, float16); the base's own if left out.
+        part: what the names of the part of the base begin with that the adapters change, where they
+            fit several and shapes cannot tell, such as ``text_model.encoder``.
         strict: refuse a base that is not known to be the one that the adapters name.
         revision: of adapters that are repositories.
         base_revision: of the base; left out, the one that the adapters name.
@@ -75,6 +78,7 @@ def merge(
         model,
         weights=weights,
         dtype=dtype,
+        part=part,
         strict=strict,
         card=card,
         follow_links=follow_links,

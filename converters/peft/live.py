@@ -7,6 +7,7 @@ import warnings
 from typing import TYPE_CHECKING, Any
 
 from vbfmt.converters.lowrank import LowRank
+from vbfmt.converters.names import running
 from vbfmt.converters.peft.loaded import require_loaded
 from vbfmt.converters.peft.renamed import renamed
 from vbfmt.errors import TargetError, VbfmtError
@@ -56,7 +57,7 @@ def load_adapter(
     bare: Any = model.base_model.model if isinstance(model, PeftModel) else model
     given: Any = adapter if form == "vblora" else renamed(adapter, bare)
     _require_modules(bare, given, path)
-    options = {} if form == "vblora" else {"experts": _has_experts(bare)}
+    options = {} if form == "vblora" else {"experts": running.has_experts(bare)}
     with tempfile.TemporaryDirectory() as folder:
         written = os.path.join(folder, "adapter")
         writers[form](given, written, **options)
@@ -88,18 +89,6 @@ def _loaded(model: nn.Module, written: str, adapter_name: str, path: PathLike) -
             found=str(error).partition("\n")[0],
             advice="load it with form='vblora', or merge it into its base",
         ) from None
-
-
-def _has_experts(bare: Any) -> bool | None:
-    """Whether PEFT would convert the LoRA for fused experts; None without transformers 5."""
-    try:
-        from transformers.conversion_mapping import get_checkpoint_conversion_mapping
-    except ImportError:
-        return None
-    mapping: Any = get_checkpoint_conversion_mapping
-    kind = getattr(getattr(bare, "config", None), "model_type", None)
-    found = mapping(kind) if kind else None
-    return any(hasattr(each, "operations") for each in found or ())
 
 
 def _require_modules(bare: Any, adapter: LowRank, path: PathLike) -> None:

@@ -12,15 +12,21 @@ from typing import Any
 
 from vbfmt.converters.lowrank import Factor, LowRank
 from vbfmt.converters.names import running
+from vbfmt.converters.names.running import Running
 from vbfmt.module import Module
 from vbfmt.tensors import Tensor
 
 
 def renamed(adapter: LowRank, model: Any) -> LowRank:
     """The adapter with the model's own names, where transformers can tell them; else as it is."""
-    names = [f"{module.name}.weight" for module in adapter.modules]
     known = running.of_model(model)
-    if known is None or all(name in known.shapes for name in names):
+    return adapter if known is None else renamed_in(adapter, known)
+
+
+def renamed_in(adapter: LowRank, known: Running) -> LowRank:
+    """The same for a model that transformers has told the names of."""
+    names = [f"{module.name}.weight" for module in adapter.modules]
+    if all(name in known.shapes for name in names):
         return adapter
     found = known.renamed([*names, *adapter.tensors])
     own = {

@@ -27,6 +27,18 @@ _CLASSES = {
 """PEFT's task types → transformers' classes, as PEFT's own Auto classes have them."""
 
 
+def class_for_task(config: Mapping[str, Any], task: object) -> str | None:
+    """The name of transformers' class for a PEFT task type and a base's config, if it has one."""
+    import transformers
+
+    auto = getattr(transformers, _CLASSES.get(str(task), ""), None)
+    kind = config.get("model_type")
+    if auto is None or not isinstance(kind, str) or kind not in transformers.CONFIG_MAPPING:
+        return None
+    found = auto._model_mapping.get(transformers.CONFIG_MAPPING[kind], None)
+    return found.__name__ if isinstance(found, type) else None
+
+
 def shapes_in_order(
     config: Mapping[str, Any], base: str | os.PathLike[str]
 ) -> dict[str, tuple[int, int]]:

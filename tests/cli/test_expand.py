@@ -39,7 +39,7 @@ def test_expand_to_other_runtimes(vbfmt, tmp_path, packed, monkeypatch):
     assert missing.code == 1
     assert "give the base: --base PATH" in missing.err
     assert not (tmp_path / "x.gguf").exists()
-    useless = vbfmt("expand", packed, "-o", tmp_path / "y", "--base", tmp_path)
+    useless = vbfmt("expand", packed, "-o", tmp_path / "y", "--to", "mlx", "--base", tmp_path)
     assert useless.code == 2
 
 

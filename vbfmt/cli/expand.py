@@ -55,7 +55,8 @@ _WORST = 3
 @click.option(
     "--base",
     type=PATH,
-    help="For gguf: the base's folder, repository or GGUF.  [default: what FILE names on the Hub]",
+    help="The base's folder, repository or, for gguf, GGUF. For peft: check the names with it.  "
+    "[default for gguf: what FILE names on the Hub]",
 )
 @click.option("--topk", type=click.IntRange(min=1), help="k, for logits without a config.")
 @click.option("--layout", type=LAYOUT, help="The layout of a checkpoint, as for pack.")

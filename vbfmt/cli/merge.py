@@ -38,6 +38,11 @@ if TYPE_CHECKING:
     type=DTYPE,
     help="Of all tensors; without it, each keeps its own.",
 )
+@click.option(
+    "--part",
+    metavar="PREFIX",
+    help="What names in the base begin with, if FILE fits several parts of it.",
+)
 @click.option("--strict", is_flag=True, help="Refuse a base not known to be the one FILE names.")
 @click.option("--dry-run", is_flag=True, help="Check everything, print the plan, write nothing.")
 @BANKS
@@ -55,6 +60,7 @@ def command(
     output: str,
     weights: tuple[float, ...],
     dtype: str | None,
+    part: str | None,
     strict: bool,
     dry_run: bool,
     banks: tuple[str, ...],
@@ -88,6 +94,7 @@ def command(
             base=base,
             weights=weights,
             dtype=dtype,
+            part=part,
             strict=strict,
             revision=revision,
             base_revision=base_revision,

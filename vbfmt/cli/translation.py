@@ -21,6 +21,7 @@ _OPTIONS = {
         "dtype",
         "follow_links",
         "layout",
+        "part",
         "rank",
         "revision",
         "targets",

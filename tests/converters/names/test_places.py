@@ -204,3 +204,23 @@ def test_the_table_of_types_says_what_the_installed_transformers_does():
 )
 def test_kinds_of_models(config, names, kind):
     assert plain.kind_of(config, names) == kind
+
+
+def test_of_two_equal_towers_the_chosen_one_is_merged(tmp_path):
+    config = transformers.CLIPConfig(
+        text_config={**SIZES, "vocab_size": 40},
+        vision_config={**SIZES, "image_size": 8, "patch_size": 4},
+    )
+    cls = saved(transformers.CLIPModel(config), tmp_path / "base")
+    name = "layers.0.self_attn.q_proj"
+    adapter = adapter_of({name: (16, 16)})
+    with pytest.raises(errors.SourceError, match=r"fit several parts.*choose one"):
+        merge.plan(adapter, tmp_path / "base")
+    for tower in ("text_model.encoder", "vision_model.encoder."):
+        merge.write(merge.plan(adapter, tmp_path / "base", part=tower), tmp_path / tower)
+        after, before = (
+            {n: t.numpy() for n, t in cls.from_pretrained(path).state_dict().items()}
+            for path in (tmp_path / tower, tmp_path / "base")
+        )
+        run = f"{tower.removesuffix('.')}.{name}.weight"
+        check(after, before, {run: before[run] + adapter.delta(name)})

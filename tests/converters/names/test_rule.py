@@ -66,3 +66,10 @@ def test_a_prefix_ends_at_a_dot():
 
 def test_a_rule_does_not_apply_to_names_without_what_it_drops():
     assert Rule(drop="bert.")("classifier") is None
+
+
+def test_a_part_can_be_chosen():
+    both = weights("text.") + weights("vision.")
+    assert find_rule(modules(""), both, part="text.") == Rule(add="text.")
+    with pytest.raises(errors.SourceError, match=r"in the part 'audio.' of the base"):
+        find_rule(modules(""), both, part="audio.")
