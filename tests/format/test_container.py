@@ -111,3 +111,16 @@ def test_sections_and_names_must_be_as_many():
             container.require_layout(preamble, sections, names)
         with pytest.raises(ValueError, match="zip"):
             list(container.damage(file, preamble, sections, names))
+
+
+def test_a_length_is_at_most_what_eight_bytes_hold():
+    container.require_length(2**64 - 1)
+    with pytest.raises(errors.LengthError) as caught:
+        container.require_length(2**64)
+    assert caught.value.what == "the file would be too long"
+    assert caught.value.found == f"{2**64} bytes"
+    assert caught.value.expected == f"at most {2**64 - 1}"
+
+
+def test_the_minor_version_is_read_where_it_is_written():
+    assert container.minor_of(container.front(b"header", 128, minor=7)) == 7
