@@ -26,7 +26,10 @@ from vbfmt.errors import TargetError
 
 PathLike = str | os.PathLike[str]
 
-_IN_A_LAYER = re.compile(r"^(?:.*\.)?layers\.\d{1,5}\.(?P<key>.+)$")
+_IN_A_LAYER = re.compile(r"^(?P<stack>(?:.*\.)?)layers\.\d{1,5}\.(?P<key>.+)$")
+_OF_A_TOWER = re.compile(r"vision|visual|image|audio|speech|encoder|^model\.language_model\.$")
+"""In front of layers that mlx-lm's language models do not have, or under another name: it calls
+``language_model.model.layers`` what transformers 5 calls ``model.language_model.layers``."""
 
 
 def write(
@@ -49,7 +52,8 @@ def write(
         bytes written.
 
     Raises:
-        TargetError: extras, or modules outside of ``layers.<n>``, which its loader never adapts.
+        TargetError: extras, or modules outside of the language model's ``layers.<n>``, which its
+            loader never adapts.
         OutputExistsError, StorageError
     """
     if dtype not in lora.DTYPES:
@@ -77,17 +81,23 @@ def write(
 def _require_takeable(adapter: LowRank, drop_extras: bool) -> None:
     """Refuse all that mlx-lm has no place for, in one message."""
     outside = [m.name for m in adapter.modules if not _IN_A_LAYER.match(m.name)]
+    towers = [
+        module.name
+        for module in adapter.modules
+        if (match := _IN_A_LAYER.match(module.name)) and _OF_A_TOWER.search(match["stack"])
+    ]
     extras = [] if drop_extras else list(adapter.tensors)
     found = [
         f"{what} ({', '.join(names[:2])}{', …' if len(names) > 2 else ''})"
         for what, names in (
             ("modules outside of layers.<n>", outside),
+            ("layers of no language model of its, or under a name that it does not know", towers),
             ("trained biases or heads", extras),
         )
         if names
     ]
     if found:
-        alone = "" if outside else "leave them out with `drop_extras=True`, or "
+        alone = "" if outside or towers else "leave them out with `drop_extras=True`, or "
         raise TargetError(
             "mlx-lm has no place for it",
             found=" and ".join(found),

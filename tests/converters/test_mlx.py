@@ -10,6 +10,7 @@ import pytest
 
 from spec.golden.make import wide_indices, worked_example
 from tests.converters.gguf.random_adapter import random_adapter
+from tests.converters.merge.folders import adapter_of
 from vbfmt import Tensor, errors
 from vbfmt.converters import mlx
 from vbfmt.converters._files import safetensors
@@ -95,3 +96,18 @@ def test_its_own_loader_gives_the_same_outputs(tmp_path, adapter):
     found = np.array(load_adapters(model, str(tmp_path / "x"))(ids))
     assert np.abs(found - expected).max() <= 1e-5 * np.abs(expected).max()
     assert np.abs(expected - without).max() > 0.01 * np.abs(expected).max()
+
+
+@pytest.mark.parametrize(
+    "name",
+    [
+        "model.language_model.layers.0.self_attn.q_proj",
+        "model.vision_tower.encoder.layers.0.self_attn.q_proj",
+        "vision_tower.vision_model.encoder.layers.0.mlp.fc1",
+    ],
+)
+def test_layers_of_vision_language_models_are_refused(name, tmp_path):
+    adapter = adapter_of({name: (32, 32)})
+    with pytest.raises(errors.TargetError, match="under a name that it does not know"):
+        mlx.write(adapter, tmp_path / "x")
+    assert not (tmp_path / "x").exists()
