@@ -54,12 +54,15 @@ class Faults:
     Attributes:
         first: the number of the call that fails, from 1.
         lasting: whether every later one fails as well, as on a disk that has died.
+        full: what a write through the page cache fails with, half done: no space, no quota, or an
+            error of the disk.
         made: names of all calls so far.
         failed: how many were made to fail.
     """
 
     first: int
     lasting: bool = False
+    full: int = errno.ENOSPC
     made: list[str] = field(default_factory=list)
     failed: int = 0
 
@@ -99,7 +102,7 @@ def _stream(file: int, mode: str, faults: Faults) -> io.BufferedIOBase:
         def write(self, data: Any) -> int:
             if faults("write"):
                 super().write(memoryview(data)[: len(data) // 2])  # half of it is on the disk
-                raise OSError(errno.ENOSPC, "No space left on device")
+                raise OSError(faults.full, os.strerror(faults.full))
             return super().write(data)
 
         def readinto(self, buffer: Any) -> int | None:

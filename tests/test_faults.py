@@ -9,6 +9,7 @@ import gc
 import os
 import stat
 import sys
+import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import NamedTuple
@@ -104,6 +105,64 @@ def test_whatever_fails_the_old_or_the_new_is_there(tmp_path, name, exists, last
     assert {"open", "write", "fsync", "close", "lstat"} <= set(faults.made)
     if exists and name in ("unpack", "expand") and sys.platform.startswith("linux"):
         assert {"renameat2", "access", "scandir", "rmdir"} <= set(faults.made)
+
+
+@pytest.mark.parametrize("full", [errno.EIO, errno.EDQUOT, errno.ENOSPC])
+@pytest.mark.parametrize("name", WRITERS)
+def test_a_write_that_fails_half_done_is_one_error_and_the_old_stays(tmp_path, name, full):
+    if not hasattr(errno, "EDQUOT"):
+        pytest.skip("no quotas")
+    writer = WRITERS[name]
+    target = tmp_path / "x"
+    writer.write(writer.old, target, overwrite=False)
+    old = content(target)
+    with injected(Faults(0, full=full)) as faults:
+        writer.write(writer.old, target, overwrite=True)
+    for number in (n for n, call in enumerate(faults.made, 1) if call == "write"):
+        with (
+            injected(Faults(number, full=full)),
+            pytest.raises(errors.StorageError, match="cannot write"),
+        ):
+            writer.write(writer.new, target, overwrite=True)
+        assert content(target) == old
+        assert os.listdir(tmp_path) == ["x"]
+
+
+@pytest.mark.parametrize("hours", [-24, 24])
+def test_a_clock_that_is_set_loses_nothing_and_leaves_nothing_of_the_same_name(
+    tmp_path, monkeypatch, hours
+):
+    """What is abandoned is known by its lock; its age matters only for other names."""
+    save(OLD, tmp_path / "x")
+    abandoned = Path(f"{tmp_path}/.x.{'0' * 12}.partial")
+    abandoned.write_bytes(b"half")
+    real = time.time
+    monkeypatch.setattr(time, "time", lambda: real() + 3600 * hours)
+    save(NEW, tmp_path / "x", overwrite=True)
+    assert load(tmp_path / "x") == NEW
+    assert os.listdir(tmp_path) == ["x"]
+    with storage.staging.file(str(tmp_path / "y")) as (held, file):
+        os.close(file)
+        save(OLD, tmp_path / "x", overwrite=True)
+        assert os.path.exists(held)
+    assert load(tmp_path / "x") == OLD
+
+
+@pytest.mark.skipif(sys.platform == "win32", reason="nothing is swept there")
+def test_writers_that_do_not_see_each_others_locks_may_fail_and_mix_nothing(tmp_path, monkeypatch):
+    """Two hosts on a file system whose locks are each host's own."""
+    save(OLD, tmp_path / "x")
+    monkeypatch.setattr("fcntl.flock", lambda file, how: None)
+
+    def pieces():
+        yield b"first"
+        save(NEW, tmp_path / "x", overwrite=True)  # sweeps the half-written file away
+        yield b"second"
+
+    with pytest.raises(errors.StorageError, match="cannot write"):
+        storage.write(tmp_path / "x", pieces(), overwrite=True)
+    assert load(tmp_path / "x") == NEW
+    assert os.listdir(tmp_path) == ["x"]
 
 
 @pytest.mark.parametrize("lasting", [False, True], ids=["once", "from then on"])

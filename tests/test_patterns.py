@@ -32,6 +32,16 @@ def test_a_pattern_that_takes_too_long_is_one_error():
         matcher(r"(\w|\w\w|\w\.|\.)+[A-Z]")("model.layers.0.self_attn.q_proj" * 3)
 
 
+def test_a_pattern_that_is_slow_for_every_name_is_one_error(monkeypatch):
+    """A little less than the time for one name, for thousands of names."""
+    monkeypatch.setattr("vbfmt._patterns._SLOW", 0.0)
+    monkeypatch.setattr("vbfmt._patterns.TIME_OF_ALL", 1e-3)
+    match = matcher(r"(?:a|b|ab)*c|slow-for-all")
+    with pytest.raises(errors.ConfigError, match=r"takes too long.*0\.001 s for all names"):
+        for number in range(100_000):
+            match(f"ab{number}")
+
+
 def test_hints_cost_little_whatever_the_names_are():
     """``difflib`` took up to 28 minutes."""
     begin = time.process_time()

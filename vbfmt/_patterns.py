@@ -5,6 +5,7 @@ Python's own engine may take longer than anybody lives for a few characters.
 
 from __future__ import annotations
 
+import time
 from collections.abc import Callable
 from functools import lru_cache
 from typing import Any, TypeAlias
@@ -20,6 +21,11 @@ LONGEST_PATTERN = 10_000
 TIME = 0.1
 """Seconds of processor time for one name: a thousand times what a usual pattern takes."""
 
+TIME_OF_ALL = 1.0
+"""Seconds for all names on which one pattern is slow; a file may name thousands."""
+
+_SLOW = 0.001
+
 
 @lru_cache(maxsize=64)
 def matcher(pattern: str) -> Callable[[str], Match | None]:
@@ -27,7 +33,7 @@ def matcher(pattern: str) -> Callable[[str], Match | None]:
 
     Raises:
         ConfigError: not a regular expression, too long a one, or (when the function is called)
-            one that takes more than `TIME`.
+            one that takes more than `TIME`, or on all names together `TIME_OF_ALL`.
     """
     try:
         import regex
@@ -50,16 +56,24 @@ def matcher(pattern: str) -> Callable[[str], Match | None]:
             "not a regular expression", found=pattern, expected=f"one that compiles ({error})"
         ) from None
 
+    left = TIME_OF_ALL
+
     def match(name: str) -> Match | None:
+        nonlocal left
+        begin = time.thread_time()
         try:
+            if left <= 0:
+                raise TimeoutError
             found: Match | None = compiled.fullmatch(name, timeout=TIME)
-            return found
         except TimeoutError:
             raise ConfigError(
                 "a regular expression that takes too long",
                 found=pattern,
-                expected=f"{TIME} s at most for {name[:80]!r}",
+                expected=f"{TIME} s at most for {name[:80]!r}, {TIME_OF_ALL} s for all names",
                 advice="name the modules in a list",
             ) from None
+        taken = time.thread_time() - begin
+        left -= taken if taken > _SLOW else 0.0
+        return found
 
     return match
