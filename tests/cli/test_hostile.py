@@ -138,13 +138,14 @@ def test_a_named_pipe_in_a_base_is_not_waited_for(vbfmt, tmp_path, base):
 
 def test_an_index_of_a_base_that_leads_elsewhere_is_refused(vbfmt, tmp_path, base):
     weights = next(base.glob("*.safetensors"))
+    (tmp_path / "secret.safetensors").write_bytes(weights.read_bytes())  # it would fit
     for name in ("../secret.safetensors", "/etc/passwd", "sub/x.safetensors", ".."):
-        index = {"weight_map": {"layers.0.q.weight": name}}
+        index = {"weight_map": {f"layers.{n}.q.weight": name for n in range(2)}}
         (base / "model.safetensors.index.json").write_text(json.dumps(index))
         hidden = weights.rename(weights.with_suffix(".hidden"))
-        assert_one_line(
-            vbfmt("merge", tmp_path / "x.vblora", "--base", base, "-o", tmp_path / "out")
-        )
+        result = vbfmt("merge", tmp_path / "x.vblora", "--base", base, "-o", tmp_path / "out")
+        assert_one_line(result)
+        assert "a shard outside the folder" in result.err or name == ".."
         hidden.rename(weights)
         assert not (tmp_path / "out").exists()
 
