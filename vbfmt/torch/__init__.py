@@ -23,6 +23,7 @@ from vbfmt.torch.checkpoint import load_checkpoint
 from vbfmt.torch.composition import compose
 from vbfmt.torch.config import VBLoRAConfig
 from vbfmt.torch.injection import eject, inject
+from vbfmt.torch.lazy_adamw import LazyAdamW
 from vbfmt.torch.linear import VBLoRALinear
 from vbfmt.torch.merging import merge, merge_and_unload, unmerge
 from vbfmt.torch.optimizer import param_groups
@@ -50,6 +51,7 @@ __all__ = [
     "AdapterPool",
     "GumbelSoftmax",
     "LayerStatus",
+    "LazyAdamW",
     "NoisyTopK",
     "ScheduledTopK",
     "VBLoRA",

@@ -23,6 +23,7 @@ def param_groups(
     lr_rest: float = 4e-3,
     weight_decay: float | None = None,
     adapter_names: Collection[str] | None = None,
+    sparse_logits: bool = False,
 ) -> list[dict[str, Any]]:
     """What the active adapter trains, for any torch optimizer: ``AdamW(param_groups(model))``.
 
@@ -34,6 +35,8 @@ def param_groups(
         weight_decay: of all groups; by default the optimizer's own.
         adapter_names: train these adapters with one optimizer instead, on a bank that they share
             for example: call `set_adapter` before each batch. A shared bank is in the groups once.
+        sparse_logits: mark the logits' group ``sparse=True``, for `LazyAdamW`, which updates
+            only the logits that a pass has selected. Other optimizers do not look at it.
 
     Returns:
         Up to three groups, each with its ``name``: bank, logits, rest.
@@ -67,8 +70,15 @@ def param_groups(
     for name in names:
         for kind, parameters in adapters.parameters_of(name or "").items():
             groups.setdefault(kind, {}).update((id(each), each) for each in parameters)
+    marks = {"logits": {"sparse": True}} if sparse_logits else {}
     return [
-        {"params": list(parameters.values()), "lr": rates[kind], "name": kind, **common}
+        {
+            "params": list(parameters.values()),
+            "lr": rates[kind],
+            "name": kind,
+            **common,
+            **marks.get(kind, {}),
+        }
         for kind, parameters in groups.items()
         if parameters
     ]

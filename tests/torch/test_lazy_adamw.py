@@ -1,0 +1,125 @@
+"""AdamW with state only for the logits that were selected."""
+
+from __future__ import annotations
+
+import copy
+
+import pytest
+import torch
+from torch import nn
+
+from tests.torch.models import batch, config, net
+from vbfmt.torch import LazyAdamW, inject, param_groups
+
+RATES = {"lr": 0.1, "weight_decay": 0.3}
+
+
+def losses(model, optimizer, steps):
+    found = []
+    for step in steps:
+        x, y = batch(step)
+        loss = nn.functional.cross_entropy(model(x), y)
+        optimizer.zero_grad()
+        loss.backward()
+        optimizer.step()
+        found.append(loss.item())
+    return found
+
+
+def adapted(**settings):
+    torch.manual_seed(5)
+    model = net()
+    inject(model, config(**settings))
+    return model
+
+
+def test_the_groups_mark_the_logits_only_where_asked():
+    model = adapted()
+    marks = {g["name"]: g.get("sparse") for g in param_groups(model, sparse_logits=True)}
+    assert marks == {"bank": None, "logits": True}
+    assert all("sparse" not in group for group in param_groups(model))
+
+
+def test_where_all_are_selected_it_is_adamw():
+    lazy, dense = adapted(topk=16), adapted(topk=16)
+    one = LazyAdamW(param_groups(lazy, sparse_logits=True), weight_decay=0.3)
+    other = torch.optim.AdamW(param_groups(dense), weight_decay=0.3)
+    assert losses(lazy, one, range(20)) == pytest.approx(losses(dense, other, range(20)), rel=1e-5)
+    for a, b in zip(lazy.parameters(), dense.parameters(), strict=True):
+        torch.testing.assert_close(a, b, rtol=1e-4, atol=1e-6)
+
+
+def test_an_entry_is_updated_as_often_as_it_has_a_gradient():
+    """Its course is that of a parameter of its own, which AdamW steps at these times alone."""
+    torch.manual_seed(0)
+    start = torch.randn(3, 4)
+    matrix = nn.Parameter(start.clone())
+    apart = [nn.Parameter(value.clone()) for value in start.flatten()]
+    lazy = LazyAdamW([{"params": [matrix], "sparse": True}], **RATES)
+    each = torch.optim.AdamW(apart, **RATES)
+    for _ in range(30):
+        gradient = torch.randn(3, 4) * (torch.rand(3, 4) < 0.3)
+        matrix.grad = gradient
+        for parameter, value in zip(apart, gradient.flatten(), strict=True):
+            parameter.grad = value.clone() if value else None
+        lazy.step()
+        each.step()
+        assert matrix.grad is gradient
+    torch.testing.assert_close(matrix.detach().flatten(), torch.stack(apart).detach())
+
+
+def test_logits_never_selected_stay_and_take_no_state():
+    model = adapted()
+    groups = param_groups(model, sparse_logits=True)
+    (logits,) = (group["params"] for group in groups if group["name"] == "logits")
+    before = [parameter.detach().clone() for parameter in logits]
+    optimizer = LazyAdamW(groups, weight_decay=0.5)
+    seen = [torch.zeros_like(parameter, dtype=torch.bool) for parameter in logits]
+    for step in range(5):
+        losses(model, optimizer, [step])
+        for was, parameter in zip(seen, logits, strict=True):
+            was |= parameter.grad != 0
+    for was, old, parameter in zip(seen, before, logits, strict=True):
+        assert torch.equal(parameter[~was], old[~was])
+        assert not torch.equal(parameter[was], old[was])
+        assert len(optimizer.state[parameter]["mean"]) == int(was.sum()) < parameter.numel() // 2
+
+
+def test_resumes_bit_for_bit():
+    model = adapted()
+    optimizer = LazyAdamW(param_groups(model, sparse_logits=True))
+    losses(model, optimizer, range(4))
+    other = copy.deepcopy(model)
+    resumed = LazyAdamW(param_groups(other, sparse_logits=True))
+    resumed.load_state_dict(copy.deepcopy(optimizer.state_dict()))
+    assert losses(model, optimizer, range(4, 8)) == losses(other, resumed, range(4, 8))
+    for state in resumed.state.values():
+        assert state.get("entries", torch.zeros(1, dtype=torch.int64)).dtype == torch.int64
+
+
+def test_indices_beyond_what_float32_holds_survive_a_state_dict():
+    matrix = nn.Parameter(torch.zeros(1, 2**24 + 2))
+    matrix.grad = torch.zeros_like(matrix)
+    matrix.grad[0, -1] = 1.0
+    optimizer = LazyAdamW([{"params": [matrix], "sparse": True}])
+    optimizer.step()
+    resumed = LazyAdamW([{"params": [matrix], "sparse": True}])
+    resumed.load_state_dict(optimizer.state_dict())
+    assert resumed.state[matrix]["entries"].tolist() == [2**24 + 1]
+
+
+def test_a_closure_is_called_once_with_gradients():
+    parameter = nn.Parameter(torch.ones(2, 2))
+    optimizer = LazyAdamW([{"params": [parameter], "sparse": True}], lr=0.1, weight_decay=0.0)
+    calls = []
+
+    def closure():
+        optimizer.zero_grad()
+        loss = parameter.square().sum()
+        loss.backward()
+        calls.append(loss.item())
+        return loss
+
+    assert optimizer.step(closure).item() == 4.0
+    assert calls == [4.0]
+    torch.testing.assert_close(parameter.detach(), torch.full((2, 2), 0.9))
