@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 from vbfmt.converters.lowrank import LowRank
 from vbfmt.converters.names import running
-from vbfmt.converters.peft.loaded import require_loaded
+from vbfmt.converters.peft.loaded import require_loaded, require_mixtures_loaded
 from vbfmt.converters.peft.renamed import renamed
 from vbfmt.errors import TargetError, VbfmtError
 
@@ -62,11 +62,13 @@ def load_adapter(
         written = os.path.join(folder, "adapter")
         writers[form](given, written, **options)
         loaded = _loaded(model, written, adapter_name, path)
-    if form == "lora":
-        try:
+    try:
+        if form == "lora":
             require_loaded(loaded, given, adapter_name)
-        except VbfmtError as error:
-            raise error.in_file(path) from None
+        else:
+            require_mixtures_loaded(loaded, adapter, adapter_name)
+    except VbfmtError as error:
+        raise error.in_file(path) from None
     return loaded.eval()
 
 

@@ -9,6 +9,9 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
+import numpy as np
+
+from vbfmt.adapter import Adapter
 from vbfmt.converters import lora
 from vbfmt.converters.lowrank import LowRank
 from vbfmt.errors import TargetError
@@ -16,6 +19,7 @@ from vbfmt.errors import TargetError
 if TYPE_CHECKING:
     from peft import PeftModel
 
+_ROUNDED = 0.02
 _ADVICE = "merge the adapter into its base instead, or load it with form='vblora'"
 
 
@@ -50,6 +54,37 @@ def require_loaded(model: PeftModel, adapter: LowRank, adapter_name: str) -> Non
     for name, layer in layers.items():
         if torch.count_nonzero(layer.lora_B[adapter_name].weight):
             raise _not_loaded(name, "a LoRA layer that the adapter does not have")
+    _require_trained(bare, adapter, adapter_name)
+
+
+def require_mixtures_loaded(model: PeftModel, adapter: Adapter, adapter_name: str) -> None:
+    """The same for PEFT's own VB-LoRA layers, whose ΔW is compared: PEFT composes it anew, in the
+    model's dtype, so it agrees to 2 % of the largest element.
+
+    Raises:
+        TargetError: as `require_loaded`.
+    """
+    import torch
+
+    bare: Any = model.base_model.model
+    layers = {
+        name: layer
+        for name, layer in bare.named_modules()
+        if hasattr(layer, "vblora_logits_A") and adapter_name in layer.vblora_logits_A
+    }
+    for module, a, b in adapter.iter_factors():
+        layer = layers.pop(module.name, None)
+        if layer is None:
+            raise _not_loaded(module.name, "no VB-LoRA layer")
+        with torch.no_grad():
+            found = layer.get_delta_weight(adapter_name).float().cpu().numpy()
+        wanted = b @ a
+        found = found.T if module.fan_in_fan_out else found
+        bound = _ROUNDED * float(np.abs(wanted).max())
+        if found.shape != wanted.shape or not (np.abs(found - wanted) <= bound).all():
+            raise _not_loaded(module.name, "another ΔW")
+    if layers:
+        raise _not_loaded(next(iter(layers)), "a VB-LoRA layer that the adapter does not have")
     _require_trained(bare, adapter, adapter_name)
 
 

@@ -13,7 +13,7 @@ pytest.importorskip("transformers.conversion_mapping")
 from tests.converters.merge.folders import adapter_of, tensor_of  # noqa: E402
 from vbfmt import errors, save  # noqa: E402
 from vbfmt.converters.peft import load_adapter  # noqa: E402
-from vbfmt.converters.peft.loaded import require_loaded  # noqa: E402
+from vbfmt.converters.peft.loaded import require_loaded, require_mixtures_loaded  # noqa: E402
 
 SIZES = {
     "hidden_size": 16,
@@ -94,3 +94,21 @@ def test_what_peft_refuses_is_one_clear_error(tmp_path):
     save(adapter_of({name: shape}), tmp_path / "x.vblora")
     with pytest.raises(errors.TargetError, match="PEFT refuses the adapter.*form='vblora'"):
         load_adapter(mamba, tmp_path / "x.vblora")
+
+
+def test_vb_lora_layers_of_peft_are_compared_too(tmp_path):
+    names = NAME, "vit.layers.1.attention.q_proj"
+    adapter = adapter_of(dict.fromkeys(names, (16, 16)))
+    save(adapter, tmp_path / "x.vblora")
+    result = load_adapter(model(), tmp_path / "x.vblora", form="vblora")
+    layer = result.base_model.model.get_submodule(NAME)
+    torch.nn.init.normal_(layer.vblora_logits_A["default"])
+    with pytest.raises(errors.TargetError, match="q_proj.*another ΔW"):
+        require_mixtures_loaded(result, adapter, "default")
+
+
+def test_vb_lora_layers_that_the_adapter_does_not_have_are_refused(tmp_path):
+    adapter = adapter_of({NAME: (16, 16)}, config='{"target_modules":["q_proj"]}')
+    save(adapter, tmp_path / "x.vblora")
+    with pytest.raises(errors.TargetError, match=r"layers\.1.*the adapter does not have"):
+        load_adapter(model(), tmp_path / "x.vblora", form="vblora")
