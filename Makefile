@@ -10,7 +10,7 @@ BIN := $(VENV)/bin
 help:
 	@echo "make demo      pack, inspect, verify and expand the trained checkpoint in tests/data"
 	@echo "make example   train LoRA and VB-LoRA on the same task, three runs of each (twenty minutes on two cores)"
-	@echo "make example-fleet  LoRA against banks that adapters share, four kinds of text, three seeds (a quarter of an hour on two idle cores)"
+	@echo "make example-fleet  LoRA against banks that adapters share, four kinds of text, six seeds (a quarter of an hour on two idle cores)"
 	@echo "make pictures  draw the README's pictures again"
 	@echo "make test      the tests (about five minutes on two cores)"
 	@echo "make test-all  the tests, the heavy ones too"
@@ -97,7 +97,7 @@ example: $(VENV)/dev
 
 # What was computed is kept in build/fleet and not computed again.
 example-fleet: $(VENV)/dev
-	$(BIN)/python -m tests.examples.fleet build/fleet --seeds 3
+	$(BIN)/python -m tests.examples.fleet build/fleet --methods lora seed own --seeds 6
 
 pictures: $(VENV)/dev
 	$(BIN)/python -m tests.pictures docs/pictures

@@ -51,7 +51,7 @@ def test_only_the_active_adapter_trains():
 def test_logits_on_a_bank_from_a_seed_have_a_higher_rate():
     model = net()
     inject(model, config(), bank=VectorBank.from_seed(0, 16, 8))
-    assert [(g["name"], g["lr"]) for g in param_groups(model)] == [("logits", 2e-2)]
+    assert [(g["name"], g["lr"]) for g in param_groups(model)] == [("logits", 4e-2)]
     assert param_groups(model, lr_logits=0.5)[0]["lr"] == 0.5
 
 

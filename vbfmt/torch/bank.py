@@ -67,7 +67,7 @@ class VectorBank(nn.Module):
 
         The same arguments give the same bytes everywhere, so that the bank can be made again from
         its seed. Training only chooses and mixes its vectors: `train_unselected` and
-        `starts_small` are on for that, and `param_groups` gives the logits a rate of 2e-2. Where
+        `starts_small` are on for that, and `param_groups` gives the logits a rate of 4e-2. Where
         training resumes, make the bank again and give it to `load_checkpoint`.
 
         Args:

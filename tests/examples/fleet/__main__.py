@@ -27,7 +27,7 @@ def parse_arguments() -> argparse.Namespace:
     """Read the command line."""
     parser = argparse.ArgumentParser(description="One bank for many adapters, against LoRA.")
     parser.add_argument("folder", type=Path, help="where sentences, results and banks are kept")
-    parser.add_argument("--seeds", type=int, default=3, help="runs of each (default 3)")
+    parser.add_argument("--seeds", type=int, default=6, help="runs of each (default 6)")
     parser.add_argument("--methods", nargs="+", choices=list(METHODS), default=list(METHODS))
     parser.add_argument("--part", choices=("validation", "test"), default="test")
     parser.add_argument(

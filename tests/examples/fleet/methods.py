@@ -31,10 +31,12 @@ class Method:
         return 4 * self.settings.h * self.settings.b if self.bank else 0
 
 
-# The rates were chosen among a few on the validation parts, one run each.
+# The rates were chosen among a few on the validation parts.
 METHODS = {
     "lora": Method("LoRA, r = 8", Settings(method="lora", rank=8, lr=1e-3)),
     "seed": Method("bank from a seed, frozen", Settings(), SEED),
+    "seed-k2": Method("the same, k = 2", Settings(k=2), SEED),
+    "seed-k8": Method("the same, k = 8", Settings(k=8), SEED),
     "joint": Method("bank trained by all four together", Settings(lr_bank=3e-3), JOINT),
     "own": Method(
         "VB-LoRA, a bank of its own",

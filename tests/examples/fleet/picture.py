@@ -17,12 +17,14 @@ from tests.examples.fleet.texts import KINDS
 COLOURS = {
     "lora": "#4c4c4c",
     "seed": "#1f6fb4",
+    "seed-k2": "#12406b",
+    "seed-k8": "#56a3e0",
     "joint": "#3f9e58",
     "own": "#d98c2b",
     "films": "#9c5fb5",
     "seed-plain": "#7fb2dd",
 }
-KILOBYTES = (10, 30, 100, 300, 1000)
+KILOBYTES = (5, 10, 30, 100, 300, 1000)
 SPAN = 0.1  # of each panel, so that a point is as high in all
 
 
@@ -56,7 +58,7 @@ def _draw_method(axes: Axes, row: dict[str, Any], scores: list[float]) -> Any:
 
 def _lay_out(axes: Axes, kind: str, scores: list[float]) -> None:
     middle = (min(scores) + max(scores)) / 2 if scores else 0.5
-    axes.set(title=kind, xlabel="kB per user, without head", xscale="log", xlim=(7, 1500))
+    axes.set(title=kind, xlabel="kB per user, without head", xscale="log", xlim=(3, 1500))
     axes.set_ylim(middle - SPAN / 2, middle + SPAN / 2)
     axes.xaxis.set_major_locator(FixedLocator(KILOBYTES))
     axes.xaxis.set_minor_locator(NullLocator())

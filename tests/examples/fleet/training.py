@@ -56,7 +56,7 @@ class Settings:
     k: int = 4
     bound: float = 0.2
     std: float = 0.1
-    lr: float = 2e-2
+    lr: float = 4e-2
     lr_bank: float = 0.0
     train_unselected: bool = True
     starts_small: bool = True
