@@ -8,12 +8,12 @@ import numpy as np
 
 from vbfmt.converters.merge.arithmetic import FLOATS
 from vbfmt.converters.merge.base import Base
-from vbfmt.converters.names.places import Places
+from vbfmt.converters.names.locations import Locations
 from vbfmt.errors import SourceError
 from vbfmt.tensors import Tensor, numpy_dtype
 
 
-def tensors(base: Base, places: Places, trained: Mapping[str, Tensor]) -> dict[str, Tensor]:
+def tensors(base: Base, locations: Locations, trained: Mapping[str, Tensor]) -> dict[str, Tensor]:
     """The base's tensors with the trained values in them, by their names.
 
     Args:
@@ -23,7 +23,7 @@ def tensors(base: Base, places: Places, trained: Mapping[str, Tensor]) -> dict[s
         SourceError: a trained tensor does not fit.
     """
     result: dict[str, Tensor] = {}
-    running = places.running
+    running = locations.running
     for target, tensor in trained.items():
         if running is None or tensor.shape != running.shapes[target] or tensor.dtype not in FLOATS:
             expected = running.shapes[target] if running else None

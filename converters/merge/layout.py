@@ -12,8 +12,9 @@ from vbfmt.converters.lowrank import LowRank
 from vbfmt.converters.merge import composed, config, refusals
 from vbfmt.converters.merge.arithmetic import FLOATS
 from vbfmt.converters.merge.base import PICKLE, SAFETENSORS, Base
-from vbfmt.converters.names import places_in
-from vbfmt.converters.names.places import Block, Places
+from vbfmt.converters.names import locate
+from vbfmt.converters.names.blocks import Block
+from vbfmt.converters.names.locations import Locations
 from vbfmt.converters.names.rule import Rule
 from vbfmt.errors import SourceError
 from vbfmt.module import Module
@@ -34,7 +35,7 @@ class Item:
 
     Attributes:
         name: in the output.
-        source: what it begins as: the base's tensor, or a trained one in its place.
+        source: what it begins as: the base's tensor, or the trained one that replaces it.
         dtype: in the output.
         module: whose B·A is added, if the tensor is the weight of one module.
         transposed: the weight is stored as (in, out).
@@ -94,7 +95,7 @@ class Layout:
         rule: how the adapter's names became the base's.
         prefix: what all of the base's names get in front, so that a head that is added can stand
             beside them.
-        replaced: tensors of the base, by its names, that trained ones take the place of.
+        replaced: tensors of the base, by its names, that trained ones replace.
         added: trained tensors that the base lacks, by the output's names.
         notice: what the user should know of the names.
     """
@@ -113,34 +114,34 @@ class Layout:
 
 
 def layout(base: Base, adapter: LowRank, dtype: str | None, *, part: str | None = None) -> Layout:
-    """Find a place for everything that the adapter brings.
+    """Find the tensors of the base that the adapter changes.
 
     Args:
         dtype: safetensors name of the dtype of all floating-point tensors; None for the base's own.
-        part: as `vbfmt.converters.names.places_in`.
+        part: as `vbfmt.converters.names.locate`.
 
     Raises:
         SourceError: not all of it has one.
     """
     try:
-        places = places_in(base.tensors, base.config, adapter, part=part)
+        locations = locate(base.tensors, base.config, adapter, part=part)
     except SourceError as error:
         refusals.require_untied_modules(base, adapter)
         raise error.in_file(base.path) from None
-    touched = _touched(base, adapter, places)
-    replaced = _replaced(base, adapter, places)
-    new = [name for name in adapter.tensors if name in places.added]
+    touched = _touched(base, adapter, locations)
+    replaced = _replaced(base, adapter, locations)
+    new = [name for name in adapter.tensors if name in locations.added]
     for name in new:
         refusals.require_untied(
-            base, name, adapter.tensors[name], adapter, added=True, tied=places.tied
+            base, name, adapter.tensors[name], adapter, added=True, tied=locations.tied
         )
     # A head beside a base that lacks the model's prefix: the output is the whole model.
-    rule = places.rule
-    prefix = rule.drop if any(rule(places.added[name]) is None for name in new) else ""
+    rule = locations.rule
+    prefix = rule.drop if any(rule(locations.added[name]) is None for name in new) else ""
     added = {
         inner if rule(inner) is None else f"{prefix}{rule(inner)}": adapter.tensors[name]
         for name in new
-        for inner in [places.added[name]]
+        for inner in [locations.added[name]]
     }
     files = []
     for shard in base.shards:
@@ -163,20 +164,20 @@ def layout(base: Base, adapter: LowRank, dtype: str | None, *, part: str | None 
         prefix=prefix,
         replaced=tuple(replaced),
         added=tuple(added),
-        notice=places.notice,
+        notice=locations.notice,
     )
 
 
-def _touched(base: Base, adapter: LowRank, places: Places) -> dict[str, Item]:
+def _touched(base: Base, adapter: LowRank, locations: Locations) -> dict[str, Item]:
     """The base's tensors that get a B·A, by their names."""
     whole: dict[Module, tuple[str, Tensor]] = {}
     parts: dict[str, list[Part]] = {}
     for module in adapter.modules:
-        for block in places.modules[module.name]:
+        for block in locations.modules[module.name]:
             tensor = base.tensors[block.tensor]
             refusals.require_float(block.tensor, tensor, base)
             refusals.require_untied(
-                base, block.tensor, tensor, adapter, added=False, tied=places.tied
+                base, block.tensor, tensor, adapter, added=False, tied=locations.tied
             )
             if block.rows is None:
                 whole[module] = block.tensor, tensor
@@ -194,33 +195,37 @@ def _touched(base: Base, adapter: LowRank, places: Places) -> dict[str, Item]:
     return result
 
 
-def _replaced(base: Base, adapter: LowRank, places: Places) -> dict[str, Tensor]:
-    """The base's tensors that trained ones take the place of, by their names."""
-    _require_one_each(places.tensors, base)
-    replaced = {place: adapter.tensors[name] for name, place in places.tensors.items()}
-    _require_fit(replaced, base, adapter, places)
-    trained = {target: adapter.tensors[name] for name, target in places.composed.items()}
-    for name, tensor in composed.tensors(base, places, trained).items():
+def _replaced(base: Base, adapter: LowRank, locations: Locations) -> dict[str, Tensor]:
+    """The base's tensors that trained ones replace, by their names."""
+    _require_one_each(locations.tensors, base)
+    replaced = {target: adapter.tensors[name] for name, target in locations.tensors.items()}
+    _require_fit(replaced, base, adapter, locations)
+    trained = {target: adapter.tensors[name] for name, target in locations.composed.items()}
+    for name, tensor in composed.tensors(base, locations, trained).items():
         if name in replaced:
-            raise SourceError("two trained tensors for one place", file=base.path, part=name)
+            raise SourceError(
+                "two trained tensors for one tensor of the base", file=base.path, part=name
+            )
         replaced[name] = tensor
     return replaced
 
 
-def _require_one_each(places: Mapping[str, str], base: Base) -> None:
-    for place, count in Counter(places.values()).items():
+def _require_one_each(locations: Mapping[str, str], base: Base) -> None:
+    for name, count in Counter(locations.values()).items():
         if count > 1:
-            raise SourceError("two trained tensors for one place", file=base.path, part=place)
+            raise SourceError(
+                "two trained tensors for one tensor of the base", file=base.path, part=name
+            )
 
 
 def _require_fit(
-    replaced: Mapping[str, Tensor], base: Base, adapter: LowRank, places: Places
+    replaced: Mapping[str, Tensor], base: Base, adapter: LowRank, locations: Locations
 ) -> None:
-    """Trained tensors have their places' shapes; only a classifier may have other labels."""
+    """Trained tensors have their targets' shapes; only a classifier may have other labels."""
     before, after = config.labels(base.config), config.trained_labels(adapter)
     for name, tensor in replaced.items():
         old = base.tensors[name]
-        refusals.require_untied(base, name, old, adapter, added=False, tied=places.tied)
+        refusals.require_untied(base, name, old, adapter, added=False, tied=locations.tied)
         relabelled = config.is_head(name) and (old.shape[:1], tensor.shape[:1]) == (
             (before,),
             (after,),

@@ -1,4 +1,4 @@
-"""What a module or a tensor is called: in an adapter, in the running model, in the base's files.
+"""The names of a module or tensor in an adapter, in the running model and in the base's files.
 
 transformers renames tensors when it loads them (`transformers.conversion_mapping`), so a tensor may
 have one name in the running model, where adapters take theirs from, and another on the disk; it
@@ -6,7 +6,7 @@ may be cut otherwise, too: the experts of a layer are one parameter of three dim
 
 Where a base is of a type that transformers loads as it is (`plain`), names differ by one prefix at
 most, which is found from the names themselves (`rule`). For all others transformers is asked
-(`running`), and `places` says where everything belongs.
+(`running`), and `locations` says which tensors on the disk an adapter changes.
 """
 
 from __future__ import annotations
@@ -16,8 +16,8 @@ from collections.abc import Mapping
 from typing import Any
 
 from vbfmt.converters.lowrank import LowRank
-from vbfmt.converters.names import places, plain, running
-from vbfmt.converters.names.places import Places
+from vbfmt.converters.names import locations, plain, running
+from vbfmt.converters.names.locations import Locations
 from vbfmt.converters.names.rule import SeveralPartsError
 from vbfmt.converters.names.running import Shape
 from vbfmt.errors import SourceError
@@ -31,20 +31,20 @@ _NOT_CHECKED = (
 )
 
 
-def places_in(
+def locate(
     tensors: Mapping[str, Tensor],
     config: Mapping[str, Any],
     adapter: LowRank,
     *,
     part: str | None = None,
-) -> Places:
-    """Where everything that an adapter brings belongs in a base's files.
+) -> Locations:
+    """Find what an adapter changes in a base's files.
 
     Args:
         tensors: the base's, by their names on the disk.
-        config: what the base's ``config.json`` says.
-        part: what the names of the part of the base begin with that the adapter changes, where
-            several fit; with or without the last dot.
+        config: content of the base's ``config.json``.
+        part: the prefix of the part of the base that the adapter changes, with or without the last
+            dot, if several parts match.
 
     Raises:
         SourceError: not every module has a weight there.
@@ -60,7 +60,7 @@ def places_in(
     model = running.build(config, disk)
     if model is not None:
         try:
-            return places.in_running(model, adapter.modules, trained, part=part)
+            return locations.in_running(model, adapter.modules, trained, part=part)
         except SourceError:
             if isinstance(error, SeveralPartsError):
                 raise error from None
@@ -74,8 +74,7 @@ def places_in(
         return guess
     if guess.added:
         raise SourceError(
-            "a trained tensor has no place of its name in the base, whose tensors transformers "
-            "renames",
+            "the base has no tensor of that name, and transformers renames its tensors",
             part=next(iter(guess.added)),
             advice=_advice(),
         )
@@ -88,9 +87,9 @@ def _advice() -> str:
 
 def _guess(
     adapter: LowRank, trained: Mapping[str, Shape], disk: Mapping[str, Shape], part: str | None
-) -> tuple[Places | None, SourceError | None]:
-    """The places by names alone, or the error that says why there are none."""
+) -> tuple[Locations | None, SourceError | None]:
+    """Return the locations by names alone, or the error that says why there are none."""
     try:
-        return places.by_rule(adapter.modules, trained, disk, part=part), None
+        return locations.by_rule(adapter.modules, trained, disk, part=part), None
     except SourceError as error:
         return None, error

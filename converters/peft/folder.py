@@ -27,7 +27,7 @@ from vbfmt.converters._files.checkpoint import (
 from vbfmt.converters.hub.card import NAME as CARD
 from vbfmt.converters.peft import config as peft_config
 from vbfmt.converters.peft.keys import Factor, Keys, parse
-from vbfmt.converters.peft.rows import as_peft_orders, places, rows_by_module
+from vbfmt.converters.peft.rows import as_peft_orders, orders, rows_by_module
 from vbfmt.errors import SourceError, TargetError, VbfmtError, warn
 from vbfmt.module import Module
 from vbfmt.tensors import Tensor
@@ -149,7 +149,7 @@ def write(
     tensors = {"base_model.vblora_vector_bank": Tensor.of(adapter.bank)}
     indices, weights = as_peft_orders(adapter)
     for module in adapter:
-        for factor, (here, by_tile) in places(adapter, module).items():
+        for factor, (here, by_tile) in orders(adapter, module).items():
             key = f"base_model.model.{module.name}.vblora_logits_{factor}"
             for what, array in (("indices", indices), ("weights", weights)):
                 tensors[f"{key}_topk_{what}"] = Tensor.of(by_tile(array[here]))

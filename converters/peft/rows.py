@@ -49,8 +49,8 @@ def rows_of_blocks(blocks: Mapping[str, Logits], k: int, h: int) -> Rows:
     selection = select_top_k(blocks, k)
     if selection.ties:
         warn(
-            f"{selection.ties} of {len(selection.indices)} rows have equal logits at place {k}; "
-            "the lowest index was taken, the trained model's own choice is undefined"
+            f"{selection.ties} of {len(selection.indices)} rows have equal logits at the "
+            f"top-{k} cut; the lowest index was taken, the trained model's own choice is undefined"
         )
     return rows_from_selection(selection, h)
 
@@ -148,7 +148,7 @@ def as_peft_orders(adapter: Adapter) -> tuple[NDArray[Any], NDArray[np.float32]]
     """Indices and k − 1 weights of every row such that PEFT's missing last weight is exact.
 
     PEFT leaves the smallest weight out. Where 1 − Σ then does not give it back, the row is turned
-    by one place, so that the largest is missing, as here.
+    by one column, so that the largest is missing, as here.
     """
     indices = adapter.indices.astype(_peft_index_dtype(adapter.h))
     if adapter.k == 1:
@@ -172,7 +172,7 @@ def _peft_index_dtype(h: int) -> str:
     return "u1" if h < 1 << 8 else "<i2" if h < 1 << 15 else "<i4"
 
 
-def places(
+def orders(
     adapter: Adapter, module: Module
 ) -> dict[str, tuple[slice, Callable[[NDArray[Any]], NDArray[Any]]]]:
     """For each factor: its rows, and how they become PEFT's tensor."""

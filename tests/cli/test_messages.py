@@ -189,7 +189,9 @@ def test_ties_are_counted_at_a_place(vbfmt, tmp_path):
     arrays[f"{KEY}.vblora_logits_A"][:] = 0
     folder = write_folder(tmp_path / "tied", arrays)
     result = vbfmt("pack", folder, "-o", tmp_path / "x.vblora")
-    assert result.err.startswith("note: 4 of 10 rows have equal logits at place 2; the lowest ")
+    assert result.err.startswith(
+        "note: 4 of 10 rows have equal logits at the top-2 cut; the lowest "
+    )
 
 
 def hostile(text):

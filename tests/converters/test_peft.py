@@ -176,8 +176,8 @@ def test_ties_at_the_kth_place_are_counted_aloud():
     with warned() as said:
         adapter = read(arrays)
     assert said == [
-        "1 of 10 rows have equal logits at place 2; the lowest index was taken, the trained "
-        "model's own choice is undefined"
+        "1 of 10 rows have equal logits at the top-2 cut; the lowest index was taken, the "
+        "trained model's own choice is undefined"
     ]
     np.testing.assert_array_equal(adapter.indices[1], [0, 1])
 

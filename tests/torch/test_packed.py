@@ -213,7 +213,9 @@ def test_equal_logits_are_told():
     inject(model, config(init_logits_std=0.0))
     with warned() as notices:
         to_adapter(model)
-    assert notices == ["57 of 57 rows have equal logits at place 2; the lowest index was taken"]
+    assert notices == [
+        "57 of 57 rows have equal logits at the top-2 cut; the lowest index was taken"
+    ]
 
 
 @pytest.mark.parametrize("gap", [0.0, -1.0, float("inf"), float("nan"), "0.1"])

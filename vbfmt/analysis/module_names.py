@@ -1,4 +1,4 @@
-"""Where in a model modules stand, read from their names: which layer, and which kind of module."""
+"""Layers and kinds of modules, read from their names."""
 
 from __future__ import annotations
 
@@ -16,8 +16,8 @@ OUTSIDE = "outside the layers"
 
 
 @dataclass(frozen=True)
-class Place:
-    """Where a module stands.
+class Position:
+    """The layer and kind of a module.
 
     Attributes:
         layer: the first whole number among the components of its name, if there is one.
@@ -29,16 +29,16 @@ class Place:
     kind: str
 
 
-def places(names: Iterable[str]) -> dict[str, Place]:
-    """The place of every module, by name."""
+def positions(names: Iterable[str]) -> dict[str, Position]:
+    """Return the position of every module, by name."""
     patterns = {name: _pattern(name) for name in names}
     kinds = _shortest_ends(set(patterns.values()))
-    return {name: Place(_layer(name), kinds[pattern]) for name, pattern in patterns.items()}
+    return {name: Position(_layer(name), kinds[pattern]) for name, pattern in patterns.items()}
 
 
 def reading_order(adapter: Adapter) -> list[str]:
     """The modules' names from the first layer to the last: 2 before 10, which a file has not."""
-    found = places(module.name for module in adapter)
+    found = positions(module.name for module in adapter)
     return sorted(found, key=lambda name: (found[name].layer is None, found[name].layer or 0, name))
 
 
@@ -49,12 +49,12 @@ def thirds(adapter: Adapter) -> tuple[list[str], NDArray[np.intp]]:
         names of the groups that have modules, and (M,) which group each module is in. Modules
         outside the numbered layers are a group of their own.
     """
-    found = places(module.name for module in adapter)
-    layers = sorted({place.layer for place in found.values() if place.layer is not None})
+    found = positions(module.name for module in adapter)
+    layers = sorted({each.layer for each in found.values() if each.layer is not None})
     parts = [part.tolist() for part in np.array_split(np.array(layers, dtype=int), 3) if part.size]
     names = [_span(part) for part in parts]
     group = {layer: position for position, part in enumerate(parts) for layer in part}
-    chosen = [len(parts) if place.layer is None else group[place.layer] for place in found.values()]
+    chosen = [len(parts) if each.layer is None else group[each.layer] for each in found.values()]
     if len(parts) in chosen:
         names.append(OUTSIDE)
     return names, np.array(chosen, dtype=np.intp)
@@ -69,7 +69,7 @@ def kinds(adapter: Adapter, most: int) -> tuple[list[str], NDArray[np.intp]]:
     Returns:
         names of the groups, and (M,) which group each module is in.
     """
-    found = places(module.name for module in adapter)
+    found = positions(module.name for module in adapter)
     counts: dict[str, int] = {}
     for name in reading_order(adapter):
         counts[found[name].kind] = counts.get(found[name].kind, 0) + 1

@@ -8,7 +8,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from vbfmt.adapter import Adapter
-from vbfmt.analysis.module_names import places, reading_order
+from vbfmt.analysis.module_names import positions, reading_order
 from vbfmt.analysis.statistics import Balance, balance, largest_weights, usage
 from vbfmt.module import Module
 
@@ -18,7 +18,7 @@ _WEIGHT_BINS = 5
 
 @dataclass(frozen=True)
 class Group:
-    """Modules of one kind: the same place in their layers, same shape, same rank.
+    """Modules of one kind: the same name within their layers, same shape, same rank.
 
     Attributes:
         kind: what they are in their layers, ``q_proj``.
@@ -132,7 +132,7 @@ def _usage(adapter: Adapter) -> Histogram:
 
 
 def _groups(adapter: Adapter, largest: NDArray[np.float32]) -> tuple[Group, ...]:
-    where = places(module.name for module in adapter)
+    where = positions(module.name for module in adapter)
     members: dict[tuple[str, int, int, int], list[Module]] = {}
     for name in reading_order(adapter):
         m = adapter[name]

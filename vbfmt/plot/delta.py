@@ -63,11 +63,11 @@ def _grid(
     """Names of rows, layers, the norms (NaN where there is no module), and whether a cell has
     several modules."""
     names, kind = kinds(scene.adapter, _MOST_KINDS)
-    numbers = {place.layer for place in scene.places.values()}
+    numbers = {each.layer for each in scene.positions.values()}
     layers: list[int | None] = [*sorted(number for number in numbers if number is not None)]
     layers += [None] if None in numbers else []
     position = {layer: column for column, layer in enumerate(layers)}
-    column = np.array([position[scene.places[module.name].layer] for module in scene.adapter])
+    column = np.array([position[scene.positions[module.name].layer] for module in scene.adapter])
     cell, size = kind * len(layers) + column, len(names) * len(layers)
     squares = np.bincount(cell, delta_norms(scene.adapter) ** 2, minlength=size)
     counts = np.bincount(cell, minlength=size)

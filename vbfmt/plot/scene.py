@@ -10,7 +10,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from vbfmt.adapter import Adapter
-from vbfmt.analysis.module_names import OUTSIDE, Place, places, reading_order
+from vbfmt.analysis.module_names import OUTSIDE, Position, positions, reading_order
 from vbfmt.analysis.statistics import bank_norms, drawn_at_random, rows_by_module, usage
 from vbfmt.errors import ContentError, printable
 
@@ -73,9 +73,9 @@ class Scene:
         return np.argsort(-self.norms, kind="stable")
 
     @cached_property
-    def places(self) -> dict[str, Place]:
+    def positions(self) -> dict[str, Position]:
         """Where each module stands, by name."""
-        return places(module.name for module in self.adapter)
+        return positions(module.name for module in self.adapter)
 
     @cached_property
     def row_groups(self) -> tuple[NDArray[np.intp], NDArray[np.bool_]]:

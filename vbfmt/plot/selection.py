@@ -176,7 +176,7 @@ def _mark_layers(axes: Axes, scene: Scene) -> None:
     module, _ = scene.row_groups
     starts: dict[str, int] = {}
     for position, number in enumerate(module[scene.row_order].tolist()):
-        layer = scene.places[scene.adapter.modules[number].name].layer
+        layer = scene.positions[scene.adapter.modules[number].name].layer
         starts.setdefault("outside" if layer is None else str(layer), position)
     step = -(-len(starts) // _MOST_TICKS)
     shown = list(starts.items())[::step]
@@ -201,9 +201,9 @@ def _names(scene: Scene, size: tuple[int, int]) -> tuple[list[str], list[str]]:
 
 
 def _site(scene: Scene, module: int, in_b: bool) -> str:
-    place = scene.places[scene.adapter.modules[module].name]
-    layer = "" if place.layer is None else f"layer {place.layer} "
-    return f"{layer}{shortened(place.kind, 30)} {'B' if in_b else 'A'}"
+    position = scene.positions[scene.adapter.modules[module].name]
+    layer = "" if position.layer is None else f"layer {position.layer} "
+    return f"{layer}{shortened(position.kind, 30)} {'B' if in_b else 'A'}"
 
 
 def _spans(n: int, count: int) -> list[tuple[int, int]]:

@@ -181,7 +181,7 @@ class VBLoRA(nn.Module):
         for each in (self.active, name):
             if each is not None:
                 stand_ins = self.adapter(each).stand_ins
-                stand_ins.require_places(self.root)
+                stand_ins.require_originals(self.root)
                 require_local("exchange heads and biases", stand_ins.both(self.root))
         for adapter in self.adapters:
             self.drop_pass(adapter)

@@ -149,7 +149,7 @@ def _others(
     named where the model has but one; resized embeddings are not named), so what is there counts.
 
     Raises:
-        ModelError: the model has no place for one, or one that the config promises is not there.
+        ModelError: the model does not have one, or one that the config promises is not there.
     """
     names = []
     for key in tensors:
@@ -182,8 +182,8 @@ def _others(
 def _has_tensor(modules: Mapping[str, nn.Module], name: str) -> bool:
     path, _, leaf = name.rpartition(".")
     owner = modules.get(path)
-    places = {} if owner is None else {**owner._parameters, **owner._buffers}
-    return places.get(leaf) is not None
+    own = {} if owner is None else {**owner._parameters, **owner._buffers}
+    return own.get(leaf) is not None
 
 
 def _layers(model: nn.Module, names: Mapping[str, int]) -> dict[str, nn.Module]:

@@ -202,8 +202,8 @@ def _rows(updates: Mapping[str, Admixture]) -> dict[str, Rows]:
     selection = select_top_k(blocks, first.topk)
     if selection.ties:
         warn(
-            f"{selection.ties} of {len(selection.indices)} rows have equal logits at place "
-            f"{first.topk}; the lowest index was taken"
+            f"{selection.ties} of {len(selection.indices)} rows have equal logits at the "
+            f"top-{first.topk} cut; the lowest index was taken"
         )
     rows = rows_from_selection(selection, first.logits.shape[1])
     ends = np.cumsum([len(block) for block in blocks.values()])

@@ -55,7 +55,7 @@ class StandIns(nn.Module):
             result.names.append(name)
         return result
 
-    def require_places(self, root: nn.Module) -> None:
+    def require_originals(self, root: nn.Module) -> None:
         """Refuse to exchange tensors with what is not the model's own of that shape any more.
 
         Raises:

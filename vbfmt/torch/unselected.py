@@ -70,6 +70,6 @@ class _ComposeWithAllGradients(torch.autograd.Function):
 
 def _gradient_of_bank(bank: Tensor, indices: Tensor, weights: Tensor, gradient: Tensor) -> Tensor:
     total = torch.zeros_like(bank)
-    for place in range(indices.shape[1]):
-        total.index_add_(0, indices[:, place], gradient * weights[:, place : place + 1])
+    for column in range(indices.shape[1]):
+        total.index_add_(0, indices[:, column], gradient * weights[:, column : column + 1])
     return total

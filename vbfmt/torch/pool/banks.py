@@ -51,7 +51,7 @@ class Banks:
 
     Attributes:
         memory: (elements,) float32; another tensor after it has grown, with the same content at
-            the same places. What no bank uses is finite too: rows of weight zero point there.
+            the same addresses. What no bank uses is finite too: rows of weight zero point there.
     """
 
     def __init__(self, device: torch.device) -> None:

@@ -43,7 +43,7 @@ class Batch:
     Attributes:
         samples: how many there are.
         copies: how many rows of the model's input belong to each, one after another (beams).
-        parts: what changes in every layer, by its place in the pool's list; None for nothing.
+        parts: what changes in every layer, by its index in the pool's list; None for nothing.
     """
 
     samples: int
@@ -82,7 +82,7 @@ class Staging:
     ) -> None:
         self._residents = residents
         self._modules = modules
-        self._places = {name: place for place, name in enumerate(modules)}
+        self._indices = {name: index for index, name in enumerate(modules)}
         self._device = device
         self._form = form
         self._known: dict[str, Module] = {}
@@ -138,7 +138,7 @@ class Staging:
         own = self._own([None if each is None else each.own for each in residents])
         parts: list[Part | None] = [None] * len(self._modules)
         for name in {**rows, **own}:
-            parts[self._places[name]] = Part(tuple(rows.get(name, ())), own.get(name))
+            parts[self._indices[name]] = Part(tuple(rows.get(name, ())), own.get(name))
         return parts
 
     def _own(self, owners: Sequence[OwnTensors | None]) -> dict[str, Own]:

@@ -37,14 +37,14 @@ class LayerHook:
     Attributes:
         pool: the key of its pool.
         name: of the layer, for messages.
-        place: in a batch's `parts`.
-        called: places of the layers that batches have called, of all hooks of a pool.
+        index: of the layer, in a batch's `parts`.
+        called: indices of the layers that batches have called, of all hooks of a pool.
     """
 
-    def __init__(self, pool: int, name: str, place: int, called: set[int]) -> None:
+    def __init__(self, pool: int, name: str, index: int, called: set[int]) -> None:
         self.pool = pool
         self.name = name
-        self.place = place
+        self.index = index
         self.called = called
 
     def __call__(
@@ -55,8 +55,8 @@ class LayerHook:
         if batch is None:
             return None
         if not torch.compiler.is_compiling():
-            self.called.add(self.place)
-        part = batch.parts[self.place]
+            self.called.add(self.index)
+        part = batch.parts[self.index]
         if part is None:
             return None
         x = args[0] if args else next(iter(kwargs.values()))
@@ -84,14 +84,14 @@ class LayerHook:
 
     def __deepcopy__(self, memo: dict[int, Any]) -> LayerHook:
         """One without a pool: copies of a model are no part of it."""
-        return LayerHook(NO_POOL, self.name, self.place, set())
+        return LayerHook(NO_POOL, self.name, self.index, set())
 
     def __reduce__(self) -> tuple[Any, ...]:
-        return _without_pool, (self.name, self.place)
+        return _without_pool, (self.name, self.index)
 
 
-def _without_pool(name: str, place: int) -> LayerHook:
-    return LayerHook(NO_POOL, name, place, set())
+def _without_pool(name: str, index: int) -> LayerHook:
+    return LayerHook(NO_POOL, name, index, set())
 
 
 def _changed(batch: Batch, part: Part, module: nn.Module, x: Tensor, output: Tensor) -> Tensor:

@@ -112,9 +112,9 @@ class AdapterPool:
         self._warned = False
         self._hooks = [
             each.register_forward_hook(
-                LayerHook(self._key, name, place, self._called), with_kwargs=True
+                LayerHook(self._key, name, index, self._called), with_kwargs=True
             )
-            for place, (name, each) in enumerate(served.items())
+            for index, (name, each) in enumerate(served.items())
         ]
         pools.add(model)
         forget_compiled()
@@ -285,13 +285,13 @@ class AdapterPool:
         dynamo = sys.modules.get("torch._dynamo.utils")
         if self._warned or not self._called or (dynamo and dynamo.counters["frames"]):
             return
-        changed = [place for place, part in enumerate(batch.parts) if part is not None]
-        dead = [place for place in changed if place not in self._called]
+        changed = [index for index, part in enumerate(batch.parts) if part is not None]
+        dead = [index for index in changed if index not in self._called]
         if dead:
             self._warned = True
             names = [*self._served]
             warn(
-                f"{few([names[place] for place in dead])}: these layers were not called, so "
+                f"{few([names[index] for index in dead])}: these layers were not called, so "
                 f"adapters have no effect there"
             )
 

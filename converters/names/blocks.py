@@ -1,0 +1,141 @@
+"""The blocks of a weight: in which tensors on the disk its rows are, and in which order."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import NDArray
+
+from vbfmt.converters.names.running import Running, Shape, number_in
+from vbfmt.errors import SourceError
+from vbfmt.module import Module
+
+Positions = NDArray[np.int64]
+
+
+@dataclass(frozen=True)
+class Block:
+    """A tensor on the disk that holds a module's weight, or some rows of it.
+
+    Attributes:
+        tensor: the tensor's name.
+        rows, columns: the row and column of the tensor for each row and column of the weight in the
+            running model, without rows that are in other tensors; None if the tensor is the weight.
+        own_rows: which rows of the weight these are.
+        turned: rows of the weight are columns of the tensor.
+        index: which matrix of a tensor with three dimensions.
+    """
+
+    tensor: str
+    rows: Positions | None = None
+    columns: Positions | None = None
+    own_rows: Positions | None = None
+    turned: bool = False
+    index: int | None = None
+
+
+def of_converted(running: Running, target: str) -> tuple[Block, ...]:
+    """Return the blocks of a weight that transformers makes by moving elements of some tensors."""
+    source = running.sources[target]
+    try:
+        numbers = running.indices(target)
+    except Exception as error:  # noqa: BLE001 - whatever its operations have against this base
+        raise SourceError(
+            "cannot find a weight in the base's files", part=target, found=error
+        ) from None
+    start = 0
+    blocks = []
+    for name in source.names:
+        shape = running.disk[name]
+        count = int(np.prod(shape, dtype=np.int64))
+        block = _block(name, numbers, start, shape)
+        if block is not None:
+            blocks.append(block)
+        start += count
+    return tuple(blocks)
+
+
+def _block(name: str, numbers: Positions, start: int, shape: Shape) -> Block | None:
+    """Return the block of a weight (out, in) in one tensor on the disk, None if there is none.
+
+    Args:
+        numbers: for each element of the weight its number among the elements of all its tensors.
+        start: the number of the tensor's first element.
+    """
+    count = int(np.prod(shape, dtype=np.int64))
+    inside = (numbers >= start) & (numbers < start + count)
+    own = np.flatnonzero(inside.all(axis=1)) if numbers.ndim == 2 else np.empty(0, np.int64)
+    if inside.sum() != own.size * numbers.shape[-1] or len(shape) != 2:
+        raise SourceError(
+            "unknown layout of a weight in the base's files",
+            part=name,
+            found=list(shape),
+            advice="load the base with transformers and save it with save_original_format=False",
+        )
+    if not own.size:
+        return None
+    part = numbers[own] - start
+    first, second = part // shape[1], part % shape[1]
+    for turned, (along, across) in ((False, (first, second)), (True, (second, first))):
+        rows, columns = along[:, 0], across[0]
+        if (along == rows[:, None]).all() and (across == columns).all():
+            return Block(name, rows, columns, own, turned)
+    raise SourceError("unknown order of a weight's elements", part=name)
+
+
+def of_fused(
+    running: Running, module: Module, weight: str, fused: str, pattern: str
+) -> tuple[Block, ...] | None:
+    """Return the block of an expert's weight in the tensor that holds all experts.
+
+    The conversion that transformers would apply to single experts is applied to row numbers.
+    """
+    import torch
+
+    if fused not in running.disk:
+        return None
+    converter, number = running.converter(pattern), number_in(pattern, weight)
+    shape = running.disk[fused]
+    if converter is None or number is None or len(shape) != 3 or number >= shape[0]:
+        return None
+    from copy import deepcopy
+
+    mine = deepcopy(converter)
+    rows = module.out_features
+    start, wanted = 0, None
+    for each in mine.source_patterns:
+        for expert in range(shape[0]):
+            numbers = torch.arange(start, start + rows).reshape(rows, 1)
+            mine.add_tensor(fused, f"{each}{expert}", each, numbers)
+            if each == pattern and expert == number:
+                wanted = start
+            start += rows
+    try:
+        made = mine.convert(fused, model=running.model, config=running.model.config)
+    except Exception:  # noqa: BLE001 - whatever its operations have against it
+        return None
+    value = next(iter(made.values()))
+    found = (value[0] if isinstance(value, list) else value).numpy()
+    if found.ndim != 3 or wanted is None:
+        return None
+    turned = found.shape[1] == 1 and rows != 1
+    expected = (shape[0], 1, shape[2]) if turned else (*shape[:2], 1)
+    width = shape[1] if turned else shape[2]
+    index, *others = np.nonzero((found >= wanted) & (found < wanted + rows))
+    if found.shape != expected or width != module.in_features or len(set(index.tolist())) != 1:
+        return None
+    along = others[1] if turned else others[0]
+    values = found[index, others[0], others[1]] - wanted
+    positions = np.empty(rows, np.int64)
+    positions[values] = along
+    return (
+        Block(
+            fused,
+            positions,
+            np.arange(width, dtype=np.int64),
+            np.arange(rows, dtype=np.int64),
+            turned,
+            int(index[0]),
+        ),
+    )
