@@ -79,7 +79,7 @@ def write(
 
 
 def _require_takeable(adapter: LowRank, drop_extras: bool) -> None:
-    """Refuse all that mlx-lm has no place for, in one message."""
+    """Refuse all that mlx-lm does not support, in one message."""
     outside = [m.name for m in adapter.modules if not _IN_A_LAYER.match(m.name)]
     towers = [
         module.name
@@ -99,7 +99,7 @@ def _require_takeable(adapter: LowRank, drop_extras: bool) -> None:
     if found:
         alone = "" if outside or towers else "leave them out with `drop_extras=True`, or "
         raise TargetError(
-            "mlx-lm has no place for it",
+            "not supported by mlx-lm",
             found=" and ".join(found),
             expected="modules like model.layers.0.self_attn.q_proj alone",
             advice=f"{alone}merge the adapter into its base",

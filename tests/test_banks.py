@@ -148,7 +148,7 @@ def test_where_a_bank_is_looked_for(pair, tmp_path):
     with pytest.raises(errors.BankError) as error:
         load(without)
     assert str(error.value) == (
-        f"the vector bank is not here in {without}: bank: found none in {tmp_path}, "
+        f"vector bank not found in {without}: bank: found none in {tmp_path}, "
         f"{tmp_path / 'banks'}, expected {NAME}; put it beside the adapter, or give the folder "
         "that has it as banks"
     )

@@ -173,7 +173,7 @@ class StoreError(_BadValueError):
 
 
 class UnknownError(VbfmtError, LookupError):
-    """A store has no adapter of that name or digest."""
+    """A store has no adapter with that name or digest."""
 
     kind = "unknown"
 

@@ -126,7 +126,7 @@ def agreed_k(sources: Mapping[str, object]) -> int:
     known = {source: k for source, k in sources.items() if k is not None}
     if not known:
         raise SourceError(
-            "logits do not tell how many vectors are selected, and no config says it",
+            "logits do not show how many vectors are selected, and no config has it",
             part="topk",
             advice="give it: `topk=K` (the paper and PEFT use 2)",
         )
@@ -197,7 +197,7 @@ def bank_of(tensor: Tensor) -> NDArray[np.float32]:
     if len(bad):
         vector, element = bad[0].tolist()
         raise ContentError(
-            "values that are not finite in float32",
+            "values are not finite in float32",
             part="vector bank",
             found=f"{float(given[vector, element]):g} in vector {vector}",
             expected="finite numbers",

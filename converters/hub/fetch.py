@@ -77,7 +77,7 @@ def _from_cache(hub: Any, repo: Repo, choice: Choice, error: Exception) -> tuple
     if not chosen:
         raise error
     if not isinstance(error, hub.errors.OfflineModeIsEnabled):
-        warn(f"the Hub does not give {repo} now; it comes from the cache ({folder})")
+        warn(f"cannot reach {repo} on the Hub; using the cached copy ({folder})")
     return str(folder), chosen
 
 

@@ -158,7 +158,7 @@ def unweighted(total: Sum) -> str | None:
     if total.drop_extras or not whole:
         return None
     listed = ", ".join(whole[:3]) + (", …" if len(whole) > 3 else "")
-    return f"`weights` are not for trained biases and heads, which are taken whole: {listed}"
+    return f"`weights` are not for trained biases and heads, which are not scaled: {listed}"
 
 
 def _joined(modules: list[Module]) -> Module:

@@ -256,7 +256,7 @@ def _require_agreement(shards: tuple[Shard, ...], places: Mapping[str, str], ind
             "a tensor is missing",
             file=os.path.join(os.path.dirname(index), places[missing]),
             part=missing,
-            expected="what the index says",
+            expected="every tensor that the index names",
         )
 
 

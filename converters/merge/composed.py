@@ -39,7 +39,7 @@ def tensors(base: Base, locations: Locations, trained: Mapping[str, Tensor]) -> 
             numbers = running.indices(target).reshape(-1)
         except Exception as error:  # noqa: BLE001 - whatever its operations have against it
             raise SourceError(
-                "no telling where a trained tensor lies in the base's files",
+                "cannot find a trained tensor in the base's files",
                 file=base.path,
                 part=target,
                 found=error,

@@ -85,7 +85,7 @@ class Folder:
         path = self.file(name)
         if not os.path.exists(path):
             raise SourceError(
-                "a link that leads nowhere",
+                "a broken link",
                 file=self.path,
                 part=name,
                 found=f"a link to {os.readlink(path)}",
@@ -94,7 +94,7 @@ class Folder:
             )
         if self.home is not None and not _is_below(os.path.realpath(path), self.home):
             raise SourceError(
-                "a link that leads out of the folder",
+                "a link that points outside of the folder",
                 file=self.path,
                 part=name,
                 found=f"a link to {os.readlink(path)}",

@@ -110,7 +110,7 @@ def plan(
     notices.append(combine.disagreement(factors))
     notices.append(combine.unweighted(factors))
     if not os.path.lexists(os.path.join(model.path, bases.CONFIG)):
-        notices.append(f"the base has no {bases.CONFIG}: what it would tell is not checked")
+        notices.append(f"the base has no {bases.CONFIG}: checks that need it are skipped")
     weights_out = layout(model, factors, DTYPES[dtype] if dtype else None, part=part)
     notices.append(weights_out.notice)
     settings, changes = config.changed(model.config, factors, dtype, weights_out.added)

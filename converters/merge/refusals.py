@@ -145,7 +145,7 @@ def _another(names: Sequence[str], name: str) -> str | None:
 def _tied(base: Base, name: str, partner: str | None) -> SourceError:
     tied = setting(base.config, _TIE)
     return SourceError(
-        "the adapter changes one of two tensors that the model keeps equal",
+        "the adapter changes one of two tied tensors",
         file=base.path,
         part=name,
         found=f"tied to {partner}" if partner else f"{'' if tied else 'no '}{_TIE} in {CONFIG}",
@@ -181,7 +181,7 @@ def orientations(weights: Mapping[Module, tuple[str, Tensor]], base: Base) -> di
     square = next((m for m, way in seen.items() if way is None), None)
     if wrong is not None and square is not None:
         raise SourceError(
-            "no telling whether a square weight is stored as (in, out) or (out, in)",
+            "cannot determine whether a square weight is stored as (in, out) or (out, in)",
             file=base.path,
             part=weights[square][0],
             found=f"{weights[wrong][0]} contradicts the adapter's fan_in_fan_out",

@@ -35,9 +35,9 @@ def check(adapter: Adapter, base: str, *, strict: bool) -> str | None:
     elif other:
         found, expected = f"revision {commit}", f"revision {wanted}"
     elif strict and wanted is not None and commit is None:
-        found, expected = "a folder that does not tell its revision", f"revision {wanted}"
+        found, expected = "a folder whose revision is unknown", f"revision {wanted}"
     elif strict and adapter.base_model is not None and model is None:
-        found, expected = "a folder that does not tell its model", adapter.base_model
+        found, expected = "a folder whose model is unknown", adapter.base_model
     else:
         return None
     error = SourceError(

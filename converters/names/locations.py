@@ -170,7 +170,7 @@ def _name_on_disk(running: Running, target: str) -> str:
     if running.renamed([target])[target][0] == target or target not in running.shapes:
         return target
     raise SourceError(
-        "the base lacks a trained tensor, and transformers would take its name for another's",
+        "the base lacks a trained tensor, and transformers would rename it",
         part=target,
         found=running.renamed([target])[target][0],
         advice="load the base with the class that was trained, save it, and merge into that",
@@ -205,7 +205,7 @@ def _require_untied(running: Running, weight: str, target: str) -> None:
     partner = next((name for name in sorted(group) if name in running.sources), None)
     if partner is not None and target not in running.sources:
         raise SourceError(
-            "the adapter changes one of two tensors that the model keeps equal",
+            "the adapter changes one of two tied tensors",
             part=weight,
             found=f"tied to {partner}",
             expected="a weight of its own in the base",

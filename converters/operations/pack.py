@@ -138,7 +138,7 @@ def _require_no_card(readme: str | None) -> None:
         raise ConfigError("`card` needs a path to write beside", part="`dst`")
     if os.path.lexists(readme):  # it could be anybody's: not even `overwrite` replaces it
         raise TargetError(
-            "there is one already", file=readme, advice="pack into a folder of its own"
+            "the model card exists already", file=readme, advice="pack into a folder of its own"
         )
 
 

@@ -95,7 +95,7 @@ def _given_row(
     if again.size:
         row = int(again[0])
         raise ContentError(
-            "an index twice in one row",
+            "duplicate index in one row",
             part=f"{indices_key}, row {row}",
             found=", ".join(map(str, indices[row].tolist())),
             expected=f"{k} different vectors",
@@ -105,7 +105,7 @@ def _given_row(
     if not sound.all():
         row = int(np.flatnonzero(~sound)[0])
         raise ContentError(
-            "weights are not shares of 1",
+            "weights are out of range",
             part=f"{weights_key}, row {row}",
             found=given[row].tolist(),
             expected="each 0 to 1, together at most 1",

@@ -154,7 +154,7 @@ def _require_few_layers(config: Mapping[str, Any], file: str) -> None:
                     counts[word] = max(counts[word], value)
         if counts["layer"] > MOST_LAYERS or counts["layer"] * counts["expert"] > MOST_EXPERTS:
             raise SourceError(
-                "more layers than any model has",
+                "too many layers",
                 file=file,
                 found=f"{counts['layer']} layers, {counts['expert']} experts in each",
                 expected=f"at most {MOST_LAYERS}, and {MOST_EXPERTS} experts in all",

@@ -54,7 +54,7 @@ def test_every_command_that_reads_finds_the_bank_where_it_is_told(
     words = [paths.get(word, word) for word in words]
     refused = vbfmt(*words)
     assert refused.code == (2 if words[0] == "diff" else 1)
-    assert "the vector bank is not here" in refused.err + refused.out
+    assert "vector bank not found" in refused.err + refused.out
     assert vbfmt(*words, "--banks", tmp_path / "shelf").code == 0
 
 

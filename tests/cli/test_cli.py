@@ -105,11 +105,11 @@ def test_verify_names_what_is_wrong_and_goes_on(vbfmt, tmp_path, packed):
 def test_verify_against_the_checkpoint(vbfmt, tmp_path, packed, checkpoint):
     result = vbfmt("verify", packed, "--against", checkpoint)
     assert result.code == 0
-    assert f": ok, says what {checkpoint} says\n  sha256:" in result.out
+    assert f": ok, matches {checkpoint}\n  sha256:" in result.out
     other = write_folder(tmp_path / "other", logits_form(seed=1))
     result = vbfmt("verify", packed, "--against", other)
     assert result.code == 1
-    assert f"FAILED, not what {other} says: bank: 48 of 48 elements" in result.out
+    assert f"FAILED, does not match {other}: bank: 48 of 48 elements" in result.out
 
 
 def test_verify_against_a_trusted_digest(vbfmt, packed):

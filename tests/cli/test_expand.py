@@ -53,7 +53,7 @@ def test_expand_checks_before_it_writes(vbfmt, tmp_path):
     told = vbfmt(*words, "--check", "tgi")
     assert told.code == 0
     assert "note: tgi drops " in told.err
-    assert "nothing against it" not in told.out
+    assert "no problems found" not in told.out
     assert "--check" not in told.err  # it was given
 
 
@@ -62,7 +62,7 @@ def test_no_objection_is_said_and_not_left_to_silence(vbfmt, tmp_path):
     words = ("expand", tmp_path / "w.vblora", "-o", tmp_path / "a", "--drop-extras")
     said = vbfmt(*words, "--check", "vllm")
     assert said.code == 0
-    assert said.out.splitlines()[-1] == "vllm: nothing against it"
+    assert said.out.splitlines()[-1] == "vllm: no problems found"
 
 
 @pytest.mark.parametrize(
@@ -87,12 +87,12 @@ def test_a_form_that_the_runtime_does_not_take_is_not_written(
 
 
 def test_what_mlx_would_drop_is_one_refusal(vbfmt, tmp_path):
-    """First it was said to be dropped, then the writer refused it."""
+    """First it was reported as dropped, then the writer refused it."""
     save(wide_indices(), tmp_path / "w.vblora")
     words = ("expand", tmp_path / "w.vblora", "-o", tmp_path / "a", "--to", "mlx")
     refused = vbfmt(*words, "--check", "mlx")
     assert refused.code == 1
-    assert refused.err.startswith("error: mlx-lm has no place for it")
+    assert refused.err.startswith("error: not supported by mlx-lm")
     assert refused.err.count("\n") == 1
 
 

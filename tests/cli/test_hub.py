@@ -47,7 +47,7 @@ def test_pack_and_verify_take_a_repository(server, run, tmp_path, data_folder):
     assert done.stdout.startswith("x.vblora: 46.4 kB, 8.3× smaller than me/adapter (385.0 kB)")
     proved = run("verify", "x.vblora", "--against", "me/adapter", "--revision", commit)
     assert proved.returncode == 0
-    assert "says what me/adapter says" in proved.stdout
+    assert "matches me/adapter" in proved.stdout
     offline = run("pack", "me/adapter", "-o", "y.vblora", HF_HUB_OFFLINE="1")
     assert (offline.returncode, offline.stderr) == (0, "")
     assert (tmp_path / "y.vblora").read_bytes() == (tmp_path / "x.vblora").read_bytes()
@@ -118,7 +118,7 @@ def test_cards_for_the_hub(vbfmt, tmp_path, checkpoint):
     for words in (("pack", checkpoint, "-o", packed), ("pack", checkpoint, "-o", folder / "y")):
         again = vbfmt(*words, "--card", "--force")
         assert again.code == 1
-        assert f"there is one already in {folder / 'README.md'}" in again.err
+        assert f"the model card exists already in {folder / 'README.md'}" in again.err
     for number, words in enumerate((("unpack",), ("expand",), ("expand", "--to", "mlx"))):
         output = tmp_path / str(number)
         assert vbfmt(*words, packed, "-o", output, "--card").code == 0

@@ -35,7 +35,7 @@ def said(vbfmt, tmp_path):
 @pytest.mark.parametrize(
     ("changes", "expected"),
     [
-        ({"topk": None}, "logits do not tell how many vectors are selected, and no config says it"),
+        ({"topk": None}, "logits do not show how many vectors are selected, and no config has it"),
         ({"topk": "2"}, 'topk: found "2" from adapter_config.json, expected a whole number'),
         ({"num_vectors": "12"}, 'num_vectors: found "12" from adapter_config.json, expected a who'),
         ({"num_vectors": None}, "num_vectors: found null from adapter_config.json, expected a who"),

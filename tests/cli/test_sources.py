@@ -16,7 +16,7 @@ def test_the_authors_checkpoint(vbfmt, tmp_path):
     source = authors.saved(tmp_path / "nlu", authors.model())
     packed = tmp_path / "x.vblora"
     assert vbfmt("pack", source, "-o", packed).code == 0
-    assert f"says what {source} says" in vbfmt("verify", packed, "--against", source).out
+    assert f"matches {source}" in vbfmt("verify", packed, "--against", source).out
     wrong = vbfmt("verify", packed, "--against", source, "--layout", "algorithm1")
     assert wrong.code == 1
 

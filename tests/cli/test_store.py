@@ -64,11 +64,11 @@ def test_a_fault_in_the_store_is_named(vbfmt, tmp_path, files):
 @pytest.mark.parametrize(
     ("words", "code", "line"),
     [
-        (("get", "S", "alcie", "-o", "O"), 1, "no adapter of that name in S: found alcie"),
+        (("get", "S", "alcie", "-o", "O"), 1, "no adapter with that name in S: found alcie"),
         (("get", "S", "sha256:" + "0" * 64, "-o", "O"), 1, "no such adapter in S"),
-        (("get", "S", "../../etc/passwd", "-o", "O"), 1, "a name that a store does not take"),
+        (("get", "S", "../../etc/passwd", "-o", "O"), 1, "invalid name for an adapter"),
         (("tag", "S", "ALICE", "alice"), 1, "a name that differs only in case is there in S"),
-        (("remove", "S", "bob"), 1, "no adapter of that name in S"),
+        (("remove", "S", "bob"), 1, "no adapter with that name in S"),
         (("list", "T"), 1, "not a vbfmt store in T: found no store.json"),
         (("add", "T", "F"), 1, "not a vbfmt store, and not empty in T"),
         (("add", "S", "F", "--name", "a", "--name", "b"), 2, "2 names for 1 files"),

@@ -131,7 +131,7 @@ def test_of_many_places_the_first_three_are_named():
         content[16:] = np.full(4 * 256, np.nan, dtype="<f4").tobytes()
 
     error = refusal(BANK, all_but_the_first, dumps(wide_indices()))
-    assert str(error) == ("values that are not finite: bank: found vector 1, 2, 3 and 253 more")
+    assert str(error) == ("values are not finite: bank: found vector 1, 2, 3 and 253 more")
 
 
 def test_of_four_places_one_more_is_counted():
@@ -173,12 +173,12 @@ def test_names_at_the_border_of_what_is_allowed(name):
 @pytest.mark.parametrize(
     ("name", "fault"),
     [
-        ("", "empty name"),
-        ("\x1f", "name with control characters"),
-        ("\x7f", "name with control characters"),
-        ("\x9f", "name with control characters"),
-        ("a" * 1025, "name longer than 1024 bytes"),
-        ("\ud800", "name that is not valid Unicode"),
+        ("", "name is empty"),
+        ("\x1f", "name has control characters"),
+        ("\x7f", "name has control characters"),
+        ("\x9f", "name has control characters"),
+        ("a" * 1025, "name is longer than 1024 bytes"),
+        ("\ud800", "name is not valid Unicode"),
     ],
 )
 def test_names_beyond_it(name, fault):
@@ -197,7 +197,7 @@ def test_the_order_of_names_is_that_of_their_bytes():
     with pytest.raises(errors.ContentError) as error:
         adapter(tensors=dict(reversed(tensors.items())))
     assert str(error.value) == (
-        "other tensor name is not in the order of its bytes: other tensor 1: found '\\uffff'"
+        "other tensor name is not sorted by its bytes: other tensor 1: found '\\uffff'"
     )
 
 
@@ -265,7 +265,7 @@ def test_the_order_of_names_is_that_of_their_bytes():
         ({"config": "[1]"}, "the source's config is not a JSON object: config"),
         (
             {"metadata": {"b": "", "a": ""}},
-            "metadata name is not in the order of its bytes: metadata 1: found 'a'",
+            "metadata name is not sorted by its bytes: metadata 1: found 'a'",
         ),
     ],
 )

@@ -14,7 +14,7 @@ from vbfmt._format import header, rules
 FILES = {path.stem: path.read_bytes() for path in Path(make.__file__).parent.glob("invalid/*")}
 
 NAMES = ("module", "other tensor", "metadata", "optional_features")
-FAULTS = ("empty name", "name longer", "name with control", "appears twice", "not in the order")
+FAULTS = ("is empty", "is longer", "has control", "appears twice", "is not sorted")
 
 
 def read_all() -> set[str]:

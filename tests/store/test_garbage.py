@@ -62,7 +62,7 @@ def test_what_is_leased_stays_and_what_ended_does_not(store, monkeypatch):
         assert store.gc(grace=0).removed == ()
         monkeypatch.setattr(garbage.time, "time", lambda: now + 100)
         assert len(store.gc(grace=0).removed) == 2
-        with pytest.raises(errors.ConflictError, match="the lease had ended"):
+        with pytest.raises(errors.ConflictError, match="the lease has expired"):
             lease.renew()
     with pytest.raises(errors.UnknownError):
         store.open(digest)

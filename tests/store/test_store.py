@@ -34,7 +34,7 @@ def test_a_thin_file_whose_bank_is_in_the_store_already_needs_no_other(store, tm
     (tmp_path / "x").write_bytes(vbfmt.dumps(adapter(2), bank="external"))
     assert store.open(store.add(tmp_path / "x")) == adapter(2)
     (tmp_path / "x").write_bytes(vbfmt.dumps(adapter(2, bank=1), bank="external"))
-    with pytest.raises(errors.BankError, match="the vector bank is not here"):
+    with pytest.raises(errors.BankError, match="vector bank not found"):
         store.add(tmp_path / "x")
 
 

@@ -127,11 +127,11 @@ def _found(sha256: str, length: int, where: Sequence[Source]) -> tuple[Bytes, st
             require_sound(content, sha256, length, source.where(sha256))
             return content, source.where(sha256)
     raise BankError(
-        "the vector bank is not here",
+        "vector bank not found",
         part="bank",
         found="none in " + (", ".join(_folder(one, sha256) for one in where) or "any folder"),
         expected=file_name(sha256),
-        advice="put it beside the adapter, or give the folder that has it as banks",
+        advice="put it beside the adapter, or give its folder: `banks=FOLDER`",
     )
 
 

@@ -84,7 +84,7 @@ def _pairs(pairs: list[tuple[object, object]]) -> dict[object, object]:
     if len(result) != len(pairs):
         raise HeaderError("duplicate key", part="header")
     if not all(isinstance(key, str) for key in result):
-        raise HeaderError("a key that is no string", part="header")
+        raise HeaderError("a key is not a string", part="header")
     return result
 
 

@@ -167,7 +167,7 @@ def read_preamble(data: memoryview) -> Preamble:
     _require_checksum(data, preamble)
     if major != MAJOR:
         raise VersionError(
-            "the file is of a version that this reader does not know",
+            "unsupported version of the format",
             part="preamble",
             found=f"version {major}.{minor}",
             expected=f"{MAJOR}.x",
@@ -234,7 +234,7 @@ def require_layout(preamble: Preamble, sections: Sequence[Section], names: Seque
     for name, section in zip(names, sections, strict=True):
         if section.offset != align(position):
             raise LayoutError(
-                "section out of place",
+                "section at the wrong offset",
                 part=name,
                 found=f"offset {section.offset}",
                 expected=align(position),
@@ -242,7 +242,7 @@ def require_layout(preamble: Preamble, sections: Sequence[Section], names: Seque
         position = section.end
     if preamble.file_length != data + position:
         raise LayoutError(
-            "the sections do not end where the file does",
+            "the sections do not end at the end of the file",
             part="sections",
             found=f"end {data + position}",
             expected=preamble.file_length,

@@ -29,7 +29,7 @@ def embedded_front(front: Bytes) -> bytes:
         return _laid_out(front, raw, [length for _, length, _ in raw["sections"]])
     except LengthError as error:
         raise LayoutError(
-            "the form with its bank inside would be longer than a file can be",
+            "the file with its bank embedded would be too long",
             part="sections",
             found=error.found,
             expected=error.expected,

@@ -146,7 +146,7 @@ def _require_features(raw: Mapping[str, Any]) -> None:
     for feature in _names(raw["required_features"], "required_features"):
         if feature not in KNOWN_FEATURES:
             raise FeatureError(
-                "the file needs a feature that this reader does not know",
+                "the file needs an unknown feature",
                 part="header",
                 found=repr(feature),
                 advice="update vbfmt",
@@ -160,7 +160,7 @@ def _require_keys(raw: Mapping[str, Any], minor: int) -> None:
         wrong = next((i for i, (a, b) in enumerate(zip(keys, KEYS, strict=False)) if a != b), None)
         at = min(len(keys), len(KEYS)) if wrong is None else wrong
         raise HeaderError(
-            "keys are not those of the format in their order",
+            "unexpected key or wrong order of keys",
             part="header",
             found=repr(keys[at]) if at < len(keys) else "the end",
             expected=repr(KEYS[at]),
@@ -246,7 +246,10 @@ def _tensor(row: object) -> tuple[str, str, tuple[int, ...]]:
     name, dtype, shape = _list(row, "tensors", 3)
     if _typed(dtype, str, "tensors") not in BITS:
         raise HeaderError(
-            "unknown dtype", part="header, tensors", found=repr(dtype), expected="of safetensors"
+            "unknown dtype",
+            part="header, tensors",
+            found=repr(dtype),
+            expected="a dtype of safetensors",
         )
     sizes = tuple(_uint(size, "tensors") for size in _list(shape, "tensors"))
     return _typed(name, str, "tensors"), dtype, sizes

@@ -103,11 +103,11 @@ def broken_names(names: Sequence[str], kind: str) -> Iterator[ContentError]:
     for position, name in enumerate(names):
         fault = _fault_of_name(name)
         if fault:
-            yield ContentError(f"{fault} of {kind}", part=f"{kind} {position}", found=repr(name))
+            yield ContentError(f"{kind} name {fault}", part=f"{kind} {position}", found=repr(name))
             return
         encoded = name.encode()
         if position and encoded <= previous:
-            again = "appears twice" if encoded == previous else "is not in the order of its bytes"
+            again = "appears twice" if encoded == previous else "is not sorted by its bytes"
             yield ContentError(f"{kind} name {again}", part=f"{kind} {position}", found=repr(name))
         previous = encoded
 
@@ -146,7 +146,7 @@ def broken_bank_values(bank: NDArray[np.float32]) -> Iterator[ContentError]:
     """The bank is finite."""
     bad = _BadRows.of(~np.isfinite(bank).all(axis=1))
     if bad.count:
-        yield ContentError("values that are not finite", part="bank", found=bad.named("vector"))
+        yield ContentError("values are not finite", part="bank", found=bad.named("vector"))
 
 
 def broken_index_values(indices: NDArray[Any], h: int) -> Iterator[ContentError]:
@@ -161,7 +161,7 @@ def broken_index_values(indices: NDArray[Any], h: int) -> Iterator[ContentError]
         )
     bad = _BadRows.of(repeats(indices))
     if bad.count:
-        yield ContentError("an index twice in one row", part="indices", found=bad.named("row"))
+        yield ContentError("duplicate index in one row", part="indices", found=bad.named("row"))
 
 
 def broken_weight_values(
@@ -192,13 +192,13 @@ def broken_weight_values(
 
 def _fault_of_name(name: str) -> str | None:
     if not name:
-        return "empty name"
+        return "is empty"
     if not _is_utf8(name):
-        return "name that is not valid Unicode"
+        return "is not valid Unicode"
     if len(name.encode()) > LONGEST_NAME:
-        return f"name longer than {LONGEST_NAME} bytes"
+        return f"is longer than {LONGEST_NAME} bytes"
     if _CONTROL.search(name):
-        return "name with control characters"
+        return "has control characters"
     return None
 
 

@@ -89,7 +89,7 @@ WEIGHTS = click.option(
     "weights",
     multiple=True,
     type=float,
-    help="Of each FILE, in order; 1 if left out. Biases and heads are taken whole.",
+    help="Weight of each FILE, in order; default: 1. Biases and heads are not scaled.",
 )
 
 BANKS = click.option(
@@ -141,7 +141,7 @@ def output_option(
         required=True,
         type=_Path(),
         callback=named,
-        help=f"Where {what} is written; missing parent folders are made.",
+        help=f"Where {what} is written; missing parent folders are created.",
     )
 
 

@@ -15,7 +15,7 @@ if TYPE_CHECKING:
 
 @click.group("bank")
 def command() -> None:
-    """Take a vector bank out of packed files, put it back, list what is there.
+    """Move vector banks out of packed files and back, and list them.
 
     A bank outside is a file of its own, named by its SHA-256, that many adapters share. An
     adapter's digest is the same with its bank inside and without.
@@ -33,13 +33,15 @@ _FORCE = click.option("--force", is_flag=True, help="Replace an existing file.")
 )
 @click.argument("file", metavar="FILE", type=PATH)
 @_OUTPUT
-@click.option("--banks", type=PATH, metavar="DIR", help="Folder for the bank; that of the output.")
+@click.option(
+    "--banks", type=PATH, metavar="DIR", help="Folder for the bank; default: the output's."
+)
 @_FORCE
 @JSON
 def split(file: str, output: str, banks: str | None, force: bool, as_json: bool) -> None:
     """Write FILE without its bank, and the bank as <SHA-256>.bank.
 
-    A bank of that name that is there already is checked and kept.
+    An existing bank with that name is checked and kept.
     """
     from vbfmt import banks as shared
     from vbfmt._files import outputs, parents
@@ -66,7 +68,7 @@ def split(file: str, output: str, banks: str | None, force: bool, as_json: bool)
 @_FORCE
 @JSON
 def join(file: str, output: str, banks: tuple[str, ...], force: bool, as_json: bool) -> None:
-    """Write FILE with its bank inside.
+    """Write FILE with its bank embedded.
 
     The bank is looked for in --banks, beside FILE and in banks/ there.
     """
@@ -96,7 +98,7 @@ def _as_dict(done: Written, output: str) -> dict[str, Any]:
 def listing(
     ctx: click.Context, paths: tuple[str, ...], banks: tuple[str, ...], as_json: bool
 ) -> None:
-    """List the banks in PATH... and how many adapters there need each.
+    """List the banks in PATH... and how many adapters need each.
 
     PATH is a folder (the current one if not given), a packed file or a bank. Exit status 1 if a
     bank is missing or damaged.

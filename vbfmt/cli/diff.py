@@ -25,7 +25,7 @@ _SHOWN = 20
 )
 @click.argument("a", type=PACKED)
 @click.argument("b", type=PACKED)
-@click.option("--revision", metavar="REV", help="Of A and B on the Hub: a branch, tag or commit.")
+@click.option("--revision", metavar="REV", help="Branch, tag or commit of A and B on the Hub.")
 @BANKS
 @JSON
 @click.pass_context
@@ -34,9 +34,9 @@ def command(
 ) -> None:
     """Show what differs between the adapters A and B, by part and module.
 
-    A and B are packed files or checkpoints; - is standard input; where there is no such path,
-    owner/name is a repository on the Hugging Face Hub.
-    Exit status as of diff(1): 0 nothing differs, 1 something does, 2 trouble or wrong usage.
+    A and B are packed files or checkpoints; - is standard input; if there is no such path,
+    owner/name is a repository on the Hugging Face Hub. Exit status as of diff(1):
+    0 nothing differs, 1 something does, 2 trouble or wrong usage.
     """
     from vbfmt.analysis.difference import compare
     from vbfmt.cli import show

@@ -29,7 +29,7 @@ _SHORT = 16
 @click.option(
     "--base", type=PATH, help="A model's folder with config.json, that file, or a repository."
 )
-@click.option("--revision", metavar="REV", help="Of the base on the Hub.")
+@click.option("--revision", metavar="REV", help="Branch, tag or commit of the base on the Hub.")
 @click.option(
     "--targets",
     default="all",

@@ -44,7 +44,7 @@ _WORST = 3
     type=DTYPE,
     default="float32",
     show_default=True,
-    help="Of the factors; also fp32, bf16, fp16.",
+    help="Dtype of the factors; also fp32, bf16, fp16.",
 )
 @click.option(
     "--to",
@@ -60,12 +60,12 @@ _WORST = 3
 )
 @click.option("--topk", type=click.IntRange(min=1), help="k, for logits without a config.")
 @click.option("--layout", type=LAYOUT, help="The layout of a checkpoint, as for pack.")
-@click.option("--revision", metavar="REV", help="Of FILEs on the Hub: a branch, tag or commit.")
+@click.option("--revision", metavar="REV", help="Branch, tag or commit of FILEs on the Hub.")
 @click.option(
     "--check",
     type=RUNTIME,
     multiple=True,
-    help="Say what it would refuse or drop; may be given more than once.",
+    help="Report what that runtime would refuse or drop. May be repeated.",
 )
 @click.option("--strict", is_flag=True, help="Fail if --check finds anything.")
 @click.option("--drop-extras", is_flag=True, help="Leave out trained biases and heads.")
@@ -98,7 +98,7 @@ def command(
     the rank, so that nothing is scaled. Several FILEs become one LoRA, the sum of their changes,
     each times its --weight: its rank is the sum of theirs. --rank takes the best approximation of a
     lower rank instead and prints what it loses. --check writes nothing if that runtime would refuse
-    it. Where there is no such path, owner/name is a repository on the Hugging Face Hub.
+    it. If there is no such path, owner/name is a repository on the Hugging Face Hub.
     """
     if weights and len(weights) != len(files):
         raise click.UsageError(f"{len(weights)} --weight for {len(files)} files")
@@ -139,7 +139,7 @@ def command(
     )
     for runtime in check:
         if not any(finding.rule.runtime == runtime for finding in done.findings):
-            show.say(f"{runtime}: nothing against it")
+            show.say(f"{runtime}: no problems found")
     if rank is not None:
         _print_losses(rank, done)
     from vbfmt.cli.upload import upload_line

@@ -27,7 +27,7 @@ if TYPE_CHECKING:
     ),
 )
 @click.argument("file", type=PACKED)
-@click.option("--revision", metavar="REV", help="Of FILE on the Hub: a branch, a tag or a commit.")
+@click.option("--revision", metavar="REV", help="Branch, tag or commit of FILE on the Hub.")
 @click.option("--modules", is_flag=True, help="List every module.")
 @BANKS
 @JSON
@@ -36,7 +36,7 @@ def command(
 ) -> None:
     """Show what FILE holds: sizes, h b k r N, base model, use of the bank, modules, digest.
 
-    FILE is a packed file; - is standard input; where there is no such path, owner/name is a
+    FILE is a packed file; - is standard input; if there is no such path, owner/name is a
     repository on the Hugging Face Hub. Prints a page on a terminal, plain lines in a pipe.
     """
     from vbfmt.analysis.summary import summarize

@@ -35,8 +35,12 @@ def _options(function: Callable[..., None]) -> Callable[..., None]:
     """What every job takes."""
     for option in (
         click.argument("sources", metavar="[SRC]...", nargs=-1),
-        click.option("--from-store", metavar="STORE", type=PATH, help="Take what a store names."),
-        click.option("--base-is", metavar="NAME", help="With --from-store: only of this base."),
+        click.option(
+            "--from-store", metavar="STORE", type=PATH, help="Take the named adapters of a store."
+        ),
+        click.option(
+            "--base-is", metavar="NAME", help="With --from-store: only adapters of this base model."
+        ),
         click.option("-j", "--jobs", "workers", type=click.IntRange(min=1), help="Processes."),
         click.option(
             "--engine",
@@ -54,7 +58,7 @@ def _options(function: Callable[..., None]) -> Callable[..., None]:
 _OUTPUT = click.option(
     "-o", "--output", required=True, type=PATH, help="The folder for all outputs."
 )
-_FORCE = click.option("--force", is_flag=True, help="Replace outputs that are there.")
+_FORCE = click.option("--force", is_flag=True, help="Replace existing outputs.")
 
 
 @command.command(

@@ -29,14 +29,16 @@ if TYPE_CHECKING:
     type=PATH,
     help="The base model's folder or name.  [default: what FILE names on the Hub]",
 )
-@click.option("--base-revision", metavar="REV", help="Of the base on the Hub.")
-@click.option("--revision", metavar="REV", help="Of FILEs on the Hub: a branch, tag or commit.")
+@click.option(
+    "--base-revision", metavar="REV", help="Branch, tag or commit of the base on the Hub."
+)
+@click.option("--revision", metavar="REV", help="Branch, tag or commit of FILEs on the Hub.")
 @output_option("a folder")
 @WEIGHTS
 @click.option(
     "--dtype",
     type=DTYPE,
-    help="Of all tensors; without it, each keeps its own.",
+    help="Dtype of all tensors; by default each keeps its own.",
 )
 @click.option(
     "--part",
@@ -73,9 +75,9 @@ def command(
 
     FILE is a packed file or a checkpoint; - is standard input. Names, dtypes and shards stay as
     they are in the base; what is not changed is copied byte for byte. The whole folder is written,
-    or nothing. Several FILEs merge as the sum of their changes, each times its --weight. Where
-    there is no such path, owner/name is a repository on the Hugging Face Hub; of a base, the
-    revision that FILE was trained on is taken unless --base-revision is given.
+    or nothing. Several FILEs merge as the sum of their changes, each times its --weight. If there
+    is no such path, owner/name is a repository on the Hugging Face Hub; of a base, the revision
+    that FILE was trained on is taken unless --base-revision is given.
     """
     if weights and len(weights) != len(files):
         raise click.UsageError(f"{len(weights)} --weight for {len(files)} files")

@@ -28,10 +28,8 @@ from vbfmt.cli.command import Command
 @click.option("--topk", type=click.IntRange(min=1), help="k, for logits without a config.")
 @click.option("--layout", type=LAYOUT, help="The layout of SRC, if it cannot be recognised.")
 @click.option("--base", type=PATH, help="For Uni-LoRA with only a seed: the base's folder.")
-@click.option(
-    "--base-model", metavar="NAME", help="The base model's name to record, in place of SRC's."
-)
-@click.option("--revision", metavar="REV", help="Of SRC on the Hub: a branch, a tag or a commit.")
+@click.option("--base-model", metavar="NAME", help="Base model name to record, instead of SRC's.")
+@click.option("--revision", metavar="REV", help="Branch, tag or commit of SRC on the Hub.")
 @click.option("--card", is_flag=True, help="Write a model card (README.md) for the Hub, too.")
 @click.option(
     "--bank",
@@ -40,7 +38,7 @@ from vbfmt.cli.command import Command
     help="Where the bank goes: external is <SHA-256>.bank, shared.",
 )
 @click.option(
-    "--banks", type=PATH, metavar="DIR", help="Folder for an external bank; the output's."
+    "--banks", type=PATH, metavar="DIR", help="Folder for an external bank; default: the output's."
 )
 @click.option("--force", is_flag=True, help="Replace an existing file.")
 @JSON
@@ -62,7 +60,7 @@ def command(
 
     SRC is a folder or its weights file: PEFT's VB-LoRA (logits or top-k form) or Uni-LoRA, a whole
     model as the paper's authors save it, or a state dict in the layout of the paper's Algorithm 1.
-    Where there is no such path, owner/name is a repository on the Hugging Face Hub; hf:// and the
+    If there is no such path, owner/name is a repository on the Hugging Face Hub; hf:// and the
     address of its page work, too. With -o - the file goes to standard output.
     """
     from vbfmt.cli import show

@@ -24,7 +24,7 @@ from vbfmt.cli.command import Command
     "figures",
     multiple=True,
     type=click.Choice(FIGURES, case_sensitive=False),
-    help="This figure alone.",
+    help="Draw only this figure.",
 )
 @click.option(
     "--before",
@@ -32,7 +32,7 @@ from vbfmt.cli.command import Command
     metavar="FILE",
     help="The adapter at an earlier time: shows which selections changed.",
 )
-@click.option("--revision", metavar="REV", help="Of FILE on the Hub: a branch, a tag or a commit.")
+@click.option("--revision", metavar="REV", help="Branch, tag or commit of FILE on the Hub.")
 @BANKS
 @click.option("--force", is_flag=True, help="Replace an existing file.")
 @JSON
@@ -48,7 +48,7 @@ def command(
 ) -> None:
     """Draw the adapter FILE: one page with all figures, or one of them.
 
-    FILE is a packed file or a checkpoint; - is standard input; where there is no such path,
+    FILE is a packed file or a checkpoint; - is standard input; if there is no such path,
     owner/name is a repository on the Hugging Face Hub.
 
     An .html is one file that opens offline and shows values under the pointer. Needs matplotlib:

@@ -22,7 +22,7 @@ def command() -> None:
     """Keep many adapters by name and digest, and their banks once.
 
     STORE is a folder, or s3://bucket/prefix. An adapter in it never changes; names point to digests
-    and can be moved. What no name, lease or adapter needs is removed by gc, after a time of grace.
+    and can be moved. What no name, lease or adapter needs is removed by gc, after a grace period.
     """
 
 
@@ -39,7 +39,7 @@ def _opened(path: str, *, create: bool = False) -> Store:
 @click.argument("files", metavar="FILE...", nargs=-1, required=True, type=PATH)
 @click.option("--name", "names", multiple=True, help="For each FILE, in order.")
 @BANKS
-@click.option("--force", is_flag=True, help="Move names that are there already.")
+@click.option("--force", is_flag=True, help="Move names that exist.")
 @JSON
 def add(
     store: str,
@@ -49,7 +49,7 @@ def add(
     force: bool,
     as_json: bool,
 ) -> None:
-    """Add packed files, with their names if given; make STORE where there is nothing.
+    """Add packed files, with their names if given; create STORE if there is none.
 
     Each FILE is checked whole first. Prints its digest.
     """
@@ -167,7 +167,7 @@ def _line(entry: Entry) -> str:
 def tag(
     store: str, name: str, target: str, replaces: str | None, force: bool, as_json: bool
 ) -> None:
-    """Let NAME point to an adapter. It must be new, unless --replaces or --force is given."""
+    """Point NAME to an adapter. It must be new, unless --replaces or --force is given."""
     if replaces and force:
         raise click.UsageError("--replaces and --force exclude each other")
     from vbfmt.cli import show
@@ -234,7 +234,7 @@ def remove(store: str, names: tuple[str, ...], as_json: bool) -> None:
 @click.option("--grace", type=float, default=24.0, help="Hours; 24 if not given.")
 @JSON
 def gc(store: str, grace: float, as_json: bool) -> None:
-    """Remove what nothing has needed for the time of grace.
+    """Remove what nothing has needed for the grace period.
 
     The first gc that finds something unneeded notes the time; a later one removes it. --grace 0
     removes at once: only where nobody reads or writes meanwhile.
@@ -259,7 +259,7 @@ def gc(store: str, grace: float, as_json: bool) -> None:
 @_STORE
 @JSON
 def stats(store: str, as_json: bool) -> None:
-    """Say how much there is."""
+    """Print counts and sizes."""
     from vbfmt.cli import show
 
     with _opened(store) as opened:

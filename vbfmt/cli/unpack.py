@@ -18,7 +18,7 @@ from vbfmt.cli.command import Command
 )
 @click.argument("file", type=PACKED)
 @output_option("a folder")
-@click.option("--revision", metavar="REV", help="Of FILE on the Hub: a branch, a tag or a commit.")
+@click.option("--revision", metavar="REV", help="Branch, tag or commit of FILE on the Hub.")
 @BANKS
 @click.option("--card", is_flag=True, help="Write a model card (README.md) for the Hub, too.")
 @click.option("--force", is_flag=True, help="Replace the files of an existing folder.")
@@ -34,7 +34,7 @@ def command(
 ) -> None:
     """Unpack FILE into a folder that PEFT loads as VB-LoRA (top-k form, float32).
 
-    FILE is a packed file or a checkpoint; - is standard input. Where there is no such path,
+    FILE is a packed file or a checkpoint; - is standard input. If there is no such path,
     owner/name is a repository on the Hugging Face Hub.
     """
     from vbfmt.cli import show

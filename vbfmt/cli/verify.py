@@ -29,11 +29,13 @@ if TYPE_CHECKING:
 )
 @click.argument("files", metavar="FILE...", nargs=-1, required=True, type=PACKED)
 @click.option("--against", metavar="SRC", type=PATH, help="A checkpoint to compare with.")
-@click.option("--revision", metavar="REV", help="Of SRC (or else FILEs) on the Hub.")
+@click.option(
+    "--revision", metavar="REV", help="Branch, tag or commit of SRC, or of FILEs, on the Hub."
+)
 @click.option("--layout", type=LAYOUT, help="The layout of SRC, as for pack.")
 @click.option("--base", type=PATH, help="For SRC that is Uni-LoRA: the base's folder.")
 @BANKS
-@click.option("--base-model", metavar="NAME", help="The name that pack was given to record.")
+@click.option("--base-model", metavar="NAME", help="The base model name that was given to pack.")
 @click.option("--digest", callback=checked, metavar="sha256:HEX", help="The digest that you trust.")
 @click.option("--topk", type=click.IntRange(min=1), help="k, for --against logits without config.")
 @JSON
@@ -53,7 +55,7 @@ def command(
 ) -> None:
     """Check every digest and every rule of FILE....
 
-    FILE is a packed file; - is standard input; where there is no such path, owner/name is a
+    FILE is a packed file; - is standard input; if there is no such path, owner/name is a
     repository on the Hugging Face Hub. With --against, pack the checkpoint SRC again and prove that
     the file says the same (of SRC in PEFT's top-k form: to its rounding). The digest inside a file
     shows damage, not tampering: for that, compare with one that you trust (--digest). It names the
@@ -172,7 +174,7 @@ def _compared(
     found = compared(load(report.file, verify=False, banks=banks), source)
     if found.same:
         return found.difference.largest, []
-    what = f"not what {against} says"
+    what = f"does not match {against}"
     return None, [
         {
             "message": f"{what}: {difference}",
@@ -197,4 +199,4 @@ def _same(answer: dict[str, Any]) -> str:
     if "against" not in answer:
         return ""
     apart = answer["largest_difference"]
-    return f", says what {answer['against']} says" + (f", to {apart:.1g}" if apart else "")
+    return f", matches {answer['against']}" + (f", to {apart:.1g}" if apart else "")

@@ -41,7 +41,7 @@ class Scene:
         for what in expected:
             if found[what] != expected[what]:
                 raise ContentError(
-                    "the earlier adapter is of another shape",
+                    "the earlier adapter has another shape",
                     part=what,
                     found=found[what],
                     expected=expected[what],
@@ -50,7 +50,7 @@ class Scene:
         for one, other in zip(self.before, self.adapter, strict=True):
             if one != other:
                 raise ContentError(
-                    "the earlier adapter is of another model",
+                    "the earlier adapter belongs to another model",
                     part=f"module {one.name}",
                     found=f"{one.in_features} → {one.out_features}, rank {one.rank}",
                     expected=f"{other.name}, {other.in_features} → {other.out_features}, "

@@ -209,7 +209,7 @@ class Store(Reader):
         return self._backend.create(key, pieces)
 
     def _renew(self, name: str) -> records.Name | None:
-        """What a name points to; should it be needed no longer, its time of grace begins then."""
+        """What a name points to; should it be needed no longer, its grace period begins then."""
         try:
             found = records.read(self._backend, name)
         except StoreError:  # damaged; `replaces=ANY` mends it

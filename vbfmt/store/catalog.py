@@ -114,8 +114,8 @@ class Catalog:
         unknown, gone = self._change(self._synchronize)
         if (unknown or gone) and self._shared and not self._fresh:
             warn(
-                f"the catalog of {self._backend.where} did not know {unknown} things that are "
-                f"there and knew {gone} that are not; it was brought up to date"
+                f"the catalog of {self._backend.where} was out of date: {unknown} objects were "
+                f"missing from it, and {gone} in it are gone; it was updated"
             )
         self._fresh = False
 
@@ -214,7 +214,7 @@ class Catalog:
                     raise self._refusal(error) from None
                 warn(f"cannot write the catalog {self._path} ({error}); it is kept in memory")
                 return self._made(":memory:")
-        warn(f"the catalog {self._path} is damaged; it is made anew from the objects")
+        warn(f"the catalog {self._path} is damaged; it is rebuilt from the objects")
         _unlink(self._path)
         return self._made(self._path)
 

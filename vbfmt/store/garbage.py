@@ -1,4 +1,4 @@
-"""What nothing needs any more: marked, and after a time of grace removed.
+"""What nothing needs any more: marked, and after a grace period removed.
 
 Needed are the adapters that names and leases point to, and the banks of all adapters that are
 there. An object that is not needed gets a mark with the time. A later collection removes it if the
@@ -51,8 +51,9 @@ def mark_of(backend: Backend, key: str) -> tuple[Mark, str] | None:
 def revive(
     backend: Backend, key: str, *, now: Callable[[], float] = time.time, pause: float = 0.02
 ) -> bool:
-    """Take the mark from an object that is about to be needed, or no longer is: either way its time
-    of grace begins anew when it is next found to be needed by nothing.
+    """Remove the mark of an object that is about to be referenced, or was until now.
+
+    Its grace period starts again when a later collection finds it unreferenced.
 
     Returns:
         whether the object is there.
@@ -71,7 +72,7 @@ def revive(
         elif backend.remove(layout.unreferenced_key(key), version):
             return backend.exists(key)
     raise StorageError(
-        "somebody else is removing it", file=backend.address(key), advice="try again later"
+        "another process is removing it", file=backend.address(key), advice="try again later"
     )
 
 

@@ -97,7 +97,7 @@ def require_name(name: str) -> None:
     """
     if is_digest(name) or not _NAME.fullmatch(name) or len(name) > LONGEST_NAME:
         raise StoreError(
-            "a name that a store does not take",
+            "invalid name for an adapter",
             found=repr(name),
             expected=f"letters, digits and . _ - + @ in parts with / between, at most "
             f"{LONGEST_NAME}; each part begins with a letter, a digit or _",

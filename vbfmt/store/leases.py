@@ -45,7 +45,7 @@ class Lease:
         self.expires = time.time() + seconds
         if found is None or not self._backend.replace(self._key, self._content(), found.version):
             raise ConflictError(
-                "the lease had ended",
+                "the lease has expired",
                 file=self._backend.where,
                 part=self.digest,
                 advice="take a new one, and renew it in time",

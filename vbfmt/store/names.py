@@ -143,10 +143,10 @@ def _conflict(backend: Backend, name: str, expected: str | None) -> ConflictErro
             advice="choose another name",
         )
     return ConflictError(
-        "the name is not what it was taken for",
+        "the name points to something else",
         file=backend.where,
         part=f"name {name}",
         found=found[0].digest if found else "no such name",
         expected=expected or "no such name",
-        advice="look at it again, or give --force",
+        advice="resolve it again, or give --force",
     )

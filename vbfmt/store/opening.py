@@ -60,7 +60,7 @@ def require_store(backend: Backend, *, create: bool) -> None:
         ) from None
     if version > layout.VERSION:
         raise VersionError(
-            "the store is of a newer layout",
+            "the store has a newer layout",
             file=backend.where,
             found=version,
             expected=f"at most {layout.VERSION}",

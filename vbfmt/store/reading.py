@@ -73,7 +73,7 @@ class Reader:
         """The path of an adapter's file, without its bank: load it with ``banks=store``.
 
         The file never changes. It stays as long as a name or a lease points to the adapter, and for
-        the time of grace after that.
+        the grace period after that.
 
         Raises:
             UnknownError: no such digest.
@@ -174,10 +174,10 @@ class Reader:
     def _unknown(self, name: str, found: tuple[records.Name, str] | None) -> UnknownError:
         near = [found[0].name] if found else nearest(name, _similar(self.names(), name))
         return UnknownError(
-            "no adapter of that name",
+            "no adapter with that name",
             file=self._backend.where,
             found=name,
-            expected=f"one of those that are there, such as {', '.join(near)}" if near else None,
+            expected=f"a name in the store, such as {', '.join(near)}" if near else None,
             advice=None if near else "list them: vbfmt store list",
         )
 

@@ -49,7 +49,7 @@ def load_checkpoint(
 ) -> VBLoRA:
     """Load an adapter with its logits, to go on training.
 
-    If the model has no adapter of that name yet, one is put in, as the checkpoint's config says.
+    If the model has no adapter with that name yet, one is put in, as the checkpoint's config says.
     Otherwise the values are copied into its parameters, which stay the same objects. Either way it
     is the active adapter afterwards, and no other one trains. Where something does not fit, nothing
     is changed.

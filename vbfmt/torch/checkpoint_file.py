@@ -95,7 +95,7 @@ def require_bank(tensors: Mapping[str, Tensor], config: VBLoRAConfig) -> None:
     expected = (config.num_vectors, config.vector_length)
     if tuple(tensors[BANK].shape) != expected:
         raise SourceError(
-            "the bank is not what the config says",
+            "the bank's shape differs from the config",
             part=BANK,
             found=tuple(tensors[BANK].shape),
             expected=expected,
@@ -112,7 +112,7 @@ def require_finite(tensors: Mapping[str, Tensor]) -> None:
         bad = int((~tensor.isfinite() if mixture else tensor.isnan()).sum())
         if bad:
             raise ContentError(
-                "values that are not finite" if mixture else "values that are not numbers",
+                "values are not finite" if mixture else "values that are not numbers",
                 part=key,
                 found=f"{bad} of {tensor.numel()}",
                 advice="the training run diverged, or the logits were rebuilt from a top-k form"

@@ -121,7 +121,7 @@ def _require_same_k(adapters: VBLoRA, state: Mapping[str, Any], prefix: str) -> 
         given = state.get(_key(prefix, name, "_extra_state"), own)
         if int(given[0]) != int(own[0]):
             raise ModelError(
-                "the state dict is of an adapter with another k",
+                "the state dict belongs to an adapter with another k",
                 part=f"adapter {name}",
                 found=int(given[0]),
                 expected=int(own[0]),

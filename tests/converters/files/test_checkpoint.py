@@ -54,7 +54,7 @@ def test_a_bank_that_is_not_finite_is_refused_in_our_words(bits, found):
         warnings.simplefilter("error")
         bank_of(Tensor.of(values))
     assert str(error.value).startswith(
-        f"values that are not finite in float32: vector bank: found {found} in vector 1, expected "
+        f"values are not finite in float32: vector bank: found {found} in vector 1, expected "
     )
 
 

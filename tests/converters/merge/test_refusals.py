@@ -244,7 +244,7 @@ def test_a_link_that_leads_nowhere(base, name):
     """It was left out with exit 0, and with the config all that it would have told."""
     (base / name).unlink(missing_ok=True)
     (base / name).symlink_to("gone")
-    refused(base, ["a link that leads nowhere", name, "a link to gone"])
+    refused(base, ["a broken link", name, "a link to gone"])
 
 
 def test_a_config_that_is_a_folder(base):

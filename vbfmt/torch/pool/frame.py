@@ -90,7 +90,7 @@ class Frame:
     """The common form of some layouts.
 
     A's rows stand by component, then by tile; B's by tile, then by component, as those that are
-    added up in one element of the output.
+    added up at one place of the output.
 
     Attributes:
         length: g, the length of a vector.
@@ -138,7 +138,6 @@ class Frame:
         """Vectors that are added up for one sample."""
         return self.rows * self.k
 
-<<<<<<< HEAD
     def maps(self, layouts: Sequence[Layout]) -> tuple[Tensor, Tensor]:
         """For every row of the frame, by layout: which row of the adapter it is of, −1 if of none,
         (layouts + 1, n) int64; and which part of the adapter's vectors it has, the same in int32.
@@ -156,11 +155,6 @@ class Frame:
         return self._cuts[samples]
 
     def _map(self, layout: Layout | None) -> tuple[Tensor, Tensor]:
-=======
-    def sources(self, layout: Layout) -> tuple[Tensor, Tensor]:
-        """For every row of the frame: which row of the adapter it is of, −1 if of none, (n,) int64;
-        and which part of the adapter's vectors it has, (n,) int32."""
->>>>>>> 4e0268d (Name locations, positions and indices as such)
         if layout not in self._maps:
             rows, parts = _sources(self, layout)
             self._maps[layout] = (
@@ -215,11 +209,7 @@ def _fits(layouts: Sequence[Layout], device: torch.device) -> bool:
     return len(layouts) < 2 or Frame(layouts, device).cost <= _MOST_PADDING * own
 
 
-<<<<<<< HEAD
-def _places(frame: Frame, layout: Layout | None) -> tuple[NDArray[np.int64], NDArray[np.int32]]:
-=======
-def _sources(frame: Frame, layout: Layout) -> tuple[NDArray[np.int64], NDArray[np.int32]]:
->>>>>>> 4e0268d (Name locations, positions and indices as such)
+def _sources(frame: Frame, layout: Layout | None) -> tuple[NDArray[np.int64], NDArray[np.int32]]:
     rows = np.full(frame.rows, -1, dtype=np.int64)
     parts = np.zeros(frame.rows, dtype=np.int32)
     if layout is None:
