@@ -75,7 +75,7 @@ READERS = (
     Reader("algorithm1", "the layout of the paper's Algorithm 1", _algorithm1, None),
 )
 """What `read` understands. Without copies of the bank in its modules, a plain state dict could be
-of either of the last two, and nothing in it can tell."""
+of either of the last two, and nothing in it shows which."""
 
 
 @dataclass(frozen=True)
@@ -149,7 +149,7 @@ def read(
 
     Args:
         path: a folder, or a weights file (a config beside it is used if there is one).
-        layout: the name of the reader to use, for sources that do not tell.
+        layout: the name of the reader to use, for sources that do not show it.
         topk: k, for logits without a config.
         base: the base model's folder, for Uni-LoRA checkpoints that hold only a seed.
 

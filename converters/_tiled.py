@@ -1,7 +1,7 @@
 """Logits that stand tile first in both factors: (features / b, r, h).
 
 So they are in the authors' own code and in the paper's Algorithm 1, which differ in nothing but
-which of the two names is the factor at the input. No shape tells them apart where a module is
+which of the two names is the factor at the input. Shapes do not distinguish them where a module is
 square.
 """
 

@@ -133,15 +133,15 @@ def _require_config(
                 expected=", ".join(map(str, sorted(sizes))),
             )
     layers = config.get("num_hidden_layers")
-    by_place: dict[str, int] = {}
+    by_pattern: dict[str, int] = {}
     for name in modules:
-        place = ".".join(part for part in name.split(".") if not part.isdigit())
-        by_place[place] = by_place.get(place, 0) + 1
-    short = {place: count for place, count in by_place.items() if count != layers}
+        pattern = ".".join(part for part in name.split(".") if not part.isdigit())
+        by_pattern[pattern] = by_pattern.get(pattern, 0) + 1
+    short = {pattern: count for pattern, count in by_pattern.items() if count != layers}
     if isinstance(layers, int) and short:
-        place, count = next(iter(short.items()))
+        pattern, count = next(iter(short.items()))
         raise SourceError(
-            "incomplete checkpoint", part=place, found=f"in {count} layers", expected=layers
+            "incomplete checkpoint", part=pattern, found=f"in {count} layers", expected=layers
         )
 
 

@@ -165,19 +165,19 @@ def _one_scale_each(
     """The scale of every entry of θ; it must be the same wherever the entry is used."""
     result = np.full(length, np.nan, dtype=np.float32)
     for name, pair in indices.items():
-        for factor, places in zip("AB", pair, strict=True):
+        for factor, positions in zip("AB", pair, strict=True):
             tensor = stored.get((name, "scales", factor))
-            if tensor is None or tensor.dtype not in FLOATS or tensor.shape != places.shape:
+            if tensor is None or tensor.dtype not in FLOATS or tensor.shape != positions.shape:
                 raise SourceError(
                     "incomplete checkpoint",
                     part=f"{name}, scales {factor}",
                     found=tensor,
-                    expected=list(places.shape),
+                    expected=list(positions.shape),
                 )
             values = tensor.numpy().astype(np.float32)
-            unseen = np.isnan(result[places])
-            result[places[unseen]] = values[unseen]
-            if not np.array_equal(result[places], values):
+            unseen = np.isnan(result[positions])
+            result[positions[unseen]] = values[unseen]
+            if not np.array_equal(result[positions], values):
                 raise SourceError("one entry of θ has two scales", part=f"{name}, scales {factor}")
     return np.nan_to_num(result, nan=0.0)
 

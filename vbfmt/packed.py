@@ -169,7 +169,7 @@ def load(
 
     Raises:
         VbfmtError: naming the file, and of the kind of the first fault.
-        BankError: the bank is in none of those folders.
+        BankError: the bank is not in any of those folders.
         StorageError: the file cannot be read.
         SourceError: no such repository, revision or file on the Hub, or no access to it.
     """

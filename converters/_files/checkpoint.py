@@ -104,8 +104,8 @@ def _tensors(file: Path) -> Mapping[str, Tensor]:
 
 def _sharded(index: Path) -> dict[str, Tensor]:
     """The tensors of all files that an index names."""
-    places = json_file.read(index).get("weight_map")
-    names = set(places.values()) if isinstance(places, dict) else set()
+    shards = json_file.read(index).get("weight_map")
+    names = set(shards.values()) if isinstance(shards, dict) else set()
     result: dict[str, Tensor] = {}
     for name in sorted(names, key=str):
         sound = isinstance(name, str) and os.path.basename(name) == name and "\\" not in name

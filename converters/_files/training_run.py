@@ -12,7 +12,7 @@ _DEEPSPEED = re.compile(r"zero_to_fp32\.py|.*_(model|optim)_states\.pt")
 
 
 def refusal(folder: Path) -> SourceError | None:
-    """The error that says how to get weights from this folder; None if it is of no known kind."""
+    """The error that says how to get weights from this folder; None if its kind is unknown."""
     names = sorted(entry.name for entry in folder.iterdir())
     sharded = _sharded(folder, names)
     if sharded is not None:

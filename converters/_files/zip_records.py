@@ -1,8 +1,7 @@
 """The records of a zip archive that stores them as they are, checked before any is looked at.
 
 PyTorch writes such archives. A record that is compressed, shorter than claimed, or that overlaps
-another one has no place in them; Python's ``zipfile`` and others would each make something else of
-it.
+another one is refused: Python's ``zipfile`` and other readers would each read something else.
 """
 
 from __future__ import annotations

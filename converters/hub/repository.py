@@ -27,7 +27,7 @@ _ODD = frozenset('\\:*?"<>|')
 
 @dataclass(frozen=True)
 class Repo:
-    """A place on the Hub.
+    """A repository on the Hub, or a file in it.
 
     Attributes:
         id: ``owner/name``.

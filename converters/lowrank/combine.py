@@ -143,7 +143,7 @@ def weighted(
 
 
 def disagreement(total: Sum) -> str | None:
-    """What to tell where adapters of a sum name different base models, or not all name one."""
+    """Return a notice if adapters of a sum name different base models, or only some name one."""
     names = dict.fromkeys(filter(None, total.base_models))
     if len(names) > 1:
         return f"the adapters name different base models: {', '.join(names)}"
@@ -153,7 +153,7 @@ def disagreement(total: Sum) -> str | None:
 
 
 def unweighted(total: Sum) -> str | None:
-    """What to tell where an adapter with a weight brings tensors that have none."""
+    """Return a notice if an adapter with a weight has tensors that are not weighted."""
     whole = [name for adapter, weight in total.parts if weight != 1 for name in adapter.tensors]
     if total.drop_extras or not whole:
         return None

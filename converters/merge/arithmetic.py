@@ -126,7 +126,7 @@ class _Part:
     dtype: str
 
     def piece(self, doubtful: float) -> Piece:
-        """The part as bytes to be computed. `doubtful`: as `_doubtful` tells of float32 factors."""
+        """Compute the part, as bytes. `doubtful`: result of `_doubtful` for float32 factors."""
         size = self.weight.size * numpy_dtype(self.dtype).itemsize
         if self.left.dtype == np.float64:
             return Piece(size, self._in_float64, self.weight, self.name)
@@ -175,13 +175,13 @@ class _Part:
         """Compute the chosen elements of W + B·A once more, in float64."""
         at_once = max(1, _GATHERED // max(1, self.left.shape[1]))
         for start in range(0, len(chosen), at_once):
-            places = np.divmod(chosen[start : start + at_once], out.shape[1])
-            sides = self.left[places[0]], self.right[:, places[1]]
+            positions = np.divmod(chosen[start : start + at_once], out.shape[1])
+            sides = self.left[positions[0]], self.right[:, positions[1]]
             delta = np.einsum("ij,ji->i", *sides, dtype=np.float64)
-            old = self.weight[places]
+            old = self.weight[positions]
             new = np.empty(len(old), out.dtype)
             rounding.into(new, old.astype(np.float64) + delta, old, self.name, self.dtype)
-            out[places] = new
+            out[positions] = new
 
     def _out(self, data: NDArray[np.uint8]) -> NDArray[Any]:
         return data.view(numpy_dtype(self.dtype)).reshape(self.weight.shape)

@@ -141,9 +141,9 @@ def read(path: str | os.PathLike[str], *, follow_links: bool = False) -> Base:
         )
     index: Mapping[str, Any] | None = None
     if weights.endswith(INDEX):
-        index, places = _index(folder.file(weights))
-        shards = tuple(_shard(folder, name) for name in sorted(set(places.values())))
-        _require_agreement(shards, places, folder.file(weights))
+        index, weight_map = _index(folder.file(weights))
+        shards = tuple(_shard(folder, name) for name in sorted(set(weight_map.values())))
+        _require_agreement(shards, weight_map, folder.file(weights))
     else:
         shards = (_shard(folder, weights),)
     side_files, left_out = _side_files(folder, {weights, *(shard.name for shard in shards)})
@@ -178,8 +178,8 @@ def shards_of(path: str | os.PathLike[str]) -> set[str]:
     weights = next((n for n in _WEIGHTS if os.path.isfile(os.path.join(folder, n))), "")
     if not weights.endswith(INDEX):
         return set()
-    _, places = _index(os.path.join(folder, weights))
-    return set(places.values())
+    _, weight_map = _index(os.path.join(folder, weights))
+    return set(weight_map.values())
 
 
 def json_object(path: str) -> dict[str, Any]:
@@ -203,17 +203,17 @@ def json_object(path: str) -> dict[str, Any]:
 def _index(path: str) -> tuple[dict[str, Any], dict[str, str]]:
     """The metadata of an index, and the file of every tensor."""
     content = json_object(path)
-    metadata, places = content.get("metadata") or {}, content.get("weight_map")
-    if not isinstance(metadata, dict) or not isinstance(places, dict) or not places:
+    metadata, weight_map = content.get("metadata") or {}, content.get("weight_map")
+    if not isinstance(metadata, dict) or not isinstance(weight_map, dict) or not weight_map:
         raise SourceError("not an index of shards", file=path, expected="a weight_map")
-    for tensor, name in places.items():
+    for tensor, name in weight_map.items():
         if not isinstance(name, str) or os.path.basename(name) != name or "\\" in name:
             raise SourceError(
                 "a shard outside the folder", file=path, part=tensor, found=name, expected="a name"
             )
         if not name.endswith((".safetensors", ".bin")):
             raise SourceError("not a file of weights", file=path, part=tensor, found=name)
-    return metadata, places
+    return metadata, weight_map
 
 
 def _config(folder: Folder) -> Mapping[str, Any]:
@@ -234,27 +234,29 @@ def _shard(folder: Folder, name: str) -> Shard:
     return Shard(name, pickle.read(path), {})
 
 
-def _require_agreement(shards: tuple[Shard, ...], places: Mapping[str, str], index: str) -> None:
+def _require_agreement(
+    shards: tuple[Shard, ...], weight_map: Mapping[str, str], index: str
+) -> None:
     """Every tensor is where the index says, and nowhere else."""
     for shard in shards:
         path = os.path.join(os.path.dirname(index), shard.name)
         for name in shard.tensors:
-            if name not in places:
+            if name not in weight_map:
                 raise SourceError("a tensor that the index does not name", file=path, part=name)
-            if places[name] != shard.name:
+            if weight_map[name] != shard.name:
                 raise SourceError(
                     "one tensor in two shards",
                     file=index,
                     part=name,
-                    found=f"{shard.name} and {places[name]}",
+                    found=f"{shard.name} and {weight_map[name]}",
                     expected="one",
                 )
     there = {name for shard in shards for name in shard.tensors}
-    missing = next((name for name in places if name not in there), None)
+    missing = next((name for name in weight_map if name not in there), None)
     if missing is not None:
         raise SourceError(
             "a tensor is missing",
-            file=os.path.join(os.path.dirname(index), places[missing]),
+            file=os.path.join(os.path.dirname(index), weight_map[missing]),
             part=missing,
             expected="every tensor that the index names",
         )

@@ -30,7 +30,7 @@ _CLASS = re.compile(
 def changed(
     config: Mapping[str, Any], adapter: LowRank, dtype: str | None, added: Collection[str] = ()
 ) -> tuple[Mapping[str, Any], list[str]]:
-    """The output's config (the same one if nothing changes), and what to tell of it.
+    """The output's config (the same one if nothing changes), and a notice, if any.
 
     Args:
         added: trained tensors that the base lacks.
@@ -58,7 +58,7 @@ def changed(
 def with_class(
     config: Mapping[str, Any], adapter: LowRank, added: Collection[str], notices: list[str]
 ) -> Mapping[str, Any]:
-    """The config naming the class that has the head that was added, as far as that can be told
+    """The config naming the class that has the head that was added, as far as it is known
     without transformers; otherwise a notice."""
     before = config.get("architectures")
     name = before[0] if isinstance(before, list) and len(before) == 1 else None
@@ -70,7 +70,7 @@ def with_class(
         return {**config, "architectures": [match["stem"] + suffix]}
     if not suffix or not name.endswith(suffix):
         notices.append(
-            f"{CONFIG} names {name}, which may have no place for {', '.join(added)}: "
+            f"{CONFIG} names {name}, which may not have {', '.join(added)}: "
             "load the output by the class that was trained"
         )
     return config

@@ -14,8 +14,8 @@ from vbfmt.converters.merge.layout import Part
 def factors(
     parts: Sequence[Part], adapter: LowRank, shape: tuple[int, int]
 ) -> tuple[NDArray[np.float32], NDArray[np.float32]]:
-    """A (rank, columns) and B (rows, rank) such that B·A is every part's update in its place; the
-    rank is the sum of the modules'."""
+    """Return A (rank, columns) and B (rows, rank) such that B·A has every part's update at its
+    position. The rank is the sum of the modules' ranks."""
     rank = sum(part.module.rank for part in parts)
     a, b = np.zeros((rank, shape[1]), np.float32), np.zeros((shape[0], rank), np.float32)
     start = 0

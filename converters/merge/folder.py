@@ -32,7 +32,7 @@ def write(
 
     Raises:
         OutputExistsError: `path` exists, and `overwrite` is not set.
-        TargetError: `path` is no place for it, or a value leaves the range of the dtype.
+        TargetError: `path` cannot be written to, or a value leaves the range of the dtype.
         StorageError: the operating system refused, or there is not enough room.
     """
     require_place(plan, path, overwrite=overwrite)

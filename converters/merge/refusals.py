@@ -46,7 +46,7 @@ def require_plain_model(base: Base) -> None:
 
 
 def require_float(name: str, weight: Tensor, base: Base) -> None:
-    """A tensor that is to be changed has a dtype in which one can add."""
+    """Refuse to change a tensor whose dtype has no addition."""
     if weight.dtype not in FLOATS:
         raise SourceError(
             "the base is quantised" if weight.dtype != "BOOL" else "not a weight",
@@ -87,7 +87,7 @@ def require_untied(
     default is to tie, and most configs leave it out. (A classifier has no head to tie.)
 
     Args:
-        tied: gives the names of all such tensors, where transformers can tell them.
+        tied: gives the names of all such tensors, where transformers knows them.
     """
     said = setting(base.config, _TIE)
     if said is False or not _is_vocabulary(base, name, trained.shape):
@@ -155,7 +155,7 @@ def _tied(base: Base, name: str, partner: str | None) -> SourceError:
 
 
 def is_transposed(module: Module, name: str, weight: Tensor, base: Base) -> bool | None:
-    """Whether the weight is stored as (in, out); None for a square one, whose shape can't tell."""
+    """Whether the weight is stored as (in, out); None for a square one, which does not show it."""
     shape = (module.out_features, module.in_features)
     if weight.shape not in (shape, shape[::-1]):
         expected = shape[::-1] if module.fan_in_fan_out else shape
@@ -201,7 +201,7 @@ def require_place(output: str, base: str, *, overwrite: bool) -> None:
         raise TargetError("the output would be inside the base", file=output)
     if os.path.ismount(inner):
         raise TargetError(
-            "a mount point cannot be put in place whole",
+            "a mount point cannot be replaced as a whole",
             file=output,
             advice="choose a folder below it",
         )

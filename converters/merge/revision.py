@@ -20,7 +20,7 @@ _COMMIT = re.compile(r"[0-9a-f]{40}")
 def check(adapter: Adapter, base: str, *, strict: bool) -> str | None:
     """A warning where the base is not, or not known to be, what the adapter names.
 
-    Without `strict`, a base that cannot be told is passed over in silence.
+    Without `strict`, an unknown base is accepted.
 
     Raises:
         SourceError: the same, with `strict`.
@@ -49,12 +49,12 @@ def check(adapter: Adapter, base: str, *, strict: bool) -> str | None:
 
 
 def model_of(base: str) -> str | None:
-    """The model's name on the Hub, where the path tells."""
+    """The model's name on the Hub, if the path contains it."""
     return _identity(base)[0]
 
 
 def _identity(base: str) -> tuple[str | None, str | None, Path | None]:
-    """The model's name, its commit and the folder of its branches, where the path tells."""
+    """The model's name, its commit and the folder of its branches, if the path contains it."""
     path = Path(os.path.abspath(base))
     home = path.parent.parent
     if not (

@@ -49,7 +49,7 @@ def exact(names: Collection[str], *, experts: bool | None = None) -> Targets:
     Args:
         names: of the modules, whole.
         experts: whether the base is a mixture-of-experts model; None if that is not known, and the
-            names must tell.
+            the names must show.
     """
     mixed = experts if experts is not None else _of_experts(names)
     lost = {name for name in names if mixed and _leaf(name) in _FUSED and not _ROUTED.search(name)}

@@ -61,9 +61,10 @@ def pack(
         src: its folder or weights file, or a repository on the Hugging Face Hub.
         dst: the file to write, or an open binary file. Missing folders above it are made.
         topk: k, for logits without a config.
-        layout: the name of the reader in `vbfmt.converters.READERS`, for sources that do not tell.
+        layout: the name of the reader in `vbfmt.converters.READERS`, for sources that do not show
+            it.
         base: the base model's folder, for Uni-LoRA checkpoints that hold only a seed.
-        base_model: the base model's name to record, in place of what the source says.
+        base_model: the base model's name to record, instead of the source's own.
         revision: of a repository: a branch, a tag or a commit.
         bank, banks: where the bank goes, as `vbfmt.save`.
         card: write a model card for the Hub beside the file.

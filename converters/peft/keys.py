@@ -84,7 +84,7 @@ def parse(keys: Collection[str], *, bias: str = "none") -> Keys:
 
     Args:
         bias: which biases are trained, in PEFT's words. Used for a whole model's state dict, which
-            does not tell.
+            does not show it.
 
     Raises:
         SourceError: no bank or several, several adapters, half a factor, both forms at once.
@@ -141,7 +141,7 @@ def _prefix(bank: str, rows: Collection[_Row]) -> str:
     wrap = _wrap(bank)
     if wrap and wrap.removesuffix(".") not in names:
         prefix = f"{wrap}model."
-    else:  # the bank's own name tells nothing
+    else:  # the bank's own name shows nothing
         match = _ROOT.match(names[0]) if names else None
         prefix = match[0] if match else ""
     if not all(name.startswith(prefix) for name in names):

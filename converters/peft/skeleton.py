@@ -1,4 +1,4 @@
-"""A base model without its weights, for what only its modules' order and shapes can tell."""
+"""A base model without its weights, to know the order and shapes of its modules."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Tokens of no adapter, in batches that hold others.
+"""Tokens without an adapter, in batches that also have tokens with one.
 
 vLLM marks them with the index -1. Until 0.33 its functions for CPUs took that for the last adapter,
 and answered for the base model with it (vllm-project/vllm#48421).

@@ -25,7 +25,7 @@ _SAVED_WHOLE = re.compile(r"\.modules_to_save(?:\.(?P<adapter>[^.]+))?(?=\.(?:we
 _SETS = ("target_modules", "exclude_modules", "modules_to_save", "layers_to_transform")
 _ABOUT_THE_FILE = ("save_only_topk_weights", "peft_version")
 NAMES_CODE = "auto_mapping"
-"""The key that tells PEFT's AutoPeftModel which module to import; no file may choose it."""
+"""The key that selects the module that PEFT's AutoPeftModel imports; no file may choose it."""
 
 _ABOUT_THE_BASE = ("base_model_name_or_path", "revision")
 

@@ -1,8 +1,8 @@
-"""Files and folders in the making: temporary siblings of what they are to become.
+"""Temporary files and folders: written beside their target, then moved to it.
 
-Each is locked (flock) for as long as its process lives. The lock dies with the process, however it
-dies, so that the next write to the same place can tell what is abandoned from what somebody else is
-still writing, and removes the former.
+Each is locked (flock) for as long as its process lives. The lock ends with the process, however it
+ends. So the next write to the same path knows which ones are abandoned, and removes them, and which
+ones another process is still writing.
 """
 
 from __future__ import annotations
@@ -81,7 +81,7 @@ def file(target: str) -> Iterator[tuple[str, int]]:
 
 
 def target_of(temporary: str) -> str | None:
-    """The name of the file that a temporary one's name says it is to become; None for others."""
+    """Return the final name that the name of a temporary file contains, None for other files."""
     name, count = _ENDING.subn("", temporary)
     return name.removeprefix(".") if count else None
 

@@ -162,7 +162,7 @@ def weight_sum_spread(
     q = np.bincount(groups, squares, minlength=count)[:, None]
     pairs = m * (m - 1) / (h * max(h - 1, 1))
     variance: NDArray[np.float64] = q * m / h + (rows - q) * pairs - rows * (m / h) ** 2
-    # Of differences that are 0 but for rounding no root is to be taken.
+    # A difference that is 0 up to rounding may be negative: no square root of it.
     return np.sqrt(np.where(variance > 1e-9 * rows, variance, 0.0))
 
 

@@ -70,11 +70,27 @@ _SHORT = 16
     show_default=True,
     help="Rank, r.",
 )
-@click.option("--lora-rank", type=click.IntRange(min=1), help="Of LoRA.  [default: r]")
-@click.option("--tied-rank", type=click.IntRange(min=1), help="Of Tied-LoRA.  [default: r]")
-@click.option("--vera-rank", type=click.IntRange(min=1), default=256, show_default=True)
-@click.option("--xs-rank", type=click.IntRange(min=1), default=64, show_default=True)
-@click.option("--uni-length", type=click.IntRange(min=1), help="Of Uni-LoRA.  [default: h · b]")
+@click.option("--lora-rank", type=click.IntRange(min=1), help="Rank of LoRA.  [default: r]")
+@click.option("--tied-rank", type=click.IntRange(min=1), help="Rank of Tied-LoRA.  [default: r]")
+@click.option(
+    "--vera-rank",
+    type=click.IntRange(min=1),
+    default=256,
+    show_default=True,
+    help="Rank of VeRA.",
+)
+@click.option(
+    "--xs-rank",
+    type=click.IntRange(min=1),
+    default=64,
+    show_default=True,
+    help="Rank of LoRA-XS.",
+)
+@click.option(
+    "--uni-length",
+    type=click.IntRange(min=1),
+    help="Length of Uni-LoRA's vector.  [default: h · b]",
+)
 @JSON
 @click.pass_context
 def command(

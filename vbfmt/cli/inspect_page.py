@@ -31,7 +31,7 @@ _COLUMNS = {
     "vectors": "vectors: of the bank, selected there",
     "weight": "weight: mean of the largest",
 }
-"""Of the table of kinds, with what is to be said of them."""
+"""Columns of the table of kinds, with their formats."""
 _BAR = 26
 _ACCENT, _SECOND, _THIRD = "blue", "magenta", "green"
 

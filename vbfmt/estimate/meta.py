@@ -58,7 +58,7 @@ def linears_on_meta(config: dict[str, Any]) -> tuple[Linear, ...]:
 
 
 def _rest(model: Any, counted: set[str]) -> dict[str, int]:
-    """Matrices in blocks that belong to none of the layers, with their sizes."""
+    """Matrices in blocks that belong to no layer, with their sizes."""
     return {
         name: parameter.numel()
         for name, parameter in model.named_parameters()

@@ -1,4 +1,4 @@
-"""What a store asks of the place that keeps it: a folder, or a bucket of an object store."""
+"""The interface of a store's backend: a folder, or a bucket of an object store."""
 
 from __future__ import annotations
 
@@ -98,5 +98,5 @@ class Backend(Protocol):
 
     def stamps(self, prefix: str) -> dict[str, str | None]:
         """The groups of keys that make up ``prefix/``, each with something that changes whenever a
-        key of the group comes, goes or is written again; None where that cannot be told."""
+        key of the group comes, goes or is written again; None where that is unknown."""
         ...

@@ -174,7 +174,7 @@ class Store(Reader):
         ended, and for banks the adapters that are there, are what needs an object.
 
         Args:
-            grace: 0 removes at once. Only do that where nobody reads or writes.
+            grace: 0 removes at once. Use it only while no other process uses the store.
 
         Raises:
             StoreError: a name or a lease is damaged: then nothing is removed.

@@ -89,8 +89,8 @@ def name_key(name: str) -> str:
 
 
 def require_name(name: str) -> None:
-    """Check a name: parts of letters, digits and ``. _ - + @`` with ``/`` between them, none of
-    which begins with other than a letter, a digit or ``_``. So no name leaves the store.
+    """Check a name: parts of letters, digits and ``. _ - + @`` with ``/`` between them, each of
+    which begins with a letter, a digit or ``_``. So no name leads out of the store.
 
     Raises:
         StoreError

@@ -141,7 +141,7 @@ class VBLoRA(nn.Module):
         """Return an adapter that has logits.
 
         Raises:
-            ModelError: it is a packed one, or there is none of that name.
+            ModelError: it is a packed one, or there is no such adapter.
         """
         adapter = self.adapter(name)
         if not adapter.trainable:
@@ -153,7 +153,7 @@ class VBLoRA(nn.Module):
         return adapter
 
     def register_banks(self) -> None:
-        """Have every bank as a part of the first adapter that has it, and of no other."""
+        """Register every bank with the first adapter that uses it, and with no other."""
         seen: set[int] = set()
         for adapter in cast("Iterator[AttachedAdapter]", self.adapters.values()):
             adapter.own_bank(id(adapter.bank) not in seen)

@@ -63,6 +63,6 @@ def require_tensors(model: nn.Module, adapter: Adapter) -> None:
                 "the adapter has a tensor that the model does not have",
                 part=name,
                 found=tensor.shape,
-                expected="none of that name" if shape is None else shape,
+                expected="no tensor of that name" if shape is None else shape,
                 advice="make the model with the head that the adapter was trained with",
             )

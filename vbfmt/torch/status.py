@@ -1,4 +1,4 @@
-"""What of a model trains, and what each adapted layer does."""
+"""The trainable parameters of a model, and the state of each adapted layer."""
 
 from __future__ import annotations
 

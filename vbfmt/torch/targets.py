@@ -70,7 +70,7 @@ def unmatched(model: nn.Module, config: VBLoRAConfig, targets: Collection[str]) 
     """What the config names in vain, one sentence for each of its lists.
 
     As PEFT has it, an exclusion may be of any module, and a rank must be of one that is adapted.
-    PEFT says nothing of names in `target_modules` that fit no module if others do.
+    PEFT ignores names in `target_modules` that match no module if others do.
 
     Args:
         targets: the layers that are adapted.
@@ -153,7 +153,7 @@ def modules_to_save(model: nn.Module, config: VBLoRAConfig) -> list[str]:
     """The full names of the modules to train whole: those named, and the task's own heads.
 
     Raises:
-        ModelError: a name fits no module, or PEFT could not tell those meant from others.
+        ModelError: a name fits no module, or PEFT would train others whole too.
     """
     names = [name for name, _ in base_modules(model) if name]
     wanted = config.modules_to_save
@@ -189,7 +189,7 @@ def saved_by_peft(model: nn.Module, wanted: Collection[str]) -> list[str]:
 
 
 def _outermost(names: list[str]) -> list[str]:
-    """Those that lie in none of the others."""
+    """Return the names that are not inside another one."""
     return [name for name in names if not any(name.startswith(f"{outer}.") for outer in names)]
 
 

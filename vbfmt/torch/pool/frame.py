@@ -111,7 +111,7 @@ class Frame:
 
         Args:
             device: of the adapters.
-            least: rank, k and vector length that there are to be at least (the length: at most).
+            least: minimum rank, minimum k and maximum vector length.
             modules: others that it is to have.
         """
         layouts = list(layouts)

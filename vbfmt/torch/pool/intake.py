@@ -46,10 +46,10 @@ class Intake:
         """The adapter as its bytes, with its bank's digest and its own tensors on the device.
 
         Raises:
-            ModelError: it belongs to another model, or it brings a tensor that samples of one batch
-                cannot have of their own.
+            ModelError: it belongs to another model, or it has a tensor that cannot differ within a
+                batch.
             ConfigError: it is larger than the form.
-            ContentError: values that nobody has checked (``verify=False``) break a rule.
+            ContentError: unchecked values (``verify=False``) break a rule.
         """
         layout = self._layout(adapter)
         self._require_form(layout)

@@ -21,7 +21,7 @@ class Own(NamedTuple):
     Attributes:
         samples: which have a weight of their own, (M,) int64; None if none has.
         weights: these weights, (M, in_features, out_features).
-        bias: (R, out_features) float32, what is to be added to the base's bias; None if none has.
+        bias: (R, out_features) float32, added to the base's bias; None if none has.
     """
 
     samples: Tensor | None
@@ -73,7 +73,7 @@ def own_tensors(adapter: Adapter, modules: Mapping[str, nn.Module]) -> OwnTensor
                 "the adapter has a tensor that the model does not have",
                 part=name,
                 found=tensor.shape,
-                expected="none of that name" if standing is None else tuple(standing.shape),
+                expected="no tensor of that name" if standing is None else tuple(standing.shape),
                 advice="make the model with the head that the adapter was trained with",
             )
         values = to_torch(tensor).to(standing.device)

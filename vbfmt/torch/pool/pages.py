@@ -26,7 +26,7 @@ class Run(NamedTuple):
 
 
 class Pages:
-    """Memory in pages; adapters of any size share it, and none of it is ever moved."""
+    """Memory in pages; adapters of any size share it, and it never moves."""
 
     def __init__(self, device: torch.device) -> None:
         self._device = device

@@ -182,7 +182,7 @@ class AdapterPool:
         """Take an adapter out of the pool; batches that run with it end with it.
 
         Raises:
-            ModelError: there is none of that name.
+            ModelError: there is no such adapter.
         """
         self._residents.remove(name)
 
@@ -266,7 +266,7 @@ class AdapterPool:
         if self._source is None:
             return self._residents.pin(names)
         different = [name for name in dict.fromkeys(names) if name is not None]
-        held = self._residents.pin_present(different)  # none of them leaves for the others
+        held = self._residents.pin_present(different)  # so that loading one does not evict another
         try:
             for name in different:
                 while name not in held:

@@ -131,7 +131,7 @@ class Residents:
         """Take an adapter out; running batches keep it until they end.
 
         Raises:
-            ModelError: there is none of that name.
+            ModelError: there is no such adapter.
         """
         with self.lock:
             self._drop(self._named(name))
