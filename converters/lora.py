@@ -22,7 +22,7 @@ from vbfmt.tensors import Tensor, numpy_dtype
 PathLike = str | os.PathLike[str]
 
 DTYPES = {"float32": "F32", "bfloat16": "BF16", "float16": "F16"}
-"""Names of dtypes as users write them → as safetensors does."""
+"""Name of a dtype as users write it → its name in safetensors."""
 
 
 _LARGEST = {"F32": "3.403e38", "BF16": "3.39e38", "F16": "65504"}
@@ -42,17 +42,17 @@ def write(
 ) -> int:
     """Write the factors A and B of every module, streamed, as a PEFT LoRA folder.
 
-    Those of an `Adapter` are exact; so are those of a sum of adapters, but for the rounding of
-    weights (see `vbfmt.converters.lowrank.combine`).
+    The factors of an `Adapter` are exact; those of a sum of adapters are exact up to the rounding
+    of its weights (see `vbfmt.converters.lowrank.combine`).
 
-    Modules of a rank below the largest are filled up with zeros, so that one integer rank holds for
-    all: several runtimes drop or refuse anything else.
+    Modules with a smaller rank are padded with zeros to the largest rank, because several runtimes
+    drop or refuse anything but one integer rank.
 
     Args:
         dtype: of the factors: float32, bfloat16 or float16 (rounded once, to nearest even).
-        drop_extras: leave out trained biases and heads. They are kept otherwise, and PEFT takes
-            them; not every other runtime does (vbfmt.converters.runtimes).
-        card: a model card to put there too.
+        drop_extras: leave out trained biases and heads. Otherwise they are written, and PEFT loads
+            them; some other runtimes do not (vbfmt.converters.runtimes).
+        card: a model card to write into the folder.
         experts: whether the base is a mixture-of-experts model; None if that is not known.
         names: module → its name in the keys, where that is another one; see
             `vbfmt.converters.peft.on_base`.
@@ -94,14 +94,14 @@ def write(
 
 
 def rank_of(adapter: LowRank) -> int:
-    """The one rank that all modules are written with."""
+    """Return the rank with which all modules are written."""
     return max(module.rank for module in adapter.modules)
 
 
 def padded_factors(
     adapter: LowRank, rank: int
 ) -> Iterator[tuple[Module, NDArray[np.float32], NDArray[np.float32]]]:
-    """(module, A, B) for all modules, filled up with zeros to that rank."""
+    """Yield (module, A, B) for all modules, padded with zeros to that rank."""
     for module, a, b in adapter.iter_factors():
         missing = rank - module.rank
         if missing:
@@ -110,7 +110,7 @@ def padded_factors(
 
 
 def extras_by_key(adapter: LowRank) -> dict[str, Tensor]:
-    """The other tensors under PEFT's keys."""
+    """Return the other tensors under PEFT's keys."""
     modules = {module.name for module in adapter.modules}
     return {key_of_tensor(name, modules): tensor for name, tensor in adapter.tensors.items()}
 
@@ -143,7 +143,7 @@ def _contents(
 
 
 def rounded(factor: NDArray[np.float32], dtype: str, key: str) -> Bytes:
-    """A factor's bytes in a safetensors dtype, rounded once to nearest even.
+    """Return a factor's bytes in a safetensors dtype, rounded once to nearest even.
 
     Raises:
         TargetError: too large for that dtype.

@@ -1,10 +1,9 @@
 """mlx-lm's adapter folder: ``adapters.safetensors`` and ``adapter_config.json``.
 
-What its loader takes: ``load_adapters`` and ``linear_to_lora_layers`` in mlx_lm/tuner/utils.py,
-``LoRALinear`` in mlx_lm/tuner/lora.py: ``lora_a`` (in, r), ``lora_b`` (r, out), y += scale · x·a·b;
-keys of the config relative to the layer; the last ``num_layers`` layers get an adapter, all if
-negative. The loader
-is not strict: names that its model does not have change nothing and raise nothing.
+The format is what its loader reads (``load_adapters`` and ``linear_to_lora_layers`` in
+mlx_lm/tuner/utils.py, ``LoRALinear`` in mlx_lm/tuner/lora.py): ``lora_a`` (in, r), ``lora_b`` (r,
+out), y += scale · x·a·b; keys of the config are relative to the layer; the last ``num_layers``
+layers get an adapter, all if it is negative. The loader ignores names that its model does not have.
 """
 
 from __future__ import annotations
@@ -45,8 +44,8 @@ def write(
 
     Args:
         dtype: of the factors: float32, bfloat16 or float16.
-        drop_extras: leave out trained biases and heads, which its adapters cannot hold.
-        card: a model card to put there too.
+        drop_extras: leave out trained biases and heads, which mlx-lm's adapters cannot hold.
+        card: a model card to write into the folder.
 
     Returns:
         bytes written.
@@ -107,13 +106,13 @@ def _require_takeable(adapter: LowRank, drop_extras: bool) -> None:
 
 
 def _config(adapter: LowRank, rank: int) -> dict[str, Any]:
-    """As mlx-lm's own training writes it, with the names that its loader reads."""
+    """Return the config as mlx-lm's training writes it, with the names that its loader reads."""
     matches = (_IN_A_LAYER.match(module.name) for module in adapter.modules)
     keys = {match["key"] for match in matches if match}
     return {
         "model": adapter.base_model,
         "fine_tune_type": "lora",
-        "num_layers": -1,  # all of them; any other number counts from the last
+        "num_layers": -1,  # all layers; another number counts from the last one
         "lora_parameters": {
             "rank": rank,
             "scale": 1.0,

@@ -1,4 +1,4 @@
-"""What each runtime refuses or silently drops of a LoRA: rules as data, with their sources."""
+"""Rules for what each runtime refuses in a LoRA or silently drops, as data with their sources."""
 
 from __future__ import annotations
 
@@ -21,12 +21,12 @@ _VLLM_HEADS = ("score", "classifier")
 
 @dataclass(frozen=True)
 class Rule:
-    """One thing that a runtime does with a LoRA as it is written here.
+    """A rule of a runtime for LoRAs as this package writes them.
 
     Attributes:
         runtime: its name on the command line.
-        effect: it refuses to load, silently drops something, or needs a setting.
-        what: of the adapter, in words; None if the rule does not concern it.
+        effect: the runtime refuses to load, silently drops something, or needs a setting.
+        what: returns what the rule applies to in an adapter, in words; None if nothing.
         advice: what to do.
         source: the runtime's own file that shows it.
     """
@@ -40,7 +40,7 @@ class Rule:
 
 @dataclass(frozen=True)
 class Finding:
-    """A rule that concerns an adapter, and the part that it concerns."""
+    """A rule that applies to an adapter, and what it applies to."""
 
     rule: Rule
     what: str
@@ -64,13 +64,13 @@ def _biases(adapter: LowRank) -> str | None:
 
 
 def _heads(adapter: LowRank) -> list[str]:
-    """Names of tensors that are no bias of an adapted module."""
+    """Return the names of tensors that are not the bias of an adapted module."""
     modules = {module.name for module in adapter.modules}
     return [name for name in adapter.tensors if name.removesuffix(".bias") not in modules]
 
 
 def _known_head(adapter: LowRank) -> str | None:
-    """What vLLM takes for the head of a classifier: one linear layer of a known name."""
+    """What vLLM recognises as the head of a classifier: one linear layer of a known name."""
     owners = {name.rpartition(".")[0] for name in _heads(adapter)}
     head = owners.pop() if len(owners) == 1 else ""
     return f"to know heads: {head}" if head in _VLLM_HEADS else None
@@ -115,13 +115,13 @@ def _query_without_value(adapter: LowRank) -> str | None:
 
 
 def _parameters(adapter: LowRank) -> str | None:
-    """Dense layers of a mixture-of-experts model, which are no ``target_modules``."""
+    """Dense layers of a mixture-of-experts model, which are not ``target_modules``."""
     found = targets.exact([module.name for module in adapter.modules]).parameters
     return _few([name.removesuffix(".weight") for name in found])
 
 
 def _orphans(adapter: LowRank) -> str | None:
-    """Parts of fused layers without the part that SGLang fuses them to."""
+    """Parts of fused layers whose other part, which SGLang needs, is missing."""
     names = {module.name for module in adapter.modules}
     leader = {"k_proj": "q_proj", "v_proj": "q_proj", "up_proj": "gate_proj"}
     found = []
@@ -133,7 +133,7 @@ def _orphans(adapter: LowRank) -> str | None:
 
 
 def _gaps(adapter: LowRank) -> str | None:
-    """Kinds of modules that some layers have and others have not."""
+    """Kinds of modules that only some of the layers have."""
     layers: dict[str, set[int]] = {}
     for module in adapter.modules:
         if match := _LAYER.match(module.name):
@@ -154,7 +154,7 @@ _SGLANG = "sglang/srt/lora/lora.py"
 RULES = (
     Rule("vllm", "refuses", _unknown_heads, _LEAVE_OUT, f"{_VLLM}, _validate_features"),
     Rule("vllm", "refuses", _biases, _LEAVE_OUT, f"{_VLLM}, validate_legal"),
-    Rule("vllm", "refuses", _highest_rank, "bring it down with `rank`", "vllm/config/lora.py"),
+    Rule("vllm", "refuses", _highest_rank, "lower it with `rank`", "vllm/config/lora.py"),
     Rule(
         "vllm",
         "needs",
@@ -211,9 +211,9 @@ RULES = (
     Rule("ollama", "refuses", _extras, _LEAVE_OUT, "src/llama-adapter.cpp of llama.cpp"),
 )
 """Read in vllm 0.33.0 and sglang 0.5.23 (whose own files tests/converters/test_serving.py runs),
-text-generation-inference at commit 45d95bd and llama.cpp as of llama-cpp-python 0.3.36. For mlx-lm
-there is none: what it would drop, `vbfmt.converters.mlx` refuses to write. What is written here
-already keeps to the rules on configs that are not listed: one integer rank, alpha equal to it,
+text-generation-inference at commit 45d95bd and llama.cpp as of llama-cpp-python 0.3.36. mlx-lm has
+no rules: `vbfmt.converters.mlx` refuses to write what it would drop. Rules on configs
+are not listed, because every config written here obeys them: one integer rank, alpha equal to it,
 whole names as targets, no DoRA, no rank pattern."""
 
 TAKES = {
@@ -224,12 +224,12 @@ TAKES = {
     "ollama": "gguf",
     "mlx": "mlx",
 }
-"""Every runtime that can be asked about → the form (of `vbfmt.converters.WRITERS`) that it loads as
-it stands. Ollama can convert folders itself, for some architectures; that is not checked here."""
+"""Runtime → the form (of `vbfmt.converters.WRITERS`) that it loads unchanged. Ollama can convert
+folders itself, for some architectures; that is not checked here."""
 
 
 def form_of(runtime: str) -> str:
-    """The form (of `vbfmt.converters.WRITERS`) that a runtime loads.
+    """Return the form (of `vbfmt.converters.WRITERS`) that a runtime loads.
 
     Raises:
         ConfigError: unknown runtime.
@@ -240,7 +240,7 @@ def form_of(runtime: str) -> str:
 
 
 def findings(adapter: LowRank, runtime: str, *, drop_extras: bool = False) -> list[Finding]:
-    """What that runtime would refuse, drop or need.
+    """Return what a runtime would refuse, drop or need.
 
     Raises:
         ConfigError: unknown runtime.
@@ -250,7 +250,7 @@ def findings(adapter: LowRank, runtime: str, *, drop_extras: bool = False) -> li
 
 
 def require_loadable(adapter: LowRank, runtime: str, *, drop_extras: bool = False) -> list[Finding]:
-    """The same, but what the runtime refuses is an error.
+    """As `findings`, but raise what the runtime would refuse.
 
     Raises:
         TargetError

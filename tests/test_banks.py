@@ -1,4 +1,4 @@
-"""One adapter in two forms: with its bank inside, and with the bank elsewhere."""
+"""An adapter in two forms: with its bank embedded, and with an external bank."""
 
 from __future__ import annotations
 
@@ -28,14 +28,14 @@ NAME = thin.file_name(BANK)
 
 @pytest.fixture(autouse=True)
 def _none_known():
-    """No bank was read before, by another test."""
+    """Forget the banks that other tests have read."""
     gc.collect()
     bank_files._shared.clear()
 
 
 @pytest.fixture
 def pair(tmp_path):
-    """The embedded file and the thin one, with its bank beside it."""
+    """An embedded file, and a file with an external bank beside it."""
     save(ADAPTER, tmp_path / "whole.vblora")
     save(ADAPTER, tmp_path / "thin.vblora", bank="external")
     return tmp_path / "whole.vblora", tmp_path / "thin.vblora"
@@ -118,7 +118,7 @@ def test_threads_that_load_at_once_share_one_array(tmp_path):
     assert len({id(one.bank) for one in loaded}) == 1
 
 
-def test_a_bank_that_nobody_uses_is_let_go(pair):
+def test_an_unused_bank_is_released(pair):
     before = len(bank_files._shared)
     found = load(pair[1])
     assert len(bank_files._shared) == before + 1
@@ -134,7 +134,7 @@ def test_a_loaded_adapter_outlives_its_banks_file(pair, tmp_path):
     assert found == ADAPTER
 
 
-def test_a_bank_that_is_known_by_its_hash_need_not_be_read_again(pair, tmp_path):
+def test_a_bank_that_is_known_by_its_hash_is_not_read_again(pair, tmp_path):
     found = load(pair[1])
     (tmp_path / NAME).unlink()
     assert load(pair[1]).bank is found.bank
@@ -149,8 +149,8 @@ def test_where_a_bank_is_looked_for(pair, tmp_path):
         load(without)
     assert str(error.value) == (
         f"vector bank not found in {without}: bank: found none in {tmp_path}, "
-        f"{tmp_path / 'banks'}, expected {NAME}; put it beside the adapter, or give the folder "
-        "that has it as banks"
+        f"{tmp_path / 'banks'}, expected {NAME}; put it beside the adapter, or give its folder: "
+        "`banks=FOLDER`"
     )
     assert load(without, banks=far) == ADAPTER
     gc.collect()
@@ -167,7 +167,7 @@ def test_without_its_bank_there_is_no_adapter(checked):
 
 
 def test_without_its_bank_a_file_is_never_called_verified(pair, tmp_path):
-    held = load(pair[1])  # known to this process: no excuse
+    held = load(pair[1])  # even if this process knows the bank
     (tmp_path / NAME).unlink()
     report = verify(pair[1])
     assert [problem.kind for problem in report.problems] == ["bank"]
@@ -218,7 +218,7 @@ def test_every_truncation_of_the_thin_file_and_of_the_bank_is_found(pair, tmp_pa
         path.write_bytes(data)
 
 
-def test_no_room_is_made_for_a_bank_that_is_only_announced(pair, tmp_path):
+def test_no_memory_is_allocated_for_a_claimed_bank(pair, tmp_path):
     def change(header):
         header["b"] = 2**50
         header["modules"][0][1:3] = [2**51, 2**50]
@@ -250,7 +250,7 @@ def test_what_is_damaged_is_neither_split_nor_joined(pair, tmp_path):
         assert not (tmp_path / "new").exists()
 
 
-def test_a_form_that_there_is_not():
+def test_an_unknown_form_is_refused():
     with pytest.raises(errors.ConfigError, match="found 'elsewhere', expected embedded or"):
         dumps(ADAPTER, bank="elsewhere")
 

@@ -1,9 +1,9 @@
 """llama.cpp's GGUF LoRA: one file, tensors ``<name>.lora_a`` and ``<name>.lora_b``.
 
-What the file must say: src/llama-adapter.cpp of llama.cpp (``general.type``, ``adapter.type``, the
-architecture, ``adapter.lora.alpha``, shapes); what its own converter writes:
-convert_lora_to_gguf.py. One difference is meant: that script turns the factors of GPT-2's Conv1D
-layers as if they were weights, which llama.cpp refuses, or takes wrongly where a layer is square.
+The required content is in src/llama-adapter.cpp of llama.cpp (``general.type``, ``adapter.type``,
+the architecture, ``adapter.lora.alpha``, shapes). llama.cpp's converter, convert_lora_to_gguf.py,
+writes the same, with one intended difference: it transposes the factors of GPT-2's Conv1D layers as
+if they were weights, which llama.cpp refuses, or loads wrongly if a layer is square.
 """
 
 from __future__ import annotations
@@ -39,7 +39,7 @@ def write(
     drop_extras: bool = False,
     overwrite: bool = False,
 ) -> int:
-    """Write the exact factors as a GGUF file for llama.cpp, Ollama and what is built on them.
+    """Write the exact factors as a GGUF file for llama.cpp, Ollama and programs built on them.
 
     Args:
         base: the base model's folder (its config.json) or its GGUF file; by default the folder that
@@ -70,9 +70,9 @@ def write(
 
 
 def permuted(b: NDArray[np.float32], heads: int) -> NDArray[np.float32]:
-    """B (out, rank) with each head's rows in the order of llama.cpp's rotary embedding.
+    """Return B (out, rank) with each head's rows in the order of llama.cpp's rotary embedding.
 
-    transformers keeps the two halves of a head apart, llama.cpp wants their elements in turn.
+    transformers stores the two halves of a head one after the other; llama.cpp interleaves them.
     """
     out, rank = b.shape
     if out % (2 * heads):
@@ -95,16 +95,16 @@ def _require_no_extras(adapter: LowRank, drop_extras: bool) -> None:
 def _base_of(adapter: LowRank, base: PathLike | None) -> Base:
     if base is not None:
         return read_base(base)
-    named = adapter.base_model  # a stranger's word: never opened, even if there is such a folder
+    named = adapter.base_model  # untrusted: never opened as a path, even if there is such a folder
     raise SourceError(
-        "GGUF tensors are named after the base model, which is not at hand",
-        found=f"{named!r} as its name" if named else "no name of it in the adapter",
+        "the names of GGUF tensors need the base model",
+        found=f"{named!r} as its name" if named else "no base model named in the adapter",
         advice="give its folder (config.json) or its GGUF file: `base=PATH`",
     )
 
 
 def _names(adapter: LowRank, base: Base) -> dict[str, str]:
-    """Module name → the base's tensor that its ΔW is for."""
+    """Return, for each module name, the tensor of the base that its ΔW changes."""
     known = names(base.architecture, base.layers)
     return {
         module.name: _checked(module, known.get_name(module.name), base)
@@ -123,7 +123,7 @@ def _checked(module: Module, found: str | None, base: Base) -> str:
     name = f"{found}.weight"
     if base.tied and found == "output":
         raise TargetError(
-            "the base's output is tied to its embedding; llama.cpp has no tensor of its own for it",
+            "the base's output is tied to its embedding; llama.cpp has no separate tensor for it",
             part=module.name,
             advice="merge the adapter into its base instead",
         )
@@ -152,7 +152,7 @@ def _checked(module: Module, found: str | None, base: Base) -> str:
 def _header(
     adapter: LowRank, tensors: dict[str, str], base: Base, rank: int, dtype: str, gguf: Any
 ) -> bytes:
-    """Everything before the tensors' data, by the gguf package."""
+    """Return everything before the tensors' data, written by the gguf package."""
     code, size, quantization = {
         "float32": (np.float32, 4, None),
         "float16": (np.float16, 2, None),

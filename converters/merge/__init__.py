@@ -1,4 +1,4 @@
-"""Full weights: adapters merged into a base model, tensor by tensor, without building the model.
+"""Merge adapters into the weights of a base model, tensor by tensor, without building the model.
 
 >>> from vbfmt.converters import merge
 >>> plan = merge.plan(adapter, "base")                  # everything checked, nothing written

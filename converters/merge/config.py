@@ -1,4 +1,4 @@
-"""What a merge has to change in a base's ``config.json``: the dtype, and the labels of a head."""
+"""The changes of a merge to a base's ``config.json``: the dtype, and the labels of a head."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ _CLASSES = {
     "TOKEN_CLS": "ForTokenClassification",
     "QUESTION_ANS": "ForQuestionAnswering",
 }
-"""The end of a class's name in transformers, by PEFT's word for the task."""
+"""PEFT's task type → the end of the name of transformers' class for it."""
 _CLASS = re.compile(
     r"(?P<stem>\w+?)(?<!Encoder)(LMHeadModel|Model|For(CausalLM|MaskedLM|PreTraining"
     r"|ConditionalGeneration|SequenceClassification|TokenClassification|QuestionAnswering))"
@@ -30,7 +30,7 @@ _CLASS = re.compile(
 def changed(
     config: Mapping[str, Any], adapter: LowRank, dtype: str | None, added: Collection[str] = ()
 ) -> tuple[Mapping[str, Any], list[str]]:
-    """The output's config (the same one if nothing changes), and a notice, if any.
+    """Return the output's config (the same one if nothing changes), and a notice, if any.
 
     Args:
         added: trained tensors that the base lacks.
@@ -49,17 +49,15 @@ def changed(
     if not added:
         return result, notices
     if count is None:
-        notices.append(
-            f"{', '.join(added)}: not in the base, and whether its config suits is not known"
-        )
+        notices.append(f"{', '.join(added)}: not in the base, and its config may not fit")
     return with_class(result, adapter, added, notices), notices
 
 
 def with_class(
     config: Mapping[str, Any], adapter: LowRank, added: Collection[str], notices: list[str]
 ) -> Mapping[str, Any]:
-    """The config naming the class that has the head that was added, as far as it is known
-    without transformers; otherwise a notice."""
+    """Return the config with the class that has the added head as its architecture; if the class
+    is not known without transformers, the config as it is and a notice."""
     before = config.get("architectures")
     name = before[0] if isinstance(before, list) and len(before) == 1 else None
     if not isinstance(name, str):
@@ -77,7 +75,7 @@ def with_class(
 
 
 def _task_of(added: Collection[str]) -> str | None:
-    """The task that only one kind of head is for (a ``classifier`` is for several)."""
+    """Return the task that has only this kind of head (a ``classifier`` has several)."""
     heads = {name.split(".")[0] for name in added}
     if heads & {"classification_head", "logits_proj"}:
         return "SEQ_CLS"
@@ -85,7 +83,7 @@ def _task_of(added: Collection[str]) -> str | None:
 
 
 def with_dtype(config: Mapping[str, Any], dtype: str) -> dict[str, Any]:
-    """The config naming `dtype` (``bfloat16``), at every level at which it names one."""
+    """Return the config with `dtype` (``bfloat16``) at every level that has a dtype."""
     result = {
         key: with_dtype(value, dtype) if isinstance(value, Mapping) else value
         for key, value in config.items()
@@ -95,7 +93,7 @@ def with_dtype(config: Mapping[str, Any], dtype: str) -> dict[str, Any]:
 
 
 def with_labels(config: Mapping[str, Any], count: int) -> dict[str, Any]:
-    """The config with as many labels, named as transformers names those without a name."""
+    """Return the config with that number of labels, with transformers' default names."""
     names = {index: f"LABEL_{index}" for index in range(count)}
     result = {
         **config,
@@ -107,7 +105,7 @@ def with_labels(config: Mapping[str, Any], count: int) -> dict[str, Any]:
 
 
 def labels(config: Mapping[str, Any]) -> int:
-    """How many labels a config gives a classifier: transformers' default is two."""
+    """Return the number of labels in a config; transformers' default is two."""
     named = config.get("id2label")
     if isinstance(named, Mapping):
         return len(named)
@@ -116,9 +114,9 @@ def labels(config: Mapping[str, Any]) -> int:
 
 
 def trained_labels(adapter: LowRank) -> int | None:
-    """How many labels the classifier has that the adapter brings; None if it brings none.
+    """Return the number of labels of the adapter's classifier; None if it has none.
 
-    The head is known by its name and shape: the task's type is often left out.
+    The head is recognised by its name and shape, because the task type is often missing.
     """
     counts = {
         tensor.shape[0]
@@ -129,7 +127,7 @@ def trained_labels(adapter: LowRank) -> int | None:
 
 
 def task_type(adapter: LowRank) -> str | None:
-    """What the adapter was trained for, in PEFT's words (``SEQ_CLS``), if the config has it."""
+    """Return PEFT's task type of the adapter (``SEQ_CLS``), if its config has it."""
     about = peft_layout.config_of(adapter)
     return about.get("task_type") if isinstance(about, dict) else None
 
@@ -140,5 +138,5 @@ def is_head(name: str) -> bool:
 
 
 def text(config: Mapping[str, Any]) -> bytes:
-    """The file's content, in the order of the original."""
+    """Return the file's content, with keys in the order of the original."""
     return json_file.encoded(json.dumps(config, indent=2, ensure_ascii=False))

@@ -1,4 +1,4 @@
-"""A merge written: streamed into a temporary folder, put in place whole."""
+"""Write a merge: stream it into a temporary folder, then move that to its path."""
 
 from __future__ import annotations
 
@@ -22,18 +22,18 @@ def write(
 ) -> None:
     """Write the model that a plan describes: the whole folder, flushed to the disk, or nothing.
 
-    Memory holds a few blocks at a time, whatever the size of the model.
+    Only a few blocks are in memory at a time, whatever the size of the model.
 
     Args:
-        path: the folder; not inside the base. Missing folders above it are made.
-        overwrite: replace the output of an earlier merge, in one step. Any other folder, and one
-            that holds a file which no merge wrote, is refused.
+        path: the folder; not inside the base. Missing parent folders are created.
+        overwrite: replace the output of an earlier merge, in one step. Any other folder, or one
+            with a file that no merge wrote, is refused.
         progress: called with numbers of bytes as they are written; they sum to `plan.size`.
 
     Raises:
         OutputExistsError: `path` exists, and `overwrite` is not set.
         TargetError: `path` cannot be written to, or a value leaves the range of the dtype.
-        StorageError: the operating system refused, or there is not enough room.
+        StorageError: an operation of the system failed, or the disk has not enough space.
     """
     require_place(plan, path, overwrite=overwrite)
     report = progress or (lambda count: None)
@@ -52,15 +52,15 @@ def write(
         for name, text in plan.texts.items():
             _write_in(folder, name, _counted([text], report))
         for inner in {os.path.dirname(name) for name in plan.copies}:
-            while inner:  # files flush their own folder; these, the folders between
+            while inner:  # files flush their own folder; this flushes the folders between
                 inner = os.path.dirname(inner)
                 storage.sync_folder(os.path.join(folder, inner))
-        # Somebody may have put something there in the meantime.
+        # Another process may have created the output in the meantime.
         refusals.require_place(os.fspath(path), plan.base.path, overwrite=overwrite)
 
 
 def require_place(plan: Plan, path: PathLike, *, overwrite: bool) -> None:
-    """Check all that can be checked of an output before anything is written.
+    """Check the output as far as possible before anything is written.
 
     Raises:
         as `write`.
@@ -70,7 +70,7 @@ def require_place(plan: Plan, path: PathLike, *, overwrite: bool) -> None:
 
 
 def _keep_executable(source: str, copy: str) -> None:
-    """A script stays one, for those who may read the copy."""
+    """Copy the executable bit, for those who may read the copy."""
     if os.stat(source).st_mode & stat.S_IXUSR:
         mode = stat.S_IMODE(os.stat(copy).st_mode)
         os.chmod(copy, mode | (mode & 0o444) >> 2)

@@ -38,8 +38,8 @@ class Locations:
     ask: Callable[[], Running | None] = field(default=lambda: None)
 
     def tied(self) -> frozenset[str] | None:
-        """Names on the disk and in the model of tensors that the model keeps equal; None if that
-        cannot be known."""
+        """Return the names, on the disk and in the model, of tied tensors; None if they are not
+        known."""
         running = self.running or self.ask()
         if running is None:
             return None
@@ -62,7 +62,7 @@ def in_running(
         part: the prefix of names in the running model, if a part was chosen.
 
     Raises:
-        SourceError: a module has no weight there.
+        SourceError: a module has no weight in those files.
     """
     front = part or ""
     weights = {module.name: f"{front}{module.name}.weight" for module in modules}

@@ -1,6 +1,6 @@
 """The commands as functions: `vbfmt.pack`, `vbfmt.unpack`, `vbfmt.expand`, `vbfmt.merge`.
 
-Each reads paths, checkpoints or repositories on the Hub, checks all that it can before it writes,
-and writes its output whole or not at all. The command line parses words, calls one of these, and
-prints what it returns.
+Each reads paths, checkpoints or repositories on the Hub, checks as much as it can before it writes,
+and writes the whole output or nothing. The command line parses arguments, calls one of these, and
+prints the result.
 """

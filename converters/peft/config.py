@@ -1,4 +1,4 @@
-"""PEFT's ``adapter_config.json`` of VB-LoRA and of LoRA: what must agree, what is written."""
+"""PEFT's ``adapter_config.json`` of VB-LoRA and LoRA: checks when reading, and what is written."""
 
 from __future__ import annotations
 
@@ -49,7 +49,7 @@ def require_sizes(config: Mapping[str, Any], h: int, b: int) -> None:
 
 
 def orientation(config: Mapping[str, Any]) -> bool:
-    """Whether the base stores its weights turned, as the config says it (``fan_in_fan_out``).
+    """Return ``fan_in_fan_out``: whether the base stores its weights transposed.
 
     Raises:
         SourceError: neither true nor false nor null, such as "false".
@@ -66,9 +66,9 @@ def orientation(config: Mapping[str, Any]) -> bool:
 
 
 def for_vblora(adapter: Adapter, rank: int) -> dict[str, Any]:
-    """The config with which PEFT loads the adapter as VB-LoRA in its top-k form."""
+    """Return the config with which PEFT loads the adapter as VB-LoRA in its top-k form."""
     config = config_of(adapter)
-    config.pop(NAMES_CODE, None)  # a stranger's file must not choose code
+    config.pop(NAMES_CODE, None)  # an untrusted file must not choose code
     return {
         **implied(adapter),
         **config,
@@ -82,7 +82,7 @@ def for_vblora(adapter: Adapter, rank: int) -> dict[str, Any]:
 def for_lora(
     adapter: LowRank, rank: int, *, extras: bool, experts: bool | None = None
 ) -> dict[str, Any]:
-    """The config with which PEFT, vLLM and llama.cpp's converter load the adapter as LoRA.
+    """Return the config with which PEFT, vLLM and llama.cpp's converter load the adapter as LoRA.
 
     One integer rank, alpha equal to it (scale 1), whole names as targets.
 

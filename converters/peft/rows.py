@@ -17,17 +17,16 @@ from vbfmt.module import Module
 from vbfmt.tensors import Tensor
 
 _ROUNDING = {"F64": 2.0**-52, "F32": 2.0**-23, "F16": 2.0**-10, "BF16": 2.0**-7}
-"""By how much shares of 1 may sum to more once rounded to that dtype, twice over: each is off by a
-part of itself."""
+"""dtype → twice the amount by which weights that sum to 1 may exceed 1 after rounding to it."""
 _SUMMED = 2.0**-22
 """The same for each term of PEFT's softmax in float32."""
 
 
 def rows_by_module(keys: Keys, tensors: Mapping[str, Tensor], k: int, h: int) -> dict[str, Rows]:
-    """The canonical rows of every module, A's and then B's, in the order of Eq. 3.2.
+    """Return the canonical rows of every module, A's and then B's, in the order of Eq. 3.2.
 
     Raises:
-        ContentError: NaN among the logits, an index past the bank, weights that are no shares.
+        ContentError: NaN among the logits, an index past the end of the bank, weights out of range.
     """
     if keys.in_logits_form:
         return _rows_of_logits(keys, tensors, k, h)
@@ -41,7 +40,7 @@ def _rows_of_logits(keys: Keys, tensors: Mapping[str, Tensor], k: int, h: int) -
 
 
 def rows_of_blocks(blocks: Mapping[str, Logits], k: int, h: int) -> Rows:
-    """The canonical rows of all blocks of logits (n, h), one below the other; warns about ties.
+    """Return the canonical rows of all blocks of logits (n, h), concatenated; warn about ties.
 
     Raises:
         ContentError: NaN among the logits, k out of range.
@@ -56,7 +55,7 @@ def rows_of_blocks(blocks: Mapping[str, Logits], k: int, h: int) -> Rows:
 
 
 def _rows_of_weights(keys: Keys, tensors: Mapping[str, Tensor], k: int, h: int) -> dict[str, Rows]:
-    """PEFT's top-k form: k − 1 of the weights in the order of the indices, the last one missing."""
+    """Return the rows of PEFT's top-k form, which lacks the weight of the last index."""
     parts = [
         _given_row(tensors, indices, weights, k, h)
         for indices, weights in zip(keys.in_order("indices"), keys.in_order("weights"), strict=True)
@@ -77,10 +76,10 @@ def _rows_of_weights(keys: Keys, tensors: Mapping[str, Tensor], k: int, h: int) 
 def _given_row(
     tensors: Mapping[str, Tensor], indices_key: str, weights_key: str, k: int, h: int
 ) -> tuple[NDArray[np.int64], NDArray[np.float64]]:
-    """Indices and all k weights (n, k) of one factor, the last weight as what the others leave."""
+    """Return indices and all k weights (n, k) of a factor; the last is 1 minus the others."""
     indices = tensors[indices_key].numpy().reshape(-1, k).astype(np.int64)
     weights = tensors[weights_key]
-    with np.errstate(over="ignore", invalid="ignore"):  # no shares: refused below
+    with np.errstate(over="ignore", invalid="ignore"):  # out of range: refused below
         given = weights.numpy().reshape(len(indices), k - 1).astype(np.float64)
         rest = 1.0 - np.cumsum(given, axis=1)[:, -1:] if k > 1 else np.ones((len(given), 1))
     bad = (indices < 0) | (indices >= h)
@@ -114,7 +113,7 @@ def _given_row(
 
 
 def _split(rows: Rows, keys: Keys, tensors: Mapping[str, Tensor], what: str) -> dict[str, Rows]:
-    """The rows of A and of B by module, B's brought from (tile, rank) order to (rank, tile)."""
+    """Return the rows of A and B by module, B's reordered from (tile, rank) to (rank, tile)."""
     result: dict[str, Rows] = {}
     start = 0
     for name, factors in keys.modules.items():
@@ -132,7 +131,7 @@ def _split(rows: Rows, keys: Keys, tensors: Mapping[str, Tensor], what: str) -> 
 
 
 def swap(rows: NDArray[Any], first: int, second: int) -> NDArray[Any]:
-    """(first · second, k) rows in the order (second, first)."""
+    """Reorder (first · second, k) rows to the order (second, first)."""
     columns = rows.shape[1]
     by_second = rows.reshape(first, second, columns).swapaxes(0, 1)
     swapped: NDArray[Any] = by_second.reshape(first * second, columns)
@@ -140,15 +139,15 @@ def swap(rows: NDArray[Any], first: int, second: int) -> NDArray[Any]:
 
 
 def joined(a: Rows, b: Rows) -> Rows:
-    """A's rows and B's below them."""
+    """Concatenate A's rows and B's."""
     return Rows(np.concatenate([a.indices, b.indices]), np.concatenate([a.weights, b.weights]))
 
 
 def as_peft_orders(adapter: Adapter) -> tuple[NDArray[Any], NDArray[np.float32]]:
-    """Indices and k − 1 weights of every row such that PEFT's missing last weight is exact.
+    """Return indices and k − 1 weights of every row, such that PEFT restores the last one exactly.
 
-    PEFT leaves the smallest weight out. Where 1 − Σ then does not give it back, the row is turned
-    by one column, so that the largest is missing, as here.
+    PEFT leaves the smallest weight out. If 1 − Σ of the others is not that weight, the row is
+    rotated by one column, so that the largest weight is left out, as in a packed file.
     """
     indices = adapter.indices.astype(_peft_index_dtype(adapter.h))
     if adapter.k == 1:
@@ -175,7 +174,7 @@ def _peft_index_dtype(h: int) -> str:
 def orders(
     adapter: Adapter, module: Module
 ) -> dict[str, tuple[slice, Callable[[NDArray[Any]], NDArray[Any]]]]:
-    """For each factor: its rows, and how they become PEFT's tensor."""
+    """Return each factor's rows, and the function that turns them into PEFT's tensor."""
     here = adapter.rows(module.name)
     in_tiles, out_tiles = module.in_features // adapter.b, module.out_features // adapter.b
     middle = here.start + module.rank * in_tiles

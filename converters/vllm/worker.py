@@ -1,8 +1,8 @@
-"""The worker's side: packed adapters where vLLM reads folders of LoRA.
+"""The worker's side: load packed adapters where vLLM reads LoRA folders.
 
-Three functions of vLLM are wrapped. For any path but that of a packed adapter they are what they
-were. An error that is raised here while an adapter is new is an answer to one request; while a
-batch runs it would end the engine. So whatever has once been accepted is kept and never read again.
+Three functions of vLLM are wrapped; paths of other adapters go to the original functions. An error
+for a new adapter fails one request, but an error while a batch runs would end the engine. So an
+accepted adapter is kept in memory and never read again.
 """
 
 from __future__ import annotations
@@ -35,7 +35,7 @@ _MARK = "_vbfmt_original"
 
 
 class Kept:
-    """Adapters by digest, in the memory of this process; those of one bank share it.
+    """Adapters by digest, in the memory of this process; adapters with the same bank share it.
 
     Args:
         banks: where external banks are, as in `vbfmt.load`.
@@ -50,10 +50,10 @@ class Kept:
         return digest in self._adapters
 
     def get(self, pinned: Pinned) -> Adapter:
-        """Return the adapter that is kept, or read it and keep it.
+        """Return the kept adapter; read and keep it first if it is new.
 
         Raises:
-            VbfmtError: it cannot be read, is damaged or another one, or vLLM cannot apply it.
+            VbfmtError: it cannot be read, is damaged, has another digest, or vLLM cannot apply it.
         """
         if pinned.digest not in self._adapters:
             adapter = pinned.load(banks=self._where)
@@ -65,11 +65,11 @@ class Kept:
         return self._adapters[pinned.digest]
 
     def drop(self, digest: str) -> None:
-        """Forget an adapter that was not accepted after all."""
+        """Remove an adapter that was not accepted."""
         self._adapters.pop(digest, None)
 
     def _with_shared_bank(self, adapter: Adapter) -> Adapter:
-        """Return a copy that does not hold on to the file's bytes."""
+        """Return a copy that does not reference the file's bytes."""
         key = hashlib.sha256(adapter.bank.data).digest()
         return dataclasses.replace(
             adapter,
@@ -105,7 +105,7 @@ def install(banks: Sources | None = None) -> None:
 
 
 def _wrap_class_method(cls: type, name: str, packed: Callable[..., Any]) -> None:
-    """Make a class method call `packed` where its first argument is a packed adapter."""
+    """Make a class method call `packed` if its first argument is a packed adapter."""
     original = cls.__dict__[name].__func__
 
     @functools.wraps(original)
@@ -139,7 +139,7 @@ def _load(kept: Kept, original: Callable[..., Any], manager: Any, lora_request: 
             lora_request.lora_name,
             len(adapter),
             pinned,
-            adapter.base_model or "a base that it does not name",
+            adapter.base_model or "an unnamed base",
         )
     return loaded
 
@@ -165,7 +165,7 @@ def _model(
 ) -> Any:
     """`LoRAModel.from_local_checkpoint`.
 
-    `expected_lora_modules` are the last components of names; `fit.require` looks at whole ones.
+    `expected_lora_modules` has the last components of names; `fit.require` checks full names.
     """
     if moe_ep_spec is not None:
         raise TargetError(
@@ -199,7 +199,7 @@ def _is_skipped(module: str, prefixes: list[str]) -> bool:
 
 
 def _tensors(adapter: Adapter, dtype: torch.dtype | None, file: str) -> dict[str, torch.Tensor]:
-    """All factors and heads under PEFT's keys."""
+    """Return all factors and heads under PEFT's keys."""
     import torch
 
     largest = torch.finfo(dtype or torch.float32).max

@@ -1,5 +1,5 @@
-"""Writes the golden files of this folder. They are kept as bytes: if this script ever gives other
-bytes for an existing name, the library has changed what it writes, and that is the error."""
+"""Write the golden files of this folder. Existing files are never rewritten: if this script makes
+other bytes for one, the library writes other bytes than before, which is an error."""
 
 from __future__ import annotations
 
@@ -77,7 +77,7 @@ def without_bank() -> dict[str, bytes]:
 
 
 def main() -> int:
-    """Write the files that are missing; say which existing ones would differ."""
+    """Write the missing files; report existing ones that would differ."""
     changed = 0
     for name, data in {
         **{name: dumps(make()) for name, make in GOLDEN.items()},

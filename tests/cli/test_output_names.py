@@ -1,4 +1,4 @@
-"""The output's name says what is written there, or it is refused."""
+"""The ending of an output's name must fit what is written."""
 
 from __future__ import annotations
 
@@ -89,7 +89,7 @@ def test_standard_input_is_for_packed_files_alone(vbfmt, words):
         ("torch.bfloat16", "bfloat16"),
     ],
 )
-def test_dtypes_go_by_their_usual_names(vbfmt, tmp_path, packed, name, dtype):
+def test_dtypes_have_their_usual_names(vbfmt, tmp_path, packed, name, dtype):
     result = vbfmt("expand", packed, "-o", tmp_path / "lora", "--dtype", name)
     assert (result.code, f"in {dtype}," in result.out) == (0, True)
 
@@ -104,6 +104,6 @@ def test_dtypes_go_by_their_usual_names(vbfmt, tmp_path, packed, name, dtype):
         ("estimate", "--model", "Llama-2-7B"),
     ],
 )
-def test_names_are_taken_in_any_case(vbfmt, tmp_path, checkpoint, packed, words):
+def test_names_are_case_insensitive(vbfmt, tmp_path, checkpoint, packed, words):
     names = {"checkpoint": checkpoint, "packed": packed, "out": tmp_path / "out"}
     assert vbfmt(*(word.format(**names) for word in words)).code == 0

@@ -1,4 +1,4 @@
-"""Where commands write: nothing that is read, no device, nothing in vain, sizes of what counts."""
+"""Outputs of commands: never an input or a device; no leftovers; the sizes that are printed."""
 
 from __future__ import annotations
 
@@ -65,7 +65,7 @@ def test_force_does_not_write_over_the_packed_file(vbfmt, tmp_path, packed, word
     assert ("would replace what is read" in result.err) == (name in writes)
 
 
-def test_force_does_not_write_gguf_over_what_it_is_made_from(vbfmt, packed):
+def test_force_does_not_write_gguf_over_its_input(vbfmt, packed):
     file = packed.rename(packed.with_suffix(".gguf"))
     before = file.read_bytes()
     result = vbfmt("expand", file, "-o", file, "--force", "--base", file.parent)
@@ -95,7 +95,7 @@ def test_the_name_of_a_folder_for_a_file_leaves_nothing(vbfmt, tmp_path, checkpo
 
 @pytest.mark.parametrize("force", [[], ["--force"]])
 @pytest.mark.parametrize("command", ["pack", "unpack", "expand", "plot"])
-def test_a_pipe_stays_one(vbfmt, tmp_path, checkpoint, packed, command, force):
+def test_an_existing_pipe_is_not_replaced(vbfmt, tmp_path, checkpoint, packed, command, force):
     pipe = tmp_path / ("pipe.svg" if command == "plot" else "pipe")
     os.mkfifo(pipe)
     source = checkpoint if command == "pack" else packed
@@ -141,7 +141,7 @@ def test_missing_folders_above_the_output_of_a_merge_are_made(vbfmt, tmp_path):
 
 
 @pytest.mark.parametrize("command", ["pack", "unpack", "expand", "plot"])
-def test_folders_are_not_made_in_vain(vbfmt, tmp_path, command):
+def test_folders_are_not_made_if_nothing_is_written(vbfmt, tmp_path, command):
     result = vbfmt(command, tmp_path / "nothing", "-o", tmp_path / "new" / "deep" / "x.svg"[:-4])
     assert result.code in (1, 2)
     assert os.listdir(tmp_path) == []
@@ -176,7 +176,7 @@ def test_an_empty_name_is_wrong_usage(vbfmt, words):
     assert (result.code, "an empty name" in result.err) == (2, True)
 
 
-def test_the_size_before_is_that_of_the_files_that_were_read(vbfmt, trained):
+def test_the_size_before_is_that_of_the_input_files(vbfmt, trained):
     (trained / "optimizer.pt").write_bytes(bytes(10**7))
     (trained / "config.json").write_text("{}" + " " * 10**6)
     output = trained / "x.vblora"
@@ -190,9 +190,7 @@ def test_the_size_before_is_that_of_the_files_that_were_read(vbfmt, trained):
 
 
 @pytest.mark.parametrize("words", [("unpack",), ("expand",), ("expand", "--to", "mlx")])
-def test_the_size_of_a_folder_is_that_of_the_files_that_were_written(
-    vbfmt, tmp_path, packed, words
-):
+def test_the_size_of_a_folder_is_that_of_the_written_files(vbfmt, tmp_path, packed, words):
     output = tmp_path / "out"
     output.mkdir()
     (output / "diary").write_bytes(bytes(10**6))
@@ -201,7 +199,7 @@ def test_the_size_of_a_folder_is_that_of_the_files_that_were_written(
     assert result.out.rstrip().endswith(f", {size(written)}")
 
 
-def test_what_is_larger_is_not_called_smaller(vbfmt, packed):
+def test_a_larger_output_is_not_called_smaller(vbfmt, packed):
     out = vbfmt("inspect", packed).out
     assert re.search(r"[1-9][\d.]*× larger than LoRA", out)
     assert "0.3× smaller" not in out

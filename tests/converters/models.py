@@ -1,4 +1,4 @@
-"""Small models of the kinds that people adapt, with PEFT's VB-LoRA in them and trained a little."""
+"""Small models of common kinds, with PEFT's VB-LoRA, trained for a few steps."""
 
 from __future__ import annotations
 
@@ -63,7 +63,7 @@ def require_biases_saved(bias: str | None) -> None:
 
 
 def base(kind: str, folder: str) -> PreTrainedModel:
-    """The base model of that kind, from the folder, where it is made first if need be."""
+    """Return the base model of that kind from the folder; make it first if it is not there."""
     classes = {
         "llama": (LlamaForCausalLM, LlamaConfig, LLAMA),
         "gpt2": (GPT2LMHeadModel, GPT2Config, GPT2),
@@ -78,7 +78,7 @@ def base(kind: str, folder: str) -> PreTrainedModel:
 
 
 def trained(kind: str, folder: str, *, topk: int = 2, num_vectors: int = 20) -> PeftModel:
-    """PEFT's model after some steps; every parameter that is trained has moved."""
+    """Return PEFT's model after some steps, in which every trainable parameter has changed."""
     model = base(kind, folder)
     torch.manual_seed(1)
     config = VBLoRAConfig(

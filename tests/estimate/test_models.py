@@ -1,4 +1,4 @@
-"""The presets, and configs of strangers."""
+"""The presets, and configs that are not trusted."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ WEIGHTS = {
     "mistral-7b": 32 * (2 * 4096**2 + 2 * 4096 * 1024 + 3 * 4096 * 14336),
     "gemma-7b": 28 * (4 * 3072 * 4096 + 3 * 3072 * 24576),
 }
-# Parameters of the whole models as their makers print them (paper, Tables 1, 2 and 4; model cards).
+# Published parameters of the whole models (paper, Tables 1, 2 and 4; model cards).
 WHOLE = {
     "roberta-base": (124.6e6, 50265, 768),
     "roberta-large": (355.4e6, 50265, 1024),
@@ -42,7 +42,7 @@ def test_presets_have_the_published_sizes(name):
     found = sum(layer.in_features * layer.out_features for layer in layers)
     assert found == WEIGHTS[name]
     whole, vocabulary, hidden = WHOLE[name]
-    # What else there is: embeddings, and below 1 % of norms, biases, positions and poolers.
+    # The rest: embeddings, and below 1 % of norms, biases, positions and poolers.
     assert found + vocabulary * hidden == pytest.approx(whole, rel=0.01)
 
 
@@ -97,7 +97,7 @@ def test_without_transformers_the_known_kinds_are_named(tmp_path, monkeypatch):
         "{}",
     ],
 )
-def test_configs_that_say_nothing_sensible_are_one_error_that_names_the_file(tmp_path, text):
+def test_nonsensical_configs_are_one_error_that_names_the_file(tmp_path, text):
     (tmp_path / "config.json").write_text(text)
     with pytest.raises(SourceError, match=r"config\.json") as fault:
         from_folder(tmp_path)
@@ -113,7 +113,7 @@ def test_code_beside_a_config_is_not_run(tmp_path):
     assert not (tmp_path / "ran").exists()
 
 
-def test_a_missing_folder_is_said(tmp_path):
+def test_a_missing_folder_is_reported(tmp_path):
     with pytest.raises(StorageError):
         from_folder(tmp_path / "nothing")
 
@@ -138,8 +138,8 @@ MIXTURE = {
 }
 
 
-def test_experts_that_are_not_counted_are_told(tmp_path):
-    """They were left out without a word, and a gate of one output made b = 1."""
+def test_experts_that_are_not_counted_are_reported(tmp_path):
+    """They were left out silently, and a gate with one output made b = 1."""
     (tmp_path / "config.json").write_text(json.dumps(MIXTURE))
     with warned() as said:
         found = from_folder(tmp_path)
@@ -164,7 +164,7 @@ def test_experts_that_are_not_counted_are_told(tmp_path):
 )
 @pytest.mark.timeout(20)
 def test_counts_in_nested_configs_are_not_believed(tmp_path, config):
-    """transformers built a hundred million layers, and never came back."""
+    """transformers built a hundred million layers, and did not return."""
     (tmp_path / "config.json").write_text(json.dumps(config))
     with pytest.raises(SourceError, match="too many layers.*100000000"):
         from_folder(tmp_path)

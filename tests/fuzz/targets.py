@@ -1,4 +1,4 @@
-"""What is done with hostile input, and what must hold of it whatever the input is."""
+"""Targets of the fuzzer: what is run on hostile input, and what must hold for any input."""
 
 from __future__ import annotations
 
@@ -20,17 +20,18 @@ from vbfmt.converters.peft import config as peft_config
 from vbfmt.tensors import TORCH
 
 MOST_ELEMENTS = 1 << 20
-"""Elements of factors beyond which they are not composed: expanding is meant to be larger."""
+"""Factors with more elements are not composed: expanding may be much larger than the file."""
 
 
 class Target(NamedTuple):
-    """A way in.
+    """A target.
 
     Attributes:
-        run: takes any bytes; says what became of them; raises only if the library is at fault.
+        run: takes any bytes; returns the outcome; raises only if the library is at fault.
         damaged: changes an input, keeping its lengths and checksums right.
         seeds: makes inputs to begin with.
-        address_space: bytes that one input may add to it: threads take much and use little.
+        address_space: bytes that one input may add to the address space, of which threads reserve
+            much and use little.
     """
 
     run: Callable[[bytes], str]
@@ -106,7 +107,7 @@ def run_pickle(data: bytes) -> str:
         other = expected[name].detach()
         assert TORCH[str(other.dtype).removeprefix("torch.")] == tensor.dtype
         assert tuple(other.shape) == tensor.shape
-        # `contiguous` alone leaves the stride of a single element as it is, whatever it is.
+        # `contiguous` keeps any stride of a dimension with one element.
         plain = other.contiguous().as_strided((other.numel(),), (1,))
         plain = plain.view(torch.uint8).numpy()
         assert np.array_equal(plain, tensor.data)

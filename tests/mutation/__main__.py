@@ -1,10 +1,10 @@
-"""What the mutants of `make mutation` came to: ``python -m tests.mutation [FOLDER]``.
+"""Report the mutants of `make mutation`: ``python -m tests.mutation [FOLDER]``.
 
-FOLDER is where mutmut ran (build/mutation). Prints the score of each module (of those that differ
-from the original, the share that was noticed), then every survivor that `equivalent` has no
-explanation for, and every explanation that no survivor needs. 1 if there is such an explanation, if
-the score of any module is below its limit, if a module that is to be mutated has no mutants, or if
-there are mutants that no test was run on.
+FOLDER is where mutmut ran (build/mutation). Prints the score of each module (the share of
+non-equivalent mutants that a test noticed), then every survivor that `equivalent` does not explain,
+and every explanation without a survivor. Exits with 1 if there is such an explanation, if the score
+of a module is below its limit, if a configured module has no mutants, or if no test was run on some
+mutants.
 """
 
 from __future__ import annotations
@@ -28,15 +28,15 @@ LOWER = {"strict_json": 0.9}
 
 _SURVIVED = 0
 _NOTICED = {1, 3, 36, -24, 24, 152, 255, -11, -9}
-"""Exit codes: a test failed, pytest did, out of time, shot down (mutmut/stats.py). Not 2, 5, 33, 34
-and None: interrupted, no tests, skipped, unchecked."""
+"""Exit codes of noticed mutants (mutmut/stats.py): a test failed, pytest failed, timeout, killed.
+Not 2, 5, 33, 34 and None: interrupted, no tests, skipped, unchecked."""
 
 
 class Mutant(NamedTuple):
     """One change of one function.
 
     Attributes:
-        name: mutmut's own.
+        name: mutmut's name of it.
         change: the lines taken out and put in, as unparsed: "- …" and "+ …".
     """
 
@@ -45,7 +45,7 @@ class Mutant(NamedTuple):
 
 
 class Score(NamedTuple):
-    """Counts of a module's mutants, and those that are left."""
+    """Counts of a module's mutants, and the survivors."""
 
     mutants: int
     killed: int
@@ -57,12 +57,12 @@ class Score(NamedTuple):
 
     @property
     def share(self) -> float:
-        """Of those that differ from the original, the noticed ones."""
+        """Return the share of non-equivalent mutants that were noticed."""
         return self.killed / (self.killed + self.survived or 1)
 
 
 def survivors(file: Path, results: dict[str, int | None]) -> Iterator[Mutant]:
-    """Those that no test noticed, with what they change."""
+    """Return the mutants that no test noticed, with their changes."""
     functions = {
         node.name: node
         for node in ast.walk(ast.parse(file.read_text(encoding="utf-8")))
@@ -87,7 +87,7 @@ def _lines(function: ast.FunctionDef) -> list[str]:
 
 
 def main() -> int:
-    """See the module's own text."""
+    """See the module's docstring."""
     folder = Path(sys.argv[1] if len(sys.argv) > 1 else "build/mutation")
     failed = False
     real: list[Mutant] = []
@@ -111,7 +111,7 @@ def main() -> int:
 
 
 def scored(folder: Path, module: str) -> Score:
-    """The counts of a module, all 0 where mutmut has left nothing about it."""
+    """Return the counts of a module, all 0 if mutmut wrote nothing about it."""
     meta = folder / "mutants" / f"{module}.meta"
     if not meta.is_file():
         return Score(0, 0, 0, 0, 0, [], [])
@@ -131,11 +131,11 @@ def scored(folder: Path, module: str) -> Score:
 
 
 def wanted(folder: Path) -> list[str]:
-    """The modules that were to be mutated, as FOLDER's own configuration says."""
+    """Return the modules that FOLDER's configuration lists for mutation."""
     text = (folder / "pyproject.toml").read_text(encoding="utf-8")
     modules: list[str] = tomllib.loads(text)["tool"]["mutmut"]["only_mutate"]
     if not modules:
-        raise SystemExit("no module is to be mutated")
+        raise SystemExit("the configuration lists no modules")
     return modules
 
 

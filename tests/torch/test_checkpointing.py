@@ -31,7 +31,7 @@ def checkpoint_parts(model, reentrant):
 
 
 def loss_from_leaf(model, seed=1):
-    """Of an input that requires a gradient: without one, reentrant parts have none."""
+    """The input requires a gradient: without one, reentrant parts have no gradients."""
     x, y = batch(seed)
     return nn.functional.cross_entropy(model(x.requires_grad_()), y)
 
@@ -45,7 +45,7 @@ def expected_gradients(model):
 def test_activation_checkpointing_changes_no_gradient(model, reentrant):
     expected = expected_gradients(model)
     checkpoint_parts(model, reentrant)
-    for _ in range(2):  # the second time with what the first left behind
+    for _ in range(2):  # the second time with the state that the first left behind
         loss_from_leaf(model).backward()
         assert_same(gradients(model), expected, rtol=1e-5, atol=1e-9)
 
@@ -76,7 +76,7 @@ def test_a_checkpointed_pass_whose_backward_is_in_another_thread(model, reentran
 
 @pytest.mark.parametrize("reentrant", [False, True])
 def test_a_thread_that_evaluates_with_gradients_beside_a_checkpointed_pass(model, reentrant):
-    """Its pass is kept, too, and must not be taken for the one whose parts run again."""
+    """Its pass is kept, too, and must not be confused with the checkpointed one."""
     expected = expected_gradients(model)
     with ThreadPoolExecutor(1) as other:
         for _ in range(2):
@@ -114,7 +114,7 @@ def test_gradient_checkpointing_of_transformers(reentrant):
 
 
 class PartsNet(CheckpointedNet):
-    """Its encoder is called alone, too, as T5's is."""
+    """A model whose encoder is also called alone, as T5's is."""
 
     def encode(self, x):
         for layer in self.encoder:

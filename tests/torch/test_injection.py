@@ -69,7 +69,7 @@ def test_ranks_by_pattern():
     model(x).sum().backward()
 
 
-def test_taking_it_out_leaves_the_model_as_it_was():
+def test_ejecting_restores_the_model():
     model = net()
     model.encoder[0].weight.requires_grad_(False)
     model.eval()
@@ -117,7 +117,7 @@ def test_disabled_is_the_base_model():
     assert [p.requires_grad for p in model.parameters()] == trained
 
 
-def test_what_the_block_of_disabled_does_stays():
+def test_changes_within_disabled_remain():
     model = net()
     for name in ("one", "two", "three"):
         inject(model, config(modules_to_save=["classifier"]), adapter_name=name)

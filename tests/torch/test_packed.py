@@ -198,7 +198,7 @@ def test_the_first_modules_that_do_not_match_are_named(tmp_path):
     assert repr(other) == before
 
 
-def test_a_head_that_the_model_has_no_place_for():
+def test_a_head_that_the_model_does_not_have():
     model = net()
     inject(model, config(modules_to_save=["classifier"]))
     adapter = to_adapter(model)

@@ -1,4 +1,4 @@
-"""What trains, what is stored, what each layer does; merging for good; layers of one's own."""
+"""Trainable parameters and layer status; merge_and_unload; layers that a user built."""
 
 from __future__ import annotations
 
@@ -76,7 +76,7 @@ def test_merge_and_unload_is_a_model_without_adapters_and_the_same_outputs(alrea
 
 
 class Own(nn.Module):
-    """A model that its author has built from the parts."""
+    """A model that its author built from `VBLoRALinear` layers."""
 
     def __init__(self, ranks=(2, 3), banks=1):
         super().__init__()

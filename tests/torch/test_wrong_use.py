@@ -58,16 +58,16 @@ def test_wrong_use(settings, error, words):
     ("settings", "words"),
     [
         ({"target_modules": ["out", "q_proj"]},
-         "target_modules: no module of the model is meant by q_proj; there is a module such as"),
+         "target_modules: no module of the model matches q_proj; there is a module such as"),
         ({"target_modules": ["out", "a", "b", "c", "d"]}, "meant by a, b, c and 1 more; "),
         ({"exclude_modules": ["clasifier"]},
          "exclude_modules: .*meant by clasifier; there is a module such as classifier"),
         ({"exclude_modules": "classifier.+"}, r"meant by classifier\.\+; "),
         ({"exclude_modules": ["classifier", "clasifier"]}, "meant by clasifier; "),
         ({"rank_pattern": {"encoder.0": 1, "encoder.2": 1}},
-         r"rank_pattern: no adapted layer is meant by encoder\.2; there is a module such as enc"),
-        ({"rank_pattern": {"classifier": 1}}, "no adapted layer is meant by classifier"),
-        ({"rank_pattern": {r"encoder\.\d": 1, r"layer\.\d": 1}}, "adapted layer is meant by layer"),
+         r"rank_pattern: no adapted layer matches encoder\.2; there is a module such as enc"),
+        ({"rank_pattern": {"classifier": 1}}, "no adapted layer matches classifier"),
+        ({"rank_pattern": {r"encoder\.\d": 1, r"layer\.\d": 1}}, "adapted layer matches layer"),
     ],
 )  # fmt: skip
 def test_what_is_named_in_vain_is_told(settings, words):
@@ -79,7 +79,7 @@ def test_what_is_named_in_vain_is_told(settings, words):
 
 def test_each_list_is_told_of_in_a_warning_of_its_own():
     vain = {"target_modules": ["out", "x"], "exclude_modules": ["y"], "rank_pattern": {"z": 1}}
-    with pytest.warns(UserWarning, match="is meant by") as told:
+    with pytest.warns(UserWarning, match=" matches ") as told:
         inject(net(), config(**vain))
     assert [str(each.message).partition(":")[0] for each in told] == list(vain)
 

@@ -1,6 +1,6 @@
-"""Vector banks as objects of their own: the raw 4·h·b bytes, named by their SHA-256.
+"""External vector banks: files with the raw 4·h·b bytes, named by their SHA-256.
 
-What has been read once is shared, for as long as anything uses it, by all adapters of this process.
+All adapters of a process share one array for each bank, as long as anything uses it.
 """
 
 from __future__ import annotations
@@ -27,20 +27,21 @@ FOLDER = "banks"
 
 
 class Source(Protocol):
-    """Where banks may be: a folder, or a store."""
+    """A source of banks: a folder, or a store."""
 
     def read(self, sha256: str, length: int) -> Bytes | None:
-        """The bytes of the bank of that SHA-256 (64 hexadecimal digits), unchecked; None if it is
-        not there. `length` is what it must have: no more than that need be read."""
+        """Return the unchecked bytes of the bank with a SHA-256 (64 hexadecimal digits), or None.
+
+        The bank must have `length` bytes; more need not be read."""
         ...
 
     def where(self, sha256: str) -> str:
-        """Where that bank would be, for messages."""
+        """Return the path or address that the bank would have, for messages."""
         ...
 
 
 Sources = PathLike | Source | Sequence["PathLike | Source"]
-"""What ``banks=`` takes: a folder, a store, or several, looked through in order."""
+"""The values of ``banks=``: a folder, a store, or several, searched in order."""
 
 
 def file_name(sha256: str) -> str:
@@ -50,7 +51,7 @@ def file_name(sha256: str) -> str:
 
 @dataclass(frozen=True)
 class Folder:
-    """A folder with banks by their names."""
+    """A folder with banks."""
 
     path: str
 
@@ -68,7 +69,7 @@ class Folder:
 
 
 def sources(given: Sources | None, adapter: PathLike | None = None) -> list[Source]:
-    """Those that were given, in order; then the adapter's own folder and ``banks/`` in that."""
+    """Return the given sources in order, then the adapter's own folder and its subfolder ``banks``."""
     several: Iterable[PathLike | Source]
     if given is None:
         several = ()
@@ -88,16 +89,17 @@ def sources(given: Sources | None, adapter: PathLike | None = None) -> list[Sour
 def array(
     section: Section, h: int, b: int, where: Sequence[Source], *, shared: bool = True
 ) -> NDArray[np.float32]:
-    """The bank that a header names: (h, b) float32, not writable.
+    """Return the bank that a header names: (h, b) float32, read-only.
 
     Args:
         section: the bank's entry in the header.
-        where: looked through in order; what is found first must be the right one.
-        shared: one array for all who ask, read once; else one of its own, read and checked now.
+        where: searched in order; the first one found must be right.
+        shared: return the array that all callers share, and which is read once; otherwise read and
+            check the bank now, into an array of its own.
 
     Raises:
-        BankError: it is nowhere.
-        ChecksumError: what bears its name is not it.
+        BankError: it was not found.
+        ChecksumError: a file with its name has other content.
         StorageError: it cannot be read.
     """
     key = (section.sha256, h, b)
@@ -116,7 +118,7 @@ def array(
 
 
 def located(sha256: str, length: int, where: Sequence[Source]) -> str:
-    """Where the bank of that hash is; it is read and checked. Errors as `array`."""
+    """Return the path of the bank with that hash, after checking it. Errors as `array`."""
     return _found(sha256, length, where)[1]
 
 
@@ -143,7 +145,7 @@ def require_sound(content: Bytes, sha256: str, length: int, file: str) -> None:
     """Check the bytes of a bank.
 
     Raises:
-        ChecksumError: they are of another length, or do not hash to `sha256`.
+        ChecksumError: their length or their SHA-256 is wrong.
     """
     advice = "fetch the bank again"
     what = "not the vector bank that the adapter needs"
@@ -169,16 +171,16 @@ def require_sound(content: Bytes, sha256: str, length: int, file: str) -> None:
 
 
 def write(content: Bytes, folder: PathLike, *, overwrite: bool = False) -> str:
-    """Write a bank under its name, durably; one that is there already is checked and kept.
+    """Write a bank under its name, durably; an existing one is checked and kept.
 
     Args:
-        overwrite: replace one that is there and damaged.
+        overwrite: replace an existing one that is damaged.
 
     Returns:
         its path.
 
     Raises:
-        ChecksumError: a damaged one is there, and `overwrite` is not set.
+        ChecksumError: the existing one is damaged, and `overwrite` is not set.
         StorageError: it could not be written.
     """
     sha256 = hashlib.sha256(content).hexdigest()

@@ -1,7 +1,7 @@
-"""``vbfmt inspect`` on a terminal: a page to look at.
+"""The page that ``vbfmt inspect`` prints on a terminal.
 
 Colours are the terminal's own sixteen, so that they suit light and dark ones; ``NO_COLOR`` turns
-them off. Names from a file go onto the page as plain text: no markup of theirs is read.
+them off. Names from a file are printed as plain text: markup in them has no effect.
 """
 
 from __future__ import annotations
@@ -42,7 +42,7 @@ def print_page(
     """Print the page, onto standard output if no other console is given."""
     console = console or Console(highlight=False, markup=False, emoji=False)
     console.print(_head(adapter, summary, file))
-    # Never broken by us, so that it can be copied; a terminal joins what it breaks itself.
+    # Without line breaks, so that it can be copied; a terminal joins the lines that it wraps.
     named = Text.assemble("  ", ("digest", "dim"), "      ", digest)
     whole = named if named.cell_len <= console.width else Text(f"  {digest}")
     console.print(whole, soft_wrap=True)
@@ -124,7 +124,7 @@ def _kinds(adapter: Adapter, summary: Summary, width: int) -> RenderableType:
         box=SIMPLE_HEAD, show_edge=False, pad_edge=False, collapse_padding=True, header_style="dim"
     )
     table.add_column("kind", overflow="fold")
-    # Of a kind, its name matters most.
+    # The column of names is the last one to be shortened.
     titles = ["modules", "vectors"] if width < _NARROW else list(_COLUMNS)
     for title in titles:
         table.add_column(title, justify="right", no_wrap=True)

@@ -1,4 +1,4 @@
-"""A progress bar for what takes long: on a terminal, and not before a moment has passed."""
+"""A progress bar for long work, on a terminal only."""
 
 from __future__ import annotations
 
@@ -10,15 +10,15 @@ from typing import Any
 
 import click
 
-_PATIENCE = 0.5  # seconds: what takes less needs no bar
+_PATIENCE = 0.5  # seconds before a bar appears
 
 Progress = Callable[[int, int], None]
-"""Called with what was done since the last call, and all that there is to do."""
+"""Called with the amount done since the last call, and the total."""
 
 
 @contextmanager
 def shown(unit: str) -> Iterator[Progress | None]:
-    """A bar on standard error, if that is a terminal and not --quiet; else None.
+    """Show a bar on standard error, if that is a terminal and not --quiet; else yield None.
 
     Args:
         unit: what is counted, ``bytes`` or a plural.

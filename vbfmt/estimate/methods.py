@@ -2,7 +2,7 @@
 
 Counts are the methods' own: LoRA (Hu et al. 2021), VeRA (Kopiczko et al. 2024), Tied-LoRA
 (Renduchintala et al. 2024), LoRA-XS (Bałazy et al. 2024), Uni-LoRA (Li et al. 2025), VB-LoRA
-(Sec. 3.4). Of the others only the stored numbers are counted, as float32, without a container.
+(Sec. 3.4). For the others only the stored numbers count, as float32, without a container.
 """
 
 from __future__ import annotations
@@ -19,10 +19,10 @@ from vbfmt.module import Module
 
 @dataclass(frozen=True)
 class Cost:
-    """What one method costs.
+    """The cost of one method.
 
     Attributes:
-        method: its name, with the size that it was given.
+        method: its name and size.
         trained: numbers that are trained.
         stored: numbers that are stored, as float32-equivalents (paper, Sec. 3.4): an 8-bit index
             is a quarter of one.
@@ -38,14 +38,14 @@ class Cost:
 
 @dataclass(frozen=True)
 class Ranks:
-    """The sizes of the other methods; None: a usual one.
+    """The sizes of the other methods; None for the default.
 
     Attributes:
-        lora: rank of LoRA; as VB-LoRA's.
-        vera: rank of VeRA; 256, PEFT's default.
-        tied: rank of Tied-LoRA; as VB-LoRA's.
-        xs: rank of LoRA-XS; 64, as in the paper's Table 4.
-        uni: length of Uni-LoRA's one vector; as many numbers as the vector bank.
+        lora: rank of LoRA; default: VB-LoRA's.
+        vera: rank of VeRA; default: 256, as in PEFT.
+        tied: rank of Tied-LoRA; default: VB-LoRA's.
+        xs: rank of LoRA-XS; default: 64, as in the paper's Table 4.
+        uni: length of Uni-LoRA's vector; default: h · b, as many numbers as the vector bank.
     """
 
     lora: int | None = None
@@ -56,7 +56,7 @@ class Ranks:
 
 
 def compare(layers: Sequence[Linear], shape: Shape, ranks: Ranks | None = None) -> tuple[Cost, ...]:
-    """VB-LoRA beside the others, all on the same layers.
+    """Return the costs of VB-LoRA and the other methods for the same layers.
 
     Raises:
         ContentError: h, b, k or r break a rule of the format.

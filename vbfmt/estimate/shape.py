@@ -1,4 +1,4 @@
-"""The sizes of a VB-LoRA adapter, and which of them fit a model."""
+"""The sizes of a VB-LoRA adapter, and the vector lengths that fit a model."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from vbfmt.estimate.architecture import Linear, dimensions
 
 _USUAL = 256
-"""The paper's b, best in its Table 6."""
+"""The paper's b, the best one in its Table 6."""
 
 
 @dataclass(frozen=True)

@@ -1,8 +1,8 @@
-"""The catalog: an SQLite file that answers what the objects alone would answer slowly.
+"""The catalog: an SQLite index of the objects, which alone would be slow to search.
 
-Nothing is only in the catalog. Before it answers, it looks which groups of keys have changed since
-it last saw them, lists those, and reads the headers of what it does not know. So whatever
-happens to it, or without it, to the store, it comes right by itself.
+The catalog holds nothing that the objects do not. Before each answer it checks which groups of keys
+have changed, lists those, and reads the headers of new objects. So it corrects itself, whatever
+happened to it, or to the store without it.
 """
 
 from __future__ import annotations
@@ -37,15 +37,15 @@ FILE = "catalog.sqlite"
 
 _MOST_NOTES = 1024
 _LONGEST_WAIT = 2.0
-"""Seconds that a note waits while others come."""
+"""Seconds until a note is written, at most."""
 
 
 class Catalog:
     """One process's connection to the catalog of a store; threads take turns.
 
     Args:
-        shared: whether all who write to the store write to this catalog, too. Then a difference is
-            worth a warning.
+        shared: whether every writer of the store also writes to this catalog. Then a difference
+            between the two is worth a warning.
     """
 
     def __init__(self, backend: Backend, path: str, *, shared: bool) -> None:
@@ -60,7 +60,7 @@ class Catalog:
         weakref.finalize(self, _write_rest, self._notes, path)
 
     def close(self) -> None:
-        """Write what is noted, and close the database."""
+        """Write the pending notes, and close the database."""
         with self._lock:
             self._write_notes()
             self._database.close()
@@ -74,14 +74,14 @@ class Catalog:
         )
 
     def add_name(self, name: str, digest: str) -> None:
-        """Note what a name points to now."""
-        # Without a version: should the record change meanwhile, the next refresh reads it.
+        """Note the digest that a name points to."""
+        # Without a version, so that the next refresh reads a record that changed meanwhile.
         row = (layout.name_key(name), name, digest, None)
         self._note(("INSERT OR REPLACE INTO names VALUES (?, ?, ?, ?)", row))
 
     def _note(self, *statements: Statement) -> None:
-        """Remember what to write. A transaction for each adapter would cost more than the adapter;
-        should the process end before they are written, the next refresh finds what is missing.
+        """Keep statements to write later: a transaction for each adapter would cost more than the
+        adapter. If the process ends before, the next refresh finds what is missing.
         """
         with self._lock:
             self._notes += statements
@@ -106,10 +106,10 @@ class Catalog:
         self._change(work)
 
     def refresh(self) -> None:
-        """Bring the catalog up to the objects, and say if it had to be.
+        """Update the catalog from the objects.
 
         Warns:
-            VbfmtWarning: it did not know what is there, or knew what is not.
+            VbfmtWarning: objects were missing from it, or it had objects that are gone.
         """
         unknown, gone = self._change(self._synchronize)
         if (unknown or gone) and self._shared and not self._fresh:
@@ -145,7 +145,7 @@ class Catalog:
         added_since: float | None = None,
         limit: int | None = None,
     ) -> list[Entry]:
-        """The adapters of which all that is given holds, newest first."""
+        """Return the adapters that match all given arguments, newest first."""
         where, values = ["1"], []
         for condition, value in (
             ("base_model = ?", base_model),
@@ -185,7 +185,7 @@ class Catalog:
             }
 
     def totals(self) -> tuple[int, int, int, int, int]:
-        """Adapters and their bytes, banks and their bytes, names."""
+        """Return the number and bytes of adapters, the same of banks, and the number of names."""
         with self._lock:
             (one,) = self._database.execute(
                 "SELECT (SELECT count(*) FROM adapters), (SELECT total(size) FROM adapters),"
@@ -195,7 +195,7 @@ class Catalog:
         return tuple(int(number) for number in one)  # type: ignore[return-value]
 
     def rebuild(self) -> None:
-        """Make the catalog anew from the objects."""
+        """Rebuild the catalog from the objects."""
         with self._lock:
             self._notes.clear()
             self._database.close()
@@ -208,7 +208,7 @@ class Catalog:
             return self._made(self._path)
         except sqlite3.DatabaseError as error:
             if not os.access(os.path.dirname(self._path), os.W_OK):
-                return self._made(":memory:")  # a store that may only be read
+                return self._made(":memory:")  # the store is read-only
             if isinstance(error, sqlite3.OperationalError):
                 if not _cannot_write(error):
                     raise self._refusal(error) from None
@@ -222,7 +222,7 @@ class Catalog:
         database = sqlite3.connect(path, timeout=60, isolation_level=None, check_same_thread=False)
         try:
             database.execute("PRAGMA journal_mode = WAL")
-            # Not flushed at each change: what a power cut takes from it is read from the objects.
+            # Not flushed at each change: what a power cut loses is read from the objects again.
             database.execute("PRAGMA synchronous = NORMAL")
             database.execute("BEGIN IMMEDIATE")
             (version,) = database.execute("PRAGMA user_version").fetchone()
@@ -287,7 +287,7 @@ def _cannot_write(error: sqlite3.OperationalError) -> bool:
 
 
 def _write_rest(notes: list[Statement], path: str) -> None:
-    """Write the notes of a catalog that was not closed, when it is thrown away."""
+    """Write the notes of a catalog that was not closed, when it is garbage-collected."""
     if notes:
         with contextlib.suppress(sqlite3.Error), sqlite3.connect(path) as database:
             for statement, values in notes:

@@ -1,4 +1,4 @@
-"""The keys of a store: where objects, names and leases are, in a folder and on S3 alike.
+"""The keys of objects, names and leases in a store, the same in a folder and on S3.
 
 ====================================  =============================================================
 ``store.json``                        the layout's version
@@ -6,12 +6,12 @@
 ``banks/ab/<64 hex>.bank``            a vector bank, by its SHA-256
 ``names/ab/<name>``                   JSON: a name as it was given, and the digest it points to
 ``leases/<id>``                       JSON: digests in use, and until when
-``unreferenced/<key of an object>``   JSON: since when nothing needs the object
+``unreferenced/<key of an object>``   JSON: time since which nothing needs the object
 ====================================  =============================================================
 
-``ab`` are the first two hexadecimal digits: of the object's own hash, or of the SHA-256 of the
-name's file. A name's file is the name in lower case with ``/`` as ``%``, so that two names that
-differ only in case are one file, whatever the file system.
+``ab`` are the first two hexadecimal digits of the object's own hash, or of the SHA-256 of a name's
+file name. The file name of a name is the name in lower case with ``%`` for ``/``. So two names that
+differ only in case have one file on any file system.
 """
 
 from __future__ import annotations
@@ -44,10 +44,10 @@ def is_digest(text: str) -> bool:
 
 
 def adapter_key(digest: str) -> str:
-    """Where the adapter of a digest is.
+    """Return the key of the adapter with a digest.
 
     Raises:
-        StoreError: that is no digest.
+        StoreError: not a digest.
     """
     match = _DIGEST.fullmatch(digest)
     if match is None:
@@ -61,24 +61,24 @@ def adapter_key(digest: str) -> str:
 
 
 def digest_of(key: str) -> str | None:
-    """The digest of the adapter at a key; None if that is something else."""
+    """Return the digest of the adapter at a key; None if the key is not an adapter's."""
     match = re.fullmatch(r"adapters/([0-9a-f]{2})/(\1[0-9a-f]{62})\.vblora", key)
     return f"sha256:{match[2]}" if match else None
 
 
 def bank_key(sha256: str) -> str:
-    """Where the bank of a SHA-256 is."""
+    """Return the key of the bank with a SHA-256."""
     return f"{BANKS}/{sha256[:2]}/{sha256}.bank"
 
 
 def bank_of(key: str) -> str | None:
-    """The SHA-256 of the bank at a key; None if that is something else."""
+    """Return the SHA-256 of the bank at a key; None if the key is not a bank's."""
     match = re.fullmatch(r"banks/([0-9a-f]{2})/(\1[0-9a-f]{62})\.bank", key)
     return match[2] if match else None
 
 
 def name_key(name: str) -> str:
-    """Where a name is.
+    """Return the key of a name.
 
     Raises:
         StoreError: the name is not allowed.
@@ -105,5 +105,5 @@ def require_name(name: str) -> None:
 
 
 def unreferenced_key(key: str) -> str:
-    """Where it is noted since when nothing needs the object at `key`."""
+    """Return the key of the mark of the object at `key`."""
     return f"{UNREFERENCED}/{key}"

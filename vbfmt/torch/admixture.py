@@ -1,4 +1,4 @@
-"""What one adapter does in one layer: ΔW·x = B·(A·x), without ever forming ΔW."""
+"""The update of one adapter in one layer: ΔW·x = B·(A·x), without forming ΔW."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ class LowRankUpdate(nn.Module):
         """
         a, b = self.factors()
         low = nn.functional.linear(self.prepare(x.to(a.dtype)), a)
-        # A base of lower precision: one rounding, at the end. A nested tensor has no flat form.
+        # A base of lower precision: round once, at the end. Nested tensors cannot be flattened.
         if low.dtype != result.dtype or result.is_nested:
             return (result + nn.functional.linear(low, b)).to(result.dtype)
         # One pass over the output instead of two.
@@ -39,7 +39,7 @@ class LowRankUpdate(nn.Module):
         return flat.view(result.shape)
 
     def prepare(self, x: Tensor) -> Tensor:
-        """Return the input as the update takes it: unchanged."""
+        """Return the input of the update: unchanged."""
         return x
 
 
@@ -74,13 +74,13 @@ class Admixture(LowRankUpdate):
             logits[self.rows[0] :, 0] = _LOGIT_OF_ZERO
         self.logits = nn.Parameter(logits)
         self.dropout = nn.Dropout(dropout)
-        # Plain references: the bank is registered once, by whoever owns the adapter.
+        # Not registered as a submodule: the adapter's owner registers the bank once.
         self._bank = (bank,)
         self._shared: tuple[Composition, Slot] | None = None
 
     @property
     def topk(self) -> int:
-        """k: of the composition that all layers share, if there is one."""
+        """k, from the composition that all layers share, if there is one."""
         return self._topk if self._shared is None else self._shared[0].topk
 
     @property
@@ -89,7 +89,7 @@ class Admixture(LowRankUpdate):
         return self._bank[0]
 
     def share(self, composition: Composition) -> None:
-        """Take the rows from one composition for all layers from now on."""
+        """From now on take the rows from a composition that all layers share."""
         self._shared = composition, composition.add(self)
 
     def factors(self) -> tuple[Tensor, Tensor]:
@@ -111,7 +111,7 @@ class Admixture(LowRankUpdate):
         if self._shared is not None:
             composition, slot = self._shared
             rows = composition.rows_of(slot)
-            # Those of nn.DataParallel's copies are on the first device.
+            # In replicas of nn.DataParallel the rows are on the first device.
             if rows is not None and rows.device == self.logits.device:
                 return rows
         bank, logits = self._bank[0], gathered(self.logits)
@@ -126,7 +126,7 @@ class Admixture(LowRankUpdate):
 
 
 class FixedFactors(LowRankUpdate):
-    """The update of a packed adapter, for inference: its factors as they are, not trainable.
+    """The update of a packed adapter, for inference: its fixed factors, not trainable.
 
     Attributes:
         a, b: (rank, in_features) and (out_features, rank) float32 buffers, not in state dicts.

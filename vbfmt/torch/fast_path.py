@@ -17,15 +17,15 @@ from vbfmt.torch.linear import VBLoRALinear
 
 
 def keep_off(layer: VBLoRALinear) -> None:
-    """Have the encoder layer that this is a part of call it: a hook on any part sees to that."""
+    """Make the encoder layer call this part of it: a hook on any part disables the fast path."""
     layer.register_forward_pre_hook(_no_change)
 
 
 def keep_padded(root: nn.Module) -> list[RemovableHandle]:
-    """Hooks by which the encoders of a model pack no batch that a gradient has to go through.
+    """Register hooks that keep encoders from packing a batch that needs a gradient.
 
-    Beside the fast path, attention takes no nested tensor that requires a gradient; an encoder
-    looks for that in the weights of the base, and does not see that an adapter trains.
+    Outside of the fast path, attention does not support nested tensors that require a gradient. An
+    encoder checks the base's weights for that, and does not notice that an adapter trains.
     """
     encoders = [module for module in root.modules() if isinstance(module, nn.TransformerEncoder)]
     return [
@@ -41,7 +41,7 @@ def _no_change(module: nn.Module, args: Any) -> None:
 def _show_the_gradient(
     encoder: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]
 ) -> tuple[tuple[Any, ...], dict[str, Any]] | None:
-    """Have the input require a gradient if an adapter in the encoder will ask for one."""
+    """Make the input require a gradient if an adapter in the encoder is trainable."""
     if encoder.training or not torch.is_grad_enabled() or torch.compiler.is_compiling():
         return None  # no fast path then, or no gradient
     if not any(_trains(module) for module in encoder.modules()):
@@ -50,7 +50,7 @@ def _show_the_gradient(
         return (_requiring_gradient(args[0]), *args[1:]), kwargs
     if "src" in kwargs:
         return args, {**kwargs, "src": _requiring_gradient(kwargs["src"])}
-    return None  # PyTorch will say what is missing
+    return None  # PyTorch reports what is missing
 
 
 def _trains(module: nn.Module) -> bool:

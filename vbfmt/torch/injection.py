@@ -32,14 +32,14 @@ def inject(
 ) -> VBLoRA:
     """Put a fresh adapter into a model, in place, and make it the active one.
 
-    The target layers are replaced by `VBLoRALinear` layers around them; everything of the base is
-    frozen. Composing happens once per call of `model`, so call the model itself (or what wraps
-    it); parts of it called alone work too, each layer then composing for itself.
+    Each target layer is wrapped in a `VBLoRALinear`, and the base is frozen. The factors of all
+    layers are composed once per call of `model`, so call the model itself (or its wrapper). Parts
+    of the model also work alone, but then each layer composes its own factors.
 
-    A layer that a pass did not use gets a gradient of zeros, where PEFT's has none, so that an
-    optimizer's momentum and weight decay go on there. A gradient cannot be differentiated again
-    (``create_graph=True``): PyTorch's `embedding_bag` has no second derivative. `nn.DataParallel`
-    works, but its copies of a layer compose for themselves; better use DistributedDataParallel.
+    A layer that a pass does not use gets a gradient of zeros, where PEFT has None: an optimizer
+    still applies momentum and weight decay to it. Second derivatives (``create_graph=True``) are
+    not supported, because PyTorch's `embedding_bag` has none. `nn.DataParallel` works, but each
+    replica of a layer composes its own factors; prefer DistributedDataParallel.
 
     ``save_pretrained`` of a transformers model, and so the Trainer's ``checkpoint-N``, then writes
     the active adapter as `save_checkpoint` does; to save the base, `eject` first.
@@ -54,13 +54,13 @@ def inject(
 
     Warns:
         UserWarning: entries of the config's `target_modules` or `exclude_modules` match no module,
-            or entries of its `rank_pattern` no adapted layer. Lists that are meant for several
-            kinds of models work therefore, as in PEFT, and a slip is noticed.
+            or entries of its `rank_pattern` match no adapted layer. As in PEFT, that is not an
+            error, so that one list can serve several kinds of models.
 
     Raises:
-        ModelError: no target, a target that is no linear layer, or the name is taken.
-        ConfigError: b does not divide a target's features; the bank has other sizes; config or
-            bank are something else.
+        ModelError: no target, a target that is not a linear layer, or the name is taken.
+        ConfigError: b does not divide a target's features, the bank has other sizes, or config or
+            bank have a wrong type.
     """
     require_config(config)
     require_free_name(model, adapter_name)
@@ -85,7 +85,7 @@ def build(
     """Return the parts of a planned adapter; the model is not changed yet.
 
     Raises:
-        ConfigError: the bank is none, or has other sizes than the config.
+        ConfigError: `bank` is not a bank, or has other sizes than the config.
     """
     config = plan.config
     if bank is None:
@@ -108,7 +108,7 @@ def build(
 
 
 def _require_fitting(bank: VectorBank, config: VBLoRAConfig) -> None:
-    """Refuse, with ConfigError, a bank that is none or has other sizes than the config."""
+    """Raise ConfigError if `bank` is not a bank or has other sizes than the config."""
     require_vector_bank(bank)
     if (bank.num_vectors, bank.vector_length) != (config.num_vectors, config.vector_length):
         raise ConfigError(
@@ -121,10 +121,10 @@ def _require_fitting(bank: VectorBank, config: VBLoRAConfig) -> None:
 def install(
     model: nn.Module, name: str, adapter: AttachedAdapter, updates: Mapping[str, LowRankUpdate]
 ) -> VBLoRA:
-    """Put an adapter that is ready into a model and make it the active one.
+    """Put a finished adapter into a model and make it the active one.
 
     Args:
-        name: an adapter that has it already is replaced.
+        name: an existing adapter with this name is replaced.
         updates: layer name → what the adapter adds to that layer's output.
     """
     adapters = find_adapters(model)
@@ -151,7 +151,7 @@ def install(
 def eject(model: nn.Module, adapter_name: str | None = None) -> None:
     """Take an adapter out of the model; without a name, all of them.
 
-    After the last one the model is what it was: its own layers, weights and ``requires_grad``.
+    After the last one, the model has its original layers, weights and ``requires_grad`` again.
 
     Raises:
         ModelError: there is no such adapter, or one is merged.
@@ -172,7 +172,7 @@ def eject(model: nn.Module, adapter_name: str | None = None) -> None:
 
 
 def _remove(adapters: VBLoRA, name: str, keep: Collection[str] = ()) -> None:
-    """Take an inactive adapter out, and the wrappers of layers that nothing else changes.
+    """Take an inactive adapter out, and unwrap layers that no other adapter changes.
 
     Args:
         keep: layers to leave wrapped.

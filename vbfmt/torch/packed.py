@@ -1,4 +1,4 @@
-"""Packed files: written from a trained model, loaded for inference, or to start anew from."""
+"""Packed files: write a trained model, load one for inference, or start a new training from one."""
 
 from __future__ import annotations
 
@@ -37,7 +37,7 @@ from vbfmt.torch.tensors import to_format, to_torch
 
 PathLike = str | os.PathLike[str]
 
-_LEAST_WEIGHT = 2.0**-149  # a weight that was rounded to zero is taken for the smallest float32
+_LEAST_WEIGHT = 2.0**-149  # stands for a weight that was rounded to zero: the smallest float32
 
 
 def save_packed(
@@ -56,14 +56,14 @@ def save_packed(
         bank, banks: ``bank="external"`` writes the bank to a file of its own that adapters share,
             in the folder `banks` or beside `path`, as `vbfmt.save` does.
 
-    Where FSDP shards the model, call it in every process: the first one writes.
+    If FSDP shards the model, call it in every process; the first one writes.
 
     Returns:
         The file's digest, ``sha256:…``.
 
     Warns:
-        UserWarning: the model never calls a layer that the adapter has, or something trains that no
-            adapter has.
+        UserWarning: the model never called an adapted layer, or a trainable parameter is not part
+            of any adapter.
 
     Raises:
         ModelError: the adapter came from a packed file.
@@ -79,7 +79,7 @@ def save_packed(
 
 
 def to_adapter(model: nn.Module, *, adapter_name: str | None = None) -> Adapter:
-    """The same in memory."""
+    """Return an adapter of the model as `save_packed` packs it; arguments and errors as there."""
     adapters = adapters_of(model)
     config = peft_config(adapters, adapter_name)
     attached = adapters.adapter(adapter_name)
@@ -112,7 +112,7 @@ def load_packed(
 ) -> VBLoRA:
     """Put a packed adapter into the model, for inference, and make it the active one.
 
-    Its factors are composed once, here. A packed adapter of that name is replaced.
+    Its factors are composed once, by this call. A packed adapter of that name is replaced.
 
     Args:
         source: an adapter, or the path of its packed file.
@@ -155,21 +155,20 @@ def warm_start(
 ) -> VBLoRA:
     """Put a trainable adapter into the model that computes what a packed one does.
 
-    This is a new start, not a resumption. A packed file holds the k selected weights of each row,
-    not the logits. Lost are: how far each row's other h − k logits were from being selected, so
-    all of them start equally far, `gap` below the smallest selected one; the level that a row's
-    logits had, which the softmax does not show; and the optimizer's state, which was never in it.
-    Fewer rows will change their selection at first if `gap` is large.
+    This starts a new training; it does not resume one. A packed file holds the k selected weights
+    of each row, not the logits. So all h − k other logits of a row start `gap` below its smallest
+    selected one, a constant that the softmax ignores is chosen for each row, and the optimizer
+    starts without state. With a larger `gap`, fewer rows change their selection at first.
 
     Args:
         source: an adapter, or the path of its packed file.
-        gap: logits between the selected and the others, > 0 and finite. PEFT's initial logits have
+        gap: distance between selected and other logits, > 0 and finite. PEFT's initial logits have
             a standard deviation of 0.1.
         freeze_bank: train only the logits (and what else the adapter has).
 
     Raises:
         ModelError: it belongs to another model, or the name is taken.
-        ConfigError: a gap that cannot work.
+        ConfigError: `gap` is out of range.
         VbfmtError: the file is damaged or cannot be read.
     """
     if not (is_number(gap) and 0 < gap < np.inf):
@@ -196,7 +195,7 @@ def warm_start(
 
 
 def _rows(updates: Mapping[str, Admixture]) -> dict[str, Rows]:
-    """The canonical rows of every module; the logits stand in the format's order already."""
+    """Return the canonical rows of every module; the logits are in the format's order already."""
     blocks = {key: whole(update.logits).float().cpu().numpy() for key, update in updates.items()}
     first = next(iter(updates.values()))
     selection = select_top_k(blocks, first.topk)
@@ -224,7 +223,7 @@ def _require_digest(adapter: Adapter, expected: str) -> None:
 
 
 def _config(adapter: Adapter) -> VBLoRAConfig:
-    """A config for training, from the packed one and from the sizes that are certain."""
+    """Return a config for training, from the packed config and the adapter's own sizes."""
     known = peft_layout.config_of(adapter)
     ranks = {module.name: module.rank for module in adapter}
     sizes = {"num_vectors": adapter.h, "vector_length": adapter.b, "topk": adapter.k}
@@ -244,7 +243,7 @@ def _config(adapter: Adapter) -> VBLoRAConfig:
 
 
 def _logits(adapter: Adapter, gap: float) -> np.ndarray[Any, np.dtype[np.float32]]:
-    """Finite logits (N, h) whose top k and softmax are the adapter's rows."""
+    """Return finite logits (N, h) whose top-k softmax gives the adapter's rows."""
     weights = all_weights(adapter.weights).astype(np.float64)
     selected = np.log(np.maximum(weights, _LEAST_WEIGHT))
     logits = np.repeat(selected[:, -1:] - gap, adapter.h, axis=1)

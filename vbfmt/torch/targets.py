@@ -1,4 +1,4 @@
-"""Which layers of a model an adapter changes."""
+"""Select the layers of a model that an adapter changes."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from vbfmt.torch.config import ALL_LINEAR, VBLoRAConfig
 from vbfmt.torch.linear import VBLoRALinear, features_of, is_adaptable, returns_plainly
 from vbfmt.torch.wrapped import inner_of
 
-# What PEFT's classes of these tasks train whole, whatever the config says (peft/peft_model.py).
+# Modules that PEFT trains whole for these tasks, whatever the config has (peft/peft_model.py).
 _HEADS = {
     "SEQ_CLS": ("classifier", "score"),
     "TOKEN_CLS": ("classifier", "score"),
@@ -30,13 +30,13 @@ def find_targets(
 ) -> dict[str, nn.Module]:
     """Return the layers that the config names, by name, in the model's order.
 
-    Layers that another adapter has wrapped already count as what they wrap.
+    A layer that another adapter has wrapped counts as the layer inside.
 
     Args:
         saved: full names of the modules that are trained whole, which are left out.
 
     Raises:
-        ModelError: nothing fits, or a named module is no linear layer.
+        ModelError: no module matches, or a named module is not a linear layer.
         ConfigError: b does not divide a layer's features; the message says which b would do.
     """
     layers = dict(base_modules(model))
@@ -67,10 +67,10 @@ def find_targets(
 
 
 def unmatched(model: nn.Module, config: VBLoRAConfig, targets: Collection[str]) -> list[str]:
-    """What the config names in vain, one sentence for each of its lists.
+    """Return a sentence for each list of the config that has entries without a match.
 
-    As PEFT has it, an exclusion may be of any module, and a rank must be of one that is adapted.
-    PEFT ignores names in `target_modules` that match no module if others do.
+    As in PEFT, exclusions may match any module, but ranks only adapted ones. PEFT ignores names in
+    `target_modules` that match no module if others do.
 
     Args:
         targets: the layers that are adapted.
@@ -94,13 +94,13 @@ def unmatched(model: nn.Module, config: VBLoRAConfig, targets: Collection[str]) 
         if wanted and vain:
             kind = "adapted layer" if what == "rank_pattern" else "module of the model"
             near = _nearest(vain[0], list(among))
-            sentences.append(f"{what}: no {kind} is meant by {few(vain)}; there is {near}")
+            sentences.append(f"{what}: no {kind} matches {few(vain)}; there is {near}")
     return sentences
 
 
 def left_out(model: nn.Module, config: VBLoRAConfig, targets: Mapping[str, nn.Module]) -> list[str]:
-    """Return a sentence if "all-linear" leaves out most of the weights: experts of a mixture that
-    are held in parameters with three dimensions, which no linear layer has."""
+    """Return a sentence if "all-linear" leaves out most of the weights: experts of a mixture
+    whose parameters have three dimensions, and which are not linear layers."""
     if config.target_modules != ALL_LINEAR:
         return []
     adapted = sum(inner * outer for inner, outer in map(features_of, targets.values()))
@@ -127,8 +127,8 @@ def _fits_any(pattern: str, names: Collection[str], expression: bool) -> bool:
 
 
 def matches(name: str, pattern: str | Collection[str]) -> bool:
-    """Whether a module name is meant: by a regular expression for all of it, or by names that are
-    equal to it or to its last components.
+    """Whether a module name matches: a regular expression as a whole, or one of several names that
+    equal the name or its last components.
 
     Raises:
         ConfigError: not a regular expression, or one that takes too long.
@@ -139,8 +139,8 @@ def matches(name: str, pattern: str | Collection[str]) -> bool:
 
 
 def rank_of(name: str, config: VBLoRAConfig) -> int:
-    """The rank of a module: by its whole name, or else the first of `rank_pattern` that fits, or
-    else the common one."""
+    """Return the rank of a module: that of its full name in `rank_pattern`, else of the first
+    pattern that matches, else `r`."""
     if name in config.rank_pattern:
         return config.rank_pattern[name]
     for pattern, rank in config.rank_pattern.items():
@@ -150,17 +150,17 @@ def rank_of(name: str, config: VBLoRAConfig) -> int:
 
 
 def modules_to_save(model: nn.Module, config: VBLoRAConfig) -> list[str]:
-    """The full names of the modules to train whole: those named, and the task's own heads.
+    """Return the full names of the modules to train whole: `modules_to_save` and the task's heads.
 
     Raises:
-        ModelError: a name fits no module, or PEFT would train others whole too.
+        ModelError: a name matches no module, or PEFT would train others whole too.
     """
     names = [name for name, _ in base_modules(model) if name]
     wanted = config.modules_to_save
     for pattern in wanted:
         if not any(matches(name, [pattern]) for name in names):
             raise ModelError(
-                "no such module to train whole",
+                "no such module",
                 part="modules_to_save",
                 found=pattern,
                 expected=_nearest(pattern, names),
@@ -172,16 +172,16 @@ def modules_to_save(model: nn.Module, config: VBLoRAConfig) -> list[str]:
         raise ModelError(
             "PEFT would train other modules whole too: it compares the ends of names",
             part="modules_to_save",
-            found=f"{', '.join(named[:_SHOWN])}, which also fit {', '.join(others[:_SHOWN])}",
+            found=f"{', '.join(named[:_SHOWN])}, which also match {', '.join(others[:_SHOWN])}",
             advice="name those as well, or rename the module",
         )
     return named
 
 
 def saved_by_peft(model: nn.Module, wanted: Collection[str]) -> list[str]:
-    """The full names of the modules that PEFT trains whole for these ``modules_to_save``.
+    """Return the full names of the modules that PEFT trains whole for these ``modules_to_save``.
 
-    PEFT compares the ends of names, whole component or not, and lets names fit nothing
+    PEFT compares the ends of names, even within a component, and ignores names without a match
     (peft/utils/other.py, ``_set_trainable``).
     """
     ends = tuple(wanted)
@@ -214,7 +214,7 @@ def _is_meant(name: str, layer: nn.Module, config: VBLoRAConfig) -> bool:
 
 
 def _is_in_block(name: str, config: VBLoRAConfig) -> bool:
-    """Whether a layer is in one of the blocks that `layers_to_transform` numbers, as PEFT has it
+    """Whether a layer is in one of the blocks in `layers_to_transform`, as in PEFT
     (peft/tuners/tuners_utils.py, ``check_target_module_exists``)."""
     numbers = config.block_numbers
     if not numbers:
@@ -227,7 +227,7 @@ def _is_in_block(name: str, config: VBLoRAConfig) -> bool:
 
 
 def _outputs(model: nn.Module, config: VBLoRAConfig) -> list[nn.Module]:
-    """The output embeddings, which "all-linear" leaves alone."""
+    """Return the output embeddings, which "all-linear" leaves out."""
     find = getattr(model, "get_output_embeddings", None)
     if config.target_modules != ALL_LINEAR or find is None:
         return []
@@ -272,7 +272,7 @@ def _require_divisible(targets: dict[str, nn.Module], b: int) -> None:
 
 
 def _head_of(name: str) -> str | None:
-    """The module of a task's own, such as ``classifier``, that this one is or is in."""
+    """Return the task's head, such as ``classifier``, that a module is or is part of."""
     parts = name.split(".")
     heads = {head for named in _HEADS.values() for head in named}
     at = next((at for at, part in enumerate(parts) if part in heads), None)
@@ -288,8 +288,7 @@ def _largest_divisor(number: int, limit: int) -> int:
 
 
 def _length_for_most(sizes: dict[str, tuple[int, int]], b: int) -> int:
-    """The largest vector length up to b for most of the weights: for the layers whose features
-    have one common divisor, and there are none with another that have as many weights."""
+    """Return the largest vector length up to b that divides the features of most weights."""
     weights: Counter[int] = Counter()
     for inner, outer in sizes.values():
         weights[b if inner % b == outer % b == 0 else gcd(inner, outer)] += inner * outer
@@ -304,7 +303,9 @@ def _nothing_found(layers: dict[str, nn.Module], config: VBLoRAConfig) -> ModelE
     leaves = list(dict.fromkeys(name.rpartition(".")[2] for name in linear))
     advice = None
     if isinstance(wanted, str) and wanted != ALL_LINEAR:
-        advice = f"text is a regular expression for whole names; a name is meant by [{wanted!r}]"
+        advice = (
+            f"a string is a regular expression for full names; to give a name, use [{wanted!r}]"
+        )
     return ModelError(
         "no module of the model is a target",
         part="target_modules",

@@ -1,4 +1,4 @@
-"""The safetensors container, beside the package of that name."""
+"""The safetensors container, compared with the safetensors package."""
 
 from __future__ import annotations
 
@@ -133,7 +133,7 @@ def test_a_writer_that_is_given_the_wrong_bytes_leaves_nothing(tmp_path):
 
 
 def test_a_name_longer_than_any_is_refused():
-    """One of 100 kB with dots took 4.9 GB in a merge."""
+    """A name of 100 kB with many dots took 4.9 GB in a merge."""
     entry = b'":{"dtype":"U8","shape":[0],"data_offsets":[0,0]}}'
     text = b'{"' + b"a." * 50_000 + entry
     with pytest.raises(errors.SourceError, match="a name of 100000 characters"):

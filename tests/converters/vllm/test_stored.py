@@ -37,7 +37,7 @@ def test_a_name_is_found_with_the_digest_that_it_points_to(store, served, name):
     assert pinned.load(banks=served.banks) == adapter
 
 
-def test_a_name_that_is_moved_has_another_path(store, served):
+def test_a_moved_name_has_another_path(store, served):
     store.add(random_adapter(**SIZES), name="alice")
     before = served.find("alice")
     store.add(random_adapter(**SIZES, seed=1), name="alice", replaces=store.resolve("alice"))
@@ -56,7 +56,7 @@ def test_other_names_find_nothing(store, served, name):
 
 
 def test_a_digest_is_no_name(store, served):
-    """What has lost its name is served no longer."""
+    """An adapter without a name is no longer served."""
     assert served.find(store.add(random_adapter(**SIZES))) is None
 
 

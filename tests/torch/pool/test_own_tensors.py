@@ -1,4 +1,4 @@
-"""Biases and heads of a mixed batch's samples."""
+"""Biases and heads that differ between the samples of a batch."""
 
 from __future__ import annotations
 
@@ -98,7 +98,7 @@ def test_a_head_for_a_base_in_bfloat16():
         (["word_embeddings"], r"word_embeddings\.weight", "Embedding"),
     ],
 )
-def test_what_samples_cannot_have_of_their_own_is_refused_by_name(saved, part, kind):
+def test_tensors_that_cannot_differ_in_a_batch_are_refused_by_name(saved, part, kind):
     found = trained(bert, QUERIES, 1, modules_to_save=saved)
     pool = AdapterPool(bert())
     with pytest.raises(ModelError, match=f"{part}: found {kind}.*load_packed"):
@@ -116,7 +116,7 @@ def test_a_buffer_is_refused_by_name():
         pool.put("x", found)
 
 
-def test_a_tensor_that_the_model_has_no_place_for():
+def test_a_tensor_that_the_model_does_not_have():
     found = trained(net, ["encoder.0"], 1)
     pool = AdapterPool(net())
     for name, shape in (("nowhere.bias", (2,)), ("out.bias", (8,)), ("classifier.bias", (3,))):
