@@ -1,4 +1,4 @@
-"""What a packed adapter is: the triplet {𝓑, 𝓘, 𝓥} of the paper (Sec. 3.4) and what surrounds it."""
+"""`Adapter`: the triplet {𝓑, 𝓘, 𝓥} of the paper (Sec. 3.4), with modules, names and metadata."""
 
 from __future__ import annotations
 
@@ -25,9 +25,9 @@ _ROWS_AT_ONCE = 16384
 
 @dataclass(frozen=True, eq=False, repr=False)
 class Adapter:
-    """A VB-LoRA adapter in its one canonical form. Checked when made; arrays are not to be written.
+    """A VB-LoRA adapter in its canonical form, checked on construction. Do not write to its arrays.
 
-    Rows stand in the order of Eq. 3.2: module by module; in each first A, then B; in each factor by
+    Rows are in the order of Eq. 3.2: by module; within a module A, then B; within a factor by
     rank-one component, then by tile along the features. Modules are sorted by name.
 
     Attributes:
@@ -36,9 +36,9 @@ class Adapter:
         weights: 𝓥, (N, k − 1) float32, without each row's largest.
         modules: the adapted modules, sorted by the UTF-8 bytes of their names.
         tensors: other trained tensors by name (biases, heads), sorted likewise.
-        base_model, base_revision: what was adapted, as the source names it.
+        base_model, base_revision: the model that was adapted, as the source names it.
         config: the source's own adapter config as canonical JSON text, or None.
-        metadata: free text by free name.
+        metadata: arbitrary text by name.
 
     Raises:
         ContentError: a rule of the format is broken; its `part` says where.
@@ -93,7 +93,7 @@ class Adapter:
 
     @property
     def digest(self) -> str:
-        """``sha256:…``, the name of the adapter's packed form."""
+        """The digest of the adapter's packed form, ``sha256:…``."""
         from vbfmt.packed import digest
 
         return digest(self)
@@ -110,7 +110,7 @@ class Adapter:
         config: str | None = None,
         metadata: Mapping[str, str] | None = None,
     ) -> Adapter:
-        """An adapter of modules in any order, each with its canonical rows (A's, then B's)."""
+        """Return an adapter of modules in any order, each with canonical rows (A's, then B's)."""
         modules = sorted(rows, key=lambda module: module.name.encode())
         tensors, metadata = tensors or {}, metadata or {}
         if not modules:
@@ -129,7 +129,7 @@ class Adapter:
 
     @property
     def h(self) -> int:
-        """Vectors in the bank."""
+        """Number of vectors in the bank."""
         return int(self.bank.shape[0])
 
     @property
@@ -139,7 +139,7 @@ class Adapter:
 
     @property
     def k(self) -> int:
-        """Vectors that a sub-vector selects."""
+        """Number of vectors that a sub-vector selects."""
         return int(self.indices.shape[1])
 
     @property
@@ -149,7 +149,7 @@ class Adapter:
 
     @property
     def N(self) -> int:  # noqa: N802 - the paper's name
-        """Sub-vectors."""
+        """Number of sub-vectors."""
         return int(self.indices.shape[0])
 
     @cached_property
@@ -168,11 +168,11 @@ class Adapter:
         return len(self.modules)
 
     def __contains__(self, module: object) -> bool:
-        """Whether the adapter has this `Module`, or a module of this name."""
+        """Whether the adapter has this `Module`, or a module with this name."""
         return module in (self.modules if isinstance(module, Module) else self._by_name)
 
     def _nearest(self, name: str) -> list[str]:
-        """Up to three modules that may be meant: those whose names end so, else similar ones."""
+        """Return up to three modules whose names end with `name`, or else are similar."""
         from vbfmt._similar import nearest
 
         ending = [known for known in self._by_name if known.endswith(f".{name}")]
@@ -182,10 +182,10 @@ class Adapter:
         return (ending or similar or misspelt)[:3]
 
     def __getitem__(self, name: str) -> Module:
-        """The module of that name.
+        """Return the module with that name.
 
         Raises:
-            KeyError: there is none; the message names the nearest.
+            KeyError: there is no such module; the message names the nearest.
         """
         try:
             return self._by_name[name]
@@ -195,20 +195,20 @@ class Adapter:
             raise KeyError(f"no module {name!r} in this adapter{hint}") from None
 
     def rows(self, name: str) -> slice:
-        """Where a module's rows stand in `indices` and `weights`."""
+        """Return the slice of a module's rows in `indices` and `weights`."""
         module = self[name]
         start = self._starts[name]
         return slice(start, start + module.rows(self.b))
 
     def subvectors(self, rows: slice = slice(None)) -> NDArray[np.float32]:
-        """Composed sub-vectors u = Σ wᵢ α_i (Eq. 3.3): (n, b) float32."""
+        """Return the composed sub-vectors u = Σ wᵢ α_i (Eq. 3.3): (n, b) float32."""
         return composition.subvectors(self.bank, self.indices[rows], self.weights[rows])
 
     def factors(self, name: str) -> tuple[NDArray[np.float32], NDArray[np.float32]]:
-        """A (rank, in_features) and B (out_features, rank), float32, such that ΔW = B·A.
+        """Return A (rank, in_features) and B (out_features, rank), float32, with ΔW = B·A.
 
         Every element lies within (k + 1) · 2⁻²⁴ · max|bank| + 2⁻¹⁵⁰ of the exact value. There is no
-        scaling (as LoRA: alpha = rank).
+        scaling; as a LoRA, alpha = rank.
 
         Raises:
             KeyError: no such module.
@@ -217,8 +217,8 @@ class Adapter:
         return a, b
 
     def delta(self, name: str) -> NDArray[np.float32]:
-        """ΔW as the layer stores its weight, float32: B·A (out_features, in_features), or its
-        transpose (in_features, out_features) if `fan_in_fan_out`.
+        """Return ΔW, float32, as the layer stores its weight: B·A (out_features, in_features), or
+        its transpose (in_features, out_features) if `fan_in_fan_out`.
 
         Raises:
             KeyError: no such module.
@@ -230,8 +230,8 @@ class Adapter:
     def iter_factors(
         self,
     ) -> Iterator[tuple[Module, NDArray[np.float32], NDArray[np.float32]]]:
-        """(module, A, B) for all modules in order, composed some thousand rows at a time:
-        the fast way to all factors."""
+        """Yield (module, A, B) for all modules in order. This is the fastest way to all factors:
+        thousands of rows are composed at a time."""
         for group in self._groups():
             for module, (a, b) in zip(group, self._factors_of(group), strict=True):
                 yield module, a, b
@@ -253,7 +253,7 @@ class Adapter:
         return composition.factors(self.bank, self.indices[rows], self.weights[rows], group)
 
     def __eq__(self, other: object) -> bool:
-        """Equal adapters are those whose packed files are equal byte for byte."""
+        """Whether the packed files of both adapters are equal byte for byte."""
         if not isinstance(other, Adapter):
             return NotImplemented
         return (
@@ -271,7 +271,7 @@ class Adapter:
     __hash__ = None  # type: ignore[assignment]
 
     def _repr_html_(self) -> str:
-        """The adapter as a table, in notebooks."""
+        """Return the adapter as an HTML table, for notebooks."""
         import html
 
         base = html.escape(self.base_model or "not named")
@@ -296,12 +296,12 @@ class Adapter:
 
 
 def _made(fields: dict[str, Any]) -> Adapter:
-    """Make an adapter again that was pickled or copied."""
+    """Make a pickled or copied adapter again."""
     return Adapter(**fields)
 
 
 def _little_endian(array: NDArray[Any]) -> NDArray[Any]:
-    """The same array where the machine is; numpy's own results have the machine's byte order."""
+    """Return the array in little-endian byte order."""
     return array.astype(array.dtype.newbyteorder("<"), copy=False)
 
 

@@ -130,7 +130,7 @@ def _checked(module: Module, found: str | None, base: Base) -> str:
     if base.tied is None and found == "output":
         raise TargetError(
             "whether the base's output is tied to its embedding is not known; llama.cpp has no "
-            "tensor of its own for one that is",
+            "separate tensor for a tied one",
             part=module.name,
             found="no tie_word_embeddings in its config",
             advice="give its GGUF file: `base=FILE`",

@@ -1,9 +1,9 @@
-"""Which tensor of a base is the weight of which module of an adapter.
+"""Map names of modules in an adapter to names of tensors in a base.
 
 The names in a file and in the running model may differ by the model's own prefix: a BERT saved
 without a head has ``encoder.layer.0…`` where the classifier around it has
-``bert.encoder.layer.0…``. The prefix is found from the names that there are, and one rule holds for
-all modules of the adapter.
+``bert.encoder.layer.0…``. The prefix is found by comparing the names, and one rule holds for all
+modules of the adapter.
 """
 
 from __future__ import annotations
@@ -20,12 +20,12 @@ _LISTED = 5
 
 @dataclass(frozen=True)
 class Rule:
-    """How a name in the adapter becomes the name in the base.
+    """A rule that turns a name in the adapter into the name in the base.
 
     Attributes:
-        add: what the base has in front and the adapter has not, such as ``model.``.
-        drop: what the adapter has in front and the base has not.
-        mapped: no prefix explains it; the names are those that transformers gives.
+        add: a prefix, such as ``model.``, that only the base has.
+        drop: a prefix that only the adapter has.
+        mapped: no prefix explains the names; transformers maps them.
     """
 
     add: str = ""
@@ -33,14 +33,14 @@ class Rule:
     mapped: bool = False
 
     def __call__(self, name: str) -> str | None:
-        """The base's name, or None where the rule does not apply."""
+        """Return the base's name, or None if the rule does not apply."""
         if not name.startswith(self.drop):
             return None
         return self.add + name[len(self.drop) :]
 
     def __str__(self) -> str:
         if self.mapped:
-            return "the base's names differ from the adapter's as transformers maps them"
+            return "transformers maps the adapter's names to the base's"
         if self.add:
             return f"the base's names begin with {self.add!r}, the adapter's do not"
         if self.drop:
@@ -57,15 +57,15 @@ def find_rule(
 ) -> Rule:
     """The one rule by which every module has its ``.weight`` among `tensors`.
 
-    The same names come before any prefix. Where several parts of the base fit by name, shapes
-    decide: if both arguments are mappings, to (out, in) and to the shapes of the tensors.
+    Equal names are preferred to any prefix. If several parts of the base match by name and both
+    arguments are mappings to shapes (of modules as (out, in)), the shapes decide.
 
     Args:
         part: what the names in the base begin with, where that was chosen.
 
     Raises:
-        SourceError: no rule gives all modules a weight (the message lists what is left over under
-            the best one, with the nearest names), or several do.
+        SourceError: no rule gives all modules a weight (the message lists the modules without one
+            under the best rule, with the nearest names), or several rules do.
     """
     owners = {name.removesuffix(".weight") for name in tensors if name.endswith(".weight")}
     counts = _counts(modules, owners)
@@ -106,10 +106,10 @@ def _fits(
 
 
 def _counts(modules: Iterable[str], owners: set[str]) -> Counter[Rule]:
-    """How many modules each conceivable rule applies."""
+    """Return the number of modules for which each possible rule finds a weight."""
     counts: Counter[Rule] = Counter({Rule(): 0})
     wanted = set(modules)
-    for owner in owners:  # what no module is called is not kept: names may have many dots
+    for owner in owners:  # keep only endings that are names of modules: names may have many dots
         counts.update(Rule(add=prefix) for prefix, rest in _splits(owner) if rest in wanted)
     for module in wanted:
         counts[Rule()] += module in owners
@@ -118,7 +118,7 @@ def _counts(modules: Iterable[str], owners: set[str]) -> Counter[Rule]:
 
 
 def _splits(name: str) -> Iterator[tuple[str, str]]:
-    """(``a.``, ``b.c``), (``a.b.``, ``c``) of ``a.b.c``."""
+    """Yield the splits of a name: (``a.``, ``b.c``) and (``a.b.``, ``c``) of ``a.b.c``."""
     position = name.find(".") + 1
     while position:
         yield name[:position], name[position:]

@@ -108,7 +108,7 @@ def base_named_by(
     if len(named) != 1 or named[0] is None or not is_id(named[0]):
         raise SourceError(
             "the base model is not known",
-            found=", ".join(map(repr, filter(None, named))) or "no name of it in the adapter",
+            found=", ".join(map(repr, filter(None, named))) or "no base model named in the adapter",
             expected="one repository on the Hub that all adapters name",
             advice="give the base: `base=PATH`",
         )

@@ -1,4 +1,4 @@
-"""Names of a store: what they may be, and how they change."""
+"""Names in a store: which ones are valid, and how they change."""
 
 from __future__ import annotations
 
@@ -34,7 +34,7 @@ def test_a_name_changes_by_compare_and_swap(store):
         store.tag("x", two, replaces=one)
 
 
-def test_of_many_that_change_one_name_at_once_one_wins_each_time(store):
+def test_of_many_concurrent_changes_of_a_name_one_wins(store):
     digests = [store.add(adapter(number)) for number in range(8)]
     store.tag("x", digests[0])
     wins = []
@@ -69,7 +69,7 @@ def test_names_that_differ_only_in_case_are_refused(store):
 
 
 def test_find_answers_for_any_text(store):
-    """Unlike `resolve` it has no errors for names, and suggests none."""
+    """Unlike `resolve`, it raises no errors for names and makes no suggestions."""
     digest = store.add(adapter(1), name="team/Alice")
     assert store.find("team/Alice") == digest
     for name in ("team/alice", "nobody", digest, *HOSTILE):
@@ -114,14 +114,14 @@ def test_a_name_that_could_leave_the_store_is_refused_and_nothing_changes(store,
 
 
 @pytest.mark.parametrize("digest", ["x", "sha256:", "sha256:../../x", "sha256:" + "A" * 64])
-def test_what_is_no_digest_is_refused(store, digest):
+def test_an_invalid_digest_is_refused(store, digest):
     with pytest.raises(errors.StoreError, match="not a digest"):
         store.path(digest)
     with pytest.raises(errors.StoreError, match="not a digest"):
         store.tag("x", digest)
 
 
-def test_an_unknown_name_or_digest_says_what_is_near(store):
+def test_the_error_for_an_unknown_name_has_suggestions(store):
     for name in ("alice", "bob", "team/carol"):
         store.add(adapter(1), name=name)
     with pytest.raises(errors.UnknownError, match="such as alice"):
@@ -133,7 +133,7 @@ def test_an_unknown_name_or_digest_says_what_is_near(store):
     assert not list(store._backend.entries(layout.LEASES))
 
 
-def test_a_damaged_name_is_said_and_can_be_mended(store):
+def test_a_damaged_name_is_reported_and_can_be_repaired(store):
     digest = store.add(adapter(1), name="x")
     path = store._backend.address(layout.name_key("x"))
     with open(path, "w") as stream:

@@ -1,4 +1,4 @@
-"""One bank for several adapters: nobody overwrites it, and it is saved once."""
+"""One bank for several adapters: it is never overwritten, and saved once."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ def trained(model, optimizer, steps):
 
 
 def pair(bank):
-    """Adapters one and two of one model, on that bank."""
+    """Put adapters one and two on that bank into a model."""
     model = net()
     for name in ("one", "two"):
         inject(model, config(), adapter_name=name, bank=bank)
@@ -49,7 +49,7 @@ def other(tmp_path):
 
 
 @pytest.mark.parametrize("frozen", [True, False])
-def test_loading_one_adapter_leaves_the_bank_of_the_other_alone(frozen, other):
+def test_loading_one_adapter_does_not_change_the_bank_of_the_other(frozen, other):
     bank = VectorBank(16, 8, init_bound=0.5)
     model = pair(bank.freeze() if frozen else bank)
     before = {name: tensor.clone() for name, tensor in model.state_dict().items()}

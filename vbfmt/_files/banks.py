@@ -69,7 +69,7 @@ class Folder:
 
 
 def sources(given: Sources | None, adapter: PathLike | None = None) -> list[Source]:
-    """Return the given sources in order, then the adapter's own folder and its subfolder ``banks``."""
+    """Return the given sources in order, then the adapter's folder and its subfolder ``banks``."""
     several: Iterable[PathLike | Source]
     if given is None:
         several = ()

@@ -1,4 +1,4 @@
-"""The folders that an output is written into: made when they are needed, removed in vain."""
+"""Parent folders of an output: created when needed, removed if nothing was written."""
 
 from __future__ import annotations
 
@@ -13,10 +13,10 @@ PathLike = str | os.PathLike[str]
 
 
 def nearest(path: PathLike) -> str:
-    """The nearest folder above `path` that exists: where missing ones would be made.
+    """Return the nearest existing folder above `path`.
 
     Raises:
-        TargetError: something that is no folder stands in the way.
+        TargetError: something on the path is not a folder.
     """
     parent = os.path.dirname(os.path.realpath(path))
     while not os.path.lexists(parent):
@@ -33,11 +33,11 @@ def nearest(path: PathLike) -> str:
 
 @contextlib.contextmanager
 def made(path: PathLike) -> Iterator[None]:
-    """The missing folders above `path`; where the block fails, those that are empty are removed.
+    """Create the missing folders above `path`; if the block fails, remove those that are empty.
 
     Raises:
         TargetError: as `nearest`.
-        StorageError: the operating system refused.
+        StorageError: a folder cannot be created.
     """
     existing = nearest(path)
     folder = os.path.dirname(os.path.realpath(path))
@@ -54,6 +54,6 @@ def made(path: PathLike) -> Iterator[None]:
         yield
     except BaseException:
         for each in missing:
-            with contextlib.suppress(OSError):  # somebody has put something there
+            with contextlib.suppress(OSError):  # not empty: another process has written to it
                 os.rmdir(each)
         raise

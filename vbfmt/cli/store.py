@@ -37,7 +37,7 @@ def _opened(path: str, *, create: bool = False) -> Store:
 )
 @_STORE
 @click.argument("files", metavar="FILE...", nargs=-1, required=True, type=PATH)
-@click.option("--name", "names", multiple=True, help="For each FILE, in order.")
+@click.option("--name", "names", multiple=True, help="Name of each FILE, in order.")
 @BANKS
 @click.option("--force", is_flag=True, help="Move names that exist.")
 @JSON
@@ -74,7 +74,9 @@ def add(
 @_STORE
 @click.argument("name", metavar="NAME")
 @output_option("a packed file (.vblora)", ".vblora")
-@click.option("--bank", type=FORM, default="embedded", help="external: to <SHA-256>.bank.")
+@click.option(
+    "--bank", type=FORM, default="embedded", help="external: the bank goes to <SHA-256>.bank."
+)
 @click.option("--force", is_flag=True, help="Replace an existing file.")
 @JSON
 def get(store: str, name: str, output: str, bank: str, force: bool, as_json: bool) -> None:
@@ -106,10 +108,12 @@ def get(store: str, name: str, output: str, bank: str, force: bool, as_json: boo
     examples=("vbfmt store list adapters --base-model meta-llama/Llama-2-7b-hf",),
 )
 @_STORE
-@click.option("--base-model", help="Only those of this base model.")
-@click.option("--bank", metavar="SHA-256", help="Only those with this bank.")
-@click.option("--metadata", metavar="KEY=VALUE", multiple=True, help="Only those that say so.")
-@click.option("--limit", type=click.IntRange(min=0), help="No more than so many.")
+@click.option("--base-model", help="Only adapters of this base model.")
+@click.option("--bank", metavar="SHA-256", help="Only adapters with this bank.")
+@click.option(
+    "--metadata", metavar="KEY=VALUE", multiple=True, help="Only adapters with this metadata."
+)
+@click.option("--limit", type=click.IntRange(min=0), help="Maximum number of adapters.")
 @JSON
 def listing(
     store: str,
@@ -161,8 +165,8 @@ def _line(entry: Entry) -> str:
 @_STORE
 @click.argument("name", metavar="NAME")
 @click.argument("target", metavar="DIGEST|NAME")
-@click.option("--replaces", metavar="DIGEST", help="What NAME must point to now.")
-@click.option("--force", is_flag=True, help="Move NAME, whatever it points to.")
+@click.option("--replaces", metavar="DIGEST", help="Digest that NAME must point to now.")
+@click.option("--force", is_flag=True, help="Move NAME, whatever it points to now.")
 @JSON
 def tag(
     store: str, name: str, target: str, replaces: str | None, force: bool, as_json: bool
@@ -216,11 +220,11 @@ def verify(ctx: click.Context, store: str, as_json: bool) -> None:
 @click.argument("names", metavar="NAME...", nargs=-1, required=True)
 @JSON
 def remove(store: str, names: tuple[str, ...], as_json: bool) -> None:
-    """Remove names. What they pointed to goes with a later gc."""
+    """Remove names. Adapters without a name are removed by a later gc."""
     from vbfmt.cli import show
 
     with _opened(store) as opened:
-        known = {name: opened.resolve(name) for name in names}  # all are there, or none goes
+        known = {name: opened.resolve(name) for name in names}  # if one is missing, none is removed
         for name in names:
             opened.untag(name)
             if not as_json:
@@ -231,7 +235,7 @@ def remove(store: str, names: tuple[str, ...], as_json: bool) -> None:
 
 @command.command("gc", cls=Command, examples=("vbfmt store gc adapters",))
 @_STORE
-@click.option("--grace", type=float, default=24.0, help="Hours; 24 if not given.")
+@click.option("--grace", type=float, default=24.0, help="Grace period in hours; default: 24.")
 @JSON
 def gc(store: str, grace: float, as_json: bool) -> None:
     """Remove what nothing has needed for the grace period.

@@ -1,4 +1,4 @@
-"""What somebody may have meant who typed a command that does not exist."""
+"""Suggestions for commands that do not exist and for swapped arguments."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ _MEANT = {
     "draw": "plot",
     "fuse": "merge",
 }
-"""Words for what the commands do, in other tools."""
+"""Names that other tools have for what the commands do."""
 
 
 def unknown_command(
@@ -48,7 +48,7 @@ def unknown_command(
 
 
 def require_base_is_no_adapter(base: str | None, files: Sequence[str]) -> None:
-    """Refuse a packed file as the base model, which is what swapped arguments look like.
+    """Refuse a packed file as the base model: the arguments are probably swapped.
 
     Raises:
         click.UsageError
@@ -62,7 +62,7 @@ def require_base_is_no_adapter(base: str | None, files: Sequence[str]) -> None:
 
 
 def require_not_packed(source: str, output: str) -> None:
-    """Refuse to pack a packed file, which is what swapped arguments look like.
+    """Refuse to pack a packed file: the arguments are probably swapped.
 
     Raises:
         click.UsageError

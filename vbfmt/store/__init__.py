@@ -6,16 +6,16 @@
 'sha256:…'
 >>> adapter = store.open("alice")                  # verified; banks are shared
 
-For a server, whose adapters must stay what and where they are while it uses them:
+For a server, whose adapters must neither change nor move while it uses them:
 
 >>> digest = store.resolve("alice")                # names move, digests do not
 >>> path = store.path(digest)                      # never changes; its bank: banks=store
 >>> vbfmt.load(path, banks=store)
->>> lease = store.lease(digest)                    # not collected while it lasts;
->>> lease.renew()                                  # one hour, from now on, unless renewed
+>>> lease = store.lease(digest)                    # not collected until it expires
+>>> lease.renew()                                  # for another hour from now
 
-`resolve` answers `UnknownError` for a name that is not there and `StoreError` for one that could
-never be; no name leaves the store. These five and `add`, `tag`, `entries` are meant to stay.
+`resolve` raises `UnknownError` for an unknown name and `StoreError` for an invalid one; no name
+leads out of the store. The methods above, `tag` and `entries` are meant to be stable.
 """
 
 from vbfmt.store.base import ANY, Collected, Entry, Stats, Store

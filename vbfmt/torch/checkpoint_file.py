@@ -1,4 +1,4 @@
-"""What a checkpoint folder in PEFT's logits form holds, before any model is looked at."""
+"""Read a checkpoint folder in PEFT's logits form; no model is needed."""
 
 from __future__ import annotations
 
@@ -13,14 +13,14 @@ from vbfmt.errors import ContentError, SourceError
 from vbfmt.torch.config import VBLoRAConfig
 
 LOGITS = ".vblora_logits_"
-"""Stands in the keys of logits, and in no others."""
+"""A part of the keys of logits, and of no other keys."""
 
 _A = f"{LOGITS}A"
 _PICKLE = "adapter_model.bin"
 
 
 def read(folder: Path) -> tuple[VBLoRAConfig, dict[str, Tensor]]:
-    """Config and tensors of a checkpoint folder.
+    """Return config and tensors of a checkpoint folder.
 
     Raises:
         SourceError: no such checkpoint.
@@ -48,7 +48,7 @@ def _read_tensors(folder: Path) -> dict[str, Tensor]:
             expected=peft_layout.WEIGHTS,
             advice="save it with save_pretrained(…, safe_serialization=True) where you trust it",
         )
-    storage.read(weights, mmap=True)  # for its errors: no file, a folder, no permission
+    storage.read(weights, mmap=True)  # raises our errors: no file, a folder, no permission
     try:
         tensors: dict[str, Tensor] = load_file(weights)
     except SafetensorError as error:
@@ -57,7 +57,7 @@ def _read_tensors(folder: Path) -> dict[str, Tensor]:
 
 
 def ranks_of(tensors: Mapping[str, Tensor]) -> dict[str, int]:
-    """Module name → rank, of the checkpoint.
+    """Return the rank of each module in the checkpoint, by name.
 
     Raises:
         SourceError: it has no logits.
@@ -79,8 +79,10 @@ def ranks_of(tensors: Mapping[str, Tensor]) -> dict[str, int]:
 
 
 def unwrapped(tensors: Mapping[str, Tensor], modules: Collection[str]) -> dict[str, Tensor]:
-    """The same under the keys that `save_checkpoint` writes. With ``bias="all"`` PEFT writes biases
-    of modules that it saves whole a second time, under names of its own wrappers.
+    """Return the tensors under the keys that `save_checkpoint` writes.
+
+    With ``bias="all"`` PEFT writes the biases of modules that it saves whole a second time, under
+    the names of its wrappers.
 
     Raises:
         SourceError: two tensors for one name.
@@ -91,7 +93,7 @@ def unwrapped(tensors: Mapping[str, Tensor], modules: Collection[str]) -> dict[s
 
 
 def require_bank(tensors: Mapping[str, Tensor], config: VBLoRAConfig) -> None:
-    """Refuse, with SourceError, a bank of another shape than the config says."""
+    """Raise SourceError if the bank's shape differs from the config."""
     expected = (config.num_vectors, config.vector_length)
     if tuple(tensors[BANK].shape) != expected:
         raise SourceError(
@@ -103,8 +105,8 @@ def require_bank(tensors: Mapping[str, Tensor], config: VBLoRAConfig) -> None:
 
 
 def require_finite(tensors: Mapping[str, Tensor]) -> None:
-    """Refuse, with ContentError, NaN and infinities in bank and logits, and NaN in what else is
-    there: among a head's tensors may be a mask of infinities."""
+    """Raise ContentError for NaN and infinities in bank and logits, and for NaN in other tensors:
+    a head may have a mask with infinities."""
     for key, tensor in tensors.items():
         mixture = key == BANK or LOGITS in key
         if mixture and not tensor.is_floating_point():

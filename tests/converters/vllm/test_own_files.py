@@ -1,4 +1,4 @@
-"""The plugin in vLLM's own files, of the wheel that ``VLLM_WHEEL`` names; no server is run."""
+"""The plugin with vLLM's own files from the wheel at ``VLLM_WHEEL``, without a server."""
 
 from __future__ import annotations
 
