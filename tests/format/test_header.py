@@ -72,7 +72,7 @@ WRONG = {
     "names not in order": (
         lambda h: h["modules"].append(["k", 2, 2, 1, False]),
         errors.ContentError,
-        "order",
+        "not sorted",
     ),
     "tensor of an unknown dtype": (
         lambda h: h["tensors"].append(["t", "F128", [1]]),
@@ -139,7 +139,11 @@ WRONG = {
     ),
     "metadata a list": (setter("metadata", []), errors.HeaderError, "list"),
     "metadata of a number": (setter("metadata", {"a": 1}), errors.HeaderError, "int"),
-    "metadata not in order": (setter("metadata", {"b": "", "a": ""}), errors.ContentError, "order"),
+    "metadata not in order": (
+        setter("metadata", {"b": "", "a": ""}),
+        errors.ContentError,
+        "not sorted",
+    ),
     "metadata without a name": (setter("metadata", {"": ""}), errors.ContentError, "name is empty"),
     "feature a number": (setter("optional_features", [1]), errors.HeaderError, "int"),
     "feature twice": (setter("optional_features", ["a", "a"]), errors.HeaderError, "twice"),

@@ -97,7 +97,7 @@ def adapter(**changes):
         ({"weights": np.full((3, 2), 0.25, dtype="<f4")}, "expected float32 [3, 1]"),
         ({"modules": ()}, "no modules"),
         ({"modules": (Module("m", 4, 3, 1),)}, "out_features is not a multiple"),
-        ({"tensors": dict.fromkeys("ba", Tensor.of(np.ones(1)))}, "order"),
+        ({"tensors": dict.fromkeys("ba", Tensor.of(np.ones(1)))}, "not sorted"),
         ({"base_model": "\ud800"}, "not valid Unicode"),
         ({"metadata": {"a": "\ud800"}}, "not valid Unicode"),
         ({"metadata": {"\ud800": "a"}}, "not valid Unicode"),
@@ -185,7 +185,7 @@ def test_names_beyond_it(name, fault):
     with pytest.raises(errors.ContentError) as error:
         adapter(modules=(Module(name, 4, 2, 1),))
     found = errors.printable(repr(name))
-    assert str(error.value).startswith(f"{fault} of module: module 0: found {found[:190]}")
+    assert str(error.value).startswith(f"module {fault}: module 0: found {found[:190]}")
     assert len(str(error.value)) < 300
 
 

@@ -38,7 +38,7 @@ def test_a_damaged_catalog_is_made_again_and_said(store, tmp_path):
     for path in (tmp_path / "s").glob(f"{FILE}*"):
         path.unlink()
     (tmp_path / "s" / FILE).write_bytes(b"no database" * 1000)
-    with pytest.warns(vbfmt.errors.VbfmtWarning, match="is damaged; it is made anew"):
+    with pytest.warns(vbfmt.errors.VbfmtWarning, match="is damaged; it is rebuilt"):
         assert store.names() == {"x": digest}
 
 
