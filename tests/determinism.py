@@ -69,7 +69,7 @@ def environment(python: str, number: int, packages: list[str], wheel: Path) -> P
 
 
 def main() -> int:
-    """See the module's own text."""
+    """See the module's docstring."""
     shutil.rmtree(FOLDER, ignore_errors=True)
     pip = (sys.executable, "-m", "pip", "wheel", "--quiet", "--no-deps")
     run(*pip, "--wheel-dir", FOLDER, ROOT)

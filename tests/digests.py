@@ -42,7 +42,7 @@ def adapters() -> dict[str, vbfmt.Adapter]:
 
 
 def main() -> None:
-    """See the module's own text."""
+    """See the module's docstring."""
     locale.setlocale(locale.LC_ALL, "")
     digests = {}
     with tempfile.TemporaryDirectory() as folder:

@@ -76,7 +76,7 @@ def some_logits() -> np.ndarray:
 
 
 def main() -> None:
-    """See the module's own text."""
+    """See the module's docstring."""
     sys.meta_path.insert(0, Mirror())
     from spec.golden.make import GOLDEN
     from vbfmt import Adapter, Module, dumps, loads

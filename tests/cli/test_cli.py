@@ -44,7 +44,7 @@ def test_pack_takes_k_where_there_is_no_config(vbfmt, tmp_path):
     output = tmp_path / "x.vblora"
     result = vbfmt("pack", folder, "-o", output)
     assert result.code == 1
-    assert result.err.startswith("error: logits do not tell how many vectors are selected")
+    assert result.err.startswith("error: logits do not show how many vectors are selected")
     assert not output.exists()
     assert vbfmt("pack", folder, "-o", output, "--topk", 3).code == 0
     assert load(output).k == 3

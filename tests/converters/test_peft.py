@@ -262,7 +262,7 @@ def test_weights_that_no_rounding_explains_are_refused_however_many(k):
         for name, array in arrays.items()
     }
     arrays[key][0, 0] = weights
-    with pytest.raises(errors.ContentError, match="not shares of 1"):
+    with pytest.raises(errors.ContentError, match="weights are out of range"):
         read(arrays, CONFIG | {"topk": k, "num_vectors": 70})
 
 

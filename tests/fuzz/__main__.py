@@ -56,7 +56,7 @@ def by_coverage(atheris: Any, run: Run, runs: int) -> None:
 
 
 def main() -> None:
-    """See the module's own text."""
+    """See the module's docstring."""
     name, runs, folder = (*sys.argv[1:], *(None, 100_000, "build/fuzz")[len(sys.argv) - 1 :])
     try:
         import atheris

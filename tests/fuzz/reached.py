@@ -39,7 +39,7 @@ LOWEST = 80
 
 
 def main() -> int:
-    """See the module's own text."""
+    """See the module's docstring."""
     folder = Path(sys.argv[1] if len(sys.argv) > 1 else "build/fuzz")
     measured = coverage.Coverage(branch=True, include=READERS, data_file=None, config_file=False)
     measured.start()

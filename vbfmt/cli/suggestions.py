@@ -27,7 +27,7 @@ _MEANT = {
 def unknown_command(
     words: Sequence[str], commands: Sequence[str], ctx: click.Context
 ) -> click.UsageError:
-    """The usage error for a first word that is no command, with the command that was meant."""
+    """Return the usage error for an unknown command, with a suggestion."""
     from vbfmt._similar import nearest
     from vbfmt.errors import printable
 

@@ -55,7 +55,7 @@ def test_a_model_whose_name_has_two_hyphens_keeps_them(tmp_path):
 def test_strict_refuses_a_base_that_does_not_tell(base):
     adapter = adapter_of(base_model="a/b", base_revision="main")
     assert merge.plan(adapter, base).notices == ()
-    refused(base, ["does not tell its revision"], adapter, strict=True)
+    refused(base, ["whose revision is unknown"], adapter, strict=True)
 
 
 def test_a_base_given_as_the_adapter_names_it_is_that_base(base):
