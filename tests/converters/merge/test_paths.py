@@ -72,7 +72,7 @@ def test_a_cache_ends_where_the_repository_ends(tmp_path, secret):
     repository = tmp_path / "models--owner--name"
     base = save_base(repository / "snapshots" / COMMIT, weights_of())
     (base / "README.md").symlink_to(secret)
-    with pytest.raises(errors.SourceError, match="leads out of the folder"):
+    with pytest.raises(errors.SourceError, match="points outside of the folder"):
         merge.plan(adapter_of(), base)
 
 
