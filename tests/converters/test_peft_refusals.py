@@ -85,10 +85,16 @@ WRONG_TOPK = {
     "weights too many": (change("A_topk_weights", np.zeros((R, 2, K), np.float32)), "do not fit"),
     "weights negative": (
         change("A_topk_weights", np.full((R, 2, 1), -0.1, "f4")),
-        "weights are out of range",
+        "out of range",
     ),
-    "weights above 1": (change("A_topk_weights", np.full((R, 2, 1), 1.1, "f4")), "weights are out of range"),
-    "weights NaN": (change("A_topk_weights", np.full((R, 2, 1), np.nan, "f4")), "weights are out of range"),
+    "weights above 1": (
+        change("A_topk_weights", np.full((R, 2, 1), 1.1, "f4")),
+        "out of range",
+    ),
+    "weights NaN": (
+        change("A_topk_weights", np.full((R, 2, 1), np.nan, "f4")),
+        "out of range",
+    ),
     "weights missing": (drop("A_topk_weights"), "found indices, expected indices and weights"),
     "both forms": (
         change("A", np.zeros((R, 2, H), np.float32)),
