@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 from tests.strategies import adapters, names
 from vbfmt import Adapter, Module
 from vbfmt._math.admixture import canonical_rows
-from vbfmt.analysis.module_names import Place, kinds, places, reading_order, thirds
+from vbfmt.analysis.module_names import Position, kinds, positions, reading_order, thirds
 
 
 def adapter_of(*module_names: str) -> Adapter:
@@ -22,16 +22,16 @@ def adapter_of(*module_names: str) -> Adapter:
 
 
 def test_llama():
-    found = places(
+    found = positions(
         f"model.layers.{n}.{name}" for n in (0, 11) for name in ("self_attn.q_proj", "mlp.up_proj")
     )
-    assert found["model.layers.11.self_attn.q_proj"] == Place(11, "q_proj")
-    assert found["model.layers.0.mlp.up_proj"] == Place(0, "up_proj")
+    assert found["model.layers.11.self_attn.q_proj"] == Position(11, "q_proj")
+    assert found["model.layers.0.mlp.up_proj"] == Position(0, "up_proj")
 
 
 def test_bert_has_three_kinds_of_dense_and_a_pooler():
     stems = ("attention.output.dense", "intermediate.dense", "output.dense", "attention.self.query")
-    found = places([*(f"bert.encoder.layer.3.{stem}" for stem in stems), "bert.pooler.dense"])
+    found = positions([*(f"bert.encoder.layer.3.{stem}" for stem in stems), "bert.pooler.dense"])
     assert [place.kind for place in found.values()] == [
         "attention.output.dense",
         "intermediate.dense",
@@ -44,12 +44,12 @@ def test_bert_has_three_kinds_of_dense_and_a_pooler():
 
 
 def test_experts_of_one_layer_are_one_kind():
-    found = places(f"layers.{n}.mlp.experts.{e}.w1" for n in (0, 1) for e in range(3))
-    assert set(found.values()) == {Place(0, "w1"), Place(1, "w1")}
+    found = positions(f"layers.{n}.mlp.experts.{e}.w1" for n in (0, 1) for e in range(3))
+    assert set(found.values()) == {Position(0, "w1"), Position(1, "w1")}
 
 
 def test_encoder_and_decoder_are_different_kinds():
-    found = places(f"{side}.block.0.layer.0.SelfAttention.q" for side in ("encoder", "decoder"))
+    found = positions(f"{side}.block.0.layer.0.SelfAttention.q" for side in ("encoder", "decoder"))
     assert len({place.kind for place in found.values()}) == 2
 
 
@@ -58,7 +58,7 @@ def test_kinds_differ_exactly_where_names_differ_by_more_than_numbers(found):
     def without_numbers(name: str) -> list[str]:
         return ["*" if part.isascii() and part.isdigit() else part for part in name.split(".")]
 
-    where = places(found)
+    where = positions(found)
     for one in found:
         for other in found:
             same = without_numbers(one) == without_numbers(other)
