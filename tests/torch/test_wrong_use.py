@@ -59,18 +59,18 @@ def test_wrong_use(settings, error, words):
     [
         ({"target_modules": ["out", "q_proj"]},
          "target_modules: no module of the model matches q_proj; there is a module such as"),
-        ({"target_modules": ["out", "a", "b", "c", "d"]}, "meant by a, b, c and 1 more; "),
+        ({"target_modules": ["out", "a", "b", "c", "d"]}, "matches a, b, c and 1 more; "),
         ({"exclude_modules": ["clasifier"]},
-         "exclude_modules: .*meant by clasifier; there is a module such as classifier"),
-        ({"exclude_modules": "classifier.+"}, r"meant by classifier\.\+; "),
-        ({"exclude_modules": ["classifier", "clasifier"]}, "meant by clasifier; "),
+         "exclude_modules: .*matches clasifier; there is a module such as classifier"),
+        ({"exclude_modules": "classifier.+"}, r"matches classifier\.\+; "),
+        ({"exclude_modules": ["classifier", "clasifier"]}, "matches clasifier; "),
         ({"rank_pattern": {"encoder.0": 1, "encoder.2": 1}},
          r"rank_pattern: no adapted layer matches encoder\.2; there is a module such as enc"),
         ({"rank_pattern": {"classifier": 1}}, "no adapted layer matches classifier"),
         ({"rank_pattern": {r"encoder\.\d": 1, r"layer\.\d": 1}}, "adapted layer matches layer"),
     ],
 )  # fmt: skip
-def test_what_is_named_in_vain_is_told(settings, words):
+def test_entries_without_a_match_are_reported(settings, words):
     with pytest.warns(UserWarning, match=words) as told:
         inject(net(), config(**settings))
     assert len(told) == 1
