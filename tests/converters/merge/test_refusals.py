@@ -184,7 +184,7 @@ def test_a_head_that_is_tied_to_the_embedding(tmp_path, config):
         weights_of() | {"lm_head.weight": embedding},
         config={"vocab_size": 32, **config},
     )
-    refused(folder, ["keeps equal", "lm_head.weight", "model.embed.weight"], adapter_of(
+    refused(folder, ["two tied tensors", "lm_head.weight", "model.embed.weight"], adapter_of(
         {"lm_head": (32, 24), "model.layers.0.q": (16, 24)}
     ))  # fmt: skip
 
@@ -194,7 +194,7 @@ def test_a_trained_head_for_a_base_that_ties_it(tmp_path):
         tmp_path / "base", weights_of(), config={"vocab_size": 32, "tie_word_embeddings": True}
     )
     adapter = adapter_of(tensors={"lm_head.weight": tensor_of(np.ones((32, 24)))})
-    refused(folder, ["keeps equal", "lm_head.weight", "untie"], adapter)
+    refused(folder, ["two tied tensors", "lm_head.weight", "untie"], adapter)
 
 
 def test_lora_on_a_tied_head_that_the_base_does_not_hold(tmp_path):
@@ -203,14 +203,14 @@ def test_lora_on_a_tied_head_that_the_base_does_not_hold(tmp_path):
         tmp_path / "base", weights_of(), config={"vocab_size": 32, "tie_word_embeddings": True}
     )
     adapter = adapter_of({"lm_head": (32, 24), "model.layers.0.q": (16, 24)})
-    refused(folder, ["keeps equal", "lm_head", "tied to model.embed.weight"], adapter)
+    refused(folder, ["two tied tensors", "lm_head", "tied to model.embed.weight"], adapter)
 
 
 def test_a_trained_embedding_of_a_base_that_says_nothing_of_tying(tmp_path):
     """transformers ties unless told not to; the head would have changed with it."""
     adapter = adapter_of(tensors={"model.embed.weight": tensor_of(np.ones((32, 24)))})
     folder = save_base(tmp_path / "base", weights_of(), config={"vocab_size": 32})
-    refused(folder, ["keeps equal", "model.embed", "no tie_word_embeddings"], adapter)
+    refused(folder, ["two tied tensors", "model.embed", "no tie_word_embeddings"], adapter)
     head = {"lm_head.weight": tensor_of(np.ones((32, 24)))}
     untied = save_base(tmp_path / "untied", weights_of() | head, config={"vocab_size": 32})
     assert merge.plan(adapter, untied).layout.replaced == ("model.embed.weight",)
