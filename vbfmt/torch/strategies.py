@@ -63,8 +63,12 @@ class NoisyTopK:
 class GumbelSoftmax:
     """Gumbel-softmax over the whole bank; straight-through: the k largest, with its gradient.
 
+    The noise has a standard deviation of 1.28, initial logits one of 0.1. At first training hardly
+    uses the vectors that evaluation selects: of a bank of 104 these two have 2.6 % of the weight.
+    Let the logits grow: a higher ``lr_logits``, or `init_logits_std`.
+
     Attributes:
-        temperature: a number, or training pass → number.
+        temperature: a number, or training pass → number. The paper's Table 5 has 1/3.
         straight_through: compute with the k largest of the perturbed logits alone.
     """
 
