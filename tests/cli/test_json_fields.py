@@ -70,6 +70,7 @@ def of_unpack(call, vbfmt, tmp_path):
 
 
 def of_expand(call, vbfmt, tmp_path):
+    pytest.importorskip("safetensors", reason="the tests of LoRA need safetensors")
     from tests.converters.test_lora import wide_indices
 
     save(wide_indices(), "wide.vblora")

@@ -29,6 +29,16 @@ def is_sharded(tensor: Tensor | None) -> bool:
     return module is not None and isinstance(tensor, module.DTensor)
 
 
+def _is_sharded_by_fsdp2(root: nn.Module) -> bool:
+    """Whether `fully_shard` was called on a module of the model."""
+    # PyTorch 2.5 has the class in the second of them alone, and DTensor's module loads the first.
+    for name in ("torch.distributed.fsdp", "torch.distributed._composable.fsdp"):
+        kind = getattr(sys.modules.get(name), "FSDPModule", None)
+        if kind is not None:
+            return any(isinstance(module, kind) for module in root.modules())
+    return False
+
+
 def gathered(tensor: Tensor) -> Tensor:
     """Return a parameter whole, differentiably: itself if it is not sharded.
 
@@ -108,9 +118,8 @@ def require_adaptable(model: nn.Module, layers: Iterable[str]) -> None:
     Raises:
         ModelError: names the first.
     """
-    fsdp = sys.modules.get("torch.distributed.fsdp")
     modules = dict(model.named_modules())
-    by_fsdp = fsdp is not None and any(isinstance(m, fsdp.FSDPModule) for m in modules.values())
+    by_fsdp = _is_sharded_by_fsdp2(model)
     split = [name for name in layers if is_sharded(getattr(modules.get(name), "weight", None))]
     if split and not by_fsdp:
         raise ModelError(
@@ -145,8 +154,7 @@ class GradientAverage:
 
 def _groups(root: nn.Module) -> Iterator[Any]:
     """The process groups of the mesh that FSDP2 shards the model over; none if it does not."""
-    fsdp = sys.modules.get("torch.distributed.fsdp")
-    if fsdp is None or not any(isinstance(m, fsdp.FSDPModule) for m in root.modules()):
+    if not _is_sharded_by_fsdp2(root):
         return
     for parameter in root.parameters():
         if is_sharded(parameter):
