@@ -159,7 +159,7 @@ def test_without_an_answer_the_cache_serves(server, folder, monkeypatch):
     point_at("http://127.0.0.1:9", monkeypatch)  # the port of discard: nobody listens
     with warned() as said:
         assert sources.checkpoint("me/adapter") == path
-    assert "comes from the cache" in said[0]
+    assert "using the cached copy" in said[0]
     with pytest.raises(errors.SourceError, match="and no answer from the Hub: me/other"):
         sources.checkpoint("me/other")
 
