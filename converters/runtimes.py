@@ -11,9 +11,10 @@ from vbfmt.converters.lowrank import LowRank
 from vbfmt.converters.names import targets
 from vbfmt.errors import ConfigError, TargetError
 
-Effect: TypeAlias = Literal["refuses", "drops", "needs"]
+Effect: TypeAlias = Literal["refuses", "drops", "may drop", "needs"]
 
 _LAYER = re.compile(r"^(?P<stack>.*\.)(?P<number>\d+)\.(?P<kind>.+)$")
+_TOWER = re.compile(r"(?:^|[._])(?:vision|visual|image|audio|speech|projector)(?:[._]|$)")
 _VLLM_DEFAULT_RANK = 16
 _VLLM_RANKS = (1, 8, 16, 32, 64, 128, 256, 320, 512)  # vllm/config/lora.py, MaxLoRARanks
 _VLLM_HEADS = ("score", "classifier")
@@ -25,7 +26,8 @@ class Rule:
 
     Attributes:
         runtime: its name on the command line.
-        effect: the runtime refuses to load, silently drops something, or needs a setting.
+        effect: the runtime refuses to load, silently drops something, may do so (the model's class
+            decides; not checked here), or needs a setting.
         what: returns what the rule applies to in an adapter, in words; None if nothing.
         advice: what to do.
         source: the runtime's own file that shows it.
@@ -132,6 +134,21 @@ def _orphans(adapter: LowRank) -> str | None:
     return _few(found)
 
 
+def _towers(adapter: LowRank) -> str | None:
+    """Return modules of what turns pictures or sound into tokens."""
+    return _few([module.name for module in adapter.modules if _TOWER.search(module.name)])
+
+
+def _language_part(adapter: LowRank) -> str | None:
+    """Return modules of the language model inside a model of several parts."""
+    names = [module.name for module in adapter.modules]
+    return _few([name for name in names if "language_model." in name and not _TOWER.search(name)])
+
+
+def _several_parts(adapter: LowRank) -> str | None:
+    return _towers(adapter) or _language_part(adapter)
+
+
 def _gaps(adapter: LowRank) -> str | None:
     """Kinds of modules that only some of the layers have."""
     layers: dict[str, set[int]] = {}
@@ -147,6 +164,8 @@ _ABOUT_EXTRAS = (_extras, _biases, _known_head, _unknown_heads, _others)
 
 _LEAVE_OUT = "leave them out with `drop_extras=True`, or merge"
 _MERGE = "merge the adapter into its base instead"
+
+_COMPARE = "the model's class decides, not checked here: compare its output, or merge"
 
 _VLLM = "vllm/lora/peft_helper.py"
 _SGLANG = "sglang/srt/lora/lora.py"
@@ -168,6 +187,22 @@ RULES = (
         _high_rank,
         f"it takes ranks up to {_VLLM_DEFAULT_RANK} by default",
         f"{_VLLM}, validate_legal",
+    ),
+    Rule(
+        "vllm",
+        "drops",
+        _towers,
+        f"with --enable-tower-connector-lora some models take it; else {_MERGE}",
+        "vllm/lora/model_manager.py",
+    ),
+    Rule("vllm", "may drop", _language_part, _COMPARE, "vllm/lora/lora_model.py"),
+    Rule("sglang", "may drop", _several_parts, _COMPARE, "sglang/srt/lora/lora_manager.py"),
+    Rule(
+        "tgi",
+        "may drop",
+        _several_parts,
+        _COMPARE,
+        "server/text_generation_server/adapters/lora.py",
     ),
     Rule("sglang", "drops", _outside_layers_and_ends, _MERGE, f"{_SGLANG}, _process_weight"),
     Rule(

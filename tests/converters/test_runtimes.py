@@ -49,6 +49,24 @@ def test_tgi_drops_kinds_that_a_layer_lacks(plain):
     assert str(finding).startswith("tgi drops mlp.up_proj in every layer")
 
 
+@pytest.mark.parametrize(
+    ("runtime", "name", "start"),
+    [
+        ("vllm", "model.visual.blocks.0.attn.proj", "vllm drops model.visual"),
+        ("vllm", "vision_tower.encoder.layers.0.fc1", "vllm drops vision_tower"),
+        ("vllm", "multi_modal_projector.linear_1", "vllm drops multi_modal_projector"),
+        ("vllm", "model.language_model.layers.0.mlp.up_proj", "vllm may drop model.language_model"),
+        ("sglang", "model.language_model.layers.0.mlp.up_proj", "sglang may drop"),
+        ("tgi", "vision_model.encoder.layers.0.fc1", "tgi may drop vision_model"),
+    ],
+)
+def test_parts_of_a_vision_language_model_are_pointed_out(runtime, name, start):
+    found = runtimes.require_loadable(adapter_of([Module(name, 32, 32, 4)], b=8), runtime)
+    (finding,) = [each for each in found if each.rule.effect in ("drops", "may drop")][:1]
+    assert str(finding).startswith(start)
+    assert "merge" in str(finding)
+
+
 def test_every_rule_has_a_runtime_and_a_source():
     for rule in runtimes.RULES:
         assert rule.runtime in runtimes.TAKES
