@@ -239,8 +239,18 @@ def _require_fit(
                 part=name,
                 found=old,
                 expected=tensor,
-                advice="is this the base that the adapter was trained on?",
+                advice=_advice(old, tensor),
             )
+
+
+def _advice(old: Tensor, tensor: Tensor) -> str:
+    if len(old.shape) == 2 and old.shape[1:] == tensor.shape[1:]:
+        size = tensor.shape[0]
+        return (
+            "if the vocabulary was resized for training, resize the base's, too: load it, "
+            f"model.resize_token_embeddings({size}), save it, and merge into that"
+        )
+    return "is this the base that the adapter was trained on?"
 
 
 def _usual_dtype(base: Base) -> str:
