@@ -136,7 +136,9 @@ def test_no_color_is_respected(trained):
 
 def test_a_dumb_terminal_gets_plain_lines(trained, vbfmt):
     page = on_terminal("inspect", trained, TERM="dumb")
-    assert page == vbfmt("inspect", trained).out
+    assert "\x1b" not in page
+    # Long lines break between words, to the terminal's width.
+    assert "".join(page.split()) == "".join(vbfmt("inspect", trained).out.split())
 
 
 def test_a_pipe_gets_plain_lines_that_are_complete(trained, vbfmt):

@@ -175,7 +175,7 @@ def test_pefts_own_checkpoint_of_all_biases_and_a_head(whole, tmp_path):
 def test_a_name_that_peft_cannot_tell_from_others_is_refused_before_training():
     model = distilbert()
     settings = {"target_modules": ["q_lin"], "modules_to_save": ["classifier"]}
-    with pytest.raises(ModelError, match=r"also fit pre_classifier; name those as well"):
+    with pytest.raises(ModelError, match=r"also match pre_classifier; name those as well"):
         inject(model, config(**settings))
     assert not hasattr(model, "vblora")
     settings["modules_to_save"] = ["classifier", "pre_classifier"]
