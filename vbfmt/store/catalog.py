@@ -212,8 +212,7 @@ class Catalog:
             if isinstance(error, sqlite3.OperationalError):
                 if not _cannot_write(error):
                     raise self._refusal(error) from None
-                warn(f"cannot write the catalog {self._path} ({error}); it is kept in memory")
-                return self._made(":memory:")
+                return self._made_in_memory(error)
         warn(f"the catalog {self._path} is damaged; it is rebuilt from the objects")
         _unlink(self._path)
         return self._made(self._path)
@@ -241,6 +240,10 @@ class Catalog:
             raise
         return database
 
+    def _made_in_memory(self, error: sqlite3.Error) -> sqlite3.Connection:
+        warn(f"cannot write the catalog {self._path} ({error}); it is kept in memory")
+        return self._made(":memory:")
+
     def _change(self, work: Callable[[sqlite3.Connection], T]) -> T:
         """Do `work` in a transaction, after the notes are written. Where the file cannot be
         written, go on in memory: nothing is only in the catalog. `work` may be done twice."""
@@ -250,10 +253,9 @@ class Catalog:
             except sqlite3.OperationalError as error:
                 if not _cannot_write(error):
                     raise self._refusal(error) from None
-                warn(f"cannot write the catalog {self._path} ({error}); it is kept in memory")
                 with contextlib.suppress(sqlite3.Error):
                     self._database.close()
-                self._database = self._made(":memory:")
+                self._database = self._made_in_memory(error)
                 return self._transaction(work)
 
     def _transaction(self, work: Callable[[sqlite3.Connection], T]) -> T:
