@@ -168,7 +168,7 @@ BREAKS = [
             "pass",
         ),
         (
-            "files/test_storage.py::test_a_private_folder_is_private_while_it_is_replaced",
+            "files/test_folders.py::test_a_private_folder_is_private_while_it_is_replaced",
             "vbfmt/_files/staging.py",
             "return usual & 0o700",
             "return usual",
