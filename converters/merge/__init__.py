@@ -1,16 +1,16 @@
 """Merge adapters into the weights of a base model, tensor by tensor, without building the model.
 
 >>> from vbfmt.converters import merge
->>> plan = merge.plan(adapter, "base")                  # everything checked, nothing written
->>> merge.write(plan, "merged")                         # a folder for transformers, or nothing
->>> for name, tensor in merge.tensors(plan): ...        # or the tensors, one at a time
+>>> plan = merge.plan(adapter, "base")                  # check everything, write nothing
+>>> merge.write(plan, "merged")                         # write a folder that transformers loads
+>>> for name, tensor in merge.tensors(plan): ...        # or get the tensors one at a time
 
 Several adapters merge as the weighted sum of their ΔW.
 """
 
-from vbfmt.converters.merge.folder import require_place, write
+from vbfmt.converters.merge.folder import require_output, write
 from vbfmt.converters.merge.layout import File, Item, Layout
 from vbfmt.converters.merge.plan import Plan, plan
 from vbfmt.converters.merge.stream import tensors
 
-__all__ = ["File", "Item", "Layout", "Plan", "plan", "require_place", "tensors", "write"]
+__all__ = ["File", "Item", "Layout", "Plan", "plan", "require_output", "tensors", "write"]

@@ -1,4 +1,4 @@
-"""W + B·A in blocks: computed with bits to spare and rounded once to nearest even."""
+"""Compute W + B·A block by block in a wider dtype, and round once to nearest even."""
 
 from __future__ import annotations
 
@@ -19,13 +19,13 @@ FLOATS = ("F32", "BF16", "F16", "F64")
 
 @dataclass(frozen=True)
 class Piece:
-    """The next bytes of a tensor, to be computed.
+    """Consecutive bytes of an output tensor that are still to be computed.
 
     Attributes:
-        size: how many; at most `PIECE_BYTES`.
+        size: their number, at most `PIECE_BYTES`.
         fill: computes them into an array (size,) uint8; any thread may call it.
-        source: the base's tensor that is read for it.
-        name: of the tensor.
+        source: the part of the base's tensor that `fill` reads; None if it reads none.
+        name: the tensor's name, for messages.
     """
 
     size: int
@@ -34,11 +34,11 @@ class Piece:
     name: str = ""
 
     def compute(self, data: NDArray[np.uint8]) -> None:
-        """Fetch the source and fill the piece.
+        """Read the source from the disk, then compute the piece into `data`, (size,) uint8.
 
         Raises:
-            StorageError: the base cannot be read any more.
-            TargetError: as `merged` says.
+            StorageError: the base can no longer be read.
+            TargetError: a finite weight leaves the range of the output's dtype.
         """
         if self.source is not None:
             pages.fetch(self.source, self.name)
@@ -47,15 +47,15 @@ class Piece:
 
 PIECE_BYTES = 1 << 22
 _BLOCK_ELEMENTS = 1 << 18
-"""About as many as a core's own cache holds with what is computed from them. The smaller a block or
-a piece, the longer do threads wait for each other's turn at the interpreter."""
+"""A core's own cache holds about as many elements and their sums. With smaller blocks or pieces,
+threads wait longer for the interpreter's lock."""
 _PRODUCTS = 1 << 18
-"""Matrix products of more make OpenBLAS start threads of its own (interface/gemm.c), which then
-stand in the way of ours."""
+"""For matrix products of more multiplications OpenBLAS starts threads of its own
+(interface/gemm.c), which compete with ours for the cores."""
 _GATHERED = 1 << 18
-"""Values of each factor that are gathered to compute single elements again."""
+"""Most values of each factor that are gathered at a time to recompute single elements."""
 _FEW = 32
-"""Where one in so many or more are computed again, float64 throughout is faster."""
+"""If more than one element in `_FEW` must be recomputed, computing all in float64 is faster."""
 
 
 def merged(
@@ -66,41 +66,46 @@ def merged(
     *,
     transposed: bool,
 ) -> Iterator[Piece]:
-    """The bytes of W + B·A, piece by piece, in order.
+    """Yield the pieces of W + B·A in order.
 
-    Computed in float32 for a result in sixteen bits, where W and B·A cancel out in float64; else
-    (and for a W of float64) all in float64.
+    A result of 16 bits is computed in float32; elements where W and B·A nearly cancel out are
+    recomputed in float64. Other results, and those of a float64 W, are computed in float64.
 
     Args:
-        name: of the tensor, for messages.
+        name: the tensor's name, for messages.
         weight: W, (out_features, in_features), or (in_features, out_features) if `transposed`.
-        factors: A (rank, in_features) and B (out_features, rank).
-        dtype: safetensors name of the result's.
+        factors: A (rank, in_features) and B (out_features, rank), float32.
+        dtype: safetensors name of the result's dtype.
+        transposed: whether W is stored as (in_features, out_features).
 
-    To fill a piece raises TargetError where a finite weight leaves the range of `dtype`.
+    `Piece.compute` raises TargetError if a finite weight leaves the range of `dtype`.
     """
     a, b = factors
     left, right = (a.T, b.T) if transposed else (b, a)
     values, itemsize = weight.numpy(), numpy_dtype(dtype).itemsize
-    doubtful = np.inf
+    threshold = np.inf
     if itemsize == 2 and values.dtype != np.float64:
-        doubtful = _doubtful(left, right, dtype)
-    # In float64 too where float32 may overflow.
-    working = np.float32 if doubtful < np.inf else np.float64
+        threshold = _recompute_threshold(left, right, dtype)
+    working = np.float32 if threshold < np.inf else np.float64
     left, right = (np.ascontiguousarray(side, dtype=working) for side in (left, right))
     most = PIECE_BYTES // itemsize
     rows = max(1, most // max(1, values.shape[1]))
     for top in range(0, len(values), rows):
-        for side in range(0, values.shape[1], most):  # more than once in a very long row alone
+        for side in range(0, values.shape[1], most):  # runs once, unless a row exceeds a piece
             here, there = slice(top, top + rows), slice(side, side + most)
             part = _Part(name, values[here, there], left[here], right[:, there], dtype)
-            yield part.piece(doubtful)
+            yield part.piece(threshold)
 
 
 def converted(name: str, tensor: Tensor, dtype: str) -> Iterator[Piece]:
-    """The bytes of a tensor in another dtype, rounded once, piece by piece.
+    """Yield the pieces of a tensor converted to another dtype, with one rounding.
 
-    To fill a piece raises TargetError as with `merged`.
+    Args:
+        name: the tensor's name, for messages.
+        tensor: the tensor, of any shape.
+        dtype: safetensors name of the result's dtype.
+
+    `Piece.compute` raises TargetError if a finite value leaves the range of `dtype`.
     """
     values = tensor.numpy().reshape(-1)
     step = PIECE_BYTES // numpy_dtype(dtype).itemsize
@@ -113,10 +118,10 @@ class _Part:
     """Some rows and columns of W + B·A.
 
     Attributes:
-        name: of the tensor, for messages.
-        weight: of W (rows, columns).
-        left, right: (rows, rank) and (rank, columns), whose product is added: float32 or float64.
-        dtype: safetensors name of the result's.
+        name: the tensor's name, for messages.
+        weight: this part of W, (rows, columns).
+        left, right: (rows, rank) and (rank, columns), float32 or float64; their product is added.
+        dtype: safetensors name of the result's dtype.
     """
 
     name: str
@@ -125,23 +130,29 @@ class _Part:
     right: NDArray[Any]
     dtype: str
 
-    def piece(self, doubtful: float) -> Piece:
-        """Compute the part, as bytes. `doubtful`: result of `_doubtful` for float32 factors."""
+    def piece(self, threshold: float) -> Piece:
+        """Return the piece that computes this part.
+
+        Args:
+            threshold: result of `_recompute_threshold`; not used if `left` is float64.
+        """
         size = self.weight.size * numpy_dtype(self.dtype).itemsize
         if self.left.dtype == np.float64:
             return Piece(size, self._in_float64, self.weight, self.name)
-        limit = rounding.above(doubtful, self.dtype)
+        limit = rounding.magnitude_bound(threshold, self.dtype)
         return Piece(size, lambda data: self._in_float32(data, limit), self.weight, self.name)
 
     def _in_float64(self, data: NDArray[np.uint8]) -> None:
         out = self._out(data)
-        with np.errstate(over="ignore", invalid="ignore"):  # `rounding.into` looks
+        with np.errstate(over="ignore", invalid="ignore"):  # `rounding.into` checks the result
             for here, total in self._sums():
                 rounding.into(out[here], total, self.weight[here], self.name, self.dtype)
 
     def _in_float32(self, data: NDArray[np.uint8], limit: int) -> None:
-        """For sixteen bits; what comes out below `limit` is computed again in float64, and so is
-        the whole part where that is much of it, or where something became infinite."""
+        """Compute a result of 16 bits; recompute elements of magnitude below `limit` in float64.
+
+        If they are many, or an element became infinite, recompute the whole part in float64.
+        """
         out = self._out(data)
         with np.errstate(over="ignore", invalid="ignore"):
             for here, total in self._sums():
@@ -150,15 +161,15 @@ class _Part:
         low = np.flatnonzero(magnitude < limit)
         infinite = magnitude.max(initial=0) >= rounding.INFINITE[self.dtype]
         if infinite or len(low) > len(magnitude) // _FEW:
-            self._widened()._in_float64(data)
+            self._with_float64_factors()._in_float64(data)
         else:
-            self._again(out, low)
+            self._recompute(out, low)
 
-    def _widened(self) -> _Part:
+    def _with_float64_factors(self) -> _Part:
         return replace(self, left=self.left.astype(np.float64), right=self.right.astype(np.float64))
 
     def _sums(self) -> Iterator[tuple[tuple[slice, slice], NDArray[Any]]]:
-        """(where, W + B·A there) block by block; each stays until the next one is asked for."""
+        """Yield each block's slices, and W + B·A there in memory that the next block overwrites."""
         rows, columns = self.weight.shape
         high, wide = _block_shape(rows, columns)
         memory = np.empty(high * wide, self.left.dtype)
@@ -171,8 +182,8 @@ class _Part:
                 np.add(total, old, out=total)
                 yield here, total
 
-    def _again(self, out: NDArray[Any], chosen: NDArray[np.intp]) -> None:
-        """Compute the chosen elements of W + B·A once more, in float64."""
+    def _recompute(self, out: NDArray[Any], chosen: NDArray[np.intp]) -> None:
+        """Recompute elements of `out` in float64; `chosen` are their flat indices."""
         at_once = max(1, _GATHERED // max(1, self.left.shape[1]))
         for start in range(0, len(chosen), at_once):
             positions = np.divmod(chosen[start : start + at_once], out.shape[1])
@@ -187,17 +198,22 @@ class _Part:
         return data.view(numpy_dtype(self.dtype)).reshape(self.weight.shape)
 
 
-def _doubtful(left: NDArray[np.float32], right: NDArray[np.float32], dtype: str) -> float:
-    """Sums in float32 nearer to zero than this may be off by half a unit of sixteen bits or more.
+def _recompute_threshold(
+    left: NDArray[np.float32], right: NDArray[np.float32], dtype: str
+) -> float:
+    """Return the magnitude below which a sum in float32 must be recomputed in float64.
 
-    The product's error is about (rank + 1) · 2⁻²⁴ · Σ|left·right| at most, and that is at most the
-    product of two norms; half a unit of float16 is at least 2⁻¹² of the value, of bfloat16 2⁻⁹.
-    (The last addition's error, 2⁻²⁴ of the sum, is nothing beside that; and only an error of a
-    whole unit could lead further than to the nearest neighbour.) Infinite where float32 may have
-    overflowed.
+    Below it, the float32 sum may be wrong by half a unit in the last place of `dtype` or more.
+    The product's error is at most about (rank + 1) · 2⁻²⁴ · Σ|left·right|, and Σ|left·right| is at
+    most the product of two norms. Half a unit is at least 2⁻¹² of the value for float16, 2⁻⁹ for
+    bfloat16. The last addition's error, 2⁻²⁴ of the sum, is negligible beside that; and only an
+    error of a whole unit could give anything but one of the two nearest values.
+
+    Returns:
+        Infinity if float32 may overflow: then everything must be computed in float64.
     """
     half_unit = {"F16": 2.0**-12, "BF16": 2.0**-9}[dtype]
-    # In float64: the squares of small values are zero in float32.
+    # The squares of small values are zero in float32, so the norms are computed in float64.
     longest = (
         np.einsum("ij,ij->i", left, left, dtype=np.float64).max(initial=0),
         np.einsum("ij,ij->j", right, right, dtype=np.float64).max(initial=0),
@@ -225,8 +241,10 @@ def _block_shape(rows: int, columns: int) -> tuple[int, int]:
 
 
 def _multiply(left: NDArray[Any], right: NDArray[Any], out: NDArray[Any]) -> None:
-    """``left @ right`` in products of at most `_PRODUCTS` multiplications, of several rows each:
-    of one row, OpenBLAS starts threads much sooner."""
+    """Compute ``left @ right`` into `out`, in products of at most `_PRODUCTS` multiplications.
+
+    Each product has several rows: for a single row, OpenBLAS starts threads much sooner.
+    """
     rank, columns = right.shape
     wide = max(1, min(columns, _PRODUCTS // (32 * max(1, rank))))
     high = max(1, _PRODUCTS // max(1, rank * wide))

@@ -1,5 +1,5 @@
-"""A base model's folder, as transformers saves it: weights in one file or in shards, a config, and
-whatever else lies beside them."""
+"""A base model's folder, as transformers saves it: weights in one file or in shards, a config and
+other files."""
 
 from __future__ import annotations
 
@@ -24,9 +24,10 @@ SAFETENSORS, PICKLE = "model.safetensors", "pytorch_model.bin"
 INDEX = ".index.json"
 
 _WEIGHTS = (SAFETENSORS, SAFETENSORS + INDEX, PICKLE, PICKLE + INDEX)
-"""In the order in which transformers looks for them."""
+"""Names of weight files, in the order in which transformers looks for them."""
 
-# Other forms of the same weights, which the output must not keep: nothing was merged into them.
+# Copies of the weights in other formats. They must not be in the output: nothing is merged into
+# them.
 _OLD_WEIGHTS = re.compile(
     r"(model|pytorch_model|consolidated|tf_model|flax_model|rust_model)([.\-].*)?"
     r"\.(safetensors|bin|h5|msgpack|pth?|ot)(\.index\.json)?"
@@ -40,9 +41,9 @@ class Shard:
     """One file of weights.
 
     Attributes:
-        name: of the file.
-        tensors: by name, mapped in place.
-        metadata: of the file.
+        name: the file's name.
+        tensors: its tensors by name, memory-mapped.
+        metadata: the file's metadata.
     """
 
     name: str
@@ -55,12 +56,13 @@ class Base:
     """A base model.
 
     Attributes:
-        path: its folder.
-        shards: its weights, at least one file.
-        index: the index's own metadata, None where there is no index.
-        config: what ``config.json`` says.
-        side_files: all other files, as paths within the folder.
-        left_out: what holds other forms of the weights, or is no regular file.
+        path: the folder.
+        shards: the weight files, at least one.
+        index: the metadata in the index of shards; None if there is no index.
+        config: the content of ``config.json``.
+        side_files: paths within the folder of all other files that belong to the output.
+        left_out: paths within the folder that do not: other forms of the weights, and what is not
+            a regular file.
     """
 
     path: str
@@ -77,7 +79,7 @@ class Base:
 
     @cached_property
     def outside_layers(self) -> Mapping[tuple[int, ...], Sequence[str]]:
-        """The names of the tensors that stand in no numbered layer, by shape."""
+        """Names of the tensors that are not in a numbered layer, by shape."""
         found: dict[tuple[int, ...], list[str]] = {}
         for name, tensor in self.tensors.items():
             if not in_a_layer(name):
@@ -89,7 +91,10 @@ class Base:
         return {}
 
     def digest(self, name: str) -> bytes:
-        """Return a digest of a tensor's dtype, shape and values, which are read once."""
+        """Return a digest of a tensor's dtype, shape and values.
+
+        The values are read once; later calls return the same digest from memory.
+        """
         if name not in self._digests:
             tensor = self.tensors[name]
             about = hashlib.sha256(repr(tensor).encode())
@@ -102,8 +107,8 @@ class Base:
         return {}
 
     def equal_to(self, name: str) -> Sequence[str]:
-        """Return the tensors outside of layers that have the dtype, shape and values of this one,
-        itself included if it is one of them."""
+        """Return the names of the tensors outside of layers that have this one's dtype, shape and
+        values. Its own name is among them if it is outside of layers, too."""
         shape = self.tensors[name].shape
         if shape not in self._equal:
             groups: dict[bytes, list[str]] = {}
@@ -117,11 +122,11 @@ def read(path: str | os.PathLike[str], *, follow_links: bool = False) -> Base:
     """Map a base model; its weights are not copied.
 
     Args:
-        follow_links: use links that lead out of the folder, too (and out of the hub's cache that
-            it is part of).
+        follow_links: also follow links that lead out of the folder (or, if the folder is in the
+            Hub's cache, out of its repository there).
 
     Raises:
-        SourceError: no weights, a shard or a tensor is missing, one tensor is there twice, or a
+        SourceError: the weights, a shard or a tensor is missing, a tensor is in two shards, or a
             link leads out of the folder.
         StorageError: a file cannot be read.
     """
@@ -158,8 +163,12 @@ def read(path: str | os.PathLike[str], *, follow_links: bool = False) -> Base:
 
 
 def needed(names: Collection[str]) -> list[str]:
-    """Of all files of a model (as paths with slashes) those that are read or copied; of shards only
-    their index, which names them. None if there are no weights.
+    """Return the files of a model that a merge reads or copies: none if there are no weights.
+
+    Of a sharded model the index is returned, not the shards that it names.
+
+    Args:
+        names: paths of all files in the model's repository, with slashes.
     """
     weights = next((name for name in _WEIGHTS if name in names), None)
     if weights is None:
@@ -169,7 +178,7 @@ def needed(names: Collection[str]) -> list[str]:
 
 
 def shards_of(path: str | os.PathLike[str]) -> set[str]:
-    """The shards that a model's index names; none where the weights are one file.
+    """Return the shards that a model's index names; none if the weights are in one file.
 
     Raises:
         SourceError, StorageError: as `read`.
@@ -183,25 +192,25 @@ def shards_of(path: str | os.PathLike[str]) -> set[str]:
 
 
 def json_object(path: str) -> dict[str, Any]:
-    """The JSON object in a file, in which no key stands twice.
+    """Return the JSON object in a file.
 
     Raises:
-        SourceError: something else is in it, or it is too long.
-        StorageError: it cannot be read.
+        SourceError: the file is too long, or is not a JSON object, or a key occurs twice.
+        StorageError: the file cannot be read.
     """
     content = json_file.content(path)
     try:
-        # Infinity and NaN are not refused: transformers writes them into configs of its models.
+        # Infinity and NaN are accepted: transformers writes them into configs of its models.
         value = json.loads(content, object_pairs_hook=_once)
     except (ValueError, RecursionError) as error:
-        raise SourceError("not sound JSON", file=path, found=error) from None
+        raise SourceError("not valid JSON", file=path, found=error) from None
     if not isinstance(value, dict):
         raise SourceError("not a JSON object", file=path)
     return value
 
 
 def _index(path: str) -> tuple[dict[str, Any], dict[str, str]]:
-    """The metadata of an index, and the file of every tensor."""
+    """Return the metadata of an index of shards, and the weight map: tensor → shard."""
     content = json_object(path)
     metadata, weight_map = content.get("metadata") or {}, content.get("weight_map")
     if not isinstance(metadata, dict) or not isinstance(weight_map, dict) or not weight_map:
@@ -220,7 +229,7 @@ def _config(folder: Folder) -> Mapping[str, Any]:
     if folder.has(CONFIG):
         return json_object(folder.file(CONFIG))
     if os.path.lexists(folder.file(CONFIG)):
-        raise SourceError("no regular file", file=folder.path, part=CONFIG, expected="a file")
+        raise SourceError("not a regular file", file=folder.path, part=CONFIG, expected="a file")
     return {}
 
 
@@ -237,7 +246,7 @@ def _shard(folder: Folder, name: str) -> Shard:
 def _require_agreement(
     shards: tuple[Shard, ...], weight_map: Mapping[str, str], index: str
 ) -> None:
-    """Every tensor is where the index says, and nowhere else."""
+    """Refuse shards whose tensors are not exactly those that the index gives to each."""
     for shard in shards:
         path = os.path.join(os.path.dirname(index), shard.name)
         for name in shard.tensors:
@@ -263,7 +272,7 @@ def _require_agreement(
 
 
 def _side_files(folder: Folder, weights: set[str]) -> tuple[tuple[str, ...], tuple[str, ...]]:
-    """What to copy, and what not to: neither `weights` (which are not listed) nor old ones."""
+    """Return the paths to copy and the paths to leave out; `weights` are in neither list."""
     kept: list[str] = []
     left: list[str] = []
     for path in folder.files():
@@ -277,7 +286,7 @@ def _side_files(folder: Folder, weights: set[str]) -> tuple[tuple[str, ...], tup
 
 
 def in_a_layer(name: str) -> bool:
-    """Return whether a tensor stands in a numbered layer."""
+    """Return whether a tensor belongs to a numbered layer."""
     return any(part.isdigit() for part in name.split("."))
 
 

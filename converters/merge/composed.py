@@ -1,4 +1,4 @@
-"""Trained tensors that the base's files hold in another cut: several in one, or one in several."""
+"""Trained tensors that the base's files divide otherwise: several in one, or one in several."""
 
 from __future__ import annotations
 
@@ -14,13 +14,15 @@ from vbfmt.tensors import Tensor, numpy_dtype
 
 
 def tensors(base: Base, locations: Locations, trained: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """The base's tensors with the trained values in them, by their names.
+    """Return the tensors of the base that trained values go into, by name, with those values.
 
     Args:
-        trained: by their names in the running model.
+        base: the base model.
+        locations: where the adapter's tensors are in the base's files.
+        trained: the trained tensors, by their names in the loaded model.
 
     Raises:
-        SourceError: a trained tensor does not fit.
+        SourceError: a trained tensor does not fit the base.
     """
     result: dict[str, Tensor] = {}
     running = locations.running
@@ -37,7 +39,7 @@ def tensors(base: Base, locations: Locations, trained: Mapping[str, Tensor]) -> 
             )
         try:
             numbers = running.indices(target).reshape(-1)
-        except Exception as error:  # noqa: BLE001 - whatever its operations have against it
+        except Exception as error:  # noqa: BLE001 - transformers' conversions may raise anything
             raise SourceError(
                 "cannot find a trained tensor in the base's files",
                 file=base.path,

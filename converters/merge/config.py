@@ -1,4 +1,4 @@
-"""The changes of a merge to a base's ``config.json``: the dtype, and the labels of a head."""
+"""What a merge changes in a base's ``config.json``: the dtype, a head's labels, the class."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ _CLASSES = {
     "TOKEN_CLS": "ForTokenClassification",
     "QUESTION_ANS": "ForQuestionAnswering",
 }
-"""PEFT's task type → the end of the name of transformers' class for it."""
+"""PEFT's task type → the suffix of transformers' class names for it."""
 _CLASS = re.compile(
     r"(?P<stem>\w+?)(?<!Encoder)(LMHeadModel|Model|For(CausalLM|MaskedLM|PreTraining"
     r"|ConditionalGeneration|SequenceClassification|TokenClassification|QuestionAnswering))"
@@ -30,10 +30,15 @@ _CLASS = re.compile(
 def changed(
     config: Mapping[str, Any], adapter: LowRank, dtype: str | None, added: Collection[str] = ()
 ) -> tuple[Mapping[str, Any], list[str]]:
-    """Return the output's config (the same one if nothing changes), and a notice, if any.
+    """Return the output's config and notices for the user.
+
+    If nothing changes, the config returned is `config` itself.
 
     Args:
-        added: trained tensors that the base lacks.
+        config: the base's config; empty if it has none.
+        adapter: the adapter that is merged.
+        dtype: the dtype to write (``bfloat16``); None to keep those of the base.
+        added: names of trained tensors that the base lacks.
     """
     if not config:
         return config, []
@@ -43,21 +48,26 @@ def changed(
     if count is not None and count != labels(config):
         result = with_labels(result, count)
         notices.append(
-            f"the trained head has {count} labels, the base's config {labels(config)}: the "
-            f"output's has {count}, without names"
+            f"the trained head has {count} labels, but the base's config has {labels(config)}: "
+            f"the output's config has {count} labels, without names"
         )
     if not added:
         return result, notices
     if count is None:
-        notices.append(f"{', '.join(added)}: not in the base, and its config may not fit")
+        notices.append(
+            f"the base does not have {', '.join(added)}: check that the output's {CONFIG} fits"
+        )
     return with_class(result, adapter, added, notices), notices
 
 
 def with_class(
     config: Mapping[str, Any], adapter: LowRank, added: Collection[str], notices: list[str]
 ) -> Mapping[str, Any]:
-    """Return the config with the class that has the added head as its architecture; if the class
-    is not known without transformers, the config as it is and a notice."""
+    """Return the config with the architecture that has the added head.
+
+    If that class cannot be derived from the name of the old one, return the config unchanged and
+    append a sentence to `notices`.
+    """
     before = config.get("architectures")
     name = before[0] if isinstance(before, list) and len(before) == 1 else None
     if not isinstance(name, str):
@@ -69,13 +79,16 @@ def with_class(
     if not suffix or not name.endswith(suffix):
         notices.append(
             f"{CONFIG} names {name}, which may not have {', '.join(added)}: "
-            "load the output by the class that was trained"
+            "load the output with the class that was trained"
         )
     return config
 
 
 def _task_of(added: Collection[str]) -> str | None:
-    """Return the task that has only this kind of head (a ``classifier`` has several)."""
+    """Return the task type that the names of the added tensors show, None if they do not.
+
+    A ``classifier`` shows none: models of several tasks have one.
+    """
     heads = {name.split(".")[0] for name in added}
     if heads & {"classification_head", "logits_proj"}:
         return "SEQ_CLS"
@@ -83,7 +96,7 @@ def _task_of(added: Collection[str]) -> str | None:
 
 
 def with_dtype(config: Mapping[str, Any], dtype: str) -> dict[str, Any]:
-    """Return the config with `dtype` (``bfloat16``) at every level that has a dtype."""
+    """Return the config with `dtype` (``bfloat16``) in every nested config that has a dtype."""
     result = {
         key: with_dtype(value, dtype) if isinstance(value, Mapping) else value
         for key, value in config.items()
@@ -93,7 +106,7 @@ def with_dtype(config: Mapping[str, Any], dtype: str) -> dict[str, Any]:
 
 
 def with_labels(config: Mapping[str, Any], count: int) -> dict[str, Any]:
-    """Return the config with that number of labels, with transformers' default names."""
+    """Return the config with `count` labels, under transformers' default names."""
     names = {index: f"LABEL_{index}" for index in range(count)}
     result = {
         **config,
@@ -105,7 +118,7 @@ def with_labels(config: Mapping[str, Any], count: int) -> dict[str, Any]:
 
 
 def labels(config: Mapping[str, Any]) -> int:
-    """Return the number of labels in a config; transformers' default is two."""
+    """Return the number of labels in a config; without an entry two, transformers' default."""
     named = config.get("id2label")
     if isinstance(named, Mapping):
         return len(named)
@@ -127,16 +140,16 @@ def trained_labels(adapter: LowRank) -> int | None:
 
 
 def task_type(adapter: LowRank) -> str | None:
-    """Return PEFT's task type of the adapter (``SEQ_CLS``), if its config has it."""
+    """Return PEFT's task type (``SEQ_CLS``) from the adapter's config, None if it has none."""
     about = peft_layout.config_of(adapter)
     return about.get("task_type") if isinstance(about, dict) else None
 
 
 def is_head(name: str) -> bool:
-    """Whether a tensor is the last layer of a classifier, by transformers' names for it."""
+    """Return whether a tensor is a classifier's last layer, judged by transformers' names."""
     return bool(_HEAD.search(name))
 
 
 def text(config: Mapping[str, Any]) -> bytes:
-    """Return the file's content, with keys in the order of the original."""
+    """Return a config as the content of ``config.json``, with its keys in their order."""
     return json_file.encoded(json.dumps(config, indent=2, ensure_ascii=False))

@@ -1,4 +1,4 @@
-"""Factors of a tensor that holds the weights of several modules."""
+"""The factors A and B of a tensor that holds the weights of several modules."""
 
 from __future__ import annotations
 
@@ -14,21 +14,30 @@ from vbfmt.converters.merge.layout import Part
 def factors(
     parts: Sequence[Part], adapter: LowRank, shape: tuple[int, int]
 ) -> tuple[NDArray[np.float32], NDArray[np.float32]]:
-    """Return A (rank, columns) and B (rows, rank) such that B·A has every part's update at its
-    position. The rank is the sum of the modules' ranks."""
+    """Return A (rank, columns) and B (rows, rank) whose product has each module's ΔW at its
+    position in the tensor, and zeros elsewhere.
+
+    Args:
+        parts: which module's rows are where in the tensor.
+        adapter: the adapter that has these modules.
+        shape: (rows, columns) of the tensor.
+
+    Returns:
+        Two float32 arrays; their rank is the sum of the modules' ranks.
+    """
     rank = sum(part.module.rank for part in parts)
     a, b = np.zeros((rank, shape[1]), np.float32), np.zeros((shape[0], rank), np.float32)
     start = 0
     for part in parts:
         here = slice(start, start + part.module.rank)
-        inner, outer = adapter.factors(part.module.name)
+        own_a, own_b = adapter.factors(part.module.name)
         block = part.block
-        outer = outer[block.own_rows]
-        if block.turned:
-            a[here, block.rows] = outer.T
-            b[block.columns, here] = inner.T
+        own_b = own_b[block.own_rows]
+        if block.transposed:
+            a[here, block.rows] = own_b.T
+            b[block.columns, here] = own_a.T
         else:
-            a[here, block.columns] = inner
-            b[block.rows, here] = outer
+            a[here, block.columns] = own_a
+            b[block.rows, here] = own_b
         start = here.stop
     return a, b

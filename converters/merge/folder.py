@@ -1,4 +1,4 @@
-"""Write a merge: stream it into a temporary folder, then move that to its path."""
+"""Write a merged model: stream it into a temporary folder, then move that to its path."""
 
 from __future__ import annotations
 
@@ -20,22 +20,23 @@ def write(
     overwrite: bool = False,
     progress: Callable[[int], None] | None = None,
 ) -> None:
-    """Write the model that a plan describes: the whole folder, flushed to the disk, or nothing.
+    """Write the merged model that a plan describes.
 
-    Only a few blocks are in memory at a time, whatever the size of the model.
+    The whole folder is written and flushed to the disk, or nothing is. Only a few blocks are in
+    memory at a time, whatever the size of the model.
 
     Args:
         path: the folder; not inside the base. Missing parent folders are created.
-        overwrite: replace the output of an earlier merge, in one step. Any other folder, or one
-            with a file that no merge wrote, is refused.
-        progress: called with numbers of bytes as they are written; they sum to `plan.size`.
+        overwrite: replace the output of an earlier merge, in one step. A folder that is not the
+            output of a merge, or that has gained other files since, is refused.
+        progress: called after each write with its number of bytes; they sum to `plan.size`.
 
     Raises:
         OutputExistsError: `path` exists, and `overwrite` is not set.
         TargetError: `path` cannot be written to, or a value leaves the range of the dtype.
-        StorageError: an operation of the system failed, or the disk has not enough space.
+        StorageError: the operating system refused, or the disk has not enough space.
     """
-    require_place(plan, path, overwrite=overwrite)
+    require_output(plan, path, overwrite=overwrite)
     report = progress or (lambda count: None)
     with (
         parents.made(path),
@@ -44,33 +45,33 @@ def write(
     ):
         for file in plan.files:
             stream = _counted(file_blocks(file, plan.factors, pool), report)
-            _write_in(folder, file.name, stream, long=True)
+            _write_file(folder, file.name, stream, long=True)
         for name in plan.copies:
             source = os.path.join(plan.base.path, name)
-            _write_in(folder, name, _counted(paths.content(source), report))
+            _write_file(folder, name, _counted(paths.content(source), report))
             _keep_executable(source, os.path.join(folder, name))
         for name, text in plan.texts.items():
-            _write_in(folder, name, _counted([text], report))
+            _write_file(folder, name, _counted([text], report))
         for inner in {os.path.dirname(name) for name in plan.copies}:
-            while inner:  # files flush their own folder; this flushes the folders between
+            while inner:  # writing a file flushes its own folder; flush the folders above it, too
                 inner = os.path.dirname(inner)
                 storage.sync_folder(os.path.join(folder, inner))
         # Another process may have created the output in the meantime.
-        refusals.require_place(os.fspath(path), plan.base.path, overwrite=overwrite)
+        refusals.require_output(os.fspath(path), plan.base.path, overwrite=overwrite)
 
 
-def require_place(plan: Plan, path: PathLike, *, overwrite: bool) -> None:
-    """Check the output as far as possible before anything is written.
+def require_output(plan: Plan, path: PathLike, *, overwrite: bool) -> None:
+    """Check that a plan's output can be written to `path`, as far as can be known beforehand.
 
     Raises:
-        as `write`.
+        OutputExistsError, TargetError, StorageError: as `write`.
     """
-    refusals.require_place(os.fspath(path), plan.base.path, overwrite=overwrite)
-    refusals.require_room(os.fspath(path), plan.size)
+    refusals.require_output(os.fspath(path), plan.base.path, overwrite=overwrite)
+    refusals.require_space(os.fspath(path), plan.size)
 
 
 def _keep_executable(source: str, copy: str) -> None:
-    """Copy the executable bit, for those who may read the copy."""
+    """Make `copy` executable if `source` is, for everyone who may read it."""
     if os.stat(source).st_mode & stat.S_IXUSR:
         mode = stat.S_IMODE(os.stat(copy).st_mode)
         os.chmod(copy, mode | (mode & 0o444) >> 2)
@@ -82,7 +83,7 @@ def _counted(contents: Iterable[Bytes], report: Callable[[int], None]) -> Iterat
         report(len(content))
 
 
-def _write_in(folder: str, name: str, contents: Iterable[Bytes], *, long: bool = False) -> None:
+def _write_file(folder: str, name: str, contents: Iterable[Bytes], *, long: bool = False) -> None:
     path = os.path.join(folder, name)
     os.makedirs(os.path.dirname(path), exist_ok=True)
     storage.write(path, contents, overwrite=False, past_cache=long)

@@ -1,4 +1,4 @@
-"""Which tensors the output of a merge has, in which file, and what each is made of."""
+"""The layout of a merge's output: its files, their tensors, and what each is computed from."""
 
 from __future__ import annotations
 
@@ -23,7 +23,12 @@ from vbfmt.tensors import Tensor, byte_length
 
 @dataclass(frozen=True)
 class Part:
-    """A module's weight, or some rows of it, within a tensor that holds more than that."""
+    """A module's weight, or some rows of it, inside a tensor that holds more.
+
+    Attributes:
+        module: the adapted module.
+        block: which rows of its weight are where in the tensor.
+    """
 
     module: Module
     block: Block
@@ -34,12 +39,12 @@ class Item:
     """One tensor of the output.
 
     Attributes:
-        name: in the output.
-        source: what it begins as: the base's tensor, or the trained one that replaces it.
-        dtype: in the output.
-        module: whose B·A is added, if the tensor is the weight of one module.
-        transposed: the weight is stored as (in, out).
-        parts: whose B·A are added, if it holds several modules' weights.
+        name: its name in the output.
+        source: the base's tensor, or the trained tensor that replaces it.
+        dtype: safetensors name of its dtype in the output.
+        module: the module whose B·A is added, if the tensor is the weight of one module.
+        transposed: whether that weight is stored as (in, out).
+        parts: the modules whose B·A are added, if the tensor holds the weights of several.
     """
 
     name: str
@@ -51,24 +56,24 @@ class Item:
 
     @property
     def size(self) -> int:
-        """Bytes in the output."""
+        """Number of bytes in the output."""
         return byte_length(self.dtype, self.source.shape) or 0
 
     @property
     def modules(self) -> set[str]:
-        """Names of the modules that change it."""
+        """Names of the modules whose B·A is added to the tensor."""
         alone = {self.module.name} if self.module is not None else set()
         return alone | {part.module.name for part in self.parts}
 
     @property
     def copied(self) -> bool:
-        """Whether its bytes are those of its source."""
+        """Whether the tensor's bytes in the output are those of its source."""
         return not self.modules and self.dtype == self.source.dtype
 
 
 @dataclass(frozen=True)
 class File:
-    """One file of weights of the output: its tensors in order, and its metadata."""
+    """One weight file of the output: its tensors in order, and its metadata."""
 
     name: str
     items: tuple[Item, ...]
@@ -76,28 +81,28 @@ class File:
 
     @property
     def size(self) -> int:
-        """Bytes of its tensors."""
+        """Number of bytes of all its tensors, without the header."""
         return sum(item.size for item in self.items)
 
     @cached_property
     def header(self) -> bytes:
-        """What the file begins with."""
+        """The bytes of the file's safetensors header."""
         specs = [(item.name, item.dtype, item.source.shape) for item in self.items]
         return safetensors.header(specs, self.metadata)
 
 
 @dataclass(frozen=True)
 class Layout:
-    """The weights of the output, and how they came about.
+    """The weight files of the output, and how the adapter's names were matched to the base's.
 
     Attributes:
         files: in the order of the base's.
-        rule: how the adapter's names became the base's.
-        prefix: what all of the base's names get in front, so that a head that is added can stand
-            beside them.
-        replaced: tensors of the base, by its names, that trained ones replace.
-        added: trained tensors that the base lacks, by the output's names.
-        notice: what the user should know of the names.
+        rule: how a name in the adapter becomes a name in the base.
+        prefix: what is put in front of all the base's names in the output, so that an added head
+            and the base's tensors are named as parts of one model.
+        replaced: the base's names of tensors that trained tensors replace.
+        added: the output's names of trained tensors that the base lacks.
+        notice: a sentence about the names that the user should read, if any.
     """
 
     files: tuple[File, ...]
@@ -109,19 +114,22 @@ class Layout:
 
     @property
     def applied(self) -> int:
-        """How many modules of the adapter have changed a weight."""
+        """Number of the adapter's modules that change a weight."""
         return len({name for file in self.files for item in file.items for name in item.modules})
 
 
 def layout(base: Base, adapter: LowRank, dtype: str | None, *, part: str | None = None) -> Layout:
-    """Find the tensors of the base that the adapter changes.
+    """Find the tensors of the base that the adapter changes, and lay out the output.
 
     Args:
+        base: the base model.
+        adapter: the factors and other trained tensors to merge.
         dtype: safetensors name of the dtype of all floating-point tensors; None for the base's own.
-        part: as `vbfmt.converters.names.locate`.
+        part: as for `vbfmt.converters.names.locate`.
 
     Raises:
-        SourceError: not all of it has one.
+        SourceError: a module or a trained tensor of the adapter has no tensor in the base, or one
+            that does not fit.
     """
     try:
         locations = locate(base.tensors, base.config, adapter, part=part)
@@ -135,7 +143,8 @@ def layout(base: Base, adapter: LowRank, dtype: str | None, *, part: str | None 
         refusals.require_untied(
             base, name, adapter.tensors[name], adapter, added=True, tied=locations.tied
         )
-    # A head beside a base that lacks the model's prefix: the output is the whole model.
+    # A head was trained, and the base was saved without one: its names lack the model's prefix.
+    # The output is the whole model, so its names have the prefix.
     rule = locations.rule
     prefix = rule.drop if any(rule(locations.added[name]) is None for name in new) else ""
     added = {
@@ -169,7 +178,7 @@ def layout(base: Base, adapter: LowRank, dtype: str | None, *, part: str | None 
 
 
 def _touched(base: Base, adapter: LowRank, locations: Locations) -> dict[str, Item]:
-    """The base's tensors that get a B·A, by their names."""
+    """Return the tensors of the base that get a B·A, by name."""
     whole: dict[Module, tuple[str, Tensor]] = {}
     parts: dict[str, list[Part]] = {}
     for module in adapter.modules:
@@ -187,7 +196,9 @@ def _touched(base: Base, adapter: LowRank, locations: Locations) -> dict[str, It
     result = {}
     for module, (name, tensor) in whole.items():
         if name in result or name in parts:
-            raise SourceError("two modules for one weight", file=base.path, part=name)
+            raise SourceError(
+                "two modules of the adapter change one weight", file=base.path, part=name
+            )
         result[name] = Item(name, tensor, tensor.dtype, module, ways[module])
     for name, some in parts.items():
         tensor = base.tensors[name]
@@ -196,7 +207,7 @@ def _touched(base: Base, adapter: LowRank, locations: Locations) -> dict[str, It
 
 
 def _replaced(base: Base, adapter: LowRank, locations: Locations) -> dict[str, Tensor]:
-    """The base's tensors that trained ones replace, by their names."""
+    """Return the trained tensors that replace tensors of the base, by the base's names."""
     _require_one_each(locations.tensors, base)
     replaced = {target: adapter.tensors[name] for name, target in locations.tensors.items()}
     _require_fit(replaced, base, adapter, locations)
@@ -221,7 +232,10 @@ def _require_one_each(locations: Mapping[str, str], base: Base) -> None:
 def _require_fit(
     replaced: Mapping[str, Tensor], base: Base, adapter: LowRank, locations: Locations
 ) -> None:
-    """Trained tensors have their targets' shapes; only a classifier may have other labels."""
+    """Refuse trained tensors that differ from the base's in shape or in kind of dtype.
+
+    Only a classifier may differ in its first dimension, the number of labels.
+    """
     before, after = config.labels(base.config), config.trained_labels(adapter)
     for name, tensor in replaced.items():
         old = base.tensors[name]
@@ -247,14 +261,14 @@ def _advice(old: Tensor, tensor: Tensor) -> str:
     if len(old.shape) == 2 and old.shape[1:] == tensor.shape[1:]:
         size = tensor.shape[0]
         return (
-            "if the vocabulary was resized for training, resize the base's, too: load it, "
+            "if the vocabulary was resized for training, resize the base's, too: load it, call "
             f"model.resize_token_embeddings({size}), save it, and merge into that"
         )
     return "is this the base that the adapter was trained on?"
 
 
 def _usual_dtype(base: Base) -> str:
-    """The dtype of floating point that most of the base's bytes have."""
+    """Return the floating-point dtype that most of the base's bytes have."""
     sizes: Counter[str] = Counter()
     for tensor in base.tensors.values():
         if tensor.dtype in FLOATS:
@@ -263,7 +277,7 @@ def _usual_dtype(base: Base) -> str:
 
 
 def _as_safetensors(name: str) -> str:
-    """The name of a file of weights in the output, which has no pickles."""
+    """Return the output's name for a weight file of the base; pickles become safetensors."""
     stem = name.removesuffix(".safetensors").removesuffix(".bin")
     old, new = (whole.rpartition(".")[0] for whole in (PICKLE, SAFETENSORS))
     return f"{new if stem == old else stem.replace(f'{old}-', f'{new}-', 1)}.safetensors"

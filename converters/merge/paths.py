@@ -1,5 +1,5 @@
-"""Folders of models from strangers: which files they have, where their links lead, and whether two
-folders are one or one lies within the other, however they are named."""
+"""Untrusted model folders: which files they have, where their links lead, and whether a path is
+inside a folder, whatever names lead to both."""
 
 from __future__ import annotations
 
@@ -13,21 +13,21 @@ from vbfmt._files import storage
 from vbfmt.errors import SourceError
 
 DEEPEST = 64
-"""Folders within folders."""
+"""Most levels of folders within each other."""
 
 MOST_FILES = 100_000
-"""Files and folders in a model's folder."""
+"""Most files and folders in a model's folder."""
 
 _COMMIT = re.compile(r"[0-9a-f]{40}")
 
 
 @dataclass(frozen=True)
 class Entry:
-    """What stands in a folder or below it.
+    """A file, folder or link below a folder.
 
     Attributes:
-        path: within the folder.
-        folder: whether it is one itself, and no link to one.
+        path: its path within the folder.
+        folder: whether it is a folder; a link to a folder is none.
         link: whether it is a link.
     """
 
@@ -41,8 +41,8 @@ class Folder:
     """A model's folder.
 
     Attributes:
-        path: as it was given.
-        home: its links may lead to files below this folder only; None if they may lead anywhere.
+        path: its path as given.
+        home: the folder below which its links must lead; None if they may lead anywhere.
     """
 
     path: str
@@ -50,10 +50,12 @@ class Folder:
 
     @classmethod
     def of(cls, path: str, *, follow_links: bool) -> Folder:
-        """Return a folder whose links may not leave it, or the cache of a hub that it is part of.
+        """Return a folder whose links must stay within it, or within its repository in the cache
+        of huggingface_hub.
 
         Args:
-            follow_links: they may lead anywhere.
+            path: the folder's path.
+            follow_links: let its links lead anywhere.
         """
         return cls(path, None if follow_links else _home(os.path.realpath(path)))
 
@@ -62,7 +64,7 @@ class Folder:
         return os.path.join(self.path, name)
 
     def has(self, name: str) -> bool:
-        """Return whether there is a regular file of this name, or a link to one that may be used.
+        """Return whether there is a regular file of this name, or an allowed link to one.
 
         Raises:
             SourceError: a link leads nowhere, as in an incomplete copy of a cache, or out of the
@@ -74,10 +76,10 @@ class Folder:
         return os.path.isfile(path)
 
     def files(self) -> Iterator[str]:
-        """Yield the paths of all files within, in order, hidden folders (.git, .cache) left out.
+        """Yield the sorted paths of all files, without those in hidden folders (.git, .cache).
 
         Raises:
-            SourceError: as `tree`.
+            SourceError, StorageError: as `tree`.
         """
         return (entry.path for entry in tree(self.path, hidden=False) if not entry.folder)
 
@@ -99,16 +101,17 @@ class Folder:
                 part=name,
                 found=f"a link to {os.readlink(path)}",
                 expected="a file of the base's own",
-                advice="if that is meant, give `follow_links=True`, which copies its target",
+                advice="if you trust it, give `follow_links=True`, which copies the link's target",
             )
 
 
 def tree(folder: str, *, hidden: bool = True, most: int = MOST_FILES) -> Iterator[Entry]:
-    """Yield what is in a folder and below it, each folder before its content, names in order.
+    """Yield everything below a folder: each folder before its content, names sorted.
 
     Args:
-        hidden: look into folders whose names begin with a dot, too.
-        most: how many there may be.
+        folder: the folder's path.
+        hidden: include folders whose names begin with a dot.
+        most: the greatest number of entries.
 
     Raises:
         SourceError: more than `DEEPEST` folders within each other, or more than `most` entries.
@@ -139,9 +142,10 @@ def tree(folder: str, *, hidden: bool = True, most: int = MOST_FILES) -> Iterato
 
 
 def within(inner: str, outer: str) -> bool:
-    """Return whether a path, which need not exist, is a folder or leads into it or below it.
+    """Return whether `inner`, which need not exist, is the folder `outer` or below it.
 
-    Folders are told apart by device and inode: one may have several paths (bind mounts).
+    Folders are compared by device and inode, because one folder may have several paths (bind
+    mounts).
     """
     folders = {_identity(outer)}
     folders |= {_identity(os.path.join(outer, entry.path)) for entry in tree(outer) if entry.folder}
@@ -150,10 +154,11 @@ def within(inner: str, outer: str) -> bool:
 
 
 def content(path: str) -> Iterator[bytes]:
-    """Yield the bytes of a regular file in blocks: as many as it says that it has.
+    """Yield the bytes of a regular file in blocks.
 
     Raises:
-        StorageError: it is no regular file, cannot be read, or has fewer bytes or more.
+        StorageError: the file is not a regular file, cannot be read, or turns out to have another
+            size than the file system reports.
     """
     try:
         file = os.open(
@@ -166,7 +171,9 @@ def content(path: str) -> Iterator[bytes]:
                 left -= len(block)
                 yield block
             if left or not stat.S_ISREG(status.st_mode) or stream.read(1):
-                raise storage.refusal("cannot read", path, OSError(0, "another size than it says"))
+                raise storage.refusal(
+                    "cannot read", path, OSError(0, "its size differs from the reported size")
+                )
     except OSError as error:
         raise storage.refusal("cannot read", path, error) from None
 
@@ -175,8 +182,11 @@ _AT_ONCE = 1 << 20
 
 
 def _home(path: str) -> str:
-    """The folder that a model's links may lead to: its own, or in the cache of huggingface_hub,
-    ``models--owner--name/snapshots/<commit>``, the repository's."""
+    """Return the folder below which a model's links must lead.
+
+    That is its own folder; for ``models--owner--name/snapshots/<commit>`` in the cache of
+    huggingface_hub, the repository's.
+    """
     snapshots, commit = os.path.split(path)
     repository, name = os.path.split(snapshots)
     cached = os.path.basename(repository).startswith("models--")
@@ -184,7 +194,7 @@ def _home(path: str) -> str:
 
 
 def _is_below(path: str, folder: str) -> bool:
-    """Whether a real path is in a folder, by their names."""
+    """Return whether a path is below a folder, by their names; both are free of links."""
     return path.startswith(os.path.join(folder, ""))
 
 
@@ -215,7 +225,7 @@ def _identity(path: str) -> tuple[int, int] | None:
 
 
 def _ancestors(path: str) -> Iterator[str]:
-    """The path itself and all folders that it is in."""
+    """Yield the path itself and all its parent folders."""
     while True:
         yield path
         parent = os.path.dirname(path)

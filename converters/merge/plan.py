@@ -1,4 +1,4 @@
-"""What a merge will do, decided and checked in full before anything is written."""
+"""The plan of a merge: everything that it will write, decided and checked beforehand."""
 
 from __future__ import annotations
 
@@ -27,16 +27,16 @@ PathLike = str | os.PathLike[str]
 
 @dataclass(frozen=True)
 class Plan:
-    """A merge that can be done.
+    """A checked merge that `write` and `tensors` can carry out.
 
     Attributes:
-        factors: the adapters' sum.
-        base: what it is merged into.
-        layout: where everything went, and by which rule.
-        files: the weights to be written.
-        texts: other files to be written, by name.
-        notices: what the user should know.
-        digests: the adapters', in the order in which they were given.
+        factors: the weighted sum of the adapters.
+        base: the base model that the sum is added to.
+        layout: the tensors of the output, and how the adapters' names were matched to the base's.
+        files: the weight files to write.
+        texts: content of the other files to write, by name.
+        notices: sentences that the user should read.
+        digests: digests of the adapters, in the order in which they were given.
     """
 
     factors: LowRank
@@ -49,19 +49,19 @@ class Plan:
 
     @property
     def copies(self) -> tuple[str, ...]:
-        """The base's files that are copied byte for byte."""
+        """Names of the base's files that are copied byte for byte."""
         return tuple(name for name in self.base.side_files if name not in self.texts)
 
     @property
     def size(self) -> int:
-        """Bytes to be written."""
+        """Number of bytes to write."""
         copied = sum(os.path.getsize(os.path.join(self.base.path, name)) for name in self.copies)
         written = sum(len(file.header) + file.size for file in self.files)
         return written + copied + sum(map(len, self.texts.values()))
 
     @property
     def names(self) -> tuple[str, ...]:
-        """All files of the output."""
+        """Names of all files of the output."""
         return (*(file.name for file in self.files), *self.copies, *self.texts)
 
 
@@ -76,23 +76,25 @@ def plan(
     card: bool = False,
     follow_links: bool = False,
 ) -> Plan:
-    """Check that adapters can be merged into a base, and say how.
+    """Check that adapters can be merged into a base, and return the plan of the merge.
 
     Args:
+        adapters: one adapter, or several whose weighted sum is merged.
         base: the base model's folder.
-        weights: one for each adapter; 1 if left out. Trained biases and heads have no weight.
-        dtype: of all tensors of floating point (float32, bfloat16, float16); the base's own if
-            left out.
-        part: what the names of the part of the base begin with that is changed, where several
-            fit.
+        weights: one factor for each adapter's ΔW; all 1 if left out. They do not apply to trained
+            biases and heads.
+        dtype: dtype of all floating-point tensors of the output (float32, bfloat16, float16); the
+            base's own dtypes if left out.
+        part: prefix of the base's names that selects the part to change, if the adapters' names
+            match several parts.
         strict: refuse a base that is not known to be the one that the adapters name.
-        card: make a model card for the Hub, in place of the base's own.
-        follow_links: use links of the base that lead out of its folder, too.
+        card: write a model card for the Hub instead of the base's own card.
+        follow_links: also follow the base's links that lead out of its folder.
 
     Raises:
-        SourceError: the base is quantised, damaged, does not fit the adapters, or has one of them
-            in it already; the message says which.
-        TargetError: unknown dtype, or weights that do not fit.
+        SourceError: the base is quantised or damaged, does not fit the adapters, or already
+            contains one of them.
+        TargetError: the dtype is unknown, or the number of weights is not that of the adapters.
         StorageError: a file cannot be read.
     """
     if dtype is not None and dtype not in DTYPES:
@@ -141,18 +143,18 @@ def plan(
 
 
 def _index(metadata: Mapping[str, Any], files: Sequence[File]) -> bytes:
-    """The index of the output's shards; `total_size` is in bytes, as transformers counts it."""
+    """Return the index of the output's shards; `total_size` is in bytes, as in transformers."""
     counted: dict[str, Any] = {**metadata, "total_size": sum(file.size for file in files)}
     if "total_parameters" in counted:
         counted["total_parameters"] = sum(
             math.prod(item.source.shape) for file in files for item in file.items
         )
-    places = {item.name: file.name for file in files for item in file.items}
-    content = {"metadata": counted, "weight_map": dict(sorted(places.items()))}
+    weight_map = {item.name: file.name for file in files for item in file.items}
+    content = {"metadata": counted, "weight_map": dict(sorted(weight_map.items()))}
     return json_file.encoded(json.dumps(content, indent=2, ensure_ascii=False))
 
 
 def _require_distinct(names: Sequence[str], base: Base) -> None:
     twice = next((name for name, count in Counter(names).items() if count > 1), None)
     if twice is not None:
-        raise SourceError("two files would get one name", file=base.path, part=twice)
+        raise SourceError("two output files would have the same name", file=base.path, part=twice)

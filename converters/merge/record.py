@@ -1,4 +1,7 @@
-"""What was merged into a model: kept in its folder and in the metadata of its weights."""
+"""The record of the adapters merged into a model: a file in its folder, and its shards' metadata.
+
+A later merge reads it, so that no adapter is merged twice.
+"""
 
 from __future__ import annotations
 
@@ -15,7 +18,7 @@ from vbfmt.errors import SourceError
 
 NAME = "vbfmt_merge.json"
 KEY = "vbfmt.merged"
-"""In the metadata of a safetensors file: a JSON list of digests."""
+"""Key in a safetensors file's metadata; the value is a JSON list of digests."""
 
 
 @dataclass(frozen=True)
@@ -23,9 +26,9 @@ class Merged:
     """An adapter that was merged.
 
     Attributes:
-        digest: ``sha256:…`` of its packed form.
-        weight: what its ΔW was multiplied by.
-        base_model, base_revision: what it was trained on, as it says.
+        digest: the digest of its packed form, ``sha256:…``.
+        weight: the factor by which its ΔW was multiplied.
+        base_model, base_revision: the model that it was trained on, as it names it.
     """
 
     digest: str
@@ -35,11 +38,14 @@ class Merged:
 
 
 def text(merged: Sequence[Merged], base: Base, files: Collection[str]) -> bytes:
-    """The record's content: no time, no machine, so that the same merge gives the same bytes.
+    """Return the content of the record's file.
+
+    It holds no time and no host name, so that the same merge gives the same bytes.
 
     Args:
-        merged: the adapters of this merge; those that the base's own record names come before.
-        files: all files of the output.
+        merged: the adapters of this merge; they follow those in the base's own record.
+        base: the base model.
+        files: names of all files of the output.
     """
     adapters = [*earlier_adapters(base), *map(asdict, merged)]
     record = {"adapters": adapters, "files": sorted(files)}
@@ -47,26 +53,30 @@ def text(merged: Sequence[Merged], base: Base, files: Collection[str]) -> bytes:
 
 
 def metadata(merged: Sequence[Merged], base: Base) -> dict[str, str]:
-    """What the safetensors files of the output carry."""
+    """Return the record as metadata of the output's safetensors files."""
     return {KEY: json.dumps([*earlier_digests(base), *(each.digest for each in merged)])}
 
 
 def earlier_adapters(base: Base) -> list[Any]:
-    """What the base's own record says, if it is the output of a merge."""
+    """Return the adapters in the base's own record; none if it is not the output of a merge."""
     path = os.path.join(base.path, NAME)
     adapters = json_object(path).get("adapters") if NAME in base.side_files else None
     return adapters if isinstance(adapters, list) else []
 
 
 def earlier_digests(base: Base) -> list[str]:
-    """The digests of all adapters that were merged into the base, in order."""
+    """Return the digests of all adapters that were merged into the base, in order.
+
+    Raises:
+        SourceError: the record in a shard's metadata is not a JSON list.
+    """
     found: dict[str, None] = {}
     for shard in base.shards:
         try:
             found.update(dict.fromkeys(map(str, json.loads(shard.metadata.get(KEY, "[]")))))
         except (ValueError, TypeError, RecursionError):
             raise SourceError(
-                "unreadable record of merges",
+                "the record of merged adapters cannot be read",
                 file=os.path.join(base.path, shard.name),
                 part=f"__metadata__, {KEY}",
             ) from None
@@ -76,10 +86,11 @@ def earlier_digests(base: Base) -> list[str]:
     return list(found)
 
 
-def stranger_in(folder: str) -> str | None:
-    """A file, folder or link that no merge has written there, or None where there is no such thing.
+def unrecorded_in(folder: str) -> str | None:
+    """Return the path of a file, folder or link below a folder that its record does not name.
 
-    A folder without a record is a stranger altogether.
+    Returns:
+        None if the record names everything; a description if the record is missing or unreadable.
     """
     path = os.path.join(folder, NAME)
     if not os.path.isfile(path):

@@ -1,4 +1,4 @@
-"""What cannot be merged into: each check raises SourceError or TargetError with the reason."""
+"""The refusals of a merge: each check raises SourceError or TargetError with the reason."""
 
 from __future__ import annotations
 
@@ -32,7 +32,11 @@ _WITHOUT_HEAD = ("SEQ_CLS", "TOKEN_CLS", "QUESTION_ANS", "FEATURE_EXTRACTION")
 
 
 def require_plain_model(base: Base) -> None:
-    """The base is a model in full precision and nothing else."""
+    """Refuse a base that is quantised, or whose folder also holds an adapter.
+
+    Raises:
+        SourceError: with what was found.
+    """
     if _ADAPTER in base.side_files:
         raise SourceError(
             "the base folder holds an adapter, which transformers would load on top",
@@ -46,10 +50,14 @@ def require_plain_model(base: Base) -> None:
 
 
 def require_float(name: str, weight: Tensor, base: Base) -> None:
-    """Refuse to change a tensor whose dtype has no addition."""
+    """Refuse to change a tensor that is not floating-point.
+
+    Raises:
+        SourceError: with the tensor's name and dtype.
+    """
     if weight.dtype not in FLOATS:
         raise SourceError(
-            "the base is quantised" if weight.dtype != "BOOL" else "not a weight",
+            "the base is quantised" if weight.dtype != "BOOL" else "the tensor is not a weight",
             file=base.path,
             part=name,
             found=weight.dtype,
@@ -59,7 +67,11 @@ def require_float(name: str, weight: Tensor, base: Base) -> None:
 
 
 def require_not_merged_before(base: Base, digests: Collection[str]) -> None:
-    """None of the adapters is in the base already."""
+    """Refuse a base into which one of the adapters was merged before.
+
+    Raises:
+        SourceError: with the adapter's digest.
+    """
     before = set(record.earlier_digests(base))
     for digest in digests:
         if digest in before:
@@ -80,17 +92,26 @@ def require_untied(
     added: bool,
     tied: Callable[[], Collection[str] | None],
 ) -> None:
-    """The tensor is not one of two that the model keeps equal: embedding and output head.
+    """Refuse to change one of two tied tensors: embedding and output head.
 
-    Those are (vocabulary, hidden) and stand in no numbered layer. They are tied unless the base
-    says that they are not, or says nothing and holds both with different values: transformers'
-    default is to tie, and most configs leave it out. (A classifier has no head to tie.)
+    Both are (vocabulary, hidden) and not in a numbered layer. They count as tied unless the config
+    says that they are not, or the config is silent and the base holds two different tensors:
+    transformers' default is to tie, and most configs leave it out. A classifier has no output head
+    to tie.
 
     Args:
-        tied: gives the names of all such tensors, where transformers knows them.
+        base: the base model.
+        name: the tensor's name in the base, or in the output if it is added.
+        trained: a tensor with the shape that the adapter gives it.
+        adapter: the adapter; its task type shows whether there is an output head.
+        added: whether the base lacks the tensor.
+        tied: returns the names of all tied tensors, None if transformers does not know them.
+
+    Raises:
+        SourceError: the tensor is tied to another.
     """
-    said = setting(base.config, _TIE)
-    if said is False or not _is_vocabulary(base, name, trained.shape):
+    configured = setting(base.config, _TIE)
+    if configured is False or not _is_vocabulary(base, name, trained.shape):
         return
     if config.task_type(adapter) in _WITHOUT_HEAD and not setting(
         base.config, "is_encoder_decoder"
@@ -102,7 +123,7 @@ def require_untied(
     )
     if added and not other:
         return
-    if not said and other and not partner:
+    if not configured and other and not partner:
         return
     known = tied()
     if known is not None and name not in known:
@@ -111,7 +132,11 @@ def require_untied(
 
 
 def require_untied_modules(base: Base, adapter: LowRank) -> None:
-    """No module is an output head that the base holds as its embedding alone."""
+    """Refuse a module that is an output head of which the base holds only the tied embedding.
+
+    Raises:
+        SourceError: with the module's name.
+    """
     if setting(base.config, _TIE) is False:
         return
     weights = (name for name in base.tensors if name.endswith(".weight"))
@@ -131,14 +156,15 @@ def _is_vocabulary(base: Base, name: str, shape: tuple[int, ...]) -> bool:
 
 
 def _of_shape(base: Base, shape: tuple[int, ...]) -> Sequence[str]:
-    """The base's tensors of this shape that stand in no numbered layer."""
+    """Return the names of the base's embeddings and heads of this shape; none if its first
+    dimension is not the size of the vocabulary."""
     if len(shape) != 2 or shape[0] != setting(base.config, "vocab_size"):
         return ()
     return base.outside_layers.get(shape, ())
 
 
 def _another(names: Sequence[str], name: str) -> str | None:
-    """The first of `names`, which are distinct, that is not `name`."""
+    """Return the first of `names`, which are distinct, that is not `name`."""
     return next((other for other in names[:2] if other != name), None)
 
 
@@ -149,13 +175,17 @@ def _tied(base: Base, name: str, partner: str | None) -> SourceError:
         file=base.path,
         part=name,
         found=f"tied to {partner}" if partner else f"{'' if tied else 'no '}{_TIE} in {CONFIG}",
-        expected="a model whose head is its own",
-        advice=f"untie the base first (a head of its own, {_TIE} false)",
+        expected="a base whose embedding and output head are separate tensors",
+        advice=f"untie the base first (save it with both tensors, {_TIE} false)",
     )
 
 
 def is_transposed(module: Module, name: str, weight: Tensor, base: Base) -> bool | None:
-    """Whether the weight is stored as (in, out); None for a square one, which does not show it."""
+    """Return whether a weight is stored as (in, out); None if it is square and shows neither.
+
+    Raises:
+        SourceError: the weight has neither (out, in) nor (in, out) of the module as its shape.
+    """
     shape = (module.out_features, module.in_features)
     if weight.shape not in (shape, shape[::-1]):
         expected = shape[::-1] if module.fan_in_fan_out else shape
@@ -171,10 +201,14 @@ def is_transposed(module: Module, name: str, weight: Tensor, base: Base) -> bool
 
 
 def orientations(weights: Mapping[Module, tuple[str, Tensor]], base: Base) -> dict[Module, bool]:
-    """For each module whether its weight is stored as (in, out), as transformers' Conv1D does.
+    """Return for each module whether its weight is stored as (in, out), as in transformers' Conv1D.
 
-    PEFT keeps one `fan_in_fan_out` for all modules, that of the last one it looked at, so shapes
-    are believed before it. Where some contradict it, it says nothing about square ones.
+    Shapes are believed before `fan_in_fan_out`: PEFT saves one value for all modules, that of the
+    last module that it adapted. Where a shape contradicts it, it cannot be believed for square
+    weights either.
+
+    Raises:
+        SourceError: a weight does not fit its module, or a square one's orientation is unknown.
     """
     seen = {m: is_transposed(m, name, weight, base) for m, (name, weight) in weights.items()}
     wrong = next((m for m, way in seen.items() if way not in (None, m.fan_in_fan_out)), None)
@@ -185,16 +219,24 @@ def orientations(weights: Mapping[Module, tuple[str, Tensor]], base: Base) -> di
             file=base.path,
             part=weights[square][0],
             found=f"{weights[wrong][0]} contradicts the adapter's fan_in_fan_out",
-            advice="correct fan_in_fan_out in the checkpoint's adapter_config.json, pack it again",
+            advice="correct fan_in_fan_out in the checkpoint's adapter_config.json, then pack it",
         )
     return {m: m.fan_in_fan_out if way is None else way for m, way in seen.items()}
 
 
-def require_place(output: str, base: str, *, overwrite: bool) -> None:
-    """The output is free, or the output of an earlier merge that may go; it is not in the base.
+def require_output(output: str, base: str, *, overwrite: bool) -> None:
+    """Refuse an output path inside the base, or one that exists and must not be replaced.
+
+    Args:
+        output: the path of the folder to write.
+        base: the base's folder.
+        overwrite: accept the output of an earlier merge, which is then replaced.
 
     Raises:
-        OutputExistsError, TargetError
+        OutputExistsError: the path exists, and `overwrite` is not set.
+        TargetError: the path is inside the base, contains it, is a mount point, or is not the
+            output of an earlier merge.
+        StorageError: no parent folder exists that can be written to.
     """
     inner = os.path.realpath(output)
     if within(inner, base):
@@ -211,12 +253,12 @@ def require_place(output: str, base: str, *, overwrite: bool) -> None:
         return
     if not os.path.lexists(output) or (os.path.isdir(output) and not os.listdir(output)):
         return
-    stranger = record.stranger_in(output) if os.path.isdir(output) else "a file"
-    if stranger:
+    unrecorded = record.unrecorded_in(output) if os.path.isdir(output) else "a file"
+    if unrecorded:
         raise TargetError(
-            "not the output of an earlier merge, and so not replaced",
+            "not the output of an earlier merge, so it is not replaced",
             file=output,
-            found=stranger,
+            found=unrecorded,
             advice="choose another name, or remove it yourself",
         )
     if within(base, inner):
@@ -224,10 +266,10 @@ def require_place(output: str, base: str, *, overwrite: bool) -> None:
 
 
 def require_readable(paths: Iterable[str]) -> None:
-    """Each of the files can be opened.
+    """Refuse files that cannot be opened.
 
     Raises:
-        StorageError
+        StorageError: with the first such file.
     """
     for path in paths:
         try:
@@ -236,16 +278,19 @@ def require_readable(paths: Iterable[str]) -> None:
             raise storage.refusal("cannot read", path, error) from None
 
 
-def require_room(output: str, size: int) -> None:
-    """There is room on the disk for `size` bytes.
+def require_space(output: str, size: int) -> None:
+    """Refuse an output of `size` bytes for which the disk has not enough space.
 
     Raises:
-        StorageError
+        StorageError: with the free and the needed number of bytes.
     """
     free = shutil.disk_usage(parents.nearest(output)).free
     if free < size:
         raise StorageError(
-            "not enough room on the disk", file=output, found=f"{free} bytes", expected=size
+            "not enough space on the disk",
+            file=output,
+            found=f"{free} bytes free",
+            expected=f"{size} bytes",
         )
 
 
@@ -262,14 +307,17 @@ def _quantisation(base: Base) -> str | None:
 
 
 def _is_packed(name: str, tensor: Tensor) -> bool:
-    """Whether a dtype alone tells: no model in full precision has eight bits for a weight, also
-    not for one that the adapter leaves alone. (A mask of eight bits is no weight.)"""
+    """Return whether a tensor's dtype shows that the base is quantised.
+
+    No model in full precision has a weight of eight bits, so tensors that the adapter does not
+    change count, too. A mask may have eight bits, but is not a weight.
+    """
     bytes_for_a_weight = tensor.dtype in ("I8", "U8") and name.endswith(".weight")
     return tensor.dtype.startswith("F8") or (bytes_for_a_weight and len(tensor.shape) == 2)
 
 
 def setting(config: Mapping[str, Any], key: str) -> Any:
-    """What a config says, or the one of the language model within it."""
+    """Return a config's value, or that of the language model's config within it."""
     inner = config.get("text_config")
     return config.get(key, inner.get(key) if isinstance(inner, Mapping) else None)
 

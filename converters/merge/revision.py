@@ -1,8 +1,8 @@
-"""Whether a base is the one that an adapter names.
+"""Check that a base is the one that an adapter names.
 
-A folder does not say which model it holds, unless it lies in the cache of huggingface_hub:
-``models--owner--name/snapshots/<commit>``, with branches and tags as files in ``refs``, or is named
-as the adapter names it.
+Only a path shows which model a folder holds: in the cache of huggingface_hub it is
+``models--owner--name/snapshots/<commit>``, beside a folder ``refs`` with a file for each branch
+and tag; elsewhere, the adapter may name the folder itself as its base.
 """
 
 from __future__ import annotations
@@ -18,12 +18,15 @@ _COMMIT = re.compile(r"[0-9a-f]{40}")
 
 
 def check(adapter: Adapter, base: str, *, strict: bool) -> str | None:
-    """A warning where the base is not, or not known to be, what the adapter names.
+    """Return a warning if the base is known to be another than the adapter names, else None.
 
-    Without `strict`, an unknown base is accepted.
+    Args:
+        adapter: the adapter; its `base_model` and `base_revision` are compared.
+        base: the path of the base's folder.
+        strict: raise instead of warning, also if the base is not known to be the right one.
 
     Raises:
-        SourceError: the same, with `strict`.
+        SourceError: with `strict`, the base is not, or is not known to be, the named one.
     """
     model, commit, refs = _identity(base)
     if model is None and adapter.base_model in (base, os.path.abspath(base)):
@@ -49,12 +52,13 @@ def check(adapter: Adapter, base: str, *, strict: bool) -> str | None:
 
 
 def model_of(base: str) -> str | None:
-    """The model's name on the Hub, if the path contains it."""
+    """Return the model's name on the Hub if the path contains it, else None."""
     return _identity(base)[0]
 
 
 def _identity(base: str) -> tuple[str | None, str | None, Path | None]:
-    """The model's name, its commit and the folder of its branches, if the path contains it."""
+    """Return the model's name, its commit and the path of its ``refs``, if the path is in the
+    cache of huggingface_hub."""
     path = Path(os.path.abspath(base))
     home = path.parent.parent
     if not (
@@ -67,7 +71,10 @@ def _identity(base: str) -> tuple[str | None, str | None, Path | None]:
 
 
 def _commit_of(revision: str, refs: Path | None) -> str | None:
-    """The commit of a branch or tag. `revision` comes from a file and must not lead elsewhere."""
+    """Return the commit of a branch or tag, None if it is not known.
+
+    `revision` comes from an untrusted file, so it must not lead out of `refs`.
+    """
     parts = revision.split("/")
     if refs is None or not all(parts) or ".." in parts or "." in parts:
         return None

@@ -1,4 +1,4 @@
-"""Results of a merge rounded to their dtype, once and to nearest even."""
+"""Round the results of a merge to their dtype, once and to nearest even."""
 
 from __future__ import annotations
 
@@ -11,21 +11,28 @@ from vbfmt.errors import TargetError
 from vbfmt.tensors import numpy_dtype
 
 NEAR_OVERFLOW = 1e38
-"""Of float32 and bfloat16, whose greatest value is 3.4e38."""
+"""Values below this cannot overflow float32 or bfloat16, whose greatest value is 3.4e38."""
 INFINITE = {"F16": 2 * 0x7C00, "BF16": 2 * 0x7F80}
-"""`magnitudes` of infinity; those of NaN are greater."""
+"""dtype → the result of `magnitudes` for infinity; that for NaN is greater."""
 
 
 def into(out: NDArray[Any], values: NDArray[Any], old: NDArray[Any], name: str, dtype: str) -> None:
-    """Round float32 or float64 into `out`; where `old` is not finite, neither may the result be.
+    """Round `values` into `out`, and check that no finite value of the base became infinite.
+
+    Args:
+        out: the result, any shape, of the dtype that `dtype` names.
+        values: float32 or float64, of the same shape.
+        old: the base's values at the same positions.
+        name: the tensor's name, for messages.
+        dtype: safetensors name of the result's dtype.
 
     Raises:
-        TargetError: as `require_range`.
+        TargetError: a value is too large for `dtype`.
     """
     with np.errstate(over="ignore", invalid="ignore"):
         narrow = _to_odd(values) if values.dtype == np.float64 and dtype == "BF16" else values
         np.copyto(out, narrow, casting="unsafe")
-        # Two passes over what is in the cache are cheaper than to look at every result.
+        # These two passes over values in the cache are cheaper than a check of every result.
         near = not (
             values.max(initial=0) < NEAR_OVERFLOW and values.min(initial=0) > -NEAR_OVERFLOW
         )
@@ -34,9 +41,9 @@ def into(out: NDArray[Any], values: NDArray[Any], old: NDArray[Any], name: str, 
 
 
 def _to_odd(values: NDArray[np.float64]) -> NDArray[np.float32]:
-    """float32 that rounds on to bfloat16 as the float64 itself would: inexact ones made odd.
+    """Round float64 to odd in float32, so that rounding that to bfloat16 rounds correctly.
 
-    (ml_dtypes rounds float64 twice, to float32 and then on.)
+    ml_dtypes would round twice to nearest, to float32 and then to bfloat16, which may be wrong.
     """
     narrow = values.astype(np.float32)
     beyond = np.abs(narrow.astype(np.float64)) > np.abs(values)
@@ -47,12 +54,18 @@ def _to_odd(values: NDArray[np.float64]) -> NDArray[np.float32]:
 
 
 def require_range(out: NDArray[Any], old: NDArray[Any], name: str, dtype: str) -> None:
-    """Nothing in `out` became infinite that was finite in `old`.
+    """Refuse a result that has an infinity where the base has a finite value.
+
+    Args:
+        out: the result.
+        old: the base's values, of the same shape.
+        name: the tensor's name, for messages.
+        dtype: safetensors name of the result's dtype.
 
     Raises:
-        TargetError: a value is too large for `dtype`; `name` is the tensor's.
+        TargetError: a value is too large for `dtype`.
     """
-    with np.errstate(invalid="ignore"):  # some NaN signal when they are converted
+    with np.errstate(invalid="ignore"):  # converting a signalling NaN would warn
         finite, before = (
             np.isfinite(values.astype(np.float32) if values.dtype.itemsize == 2 else values)
             for values in (out, old)
@@ -60,14 +73,15 @@ def require_range(out: NDArray[Any], old: NDArray[Any], name: str, dtype: str) -
     if not finite.all() and not np.array_equal(finite, before):
         word = {"F16": "float16", "F32": "float32", "BF16": "bfloat16", "F64": "float64"}[dtype]
         raise TargetError(
-            f"a value too large for {word}",
+            f"a value is too large for {word}",
             part=name,
             advice="give `dtype=bfloat16` or float32" if dtype == "F16" else None,
         )
 
 
-def above(value: float, dtype: str) -> int:
-    """Above `magnitudes` of all that is smaller than `value`, before it was rounded."""
+def magnitude_bound(value: float, dtype: str) -> int:
+    """Return a bound above the `magnitudes` of all numbers that were below `value` before they
+    were rounded to `dtype` (F16 or BF16)."""
     if value == 0:
         return 0
     with np.errstate(over="ignore"):
@@ -76,9 +90,13 @@ def above(value: float, dtype: str) -> int:
 
 
 def magnitudes(data: NDArray[np.uint8]) -> NDArray[np.uint16]:
-    """Twice the bits of values of sixteen, without their signs: in the order of their magnitudes.
+    """Return uint16 numbers that are in the same order as the magnitudes of 16-bit floats.
 
-    Of whatever dtype, they are compared as whole numbers of half the size.
+    Each is twice the value's bits, which drops the sign. Comparing them as integers is the same
+    for float16 and bfloat16.
+
+    Args:
+        data: the values' bytes, (2 · n,) uint8.
     """
     bits = data.view("<u2")
     doubled: NDArray[np.uint16] = bits + bits

@@ -1,5 +1,4 @@
-"""The bytes of a merge, computed on all cores: a file's in the blocks that are written, or a
-tensor's."""
+"""Compute the output of a merge on all cores: a file as blocks to write, or a tensor at a time."""
 
 from __future__ import annotations
 
@@ -24,23 +23,22 @@ from vbfmt.converters.merge.plan import Plan
 from vbfmt.tensors import Tensor
 
 _MOST_WORKERS = 8
-"""More would only hold more memory: a disk takes less than they compute."""
+"""More threads would only use more memory: these compute faster than a disk writes."""
 _BLOCK = 1 << 24
-"""So long that a disk has not done with one before the threads that compute let go of a core."""
+"""Bytes of a block. The disk is busy with one until the thread that writes gets a core again."""
 _AHEAD = 2
-"""Blocks that are computed beyond the one that is asked for: pieces for all workers."""
+"""Number of blocks that are computed in advance, so that every worker has a piece to compute."""
 
 
 def workers() -> ThreadPoolExecutor:
-    """Threads that compute pieces."""
+    """Return a pool of threads that compute pieces."""
     return ThreadPoolExecutor(min(cores(), _MOST_WORKERS))
 
 
 def tensors(plan: Plan) -> Iterator[tuple[str, Tensor]]:
-    """The output's tensors by name, one at a time, for who stores or sends them elsewhere.
+    """Yield the name and the tensor of the output's tensors, one at a time.
 
-    A tensor that the merge does not change is the base's own, mapped; one that it does is in
-    memory.
+    An unchanged tensor is the base's own, memory-mapped; a changed one is in memory.
 
     Raises:
         TargetError: a value leaves the range of the dtype.
@@ -62,18 +60,18 @@ def tensors(plan: Plan) -> Iterator[tuple[str, Tensor]]:
 
 
 def file_blocks(file: File, factors: LowRank, pool: ThreadPoolExecutor) -> Iterator[Bytes]:
-    """The bytes of a file of weights, as `blocks`."""
+    """Yield the bytes of a weight file in blocks, as `blocks` does."""
     return blocks(_file_pieces(file, factors), pool)
 
 
 def blocks(pieces: Iterable[Piece], pool: ThreadPoolExecutor) -> Iterator[Bytes]:
-    """The bytes of `pieces` in order, in blocks that `direct.write` takes as they are.
+    """Yield the bytes of `pieces` in order, in blocks that `direct.write` writes without a copy.
 
-    Every piece is computed where its bytes are written from; none is copied. Memory is used in
-    turns: a block stays as it is until the next but one is asked for.
+    Each piece is computed directly into its block. The memory of a block is used again: its
+    content is valid until the block after the next one is requested.
     """
-    # Those ahead, the one that is asked for, and the one that may still be on its way to the disk:
-    # the next block is begun in its memory when the one after it is asked for.
+    # Memory for the blocks computed in advance, for the one that the caller requests, and for the
+    # one before it, which may still be on its way to the disk.
     memory = cycle([direct.aligned(_BLOCK + PIECE_BYTES) for _ in range(_AHEAD + 2)])
     waiting: deque[_Block] = deque()
     block = _Block(next(memory))
@@ -94,13 +92,13 @@ def blocks(pieces: Iterable[Piece], pool: ThreadPoolExecutor) -> Iterator[Bytes]
 
 @dataclass
 class _Block:
-    """Bytes of a file that are being computed.
+    """A block of a file that is being computed.
 
     Attributes:
-        memory: it may hold more than is written of it at once.
-        filled: so many bytes are computed or being computed; the first of them may be what was too
-            much for the block before.
-        jobs: by whom.
+        memory: the block's bytes; longer than `_BLOCK`, so that its last piece fits.
+        filled: number of bytes that are computed or being computed, including those that the
+            block before was too short to write.
+        jobs: the computations of its pieces.
     """
 
     memory: NDArray[np.uint8]
@@ -109,17 +107,21 @@ class _Block:
 
     @property
     def whole(self) -> int:
-        """The bytes that can be written at once, unless the file ends here."""
+        """Number of bytes that can be written with aligned writes."""
         return self.filled - self.filled % direct.ALIGNMENT
 
     def begin(self, piece: Piece, pool: ThreadPoolExecutor) -> None:
-        """Have the next piece computed."""
+        """Submit the next piece to the pool."""
         end = self.filled + piece.size
         self.jobs.append(pool.submit(piece.compute, self.memory[self.filled : end]))
         self.filled = end
 
     def finish(self, after: _Block | None) -> Bytes:
-        """The bytes to write, once they are there; the rest begins the block after, if any."""
+        """Wait for the pieces, and return the bytes to write.
+
+        Bytes after the last aligned position are moved to the beginning of the block `after`. If
+        there is none, the file ends here and all bytes are returned.
+        """
         for job in self.jobs:
             job.result()
         if after is None:
@@ -144,14 +146,17 @@ def _pieces(item: Item, factors: LowRank) -> Iterator[Piece]:
             transposed=item.transposed,
         )
     if item.parts:
-        return _of_parts(item, factors)
+        return _pieces_of_parts(item, factors)
     if item.copied:
         return _copied(item.name, item.source.data)
     return arithmetic.converted(item.name, item.source, item.dtype)
 
 
-def _of_parts(item: Item, factors: LowRank) -> Iterator[Piece]:
-    """A tensor that holds several modules' weights, matrix by matrix."""
+def _pieces_of_parts(item: Item, factors: LowRank) -> Iterator[Piece]:
+    """Yield the pieces of a tensor that holds the weights of several modules.
+
+    A tensor of three dimensions is a stack of matrices; each is computed in turn.
+    """
     *stack, rows, columns = item.source.shape
     count = stack[0] if stack else 1
     data = item.source.data.reshape(count, -1)

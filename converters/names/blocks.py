@@ -23,7 +23,7 @@ class Block:
         rows, columns: the row and column of the tensor for each row and column of the weight in the
             running model, without rows that are in other tensors; None if the tensor is the weight.
         own_rows: which rows of the weight these are.
-        turned: rows of the weight are columns of the tensor.
+        transposed: rows of the weight are columns of the tensor.
         index: which matrix of a tensor with three dimensions.
     """
 
@@ -31,7 +31,7 @@ class Block:
     rows: Positions | None = None
     columns: Positions | None = None
     own_rows: Positions | None = None
-    turned: bool = False
+    transposed: bool = False
     index: int | None = None
 
 
@@ -77,10 +77,10 @@ def _block(name: str, numbers: Positions, start: int, shape: Shape) -> Block | N
         return None
     part = numbers[own] - start
     first, second = part // shape[1], part % shape[1]
-    for turned, (along, across) in ((False, (first, second)), (True, (second, first))):
+    for transposed, (along, across) in ((False, (first, second)), (True, (second, first))):
         rows, columns = along[:, 0], across[0]
         if (along == rows[:, None]).all() and (across == columns).all():
-            return Block(name, rows, columns, own, turned)
+            return Block(name, rows, columns, own, transposed)
     raise SourceError("unknown order of a weight's elements", part=name)
 
 
@@ -119,13 +119,13 @@ def of_fused(
     found = (value[0] if isinstance(value, list) else value).numpy()
     if found.ndim != 3 or wanted is None:
         return None
-    turned = found.shape[1] == 1 and rows != 1
-    expected = (shape[0], 1, shape[2]) if turned else (*shape[:2], 1)
-    width = shape[1] if turned else shape[2]
+    transposed = found.shape[1] == 1 and rows != 1
+    expected = (shape[0], 1, shape[2]) if transposed else (*shape[:2], 1)
+    width = shape[1] if transposed else shape[2]
     index, *others = np.nonzero((found >= wanted) & (found < wanted + rows))
     if found.shape != expected or width != module.in_features or len(set(index.tolist())) != 1:
         return None
-    along = others[1] if turned else others[0]
+    along = others[1] if transposed else others[0]
     values = found[index, others[0], others[1]] - wanted
     positions = np.empty(rows, np.int64)
     positions[values] = along
@@ -135,7 +135,7 @@ def of_fused(
             positions,
             np.arange(width, dtype=np.int64),
             np.arange(rows, dtype=np.int64),
-            turned,
+            transposed,
             int(index[0]),
         ),
     )

@@ -83,7 +83,7 @@ def merge(
         card=card,
         follow_links=follow_links,
     )
-    merging.require_place(plan, dst, overwrite=overwrite)
+    merging.require_output(plan, dst, overwrite=overwrite)
     for notice in plan.notices:
         warn(notice)
     if not dry_run:

@@ -42,13 +42,13 @@ def test_no_folder_to_write_into(tmp_path, base):
     plan = merge.plan(adapter_of(), base)
     (tmp_path / "file").write_text("")
     with pytest.raises(errors.TargetError, match="no folder to write into"):
-        merge.require_place(plan, tmp_path / "file" / "out", overwrite=False)
+        merge.require_output(plan, tmp_path / "file" / "out", overwrite=False)
 
 
 def test_a_disk_too_small(tmp_path, base, monkeypatch):
     usage = type("Usage", (), {"free": 1000})
     monkeypatch.setattr(refusals.shutil, "disk_usage", lambda path: usage)
-    with pytest.raises(errors.StorageError, match=r"not enough room .* found 1000 bytes"):
+    with pytest.raises(errors.StorageError, match=r"not enough space .* found 1000 bytes free"):
         merge.write(merge.plan(adapter_of(), base), tmp_path / "out")
     assert others_beside(tmp_path / "out") == ["base"]
 
@@ -88,7 +88,7 @@ def test_a_mount_point_is_refused_before_anything_is_written(tmp_path, base, mon
     out.mkdir()
     monkeypatch.setattr(refusals.os.path, "ismount", lambda path: path == str(out))
     with pytest.raises(errors.TargetError, match="a mount point"):
-        merge.require_place(merge.plan(adapter_of(), base), out, overwrite=True)
+        merge.require_output(merge.plan(adapter_of(), base), out, overwrite=True)
 
 
 def test_a_side_file_that_cannot_be_read_is_found_before_anything_is_written(base, monkeypatch):

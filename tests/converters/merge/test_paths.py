@@ -83,10 +83,10 @@ def test_links_within_the_base_are_followed(tmp_path, base):
 
 
 @pytest.mark.skipif(not os.path.exists("/proc/self/environ"), reason="no /proc")
-def test_what_has_another_size_than_it_says_is_not_copied(tmp_path, base):
+def test_a_file_of_another_size_than_reported_is_not_copied(tmp_path, base):
     (base / "README.md").symlink_to("/proc/self/environ")
     plan = merge.plan(adapter_of(), base, follow_links=True)
-    with pytest.raises(errors.StorageError, match=r"cannot read .*README\.md.*another size"):
+    with pytest.raises(errors.StorageError, match=r"cannot read .*README\.md.*its size differs"):
         merge.write(plan, tmp_path / "out")
     assert others_beside(tmp_path / "out") == ["base"]
 
@@ -97,13 +97,13 @@ def test_a_file_that_becomes_shorter_is_not_copied(tmp_path):
     blocks = paths.content(os.fspath(file))
     next(blocks)
     os.truncate(file, 1 << 20)
-    with pytest.raises(errors.StorageError, match="another size"):
+    with pytest.raises(errors.StorageError, match="its size differs"):
         list(blocks)
 
 
 def test_a_pipe_is_not_copied(tmp_path):
     os.mkfifo(tmp_path / "x")
-    with pytest.raises(errors.StorageError, match="another size"):
+    with pytest.raises(errors.StorageError, match="its size differs"):
         list(paths.content(os.fspath(tmp_path / "x")))
 
 

@@ -112,7 +112,7 @@ def test_a_record_made_to_hurt(tmp_path, base):
         (tensor.data.data for tensor in tensors.values()),
         metadata={"vbfmt.merged": "[" * 100_000},
     )
-    refused(folder, ["unreadable record", "vbfmt.merged"])
+    refused(folder, ["record of merged adapters", "vbfmt.merged"])
 
 
 def test_an_adapter_of_another_model(base):
@@ -250,7 +250,7 @@ def test_a_link_that_leads_nowhere(base, name):
 def test_a_config_that_is_a_folder(base):
     (base / "config.json").unlink()
     (base / "config.json").mkdir()
-    refused(base, ["no regular file", "config.json"])
+    refused(base, ["not a regular file", "config.json"])
 
 
 def test_a_base_without_a_config_is_told_of(base):
