@@ -11,7 +11,7 @@ import pytest
 import torch
 from torch import multiprocessing, nn
 from torch.distributed.device_mesh import init_device_mesh
-from torch.distributed.fsdp import FullyShardedDataParallel, fully_shard
+from torch.distributed.fsdp import FullyShardedDataParallel
 from torch.distributed.tensor.parallel import ColwiseParallel, parallelize_module
 
 from tests.torch.models import batch, config, net
@@ -27,6 +27,11 @@ from vbfmt.torch import (
     save_packed,
     set_adapter,
 )
+
+try:
+    from torch.distributed.fsdp import fully_shard
+except ImportError:  # PyTorch 2.5
+    from torch.distributed._composable.fsdp import fully_shard
 
 STEPS = 6
 ROWS = 8
