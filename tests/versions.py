@@ -81,7 +81,7 @@ OLDEST = (
 )
 OLDEST_EXTRAS = (
     "gguf==0.17.0",
-    "huggingface_hub==0.25.0",
+    "huggingface_hub==0.34.0",
     "matplotlib==3.8.0",
     "peft==0.13.0",
     "regex==2023.6.3",

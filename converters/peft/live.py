@@ -58,7 +58,8 @@ def load_adapter(
     given: Any = adapter if form == "vblora" else renamed(adapter, bare)
     _require_modules(bare, given, path)
     options = {} if form == "vblora" else {"experts": running.has_experts(bare)}
-    with tempfile.TemporaryDirectory() as folder:
+    # What is mapped from it cannot be removed on Windows.
+    with tempfile.TemporaryDirectory(ignore_cleanup_errors=True) as folder:
         written = os.path.join(folder, "adapter")
         writers[form](given, written, **options)
         loaded = _loaded(model, written, adapter_name, path)

@@ -11,6 +11,8 @@ import pytest
 from tests.converters.merge.folders import adapter_of, save_base, weights_of
 from tests.converters.test_peft import CONFIG, logits_form, write_folder
 from vbfmt import load, save
+from vbfmt.cli import upload
+from vbfmt.cli.upload import upload_line
 
 ERROR = {"message", "file", "kind", "part", "what", "found", "expected", "advice"}
 
@@ -228,11 +230,20 @@ def test_the_line_that_uploads_comes_with_details(vbfmt, tmp_path, checkpoint, c
     assert done.out.splitlines()[-1] == f"to upload: hf upload OWNER/NAME {output}"
 
 
+def test_the_line_that_uploads_is_quoted_for_the_shell_of_the_system(monkeypatch):
+    assert upload_line("my x.vblora") == "to upload: hf upload OWNER/NAME 'my x.vblora'"
+    monkeypatch.setattr(upload.sys, "platform", "win32")
+    assert upload_line("my x.vblora") == 'to upload: hf upload OWNER/NAME "my x.vblora"'
+
+
 def test_a_card_comes_with_the_line_that_uploads_it(vbfmt, tmp_path, checkpoint, packed):
     pytest.importorskip("huggingface_hub")
     folder = tmp_path / "my repository"
     done = vbfmt("pack", checkpoint, "-o", folder / "x.vblora", "--card")
-    assert done.out.splitlines()[-1] == f"to upload: hf upload OWNER/NAME '{folder}'"
+    assert done.out.splitlines()[-1] == (
+        f"to upload: hf upload OWNER/NAME '{folder}/x.vblora' "
+        f"&& hf upload OWNER/NAME '{folder}/README.md'"
+    )
     for command in ("unpack", "expand"):
         done = vbfmt(command, packed, "-o", tmp_path / command, "--card")
         assert done.out.splitlines()[-1] == f"to upload: hf upload OWNER/NAME {tmp_path / command}"

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import os
-import pty
 import sys
 
 import pytest
@@ -112,13 +111,14 @@ def test_what_is_wrong_is_one_line(vbfmt, base, files, tmp_path, change, words):
 
 
 def test_a_terminal_gets_bytes_and_rate(monkeypatch):
+    pty = pytest.importorskip("pty", reason="pseudo-terminals are POSIX")
     ours, theirs = pty.openpty()
     with os.fdopen(theirs, "w") as terminal:
         monkeypatch.setattr(sys, "stderr", terminal)
         monkeypatch.setattr(progress, "_PATIENCE", 0)
-        with progress.shown("bytes") as told:
-            told(1_000_000, 2_000_000)
-            told(1_000_000, 2_000_000)
+        with progress.shown("bytes") as advance:
+            advance(1_000_000, 2_000_000)
+            advance(1_000_000, 2_000_000)
         terminal.flush()
         shown = ""
         while not shown.endswith("\n"):  # it comes in parts
@@ -129,8 +129,8 @@ def test_a_terminal_gets_bytes_and_rate(monkeypatch):
 
 
 def test_a_pipe_gets_no_bar():
-    with progress.shown("bytes") as told:
-        assert told is None
+    with progress.shown("bytes") as advance:
+        assert advance is None
 
 
 def test_expand_adds_ranks(vbfmt, files, tmp_path):
@@ -147,9 +147,9 @@ def test_expand_reduces_the_rank_and_says_what_is_lost(vbfmt, files, tmp_path):
     assert result.code == 0
     assert "LoRA of rank 2" in result.out
     shown = [line.split() for line in result.out.splitlines() if line.startswith("  model.")]
-    told = json.loads(vbfmt("expand", *files, "--weight", "1", "--weight", "0.1", "-o",
+    advance = json.loads(vbfmt("expand", *files, "--weight", "1", "--weight", "0.1", "-o",
                             tmp_path / "again", "--rank", "2", "--json").out)  # fmt: skip
-    lost = told["lost"]
+    lost = advance["lost"]
     assert set(lost) == set(SHAPES)
     assert all(0 < share < 0.2 for share in lost.values())
     worst_first = sorted(lost, key=lambda name: (-lost[name], name))

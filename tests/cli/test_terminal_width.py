@@ -2,15 +2,9 @@
 
 from __future__ import annotations
 
-import os
-import pty
-import re
-import subprocess
-import sys
-
 import pytest
 
-from tests.conftest import ROOT
+from tests.terminal import on_terminal
 from vbfmt.cli import show
 
 WORDS = (
@@ -27,42 +21,16 @@ WORDS = (
 )
 
 
-def on_terminal(words, folder, columns=80):
-    """What a terminal of so many columns gets."""
-    main, side = pty.openpty()
-    environment = {
-        **os.environ, "COLUMNS": str(columns), "TERM": "xterm", "PYTHONPATH": str(ROOT),
-    }  # fmt: skip
-    child = subprocess.Popen(
-        [sys.executable, "-m", "vbfmt", *map(str, words)],
-        cwd=folder, stdout=side, stderr=side, env=environment,
-    )  # fmt: skip
-    os.close(side)
-    found = b""
-    while True:
-        try:
-            block = os.read(main, 65536)
-        except OSError:  # Linux: the other side is closed
-            break
-        if not block:
-            break
-        found += block
-    child.wait()
-    os.close(main)
-    text = re.sub(r"\x1b\[[0-9;?]*[A-Za-z]", "", found.decode())
-    return [line.split("\r")[-1] for line in text.replace("\r\n", "\n").splitlines()]
-
-
-@pytest.mark.skipif(sys.platform == "win32", reason="pseudo-terminals are POSIX")
 @pytest.mark.parametrize("words", WORDS, ids=" ".join)
 def test_no_line_is_longer_than_the_terminal(words, tmp_path, packed, checkpoint):
+    pytest.importorskip("pty", reason="pseudo-terminals are POSIX")
     data = bytearray(packed.read_bytes())
     data[-1] ^= 1
     (tmp_path / "damaged.vblora").write_bytes(data)
     words = [word.format(checkpoint=checkpoint.name) for word in words]
-    lines = on_terminal(words, tmp_path)
+    lines = on_terminal(words, tmp_path).splitlines()
     assert lines
-    assert [line for line in lines if len(line.rstrip()) > 80] == []
+    assert [line for line in lines if len(line) > 80] == []
 
 
 class Terminal:

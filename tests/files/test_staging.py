@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import hashlib
 import os
 import subprocess
@@ -295,6 +296,30 @@ def test_windows_locks_nothing_and_sweeps_nothing(tmp_path, monkeypatch):
         staging.sweep(target)
         assert len(os.listdir(tmp_path)) == 2
     assert os.listdir(tmp_path) == ["x"]
+
+
+@pytest.mark.parametrize("there", ["nothing", "an empty folder", "a folder"])
+def test_windows_puts_a_folder_where_nothing_or_an_empty_folder_is(tmp_path, monkeypatch, there):
+    """Windows' rename takes the place of nothing."""
+    real = os.rename
+
+    def rename(one, other):
+        if os.path.lexists(other):
+            raise FileExistsError(errno.EEXIST, "Cannot create a file when that file exists", other)
+        real(one, other)
+
+    monkeypatch.setattr(staging.sys, "platform", "win32")
+    monkeypatch.setattr(staging.os, "rename", rename)
+    target = tmp_path / "model"
+    if there != "nothing":
+        target.mkdir()
+    if there == "a folder":
+        (target / "precious").touch()
+    with staging.folder(os.fspath(target)) as path:
+        (Path(path) / "new").touch()
+        assert staging.placed(path, os.fspath(target)) is (there != "a folder")
+    assert os.listdir(target) == ["precious" if there == "a folder" else "new"]
+    assert os.listdir(tmp_path) == ["model"]
 
 
 def test_what_another_took_the_place_of_is_not_swept(tmp_path, monkeypatch):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import os
 import stat
 
@@ -190,11 +191,56 @@ def test_without_hard_links_too_nobody_is_overwritten(tmp_path, monkeypatch):
     assert names(tmp_path) == ["x"]
 
 
-def test_a_system_without_fchmod(tmp_path, monkeypatch):
+def test_windows_has_no_permissions_to_keep(tmp_path, monkeypatch):
+    monkeypatch.setattr(storage.sys, "platform", "win32")
     monkeypatch.delattr(storage.os, "fchmod")
     (tmp_path / "x").write_bytes(b"old")
     storage.write(tmp_path / "x", [b"new"], overwrite=True)
     assert (tmp_path / "x").read_bytes() == b"new"
+
+
+def test_a_folder_that_cannot_be_opened_is_called_a_folder(tmp_path, monkeypatch):
+    """Windows opens no folders."""
+
+    def refuse(*_):
+        raise PermissionError(13, "Permission denied")
+
+    monkeypatch.setattr(storage.os, "open", refuse)
+    with pytest.raises(errors.StorageError, match="found a folder, expected a file; pack"):
+        storage.read(tmp_path, mmap=True)
+
+
+@pytest.mark.parametrize("number", [5, 32, 1224])
+def test_a_file_that_windows_does_not_replace_because_it_is_open(tmp_path, monkeypatch, number):
+    def refuse(*_):
+        error = PermissionError(13, "Access is denied")
+        error.winerror = number
+        raise error
+
+    (tmp_path / "x").write_bytes(b"old")
+    monkeypatch.setattr(storage.os, "replace", refuse)
+    with pytest.raises(errors.StorageError, match="access is denied; close what has it open"):
+        storage.write(tmp_path / "x", [b"new"], overwrite=True)
+    assert (tmp_path / "x").read_bytes() == b"old"
+    assert names(tmp_path) == ["x"]
+
+
+@pytest.mark.parametrize("can", [True, False])
+def test_macos_flushes_the_disks_cache_too(tmp_path, monkeypatch, can):
+    done = []
+
+    def full(file, command):
+        done.append("full")
+        if not can:
+            raise OSError(errno.ENOTSUP, "Operation not supported")
+
+    fcntl = pytest.importorskip("fcntl")
+    monkeypatch.setattr(storage.sys, "platform", "darwin")
+    monkeypatch.setattr(fcntl, "F_FULLFSYNC", 51, raising=False)
+    monkeypatch.setattr(fcntl, "fcntl", full)
+    monkeypatch.setattr(storage.os, "fsync", lambda file: done.append("fsync"))
+    storage.write(tmp_path / "x", [b"new"], overwrite=False)
+    assert done == (["full"] if can else ["full", "fsync"]) * 2
 
 
 @pytest.mark.parametrize("overwrite", [False, True])

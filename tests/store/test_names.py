@@ -113,6 +113,16 @@ def test_a_name_that_could_leave_the_store_is_refused_and_nothing_changes(store,
     assert {path for path in tmp_path.rglob("*") if not path.name.startswith(FILE)} == before
 
 
+@pytest.mark.parametrize("name", ["con", "NUL.v2", "com1", "team/alice."])
+def test_a_name_that_windows_reserves_is_refused_there(monkeypatch, name):
+    layout.require_name(name)
+    monkeypatch.setattr(layout.sys, "platform", "win32")
+    layout.require_name("console")
+    layout.require_name("team/nul")
+    with pytest.raises(errors.StoreError, match="Windows"):
+        layout.require_name(name)
+
+
 @pytest.mark.parametrize("digest", ["x", "sha256:", "sha256:../../x", "sha256:" + "A" * 64])
 def test_an_invalid_digest_is_refused(store, digest):
     with pytest.raises(errors.StoreError, match="not a digest"):

@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+import errno
 import json
 import os
 
 import pytest
 
+from tests.store.adapters import adapter
 from vbfmt import errors
-from vbfmt.store import Store, layout
+from vbfmt.store import Store, folder, layout
 
 
 def test_a_folder_that_is_no_store(tmp_path):
@@ -33,3 +35,38 @@ def test_a_newer_layout(store, tmp_path):
     (tmp_path / "s" / layout.ROOT).write_text(json.dumps({"vbfmt store": 2}))
     with pytest.raises(errors.VersionError, match="found 2, expected at most 1; update vbfmt"):
         Store(tmp_path / "s")
+
+
+class Msvcrt:
+    """Windows' locks: the first tries find the lock taken."""
+
+    LK_NBLCK = 2
+
+    def __init__(self, *answers):
+        self.answers = list(answers)
+        self.locked = []
+
+    def locking(self, file, mode, length):
+        if self.answers:
+            raise OSError(self.answers.pop(), "refused")
+        self.locked.append((mode, length))
+
+
+def test_windows_waits_for_the_lock_of_the_store(store, monkeypatch):
+    msvcrt = Msvcrt(errno.EACCES, errno.EACCES)
+    monkeypatch.setattr(folder, "msvcrt", msvcrt, raising=False)
+    monkeypatch.setattr(folder.sys, "platform", "win32")
+    one, two = store.add(adapter(1), name="x"), store.add(adapter(2))
+    store.tag("x", two, replaces=one)
+    assert store.resolve("x") == two
+    assert msvcrt.locked[0] == (Msvcrt.LK_NBLCK, 1)
+    assert msvcrt.answers == []
+
+
+def test_a_lock_that_the_system_refuses_is_one_error(store, monkeypatch):
+    one, two = store.add(adapter(1), name="x"), store.add(adapter(2))
+    monkeypatch.setattr(folder, "msvcrt", Msvcrt(errno.ENOLCK), raising=False)
+    monkeypatch.setattr(folder.sys, "platform", "win32")
+    with pytest.raises(errors.StorageError, match="cannot lock"):
+        store.tag("x", two, replaces=one)
+    assert store.resolve("x") == one

@@ -20,7 +20,15 @@ def nearest(path: PathLike) -> str:
     """
     parent = os.path.dirname(os.path.realpath(path))
     while not os.path.lexists(parent):
-        parent = os.path.dirname(parent)
+        above = os.path.dirname(parent)
+        if above == parent:  # Windows: a drive or a share that is not there
+            raise TargetError(
+                "no folder to write into",
+                file=path,
+                found=f"{parent}, which does not exist",
+                advice="choose another name",
+            )
+        parent = above
     if not os.path.isdir(parent):
         raise TargetError(
             "no folder to write into",

@@ -7,6 +7,7 @@ import errno
 import mmap as mapping
 import os
 import stat
+import sys
 from collections.abc import Iterable, Iterator
 
 from vbfmt._files import direct, staging
@@ -31,6 +32,8 @@ def read(path: PathLike, *, mmap: bool) -> memoryview:
         finally:
             os.close(file)
     except OSError as error:
+        if os.path.isdir(path):  # Windows refuses to open a folder
+            raise _no_file(path, "a folder") from None
         raise refusal("cannot read", path, error) from None
 
 
@@ -75,7 +78,7 @@ def write(
                 else:
                     stream.writelines(counted())
                 stream.flush()
-                os.fsync(stream.fileno())
+                sync(stream.fileno())
             _put_in_place(temporary, target, overwrite=overwrite)
         sync_folder(os.path.dirname(target))
     except FileExistsError:
@@ -151,7 +154,32 @@ def refusal(what: str, path: PathLike, error: OSError) -> VbfmtError:
         return error
     kind = MissingFileError if isinstance(error, FileNotFoundError) else StorageError
     reason = error.strerror or type(error).__name__
-    return kind(what, file=path, found=reason, errno=error.errno)
+    in_use = getattr(error, "winerror", None) in _IN_USE
+    advice = "close what has it open: programs, and adapters that are loaded from it"
+    return kind(what, file=path, found=reason, errno=error.errno, advice=advice if in_use else None)
+
+
+_IN_USE = (5, 32, 1224)
+"""What Windows answers where a file that is open, or mapped, would be replaced or removed: access
+denied, a sharing violation, a mapped section."""
+
+
+def sync(file: int) -> None:
+    """Flush a file to the disk; on macOS out of the disk's own cache too, where fsync leaves it.
+
+    Args:
+        file: a descriptor.
+
+    Raises:
+        OSError: it failed.
+    """
+    if sys.platform == "darwin":
+        import fcntl
+
+        with contextlib.suppress(OSError):  # a file system that cannot
+            fcntl.fcntl(file, fcntl.F_FULLFSYNC)
+            return
+    os.fsync(file)
 
 
 def sync_folder(path: str) -> None:
@@ -165,7 +193,7 @@ def sync_folder(path: str) -> None:
     except PermissionError:  # Windows; a folder that may be written but not read
         return
     try:
-        os.fsync(folder)
+        sync(folder)
     except OSError as error:
         if error.errno not in _CANNOT_FLUSH:
             raise
@@ -182,15 +210,18 @@ _BINARY = getattr(os, "O_BINARY", 0)
 def _read_descriptor(file: int, path: PathLike, *, mmap: bool) -> memoryview:
     status = os.fstat(file)
     if not stat.S_ISREG(status.st_mode):
-        kind = "a folder" if stat.S_ISDIR(status.st_mode) else "no regular file"
-        advice = "pack a checkpoint first: vbfmt pack" if kind == "a folder" else None
-        raise StorageError("cannot read", file=path, found=kind, expected="a file", advice=advice)
+        raise _no_file(path, "a folder" if stat.S_ISDIR(status.st_mode) else "no regular file")
     if mmap and status.st_size:
         with contextlib.suppress(ValueError):  # emptied since it was opened
             return memoryview(mapping.mmap(file, 0, access=mapping.ACCESS_READ))
     with os.fdopen(os.dup(file), "rb") as stream:
         # No more than its size: files in /proc say 0, and some of them have no end.
         return memoryview(stream.read(status.st_size))
+
+
+def _no_file(path: PathLike, found: str) -> StorageError:
+    advice = "pack a checkpoint first: vbfmt pack" if found == "a folder" else None
+    return StorageError("cannot read", file=path, found=found, expected="a file", advice=advice)
 
 
 def _require_a_path(path: PathLike, what: str) -> None:
@@ -219,14 +250,17 @@ def _require_no_device(target: str, path: PathLike) -> None:
 
 def _keep_permissions(target: str, new: str | int) -> None:
     """Give what is new, by name or descriptor, the permissions of what it replaces, if that is
-    there."""
+    there. On Windows they say only whether a file is read-only, and one that is cannot be
+    replaced."""
+    if sys.platform == "win32":
+        return
     with contextlib.suppress(FileNotFoundError):
         found = os.stat(target).st_mode
         # A set-user-ID bit would now be this user's.
         mode = stat.S_IMODE(found) if stat.S_ISDIR(found) else found & 0o777
         if not isinstance(new, int):
             os.chmod(new, mode)
-        elif hasattr(os, "fchmod"):
+        else:
             os.fchmod(new, mode)
 
 

@@ -115,7 +115,7 @@ def command(
     show.say(done.digest)
     show.say("the digest is of the content; sha256sum prints another sum, of the file")
     if card:
-        show.say(upload_line(os.path.dirname(output) or "."))
+        show.say(upload_line(output, os.path.join(os.path.dirname(output), "README.md")))
     elif not to_stream:
         show.detail(upload_line(output))
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import errno
 import hashlib
 import os
 import sys
@@ -15,12 +16,17 @@ from vbfmt.errors import OutputExistsError
 from vbfmt.store import layout
 from vbfmt.store.backend import Found, Stored
 
-if sys.platform != "win32":
+if sys.platform == "win32":
+    import msvcrt
+else:
     import fcntl
 
 LOCK = "lock"
 """A file in the store that whoever changes a small object holds locked meanwhile."""
 
+
+_PAUSE = 0.01
+"""Seconds between two tries to lock, where the system does not wait by itself."""
 
 _TICK = 2_000_000_000
 """Nanoseconds: no file system's clock is coarser."""
@@ -175,11 +181,27 @@ class Folder:
         except OSError as error:
             raise storage.refusal("cannot write", path, error) from None
         try:
-            if sys.platform != "win32":
-                fcntl.flock(file, fcntl.LOCK_EX)
+            try:
+                _wait_for_lock(file)
+            except OSError as error:
+                raise storage.refusal("cannot lock", path, error) from None
             yield
         finally:
             os.close(file)
+
+
+def _wait_for_lock(file: int) -> None:
+    if sys.platform == "win32":
+        while True:
+            try:
+                msvcrt.locking(file, msvcrt.LK_NBLCK, 1)  # its first byte, which need not exist
+                return
+            except OSError as error:
+                if error.errno != errno.EACCES:  # other than: somebody else holds it
+                    raise
+                time.sleep(_PAUSE)
+    else:
+        fcntl.flock(file, fcntl.LOCK_EX)
 
 
 def _version(content: bytes) -> str:

@@ -18,6 +18,7 @@ from __future__ import annotations
 
 import hashlib
 import re
+import sys
 
 from vbfmt.errors import StoreError
 
@@ -33,6 +34,9 @@ ADAPTERS, BANKS, NAMES, LEASES, UNREFERENCED = (
 SHARDS = [f"{number:02x}" for number in range(256)]
 
 LONGEST_NAME = 180
+
+_RESERVED = re.compile(r"(con|prn|aux|nul|com[0-9]|lpt[0-9])(\..*)?|.*\.", re.IGNORECASE)
+"""Names of files that Windows takes for devices, or whose last dot it drops."""
 
 _DIGEST = re.compile(r"sha256:([0-9a-f]{64})")
 _NAME = re.compile(r"[A-Za-z0-9_][A-Za-z0-9._@+-]*(/[A-Za-z0-9_][A-Za-z0-9._@+-]*)*")
@@ -101,6 +105,12 @@ def require_name(name: str) -> None:
             found=repr(name),
             expected=f"letters, digits and . _ - + @ in parts with / between, at most "
             f"{LONGEST_NAME}; each part begins with a letter, a digit or _",
+        )
+    if sys.platform == "win32" and _RESERVED.fullmatch(name):
+        raise StoreError(
+            "invalid name for an adapter",
+            found=repr(name),
+            expected="a name that Windows does not reserve, and no dot at the end",
         )
 
 
