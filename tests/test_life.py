@@ -173,7 +173,7 @@ class Life(RuleBasedStateMachine):
         try:
             found = peft.read(self.home / name)
         except errors.VbfmtError:
-            # Any name and any tensor can be packed, but not every one said in PEFT's keys.
+            # Any name and any tensor can be packed, but not all of them fit PEFT's keys.
             assert not plain(meant)
             return
         if plain(meant):

@@ -69,15 +69,15 @@ def test_the_table_has_every_dtype_that_safetensors_reads(tmp_path):
 
 
 @pytest.mark.parametrize(
-    ("shape", "data", "said"),
+    ("shape", "data", "message"),
     [
         ((-1, -1), np.zeros(1, np.uint8), "negative size"),
         ((1,), np.zeros(1, np.int8), "one-dimensional bytes"),
         ((1, 1), np.zeros((1, 1), np.uint8), "one-dimensional bytes"),
     ],
 )
-def test_what_is_no_tensor(shape, data, said):
-    with pytest.raises(errors.ContentError, match=said):
+def test_what_is_no_tensor(shape, data, message):
+    with pytest.raises(errors.ContentError, match=message):
         Tensor("U8", shape, data)
 
 

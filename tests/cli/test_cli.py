@@ -142,7 +142,7 @@ def test_inspect_in_words_and_in_numbers(vbfmt, packed):
 def test_diff_of_the_same_and_of_others(vbfmt, tmp_path, packed):
     same = vbfmt("diff", packed, packed)
     assert same.code == 0
-    assert "say the same" in same.out
+    assert "hold the same adapter" in same.out
     folder = write_folder(tmp_path / "other", logits_form(seed=1))
     other = tmp_path / "other.vblora"
     assert vbfmt("pack", folder, "-o", other).code == 0

@@ -50,19 +50,19 @@ def test_expand_checks_before_it_writes(vbfmt, tmp_path):
     assert refused.code == 1
     assert refused.err.startswith("error: vllm would not load it (vllm/lora/peft_helper.py")
     assert not (tmp_path / "a").exists()
-    told = vbfmt(*words, "--check", "tgi")
-    assert told.code == 0
-    assert "note: tgi drops " in told.err
-    assert "no problems found" not in told.out
-    assert "--check" not in told.err  # it was given
+    result = vbfmt(*words, "--check", "tgi")
+    assert result.code == 0
+    assert "note: tgi drops " in result.err
+    assert "no problems found" not in result.out
+    assert "--check" not in result.err  # it was given
 
 
 def test_no_objection_is_said_and_not_left_to_silence(vbfmt, tmp_path):
     save(wide_indices(), tmp_path / "w.vblora")
     words = ("expand", tmp_path / "w.vblora", "-o", tmp_path / "a", "--drop-extras")
-    said = vbfmt(*words, "--check", "vllm")
-    assert said.code == 0
-    assert said.out.splitlines()[-1] == "vllm: no problems found"
+    result = vbfmt(*words, "--check", "vllm")
+    assert result.code == 0
+    assert result.out.splitlines()[-1] == "vllm: no problems found"
 
 
 @pytest.mark.parametrize(

@@ -205,9 +205,9 @@ HALF = '"half": "\\ud800"'
 
 def test_half_a_surrogate_pair_in_a_base_is_written_as_it_came(vbfmt, tmp_path, base):
     for name in ("config.json", "model.safetensors.index.json"):
-        said = json.loads((base / name).read_text()) if (base / name).exists() else None
-        if said is not None:
-            (base / name).write_text(json.dumps(said)[:-1].rstrip() + f", {HALF}}}")
+        config = json.loads((base / name).read_text()) if (base / name).exists() else None
+        if config is not None:
+            (base / name).write_text(json.dumps(config)[:-1].rstrip() + f", {HALF}}}")
     result = vbfmt("merge", tmp_path / "x.vblora", "--base", base, "-o", tmp_path / "out")
     assert result.code == 0, result.err
     assert HALF in (tmp_path / "out" / "config.json").read_text()

@@ -88,11 +88,11 @@ def test_a_pipe_said_1_modules_and_called_sub_vectors_rows(tmp_path, vbfmt):
     rows = Rows(np.zeros((2, 1), "u1"), np.zeros((2, 0), "f4"))
     adapter = Adapter.from_rows(np.ones((1, 4), "f4"), {Module("layers.0.q", 4, 4, 1): rows})
     save(adapter, tmp_path / "one.vblora")
-    said = vbfmt("inspect", tmp_path / "one.vblora", "--modules").out
-    assert "\n1 module:\n" in said
-    assert "2 sub-vectors, 1 vector, " in said
-    assert "rows" not in said
-    assert not re.search(r"\b1 (modules|vectors)\b", said)
+    output = vbfmt("inspect", tmp_path / "one.vblora", "--modules").out
+    assert "\n1 module:\n" in output
+    assert "2 sub-vectors, 1 vector, " in output
+    assert "rows" not in output
+    assert not re.search(r"\b1 (modules|vectors)\b", output)
 
 
 @pytest.mark.parametrize("columns", [80, 120])
@@ -143,12 +143,12 @@ def test_a_dumb_terminal_gets_plain_lines(trained, vbfmt):
 
 def test_a_pipe_gets_plain_lines_that_are_complete(trained, vbfmt):
     adapter = load(trained)
-    said = vbfmt("inspect", trained, "--modules").out
-    assert "\x1b" not in said
+    output = vbfmt("inspect", trained, "--modules").out
+    assert "\x1b" not in output
     for what in ("unused vectors", "times selected", "most used", "load balance", "largest weight"):
-        assert len(re.findall(rf"^  {what} ", said, re.M)) == 1
+        assert len(re.findall(rf"^  {what} ", output, re.M)) == 1
     for module in adapter:
-        assert f"\n  {module.name}  " in said
+        assert f"\n  {module.name}  " in output
 
 
 def test_a_pipe_does_not_wait_for_rich(trained):

@@ -1,4 +1,4 @@
-"""What is said of sources that are wrong: what stands there, where, and one line of it."""
+"""Messages about wrong sources: one line with what was found, and where."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ BANK = "base_model.vblora_vector_bank"
 
 
 @pytest.fixture
-def said(vbfmt, tmp_path):
+def message_about(vbfmt, tmp_path):
     """Pack a checkpoint of these arrays and this config; the one line without what is before its
     part."""
 
@@ -51,13 +51,13 @@ def said(vbfmt, tmp_path):
         ({"peft_type": ["VBLORA"]}, 'peft_type: found ["VBLORA"], expected "VBLORA"'),
     ],
 )
-def test_values_of_a_config_are_shown_as_they_are_written(said, changes, expected):
-    assert expected in said(logits_form(), CONFIG | changes)
+def test_values_of_a_config_are_shown_as_they_are_written(message_about, changes, expected):
+    assert expected in message_about(logits_form(), CONFIG | changes)
 
 
-def test_a_config_without_topk_is_not_called_missing(said):
+def test_a_config_without_topk_is_not_called_missing(message_about):
     config = {key: value for key, value in CONFIG.items() if key != "topk"}
-    assert "there is no config" not in said(logits_form(), config)
+    assert "there is no config" not in message_about(logits_form(), config)
 
 
 def test_a_config_that_is_a_folder_is_not_passed_over(vbfmt, tmp_path):
@@ -87,7 +87,7 @@ def test_weights_that_are_a_folder_are_called_one(vbfmt, tmp_path):
 
 
 @pytest.mark.parametrize("names", [("x", "y"), ("", "x")])
-def test_two_adapters_in_the_same_modules_are_two_adapters(said, names):
+def test_two_adapters_in_the_same_modules_are_two_adapters(message_about, names):
     arrays = logits_form()
     named = {
         f"{key}.{name}".rstrip("."): array
@@ -95,18 +95,18 @@ def test_two_adapters_in_the_same_modules_are_two_adapters(said, names):
         for key, array in arrays.items()
         if key != BANK
     }
-    assert said({BANK: arrays[BANK], **named}) == (
+    assert message_about({BANK: arrays[BANK], **named}) == (
         "more than one adapter in /adapter_model.safetensors: found "
         f"{', '.join(name or '(no name)' for name in names)}, expected one; "
         "save each adapter into a folder of its own"
     )
 
 
-def test_an_index_twice_is_found_where_the_tensor_has_it(said):
+def test_an_index_twice_is_found_where_the_tensor_has_it(message_about):
     arrays = topk_form()
     indices = arrays[f"{KEY}.vblora_logits_B_topk_indices"]
     indices[1, 0] = 7  # B is (tile, rank): its third row, in the format's order its second
-    assert said(arrays).endswith(
+    assert message_about(arrays).endswith(
         f"{KEY}.vblora_logits_B_topk_indices, row 2: found 7, 7, expected 2 different vectors"
     )
 
@@ -114,16 +114,20 @@ def test_an_index_twice_is_found_where_the_tensor_has_it(said):
 @pytest.mark.parametrize(
     ("value", "found"), [(np.nan, "NaN"), (np.inf, "infinity"), (-np.inf, "minus infinity alone")]
 )
-def test_logits_that_are_not_finite_are_named(said, value, found):
+def test_logits_that_are_not_finite_are_named(message_about, value, found):
     arrays = logits_form()
     arrays[f"{KEY}.vblora_logits_A"][1, 0] = value
-    assert f"vblora_logits_A, row 2: found {found}, expected finite logits; " in said(arrays)
+    assert f"vblora_logits_A, row 2: found {found}, expected finite logits; " in message_about(
+        arrays
+    )
 
 
-def test_a_bank_beyond_float32_is_one_line(said):
+def test_a_bank_beyond_float32_is_one_line(message_about):
     arrays = logits_form(np.float64)
     arrays[BANK][3, 1] = 1e300
-    assert ": vector bank: found 1e+300 in vector 3, expected finite numbers; " in said(arrays)
+    assert ": vector bank: found 1e+300 in vector 3, expected finite numbers; " in message_about(
+        arrays
+    )
 
 
 def test_a_tensor_without_values_in_a_pickle_is_one_line(vbfmt, tmp_path):

@@ -83,17 +83,17 @@ def test_wrong_wishes_are_one_line_and_leave_nothing(vbfmt, packed, tmp_path):
 
 
 @pytest.mark.parametrize(
-    ("words", "said"),
+    ("words", "message"),
     [
         (("-o", "x.pdf"), "'x.pdf' does not end with .png, .svg, .html"),
         (("-o", "x"), "'x' does not end with .png, .svg, .html"),
         (("-o", "x.png", "--figure", "no"), "'no' is not one of 'usage', 'norms'"),
     ],
 )
-def test_unknown_figures_and_endings_are_wrong_usage(vbfmt, packed, words, said):
+def test_unknown_figures_and_endings_are_wrong_usage(vbfmt, packed, words, message):
     result = vbfmt("plot", packed, *words)
     assert result.code == 2
-    assert said in result.err
+    assert message in result.err
 
 
 def test_the_figures_are_those_that_are_drawn():

@@ -57,6 +57,6 @@ def test_an_unknown_layout_names_the_known_ones(vbfmt, packed, checkpoint):
 def test_a_packed_file_that_is_larger_is_not_called_smaller(vbfmt, tmp_path):
     trained("llama", str(tmp_path), save_indices=False).save_pretrained(tmp_path / "uni")
     weights = tmp_path / "uni" / "adapter_model.safetensors"
-    said = vbfmt("pack", weights, "-o", tmp_path / "x.vblora", "--base", tmp_path / "base")
-    assert f"× larger than {weights} (" in said.out
-    assert "Uni-LoRA has an index for every LoRA parameter" in said.err
+    result = vbfmt("pack", weights, "-o", tmp_path / "x.vblora", "--base", tmp_path / "base")
+    assert f"× larger than {weights} (" in result.out
+    assert "Uni-LoRA has an index for every LoRA parameter" in result.err

@@ -95,7 +95,7 @@ def saved(folder: Path, vb: PreTrainedModel, **config: object) -> Path:
     """Their ``trainer.save_model``: everything in one pickle, and the config."""
     folder.mkdir(exist_ok=True)
     torch.save(vb.state_dict(), folder / "pytorch_model.bin")
-    said = {
+    written = {
         "_name_or_path": "roberta-tiny",
         "architectures": [type(vb).__name__],
         "num_hidden_layers": SIZES["num_hidden_layers"],
@@ -105,7 +105,7 @@ def saved(folder: Path, vb: PreTrainedModel, **config: object) -> Path:
         "topk": K,
         **config,
     }
-    (folder / "config.json").write_text(json.dumps(said))
+    (folder / "config.json").write_text(json.dumps(written))
     return folder
 
 

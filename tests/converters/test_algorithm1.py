@@ -98,10 +98,10 @@ def test_what_does_not_fit_is_refused(tmp_path, change, message):
 
 def test_what_else_is_in_the_file_is_told(tmp_path):
     arrays = {**state(), "head.weight": np.zeros((2, 2), np.float32)}
-    with warned() as said:
+    with warned() as messages:
         adapter = read(saved(tmp_path, arrays), layout="algorithm1", topk=K)
     assert dict(adapter.tensors) == {}
-    assert said == ["1 other tensors (head.weight) were left out"]
+    assert messages == ["1 other tensors (head.weight) were left out"]
 
 
 def test_a_peft_checkpoint_is_recognized_by_its_keys(tmp_path):

@@ -99,13 +99,13 @@ def test_the_wrong_layout_is_refused_where_a_shape_can_tell(checkpoint):
 
 
 def test_the_head_is_kept_and_the_base_is_not(model, checkpoint):
-    with warned() as said:
+    with warned() as messages:
         adapter = read(checkpoint)
     assert sorted(adapter.tensors) == sorted(
         f"classifier.{n}" for n in model.classifier.state_dict()
     )
     assert adapter.base_model == "roberta-tiny"
-    assert "tensors of the base model were left out; the trained head" in said[0]
+    assert "tensors of the base model were left out; the trained head" in messages[0]
     assert len(dumps(adapter)) < 40_000
     assert loads(dumps(adapter)) == adapter
 

@@ -156,26 +156,26 @@ def test_extras_get_the_names_of_the_base_model():
 def test_biases_that_peft_trained_and_did_not_save_are_pointed_out(bias):
     config = CONFIG | {"bias": bias, "modules_to_save": ["head"]}
     head = {"base_model.model.head.bias": np.ones(2), "base_model.model.score.bias": np.ones(2)}
-    with warned() as said:
+    with warned() as messages:
         read(logits_form() | head, config)
-    assert len(said) == 1
-    assert "PEFT before 0.21 trains those of VB-LoRA and does not save them" in said[0]
+    assert len(messages) == 1
+    assert "PEFT before 0.21 trains those of VB-LoRA and does not save them" in messages[0]
 
 
 @pytest.mark.parametrize("bias", ["none", "vblora_only", "all"])
 def test_biases_that_are_there_need_no_warning(bias):
     own = {f"{KEY}.base_layer.bias": np.ones(OUT, np.float32)} if bias != "none" else {}
-    with warned() as said:
+    with warned() as messages:
         read(logits_form() | own, CONFIG | {"bias": bias})
-    assert said == []
+    assert messages == []
 
 
 def test_ties_at_the_kth_place_are_counted_aloud():
     arrays = logits_form()
     arrays[f"{KEY}.vblora_logits_A"][0, 1] = 0.5
-    with warned() as said:
+    with warned() as messages:
         adapter = read(arrays)
-    assert said == [
+    assert messages == [
         "1 of 10 rows have equal logits at the top-2 cut; the lowest index was taken, the "
         "trained model's own choice is undefined"
     ]
@@ -244,9 +244,9 @@ def test_weights_that_sum_to_more_than_1_are_rescued():
     key = f"{KEY}.vblora_logits_A_topk_weights"
     arrays[key][0, 0] = np.array([0.5, 0.3, 0.2000003], np.float32)
     assert np.float32(1) - arrays[key][0, 0].sum(dtype=np.float32) < 0
-    with warned() as said:
+    with warned() as messages:
         adapter = read(arrays, CONFIG | {"topk": 4})
-    assert "1 of 10 rows had weights that sum to more than 1" in said[0]
+    assert "1 of 10 rows had weights that sum to more than 1" in messages[0]
     full = all_weights(adapter.weights)[0]
     np.testing.assert_allclose(full, [0.5, 0.3, 0.2, 0], atol=1e-6)
 

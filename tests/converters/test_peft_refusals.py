@@ -112,12 +112,12 @@ WRONG_TOPK = {
     ],
 )
 def test_wrong_checkpoints_are_refused(arrays, wrong):
-    edit, said = wrong
+    edit, message = wrong
     changed = arrays()
     edit(changed)
     with pytest.raises(errors.VbfmtError) as error:
         read(changed)
-    assert said in str(error.value)
+    assert message in str(error.value)
 
 
 @pytest.mark.parametrize("shape", [(0, 2**63), (2**63, 0), (0, 0)], ids=str)

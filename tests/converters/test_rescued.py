@@ -54,9 +54,9 @@ def test_negative_remainders_at_k_4(tmp_path):
     assert expected.isfinite().all()
     assert broken.isnan().any()
 
-    with warned() as said:
+    with warned() as messages:
         adapter = peft.read(checkpoint)
-    assert "sum to more than 1" in said[0]
+    assert "sum to more than 1" in messages[0]
     peft.write(adapter, tmp_path / "ours")
     lora.write(adapter, tmp_path / "lora")
     with torch.no_grad():

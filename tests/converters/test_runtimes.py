@@ -1,4 +1,4 @@
-"""What is said of each runtime before anything is written."""
+"""What `--check` reports about each runtime before anything is written."""
 
 from __future__ import annotations
 

@@ -81,12 +81,12 @@ EXTRAS = {
 def test_vllm_refuses_what_its_rules_say(tmp_path, adapter, vllm, what):
     trained = with_tensors(adapter, **EXTRAS[what])
     lora.write(trained, tmp_path / "x")
-    told = {finding.rule.effect for finding in runtimes.findings(trained, "vllm")}
-    if "refuses" in told:
+    effects = {finding.rule.effect for finding in runtimes.findings(trained, "vllm")}
+    if "refuses" in effects:
         with pytest.raises(ValueError, match="not supported|only supports|unsupported|Only one"):
             vllm(tmp_path / "x", leaves_of(adapter))
     else:
-        assert told == {"needs"}
+        assert effects == {"needs"}
         assert set(vllm(tmp_path / "x", leaves_of(adapter)).modules_to_save) == {"score"}
 
 

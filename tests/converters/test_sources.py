@@ -157,9 +157,9 @@ def test_without_an_answer_the_cache_serves(server, folder, monkeypatch):
     server.add("me/adapter").commit_folder(folder)
     path = sources.checkpoint("me/adapter")
     point_at("http://127.0.0.1:9", monkeypatch)  # the port of discard: nobody listens
-    with warned() as said:
+    with warned() as messages:
         assert sources.checkpoint("me/adapter") == path
-    assert "using the cached copy" in said[0]
+    assert "using the cached copy" in messages[0]
     with pytest.raises(errors.SourceError, match="and no answer from the Hub: me/other"):
         sources.checkpoint("me/other")
 
@@ -169,9 +169,9 @@ def test_offline_the_cache_serves_and_nobody_is_asked(server, folder, monkeypatc
     path = sources.checkpoint("me/adapter")
     server.asked.clear()
     monkeypatch.setattr(constants, "HF_HUB_OFFLINE", True)
-    with warned() as said:
+    with warned() as messages:
         assert sources.checkpoint("me/adapter") == path
-    assert said == []
+    assert messages == []
     for name, revision in (("me/other", None), ("me/adapter", "v2")):
         with pytest.raises(errors.SourceError, match=r"not in the Hub's cache.*HF_HUB_OFFLINE"):
             sources.checkpoint(name, revision=revision)

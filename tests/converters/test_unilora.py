@@ -90,9 +90,9 @@ def test_a_seed_alone_needs_the_base(tmp_path, kind):
 
 def test_what_packing_costs_is_told(tmp_path, kind):
     trained(kind, str(tmp_path), save_indices=True).save_pretrained(tmp_path / "uni")
-    with warned() as said:
+    with warned() as messages:
         adapter = read(tmp_path / "uni")
-    assert said == [
+    assert messages == [
         f"Uni-LoRA has an index for every LoRA parameter: {200 + adapter.N} bytes packed, "
         f"200 as θ and a seed, {4 * adapter.N} as LoRA in float32"
     ]

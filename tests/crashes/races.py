@@ -38,7 +38,7 @@ def writers(folder: Path, count: int) -> dict[str, Any]:
 
 
 def first_wins(folder: Path, count: int) -> dict[str, Any]:
-    """Eight make one new path at once: one of them succeeds, the others are told so."""
+    """Eight make one new path at once: one of them succeeds, the others fail with an error."""
     adapters = [adapter(seed) for seed in range(8)]
     for kind, write in WRITERS.items():
         for number in range(count):

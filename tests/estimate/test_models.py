@@ -141,12 +141,12 @@ MIXTURE = {
 def test_experts_that_are_not_counted_are_reported(tmp_path):
     """They were left out silently, and a gate with one output made b = 1."""
     (tmp_path / "config.json").write_text(json.dumps(MIXTURE))
-    with warned() as said:
+    with warned() as messages:
         found = from_folder(tmp_path)
     assert len(found) == 2 * 7
     assert suggested_length(found) == 32
     rest = 2 * (4 * 64 + 4 * 2 * 32 * 64 + 4 * 64 * 32 + 64)  # router, experts, gate
-    assert said == [
+    assert messages == [
         f"not counted: {rest:,} numbers in 8 weights of the blocks that are no linear layers or "
         "have one output (mlp.gate.weight, mlp.experts.gate_up_proj, mlp.experts.down_proj, "
         "mlp.shared_expert_gate.weight)"

@@ -158,10 +158,10 @@ WRONG = {
 
 @pytest.mark.parametrize("change", WRONG)
 def test_refused(change):
-    edit, kind, said = WRONG[change]
+    edit, kind, message = WRONG[change]
     error = refusal(forge.with_header(FILE, edit))
     assert type(error) is kind
-    assert said in str(error)
+    assert message in str(error)
 
 
 def test_the_limits_themselves_are_allowed():
@@ -274,7 +274,7 @@ def test_a_required_feature_that_is_known_is_no_obstacle(monkeypatch):
 
 
 @pytest.mark.parametrize(
-    ("path", "value", "said"),
+    ("path", "value", "message"),
     [
         (("b",), "2", "b: found str, expected int"),
         (("k",), [], "k: found list, expected int"),
@@ -302,7 +302,7 @@ def test_a_required_feature_that_is_known_is_no_obstacle(monkeypatch):
         (("optional_features", 0), 1, "optional_features: found int, expected str"),
     ],
 )
-def test_a_wrong_type_is_named_with_its_part(path, value, said):
+def test_a_wrong_type_is_named_with_its_part(path, value, message):
     def change(header):
         for step in path[:-1]:
             header = header[step]
@@ -313,7 +313,7 @@ def test_a_wrong_type_is_named_with_its_part(path, value, said):
 
     for minor in (0, 1):
         file = forge.with_header(forge.with_preamble(FILE, minor=minor), change)
-        assert str(refusal(file)) == f"wrong type: header, {said}"
+        assert str(refusal(file)) == f"wrong type: header, {message}"
 
 
 @pytest.mark.parametrize("name", GOLDEN)

@@ -87,7 +87,7 @@ def adapter(**changes):
 
 
 @pytest.mark.parametrize(
-    ("changes", "said"),
+    ("changes", "message"),
     [
         ({"bank": np.ones((3, 2))}, "found float64 [3, 2], expected float32 [3, 2]"),
         ({"bank": np.ones((3, 2, 1), dtype="<f4")}, "must be matrices"),
@@ -104,10 +104,10 @@ def adapter(**changes):
         ({"config": "[1]"}, "JSON object"),
     ],
 )
-def test_an_adapter_cannot_be_made_that_a_reader_would_refuse(changes, said):
+def test_an_adapter_cannot_be_made_that_a_reader_would_refuse(changes, message):
     with pytest.raises(errors.ContentError) as error:
         adapter(**changes)
-    assert said in str(error.value)
+    assert message in str(error.value)
 
 
 def test_the_plain_one_is_fine():

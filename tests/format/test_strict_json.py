@@ -28,7 +28,7 @@ def test_what_json_writes_is_read_as_json_reads_it(value):
 
 
 @pytest.mark.parametrize(
-    ("text", "said"),
+    ("text", "message"),
     [
         ("", "Expecting value"),
         ("[]", "not an object"),
@@ -42,8 +42,8 @@ def test_what_json_writes_is_read_as_json_reads_it(value):
         ("{} {}", "Extra data"),
     ],
 )
-def test_refused(text, said):
-    with pytest.raises(ValueError, match=said):
+def test_refused(text, message):
+    with pytest.raises(ValueError, match=message):
         strict_json.parse_object(text)
     assert not strict_json.is_object(text)
 

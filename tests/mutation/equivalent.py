@@ -163,7 +163,7 @@ EQUIVALENT = (
         "admixture.x_canonical_rows__",
         "dtype=np.float64, ",
         ("", "dtype=None, "),
-        "callers give float64, as they are told to",
+        "callers give float64, as the docstring asks",
     ),
     Equivalent(
         "admixture.x_compose__", "astype(np.float64)", ("astype(None)",), "numpy's name for float64"

@@ -138,23 +138,24 @@ def test_in_a_browser(browser, kind, request, tmp_path):
     browser.get_log("browser")
     requests_of(browser)
     browser.get(path.as_uri())
-    said = {name: hover_text(browser, name, 0.5, 0.55) for name in FIGURES}
+    texts = {name: hover_text(browser, name, 0.5, 0.55) for name in FIGURES}
     errors = browser.get_log("browser")
     assert errors == []
     asked = {url for url in requests_of(browser) if not url.startswith("data:")}
     assert asked == {path.as_uri()}
     assert browser.execute_script("return typeof pwned") == "undefined"
     if kind == "trained":
-        assert re.fullmatch(r"\d+ vectors are selected \d+ times", said["usage"])
-        assert re.fullmatch(r"vector \d+: norm 0\.\d+, selected \d+ times", said["norms"])
-        assert re.fullmatch(r"layers \d–\d: vector \d+ has weight [\d.]+", said["depth"])
+        assert re.fullmatch(r"\d+ vectors are selected \d+ times", texts["usage"])
+        assert re.fullmatch(r"vector \d+: norm 0\.\d+, selected \d+ times", texts["norms"])
+        assert re.fullmatch(r"layers \d–\d: vector \d+ has weight [\d.]+", texts["depth"])
         assert re.fullmatch(
-            r"[\w.]+ [AB] \(\d+\): -?[\d.]+ σ from an even share to vector \d+", said["kinds"]
+            r"[\w.]+ [AB] \(\d+\): -?[\d.]+ σ from an even share to vector \d+", texts["kinds"]
         )
         assert re.fullmatch(
-            r"sub-vector \d+ \(layer \d [\w.]+ [AB]\); vector \d+: \d selections", said["selection"]
+            r"sub-vector \d+ \(layer \d [\w.]+ [AB]\); vector \d+: \d selections",
+            texts["selection"],
         )
-        assert re.fullmatch(r"[\w.]+, layer \d: ‖ΔW‖ = [\d.]+", said["delta"])
+        assert re.fullmatch(r"[\w.]+, layer \d: ‖ΔW‖ = [\d.]+", texts["delta"])
 
 
 def test_in_a_browser_a_value_is_the_right_one(browser, trained, tmp_path):

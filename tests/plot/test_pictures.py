@@ -119,11 +119,11 @@ def test_kinds_called_the_row_of_fewest_sub_vectors_the_strongest(trained):
     """Of 12 sub-vectors and 64 vectors some vector has several times an even share by chance."""
     found, _ = drawn(trained, "kinds")
     assert "pooler" not in found.caption
-    said = re.search(r", \+([\d.]+) σ \(at random ±([\d.]+)\)", found.caption)
-    assert said is not None
+    shown = re.search(r", \+([\d.]+) σ \(at random ±([\d.]+)\)", found.caption)
+    assert shown is not None
     strongest = np.abs(found.hovers[0].values["value"]).max()
-    assert float(said[1]) == pytest.approx(strongest, abs=0.051)
-    assert float(said[1]) < float(said[2])
+    assert float(shown[1]) == pytest.approx(strongest, abs=0.051)
+    assert float(shown[1]) < float(shown[2])
 
 
 def test_kinds_of_a_random_adapter_looked_like_structure():
@@ -145,9 +145,9 @@ def test_depth_let_modules_outside_the_layers_spoil_the_agreement(trained):
 def test_depth_of_a_random_adapter_agrees_as_chance_has_it():
     adapter = made(h=50, names=tuple(f"layers.{n}.q" for n in range(60)), seed=3)
     found, _ = drawn(adapter, "depth")
-    said = re.search(r"agree on (\d+)% of their weight \(at random (\d+)%\)", found.caption)
-    assert said is not None
-    assert abs(int(said[1]) - int(said[2])) <= 4
+    shown = re.search(r"agree on (\d+)% of their weight \(at random (\d+)%\)", found.caption)
+    assert shown is not None
+    assert abs(int(shown[1]) - int(shown[2])) <= 4
 
 
 def test_kinds_and_delta_cut_names_to_the_same():

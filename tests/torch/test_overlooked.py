@@ -1,4 +1,4 @@
-"""What would be lost without a word is told by warnings, and only that."""
+"""Warnings point out what would be lost silently, and only that."""
 
 from __future__ import annotations
 

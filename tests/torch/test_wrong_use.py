@@ -1,4 +1,4 @@
-"""What cannot work is said in one line that names the module and the fix."""
+"""Wrong use is one line that names the module and the fix."""
 
 from __future__ import annotations
 
@@ -71,17 +71,17 @@ def test_wrong_use(settings, error, words):
     ],
 )  # fmt: skip
 def test_entries_without_a_match_are_reported(settings, words):
-    with pytest.warns(UserWarning, match=words) as told:
+    with pytest.warns(UserWarning, match=words) as caught:
         inject(net(), config(**settings))
-    assert len(told) == 1
-    assert told[0].filename == __file__
+    assert len(caught) == 1
+    assert caught[0].filename == __file__
 
 
 def test_each_list_is_told_of_in_a_warning_of_its_own():
     vain = {"target_modules": ["out", "x"], "exclude_modules": ["y"], "rank_pattern": {"z": 1}}
-    with pytest.warns(UserWarning, match=" matches ") as told:
+    with pytest.warns(UserWarning, match=" matches ") as caught:
         inject(net(), config(**vain))
-    assert [str(each.message).partition(":")[0] for each in told] == list(vain)
+    assert [str(each.message).partition(":")[0] for each in caught] == list(vain)
 
 
 @pytest.mark.parametrize(

@@ -25,20 +25,21 @@ _DTYPES = {"fp32": "float32", "f32": "float32", "float": "float32"}
 _DTYPES |= {"bf16": "bfloat16", "fp16": "float16", "f16": "float16", "half": "float16"}
 """Other names of dtypes → NumPy's."""
 
+_INTO_FOLDER = "weights are written as safetensors into a folder by vbfmt unpack, expand or merge"
 _WRITTEN_BY = {
-    ".vblora": "vbfmt pack writes such a file",
-    ".safetensors": "it is written into a folder: vbfmt unpack, expand or merge -o FOLDER",
-    ".bin": "weights are written as safetensors into a folder: vbfmt unpack, expand or merge",
-    ".pt": "weights are written as safetensors into a folder: vbfmt unpack, expand or merge",
-    ".pth": "weights are written as safetensors into a folder: vbfmt unpack, expand or merge",
-    ".gguf": "vbfmt expand writes such a file",
-    ".png": "vbfmt plot writes such a file",
-    ".svg": "vbfmt plot writes such a file",
-    ".html": "vbfmt plot writes such a file",
+    ".vblora": "packed files are written by vbfmt pack",
+    ".safetensors": _INTO_FOLDER,
+    ".bin": _INTO_FOLDER,
+    ".pt": _INTO_FOLDER,
+    ".pth": _INTO_FOLDER,
+    ".gguf": "GGUF files are written by vbfmt expand",
+    ".png": "pictures are written by vbfmt plot",
+    ".svg": "pictures are written by vbfmt plot",
+    ".html": "pages are written by vbfmt plot",
     ".json": "answers are printed as JSON with --json",
-    ".zip": "nothing is written as an archive",
-    ".tar": "nothing is written as an archive",
-    ".gz": "nothing is written as an archive",
+    ".zip": "no command writes archives",
+    ".tar": "no command writes archives",
+    ".gz": "no command writes archives",
 }
 """Endings that name a form of file → how to get one, or what is written instead."""
 
@@ -129,7 +130,8 @@ def output_option(
             )
         if ending in _WRITTEN_BY:
             raise click.BadParameter(
-                f"{value!r} ends with {ending}, and {what} is written: {_WRITTEN_BY[ending]}",
+                f"{value!r} ends with {ending}, but this command writes {what}; "
+                f"{_WRITTEN_BY[ending]}",
                 ctx,
                 param,
             )

@@ -54,7 +54,7 @@ def command(
             }
         )
     elif difference.same:
-        show.say(f"{a} and {b} say the same")
+        show.say(f"{a} and {b} hold the same adapter")
     else:
         for line in difference.lines():
             show.say(line)

@@ -196,7 +196,7 @@ def _print_table(
         )
         for c in costs
     ]
-    titles = ("", "trained", "stored", "on disk", "of ours")
+    titles = ("", "trained", "stored", "on disk", "ratio")
     widths = [max(len(line[i]) for line in [titles, *lines]) for i in range(len(titles))]
     for line in [titles, *lines]:
         cells = (
@@ -205,6 +205,7 @@ def _print_table(
         )
         say("  ".join(cells).rstrip())
     say("stored: float32-equivalents; on disk: VB-LoRA packed, the others 4 bytes a number")
+    say("ratio: bytes on disk beside VB-LoRA's")
     fitting = [n for n in lengths_that_fit(layers) if n >= 16]
     say(
         f"b may be {', '.join(map(str, fitting)) or 'at most 15'}: "

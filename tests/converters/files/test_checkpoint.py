@@ -16,16 +16,16 @@ def test_sources_that_agree_or_are_silent():
     assert agreed_k({"--topk": None, "config": 3, "shape": 3}) == 3
 
 
-@pytest.mark.parametrize("said", [{}, {"--topk": None, "config": None}])
-def test_nobody_knows_k(said):
+@pytest.mark.parametrize("sources", [{}, {"--topk": None, "config": None}])
+def test_nobody_knows_k(sources):
     with pytest.raises(SourceError, match="`topk=K`"):
-        agreed_k(said)
+        agreed_k(sources)
 
 
 def test_sources_that_disagree():
-    for said in ({"a": 1, "b": 2}, {"b": 2, "a": 1}):
+    for sources in ({"a": 1, "b": 2}, {"b": 2, "a": 1}):
         with pytest.raises(SourceError, match="sources disagree on k"):
-            agreed_k(said)
+            agreed_k(sources)
 
 
 @pytest.mark.parametrize(
@@ -34,9 +34,13 @@ def test_sources_that_disagree():
 )
 def test_what_is_no_whole_number_from_1_on_is_no_k(value, found):
     """True and 1.0 equal 1 in Python; in a config they are a mistake, shown as it is written."""
-    for said in ({"config": value}, {"config": value, "--topk": 1}, {"--topk": 1, "config": value}):
+    for sources in (
+        {"config": value},
+        {"config": value, "--topk": 1},
+        {"--topk": 1, "config": value},
+    ):
         with pytest.raises(SourceError) as error:
-            agreed_k(said)
+            agreed_k(sources)
         assert str(error.value) == (
             f"not a size: topk: found {found} from config, expected a whole number, at least 1"
         )

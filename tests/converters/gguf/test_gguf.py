@@ -52,11 +52,11 @@ def tensors_of(path):
 def test_metadata_is_what_llama_cpp_asks_for(tmp_path, adapter):
     gguf.write(adapter, tmp_path / "x.gguf", base=base(tmp_path))
     reader, tensors = tensors_of(tmp_path / "x.gguf")
-    said = {name: field.contents() for name, field in reader.fields.items()}
-    assert said["general.type"] == "adapter"
-    assert said["adapter.type"] == "lora"
-    assert said["general.architecture"] == "llama"
-    assert said["adapter.lora.alpha"] == 4.0
+    fields = {name: field.contents() for name, field in reader.fields.items()}
+    assert fields["general.type"] == "adapter"
+    assert fields["adapter.type"] == "lora"
+    assert fields["general.architecture"] == "llama"
+    assert fields["adapter.lora.alpha"] == 4.0
     assert reader.fields["adapter.lora.alpha"].types == [gguf_package.GGUFValueType.FLOAT32]
     assert len(tensors) == 2 * len(adapter)
 

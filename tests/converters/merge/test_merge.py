@@ -264,10 +264,10 @@ def test_the_iterator_gives_what_the_folder_holds(tmp_path):
 
 def test_progress_adds_up_to_the_size_that_was_foretold(tmp_path):
     base = save_base(tmp_path / "base", weights_of(), shards=2, side_files=SIDE_FILES)
-    plan, told = merge.plan(adapter_of(), base), []
-    merge.write(plan, tmp_path / "out", progress=told.append)
+    plan, advances = merge.plan(adapter_of(), base), []
+    merge.write(plan, tmp_path / "out", progress=advances.append)
     on_disk = sum(p.stat().st_size for p in (tmp_path / "out").rglob("*") if p.is_file())
-    assert sum(told) == plan.size == on_disk
+    assert sum(advances) == plan.size == on_disk
 
 
 def peak_of_a_merge(folder, rows):

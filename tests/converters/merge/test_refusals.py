@@ -207,7 +207,7 @@ def test_lora_on_a_tied_head_that_the_base_does_not_hold(tmp_path):
 
 
 def test_a_trained_embedding_of_a_base_that_says_nothing_of_tying(tmp_path):
-    """transformers ties unless told not to; the head would have changed with it."""
+    """transformers ties unless the config says otherwise; the head would have changed with it."""
     adapter = adapter_of(tensors={"model.embed.weight": tensor_of(np.ones((32, 24)))})
     folder = save_base(tmp_path / "base", weights_of(), config={"vocab_size": 32})
     refused(folder, ["two tied tensors", "model.embed", "no tie_word_embeddings"], adapter)
@@ -241,7 +241,7 @@ def test_no_folder_no_weights(tmp_path, base):
 
 @pytest.mark.parametrize("name", ["config.json", "tokenizer.json", "model.safetensors"])
 def test_a_link_that_leads_nowhere(base, name):
-    """It was left out with exit 0, and with the config all that it would have told."""
+    """It was left out with exit 0, and with the config everything that it would have shown."""
     (base / name).unlink(missing_ok=True)
     (base / name).symlink_to("gone")
     refused(base, ["a broken link", name, "a link to gone"])

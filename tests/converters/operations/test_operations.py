@@ -58,10 +58,10 @@ def test_pack_records_the_name_that_is_given_and_no_path_of_the_trainer(tmp_path
     local = write_folder(
         tmp_path / "local", logits_form(), CONFIG | {"base_model_name_or_path": "/home/me/base"}
     )
-    with warned() as said:
+    with warned() as messages:
         done = vbfmt.pack(local, tmp_path / "x.vblora")
     assert done.adapter.base_model is None
-    assert "give `base_model=NAME`" in said[0]
+    assert "give `base_model=NAME`" in messages[0]
     named = vbfmt.pack(local, tmp_path / "y.vblora", base_model="me/base")
     assert vbfmt.load(tmp_path / "y.vblora").base_model == named.adapter.base_model == "me/base"
 
