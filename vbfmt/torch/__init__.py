@@ -8,7 +8,7 @@
 
 * put in and take out: `inject`, `eject`, `set_adapter`, `disabled`, `merge`, `unmerge`
 * to resume: `save_checkpoint`, `load_checkpoint` (PEFT's own form); in memory:
-  `get_adapter_state_dict`, `set_adapter_state_dict`
+  `get_adapter_state_dict`, `set_adapter_state_dict`; the base's own: `get_base_state_dict`
 * packed: `save_packed`, `to_adapter`, `load_packed`, `warm_start`
 * many packed adapters in one batch: `AdapterPool`
 * the parts, for models of your own: `VectorBank`, `VBLoRALinear`, `compose`
@@ -32,6 +32,7 @@ from vbfmt.torch.packed import load_packed, save_packed, to_adapter, warm_start
 from vbfmt.torch.pool import AdapterPool
 from vbfmt.torch.reference import reference_model
 from vbfmt.torch.saving import save_checkpoint
+from vbfmt.torch.state_dict import get_base_state_dict
 from vbfmt.torch.status import (
     LayerStatus,
     layer_status,
@@ -66,6 +67,7 @@ __all__ = [
     "disabled",
     "eject",
     "get_adapter_state_dict",
+    "get_base_state_dict",
     "inject",
     "layer_status",
     "load_checkpoint",

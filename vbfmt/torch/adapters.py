@@ -87,6 +87,8 @@ class VBLoRA(nn.Module):
         active: the name of the adapter whose update is applied, or None.
         passed: whether the model was called, not compiled, since the last adapter was added.
         switched: number of adapter switches.
+        merged_names: the adapters that are merged into the base's weights.
+        loaded_alone: whether the state dict that is being loaded is that of an adapter alone.
     """
 
     def __init__(self, root: nn.Module) -> None:
@@ -95,6 +97,8 @@ class VBLoRA(nn.Module):
         self.active: str | None = None
         self.passed = False
         self.switched = 0
+        self.merged_names: tuple[str, ...] = ()
+        self.loaded_alone = False
         self.trained_before = frozenset(
             name for name, parameter in root.named_parameters() if parameter.requires_grad
         )
@@ -110,8 +114,8 @@ class VBLoRA(nn.Module):
 
     @property
     def merged(self) -> bool:
-        """Whether the active adapter is merged into the base's weights."""
-        return any(layer.before_merge is not None for layer in self.all_layers().values())
+        """Whether adapters are merged into the base's weights."""
+        return bool(self.merged_names)
 
     def require_unmerged(self, advice: str = "call unmerge(model) first") -> None:
         """Refuse what would go unnoticed by a model whose adapter is merged.
@@ -314,9 +318,17 @@ def set_adapter(model: nn.Module, adapter_name: str | None) -> None:
     This holds for the whole model, whichever threads use it.
 
     Raises:
-        ModelError: there is no such adapter, or one is merged.
+        ModelError: there is no such adapter, one is merged, or several are named.
     """
     adapters = adapters_of(model)
+    if adapter_name is not None and not isinstance(adapter_name, str):
+        raise ModelError(
+            "one adapter acts at a time",
+            part="adapter_name",
+            found=repr(adapter_name),
+            expected="a name, or None",
+            advice="the sum of several can be merged: merge(model, [name, …])",
+        )
     if adapter_name is not None:
         adapters.adapter(adapter_name)
     adapters.activate(adapter_name)

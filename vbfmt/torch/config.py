@@ -12,6 +12,9 @@ from vbfmt.errors import ConfigError
 
 ALL_LINEAR = "all-linear"
 BIASES = ("none", "vblora_only", "all")
+TASKS = (  # peft.TaskType, 0.13 to 0.21
+    "CAUSAL_LM", "FEATURE_EXTRACTION", "QUESTION_ANS", "SEQ_2_SEQ_LM", "SEQ_CLS", "TOKEN_CLS",
+)  # fmt: skip
 
 Selection = Callable[..., Any]
 """(logits, k, training pass) → indices or None, and weights."""
@@ -46,7 +49,8 @@ class VBLoRAConfig:
         init_logits_std: the logits start as N(0, std²). The paper's Table 7 says N(0, 0.01);
             PEFT, by the same authors, takes that for the variance: 0.1.
         base_model_name_or_path, revision: what was adapted; taken from the model where it knows.
-        task_type: as PEFT names it (``SEQ_CLS``, ``CAUSAL_LM``, …); PEFT needs it to pick a class.
+        task_type: as PEFT names it (``SEQ_CLS``, ``CAUSAL_LM``, …), which needs it to pick a class
+            and refuses others.
             As in PEFT, modules whose names end in ``classifier`` or ``score`` (``SEQ_CLS``,
             ``TOKEN_CLS``) or in ``qa_outputs`` (``QUESTION_ANS``) are then trained whole.
         selection: how vectors are selected in training, see `vbfmt.torch.strategies`; by default
@@ -87,6 +91,8 @@ class VBLoRAConfig:
         _require_names(self)
         _require_sizes(self)
         _require(self.bias in BIASES, "bias", self.bias, " or ".join(BIASES))
+        fits = self.task_type in (None, *TASKS)
+        _require(fits, "task_type", self.task_type, " or ".join(TASKS))
         fits = is_number(self.vblora_dropout) and 0 <= self.vblora_dropout < 1
         _require(fits, "vblora_dropout", self.vblora_dropout, "0 ≤ p < 1")
         for what in ("init_vector_bank_bound", "init_logits_std"):

@@ -160,6 +160,8 @@ def eject(model: nn.Module, adapter_name: str | None = None) -> None:
     leaving = list(adapters.adapters) if adapter_name is None else [adapter_name]
     for each in leaving:
         adapters.adapter(each)
+    if set(leaving) & set(adapters.merged_names):
+        adapters.require_unmerged()
     if adapters.active in leaving:
         adapters.activate(None)
     for each in leaving:

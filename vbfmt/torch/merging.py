@@ -1,7 +1,8 @@
-"""Merging the active adapter into the base's weights in memory, and undoing it exactly."""
+"""Merging adapters into the base's weights in memory, and undoing it exactly."""
 
 from __future__ import annotations
 
+from collections.abc import Collection, Mapping
 from functools import reduce
 from typing import cast
 
@@ -9,7 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from vbfmt.errors import ModelError
-from vbfmt.torch.adapters import adapters_of
+from vbfmt.torch.adapters import VBLoRA, adapters_of
 from vbfmt.torch.admixture import LowRankUpdate
 from vbfmt.torch.injection import eject
 from vbfmt.torch.linear import VBLoRALinear
@@ -19,8 +20,11 @@ from vbfmt.torch.sharding import require_local
 from vbfmt.torch.stand_ins import owner_of
 from vbfmt.torch.wrapped import submodule
 
+AdapterNames = Collection[str] | Mapping[str, float] | None
+"""Which adapters to add: names, or names with a factor each; None: the active one."""
 
-def merge(model: nn.Module) -> None:
+
+def merge(model: nn.Module, adapter_names: AdapterNames = None) -> None:
     """Add ΔW of the active adapter to the base's weights: inference at the base's own speed.
 
     Added in float32, or in float64 if the weight or the adapter is, and rounded once to the
@@ -31,28 +35,36 @@ def merge(model: nn.Module) -> None:
     `unmerge` the model has no state dict: loaded again, it would have ΔW twice. For merged weights
     in files there is ``vbfmt merge``.
 
+    Args:
+        adapter_names: add the sum of these adapters instead; with a mapping, weighted by its
+            values. Heads and biases have no sum: only the active adapter may have some.
+
     Warns:
         UserWarning: the model has never called a layer, so that its adapter did nothing until now.
 
     Raises:
-        ModelError: no adapter is active, it is merged already, a weight is quantized,
-            parametrized or offloaded, or ΔW is not finite; nothing is changed then.
+        ModelError: no adapter is active, there is no such adapter, or another than the active one
+            has heads or biases; one is merged already; a weight is quantized, parametrized or
+            offloaded, or ΔW is not finite. Nothing is changed then.
     """
     adapters = adapters_of(model)
-    adapters.adapter()
+    factors = _factors(adapters, adapter_names)
     if adapters.merged:
-        raise ModelError("an adapter is merged already", advice="call unmerge(model) first")
-    layers = adapters.layers(adapters.active or "")
+        raise ModelError(
+            "an adapter is merged already",
+            part=", ".join(adapters.merged_names),
+            advice="call unmerge(model) first; several are merged in one call: "
+            "merge(model, [name, …])",
+        )
+    layers = {name: layer for each in factors for name, layer in adapters.layers(each).items()}
     require_in_memory(adapters.root, layers)
     require_local("merge", {name: layer.weight for name, layer in layers.items()})
-    warn_of_layers_never_called(adapters, None)
+    for each in factors:
+        warn_of_layers_never_called(adapters, each)
     merged: list[tuple[VBLoRALinear, Tensor]] = []
     for name, layer in layers.items():
-        update = layer.update()
-        if update is None:
-            continue
         _require_plain(name, layer)
-        weight = _with_update(layer, update)
+        weight = _with_updates(layer, factors)
         if not bool(weight.isfinite().all()):
             raise ModelError(
                 "the merged weight is not finite",
@@ -63,12 +75,48 @@ def merge(model: nn.Module) -> None:
     for layer, weight in merged:
         layer.before_merge = (cast(nn.Parameter, layer.weight),)
         layer.base_layer.weight = nn.Parameter(weight, requires_grad=False)
+    adapters.merged_names = tuple(factors)
 
 
-def merge_and_unload(model: nn.Module) -> nn.Module:
+def _factors(adapters: VBLoRA, names: AdapterNames) -> dict[str, float]:
+    """Return the factor of each adapter that is to be merged.
+
+    Raises:
+        ModelError: there is no such adapter, or one that is not active has heads or biases.
+    """
+    if names is None:
+        adapters.adapter()
+        return {adapters.active or "": 1.0}
+    if isinstance(names, str):
+        names = [names]
+    given = names if isinstance(names, Mapping) else dict.fromkeys(names, 1.0)
+    factors = {name: float(factor) for name, factor in given.items()}
+    if not factors:
+        raise ModelError("no adapter is named", part="adapter_names", expected="at least one")
+    for name in factors:
+        if adapters.adapter(name).stand_ins.names and name != adapters.active:
+            raise ModelError(
+                "heads and biases of an adapter that is not active cannot be merged",
+                part=f"adapter {name}",
+                advice=f"call set_adapter(model, {name!r}) first, and name no other with heads",
+            )
+    stays = adapters.active is not None and adapters.active not in factors
+    if stays and adapters.adapter().stand_ins.names:
+        raise ModelError(
+            "the active adapter's heads and biases would stay with the sum of others",
+            part=f"adapter {adapters.active}",
+            advice=f"call set_adapter(model, {next(iter(factors))!r}) first",
+        )
+    return factors
+
+
+def merge_and_unload(model: nn.Module, adapter_names: AdapterNames = None) -> nn.Module:
     """Merge the active adapter for good and take all adapters out: the base with other weights.
 
     Heads and biases of the active adapter stay in the model too.
+
+    Args:
+        adapter_names: as in `merge`; what is merged already stays so.
 
     Returns:
         The model itself, changed in place.
@@ -78,9 +126,9 @@ def merge_and_unload(model: nn.Module) -> nn.Module:
     """
     adapters = adapters_of(model)
     if not adapters.merged:
-        merge(model)
-    root, active = adapters.root, adapters.adapter()
-    own = active.stand_ins.tensors(root)
+        merge(model, adapter_names)
+    root = adapters.root
+    own = {} if adapters.active is None else adapters.adapter().stand_ins.tensors(root)
     merged = {
         name: layer.weight
         for name, layer in adapters.all_layers().items()
@@ -113,6 +161,7 @@ def unmerge(model: nn.Module) -> None:
                 before.data = before.data.to(merged)  # the model was moved meanwhile
             layer.base_layer.weight = before
             layer.before_merge = None
+    adapters.merged_names = ()
 
 
 def _require_plain(name: str, layer: VBLoRALinear) -> None:
@@ -139,9 +188,15 @@ def _require_plain(name: str, layer: VBLoRALinear) -> None:
 
 
 @torch.no_grad()
-def _with_update(layer: VBLoRALinear, update: LowRankUpdate) -> Tensor:
-    a, b = update.factors()
-    dtype = reduce(torch.promote_types, (layer.weight.dtype, a.dtype, b.dtype), torch.float32)
-    delta = b.to(dtype) @ a.to(dtype)
-    total = layer.weight.to(dtype) + (delta.t() if layer.fan_in_fan_out else delta)
+def _with_updates(layer: VBLoRALinear, factors: Mapping[str, float]) -> Tensor:
+    total = layer.weight
+    for name, factor in factors.items():
+        if name not in layer.updates:
+            continue
+        a, b = cast(LowRankUpdate, layer.updates[name]).factors()
+        dtype = reduce(torch.promote_types, (total.dtype, a.dtype, b.dtype), torch.float32)
+        delta = b.to(dtype) @ a.to(dtype)
+        if factor != 1:
+            delta = factor * delta
+        total = total.to(dtype) + (delta.t() if layer.fan_in_fan_out else delta)
     return total.to(layer.weight.dtype)

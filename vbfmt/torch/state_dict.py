@@ -10,15 +10,17 @@ adapter alone (`get_adapter_state_dict`): so the Trainer resumes.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Set
 from typing import Any
 
 from torch import nn
 from torch.utils.hooks import RemovableHandle
 
+from vbfmt._files.wrappers import without_wrappers
 from vbfmt.errors import ModelError
 from vbfmt.torch.adapter_state import is_adapter_state, set_adapter_state_dict
 from vbfmt.torch.adapters import VBLoRA, adapters_of
+from vbfmt.torch.linear import VBLoRALinear
 from vbfmt.torch.stand_ins import path_of
 
 
@@ -32,6 +34,39 @@ def order_state_dicts(root: nn.Module) -> list[RemovableHandle]:
     ]
 
 
+def get_base_state_dict(model: nn.Module) -> dict[str, Any]:
+    """Return the base's own state dict, as if no adapter were in the model; memory is shared.
+
+    Raises:
+        ModelError: the model has no adapter, or one is merged.
+    """
+    adapters = adapters_of(model)
+    adapters.require_unmerged("call unmerge(model) first")
+    modules = adapters.root.named_modules(remove_duplicate=False)
+    wrapped = {f"{name}." for name, module in modules if isinstance(module, VBLoRALinear)}
+    state = {}
+    for key, value in adapters.root.state_dict().items():
+        base = _name_in_base(key, wrapped)
+        if base is not None:
+            state[base] = value
+    if adapters.active is not None:
+        stand_ins = adapters.adapter().stand_ins
+        for name, own in stand_ins.keys().items():
+            state[name] = getattr(stand_ins, own).detach()
+    return state
+
+
+def _name_in_base(key: str, wrapped: Set[str]) -> str | None:
+    """The name that a tensor of the model has in the base; None for an adapter's."""
+    if key.startswith("vblora."):
+        return None
+    for part in (".base_layer.", ".updates."):
+        owner, found, leaf = key.partition(part)
+        if found and f"{owner}." in wrapped:
+            return without_wrappers(f"{owner}.{leaf}") if part == ".base_layer." else None
+    return without_wrappers(key)
+
+
 # Functions and not methods of VBLoRA: PyTorch sets an attribute on them.
 def _require_unmerged(root: nn.Module, *_: Any) -> None:
     """A merged weight under the base's name would have the update twice when it is loaded."""
@@ -43,11 +78,12 @@ def _require_unmerged(root: nn.Module, *_: Any) -> None:
 def _prepare_to_load(root: nn.Module, state: dict[str, Any], prefix: str, *_: Any) -> None:
     """Check a state dict and rename its tensors to where they stand in this model now."""
     _require_unmerged(root)
-    if not prefix and is_adapter_state(state):
+    adapters = adapters_of(root)
+    adapters.loaded_alone = not prefix and is_adapter_state(state)
+    if adapters.loaded_alone:
         set_adapter_state_dict(root, state)
         state.clear()
         return
-    adapters = adapters_of(root)
     _require_same_k(adapters, state, prefix)
     given = _Standing.of_state_dict(adapters, state, prefix)
     now = _Standing(adapters, prefix, adapters.active)
@@ -61,7 +97,9 @@ def _prepare_to_load(root: nn.Module, state: dict[str, Any], prefix: str, *_: An
 
 def _expect_no_base(root: nn.Module, keys: Any) -> None:
     """Report no key as missing when the state dict was that of an adapter alone."""
-    if {*keys.missing_keys} == {*root.state_dict()}:
+    adapters = adapters_of(root)
+    if adapters.loaded_alone:
+        adapters.loaded_alone = False
         keys.missing_keys.clear()
 
 

@@ -1,0 +1,401 @@
+"""PEFT's own VB-LoRA tests, in our words: layers, files, and the life of adapters in a model.
+
+Every test of PEFT (main of August 2026) that runs with ``VBLoRAConfig`` is listed here (merging,
+switching and taking out: the tests are in `test_peft_counterparts_of_adapters`) or in
+`test_peft_counterparts_of_models` and `test_peft_counterparts_of_configs`. Those of one row are one
+statement that PEFT makes in several files. "No such thing": what PEFT has is not here, and the
+test shows what a user gets instead.
+
+tests/test_vblora.py
+    test_vblora_parameters                    test_shapes_and_the_one_bank
+    test_save_with_topk_weights               test_the_small_file_has_k_indices_and_fewer_weights
+    test_save_load                            test_saved_and_loaded_the_outputs_are_the_same
+    test_resume_training_model_with_…         test_the_small_file_cannot_be_trained_further
+    test_vblora_dtypes                        test_the_output_has_the_bases_dtype
+    test_vblora_nb_savable_params_only_…      test_how_many_numbers_are_stored_and_trained
+    test_vblora_nb_savable_params_all_logits  test_how_many_numbers_are_stored_and_trained
+tests/test_initialization.py
+    test_vblora_with_incompatible_… (2)       test_a_vector_length_that_does_not_divide
+    test_key_mapping_…_vblora (4)             test_layers_with_other_names_are_refused (no such
+                                              thing: ``vbfmt expand --base`` renames)
+tests/test_custom_models.py, tests/testing_common.py (6 models each)
+    test_attributes_parametrized              test_what_a_model_with_an_adapter_can_do
+    test_adapter_name                         test_the_adapters_name_is_in_its_parameters_names
+    test_save_pretrained                      test_a_checkpoint_is_two_files_with_every_value
+    test_save_pretrained_pickle               test_a_pickle_is_not_read (no such thing)
+    test_save_pretrained_adapter_name_…       test_only_the_named_adapter_is_saved
+    test_load_model_low_cpu_mem_usage         test_a_model_without_memory_takes_an_adapter
+    test_from_pretrained_config_construction  test_a_checkpoint_says_its_config
+    test_load_multiple_adapters               test_one_checkpoint_under_several_names
+    test_merge_layers                         test_merging_changes_no_output
+    test_merge_layers_fp16, test_forward_…    test_half_precision_runs_and_merges
+    test_merge_layers_is_idempotent           test_a_second_merge_is_refused (no such thing)
+    test_safe_merge                           test_merged_weights_can_be_saved
+    test_training_custom_models               test_every_parameter_of_the_adapter_has_a_gradient
+    test_inference_safetensors                test_saved_and_loaded_the_outputs_are_the_same
+    test_peft_model_device_map                test_a_new_adapter_is_where_its_layers_are
+    test_in_features_out_features_exposed     test_a_layer_says_its_sizes
+    test_forward_output_finite                test_the_outputs_are_pefts
+    test_forward_…_no_autocast                test_an_adapter_is_float32 (no such thing)
+    test_adapter_dtype_autocast               test_an_adapter_is_float32
+    test_only_params_are_updated              test_training_changes_the_adapter_alone
+    test_save_load_roundtrip                  test_saved_and_loaded_the_outputs_are_the_same
+    test_parameters_after_loading_model       test_a_checkpoint_is_two_files_with_every_value
+    test_disable_adapters                     test_disabled_is_the_base
+    test_disable_adapters_with_merging        test_a_merged_adapter_cannot_be_disabled
+    test_disable_adapters_exiting_… (2)       test_after_disabled_it_is_as_before
+    test_active_adapter                       test_one_adapter_acts_at_a_time
+    test_delete_adapter                       test_an_adapter_that_is_taken_out_leaves_nothing
+    test_delete_adapter_properly_cleans_…     test_an_adapter_that_is_taken_out_leaves_nothing
+    test_delete_inactive_adapter              test_the_active_adapter_stays_when_another_leaves
+    test_delete_unknown_adapter_raises        test_an_adapter_that_is_not_there
+    test_delete_merged_adapter_… (2)          test_a_merged_adapter_cannot_leave
+    test_adding_multiple_adapters_with_bias…  test_adapters_have_biases_of_their_own
+    test_get_base_model_state_dict            test_the_bases_own_state_dict
+    test_save_load_roundtrip_fsdp_… (3)       test_an_adapters_state_dict_out_of_fsdp
+    test_disable_adapter_with_bias_warns      skipped by PEFT for VB-LoRA
+tests/test_custom_models.py, TestMultipleActiveAdapters (2 pairs)
+    test_multiple_active_adapters_forward     test_one_adapter_acts_at_a_time (no such thing)
+    test_multiple_active_adapters_merge_…     test_the_sum_of_two_adapters_is_merged
+    test_merge_layers_multi                   test_the_sum_of_two_adapters_is_merged
+    test_sequential_merge_matches_batch_…     test_a_second_merge_is_refused (no such thing)
+    test_unmerge_after_sequential_merge_…     test_the_sum_of_two_adapters_is_merged
+tests/test_custom_models.py, TestRequiresGrad
+    test_requires_grad_vblora_… (2)           test_only_the_active_adapter_trains
+tests/test_common_gpu.py
+    test_vblora_add_new_adapter_does_not_…    test_a_new_adapter_does_not_move_another
+tests/regression
+    test_vblora_tuning, test_state_dict (2)   test_peft_counterparts_of_models
+"""
+
+from __future__ import annotations
+
+import peft
+import pytest
+import torch
+from safetensors.torch import load_file
+from torch import nn
+
+from tests.torch.peft_models import CUSTOM, MLP, beside, inputs, made, ours, theirs
+from vbfmt import load
+from vbfmt.errors import ConfigError, ModelError, SourceError
+from vbfmt.torch import (
+    VBLoRAConfig,
+    adapters_of,
+    get_adapter_state_dict,
+    get_base_state_dict,
+    inject,
+    layer_status,
+    load_checkpoint,
+    load_packed,
+    num_stored_parameters,
+    num_trainable_parameters,
+    param_groups,
+    save_checkpoint,
+    save_packed,
+    set_adapter_state_dict,
+)
+from vbfmt.torch.checkpoint_file import read
+
+A = {"target_modules": ["lin0"], "vector_length": 2, "init_vector_bank_bound": 0.1}
+
+
+@pytest.fixture(params=CUSTOM)
+def case(request):
+    return request.param
+
+
+def output(model, x):
+    with torch.no_grad():
+        return model(x)
+
+
+def values(model, adapter_name=None):
+    state = get_adapter_state_dict(model, adapter_name)
+    return {key: tensor.clone() for key, tensor in state.items()}
+
+
+def assert_equal(found, expected):
+    assert found.keys() == expected.keys()
+    assert [key for key in found if not torch.equal(found[key], expected[key])] == []
+
+
+def test_shapes_and_the_one_bank(tmp_path):
+    settings = {"target_modules": ["lin0", "lin1", "lin3"], "vector_length": 2, "num_vectors": 10}
+    model = made(MLP)
+    inject(model, VBLoRAConfig(**settings))
+    save_checkpoint(model, tmp_path / "ours")
+    found = load_file(tmp_path / "ours" / "adapter_model.safetensors")
+    made_by_peft = peft.get_peft_model(made(MLP), peft.VBLoRAConfig(**settings))
+    made_by_peft.save_pretrained(str(tmp_path / "theirs"))
+    expected = load_file(tmp_path / "theirs" / "adapter_model.safetensors")
+    assert {key: t.shape for key, t in found.items()} == {
+        key: t.shape for key, t in expected.items()
+    }
+    assert found["base_model.model.lin0.vblora_logits_B"].shape == (10, 4, 10)
+    adapters = adapters_of(model)
+    banks = {id(layer.updates["default"].bank) for layer in adapters.all_layers().values()}
+    assert banks == {id(adapters.adapter().bank)}
+    assert adapters.adapter().bank.weight.shape == (10, 2)
+    assert output(model, inputs(MLP)).shape == (9, 2)
+
+
+def test_the_small_file_has_k_indices_and_fewer_weights(tmp_path):
+    model = made(MLP)
+    settings = {"target_modules": ["lin0", "lin3"], "vector_length": 2, "num_vectors": 10}
+    inject(model, VBLoRAConfig(**settings, topk=3))
+    save_packed(model, tmp_path / "adapter.vblora")
+    adapter = load(tmp_path / "adapter.vblora")
+    n = 4 * (10 + 20 + 20 + 2) // 2
+    assert adapter.indices.shape == (n, 3)
+    assert adapter.weights.shape == (n, 2)
+    assert adapter.indices.dtype == "uint8"
+
+
+@pytest.mark.parametrize("packed", [False, True])
+def test_saved_and_loaded_the_outputs_are_the_same(case, packed, tmp_path):
+    model, x = ours(case)
+    model(x).sum().backward()
+    base = made(CUSTOM[case][0], seed=0)
+    if packed:
+        save_packed(model, tmp_path / "adapter.vblora")
+        load_packed(base, tmp_path / "adapter.vblora")
+    else:
+        save_checkpoint(model, tmp_path / "checkpoint")
+        load_checkpoint(base, tmp_path / "checkpoint")
+    torch.testing.assert_close(output(base, x), output(model, x), rtol=1e-5, atol=1e-6)
+    untouched = made(CUSTOM[case][0])
+    assert not torch.allclose(output(untouched, x), output(model, x), atol=1e-5)
+
+
+def test_the_small_file_cannot_be_trained_further(tmp_path):
+    model = made(MLP)
+    inject(model, VBLoRAConfig(**A))
+    save_packed(model, tmp_path / "adapter.vblora")
+    fresh = made(MLP)
+    load_packed(fresh, tmp_path / "adapter.vblora")
+    with pytest.raises(ModelError, match="it holds no logits.*warm_start"):
+        param_groups(fresh)
+    other = peft.get_peft_model(made(MLP), peft.VBLoRAConfig(**A, save_only_topk_weights=True))
+    other.save_pretrained(str(tmp_path / "topk"))
+    with pytest.raises(SourceError, match="without logits cannot be trained further.*top-k form"):
+        load_checkpoint(made(MLP), tmp_path / "topk")
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float16, torch.bfloat16])
+def test_the_output_has_the_bases_dtype(dtype):
+    model = made(MLP).to(dtype)
+    inject(model, VBLoRAConfig(**A))
+    assert output(model, inputs(MLP).to(dtype)).dtype == dtype
+
+
+def test_how_many_numbers_are_stored_and_trained():
+    model = made(MLP)
+    settings = {"target_modules": ["lin0", "lin1"], "vector_length": 2, "num_vectors": 10}
+    inject(model, VBLoRAConfig(**settings, modules_to_save=["lin3"]))
+    theirs = peft.get_peft_model(
+        made(MLP), peft.VBLoRAConfig(**settings, save_only_topk_weights=True)
+    )
+    for parameter in theirs.base_model.model.lin3.parameters():
+        parameter.requires_grad_(True)
+    assert num_stored_parameters(model) == sum(theirs.get_nb_savable_parameters())
+    theirs.peft_config["default"].save_only_topk_weights = False
+    assert num_trainable_parameters(model)[0] == sum(theirs.get_nb_savable_parameters())
+
+
+@pytest.mark.parametrize("layer", ["lin0", "lin3"])
+def test_a_vector_length_that_does_not_divide(layer):
+    config = VBLoRAConfig(target_modules=[layer], vector_length=3)
+    with pytest.raises(ConfigError, match=f"does not divide.*{layer}"):
+        inject(made(MLP), config)
+
+
+class Renamed(nn.Module):
+    """An MLP within a model, as when transformers renames a model's parts."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.model = MLP()
+
+
+def test_layers_with_other_names_are_refused(tmp_path):
+    model = made(MLP)
+    inject(model, VBLoRAConfig(**A))
+    save_checkpoint(model, tmp_path / "checkpoint")
+    with pytest.raises(ModelError, match="layers that this one does not have.*found lin0"):
+        load_checkpoint(made(Renamed), tmp_path / "checkpoint")
+
+
+def test_what_a_model_with_an_adapter_can_do(case):
+    model, _ = ours(case)
+    assert [each.name for each in layer_status(model)] == [*adapters_of(model).all_layers()]
+    assert "push_to_hub" not in dir(model)
+
+
+def test_the_adapters_name_is_in_its_parameters_names(case):
+    kind, settings = CUSTOM[case]
+    model = made(kind)
+    inject(model, VBLoRAConfig(**settings), adapter_name="test-adapter")
+    trained = [name for name, each in model.named_parameters() if each.requires_grad]
+    assert sum("test-adapter" in name for name in trained) == len(trained) - 2 * (
+        "modules_to_save" in settings
+    )
+
+
+@pytest.mark.filterwarnings("error")
+def test_a_checkpoint_is_two_files_with_every_value(case, tmp_path):
+    model, x = ours(case)
+    optimizer = torch.optim.SGD(param_groups(model), lr=0.01)
+    for _ in range(3):
+        optimizer.zero_grad()
+        model(x).sum().backward()
+        optimizer.step()
+    save_checkpoint(model, tmp_path / "checkpoint")
+    assert sorted(path.name for path in (tmp_path / "checkpoint").iterdir()) == [
+        "adapter_config.json",
+        "adapter_model.safetensors",
+    ]
+    fresh = made(CUSTOM[case][0])
+    load_checkpoint(fresh, tmp_path / "checkpoint")
+    assert_equal(values(fresh), values(model))
+
+
+def test_a_pickle_is_not_read(case, tmp_path):
+    other = theirs(case)
+    other.save_pretrained(str(tmp_path), safe_serialization=False)
+    with pytest.raises(SourceError, match="a pickle.*adapter_model.bin.*safe_serialization=True"):
+        load_checkpoint(made(CUSTOM[case][0]), tmp_path)
+
+
+def test_only_the_named_adapter_is_saved(case, tmp_path):
+    kind, settings = CUSTOM[case]
+    model = made(kind)
+    inject(model, VBLoRAConfig(**settings))
+    expected = len(values(model))
+    for name in ("default2", "other_default", "foodefault_bar", "efaul"):
+        inject(model, VBLoRAConfig(**settings), adapter_name=name)
+    save_checkpoint(model, tmp_path / "checkpoint", adapter_name="default")
+    saved = load_file(tmp_path / "checkpoint" / "adapter_model.safetensors")
+    assert len(saved) == expected
+    fresh = made(kind)
+    load_checkpoint(fresh, tmp_path / "checkpoint")
+    assert_equal(values(fresh), values(model, "default"))
+
+
+def test_a_model_without_memory_takes_an_adapter(case):
+    kind, settings = CUSTOM[case]
+    with torch.device("meta"):
+        model = kind()
+    inject(model, VBLoRAConfig(**settings))
+    assert {each.device.type for each in model.parameters()} == {"meta"}
+
+
+def test_a_checkpoint_says_its_config(case, tmp_path):
+    model, _ = ours(case, r=3, topk=1)
+    save_checkpoint(model, tmp_path / "checkpoint")
+    config, _ = read(tmp_path / "checkpoint")
+    own = CUSTOM[case][1]
+    assert (config.r, config.topk) == (3, 1)
+    assert (config.num_vectors, config.vector_length) == (own["num_vectors"], own["vector_length"])
+    assert list(config.modules_to_save) == own.get("modules_to_save", [])
+    loaded = load_checkpoint(made(CUSTOM[case][0]), tmp_path / "checkpoint")
+    assert [*loaded.all_layers()] == [*adapters_of(model).all_layers()]
+    of_peft = peft.PeftConfig.from_pretrained(str(tmp_path / "checkpoint"))
+    assert isinstance(of_peft, peft.VBLoRAConfig)
+    assert (of_peft.r, of_peft.topk, of_peft.inference_mode) == (3, 1, True)
+
+
+def test_one_checkpoint_under_several_names(case, tmp_path):
+    model, x = ours(case)
+    save_checkpoint(model, tmp_path / "checkpoint")
+    fresh = made(CUSTOM[case][0])
+    for name in ("default", "other", "yet-another"):
+        load_checkpoint(fresh, tmp_path / "checkpoint", adapter_name=name)
+        torch.testing.assert_close(output(fresh, x), output(model, x))
+        assert_equal(values(fresh, name), values(model))
+
+
+def test_every_parameter_of_the_adapter_has_a_gradient(case):
+    model, x = ours(case)
+    model(x).sum().backward()
+    adapters = adapters_of(model)
+    own = {id(p) for group in adapters.parameters_of("default").values() for p in group}
+    for name, parameter in model.named_parameters():
+        assert (parameter.grad is not None) == (id(parameter) in own), name
+
+
+def test_a_layer_says_its_sizes(case):
+    model, _ = ours(case)
+    for name, layer in adapters_of(model).all_layers().items():
+        base = made(CUSTOM[case][0]).get_submodule(name)
+        shape = tuple(base.weight.shape)
+        expected = shape if isinstance(base, nn.Linear) else shape[::-1]
+        assert (layer.out_features, layer.in_features) == expected
+
+
+def test_the_outputs_are_pefts(case, tmp_path):
+    x = inputs(CUSTOM[case][0])
+    model, other = beside(case, tmp_path)
+    found = output(model.eval(), x)
+    assert found.isfinite().all()
+    torch.testing.assert_close(found, output(other.eval(), x), rtol=1e-5, atol=1e-6)
+    torch.testing.assert_close(output(model.train(), x), output(other.train(), x))
+
+
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16, torch.float32])
+def test_an_adapter_is_float32(case, dtype, tmp_path):
+    kind, settings = CUSTOM[case]
+    model = made(kind).to(dtype)
+    inject(model, VBLoRAConfig(**settings))
+    inject(model, VBLoRAConfig(**settings), adapter_name="other")
+    save_checkpoint(model, tmp_path / "checkpoint")
+    load_checkpoint(model, tmp_path / "checkpoint", adapter_name="loaded")
+    for name in ("default", "other", "loaded"):
+        parameters = adapters_of(model).parameters_of(name)
+        assert {p.dtype for p in (*parameters["bank"], *parameters["logits"])} == {torch.float32}
+        assert {p.dtype for p in parameters["rest"]} <= {dtype}
+
+
+def test_training_changes_the_adapter_alone(case):
+    model, x = ours(case)
+    before = {name: tensor.clone() for name, tensor in get_base_state_dict(model).items()}
+    own = values(model)
+    optimizer = torch.optim.SGD(param_groups(model), lr=100)
+    for group in optimizer.param_groups:
+        group["lr"] = 1.0 if group["name"] == "rest" else 100
+    for _ in range(3):
+        optimizer.zero_grad()
+        model(x).sum().backward()
+        optimizer.step()
+    assert_equal(get_base_state_dict(model), before)
+    assert [key for key, tensor in values(model).items() if torch.equal(tensor, own[key])] == []
+
+
+@pytest.mark.parametrize("bias", ["none", "all", "vblora_only"])
+def test_an_adapters_state_dict_out_of_fsdp(case, bias):
+    import torch.distributed as dist
+    from torch.distributed.fsdp import FullyShardedDataParallel
+
+    dist.init_process_group("gloo", store=dist.HashStore(), rank=0, world_size=1)
+    try:
+        model, x = ours(case, bias=bias)
+        for parameter in adapters_of(model).parameters_of("default")["rest"]:
+            torch.nn.init.constant_(parameter, 0.23)
+        expected = output(model, x)
+        wrapped = FullyShardedDataParallel(
+            model, use_orig_params=True, device_id=torch.device("cpu")
+        )
+        torch.testing.assert_close(output(wrapped, x), expected)
+        with FullyShardedDataParallel.summon_full_params(wrapped):
+            state = values(wrapped)
+    finally:
+        dist.destroy_process_group()
+    fresh, _ = ours(case, bias=bias)
+    set_adapter_state_dict(fresh, state)
+    torch.testing.assert_close(output(fresh, x), expected)
+
+
+def test_a_new_adapter_is_where_its_layers_are(case):
+    model, _ = ours(case)
+    for name, layer in adapters_of(model).all_layers().items():
+        assert layer.updates["default"].logits.device == layer.weight.device, name
