@@ -31,7 +31,7 @@ def test_pack_external_writes_what_split_writes(vbfmt, checkpoint, thin, tmp_pat
     assert done.code == 0
     assert out.read_bytes() == thin.read_bytes()
     (bank,) = (tmp_path / "other").iterdir()
-    assert f"its bank, to be shared: {bank}" in done.out
+    assert f"external bank: {bank}" in done.out
     refused = vbfmt("pack", checkpoint, "-o", tmp_path / "y.vblora", "--banks", tmp_path)
     assert refused.code == 2
 

@@ -19,7 +19,7 @@ def test_llama_2_7b_in_words(vbfmt):
     assert ours[-4:] == ["80,478,208", "602,368", "2.4", "MB"]
     lora = next(line for line in lines if line.startswith("LoRA,")).split()
     assert lora[-5:] == ["9,994,240", "9,994,240", "40.0", "MB", "17×"]
-    assert "b may be 16, 32, 64, 128, 256: divides 4096, 11008" in lines
+    assert "b can be 16, 32, 64, 128, 256; it must divide 4096, 11008" in lines
     assert result.err == (
         "note: h = 2048 is above 256: every index takes 16 bits instead of 8, 78.1 kB more in all\n"
     )
@@ -82,7 +82,9 @@ def test_a_short_b_is_warned_of(vbfmt):
     assert (long.code, long.err) == (0, "")
     short = vbfmt("estimate", "--model", "llama-2-7b", "--b", 8)
     assert short.code == 0
-    assert short.err.startswith("note: b = 8: every 8 parameters of LoRA take 2 indices; b must")
+    assert short.err.startswith(
+        "note: b = 8 is short: every 8 parameters of LoRA take 2 indices; b must"
+    )
 
 
 def test_neither_a_gguf_file_nor_an_empty_folder_is_a_config(vbfmt, tmp_path):

@@ -107,4 +107,4 @@ def test_a_rank_that_is_not_lower_loses_nothing(vbfmt, tmp_path, packed):
     """It printed a line of 0 for every module."""
     result = vbfmt("expand", packed, "-o", tmp_path / "x", "--rank", "20")
     assert result.code == 0
-    assert result.out.splitlines()[1:] == ["nothing lost: the rank was 2 already"]
+    assert result.out.splitlines()[1:] == ["nothing lost: the rank was already 2"]

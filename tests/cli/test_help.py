@@ -78,7 +78,7 @@ def test_a_word_like_none_gets_the_list(vbfmt):
 
 
 def test_a_path_before_the_command_is_recognised(vbfmt, packed, checkpoint):
-    assert f"comes first: vbfmt verify {packed}" in vbfmt(packed, "verify").err
+    assert f"Give the command first: vbfmt verify {packed}" in vbfmt(packed, "verify").err
     assert f"as in: vbfmt verify {packed}" in vbfmt(packed).err
     assert f"as in: vbfmt pack {checkpoint}" in vbfmt(checkpoint).err
 

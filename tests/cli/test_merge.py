@@ -158,7 +158,7 @@ def test_expand_reduces_the_rank_and_says_what_is_lost(vbfmt, files, tmp_path):
                        tmp_path / "all", "--rank", "2", "-v").out  # fmt: skip
     assert all(f"  {name}  {lost[name]:.3g}" in everything for name in lost)
     mean = sum(lost.values()) / len(lost)
-    assert f"norm: {mean:.3g} on average over {len(lost)} modules" in result.out
+    assert f"each ΔW: {mean:.3g} on average over {len(lost)} modules" in result.out
 
 
 @pytest.mark.parametrize("inside", [False, True])

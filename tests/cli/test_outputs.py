@@ -173,7 +173,7 @@ def test_a_file_cannot_be_a_folder_above_the_output(vbfmt, tmp_path, packed, com
 )
 def test_an_empty_name_is_wrong_usage(vbfmt, words):
     result = vbfmt(*words)
-    assert (result.code, "an empty name" in result.err) == (2, True)
+    assert (result.code, "the name is empty" in result.err) == (2, True)
 
 
 def test_the_size_before_is_that_of_the_input_files(vbfmt, trained):

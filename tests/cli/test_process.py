@@ -49,7 +49,7 @@ def test_errors_name_standard_input(tmp_path, packed):
     assert b" in standard input: " in done.stderr
     assert b"tmp" not in done.stderr.replace(os.fsencode(tmp_path), b"")
     twice = run("diff", "-", "-", given=packed.read_bytes())
-    assert (twice.returncode, b"given twice" in twice.stderr) == (2, True)
+    assert (twice.returncode, b"given only once" in twice.stderr) == (2, True)
 
 
 @pytest.mark.parametrize("encoding", ["latin-1", "cp1252", "cp437", "ascii", "koi8-r", "utf-8"])

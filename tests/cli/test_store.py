@@ -71,9 +71,9 @@ def test_a_fault_in_the_store_is_named(vbfmt, tmp_path, files):
         (("remove", "S", "bob"), 1, "no adapter with that name in S"),
         (("list", "T"), 1, "not a vbfmt store in T: found no store.json"),
         (("add", "T", "F"), 1, "not a vbfmt store, and not empty in T"),
-        (("add", "S", "F", "--name", "a", "--name", "b"), 2, "2 names for 1 files"),
-        (("list", "S", "--metadata", "x"), 2, "--metadata is KEY=VALUE"),
-        (("gc", "S", "--grace", "-1"), 2, "--grace is a number of hours"),
+        (("add", "S", "F", "--name", "a", "--name", "b"), 2, "2 --name for 1 files"),
+        (("list", "S", "--metadata", "x"), 2, "--metadata must be KEY=VALUE"),
+        (("gc", "S", "--grace", "-1"), 2, "--grace must be a number of hours"),
         (("tag", "S", "a", "b", "--force", "--replaces", "x"), 2, "exclude each other"),
     ],
 )

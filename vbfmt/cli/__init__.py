@@ -1,7 +1,7 @@
 """The command line: thin commands, each imported when it is called.
 
-Errors of the library become one line on stderr and exit status 1, or JSON with ``--json``; wrong
-usage is exit status 2.
+An error of the library is printed as one line on stderr, or as JSON on stdout with ``--json``, and
+the exit status is 1. Wrong usage has exit status 2.
 """
 
 from __future__ import annotations
@@ -30,11 +30,11 @@ COMMANDS = (
     "store",
     "jobs",
 )
-"""In the order in which a user meets them; each is ``vbfmt.cli.<name>.command``."""
+"""The commands in the order of the help. Each is ``vbfmt.cli.<name>.command``."""
 
 
 class _Commands(click.Group):
-    """Commands that are not imported before they are needed."""
+    """A group that imports a command when it is called."""
 
     def list_commands(self, ctx: click.Context) -> list[str]:
         return list(COMMANDS)
@@ -55,7 +55,7 @@ class _Commands(click.Group):
         return super().resolve_command(ctx, args)
 
     def main(self, *arguments: Any, **options: Any) -> NoReturn:
-        """Run the command and end the process, with errors in the form that was asked for."""
+        """Run the command, print its error if there is one, and exit the process."""
         try:
             status = self._run(*arguments, **options)
         except click.ClickException as error:
@@ -72,26 +72,26 @@ class _Commands(click.Group):
         sys.exit(status if isinstance(status, int) else 0)
 
     def _run(self, *arguments: Any, **options: Any) -> Any:
-        """Run the command.
+        """Run the command and return its exit status.
 
         Raises:
-            click.ClickException, click.Abort, OSError: as click does; what is for the user of other
-                errors is a `Failure`.
+            click.ClickException, click.Abort: raised by click, or a `Failure` with an error that
+                the user should see.
+            Exception: any other error, unchanged.
         """
         try:
             return super().main(*arguments, **{**options, "standalone_mode": False})
         except (click.ClickException, click.Abort):
             raise
         except Exception as error:
-            from vbfmt.cli.failure import Failure, explained
+            from vbfmt.cli.failure import Failure, is_for_user
 
-            closed = isinstance(error, OSError) and error.errno == errno.EPIPE
-            if closed or not explained(error):
+            if not is_for_user(error):
                 raise
             raise Failure(error) from error
 
 
-_INTERRUPTED = 130  # as shells say: 128 + SIGINT
+_INTERRUPTED = 130  # what shells report: 128 + SIGINT
 
 
 @click.group(
@@ -106,12 +106,12 @@ _INTERRUPTED = 130  # as shells say: 128 + SIGINT
 def group() -> None:
     """VB-LoRA adapters as small, verifiable files.
 
-    Pack a PEFT checkpoint, prove the file, turn it into what a runtime takes.
+    Pack a PEFT checkpoint, verify the file, convert it to the format that a runtime loads.
     """
 
 
 def _show(message: Warning | str, category: type[Warning], *_: Any, **__: Any) -> None:
-    """Print the library's warnings as notes; those of other libraries are for developers."""
+    """Print the library's warnings as notes, and ignore those of other libraries."""
     from vbfmt.cli.show import note
     from vbfmt.cli.translation import in_options
     from vbfmt.errors import VbfmtWarning

@@ -1,4 +1,4 @@
-"""Kinds of arguments that several commands take, checked before anything is done."""
+"""Arguments and options that several commands share, validated before a command runs."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from typing import Any
 
 import click
 
-# What is imported late is not imported to print a usage line.
+# These tuples repeat names from other modules, so that a usage line needs no import of them.
 LAYOUTS = ("peft", "unilora", "nlu", "algorithm1")
 """The names of `vbfmt.converters.READERS`."""
 
@@ -19,11 +19,11 @@ FIGURES = ("usage", "norms", "depth", "kinds", "selection", "projection", "delta
 """The keys of `vbfmt.plot.FIGURES`."""
 
 STANDARD_STREAM = "-"
-"""Standard input or output, in place of a file's name."""
+"""The argument that stands for standard input or output."""
 
 _DTYPES = {"fp32": "float32", "f32": "float32", "float": "float32"}
 _DTYPES |= {"bf16": "bfloat16", "fp16": "float16", "f16": "float16", "half": "float16"}
-"""Other names of dtypes → NumPy's."""
+"""Short names of dtypes → NumPy's names."""
 
 _INTO_FOLDER = "weights are written as safetensors into a folder by vbfmt unpack, expand or merge"
 _WRITTEN_BY = {
@@ -41,25 +41,25 @@ _WRITTEN_BY = {
     ".tar": "no command writes archives",
     ".gz": "no command writes archives",
 }
-"""Endings that name a form of file → how to get one, or what is written instead."""
+"""Known endings of file names → how to get such a file, or what is written instead."""
 
 
 class _Path(click.Path):
-    """A path, or a repository's name: anything but nothing, which would be the current folder."""
+    """A path or the name of a repository. Not empty: that would mean the current folder."""
 
     def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> Any:
         if not value:
-            self.fail("an empty name", param, ctx)
+            self.fail("the name is empty", param, ctx)
         return value
 
 
 class _Input(_Path):
-    """A path that is read, where ``-`` is not standard input."""
+    """An input path, for commands that do not read standard input."""
 
     def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> Any:
         if value == STANDARD_STREAM:
             self.fail(
-                "- (standard input) is for packed files; give a path, or ./- for that name",
+                "- (standard input) is only for packed files; give a path, or ./- for that name",
                 param,
                 ctx,
             )
@@ -67,7 +67,7 @@ class _Input(_Path):
 
 
 class _Dtype(click.Choice[str]):
-    """A dtype by NumPy's name or a usual short one."""
+    """A dtype, by NumPy's name or a common short one."""
 
     def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> Any:
         name = str(value).lower().removeprefix("torch.")
@@ -78,7 +78,7 @@ PACKED = _Path()
 """A packed file: a path, ``-`` for standard input, or a repository on the Hub."""
 
 PATH = _Input()
-"""A path that is read, or a repository on the Hub."""
+"""An input path, or a repository on the Hub."""
 
 DTYPE = _Dtype(["float32", "bfloat16", "float16"])
 FORM = click.Choice(("embedded", "external"), case_sensitive=False)
@@ -98,20 +98,20 @@ BANKS = click.option(
     multiple=True,
     type=PATH,
     metavar="DIR",
-    help="Where banks of files without one are, besides beside the file. May be repeated.",
+    help="Folder to search for external banks, before a file's own folder. May be repeated.",
 )
 
 
 def output_option(
     what: str, *endings: str, required: bool = False, stream: bool = False
 ) -> Callable[[Any], Any]:
-    """The option ``-o``, refused where the name's ending is that of another form of file.
+    """Return the option ``-o``, which refuses the name of another kind of file.
 
     Args:
-        what: is written, for the help.
-        endings: that a name may have; other names without a known ending are taken too, unless
-            they are `required`.
-        stream: take ``-`` for standard output.
+        what: what is written, for the help.
+        endings: endings of this kind of file. A name with an unknown ending, or none, is accepted.
+        required: accept only names with one of `endings`.
+        stream: accept ``-`` for standard output.
     """
 
     def named(ctx: click.Context, param: click.Parameter, value: str) -> str:
@@ -119,7 +119,7 @@ def output_option(
             if stream:
                 return value
             raise click.BadParameter(
-                "- (standard output) is for packed files alone; give a path", ctx, param
+                "- (standard output) is only for packed files; give a path", ctx, param
             )
         ending = _ending(value)
         if ending in endings:
@@ -148,7 +148,7 @@ def output_option(
 
 
 def digest(ctx: click.Context, param: click.Parameter, value: str | None) -> str | None:
-    """Refuse what is not ``sha256:`` and 64 hexadecimal digits, as every command prints it."""
+    """Refuse a digest that is not ``sha256:`` and 64 lower-case hexadecimal digits."""
     if value is not None and not re.fullmatch("sha256:[0-9a-f]{64}", value):
         raise click.BadParameter(
             f"{value!r} is not sha256: and 64 digits from 0 to 9 and a to f", ctx, param
@@ -157,5 +157,5 @@ def digest(ctx: click.Context, param: click.Parameter, value: str | None) -> str
 
 
 def _ending(path: str) -> str:
-    name = re.split(r"[/\\]", path)[-1].lower()  # a name with a separator last is a folder's
+    name = re.split(r"[/\\]", path)[-1].lower()  # empty for a folder, ``name/``
     return f".{name.rpartition('.')[2]}" if "." in name[1:] else ""

@@ -17,8 +17,8 @@ if TYPE_CHECKING:
 def command() -> None:
     """Move vector banks out of packed files and back, and list them.
 
-    A bank outside is a file of its own, named by its SHA-256, that many adapters share. An
-    adapter's digest is the same with its bank inside and without.
+    An external bank is a file, named by its SHA-256, that many adapters can share. The digest of an
+    adapter is the same whether its bank is embedded or external.
     """
 
 
@@ -34,7 +34,7 @@ _FORCE = click.option("--force", is_flag=True, help="Replace an existing file.")
 @click.argument("file", metavar="FILE", type=PATH)
 @_OUTPUT
 @click.option(
-    "--banks", type=PATH, metavar="DIR", help="Folder for the bank; default: the output's."
+    "--banks", type=PATH, metavar="DIR", help="Folder for the bank; default: the output's folder."
 )
 @_FORCE
 @JSON
@@ -43,13 +43,13 @@ def split(file: str, output: str, banks: str | None, force: bool, as_json: bool)
 
     An existing bank with that name is checked and kept.
     """
-    from vbfmt import banks as shared
+    from vbfmt import banks as bank_files
     from vbfmt._files import outputs, parents
     from vbfmt.cli import show
 
     outputs.require_file(output, overwrite=force)
     with parents.made(output):
-        done = shared.split(file, output, banks=banks, overwrite=force)
+        done = bank_files.split(file, output, banks=banks, overwrite=force)
     if as_json:
         show.as_json(_as_dict(done, output))
         return
@@ -70,15 +70,15 @@ def split(file: str, output: str, banks: str | None, force: bool, as_json: bool)
 def join(file: str, output: str, banks: tuple[str, ...], force: bool, as_json: bool) -> None:
     """Write FILE with its bank embedded.
 
-    The bank is looked for in --banks, beside FILE and in banks/ there.
+    The bank is searched for in --banks, in FILE's folder and in banks/ in that folder.
     """
-    from vbfmt import banks as shared
+    from vbfmt import banks as bank_files
     from vbfmt._files import outputs, parents
     from vbfmt.cli import show
 
     outputs.require_file(output, overwrite=force)
     with parents.made(output):
-        done = shared.join(file, output, banks=banks, overwrite=force)
+        done = bank_files.join(file, output, banks=banks, overwrite=force)
     if as_json:
         show.as_json(_as_dict(done, output))
         return
@@ -103,10 +103,10 @@ def listing(
     PATH is a folder (the current one if not given), a packed file or a bank. Exit status 1 if a
     bank is missing or damaged.
     """
-    from vbfmt import banks as shared
+    from vbfmt import banks as bank_files
     from vbfmt.cli import show
 
-    found = shared.listing(paths or (".",), banks=banks)
+    found = bank_files.listing(paths or (".",), banks=banks)
     if as_json:
         show.as_json(
             [

@@ -1,8 +1,7 @@
-"""What every command has: --quiet and --verbose, examples in its help, errors as `Failure`."""
+"""The class of all commands: --quiet and --verbose, examples in the help, errors as `Failure`."""
 
 from __future__ import annotations
 
-import errno
 from collections.abc import Sequence
 from typing import Any
 
@@ -18,7 +17,7 @@ class Command(click.Command):
 
     Args:
         examples: command lines, as a user would type them.
-        trouble: the exit status where an error was met.
+        error_status: the exit status after an error.
         has_jobs: whether ``vbfmt jobs`` has a command of that name for many inputs.
     """
 
@@ -26,14 +25,14 @@ class Command(click.Command):
         self,
         *arguments: Any,
         examples: Sequence[str] = (),
-        trouble: int = 1,
+        error_status: int = 1,
         has_jobs: bool = False,
         **options: Any,
     ) -> None:
         super().__init__(*arguments, **options)
         self.has_jobs = has_jobs
         self.examples = tuple(examples)
-        self.trouble = trouble
+        self.error_status = error_status
         self.params += _verbosity()
 
     def format_epilog(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
@@ -44,7 +43,7 @@ class Command(click.Command):
                     formatter.write(f"  {example}\n")
 
     def parse_args(self, ctx: click.Context, args: list[str]) -> list[str]:
-        """Parse; more inputs than the command takes get the command that takes them."""
+        """Parse the arguments; if there are too many inputs, name the command for many."""
         try:
             return super().parse_args(ctx, args)
         except click.UsageError as error:
@@ -57,31 +56,30 @@ class Command(click.Command):
         """Run the command.
 
         Raises:
-            Failure: it met an error that is for the user.
+            Failure: the command met an error that the user should see.
         """
-        from vbfmt.cli.failure import Failure, explained
+        from vbfmt.cli.failure import Failure, is_for_user
 
         try:
             return super().invoke(ctx)
         except (click.ClickException, click.exceptions.Exit, click.Abort):
             raise
         except Exception as error:
-            closed = isinstance(error, OSError) and error.errno == errno.EPIPE
-            if closed or not explained(error):
+            if not is_for_user(error):
                 raise
             raise Failure(error, self._status(error)) from error
 
     def _status(self, error: Exception) -> int:
         from vbfmt.errors import ConfigError
 
-        return WRONG_USAGE if isinstance(error, ConfigError) else self.trouble
+        return WRONG_USAGE if isinstance(error, ConfigError) else self.error_status
 
 
 def _verbosity() -> list[click.Parameter]:
     def chosen(ctx: click.Context, param: click.Parameter, value: bool) -> None:
         if value:
             if show.verbosity(ctx):
-                raise click.UsageError("--quiet and --verbose contradict each other", ctx)
+                raise click.UsageError("--quiet and --verbose exclude each other", ctx)
             show.set_verbosity(ctx, -1 if param.name == "quiet" else 1)
 
     return [

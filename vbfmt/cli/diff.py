@@ -16,7 +16,7 @@ _SHOWN = 20
     "diff",
     cls=Command,
     has_jobs=True,
-    trouble=2,
+    error_status=2,
     examples=(
         "vbfmt diff before.vblora after.vblora",
         "vbfmt diff me/adapter adapter.vblora --json",
@@ -34,9 +34,9 @@ def command(
 ) -> None:
     """Show what differs between the adapters A and B, by part and module.
 
-    A and B are packed files or checkpoints; - is standard input; if there is no such path,
-    owner/name is a repository on the Hugging Face Hub. Exit status as of diff(1):
-    0 nothing differs, 1 something does, 2 trouble or wrong usage.
+    A and B are packed files, checkpoints, - for standard input, or owner/name for a repository on
+    the Hugging Face Hub if there is no such path. The exit status is that of diff(1): 0 if nothing
+    differs, 1 if something does, 2 after an error or wrong usage.
     """
     from vbfmt.analysis.difference import compare
     from vbfmt.cli import show

@@ -14,6 +14,7 @@ if TYPE_CHECKING:
     from vbfmt.estimate import Cost, Linear, Shape
 
 _SHORT = 16
+"""A shorter vector length gets a warning."""
 
 
 @click.command(
@@ -26,15 +27,13 @@ _SHORT = 16
     ),
 )
 @click.option("--model", metavar="NAME", help="One of the paper's models: llama-2-7b and others.")
-@click.option(
-    "--base", type=PATH, help="A model's folder with config.json, that file, or a repository."
-)
+@click.option("--base", type=PATH, help="A model's folder, its config.json, or a repository.")
 @click.option("--revision", metavar="REV", help="Branch, tag or commit of the base on the Hub.")
 @click.option(
     "--targets",
     default="all",
     show_default=True,
-    help="Layers: all, qv (query and value), or leaf names with commas between.",
+    help="Layers: all, qv (query and value), or leaf names separated by commas.",
 )
 @click.option(
     "--num-vectors",
@@ -110,9 +109,9 @@ def command(
     uni_length: int | None,
     as_json: bool,
 ) -> None:
-    """Count what VB-LoRA stores and trains beside other methods, before any training.
+    """Count what VB-LoRA and other methods would train and store.
 
-    Name a model (--model) or give one's folder (--base); neither weights nor PyTorch are needed.
+    Give a model's name (--model) or its folder (--base). No weights and no PyTorch are needed.
     """
     from vbfmt.estimate import Ranks, Shape, choose, compare
     from vbfmt.estimate.shape import suggested_length
@@ -152,7 +151,7 @@ def _layers(
 
 
 def _located(base: str, revision: str | None) -> str:
-    """The local path of the base; a folder that is there needs no import of the Hub's client."""
+    """Return the local path of the base; import the Hub's client only if it is not local."""
     import os
 
     if revision is None and os.path.lexists(base):
@@ -192,7 +191,7 @@ def _print_table(
             f"{c.trained:,}",
             f"{round(c.stored):,}",
             size(c.bytes),
-            _against(c, costs[0]),
+            _ratio(c, costs[0]),
         )
         for c in costs
     ]
@@ -208,12 +207,12 @@ def _print_table(
     say("ratio: bytes on disk beside VB-LoRA's")
     fitting = [n for n in lengths_that_fit(layers) if n >= 16]
     say(
-        f"b may be {', '.join(map(str, fitting)) or 'at most 15'}: "
-        f"divides {', '.join(map(str, dimensions(layers)))}"
+        f"b can be {', '.join(map(str, fitting)) or 'at most 15'}; "
+        f"it must divide {', '.join(map(str, dimensions(layers)))}"
     )
 
 
-def _against(cost: Cost, ours: Cost) -> str:
+def _ratio(cost: Cost, ours: Cost) -> str:
     from vbfmt.cli.show import times
 
     return "" if cost is ours else times(cost.bytes / ours.bytes)
@@ -256,6 +255,6 @@ def _warn_of_short_vectors(layers: tuple[Linear, ...], shape: Shape) -> None:
     if shape.b < _SHORT:
         divided = ", ".join(map(str, dimensions(layers)))
         note(
-            f"b = {shape.b}: every {shape.b} parameters of LoRA take {shape.k} indices; "
-            f"b must divide {divided}: choose other layers with --targets"
+            f"b = {shape.b} is short: every {shape.b} parameters of LoRA take {shape.k} indices; "
+            f"b must divide {divided}: for a longer one, choose other layers with --targets"
         )

@@ -22,7 +22,8 @@ from vbfmt.cli.command import Command
 if TYPE_CHECKING:
     from vbfmt.converters.operations.expand import Expanded
 
-_WORST = 3
+_SHOWN = 3
+"""Modules whose loss is printed without --verbose."""
 
 
 @click.command(
@@ -49,16 +50,16 @@ _WORST = 3
 @click.option(
     "--to",
     type=click.Choice(["peft", "gguf", "mlx"], case_sensitive=False),
-    help="PEFT's folder (vLLM, SGLang, TGI too), llama.cpp's file, or mlx-lm's folder.  "
-    "[default: gguf if the output is named so, else peft]",
+    help="peft: a folder for PEFT, vLLM, SGLang and TGI; gguf: a file for llama.cpp; mlx: a folder "
+    "for mlx-lm.  [default: gguf if the output ends with .gguf, else peft]",
 )
 @click.option(
     "--base",
     type=PATH,
-    help="The base's folder, repository or, for gguf, GGUF. For peft: check the names with it.  "
-    "[default for gguf: what FILE names on the Hub]",
+    help="The base model's folder or repository, or its GGUF file. For peft, the module names are "
+    "checked against it.  [default for gguf: the repository that FILE names]",
 )
-@click.option("--topk", type=click.IntRange(min=1), help="k, for logits without a config.")
+@click.option("--topk", type=click.IntRange(min=1), help="k, if the logits have no config.")
 @click.option("--layout", type=LAYOUT, help="The layout of a checkpoint, as for pack.")
 @click.option("--revision", metavar="REV", help="Branch, tag or commit of FILEs on the Hub.")
 @click.option(
@@ -94,16 +95,17 @@ def command(
 ) -> None:
     """Expand FILE into standard LoRA.
 
-    FILE is a packed file or a checkpoint; - is standard input. The factors are exact; alpha equals
-    the rank, so that nothing is scaled. Several FILEs become one LoRA, the sum of their changes,
-    each times its --weight: its rank is the sum of theirs. --rank takes the best approximation of a
-    lower rank instead and prints what it loses. --check writes nothing if that runtime would refuse
-    it. If there is no such path, owner/name is a repository on the Hugging Face Hub.
+    FILE is a packed file, a checkpoint, - for standard input, or owner/name for a repository on the
+    Hugging Face Hub if there is no such path. The factors are exact, and alpha equals the rank, so
+    that nothing is scaled. Several FILEs become one LoRA: the sum of their weight updates, each
+    times its --weight. Its rank is the sum of their ranks; --rank writes the best approximation of
+    a lower rank instead and prints what is lost. With --check, nothing is written if that runtime
+    would refuse the result.
     """
     if weights and len(weights) != len(files):
-        raise click.UsageError(f"{len(weights)} --weight for {len(files)} files")
+        raise click.UsageError(f"{len(weights)} --weight for {len(files)} files; give one for each")
     if strict and not check:
-        raise click.UsageError("--strict is for --check")
+        raise click.UsageError("--strict needs --check")
     from vbfmt.cli import show
     from vbfmt.cli.packed_input import adapter_path
     from vbfmt.cli.progress import shown
@@ -177,16 +179,16 @@ def _print_losses(rank: int, done: Expanded) -> None:
     from vbfmt.cli import show
 
     if done.rank_before <= rank:
-        show.say(f"nothing lost: the rank was {done.rank_before} already")
+        show.say(f"nothing lost: the rank was already {done.rank_before}")
         return
     show.say(
-        "lost to the lower rank, as a share of each change's Frobenius norm: "
+        "lost by the lower rank, as a share of the Frobenius norm of each ΔW: "
         f"{done.mean_lost:.3g} on average over {len(done.lost)} modules"
     )
     worst = sorted(done.lost, key=lambda name: (-done.lost[name], name))
     for position, name in enumerate(worst):
-        (show.say if position < _WORST else show.detail)(f"  {name}  {done.lost[name]:.3g}")
-    if len(worst) > _WORST:
-        rest = f"  … and {len(worst) - _WORST} more (-v prints all)"
+        (show.say if position < _SHOWN else show.detail)(f"  {name}  {done.lost[name]:.3g}")
+    if len(worst) > _SHOWN:
+        rest = f"  … and {len(worst) - _SHOWN} more (-v prints all)"
         if show.verbosity() == 0:
             show.say(rest)

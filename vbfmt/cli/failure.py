@@ -1,7 +1,8 @@
-"""Errors as a command shows them: one line on stderr, or JSON on stdout where it was asked for."""
+"""Errors of commands, printed as one line on stderr, or as JSON on stdout with ``--json``."""
 
 from __future__ import annotations
 
+import errno
 import io
 import sys
 from collections.abc import Sequence
@@ -13,11 +14,11 @@ if TYPE_CHECKING:
     from vbfmt.errors import VbfmtError
 
 FIELDS = ("kind", "part", "what", "found", "expected", "advice")
-"""Of a `VbfmtError`, as JSON has them; the rest is ``message`` and ``file``."""
+"""The attributes of a `VbfmtError` that its JSON has, besides ``message`` and ``file``."""
 
 
 class Failure(click.ClickException):
-    """A command that failed: the error that it met, and the exit status."""
+    """The failure of a command: its error and its exit status."""
 
     def __init__(self, error: Exception, status: int = 1) -> None:
         super().__init__(_message(error))
@@ -25,18 +26,23 @@ class Failure(click.ClickException):
         self.status = status
 
 
-def explained(error: Exception) -> bool:
-    """Whether an error is for the user; anything else is a fault of this program."""
+def is_for_user(error: Exception) -> bool:
+    """Return whether to print an error in one line.
+
+    Other errors are bugs of this program, or mean that the reader of the output has closed it.
+    """
     from vbfmt.errors import VbfmtError
 
+    if isinstance(error, OSError) and error.errno == errno.EPIPE:
+        return False
     return isinstance(error, (VbfmtError, OSError, MemoryError))
 
 
-def report(error: click.ClickException, words: Sequence[str]) -> int:
-    """Show an error in the form that the command's words ask for, and return the exit status."""
+def report(error: click.ClickException, arguments: Sequence[str]) -> int:
+    """Print an error, as JSON if `arguments` has ``--json``, and return the exit status."""
     from vbfmt.cli import show
 
-    if "--json" in words:
+    if "--json" in arguments:
         show.as_json({"error": as_dict(error)})
     elif isinstance(error, Failure):
         click.echo(show.fitted(f"error: {error.message}", sys.stderr), file=sys.stderr)
@@ -49,7 +55,7 @@ def report(error: click.ClickException, words: Sequence[str]) -> int:
 
 
 def as_dict(error: click.ClickException) -> dict[str, Any]:
-    """The error for a program: ``kind``, ``message`` and, where they are known, the parts of it."""
+    """Return an error as JSON fields: ``message``, ``file`` and `FIELDS`, None where unknown."""
     met = error.error if isinstance(error, Failure) else None
     fields = {name: getattr(met, name, None) for name in ("file", *FIELDS)}
     if met is None:
@@ -62,7 +68,7 @@ def as_dict(error: click.ClickException) -> dict[str, Any]:
 
 
 def in_user_terms(error: VbfmtError) -> VbfmtError:
-    """Name options and files in an error as the user gave them, and return it."""
+    """Name options and files in an error, in place, as the user gave them, and return it."""
     from vbfmt.cli.packed_input import shown_as
     from vbfmt.cli.translation import in_options
 

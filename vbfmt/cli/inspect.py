@@ -36,8 +36,8 @@ def command(
 ) -> None:
     """Show what FILE holds: sizes, h b k r N, base model, use of the bank, modules, digest.
 
-    FILE is a packed file; - is standard input; if there is no such path, owner/name is a
-    repository on the Hugging Face Hub. Prints a page on a terminal, plain lines in a pipe.
+    FILE is a packed file, - for standard input, or owner/name for a repository on the Hugging Face
+    Hub if there is no such path. The output is a page on a terminal and plain lines in a pipe.
     """
     from vbfmt.analysis.summary import summarize
     from vbfmt.cli import show
@@ -45,21 +45,21 @@ def command(
     from vbfmt.packed import load_with_digest
 
     path = path_of(file, revision=revision)
-    adapter, name = load_with_digest(path, banks=banks)
-    summary = summarize(adapter, show.weight_of([path]))
+    adapter, digest = load_with_digest(path, banks=banks)
+    summary = summarize(adapter, os.path.getsize(path))
     if as_json:
-        show.as_json({**_as_dict(adapter, summary, file, name), "sha256": show.sha256(path)})
+        show.as_json({**_as_dict(adapter, summary, file, digest), "sha256": show.sha256(path)})
         return
     if show.verbosity() < 0:
         return
     if _on_terminal():
         from vbfmt.cli.inspect_page import print_page
 
-        print_page(adapter, summary, file, name)
+        print_page(adapter, summary, file, digest)
     else:
         from vbfmt.cli.inspect_lines import lines
 
-        for line in lines(adapter, summary, file, name):
+        for line in lines(adapter, summary, file, digest):
             show.say(line)
         show.say(
             f"  sha256sum       {show.sha256(path)} (of the file; the digest is of its content)"

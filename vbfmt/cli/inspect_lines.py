@@ -1,4 +1,4 @@
-"""``vbfmt inspect`` in a pipe: plain lines, complete, one fact each."""
+"""The plain lines that ``vbfmt inspect`` prints into a pipe, one fact each."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from vbfmt.errors import few, printable
 
 
 def lines(adapter: Adapter, summary: Summary, file: str, digest: str) -> list[str]:
-    """What there is to say of an adapter."""
+    """Return the lines that describe an adapter."""
     return [*_facts(adapter, summary, file, digest), *_use(summary, adapter.h), *_groups(summary)]
 
 
@@ -67,7 +67,7 @@ def _groups(summary: Summary) -> list[str]:
 
 
 def module_lines(adapter: Adapter) -> list[str]:
-    """A line for each module."""
+    """Return a line for each module."""
     return [
         f"  {printable(module.name)}  {module.in_features} → {module.out_features}, "
         f"rank {module.rank}, {counted(module.rows(adapter.b), 'sub-vector')}"
@@ -76,12 +76,12 @@ def module_lines(adapter: Adapter) -> list[str]:
 
 
 def ranks(adapter: Adapter) -> str:
-    """The ranks that occur."""
+    """Return the distinct ranks of the modules, as text."""
     return ", ".join(map(str, sorted({module.rank for module in adapter})))
 
 
 def parts(adapter: Adapter, summary: Summary) -> list[tuple[str, int, str]]:
-    """Name, bytes and content of the file's parts."""
+    """Return name, length in bytes and content of each part of the file."""
     sizes = summary.sizes
     return [
         ("vector bank", sizes.bank, f"{adapter.h} × {adapter.b} float32"),
@@ -93,12 +93,12 @@ def parts(adapter: Adapter, summary: Summary) -> list[tuple[str, int, str]]:
 
 
 def ranges(histogram: Histogram) -> list[str]:
-    """The bins of a histogram of fractions, as text."""
+    """Return the bins of a histogram of fractions, as text."""
     edges = [f"{edge:.2f}".rstrip("0").rstrip(".") for edge in histogram.edges]
     return [f"{low}–{high}" for low, high in itertools.pairwise(edges)]
 
 
 def shares_of(histogram: Histogram) -> list[float]:
-    """Each bin's share of all values."""
+    """Return each bin's share of all values."""
     total = sum(histogram.counts) or 1
     return [count / total for count in histogram.counts]

@@ -28,10 +28,10 @@ _COLUMNS = {
     "modules": "",
     "rank": "",
     "sub-vectors": "",
-    "vectors": "vectors: of the bank, selected there",
-    "weight": "weight: mean of the largest",
+    "vectors": "vectors: how many of the bank are selected",
+    "weight": "weight: mean largest weight",
 }
-"""Columns of the table of kinds, with their formats."""
+"""Columns of the table of kinds, with their footnotes."""
 _BAR = 26
 _ACCENT, _SECOND, _THIRD = "blue", "magenta", "green"
 
@@ -42,7 +42,7 @@ def print_page(
     """Print the page, onto standard output if no other console is given."""
     console = console or Console(highlight=False, markup=False, emoji=False)
     console.print(_head(adapter, summary, file))
-    # Without line breaks, so that it can be copied; a terminal joins the lines that it wraps.
+    # Print the digest without line breaks: copied from a terminal, wrapped lines are joined.
     named = Text.assemble("  ", ("digest", "dim"), "      ", digest)
     whole = named if named.cell_len <= console.width else Text(f"  {digest}")
     console.print(whole, soft_wrap=True)
@@ -55,14 +55,14 @@ def print_page(
 
 def _head(adapter: Adapter, summary: Summary, file: str) -> RenderableType:
     sizes = summary.sizes
-    weight = Text.assemble(
+    size_text = Text.assemble(
         (size(sizes.file), f"bold {_ACCENT}"),
         f", {than(sizes.file, sizes.logits)} its logits, {than(sizes.file, sizes.lora)} LoRA",
     )
     revision = f" at {adapter.base_revision}" if adapter.base_revision else ""
     facts = _grid()
     for name, value in (
-        ("size", weight),
+        ("size", size_text),
         ("base model", printable((adapter.base_model or "not named") + revision)),
         (
             "shape",
@@ -124,7 +124,7 @@ def _kinds(adapter: Adapter, summary: Summary, width: int) -> RenderableType:
         box=SIMPLE_HEAD, show_edge=False, pad_edge=False, collapse_padding=True, header_style="dim"
     )
     table.add_column("kind", overflow="fold")
-    # The column of names is the last one to be shortened.
+    # On a narrow terminal leave out columns rather than shorten the kinds' names.
     titles = ["modules", "vectors"] if width < _NARROW else list(_COLUMNS)
     for title in titles:
         table.add_column(title, justify="right", no_wrap=True)

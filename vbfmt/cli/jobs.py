@@ -25,29 +25,32 @@ _ENGINES = ("pool", "ray")
 def command() -> None:
     """Run a command on many adapters, in parallel.
 
-    Inputs are paths, patterns in quotes, - for a list on standard input, and what a store holds
-    (--from-store). One line each; failures are counted and the rest is done. A job that was stopped
-    goes on when it is started again. Exit status 0 if all is well, 1 if not.
+    Inputs are paths, patterns in quotes, - for paths on standard input, one a line, and the
+    adapters of a store (--from-store). If an input fails, the others are still processed. A job
+    that was stopped continues when it is started again. Exit status 0 if all inputs succeed,
+    else 1.
     """
 
 
 def _options(function: Callable[..., None]) -> Callable[..., None]:
-    """What every job takes."""
+    """Add the arguments that every job has."""
     for option in (
         click.argument("sources", metavar="[SRC]...", nargs=-1),
         click.option(
-            "--from-store", metavar="STORE", type=PATH, help="Take the named adapters of a store."
+            "--from-store", metavar="STORE", type=PATH, help="Use the named adapters of a store."
         ),
         click.option(
             "--base-is", metavar="NAME", help="With --from-store: only adapters of this base model."
         ),
-        click.option("-j", "--jobs", "workers", type=click.IntRange(min=1), help="Processes."),
+        click.option(
+            "-j", "--jobs", "workers", type=click.IntRange(min=1), help="Number of processes."
+        ),
         click.option(
             "--engine",
             type=click.Choice(_ENGINES),
             default="pool",
             show_default=True,
-            help="ray: a cluster (RAY_ADDRESS), or one started here.",
+            help="pool: processes; ray: the cluster at RAY_ADDRESS, or one that is started here.",
         ),
         click.option("--json", "as_json", is_flag=True, help="Print one JSON object a line."),
     ):
@@ -72,9 +75,9 @@ _FORCE = click.option("--force", is_flag=True, help="Replace existing outputs.")
 )
 @_options
 @click.option("-o", "--output", type=PATH, help="The folder for the packed files.")
-@click.option("--store", type=PATH, help="Add to this store, each by its name, instead.")
-@click.option("--bank", type=FORM, default="embedded", help="external is <SHA-256>.bank, shared.")
-@click.option("--topk", type=click.IntRange(min=1), help="k, for logits without a config.")
+@click.option("--store", type=PATH, help="Add the adapters to this store instead.")
+@click.option("--bank", type=FORM, default="embedded", help="external: write it to <SHA-256>.bank.")
+@click.option("--topk", type=click.IntRange(min=1), help="k, if the logits have no config.")
 @click.option("--layout", type=LAYOUT, help="The layout of the inputs.")
 @click.option("--base-model", metavar="NAME", help="The base model's name to record.")
 @_FORCE
@@ -98,7 +101,7 @@ def pack(
     if store is None:
         options["bank"] = bank
     elif bank != "embedded":
-        raise click.UsageError("--bank is for -o: a store keeps every bank once")
+        raise click.UsageError("--bank needs -o: a store keeps every bank once")
     _run(ctx, "pack", output or "", options, force=force, store=store, **common)
 
 
@@ -115,9 +118,11 @@ def verify(ctx: click.Context, /, **common: Any) -> None:
 )
 @_options
 @_OUTPUT
-@click.option("--dtype", type=DTYPE, default="float32", show_default=True, help="Of the factors.")
-@click.option("--to", type=click.Choice(["peft", "gguf", "mlx"]), help="The form.  [default: peft]")
-@click.option("--base", type=PATH, help="For gguf: the base's folder, repository or GGUF.")
+@click.option("--dtype", type=DTYPE, default="float32", show_default=True, help="Dtype of factors.")
+@click.option(
+    "--to", type=click.Choice(["peft", "gguf", "mlx"]), help="As for expand.  [default: peft]"
+)
+@click.option("--base", type=PATH, help="For gguf: the base model's folder, repository or file.")
 @click.option("--drop-extras", is_flag=True, help="Leave out trained biases and heads.")
 @_FORCE
 @click.pass_context
@@ -132,7 +137,7 @@ def expand(
     force: bool,
     **common: Any,
 ) -> None:
-    """Expand every adapter into standard LoRA, OUTPUT/NAME."""
+    """Expand every adapter into standard LoRA, as OUTPUT/NAME."""
     options = {"dtype": dtype, "to": to, "base": base, "drop_extras": drop_extras}
     _run(ctx, "expand", output, options, force=force, **common)
 
@@ -146,12 +151,12 @@ def expand(
 @_FORCE
 @click.pass_context
 def merge(ctx: click.Context, /, output: str, base: str, force: bool, **common: Any) -> None:
-    """Merge every adapter into the base by itself, OUTPUT/NAME."""
+    """Merge every adapter on its own into the base model, as OUTPUT/NAME."""
     _run(ctx, "merge", output, {"base": base}, force=force, **common)
 
 
 @command.command(
-    "diff", cls=Command, trouble=2, examples=("vbfmt jobs diff 'old/*.vblora' --with new",)
+    "diff", cls=Command, error_status=2, examples=("vbfmt jobs diff 'old/*.vblora' --with new",)
 )
 @_options
 @click.option("--with", "other", required=True, type=PATH, help="The folder to compare with.")
@@ -180,18 +185,18 @@ def _run(
     from vbfmt.converters import jobs
 
     if base_is is not None and from_store is None:
-        raise click.UsageError("--base-is is for --from-store")
+        raise click.UsageError("--base-is needs --from-store")
     if not sources and from_store is None:
-        raise click.UsageError("nothing to do: give SRC..., or --from-store")
-    kept = {name: value for name, value in options.items() if value is not None}
-    task = jobs.Task(operation, kept, store)
+        raise click.UsageError("no inputs: give SRC... or --from-store")
+    given = {name: value for name, value in options.items() if value is not None}
+    task = jobs.Task(operation, given, store)
     items = _items(task, jobs.collected(sources, sys.stdin), output, force=force)
     if from_store is not None:
         from vbfmt.store import Store
 
         opened = Store(from_store)
         items += _in_store(opened, base_is, output, force=force)
-        task = jobs.Task(operation, {**kept, "banks": opened}, store)
+        task = jobs.Task(operation, {**given, "banks": opened}, store)
     counts: dict[str, int] = {}
     with progress.shown("adapters") as advance:
         for outcome in jobs.run(task, items, workers=workers, engine=engine):
@@ -215,7 +220,7 @@ def _items(task: Task, found: Sequence[str], output: str | None, *, force: bool)
 
 
 def _in_store(store: Store, base: str | None, output: str | None, *, force: bool) -> list[Item]:
-    """An item for each named adapter of a store; ``/`` in a name is ``__`` in its output's."""
+    """Return an item for each named adapter of a store, with ``__`` for ``/`` in its output."""
     from vbfmt.converters import jobs
 
     return [
@@ -243,7 +248,7 @@ def _show(outcome: Outcome, *, as_json: bool) -> None:
     if outcome.ok:
         show.detail(f"{name}: {outcome.status}" + (f", {outcome.digest}" * bool(outcome.digest)))
     else:
-        show.failed(f"{outcome.source}: {outcome.status.upper()}, {outcome.message}")
+        show.say_always(f"{outcome.source}: {outcome.status.upper()}, {outcome.message}")
 
 
 def _summarise(counts: dict[str, int], *, as_json: bool) -> None:

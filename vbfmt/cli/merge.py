@@ -27,7 +27,7 @@ if TYPE_CHECKING:
 @click.option(
     "--base",
     type=PATH,
-    help="The base model's folder or name.  [default: what FILE names on the Hub]",
+    help="The base model's folder or repository.  [default: the repository that FILE names]",
 )
 @click.option(
     "--base-revision", metavar="REV", help="Branch, tag or commit of the base on the Hub."
@@ -43,14 +43,20 @@ if TYPE_CHECKING:
 @click.option(
     "--part",
     metavar="PREFIX",
-    help="What names in the base begin with, if FILE fits several parts of it.",
+    help="Prefix of the base's part to change, if FILE fits several parts of it.",
 )
-@click.option("--strict", is_flag=True, help="Refuse a base not known to be the one FILE names.")
+@click.option(
+    "--strict",
+    is_flag=True,
+    help="Refuse a base model unless it is known to be the one that FILE names.",
+)
 @click.option("--dry-run", is_flag=True, help="Check everything, print the plan, write nothing.")
 @BANKS
 @click.option("--card", is_flag=True, help="Write a model card (README.md) for the Hub, too.")
 @click.option(
-    "--follow-links", is_flag=True, help="Copy what links of the base outside its folder lead to."
+    "--follow-links",
+    is_flag=True,
+    help="Copy the targets of links that lead out of the base's folder.",
 )
 @click.option("--force", is_flag=True, help="Replace the output of an earlier merge.")
 @JSON
@@ -73,14 +79,15 @@ def command(
 ) -> None:
     """Merge adapters into a base model: a folder that loads as if trained in full.
 
-    FILE is a packed file or a checkpoint; - is standard input. Names, dtypes and shards stay as
-    they are in the base; what is not changed is copied byte for byte. The whole folder is written,
-    or nothing. Several FILEs merge as the sum of their changes, each times its --weight. If there
-    is no such path, owner/name is a repository on the Hugging Face Hub; of a base, the revision
-    that FILE was trained on is taken unless --base-revision is given.
+    FILE is a packed file, a checkpoint, - for standard input, or owner/name for a repository on the
+    Hugging Face Hub if there is no such path. Tensor names, dtypes and shards stay as in the base;
+    tensors that the adapter does not change are copied byte for byte. The whole folder is written,
+    or nothing. Several FILEs are merged as the sum of their weight updates, each times its
+    --weight. A base from the Hub is taken at the revision that FILE was trained on, unless
+    --base-revision is given.
     """
     if weights and len(weights) != len(files):
-        raise click.UsageError(f"{len(weights)} --weight for {len(files)} files")
+        raise click.UsageError(f"{len(weights)} --weight for {len(files)} files; give one for each")
     from vbfmt.cli import show
     from vbfmt.cli.packed_input import adapter_path
     from vbfmt.cli.progress import shown
@@ -132,13 +139,13 @@ def _report(plan: Plan, output: str, dry_run: bool) -> Iterator[str]:
         )
     yield f"  {plan.layout.rule}"
     if plan.layout.prefix:
-        yield f"  all of the base's names now begin with {plan.layout.prefix}"
+        yield f"  all tensor names of the base now begin with {plan.layout.prefix}"
     for word, names in (
-        ("trained, in place of the base's", plan.layout.replaced),
-        ("trained, and not in the base", plan.layout.added),
-        ("made", sorted(plan.texts)),
+        ("the adapter's, instead of the base's", plan.layout.replaced),
+        ("the adapter's, not in the base", plan.layout.added),
+        ("generated", sorted(plan.texts)),
         ("copied", plan.copies),
-        ("left behind: old weights, or no regular files", plan.base.left_out),
+        ("not copied: old weights, or not regular files", plan.base.left_out),
     ):
         if names:
             yield f"  {word}: {', '.join(names)}"

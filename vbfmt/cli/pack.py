@@ -25,9 +25,9 @@ from vbfmt.cli.command import Command
 )
 @click.argument("source", metavar="SRC", type=PATH)
 @output_option("a packed file (.vblora)", ".vblora", stream=True)
-@click.option("--topk", type=click.IntRange(min=1), help="k, for logits without a config.")
+@click.option("--topk", type=click.IntRange(min=1), help="k, if the logits have no config.")
 @click.option("--layout", type=LAYOUT, help="The layout of SRC, if it cannot be recognised.")
-@click.option("--base", type=PATH, help="For Uni-LoRA with only a seed: the base's folder.")
+@click.option("--base", type=PATH, help="For Uni-LoRA with only a seed: the base model's folder.")
 @click.option("--base-model", metavar="NAME", help="Base model name to record, instead of SRC's.")
 @click.option("--revision", metavar="REV", help="Branch, tag or commit of SRC on the Hub.")
 @click.option("--card", is_flag=True, help="Write a model card (README.md) for the Hub, too.")
@@ -35,10 +35,13 @@ from vbfmt.cli.command import Command
     "--bank",
     type=FORM,
     default="embedded",
-    help="Where the bank goes: external is <SHA-256>.bank, shared.",
+    help="external: write the bank to <SHA-256>.bank, which adapters can share.",
 )
 @click.option(
-    "--banks", type=PATH, metavar="DIR", help="Folder for an external bank; default: the output's."
+    "--banks",
+    type=PATH,
+    metavar="DIR",
+    help="Folder for an external bank; default: the output's folder.",
 )
 @click.option("--force", is_flag=True, help="Replace an existing file.")
 @JSON
@@ -61,7 +64,7 @@ def command(
     SRC is a folder or its weights file: PEFT's VB-LoRA (logits or top-k form) or Uni-LoRA, a whole
     model as the paper's authors save it, or a state dict in the layout of the paper's Algorithm 1.
     If there is no such path, owner/name is a repository on the Hugging Face Hub; hf:// and the
-    address of its page work, too. With -o - the file goes to standard output.
+    address of its page are accepted too. With -o - the file is written to standard output.
     """
     from vbfmt.cli import show
     from vbfmt.cli.suggestions import require_not_packed
@@ -69,7 +72,7 @@ def command(
     from vbfmt.converters.operations.pack import pack
 
     if banks is not None and bank == "embedded":
-        raise click.UsageError("--banks is for --bank external")
+        raise click.UsageError("--banks needs --bank external")
     require_not_packed(source, output)
     to_stream = output == STANDARD_STREAM
     if to_stream:
@@ -109,7 +112,7 @@ def command(
         f"({show.size(done.source_size)})"
     )
     if done.bank is not None:
-        show.say(f"its bank, to be shared: {done.bank}, {show.size(done.adapter.bank.nbytes)}")
+        show.say(f"external bank: {done.bank}, {show.size(done.adapter.bank.nbytes)}")
     modules = show.counted(len(done.adapter), "module")
     show.say(f"{modules}, {done.adapter.N} sub-vectors, read as {done.what}")
     show.say(done.digest)
@@ -123,6 +126,8 @@ def command(
 def _require_stream_is_alone(card: bool, as_json: bool) -> None:
     if card or as_json:
         option = "--card" if card else "--json"
-        raise click.UsageError(f"{option} is not for -o -, which writes the file")
+        raise click.UsageError(
+            f"{option} cannot be used with -o -, which writes the file to standard output"
+        )
     if sys.stdout.isatty():
         raise click.UsageError("-o - would write bytes to the terminal: redirect the output")

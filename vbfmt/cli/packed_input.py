@@ -18,38 +18,43 @@ _SHOWN_AS = "vbfmt.shown_as"
 
 
 def path_of(file: str, *, revision: str | None = None) -> str:
-    """The local path of a packed file. Standard input is copied into a temporary file.
+    """Return the local path of a packed file, after copying standard input or fetching it.
 
     Args:
-        revision: of a repository on the Hub: a branch, a tag or a commit.
+        revision: a branch, tag or commit of a repository on the Hub.
 
     Raises:
         click.UsageError: standard input was read before, or is a terminal.
-        SourceError, StorageError: the file cannot be had.
+        SourceError, StorageError: the file cannot be found or fetched.
     """
     if file == STANDARD_STREAM:
         return _from_standard_input()
     if revision is None and os.path.lexists(file):
-        return file  # without the import of what reads from the Hub
+        return file  # a local path needs no import of the Hub's client
     from vbfmt.converters import sources
 
     return sources.packed(file, revision=revision)
 
 
 def adapter_path(file: str) -> str:
-    """The path or name of an adapter as it was given; for ``-``, that of a copy of standard input.
+    """Return the path or name as it was given; for ``-``, the path of a copy of standard input.
 
     Raises:
-        click.UsageError: as `path_of`.
+        click.UsageError: standard input was read before, or is a terminal.
     """
     return _from_standard_input() if file == STANDARD_STREAM else file
 
 
 def adapter_at(file: str, *, revision: str | None = None, banks: Sequence[str] = ()) -> Adapter:
-    """The adapter in a packed file or a checkpoint.
+    """Load the adapter from a packed file or a checkpoint.
 
     Args:
-        banks: folders with banks of files without one; the rest and errors as `path_of`.
+        revision: a branch, tag or commit of a repository on the Hub.
+        banks: folders to search for an external bank.
+
+    Raises:
+        click.UsageError: standard input was read before, or is a terminal.
+        VbfmtError: the adapter cannot be found, fetched or read.
     """
     if file == STANDARD_STREAM or (revision is None and os.path.isfile(file)):
         path = adapter_path(file)
@@ -63,7 +68,7 @@ def adapter_at(file: str, *, revision: str | None = None, banks: Sequence[str] =
 
 
 def shown_as(path: str | None) -> str | None:
-    """A path as the user gave it."""
+    """Return the name that the user knows a path by."""
     context = click.get_current_context(silent=True)
     names: dict[str, str] = context.meta.get(_SHOWN_AS, {}) if context else {}
     return names.get(path, path) if path is not None else None
@@ -72,7 +77,7 @@ def shown_as(path: str | None) -> str | None:
 def _from_standard_input() -> str:
     context = click.get_current_context()
     if _SHOWN_AS in context.meta:
-        raise click.UsageError("- (standard input) is given twice")
+        raise click.UsageError("- (standard input) can be given only once")
     if sys.stdin.isatty():
         raise click.UsageError("- reads standard input, which is a terminal: pipe a file into it")
     import shutil

@@ -24,13 +24,13 @@ from vbfmt.cli.command import Command
     "figures",
     multiple=True,
     type=click.Choice(FIGURES, case_sensitive=False),
-    help="Draw only this figure.",
+    help="Draw only this figure. May be repeated.",
 )
 @click.option(
     "--before",
     type=PACKED,
     metavar="FILE",
-    help="The adapter at an earlier time: shows which selections changed.",
+    help="An earlier state of the adapter, to show which selections have changed.",
 )
 @click.option("--revision", metavar="REV", help="Branch, tag or commit of FILE on the Hub.")
 @BANKS
@@ -48,10 +48,10 @@ def command(
 ) -> None:
     """Draw the adapter FILE: one page with all figures, or one of them.
 
-    FILE is a packed file or a checkpoint; - is standard input; if there is no such path,
-    owner/name is a repository on the Hugging Face Hub.
+    FILE is a packed file, a checkpoint, - for standard input, or owner/name for a repository on the
+    Hugging Face Hub if there is no such path.
 
-    An .html is one file that opens offline and shows values under the pointer. Needs matplotlib:
+    An .html file opens offline and shows the value under the pointer. The command needs matplotlib:
     pip install 'vbfmt[plot]'.
     """
     from vbfmt._files import outputs, parents

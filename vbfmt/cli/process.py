@@ -22,9 +22,9 @@ _IN_ASCII = {
     "Δ": "d",
     "σ": "sigma",
 }
-"""Characters of our own messages, for terminals that cannot show them."""
+"""Characters of our messages → ASCII, for terminals that cannot show them."""
 
-_ENDING = ("SIGTERM", "SIGHUP", "SIGBREAK")
+_TERMINATING = ("SIGTERM", "SIGHUP", "SIGBREAK")
 """Signals that would end the process at once; not every system has all of them."""
 
 
@@ -38,11 +38,11 @@ def write_in_any_encoding() -> None:
 
 
 def clean_up_on_signals() -> None:
-    """End by an exception where a signal would end the process without cleaning up.
+    """Raise SystemExit on signals that would otherwise end the process without clean-up.
 
     A signal that the caller has set to be ignored (``nohup``) stays ignored.
     """
-    for name in _ENDING:
+    for name in _TERMINATING:
         number = getattr(signal, name, None)
         if number is not None and signal.getsignal(number) == signal.SIG_DFL:
             with contextlib.suppress(ValueError, OSError):  # not in the main thread

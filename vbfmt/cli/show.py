@@ -1,9 +1,10 @@
 """How a command prints: lines, notes, JSON, sizes, counts.
 
-The streams are given to click, which would otherwise take others for those that encode ASCII.
+Each call of `click.echo` names its stream, because click replaces a default stream that encodes
+ASCII by another.
 
-Text from files reaches the terminal through `say`, `detail`, `note` and `as_json` alone, none of
-which lets a control character pass.
+Text from files reaches the terminal only through the functions here. They escape control
+characters.
 """
 
 from __future__ import annotations
@@ -11,7 +12,6 @@ from __future__ import annotations
 import json
 import os
 import sys
-from collections.abc import Iterable
 from typing import Any, TextIO
 
 import click
@@ -24,28 +24,28 @@ _OUTPUT_IS_DATA = "vbfmt.output_is_data"
 
 
 def verbosity(ctx: click.Context | None = None) -> int:
-    """-1 with --quiet, 1 with --verbose, else 0."""
+    """Return -1 with --quiet, 1 with --verbose, else 0."""
     level: int = _meta(ctx).get(_VERBOSITY, 0)
     return level
 
 
 def set_verbosity(ctx: click.Context, level: int) -> None:
-    """Print less or more from now on, in this command."""
+    """Set the verbosity of the running command to -1, 0 or 1."""
     ctx.meta[_VERBOSITY] = level
 
 
 def keep_output_for_data() -> None:
-    """Print lines on stderr from now on, in this command: its output is a file's bytes."""
+    """Print lines on stderr from now on, because the command writes a file to stdout."""
     click.get_current_context().meta[_OUTPUT_IS_DATA] = True
 
 
 def say(text: str) -> None:
     """Print one line of the answer, unless --quiet."""
     if verbosity() >= 0:
-        failed(text)
+        say_always(text)
 
 
-def failed(text: str) -> None:
+def say_always(text: str) -> None:
     """Print one line of the answer that --quiet does not hide."""
     from vbfmt.errors import printable
 
@@ -56,11 +56,11 @@ def failed(text: str) -> None:
 def detail(text: str) -> None:
     """Print one line of the answer with --verbose only."""
     if verbosity() > 0:
-        failed(text)
+        say_always(text)
 
 
 def note(text: str) -> None:
-    """Print what the user should know on stderr, unless --quiet."""
+    """Print a note on stderr, unless --quiet."""
     from vbfmt.errors import printable
 
     if verbosity() >= 0:
@@ -68,9 +68,9 @@ def note(text: str) -> None:
 
 
 def fitted(line: str, stream: TextIO) -> str:
-    """Break a line between words where a terminal would break it anywhere.
+    """Return a line, broken between words if `stream` is a terminal that is narrower.
 
-    In a file or pipe it stays one line, so that programs can read it.
+    For a file or a pipe the line stays whole, so that programs can read it.
     """
     if not stream.isatty():
         return line
@@ -90,12 +90,11 @@ def fitted(line: str, stream: TextIO) -> str:
 
 
 def as_json(value: object) -> None:
-    """Print the answer for a program.
+    """Print a value as JSON.
 
-    Text stays as it is, but for characters that could act on a terminal or that the output's
-    encoding lacks, which are escaped.
+    Characters that could act on a terminal, or that the output's encoding lacks, are escaped.
     """
-    encoder = json.JSONEncoder(indent=2, ensure_ascii=not _takes_unicode())
+    encoder = json.JSONEncoder(indent=2, ensure_ascii=not _encodes_unicode())
     pieces: list[str] = []
     for piece in encoder.iterencode(value):
         pieces.append(piece if piece.isprintable() else _escaped(piece))
@@ -106,14 +105,14 @@ def as_json(value: object) -> None:
 
 
 _PIECES = 10_000
-"""Of JSON, printed at once."""
+"""Pieces of JSON that are printed at once."""
 
 
 def _escaped(text: str) -> str:
     return "".join(c if c.isprintable() or c == "\n" else json.dumps(c)[1:-1] for c in text)
 
 
-def _takes_unicode() -> bool:
+def _encodes_unicode() -> bool:
     encoding = getattr(sys.stdout, "encoding", None) or "utf-8"
     return encoding.lower().replace("-", "").startswith("utf")
 
@@ -124,7 +123,7 @@ def _meta(ctx: click.Context | None = None) -> dict[str, Any]:
 
 
 def size(count: float) -> str:
-    """Bytes as people read them, in powers of 1000: ``19.7 MB``."""
+    """Return a number of bytes as text, in powers of 1000: ``19.7 MB``."""
     for unit in ("bytes", "kB", "MB", "GB", "TB"):
         if count < 1000 or unit == "TB":
             return f"{count:.0f} {unit}" if unit == "bytes" else f"{count:.1f} {unit}"
@@ -133,29 +132,24 @@ def size(count: float) -> str:
 
 
 def times(ratio: float) -> str:
-    """A ratio to two or three digits: ``104×``, ``3.4×``."""
+    """Return a ratio as text, to two or three digits: ``104×``, ``3.4×``."""
     return f"{ratio:.0f}×" if ratio >= 10 else f"{ratio:.1f}×"
 
 
 def counted(number: int, thing: str) -> str:
-    """``1 module``, ``2 modules``."""
+    """Return a number with its noun: ``1 module``, ``2 modules``."""
     return f"{number:,} {thing}" if number == 1 else f"{number:,} {thing}s"
 
 
 def than(ours: float, other: float) -> str:
-    """How much smaller or larger: ``104× smaller than``."""
+    """Return how `ours` compares with `other`: ``104× smaller than``."""
     if ours <= other:
         return f"{times(other / ours)} smaller than"
     return f"{times(ours / other)} larger than"
 
 
-def weight_of(files: Iterable[PathLike]) -> int:
-    """Bytes of all of them."""
-    return sum(os.path.getsize(file) for file in files)
-
-
 def sha256(path: PathLike) -> str:
-    """The SHA-256 of all bytes of a file, in hexadecimal: what ``sha256sum`` prints."""
+    """Return the SHA-256 of a file in hexadecimal, as ``sha256sum`` prints it."""
     import hashlib
 
     found = hashlib.sha256()

@@ -22,7 +22,7 @@ def command() -> None:
     """Keep many adapters by name and digest, and their banks once.
 
     STORE is a folder, or s3://bucket/prefix. An adapter in it never changes; names point to digests
-    and can be moved. What no name, lease or adapter needs is removed by gc, after a grace period.
+    and can be moved. gc removes what no name, lease or adapter needs, after a grace period.
     """
 
 
@@ -39,7 +39,7 @@ def _opened(path: str, *, create: bool = False) -> Store:
 @click.argument("files", metavar="FILE...", nargs=-1, required=True, type=PATH)
 @click.option("--name", "names", multiple=True, help="Name of each FILE, in order.")
 @BANKS
-@click.option("--force", is_flag=True, help="Move names that exist.")
+@click.option("--force", is_flag=True, help="Move existing names.")
 @JSON
 def add(
     store: str,
@@ -49,12 +49,12 @@ def add(
     force: bool,
     as_json: bool,
 ) -> None:
-    """Add packed files, with their names if given; create STORE if there is none.
+    """Add packed files, under their names if given; create STORE if there is none.
 
-    Each FILE is checked whole first. Prints its digest.
+    Each FILE is verified first. Its digest is printed.
     """
     if names and len(names) != len(files):
-        raise click.UsageError(f"{len(names)} names for {len(files)} files")
+        raise click.UsageError(f"{len(names)} --name for {len(files)} files; give one for each")
     from vbfmt.cli import show
     from vbfmt.store import ANY
 
@@ -74,14 +74,12 @@ def add(
 @_STORE
 @click.argument("name", metavar="NAME")
 @output_option("a packed file (.vblora)", ".vblora")
-@click.option(
-    "--bank", type=FORM, default="embedded", help="external: the bank goes to <SHA-256>.bank."
-)
+@click.option("--bank", type=FORM, default="embedded", help="external: write it to <SHA-256>.bank.")
 @click.option("--force", is_flag=True, help="Replace an existing file.")
 @JSON
 def get(store: str, name: str, output: str, bank: str, force: bool, as_json: bool) -> None:
-    """Write the adapter of NAME (or of a digest) to a file, checked whole."""
-    from vbfmt import banks as shared
+    """Verify the adapter with that NAME or digest and write it to a file."""
+    from vbfmt import banks as bank_files
     from vbfmt._files import outputs, parents
     from vbfmt.cli import show
 
@@ -89,9 +87,9 @@ def get(store: str, name: str, output: str, bank: str, force: bool, as_json: boo
     with _opened(store) as opened, parents.made(output):
         path = opened.path(opened.resolve(name))
         if bank == "embedded":
-            done = shared.join(path, output, banks=opened, overwrite=force)
+            done = bank_files.join(path, output, banks=opened, overwrite=force)
         else:
-            done = shared.split(path, output, look_in=opened, overwrite=force)
+            done = bank_files.split(path, output, look_in=opened, overwrite=force)
     if as_json:
         show.as_json(
             {"output": output, "digest": done.digest, "bytes": done.size, "bank": done.bank}
@@ -126,7 +124,7 @@ def listing(
     """List adapters, newest first."""
     for text in metadata:
         if "=" not in text:
-            raise click.UsageError(f"--metadata is KEY=VALUE, not {text!r}")
+            raise click.UsageError(f"--metadata must be KEY=VALUE, found {text!r}")
     from vbfmt.cli import show
 
     with _opened(store) as opened:
@@ -144,7 +142,7 @@ def listing(
 
 
 def _as_dict(entry: Entry) -> dict[str, Any]:
-    """The entry's fields; sizes and N are named as in every other answer."""
+    """Return the entry as JSON fields, with the names that other commands use too."""
     fields = dataclasses.asdict(entry)
     renamed = {"size": "bytes", "bank_size": "bank_bytes", "rows": "N"}
     return {renamed.get(name, name): value for name, value in fields.items()}
@@ -171,7 +169,7 @@ def _line(entry: Entry) -> str:
 def tag(
     store: str, name: str, target: str, replaces: str | None, force: bool, as_json: bool
 ) -> None:
-    """Point NAME to an adapter. It must be new, unless --replaces or --force is given."""
+    """Point NAME to an adapter. NAME must be new, unless --replaces or --force is given."""
     if replaces and force:
         raise click.UsageError("--replaces and --force exclude each other")
     from vbfmt.cli import show
@@ -224,7 +222,7 @@ def remove(store: str, names: tuple[str, ...], as_json: bool) -> None:
     from vbfmt.cli import show
 
     with _opened(store) as opened:
-        known = {name: opened.resolve(name) for name in names}  # if one is missing, none is removed
+        known = {name: opened.resolve(name) for name in names}  # before any is removed
         for name in names:
             opened.untag(name)
             if not as_json:
@@ -244,7 +242,7 @@ def gc(store: str, grace: float, as_json: bool) -> None:
     removes at once: only while no other process uses the store.
     """
     if not 0 <= grace < float("inf"):
-        raise click.UsageError("--grace is a number of hours from 0")
+        raise click.UsageError("--grace must be a number of hours, 0 or more")
     from vbfmt.cli import show
 
     with _opened(store) as opened:
@@ -254,8 +252,8 @@ def gc(store: str, grace: float, as_json: bool) -> None:
     else:
         objects = show.counted(len(done.removed), "object")
         show.say(
-            f"{objects} removed, {show.size(done.bytes)}; {done.waiting:,} unneeded, not for long "
-            f"enough; {done.kept:,} kept"
+            f"{objects} removed, {show.size(done.bytes)}; {done.waiting:,} unneeded for less than "
+            f"the grace period; {done.kept:,} kept"
         )
 
 

@@ -21,7 +21,7 @@ _MEANT = {
     "draw": "plot",
     "fuse": "merge",
 }
-"""Names that other tools have for what the commands do."""
+"""Words that other tools use → our commands."""
 
 
 def unknown_command(
@@ -36,10 +36,10 @@ def unknown_command(
     near = nearest(first.lower(), commands, count=1)
     meant = _MEANT.get(first.lower()) or (near[0] if near else None)
     if named is not None and os.path.lexists(first):
-        advice = f" The command comes first: vbfmt {named} {first}"
+        advice = f" Give the command first: vbfmt {named} {first}"
     elif os.path.lexists(first):
         command = "verify" if os.path.isfile(first) else "pack"
-        advice = f" It is a path; a command comes first, as in: vbfmt {command} {first}"
+        advice = f" It is a path; give a command first, as in: vbfmt {command} {first}"
     elif meant is not None:
         advice = f" Did you mean {meant!r}?"
     else:
@@ -51,7 +51,7 @@ def require_base_is_no_adapter(base: str | None, files: Sequence[str]) -> None:
     """Refuse a packed file as the base model: the arguments are probably swapped.
 
     Raises:
-        click.UsageError
+        click.UsageError: `base` ends with ``.vblora``.
     """
     if base is not None and base.lower().endswith(".vblora"):
         model = next((file for file in files if os.path.isdir(file)), "MODEL")
@@ -65,13 +65,13 @@ def require_not_packed(source: str, output: str) -> None:
     """Refuse to pack a packed file: the arguments are probably swapped.
 
     Raises:
-        click.UsageError
+        click.UsageError: `source` is a file that ends with ``.vblora``.
     """
     if source.lower().endswith(".vblora") and os.path.isfile(source):
         swapped = os.path.isdir(output)
         advice = (
             f"did you mean: vbfmt pack {output} -o {source}"
             if swapped
-            else "vbfmt unpack, expand or merge turn it into something else"
+            else "vbfmt unpack, expand or merge converts it"
         )
         raise click.UsageError(f"{source} is packed already; {advice}")

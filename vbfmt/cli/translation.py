@@ -1,6 +1,6 @@
-"""Names of the library's parameters in its messages, as options of the command line.
+"""Translates parameters in the library's messages into options of the command line.
 
-The library writes a parameter as ```name``` or ```name=value```; a command shows ``--name value``.
+The library writes a parameter as ```name``` or ```name=value```; a command prints ``--name value``.
 """
 
 from __future__ import annotations
@@ -29,13 +29,13 @@ _OPTIONS = {
         "topk",
     )
 } | {"dst": "-o", "figures": "--figure", "overwrite": "--force", "weights": "--weight"}
-"""Parameter → option. What else stands between such quotes comes from a file, and stays."""
+"""Parameter → option. Other text in such quotes comes from a file and is not translated."""
 
 _PARAMETER = re.compile(rf"`({'|'.join(_OPTIONS)})(?:=([^`]*))?`")
 
 
 def in_options(text: str) -> str:
-    """The text with options in place of parameters."""
+    """Return the text with options instead of parameters."""
     return _PARAMETER.sub(_option, text)
 
 

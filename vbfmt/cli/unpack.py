@@ -34,8 +34,8 @@ def command(
 ) -> None:
     """Unpack FILE into a folder that PEFT loads as VB-LoRA (top-k form, float32).
 
-    FILE is a packed file or a checkpoint; - is standard input. If there is no such path,
-    owner/name is a repository on the Hugging Face Hub.
+    FILE is a packed file, a checkpoint, - for standard input, or owner/name for a repository on the
+    Hugging Face Hub if there is no such path.
     """
     from vbfmt.cli import show
     from vbfmt.cli.packed_input import adapter_path

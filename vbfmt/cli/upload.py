@@ -1,4 +1,4 @@
-"""How what was written goes to the Hugging Face Hub."""
+"""The line that says how to upload an output to the Hugging Face Hub."""
 
 from __future__ import annotations
 
@@ -8,7 +8,9 @@ import sys
 
 
 def upload_line(*paths: str) -> str:
-    """Return the commands that upload files or folders, for the user to run with a repository's
-    name, quoted as this system's shell wants it."""
+    """Return the line with the commands that upload files or folders.
+
+    They are quoted for this system's shell. The user fills in the repository's name.
+    """
     quoted = subprocess.list2cmdline if sys.platform == "win32" else shlex.join
     return "to upload: " + " && ".join(f"hf upload OWNER/NAME {quoted([path])}" for path in paths)

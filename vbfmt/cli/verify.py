@@ -1,4 +1,4 @@
-"""``vbfmt verify``: every byte and every rule of packed files."""
+"""``vbfmt verify``: check every byte and every rule of packed files."""
 
 from __future__ import annotations
 
@@ -33,11 +33,11 @@ if TYPE_CHECKING:
     "--revision", metavar="REV", help="Branch, tag or commit of SRC, or of FILEs, on the Hub."
 )
 @click.option("--layout", type=LAYOUT, help="The layout of SRC, as for pack.")
-@click.option("--base", type=PATH, help="For SRC that is Uni-LoRA: the base's folder.")
+@click.option("--base", type=PATH, help="If SRC is Uni-LoRA: the base model's folder.")
 @BANKS
 @click.option("--base-model", metavar="NAME", help="The base model name that was given to pack.")
 @click.option("--digest", callback=checked, metavar="sha256:HEX", help="The digest that you trust.")
-@click.option("--topk", type=click.IntRange(min=1), help="k, for --against logits without config.")
+@click.option("--topk", type=click.IntRange(min=1), help="k, if SRC has logits and no config.")
 @JSON
 @click.pass_context
 def command(
@@ -55,15 +55,15 @@ def command(
 ) -> None:
     """Check every digest and every rule of FILE....
 
-    FILE is a packed file; - is standard input; if there is no such path, owner/name is a
-    repository on the Hugging Face Hub. With --against, pack the checkpoint SRC again and prove that
-    the file says the same (of SRC in PEFT's top-k form: to its rounding). The digest inside a file
-    shows damage, not tampering: for that, compare with one that you trust (--digest). It names the
-    content and is not the sum that sha256sum prints; --json has both.
-    Exit status 0 if all is well, 1 if not. With --json, whatever is wrong is in the answer: a FILE
-    or SRC that cannot be read, too.
+    FILE is a packed file, - for standard input, or owner/name for a repository on the Hugging Face
+    Hub if there is no such path. With --against, the checkpoint SRC is packed again and must have
+    the same content as FILE (to rounding, if SRC is in PEFT's top-k form). The checksums inside a
+    file show damage, not tampering: to exclude that, give a digest that you trust (--digest). The
+    digest is of the content and differs from what sha256sum prints; --json has both.
+    Exit status 0 if every FILE is valid, else 1. With --json, the answer also has errors of reading
+    FILE or SRC.
     """
-    _require_sense(files, against, layout=layout, base=base, base_model=base_model, topk=topk)
+    _require_consistent(files, against, layout=layout, base=base, base_model=base_model, topk=topk)
     from vbfmt.cli import show
     from vbfmt.cli.failure import in_user_terms
     from vbfmt.errors import VbfmtError
@@ -85,13 +85,13 @@ def command(
             if not as_json:
                 raise
             source = in_user_terms(error)
-    of_files = None if against is not None else revision
-    answers = [_answer(file, digest, banks, source, against, of_files) for file in files]
+    file_revision = None if against is not None else revision
+    answers = [_answer(file, digest, banks, source, against, file_revision) for file in files]
     if as_json:
         show.as_json(answers)
     else:
         for answer in answers:
-            (show.say if answer["ok"] else show.failed)(_line(answer))
+            (show.say if answer["ok"] else show.say_always)(_line(answer))
             if answer["ok"]:
                 show.say(f"  {answer['digest']}")
             if answer["sha256"]:
@@ -100,10 +100,12 @@ def command(
         ctx.exit(1)
 
 
-def _require_sense(files: tuple[str, ...], against: str | None, **about_source: object) -> None:
+def _require_consistent(
+    files: tuple[str, ...], against: str | None, **about_source: object
+) -> None:
     for name, value in about_source.items():
         if against is None and value is not None:
-            raise click.UsageError(f"--{name.replace('_', '-')} is for --against")
+            raise click.UsageError(f"--{name.replace('_', '-')} needs --against")
     if against is not None and against.lower().endswith(".vblora"):
         import os
 
@@ -113,7 +115,9 @@ def _require_sense(files: tuple[str, ...], against: str | None, **about_source: 
             if swapped
             else f"vbfmt diff {files[0]} {against}"
         )
-        raise click.UsageError(f"--against is for checkpoints, {against} is packed; try: {meant}")
+        raise click.UsageError(
+            f"--against needs a checkpoint, but {against} is a packed file; did you mean: {meant}"
+        )
 
 
 def _answer(
@@ -155,7 +159,7 @@ def _answer(
 
 
 def _elsewhere(problem: VbfmtError, path: str) -> str | None:
-    """The whole message of a fault in another file, its bank's, say."""
+    """Return the message with the file's name if the problem is in another file, as a bank."""
     return None if problem.file in (None, path, shown_as(path)) else str(problem)
 
 
@@ -167,7 +171,7 @@ def _problem(problem: VbfmtError, message: str | None = None) -> dict[str, Any]:
 def _compared(
     report: Report, banks: tuple[str, ...], source: Reference, against: str | None
 ) -> tuple[float | None, list[dict[str, Any]]]:
-    """The largest difference of a factor if it is allowed, and the differences that are not."""
+    """Return the largest allowed difference of a factor, and the differences not allowed."""
     from vbfmt.converters.operations.proof import against as compared
     from vbfmt.packed import load
 
@@ -198,5 +202,5 @@ def _line(answer: dict[str, Any]) -> str:
 def _same(answer: dict[str, Any]) -> str:
     if "against" not in answer:
         return ""
-    apart = answer["largest_difference"]
-    return f", matches {answer['against']}" + (f", to {apart:.1g}" if apart else "")
+    difference = answer["largest_difference"]
+    return f", matches {answer['against']}" + (f", to {difference:.1g}" if difference else "")
