@@ -289,7 +289,7 @@ def _chunks(adapter: Adapter, bank: Form) -> Iterator[Bytes]:
         *(_as_bytes(array) for array in arrays),
         *(_as_bytes(tensor.data) for tensor in adapter.tensors.values()),
     ]
-    sections = container.describe(contents)
+    sections = container.sections_of(contents)
     encoded = header.encode(
         Header(
             h=adapter.h,

@@ -100,7 +100,7 @@ def test_the_shortest_file_is_a_preamble():
 
 def test_sections_and_names_must_be_as_many():
     contents = [b"a", b"b"]
-    sections = container.describe(contents)
+    sections = container.sections_of(contents)
     start = container.front(b"", sections[-1].end)
     file = memoryview(b"".join(container.chunks(start, contents)))
     preamble = container.read_preamble(file)

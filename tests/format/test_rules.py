@@ -226,7 +226,7 @@ def test_the_order_of_names_is_that_of_their_bytes():
         ),
         (
             {"bank": np.ones((3, 0), "<f4")},
-            "vectors without elements: bank: found b = 0",
+            "the vectors have no elements: bank: found b = 0",
         ),
         (
             {"bank": np.ones((0, 2), "<f4")},

@@ -41,19 +41,19 @@ EQUIVALENT = (
         "canonical.x_unpack__", " strict_map_key=True,", ("",), "the default from msgpack 1.0 on"
     ),
     Equivalent(
-        "canonical.x__require_sound__",
+        "canonical.x__require_well_formed__",
         ", 'big')",
         (")",),
         "the default of `int.from_bytes` from Python 3.11 on; on 3.10 the mutant fails",
     ),
     Equivalent(
-        "canonical.x__require_sound__",
+        "canonical.x__require_well_formed__",
         "position + items",
         ("position - items",),
         "a count beyond the bytes is refused when they run out; this only saves the walk there",
     ),
     Equivalent(
-        "container.x_describe__",
+        "container.x_sections_of__",
         ", strict=True",
         ("", ", strict=None", ", strict=False"),
         "all three lists are made from `contents`",

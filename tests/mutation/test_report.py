@@ -95,8 +95,8 @@ COUNT = "count = int.from_bytes(data[position + 1:position + 1 + length_bytes], 
     [
         ("canonical.x_unpack", UNPACKB, "_pairs", "None"),
         ("canonical.x_unpack", UNPACKB, "raw=False", "raw=True"),
-        ("canonical.x__require_sound", COUNT, "position + 1:", "position + 2:"),
-        ("canonical.x__require_sound", COUNT, "'big'", "'BIG'"),
+        ("canonical.x__require_well_formed", COUNT, "position + 1:", "position + 2:"),
+        ("canonical.x__require_well_formed", COUNT, "'big'", "'BIG'"),
         ("admixture.x__sort_rows", "a = np.take_along_axis(b, c, axis=1)", "axis=1", "axis=None"),
     ],
 )

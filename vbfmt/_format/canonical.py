@@ -1,4 +1,4 @@
-"""The msgpack that a header may use: few types, one encoding of each value, shallow."""
+"""The subset of msgpack that a header may use: few types, one encoding of each value."""
 
 from __future__ import annotations
 
@@ -9,22 +9,22 @@ import msgpack
 from vbfmt.errors import HeaderError
 
 DEEPEST = 8
-"""Arrays and maps one inside another, the outer map counted."""
+"""Levels of nested arrays and maps, counting the outer map."""
 
 
 def pack(value: object) -> bytes:
-    """The one encoding: every number, string and length in its shortest form."""
+    """Return the canonical encoding: every number, string and length in its shortest form."""
     packed: bytes = msgpack.packb(value, use_bin_type=True)
     return packed
 
 
 def unpack(data: bytes) -> dict[str, Any]:
-    """The map that `data` encodes, if it is the one encoding of it.
+    """Return the map that `data` encodes.
 
     Raises:
-        HeaderError
+        HeaderError: not msgpack, not a map, or not the canonical encoding of that map.
     """
-    _require_sound(data)
+    _require_well_formed(data)
     try:
         value = msgpack.unpackb(data, raw=False, strict_map_key=True, object_pairs_hook=_pairs)
     except HeaderError:
@@ -42,9 +42,11 @@ def unpack(data: bytes) -> dict[str, Any]:
     return value
 
 
-def _require_sound(data: bytes) -> None:
-    """Refuse foreign types, deep nesting and counts beyond the bytes that are left, before the
-    decoder sees them: it makes room for every count that is announced, at every level at once.
+def _require_well_formed(data: bytes) -> None:
+    """Refuse other types, deep nesting and counts that are larger than the rest of `data`.
+
+    This is done before decoding, because the decoder allocates memory for every count that it
+    reads, at all levels of nesting.
     """
     position, left = 0, [1]
     while left:
@@ -93,8 +95,13 @@ def _not_msgpack(found: str) -> HeaderError:
 
 
 def _shapes() -> list[tuple[int, int, int]]:
-    """By first byte: bytes of the value (without what is counted), bytes of the count that
-    follows, items per unit of that count (or items, where the first byte itself counts)."""
+    """Return how a value is laid out, for each first byte.
+
+    The first number is the value's size in bytes, without the content whose length is counted; 0
+    for a type that is not allowed. The second is the size of the count that follows the first byte.
+    The third is the number of items for each unit of that count, or the number of items if the
+    first byte itself holds the count.
+    """
     shapes = [(0, 0, 0)] * 256
     shapes[0x00:0x80] = [(1, 0, 0)] * 128
     shapes[0x80:0x90] = [(1, 0, 2 * count) for count in range(16)]

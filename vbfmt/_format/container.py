@@ -1,4 +1,4 @@
-"""The bytes around the content: preamble, aligned sections, digests. No knowledge of VB-LoRA."""
+"""The container: preamble, aligned sections and digests, without knowledge of VB-LoRA."""
 
 from __future__ import annotations
 
@@ -34,7 +34,7 @@ PREAMBLE_LENGTH = _FIELDS.size + _CRC.size
 
 @dataclass(frozen=True)
 class Preamble:
-    """The 32 bytes that every file begins with, but for magic, reserved bytes and CRC."""
+    """The fields of a file's first 32 bytes, without magic, reserved bytes and CRC."""
 
     major: int
     minor: int
@@ -49,14 +49,14 @@ class Preamble:
 
 @dataclass(frozen=True)
 class Section:
-    """Where a section stands and what it must hash to.
+    """The position and hash of a section.
 
     Attributes:
         offset: bytes from the start of the data, which begins at the first multiple of 64 at or
             after the header's end.
-        length: bytes.
-        sha256: of those bytes, 32 bytes.
-        external: whether the bytes are kept elsewhere, and take no room in this file.
+        length: number of bytes.
+        sha256: SHA-256 of those bytes, 32 bytes.
+        external: whether the bytes are in another file and occupy none of this one.
     """
 
     offset: int
@@ -66,17 +66,17 @@ class Section:
 
     @property
     def end(self) -> int:
-        """Where the section's bytes in this file end, counted as `offset` is."""
+        """The end of the section's bytes in this file, counted like `offset`."""
         return self.offset if self.external else self.offset + self.length
 
 
 def align(position: int) -> int:
-    """The first multiple of 64 at or after `position`."""
+    """Return the first multiple of 64 at or after `position`."""
     return -(-position // ALIGNMENT) * ALIGNMENT
 
 
 def offsets(lengths: Sequence[int]) -> list[int]:
-    """Where sections of these lengths stand: one after the other, each aligned."""
+    """Return the offsets of consecutive aligned sections of these lengths."""
     result, position = [], 0
     for length in lengths:
         result.append(align(position))
@@ -84,8 +84,8 @@ def offsets(lengths: Sequence[int]) -> list[int]:
     return result
 
 
-def describe(contents: Sequence[Bytes]) -> tuple[Section, ...]:
-    """The sections that hold these contents, in order."""
+def sections_of(contents: Sequence[Bytes]) -> tuple[Section, ...]:
+    """Return the sections that hold these contents, in order."""
     lengths = [len(content) for content in contents]
     return tuple(
         Section(offset, length, hashlib.sha256(content).digest())
@@ -94,7 +94,7 @@ def describe(contents: Sequence[Bytes]) -> tuple[Section, ...]:
 
 
 def front(header: bytes, data_length: int | None = None, *, minor: int = MINOR) -> bytes:
-    """Preamble and header: all that stands before the data.
+    """Return the front of a file: its preamble and header.
 
     Args:
         data_length: bytes from the start of the data to the end of the file; None if there are no
@@ -119,10 +119,10 @@ def front(header: bytes, data_length: int | None = None, *, minor: int = MINOR) 
 
 
 def require_length(length: int) -> None:
-    """Check that a file may have so many bytes.
+    """Check that a file may have `length` bytes.
 
     Raises:
-        LengthError
+        LengthError: it would be longer than the format allows.
     """
     if length > _LONGEST_FILE:
         raise LengthError(
@@ -133,13 +133,13 @@ def require_length(length: int) -> None:
 
 
 def minor_of(start: Bytes) -> int:
-    """The minor version in a preamble."""
+    """Return the minor version in a preamble."""
     minor: int = _FIELDS.unpack_from(start)[2]
     return minor
 
 
 def chunks(start: Bytes, contents: Sequence[Bytes]) -> Iterator[Bytes]:
-    """The whole file, piece by piece, the padding included: `start` and the sections' contents."""
+    """Yield the whole file piece by piece: `start`, padding and the sections' contents."""
     yield start
     position = len(start)
     for content in contents:
@@ -149,15 +149,19 @@ def chunks(start: Bytes, contents: Sequence[Bytes]) -> Iterator[Bytes]:
 
 
 def digest(start: Bytes) -> str:
-    """The adapter's digest: of preamble and header, and through them of every byte of the file."""
+    """Return the adapter's digest. It is of `start`, which has the hashes of all sections."""
     return "sha256:" + hashlib.sha256(start).hexdigest()
 
 
 def read_preamble(data: memoryview) -> Preamble:
-    """The preamble of a file, checked against the file's length and its own checksum.
+    """Check the preamble of a file and return it.
 
     Raises:
-        MagicError, LengthError, ChecksumError, VersionError, LayoutError
+        MagicError: the file does not begin with the magic.
+        LengthError: the file is cut off, or something was appended.
+        ChecksumError: preamble or header is damaged.
+        VersionError: the file has another major version.
+        LayoutError: the reserved bytes are not zero.
     """
     _require_magic(data)
     if len(data) < PREAMBLE_LENGTH:
@@ -199,7 +203,7 @@ def _require_magic(data: memoryview) -> None:
 
 
 def _require_checksum(data: memoryview, preamble: Preamble) -> None:
-    """The CRC, before anything else of the header is believed."""
+    """Check the CRC. Nothing else in the header is trusted before."""
     length = preamble.header_length
     if length > LONGEST_HEADER or preamble.header_end > len(data):
         if len(data) < preamble.file_length and length <= LONGEST_HEADER:
@@ -225,10 +229,10 @@ def _require_checksum(data: memoryview, preamble: Preamble) -> None:
 
 
 def require_layout(preamble: Preamble, sections: Sequence[Section], names: Sequence[str]) -> None:
-    """Sections follow each other without overlap or hole, and end where the file ends.
+    """Check that sections follow each other without overlap or gap and end with the file.
 
     Raises:
-        LayoutError
+        LayoutError: they do not.
     """
     data, position = align(preamble.header_end), 0
     for name, section in zip(names, sections, strict=True):
@@ -250,7 +254,7 @@ def require_layout(preamble: Preamble, sections: Sequence[Section], names: Seque
 
 
 def content(data: memoryview, preamble: Preamble, section: Section) -> memoryview:
-    """A section's bytes, in place."""
+    """Return a section's bytes as a view of `data`."""
     start = align(preamble.header_end) + section.offset
     return data[start : start + section.length]
 
@@ -258,7 +262,7 @@ def content(data: memoryview, preamble: Preamble, section: Section) -> memoryvie
 def damage(
     data: memoryview, preamble: Preamble, sections: Sequence[Section], names: Sequence[str]
 ) -> Iterator[VbfmtError]:
-    """Every section whose bytes do not hash to its digest, and every padding that is not zero."""
+    """Yield an error for each section with a wrong hash and each padding that is not zero."""
     position = preamble.header_end
     base = align(position)
     for name, section in zip(names, sections, strict=True):

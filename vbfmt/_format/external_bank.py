@@ -1,7 +1,8 @@
-"""The two forms of one adapter: with its bank inside, and with the bank elsewhere (section 12).
+"""The two forms of a packed file: embedded, with its bank, and thin, without it (section 12).
 
-Only offsets, the file's length and the list of required features differ, so each front follows from
-the other, without the bank. The digest of both is that of the embedded form's front.
+Their fronts (preamble and header) differ only in offsets, lengths, CRC and required features, so
+each front can be computed from the other without the bank. Both forms have the same digest: that of
+the embedded form's front.
 """
 
 from __future__ import annotations
@@ -18,10 +19,10 @@ from vbfmt.errors import LayoutError, LengthError
 
 
 def embedded_front(front: Bytes) -> bytes:
-    """Preamble and header of the embedded form, from those of a file without its bank.
+    """Return the front of the embedded form, given that of the thin form.
 
     Raises:
-        LayoutError: there can be no such file: it would be too long.
+        LayoutError: the embedded form would be too long.
     """
     raw = _header(front)
     raw["required_features"].remove(EXTERNAL_BANK)
@@ -37,10 +38,10 @@ def embedded_front(front: Bytes) -> bytes:
 
 
 def thin_front(front: Bytes) -> bytes:
-    """Preamble and header of the form without its bank, from those of the embedded form.
+    """Return the front of the thin form, given that of the embedded form.
 
     Raises:
-        LengthError: the header becomes longer than the format allows.
+        LengthError: the header would be longer than the format allows.
     """
     raw = _header(front)
     raw["required_features"] = sorted([*raw["required_features"], EXTERNAL_BANK], key=str.encode)
@@ -49,13 +50,13 @@ def thin_front(front: Bytes) -> bytes:
 
 
 def _header(front: Bytes) -> dict[str, Any]:
-    """The header map, of bytes that have been checked already."""
+    """Decode the header of a front that has been checked already."""
     raw: dict[str, Any] = msgpack.unpackb(bytes(front[container.PREAMBLE_LENGTH :]), raw=False)
     return raw
 
 
 def _laid_out(front: Bytes, raw: dict[str, Any], stored: Sequence[int]) -> bytes:
-    """The front of the same header with sections that take so many bytes of the file."""
+    """Return the front with the header `raw` and sections of `stored` bytes in the file."""
     offsets = container.offsets(stored)
     end = offsets[-1] + stored[-1]
     container.require_length(end)

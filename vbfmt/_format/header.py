@@ -1,4 +1,4 @@
-"""The header as bytes and as a dataclass: one canonical msgpack map."""
+"""The header, as canonical msgpack and as a dataclass."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from vbfmt.module import Module
 from vbfmt.tensors import BITS, WHOLE_BYTES, byte_length
 
 EXTERNAL_BANK = "external_bank"
-"""The feature of files whose bank is an object of its own (section 12)."""
+"""The feature of files whose bank is a file of its own (section 12)."""
 
 KNOWN_FEATURES = frozenset({EXTERNAL_BANK})
 """Required features that this reader implements."""
@@ -32,23 +32,25 @@ KEYS = (
     "config",
     "metadata",
 )
-"""The keys of version 1.0, in their order."""
+"""The keys of version 1.0, in order."""
 
 TRIPLET = ("bank", "indices", "weights")
 
 
 @dataclass(frozen=True)
 class Header:
-    """What the header says.
+    """The content of a header.
 
     Attributes:
-        h, b, k: size of the bank, length of a vector, vectors selected.
+        h: number of vectors in the bank.
+        b: length of a vector, in elements.
+        k: number of vectors that a sub-vector selects.
         modules: the module table.
         tensors: (name, dtype, shape) of the other tensors.
-        sections: of bank, indices and weights, then of the other tensors. The bank's is `external`
-            in a file with the feature `EXTERNAL_BANK`.
+        sections: the sections of bank, indices and weights, then of the other tensors. That of the
+            bank is `external` in a file with the feature `EXTERNAL_BANK`.
         base_model, base_revision, config, metadata: as in `Adapter`.
-        optional_features: those that the file declares, known or not.
+        optional_features: names that the file declares, known or not.
     """
 
     h: int
@@ -70,11 +72,11 @@ class Header:
 
     @property
     def section_names(self) -> list[str]:
-        """A name for each section, for messages."""
+        """The names of the sections, for messages."""
         return [*TRIPLET, *(f"tensor {name}" for name, _, _ in self.tensors)]
 
     def lengths(self) -> list[int | None]:
-        """The bytes that each section must have, from h, b, k and the tables alone."""
+        """Return the length that each section must have, None if no length is valid for it."""
         index_bytes = 1 if self.h <= 256 else 2
         triplet = [
             4 * self.h * self.b,
@@ -85,7 +87,7 @@ class Header:
 
 
 def encode(header: Header) -> bytes:
-    """The header's one byte form."""
+    """Return the header in canonical msgpack."""
     values: dict[str, Any] = {
         "required_features": [],
         "optional_features": list(header.optional_features),
@@ -106,14 +108,14 @@ def encode(header: Header) -> bytes:
 
 
 def decode(data: bytes, minor: int) -> Header:
-    """The header that `data` says, all of its rules checked.
+    """Decode a header and check its rules.
 
     Args:
-        minor: the file's minor version; above this reader's, unknown keys are passed over.
+        minor: the file's minor version. Above this reader's, unknown keys are ignored.
 
     Raises:
-        HeaderError: not canonical msgpack, or not of this form.
-        FeatureError: a feature is required that this reader does not know.
+        HeaderError: `data` is not canonical msgpack, or a key or value is wrong.
+        FeatureError: the file requires a feature that this reader does not know.
         ContentError: sizes, names or the module table break a rule.
     """
     raw = canonical.unpack(data)
@@ -140,7 +142,7 @@ def decode(data: bytes, minor: int) -> Header:
 
 
 def _require_features(raw: Mapping[str, Any]) -> None:
-    """First of all: a required feature may change the meaning of everything else."""
+    """Check the required features first: one may change the meaning of everything else."""
     if "required_features" not in raw:
         raise HeaderError("missing key", part="header", expected="required_features")
     for feature in _names(raw["required_features"], "required_features"):
@@ -154,7 +156,7 @@ def _require_features(raw: Mapping[str, Any]) -> None:
 
 
 def _require_keys(raw: Mapping[str, Any], minor: int) -> None:
-    """The known keys in their order, then those of optional features or of a later version."""
+    """Check that known keys come first, in order, then those of features or later versions."""
     keys = list(raw)
     if tuple(keys[: len(KEYS)]) != KEYS:
         wrong = next((i for i, (a, b) in enumerate(zip(keys, KEYS, strict=False)) if a != b), None)

@@ -1,4 +1,4 @@
-"""A packed file in memory: its front, its parts in place, and the faults of its data."""
+"""A packed file in memory: its front, its sections as views, and the errors in its data."""
 
 from __future__ import annotations
 
@@ -18,12 +18,12 @@ from vbfmt.errors import VbfmtError
 from vbfmt.tensors import Tensor
 
 BANK, INDICES, WEIGHTS, OTHERS = range(4)
-"""Numbers of the sections; the other tensors' follow."""
+"""Indices of the sections; those of the other tensors start at `OTHERS`."""
 
 
 @dataclass(frozen=True)
 class PackedFile:
-    """A packed file whose front has been read and holds together."""
+    """A packed file whose front (preamble, header, layout) has been checked."""
 
     data: memoryview
     preamble: container.Preamble
@@ -31,10 +31,10 @@ class PackedFile:
 
     @classmethod
     def parse(cls, data: Bytes) -> PackedFile:
-        """Read and check the front: preamble, header, layout.
+        """Read and check the front.
 
         Raises:
-            VbfmtError: of the kind of the first fault.
+            VbfmtError: the front is invalid. The class is that of the first error found.
         """
         view = memoryview(data).cast("B")
         preamble = container.read_preamble(view)
@@ -43,35 +43,35 @@ class PackedFile:
         container.require_layout(preamble, parsed.sections, parsed.section_names)
         packed = cls(view, preamble, parsed)
         if packed.bank.external:
-            _ = packed.embedded_front  # that there can be one is part of the layout
+            _ = packed.embedded_front  # raises an error if it would be too long
         return packed
 
     @property
     def front(self) -> memoryview:
-        """Preamble and header as they stand in the file."""
+        """Preamble and header as they are in the file."""
         return self.data[: self.preamble.header_end]
 
     @cached_property
     def embedded_front(self) -> Bytes:
-        """Preamble and header of the form with its bank inside: of one adapter, always the same."""
+        """Preamble and header of the embedded form. Both forms of an adapter have the same."""
         return external_bank.embedded_front(self.front) if self.bank.external else self.front
 
     @property
     def digest(self) -> str:
-        """The adapter's digest, whichever form this is."""
+        """The adapter's digest, which is the same for both forms."""
         return container.digest(self.embedded_front)
 
     @property
     def bank(self) -> Section:
-        """The entry of the vector bank, in this file or elsewhere."""
+        """The section of the vector bank, which may be external."""
         return self.header.sections[BANK]
 
     def content(self, section: int) -> memoryview:
-        """The bytes of a section that is in this file."""
+        """Return the bytes of a section that is in this file."""
         return container.content(self.data, self.preamble, self.header.sections[section])
 
     def stored(self) -> list[memoryview]:
-        """The contents of all sections that are in this file, in order."""
+        """Return the contents of all sections that are in this file, in order."""
         return [
             self.content(number)
             for number, section in enumerate(self.header.sections)
@@ -79,25 +79,29 @@ class PackedFile:
         ]
 
     def thin_pieces(self) -> Iterator[Bytes]:
-        """The form without its bank, piece by piece. Errors as `external_bank.thin_front`."""
+        """Yield the thin form piece by piece.
+
+        Raises:
+            LengthError: the header would be longer than the format allows.
+        """
         if self.bank.external:
             return container.chunks(bytes(self.front), self.stored())
         front = external_bank.thin_front(self.front)
         return container.chunks(front, self.stored()[BANK + 1 :])
 
     def embedded_pieces(self, bank: Bytes) -> Iterator[Bytes]:
-        """The form with its bank inside, piece by piece."""
+        """Yield the embedded form piece by piece."""
         contents = [bank, *self.stored()] if self.bank.external else self.stored()
         return container.chunks(bytes(self.embedded_front), contents)
 
     def damage(self) -> Iterator[VbfmtError]:
-        """Faults of padding and hashes. Those of a bank elsewhere are not among them."""
+        """Yield the errors of padding and hashes, except those of an external bank."""
         return container.damage(
             self.data, self.preamble, self.header.sections, self.header.section_names
         )
 
     def broken_rules(self, bank: NDArray[np.float32] | None) -> Iterator[VbfmtError]:
-        """Faults of texts and values; of the bank's values only if it is given."""
+        """Yield the broken rules of texts and values; of the bank's values only if it is given."""
         head = self.header
         yield from rules.broken_texts(
             head.base_model, head.base_revision, head.config, head.metadata or {}
@@ -109,22 +113,22 @@ class PackedFile:
         yield from rules.broken_weight_values(indices, weights)
 
     def bank_in_place(self) -> NDArray[np.float32]:
-        """The bank that is in this file, (h, b)."""
+        """Return the embedded bank as a view: (h, b) float32."""
         return self._array(BANK, np.dtype("<f4"), self.header.h, self.header.b)
 
     @property
     def indices(self) -> NDArray[np.unsignedinteger[Any]]:
-        """𝓘 in place, (N, k)."""
+        """𝓘 as a view: (N, k) uint8 or uint16."""
         head = self.header
         return self._array(INDICES, index_dtype(head.h), head.rows, head.k)
 
     @property
     def weights(self) -> NDArray[np.float32]:
-        """𝓥 in place, (N, k − 1)."""
+        """𝓥 as a view: (N, k − 1) float32."""
         return self._array(WEIGHTS, np.dtype("<f4"), self.header.rows, self.header.k - 1)
 
     def fields(self, bank: NDArray[np.float32]) -> dict[str, Any]:
-        """What an `Adapter` is made of, in place."""
+        """Return the arguments of `Adapter`, with arrays that are views of the file."""
         head = self.header
         return {
             "bank": bank,

@@ -1,7 +1,8 @@
-"""The rules that an adapter's content obeys, each named by the fault that breaks it.
+"""The rules that an adapter's content must obey.
 
-Pure generators over plain values: the reader raises the first fault, `verify` lists all of them,
-and a writer cannot make what they refuse.
+Each ``broken_…`` function yields an error for every rule that is broken. A reader raises the first
+one and `verify` lists all of them. An adapter that breaks a rule cannot be constructed, so a writer
+cannot write one.
 """
 
 from __future__ import annotations
@@ -26,16 +27,16 @@ _LONGEST_FAULT_LIST = 3
 _CONTROL = re.compile("[\x00-\x1f\x7f-\x9f]")
 
 
-def raise_first(faults: Iterable[VbfmtError]) -> None:
-    """Raise the first fault, if there is one."""
-    for fault in faults:
-        raise fault
+def raise_first(errors: Iterable[VbfmtError]) -> None:
+    """Raise the first error, if there is one."""
+    for error in errors:
+        raise error
 
 
 def broken_shape_rules(
     bank: NDArray[Any], indices: NDArray[Any], weights: NDArray[Any], modules: Sequence[Module]
 ) -> Iterator[ContentError]:
-    """Faults of the arrays' shapes and dtypes, and of the module table."""
+    """Yield the broken rules of the arrays' shapes and dtypes and of the module table."""
     if bank.ndim != 2 or indices.ndim != 2 or weights.ndim != 2:
         yield ContentError(
             "bank, indices and weights must be matrices",
@@ -62,7 +63,7 @@ def broken_shape_rules(
 
 
 def broken_sizes(h: int, b: int, k: int) -> Iterator[ContentError]:
-    """Faults of h, b and k."""
+    """Yield the broken rules of h, b and k."""
     if not 1 <= h <= LARGEST_BANK:
         yield ContentError(
             "the vector bank's size is out of range",
@@ -72,13 +73,13 @@ def broken_sizes(h: int, b: int, k: int) -> Iterator[ContentError]:
             advice="indices of this format are 16 bits at most",
         )
     if b < 1:
-        yield ContentError("vectors without elements", part="bank", found=f"b = {b}")
+        yield ContentError("the vectors have no elements", part="bank", found=f"b = {b}")
     if not 1 <= k <= h:
         yield ContentError("k is out of range", part="indices", found=k, expected=f"1 to {h} (h)")
 
 
 def broken_modules(modules: Sequence[Module], b: int) -> Iterator[ContentError]:
-    """Faults of the module table."""
+    """Yield the broken rules of the module table."""
     if not modules:
         yield ContentError("the adapter has no modules", part="module table")
     yield from broken_names([module.name for module in modules], "module")
@@ -98,7 +99,7 @@ def broken_modules(modules: Sequence[Module], b: int) -> Iterator[ContentError]:
 
 
 def broken_names(names: Sequence[str], kind: str) -> Iterator[ContentError]:
-    """Faults of names that must be distinct and ascend by their UTF-8 bytes."""
+    """Yield the broken rules of names, which must be distinct and ascend by UTF-8 bytes."""
     previous = b""
     for position, name in enumerate(names):
         fault = _fault_of_name(name)
@@ -118,7 +119,7 @@ def broken_texts(
     config: str | None,
     metadata: Mapping[str, str],
 ) -> Iterator[ContentError]:
-    """Faults of the base model's name, the config and the metadata."""
+    """Yield the broken rules of the base model's name, the config and the metadata."""
     texts: Mapping[str, str | None] = {
         "base model": base_model,
         "base revision": base_revision,
@@ -136,21 +137,21 @@ def broken_texts(
 def broken_value_rules(
     bank: NDArray[np.float32], indices: NDArray[Any], weights: NDArray[np.float32]
 ) -> Iterator[ContentError]:
-    """Faults of the arrays' values, one for each rule that is broken, naming the first rows."""
+    """Yield the broken rules of the arrays' values, with the first rows that break each."""
     yield from broken_bank_values(bank)
     yield from broken_index_values(indices, len(bank))
     yield from broken_weight_values(indices, weights)
 
 
 def broken_bank_values(bank: NDArray[np.float32]) -> Iterator[ContentError]:
-    """The bank is finite."""
+    """Yield the broken rule of the bank: its values must be finite."""
     bad = _BadRows.of(~np.isfinite(bank).all(axis=1))
     if bad.count:
         yield ContentError("values are not finite", part="bank", found=bad.named("vector"))
 
 
 def broken_index_values(indices: NDArray[Any], h: int) -> Iterator[ContentError]:
-    """Every index is below h and distinct within its row."""
+    """Yield the broken rules of indices: below h, and distinct within a row."""
     bad = _BadRows.of((indices >= h).any(axis=1))
     if bad.count:
         yield ContentError(
@@ -167,7 +168,7 @@ def broken_index_values(indices: NDArray[Any], h: int) -> Iterator[ContentError]
 def broken_weight_values(
     indices: NDArray[Any], weights: NDArray[np.float32]
 ) -> Iterator[ContentError]:
-    """Weights are in [0, 1], not −0, and the rows are canonical."""
+    """Yield the broken rules of weights: in [0, 1], not −0, and in canonical order."""
     if not weights.shape[1]:
         return
     outside = ~((weights >= 0) & (weights <= 1)) | np.signbit(weights)
@@ -220,9 +221,9 @@ class _BadRows:
     """Rows that break a rule.
 
     Attributes:
-        first: the numbers of the first ones.
-        count: how many there are. (A list of all of them would take eight times the memory of
-            indices of one byte.)
+        first: the indices of the first three.
+        count: number of all of them. (A list of all would need eight times the memory of one-byte
+            indices.)
     """
 
     first: list[int]
@@ -230,7 +231,7 @@ class _BadRows:
 
     @classmethod
     def of(cls, bad: Any) -> _BadRows:
-        """The rows where `bad`, (N,), is true."""
+        """Return the rows where `bad`, (N,) bool, is true."""
         first: list[int] = []
         start = 0
         while len(first) < _LONGEST_FAULT_LIST and bad[start:].any():
@@ -239,7 +240,7 @@ class _BadRows:
         return cls(first, int(np.count_nonzero(bad)))
 
     def named(self, what: str) -> str:
-        """``row 1, 2, 3 and 7 more``."""
+        """Return the rows as text: ``row 1, 2, 3 and 7 more``."""
         rest = self.count - len(self.first)
         shown = ", ".join(map(str, self.first))
         return f"{what} {shown}" + (f" and {rest} more" if rest > 0 else "")

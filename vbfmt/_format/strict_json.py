@@ -1,4 +1,4 @@
-"""JSON objects from strangers: what is ambiguous or made to hurt is refused."""
+"""Strict parsing of JSON objects from untrusted files: no ambiguity, bounded time."""
 
 from __future__ import annotations
 
@@ -7,22 +7,22 @@ import math
 from typing import Any
 
 LONGEST_INTEGER = 1000
-"""Digits: reading a number takes time that grows with the square of them."""
+"""Digits of an integer. The time to parse one grows with the square of its digits."""
 
 DEEPEST = 64
-"""Levels of nesting, the outermost object being the first."""
+"""Levels of nesting, counting the outermost object."""
 
 
 def parse_object(text: str, *, any_number: bool = False, sizes: bool = False) -> dict[str, Any]:
-    """The object that `text` says.
+    """Return the JSON object in `text`.
 
     Args:
-        any_number: take numbers beyond the largest float too, as infinity.
-        sizes: every integer is a size: refuse those with a sign, as ``-0``.
+        any_number: accept numbers beyond the largest float, as infinity.
+        sizes: treat every integer as a size: refuse a sign, also in ``-0``.
 
     Raises:
-        ValueError: not JSON as RFC 8259 has it (NaN, say), not an object, a key twice, an integer
-            too long, nesting too deep, a number too large.
+        ValueError: not JSON by RFC 8259 (NaN is not), not an object, a duplicate key, an integer
+            with too many digits, nesting too deep, or a number too large.
     """
     try:
         value = json.loads(
@@ -42,7 +42,7 @@ def parse_object(text: str, *, any_number: bool = False, sizes: bool = False) ->
 
 
 def is_object(text: str) -> bool:
-    """Whether `parse_object` takes it, numbers of any size included."""
+    """Return whether `text` is a JSON object, with numbers of any size."""
     try:
         parse_object(text, any_number=True)
     except ValueError:
@@ -56,12 +56,12 @@ def _refuse_constant(name: str) -> Any:
 
 def _short_integer(digits: str) -> int:
     if len(digits.lstrip("-")) > LONGEST_INTEGER:
-        raise ValueError("an integer of too many digits")
+        raise ValueError("an integer with too many digits")
     return int(digits)
 
 
 def _unsigned_integer(digits: str) -> int:
-    """JSON knows ``-0``: to Python it is 0, to others (safetensors) no whole number."""
+    """Refuse a sign: Python reads ``-0`` as 0, but safetensors refuses it."""
     if digits.startswith("-"):
         raise ValueError(f"{digits[:20]} is not a size")
     return _short_integer(digits)
@@ -70,14 +70,14 @@ def _unsigned_integer(digits: str) -> int:
 def _finite(digits: str) -> float:
     value = float(digits)
     if not math.isfinite(value):
-        raise ValueError(f"{digits[:20]} is more than a float can say")
+        raise ValueError(f"{digits[:20]} is too large for a float")
     return value
 
 
 def _without_duplicates(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
     result = dict(pairs)
     if len(result) != len(pairs):
-        raise ValueError("a key twice")
+        raise ValueError("a duplicate key")
     return result
 
 

@@ -1,4 +1,4 @@
-"""The threads of NumPy's BLAS, which for many small products cost more than they give."""
+"""Control of the threads of NumPy's BLAS, which slow down many small products."""
 
 from __future__ import annotations
 
@@ -8,14 +8,14 @@ from functools import cache
 from typing import Any
 
 _WORTH_THREADS = 1 << 27
-"""Multiplications of one decomposition from which on threads of its own pay."""
+"""Multiplications of a decomposition that is large enough for several BLAS threads."""
 
 
 @contextlib.contextmanager
 def few_threads(multiplications: int) -> Iterator[None]:
-    """Keep BLAS from starting threads, unless there are so many multiplications that it pays.
+    """Limit BLAS to one thread in the block, unless `multiplications` are many.
 
-    It holds for the whole process while the block runs.
+    The limit applies to the whole process while the block runs.
     """
     controller = _controller() if multiplications < _WORTH_THREADS else None
     if controller is None:
@@ -27,9 +27,9 @@ def few_threads(multiplications: int) -> Iterator[None]:
 
 @cache
 def _controller() -> Any:
-    """What sets the number of threads, found once: looking for the libraries takes a millisecond.
+    """Return threadpoolctl's controller, or None if that package is not installed.
 
-    None without threadpoolctl; then the number stays what it is.
+    It is cached, because searching for the libraries takes a millisecond.
     """
     try:
         from threadpoolctl import ThreadpoolController

@@ -1,7 +1,7 @@
 """Rows → sub-vectors u = Σ wᵢ α_i (Eq. 3.3) → the factors A and B.
 
-Each element is the float64 sum of exact products, from +0 and w₀ on to w₍ₖ₋₁₎, rounded once to
-float32. The result does not depend on blocks or machine.
+Each element is a float64 sum of exact products, added to +0 in the order w₀ … w₍ₖ₋₁₎ and rounded
+once to float32. The result does not depend on block sizes or on the machine.
 """
 
 from __future__ import annotations
@@ -18,9 +18,11 @@ from vbfmt.module import Module
 Factors = tuple[NDArray[np.float32], NDArray[np.float32]]
 
 _BLOCK_ELEMENTS = 1 << 15
-"""What is gathered, widened and added of so many stays in a core's own cache. Blocks of that size
-take some 10 µs a step, in which no other thread gets hold of the interpreter: one thread does it
-all. Larger ones would let two run, each half as fast."""
+"""Elements of a block, so few that its buffers stay in a core's own cache.
+
+One step on such a block takes about 10 µs, too short for another thread to get the interpreter's
+lock. So one thread does all the work. With larger blocks two threads would run, each half as fast.
+"""
 
 
 def subvectors(
@@ -28,12 +30,12 @@ def subvectors(
     indices: NDArray[np.unsignedinteger[Any]],
     weights: NDArray[np.float32],
 ) -> NDArray[np.float32]:
-    """The sub-vectors of rows: (n, b) float32.
+    """Return the sub-vectors of rows: (n, b) float32.
 
     Args:
-        bank: (h, b).
+        bank: (h, b) float32.
         indices: (n, k), below h.
-        weights: (n, k − 1).
+        weights: (n, k − 1) float32.
     """
     out = np.empty((len(indices), bank.shape[1]), dtype=np.float32)
     if out.size:
@@ -47,15 +49,15 @@ def factors(
     weights: NDArray[np.float32],
     modules: Sequence[Module],
 ) -> list[Factors]:
-    """A (rank, in_features) and B (out_features, rank) of each module, float32, C order.
+    """Return A (rank, in_features) and B (out_features, rank) of each module, float32, C order.
 
-    They are parts of one array: 10,000 small ones take the system longer to hand out than it takes
-    to compose them.
+    They are views of one array. To allocate 10,000 small arrays would take longer than to compose
+    them.
 
     Args:
-        bank: (h, b).
+        bank: (h, b) float32.
         indices: (n, k), below h: the rows of all `modules`, one after another.
-        weights: (n, k − 1).
+        weights: (n, k − 1) float32.
     """
     b = bank.shape[1]
     memory = np.empty(len(indices) * b, dtype=np.float32)
@@ -76,17 +78,23 @@ def factors(
 
 
 class _Block(NamedTuple):
-    """Rows and the part of a factor that they compose: (components, features), any strides."""
+    """Some rows of a factor, and where to write what they compose.
+
+    Attributes:
+        first: the first of these rows.
+        out: a part of the factor, (components, features), with any strides.
+    """
 
     first: int
     out: NDArray[np.float32]
 
 
 def _blocks(first: int, out: NDArray[np.float32], b: int) -> Iterator[_Block]:
-    """Cut a factor, (components, features), into some components or a part of one.
+    """Yield a factor in blocks, each of several components or of a part of one component.
 
     Args:
         first: the factor's first row.
+        out: the factor, (components, features).
     """
     components, features = out.shape
     most = _most_rows(b)
@@ -107,7 +115,7 @@ def _most_rows(b: int) -> int:
 
 
 class _Space(NamedTuple):
-    """Memory for one block at a time."""
+    """Buffers for one block."""
 
     narrow: NDArray[np.float32]
     wide: NDArray[np.float64]
@@ -120,7 +128,7 @@ def _compose(
     weights: NDArray[np.float32],
     blocks: Iterable[_Block],
 ) -> None:
-    """Fill the blocks' `out`."""
+    """Compose the rows of all blocks, each into its `out`."""
     b, k = bank.shape[1], indices.shape[1]
     chosen = indices.astype(np.intp)
     shares = all_weights(weights).astype(np.float64)
@@ -145,13 +153,13 @@ def _sums(
     shares: NDArray[np.float64],
     space: _Space,
 ) -> NDArray[np.float64]:
-    """The sums of rows before they are rounded: (n, b), a part of `space`."""
+    """Return the sub-vectors of rows before rounding: (n, b) float64, a view of `space`."""
     n = len(indices)
     narrow, wide, total = space.narrow[:n], space.wide[:n], space.total[:n]
     if indices.shape[1] == 2:
         _widened(bank, indices, narrow, wide)
-        # Products of float32 are exact in float64, so that of two there is one rounding, however
-        # the linear algebra below orders or fuses them.
+        # Products of float32 are exact in float64, so the sum of two is rounded once, however
+        # matmul orders or fuses the operations.
         np.matmul(shares[:, None, :], wide, out=total[:, None, :])
         return total
     total[...] = 0.0
@@ -168,7 +176,7 @@ def _widened(
     narrow: NDArray[np.float32],
     wide: NDArray[np.float64],
 ) -> None:
-    """Gather vectors of the bank into `wide`, by way of `narrow`: half the bytes to gather."""
+    """Gather vectors as float32 into `narrow`, half the bytes, then convert them into `wide`."""
     # mode="clip" fills `out` in place; indices are known to be below h.
     bank.take(indices, axis=0, out=narrow, mode="clip")
     np.copyto(wide, narrow)

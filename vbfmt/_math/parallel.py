@@ -1,4 +1,4 @@
-"""All cores for numpy work that lets go of the interpreter's lock."""
+"""Threads on all cores, for numpy work that releases the interpreter's lock."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ S = TypeVar("S")
 
 
 def cores() -> int:
-    """How many cores this process may use."""
+    """Return the number of cores that this process may use."""
     try:
         return len(os.sched_getaffinity(0))
     except AttributeError:  # not Linux
@@ -25,10 +25,11 @@ def for_each(
     """Call ``work(item, scratch)`` for every item, each worker with a scratch space of its own.
 
     Args:
-        alone: one worker only: for work so small that starting threads would cost more.
+        scratch: makes the scratch space of a worker.
+        alone: use one worker only, for work that takes less time than starting threads.
 
     Raises:
-        Whatever `work` raises; of several, that of the earliest item.
+        Exception: what `work` raised for the earliest item that failed.
     """
     workers = 1 if alone else min(cores(), len(items))
     if workers <= 1:
@@ -38,15 +39,15 @@ def for_each(
         return
 
     queue = iter(enumerate(items))
-    faults: list[tuple[int, BaseException]] = []
+    errors: list[tuple[int, BaseException]] = []
 
     def worker() -> None:
         space = scratch()
         for position, item in queue:
             try:
                 work(item, space)
-            except BaseException as fault:  # noqa: BLE001 - handed to the caller below
-                faults.append((position, fault))
+            except BaseException as error:  # noqa: BLE001 - raised in the caller below
+                errors.append((position, error))
                 return
 
     threads = [Thread(target=worker) for _ in range(workers)]
@@ -54,5 +55,5 @@ def for_each(
         thread.start()
     for thread in threads:
         thread.join()
-    if faults:
-        raise min(faults, key=lambda pair: pair[0])[1]
+    if errors:
+        raise min(errors, key=lambda pair: pair[0])[1]

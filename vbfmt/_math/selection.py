@@ -18,7 +18,7 @@ Logits = NDArray[Any]
 _BLOCK_BYTES = 1 << 20  # half of a common L2 cache: the block is read k + 2 times
 _PASSES_AT_MOST = 8  # beyond this many maxima, partitioning the row once is cheaper
 _ROWS_AT_ONCE = 1024
-_WORTH_THREADS = 1 << 22  # logits; below, one core is done before another has started
+_WORTH_THREADS = 1 << 22  # logits; fewer take less time than starting threads
 
 
 @dataclass(frozen=True)
@@ -26,10 +26,10 @@ class Selection:
     """The k largest logits of every row, descending; equal ones by ascending index.
 
     Attributes:
-        indices: (N, k) intp, which vectors of the bank.
-        logits: (N, k) float64, exactly the stored values.
-        ties: rows whose k-th largest finite logit stands also among those not selected, so that
-            which of them the trained model took is undefined; here the lowest index won.
+        indices: (N, k) intp, indices into the bank.
+        logits: (N, k) float64, the unchanged values of the selected logits.
+        ties: number of rows with a logit that equals their k-th largest and is not selected. Which
+            of the equal ones the trained model selected is undefined; here it is the lowest index.
     """
 
     indices: NDArray[np.intp]
@@ -38,14 +38,14 @@ class Selection:
 
 
 def select_top_k(blocks: Mapping[str, Logits], k: int) -> Selection:
-    """The top k of each row of all `blocks`, one below the other in the mapping's order.
+    """Select the k largest logits of each row of all `blocks`, in the order of the mapping.
 
-    The rows are read once, in blocks that fit the cache, on all cores; nothing of their size is
-    allocated.
+    The rows are processed on all cores, in pieces that fit the cache. The logits are not copied as
+    a whole.
 
     Args:
-        blocks: name → logits (n, h) of any float dtype; the names serve errors only.
-        k: how many to select, 1 ≤ k ≤ h.
+        blocks: name → logits (n, h) of any float dtype. The names are used only in errors.
+        k: number of logits to select, 1 ≤ k ≤ h.
 
     Raises:
         ContentError: a logit is NaN or +∞, a row has no finite logit, or k is out of range.
@@ -88,8 +88,10 @@ def _select(
     logits: NDArray[np.float64],
     scratch: dict[str, NDArray[Any]],
 ) -> int:
-    """Fill `indices` and `logits` (n, k) from `block` (n, h); return the number of ties. Errors
-    count the rows from `first`."""
+    """Fill `indices` and `logits` (n, k) from `block` (n, h), and return the number of ties.
+
+    `first` is the number of the block's first row, for errors.
+    """
     h, k = block.shape[1], indices.shape[1]
     dtype = np.dtype(np.float64 if block.dtype.itemsize > 4 else np.float32)
     rows = max(1, _BLOCK_BYTES // (h * dtype.itemsize))
@@ -112,8 +114,11 @@ def _select(
 def _by_passes(
     values: NDArray[Any], k: int
 ) -> tuple[NDArray[np.intp], NDArray[Any], NDArray[np.bool_]]:
-    """k times the first maximum; `values` is used up. argmax takes the lowest index of equals,
-    and a NaN before everything else."""
+    """Return indices and values of the k largest, and which rows have ties, in k passes.
+
+    Each pass takes the maximum and overwrites it in `values`. Among equal values argmax returns the
+    lowest index, and it returns the index of a NaN if there is one.
+    """
     rows = np.arange(len(values))
     indices = np.empty((len(values), k), dtype=np.intp)
     top = np.empty((len(values), k), dtype=values.dtype)
@@ -129,12 +134,12 @@ def _by_passes(
 def _by_partition(
     values: NDArray[Any], k: int
 ) -> tuple[NDArray[np.intp], NDArray[Any], NDArray[np.bool_]]:
-    """The same by finding the k-th largest value first: for large k."""
+    """Return the same as `_by_passes`, by finding the k-th largest value first: for large k."""
     n, h = values.shape
     kth = np.partition(values, h - k, axis=1)[:, h - k, None]
     above, level = values > kth, values == kth
     room = k - above.sum(axis=1, keepdims=True)
-    # A NaN sorts last, so it is among the top: let it through, the caller refuses it.
+    # Select NaNs too, so that the caller sees and refuses them.
     chosen = above | np.isnan(values) | (level & (np.cumsum(level, axis=1) <= room))
     tied: NDArray[np.bool_] = level.sum(axis=1) > room[:, 0]
     nan = np.isnan(values).any(axis=1)
@@ -149,7 +154,10 @@ def _by_partition(
 
 
 def _refuse_non_finite(largest: NDArray[Any], start: int) -> None:
-    """NaN and +∞ surface as the largest of their row; −∞ there means nothing is selectable."""
+    """Refuse rows whose largest logit is not finite.
+
+    A NaN or +∞ in a row is its largest logit here. If the largest is −∞, all of them are.
+    """
     bad = np.flatnonzero(~np.isfinite(largest))
     if bad.size:
         raise ContentError(
@@ -162,16 +170,16 @@ def _refuse_non_finite(largest: NDArray[Any], start: int) -> None:
 
 
 _NOT_USABLE = {"nan": "NaN", "inf": "infinity", "-inf": "minus infinity alone"}
-"""The largest logit of a row that is refused → what the row holds."""
+"""The largest logit of a refused row → what the message says about the row."""
 
 
 def _fill_rows_with_too_few(
     block: Logits, indices: NDArray[np.intp], logits: NDArray[np.float64]
 ) -> None:
-    """Rows with fewer than k finite logits: the rest of their indices, the lowest first, distinct.
+    """Fill rows that have fewer than k finite logits with the lowest of the other indices.
 
-    PEFT writes such rows (−∞ for what was not selected) when a model loaded from its top-k form is
-    saved as logits.
+    PEFT writes such rows, with −∞ for the vectors that are not selected, when a model that was
+    loaded from its top-k form is saved as logits.
     """
     few = np.flatnonzero(np.isneginf(logits[:, -1]))
     if few.size:

@@ -1,1 +1,1 @@
-"""What an adapter holds: statistics, summaries, differences."""
+"""Analysis of adapters: statistics, summaries, differences."""

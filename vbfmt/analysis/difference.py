@@ -17,14 +17,16 @@ from vbfmt.module import Module
 
 @dataclass(frozen=True)
 class ModuleDifference:
-    """A module that both adapters have and that is not the same in both.
+    """A module that both adapters have and that differs between them.
 
     Attributes:
-        name: the module.
-        shapes: in words, if features, rank or orientation differ; the rest is then None.
-        rows_reselected: rows that select other vectors of the bank.
-        largest_weight: largest difference of an admixture weight in rows that select the same.
-        largest_factor: largest difference of an element of A or B, which is what a model feels.
+        name: name of the module.
+        shapes: both shapes in words, if features, rank or orientation differ. The other attributes
+            are then None.
+        rows_reselected: number of rows that select other vectors of the bank.
+        largest_weight: largest difference of an admixture weight in rows that select the same
+            vectors.
+        largest_factor: largest difference of an element of A or B.
     """
 
     name: str
@@ -36,14 +38,16 @@ class ModuleDifference:
 
 @dataclass(frozen=True)
 class Difference:
-    """What differs between adapters a and b; all empty if they are equal.
+    """The differences between adapters a and b.
+
+    If they are equal, `parts` and the tuples are empty and `bank` is 0.
 
     Attributes:
-        parts: differences of sizes, texts and other tensors: part → in words.
-        bank: largest difference of an element of the banks, if they have one shape; 0 if equal.
-        only_in_a, only_in_b: modules.
+        parts: part → difference in words, of sizes, texts and other tensors.
+        bank: largest difference of an element of the banks; 0 if they differ in shape.
+        only_in_a, only_in_b: names of modules that only one of them has.
         modules: modules in both that differ.
-        compared: modules in both.
+        compared: number of modules in both.
     """
 
     parts: dict[str, str] = field(default_factory=dict)
@@ -60,11 +64,11 @@ class Difference:
 
     @property
     def largest(self) -> float:
-        """The largest difference of any element of any factor that both have."""
+        """The largest difference of an element, over the factors of modules in both."""
         return max((module.largest_factor or 0.0 for module in self.modules), default=0.0)
 
     def lines(self) -> list[str]:
-        """The differences in words, one line each, modules in one line together."""
+        """Return the differences in words, one a line, with all differing modules in one line."""
         result = [f"{part}: {words}" for part, words in self.parts.items()]
         for where, names in (("first", self.only_in_a), ("second", self.only_in_b)):
             if names:
@@ -79,7 +83,7 @@ class Difference:
 
 
 def compare(a: Adapter, b: Adapter) -> Difference:
-    """What differs between two adapters."""
+    """Return the differences between two adapters."""
     parts = {**_sizes(a, b), **_texts(a, b), **_tensors(a, b)}
     bank = 0.0
     if a.bank.shape == b.bank.shape and a.bank.tobytes() != b.bank.tobytes():
@@ -117,8 +121,11 @@ def _module(a: Adapter, b: Adapter, name: str) -> ModuleDifference | None:
 
 
 def _largest_of_factors(a: Adapter, b: Adapter, rows_a: slice, rows_b: slice) -> float:
-    """The largest difference of an element of A or B, in blocks: factors may be far larger than
-    the file. In both adapters the sub-vectors in a row are A's elements, then B's."""
+    """Return the largest difference of an element of A or B.
+
+    It is computed in blocks, because factors may be far larger than the file. In both adapters a
+    module's sub-vectors, one after another, are the elements of A, then those of B.
+    """
     at_once = math.lcm(a.b, b.b)
     at_once *= max(1, _AT_ONCE // at_once)
     elements = (rows_a.stop - rows_a.start) * a.b
@@ -136,7 +143,7 @@ def _largest_of_factors(a: Adapter, b: Adapter, rows_a: slice, rows_b: slice) ->
 
 
 def _same_factors(a: Adapter, b: Adapter) -> bool:
-    """Whether all modules are the same, of the same rows and the same bank."""
+    """Return whether both have the same modules, rows and bank."""
     values = ("bank", "indices", "weights")
     return a.modules == b.modules and all(
         np.array_equal(getattr(a, value), getattr(b, value)) for value in values
@@ -177,13 +184,13 @@ def _configs(one: str | None, other: str | None) -> str:
 
     if one is None or other is None:
         return f"only in the {'second' if one is None else 'first'}"
-    # The text of each value: to Python, 1 and 1.0 and true are equal.
+    # Compare values as text, because to Python 1, 1.0 and true are equal.
     sides = (
         {key: json.dumps(value, sort_keys=True) for key, value in json.loads(text).items()}
         for text in (one, other)
     )
     keys = _differing(*sides)
-    return f"differs at {few(keys)}" if keys else "is spelled otherwise"
+    return f"differs at {few(keys)}" if keys else "has the same values, written differently"
 
 
 def _differing(one: Mapping[str, str], other: Mapping[str, str]) -> tuple[str, ...]:

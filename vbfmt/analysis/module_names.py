@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 from vbfmt.adapter import Adapter
 
 OUTSIDE = "outside the layers"
-"""What modules that are in no numbered layer are called."""
+"""The label of modules that are in no numbered layer."""
 
 
 @dataclass(frozen=True)
@@ -20,9 +20,9 @@ class Position:
     """The layer and kind of a module.
 
     Attributes:
-        layer: the first whole number among the components of its name, if there is one.
-        kind: what it is in its layer, ``q_proj`` or ``attention.output.dense``: the same for
-            modules whose names differ by numbers alone, and as short as tells kinds apart.
+        layer: the first whole number among the components of its name, None if there is none.
+        kind: its role in the layer, such as ``q_proj`` or ``attention.output.dense``. It is a short
+            end of the module's name. Modules whose names differ only in numbers have the same kind.
     """
 
     layer: int | None
@@ -37,17 +37,18 @@ def positions(names: Iterable[str]) -> dict[str, Position]:
 
 
 def reading_order(adapter: Adapter) -> list[str]:
-    """The modules' names from the first layer to the last: 2 before 10, which a file has not."""
+    """Return the modules' names from the first layer to the last, with layer 2 before 10."""
     found = positions(module.name for module in adapter)
     return sorted(found, key=lambda name: (found[name].layer is None, found[name].layer or 0, name))
 
 
 def thirds(adapter: Adapter) -> tuple[list[str], NDArray[np.intp]]:
-    """The modules by depth, as in the paper's Fig. 6: first, middle and last third of the layers.
+    """Group the modules into the first, middle and last third of the layers (paper, Fig. 6).
+
+    Modules outside the numbered layers are a group of their own.
 
     Returns:
-        names of the groups that have modules, and (M,) which group each module is in. Modules
-        outside the numbered layers are a group of their own.
+        names of the groups that have modules, and each module's group: (M,) intp.
     """
     found = positions(module.name for module in adapter)
     layers = sorted({each.layer for each in found.values() if each.layer is not None})
@@ -61,13 +62,14 @@ def thirds(adapter: Adapter) -> tuple[list[str], NDArray[np.intp]]:
 
 
 def kinds(adapter: Adapter, most: int) -> tuple[list[str], NDArray[np.intp]]:
-    """The modules by kind, in order of appearance in the model.
+    """Group the modules by kind, in the order of the model.
 
     Args:
-        most: kinds to tell apart; of more, those with the fewest modules become one, "others".
+        most: largest number of groups. If there are more kinds, those with the fewest modules form
+            one group, "others".
 
     Returns:
-        names of the groups, and (M,) which group each module is in.
+        names of the groups, and each module's group: (M,) intp.
     """
     found = positions(module.name for module in adapter)
     counts: dict[str, int] = {}
@@ -95,12 +97,15 @@ def _is_number(part: str) -> bool:
 
 
 def _shortest_ends(patterns: set[str]) -> dict[str, str]:
-    """A short label for each pattern, different for all: an end of it that no other pattern has;
-    or all that follows its last number, where only longer names end likewise (BERT's output.dense
-    and attention.output.dense); or an end that reaches back over numbers.
+    """Return a label for each pattern, different from all others.
 
-    In the order of their components from the last to the first, those that share the longest end
-    stand side by side: the cost grows with the length of the names, not with its square.
+    The label is the shortest end of the pattern that no other pattern has, if that end is after the
+    pattern's last number. Otherwise it is everything after the last number, if that is unique
+    (BERT's output.dense, which is also an end of attention.output.dense). Otherwise it is the
+    shortest unique end, numbers included.
+
+    The patterns are sorted by their components from the last to the first. Patterns that share the
+    longest end are then neighbours, and the cost is linear in the length of the names.
     """
     backwards = sorted("\0".join(reversed(pattern.split("."))) for pattern in patterns)
     tails = Counter(map(_tail, patterns))
@@ -120,7 +125,7 @@ def _shortest_ends(patterns: set[str]) -> dict[str, str]:
 
 
 def _label(pattern: str, end: str | None, tails: Mapping[str, int]) -> str:
-    """The label of a pattern with this end of its own, if it has one."""
+    """Return the label of a pattern; `end` is its shortest unique end, if it has one."""
     tail = _tail(pattern)
     if end is not None and len(end) <= len(tail):
         return end
@@ -130,7 +135,7 @@ def _label(pattern: str, end: str | None, tails: Mapping[str, int]) -> str:
 
 
 def _shared(one: list[str], other: list[str]) -> int:
-    """How many components two names begin with alike."""
+    """Return how many leading components two lists share."""
     count = 0
     for here, there in zip(one, other, strict=False):
         if here != there:

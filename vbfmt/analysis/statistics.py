@@ -1,7 +1,7 @@
-"""What an adapter has learned, as numbers: which vectors it selects, how much, and how far it goes.
+"""What an adapter has learned, as numbers: its selections, its weights and the norms of ΔW.
 
-Everything is counted from the triplet of Sec. 3.4. Only the norms of ΔW need the factors, and they
-too never ΔW itself.
+The numbers are computed from bank, indices and weights. Only the norms of ΔW need the factors; ΔW
+itself is never computed.
 """
 
 from __future__ import annotations
@@ -24,15 +24,15 @@ class Balance:
     """How evenly the vectors of the bank are used (paper, A.2, "Load balancing").
 
     Attributes:
-        unused: vectors that no sub-vector selects.
-        least, most: times that the least and the most used vector is selected.
-        mean: N·k / h.
-        spread: standard deviation of the times selected.
-        chance: the same, were every sub-vector's k vectors drawn at random: √(N·p·(1 − p)) with
+        unused: number of vectors that no sub-vector selects.
+        least, most: how often the least and the most used vector is selected.
+        mean: mean number of selections of a vector, N·k / h.
+        spread: standard deviation of the number of selections.
+        chance: `spread` if every sub-vector drew its k vectors at random: √(N·p·(1 − p)) with
             p = k / h.
-        effective: e^entropy of the shares of selections: h if all are used alike, 1 if one is
-            used alone.
-        most_used: up to five (vector, times), most used first.
+        effective: effective number of vectors, e^entropy of their shares of all selections: h if
+            all are selected equally often, 1 if only one is selected.
+        most_used: up to five (vector, number of selections), most used first.
     """
 
     unused: int
@@ -49,13 +49,13 @@ class Balance:
 class Projection:
     """Bank and sub-vectors in the plane of the bank's two principal components (cf. Fig. 9).
 
-    The projection is linear, so that a sub-vector stays on the edge (k = 2) or in the simplex that
-    its vectors span.
+    The projection is linear, so a sub-vector stays on the edge (k = 2) or in the simplex that its
+    vectors span.
 
     Attributes:
         vectors: (h, 2) float64.
         subvectors: (N, 2) float64.
-        explained: the share of the bank's variance along either axis.
+        explained: shares of the bank's variance along the two axes.
     """
 
     vectors: NDArray[np.float64]
@@ -64,15 +64,15 @@ class Projection:
 
 
 def usage(adapter: Adapter) -> NDArray[np.int64]:
-    """How many sub-vectors select each vector: (h,), in all N·k."""
+    """Return how many sub-vectors select each vector: (h,) int64, with sum N·k."""
     counts = np.zeros(adapter.h, dtype=np.int64)
-    for rows in _blocks(adapter):  # of its argument, bincount makes a copy in 64 bits
+    for rows in _blocks(adapter):  # in blocks, because bincount copies its argument to int64
         counts += np.bincount(adapter.indices[rows].reshape(-1), minlength=adapter.h)
     return counts
 
 
 def balance(adapter: Adapter) -> Balance:
-    """The load balance of an adapter."""
+    """Return the load balance of an adapter."""
     counts = usage(adapter)
     shares = counts[counts > 0] / counts.sum()
     p = adapter.k / adapter.h
@@ -90,7 +90,7 @@ def balance(adapter: Adapter) -> Balance:
 
 
 def largest_weights(adapter: Adapter) -> NDArray[np.float32]:
-    """w₀ of every sub-vector, its largest admixture weight: (N,), from 1/k to 1."""
+    """Return w₀, the largest admixture weight, of every sub-vector: (N,) float32."""
     largest = np.empty(adapter.N, dtype=np.float32)
     for rows in _blocks(adapter):
         largest[rows] = all_weights(adapter.weights[rows])[:, 0]
@@ -98,13 +98,13 @@ def largest_weights(adapter: Adapter) -> NDArray[np.float32]:
 
 
 def _blocks(adapter: Adapter) -> Iterator[slice]:
-    """The rows, some at a time."""
+    """Yield slices of rows, at most `_ROWS_AT_ONCE` in each."""
     for start in range(0, adapter.N, _ROWS_AT_ONCE):
         yield slice(start, start + _ROWS_AT_ONCE)
 
 
 def rows_by_module(adapter: Adapter) -> tuple[NDArray[np.intp], NDArray[np.bool_]]:
-    """Of every row, its module's number in the table, and whether it belongs to B: (N,) both."""
+    """Return each row's module, (N,) intp, and whether the row is of B, (N,) bool."""
     lengths = np.array(
         [
             m.rank * features // adapter.b
@@ -123,15 +123,17 @@ def weight_sums(
     count: int,
     vectors: NDArray[np.integer[Any]] | None = None,
 ) -> NDArray[np.float64]:
-    """The sum of the admixture weights that each vector gets from each group of sub-vectors, as in
-    the paper's Figs. 6 and 7.
+    """Return the sum of admixture weights of each group of sub-vectors on each vector.
+
+    These are the sums of the paper's Figs. 6 and 7.
 
     Args:
-        groups: (N,) below `count`.
-        vectors: (N, k) indices in place of the adapter's own.
+        groups: (N,) group of each sub-vector, below `count`.
+        count: number of groups.
+        vectors: (N, k) indices to use instead of the adapter's own.
 
     Returns:
-        (count, h) float64, N in all.
+        (count, h) float64, with sum N.
     """
     cells = groups[:, None] * adapter.h + (adapter.indices if vectors is None else vectors)
     weights = all_weights(adapter.weights).astype(np.float64)
@@ -143,15 +145,17 @@ def weight_sums(
 def weight_sum_spread(
     adapter: Adapter, groups: NDArray[np.intp], count: int, sizes: NDArray[np.intp]
 ) -> NDArray[np.float64]:
-    """The standard deviation of `weight_sums`, added over bins of vectors, were every sub-vector
-    to keep its weights and draw its k vectors at random.
+    """Return the standard deviation of `weight_sums`, summed over bins of vectors, if every
+    sub-vector kept its weights and drew its k vectors at random.
 
-    Of a sub-vector with q = Σ wᵢ² and a bin of m of the h vectors it is the root of
-    q·m/h + (1 − q)·m(m − 1)/(h(h − 1)) − (m/h)²; sub-vectors are independent.
+    A sub-vector with q = Σ wᵢ² has, in a bin of m of the h vectors, the variance
+    q·m/h + (1 − q)·m(m − 1)/(h(h − 1)) − (m/h)². Sub-vectors are independent, so their variances
+    add up.
 
     Args:
-        groups: (N,) below `count`.
-        sizes: (bins,) vectors in each bin.
+        groups: (N,) group of each sub-vector, below `count`.
+        count: number of groups.
+        sizes: (bins,) number of vectors in each bin.
 
     Returns:
         (count, bins) float64; 0 for a group without sub-vectors and for a bin of all vectors.
@@ -162,13 +166,15 @@ def weight_sum_spread(
     q = np.bincount(groups, squares, minlength=count)[:, None]
     pairs = m * (m - 1) / (h * max(h - 1, 1))
     variance: NDArray[np.float64] = q * m / h + (rows - q) * pairs - rows * (m / h) ** 2
-    # A difference that is 0 up to rounding may be negative: no square root of it.
+    # Rounding can make a variance of 0 negative.
     return np.sqrt(np.where(variance > 1e-9 * rows, variance, 0.0))
 
 
 def drawn_at_random(adapter: Adapter, seed: int) -> NDArray[np.int64]:
-    """For every sub-vector k different vectors of the bank, each choice and order as likely as any
-    other (R. Floyd's sampling): (N, k)."""
+    """Return k different vectors for every sub-vector, drawn uniformly: (N, k) int64.
+
+    The method is R. Floyd's sampling, followed by a random permutation.
+    """
     rng = np.random.default_rng(seed)
     drawn = np.empty((adapter.N, adapter.k), dtype=np.int64)
     for position in range(adapter.k):
@@ -182,14 +188,15 @@ def drawn_at_random(adapter: Adapter, seed: int) -> NDArray[np.int64]:
 def selections(
     vectors: NDArray[np.unsignedinteger[Any]], h: int, size: tuple[int, int]
 ) -> NDArray[np.int64]:
-    """How often each vector is selected, over sub-vectors and vectors in bins of equal number.
+    """Count the selections in a grid of bins of vectors and bins of sub-vectors.
 
     Args:
-        vectors: (N, k) indices, sub-vectors in the order wanted.
-        size: bins of vectors, bins of sub-vectors; at most h and N.
+        vectors: (N, k) indices, with sub-vectors in the order of the bins.
+        h: number of vectors in the bank.
+        size: number of bins of vectors, at most h, and of sub-vectors, at most N.
 
     Returns:
-        `size` int64, N·k in all.
+        int64 array of shape `size`, with sum N·k.
     """
     n, k = vectors.shape
     across = np.repeat(np.arange(n, dtype=np.int64) * size[1] // n, k)
@@ -198,7 +205,7 @@ def selections(
 
 
 def bank_norms(adapter: Adapter) -> NDArray[np.float64]:
-    """The Euclidean norm of every vector: (h,)."""
+    """Return the Euclidean norm of every vector: (h,) float64."""
     squares: NDArray[np.float64] = np.einsum(
         "ij,ij->i", adapter.bank, adapter.bank, dtype=np.float64
     )
@@ -206,9 +213,9 @@ def bank_norms(adapter: Adapter) -> NDArray[np.float64]:
 
 
 def delta_norms(adapter: Adapter) -> NDArray[np.float64]:
-    """‖ΔW‖ (Frobenius) of every module: (M,).
+    """Return the Frobenius norm ‖ΔW‖ of every module: (M,) float64.
 
-    ‖B·A‖² = Σ (BᵀB ∘ AAᵀ): two r × r matrices, whatever the layer's size.
+    ‖B·A‖² = Σ (BᵀB ∘ AAᵀ) needs only two r × r matrices, whatever the layer's size.
     """
     norms = np.empty(len(adapter))
     for position, (_, a, b) in enumerate(adapter.iter_factors()):
@@ -219,7 +226,7 @@ def delta_norms(adapter: Adapter) -> NDArray[np.float64]:
 
 
 def project(adapter: Adapter) -> Projection:
-    """Bank and sub-vectors in two dimensions, by principal component analysis of the bank."""
+    """Project bank and sub-vectors onto the bank's two principal components."""
     centred = adapter.bank.astype(np.float64)
     centred -= centred.mean(axis=0)
     plane, variances = _principal(centred)
@@ -231,10 +238,10 @@ def project(adapter: Adapter) -> Projection:
 
 
 def _principal(centred: NDArray[np.float64]) -> tuple[NDArray[np.float64], list[float]]:
-    """Two orthonormal directions of the largest variance, (b, 2), and n times that variance.
+    """Return two orthonormal directions of largest variance, (b, 2), and h times their variances.
 
-    From the smaller of the two Gram matrices. Each direction's largest element is positive, so
-    that the picture does not depend on a library's choice of sign.
+    They are computed from the smaller of the two Gram matrices. Each direction's largest element is
+    made positive, so that the picture does not depend on a library's choice of sign.
     """
     h, b = centred.shape
     if b <= h:

@@ -1,4 +1,4 @@
-"""What an adapter weighs, what it adapts and how it uses its bank, as numbers."""
+"""An adapter in numbers: its sizes, its modules and its use of the bank."""
 
 from __future__ import annotations
 
@@ -21,12 +21,12 @@ class Group:
     """Modules of one kind: the same name within their layers, same shape, same rank.
 
     Attributes:
-        kind: what they are in their layers, ``q_proj``.
-        modules: how many.
-        in_features, out_features, rank: of each.
-        rows: sub-vectors of all of them.
-        vectors: vectors of the bank that they select.
-        largest_weight: the mean of their sub-vectors' largest admixture weights.
+        kind: their role in the layer, such as ``q_proj``.
+        modules: number of modules.
+        in_features, out_features, rank: of each module.
+        rows: number of sub-vectors of all modules.
+        vectors: number of vectors of the bank that they select.
+        largest_weight: mean of the largest admixture weights of their sub-vectors.
     """
 
     kind: str
@@ -44,8 +44,9 @@ class Histogram:
     """Counts in bins of equal width.
 
     Attributes:
-        edges: sides of the bins, one more than bins.
-        counts: how many values lie in each, its upper side excluded but for the last.
+        edges: edges of the bins, one more than there are bins.
+        counts: number of values in each bin. A value on an upper edge is in the next bin, if there
+            is one.
     """
 
     edges: tuple[float, ...]
@@ -58,9 +59,9 @@ class Sizes:
 
     Attributes:
         bank, indices, weights, tensors: the parts of the packed file.
-        file: the whole of it, header and padding included.
-        logits: a float32 checkpoint of the same adapter with its logits (bank included).
-        lora: its factors as float32 LoRA.
+        file: the whole packed file, with header and padding.
+        logits: a float32 checkpoint of the same adapter with its bank and logits.
+        lora: the same factors as float32 LoRA.
     """
 
     bank: int
@@ -84,9 +85,9 @@ class Summary:
     Attributes:
         sizes: in bytes.
         balance: how evenly the bank is used.
-        usage: of the times that vectors are selected.
-        largest_weights: of the sub-vectors' largest admixture weights, from 1/k to 1.
-        mean_largest_weight: their mean.
+        usage: histogram of how often vectors are selected.
+        largest_weights: histogram of the sub-vectors' largest admixture weights, from 1/k to 1.
+        mean_largest_weight: mean of the largest admixture weights.
         groups: the modules by kind, in the model's order.
     """
 
@@ -99,10 +100,10 @@ class Summary:
 
 
 def summarize(adapter: Adapter, file_length: int) -> Summary:
-    """The summary of an adapter whose packed file has `file_length` bytes."""
+    """Return the summary of an adapter whose packed file has `file_length` bytes."""
     extras = sum(tensor.data.nbytes for tensor in adapter.tensors.values())
     weights = largest_weights(adapter)
-    least = 1 / adapter.k if adapter.k > 1 else 0  # of one weight, all are 1
+    least = 1 / adapter.k if adapter.k > 1 else 0  # for k = 1 all weights are 1
     found, edges = np.histogram(weights, _WEIGHT_BINS, (least, 1))
     return Summary(
         sizes=Sizes(
@@ -132,23 +133,25 @@ def _usage(adapter: Adapter) -> Histogram:
 
 
 def _groups(adapter: Adapter, largest: NDArray[np.float32]) -> tuple[Group, ...]:
-    where = positions(module.name for module in adapter)
+    found = positions(module.name for module in adapter)
     members: dict[tuple[str, int, int, int], list[Module]] = {}
     for name in reading_order(adapter):
         m = adapter[name]
-        members.setdefault((where[name].kind, m.in_features, m.out_features, m.rank), []).append(m)
+        members.setdefault((found[name].kind, m.in_features, m.out_features, m.rank), []).append(m)
     return tuple(_group(adapter, largest, kind, modules) for (kind, *_), modules in members.items())
 
 
 def _group(
     adapter: Adapter, largest: NDArray[np.float32], kind: str, modules: list[Module]
 ) -> Group:
-    """The modules of a kind. Their rows are looked at module by module: kinds times vectors may be
-    far more than the file has bytes."""
-    rows = [adapter.rows(module.name) for module in modules]
-    count = sum(here.stop - here.start for here in rows)
-    selected = np.unique(np.concatenate([np.unique(adapter.indices[here]) for here in rows]))
-    total = sum(float(largest[here].sum(dtype=np.float64)) for here in rows)
+    """Return the group of a kind's modules.
+
+    Rows are read module by module: a table of kinds × vectors may be far larger than the file.
+    """
+    slices = [adapter.rows(module.name) for module in modules]
+    count = sum(rows.stop - rows.start for rows in slices)
+    selected = np.unique(np.concatenate([np.unique(adapter.indices[rows]) for rows in slices]))
+    total = sum(float(largest[rows].sum(dtype=np.float64)) for rows in slices)
     m = modules[0]
     return Group(
         kind,
