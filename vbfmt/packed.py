@@ -62,6 +62,14 @@ def dumps(adapter: Adapter, *, bank: Form = "embedded") -> bytes:
     return b"".join(_chunks(adapter, bank))
 
 
+def in_memory(adapter: Adapter) -> PackedFile:
+    """The adapter's packed form with its bank, as `PackedFile.parse` of `dumps`; LengthError as
+    there."""
+    head, front, contents = _laid_out(adapter)
+    data = memoryview(b"".join(container.chunks(front, contents)))
+    return PackedFile(data, container.read_preamble(data), head)
+
+
 @dataclass(frozen=True)
 class Written:
     """What `write` wrote.
@@ -284,31 +292,34 @@ def _chunks(adapter: Adapter, bank: Form) -> Iterator[Bytes]:
         raise ConfigError(
             "bank is one of two forms", found=repr(bank), expected=" or ".join(get_args(Form))
         )
+    _, front, contents = _laid_out(adapter)
+    if bank == "embedded":
+        yield from container.chunks(front, contents)
+    else:
+        yield from container.chunks(external_bank.thin_front(front), contents[BANK + 1 :])
+
+
+def _laid_out(adapter: Adapter) -> tuple[Header, bytes, Sequence[Bytes]]:
+    """The header, the front and the contents of the sections, of the form with its bank."""
     arrays = (adapter.bank, adapter.indices, adapter.weights)
     contents: Sequence[Bytes] = [
         *(_as_bytes(array) for array in arrays),
         *(_as_bytes(tensor.data) for tensor in adapter.tensors.values()),
     ]
     sections = container.sections_of(contents)
-    encoded = header.encode(
-        Header(
-            h=adapter.h,
-            b=adapter.b,
-            k=adapter.k,
-            modules=adapter.modules,
-            tensors=tuple((n, t.dtype, t.shape) for n, t in adapter.tensors.items()),
-            sections=sections,
-            base_model=adapter.base_model,
-            base_revision=adapter.base_revision,
-            config=adapter.config,
-            metadata=adapter.metadata,
-        )
+    head = Header(
+        h=adapter.h,
+        b=adapter.b,
+        k=adapter.k,
+        modules=adapter.modules,
+        tensors=tuple((n, t.dtype, t.shape) for n, t in adapter.tensors.items()),
+        sections=sections,
+        base_model=adapter.base_model,
+        base_revision=adapter.base_revision,
+        config=adapter.config,
+        metadata=adapter.metadata,
     )
-    front = container.front(encoded, sections[-1].end)
-    if bank == "embedded":
-        yield from container.chunks(front, contents)
-    else:
-        yield from container.chunks(external_bank.thin_front(front), contents[BANK + 1 :])
+    return head, container.front(header.encode(head), sections[-1].end), contents
 
 
 def _as_bytes(array: NDArray[Any]) -> memoryview:

@@ -9,7 +9,7 @@ from importlib import import_module
 from typing import cast
 
 from vbfmt.converters.jobs.journal import Journal
-from vbfmt.converters.jobs.tasks import Item, Outcome, Task
+from vbfmt.converters.jobs.tasks import WRITES, Item, Outcome, Task
 from vbfmt.errors import ConfigError
 
 SHARD = 256
@@ -65,7 +65,7 @@ def run(
 
 
 def _journal(task: Task, items: Sequence[Item]) -> Journal | None:
-    writes = task.operation in ("pack", "expand", "merge") and task.store is None
+    writes = task.operation in WRITES and task.store is None
     return Journal(os.path.dirname(items[0].output), task) if writes and items else None
 
 

@@ -8,7 +8,11 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any
 
+from vbfmt._files import staging
 from vbfmt.errors import VbfmtError, VbfmtWarning
+
+WRITES = ("pack", "expand", "merge")
+"""Operations that write an output for each item."""
 
 
 @dataclass(frozen=True)
@@ -76,7 +80,9 @@ class Outcome:
 
 def run_shard(task: Task, shard: Sequence[Item]) -> list[Outcome]:
     """Run the operation on every item; an error is that item's outcome alone."""
-    return [_run_item(task, item) for item in shard]
+    writes = task.operation in WRITES and task.store is None
+    with staging.swept(item.output for item in shard if writes):
+        return [_run_item(task, item) for item in shard]
 
 
 def _run_item(task: Task, item: Item) -> Outcome:

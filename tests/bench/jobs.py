@@ -16,13 +16,13 @@ from pathlib import Path
 import numpy as np
 from safetensors.numpy import save_file
 
-from tests.bench.serving.memory import LLAMA_7B
-from tests.bench.serving.models import RANK
+from tests.bench.shapes import large_adapters
 from tests.bench.table import Row
-from vbfmt import Adapter, Module, Rows, save
+from vbfmt import save
 from vbfmt.converters import jobs
 
 WORKERS = 2
+RANK = 4
 H, LENGTH, LAYERS = 64, 128, 6
 SHAPES = {  # MiniLM's
     "attention.self.query": (384, 384),
@@ -66,21 +66,8 @@ def _packing(home: Path, count: int) -> Row:
 def _verifying(folder: Path, count: int) -> Iterator[Row]:
     """Adapters of Llama-2-7B's shape; some files stand under many names."""
     folder.mkdir()
-    modules = [
-        Module(f"model.layers.{layer}.{name}", i, o, RANK)
-        for layer in range(32)
-        for name, (i, o) in LLAMA_7B.items()
-    ]
-    generator = np.random.default_rng(0)
-    bank = generator.standard_normal((256, 256))
-    for number in range(LARGE):
-        chosen = {}
-        for module in modules:
-            first = generator.integers(0, 128, module.rows(256))
-            indices = np.stack([first, first + 128], axis=1).astype("u1")
-            weights = generator.uniform(0, 0.49, (len(first), 1)).astype("<f4")
-            chosen[module] = Rows(indices, weights)
-        save(Adapter.from_rows(bank, chosen), folder / f"{number}.vblora")
+    for number, adapter in enumerate(large_adapters(LARGE)):
+        save(adapter, folder / f"{number}.vblora")
     for number in range(LARGE, count):
         os.link(folder / f"{number % LARGE}.vblora", folder / f"{number}.vblora")
     items = [jobs.Item(str(path)) for path in sorted(folder.iterdir())]

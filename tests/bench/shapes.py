@@ -9,6 +9,7 @@ from collections.abc import Iterator
 import numpy as np
 from numpy.typing import NDArray
 
+from vbfmt import Adapter, Module, Rows
 from vbfmt.converters._files import safetensors
 
 LAYERS = 22
@@ -20,6 +21,15 @@ TINYLLAMA = {
     "mlp.gate_proj": (2048, 5632),
     "mlp.up_proj": (2048, 5632),
     "mlp.down_proj": (5632, 2048),
+}
+LLAMA_7B = {
+    "self_attn.q_proj": (4096, 4096),
+    "self_attn.k_proj": (4096, 4096),
+    "self_attn.v_proj": (4096, 4096),
+    "self_attn.o_proj": (4096, 4096),
+    "mlp.gate_proj": (4096, 11008),
+    "mlp.up_proj": (4096, 11008),
+    "mlp.down_proj": (11008, 4096),
 }
 LLAMA_CONFIG = {
     "model_type": "llama",
@@ -69,3 +79,22 @@ def write_tinyllama_logits(
 def llama_7b_logits() -> NDArray[np.float32]:
     """The 39,040 rows of Llama-2-7B with r = 4 and b = 256 (paper, Sec. 4.3), h = 2048: 320 MB."""
     return np.random.default_rng(0).standard_normal((39040, 2048), dtype=np.float32)
+
+
+def large_adapters(count: int) -> Iterator[Adapter]:
+    """Adapters of Llama-2-7B's shape with one bank (h = b = 256, k = 2, r = 4)."""
+    modules = [
+        Module(f"model.layers.{layer}.{name}", i, o, 4)
+        for layer in range(32)
+        for name, (i, o) in LLAMA_7B.items()
+    ]
+    generator = np.random.default_rng(0)
+    bank = generator.standard_normal((256, 256))
+    for _ in range(count):
+        chosen = {}
+        for module in modules:
+            first = generator.integers(0, 128, module.rows(256))
+            indices = np.stack([first, first + 128], axis=1).astype("u1")
+            weights = generator.uniform(0, 0.49, (len(first), 1)).astype("<f4")
+            chosen[module] = Rows(indices, weights)
+        yield Adapter.from_rows(bank, chosen)

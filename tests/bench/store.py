@@ -17,6 +17,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 import vbfmt
+from tests.bench.shapes import large_adapters
 from tests.bench.table import Row
 from tests.store.adapters import adapter
 from vbfmt.store import Store
@@ -124,12 +125,25 @@ def measured(home: Path, count: int) -> list[Row]:
         ),
         milliseconds("open an adapter by name, verified (median)", get, 1),
         milliseconds("resolve a name (median)", resolve, 1),
+        large_row(home / "large"),
         milliseconds(f"list {found} of a base (median)", listing, 50),
         milliseconds("list them for the first time after all were added", [listing_first], None),
         milliseconds("rebuild the catalog", [rebuild], None),
         milliseconds(f"collect {count // 100 + BANKS:,}", [collect], None),
         milliseconds("verify all", [verify], None),
     ]
+
+
+def large_row(folder: Path) -> Row:
+    """Open adapters of Llama-2-7B's shape whose bank is known, each many times."""
+    with Store(folder, create=True) as store:
+        digests = [store.add(one) for one in large_adapters(20)]
+        kept = [store.open(digest) for digest in digests[:1]]  # whoever uses it keeps the bank
+        opened = [seconds(lambda d=digest: store.open(d)) for digest in digests * 10]
+        assert kept[0].bank is store.open(digests[-1]).bank
+    return milliseconds(
+        "open an adapter of Llama-2-7B's shape, verified, its bank known (median)", opened, 3
+    )
 
 
 def milliseconds(what: str, measured: list[float], bound: float | None) -> Row:

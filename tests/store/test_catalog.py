@@ -46,7 +46,7 @@ def test_a_catalog_that_disagrees_with_the_objects_is_corrected_and_said(store, 
     kept, lost = store.add(adapter(1), name="x"), store.add(adapter(2))
     store.entries()
     database = sqlite3.connect(tmp_path / "s" / FILE)
-    database.execute("DELETE FROM adapters WHERE digest = ?", (kept,))
+    database.execute("DELETE FROM adapters WHERE digest = ?", (bytes.fromhex(kept[7:]),))
     database.execute("DELETE FROM seen")
     database.commit()
     os.unlink(store.path(lost))

@@ -15,7 +15,8 @@ import re
 import stat
 import sys
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
+from contextvars import ContextVar
 
 if sys.platform != "win32":  # there nothing is locked, and so nothing is swept
     import fcntl
@@ -56,16 +57,18 @@ def folder(target: str) -> Iterator[str]:
 
 
 @contextlib.contextmanager
-def file(target: str) -> Iterator[tuple[str, int]]:
+def file(target: str, *, sweeps: bool = True) -> Iterator[tuple[str, int]]:
     """A new, locked file beside `target`, removed in the end unless it was renamed: its path, and
     a descriptor for writing that the caller closes.
 
-    What earlier runs for the same target left behind is removed first.
+    Args:
+        sweeps: remove first what earlier runs for the same target left behind.
 
     Raises:
         OSError
     """
-    sweep(target)
+    if sweeps:
+        sweep(target)
     path, descriptor = _made_and_locked(target, _new_file, _mode(target, 0o666))
     own = sys.platform != "win32"  # there an open file cannot be renamed
     try:
@@ -93,15 +96,44 @@ def sweep(target: str) -> None:
     one and not yet locked it. (Writers of one target reckon with that.) Nothing is put in place of
     `target`: anybody may have made a folder of any name.
     """
+    if target in _swept.get():
+        return
     where, stem = os.path.split(_stem(target))
     if any(map(_ENDING.search, where.split(os.sep))):
         return  # a folder in the making was empty; listing it for each file takes quadratic time
+    _sweep_folder(where, {stem})
+
+
+@contextlib.contextmanager
+def swept(targets: Iterable[str]) -> Iterator[None]:
+    """Sweep for many targets at once: writing them in this block does not list their folder again,
+    which would take quadratic time."""
+    stems: dict[str, set[str]] = {}
+    known = set()
+    for target in targets:
+        real = os.path.realpath(target)
+        known |= {target, real}
+        where, stem = os.path.split(_stem(real))
+        stems.setdefault(where, set()).add(stem)
+    for where, several in stems.items():
+        _sweep_folder(where, several)
+    token = _swept.set(_swept.get() | known)
+    try:
+        yield
+    finally:
+        _swept.reset(token)
+
+
+_swept: ContextVar[frozenset[str]] = ContextVar("_swept", default=frozenset())
+
+
+def _sweep_folder(where: str, stems: set[str]) -> None:
     with contextlib.suppress(OSError):
         for name in os.listdir(where or "."):
             if not name.startswith(".") or not _ENDING.search(name):
                 continue
             path = os.path.join(where, name)
-            if _ENDING.sub("", name) == stem or _is_settled(path):
+            if _ENDING.sub("", name) in stems or _is_settled(path):
                 _remove_if_abandoned(path)
 
 

@@ -38,7 +38,12 @@ def read(path: PathLike, *, mmap: bool) -> memoryview:
 
 
 def write(
-    path: PathLike, pieces: Iterable[Bytes], *, overwrite: bool, past_cache: bool = False
+    path: PathLike,
+    pieces: Iterable[Bytes],
+    *,
+    overwrite: bool,
+    past_cache: bool = False,
+    sweeps: bool = True,
 ) -> int:
     """Write a file whole or not at all: a temporary file beside it, flushed to the disk, renamed.
 
@@ -47,6 +52,7 @@ def write(
 
     Args:
         past_cache: do not fill the page cache with it: for files of gigabytes.
+        sweeps: remove what a killed process left; that lists the folder.
 
     Returns:
         bytes written.
@@ -57,10 +63,11 @@ def write(
             untouched, unless all that failed was to flush the folder in the end.
     """
     _require_a_path(path, "cannot write")
-    target = os.path.realpath(path)
-    if not overwrite:
+    target = _target_of(path)
+    if overwrite:
+        _require_no_device(target, path)
+    else:
         require_absent(path)
-    _require_no_device(target, path)
     length = 0
 
     def counted() -> Iterator[Bytes]:
@@ -70,9 +77,10 @@ def write(
             yield piece
 
     try:
-        with staging.file(target) as (temporary, file):
+        with staging.file(target, sweeps=sweeps) as (temporary, file):
             with os.fdopen(file, "wb") as stream:
-                _keep_permissions(target, stream.fileno())
+                if overwrite:
+                    _keep_permissions(target, stream.fileno())
                 if past_cache:
                     direct.write(stream.fileno(), counted())
                 else:
@@ -234,6 +242,12 @@ def _require_a_path(path: PathLike, what: str) -> None:
         raise StorageError(
             what, file=path, found="a character that no file's name can have", expected="a path"
         )
+
+
+def _target_of(path: PathLike) -> str:
+    """The file that a path names: a symbolic link is followed."""
+    plain = os.path.basename(path) and not os.path.islink(path)
+    return os.fspath(path) if plain else os.path.realpath(path)
 
 
 def _require_no_device(target: str, path: PathLike) -> None:

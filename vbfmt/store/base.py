@@ -15,7 +15,7 @@ from vbfmt._format.container import Bytes
 from vbfmt._format.packed_file import PackedFile
 from vbfmt.adapter import Adapter
 from vbfmt.errors import StoreError, UnknownError, VbfmtError
-from vbfmt.packed import Report, dumps
+from vbfmt.packed import Report, in_memory
 from vbfmt.store import collection, garbage, layout, verification
 from vbfmt.store import names as records
 from vbfmt.store.backend import Stored
@@ -114,7 +114,7 @@ class Store(Reader):
         if self._keep(key, pieces):
             now = time.time()
             stored = Stored(key, sum(map(len, pieces)), now, "")
-            self._open_catalog().add(digest, stored, packed)
+            self._open_catalog().add(digest, stored, packed.header)
         if name is not None:
             self.tag(name, digest, replaces=replaces)
         return digest
@@ -193,7 +193,7 @@ class Store(Reader):
 
     def _sound(self, source: Adapter | PathLike, banks: Sources | None) -> tuple[PackedFile, Bytes]:
         if isinstance(source, Adapter):
-            return PackedFile.parse(dumps(source)), source.bank.reshape(-1).view("u1").data
+            return in_memory(source), source.bank.reshape(-1).view("u1").data
         given = bank_files.sources(banks, source)
         own: list[Source] = [self]
         try:

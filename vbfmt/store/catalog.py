@@ -8,36 +8,41 @@ happened to it, or to the store without it.
 from __future__ import annotations
 
 import contextlib
-import os
 import sqlite3
 import threading
 import time
 import weakref
-from collections.abc import Callable, Mapping
-from typing import TypeVar
+from collections.abc import Callable
+from typing import Any, TypeVar
 
-from vbfmt._format.packed_file import PackedFile
+from vbfmt._format.header import Header
+from vbfmt._format.packed_file import BANK
 from vbfmt.errors import StoreError, warn
 from vbfmt.store import layout, synchronize
 from vbfmt.store.backend import Backend, Stored
+from vbfmt.store.database import Database
+from vbfmt.store.query import Query
 from vbfmt.store.rows import (
-    COLUMNS,
-    SCHEMA,
-    TABLES,
     Entry,
     Statement,
     adapter_rows,
+    bank_row,
     delete_adapter,
     entry_of,
+    name_row,
+    to_digest,
 )
 
 T = TypeVar("T")
 
 FILE = "catalog.sqlite"
 
-_MOST_NOTES = 1024
-_LONGEST_WAIT = 2.0
-"""Seconds until a note is written, at most."""
+_MOST_NOTES = 16384
+_MOST_TEXT = 16 << 20
+"""Characters in notes, about."""
+
+_LONGEST_WAIT = 10.0
+"""Seconds until a note is written, at most: much less than `synchronize` takes for young."""
 
 
 class Catalog:
@@ -50,34 +55,33 @@ class Catalog:
 
     def __init__(self, backend: Backend, path: str, *, shared: bool) -> None:
         self._backend = backend
-        self._path = path
         self._shared = shared
         self._lock = threading.RLock()
-        self._fresh = False
         self._notes: list[Statement] = []
+        self._text = 0
         self._written = time.monotonic()
-        self._database = self._opened()
+        self._database = Database(path, self._synchronize)
         weakref.finalize(self, _write_rest, self._notes, path)
 
     def close(self) -> None:
         """Write the pending notes, and close the database."""
         with self._lock:
-            self._write_notes()
+            with contextlib.suppress(StoreError):  # the next refresh finds what is missing
+                self._write_notes()
             self._database.close()
 
-    def add(self, digest: str, stored: Stored, packed: PackedFile) -> None:
+    def add(self, digest: str, stored: Stored, header: Header) -> None:
         """Note an adapter that has been written, and its bank."""
-        bank = (packed.bank.sha256.hex(), packed.bank.length, stored.modified)
+        bank = header.sections[BANK]
         self._note(
-            *adapter_rows(digest, stored, packed),
-            ("INSERT OR IGNORE INTO banks VALUES (?, ?, ?)", bank),
+            *adapter_rows(digest, stored, header),
+            bank_row(bank.sha256.hex(), bank.length, stored.modified),
         )
 
     def add_name(self, name: str, digest: str) -> None:
         """Note the digest that a name points to."""
         # Without a version, so that the next refresh reads a record that changed meanwhile.
-        row = (layout.name_key(name), name, digest, None)
-        self._note(("INSERT OR REPLACE INTO names VALUES (?, ?, ?, ?)", row))
+        self._note(name_row(layout.name_key(name), name, digest, None))
 
     def _note(self, *statements: Statement) -> None:
         """Keep statements to write later: a transaction for each adapter would cost more than the
@@ -85,7 +89,12 @@ class Catalog:
         """
         with self._lock:
             self._notes += statements
-            if len(self._notes) >= _MOST_NOTES or time.monotonic() - self._written > _LONGEST_WAIT:
+            self._text += sum(len(v) for _, row in statements for v in row if isinstance(v, str))
+            if (
+                len(self._notes) >= _MOST_NOTES
+                or self._text >= _MOST_TEXT
+                or time.monotonic() - self._written > _LONGEST_WAIT
+            ):
                 self._write_notes()
 
     def _write_notes(self) -> None:
@@ -112,12 +121,12 @@ class Catalog:
             VbfmtWarning: objects were missing from it, or it had objects that are gone.
         """
         unknown, gone = self._change(self._synchronize)
-        if (unknown or gone) and self._shared and not self._fresh:
+        if (unknown or gone) and self._shared and not self._database.fresh:
             warn(
                 f"the catalog of {self._backend.where} was out of date: {unknown} objects were "
                 f"missing from it, and {gone} in it are gone; it was updated"
             )
-        self._fresh = False
+        self._database.fresh = False
 
     def _synchronize(self, database: sqlite3.Connection) -> tuple[int, int]:
         unknown = gone = 0
@@ -136,156 +145,70 @@ class Catalog:
                 database.execute("INSERT OR REPLACE INTO seen VALUES (?, ?)", row)
         return unknown, gone
 
-    def entries(
-        self,
-        *,
-        base_model: str | None = None,
-        bank: str | None = None,
-        metadata: Mapping[str, str] | None = None,
-        added_since: float | None = None,
-        limit: int | None = None,
-    ) -> list[Entry]:
-        """Return the adapters that match all given arguments, newest first."""
-        where, values = ["1"], []
-        for condition, value in (
-            ("base_model = ?", base_model),
-            ("bank = ?", bank),
-            ("added >= ?", added_since),
-        ):
-            if value is not None:
-                where.append(condition)
-                values.append(value)
-        for key, text in (metadata or {}).items():
-            where.append("digest IN (SELECT digest FROM metadata WHERE key = ? AND value = ?)")
-            values += [key, text]
-        query = (
-            f"SELECT {COLUMNS}, (SELECT json_group_array(name) FROM names WHERE names.digest = "
-            f"adapters.digest) FROM adapters WHERE {' AND '.join(where)} "
-            f"ORDER BY added DESC, digest LIMIT {-1 if limit is None else int(limit)}"
-        )
-        with self._lock:
-            rows = self._database.execute(query, values).fetchall()
-        return [entry_of(row) for row in rows]
+    def entries(self, query: Query) -> list[Entry]:
+        """Return the adapters that a query finds, newest first."""
+        return self._answer(lambda rows: list(map(entry_of, rows)), *query.statement())
 
     def names(self) -> dict[str, str]:
         """Digests by name."""
-        with self._lock:
-            return dict(self._database.execute("SELECT name, digest FROM names ORDER BY name"))
+        return self._answer(
+            lambda rows: {name: to_digest(digest) for name, digest in rows},
+            "SELECT name, digest FROM names ORDER BY name",
+        )
 
     def banks(self) -> dict[str, int]:
         """Sizes of banks by their SHA-256."""
-        with self._lock:
-            return dict(self._database.execute("SELECT sha256, size FROM banks ORDER BY sha256"))
+        return self._answer(dict, "SELECT sha256, size FROM banks ORDER BY sha256")
 
     def banks_needed(self) -> set[str]:
         """The SHA-256 of the banks of all adapters."""
-        with self._lock:
-            return {
-                bank for (bank,) in self._database.execute("SELECT DISTINCT bank FROM adapters")
-            }
+        return self._answer(
+            lambda rows: {bank for (bank,) in rows}, "SELECT DISTINCT bank FROM adapters"
+        )
 
     def totals(self) -> tuple[int, int, int, int, int]:
         """Return the number and bytes of adapters, the same of banks, and the number of names."""
-        with self._lock:
-            (one,) = self._database.execute(
-                "SELECT (SELECT count(*) FROM adapters), (SELECT total(size) FROM adapters),"
-                "(SELECT count(*) FROM banks), (SELECT total(size) FROM banks),"
-                "(SELECT count(*) FROM names)"
-            )
-        return tuple(int(number) for number in one)  # type: ignore[return-value]
+        adapters, adapter_bytes, banks, bank_bytes, names = self._answer(
+            lambda rows: map(int, rows[0]),
+            "SELECT (SELECT count(*) FROM adapters), (SELECT total(size) FROM adapters),"
+            "(SELECT count(*) FROM banks), (SELECT total(size) FROM banks),"
+            "(SELECT count(*) FROM names)",
+        )
+        return adapters, adapter_bytes, banks, bank_bytes, names
 
     def rebuild(self) -> None:
         """Rebuild the catalog from the objects."""
         with self._lock:
             self._notes.clear()
-            self._database.close()
-            _unlink(self._path)
-            self._database = self._opened()
+            self._database.renew()
             self.refresh()
 
-    def _opened(self) -> sqlite3.Connection:
-        try:
-            return self._made(self._path)
-        except sqlite3.DatabaseError as error:
-            if not os.access(os.path.dirname(self._path), os.W_OK):
-                return self._made(":memory:")  # the store is read-only
-            if isinstance(error, sqlite3.OperationalError):
-                if not _cannot_write(error):
-                    raise self._refusal(error) from None
-                return self._made_in_memory(error)
-        warn(f"the catalog {self._path} is damaged; it is rebuilt from the objects")
-        _unlink(self._path)
-        return self._made(self._path)
-
-    def _made(self, path: str) -> sqlite3.Connection:
-        database = sqlite3.connect(path, timeout=60, isolation_level=None, check_same_thread=False)
-        try:
-            database.execute("PRAGMA journal_mode = WAL")
-            # Not flushed at each change: what a power cut loses is read from the objects again.
-            database.execute("PRAGMA synchronous = NORMAL")
-            database.execute("BEGIN IMMEDIATE")
-            (version,) = database.execute("PRAGMA user_version").fetchone()
-            if version != SCHEMA:
-                for (name,) in database.execute(
-                    "SELECT name FROM sqlite_master WHERE type = 'table'"
-                ).fetchall():
-                    database.execute(f'DROP TABLE "{name}"')
-                for statement in TABLES.split(";"):
-                    database.execute(statement)
-                database.execute(f"PRAGMA user_version = {SCHEMA}")
-                self._fresh = True
-            database.execute("COMMIT")
-        except BaseException:
-            database.close()
-            raise
-        return database
-
-    def _made_in_memory(self, error: sqlite3.Error) -> sqlite3.Connection:
-        warn(f"cannot write the catalog {self._path} ({error}); it is kept in memory")
-        return self._made(":memory:")
-
-    def _change(self, work: Callable[[sqlite3.Connection], T]) -> T:
-        """Do `work` in a transaction, after the notes are written. Where the file cannot be
-        written, go on in memory: nothing is only in the catalog. `work` may be done twice."""
+    def _answer(
+        self, make: Callable[[list[tuple[Any, ...]]], T], query: str, values: tuple[Any, ...] = ()
+    ) -> T:
+        """Return what `make` makes of the rows of a query; rows that cannot be are damage."""
         with self._lock:
             try:
-                return self._transaction(work)
-            except sqlite3.OperationalError as error:
-                if not _cannot_write(error):
-                    raise self._refusal(error) from None
-                with contextlib.suppress(sqlite3.Error):
-                    self._database.close()
-                self._database = self._made_in_memory(error)
-                return self._transaction(work)
+                return make(self._database.rows(query, values))
+            except (ValueError, TypeError, AttributeError):
+                self._database.damaged()
+                self.refresh()
+            return make(self._database.rows(query, values))
 
-    def _transaction(self, work: Callable[[sqlite3.Connection], T]) -> T:
-        self._database.execute("BEGIN IMMEDIATE")
-        try:
+    def _change(self, work: Callable[[sqlite3.Connection], T]) -> T:
+        """Do `work` in a transaction, after the notes are written. It may be done twice."""
+
+        def noted(database: sqlite3.Connection) -> T:
             for statement, values in self._notes:
-                self._database.execute(statement, values)
-            done = work(self._database)
-            self._database.execute("COMMIT")
-        except BaseException:
-            if self._database.in_transaction:  # SQLite may have rolled back by itself
-                self._database.execute("ROLLBACK")
-            raise
-        self._notes.clear()
-        self._written = time.monotonic()
-        return done
+                database.execute(statement, values)
+            return work(database)
 
-    def _refusal(self, error: sqlite3.Error) -> StoreError:
-        return StoreError(
-            "cannot use the catalog",
-            file=self._path,
-            found=str(error),
-            advice="end other processes that use the store, or remove this file: it is made anew",
-        )
-
-
-def _cannot_write(error: sqlite3.OperationalError) -> bool:
-    """Whether the disk is at fault: full, failing, or only to be read."""
-    text = str(error)
-    return any(word in text for word in ("full", "readonly", "unable to open", "I/O error"))
+        with self._lock:
+            done = self._database.change(noted)
+            self._notes.clear()
+            self._text = 0
+            self._written = time.monotonic()
+            return done
 
 
 def _write_rest(notes: list[Statement], path: str) -> None:
@@ -295,9 +218,3 @@ def _write_rest(notes: list[Statement], path: str) -> None:
             for statement, values in notes:
                 database.execute(statement, values)
         notes.clear()
-
-
-def _unlink(path: str) -> None:
-    for ending in ("", "-wal", "-shm"):
-        with contextlib.suppress(FileNotFoundError):
-            os.unlink(path + ending)

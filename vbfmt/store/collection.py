@@ -2,9 +2,13 @@
 
 from __future__ import annotations
 
+import contextlib
 import time
+from collections.abc import Iterable
 from dataclasses import dataclass
 
+from vbfmt._format.packed_file import PackedFile
+from vbfmt.errors import VbfmtError, warn
 from vbfmt.store import garbage, layout, leases, names
 from vbfmt.store.backend import Backend
 from vbfmt.store.catalog import Catalog
@@ -38,11 +42,13 @@ def collect(backend: Backend, catalog: Catalog, grace: float) -> Collected:
     for _ in range(1 if grace > 0 else 2):
         now = time.time()
         unneeded = _unneeded(backend, catalog, now)
-        for key, size in unneeded.items():
-            if garbage.claim(backend, key, now - grace, now):
+        due = [key for key in unneeded if garbage.is_due(backend, key, now - grace, now)]
+        needed = _needed_after_all(backend, catalog, due)
+        for key in due:
+            if key not in needed and garbage.claim(backend, key, now - grace, now):
                 catalog.forget(key)
                 garbage.remove(backend, key)
-                removed[key] = size
+                removed[key] = unneeded[key]
     backend.tidy()
     waiting = len(unneeded.keys() - removed.keys())
     catalog.refresh()
@@ -68,3 +74,21 @@ def _unneeded(backend: Backend, catalog: Catalog, now: float) -> dict[str, int]:
     for entry in backend.entries(layout.UNREFERENCED):
         garbage.tidy(backend, entry.key.removeprefix(f"{layout.UNREFERENCED}/"))
     return unneeded
+
+
+def _needed_after_all(backend: Backend, catalog: Catalog, due: Iterable[str]) -> set[str]:
+    """The banks among these objects that adapters need, by the adapters' own headers: what is
+    removed cannot be made again, and a damaged catalog may still answer."""
+    banks = {key for key in due if layout.bank_of(key)}
+    if not banks:
+        return banks
+    needed = set()
+    for stored in backend.entries(layout.ADAPTERS):
+        content = backend.content(stored.key)
+        with contextlib.suppress(VbfmtError):  # `Store.verify` says what it is
+            if content is not None:
+                needed.add(layout.bank_key(PackedFile.parse(content).bank.sha256.hex()))
+    if banks & needed:
+        warn(f"the catalog of {backend.where} missed banks that adapters need; it is rebuilt")
+        catalog.rebuild()
+    return banks & needed

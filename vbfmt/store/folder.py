@@ -69,7 +69,7 @@ class Folder:
         path = self.address(key)
         self._make_folder(os.path.dirname(path))
         try:
-            storage.write(path, pieces, overwrite=False)
+            storage.write(path, pieces, overwrite=False, sweeps=False)  # `tidy` does
         except OutputExistsError:
             return False
         return True
@@ -92,7 +92,7 @@ class Folder:
             found = self.found(key)
             if found is None or found.version != version:
                 return False
-            storage.write(self.address(key), [content], overwrite=True)
+            storage.write(self.address(key), [content], overwrite=True, sweeps=False)
             return True
 
     def remove(self, key: str, version: str) -> bool:

@@ -81,22 +81,22 @@ def note_unneeded(backend: Backend, key: str, now: float) -> None:
     backend.create(layout.unreferenced_key(key), [Mark(now, removing=False).content()])
 
 
+def is_due(backend: Backend, key: str, before: float, now: float) -> bool:
+    """Whether `claim` would be allowed."""
+    found = mark_of(backend, key)
+    return found is not None and _is_due(found[0], before, now)
+
+
 def claim(backend: Backend, key: str, before: float, now: float) -> bool:
     """Set out to remove an object whose mark is older than `before`; whether that is allowed.
 
     If so, `remove` it.
     """
     found = mark_of(backend, key)
-    if found is None:
-        return False
-    mark, version = found
-    if mark.removing:
-        if now - mark.since < _PATIENCE:  # somebody else is at it
-            return False
-    elif mark.since > before:
+    if found is None or not _is_due(found[0], before, now):
         return False
     claimed = Mark(now, removing=True).content()
-    return backend.replace(layout.unreferenced_key(key), claimed, version)
+    return backend.replace(layout.unreferenced_key(key), claimed, found[1])
 
 
 def remove(backend: Backend, key: str) -> None:
@@ -109,6 +109,12 @@ def tidy(backend: Backend, key: str) -> None:
     """Remove the mark of an object that is not there: somebody was killed between the two."""
     if not backend.exists(key) and (found := mark_of(backend, key)) is not None:
         backend.remove(layout.unreferenced_key(key), found[1])
+
+
+def _is_due(mark: Mark, before: float, now: float) -> bool:
+    if mark.removing:
+        return now - mark.since >= _PATIENCE  # else somebody else is at it
+    return mark.since <= before
 
 
 def _parse(found: Found) -> Mark:

@@ -14,6 +14,7 @@ from vbfmt.store import names as records
 from vbfmt.store.backend import Backend
 from vbfmt.store.catalog import Catalog
 from vbfmt.store.folder import Folder
+from vbfmt.store.query import Query
 from vbfmt.store.rows import Entry
 
 
@@ -151,13 +152,8 @@ class Reader:
             added_since: seconds since 1970.
             limit: no more than so many.
         """
-        return self._current().entries(
-            base_model=base_model,
-            bank=bank,
-            metadata=metadata,
-            added_since=added_since,
-            limit=limit,
-        )
+        query = Query(base_model, bank, metadata, added_since, limit)
+        return self._current().entries(query)
 
     def _open_catalog(self) -> Catalog:
         if self._catalog is None:

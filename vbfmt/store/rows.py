@@ -8,27 +8,29 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
-from vbfmt._format.packed_file import PackedFile
+from vbfmt._format.header import Header
+from vbfmt._format.packed_file import BANK
 from vbfmt.store.backend import Stored
 
-SCHEMA = 1
+SCHEMA = 2
 TABLES = """
 CREATE TABLE adapters (
-    digest TEXT PRIMARY KEY, size INTEGER, added REAL, bank TEXT, bank_size INTEGER,
-    base_model TEXT, base_revision TEXT, h INTEGER, b INTEGER, k INTEGER, n INTEGER,
-    modules INTEGER, metadata TEXT
-) WITHOUT ROWID;
+    id INTEGER PRIMARY KEY, digest BLOB UNIQUE, size INTEGER, added REAL, bank TEXT,
+    bank_size INTEGER, base_model TEXT, base_revision TEXT, h INTEGER, b INTEGER, k INTEGER,
+    n INTEGER, modules INTEGER, metadata TEXT
+);
 CREATE INDEX by_base ON adapters (base_model);
 CREATE INDEX by_bank ON adapters (bank);
 CREATE TABLE metadata (
-    key TEXT, value TEXT, digest TEXT, PRIMARY KEY (key, value, digest)
+    key TEXT, value TEXT, adapter INTEGER, PRIMARY KEY (key, value, adapter)
 ) WITHOUT ROWID;
-CREATE INDEX metadata_of ON metadata (digest);
-CREATE TABLE names (key TEXT PRIMARY KEY, name TEXT, digest TEXT, version TEXT) WITHOUT ROWID;
+CREATE INDEX metadata_of ON metadata (adapter);
+CREATE TABLE names (key TEXT UNIQUE, name TEXT, digest BLOB, version TEXT);
 CREATE INDEX names_of ON names (digest);
 CREATE TABLE banks (sha256 TEXT PRIMARY KEY, size INTEGER, added REAL) WITHOUT ROWID;
 CREATE TABLE seen (keys TEXT PRIMARY KEY, stamp TEXT) WITHOUT ROWID;
 """
+# Digests are bytes and refer by number: random pages are what a large catalog costs.
 
 Statement = tuple[str, tuple[Any, ...]]
 
@@ -87,40 +89,75 @@ _FIELDS = (
 """Fields of an `Entry` in the order of the columns, but for the last two."""
 
 
+def to_bytes(digest: str) -> bytes:
+    """A digest as the tables have it."""
+    return bytes.fromhex(digest.removeprefix("sha256:"))
+
+
+def to_digest(content: bytes) -> str:
+    """The digest of `to_bytes`."""
+    return f"sha256:{content.hex()}"
+
+
 def entry_of(row: tuple[Any, ...]) -> Entry:
-    """Return the entry of a row of `COLUMNS` and its names."""
+    """Return the entry of a row of `COLUMNS` and its names.
+
+    Raises:
+        ValueError, TypeError, AttributeError: the row is damaged.
+    """
     plain: dict[str, Any] = dict(zip(_FIELDS, row, strict=False))
+    plain["digest"] = to_digest(plain["digest"])
     metadata, names_of = row[len(_FIELDS) :]
     return Entry(**plain, metadata=json.loads(metadata), names=tuple(sorted(json.loads(names_of))))
 
 
-def adapter_rows(digest: str, stored: Stored, packed: PackedFile) -> list[Statement]:
+def adapter_rows(digest: str, stored: Stored, header: Header) -> list[Statement]:
     """Return the statements that insert an adapter and its metadata."""
-    head = packed.header
-    metadata = dict(head.metadata or {})
+    metadata = dict(header.metadata or {})
+    bank = header.sections[BANK]
+    identifier = to_bytes(digest)
     row = (
-        digest,
+        identifier,
         stored.size,
         stored.modified,
-        packed.bank.sha256.hex(),
-        packed.bank.length,
-        head.base_model,
-        head.base_revision,
-        head.h,
-        head.b,
-        head.k,
-        head.rows,
-        len(head.modules),
+        bank.sha256.hex(),
+        bank.length,
+        header.base_model,
+        header.base_revision,
+        header.h,
+        header.b,
+        header.k,
+        header.rows,
+        len(header.modules),
         json.dumps(metadata),
     )
-    texts: list[Statement] = [
-        ("INSERT OR REPLACE INTO metadata VALUES (?, ?, ?)", (key, value, digest))
-        for key, value in metadata.items()
+    return [
+        (_INSERT, row),
+        *((_INSERT_METADATA, (key, value, identifier)) for key, value in metadata.items()),
     ]
-    return [(f"INSERT OR REPLACE INTO adapters VALUES ({', '.join('?' * 13)})", row), *texts]
+
+
+_INSERT = (
+    f"INSERT INTO adapters ({COLUMNS}) VALUES ({', '.join('?' * 13)}) "
+    "ON CONFLICT (digest) DO UPDATE SET size = excluded.size, added = excluded.added"
+)
+_INSERT_METADATA = "INSERT OR IGNORE INTO metadata SELECT ?, ?, id FROM adapters WHERE digest = ?"
+
+
+def bank_row(sha256: str, size: int, added: float) -> Statement:
+    """Return the statement that inserts a bank."""
+    return "INSERT OR REPLACE INTO banks VALUES (?, ?, ?)", (sha256, size, added)
+
+
+def name_row(key: str, name: str, digest: str, version: str | None) -> Statement:
+    """Return the statement that inserts a name, or changes what it points to."""
+    row = (key, name, to_bytes(digest), version)
+    return "INSERT OR REPLACE INTO names VALUES (?, ?, ?, ?)", row
 
 
 def delete_adapter(database: sqlite3.Connection, digest: str) -> None:
     """Delete an adapter and its metadata."""
-    database.execute("DELETE FROM adapters WHERE digest = ?", (digest,))
-    database.execute("DELETE FROM metadata WHERE digest = ?", (digest,))
+    found = (to_bytes(digest),)
+    numbers = "SELECT id FROM adapters WHERE digest = ?"
+    database.execute(f"DELETE FROM metadata WHERE adapter = ({numbers})", found)
+    database.execute("DELETE FROM adapters WHERE digest = ?", found)

@@ -10,7 +10,14 @@ from vbfmt._format.packed_file import PackedFile
 from vbfmt.errors import VbfmtError
 from vbfmt.store import layout, names
 from vbfmt.store.backend import Backend
-from vbfmt.store.rows import adapter_rows, delete_adapter
+from vbfmt.store.rows import (
+    adapter_rows,
+    bank_row,
+    delete_adapter,
+    name_row,
+    to_bytes,
+    to_digest,
+)
 
 _YOUNG = 60.0
 """Seconds: what is younger may be an object whose writer has not come to the catalog yet."""
@@ -25,9 +32,10 @@ def sync_adapters(backend: Backend, database: sqlite3.Connection, keys: str) -> 
     Returns:
         how many were missing from the table, and how many were in it but are gone.
     """
-    start = "sha256:" + keys.removeprefix(layout.ADAPTERS).removeprefix("/")
+    start = to_bytes(keys.removeprefix(layout.ADAPTERS).removeprefix("/"))
     query = "SELECT digest FROM adapters WHERE digest BETWEEN ? AND ?"
-    known = {digest for (digest,) in database.execute(query, (start, f"{start}~"))}
+    found = database.execute(query, (start, start + b"\xff" * 32))
+    known = {to_digest(digest) for (digest,) in found}
     added = 0
     for stored in backend.entries(keys):
         digest = layout.digest_of(stored.key)
@@ -39,7 +47,9 @@ def sync_adapters(backend: Backend, database: sqlite3.Connection, keys: str) -> 
         content = backend.content(stored.key)
         with contextlib.suppress(VbfmtError, OverflowError):  # `Store.verify` says what it is
             if content is not None:
-                for statement, row in adapter_rows(digest, stored, PackedFile.parse(content)):
+                for statement, row in adapter_rows(
+                    digest, stored, PackedFile.parse(content).header
+                ):
                     database.execute(statement, row)
                 added += time.time() - stored.modified > _YOUNG
     for digest in known:
@@ -56,8 +66,7 @@ def sync_banks(backend: Backend, database: sqlite3.Connection, keys: str) -> tup
     for stored in backend.entries(keys):
         sha256 = layout.bank_of(stored.key)
         if sha256 is not None and sha256 not in known:
-            row = (sha256, stored.size, stored.modified)
-            database.execute("INSERT OR REPLACE INTO banks VALUES (?, ?, ?)", row)
+            database.execute(*bank_row(sha256, stored.size, stored.modified))
             added += time.time() - stored.modified > _YOUNG
         known.discard(sha256 or "")
     for sha256 in known:
@@ -78,8 +87,7 @@ def sync_names(backend: Backend, database: sqlite3.Connection, keys: str) -> tup
         if found is None:
             continue
         one = names.parse(found, backend.address(stored.key))
-        row = (stored.key, one.name, one.digest, stored.version)
-        database.execute("INSERT OR REPLACE INTO names VALUES (?, ?, ?, ?)", row)
+        database.execute(*name_row(stored.key, one.name, one.digest, stored.version))
         added += before == _NEW and time.time() - stored.modified > _YOUNG
     for key in known:
         database.execute("DELETE FROM names WHERE key = ?", (key,))

@@ -11,20 +11,10 @@ import numpy as np
 
 from tests.bench.serving.models import empty_of, modules_of, random_adapters
 from tests.bench.serving.setting import cpu_seconds
-from tests.bench.shapes import LAYERS, TINYLLAMA
+from tests.bench.shapes import LAYERS, LLAMA_7B, TINYLLAMA
 from tests.bench.table import Row
 from vbfmt import Adapter, save
 from vbfmt.torch import AdapterPool
-
-LLAMA_7B = {
-    "self_attn.q_proj": (4096, 4096),
-    "self_attn.k_proj": (4096, 4096),
-    "self_attn.v_proj": (4096, 4096),
-    "self_attn.o_proj": (4096, 4096),
-    "mlp.gate_proj": (4096, 11008),
-    "mlp.up_proj": (4096, 11008),
-    "mlp.down_proj": (11008, 4096),
-}
 
 
 def residency() -> list[Row]:

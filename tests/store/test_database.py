@@ -1,0 +1,197 @@
+"""A catalog that fails while it is open: made again, kept in memory, or one error; never a wrong
+answer, and nothing is lost."""
+
+from __future__ import annotations
+
+import os
+import sqlite3
+import warnings
+
+import pytest
+
+import vbfmt
+from tests.store.adapters import adapter
+from vbfmt import errors
+from vbfmt.store import Store, database
+from vbfmt.store.catalog import FILE
+
+READS = {
+    "entries": lambda store: [entry.digest for entry in store.entries()],
+    "names": Store.names,
+    "stats": lambda store: store.stats().adapters,
+    "an unknown name": lambda store: refusal_of(store, "y"),
+    "gc": lambda store: store.gc().removed,
+}
+
+
+def refusal_of(store, name):
+    with pytest.raises(errors.UnknownError) as refused:
+        store.resolve(name)
+    return str(refused.value)
+
+
+@pytest.fixture
+def filled(store, tmp_path):
+    """A store whose catalog is open, and has nothing in its cache."""
+    store.add(adapter(1), name="x")
+    store.add(adapter(2, bank=1))
+    store.entries()
+    connection(store).execute("PRAGMA wal_checkpoint(TRUNCATE)")
+    connection(store).execute("PRAGMA cache_size = 0")
+    connection(store).execute("PRAGMA shrink_memory")
+    return store
+
+
+def connection(store):
+    return store._catalog._database._connection
+
+
+def overwrite(path):
+    size = os.path.getsize(path)
+    with open(path, "r+b") as stream:
+        stream.write(b"no database " * (size // 12))
+
+
+def cut_off(path):
+    os.truncate(path, 4096)
+
+
+def drop_tables(path):
+    with sqlite3.connect(path) as other:
+        for table in ("adapters", "names", "banks"):
+            other.execute(f"DROP TABLE {table}")
+
+
+def fill_with_texts(path):
+    """Rows of the right tables with values of the wrong kinds."""
+    with sqlite3.connect(path) as other:
+        other.execute("UPDATE adapters SET digest = 'x' || id, metadata = '{'")
+        other.execute("UPDATE names SET digest = 7")
+
+
+@pytest.mark.parametrize("read", READS)
+@pytest.mark.parametrize("damage", [overwrite, cut_off, drop_tables])
+def test_a_catalog_that_is_damaged_while_it_is_open_is_rebuilt(filled, tmp_path, damage, read):
+    before = READS[read](filled)
+    filled.entries()
+    damage(tmp_path / "s" / FILE)
+    with warnings.catch_warnings(record=True) as caught:
+        warnings.simplefilter("always")
+        assert READS[read](filled) == before
+        assert READS[read](filled) == before
+    assert {str(each.message).split(" (")[0].split("/")[-1] for each in caught} <= {
+        f"{FILE} is damaged; it is rebuilt from the objects",
+        f"{FILE}",  # an error of the disk: kept in memory
+    }
+
+
+@pytest.mark.parametrize("read", ["entries", "names"])
+def test_rows_that_cannot_be_are_damage(filled, tmp_path, read):
+    before = READS[read](filled)
+    fill_with_texts(tmp_path / "s" / FILE)
+    with pytest.warns(errors.VbfmtWarning, match="is damaged; it is rebuilt"):
+        assert READS[read](filled) == before
+
+
+@pytest.mark.parametrize("damage", [overwrite, cut_off, drop_tables])
+def test_what_is_added_to_a_store_with_a_damaged_catalog_is_there(filled, tmp_path, damage):
+    damage(tmp_path / "s" / FILE)
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", errors.VbfmtWarning)
+        digest = filled.add(adapter(3), name="z")
+        filled.untag("x")
+        filled.close()
+        assert filled.names() == {"z": digest}
+    with Store(tmp_path / "s") as again:
+        assert again.names() == {"z": digest}
+        assert again.stats().adapters == 3
+
+
+def test_a_catalog_that_another_process_holds_is_one_error(filled, tmp_path, monkeypatch):
+    monkeypatch.setattr(database, "_PATIENCE", 0.05)
+    filled.close()
+    filled.entries()
+    other = sqlite3.connect(tmp_path / "s" / FILE)
+    other.execute("BEGIN IMMEDIATE")
+    for work in (*READS.values(), lambda store: store.untag("x")):
+        with pytest.raises(
+            errors.StoreError, match="cannot use the catalog in .*locked; end other"
+        ):
+            work(filled)
+    with pytest.raises(errors.StoreError, match="locked"):
+        Store(tmp_path / "s").entries()
+    assert filled.add(adapter(3), name="z") == vbfmt.digest(adapter(3))
+    filled.close()  # its notes are lost, and what they say is not
+    other.rollback()
+    other.close()
+    assert filled.names()["z"] == vbfmt.digest(adapter(3))
+
+
+class Failing:
+    """A connection each of whose statements fails."""
+
+    in_transaction = False
+
+    def __init__(self, message):
+        self.message = message
+
+    def execute(self, *_):
+        raise sqlite3.OperationalError(self.message)
+
+    def close(self):
+        raise sqlite3.OperationalError(self.message)
+
+
+@pytest.mark.parametrize(
+    ("message", "warning"),
+    [
+        ("database or disk is full", "it is kept in memory"),
+        ("disk I/O error", "it is kept in memory"),
+        ("attempt to write a readonly database", "it is kept in memory"),
+        ("database disk image is malformed", "it is rebuilt"),
+    ],
+)
+@pytest.mark.parametrize("read", READS)
+def test_a_disk_that_fails_costs_no_answer(filled, message, warning, read):
+    before = READS[read](filled)
+    filled.entries()
+    filled._catalog._database._connection = Failing(message)
+    with pytest.warns(errors.VbfmtWarning, match=warning):
+        assert READS[read](filled) == before
+
+
+def test_what_fails_after_it_was_made_again_is_one_error(filled, monkeypatch):
+    monkeypatch.setattr(
+        database.Database, "_made", lambda self, path: Failing("database disk image is malformed")
+    )
+    filled._catalog._database._connection = Failing("database disk image is malformed")
+    with (
+        warnings.catch_warnings(),
+        pytest.raises(
+            errors.StoreError, match=r"cannot use the catalog in .* malformed; end other"
+        ),
+    ):
+        warnings.simplefilter("ignore", errors.VbfmtWarning)
+        filled.entries()
+
+
+def test_a_bank_that_the_catalog_does_not_know_of_is_not_collected(filled, tmp_path):
+    """A damaged catalog may still answer; a bank that is gone is gone."""
+    filled.tag("y", filled.entries()[0].digest)
+    filled.tag("y2", filled.entries()[1].digest)
+    with sqlite3.connect(tmp_path / "s" / FILE) as other:
+        other.execute("UPDATE adapters SET bank = 'x'")
+    with pytest.warns(errors.VbfmtWarning, match="missed banks that adapters need"):
+        filled.gc(grace=0)
+    assert all(report.ok for report in filled.verify())
+    assert filled.gc(grace=0).removed == ()
+
+
+@pytest.mark.parametrize("limit", [-1, 0, 10**30])
+def test_any_limit(filled, limit):
+    assert len(filled.entries(limit=limit)) == (2 if limit > 2 else 0)
+
+
+def test_texts_that_no_adapter_has(filled):
+    assert filled.entries(base_model="\udcff") == []
+    assert filled.entries(bank="no digest", metadata={"\0": "\ud800"}) == []

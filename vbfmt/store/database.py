@@ -1,0 +1,187 @@
+"""An SQLite database of what can be read elsewhere: where it fails, it is made anew."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import sqlite3
+from collections.abc import Callable
+from typing import Any, TypeVar
+
+from vbfmt._files import storage
+from vbfmt.errors import StoreError, warn
+from vbfmt.store.rows import SCHEMA, TABLES
+
+T = TypeVar("T")
+
+Work = Callable[[sqlite3.Connection], T]
+
+_PATIENCE = 60.0
+"""Seconds to wait for another process's transaction."""
+
+
+class Database:
+    """One connection; it is not for several threads at once.
+
+    A damaged file is removed and made again. Where the file cannot be written, the database is kept
+    in memory. Both are warned of.
+
+    Args:
+        fill: reads the content anew, in a transaction.
+
+    Attributes:
+        fresh: whether the tables have been made by this connection, and are empty.
+
+    Raises:
+        StoreError: another process holds it for a minute, or it fails again after it was made anew.
+    """
+
+    def __init__(self, path: str, fill: Work[object]) -> None:
+        self._path = path
+        self._fill = fill
+        self.fresh = False
+        self._connection = self._opened()
+
+    def close(self) -> None:
+        """Close the connection."""
+        with contextlib.suppress(sqlite3.Error):
+            self._connection.close()
+
+    def renew(self) -> None:
+        """Remove the file and open an empty one."""
+        self.close()
+        self._unlink()
+        self._connection = self._opened()
+
+    def rows(self, query: str, values: tuple[Any, ...] = ()) -> list[tuple[Any, ...]]:
+        """Return the rows that a query finds."""
+
+        def found() -> list[tuple[Any, ...]]:
+            return self._connection.execute(query, values).fetchall()
+
+        def found_anew() -> list[tuple[Any, ...]]:
+            self._transaction(self._fill)
+            return found()
+
+        return self._tried(found, found_anew)
+
+    def change(self, work: Work[T]) -> T:
+        """Do `work` in a transaction. It may be done twice."""
+
+        def done() -> T:
+            return self._transaction(work)
+
+        return self._tried(done, done)
+
+    def damaged(self) -> None:
+        """Make it anew, as it holds what cannot be."""
+        warn(f"the catalog {self._path} is damaged; it is rebuilt from the objects")
+        self.renew()
+
+    def _tried(self, first: Callable[[], T], again: Callable[[], T]) -> T:
+        try:
+            return first()
+        except sqlite3.ProgrammingError:  # closed: not the file's fault
+            raise
+        except sqlite3.Error as error:
+            self._mend(error)
+        try:
+            return again()
+        except sqlite3.Error as error:
+            raise self._refusal(error) from None
+
+    def _mend(self, error: sqlite3.Error) -> None:
+        if _is_busy(error):
+            raise self._refusal(error) from None
+        if _cannot_write(error):
+            self.close()
+            self._connection = self._made_in_memory(error)
+        else:
+            self.damaged()
+
+    def _transaction(self, work: Work[T]) -> T:
+        self._connection.execute("BEGIN IMMEDIATE")
+        try:
+            done = work(self._connection)
+            self._connection.execute("COMMIT")
+        except BaseException:
+            with contextlib.suppress(sqlite3.Error):
+                if self._connection.in_transaction:  # SQLite may have rolled back by itself
+                    self._connection.execute("ROLLBACK")
+            raise
+        return done
+
+    def _opened(self) -> sqlite3.Connection:
+        try:
+            return self._made(self._path)
+        except sqlite3.Error as error:
+            if not os.access(os.path.dirname(self._path) or ".", os.W_OK):
+                return self._made(":memory:")  # the store is read-only
+            if _is_busy(error):
+                raise self._refusal(error) from None
+            if _cannot_write(error):
+                return self._made_in_memory(error)
+        warn(f"the catalog {self._path} is damaged; it is rebuilt from the objects")
+        self._unlink()
+        try:
+            return self._made(self._path)
+        except sqlite3.Error as error:
+            raise self._refusal(error) from None
+
+    def _made(self, path: str) -> sqlite3.Connection:
+        database = sqlite3.connect(
+            path, timeout=_PATIENCE, isolation_level=None, check_same_thread=False
+        )
+        try:
+            database.execute("PRAGMA journal_mode = WAL")
+            # Not flushed at each change: what a power cut loses is read from the objects again.
+            database.execute("PRAGMA synchronous = NORMAL")
+            database.execute("PRAGMA cache_size = -32768")  # KiB: a long transaction's pages
+            database.execute("BEGIN IMMEDIATE")
+            (version,) = database.execute("PRAGMA user_version").fetchone()
+            if version != SCHEMA:
+                for (name,) in database.execute(
+                    "SELECT name FROM sqlite_master WHERE type = 'table'"
+                ).fetchall():
+                    database.execute(f'DROP TABLE "{name}"')
+                for statement in TABLES.split(";"):
+                    database.execute(statement)
+                database.execute(f"PRAGMA user_version = {SCHEMA}")
+                self.fresh = True
+            database.execute("COMMIT")
+        except BaseException:
+            database.close()
+            raise
+        return database
+
+    def _made_in_memory(self, error: sqlite3.Error) -> sqlite3.Connection:
+        warn(f"cannot use the catalog {self._path} ({error}); it is kept in memory")
+        return self._made(":memory:")
+
+    def _unlink(self) -> None:
+        for ending in ("", "-wal", "-shm"):
+            try:
+                os.unlink(self._path + ending)
+            except FileNotFoundError:
+                pass
+            except OSError as error:
+                raise storage.refusal("cannot remove", self._path + ending, error) from None
+
+    def _refusal(self, error: sqlite3.Error) -> StoreError:
+        return StoreError(
+            "cannot use the catalog",
+            file=self._path,
+            found=str(error),
+            advice="end other processes that use the store, or remove this file: it is made anew",
+        )
+
+
+def _is_busy(error: sqlite3.Error) -> bool:
+    """Whether another process holds it."""
+    return isinstance(error, sqlite3.OperationalError) and "locked" in str(error)
+
+
+def _cannot_write(error: sqlite3.Error) -> bool:
+    """Whether the disk is at fault: full, failing, or only to be read."""
+    words = ("full", "readonly", "unable to open", "I/O error")
+    return isinstance(error, sqlite3.OperationalError) and any(word in str(error) for word in words)
