@@ -25,10 +25,10 @@ def tensors(base: Base, locations: Locations, trained: Mapping[str, Tensor]) -> 
         SourceError: a trained tensor does not fit the base.
     """
     result: dict[str, Tensor] = {}
-    running = locations.running
+    loaded = locations.loaded_model
     for target, tensor in trained.items():
-        if running is None or tensor.shape != running.shapes[target] or tensor.dtype not in FLOATS:
-            expected = running.shapes[target] if running else None
+        if loaded is None or tensor.shape != loaded.shapes[target] or tensor.dtype not in FLOATS:
+            expected = loaded.shapes[target] if loaded else None
             raise SourceError(
                 "a trained tensor does not fit the base",
                 file=base.path,
@@ -38,7 +38,7 @@ def tensors(base: Base, locations: Locations, trained: Mapping[str, Tensor]) -> 
                 advice="is this the base that the adapter was trained on?",
             )
         try:
-            numbers = running.indices(target).reshape(-1)
+            numbers = loaded.indices(target).reshape(-1)
         except Exception as error:  # noqa: BLE001 - transformers' conversions may raise anything
             raise SourceError(
                 "cannot find a trained tensor in the base's files",
@@ -48,7 +48,7 @@ def tensors(base: Base, locations: Locations, trained: Mapping[str, Tensor]) -> 
             ) from None
         values = tensor.numpy().reshape(-1)
         start = 0
-        for name in running.sources[target].names:
+        for name in loaded.sources[target].names:
             before = result.get(name, base.tensors[name])
             size = int(np.prod(before.shape, dtype=np.int64))
             inside = (numbers >= start) & (numbers < start + size)

@@ -1,12 +1,14 @@
-"""The names of a module or tensor in an adapter, in the running model and in the base's files.
+"""The names of a module or tensor in an adapter, in the loaded model and in the base's files.
 
-transformers renames tensors when it loads them (`transformers.conversion_mapping`), so a tensor may
-have one name in the running model, where adapters take theirs from, and another on the disk; it
-may be cut otherwise, too: the experts of a layer are one parameter of three dimensions.
+transformers renames tensors when it loads them (`transformers.conversion_mapping`). So a tensor may
+have one name in the loaded model, from which adapters take their names, and another on the disk.
+transformers also joins and splits tensors: it loads the experts of a layer as one parameter of
+three dimensions.
 
-Where a base is of a type that transformers loads as it is (`plain`), names differ by one prefix at
-most, which is found from the names themselves (`rule`). For all others transformers is asked
-(`running`), and `locations` says which tensors on the disk an adapter changes.
+For types of models whose tensors transformers does not rename (`plain`), names in the adapter and
+on the disk differ by one prefix at most; it is found by comparing them (`rule`). For other types
+transformers gives the names (`loaded_model`). `locations` has the result: which tensors on the disk
+an adapter changes.
 """
 
 from __future__ import annotations
@@ -16,18 +18,18 @@ from collections.abc import Mapping
 from typing import Any
 
 from vbfmt.converters.lowrank import LowRank
-from vbfmt.converters.names import locations, plain, running
+from vbfmt.converters.names import loaded_model, locations, plain
+from vbfmt.converters.names.loaded_model import Shape
 from vbfmt.converters.names.locations import Locations
 from vbfmt.converters.names.rule import SeveralPartsError
-from vbfmt.converters.names.running import Shape
 from vbfmt.errors import SourceError
 from vbfmt.tensors import Tensor
 
 _INSTALL = "pip install 'vbfmt[peft]' (transformers 5), which knows the names"
 _CANNOT = "is this the base's own config? transformers cannot build the model from it"
 _NOT_CHECKED = (
-    "transformers renames tensors of this model and is not installed, or cannot build it: that the "
-    "names in the base are the adapter's was not checked"
+    "not checked that equal names in the adapter and the base mean the same tensors: transformers "
+    "renames tensors of this model, but is not installed or cannot build it"
 )
 
 
@@ -38,16 +40,17 @@ def locate(
     *,
     part: str | None = None,
 ) -> Locations:
-    """Find what an adapter changes in a base's files.
+    """Find the tensors in a base's files that an adapter changes.
 
     Args:
-        tensors: the base's, by their names on the disk.
+        tensors: the base's tensors, by their names on the disk.
         config: content of the base's ``config.json``.
-        part: the prefix of the part of the base that the adapter changes, with or without the last
-            dot, if several parts match.
+        adapter: the adapter.
+        part: prefix of the base's names that selects the part to change, if the adapter's names
+            match several parts; with or without the last dot.
 
     Raises:
-        SourceError: not every module has a weight there.
+        SourceError: a module has no weight in the files.
     """
     disk = {name: tensor.shape for name, tensor in tensors.items()}
     trained = {name: tensor.shape for name, tensor in adapter.tensors.items()}
@@ -56,11 +59,11 @@ def locate(
         part = f"{part.removesuffix('.')}."
     guess, error = _guess(adapter, trained, disk, part)
     if kind == "plain" and guess is not None and not guess.added:
-        return dataclasses.replace(guess, ask=lambda: running.build(config, disk))
-    model = running.build(config, disk)
+        return dataclasses.replace(guess, build=lambda: loaded_model.build(config, disk))
+    model = loaded_model.build(config, disk)
     if model is not None:
         try:
-            return locations.in_running(model, adapter.modules, trained, part=part)
+            return locations.in_loaded_model(model, adapter.modules, trained, part=part)
         except SourceError:
             if isinstance(error, SeveralPartsError):
                 raise error from None
@@ -82,13 +85,13 @@ def locate(
 
 
 def _advice() -> str:
-    return _CANNOT if running.is_installed() else _INSTALL
+    return _CANNOT if loaded_model.is_installed() else _INSTALL
 
 
 def _guess(
     adapter: LowRank, trained: Mapping[str, Shape], disk: Mapping[str, Shape], part: str | None
 ) -> tuple[Locations | None, SourceError | None]:
-    """Return the locations by names alone, or the error that says why there are none."""
+    """Return the locations by names alone, or else the error."""
     try:
         return locations.by_rule(adapter.modules, trained, disk, part=part), None
     except SourceError as error:

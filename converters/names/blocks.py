@@ -1,4 +1,4 @@
-"""The blocks of a weight: in which tensors on the disk its rows are, and in which order."""
+"""The blocks of a weight: which tensors on the disk hold its rows, and in which order."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
-from vbfmt.converters.names.running import Running, Shape, number_in
+from vbfmt.converters.names.loaded_model import LoadedModel, Shape, number_in
 from vbfmt.errors import SourceError
 from vbfmt.module import Module
 
@@ -19,12 +19,14 @@ class Block:
     """A tensor on the disk that holds a module's weight, or some rows of it.
 
     Attributes:
-        tensor: the tensor's name.
-        rows, columns: the row and column of the tensor for each row and column of the weight in the
-            running model, without rows that are in other tensors; None if the tensor is the weight.
-        own_rows: which rows of the weight these are.
-        transposed: rows of the weight are columns of the tensor.
-        index: which matrix of a tensor with three dimensions.
+        tensor: the tensor's name on the disk.
+        rows: for each of `own_rows`, the row of the tensor that holds it (the column, if
+            `transposed`); None if the tensor is the whole weight.
+        columns: for each column of the weight, the column of the tensor (the row, if
+            `transposed`); None if the tensor is the whole weight.
+        own_rows: the rows of the loaded model's weight that are in this tensor; None if all are.
+        transposed: whether rows of the weight are columns of the tensor.
+        index: for a tensor of three dimensions, the index of its matrix that holds the weight.
     """
 
     tensor: str
@@ -35,19 +37,27 @@ class Block:
     index: int | None = None
 
 
-def of_converted(running: Running, target: str) -> tuple[Block, ...]:
-    """Return the blocks of a weight that transformers makes by moving elements of some tensors."""
-    source = running.sources[target]
+def of_converted(loaded: LoadedModel, target: str) -> tuple[Block, ...]:
+    """Return the blocks of a weight that transformers assembles from elements of other tensors.
+
+    Args:
+        loaded: the model.
+        target: the weight's name in it.
+
+    Raises:
+        SourceError: the weight is not made of whole rows of those tensors.
+    """
+    source = loaded.sources[target]
     try:
-        numbers = running.indices(target)
-    except Exception as error:  # noqa: BLE001 - whatever its operations have against this base
+        numbers = loaded.indices(target)
+    except Exception as error:  # noqa: BLE001 - transformers' conversions may raise anything
         raise SourceError(
             "cannot find a weight in the base's files", part=target, found=error
         ) from None
     start = 0
     blocks = []
     for name in source.names:
-        shape = running.disk[name]
+        shape = loaded.disk[name]
         count = int(np.prod(shape, dtype=np.int64))
         block = _block(name, numbers, start, shape)
         if block is not None:
@@ -57,11 +67,16 @@ def of_converted(running: Running, target: str) -> tuple[Block, ...]:
 
 
 def _block(name: str, numbers: Positions, start: int, shape: Shape) -> Block | None:
-    """Return the block of a weight (out, in) in one tensor on the disk, None if there is none.
+    """Return the block of a weight in one tensor on the disk, None if no row of it is there.
 
     Args:
-        numbers: for each element of the weight its number among the elements of all its tensors.
-        start: the number of the tensor's first element.
+        name: the tensor's name.
+        numbers: result of `LoadedModel.indices` for the weight, (out, in).
+        start: the number there of the tensor's first element.
+        shape: the tensor's shape.
+
+    Raises:
+        SourceError: the tensor's elements are not whole rows of the weight in a known order.
     """
     count = int(np.prod(shape, dtype=np.int64))
     inside = (numbers >= start) & (numbers < start + count)
@@ -85,18 +100,29 @@ def _block(name: str, numbers: Positions, start: int, shape: Shape) -> Block | N
 
 
 def of_fused(
-    running: Running, module: Module, weight: str, fused: str, pattern: str
+    loaded: LoadedModel, module: Module, weight: str, fused: str, pattern: str
 ) -> tuple[Block, ...] | None:
     """Return the block of an expert's weight in the tensor that holds all experts.
 
-    The conversion that transformers would apply to single experts is applied to row numbers.
+    To find the rows, the conversion that transformers applies to the weights of single experts is
+    applied to numbers that stand for their rows.
+
+    Args:
+        loaded: the model.
+        module: the adapted module, one expert's layer.
+        weight: the name of its weight.
+        fused: the name on the disk of the tensor that holds all experts.
+        pattern: the pattern of transformers' converter that `weight` matches.
+
+    Returns:
+        One block, or None if the expert's rows cannot be found that way.
     """
     import torch
 
-    if fused not in running.disk:
+    if fused not in loaded.disk:
         return None
-    converter, number = running.converter(pattern), number_in(pattern, weight)
-    shape = running.disk[fused]
+    converter, number = loaded.converter(pattern), number_in(pattern, weight)
+    shape = loaded.disk[fused]
     if converter is None or number is None or len(shape) != 3 or number >= shape[0]:
         return None
     from copy import deepcopy
@@ -112,8 +138,8 @@ def of_fused(
                 wanted = start
             start += rows
     try:
-        made = mine.convert(fused, model=running.model, config=running.model.config)
-    except Exception:  # noqa: BLE001 - whatever its operations have against it
+        made = mine.convert(fused, model=loaded.model, config=loaded.model.config)
+    except Exception:  # noqa: BLE001 - transformers' conversions may raise anything
         return None
     value = next(iter(made.values()))
     found = (value[0] if isinstance(value, list) else value).numpy()

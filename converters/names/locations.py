@@ -1,4 +1,4 @@
-"""Where the tensors that an adapter changes are in a base's files."""
+"""The locations in a base's files of the tensors that an adapter changes."""
 
 from __future__ import annotations
 
@@ -6,26 +6,26 @@ from collections.abc import Callable, Collection, Mapping
 from dataclasses import dataclass, field
 
 from vbfmt.converters.names.blocks import Block, of_converted, of_fused
+from vbfmt.converters.names.loaded_model import LoadedModel, Shape
 from vbfmt.converters.names.rule import Rule, find_rule
-from vbfmt.converters.names.running import Running, Shape
 from vbfmt.errors import SourceError
 from vbfmt.module import Module
 
 
 @dataclass(frozen=True)
 class Locations:
-    """Where the weights and tensors that an adapter changes are in a base's files.
+    """The locations in a base's files of the weights and tensors that an adapter changes.
 
     Attributes:
-        modules: module → the blocks of its weight.
-        tensors: trained tensor → the tensor on the disk that it replaces.
-        composed: trained tensor → the running model's tensor, which is made of several tensors on
-            the disk, or of a part of one.
-        added: trained tensor that the base lacks → its name in the output.
-        rule: how names in the adapter become names on the disk, where one prefix explains it.
-        running: the model as transformers builds it, if that was needed.
-        notice: what the user should know.
-        ask: builds the running model where finding the locations did not need it.
+        modules: module's name → the blocks of its weight.
+        tensors: trained tensor's name → name of the tensor on the disk that it replaces.
+        composed: trained tensor's name → its name in the loaded model, for a tensor that is made of
+            several tensors on the disk, or of a part of one.
+        added: name of a trained tensor that the base lacks → its name in the output.
+        rule: how a name in the adapter becomes a name on the disk.
+        loaded_model: the model as transformers builds it, if it was built.
+        notice: a sentence that the user should read, if any.
+        build: builds that model if it is needed after all; returns None if it cannot.
     """
 
     modules: Mapping[str, tuple[Block, ...]]
@@ -33,64 +33,69 @@ class Locations:
     composed: Mapping[str, str]
     added: Mapping[str, str]
     rule: Rule
-    running: Running | None = None
+    loaded_model: LoadedModel | None = None
     notice: str | None = None
-    ask: Callable[[], Running | None] = field(default=lambda: None)
+    build: Callable[[], LoadedModel | None] = field(default=lambda: None)
 
     def tied(self) -> frozenset[str] | None:
-        """Return the names, on the disk and in the model, of tied tensors; None if they are not
-        known."""
-        running = self.running or self.ask()
-        if running is None:
+        """Return the names of tied tensors, on the disk and in the loaded model.
+
+        Returns:
+            None if transformers cannot build the model, so that they are not known.
+        """
+        loaded = self.loaded_model or self.build()
+        if loaded is None:
             return None
-        groups = set().union(*running.ties)
-        sources = (running.sources.get(name) for name in groups)
+        groups = set().union(*loaded.ties)
+        sources = (loaded.sources.get(name) for name in groups)
         return frozenset(groups.union(*(source.names for source in sources if source)))
 
 
-def in_running(
-    running: Running,
+def in_loaded_model(
+    loaded: LoadedModel,
     modules: Collection[Module],
     tensors: Mapping[str, Shape],
     *,
     part: str | None = None,
 ) -> Locations:
-    """Return the locations in the files of a model that transformers knows.
+    """Return the locations in the files of a model that transformers can build.
 
     Args:
-        tensors: shapes of the other trained tensors.
-        part: the prefix of names in the running model, if a part was chosen.
+        loaded: the model.
+        modules: the adapter's modules.
+        tensors: shapes of the other trained tensors, by name.
+        part: prefix of names in the loaded model that selects a part of it.
 
     Raises:
         SourceError: a module has no weight in those files.
     """
     front = part or ""
     weights = {module.name: f"{front}{module.name}.weight" for module in modules}
-    targets = _targets(running, [*weights.values(), *(front + name for name in tensors)])
+    targets = _targets(loaded, [*weights.values(), *(front + name for name in tensors)])
     blocks = {}
     missing = []
     for module in modules:
         target, pattern = targets[weights[module.name]]
-        found = _blocks(running, module, weights[module.name], target, pattern)
+        found = _blocks(loaded, module, weights[module.name], target, pattern)
         if found is None:
             missing.append(module.name)
         else:
             blocks[module.name] = found
     if missing:
         for name in missing:
-            _require_untied(running, weights[name], targets[weights[name]][0])
-        raise _no_weight(running, missing, len(blocks), len(modules))
+            _require_untied(loaded, weights[name], targets[weights[name]][0])
+        raise _no_weight(loaded, missing, len(blocks), len(modules))
     replaced, composed, added = {}, {}, {}
     for name in tensors:
         target, _ = targets[front + name]
-        source = running.sources.get(target)
+        source = loaded.sources.get(target)
         if source is None:
-            added[name] = _name_on_disk(running, target)
+            added[name] = _name_on_disk(loaded, target)
         elif source.converter is None:
             replaced[name] = source.names[0]
         else:
             composed[name] = target
-    return Locations(blocks, replaced, composed, added, _rule(blocks, running), running)
+    return Locations(blocks, replaced, composed, added, _rule(blocks, loaded), loaded)
 
 
 def by_rule(
@@ -100,8 +105,13 @@ def by_rule(
     *,
     part: str | None = None,
 ) -> Locations:
-    """Return the locations from names alone: those on the disk and those in the adapter may differ
-    by one prefix.
+    """Return the locations from names alone, which may differ by one prefix.
+
+    Args:
+        modules: the adapter's modules.
+        tensors: names of the other trained tensors.
+        disk: shapes of the base's tensors, by their names on the disk.
+        part: prefix of the base's names that selects a part of it.
 
     Raises:
         SourceError: as `find_rule`.
@@ -120,65 +130,82 @@ def by_rule(
     return Locations(blocks, replaced, {}, added, rule)
 
 
-def _targets(running: Running, names: Collection[str]) -> dict[str, tuple[str, str | None]]:
-    """Return the name in the running model of each name, and the pattern of a conversion, if any.
+def _targets(loaded: LoadedModel, names: Collection[str]) -> dict[str, tuple[str, str | None]]:
+    """Return for each name its name in the loaded model, and the pattern of its converter, if any.
 
-    That is the name itself, or what transformers renames it to, if it is a name on the disk or of
-    an earlier version of transformers.
+    A name that the loaded model does not have is renamed as transformers would: it may be a name
+    on the disk, or one of an earlier version of transformers. If that fails, a prefix is tried.
     """
-    renamed = running.renamed(names)
+    renamed = loaded.renamed(names)
     result: dict[str, tuple[str, str | None]] = {}
     for name in names:
-        there = name in running.shapes
+        there = name in loaded.shapes
         result[name] = (name, None) if there else renamed[name]
-    lost = [n for n, (target, pattern) in result.items() if target not in running.shapes]
-    if lost and (rule := _prefix(running, lost)):
+    lost = [n for n, (target, pattern) in result.items() if target not in loaded.shapes]
+    if lost and (rule := _prefix(loaded, lost)):
         result.update({name: (str(rule(name)), None) for name in lost if rule(name)})
     return result
 
 
-def _prefix(running: Running, lost: Collection[str]) -> Rule | None:
-    """Return the one prefix that turns all remaining names into the running model's, or None."""
+def _prefix(loaded: LoadedModel, lost: Collection[str]) -> Rule | None:
+    """Return the rule by which all lost names become the loaded model's, None if there is none."""
     weights = [name.removesuffix(".weight") for name in lost if name.endswith(".weight")]
     try:
-        return find_rule(weights, running.shapes) if weights else None
+        return find_rule(weights, loaded.shapes) if weights else None
     except SourceError:
         return None
 
 
 def _blocks(
-    running: Running, module: Module, weight: str, target: str, pattern: str | None
+    loaded: LoadedModel, module: Module, weight: str, target: str, pattern: str | None
 ) -> tuple[Block, ...] | None:
-    source = running.sources.get(target)
-    if target not in running.shapes:
-        return (Block(weight),) if weight in running.disk else None
+    """Return the blocks of a module's weight, None if the base's files do not have it.
+
+    Args:
+        loaded: the model.
+        module: the adapted module.
+        weight: the name of its weight in the adapter.
+        target: that name in the loaded model.
+        pattern: the pattern of the converter that `weight` matches, if any.
+    """
+    source = loaded.sources.get(target)
+    if target not in loaded.shapes:
+        return (Block(weight),) if weight in loaded.disk else None
     if source is None:
         return None
     if weight in source.names and target != weight and source.converter is not None:
-        return (Block(weight),)  # the adapter's names are the disk's
+        return (Block(weight),)  # the adapter has the names on the disk
     if pattern is not None:
-        return of_fused(running, module, weight, source.names[0], pattern)
+        return of_fused(loaded, module, weight, source.names[0], pattern)
     if source.converter is None:
         return (Block(source.names[0]),)
-    if running.shapes[target] != (module.out_features, module.in_features):
+    if loaded.shapes[target] != (module.out_features, module.in_features):
         return None
-    return of_converted(running, target)
+    return of_converted(loaded, target)
 
 
-def _name_on_disk(running: Running, target: str) -> str:
-    """Return a name that transformers loads as `target` of the running model."""
-    if running.renamed([target])[target][0] == target or target not in running.shapes:
+def _name_on_disk(loaded: LoadedModel, target: str) -> str:
+    """Return the name under which a tensor must be stored to be loaded as `target`.
+
+    Raises:
+        SourceError: transformers would rename `target` when it loads it.
+    """
+    if loaded.renamed([target])[target][0] == target or target not in loaded.shapes:
         return target
     raise SourceError(
         "the base lacks a trained tensor, and transformers would rename it",
         part=target,
-        found=running.renamed([target])[target][0],
+        found=loaded.renamed([target])[target][0],
         advice="load the base with the class that was trained, save it, and merge into that",
     )
 
 
-def _rule(blocks: Mapping[str, tuple[Block, ...]], running: Running) -> Rule:
-    """Return the prefix by which names on the disk and in the adapter differ, if that is all."""
+def _rule(blocks: Mapping[str, tuple[Block, ...]], loaded: LoadedModel) -> Rule:
+    """Return the rule for the prefix by which names on the disk and in the adapter differ.
+
+    If they differ by more, return a rule that says so; it drops the model's own prefix if the
+    names in the adapter have it and those in the base do not.
+    """
     rules = set()
     for name, (block, *_) in blocks.items():
         disk = block.tensor.removesuffix(".weight")
@@ -193,17 +220,17 @@ def _rule(blocks: Mapping[str, tuple[Block, ...]], running: Running) -> Rule:
     )
     if alike:
         return rules.pop()
-    own = f"{running.model.base_model_prefix}."
-    bare = not any(name.startswith(own) for name in running.shapes)
+    own = f"{loaded.model.base_model_prefix}."
+    bare = not any(name.startswith(own) for name in loaded.shapes)
     dropped = own if bare and all(name.startswith(own) for name in blocks) else ""
     return Rule(drop=dropped, mapped=True)
 
 
-def _require_untied(running: Running, weight: str, target: str) -> None:
-    """Refuse a missing weight that the model ties to another one."""
-    group = next((names for names in running.ties if target in names), frozenset())
-    partner = next((name for name in sorted(group) if name in running.sources), None)
-    if partner is not None and target not in running.sources:
+def _require_untied(loaded: LoadedModel, weight: str, target: str) -> None:
+    """Refuse a weight that the files lack because the model ties it to another."""
+    group = next((names for names in loaded.ties if target in names), frozenset())
+    partner = next((name for name in sorted(group) if name in loaded.sources), None)
+    if partner is not None and target not in loaded.sources:
         raise SourceError(
             "the adapter changes one of two tied tensors",
             part=weight,
@@ -213,12 +240,12 @@ def _require_untied(running: Running, weight: str, target: str) -> None:
         )
 
 
-def _no_weight(running: Running, missing: list[str], found: int, of: int) -> SourceError:
+def _no_weight(loaded: LoadedModel, missing: list[str], found: int, total: int) -> SourceError:
     listed = ", ".join(missing[:5]) + (f" and {len(missing) - 5} more" if missing[5:] else "")
     return SourceError(
-        f"{found} of {of} modules applied",
+        f"only {found} of the adapter's {total} modules are in the base",
         part="names",
-        found=f"no weight for {listed} in {type(running.model).__name__}",
+        found=f"no weight for {listed} in {type(loaded.model).__name__}",
         expected="a weight for every module of the adapter",
         advice="nothing was written; is this the base that the adapter was trained on?",
     )

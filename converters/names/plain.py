@@ -1,6 +1,7 @@
-"""Types of models whose tensors have the same names on the disk and in the running model.
+"""Types of models whose tensors have the same names on the disk and in the loaded model.
 
-``model_types.json`` lists every type of the transformers that it was made with:
+``model_types.json`` lists the types of one version of transformers, with and without renaming.
+Update it for the installed version with
 
     python -m vbfmt.converters.names.plain converters/names/model_types.json
 """
@@ -18,17 +19,20 @@ from typing import Any, Literal
 _EVERYWHERE = re.compile(
     r"LayerNorm\.(gamma|beta)|\.weight_[gv]$|^model\.language_model\.model|^language_model\.model\.model"
 )
-"""Names that transformers changes in models of any type."""
+"""Matches names that transformers renames in models of any type."""
 
 Kind = Literal["plain", "renamed"]
 
 
 def kind_of(config: Mapping[str, Any], tensors: Collection[str]) -> Kind | None:
-    """Whether transformers loads a base's tensors under their own names; None if that is not known.
+    """Return whether transformers renames a base's tensors when it loads them.
 
     Args:
-        config: what ``config.json`` says.
-        tensors: the names in the base's files.
+        config: content of the base's ``config.json``.
+        tensors: names of the tensors in the base's files.
+
+    Returns:
+        ``plain`` if it renames none, ``renamed`` if it may, None if the type is not in the table.
     """
     types = list(_types(config))
     table = _table()
@@ -47,7 +51,7 @@ def _table() -> dict[str, set[str]]:
 
 
 def _types(config: Mapping[str, Any]) -> Iterator[str]:
-    """The types of a model and of the models within it."""
+    """Yield the type of a model, and of the models within it."""
     waiting: list[Any] = [config]
     while waiting:
         level = waiting.pop()
@@ -58,7 +62,7 @@ def _types(config: Mapping[str, Any]) -> Iterator[str]:
 
 
 def table_of_installed() -> dict[str, Any]:
-    """The table for the transformers that is installed."""
+    """Return the content of ``model_types.json`` for the installed version of transformers."""
     import transformers
     from transformers import conversion_mapping
 
@@ -87,7 +91,7 @@ def table_of_installed() -> dict[str, Any]:
 
 
 def _classes(config: Any) -> list[str]:
-    """All classes of the module that holds the models of a config."""
+    """Return the names in the Python module that defines a config's models."""
     try:
         return dir(import_module(config.__module__.replace(".configuration_", ".modeling_")))
     except Exception:  # noqa: BLE001 - packages that are not installed

@@ -1,6 +1,6 @@
 """Map names of modules in an adapter to names of tensors in a base.
 
-The names in a file and in the running model may differ by the model's own prefix: a BERT saved
+The names in a file and in the loaded model may differ by the model's own prefix: a BERT saved
 without a head has ``encoder.layer.0…`` where the classifier around it has
 ``bert.encoder.layer.0…``. The prefix is found by comparing the names, and one rule holds for all
 modules of the adapter.
@@ -49,23 +49,26 @@ class Rule:
 
 
 class SeveralPartsError(SourceError):
-    """Modules fit several parts of a base, and neither names nor shapes can tell which."""
+    """Modules match several parts of a base, and neither names nor shapes decide which."""
 
 
 def find_rule(
     modules: Collection[str], tensors: Collection[str], *, part: str | None = None
 ) -> Rule:
-    """The one rule by which every module has its ``.weight`` among `tensors`.
+    """Return the one rule by which every module has its ``.weight`` among `tensors`.
 
-    Equal names are preferred to any prefix. If several parts of the base match by name and both
-    arguments are mappings to shapes (of modules as (out, in)), the shapes decide.
+    Equal names are preferred to any prefix.
 
     Args:
-        part: what the names in the base begin with, where that was chosen.
+        modules: names of the adapter's modules, or a mapping of names to shapes (out, in).
+        tensors: names of the base's tensors, or a mapping of names to shapes. If both arguments
+            are mappings and several parts of the base match by name, the shapes decide.
+        part: prefix of the base's names that selects a part of it.
 
     Raises:
-        SourceError: no rule gives all modules a weight (the message lists the modules without one
-            under the best rule, with the nearest names), or several rules do.
+        SourceError: no rule gives every module a weight. The message lists the modules without
+            one under the best rule, with the nearest names.
+        SeveralPartsError: several rules do.
     """
     owners = {name.removesuffix(".weight") for name in tensors if name.endswith(".weight")}
     counts = _counts(modules, owners)
@@ -80,11 +83,11 @@ def find_rule(
         return full[0]
     if full:
         raise SeveralPartsError(
-            "the adapter's modules fit several parts of the base",
+            "the adapter's modules match several parts of the base",
             part="names",
             found="; ".join(sorted(str(rule) for rule in full)),
             expected="one",
-            advice="choose one by what its names begin with: `part=PREFIX`",
+            advice="choose one by the prefix of its names: `part=PREFIX`",
         )
     raise _unmatched(modules, owners, counts)
 
@@ -134,7 +137,7 @@ def _unmatched(modules: Collection[str], owners: set[str], counts: Counter[Rule]
     ]
     more = f" and {len(left) - _LISTED} more" if len(left) > _LISTED else ""
     return SourceError(
-        f"{counts[best]} of {len(modules)} modules applied",
+        f"only {counts[best]} of the adapter's {len(modules)} modules are in the base",
         part="names",
         found=f"no weight for {'; '.join(listed)}{more}",
         expected="a weight for every module of the adapter",

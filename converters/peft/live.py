@@ -7,7 +7,7 @@ import warnings
 from typing import TYPE_CHECKING, Any
 
 from vbfmt.converters.lowrank import LowRank
-from vbfmt.converters.names import running
+from vbfmt.converters.names import loaded_model
 from vbfmt.converters.peft.loaded import require_loaded, require_mixtures_loaded
 from vbfmt.converters.peft.renamed import renamed
 from vbfmt.errors import TargetError, VbfmtError
@@ -57,8 +57,8 @@ def load_adapter(
     bare: Any = model.base_model.model if isinstance(model, PeftModel) else model
     given: Any = adapter if form == "vblora" else renamed(adapter, bare)
     _require_modules(bare, given, path)
-    options = {} if form == "vblora" else {"experts": running.has_experts(bare)}
-    # What is mapped from it cannot be removed on Windows.
+    options = {} if form == "vblora" else {"experts": loaded_model.has_experts(bare)}
+    # On Windows, files that are still mapped cannot be removed.
     with tempfile.TemporaryDirectory(ignore_cleanup_errors=True) as folder:
         written = os.path.join(folder, "adapter")
         writers[form](given, written, **options)

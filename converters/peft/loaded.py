@@ -1,7 +1,7 @@
 """Whether PEFT has loaded what an adapter says: compared layer by layer, and put right.
 
 PEFT takes the keys of a LoRA for names on the disk, as transformers does (`convert_peft_adapter_
-state_dict_for_transformers`). Names of the running model that look like others' are lost that way,
+state_dict_for_transformers`). Names of the loaded model that look like others' are lost that way,
 with a warning at most.
 """
 

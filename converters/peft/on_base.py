@@ -1,7 +1,7 @@
 """A LoRA folder that PEFT loads right on a base at hand, found by asking PEFT itself.
 
 PEFT takes the keys of a LoRA for names in the base's files and renames them as transformers would
-(`convert_peft_adapter_state_dict_for_transformers`). Where a name of the running model looks like
+(`convert_peft_adapter_state_dict_for_transformers`). Where a name of the loaded model looks like
 one that is to be renamed, its factors are lost. Here PEFT's own function is tried on every key,
 with the base on PyTorch's meta device, and a key that it loses is written as the files name it.
 """
@@ -17,8 +17,8 @@ from typing import Any
 from vbfmt._files.peft_layout import config_of
 from vbfmt.converters.lowrank import LowRank
 from vbfmt.converters.merge.base import json_object
-from vbfmt.converters.names import running, targets
-from vbfmt.converters.names.running import Running
+from vbfmt.converters.names import loaded_model, targets
+from vbfmt.converters.names.loaded_model import LoadedModel
 from vbfmt.converters.peft import config as peft_config
 from vbfmt.converters.peft.renamed import renamed_in
 from vbfmt.converters.peft.skeleton import class_for_task
@@ -37,7 +37,7 @@ class OnBase:
     """How an adapter is written for a base.
 
     Attributes:
-        adapter: with the names that its modules have in the running model.
+        adapter: with the names that its modules have in the loaded model.
         experts: whether the base is a mixture-of-experts model, if that is known.
         names: module → its name in keys, where that is another one.
         checked: whether PEFT was asked.
@@ -85,19 +85,19 @@ def fitted(adapter: LowRank, base: PathLike) -> OnBase:
     return _asked(*chosen)
 
 
-def _models(config: Mapping[str, Any], adapter: Mapping[str, Any]) -> Iterator[Running]:
+def _models(config: Mapping[str, Any], adapter: Mapping[str, Any]) -> Iterator[LoadedModel]:
     """The base in the classes that the adapter may have been trained on, the likeliest first."""
     mapping = adapter.get("auto_mapping")
     trained = mapping.get("base_model_class") if isinstance(mapping, Mapping) else None
     seen = set()
     for name in (trained, class_for_task(config, adapter.get("task_type")), None):
-        known = running.build(config, {}, name)
+        known = loaded_model.build(config, {}, name)
         if known is not None and type(known.model) not in seen:
             seen.add(type(known.model))
             yield known
 
 
-def _missing(known: Running, adapter: LowRank) -> list[str]:
+def _missing(known: LoadedModel, adapter: LowRank) -> list[str]:
     return [
         module.name
         for module in adapter.modules
@@ -109,9 +109,9 @@ def _missing(known: Running, adapter: LowRank) -> list[str]:
     ]
 
 
-def _asked(known: Running, adapter: LowRank) -> OnBase:
+def _asked(known: LoadedModel, adapter: LowRank) -> OnBase:
     """The names in keys by which PEFT finds every module."""
-    experts = running.has_experts(known.model)
+    experts = loaded_model.has_experts(known.model)
     adapted = _adapted(known.model, adapter, experts)
     wanted = [module.name for module in adapter.modules]
     names = {name: name for name in wanted}
@@ -200,7 +200,7 @@ def _lost(adapted: Any, names: Mapping[str, str]) -> list[str]:
 
 
 def _found_under_other_names(
-    adapted: Any, known: Running, names: dict[str, str], lost: Sequence[str]
+    adapted: Any, known: LoadedModel, names: dict[str, str], lost: Sequence[str]
 ) -> list[str]:
     """Put names that PEFT finds the lost modules by into `names`; return those still lost."""
     waiting = {name: known.earlier(f"{name}.lora_A.weight") for name in lost}

@@ -11,19 +11,19 @@ from functools import cached_property
 from typing import Any
 
 from vbfmt.converters.lowrank import Factor, LowRank
-from vbfmt.converters.names import running
-from vbfmt.converters.names.running import Running
+from vbfmt.converters.names import loaded_model
+from vbfmt.converters.names.loaded_model import LoadedModel
 from vbfmt.module import Module
 from vbfmt.tensors import Tensor
 
 
 def renamed(adapter: LowRank, model: Any) -> LowRank:
     """The adapter with the model's own names, where transformers can tell them; else as it is."""
-    known = running.of_model(model)
+    known = loaded_model.of_model(model)
     return adapter if known is None else renamed_in(adapter, known)
 
 
-def renamed_in(adapter: LowRank, known: Running) -> LowRank:
+def renamed_in(adapter: LowRank, known: LoadedModel) -> LowRank:
     """The same for a model that transformers has told the names of."""
     names = [f"{module.name}.weight" for module in adapter.modules]
     if all(name in known.shapes for name in names):

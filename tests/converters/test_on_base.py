@@ -18,7 +18,7 @@ from tests.converters.merge.folders import adapter_of  # noqa: E402
 from vbfmt.errors import TargetError, VbfmtWarning  # noqa: E402
 
 SHARED = "model.layers.1.mlp.shared_experts.down_proj"
-"""transformers' renaming ``mlp.shared_expert.`` matches this name of the running model, too."""
+"""transformers' renaming ``mlp.shared_expert.`` matches this name of the loaded model, too."""
 
 
 def saved(cls, folder):
@@ -54,7 +54,7 @@ def test_layers_that_peft_would_lose_have_the_names_of_the_files(tmp_path):
         np.testing.assert_allclose(found[f"{name}.weight"], tensor, atol=1e-6)
 
 
-def test_names_of_transformers_4_become_the_running_models(tmp_path):
+def test_names_of_transformers_4_become_the_loaded_models(tmp_path):
     model = saved(transformers.ViTForImageClassification, tmp_path / "base")
     old = "vit.encoder.layer.0.attention.attention.query"
     new = "vit.layers.0.attention.q_proj"

@@ -169,11 +169,11 @@ def test_a_shape_of_another_model_is_refused(tmp_path):
 
 
 def test_without_transformers_nothing_is_added_to_a_model_that_it_renames(tmp_path, monkeypatch):
-    from vbfmt.converters.names import running
+    from vbfmt.converters.names import loaded_model
 
     saved(mixtral(), tmp_path / "base")
-    monkeypatch.setattr(running, "build", lambda *_: None)
-    monkeypatch.setattr(running, "is_installed", lambda: False)
+    monkeypatch.setattr(loaded_model, "build", lambda *_: None)
+    monkeypatch.setattr(loaded_model, "is_installed", lambda: False)
     adapter = adapter_of({"model.layers.0.self_attn.q_proj": (16, 16)})
     plan = merge.plan(adapter, tmp_path / "base")
     assert any("is not installed" in notice for notice in plan.notices)
@@ -214,7 +214,7 @@ def test_of_two_equal_towers_the_chosen_one_is_merged(tmp_path):
     cls = saved(transformers.CLIPModel(config), tmp_path / "base")
     name = "layers.0.self_attn.q_proj"
     adapter = adapter_of({name: (16, 16)})
-    with pytest.raises(errors.SourceError, match=r"fit several parts.*choose one"):
+    with pytest.raises(errors.SourceError, match=r"match several parts.*choose one"):
         merge.plan(adapter, tmp_path / "base")
     for tower in ("text_model.encoder", "vision_model.encoder."):
         merge.write(merge.plan(adapter, tmp_path / "base", part=tower), tmp_path / tower)

@@ -1,7 +1,7 @@
-"""The names that a base's tensors have in the running model, as transformers itself gives them.
+"""The names that a base's tensors have once transformers has loaded them.
 
-The model is built on PyTorch's meta device from the base's config, and its tensors' names are
-taken through the same steps as `from_pretrained` takes them. Nothing is loaded; no code of the
+The model is built on PyTorch's meta device from the base's config, and the names in the base's
+files go through the same steps as in `from_pretrained`. No values are loaded, and no code of the
 base is run.
 """
 
@@ -24,13 +24,14 @@ Index = NDArray[np.int64]
 
 @dataclass(frozen=True)
 class Source:
-    """What a tensor of the running model is made of.
+    """The tensors on the disk that a tensor of the loaded model is made of.
 
     Attributes:
-        names: of the tensors on the disk.
-        first: the first of the tensors that transformers makes of them, by which it names them.
-        converter: what transformers does to them; None for nothing but a new name.
-        patterns: the pattern of the converter that each name matches.
+        names: their names.
+        first: name of the first tensor that transformers makes of them; it is their key in
+            transformers' own tables.
+        converter: the `WeightConverter` that transformers applies; None if it only renames.
+        patterns: for each of `names`, the pattern of the converter that it matches.
     """
 
     names: tuple[str, ...]
@@ -40,15 +41,16 @@ class Source:
 
 
 @dataclass
-class Running:
+class LoadedModel:
     """A model as transformers would load it from the tensors on the disk.
 
     Attributes:
-        model: on the meta device.
-        disk: shapes of the tensors on the disk.
-        shapes: of the tensors of the running model.
-        sources: what each of them is made of; those that are missing have none.
-        ties: names of tensors that the model keeps equal, in groups.
+        model: the model, on the meta device unless it is an existing one.
+        disk: shapes of the tensors on the disk, by name.
+        shapes: shapes of the tensors of the loaded model, by name.
+        sources: name in the loaded model → what the tensor is made of. Tensors that the disk lacks
+            are not among the keys.
+        ties: groups of names of tied tensors, which the model keeps equal.
     """
 
     model: Any
@@ -60,9 +62,10 @@ class Running:
     _traces: dict[str, dict[str, Index]] = field(default_factory=dict)
 
     def renamed(self, names: Iterable[str]) -> dict[str, tuple[str, str | None]]:
-        """What transformers makes of names on the disk, and the converter's pattern each matches.
+        """Return for each name on the disk its name in the loaded model, and the pattern of the
+        converter that it matches, if any.
 
-        Some of its renamings depend on those before, so all names are given at once.
+        Give all names at once: some renamings of transformers depend on the names before.
         """
         from transformers.core_model_loading import dot_natural_key
 
@@ -71,11 +74,18 @@ class Running:
         return {name: _renamed(name, self.model, self.shapes, transforms) for name in ordered}
 
     def indices(self, name: str) -> Index:
-        """For every element of a running tensor its number among those on the disk that it is made
-        of, counted through them in the order of `Source.names`.
+        """Return for every element of a tensor of the loaded model the element on the disk that it
+        comes from.
+
+        Args:
+            name: the tensor's name in the loaded model; it must have a converter.
+
+        Returns:
+            int64 numbers, of the tensor's shape. The elements of all tensors in `Source.names` are
+            numbered consecutively, in that order.
 
         Raises:
-            ValueError: transformers does more to them than to put their elements elsewhere.
+            ValueError: the converter does more than move elements.
         """
         source = self.sources[name]
         if source.first not in self._traces:
@@ -86,6 +96,7 @@ class Running:
         return found
 
     def _trace(self, source: Source) -> dict[str, Index]:
+        """Apply a converter to the numbers of the elements instead of their values."""
         import torch
 
         converter = deepcopy(source.converter)
@@ -104,10 +115,10 @@ class Running:
         return result
 
     def earlier(self, name: str) -> Iterator[str]:
-        """Names from which transformers may make this one of the running model.
+        """Yield candidates for names that transformers renames to `name`.
 
-        Each of its renamings undone alone, then all in turn, then two of them. Whether one is
-        right must be tried.
+        They come from undoing one renaming of transformers, then all in turn, then two of them.
+        The caller must check which candidate is right.
         """
         undone = []
         for each in reversed(self._transforms[0]):
@@ -125,22 +136,22 @@ class Running:
                 yield other
 
     def converter(self, pattern: str) -> Any:
-        """The converter that has this pattern among its sources."""
+        """Return the converter that has this pattern among its sources, None if there is none."""
         return next((each for each in self._transforms[1] if pattern in each.source_patterns), None)
 
 
 def build(
     config: Mapping[str, Any], disk: Mapping[str, Shape], name: str | None = None
-) -> Running | None:
-    """The model that a config describes.
+) -> LoadedModel | None:
+    """Build the model that a config describes, on the meta device.
 
     Args:
-        config: what ``config.json`` says.
-        disk: shapes of the tensors in the base's files.
-        name: of the class; the one that the config names if left out.
+        config: content of the base's ``config.json``.
+        disk: shapes of the tensors in the base's files, by name.
+        name: name of the transformers class; the one that the config names if left out.
 
     Returns:
-        None where transformers 5 is not installed or does not know or cannot build the model.
+        None if transformers 5 is not installed, or does not know the model or cannot build it.
     """
     try:
         import torch
@@ -155,13 +166,13 @@ def build(
         built = transformers.CONFIG_MAPPING[config["model_type"]].from_dict(_decoded(config))
         with torch.device("meta"):
             model = cls(built)
-        return _running(model, disk)
-    except Exception:  # noqa: BLE001 - whatever a config can do to transformers
+        return _described(model, disk)
+    except Exception:  # noqa: BLE001 - a config can make transformers raise anything
         return None
 
 
 def is_installed() -> bool:
-    """Whether a transformers is installed that says what it renames."""
+    """Return whether transformers is installed in a version that has a conversion mapping."""
     try:
         import transformers.conversion_mapping  # noqa: F401
     except ImportError:
@@ -170,7 +181,11 @@ def is_installed() -> bool:
 
 
 def has_experts(model: Any) -> bool | None:
-    """Whether PEFT would convert a LoRA for fused experts; None without transformers 5."""
+    """Return whether PEFT would convert a LoRA on this model to one for fused experts.
+
+    Returns:
+        None if transformers 5 is not installed.
+    """
     try:
         from transformers.conversion_mapping import get_checkpoint_conversion_mapping
     except ImportError:
@@ -182,7 +197,8 @@ def has_experts(model: Any) -> bool | None:
 
 
 def _decoded(value: Any) -> Any:
-    """A config's value with the numbers that transformers writes as ``{"__float__": …}``."""
+    """Return a config's value with every ``{"__float__": …}`` as a float, as transformers reads
+    it."""
     if isinstance(value, Mapping):
         if set(value) == {"__float__"}:
             return float(value["__float__"])
@@ -190,16 +206,19 @@ def _decoded(value: Any) -> Any:
     return [_decoded(inner) for inner in value] if isinstance(value, list) else value
 
 
-def of_model(model: Any) -> Running | None:
-    """What transformers renames for a model at hand, without anything on a disk; None where
-    transformers 5 does not know it."""
+def of_model(model: Any) -> LoadedModel | None:
+    """Return an existing model as a `LoadedModel` without tensors on the disk.
+
+    Returns:
+        None if transformers 5 is not installed, or the model is not one of its models.
+    """
     try:
-        return _running(model, {})
-    except Exception:  # noqa: BLE001 - no transformers, or no model of its
+        return _described(model, {})
+    except Exception:  # noqa: BLE001 - any module may be given
         return None
 
 
-def _running(model: Any, disk: Mapping[str, Shape]) -> Running:
+def _described(model: Any, disk: Mapping[str, Shape]) -> LoadedModel:
     from transformers.conversion_mapping import get_model_conversion_mapping
     from transformers.core_model_loading import WeightConverter, WeightRenaming
 
@@ -209,7 +228,7 @@ def _running(model: Any, disk: Mapping[str, Shape]) -> Running:
         [each for each in transforms if isinstance(each, WeightRenaming)],
         [each for each in transforms if isinstance(each, WeightConverter)],
     )
-    return Running(model, disk, shapes, _sources(model, disk, shapes, pair), _ties(model), pair)
+    return LoadedModel(model, disk, shapes, _sources(model, disk, shapes, pair), _ties(model), pair)
 
 
 def _ties(model: Any) -> tuple[frozenset[str], ...]:
@@ -220,7 +239,11 @@ def _ties(model: Any) -> tuple[frozenset[str], ...]:
 
 
 def class_of(config: Mapping[str, Any], name: str | None = None) -> Any:
-    """transformers' class of that name, or of the config's own; None if it has no such model."""
+    """Return the transformers class of that name, by default of the first one in the config.
+
+    Returns:
+        None if transformers has no such model class.
+    """
     import transformers
 
     named = config.get("architectures")
@@ -235,7 +258,10 @@ def class_of(config: Mapping[str, Any], name: str | None = None) -> Any:
 def _sources(
     model: Any, disk: Mapping[str, Shape], shapes: Mapping[str, Shape], pair: tuple[Any, Any]
 ) -> dict[str, Source]:
-    """As `convert_and_load_state_dict_in_model` collects them."""
+    """Return the sources of the loaded model's tensors.
+
+    They are collected as in transformers' `convert_and_load_state_dict_in_model`.
+    """
     from transformers.core_model_loading import dot_natural_key
 
     transforms = deepcopy(pair)
@@ -266,7 +292,7 @@ def _sources(
 def _applied(renaming: Any, name: str) -> str:
     try:
         return str(renaming.rename_source_key(name)[0])
-    except Exception:  # noqa: BLE001 - whatever a pattern has against this name
+    except Exception:  # noqa: BLE001 - transformers may raise anything for a name
         return name
 
 
@@ -275,7 +301,7 @@ def _renamed(
 ) -> tuple[str, str | None]:
     from transformers.core_model_loading import rename_source_key
 
-    rename: Any = rename_source_key  # it asks no more of a state dict than its names
+    rename: Any = rename_source_key  # typed for a state dict, of which it uses only the names
     prefix = model.base_model_prefix
     target, pattern = rename(name, *transforms, prefix, shapes)
     if target not in shapes and name in shapes:
@@ -284,7 +310,8 @@ def _renamed(
 
 
 def number_in(pattern: str, name: str) -> int | None:
-    """The number that stands for the ``*`` of a converter's pattern, such as an expert's."""
+    """Return the number that a name has at the ``*`` of a converter's pattern, such as the index
+    of an expert; None if the name does not match."""
     body = r"(\d+)".join(part if "\\" in part else re.escape(part) for part in pattern.split("*"))
     match = re.search(body, name)
     return int(match[1]) if match and match.groups() else None
