@@ -1,6 +1,6 @@
 """PEFT's VB-LoRA checkpoints: read in every form that PEFT has written, written in its top-k form.
 
-`load_adapter` puts a packed adapter straight into a transformers model by PEFT.
+`load_adapter` loads a packed adapter into a transformers model with PEFT.
 """
 
 from vbfmt.converters.peft.folder import from_checkpoint, from_tensors, read, write

@@ -1,4 +1,4 @@
-"""PEFT's ``adapter_config.json`` of VB-LoRA and LoRA: checks when reading, and what is written."""
+"""PEFT's ``adapter_config.json`` of VB-LoRA and LoRA: check one that is read, make one to write."""
 
 from __future__ import annotations
 
@@ -17,10 +17,10 @@ PathLike = str | os.PathLike[str]
 
 
 def require_type(config: Mapping[str, Any], kind: str, file: PathLike) -> None:
-    """Refuse a config of another kind of adapter.
+    """Refuse a config whose ``peft_type`` is not `kind`.
 
     Raises:
-        SourceError
+        SourceError: with the type found and `file`.
     """
     if config.get("peft_type") != kind:
         raise SourceError(
@@ -33,10 +33,10 @@ def require_type(config: Mapping[str, Any], kind: str, file: PathLike) -> None:
 
 
 def require_sizes(config: Mapping[str, Any], h: int, b: int) -> None:
-    """Refuse a config that contradicts the vector bank.
+    """Refuse a config that contradicts the size of the vector bank, (h, b).
 
     Raises:
-        SourceError
+        SourceError: with the key and both numbers.
     """
     for key, size in (("num_vectors", h), ("vector_length", b)):
         if key in config and size_in(CONFIG, key, config[key]) != size:
@@ -52,12 +52,12 @@ def orientation(config: Mapping[str, Any]) -> bool:
     """Return ``fan_in_fan_out``: whether the base stores its weights transposed.
 
     Raises:
-        SourceError: neither true nor false nor null, such as "false".
+        SourceError: the value is not true, false or null; ``"false"``, for example.
     """
     value = config.get("fan_in_fan_out")
     if value is not None and not isinstance(value, bool):
         raise SourceError(
-            "not true or false",
+            "not a boolean",
             part="fan_in_fan_out",
             found=f"{shown(value)} in {CONFIG}",
             expected="true or false",
@@ -66,7 +66,12 @@ def orientation(config: Mapping[str, Any]) -> bool:
 
 
 def for_vblora(adapter: Adapter, rank: int) -> dict[str, Any]:
-    """Return the config with which PEFT loads the adapter as VB-LoRA in its top-k form."""
+    """Return the config with which PEFT loads the adapter as VB-LoRA in its top-k form.
+
+    Args:
+        adapter: the adapter; values of its own config are kept where they do not contradict it.
+        rank: the rank r of all modules.
+    """
     config = config_of(adapter)
     config.pop(NAMES_CODE, None)  # an untrusted file must not choose code
     return {
@@ -84,10 +89,13 @@ def for_lora(
 ) -> dict[str, Any]:
     """Return the config with which PEFT, vLLM and llama.cpp's converter load the adapter as LoRA.
 
-    One integer rank, alpha equal to it (scale 1), whole names as targets.
+    All modules have one rank, alpha equals it (so the scale is 1), and targets are whole names.
 
     Args:
-        experts: whether the base is a mixture-of-experts model, if that is known.
+        adapter: the factors and other trained tensors that are written.
+        rank: the rank of all factors.
+        extras: whether biases and heads are written, too.
+        experts: whether the base is a mixture-of-experts model; None if that is not known.
     """
     config = config_of(adapter)
     target = targets.exact([module.name for module in adapter.modules], experts=experts)

@@ -1,7 +1,7 @@
 """PEFT's VB-LoRA checkpoints: read in every form that PEFT has written, written in its top-k form.
 
-Keys and shapes: peft/tuners/vblora/{layer,model}.py and peft/utils/save_and_load.py, PEFT 0.13 to
-0.21. A is (r, in/b, …), B is (out/b, r, …).
+Keys and shapes are those of peft/tuners/vblora/{layer,model}.py and peft/utils/save_and_load.py in
+PEFT 0.13 to 0.21: A's tensors are (r, in/b, …), B's are (out/b, r, …).
 """
 
 from __future__ import annotations
@@ -38,23 +38,23 @@ _INTEGERS = ("U8", "I8", "U16", "I16", "U32", "I32", "I64")
 
 
 def read(path: PathLike, *, topk: int | None = None) -> Adapter:
-    """The adapter in a PEFT checkpoint.
+    """Read the adapter in a PEFT checkpoint.
 
     Args:
-        path: its folder, or its weights file (``.safetensors``, ``.bin``; a config beside it is
-            used if there is one).
-        topk: k, for logits without a config.
+        path: the checkpoint's folder, or its weights file (``.safetensors`` or ``.bin``); a config
+            beside that file is used if there is one.
+        topk: k, needed if the checkpoint has logits and no config.
 
     Raises:
-        SourceError: it is no VB-LoRA checkpoint, incomplete or contradicts itself.
-        ContentError: its values cannot make an adapter: NaN, an index past the bank.
+        SourceError: the checkpoint is not VB-LoRA, is incomplete or contradicts itself.
+        ContentError: a value breaks a rule: NaN, an index past the end of the bank.
         StorageError: a file cannot be read.
     """
     return from_checkpoint(open_checkpoint(path), topk=topk)
 
 
 def from_checkpoint(checkpoint: Checkpoint, *, topk: int | None = None) -> Adapter:
-    """The same from an opened checkpoint."""
+    """Return the adapter in an opened checkpoint; `topk` and errors as for `read`."""
     config = checkpoint.config(peft_layout.CONFIG)
     if config is not None:
         peft_config.require_type(config, "VBLORA", checkpoint.config_file(peft_layout.CONFIG))
@@ -70,7 +70,16 @@ def from_tensors(
     *,
     topk: int | None = None,
 ) -> Adapter:
-    """The same from a state dict and a config at hand."""
+    """Return the adapter in a state dict.
+
+    Args:
+        tensors: the tensors by key.
+        config: the content of ``adapter_config.json``, if there is one.
+        topk: as for `read`.
+
+    Raises:
+        SourceError, ContentError: as `read`.
+    """
     keys = parse(tensors, bias=str((config or {}).get("bias", "none")))
     require_gathered({key: tensors[key] for key in keys.all})
     _require_one_bank(keys, tensors)
@@ -78,8 +87,8 @@ def from_tensors(
     bank = bank_of(tensors[keys.bank])
     if keys.left_out:
         warn(
-            f"a whole model's state dict: {len(keys.left_out)} tensors of the base model were left "
-            f"out; {len(keys.others)} trained beside the adapter were kept"
+            f"the state dict is of a whole model: {len(keys.left_out)} tensors of the base model "
+            f"were left out, {len(keys.others)} other trained tensors were kept"
         )
     peft_config.require_sizes(config or {}, *bank.shape)
     k = _agreed_k(keys, tensors, config, topk)
@@ -101,10 +110,10 @@ def from_tensors(
 
 
 def _warn_of_lost_biases(keys: Keys, config: Mapping[str, Any]) -> None:
-    """Warn where the config trains biases and the checkpoint has none.
+    """Warn if biases were trained according to the config, but the checkpoint has none.
 
-    PEFT 0.13 to 0.20 trained VB-LoRA's biases and did not save them. A base without biases gives
-    such a checkpoint too, rightly, so it is not refused.
+    PEFT 0.13 to 0.20 trained VB-LoRA's biases and did not save them. The checkpoint is not refused,
+    because it may be complete: the base may have no biases.
     """
     bias = config.get("bias")
     if bias not in ("vblora_only", "all"):
@@ -115,28 +124,32 @@ def _warn_of_lost_biases(keys: Keys, config: Mapping[str, Any]) -> None:
     if not any(name.removesuffix(".bias").rpartition(".")[2] not in whole for name in biases):
         warn(
             f"the config has bias={bias!r}, but the checkpoint has no biases: PEFT before 0.21 "
-            "trains those of VB-LoRA and does not save them. If the base's layers have biases, "
-            "what was trained of them is lost, in PEFT too"
+            "trains VB-LoRA's biases and does not save them. If the base's layers have biases, "
+            "their training is lost, in PEFT too"
         )
 
 
 def write(
     adapter: Adapter, path: PathLike, *, overwrite: bool = False, card: bytes | None = None
 ) -> int:
-    """A folder that PEFT loads as VB-LoRA, in the top-k form (inference only, as PEFT says).
+    """Write a folder that PEFT loads as VB-LoRA, in its top-k form (for inference only).
 
-    Weights are exact: where PEFT's order (the smallest weight left out) would round, the largest is
-    left out instead, which PEFT reads just as well.
+    PEFT leaves out the smallest weight of each row. If restoring that one would round, the largest
+    is left out instead, so that the weights are exact; PEFT reads either order.
 
     Args:
-        card: a model card to put there too.
+        adapter: the adapter.
+        path: the folder to write.
+        overwrite: replace the folder if it exists.
+        card: content of a model card to write there, too.
 
     Returns:
-        bytes written.
+        Number of bytes written.
 
     Raises:
-        TargetError: modules differ in rank, which PEFT's VB-LoRA cannot say.
-        OutputExistsError, StorageError
+        TargetError: modules differ in rank, which PEFT's VB-LoRA cannot express.
+        OutputExistsError: `path` exists, and `overwrite` is not set.
+        StorageError: the operating system refused.
     """
     ranks = sorted({module.rank for module in adapter})
     if len(ranks) > 1:
@@ -157,7 +170,7 @@ def write(
     for name, tensor in adapter.tensors.items():
         key = peft_layout.key_of_tensor(name, modules)
         if key in tensors:
-            raise TargetError("another trained tensor has the name of a factor's", part=key)
+            raise TargetError("another trained tensor has the key of a factor's tensor", part=key)
         tensors[key] = tensor
     config = peft_config.for_vblora(adapter, ranks[0])
     with storage.new_folder(path, overwrite=overwrite) as folder:
@@ -171,7 +184,7 @@ def write(
 
 
 def _unwrapped(config: Mapping[str, Any]) -> Mapping[str, Any]:
-    """The config with the names of targets as they are in the model itself."""
+    """Return the config with wrappers' prefixes removed from ``target_modules``."""
     targets = config.get("target_modules")
     if not isinstance(targets, list):
         return config
@@ -194,7 +207,11 @@ def _require_one_bank(keys: Keys, tensors: Mapping[str, Tensor]) -> None:
 def _agreed_k(
     keys: Keys, tensors: Mapping[str, Tensor], config: Mapping[str, Any] | None, topk: int | None
 ) -> int:
-    """k as the tensors, the config and the caller say it; they must not disagree."""
+    """Return k from the tensors, the config and the caller.
+
+    Raises:
+        SourceError: they disagree, or none of them gives k.
+    """
     sources: dict[str, object] = {"`topk`": topk, "adapter_config.json": (config or {}).get("topk")}
     if not keys.in_logits_form:
         first = next(iter(keys.modules.values()))["A"]
@@ -209,7 +226,18 @@ def _module(
     agreed: tuple[int, int, int],
     config: Mapping[str, Any] | None,
 ) -> Module:
-    """The module table's row, from the shapes of all of its tensors; h, b and k are agreed."""
+    """Return a module with the sizes that the shapes of its tensors show.
+
+    Args:
+        name: the module's name.
+        factors: factor → kind of tensor → key.
+        tensors: the tensors by key.
+        agreed: h, b and k.
+        config: the content of ``adapter_config.json``, if there is one.
+
+    Raises:
+        SourceError: the shapes contradict each other, the bank, k or the config.
+    """
     h, b, k = agreed
     shape_a, shape_b = (
         _shape_of(factors[factor], tensors, (h, k), name, factor) for factor in ("A", "B")
@@ -223,8 +251,8 @@ def _module(
             found=f"{rank} in A, {rank_b} in B",
             expected="the same" if configured is None else f"r = {configured}",
         )
-    turned = peft_config.orientation(config or {})
-    return Module(name, in_tiles * b, out_tiles * b, rank, turned)
+    fan_in_fan_out = peft_config.orientation(config or {})
+    return Module(name, in_tiles * b, out_tiles * b, rank, fan_in_fan_out)
 
 
 def _shape_of(
@@ -234,7 +262,11 @@ def _shape_of(
     module: str,
     factor: str,
 ) -> tuple[int, int]:
-    """The leading two sizes of a factor's tensors, the last one checked."""
+    """Return the first two dimensions of a factor's tensors.
+
+    Raises:
+        SourceError: the tensors' dtypes or last dimensions are wrong, or their first two differ.
+    """
     h, k = h_and_k
     last = {"logits": h, "indices": k, "weights": k - 1}
     shapes = {what: tensors[key].shape for what, key in parts.items()}

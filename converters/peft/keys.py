@@ -1,4 +1,4 @@
-"""The keys of PEFT's VB-LoRA state dicts, taken apart and put together."""
+"""Sort the keys of PEFT's VB-LoRA state dicts by what they hold."""
 
 from __future__ import annotations
 
@@ -25,14 +25,15 @@ _UNDER = ".base_layer"
 
 @dataclass(frozen=True)
 class Keys:
-    """The parts of a state dict.
+    """The keys of a state dict, sorted.
 
     Attributes:
-        bank: the key of the vector bank.
-        copies: further keys of the bank: a whole model's state dict has one for each layer.
-        modules: module name → factor → ``logits``, or ``indices`` and ``weights`` → key.
-        others: name in the base model → key, of the other trained tensors.
-        in_logits_form: whether it holds logits, not their top k.
+        bank: key of the vector bank.
+        copies: further keys of the bank; a whole model's state dict has one for each layer.
+        modules: module's name → factor → kind of tensor → key. The kinds are ``logits``, or
+            ``indices`` and ``weights``.
+        others: name in the base model → key, for the other trained tensors.
+        in_logits_form: whether the state dict holds logits; otherwise it holds their top k.
         left_out: keys of the base model's own weights, in a whole model's state dict.
     """
 
@@ -45,7 +46,7 @@ class Keys:
 
     @property
     def all(self) -> list[str]:
-        """The keys of everything that becomes part of the adapter."""
+        """The keys of all tensors that become part of the adapter."""
         parts = [part for factors in self.modules.values() for part in factors.values()]
         return [
             self.bank,
@@ -54,7 +55,7 @@ class Keys:
         ]
 
     def in_order(self, what: str) -> list[str]:
-        """The keys of that part, module by module, A then B."""
+        """Return the keys of one kind of tensor, module by module, A then B."""
         return [
             self.modules[name][factor][what]
             for name in self.modules
@@ -68,7 +69,7 @@ _FACTORS: tuple[Factor, Factor] = ("A", "B")
 
 @dataclass(frozen=True)
 class _Row:
-    """One key of logits, indices or weights."""
+    """A key of logits, indices or weights, parsed."""
 
     key: str
     module: str
@@ -78,16 +79,19 @@ class _Row:
 
 
 def parse(keys: Collection[str], *, bias: str = "none") -> Keys:
-    """Sort the keys of a state dict: an adapter's alone, or a whole model's.
+    """Sort the keys of the state dict of an adapter, or of a whole model.
 
-    Names come out without what torch.compile, FSDP, DDP and activation checkpointing add.
+    The names in the result are without the prefixes that torch.compile, FSDP, DDP and activation
+    checkpointing add.
 
     Args:
-        bias: which biases are trained, in PEFT's words. Used for a whole model's state dict, which
-            does not show it.
+        keys: the keys.
+        bias: PEFT's setting of which biases are trained. Needed for a whole model's state dict,
+            which does not show it.
 
     Raises:
-        SourceError: no bank or several, several adapters, half a factor, both forms at once.
+        SourceError: no bank or several, several adapters, an incomplete factor, or both logits and
+            their top k.
     """
     plain = _plain(keys)
     rows = [row for name, key in sorted(plain.items()) if (row := _row(name, key))]
@@ -117,11 +121,15 @@ def parse(keys: Collection[str], *, bias: str = "none") -> Keys:
 
 
 def _plain(keys: Collection[str]) -> dict[str, str]:
-    """Name without wrappers → key."""
+    """Return the keys by their names without wrappers' prefixes.
+
+    Raises:
+        SourceError: two keys have one name.
+    """
     result = {}
     for name, found in by_plain_name(keys).items():
         if len(found) > 1:
-            raise SourceError("two tensors for one name", part=name, found=", ".join(found[:2]))
+            raise SourceError("two keys have one name", part=name, found=", ".join(found[:2]))
         result[name] = found[0]
     return result
 
@@ -136,12 +144,12 @@ def _row(name: str, key: str) -> _Row | None:
 
 
 def _prefix(bank: str, rows: Collection[_Row]) -> str:
-    """What all names have in front of those of the base model."""
+    """Return the prefix that all names have before those in the base model."""
     names = [row.module for row in rows]
     wrap = _wrap(bank)
     if wrap and wrap.removesuffix(".") not in names:
         prefix = f"{wrap}model."
-    else:  # the bank's own name shows nothing
+    else:  # the bank's name does not show the prefix
         match = _ROOT.match(names[0]) if names else None
         prefix = match[0] if match else ""
     if not all(name.startswith(prefix) for name in names):
@@ -155,8 +163,11 @@ def _wrap(bank: str) -> str:
 
 
 def _trained(rest: Mapping[str, str], modules: Collection[str], bias: str) -> dict[str, str]:
-    """Of the tensors that are no part of the mixture those that were trained: all of them, but in
-    a whole model's state dict only what PEFT saves whole, and biases if the config says so."""
+    """Return the trained tensors among those that are not part of the factors.
+
+    All are, except in a whole model's state dict: there, only the modules that PEFT saves whole,
+    and the biases that `bias` says are trained.
+    """
     if not any(f"{module}{_UNDER}.weight" in rest for module in modules):
         return dict(rest)
 
@@ -184,7 +195,7 @@ def _require_one_adapter(names: Collection[str]) -> None:
 def _the_bank(
     banks: Mapping[str, re.Match[str]], modules: Collection[str], names: Collection[str]
 ) -> tuple[str, list[str]]:
-    """The bank's name, and those of its copies in the adapted layers."""
+    """Return the bank's name, and the names of its copies in the adapted layers."""
     _require_one_adapter({match["adapter"] or "" for match in banks.values()})
     in_layers = sorted(name for name in banks if _wrap(name).removesuffix(".") in modules)
     alone = sorted(set(banks) - set(in_layers))
@@ -194,7 +205,7 @@ def _the_bank(
         return in_layers[0], in_layers[1:]
     lora = any(".lora_A" in name or ".lora_B" in name for name in names)
     raise SourceError(
-        "not one VB-LoRA adapter",
+        "not exactly one VB-LoRA adapter",
         part="vector bank",
         found=", ".join(alone[:3]) if alone else "LoRA factors" if lora else "none",
         expected="one key like base_model.vblora_vector_bank",
@@ -203,7 +214,11 @@ def _the_bank(
 
 
 def _one_form(modules: Mapping[str, Mapping[Factor, Mapping[str, str]]]) -> bool:
-    """Whether it is the logits form; every factor of every module is there, in the same form."""
+    """Return whether all factors are logits, not their top k.
+
+    Raises:
+        SourceError: there are no factors, one is incomplete, or they are of both forms.
+    """
     if not modules:
         raise SourceError(
             "a vector bank, but no module that uses it",

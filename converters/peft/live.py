@@ -1,4 +1,4 @@
-"""A packed adapter straight into a live model, through PEFT's public functions."""
+"""Load a packed adapter into a model in memory, with PEFT's public functions."""
 
 from __future__ import annotations
 
@@ -26,20 +26,20 @@ def load_adapter(
     adapter_name: str = "default",
     form: str = "lora",
 ) -> PeftModel:
-    """The model with the adapter of a ``.vblora`` file in it, active and for inference.
+    """Load the adapter of a ``.vblora`` file into a model, and activate it for inference.
 
     Args:
-        model: a transformers model, or a PeftModel that gets one adapter more.
+        model: a transformers model, or a PeftModel, which then has one more adapter.
         path: the packed file.
-        adapter_name: PEFT's name for it.
+        adapter_name: PEFT's name for the adapter.
         form: ``lora`` (exact factors) or ``vblora`` (PEFT's own VB-LoRA layers).
 
     Returns:
-        PEFT's model around `model`.
+        The PeftModel that wraps `model`, in evaluation mode; `model` itself if it is one.
 
     Raises:
-        TargetError: unknown form, a module of the adapter that the model does not have, which
-            PEFT would pass over in silence, or PEFT has not loaded what the adapter says.
+        TargetError: the form is unknown, the model lacks a module of the adapter (which PEFT
+            ignores silently), or PEFT has not loaded the adapter's values.
         VbfmtError: the file is damaged or cannot be read.
     """
     import tempfile
@@ -82,7 +82,7 @@ def _loaded(model: nn.Module, written: str, adapter_name: str, path: PathLike) -
             model.set_adapter(adapter_name)
             return model
         with warnings.catch_warnings():
-            # What PEFT misses is looked for, and put in, afterwards.
+            # PEFT warns of factors that it has lost; `require_loaded` puts them in.
             warnings.filterwarnings("ignore", message="Found missing adapter keys")
             return PeftModel.from_pretrained(model, written, adapter_name=adapter_name)
     except (ValueError, NotImplementedError) as error:
@@ -95,6 +95,7 @@ def _loaded(model: nn.Module, written: str, adapter_name: str, path: PathLike) -
 
 
 def _require_modules(bare: Any, adapter: LowRank, path: PathLike) -> None:
+    """Refuse a model that lacks a module of the adapter, or has it in another shape."""
     modules: dict[str, Any] = dict(bare.named_modules())
     for module in adapter.modules:
         found = modules.get(module.name)

@@ -1,8 +1,8 @@
-"""Whether PEFT has loaded what an adapter says: compared layer by layer, and put right.
+"""Check layer by layer that PEFT has loaded an adapter's values, and put in what it has lost.
 
-PEFT takes the keys of a LoRA for names on the disk, as transformers does (`convert_peft_adapter_
-state_dict_for_transformers`). Names of the loaded model that look like others' are lost that way,
-with a warning at most.
+PEFT renames the keys of a LoRA as transformers renames tensors on the disk
+(`convert_peft_adapter_state_dict_for_transformers`). If a name of the loaded model looks like one
+to be renamed, PEFT loses its factors, with a warning at most.
 """
 
 from __future__ import annotations
@@ -19,16 +19,25 @@ from vbfmt.errors import TargetError
 if TYPE_CHECKING:
     from peft import PeftModel
 
-_ROUNDED = 0.02
+_TOLERANCE = 0.02
+"""Largest error of PEFT's own ΔW, as a part of the largest element."""
 _ADVICE = "merge the adapter into its base instead, or load it with form='vblora'"
 
 
 def require_loaded(model: PeftModel, adapter: LowRank, adapter_name: str) -> None:
-    """Every layer has the adapter's factors, no other layer has any, and the trained tensors are
-    there. Factors that PEFT has lost are put in.
+    """Check that PEFT's LoRA layers have the adapter's factors, and put in those it has lost.
+
+    No other layer may have factors that are not zero, and the model must have the adapter's other
+    trained tensors.
+
+    Args:
+        model: PEFT's model.
+        adapter: the adapter, with the names that its modules have in the model.
+        adapter_name: PEFT's name for the adapter.
 
     Raises:
-        TargetError: the model is not the adapted one; names the first part that is not.
+        TargetError: the model does not compute what the adapter does; the error names the first
+            part that differs.
     """
     import torch
 
@@ -58,8 +67,14 @@ def require_loaded(model: PeftModel, adapter: LowRank, adapter_name: str) -> Non
 
 
 def require_mixtures_loaded(model: PeftModel, adapter: Adapter, adapter_name: str) -> None:
-    """The same for PEFT's own VB-LoRA layers, whose ΔW is compared: PEFT composes it anew, in the
-    model's dtype, so it agrees to 2 % of the largest element.
+    """Check that PEFT's own VB-LoRA layers compute the adapter's ΔW, and that no other layer does.
+
+    PEFT composes ΔW in the model's dtype, so its elements may differ by 2 % of the largest.
+
+    Args:
+        model: PEFT's model.
+        adapter: the adapter.
+        adapter_name: PEFT's name for the adapter.
 
     Raises:
         TargetError: as `require_loaded`.
@@ -80,7 +95,7 @@ def require_mixtures_loaded(model: PeftModel, adapter: Adapter, adapter_name: st
             found = layer.get_delta_weight(adapter_name).float().cpu().numpy()
         wanted = b @ a
         found = found.T if module.fan_in_fan_out else found
-        bound = _ROUNDED * float(np.abs(wanted).max())
+        bound = _TOLERANCE * float(np.abs(wanted).max())
         if found.shape != wanted.shape or not (np.abs(found - wanted) <= bound).all():
             raise _not_loaded(module.name, "another ΔW")
     if layers:
@@ -89,6 +104,7 @@ def require_mixtures_loaded(model: PeftModel, adapter: Adapter, adapter_name: st
 
 
 def _require_trained(bare: Any, adapter: LowRank, adapter_name: str) -> None:
+    """Check that the model has the adapter's other trained tensors."""
     import torch
 
     from vbfmt.tensors import TORCH
@@ -105,7 +121,7 @@ def _require_trained(bare: Any, adapter: LowRank, adapter_name: str) -> None:
 
 
 def _trained(bare: Any, name: str, adapter_name: str) -> Any:
-    """The tensor of that name as the model uses it with the adapter, None if there is none."""
+    """Return the tensor of that name that the model uses with the adapter, None if it has none."""
     owner = bare
     *path, leaf = name.split(".")
     for part in path:
@@ -119,7 +135,7 @@ def _trained(bare: Any, name: str, adapter_name: str) -> Any:
 
 def _not_loaded(part: str, found: object) -> TargetError:
     return TargetError(
-        "PEFT has not loaded what the adapter says",
+        "PEFT has not loaded the adapter's values",
         part=part,
         found=found,
         expected="the adapter's own values",

@@ -1,9 +1,9 @@
-"""A LoRA folder that PEFT loads right on a base at hand, found by asking PEFT itself.
+"""Choose the keys of a LoRA folder so that PEFT loads every layer on a given base.
 
-PEFT takes the keys of a LoRA for names in the base's files and renames them as transformers would
-(`convert_peft_adapter_state_dict_for_transformers`). Where a name of the loaded model looks like
-one that is to be renamed, its factors are lost. Here PEFT's own function is tried on every key,
-with the base on PyTorch's meta device, and a key that it loses is written as the files name it.
+PEFT renames the keys of a LoRA as transformers renames the names in the base's files
+(`convert_peft_adapter_state_dict_for_transformers`). If a name of the loaded model looks like one
+to be renamed, PEFT loses its factors. So PEFT's own function is tried on every key, with the base
+on PyTorch's meta device; a module that it loses gets a key with its name in the base's files.
 """
 
 from __future__ import annotations
@@ -34,13 +34,13 @@ _MERGE = "merge the adapter into the base instead"
 
 @dataclass(frozen=True)
 class OnBase:
-    """How an adapter is written for a base.
+    """An adapter, and how to write it as a LoRA folder for a base.
 
     Attributes:
-        adapter: with the names that its modules have in the loaded model.
-        experts: whether the base is a mixture-of-experts model, if that is known.
-        names: module → its name in keys, where that is another one.
-        checked: whether PEFT was asked.
+        adapter: the adapter, with the names that its modules have in the loaded model.
+        experts: whether the base is a mixture-of-experts model; None if that is not known.
+        names: module's name → its name in the keys, if that differs.
+        checked: whether it was checked that PEFT finds every module.
     """
 
     adapter: LowRank
@@ -50,17 +50,20 @@ class OnBase:
 
 
 def fitted(adapter: LowRank, base: PathLike) -> OnBase:
-    """The adapter as PEFT must find it in a folder to load it on that base.
+    """Return an adapter with the names under which PEFT loads it on a base.
 
     Args:
-        base: the base model's folder. Its config.json is read; no code of it is run.
+        adapter: the adapter to write as LoRA.
+        base: the base model's folder. Its config.json is read; no code in it is run.
 
     Warns:
-        VbfmtWarning: PEFT could not be asked, or some keys have the names of the base's files.
+        VbfmtWarning: what PEFT loads cannot be checked, or some keys have the names of the base's
+            files.
 
     Raises:
-        TargetError: the base lacks modules of the adapter, or PEFT cannot load it there.
-        SourceError: no config.json.
+        TargetError: the base lacks modules of the adapter, or PEFT cannot load them.
+        SourceError: config.json is not a JSON object.
+        StorageError: config.json cannot be read.
     """
     config = json_object(os.path.join(base, "config.json"))
     names = [module.name for module in adapter.modules]
@@ -70,38 +73,39 @@ def fitted(adapter: LowRank, base: PathLike) -> OnBase:
         doubt = targets.doubt(names)
         warn(f"what PEFT loads was not checked: {what}" + (f"; {doubt}" if doubt else ""))
         return OnBase(adapter)
-    fitting = [(known, renamed_in(adapter, known)) for known in models]
+    fitting = [(loaded, renamed_in(adapter, loaded)) for loaded in models]
     chosen = next(((k, given) for k, given in fitting if not _missing(k, given)), None)
     if chosen is None:
-        known, given = fitting[0]
-        missing = _missing(known, given)
+        loaded, given = fitting[0]
+        missing = _missing(loaded, given)
         raise TargetError(
             "the base does not fit the adapter",
             part=missing[0],
-            found=f"{len(missing)} of {len(names)} modules are not in {type(known.model).__name__}",
+            found=f"{len(missing)} of {len(names)} missing in {type(loaded.model).__name__}",
             expected="a layer for every module",
             advice="is it the right base? Leave `base` out to write the folder unchecked",
         )
-    return _asked(*chosen)
+    return _checked(*chosen)
 
 
 def _models(config: Mapping[str, Any], adapter: Mapping[str, Any]) -> Iterator[LoadedModel]:
-    """The base in the classes that the adapter may have been trained on, the likeliest first."""
+    """Yield the base as each class that the adapter may have been trained on, likeliest first."""
     mapping = adapter.get("auto_mapping")
     trained = mapping.get("base_model_class") if isinstance(mapping, Mapping) else None
     seen = set()
     for name in (trained, class_for_task(config, adapter.get("task_type")), None):
-        known = loaded_model.build(config, {}, name)
-        if known is not None and type(known.model) not in seen:
-            seen.add(type(known.model))
-            yield known
+        loaded = loaded_model.build(config, {}, name)
+        if loaded is not None and type(loaded.model) not in seen:
+            seen.add(type(loaded.model))
+            yield loaded
 
 
-def _missing(known: LoadedModel, adapter: LowRank) -> list[str]:
+def _missing(loaded: LoadedModel, adapter: LowRank) -> list[str]:
+    """Return the modules that the base lacks or has in another shape."""
     return [
         module.name
         for module in adapter.modules
-        if known.shapes.get(f"{module.name}.weight")
+        if loaded.shapes.get(f"{module.name}.weight")
         not in (
             (module.out_features, module.in_features),
             (module.in_features, module.out_features),
@@ -109,15 +113,19 @@ def _missing(known: LoadedModel, adapter: LowRank) -> list[str]:
     ]
 
 
-def _asked(known: LoadedModel, adapter: LowRank) -> OnBase:
-    """The names in keys by which PEFT finds every module."""
-    experts = loaded_model.has_experts(known.model)
-    adapted = _adapted(known.model, adapter, experts)
+def _checked(loaded: LoadedModel, adapter: LowRank) -> OnBase:
+    """Return the adapter with names in keys by which PEFT finds every module.
+
+    Raises:
+        TargetError: there are none for some module.
+    """
+    experts = loaded_model.has_experts(loaded.model)
+    adapted = _adapted(loaded.model, adapter, experts)
     wanted = [module.name for module in adapter.modules]
     names = {name: name for name in wanted}
     lost = _lost(adapted, names)
     if lost:
-        lost = _found_under_other_names(adapted, known, names, lost)
+        lost = _found_under_other_names(adapted, loaded, names, lost)
     if lost:
         raise TargetError(
             "PEFT loses layers of this LoRA when it loads it on this base: it renames their keys",
@@ -128,7 +136,7 @@ def _asked(known: LoadedModel, adapter: LowRank) -> OnBase:
     other = {name: key for name, key in names.items() if name != key}
     if other:
         warn(
-            f"{len(other)} modules have the names of the base's files in the keys "
+            f"the keys of {len(other)} modules have their names in the base's files "
             f"({few(list(other.values()))}): PEFT with transformers 5 renames these when it loads "
             "them"
         )
@@ -136,10 +144,10 @@ def _asked(known: LoadedModel, adapter: LowRank) -> OnBase:
 
 
 def _adapted(model: Any, adapter: LowRank, experts: bool | None) -> Any:
-    """The base with PEFT's empty LoRA layers, which must be the adapter's modules.
+    """Return the base with empty LoRA layers of PEFT in the adapter's modules; None without PEFT.
 
     Raises:
-        TargetError: PEFT refuses it, or chooses other modules.
+        TargetError: PEFT refuses the config, or adapts other modules.
     """
     try:
         from peft import LoraConfig, get_peft_model
@@ -150,7 +158,7 @@ def _adapted(model: Any, adapter: LowRank, experts: bool | None) -> Any:
         adapted: Any = get_peft_model(model, LoraConfig(**settings), low_cpu_mem_usage=True)
     except VbfmtError:
         raise
-    except Exception as error:  # noqa: BLE001 - whatever PEFT has against this base
+    except Exception as error:  # noqa: BLE001 - PEFT may raise anything for a base
         raise TargetError(
             "PEFT refuses this LoRA on this base",
             found=f"{type(error).__name__}: {str(error).partition(chr(10))[0][:300]}",
@@ -171,20 +179,25 @@ def _adapted(model: Any, adapter: LowRank, experts: bool | None) -> Any:
 
 
 def _lost(adapted: Any, names: Mapping[str, str]) -> list[str]:
-    """Modules whose factors PEFT does not put where they belong, from keys with these names."""
+    """Return the modules whose factors PEFT loses.
+
+    Args:
+        adapted: result of `_adapted`.
+        names: module's name → its name in the keys.
+    """
     try:
         import torch
         from peft.utils.transformers_weight_conversion import (
             convert_peft_adapter_state_dict_for_transformers as convert,
         )
-    except ImportError:  # PEFT before 0.19, or transformers 4: keys are taken as they are
+    except ImportError:  # PEFT before 0.19, or transformers 4: it does not rename keys
         return [name for name, key in names.items() if name != key]
     given = {
         f"{_ROOT}{key}.lora_{factor}.weight": torch.full((1, 1), float(number))
         for number, key in enumerate(names.values())
         for factor in "AB"
     }
-    with suppress(Exception):  # then nothing is loaded
+    with suppress(Exception):  # if PEFT raises, it loads none of them
         found: Any = convert(adapted, adapted.peft_config[_NAME], given, _NAME)
         return [
             name
@@ -200,10 +213,13 @@ def _lost(adapted: Any, names: Mapping[str, str]) -> list[str]:
 
 
 def _found_under_other_names(
-    adapted: Any, known: LoadedModel, names: dict[str, str], lost: Sequence[str]
+    adapted: Any, loaded: LoadedModel, names: dict[str, str], lost: Sequence[str]
 ) -> list[str]:
-    """Put names that PEFT finds the lost modules by into `names`; return those still lost."""
-    waiting = {name: known.earlier(f"{name}.lora_A.weight") for name in lost}
+    """Try other names for the lost modules until PEFT finds them.
+
+    Names that PEFT finds are put into `names`. Returns the modules that are still lost.
+    """
+    waiting = {name: loaded.earlier(f"{name}.lora_A.weight") for name in lost}
     suffix = ".lora_A.weight"
     for _ in range(_ROUNDS):
         taken = set(names.values())

@@ -1,6 +1,6 @@
-"""An adapter under the names that its modules have in a model at hand.
+"""Rename an adapter's modules and tensors to their names in a loaded model.
 
-An adapter made with transformers 4 has names that transformers 5 has changed.
+They may differ: transformers 5 has changed names of transformers 4.
 """
 
 from __future__ import annotations
@@ -18,21 +18,26 @@ from vbfmt.tensors import Tensor
 
 
 def renamed(adapter: LowRank, model: Any) -> LowRank:
-    """The adapter with the model's own names, where transformers can tell them; else as it is."""
-    known = loaded_model.of_model(model)
-    return adapter if known is None else renamed_in(adapter, known)
+    """Return the adapter with the names of a transformers model.
+
+    Returns:
+        `adapter` itself if its names are the model's already, or if transformers 5 is not
+        installed or does not know the model.
+    """
+    loaded = loaded_model.of_model(model)
+    return adapter if loaded is None else renamed_in(adapter, loaded)
 
 
-def renamed_in(adapter: LowRank, known: LoadedModel) -> LowRank:
-    """The same for a model that transformers has told the names of."""
+def renamed_in(adapter: LowRank, loaded: LoadedModel) -> LowRank:
+    """Return the adapter with the names of a loaded model, or as it is, as `renamed`."""
     names = [f"{module.name}.weight" for module in adapter.modules]
-    if all(name in known.shapes for name in names):
+    if all(name in loaded.shapes for name in names):
         return adapter
-    found = known.renamed([*names, *adapter.tensors])
+    found = loaded.renamed([*names, *adapter.tensors])
     own = {
         name: target
         for name, (target, pattern) in found.items()
-        if pattern is None and target in known.shapes and name not in known.shapes
+        if pattern is None and target in loaded.shapes and name not in loaded.shapes
     }
     if len(set(own.values())) < len(own):
         return adapter
@@ -41,7 +46,12 @@ def renamed_in(adapter: LowRank, known: LoadedModel) -> LowRank:
 
 @dataclass(frozen=True)
 class _Renamed:
-    """An adapter under other names, by those of its tensors."""
+    """An adapter under other names.
+
+    Attributes:
+        inner: the adapter.
+        names: its tensor's name, or ``….weight`` of its module → the new name.
+    """
 
     inner: LowRank
     names: Mapping[str, str]

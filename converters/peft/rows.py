@@ -1,4 +1,4 @@
-"""Rows as PEFT's tensors hold them: A by (rank, tile), B by (tile, rank)."""
+"""Convert between rows and PEFT's tensors, where A is (rank, tile, …) and B is (tile, rank, …)."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ from vbfmt.tensors import Tensor
 _ROUNDING = {"F64": 2.0**-52, "F32": 2.0**-23, "F16": 2.0**-10, "BF16": 2.0**-7}
 """dtype → twice the amount by which weights that sum to 1 may exceed 1 after rounding to it."""
 _SUMMED = 2.0**-22
-"""The same for each term of PEFT's softmax in float32."""
+"""The same bound for the rounding of each of the k terms of PEFT's softmax in float32."""
 
 
 def rows_by_module(keys: Keys, tensors: Mapping[str, Tensor], k: int, h: int) -> dict[str, Rows]:
@@ -67,8 +67,8 @@ def _rows_of_weights(keys: Keys, tensors: Mapping[str, Tensor], k: int, h: int) 
         weights[rescued, -1] = 0
         weights[rescued] /= weights[rescued].sum(axis=1, keepdims=True)
         warn(
-            f"{rescued.size} of {len(weights)} rows had weights that sum to more than 1 by "
-            "rounding (PEFT makes NaN of them); they were scaled to sum to 1"
+            f"rounding made the weights of {rescued.size} of {len(weights)} rows sum to more than "
+            "1 (PEFT computes NaN from them); they were scaled to sum to 1"
         )
     return _split(canonical_rows(indices, weights, h), keys, tensors, "indices")
 
@@ -79,7 +79,7 @@ def _given_row(
     """Return indices and all k weights (n, k) of a factor; the last is 1 minus the others."""
     indices = tensors[indices_key].numpy().reshape(-1, k).astype(np.int64)
     weights = tensors[weights_key]
-    with np.errstate(over="ignore", invalid="ignore"):  # out of range: refused below
+    with np.errstate(over="ignore", invalid="ignore"):  # values out of range are refused below
         given = weights.numpy().reshape(len(indices), k - 1).astype(np.float64)
         rest = 1.0 - np.cumsum(given, axis=1)[:, -1:] if k > 1 else np.ones((len(given), 1))
     bad = (indices < 0) | (indices >= h)
@@ -144,10 +144,11 @@ def joined(a: Rows, b: Rows) -> Rows:
 
 
 def as_peft_orders(adapter: Adapter) -> tuple[NDArray[Any], NDArray[np.float32]]:
-    """Return indices and k − 1 weights of every row, such that PEFT restores the last one exactly.
+    """Return indices (N, k) and weights (N, k − 1) from which PEFT restores all weights exactly.
 
-    PEFT leaves the smallest weight out. If 1 − Σ of the others is not that weight, the row is
-    rotated by one column, so that the largest weight is left out, as in a packed file.
+    PEFT leaves out the last weight of a row, which is the smallest, and restores it as 1 − Σ of the
+    others. If that is not exact, the row is rotated by one column, so that the largest weight is
+    left out, as in a packed file.
     """
     indices = adapter.indices.astype(_peft_index_dtype(adapter.h))
     if adapter.k == 1:
@@ -174,7 +175,8 @@ def _peft_index_dtype(h: int) -> str:
 def orders(
     adapter: Adapter, module: Module
 ) -> dict[str, tuple[slice, Callable[[NDArray[Any]], NDArray[Any]]]]:
-    """Return each factor's rows, and the function that turns them into PEFT's tensor."""
+    """Return for each factor its slice of the rows, and the function that reorders rows to PEFT's
+    tensor: (rank, in_tiles, columns) for A, (out_tiles, rank, columns) for B."""
     here = adapter.rows(module.name)
     in_tiles, out_tiles = module.in_features // adapter.b, module.out_features // adapter.b
     middle = here.start + module.rank * in_tiles

@@ -1,4 +1,4 @@
-"""A base model without its weights, to know the order and shapes of its modules."""
+"""Build a base model without its weights, to get the order and shapes of its modules."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from vbfmt.errors import MissingExtraError, SourceError, VbfmtError
 
 MOST_LAYERS = 1024
 MOST_EXPERTS = 65_536
-"""In all layers."""
+"""Most experts in all layers together."""
 
 _PLAIN = re.compile(r"[\w.\-]*")
 
@@ -24,11 +24,12 @@ _CLASSES = {
     "QUESTION_ANS": "AutoModelForQuestionAnswering",
     "SEQ_2_SEQ_LM": "AutoModelForSeq2SeqLM",
 }
-"""PEFT's task types → transformers' classes, as PEFT's own Auto classes have them."""
+"""PEFT's task types → transformers' Auto classes, as in PEFT's own Auto classes."""
 
 
 def class_for_task(config: Mapping[str, Any], task: object) -> str | None:
-    """The name of transformers' class for a PEFT task type and a base's config, if it has one."""
+    """Return the name of transformers' class for a task of PEFT and a base's config, None if there
+    is none."""
     import transformers
 
     auto = getattr(transformers, _CLASSES.get(str(task), ""), None)
@@ -42,17 +43,19 @@ def class_for_task(config: Mapping[str, Any], task: object) -> str | None:
 def shapes_in_order(
     config: Mapping[str, Any], base: str | os.PathLike[str]
 ) -> dict[str, tuple[int, int]]:
-    """Name → (in_features, out_features) of the modules that PEFT adapts, in the base's order.
+    """Return (in_features, out_features) of the modules that PEFT adapts, by name, in the base's
+    order.
 
-    PEFT itself puts its layers into the base, which stands on torch's meta device.
+    The base is built on PyTorch's meta device, and PEFT itself adds its layers to it.
 
     Args:
-        config: a PEFT adapter config.
-        base: the base model's folder; its config.json is read, no code of it is run.
+        config: the content of PEFT's ``adapter_config.json``.
+        base: the base model's folder. Its config.json is read; no code in it is run.
 
     Raises:
-        MissingExtraError: peft or transformers is missing.
-        SourceError: they cannot build it.
+        MissingExtraError: PEFT or transformers is not installed.
+        SourceError: there is no config.json, or PEFT cannot build the adapter on this base.
+        ConfigError: a pattern in the config is not a regular expression, or takes too long.
     """
     try:
         import torch
@@ -68,7 +71,7 @@ def shapes_in_order(
     try:
         model_config = transformers.AutoConfig.from_pretrained(
             os.fspath(base),
-            trust_remote_code=False,  # else it would ask, and a yes would run it
+            trust_remote_code=False,  # without it, transformers asks whether to run the base's code
         )
         task = config.get("task_type")
         names = model_config.architectures
@@ -85,8 +88,8 @@ def shapes_in_order(
         adapted: Any = get_peft_model(model, peft_config, low_cpu_mem_usage=True)
     except VbfmtError:
         raise
-    except Exception as error:  # noqa: BLE001 - whatever a strange config provokes in there
-        # A long path would crowd out the message.
+    except Exception as error:  # noqa: BLE001 - a strange config can provoke anything
+        # Shorten the path, which could fill the whole message.
         reason = str(error).replace(os.fspath(base), os.path.basename(os.path.normpath(base)))
         raise SourceError(
             "PEFT cannot build the adapter on this base",
@@ -102,13 +105,14 @@ def shapes_in_order(
 
 
 def _without_patterns(settings: Mapping[str, Any], names: list[str]) -> dict[str, Any]:
-    """The settings that are regular expressions, as lists of the names that they match.
+    """Return the settings that are regular expressions, as lists of the names that they match.
 
-    PEFT matches them by Python's own engine, which a hostile one keeps busy without end.
+    PEFT would match them with Python's own engine, which a hostile pattern keeps busy forever.
 
     Raises:
-        ConfigError: not a regular expression, or one that takes too long.
-        SourceError: PEFT, which compares the ends of names in lists, would choose others too.
+        ConfigError: a setting is not a regular expression, or takes too long.
+        SourceError: the pattern matches no module, or no list stands for it: PEFT compares a
+            listed name with the ends of modules' names, and would choose other modules, too.
     """
     plain: dict[str, Any] = {}
     for key in ("target_modules", "exclude_modules"):
@@ -122,7 +126,7 @@ def _without_patterns(settings: Mapping[str, Any], names: list[str]) -> dict[str
             raise SourceError("no module of the base is a target", part=key, found=pattern)
         if others:
             raise SourceError(
-                "a regular expression that no list of names can stand for",
+                "a regular expression that no list of names can replace",
                 part=key,
                 found=f"{pattern!r} does not match {others[0]}",
                 advice="name the modules in a list in adapter_config.json",
@@ -132,19 +136,19 @@ def _without_patterns(settings: Mapping[str, Any], names: list[str]) -> dict[str
     for pattern in [patterns] if isinstance(patterns, str) else patterns:
         if not isinstance(pattern, str) or not _PLAIN.fullmatch(pattern):
             raise SourceError(
-                "not the name of a list of layers", part="layers_pattern", found=str(pattern)
+                "not a plain name of a list of layers", part="layers_pattern", found=str(pattern)
             )
     return plain
 
 
 def _ends(name: str) -> list[str]:
-    """``b.c`` and ``c`` of ``a.b.c``."""
+    """Return the ends of a name: ``b.c`` and ``c`` of ``a.b.c``."""
     parts = name.split(".")
     return [".".join(parts[at:]) for at in range(1, len(parts))]
 
 
 def _require_few_layers(config: Mapping[str, Any], file: str) -> None:
-    """Building the model takes time and memory for every layer and every expert in it."""
+    """Refuse a config with too many layers or experts: building each takes time and memory."""
     levels = [config, *(value for value in config.values() if isinstance(value, Mapping))]
     for level in levels:
         counts = {"layer": 1, "expert": 1}

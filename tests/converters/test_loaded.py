@@ -68,7 +68,9 @@ def test_a_layer_that_the_adapter_does_not_have_is_refused(tmp_path):
 def test_a_layer_that_is_missing_is_refused(tmp_path):
     result = loaded(tmp_path, adapter_of({NAME: (16, 16)}))
     other = adapter_of({"vit.layers.1.mlp.fc1": (32, 16)})
-    with pytest.raises(errors.TargetError, match="has not loaded.*no LoRA layer"):
+    with pytest.raises(
+        errors.TargetError, match="has not loaded the adapter's values.*no LoRA layer"
+    ):
         require_loaded(result, other, "default")
 
 

@@ -159,7 +159,7 @@ def test_biases_that_peft_trained_and_did_not_save_are_pointed_out(bias):
     with warned() as messages:
         read(logits_form() | head, config)
     assert len(messages) == 1
-    assert "PEFT before 0.21 trains those of VB-LoRA and does not save them" in messages[0]
+    assert "PEFT before 0.21 trains VB-LoRA's biases and does not save them" in messages[0]
 
 
 @pytest.mark.parametrize("bias", ["none", "vblora_only", "all"])
@@ -246,7 +246,7 @@ def test_weights_that_sum_to_more_than_1_are_rescued():
     assert np.float32(1) - arrays[key][0, 0].sum(dtype=np.float32) < 0
     with warned() as messages:
         adapter = read(arrays, CONFIG | {"topk": 4})
-    assert "1 of 10 rows had weights that sum to more than 1" in messages[0]
+    assert "rounding made the weights of 1 of 10 rows sum to more than 1" in messages[0]
     full = all_weights(adapter.weights)[0]
     np.testing.assert_allclose(full, [0.5, 0.3, 0.2, 0], atol=1e-6)
 

@@ -43,7 +43,7 @@ WRONG_LOGITS = {
     ),
     "two banks of one name": (
         lambda a: a.update({"base_model.model.vblora_vector_bank": np.ones((H, B))}),
-        "not one VB-LoRA adapter",
+        "not exactly one VB-LoRA adapter",
     ),
     "bank of integers": (
         lambda a: a.update({"base_model.vblora_vector_bank": np.ones((H, B), int)}),
