@@ -1,9 +1,10 @@
-"""llama.cpp's GGUF LoRA: one file, tensors ``<name>.lora_a`` and ``<name>.lora_b``.
+"""llama.cpp's GGUF LoRA: one file with tensors ``<name>.lora_a`` and ``<name>.lora_b``.
 
-The required content is in src/llama-adapter.cpp of llama.cpp (``general.type``, ``adapter.type``,
-the architecture, ``adapter.lora.alpha``, shapes). llama.cpp's converter, convert_lora_to_gguf.py,
-writes the same, with one intended difference: it transposes the factors of GPT-2's Conv1D layers as
-if they were weights, which llama.cpp refuses, or loads wrongly if a layer is square.
+src/llama-adapter.cpp of llama.cpp shows what such a file must have: ``general.type``,
+``adapter.type``, the architecture, ``adapter.lora.alpha`` and the shapes. llama.cpp's converter,
+convert_lora_to_gguf.py, writes the same except for GPT-2's Conv1D layers: it transposes their
+factors as if they were weights. llama.cpp refuses that, or loads it wrongly if a layer is square;
+so the factors are not transposed here.
 """
 
 from __future__ import annotations
@@ -42,18 +43,23 @@ def write(
     """Write the exact factors as a GGUF file for llama.cpp, Ollama and programs built on them.
 
     Args:
-        base: the base model's folder (its config.json) or its GGUF file; by default the folder that
-            the adapter names. Names and shapes are checked against it.
-        dtype: of the factors: float32, bfloat16 or float16.
+        adapter: the factors to write.
+        path: the file to write.
+        base: the base model's folder (of which config.json is read) or its GGUF file, against which
+            names and shapes are checked. It must be given.
+        dtype: dtype of the factors: float32, bfloat16 or float16.
         drop_extras: leave out trained biases and heads, which GGUF adapters cannot hold.
+        overwrite: replace an existing file.
 
     Returns:
-        bytes written.
+        Number of bytes written.
 
     Raises:
-        SourceError: the base cannot be read or its architecture is unknown.
-        TargetError: llama.cpp could not load the result, or the gguf package is missing.
-        OutputExistsError, StorageError
+        SourceError: the base is not given, cannot be read, or its architecture is unknown.
+        TargetError: the dtype is unknown, or llama.cpp could not load the result.
+        MissingExtraError: the gguf package is not installed.
+        OutputExistsError: `path` exists, and `overwrite` is not set.
+        StorageError: the operating system refused.
     """
     gguf = package()
     if dtype not in lora.DTYPES:
@@ -73,6 +79,13 @@ def permuted(b: NDArray[np.float32], heads: int) -> NDArray[np.float32]:
     """Return B (out, rank) with each head's rows in the order of llama.cpp's rotary embedding.
 
     transformers stores the two halves of a head one after the other; llama.cpp interleaves them.
+
+    Args:
+        b: B of a module that computes queries or keys, (out, rank).
+        heads: number of attention heads in its output.
+
+    Raises:
+        TargetError: out is not a multiple of 2 · heads.
     """
     out, rank = b.shape
     if out % (2 * heads):
@@ -95,7 +108,7 @@ def _require_no_extras(adapter: LowRank, drop_extras: bool) -> None:
 def _base_of(adapter: LowRank, base: PathLike | None) -> Base:
     if base is not None:
         return read_base(base)
-    named = adapter.base_model  # untrusted: never opened as a path, even if there is such a folder
+    named = adapter.base_model  # from an untrusted file, so never opened as a path
     raise SourceError(
         "the names of GGUF tensors need the base model",
         found=f"{named!r} as its name" if named else "no base model named in the adapter",
@@ -113,6 +126,16 @@ def _names(adapter: LowRank, base: Base) -> dict[str, str]:
 
 
 def _checked(module: Module, found: str | None, base: Base) -> str:
+    """Return the name of the base's tensor for a module.
+
+    Args:
+        module: the adapted module.
+        found: the tensor's name in llama.cpp without ``.weight``, None if it has none.
+        base: the base model.
+
+    Raises:
+        TargetError: the base has no such tensor of its own, or one of another shape.
+    """
     if found is None:
         raise TargetError(
             f"llama.cpp's {base.architecture.name} has no tensor for this module",
@@ -129,8 +152,8 @@ def _checked(module: Module, found: str | None, base: Base) -> str:
         )
     if base.tied is None and found == "output":
         raise TargetError(
-            "whether the base's output is tied to its embedding is not known; llama.cpp has no "
-            "separate tensor for a tied one",
+            "the base's config does not say whether its output is tied to its embedding; llama.cpp "
+            "has no separate tensor for a tied output",
             part=module.name,
             found="no tie_word_embeddings in its config",
             advice="give its GGUF file: `base=FILE`",
@@ -145,14 +168,14 @@ def _checked(module: Module, found: str | None, base: Base) -> str:
             advice="is it the right base?",
         )
     if len(name) + len(".lora_a") > _LONGEST_NAME:
-        raise TargetError("a name too long for ggml", part=module.name, found=name)
+        raise TargetError("a tensor's name is too long for ggml", part=module.name, found=name)
     return name
 
 
 def _header(
     adapter: LowRank, tensors: dict[str, str], base: Base, rank: int, dtype: str, gguf: Any
 ) -> bytes:
-    """Return everything before the tensors' data, written by the gguf package."""
+    """Return everything that precedes the tensors' data, as the gguf package writes it."""
     code, size, quantization = {
         "float32": (np.float32, 4, None),
         "float16": (np.float16, 2, None),

@@ -1,9 +1,9 @@
-"""The model architectures whose LoRA is written as GGUF: facts of llama.cpp, kept as data.
+"""The model architectures whose LoRA can be written as GGUF: facts about llama.cpp, kept as data.
 
-Names of tensors come from the ``gguf`` package's own map (gguf-py/gguf/tensor_mapping.py). What it
-does not say stands here: which GGUF architecture a transformers class becomes, and whose q and k
-rows llama.cpp reorders for its rotary embedding (conversion/*.py, ``undo_permute`` and
-``permute``). Read in llama.cpp as vendored by llama-cpp-python 0.3.36.
+Names of tensors come from the ``gguf`` package's own map (gguf-py/gguf/tensor_mapping.py). This
+table adds what the map lacks: which GGUF architecture a transformers class becomes, and in which
+architectures llama.cpp reorders the rows of q and k for its rotary embedding (conversion/*.py,
+``undo_permute`` and ``permute``). The source is llama.cpp as vendored by llama-cpp-python 0.3.36.
 """
 
 from __future__ import annotations
@@ -16,8 +16,8 @@ class Architecture:
     """One architecture of llama.cpp.
 
     Attributes:
-        name: ``general.architecture``.
-        classes: transformers' class names that become it.
+        name: value of ``general.architecture``.
+        classes: names of the transformers classes that become this architecture.
         permuted: leaf names of modules whose output rows are reordered per head.
         source: the file of llama.cpp that shows it.
     """

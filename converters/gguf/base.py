@@ -1,4 +1,4 @@
-"""What a GGUF adapter must know of its base: architecture, layers, heads, and its tensors."""
+"""Read what a GGUF adapter depends on in its base: architecture, layers, heads and tensors."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ PathLike = str | os.PathLike[str]
 
 _LARGEST_COUNT = 65536
 MOST_LAYERS = 1024
-"""The gguf package makes tables of every layer's tensors: 50 kB each."""
+"""Most layers of a base: the gguf package makes a table of 50 kB for each layer."""
 _BLOCKS, _HEADS, _KEY_VALUE_HEADS = (
     f".{key}" for key in ("block_count", "attention.head_count", "attention.head_count_kv")
 )
@@ -30,12 +30,13 @@ class Base:
     """The base model.
 
     Attributes:
-        architecture: of llama.cpp.
-        layers: transformer blocks.
-        heads, key_value_heads: of attention; 0 where unknown (and not needed).
-        tied: whether the output shares the embedding's tensor, None where unknown.
-        shapes: tensor name → (out, in): all of a GGUF file's; of a config, the linear layers that
-            follow from it.
+        architecture: its architecture in llama.cpp.
+        layers: number of transformer blocks.
+        heads: number of attention heads.
+        key_value_heads: number of attention heads for keys and values.
+        tied: whether the output shares the embedding's tensor; None if that is not known.
+        shapes: tensor's name → (out, in). Read from a GGUF file, it has all tensors; from a
+            config, only the linear layers that follow from it.
     """
 
     architecture: Architecture
@@ -47,7 +48,7 @@ class Base:
 
 
 def package() -> ModuleType:
-    """The ``gguf`` package.
+    """Import and return the ``gguf`` package.
 
     Raises:
         MissingExtraError: it is not installed.
@@ -61,12 +62,16 @@ def package() -> ModuleType:
 
 
 def read_base(path: PathLike) -> Base:
-    """The base in a folder with transformers' ``config.json``, that file itself, or a GGUF file.
+    """Read the description of a base model.
+
+    Args:
+        path: a folder with transformers' ``config.json``, that file, or a GGUF file.
 
     Raises:
-        SourceError: neither, damaged, or an architecture that is not in the table.
-        MissingExtraError: the gguf package is missing.
-        StorageError: it cannot be read.
+        SourceError: the path is none of these, the file is damaged, or its architecture is not in
+            the table.
+        MissingExtraError: the gguf package is not installed.
+        StorageError: the file cannot be read.
     """
     file = Path(path)
     if file.is_dir():
@@ -105,21 +110,22 @@ def _of_config(config: Mapping[str, Any]) -> Base:
 def _shapes(
     config: Mapping[str, Any], architecture: Architecture, layers: int
 ) -> dict[str, tuple[int, ...]]:
-    """What the tensors of a config's model measure; the output's only if it says how many words."""
+    """Return the shapes of the linear layers of a config's model, and of its output if the config
+    has the size of the vocabulary."""
     known = names(architecture, layers)
     blocks = linears(config)
     shapes: dict[str, tuple[int, ...]] = {
         f"{known.get_name(layer.name)}.weight": (layer.out_features, layer.in_features)
         for layer in blocks
     }
-    words = config.get("vocab_size")
-    if isinstance(words, int):
-        shapes["output.weight"] = (words, blocks[0].in_features)
+    vocabulary = config.get("vocab_size")
+    if isinstance(vocabulary, int):
+        shapes["output.weight"] = (vocabulary, blocks[0].in_features)
     return shapes
 
 
 def names(architecture: Architecture, layers: int) -> Any:
-    """The gguf package's map from names of modules to those of tensors (its ``get_name``)."""
+    """Return the gguf package's map of names; its ``get_name`` gives a module's tensor."""
     gguf = package()
     numbers = {name: number for number, name in gguf.MODEL_ARCH_NAMES.items()}
     return gguf.get_tensor_name_map(numbers[architecture.name], layers)
@@ -132,7 +138,7 @@ def _count(
     sound = isinstance(value, int) and not isinstance(value, bool)
     if not sound or not 0 < value <= most:  # type: ignore[operator]
         raise SourceError(
-            "not usable as a base",
+            "the base has an unusable value",
             part=keys[0],
             found=value,
             expected=f"a whole number, 1 to {most}",
@@ -159,7 +165,10 @@ def _of_gguf(file: Path) -> Base:
 
 
 def _one_for_all(fields: Mapping[str, Any]) -> dict[str, Any]:
-    """Arrays of one count over and over as that count; others stay, and are refused as counts."""
+    """Return the fields, with every array of equal numbers as that number.
+
+    An array of different numbers stays as it is; `_count` refuses it.
+    """
     return {
         key: value[0]
         if isinstance(value, list) and value and value.count(value[0]) == len(value)
@@ -170,7 +179,7 @@ def _one_for_all(fields: Mapping[str, Any]) -> dict[str, Any]:
 
 def _unknown(found: object, known: str) -> SourceError:
     return SourceError(
-        f"an architecture whose GGUF names are not known here ({len(ARCHITECTURES)} are)",
+        f"unsupported architecture for GGUF ({len(ARCHITECTURES)} are supported)",
         part="architecture",
         found=found,
         expected=known,

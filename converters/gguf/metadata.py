@@ -1,8 +1,8 @@
-"""What a GGUF file says of its model: metadata and the tensors' shapes, read in one walk.
+"""Read the metadata and the tensors' shapes of a GGUF file, in one pass.
 
-The gguf package reads every element of every array into an object of its own, and believes counts:
-an array of 2⁴⁰ elements in a file of 100 bytes keeps it busy until the memory is gone. Here every
-count is held against the bytes that follow, and arrays are passed over.
+The gguf package is not used: it makes an object of every element of every array, and trusts counts,
+so an array of 2⁴⁰ elements in a file of 100 bytes exhausts the memory. Here every count is compared
+with the bytes that follow, and long arrays are skipped.
 """
 
 from __future__ import annotations
@@ -16,31 +16,31 @@ from vbfmt._files import storage
 from vbfmt.errors import SourceError
 
 MOST_TENSORS = 100_000
-"""In one file."""
+"""Most tensors in a file."""
 
 _SIZES = {0: 1, 1: 1, 2: 2, 3: 2, 4: 4, 5: 4, 6: 4, 7: 1, 10: 8, 11: 8, 12: 8}
 """Bytes of a value by its type (gguf.md in ggml: GGUF metadata value types)."""
 
 _INTEGERS = {0: "B", 1: "b", 2: "H", 3: "h", 4: "I", 5: "i", 10: "Q", 11: "q"}
-"""How `struct` names the types of whole numbers."""
+"""The format character in `struct` of each type of whole number."""
 
 _STRING, _ARRAY = 8, 9
 _DEEPEST = 8
 _MOST_DIMENSIONS = 4  # GGML_MAX_DIMS
 _LONGEST_TEXT = 1024
 _LONGEST_ARRAY = 4096
-"""Of an array that is not passed over: numbers, one for each layer."""
+"""Most elements of an array that is read and not skipped; it has a number for each layer."""
 _BEGIN = struct.Struct("<4sIQQ")  # magic, version, tensors, metadata entries
 _VERSIONS = (2, 3)
 
 
 @dataclass(frozen=True)
 class Metadata:
-    """What is read of a GGUF file.
+    """Metadata and shapes from a GGUF file.
 
     Attributes:
-        fields: by key: texts, whole numbers, and short arrays of these numbers.
-        shapes: of the tensors, by name: the row's length last, as everywhere but in GGUF.
+        fields: strings, whole numbers and short arrays of whole numbers, by key.
+        shapes: shapes of the tensors by name, with the row's length last, which GGUF stores first.
     """
 
     fields: Mapping[str, str | int | list[int]]
@@ -48,11 +48,11 @@ class Metadata:
 
 
 def read(path: str | os.PathLike[str], wanted: tuple[str, ...]) -> Metadata:
-    """Return the fields whose keys have one of the endings in `wanted`, and all shapes.
+    """Read the fields whose keys end in one of `wanted`, and the shapes of all tensors.
 
     Raises:
-        SourceError: a count does not fit into the bytes that follow, a key or a tensor is there
-            twice, or the file is not GGUF of version 2 or 3, little-endian.
+        SourceError: the file is not little-endian GGUF of version 2 or 3, a count exceeds the bytes
+            that follow, or a key or a tensor's name occurs twice.
         StorageError: the file cannot be read.
     """
     data = storage.read(path, mmap=True)
@@ -86,37 +86,37 @@ def read(path: str | os.PathLike[str], wanted: tuple[str, ...]) -> Metadata:
 
 
 class _Walk:
-    """A position in a file that moves over values and never past the end."""
+    """A position in a file that moves forward over values, never past the end."""
 
     def __init__(self, data: memoryview, position: int) -> None:
         self._data = data
         self._position = position
 
     def skip(self, size: int) -> None:
-        """Move on."""
+        """Move forward by `size` bytes."""
         if size > len(self._data) - self._position:
             raise _unreadable(f"{size} bytes at {self._position} of {len(self._data)}")
         self._position += size
 
     def number(self, form: str) -> int:
-        """The number here."""
+        """Read a number in the format of `struct`."""
         start = self._position
         self.skip(struct.calcsize(form))
         (value,) = struct.unpack_from(form, self._data, start)
         return int(value)
 
     def count(self, announced: int, least: int) -> int:
-        """A number of things of at least so many bytes each, which must all fit."""
+        """Return `announced`, a number of entries of at least `least` bytes each, if all fit."""
         if announced * least > len(self._data) - self._position:
             raise _unreadable(f"{announced} entries at {self._position} of {len(self._data)}")
         return announced
 
     def string(self) -> None:
-        """Move over one."""
+        """Skip a string."""
         self.skip(self.number("<Q"))
 
     def text(self) -> str | None:
-        """The string here, None for one that is long or no UTF-8."""
+        """Read a string; return None if it is too long or not UTF-8."""
         size = self.number("<Q")
         start = self._position
         self.skip(size)
@@ -128,9 +128,9 @@ class _Walk:
             return None
 
     def kept(self, kind: int) -> str | int | list[int]:
-        """The value here, if it is a text, a whole number or a short array of these.
+        """Read a string, a whole number or a short array of whole numbers.
 
-        Of others, nothing: an empty text.
+        Skip a value of another type, and return an empty string for it.
         """
         if kind == _STRING:
             return self.text() or ""
@@ -146,7 +146,7 @@ class _Walk:
         return ""
 
     def value(self, kind: int, depth: int) -> None:
-        """Move over one of this type."""
+        """Skip a value of the type `kind`, nested in `depth` arrays."""
         if kind == _STRING:
             self.string()
         elif kind == _ARRAY:

@@ -1,1 +1,1 @@
-"""The Hugging Face Hub: names of repositories, what is fetched of them, model cards."""
+"""The Hugging Face Hub: names of repositories, downloads from them, and model cards."""

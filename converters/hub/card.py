@@ -1,7 +1,7 @@
 """Model cards for the Hub: the README.md of a repository, with the metadata that the Hub reads.
 
-Metadata: huggingface_hub's ModelCardData; what the Hub makes of it: its documentation of model
-cards (``base_model``, ``base_model_relation``, ``library_name``, ``pipeline_tag``, ``tags``).
+huggingface_hub's ModelCardData writes the metadata. The Hub's documentation of model cards explains
+its fields: ``base_model``, ``base_model_relation``, ``library_name``, ``pipeline_tag``, ``tags``.
 """
 
 from __future__ import annotations
@@ -23,17 +23,18 @@ _PIPELINES = {
     "QUESTION_ANS": "question-answering",
     "FEATURE_EXTRACTION": "feature-extraction",
 }
-"""PEFT's task types → the Hub's."""
+"""PEFT's task types → the Hub's ``pipeline_tag``."""
 
 _PAPER = "[VB-LoRA](https://arxiv.org/abs/2405.15179)"
 
 
 def packed(adapter: Adapter, file: str, digest: str) -> bytes:
-    """The card of a repository that holds a packed file.
+    """Return the card of a repository that holds a packed file.
 
     Args:
-        file: its name.
-        digest: ``sha256:…``.
+        adapter: the packed adapter.
+        file: the file's name.
+        digest: the adapter's digest, ``sha256:…``.
 
     Raises:
         MissingExtraError: huggingface_hub is not installed.
@@ -56,7 +57,7 @@ def packed(adapter: Adapter, file: str, digest: str) -> bytes:
 
 
 def vblora(adapter: Adapter) -> bytes:
-    """The card of a PEFT VB-LoRA folder. Errors as `packed`."""
+    """Return the card of a PEFT VB-LoRA folder; errors as `packed`."""
     return _card(
         adapter,
         "peft",
@@ -67,7 +68,7 @@ def vblora(adapter: Adapter) -> bytes:
 
 
 def lora(adapter: LowRank, library: str) -> bytes:
-    """The card of a LoRA folder for ``peft`` or ``mlx``. Errors as `packed`."""
+    """Return the card of a LoRA folder for the library ``peft`` or ``mlx``; errors as `packed`."""
     use = _WITH_PEFT if library == "peft" else _WITH_MLX
     return _card(
         adapter,
@@ -79,11 +80,12 @@ def lora(adapter: LowRank, library: str) -> bytes:
 
 
 def merged(adapter: LowRank, base_model: str | None, digests: Sequence[str]) -> bytes:
-    """The card of a model that adapters were merged into. Errors as `packed`.
+    """Return the card of a model that adapters were merged into; errors as `packed`.
 
     Args:
-        base_model: the model's name on the Hub, if known.
-        digests: of the packed adapters.
+        adapter: the merged sum.
+        base_model: the base model's name on the Hub, if known.
+        digests: the digests of the packed adapters.
     """
     name = base_model if base_model and is_model_name(base_model) else None
     into = f" into `{name}`" if name else ""
@@ -134,7 +136,7 @@ def _card(
 
 
 def _base(adapter: LowRank) -> str | None:
-    """The base's name, if it can be one on the Hub: anything else would be refused there."""
+    """Return the base's name if it is valid on the Hub, which refuses other names; else None."""
     name = adapter.base_model
     return name if name and is_model_name(name) else None
 

@@ -1,4 +1,4 @@
-"""Files of a repository, by huggingface_hub: in its cache, or one error."""
+"""Download files of a repository into huggingface_hub's cache, and turn failures into one error."""
 
 from __future__ import annotations
 
@@ -14,21 +14,30 @@ from vbfmt.errors import MissingSourceError, SourceError, VbfmtError, warn
 
 Names = Collection[str]
 Choice = Callable[[Names], Collection[str]]
-"""Names of files in a repository → those that are needed, none if it is not what was meant."""
+"""A function from the names of a repository's files to those that are needed; none of them if the
+repository does not have what is looked for."""
 
-_PATIENCE = 10.0  # seconds
+_TIMEOUT = 10.0  # seconds
 
 
 def fetched(repo: Repo, source: str, choice: Choice, what: str) -> tuple[str, list[str]]:
-    """The snapshot's folder in the cache, and those of its files that were chosen.
+    """Download files of a repository; return the snapshot's folder in the cache, and their names.
+
+    If the Hub cannot be reached, use files that were downloaded before.
 
     Args:
+        repo: the repository.
         source: the repository as the user wrote it, for messages.
-        choice: of the files; those alone are fetched.
-        what: is looked for, for messages.
+        choice: chooses the files to download.
+        what: what is looked for, in words, for messages.
 
     Raises:
-        SourceError
+        SourceError: the repository does not have the files, or cannot be downloaded.
+        MissingSourceError: there is no such repository, or the Hub does not answer and the cache
+            lacks the files.
+
+    Warns:
+        VbfmtWarning: the cached copy is used because the Hub cannot be reached.
     """
     hub = _package(source)
     with _in_one_line(repo, source):
@@ -52,26 +61,27 @@ def fetched(repo: Repo, source: str, choice: Choice, what: str) -> tuple[str, li
 
 
 def _listed(hub: Any, repo: Repo) -> list[str] | Exception:
-    """The names of the repository's files, or why they are not to be had.
+    """Return the names of the repository's files, or the error that prevented it.
 
     Raises:
-        huggingface_hub.errors.RevisionNotFoundError: then the cache would only hide it.
+        huggingface_hub.errors.RevisionNotFoundError: there is no such revision. It is raised,
+            because using the cached copy would hide it.
     """
     try:
-        found = hub.HfApi().model_info(repo.id, revision=repo.revision, timeout=_PATIENCE)
+        found = hub.HfApi().model_info(repo.id, revision=repo.revision, timeout=_TIMEOUT)
     except hub.errors.RevisionNotFoundError:
         raise
-    except Exception as error:  # noqa: BLE001 - each version of it has another HTTP library
+    except Exception as error:  # noqa: BLE001 - its HTTP library, and so its errors, depend on the version
         return error
     return sorted(file.rfilename for file in found.siblings or [] if is_safe(file.rfilename))
 
 
 def _from_cache(hub: Any, repo: Repo, choice: Choice, error: Exception) -> tuple[str, list[str]]:
-    """The same without the Hub, as far as an earlier download goes; else the error."""
+    """Choose among the files that were downloaded earlier; raise `error` if none is chosen."""
     try:
         folder = hub.snapshot_download(repo.id, revision=repo.revision, local_files_only=True)
     except hub.errors.LocalEntryNotFoundError as missing:
-        # Known to be incomplete: what was not needed then may not be needed now.
+        # The snapshot is incomplete, but may have all files that are needed now.
         folder = getattr(missing, "snapshot_path", None)
     chosen = sorted(choice(_names_in(folder))) if folder else []
     if not chosen:
@@ -105,12 +115,12 @@ def _package(source: str) -> Any:
 
 @contextmanager
 def _in_one_line(repo: Repo, source: str) -> Iterator[None]:
-    """Whatever huggingface_hub raises, as one of our errors."""
+    """Turn whatever huggingface_hub raises into a SourceError of one line."""
     try:
         yield
     except VbfmtError:
         raise
-    except Exception as error:  # noqa: BLE001 - each version of it has another HTTP library
+    except Exception as error:  # noqa: BLE001 - its HTTP library, and so its errors, depend on the version
         raise _explained(error, repo, source) from None
 
 
@@ -150,7 +160,7 @@ def _explained(error: Exception, repo: Repo, source: str) -> SourceError:
 
 
 def _bar(hub: Any) -> type:
-    """huggingface_hub's progress bar on a terminal, nothing in a pipe."""
+    """Return huggingface_hub's class of progress bars, disabled unless stderr is a terminal."""
     known: Any = hub.utils.tqdm
 
     class Bar(known):  # type: ignore[misc]

@@ -1,4 +1,4 @@
-"""Names of repositories on the Hub, as users write them."""
+"""Parse names of repositories on the Hub, as users write them."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ _WEB = re.compile(
     r"(?:https?://)?(?:www\.)?(?:huggingface\.co|hf\.co)/(?P<rest>[^?#]*)(?:[?#].*)?", re.ASCII
 )
 _PAGES = ("tree", "blob", "resolve", "raw", "commit")
-"""Kinds of pages of a repository whose address names a revision."""
+"""Kinds of a repository's web pages whose URL contains a revision."""
 _NO_OWNERS = ("datasets", "spaces", "models", "docs", "papers", "collections", "blog")
 _PART = r"[A-Za-z0-9](?:[A-Za-z0-9._-]*[A-Za-z0-9_])?"
 _ID = re.compile(rf"{_PART}/{_PART}", re.ASCII)
@@ -31,8 +31,8 @@ class Repo:
 
     Attributes:
         id: ``owner/name``.
-        revision: branch, tag or commit; None is the Hub's default.
-        file: the one file that is meant, if any.
+        revision: a branch, a tag or a commit; None for the Hub's default branch.
+        file: path of a file in the repository; None for the repository as a whole.
     """
 
     id: str
@@ -45,14 +45,19 @@ class Repo:
 
 
 def parse(source: str, revision: str | None = None) -> Repo | None:
-    """The repository that is meant, or None for a path, whether it exists or not.
+    """Return the repository that a user's text names, or None if it is a local path.
+
+    Text that names an existing path is a path, except with ``hf://``. Text that is not valid as a
+    repository's name or a URL, or that ends like a file's name (``.vblora``), is a path, too, even
+    if that does not exist.
 
     Args:
-        source: as a user writes it: ``owner/name``, ``hf://…``, or the address of a page.
-        revision: given apart from it.
+        source: a path, ``owner/name``, ``hf://owner/name[@revision][/file]``, or the URL of a page.
+        revision: a revision that the user gave separately.
 
     Raises:
-        SourceError: ``hf://`` or a page and no repository, or a revision that cannot be one.
+        SourceError: after ``hf://`` or in the URL there is no valid repository, the revision is
+            not valid, or it contradicts the one in `source`.
     """
     page = _WEB.fullmatch(source)
     if page is not None and not os.path.lexists(source):
@@ -65,29 +70,37 @@ def parse(source: str, revision: str | None = None) -> Repo | None:
         repo = Repo(source)
     if revision is not None and repo.revision not in (None, revision):
         raise SourceError(
-            "two revisions", file=source, found=f"{repo.revision} and {revision}", expected="one"
+            "two different revisions",
+            file=source,
+            found=f"{repo.revision} and {revision}",
+            expected="one",
         )
     wanted = repo.revision if revision is None else revision
     if wanted is not None and not _is_revision(wanted):
         raise SourceError(
-            "no revision", file=source, found=repr(wanted), expected="a branch, a tag or a commit"
+            "not a valid revision",
+            file=source,
+            found=repr(wanted),
+            expected="a branch, a tag or a commit",
         )
     return replace(repo, revision=wanted)
 
 
 def is_id(text: str) -> bool:
-    """Whether a text can be a repository's name, by huggingface_hub's rules; it need not exist."""
+    """Return whether `text` is valid as a repository's name, ``owner/name``, by huggingface_hub's
+    rules; the repository need not exist."""
     plain = len(text) <= _LONGEST_ID and "--" not in text and ".." not in text
     return plain and not text.endswith(".git") and bool(_ID.fullmatch(text))
 
 
 def is_model_name(text: str) -> bool:
-    """The same, and names without an owner, which the Hub's oldest models have: ``gpt2``."""
+    """Return whether `text` is valid as a model's name: as `is_id`, or without an owner like the
+    Hub's oldest models, ``gpt2``."""
     return is_id(text) or is_id(f"owner/{text}")
 
 
 def is_safe(name: str) -> bool:
-    """Whether a file's name from outside stays within its folder on any system."""
+    """Return whether an untrusted file name stays within its folder on any operating system."""
     return name.isprintable() and not _ODD & set(name) and not {"", ".", ".."} & {*name.split("/")}
 
 
@@ -98,16 +111,16 @@ def _parsed(source: str) -> Repo:
     repo = f"{owner}/{name}"
     if not is_id(repo) or (file and not is_safe(file)):
         raise SourceError(
-            "no repository", file=source, expected=f"{_SCHEME}owner/name[@revision][/file]"
+            "not a valid repository", file=source, expected=f"{_SCHEME}owner/name[@revision][/file]"
         )
     return Repo(repo, unquote(revision) or None, file or None)
 
 
 def _of_page(source: str, rest: str) -> Repo:
-    """The repository, revision and file that the address of a page names.
+    """Return the repository, revision and file in the URL of a page.
 
     Raises:
-        SourceError: it is no page of a model.
+        SourceError: the page does not belong to a model.
     """
     parts = [unquote(part) for part in rest.strip("/").split("/")]
     repo, kind, names = "/".join(parts[:2]), parts[2:3], parts[3:]
@@ -115,7 +128,7 @@ def _of_page(source: str, rest: str) -> Repo:
     known = not kind or (kind[0] in _PAGES and (len(names) == 1 or bool(file)))
     if not known or parts[0] in _NO_OWNERS or not is_id(repo) or (file and not is_safe(file)):
         raise SourceError(
-            "no page of a model on the Hub",
+            "not a page of a model on the Hub",
             file=source,
             expected="https://huggingface.co/owner/name, or a page of its files",
         )

@@ -1,4 +1,4 @@
-"""What writers of LoRA take: factors A and B of modules, wherever they come from."""
+"""The interface that writers of LoRA accept: modules with their factors A and B."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ Factor = NDArray[np.float32]
 
 
 class LowRank(Protocol):
-    """What an `Adapter`, a sum of adapters and a reduced sum have in common."""
+    """The interface that an `Adapter`, a sum of adapters and a reduced sum have in common."""
 
     @property
     def modules(self) -> tuple[Module, ...]:
@@ -27,18 +27,18 @@ class LowRank(Protocol):
 
     @property
     def base_model(self) -> str | None:
-        """What was adapted, as the source names it."""
+        """The model that was adapted, as the source names it."""
 
     @property
     def base_revision(self) -> str | None:
-        """Its revision."""
+        """The revision of that model."""
 
     @property
     def config(self) -> str | None:
         """The source's adapter config as JSON text."""
 
     def factors(self, name: str) -> tuple[Factor, Factor]:
-        """A (rank, in_features) and B (out_features, rank), float32."""
+        """Return a module's A (rank, in_features) and B (out_features, rank), float32."""
 
     def iter_factors(self) -> Iterator[tuple[Module, Factor, Factor]]:
-        """(module, A, B) of all modules in order."""
+        """Yield (module, A, B) for all modules in order."""

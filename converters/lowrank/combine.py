@@ -1,7 +1,7 @@
-"""Several adapters as one: ΔW = Σ wᵢ ΔWᵢ, by setting their factors side by side.
+"""Add adapters up: ΔW = Σ wᵢ ΔWᵢ, by concatenating their factors.
 
-B·A of the sum is [w₁B₁ w₂B₂ …]·[A₁; A₂; …]: exact but for the rounding of wᵢBᵢ, and of a rank that
-is the sum of the ranks; `reduction` brings it down again.
+B·A of the sum is [w₁B₁ w₂B₂ …]·[A₁; A₂; …]. It is exact except for the rounding of wᵢBᵢ. Its rank
+is the sum of the ranks; `reduction` lowers it.
 """
 
 from __future__ import annotations
@@ -23,14 +23,15 @@ from vbfmt.tensors import Tensor
 
 @dataclass(frozen=True)
 class Sum:
-    """Σ wᵢ ΔWᵢ over modules of the same name.
+    """A weighted sum of adapters: for each module, Σ wᵢ ΔWᵢ over the adapters that have it.
 
     Attributes:
         parts: the adapters and their weights, at least one.
-        drop_extras: leave out trained biases and heads.
+        drop_extras: whether trained biases and heads are left out.
 
     Raises:
-        SourceError: a module has two shapes, or two adapters bring a tensor of one name.
+        SourceError: a module has different shapes in two adapters, or two adapters have different
+            tensors of one name.
     """
 
     parts: tuple[tuple[Adapter, float], ...]
@@ -57,7 +58,7 @@ class Sum:
 
     @cached_property
     def tensors(self) -> Mapping[str, Tensor]:
-        """The other tensors of all adapters; they are taken whole, whatever the weights."""
+        """The other trained tensors of all adapters, not scaled by the weights."""
         if self.drop_extras:
             return {}
         result: dict[str, Tensor] = {}
@@ -65,43 +66,43 @@ class Sum:
             for name, tensor in adapter.tensors.items():
                 if result.setdefault(name, tensor) != tensor:
                     raise SourceError(
-                        "two adapters bring a tensor of their own under one name",
+                        "two adapters have different trained tensors of one name",
                         part=name,
-                        expected="biases and heads from one adapter at most",
-                        advice="they cannot be summed",
+                        expected="biases and heads from at most one adapter",
+                        advice="such tensors cannot be summed: use the adapters one by one",
                     )
         return {name: result[name] for name in sorted(result, key=str.encode)}
 
     @property
     def extras(self) -> tuple[str, ...]:
-        """The names of all other tensors, those that are left out too."""
+        """The names of all other trained tensors, including those left out."""
         return tuple(dict.fromkeys(name for adapter, _ in self.parts for name in adapter.tensors))
 
     @property
     def base_model(self) -> str | None:
-        """The one that all adapters name, if they do."""
+        """The base model, if all adapters name the same, else None."""
         return _the_same(self.base_models)
 
     @property
     def base_models(self) -> tuple[str | None, ...]:
-        """What each adapter names."""
+        """The base model that each adapter names."""
         return tuple(adapter.base_model for adapter, _ in self.parts)
 
     @property
     def base_revision(self) -> str | None:
-        """The one that all adapters name, if they do."""
+        """The base model's revision, if all adapters name the same, else None."""
         return _the_same([adapter.base_revision for adapter, _ in self.parts])
 
     @property
     def config(self) -> str | None:
-        """The first adapter's."""
+        """The config of the first adapter."""
         return self.parts[0][0].config
 
     def factors(self, name: str) -> tuple[Factor, Factor]:
-        """A (rank, in_features) and B (out_features, rank) of the sum, float32.
+        """Return A (rank, in_features) and B (out_features, rank) of the sum, float32.
 
         Raises:
-            TargetError: the weight takes it out of float32's range.
+            TargetError: a weight times B leaves the range of float32.
         """
         pairs = [(*adapter.factors(name), weight) for adapter, weight in self._shares[name]]
         if len(pairs) == 1 and pairs[0][2] == 1:
@@ -112,7 +113,7 @@ class Sum:
         )
 
     def iter_factors(self) -> Iterator[tuple[Module, Factor, Factor]]:
-        """(module, A, B) of all modules in order."""
+        """Yield (module, A, B) for all modules in order; errors as `factors`."""
         if len(self.parts) == 1 and self.parts[0][1] == 1:
             yield from self.parts[0][0].iter_factors()
             return
@@ -123,11 +124,17 @@ class Sum:
 def weighted(
     adapters: Sequence[Adapter], weights: Sequence[float] = (), *, drop_extras: bool = False
 ) -> Sum:
-    """The sum of adapters; without weights, each counts once.
+    """Return the weighted sum of adapters.
+
+    Args:
+        adapters: at least one.
+        weights: one for each adapter; all 1 if left out.
+        drop_extras: leave out trained biases and heads.
 
     Raises:
-        TargetError: not one finite weight for each adapter, no adapter, or one twice.
-        SourceError: the adapters do not fit each other.
+        TargetError: there is no adapter, one is given twice, or there is not one finite weight for
+            each.
+        SourceError: the adapters do not fit each other, as `Sum`.
     """
     chosen = tuple(weights) or (1.0,) * len(adapters)
     if not adapters or len(chosen) != len(adapters) or not all(map(math.isfinite, chosen)):
@@ -143,7 +150,7 @@ def weighted(
 
 
 def disagreement(total: Sum) -> str | None:
-    """Return a notice if adapters of a sum name different base models, or only some name one."""
+    """Return a notice if the adapters name different base models, or only some name one."""
     names = dict.fromkeys(filter(None, total.base_models))
     if len(names) > 1:
         return f"the adapters name different base models: {', '.join(names)}"
@@ -153,12 +160,12 @@ def disagreement(total: Sum) -> str | None:
 
 
 def unweighted(total: Sum) -> str | None:
-    """Return a notice if an adapter with a weight has tensors that are not weighted."""
+    """Return a notice if an adapter with a weight other than 1 has tensors that are not scaled."""
     whole = [name for adapter, weight in total.parts if weight != 1 for name in adapter.tensors]
     if total.drop_extras or not whole:
         return None
     listed = ", ".join(whole[:3]) + (", …" if len(whole) > 3 else "")
-    return f"`weights` are not for trained biases and heads, which are not scaled: {listed}"
+    return f"trained biases and heads are not scaled by `weights`: {listed}"
 
 
 def _joined(modules: list[Module]) -> Module:
@@ -176,7 +183,7 @@ def _joined(modules: list[Module]) -> Module:
 
 
 def _scaled(b: Factor, weight: float, name: str) -> Factor:
-    """w·B, computed in float64 and rounded once.
+    """Return w·B in float32, computed in float64 and rounded once.
 
     Raises:
         TargetError: it leaves the range of float32.

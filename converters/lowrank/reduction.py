@@ -1,4 +1,4 @@
-"""The rank of a sum of adapters brought down again, by its thin factors alone."""
+"""Lower the rank of a sum of adapters without ever forming ΔW."""
 
 from __future__ import annotations
 
@@ -17,13 +17,13 @@ from vbfmt.tensors import Tensor
 
 @dataclass(frozen=True)
 class Reduced:
-    """The best approximation of a sum by modules of a rank at most `rank`.
+    """The best approximation of a LoRA by modules of rank at most `rank`.
 
     Attributes:
-        whole: what is approximated.
-        rank: at least 1.
-        lost: called with each module's name and relative error, as `reduced` gives it, when its
-            factors are computed.
+        whole: the LoRA that is approximated.
+        rank: the largest rank of a module, at least 1.
+        lost: called for each module when its factors are computed, with its name and the relative
+            error that `reduced` returns.
     """
 
     whole: LowRank
@@ -32,35 +32,39 @@ class Reduced:
 
     @property
     def modules(self) -> tuple[Module, ...]:
-        """The same modules, of the lower rank."""
+        """The modules of the whole, with the lower ranks."""
         return tuple(self._reduced(module) for module in self.whole.modules)
 
     @property
     def tensors(self) -> Mapping[str, Tensor]:
-        """Those of the whole."""
+        """The other trained tensors of the whole."""
         return self.whole.tensors
 
     @property
     def base_model(self) -> str | None:
-        """That of the whole."""
+        """The base model of the whole."""
         return self.whole.base_model
 
     @property
     def base_revision(self) -> str | None:
-        """That of the whole."""
+        """The base model's revision of the whole."""
         return self.whole.base_revision
 
     @property
     def config(self) -> str | None:
-        """That of the whole."""
+        """The config of the whole."""
         return self.whole.config
 
     def factors(self, name: str) -> tuple[Factor, Factor]:
-        """A (rank, in_features) and B (out_features, rank), float32."""
+        """Return a module's reduced A (rank, in_features) and B (out_features, rank), float32.
+
+        Raises:
+            TargetError: a factor leaves the range of float32.
+        """
         return self._factors(name, *self.whole.factors(name))
 
     def iter_factors(self) -> Iterator[tuple[Module, Factor, Factor]]:
-        """(module, A, B) of all modules in order."""
+        """Yield (module, A, B) for all modules in order; errors as `factors`."""
         for module, a, b in self.whole.iter_factors():
             yield self._reduced(module), *self._factors(module.name, a, b)
 
@@ -75,19 +79,20 @@ class Reduced:
 
 
 def reduced(a: Factor, b: Factor, rank: int) -> tuple[Factor, Factor, float]:
-    """The best approximation of B·A by factors of a lower rank (Eckart and Young, 1936).
+    """Return the best approximation of B·A by factors of a lower rank (Eckart and Young, 1936).
 
-    B = Q₁R₁ and Aᵀ = Q₂R₂, so that B·A = Q₁ (R₁R₂ᵀ) Q₂ᵀ has the singular values of the small core
-    R₁R₂ᵀ; ΔW itself is never formed. Computed in float64.
+    With B = Q₁R₁ and Aᵀ = Q₂R₂, B·A = Q₁ (R₁R₂ᵀ) Q₂ᵀ has the singular values of the small matrix
+    R₁R₂ᵀ. ΔW itself is never formed. The computation is in float64.
 
     Args:
-        a: (R, in_features).
-        b: (out_features, R).
+        a: A, (R, in_features).
+        b: B, (out_features, R).
+        rank: the new rank, at least 1. If R is not greater, `a` and `b` are returned as they are.
 
     Returns:
-        A (rank, in_features) and B (out_features, rank), float32, each with the square roots of
-        the singular values, and ‖ΔW − B·A‖ / ‖ΔW‖ in Frobenius' norm before they are rounded to
-        float32. Factors of a rank not above `rank` come back as they are.
+        A (rank, in_features) and B (out_features, rank), float32, each scaled by the square roots
+        of the singular values; and ‖ΔW − B·A‖ / ‖ΔW‖ in the Frobenius norm, before the rounding to
+        float32.
 
     Raises:
         TargetError: a factor leaves the range of float32.
@@ -109,7 +114,10 @@ def reduced(a: Factor, b: Factor, rank: int) -> tuple[Factor, Factor, float]:
 
 
 def _truncated(a: Factor, b: Factor, rank: int) -> tuple[Factor, Factor, NDArray[np.float64]]:
-    """A and B of the lower rank, infinite where they leave float32, and all singular values."""
+    """Return A and B of the lower rank, and all singular values.
+
+    Elements that leave the range of float32 are infinite.
+    """
     q1, r1 = np.linalg.qr(b.astype(np.float64))
     q2, r2 = np.linalg.qr(a.T.astype(np.float64))
     left, values, right = np.linalg.svd(r1 @ r2.T, full_matrices=False)

@@ -25,7 +25,7 @@ from vbfmt.tensors import Tensor
 _MOST_WORKERS = 8
 """More threads would only use more memory: these compute faster than a disk writes."""
 _BLOCK = 1 << 24
-"""Bytes of a block. The disk is busy with one until the thread that writes gets a core again."""
+"""Bytes of a block: enough to keep the disk busy until the writing thread gets a core again."""
 _AHEAD = 2
 """Number of blocks that are computed in advance, so that every worker has a piece to compute."""
 

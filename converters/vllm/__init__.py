@@ -1,10 +1,10 @@
-"""Packed adapters in vLLM, as a plugin: found by name, read by vLLM's workers as they are.
+"""A plugin with which vLLM serves packed adapters by name.
 
-vLLM calls `register` in each of its processes (entry point ``vllm.general_plugins``). Without the
-environment variable ``VBFMT_VLLM_ADAPTERS``, a folder of packed files or a store, nothing is
-changed. With it, a request for the model ``alice`` is answered with ``alice.vblora`` of that
-folder, or with what ``alice`` points to in the store. Nothing is expanded on disk: the workers
-compose the factors from the packed bytes, which they keep.
+vLLM calls `register` in each of its processes (entry point ``vllm.general_plugins``). It changes
+nothing unless the environment variable ``VBFMT_VLLM_ADAPTERS`` is set, to a folder of packed files
+or to a store. Then a request for the model ``alice`` is answered with ``alice.vblora`` of that
+folder, or with the adapter that the store has under the name ``alice``. Nothing is expanded on
+disk: vLLM's workers keep the packed adapters in memory and compose the factors from them.
 
 How to start a server: docs/guides/serving.md.
 """
@@ -29,8 +29,8 @@ def register() -> None:
     Does nothing if the variable is not set. May be called more than once.
 
     Raises:
-        ConfigError: there is no such folder, or a function of vLLM that this depends on is not the
-            one of the tested versions.
+        ConfigError: there is no such folder, or a function of vLLM that the plugin depends on
+            differs from that of the tested versions.
     """
     path = os.environ.get(ADAPTERS)
     if not path:
@@ -56,9 +56,9 @@ def _open(path: str) -> Adapters:
 
 
 def lora_path(path: PathLike, *, banks: Sources | None = None) -> str:
-    """Return what to give vLLM as the path of a packed adapter: the file and its digest.
+    """Return the path to give vLLM for a packed adapter: the file's path and its digest.
 
-    For vLLM in Python, in an environment where `ADAPTERS` is set::
+    For vLLM's Python interface, in an environment where `ADAPTERS` is set::
 
         LoRARequest("alice", 1, vbfmt.converters.vllm.lora_path("adapters/alice.vblora"))
 

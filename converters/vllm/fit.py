@@ -1,7 +1,7 @@
-"""Whether vLLM will apply every module of a loaded LoRA, and to a layer of its size.
+"""Check that vLLM applies every module of a LoRA, each to a layer of its size.
 
-vLLM ignores a module that its model does not have, and copies factors of another base into the
-corner of a larger buffer. Either gives wrong answers without a word.
+vLLM ignores modules that its model does not have. Factors of another size it copies into the corner
+of a larger buffer. Either gives wrong answers silently.
 """
 
 from __future__ import annotations
@@ -16,22 +16,28 @@ from vbfmt.errors import ModelError, few
 PathLike = str | os.PathLike[str]
 
 Size: TypeAlias = tuple[int, int]
-"""Features at the input and at the output."""
+"""(in_features, out_features) of a layer."""
 
 
 def require_no_larger(adapter: Adapter, manager: Any, file: PathLike) -> None:
-    """Check that an adapter's layers have no more features than those of the model.
+    """Check that an adapter's layers together have no more features than the model's.
 
     A few bytes of a packed file can stand for gigabytes of factors, and a worker that runs out of
-    memory ends the engine. So this comes before any factor is composed. (vLLM has looked at the
-    rank by then.)
+    memory ends the engine. So this check must come before any factor is composed. vLLM checks the
+    rank.
+
+    Args:
+        adapter: the packed adapter.
+        manager: vLLM's `LoRAModelManager`.
+        file: the adapter's file, for messages.
 
     Raises:
-        ModelError: they have more.
+        ModelError: the adapter's layers have more features.
     """
     found = sum(module.in_features + module.out_features for module in adapter.modules)
     there = sum(sum(size) for _, size in _layers(manager) if size)
-    there *= 1 + sum(1 for _ in _on_other_ranks(manager.model))  # of which nothing is known here
+    # The sizes of layers on other ranks are not known: allow for each as much as all layers here.
+    there *= 1 + sum(1 for _ in _on_other_ranks(manager.model))
     if found > there:
         raise ModelError(
             "the adapter was trained on a larger model",
@@ -43,10 +49,15 @@ def require_no_larger(adapter: Adapter, manager: Any, file: PathLike) -> None:
 
 
 def require(loaded: Any, manager: Any, file: PathLike) -> None:
-    """Check a `LoRAModel` against the layers of a `LoRAModelManager`.
+    """Check that the model has every module of a LoRA, in its size.
+
+    Args:
+        loaded: vLLM's `LoRAModel`.
+        manager: vLLM's `LoRAModelManager`.
+        file: the adapter's file, for messages.
 
     Raises:
-        ModelError: the model lacks a module, has it in another size, or this cannot be checked.
+        ModelError: the model lacks a module, or has it in another size or one that is not known.
     """
     layers = dict(_layers(manager))
     elsewhere = tuple(f"{name}." for name in _on_other_ranks(manager.model))
@@ -59,7 +70,7 @@ def require(loaded: Any, manager: Any, file: PathLike) -> None:
             missing.append(name)
     if missing:
         raise ModelError(
-            "the served model has no such modules, or takes no LoRA there",
+            "the served model does not have these modules, or vLLM does not adapt them",
             file=file,
             found=few(sorted(missing)),
             expected=f"such as {few(sorted(layers))}",
@@ -68,9 +79,9 @@ def require(loaded: Any, manager: Any, file: PathLike) -> None:
 
 
 def _layers(manager: Any) -> Iterator[tuple[str, Size | None]]:
-    """The names that an adapter may use, each with the size of its layer if that is known.
+    """Yield the names of modules that an adapter may have, each with its size if that is known.
 
-    A fused layer (``qkv_proj``) goes by the names of its parts.
+    A fused layer (``qkv_proj``) is listed under the names of its parts.
     """
     packed: Mapping[str, list[str]] = manager.packed_modules
     for name, module in manager.modules.items():
@@ -83,7 +94,7 @@ def _layers(manager: Any) -> Iterator[tuple[str, Size | None]]:
 
 
 def _sizes(module: Any) -> list[Size]:
-    """The sizes of a layer's parts on all ranks together, [] if they are not known."""
+    """Return the sizes of a layer's parts, summed over all ranks; [] if they are not known."""
     base = module.base_layer
     if hasattr(base, "vocab_size") and hasattr(module, "hidden_size"):  # the output layer
         return [(module.hidden_size, base.vocab_size)]
@@ -98,7 +109,7 @@ def _sizes(module: Any) -> list[Size]:
 
 
 def _on_other_ranks(model: Any) -> Iterator[str]:
-    """Names of the layers that pipeline parallelism has put elsewhere."""
+    """Yield the names of the layers that pipeline parallelism has put on other ranks."""
     from vllm.model_executor.models.utils import PPMissingLayer
 
     for name, module in model.named_modules():
@@ -109,7 +120,7 @@ def _on_other_ranks(model: Any) -> Iterator[str]:
 def _require_size(name: str, weights: Any, size: Size | None, file: PathLike) -> None:
     if size is None:
         raise ModelError(
-            "packed adapters are not served in this kind of layer",
+            "packed adapters cannot be served for this kind of layer",
             file=file,
             part=name,
             advice="expand the adapter and serve the folder: vbfmt expand",

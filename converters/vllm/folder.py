@@ -13,13 +13,13 @@ PathLike = str | os.PathLike[str]
 _logger = logging.getLogger("vllm.vbfmt")
 
 _LONGEST = 255 - len(SUFFIX)
-"""Bytes of a name that file systems take."""
+"""Most bytes of a name: file systems allow 255 with the suffix."""
 
 
 class Folder:
-    """The packed adapters in one folder, subfolders left out.
+    """The packed adapters in a folder, without its subfolders.
 
-    A file whose bank is external finds it there or in ``banks/``.
+    External banks are looked for in the folder and in its subfolder ``banks``.
 
     Raises:
         ConfigError: there is no such folder.
@@ -38,11 +38,12 @@ class Folder:
             )
 
     def find(self, name: str) -> str | None:
-        """Return the adapter of that name as a path with its digest, None if there is none.
+        """Return the path and digest of the adapter with that name, None if there is none.
 
-        A name is one component of a path, and a link that leaves the folder is not followed:
-        whoever chooses names reaches nothing else. The path of a file that cannot be read has no
-        digest, for the worker to refuse it: the client then gets another answer than for None.
+        Clients choose names, so they must not reach files elsewhere: a name must be one component
+        of a path, and a link that leads out of the folder is not followed. For a file that cannot
+        be read, return its path without a digest. The worker refuses that path, so the client
+        learns that the adapter exists but is unusable.
         """
         if not _is_component(name):
             return None

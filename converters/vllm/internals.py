@@ -1,4 +1,4 @@
-"""What this plugin depends on in vLLM, checked at start: no answer is better than a wrong one."""
+"""Check at start what the plugin depends on in vLLM: no answer is better than a wrong one."""
 
 from __future__ import annotations
 
@@ -13,8 +13,8 @@ from vbfmt.errors import ConfigError
 _logger = logging.getLogger("vllm.vbfmt")
 
 TESTED = ("0.32.0", "0.33.0")
-"""Versions of vLLM: the first one as a server (`make serving`), both by their own files
-(`make runtimes`)."""
+"""Tested versions of vLLM: the first as a server (`make serving`), both by running their own source
+files (`make runtimes`)."""
 
 _PARAMETERS = {
     "vllm.lora.peft_helper:PEFTHelper.from_local_dir": "lora_path max_position_embeddings",
@@ -36,14 +36,14 @@ _PARAMETERS = {
     "vllm.lora.resolver:LoRAResolver.resolve_lora": "self base_model_name lora_name",
     "vllm.lora.resolver:LoRAResolverRegistry.register_resolver": "resolver_name resolver",
 }
-"""Functions that are wrapped or called → their parameters in every version of `TESTED`."""
+"""Functions that are wrapped or called → names of their parameters in all `TESTED` versions."""
 
 
 def require() -> None:
-    """Check vLLM's version (another one is a warning) and the functions that the plugin depends on.
+    """Check the functions of vLLM that the plugin depends on; log a warning for untested versions.
 
     Raises:
-        ConfigError: one of them has changed.
+        ConfigError: a function has changed.
     """
     import vllm
 
@@ -78,7 +78,7 @@ _KEYS = "vllm.v1.core.kv_cache_utils._gen_lora_extra_hash_keys"
 
 
 def _caches_by_path() -> bool:
-    """Return whether LoRAs of one name and different paths have caches of their own."""
+    """Return whether vLLM caches results of LoRAs with equal names and different paths apart."""
     try:
         from vllm.lora.request import LoRARequest
         from vllm.v1.core.kv_cache_utils import _gen_lora_extra_hash_keys as keys_of

@@ -1,7 +1,7 @@
-"""Tokens without an adapter, in batches that also have tokens with one.
+"""Correct vLLM's CPU function for tokens without an adapter in batches with adapters.
 
-vLLM marks them with the index -1. Until 0.33 its functions for CPUs took that for the last adapter,
-and answered for the base model with it (vllm-project/vllm#48421).
+vLLM marks such tokens with the index -1. Until 0.33 its functions for CPUs applied the last adapter
+to them, so the base model's answers were wrong (vllm-project/vllm#48421).
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ _logger = logging.getLogger("vllm.vbfmt")
 
 
 def install() -> None:
-    """Correct vLLM's function for CPUs, where it is wrong."""
+    """Replace vLLM's CPU function if it is wrong."""
     from vllm.lora.ops.torch_ops import lora_ops
 
     if not _is_wrong(lora_ops.bgmv_shrink):
@@ -27,10 +27,10 @@ def install() -> None:
     def bgmv_shrink(
         inputs: Any, lora_b_weights: Any, output_tensor: Any, lora_indices_tensor: Any, *rest: Any
     ) -> None:
-        """With no input, the last adapter adds nothing."""
-        of_an_adapter = (lora_indices_tensor >= 0).unsqueeze(-1)
+        """Zero the inputs of tokens without an adapter: the last adapter then adds nothing."""
+        has_adapter = (lora_indices_tensor >= 0).unsqueeze(-1)
         original(
-            inputs.masked_fill(~of_an_adapter, 0),
+            inputs.masked_fill(~has_adapter, 0),
             lora_b_weights,
             output_tensor,
             lora_indices_tensor,
@@ -39,11 +39,11 @@ def install() -> None:
 
     lora_ops.bgmv_shrink = bgmv_shrink
     punica_cpu.bgmv_shrink = bgmv_shrink
-    _logger.info("vLLM's CPU LoRA function corrected: the base model in batches with adapters")
+    _logger.info("corrected vLLM's CPU LoRA function for tokens without an adapter")
 
 
 def _is_wrong(bgmv_shrink: Any) -> bool:
-    """Return whether an adapter has an effect on a token that has none."""
+    """Return whether the function applies an adapter to a token that has none."""
     import torch
 
     output = torch.zeros(1, 1)

@@ -1,7 +1,7 @@
 """A packed file together with its digest, as one path.
 
-vLLM names cached results by the name and the path of a LoRA. With the digest in the path, an
-adapter that has been replaced never shares them with its predecessor.
+vLLM's cache uses the name and the path of a LoRA as its key. With the digest in the path, an
+adapter never gets cached results of the one that it replaces.
 """
 
 from __future__ import annotations
@@ -20,18 +20,18 @@ PathLike = str | os.PathLike[str]
 
 SUFFIX = ".vblora"
 LARGEST = 1 << 28
-"""Bytes of the largest file that is read into a server's memory."""
+"""Size in bytes of the largest file that a server reads into memory."""
 
 _PINNED = re.compile(rf"(?P<file>/.*{re.escape(SUFFIX)})@(?P<digest>sha256:[0-9a-f]{{64}})", re.S)
 
 
 @dataclass(frozen=True)
 class Pinned:
-    """A packed file that has this digest, or is refused.
+    """A packed file and the digest that it must have when it is loaded.
 
     Attributes:
-        file: an absolute path.
-        digest: ``sha256:…``.
+        file: its absolute path.
+        digest: the adapter's digest, ``sha256:…``.
     """
 
     file: str
@@ -39,7 +39,7 @@ class Pinned:
 
     @classmethod
     def of(cls, path: PathLike, *, banks: Sources | None = None) -> Pinned:
-        """Return a sound file with the digest that it has now; `banks` as in `vbfmt.load`.
+        """Verify a file, and return it with its digest; `banks` as in `vbfmt.load`.
 
         Raises:
             VbfmtError: the file is damaged or cannot be read.
@@ -52,10 +52,11 @@ class Pinned:
 
     @classmethod
     def parse(cls, path: str) -> Pinned | None:
-        """Return what `path` says, or None if it is no path of a packed adapter.
+        """Return the file and the digest in a path, None if it is not that of a packed adapter.
 
         Raises:
-            VbfmtError: it names a packed adapter without a digest.
+            ConfigError: the path is that of a packed adapter, but has no digest.
+            VbfmtError: the same, and the file is damaged or cannot be read.
         """
         match = _PINNED.fullmatch(path)
         if match is not None:
@@ -66,17 +67,18 @@ class Pinned:
             "the path of a packed adapter needs its digest in vLLM",
             found=path,
             expected=str(cls.of(path)),
-            advice="without it, a replaced adapter would share cached results with the older one",
+            advice="without it, a new adapter would get cached results of the one it replaces",
         )
 
     def __str__(self) -> str:
         return f"{self.file}@{self.digest}"
 
     def load(self, *, banks: Sources | None = None) -> Adapter:
-        """Read and check the adapter. Nothing that happens to the file later matters.
+        """Read and verify the adapter into memory, independent of later changes to the file.
 
         Raises:
-            VbfmtError: the file is damaged, another one, or cannot be read.
+            DigestError: the file's digest is another.
+            VbfmtError: the file is damaged, too large or cannot be read.
         """
         return _read(self.file, banks, self.digest)[0]
 
@@ -88,6 +90,9 @@ def _read(file: str, banks: Sources | None, digest: str | None = None) -> tuple[
         raise storage.refusal("cannot read", file, error) from None
     if size > LARGEST:
         raise StorageError(
-            "too large to be served", file=file, found=f"{size} bytes", expected=f"≤ {LARGEST}"
+            "too large to be served",
+            file=file,
+            found=f"{size} bytes",
+            expected=f"at most {LARGEST}",
         )
     return load_with_digest(file, digest=digest, mmap=False, banks=banks)

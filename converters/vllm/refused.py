@@ -1,9 +1,10 @@
-"""Adapters that one of several workers refuses (tensor and pipeline parallelism).
+"""Refusals of an adapter by one of several workers (tensor and pipeline parallelism).
 
-vLLM's executor stops at the first worker that answers a call with an error. The answers of the
-others stay in their queues, where later calls take them for their own: another adapter is refused
-for a reason that is not its own, or accepted although a worker has refused it. So no worker answers
-with an error: a refusal is an answer like others, and becomes an error when all have been read.
+vLLM's executor stops reading at the first worker that answers a call with an error. The other
+answers stay in the queue, and the executor takes them for the answers to its next call. It then
+refuses an adapter because of an earlier one, or accepts an adapter that a worker has refused. So
+workers do not answer with errors here: they return a `Refused`, and the executor raises an error
+after it has read all answers.
 """
 
 from __future__ import annotations
@@ -22,7 +23,11 @@ _MARK = "_vbfmt_original"
 
 @dataclass(frozen=True)
 class Refused:
-    """A worker's answer: why it does not take an adapter."""
+    """A worker's answer that it refuses an adapter. It is false, unlike other answers.
+
+    Attributes:
+        reason: the error's message.
+    """
 
     reason: str
 
@@ -31,7 +36,7 @@ class Refused:
 
 
 def install() -> None:
-    """Wrap how workers add LoRAs, and how the executor asks them to, once in a process."""
+    """Wrap `add_lora` of vLLM's workers and executor; later calls in one process do nothing."""
     from vllm.v1.executor.abstract import Executor
     from vllm.v1.worker.lora_model_runner_mixin import LoRAModelRunnerMixin
 
@@ -63,7 +68,7 @@ def install() -> None:
 
 
 def _ask_all(executor: Any, lora_request: Any) -> bool:
-    """Add a LoRA to every worker, or to none.
+    """Add a LoRA to every worker; if one refuses it, remove it from all.
 
     Raises:
         ValueError: a worker refuses it.

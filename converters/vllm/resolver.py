@@ -1,4 +1,4 @@
-"""vLLM's question for a LoRA by name, answered out of a collection of packed adapters."""
+"""A resolver for vLLM, which asks it for LoRAs by name: it finds them among packed adapters."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from vbfmt.errors import VbfmtError
 _logger = logging.getLogger("vllm.vbfmt")  # below "vllm", whose handlers it shares
 
 NAME = "vbfmt"
-"""Of the resolver, in vLLM's registry."""
+"""The resolver's name in vLLM's registry."""
 
 
 class Adapters(Protocol):
@@ -24,7 +24,10 @@ class Adapters(Protocol):
         """Where external banks are, as in `vbfmt.load`."""
 
     def find(self, name: str) -> str | None:
-        """Return the path of the adapter of that name, with its digest if it is sound; or None."""
+        """Return the path of the adapter with that name, None if there is none.
+
+        The path has the digest, unless the file cannot be read.
+        """
 
 
 class Resolver:
@@ -34,7 +37,8 @@ class Resolver:
         self._adapters = adapters
 
     async def resolve_lora(self, base_model_name: str, lora_name: str) -> Any | None:
-        """Return the `LoRARequest` of the adapter of that name, or None (404 for the client)."""
+        """Return a `LoRARequest` for the adapter with that name; None if there is none, which
+        vLLM answers with 404."""
         from vllm.lora.request import LoRARequest
 
         try:
@@ -44,7 +48,8 @@ class Resolver:
             return None
         if path is None:
             return None
-        return LoRARequest(lora_name=lora_name, lora_int_id=1, lora_path=path)  # vLLM numbers it
+        # vLLM replaces the id by one of its own.
+        return LoRARequest(lora_name=lora_name, lora_int_id=1, lora_path=path)
 
 
 def install(adapters: Adapters) -> None:
@@ -55,5 +60,6 @@ def install(adapters: Adapters) -> None:
         LoRAResolverRegistry.register_resolver(NAME, Resolver(adapters))
     if os.environ.get("VLLM_ALLOW_RUNTIME_LORA_UPDATING", "0").strip().lower() not in ("1", "true"):
         _logger.warning(
-            "a server asks for no adapter by name unless VLLM_ALLOW_RUNTIME_LORA_UPDATING=1 is set"
+            "vLLM's server finds no adapter by name unless VLLM_ALLOW_RUNTIME_LORA_UPDATING=1 is "
+            "set"
         )

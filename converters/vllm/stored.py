@@ -11,13 +11,13 @@ PathLike = str | os.PathLike[str]
 
 
 class Stored:
-    """The adapters that a store has names for; digests are no names.
+    """The named adapters of a store. Digests are not accepted as names.
 
-    Nothing is leased: a worker reads an adapter at once and keeps it, and what a name has pointed
-    to stays in the store for a day.
+    No lease is needed: a worker reads an adapter at once and keeps it, and the store keeps an
+    adapter for a day after its name has been changed.
 
     Raises:
-        StoreError: there is no store.
+        StoreError: there is no store at this path.
     """
 
     def __init__(self, path: PathLike) -> None:
@@ -25,10 +25,10 @@ class Stored:
         self.banks = self._store
 
     def find(self, name: str) -> str | None:
-        """Return the adapter of that name as a path with its digest, None if there is none.
+        """Return the path and digest of the adapter with that name, None if there is none.
 
         Raises:
-            VbfmtError: the name's record is damaged, or the adapter is gone.
+            VbfmtError: the name's record is damaged, or the adapter is not in the store.
         """
         digest = self._store.find(name)
         if digest is None:

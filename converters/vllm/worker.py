@@ -1,7 +1,7 @@
-"""The worker's side: load packed adapters where vLLM reads LoRA folders.
+"""The worker's part of the plugin: load packed adapters where vLLM reads LoRA folders.
 
-Three functions of vLLM are wrapped; paths of other adapters go to the original functions. An error
-for a new adapter fails one request, but an error while a batch runs would end the engine. So an
+Three functions of vLLM are wrapped. For paths of other adapters they call the original functions.
+An error for a new adapter fails one request, but an error while a batch runs ends the engine. So an
 accepted adapter is kept in memory and never read again.
 """
 
@@ -35,7 +35,7 @@ _MARK = "_vbfmt_original"
 
 
 class Kept:
-    """Adapters by digest, in the memory of this process; adapters with the same bank share it.
+    """The adapters in this process's memory, by digest. Adapters with equal banks share one array.
 
     Args:
         banks: where external banks are, as in `vbfmt.load`.
@@ -53,7 +53,8 @@ class Kept:
         """Return the kept adapter; read and keep it first if it is new.
 
         Raises:
-            VbfmtError: it cannot be read, is damaged, has another digest, or vLLM cannot apply it.
+            VbfmtError: the file is damaged, cannot be read or has another digest, or vLLM cannot
+                apply the adapter.
         """
         if pinned.digest not in self._adapters:
             adapter = pinned.load(banks=self._where)
@@ -69,7 +70,7 @@ class Kept:
         self._adapters.pop(digest, None)
 
     def _with_shared_bank(self, adapter: Adapter) -> Adapter:
-        """Return a copy that does not reference the file's bytes."""
+        """Return a copy that does not refer to the file's bytes, and shares its bank."""
         key = hashlib.sha256(adapter.bank.data).digest()
         return dataclasses.replace(
             adapter,
@@ -84,7 +85,8 @@ class Kept:
 
 
 def install(banks: Sources | None = None) -> None:
-    """Wrap vLLM's functions, once in a process; `banks` as in `vbfmt.load`."""
+    """Wrap vLLM's functions; later calls in the same process do nothing. `banks` as in
+    `vbfmt.load`."""
     from vllm.lora.lora_model import LoRAModel
     from vllm.lora.peft_helper import PEFTHelper
     from vllm.lora.worker_manager import WorkerLoRAManager
@@ -119,7 +121,7 @@ def _wrap_class_method(cls: type, name: str, packed: Callable[..., Any]) -> None
 
 
 def _load(kept: Kept, original: Callable[..., Any], manager: Any, lora_request: Any) -> Any:
-    """`WorkerLoRAManager._load_adapter`."""
+    """Replace `WorkerLoRAManager._load_adapter`."""
     pinned = Pinned.parse(lora_request.lora_path)
     if pinned is None:
         return original(manager, lora_request)
@@ -145,7 +147,7 @@ def _load(kept: Kept, original: Callable[..., Any], manager: Any, lora_request: 
 
 
 def _config(kept: Kept, cls: Any, pinned: Pinned, max_position_embeddings: int | None) -> Any:
-    """`PEFTHelper.from_local_dir`."""
+    """Replace `PEFTHelper.from_local_dir` for a packed adapter."""
     adapter = kept.get(pinned)
     config = peft_config.for_lora(adapter, lora.rank_of(adapter), extras=True)
     return cls.from_dict({**config, "vllm_max_position_embeddings": max_position_embeddings})
@@ -163,13 +165,14 @@ def _model(
     moe_ep_spec: Any = None,
     **options: Any,
 ) -> Any:
-    """`LoRAModel.from_local_checkpoint`.
+    """Replace `LoRAModel.from_local_checkpoint` for a packed adapter.
 
-    `expected_lora_modules` has the last components of names; `fit.require` checks full names.
+    `expected_lora_modules` is not used: it has only the last components of names, and
+    `fit.require` checks whole names.
     """
     if moe_ep_spec is not None:
         raise TargetError(
-            "packed adapters are not served with expert parallelism",
+            "packed adapters cannot be served with expert parallelism",
             file=pinned.file,
             advice="expand the adapter and serve the folder: vbfmt expand",
         )
@@ -185,7 +188,7 @@ def _model(
     expected = len(adapter) - sum(_is_skipped(m.name, skip_prefixes or []) for m in adapter)
     if len(model.loras) != expected:
         raise TargetError(
-            "vLLM did not take every module",
+            "vLLM has not loaded every module",
             file=pinned.file,
             found=f"{len(model.loras)} modules",
             expected=expected,

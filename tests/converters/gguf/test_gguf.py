@@ -142,7 +142,7 @@ def test_head_counts_of_each_layer_are_not_passed_over(tmp_path, adapter, counts
 @pytest.mark.parametrize("counts", [{"kv": [2, 4]}, {"kv": [0, 0]}, {"heads": [4, 2]}])
 def test_head_counts_that_differ_between_layers_are_refused(tmp_path, adapter, counts):
     file = write_base(tmp_path / "base.gguf", SHAPES, **counts)
-    with pytest.raises(errors.SourceError, match=r"not usable as a base.*attention\.head_count"):
+    with pytest.raises(errors.SourceError, match=r"has an unusable value.*attention\.head_count"):
         gguf.write(adapter, tmp_path / "x.gguf", base=file)
     assert not (tmp_path / "x.gguf").exists()
 
@@ -209,11 +209,14 @@ def test_the_table_and_the_package_agree_on_names():
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
-        ({"architectures": ["MambaForCausalLM"]}, "not known here.*found MambaForCausalLM"),
-        ({"architectures": None}, "not known here"),
+        (
+            {"architectures": ["MambaForCausalLM"]},
+            "unsupported architecture.*found MambaForCausalLM",
+        ),
+        ({"architectures": None}, "unsupported architecture"),
         ({"num_hidden_layers": 1}, "has no tensor for this module: model.layers.1"),
-        ({"num_hidden_layers": 10**9}, "not usable as a base"),
-        ({"num_attention_heads": "4"}, "not usable as a base"),
+        ({"num_hidden_layers": 10**9}, "has an unusable value"),
+        ({"num_attention_heads": "4"}, "has an unusable value"),
         ({"num_attention_heads": 5}, "does not fit the adapter"),
         ({"num_attention_heads": 32, "num_key_value_heads": 16}, "do not divide into heads"),
         ({"num_key_value_heads": 4}, r"does not fit the adapter.*k_proj: found \(32, 32\)"),
@@ -380,7 +383,7 @@ def test_more_layers_than_any_model_has_are_refused(tmp_path, adapter, kind):
                 for key, value in fields.items()
             )
         )
-    with pytest.raises(errors.SourceError, match="not usable as a base.*65536.*1 to 1024"):
+    with pytest.raises(errors.SourceError, match="has an unusable value.*65536.*1 to 1024"):
         gguf.write(adapter, tmp_path / "x.gguf", base=file)
 
 

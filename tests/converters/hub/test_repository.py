@@ -46,12 +46,12 @@ def test_the_address_of_a_page_names_its_repository(address, repo):
     ],
 )
 def test_any_other_page_is_refused(address):
-    with pytest.raises(SourceError, match="no page of a model on the Hub"):
+    with pytest.raises(SourceError, match="not a page of a model on the Hub"):
         parse(address)
 
 
 def test_a_page_with_a_revision_of_its_own_takes_no_other():
-    with pytest.raises(SourceError, match="two revisions"):
+    with pytest.raises(SourceError, match="two different revisions"):
         parse(f"{SITE}/me/adapter/tree/main", "v2")
     assert parse(f"{SITE}/me/adapter", "v2") == Repo("me/adapter", "v2")
 

@@ -46,7 +46,9 @@ def test_parts_of_fused_layers_and_plain_layers_fit():
     ],
 )
 def test_a_module_that_the_model_lacks_is_named(name):
-    with pytest.raises(ModelError, match=f"no such modules.*in x: found {name}, expected such as"):
+    with pytest.raises(
+        ModelError, match=f"does not have these modules.*in x: found {name}, expected such as"
+    ):
         fit.require(loaded(**{Q: (32, 32), name: (32, 32)}), Manager.of_llama(), "x")
 
 

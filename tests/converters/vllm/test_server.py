@@ -202,11 +202,11 @@ REFUSED = {
     "a-bias": (with_bias(serving.adapter(0)), "vllm would not load it"),
     "another-prefix": (
         adapter_of([Module("transformer.layers.0.self_attn.q_proj", 128, 128, 4)], b=16),
-        "no such modules",
+        "does not have these modules",
     ),
     "a-fused-layer": (
         adapter_of([Module("model.layers.0.self_attn.qkv_proj", 128, 256, 4)], b=16),
-        "no such modules",
+        "does not have these modules",
     ),
 }
 
