@@ -243,7 +243,7 @@ def _require_untied(loaded: LoadedModel, weight: str, target: str) -> None:
 def _no_weight(loaded: LoadedModel, missing: list[str], found: int, total: int) -> SourceError:
     listed = ", ".join(missing[:5]) + (f" and {len(missing) - 5} more" if missing[5:] else "")
     return SourceError(
-        f"only {found} of the adapter's {total} modules are in the base",
+        f"{found} of the adapter's {total} modules are in the base",
         part="names",
         found=f"no weight for {listed} in {type(loaded.model).__name__}",
         expected="a weight for every module of the adapter",

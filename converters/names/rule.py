@@ -137,7 +137,7 @@ def _unmatched(modules: Collection[str], owners: set[str], counts: Counter[Rule]
     ]
     more = f" and {len(left) - _LISTED} more" if len(left) > _LISTED else ""
     return SourceError(
-        f"only {counts[best]} of the adapter's {len(modules)} modules are in the base",
+        f"{counts[best]} of the adapter's {len(modules)} modules are in the base",
         part="names",
         found=f"no weight for {'; '.join(listed)}{more}",
         expected="a weight for every module of the adapter",

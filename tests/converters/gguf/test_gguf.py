@@ -244,7 +244,7 @@ def test_a_tied_output_is_refused(tmp_path):
 def test_an_output_is_refused_where_nobody_says_whether_it_is_tied(tmp_path, tied):
     single = adapter_of([Module("lm_head", 32, 96, 4)], b=8)
     folder = base(tmp_path, tie_word_embeddings=tied, vocab_size=96)
-    with pytest.raises(errors.TargetError, match="tied to its embedding is not known.*GGUF"):
+    with pytest.raises(errors.TargetError, match="does not say whether its output is tied.*GGUF"):
         gguf.write(single, tmp_path / "x.gguf", base=folder)
 
 

@@ -96,7 +96,7 @@ def test_a_weight_says_what_it_does_not_scale():
     parts = [adapter_of(seed=1), adapter_of(seed=2, tensors=head)]
     notice = combine.unweighted(combine.weighted(parts, [1, 0.5]))
     assert notice is not None
-    assert notice.endswith("not scaled: score.weight")
+    assert notice.endswith("not scaled by `weights`: score.weight")
     assert combine.unweighted(combine.weighted(parts, [0.5, 1])) is None
     assert combine.unweighted(combine.weighted(parts, [1, 0.5], drop_extras=True)) is None
 

@@ -99,14 +99,16 @@ def test_a_pooling_model_goes_without_its_prefix():
     ids=["experts", "an embedding"],
 )
 def test_a_layer_whose_size_is_not_known_is_refused(kind):
-    with pytest.raises(ModelError, match=f"not served in this kind of layer in x: {Q}; expand"):
+    with pytest.raises(
+        ModelError, match=f"cannot be served for this kind of layer in x: {Q}; expand"
+    ):
         fit.require(loaded(**{Q: (32, 32)}), Manager({Q: kind}, {}), "x")
 
 
 def test_a_fused_layer_whose_parts_do_not_go_by_its_outputs_is_refused():
     parts = {"x.qkvz": ["x.qkv", "x.z"]}
     served = Manager({"x.qkvz": layer(32, 32, 16, 16, 32)}, parts)
-    with pytest.raises(ModelError, match="not served in this kind of layer in x: x.z"):
+    with pytest.raises(ModelError, match="cannot be served for this kind of layer in x: x.z"):
         fit.require(loaded(**{"x.z": (32, 32)}), served, "x")
 
 
