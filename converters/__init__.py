@@ -1,6 +1,7 @@
-"""Foreign formats, one file or small package each; `read` finds out which one a source is.
+"""Foreign formats, one file or small package each.
 
-`READERS` is the table of what is read, `WRITERS` that of the forms that an adapter is expanded to.
+`READERS` is the table of the formats that `read` recognises and reads, `WRITERS` that of the forms
+to which an adapter can be expanded.
 """
 
 from __future__ import annotations
@@ -25,21 +26,21 @@ PathLike = str | os.PathLike[str]
 
 @dataclass(frozen=True)
 class Reader:
-    """One foreign format that is read, in ``vbfmt.converters.<name>``.
+    """A foreign format that can be read, by ``from_checkpoint`` of ``vbfmt.converters.<name>``.
 
     Attributes:
-        name: as ``--layout`` takes it.
-        what: in words.
-        claims: whether a state dict with these keys could be of this format.
-        config: the file beside the weights that it reads, if there is one.
-        wants_base: whether the base model's folder may be needed.
+        name: its name, as in ``--layout``.
+        title: its name for people.
+        claims: returns whether a state dict with these keys may be of this format.
+        config: name of the config file that is read beside the weights; None if there is none.
+        may_need_base: whether the base model's folder may be needed.
     """
 
     name: str
-    what: str
+    title: str
     claims: Callable[[Collection[str]], bool]
     config: str | None = peft_layout.CONFIG
-    wants_base: bool = False
+    may_need_base: bool = False
 
 
 def _peft(keys: Collection[str]) -> bool:
@@ -70,36 +71,37 @@ def _with_copies(keys: Collection[str]) -> bool:
 
 READERS = (
     Reader("peft", "PEFT VB-LoRA", _peft),
-    Reader("unilora", "PEFT Uni-LoRA", _unilora, wants_base=True),
+    Reader("unilora", "PEFT Uni-LoRA", _unilora, may_need_base=True),
     Reader("nlu", "the VB-LoRA authors' NLU checkpoint", _nlu, "config.json"),
     Reader("algorithm1", "the layout of the paper's Algorithm 1", _algorithm1, None),
 )
-"""What `read` understands. Without copies of the bank in its modules, a plain state dict could be
-of either of the last two, and nothing in it shows which."""
+"""The formats that `read` recognises. The last two may have the same keys, unless every module has
+a copy of the bank; then only the caller can tell which one a state dict is."""
 
 
 @dataclass(frozen=True)
 class Writer:
-    """One form of standard LoRA that is written, by ``write`` of ``vbfmt.converters.<module>``.
+    """A form of standard LoRA that can be written, by ``write`` of ``vbfmt.converters.<module>``.
 
     Attributes:
-        name: as ``--to`` takes it.
-        module: its module.
-        what: in words.
-        files: the names of what it writes into its folder; none if it writes one file.
-        wants_base: whether it must know the base model.
-        takes_base: whether it makes use of the base model, if that is given.
+        name: its name, as in ``--to``.
+        module: name of the module that writes it.
+        title: its name for people.
+        files: names of the files in the folder that it writes; empty if it writes one file.
+        needs_base: whether the base model must be known.
+        uses_base: whether the base model is used if it is given.
     """
 
     name: str
     module: str
-    what: str
+    title: str
     files: tuple[str, ...] = ()
-    wants_base: bool = False
-    takes_base: bool = False
+    needs_base: bool = False
+    uses_base: bool = False
 
     def write(self, adapter: LowRank, path: PathLike, **options: Any) -> int:
-        """Write the adapter, say how many bytes; options and errors as that module's ``write``."""
+        """Write the adapter and return the number of bytes; options and errors as that module's
+        ``write``."""
         written: int = import_module(f"vbfmt.converters.{self.module}").write(
             adapter, path, **options
         )
@@ -109,8 +111,8 @@ class Writer:
 WRITERS = {
     writer.name: writer
     for writer in (
-        Writer("peft", "lora", "LoRA", (peft_layout.WEIGHTS, peft_layout.CONFIG), takes_base=True),
-        Writer("gguf", "gguf", "GGUF LoRA", wants_base=True),
+        Writer("peft", "lora", "LoRA", (peft_layout.WEIGHTS, peft_layout.CONFIG), uses_base=True),
+        Writer("gguf", "gguf", "GGUF LoRA", needs_base=True),
         Writer("mlx", "mlx", "mlx-lm LoRA", ("adapters.safetensors", peft_layout.CONFIG)),
     )
 }
@@ -118,22 +120,22 @@ WRITERS = {
 
 @dataclass(frozen=True)
 class Source:
-    """An opened checkpoint and the reader that understands it."""
+    """An opened checkpoint and the reader for its format."""
 
     checkpoint: Checkpoint
     reader: Reader
 
     @property
     def files(self) -> tuple[Path, ...]:
-        """What is read of it: the weights, and the config if there is one."""
+        """The files that are read: the weights, and the config if there is one."""
         name = self.reader.config
         config = self.checkpoint.config_file(name) if name else None
         return (self.checkpoint.file, *([config] if config and config.is_file() else []))
 
     def read(self, *, topk: int | None = None, base: PathLike | None = None) -> Adapter:
-        """The adapter. Arguments and errors as `read`."""
+        """Read and return the adapter; arguments and errors as `vbfmt.converters.read`."""
         module = import_module(f"vbfmt.converters.{self.reader.name}")
-        options = {"base": base} if self.reader.wants_base else {}
+        options = {"base": base} if self.reader.may_need_base else {}
         adapter: Adapter = module.from_checkpoint(self.checkpoint, topk=topk, **options)
         return adapter
 
@@ -145,17 +147,19 @@ def read(
     topk: int | None = None,
     base: PathLike | None = None,
 ) -> Adapter:
-    """The adapter in a checkpoint of any format in `READERS`.
+    """Read the adapter in a checkpoint of any format in `READERS`.
 
     Args:
-        path: a folder, or a weights file (a config beside it is used if there is one).
-        layout: the name of the reader to use, for sources that do not show it.
-        topk: k, for logits without a config.
-        base: the base model's folder, for Uni-LoRA checkpoints that hold only a seed.
+        path: the checkpoint's folder, or its weights file; a config beside that file is used if
+            there is one.
+        layout: name of the reader to use, needed if several formats are possible.
+        topk: k, needed if the checkpoint has logits and no config.
+        base: the base model's folder, needed for Uni-LoRA checkpoints that hold only a seed.
 
     Raises:
-        SourceError: no reader or several claim it, it is incomplete or contradicts itself.
-        ContentError: its values cannot make an adapter: NaN, an index past the bank.
+        SourceError: the checkpoint has none of the formats or several are possible, or it is
+            incomplete or contradicts itself.
+        ContentError: a value breaks a rule: NaN, an index past the end of the bank.
         StorageError: a file cannot be read.
     """
     return open_source(path, layout=layout).read(topk=topk, base=base)
@@ -190,15 +194,15 @@ def _reader_of(checkpoint: Checkpoint, layout: str | None) -> Reader:
         raise SourceError(
             "more than one layout is possible, and they give different weights",
             file=checkpoint.file,
-            found=" or ".join(reader.what for reader in claims),
+            found=" or ".join(reader.title for reader in claims),
             advice="say which: " + " or ".join(f"`layout={reader.name}`" for reader in claims),
         )
     lora = any(".lora_A" in key or ".lora_B" in key for key in keys)
     raise SourceError(
-        "no VB-LoRA checkpoint",
+        "not a VB-LoRA checkpoint",
         file=checkpoint.file,
         part="keys",
         found="LoRA factors" if lora else ", ".join(sorted(keys)[:2]) or "no tensors",
-        expected="; ".join(reader.what for reader in READERS),
+        expected="; ".join(reader.title for reader in READERS),
         advice="this is a standard LoRA already" if lora else None,
     )

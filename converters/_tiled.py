@@ -1,8 +1,8 @@
-"""Logits that stand tile first in both factors: (features / b, r, h).
+"""Logits whose first dimension is the tile in both factors: (features / b, r, h).
 
-So they are in the authors' own code and in the paper's Algorithm 1, which differ in nothing but
-which of the two names is the factor at the input. Shapes do not distinguish them where a module is
-square.
+The authors' own code and the paper's Algorithm 1 store logits in this way. They differ only in
+which of the names A and B is the factor at the module's input. The shapes of a square module do
+not show which of the two it is.
 """
 
 from __future__ import annotations
@@ -22,16 +22,17 @@ from vbfmt.module import Module
 from vbfmt.tensors import Tensor
 
 LOGITS = re.compile(r"^(?P<module>.+)\.logits_(?P<name>[AB])$")
-"""Keys of logits."""
+"""Matches keys of logits."""
 
 
 @dataclass(frozen=True)
 class Layout:
-    """Which of the names A and B is at the module's input.
+    """The convention for which of the names A and B is the factor at the module's input.
 
     Attributes:
-        name: of the layout, for messages and ``--layout``.
-        at_input, at_output: the names.
+        name: the layout's name, as in ``--layout``.
+        at_input: name of the factor at the input.
+        at_output: name of the factor at the output.
     """
 
     name: str
@@ -49,11 +50,16 @@ ALGORITHM_1 = Layout("algorithm1", "B", "A")
 def modules_of(
     tensors: Mapping[str, Tensor], bank: NDArray[np.float32], layout: Layout
 ) -> dict[str, Module]:
-    """The module table, by name, from the logits' shapes.
+    """Return the adapted modules by name, with the sizes that the shapes of their logits show.
+
+    Args:
+        tensors: the state dict.
+        bank: the vector bank, (h, b).
+        layout: which factor is at the input.
 
     Raises:
-        SourceError: half a module, shapes that do not fit each other or the bank, or a weight of
-            the base in the same file that only the other layout fits.
+        SourceError: a module lacks a factor, shapes contradict each other or the bank, or the
+            base's weight in the state dict fits only the other layout.
     """
     pairs: dict[str, dict[str, Tensor]] = {}
     for key, tensor in tensors.items():
@@ -70,10 +76,17 @@ def modules_of(
 def rows_by_module(
     tensors: Mapping[str, Tensor], modules: Mapping[str, Module], k: int, h: int, layout: Layout
 ) -> dict[Module, Rows]:
-    """The canonical rows of every module, A's and then B's, in the order of Eq. 3.2.
+    """Return the canonical rows of every module, A's and then B's, in the order of Eq. 3.2.
+
+    Args:
+        tensors: the state dict.
+        modules: result of `modules_of`.
+        k: number of vectors that a sub-vector selects.
+        h: number of vectors in the bank.
+        layout: which factor is at the input.
 
     Raises:
-        ContentError: NaN among the logits, k out of range.
+        ContentError: NaN among the logits, or k is out of range.
     """
     sides = (layout.at_input, layout.at_output)
     keys = [f"{name}.logits_{side}" for name in modules for side in sides]
@@ -122,14 +135,14 @@ def _module(
         raise SourceError("ranks disagree", part=name, found=f"{rank} and {rank_out}")
     module = Module(name, in_tiles * b, out_tiles * b, rank)
     if weight is not None and weight.shape != (module.out_features, module.in_features):
-        turned = weight.shape == (module.in_features, module.out_features)
+        fits_other = weight.shape == (module.in_features, module.out_features)
         raise SourceError(
             f"the weight does not fit the logits, read in the layout {layout.name}",
             part=name,
             found=list(weight.shape),
             expected=[module.out_features, module.in_features],
             advice=f"the layout {_other(layout)} fits: `layout={_other(layout)}`"
-            if turned
+            if fits_other
             else None,
         )
     return module

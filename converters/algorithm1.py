@@ -1,7 +1,7 @@
-"""The layout of the paper's Algorithm 1, as somebody's own code may have saved it.
+"""The layout of the paper's Algorithm 1, for checkpoints of code that follows the paper.
 
-A plain state dict: one ``vector_bank`` (h, b), and for every module ``logits_A`` and ``logits_B``
-of shape (d / b, r, h), with A at the output: ``x @ W + (x @ B) @ A``.
+The checkpoint is a plain state dict: one ``vector_bank`` (h, b), and for every module ``logits_A``
+and ``logits_B`` of shape (features / b, r, h), with A at the output: ``x @ W + (x @ B) @ A``.
 """
 
 from __future__ import annotations
@@ -17,21 +17,27 @@ _BANK = re.compile(r"^(?:.*\.)?vector_bank$")
 
 
 def from_checkpoint(checkpoint: Checkpoint, *, topk: int | None = None) -> Adapter:
-    """The adapter in a state dict of that layout; tensors other than its own are not taken.
+    """Return the adapter in a state dict of this layout, without the other tensors in it.
 
     Args:
-        topk: k; nothing in such a file says it.
+        checkpoint: the opened checkpoint.
+        topk: k, which must be given: the checkpoint does not contain it.
+
+    Warns:
+        VbfmtWarning: other tensors were left out.
 
     Raises:
-        SourceError: not that layout, or incomplete.
-        ContentError: its values cannot make an adapter.
+        SourceError: the checkpoint is not of this layout or is incomplete, or k is not given.
+        ContentError: a value breaks a rule.
     """
     tensors = checkpoint.tensors
     try:
         banks = [key for key in tensors if _BANK.match(key)]
         if len(banks) != 1:
             raise SourceError(
-                "not one vector bank", found=", ".join(banks[:3]) or "none", expected="vector_bank"
+                "not exactly one vector bank",
+                found=", ".join(banks[:3]) or "none",
+                expected="vector_bank",
             )
         bank = bank_of(tensors[banks[0]])
         k = agreed_k({"`topk`": topk})

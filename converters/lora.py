@@ -1,4 +1,4 @@
-"""Standard LoRA: the folder that PEFT, vLLM, SGLang and llama.cpp's converter take."""
+"""Standard LoRA: the folder that PEFT, vLLM, SGLang and llama.cpp's converter load."""
 
 from __future__ import annotations
 
@@ -42,27 +42,31 @@ def write(
 ) -> int:
     """Write the factors A and B of every module, streamed, as a PEFT LoRA folder.
 
-    The factors of an `Adapter` are exact; those of a sum of adapters are exact up to the rounding
-    of its weights (see `vbfmt.converters.lowrank.combine`).
+    The factors of an `Adapter` are exact; those of a sum of adapters are exact except for the
+    rounding of B times its weight (see `vbfmt.converters.lowrank.combine`).
 
     Modules with a smaller rank are padded with zeros to the largest rank, because several runtimes
-    drop or refuse anything but one integer rank.
+    refuse or drop modules of different ranks.
 
     Args:
-        dtype: of the factors: float32, bfloat16 or float16 (rounded once, to nearest even).
+        adapter: the factors and other trained tensors to write.
+        path: the folder to write.
+        dtype: dtype of the factors: float32, bfloat16 or float16, rounded once to nearest even.
         drop_extras: leave out trained biases and heads. Otherwise they are written, and PEFT loads
-            them; some other runtimes do not (vbfmt.converters.runtimes).
-        card: a model card to write into the folder.
+            them; some other runtimes do not (see `vbfmt.converters.runtimes`).
+        overwrite: replace the folder if it exists.
+        card: content of a model card to write into the folder.
         experts: whether the base is a mixture-of-experts model; None if that is not known.
-        names: module → its name in the keys, where that is another one; see
+        names: module's name → its name in the keys, if that differs; see
             `vbfmt.converters.peft.on_base`.
 
     Returns:
-        bytes written.
+        Number of bytes written.
 
     Raises:
-        TargetError: unknown dtype, or a factor is too large for float16.
-        OutputExistsError, StorageError
+        TargetError: the dtype is unknown, or a factor is too large for it.
+        OutputExistsError: `path` exists, and `overwrite` is not set.
+        StorageError: the operating system refused.
     """
     if dtype not in DTYPES:
         raise TargetError("unknown dtype", part="`dtype`", found=dtype, expected=", ".join(DTYPES))
@@ -73,7 +77,7 @@ def write(
         for key in pair:
             if key in extras:
                 raise TargetError(
-                    "another trained tensor has the name of a factor",
+                    "another trained tensor has the key of a factor",
                     part=key,
                     advice="leave such tensors out: `drop_extras=True`",
                 )
@@ -101,7 +105,10 @@ def rank_of(adapter: LowRank) -> int:
 def padded_factors(
     adapter: LowRank, rank: int
 ) -> Iterator[tuple[Module, NDArray[np.float32], NDArray[np.float32]]]:
-    """Yield (module, A, B) for all modules, padded with zeros to that rank."""
+    """Yield (module, A, B) for all modules, padded with zeros.
+
+    A is (rank, in_features) and B is (out_features, rank), float32.
+    """
     for module, a, b in adapter.iter_factors():
         missing = rank - module.rank
         if missing:
@@ -110,7 +117,7 @@ def padded_factors(
 
 
 def extras_by_key(adapter: LowRank) -> dict[str, Tensor]:
-    """Return the other tensors under PEFT's keys."""
+    """Return the other trained tensors by PEFT's keys."""
     modules = {module.name for module in adapter.modules}
     return {key_of_tensor(name, modules): tensor for name, tensor in adapter.tensors.items()}
 
@@ -143,10 +150,15 @@ def _contents(
 
 
 def rounded(factor: NDArray[np.float32], dtype: str, key: str) -> Bytes:
-    """Return a factor's bytes in a safetensors dtype, rounded once to nearest even.
+    """Return a factor's bytes in another dtype, rounded once to nearest even.
+
+    Args:
+        factor: the factor, any shape.
+        dtype: safetensors name of the new dtype.
+        key: the factor's key, for messages.
 
     Raises:
-        TargetError: too large for that dtype.
+        TargetError: an element is too large for the dtype.
     """
     with np.errstate(over="ignore"):
         rounded = factor.astype(numpy_dtype(dtype), copy=False)

@@ -1,9 +1,10 @@
 """mlx-lm's adapter folder: ``adapters.safetensors`` and ``adapter_config.json``.
 
-The format is what its loader reads (``load_adapters`` and ``linear_to_lora_layers`` in
-mlx_lm/tuner/utils.py, ``LoRALinear`` in mlx_lm/tuner/lora.py): ``lora_a`` (in, r), ``lora_b`` (r,
-out), y += scale · x·a·b; keys of the config are relative to the layer; the last ``num_layers``
-layers get an adapter, all if it is negative. The loader ignores names that its model does not have.
+mlx-lm's loader defines the format (``load_adapters`` and ``linear_to_lora_layers`` in
+mlx_lm/tuner/utils.py, ``LoRALinear`` in mlx_lm/tuner/lora.py). The tensors are ``lora_a`` (in, r)
+and ``lora_b`` (r, out), with y += scale · x·a·b. The config's ``keys`` are names relative to a
+layer; the last ``num_layers`` layers get an adapter, or all if that is negative. The loader ignores
+names that its model does not have.
 """
 
 from __future__ import annotations
@@ -27,8 +28,8 @@ PathLike = str | os.PathLike[str]
 
 _IN_A_LAYER = re.compile(r"^(?P<stack>(?:.*\.)?)layers\.\d{1,5}\.(?P<key>.+)$")
 _OF_A_TOWER = re.compile(r"vision|visual|image|audio|speech|encoder|^model\.language_model\.$")
-"""In front of layers that mlx-lm's language models do not have, or under another name: it calls
-``language_model.model.layers`` what transformers 5 calls ``model.language_model.layers``."""
+"""Matches prefixes of layers that mlx-lm's language models do not have or name otherwise: its name
+for transformers 5's ``model.language_model.layers`` is ``language_model.model.layers``."""
 
 
 def write(
@@ -43,23 +44,27 @@ def write(
     """Write the exact factors as a folder for mlx-lm (``mlx_lm.generate --adapter-path``).
 
     Args:
-        dtype: of the factors: float32, bfloat16 or float16.
+        adapter: the factors to write.
+        path: the folder to write.
+        dtype: dtype of the factors: float32, bfloat16 or float16.
         drop_extras: leave out trained biases and heads, which mlx-lm's adapters cannot hold.
-        card: a model card to write into the folder.
+        overwrite: replace the folder if it exists.
+        card: content of a model card to write into the folder.
 
     Returns:
-        bytes written.
+        Number of bytes written.
 
     Raises:
-        TargetError: extras, or modules outside of the language model's ``layers.<n>``, which its
-            loader never adapts.
-        OutputExistsError, StorageError
+        TargetError: the dtype is unknown, or the adapter has trained biases or heads, or modules
+            outside of the language model's ``layers.<n>``, which mlx-lm never adapts.
+        OutputExistsError: `path` exists, and `overwrite` is not set.
+        StorageError: the operating system refused.
     """
     if dtype not in lora.DTYPES:
         raise TargetError(
             "unknown dtype", part="`dtype`", found=dtype, expected=", ".join(lora.DTYPES)
         )
-    _require_takeable(adapter, drop_extras)
+    _require_supported(adapter, drop_extras)
     rank = lora.rank_of(adapter)
     config = _config(adapter, rank)
     kind = lora.DTYPES[dtype]
@@ -77,8 +82,8 @@ def write(
     return length
 
 
-def _require_takeable(adapter: LowRank, drop_extras: bool) -> None:
-    """Refuse all that mlx-lm does not support, in one message."""
+def _require_supported(adapter: LowRank, drop_extras: bool) -> None:
+    """Refuse everything that mlx-lm does not support, in one message."""
     outside = [m.name for m in adapter.modules if not _IN_A_LAYER.match(m.name)]
     towers = [
         module.name
@@ -90,7 +95,7 @@ def _require_takeable(adapter: LowRank, drop_extras: bool) -> None:
         f"{what} ({', '.join(names[:2])}{', …' if len(names) > 2 else ''})"
         for what, names in (
             ("modules outside of layers.<n>", outside),
-            ("layers of no language model of its, or under a name that it does not know", towers),
+            ("layers that its language models do not have or name otherwise", towers),
             ("trained biases or heads", extras),
         )
         if names
@@ -100,13 +105,13 @@ def _require_takeable(adapter: LowRank, drop_extras: bool) -> None:
         raise TargetError(
             "not supported by mlx-lm",
             found=" and ".join(found),
-            expected="modules like model.layers.0.self_attn.q_proj alone",
+            expected="only modules like model.layers.0.self_attn.q_proj",
             advice=f"{alone}merge the adapter into its base",
         )
 
 
 def _config(adapter: LowRank, rank: int) -> dict[str, Any]:
-    """Return the config as mlx-lm's training writes it, with the names that its loader reads."""
+    """Return the config with the keys that mlx-lm's training writes and its loader reads."""
     matches = (_IN_A_LAYER.match(module.name) for module in adapter.modules)
     keys = {match["key"] for match in matches if match}
     return {

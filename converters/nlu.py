@@ -1,11 +1,11 @@
 """The authors' checkpoints of their NLU experiments: a whole RoBERTa with its adapter.
 
-``pytorch_model.bin`` and ``config.json`` as transformers 4.4 wrote them from the modified model of
-leo-yangli/VB-LoRA: ``NLU/vblora/vblora.py`` (the layer), ``NLU/NLU/src/transformers/models/roberta/
-modeling_roberta.py`` (where it stands), ``NLU/NLU/examples/text-classification/run_glue.py`` (what
-is trained: bank, logits, and every parameter outside of the encoder). In the published code (commit
-2fa62a7) their DeBERTa models have no such layer; any model that has, with the bank in its trunk, is
-read the same way.
+The files are ``pytorch_model.bin`` and ``config.json`` as transformers 4.4 wrote them from the
+modified model of leo-yangli/VB-LoRA. There, ``NLU/vblora/vblora.py`` has the layer,
+``NLU/NLU/src/transformers/models/roberta/modeling_roberta.py`` the model that uses it, and
+``NLU/NLU/examples/text-classification/run_glue.py`` trains the bank, the logits and every parameter
+outside of the encoder. In the published code (commit 2fa62a7) the DeBERTa models do not use the
+layer; a checkpoint of any model that does is read the same way.
 """
 
 from __future__ import annotations
@@ -35,25 +35,29 @@ _TASKS = {
     "ForTokenClassification": "TOKEN_CLS",
     "ForQuestionAnswering": "QUESTION_ANS",
 }
-"""Endings of transformers' class names → PEFT's task types."""
+"""Suffixes of transformers' class names → PEFT's task types."""
 
 
 def is_whole_model(keys: Collection[str]) -> bool:
-    """Whether every module that has logits also has its copy of the bank, as the authors' layer
-    registers it."""
+    """Return whether every module with logits also has a copy of the bank, which the authors' layer
+    registers."""
     owners = {match["module"] for key in keys if (match := tiled.LOGITS.match(key))}
     return bool(owners) and all(f"{owner}.vector_bank" in keys for owner in owners)
 
 
 def from_checkpoint(checkpoint: Checkpoint, *, topk: int | None = None) -> Adapter:
-    """The adapter and the trained head of such a checkpoint, without the base's weights.
+    """Return the adapter and the trained head of such a checkpoint, without the base's weights.
 
     Args:
-        topk: k, if the config is lost.
+        checkpoint: the opened checkpoint.
+        topk: k, needed if there is no config.
+
+    Warns:
+        VbfmtWarning: how many tensors of the base were left out, and which head was kept.
 
     Raises:
-        SourceError: not such a checkpoint, incomplete, or copies of the bank that differ.
-        ContentError: its values cannot make an adapter.
+        SourceError: the checkpoint is of another kind or incomplete, or copies of the bank differ.
+        ContentError: a value breaks a rule.
     """
     config = checkpoint.config(_CONFIG) or {}
     try:
@@ -73,9 +77,9 @@ def _adapter(tensors: Mapping[str, Tensor], config: Mapping[str, Any], topk: int
     rows = tiled.rows_by_module(tensors, modules, k, len(bank), tiled.NLU)
     head = {key: tensor for key, tensor in tensors.items() if trunk and not key.startswith(trunk)}
     require_gathered(head)
-    left = _what_was_left(tensors, head)
-    if left:
-        warn(left)
+    notice = _notice(tensors, head)
+    if notice:
+        warn(notice)
     name = config.get("_name_or_path")
     adapter = Adapter.from_rows(
         bank,
@@ -83,18 +87,22 @@ def _adapter(tensors: Mapping[str, Tensor], config: Mapping[str, Any], topk: int
         tensors=head,
         base_model=name if isinstance(name, str) and name else None,
     )
-    kept = peft_layout.canonical(_as_peft_says(config, head), adapter)
+    kept = peft_layout.canonical(_peft_config(config, head), adapter)
     return dataclasses.replace(adapter, config=kept)
 
 
 def _bank_key(tensors: Mapping[str, Tensor]) -> str:
-    """Return the key of the bank: the encoder's own, else any module's copy."""
+    """Return the key of the bank that is not a module's copy.
+
+    Raises:
+        SourceError: there is none, or more than one.
+    """
     banks = [key for key in tensors if key == "vector_bank" or key.endswith(".vector_bank")]
     owners = {match["module"] for key in tensors if (match := tiled.LOGITS.match(key))}
     own = [key for key in banks if key.removesuffix(".vector_bank") not in owners]
     if len(own) != 1:
         raise SourceError(
-            "not one vector bank beside the modules' copies",
+            "not exactly one vector bank apart from the modules' copies",
             part="vector bank",
             found=", ".join(own[:3]) or "none",
             expected=" or ".join(f"{trunk}.vector_bank" for trunk in _TRUNKS),
@@ -105,6 +113,7 @@ def _bank_key(tensors: Mapping[str, Tensor]) -> str:
 def _require_tied(
     tensors: Mapping[str, Tensor], bank: Tensor, modules: Mapping[str, Module]
 ) -> None:
+    """Refuse copies of the bank that differ from it."""
     for name in modules:
         copy = tensors.get(f"{name}.vector_bank")
         if copy is not None and copy != bank:
@@ -113,14 +122,14 @@ def _require_tied(
                 part=f"{name}.vector_bank",
                 found=copy if copy.shape != bank.shape else "other values",
                 expected="the tied copy that the authors' model saves",
-                advice="this is no VB-LoRA with one bank; it cannot be packed",
+                advice="the modules do not share one bank, so this cannot be packed",
             )
 
 
 def _require_config(
     config: Mapping[str, Any], modules: Mapping[str, Module], h: int, b: int
 ) -> None:
-    """Refuse a config that contradicts the tensors, or names modules that do not exist."""
+    """Refuse a config that contradicts the tensors' shapes or the number of layers."""
     ranks = {module.rank for module in modules.values()}
     found = {"num_vectors": {h}, "vector_length": {b}, "rank": ranks}
     for key, sizes in found.items():
@@ -146,14 +155,14 @@ def _require_config(
 
 
 def _plain(value: object) -> object:
-    """A size that may stand in a list of one."""
+    """Return a value, or its only element if it is a list of one."""
     if isinstance(value, list) and len(value) == 1:
         return value[0]
     return value
 
 
-def _as_peft_says(config: Mapping[str, Any], head: Mapping[str, Tensor]) -> dict[str, Any]:
-    """What a PEFT config would say of the trained head."""
+def _peft_config(config: Mapping[str, Any], head: Mapping[str, Tensor]) -> dict[str, Any]:
+    """Return the fields with which a PEFT config describes the trained head."""
     names = config.get("architectures")
     architecture = names[0] if isinstance(names, list) and names else ""
     tasks = [task for end, task in _TASKS.items() if str(architecture).endswith(end)]
@@ -163,8 +172,8 @@ def _as_peft_says(config: Mapping[str, Any], head: Mapping[str, Tensor]) -> dict
     }
 
 
-def _what_was_left(tensors: Mapping[str, Tensor], head: Mapping[str, Tensor]) -> str:
-    """A sentence, or nothing if there is nothing to say."""
+def _notice(tensors: Mapping[str, Tensor], head: Mapping[str, Tensor]) -> str:
+    """Return a sentence about the tensors that were left out and the head; "" if there are none."""
     base = [
         key
         for key in tensors

@@ -1,4 +1,4 @@
-"""Rules for what each runtime refuses in a LoRA or silently drops, as data with their sources."""
+"""Rules for what each runtime refuses or silently drops in a LoRA, each with its source."""
 
 from __future__ import annotations
 
@@ -25,12 +25,12 @@ class Rule:
     """A rule of a runtime for LoRAs as this package writes them.
 
     Attributes:
-        runtime: its name on the command line.
-        effect: the runtime refuses to load, silently drops something, may do so (the model's class
-            decides; not checked here), or needs a setting.
-        what: returns what the rule applies to in an adapter, in words; None if nothing.
-        advice: what to do.
-        source: the runtime's own file that shows it.
+        runtime: the runtime's name on the command line.
+        effect: the runtime refuses to load the adapter, silently drops something, may drop it
+            (depending on the model's class, which is not checked here), or needs a setting.
+        what: returns in words what the rule applies to in an adapter, None if it does not apply.
+        advice: what the user can do.
+        source: the runtime's own file that shows the rule.
     """
 
     runtime: str
@@ -72,7 +72,7 @@ def _heads(adapter: LowRank) -> list[str]:
 
 
 def _known_head(adapter: LowRank) -> str | None:
-    """What vLLM recognises as the head of a classifier: one linear layer of a known name."""
+    """Return the classifier's head if vLLM recognises it: one linear layer with a known name."""
     owners = {name.rpartition(".")[0] for name in _heads(adapter)}
     head = owners.pop() if len(owners) == 1 else ""
     return f"to know heads: {head}" if head in _VLLM_HEADS else None
@@ -117,13 +117,13 @@ def _query_without_value(adapter: LowRank) -> str | None:
 
 
 def _parameters(adapter: LowRank) -> str | None:
-    """Dense layers of a mixture-of-experts model, which are not ``target_modules``."""
+    """Return dense layers of a mixture-of-experts model, which are not in ``target_modules``."""
     found = targets.exact([module.name for module in adapter.modules]).parameters
     return _few([name.removesuffix(".weight") for name in found])
 
 
 def _orphans(adapter: LowRank) -> str | None:
-    """Parts of fused layers whose other part, which SGLang needs, is missing."""
+    """Return parts of fused layers of which another part that SGLang needs is missing."""
     names = {module.name for module in adapter.modules}
     leader = {"k_proj": "q_proj", "v_proj": "q_proj", "up_proj": "gate_proj"}
     found = []
@@ -135,7 +135,7 @@ def _orphans(adapter: LowRank) -> str | None:
 
 
 def _towers(adapter: LowRank) -> str | None:
-    """Return modules of what turns pictures or sound into tokens."""
+    """Return modules of towers, which turn pictures or sound into tokens."""
     return _few([module.name for module in adapter.modules if _TOWER.search(module.name)])
 
 
@@ -150,7 +150,7 @@ def _several_parts(adapter: LowRank) -> str | None:
 
 
 def _gaps(adapter: LowRank) -> str | None:
-    """Kinds of modules that only some of the layers have."""
+    """Return the kinds of modules that only some layers have."""
     layers: dict[str, set[int]] = {}
     for module in adapter.modules:
         if match := _LAYER.match(module.name):
@@ -165,7 +165,7 @@ _ABOUT_EXTRAS = (_extras, _biases, _known_head, _unknown_heads, _others)
 _LEAVE_OUT = "leave them out with `drop_extras=True`, or merge"
 _MERGE = "merge the adapter into its base instead"
 
-_COMPARE = "the model's class decides, not checked here: compare its output, or merge"
+_COMPARE = "it depends on the model's class, which is not checked: compare its output, or merge"
 
 _VLLM = "vllm/lora/peft_helper.py"
 _SGLANG = "sglang/srt/lora/lora.py"
@@ -178,21 +178,21 @@ RULES = (
         "vllm",
         "needs",
         _known_head,
-        "0.33 does, older ones refuse",
+        "0.33 does, older versions refuse them",
         "vllm/lora/utils.py, parse_fine_tuned_lora_name",
     ),
     Rule(
         "vllm",
         "needs",
         _high_rank,
-        f"it takes ranks up to {_VLLM_DEFAULT_RANK} by default",
+        f"it accepts ranks up to {_VLLM_DEFAULT_RANK} by default",
         f"{_VLLM}, validate_legal",
     ),
     Rule(
         "vllm",
         "drops",
         _towers,
-        f"with --enable-tower-connector-lora some models take it; else {_MERGE}",
+        f"with --enable-tower-connector-lora some models load them; otherwise {_MERGE}",
         "vllm/lora/model_manager.py",
     ),
     Rule("vllm", "may drop", _language_part, _COMPARE, "vllm/lora/lora_model.py"),
@@ -225,7 +225,7 @@ RULES = (
         "sglang",
         "drops",
         _orphans,
-        f"it fuses k_proj and v_proj to q_proj, up_proj to gate_proj: {_MERGE}",
+        f"it fuses k_proj and v_proj with q_proj, and up_proj with gate_proj: {_MERGE}",
         f"{_SGLANG}, normalize_qkv_proj, normalize_gate_up_proj",
     ),
     Rule(
@@ -245,13 +245,14 @@ RULES = (
     Rule("llama.cpp", "refuses", _extras, _LEAVE_OUT, "src/llama-adapter.cpp"),
     Rule("ollama", "refuses", _extras, _LEAVE_OUT, "src/llama-adapter.cpp of llama.cpp"),
 )
-"""Read in vllm 0.33.0 and sglang 0.5.23 (whose own files tests/converters/test_serving.py runs),
-text-generation-inference at commit 45d95bd and llama.cpp as of llama-cpp-python 0.3.36. mlx-lm has
-no rules: `vbfmt.converters.mlx` refuses to write what it would drop. Rules on configs
-are not listed, because every config written here obeys them: one integer rank, alpha equal to it,
-whole names as targets, no DoRA, no rank pattern."""
+"""The rules come from the source code of vllm 0.33.0 and sglang 0.5.23 (which
+tests/converters/test_serving.py runs), of text-generation-inference at commit 45d95bd, and of
+llama.cpp as in llama-cpp-python 0.3.36. mlx-lm has no rules: `vbfmt.converters.mlx` refuses to
+write what mlx-lm would drop. Rules about configs are not listed, because every config written here
+obeys them: one integer rank, alpha equal to it, whole names as targets, no DoRA, no rank
+pattern."""
 
-TAKES = {
+FORMS = {
     "vllm": "peft",
     "sglang": "peft",
     "tgi": "peft",
@@ -259,36 +260,44 @@ TAKES = {
     "ollama": "gguf",
     "mlx": "mlx",
 }
-"""Runtime → the form (of `vbfmt.converters.WRITERS`) that it loads unchanged. Ollama can convert
-folders itself, for some architectures; that is not checked here."""
+"""Runtime → the form (in `vbfmt.converters.WRITERS`) that it loads without conversion. Ollama can
+convert folders of some architectures itself; that is not checked here."""
 
 
 def form_of(runtime: str) -> str:
-    """Return the form (of `vbfmt.converters.WRITERS`) that a runtime loads.
+    """Return the form (in `vbfmt.converters.WRITERS`) that a runtime loads.
 
     Raises:
-        ConfigError: unknown runtime.
+        ConfigError: the runtime is unknown.
     """
-    if runtime not in TAKES:
-        raise ConfigError("unknown runtime", found=runtime, expected=", ".join(TAKES))
-    return TAKES[runtime]
+    if runtime not in FORMS:
+        raise ConfigError("unknown runtime", found=runtime, expected=", ".join(FORMS))
+    return FORMS[runtime]
 
 
 def findings(adapter: LowRank, runtime: str, *, drop_extras: bool = False) -> list[Finding]:
-    """Return what a runtime would refuse, drop or need.
+    """Return the rules of a runtime that apply to an adapter.
+
+    Args:
+        adapter: the adapter.
+        runtime: the runtime's name.
+        drop_extras: skip the rules about trained biases and heads, which are left out.
 
     Raises:
-        ConfigError: unknown runtime.
+        ConfigError: the runtime is unknown.
     """
     form_of(runtime)
     return list(_findings(adapter, runtime, drop_extras=drop_extras))
 
 
 def require_loadable(adapter: LowRank, runtime: str, *, drop_extras: bool = False) -> list[Finding]:
-    """As `findings`, but raise what the runtime would refuse.
+    """Refuse an adapter that a runtime would refuse; return the other findings.
+
+    Arguments as `findings`.
 
     Raises:
-        TargetError
+        TargetError: the runtime would refuse the adapter.
+        ConfigError: the runtime is unknown.
     """
     found = findings(adapter, runtime, drop_extras=drop_extras)
     for finding in found:

@@ -1,10 +1,10 @@
-"""What a command reads: a path, or a repository on the Hugging Face Hub that becomes one.
+"""Resolve what a command reads to a local path: a path itself, or a repository on the Hub.
 
-What exists on the disk always wins over a name. ``owner/name`` is a model repository;
-``hf://owner/name[@revision][/file]`` always is one, as in huggingface_hub's HfFileSystem, and so
-is the address of its page. Only the files that are needed are fetched, into the Hub's own cache;
-names from outside become paths by huggingface_hub alone. Its settings hold (HF_HOME,
-HF_ENDPOINT, HF_TOKEN, HF_HUB_OFFLINE).
+``owner/name`` is a model repository, unless a file or folder of that name exists.
+``hf://owner/name[@revision][/file]`` is always a repository, as in huggingface_hub's HfFileSystem.
+The URL of a repository's page names it, too. Only the files that are needed are downloaded, into
+the Hub's own cache; huggingface_hub alone turns names from the Hub into paths. Its environment
+variables apply (HF_HOME, HF_ENDPOINT, HF_TOKEN, HF_HUB_OFFLINE).
 """
 
 from __future__ import annotations
@@ -23,30 +23,33 @@ _PACKED = ".vblora"
 
 
 def checkpoint(source: str, *, revision: str | None = None) -> str:
-    """The local path of a checkpoint to be packed: its weights, pickles only where there are no
-    others, and its config.
+    """Return the local path of a checkpoint to pack.
+
+    Of a repository, the weights and the config are downloaded; pickles only if there are no other
+    weights.
 
     Args:
-        source: a path, which comes back as it is, or a repository.
-        revision: of the repository.
+        source: a path, which is returned as it is, or a repository.
+        revision: the repository's branch, tag or commit.
 
     Raises:
-        SourceError: no such repository, revision or file, no permission, or the Hub was not
-            reached and the cache does not have it.
+        SourceError: there is no such repository, revision or file, permission is denied, or the Hub
+            cannot be reached and the cache lacks the files.
     """
     return _path_of(source, checkpoints.needed, revision, "weights of an adapter")
 
 
 def packed(source: str, *, revision: str | None = None) -> str:
-    """The local path of a packed file: the only one in the repository, unless ``hf://`` names it.
+    """Return the local path of a packed file: the one that ``hf://`` names, or the repository's
+    only one.
 
-    Arguments and errors as `checkpoint`; SourceError also where there are several.
+    Arguments and errors as `checkpoint`; also SourceError if the repository has several.
     """
     return _path_of(source, lambda names: _only_packed(names, source), revision, f"{_PACKED} file")
 
 
 def adapter(source: str, *, revision: str | None = None) -> str:
-    """The local path of an adapter: a packed file if the repository holds one, else a checkpoint.
+    """Return the local path of an adapter: the repository's packed file, or else its checkpoint.
 
     Arguments and errors as `packed`.
     """
@@ -58,10 +61,10 @@ def adapter(source: str, *, revision: str | None = None) -> str:
 
 
 def config(source: str, *, revision: str | None = None) -> str:
-    """The local path of a base model of which only ``config.json`` is needed (or of the GGUF file
-    that ``hf://`` names).
+    """Return the local path of a base model of which only ``config.json`` is needed.
 
-    Arguments and errors as `checkpoint`.
+    Of a repository only that file is downloaded, or the file that ``hf://`` names, such as a GGUF
+    file. Arguments and errors as `checkpoint`.
     """
 
     from vbfmt.converters.merge import base as bases
@@ -73,7 +76,7 @@ def config(source: str, *, revision: str | None = None) -> str:
 
 
 def model(source: str, *, revision: str | None = None) -> str:
-    """The local path of a whole base model: weights in one form, and what belongs to them.
+    """Return the local path of a whole base model: its weights in one format, and its other files.
 
     Arguments and errors as `checkpoint`.
     """
@@ -83,14 +86,18 @@ def model(source: str, *, revision: str | None = None) -> str:
     repo = parse(source, revision)
     shards = bases.shards_of(path) if repo is not None else set()
     if repo is not None and shards:
-        # At the commit that the index was fetched at, whatever its branch may be by now.
+        # Use the commit that the index is from: the branch may have moved since.
         commit = replace(repo, revision=os.path.basename(path))
         fetched(commit, source, lambda names: shards & set(names), "shards")
     return path
 
 
 def revision_for(base: str, adapters: Sequence[Adapter]) -> str | None:
-    """The revision that adapters name of a base, where it is a repository that they name."""
+    """Return the revision that the adapters name for a base.
+
+    Returns:
+        None if the base is not a repository without a revision, or no adapter names it with one.
+    """
     repo = parse(base)
     if repo is None or repo.revision is not None:
         return None
@@ -99,7 +106,7 @@ def revision_for(base: str, adapters: Sequence[Adapter]) -> str | None:
 
 
 def _only_packed(names: Names, source: str) -> list[str]:
-    """The one packed file of a repository, none if there is none.
+    """Return the only packed file of a repository as a list, empty if there is none.
 
     Raises:
         SourceError: there are several.
@@ -121,13 +128,16 @@ def _path_of(
     revision: str | None,
     what: str,
 ) -> str:
-    """`source` itself if it is a path; else the folder in the cache, or the file in it if one is
-    named or a packed file is all that was chosen."""
+    """Return `source` itself if it is a path; otherwise, download it and return its local path.
+
+    That is the folder in the Hub's cache, or a file in it: the file that `source` names, or the
+    packed file if only that was chosen.
+    """
     repo = parse(source, revision)
     if repo is None:
         if revision is not None:
             raise SourceError(
-                "a revision is for repositories on the Hub",
+                "a revision was given, but the source is not a repository on the Hub",
                 file=source,
                 found="a local path" if os.path.lexists(source) else "no such file or folder",
                 expected="owner/name",
@@ -142,7 +152,7 @@ def _path_of(
 
 
 def _with_configs(file: str) -> Choice:
-    """That file, and configs that lie beside it."""
+    """Return a function that chooses a file and the configs beside it, if the file exists."""
     folder, slash, _ = file.rpartition("/")
     configs = {folder + slash + name for name in checkpoints.CONFIGS}
 

@@ -1,8 +1,8 @@
 """PEFT's Uni-LoRA: one trained vector θ, and for every LoRA parameter an index into it.
 
-As VB-LoRA it is the case b = 1, k = 1: each entry of θ times its one scale, 1/√(how often it is
-used), is a vector of the bank. Keys and the assignment of indices: peft/tuners/unilora/{layer,
-model}.py of PEFT 0.21. Why the packed form holds the indices and not their seed: spec/rationale.md.
+It is the case b = 1, k = 1 of VB-LoRA: each entry of θ times its scale, 1/√(number of its uses), is
+a vector of the bank. Keys and indices are those of peft/tuners/unilora/{layer,model}.py in PEFT
+0.21. spec/rationale.md says why the packed form holds the indices and not their seed.
 """
 
 from __future__ import annotations
@@ -38,28 +38,32 @@ _PART = re.compile(
     r"^(?:base_model\.model\.)?(?P<module>.+)\.unilora_(?P<what>indices|scales)_(?P<factor>[AB])"
     r"(?:\.[^.]+)?$"
 )
-_HIGHEST_RANK = 1024  # what a config says is not allocated unchecked
+_HIGHEST_RANK = 1024  # an untrusted config must not determine how much is allocated
 _MOST_PARAMETERS = 1 << 26
-"""Of LoRA's, for which indices are made from a seed: 16 bytes each while that is done."""
+"""Most LoRA parameters for which indices are made from a seed; that takes 16 bytes for each."""
 _LARGEST_SEED = 1 << 64
 _SEED = 42
-"""PEFT's own, where its config is silent."""
+"""PEFT's default, if the config has no seed."""
 _INTEGERS = ("U8", "I16", "I32", "I64")
 
 
 def from_checkpoint(
     checkpoint: Checkpoint, *, topk: int | None = None, base: PathLike | None = None
 ) -> Adapter:
-    """The adapter in a PEFT Uni-LoRA checkpoint.
+    """Return the adapter in a PEFT Uni-LoRA checkpoint.
 
     Args:
-        topk: must be 1 or not given.
-        base: the base model's folder, for checkpoints that hold the seed instead of the indices:
-            its config gives the modules in PEFT's order (nothing of its weights is read).
+        checkpoint: the opened checkpoint.
+        topk: 1 or None.
+        base: the base model's folder, needed if the checkpoint holds a seed instead of indices.
+            Its config gives the modules in PEFT's order; its weights are not read.
+
+    Warns:
+        VbfmtWarning: the packed size, compared with that of θ and of LoRA.
 
     Raises:
-        SourceError: no Uni-LoRA checkpoint, incomplete, or the base is needed.
-        ContentError: its values cannot make an adapter.
+        SourceError: the checkpoint is not Uni-LoRA or is incomplete, or the base is needed.
+        ContentError: a value breaks a rule.
     """
     try:
         return _adapter(checkpoint, topk, base)
@@ -69,7 +73,7 @@ def from_checkpoint(
 
 def _adapter(checkpoint: Checkpoint, topk: int | None, base: PathLike | None) -> Adapter:
     if topk not in (None, 1):
-        raise SourceError("Uni-LoRA selects one entry", part="topk", found=topk, expected=1)
+        raise SourceError("Uni-LoRA has k = 1", part="`topk`", found=topk, expected=1)
     tensors = checkpoint.tensors
     config = checkpoint.config(peft_layout.CONFIG)
     if config is not None:
@@ -82,7 +86,7 @@ def _adapter(checkpoint: Checkpoint, topk: int | None, base: PathLike | None) ->
     }
     if len(stored) != len(parts):
         raise SourceError("one tensor under two keys", part=next(iter(parts)))
-    turned = peft_config.orientation(config or {})
+    fan_in_fan_out = peft_config.orientation(config or {})
     if stored:
         indices = _stored_indices(stored, len(theta))
         _require_sizes(config or {}, len(theta), indices)
@@ -96,7 +100,10 @@ def _adapter(checkpoint: Checkpoint, topk: int | None, base: PathLike | None) ->
     name, revision = peft_layout.base_of(config or {})
     adapter = Adapter.from_rows(
         (theta * scales)[:, None],
-        {_module(name, pair, turned): _rows(pair, len(theta)) for name, pair in indices.items()},
+        {
+            _module(name, pair, fan_in_fan_out): _rows(pair, len(theta))
+            for name, pair in indices.items()
+        },
         tensors={inner: tensors[key] for inner, key in trained.items()},
         base_model=name,
         base_revision=revision,
@@ -117,13 +124,17 @@ Pair = tuple[NDArray[Any], NDArray[Any]]
 def _theta(tensors: Mapping[str, Tensor]) -> NDArray[np.float32]:
     keys = [key for key in tensors if _THETA.match(key)]
     if len(keys) != 1:
-        raise SourceError("not one Uni-LoRA vector", found=", ".join(keys[:3]) or "none")
+        raise SourceError(
+            "not exactly one Uni-LoRA vector",
+            found=", ".join(keys[:3]) or "none",
+            expected="one key like base_model.unilora_theta_d",
+        )
     tensor = tensors[keys[0]]
     if tensor.dtype not in FLOATS or len(tensor.shape) != 1 or not tensor.shape[0]:
         raise SourceError("not a vector", part=keys[0], found=tensor, expected="(d,)")
     if tensor.shape[0] > LARGEST_BANK:
         raise SourceError(
-            "θ is longer than a bank can be, whose indices have 16 bits",
+            "θ is longer than a bank with indices of 16 bits can be",
             part=keys[0],
             found=tensor.shape[0],
             expected=f"at most {LARGEST_BANK}",
@@ -162,7 +173,11 @@ def _stored_indices(stored: Mapping[tuple[str, str, str], Tensor], length: int) 
 def _one_scale_each(
     stored: Mapping[tuple[str, str, str], Tensor], indices: Mapping[str, Pair], length: int
 ) -> NDArray[np.float32]:
-    """The scale of every entry of θ; it must be the same wherever the entry is used."""
+    """Return the scale of every entry of θ, 0 for entries that are not used.
+
+    Raises:
+        SourceError: an entry has different scales where it is used.
+    """
     result = np.full(length, np.nan, dtype=np.float32)
     for name, pair in indices.items():
         for factor, positions in zip("AB", pair, strict=True):
@@ -183,7 +198,7 @@ def _one_scale_each(
 
 
 def _scales_of(indices: Mapping[str, Pair], length: int) -> NDArray[np.float32]:
-    """1/√count of every entry in float32, 0 where it is unused, as PEFT computes them."""
+    """Return 1/√(number of uses) of every entry of θ, 0 for unused ones, computed as in PEFT."""
     import torch
 
     flat = np.concatenate([part.reshape(-1) for pair in indices.values() for part in pair])
@@ -196,11 +211,16 @@ def _scales_of(indices: Mapping[str, Pair], length: int) -> NDArray[np.float32]:
 def _indices_of_seed(
     config: Mapping[str, Any] | None, base: PathLike | None, length: int
 ) -> dict[str, Pair]:
-    """The indices that PEFT generates again on loading: by its own generator, in the order in
-    which the base has its modules."""
+    """Return the indices that PEFT generates when it loads the checkpoint.
+
+    They come from PEFT's own generator, in the order of the base's modules.
+
+    Raises:
+        SourceError: the base or the config is missing or does not fit.
+    """
     if config is None or base is None:
         raise SourceError(
-            "the checkpoint holds a seed instead of its indices",
+            "the checkpoint holds a seed instead of indices",
             found="no adapter_config.json" if config is None else f"seed {config.get('proj_seed')}",
             advice="give the base model's folder, whose config has the modules' order: `base=PATH`",
         )
@@ -238,7 +258,12 @@ def _indices_of_seed(
 
 
 def _seed(value: object) -> int:
-    """The seed of the indices. Null is none: from it numpy draws others each time."""
+    """Return the seed of the indices.
+
+    Raises:
+        SourceError: it is not a whole number in range. Null is refused, because numpy then draws
+            different indices each time.
+    """
     if type(value) is not int or not 0 <= value < _LARGEST_SEED:
         raise SourceError(
             "not a seed",
@@ -263,9 +288,9 @@ def _require_sizes(config: Mapping[str, Any], length: int, indices: Mapping[str,
             raise SourceError("ranks disagree", part=name, found=len(a), expected=f"r = {rank}")
 
 
-def _module(name: str, pair: Pair, turned: bool) -> Module:
+def _module(name: str, pair: Pair, fan_in_fan_out: bool) -> Module:
     a, b = pair
-    return Module(name, a.shape[1], b.shape[0], a.shape[0], turned)
+    return Module(name, a.shape[1], b.shape[0], a.shape[0], fan_in_fan_out)
 
 
 def _rows(pair: Pair, length: int) -> Rows:

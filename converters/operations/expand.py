@@ -1,4 +1,4 @@
-"""Adapters → standard LoRA, in the form that a runtime takes."""
+"""Expand adapters into standard LoRA, in the form that a runtime loads."""
 
 from __future__ import annotations
 
@@ -24,27 +24,27 @@ from vbfmt.errors import ConfigError, TargetError, few, warn
 PathLike = str | os.PathLike[str]
 
 MUCH = 0.1
-"""A share of ΔW's norm, lost on average over the modules, that a user is warned of."""
+"""Warn if a lower rank loses more than this part of ΔW's norm, on average over the modules."""
 
 
 @dataclass(frozen=True)
 class Expanded:
-    """What `expand` wrote.
+    """The result of `expand`.
 
     Attributes:
-        form: of `vbfmt.converters.WRITERS`.
-        what: the same in words.
-        rank: the largest of a module's.
-        rank_before: the same before it was reduced.
-        digests: the adapters', in the order in which they were given.
-        modules: how many.
-        size: bytes of the files that were written.
-        lost: by module, what the lower rank loses as a share of ΔW's Frobenius norm.
-        findings: what the runtimes that were asked about would drop or need.
+        form: name of the form in `vbfmt.converters.WRITERS`.
+        title: that form's name for people.
+        rank: the largest rank of a module.
+        rank_before: the largest rank of a module before it was reduced.
+        digests: digests of the adapters, in the order in which they were given.
+        modules: number of modules.
+        size: size of the files that were written, in bytes.
+        lost: module's name → the part of ΔW's Frobenius norm that the lower rank loses.
+        findings: what the runtimes in `check` would drop or need.
     """
 
     form: str
-    what: str
+    title: str
     rank: int
     rank_before: int
     digests: tuple[str, ...]
@@ -60,10 +60,15 @@ class Expanded:
 
 
 def form_of(dst: PathLike, to: str | None = None, check: Sequence[str] = ()) -> str:
-    """The form in which an output is written: `to`, or else by the output's name.
+    """Return the form in which an output is written: `to`, or else by the output's name.
+
+    Args:
+        dst: the output's path.
+        to: name of a form in `vbfmt.converters.WRITERS`, if one is asked for.
+        check: runtimes that must load the form.
 
     Raises:
-        ConfigError: they contradict each other.
+        ConfigError: the form or a runtime is unknown, or the arguments contradict each other.
     """
     wanted = {runtime: runtimes.form_of(runtime) for runtime in check}
     named = "gguf" if os.fspath(dst).lower().endswith(".gguf") else None
@@ -72,7 +77,7 @@ def form_of(dst: PathLike, to: str | None = None, check: Sequence[str] = ()) -> 
         raise ConfigError("unknown form", part="`to`", found=form, expected=", ".join(WRITERS))
     if named is not None and form != named:
         raise ConfigError(
-            "the output's name is that of a GGUF file, and another form is asked for",
+            "the output's name is that of a GGUF file, but another form is asked for",
             file=dst,
             found=f"`to={form}`",
             expected="`to=gguf`",
@@ -113,47 +118,52 @@ def expand(
     """Expand adapters into one standard LoRA.
 
     The factors are exact, and alpha equals the rank. Several adapters become the weighted sum of
-    their ΔW, whose rank is the sum of theirs.
+    their ΔW; its rank is the sum of their ranks.
 
     Args:
         src: packed files, checkpoints, repositories on the Hugging Face Hub, or adapters.
-        dst: the folder or ``.gguf`` file to write. Missing folders above it are made.
-        to: the form, of `vbfmt.converters.WRITERS`; left out, ``gguf`` if `dst` is named so, else
-            ``peft``.
-        rank: reduce the rank to this one, by the best approximation.
-        weights: one for each adapter; 1 if left out.
-        dtype: of the factors: float32, bfloat16 or float16.
-        base: for GGUF, the base model's folder, repository or GGUF file; left out, the repository
-            that the adapters name. For PEFT's folder, the base model's folder or repository: names
-            are then those by which PEFT loads the LoRA right on it. For Uni-LoRA checkpoints, the
-            base model's folder.
-        topk, layout: for checkpoints, as `vbfmt.pack`.
-        revision: of adapters that are repositories.
-        check: runtimes that shall load it, of `vbfmt.converters.runtimes.TAKES`.
-        strict: refuse whatever a runtime of `check` would drop or need, too.
+        dst: the folder or ``.gguf`` file to write. Missing parent folders are created.
+        to: name of a form in `vbfmt.converters.WRITERS`. If left out, it is ``gguf`` if `dst` ends
+            in ``.gguf``, otherwise ``peft``.
+        rank: approximate ΔW as well as possible with this rank, if it is lower.
+        weights: one factor for each adapter's ΔW; all 1 if left out.
+        dtype: dtype of the factors: float32, bfloat16 or float16.
+        base: the base model. For GGUF: its folder, repository or GGUF file; if left out, the
+            repository that the adapters name. For PEFT's folder: its folder or repository; names
+            are then chosen so that PEFT loads every module on it. For Uni-LoRA checkpoints: its
+            folder.
+        topk, layout: for checkpoints, as in `vbfmt.pack`.
+        revision: branch, tag or commit of adapters that are repositories.
+        check: runtimes in `vbfmt.converters.runtimes.FORMS` that must load the result.
+        strict: also refuse an adapter of which a runtime in `check` would drop or need something.
         drop_extras: leave out trained biases and heads.
-        banks: for packed files without a bank, as `vbfmt.load`.
+        banks: where to look for external banks, as in `vbfmt.load`.
         card: write a model card for the Hub, too.
         overwrite: replace an existing file, or the files of an existing folder.
-        progress: called with 1 for each module that is written, and the number of modules.
+        progress: called after each module with 1 and the number of all modules.
 
     Warns:
-        VbfmtWarning: what the runtimes of `check` drop or need, other trained tensors, a rank
-            whose reduction loses much, base models that are not known or not one.
+        VbfmtWarning: what the runtimes in `check` drop or need; other trained tensors; a lower rank
+            that loses much; base models that differ or are not named.
 
     Raises:
-        ConfigError: arguments that contradict each other.
-        VbfmtError: an adapter cannot be read.
-        TargetError: it cannot be written in this form, or a runtime of `check` refuses it.
-        OutputExistsError, StorageError: the output cannot be written.
+        ConfigError: arguments contradict each other.
+        VbfmtError: an adapter or the base cannot be read.
+        TargetError: the adapter cannot be written in this form, or a runtime in `check` refuses it.
+        OutputExistsError: `dst` exists, and `overwrite` is not set.
+        StorageError: the output cannot be written.
     """
     writer = WRITERS[form_of(dst, to, check)]
     if card and not writer.files:
-        raise ConfigError("a model card is for folders, and this form is one file", part="`card`")
+        raise ConfigError(
+            "a model card needs a folder, but this form is one file",
+            part="`card`",
+            found=f"`to={writer.name}`",
+        )
     require = outputs.require_folder if writer.files else outputs.require_file
     require(dst, overwrite=overwrite)
     found = [inputs.located(each, revision=revision) for each in inputs.listed(src)]
-    used = writer.wants_base or writer.takes_base or any(map(_may_want_base, found))
+    used = writer.needs_base or writer.uses_base or any(map(_may_want_base, found))
     if base is not None and not used:
         raise ConfigError("this form needs no base", part="`base`", found=f"`to={writer.name}`")
     config = None if base is None else sources.config(os.fspath(base))
@@ -163,15 +173,15 @@ def expand(
     adapters = [
         inputs.loaded(each, topk=topk, layout=layout, base=config, banks=banks) for each in found
     ]
-    if writer.wants_base and config is None:
+    if writer.needs_base and config is None:
         config = inputs.base_named_by(adapters, sources.config)
     total = combine.weighted(adapters, weights, drop_extras=drop_extras)
     lost: dict[str, float] = {}
     reduced = total if rank is None else reduction.Reduced(total, rank, lost.__setitem__)
     findings = _findings(reduced, check, drop_extras=drop_extras, strict=strict)
-    options: dict[str, Any] = {"base": config} if writer.wants_base else {}
+    options: dict[str, Any] = {"base": config} if writer.needs_base else {}
     given: Any = reduced if progress is None else _Watched(reduced, progress)
-    if writer.takes_base and config is not None:
+    if writer.uses_base and config is not None:
         fit = on_base.fitted(given, config)
         given = fit.adapter
         options |= {"experts": fit.experts, "names": fit.names}
@@ -188,7 +198,7 @@ def expand(
         )
     result = Expanded(
         writer.name,
-        writer.what,
+        writer.title,
         max(module.rank for module in reduced.modules),
         max(module.rank for module in total.modules),
         tuple(map(packed.digest, adapters)),
@@ -206,7 +216,7 @@ def expand(
 
 
 class _Watched:
-    """A LoRA that reports each module as its factors are asked for."""
+    """A LoRA that calls `progress` after each module of `iter_factors`."""
 
     def __init__(self, whole: LowRank, progress: Callable[[int, int], None]) -> None:
         self._whole, self._progress = whole, progress
@@ -227,10 +237,10 @@ def _may_want_base(given: inputs.Given) -> bool:
 def _findings(
     adapter: LowRank, check: Sequence[str], *, drop_extras: bool, strict: bool
 ) -> tuple[Finding, ...]:
-    """What the runtimes would drop or need.
+    """Return what the runtimes would drop or need.
 
     Raises:
-        TargetError: one of them would refuse the adapter, or `strict` and there is anything.
+        TargetError: a runtime would refuse the adapter; with `strict`, or drop or need something.
     """
     found = [
         finding
@@ -239,8 +249,8 @@ def _findings(
     ]
     if strict and found:
         raise TargetError(
-            f"{found[0].rule.runtime} {found[0].rule.effect} {found[0].what} "
-            f"({found[0].rule.source})",
+            f"{found[0].rule.runtime} would not load all of it as it is ({found[0].rule.source})",
+            found=f"{found[0].rule.effect} {found[0].what}",
             advice=found[0].rule.advice,
         )
     return tuple(found)
@@ -248,7 +258,7 @@ def _findings(
 
 def _notices(total: Sum, result: Expanded, *, checked: bool) -> Iterator[str]:
     if total.extras:
-        advice = "" if checked else "; not every runtime takes them: see `check`, `drop_extras`"
+        advice = "" if checked else "; not every runtime loads them: see `check`, `drop_extras`"
         done = "left out" if total.drop_extras else f"kept{advice}"
         yield f"{len(total.extras)} other trained tensors ({few(total.extras)}) {done}"
     whole = combine.unweighted(total)
@@ -263,4 +273,4 @@ def _notices(total: Sum, result: Expanded, *, checked: bool) -> Iterator[str]:
     if doubt:
         yield doubt
     elif not total.base_model:
-        yield "the checkpoint names no base model; some runtimes want base_model_name_or_path"
+        yield "no base model is named; some runtimes need base_model_name_or_path in the config"

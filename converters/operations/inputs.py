@@ -1,4 +1,4 @@
-"""What an operation reads: adapters, packed or not, from a path or a repository on the Hub."""
+"""Read the inputs of an operation: packed files, checkpoints, repositories on the Hub, adapters."""
 
 from __future__ import annotations
 
@@ -16,19 +16,19 @@ from vbfmt.errors import SourceError, warn
 
 PathLike = str | os.PathLike[str]
 Given = PathLike | Adapter
-"""A path or a repository's name, or the adapter itself."""
+"""A path, a repository's name, or an adapter in memory."""
 
 
 def listed(given: Given | Sequence[Given]) -> list[Given]:
-    """One input or several, as a list."""
+    """Return one or several inputs as a list."""
     return [given] if isinstance(given, (str, os.PathLike, Adapter)) else list(given)
 
 
 def located(given: Given, *, revision: str | None = None) -> Given:
-    """The local path of an adapter, packed or a checkpoint; adapters themselves come back.
+    """Return the local path of an input; an adapter in memory is returned as it is.
 
     Raises:
-        SourceError: no such repository, revision or file.
+        SourceError: there is no such repository, revision or file.
     """
     if isinstance(given, Adapter):
         return given
@@ -43,14 +43,15 @@ def loaded(
     base: PathLike | None = None,
     banks: Sources | None = None,
 ) -> Adapter:
-    """The adapter at a local path.
+    """Return the adapter at a local path; an adapter in memory is returned as it is.
 
     Args:
-        banks: for packed files without a bank, as `vbfmt.load`.
-        topk, layout, base: for checkpoints, as `vbfmt.converters.read`.
+        given: the path of a packed file or a checkpoint, or an adapter.
+        topk, layout, base: for checkpoints, as in `vbfmt.converters.read`.
+        banks: where to look for external banks, as in `vbfmt.load`.
 
     Raises:
-        VbfmtError: it cannot be read.
+        VbfmtError: the adapter cannot be read.
     """
     if isinstance(given, Adapter):
         return given
@@ -60,15 +61,18 @@ def loaded(
 
 
 def files_of(given: Given) -> list[PathLike]:
-    """The files that are read of an input at a local path."""
+    """Return the files that are read for an input at a local path; none for one in memory."""
     if isinstance(given, Adapter):
         return []
     return list(open_source(given).files) if is_checkpoint(given) else [given]
 
 
 def is_checkpoint(path: PathLike) -> bool:
-    """Whether a path is read as a checkpoint: a folder, or a file that is named as weights are and
-    does not begin as a packed file."""
+    """Return whether a path is read as a checkpoint, not as a packed file.
+
+    It is if it is a folder, or a file with the suffix of a weights file and without the magic bytes
+    of a packed file.
+    """
     named = os.fspath(path).endswith(checkpoints.SUFFIXES)
     return os.path.isdir(path) or (named and not _begins_as_packed(path))
 
@@ -77,12 +81,12 @@ def _begins_as_packed(path: PathLike) -> bool:
     try:
         with open(path, "rb") as stream:
             return stream.read(len(MAGIC)) == MAGIC
-    except OSError:  # reading it will say why
+    except OSError:  # the caller reads the file next, and reports the error
         return False
 
 
 def configs(base: PathLike | None) -> list[PathLike]:
-    """The paths that are read of a base model of which only the config matters."""
+    """Return the paths that are read of a base model of which only the config is needed."""
     return [] if base is None else [base, os.path.join(base, "config.json")]
 
 
@@ -91,20 +95,21 @@ def base_named_by(
     locate: Callable[..., str],
     revision: str | None = None,
 ) -> str:
-    """The local path of the repository that adapters name as their base model.
+    """Return the local path of the repository that adapters name as their base model.
 
     Args:
-        locate: finds it: `sources.model` or `sources.config`.
-        revision: of it; left out, the one that the adapters name.
+        adapters: the adapters.
+        locate: function that downloads it: `sources.model` or `sources.config`.
+        revision: the repository's branch, tag or commit; if left out, what the adapters name.
 
     Warns:
-        VbfmtWarning: which one it is.
+        VbfmtWarning: the name of the base model.
 
     Raises:
-        SourceError: they name none or several, or it cannot be had.
+        SourceError: the adapters name no repository or several, or it cannot be downloaded.
     """
     named = list(dict.fromkeys(adapter.base_model for adapter in adapters))
-    # A name from a file is never opened as a path.
+    # A name from a file must never be opened as a path.
     if len(named) != 1 or named[0] is None or not is_id(named[0]):
         raise SourceError(
             "the base model is not known",
@@ -123,5 +128,5 @@ def base_named_by(
 
 
 def is_local_path(name: str) -> bool:
-    """Whether a base model's name is a path of the machine that trained the adapter."""
+    """Return whether a base model's name is a path on the machine that trained the adapter."""
     return not is_model_name(name) and ("/" in name or "\\" in name or name.startswith("~"))

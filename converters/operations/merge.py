@@ -1,4 +1,4 @@
-"""Adapters and a base model → full weights."""
+"""Merge adapters into a base model."""
 
 from __future__ import annotations
 
@@ -33,37 +33,39 @@ def merge(
     dry_run: bool = False,
     progress: Callable[[int, int], None] | None = None,
 ) -> Plan:
-    """Merge adapters into a base model: a folder that loads as if it had been trained in full.
+    """Merge adapters into a base model, and write a folder that loads like a fully trained model.
 
     Args:
         src: packed files, checkpoints, repositories on the Hugging Face Hub, or adapters; several
             are merged as the weighted sum of their ΔW.
-        dst: the folder to write. Missing folders above it are made.
-        base: the base model's folder, or a repository on the Hub. Left out, it is the repository
+        dst: the folder to write. Missing parent folders are created.
+        base: the base model's folder, or a repository on the Hub. If left out, it is the repository
             that the adapters name; a path that they name is never opened.
-        weights: one for each adapter; 1 if left out.
-        dtype: of all tensors (float32, bfloat16, float16); the base's own if left out.
-        part: what the names of the part of the base begin with that the adapters change, where they
-            fit several and shapes cannot tell, such as ``text_model.encoder``.
+        weights: one factor for each adapter's ΔW; all 1 if left out.
+        dtype: dtype of all floating-point tensors (float32, bfloat16, float16); the base's own
+            dtypes if left out.
+        part: prefix of the base's names that selects the part to change, such as
+            ``text_model.encoder``, if the adapters' names match several parts.
         strict: refuse a base that is not known to be the one that the adapters name.
-        revision: of adapters that are repositories.
-        base_revision: of the base; left out, the one that the adapters name.
-        banks: for packed files without a bank, as `vbfmt.load`.
-        card: write a model card for the Hub, in place of the base's own.
-        follow_links: copy what links of the base outside its folder lead to.
+        revision: branch, tag or commit of adapters that are repositories.
+        base_revision: branch, tag or commit of the base; if left out, what the adapters name.
+        banks: where to look for external banks, as in `vbfmt.load`.
+        card: write a model card for the Hub instead of the base's own card.
+        follow_links: also follow the base's links that lead out of its folder.
         overwrite: replace the output of an earlier merge.
         dry_run: check everything that can be checked, and write nothing.
-        progress: called with the bytes written since the last call, and all bytes.
+        progress: called after each write with its number of bytes, and the number of all bytes.
 
     Returns:
-        what was done, or with `dry_run` what would be.
+        The plan that was carried out or, with `dry_run`, that would be.
 
     Warns:
         VbfmtWarning: each of the plan's notices.
 
     Raises:
         VbfmtError: an adapter or the base cannot be read, or they do not fit each other.
-        OutputExistsError, TargetError, StorageError: the folder cannot be written.
+        OutputExistsError: `dst` exists, and `overwrite` is not set.
+        TargetError, StorageError: the folder cannot be written.
     """
     found = [inputs.located(each, revision=revision) for each in inputs.listed(src)]
     config = base if base is not None and os.path.isdir(base) else None  # for Uni-LoRA
@@ -71,8 +73,8 @@ def merge(
     if base is None:
         model = inputs.base_named_by(adapters, sources.model, base_revision)
     else:
-        at = base_revision or sources.revision_for(os.fspath(base), adapters)
-        model = sources.model(os.fspath(base), revision=at)
+        wanted = base_revision or sources.revision_for(os.fspath(base), adapters)
+        model = sources.model(os.fspath(base), revision=wanted)
     plan = merging.plan(
         adapters,
         model,
@@ -87,12 +89,12 @@ def merge(
     for notice in plan.notices:
         warn(notice)
     if not dry_run:
-        merging.write(plan, dst, overwrite=overwrite, progress=_of_all(progress, plan.size))
+        merging.write(plan, dst, overwrite=overwrite, progress=_with_total(progress, plan.size))
     return plan
 
 
-def _of_all(
+def _with_total(
     progress: Callable[[int, int], None] | None, total: int
 ) -> Callable[[int], None] | None:
-    """The same, called with what was done alone."""
+    """Return a function that calls `progress` with its argument and `total`; None without it."""
     return None if progress is None else lambda done: progress(done, total)

@@ -1,4 +1,4 @@
-"""A checkpoint → a packed file."""
+"""Pack a checkpoint into one file."""
 
 from __future__ import annotations
 
@@ -20,23 +20,23 @@ PathLike = str | os.PathLike[str]
 
 @dataclass(frozen=True)
 class Packed:
-    """What `pack` wrote.
+    """The result of `pack`.
 
     Attributes:
-        digest: ``sha256:…``, the adapter's name.
-        size: bytes of the packed file.
-        source_size: bytes of the files that were read.
-        layout: the name of the reader, as `vbfmt.converters.READERS` has it.
-        what: the same in words.
+        digest: the adapter's digest, ``sha256:…``.
+        size: size of the packed file in bytes.
+        source_size: size of the files that were read, in bytes.
+        layout: name of the source's format in `vbfmt.converters.READERS`.
+        title: that format's name for people.
         adapter: the adapter.
-        bank: path of the bank's file, if it is one of its own.
+        bank: path of the bank's own file; None if the bank is in the packed file.
     """
 
     digest: str
     size: int
     source_size: int
     layout: str
-    what: str
+    title: str
     adapter: Adapter
     bank: str | None = None
 
@@ -58,24 +58,28 @@ def pack(
     """Pack a VB-LoRA checkpoint into one file.
 
     Args:
-        src: its folder or weights file, or a repository on the Hugging Face Hub.
-        dst: the file to write, or an open binary file. Missing folders above it are made.
-        topk: k, for logits without a config.
-        layout: the name of the reader in `vbfmt.converters.READERS`, for sources that do not show
-            it.
-        base: the base model's folder, for Uni-LoRA checkpoints that hold only a seed.
+        src: the checkpoint's folder or weights file, or a repository on the Hugging Face Hub.
+        dst: the path of the file to write, or an open binary file. Missing parent folders are
+            created.
+        topk: k, needed if the checkpoint has logits and no config.
+        layout: name of the format in `vbfmt.converters.READERS`, needed if several are possible.
+        base: the base model's folder, needed for Uni-LoRA checkpoints that hold only a seed.
         base_model: the base model's name to record, instead of the source's own.
-        revision: of a repository: a branch, a tag or a commit.
-        bank, banks: where the bank goes, as `vbfmt.save`.
+        revision: the repository's branch, tag or commit.
+        bank, banks: where the bank is written, as in `vbfmt.save`.
         card: write a model card for the Hub beside the file.
         overwrite: replace an existing file.
 
     Warns:
-        VbfmtWarning: the source names a path of the machine that trained it, which is not recorded.
+        VbfmtWarning: the base model's name is a path on the machine that trained the adapter, and
+            is not recorded; also what the reader warns of.
 
     Raises:
-        SourceError, ContentError: the source cannot be packed.
-        OutputExistsError, TargetError, StorageError: the file cannot be written.
+        SourceError: the source cannot be read as a VB-LoRA adapter.
+        ContentError: a value breaks a rule of the format.
+        ConfigError: `card` is set and `dst` is not a path.
+        OutputExistsError: `dst` exists, and `overwrite` is not set.
+        TargetError, StorageError: the file cannot be written, or a file cannot be read.
     """
     file = dst if isinstance(dst, (str, os.PathLike)) else None
     readme = None if file is None else os.path.join(os.path.dirname(file), cards.NAME)
@@ -97,17 +101,19 @@ def pack(
     else:
         done = _write_stream(packed.dumps(adapter, bank=bank), packed.digest(adapter), dst)
     reader = opened.reader
-    return Packed(done.digest, done.size, source_size, reader.name, reader.what, adapter, done.bank)
+    return Packed(
+        done.digest, done.size, source_size, reader.name, reader.title, adapter, done.bank
+    )
 
 
 def recorded(adapter: Adapter, base_model: str | None = None) -> Adapter:
-    """The adapter with the base model's name that its packed form keeps.
+    """Return the adapter with the base model's name that is recorded in the packed file.
 
-    That is `base_model` if it is given. Else it is what the source says, unless that is a path of
-    the machine that trained the adapter.
+    That is `base_model` if it is given. Otherwise it is the source's own, or None if that is a path
+    on the machine that trained the adapter.
 
     Warns:
-        VbfmtWarning: a path is left out.
+        VbfmtWarning: such a path is left out.
     """
     named = adapter.base_model
     if base_model is not None:
@@ -120,8 +126,8 @@ def recorded(adapter: Adapter, base_model: str | None = None) -> Adapter:
     if named is None or not inputs.is_local_path(named):
         return adapter
     warn(
-        f"the base model's name is a path of the machine that trained it, and is not recorded: "
-        f"{named}; give `base_model=NAME` to record one"
+        f"the base model's name is a path on the machine that trained the adapter, so it is not "
+        f"recorded: {named}; give `base_model=NAME` to record one"
     )
     return replace(adapter, base_model=None, base_revision=None)
 
@@ -137,9 +143,9 @@ def _opened(
 def _require_no_card(readme: str | None) -> None:
     if readme is None:
         raise ConfigError("`card` needs a path to write beside", part="`dst`")
-    if os.path.lexists(readme):  # it could be anybody's: not even `overwrite` replaces it
+    if os.path.lexists(readme):  # somebody else may have written it: not even `overwrite` applies
         raise TargetError(
-            "the model card exists already", file=readme, advice="pack into a folder of its own"
+            "the model card exists already", file=readme, advice="pack into a folder without one"
         )
 
 

@@ -1,4 +1,4 @@
-"""Whether a packed adapter is what a checkpoint holds."""
+"""Compare a packed adapter with the checkpoint that it was packed from."""
 
 from __future__ import annotations
 
@@ -20,11 +20,11 @@ _ROUNDED_TWICE = 2.0**-23
 
 @dataclass(frozen=True)
 class Reference:
-    """A checkpoint packed again, to compare with.
+    """A checkpoint to compare with, packed again in memory.
 
     Attributes:
-        adapter: what it holds.
-        rounded: whether its admixture weights went through PEFT's top-k form, which rounds them.
+        adapter: the adapter in the checkpoint.
+        rounded: whether the checkpoint is in PEFT's top-k form, which rounds admixture weights.
     """
 
     adapter: Adapter
@@ -33,12 +33,12 @@ class Reference:
 
 @dataclass(frozen=True)
 class Comparison:
-    """What `against` found.
+    """The result of `against`.
 
     Attributes:
-        difference: between the adapter and the checkpoint.
-        bound: how far an element of a factor may be off by the rounding of the top-k form; 0 where
-            nothing but equality counts.
+        difference: the difference between the adapter and the checkpoint.
+        bound: the largest difference of an element of a factor that the rounding of PEFT's top-k
+            form explains; 0 if the checkpoint is not in that form.
     """
 
     difference: Difference
@@ -46,7 +46,7 @@ class Comparison:
 
     @property
     def same(self) -> bool:
-        """Whether nothing differs, or factors alone and by no more than `bound`."""
+        """Whether nothing differs, or only factors do, by at most `bound`."""
         rest = self.difference
         factors_alone = not (rest.parts or rest.only_in_a or rest.only_in_b)
         shapes_agree = all(module.shapes is None for module in rest.modules)
@@ -62,7 +62,7 @@ def reference(
     base_model: str | None = None,
     revision: str | None = None,
 ) -> Reference:
-    """Pack a checkpoint again, in memory. Arguments and errors as `vbfmt.pack`."""
+    """Pack a checkpoint again, in memory; arguments and errors as `vbfmt.pack`."""
     opened = open_source(sources.checkpoint(os.fspath(src), revision=revision), layout=layout)
     config = None if base is None else sources.config(os.fspath(base))
     adapter = recorded(opened.read(topk=topk, base=config), base_model)
@@ -72,8 +72,9 @@ def reference(
 def against(adapter: Adapter, checkpoint: Reference) -> Comparison:
     """Compare an adapter with a checkpoint.
 
-    A checkpoint in PEFT's top-k form gives factors that are rounded once more than those of the
-    logits that it was made from: each is within (k + 1)·2⁻²⁴·max|bank| of the exact value.
+    The factors of a checkpoint in PEFT's top-k form are rounded once more than those of the logits
+    that it was made from. Both are within (k + 1)·2⁻²⁴·max|bank| of the exact values, so they may
+    differ by twice that.
     """
     bound = 0.0
     if checkpoint.rounded:

@@ -1,4 +1,4 @@
-"""An adapter → a PEFT VB-LoRA folder."""
+"""Write an adapter as a PEFT VB-LoRA folder."""
 
 from __future__ import annotations
 
@@ -17,10 +17,10 @@ PathLike = str | os.PathLike[str]
 
 @dataclass(frozen=True)
 class Unpacked:
-    """What `unpack` wrote.
+    """The result of `unpack`.
 
     Attributes:
-        size: bytes of the files that were written.
+        size: size of the files that were written, in bytes.
         adapter: the adapter.
     """
 
@@ -41,16 +41,17 @@ def unpack(
 
     Args:
         src: a packed file, a checkpoint, a repository on the Hugging Face Hub, or an adapter.
-        dst: the folder to write. Missing folders above it are made.
-        revision: of a repository: a branch, a tag or a commit.
-        banks: for packed files without a bank, as `vbfmt.load`.
+        dst: the folder to write. Missing parent folders are created.
+        revision: the repository's branch, tag or commit.
+        banks: where to look for external banks, as in `vbfmt.load`.
         card: write a model card for the Hub, too.
         overwrite: replace the files of an existing folder.
 
     Raises:
         VbfmtError: `src` cannot be read.
-        TargetError: modules differ in rank, which PEFT's VB-LoRA cannot say.
-        OutputExistsError, StorageError: the folder cannot be written.
+        TargetError: modules differ in rank, which PEFT's VB-LoRA cannot express.
+        OutputExistsError: `dst` exists, and `overwrite` is not set.
+        StorageError: the folder cannot be written.
     """
     outputs.require_folder(dst, overwrite=overwrite)
     found = inputs.located(src, revision=revision)

@@ -98,9 +98,9 @@ def test_what_mlx_would_drop_is_one_refusal(vbfmt, tmp_path):
 
 def test_the_runtimes_are_those_with_rules():
     from vbfmt.cli.arguments import RUNTIMES
-    from vbfmt.converters.runtimes import TAKES
+    from vbfmt.converters.runtimes import FORMS
 
-    assert tuple(TAKES) == RUNTIMES
+    assert tuple(FORMS) == RUNTIMES
 
 
 def test_a_rank_that_is_not_lower_loses_nothing(vbfmt, tmp_path, packed):

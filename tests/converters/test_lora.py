@@ -117,7 +117,7 @@ def test_an_unknown_dtype_is_refused(tmp_path):
 def test_another_tensor_with_a_factors_name_is_refused(tmp_path, name):
     tensor = wide_indices().tensors["score.weight"]
     adapter = dataclasses.replace(worked_example(), tensors={name: tensor})
-    with pytest.raises(errors.TargetError, match="has the name of a factor.*drop_extras=True"):
+    with pytest.raises(errors.TargetError, match="has the key of a factor.*drop_extras=True"):
         lora.write(adapter, tmp_path / "x")
     assert not list(tmp_path.iterdir())
     lora.write(adapter, tmp_path / "x", drop_extras=True)

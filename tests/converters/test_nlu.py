@@ -94,7 +94,7 @@ def forget_copies(folder):
 
 
 def test_the_wrong_layout_is_refused_where_a_shape_can_tell(checkpoint):
-    with pytest.raises(errors.SourceError, match="not one vector bank"):
+    with pytest.raises(errors.SourceError, match="not exactly one vector bank"):
         read(checkpoint, layout="algorithm1", topk=authors.K)
 
 

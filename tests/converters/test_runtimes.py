@@ -15,7 +15,7 @@ def plain():
     return random_adapter(layers=2, hidden=32, feed=48, kv=16, b=8)
 
 
-@pytest.mark.parametrize("runtime", runtimes.TAKES)
+@pytest.mark.parametrize("runtime", runtimes.FORMS)
 def test_a_plain_adapter_has_nothing_against_it(plain, runtime):
     assert runtimes.findings(plain, runtime) == []
 
@@ -28,7 +28,7 @@ def test_extras_are_refused_where_the_runtime_would(runtime):
 
 
 def test_every_form_that_a_runtime_takes_is_written():
-    assert set(runtimes.TAKES.values()) == set(WRITERS)
+    assert set(runtimes.FORMS.values()) == set(WRITERS)
 
 
 def test_extras_that_are_dropped_silently_are_told():
@@ -69,7 +69,7 @@ def test_parts_of_a_vision_language_model_are_pointed_out(runtime, name, start):
 
 def test_every_rule_has_a_runtime_and_a_source():
     for rule in runtimes.RULES:
-        assert rule.runtime in runtimes.TAKES
+        assert rule.runtime in runtimes.FORMS
         assert rule.source.split(",")[0].split()[0].endswith((".py", ".cpp"))
 
 

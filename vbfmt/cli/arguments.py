@@ -13,7 +13,7 @@ LAYOUTS = ("peft", "unilora", "nlu", "algorithm1")
 """The names of `vbfmt.converters.READERS`."""
 
 RUNTIMES = ("vllm", "sglang", "tgi", "llama.cpp", "ollama", "mlx")
-"""The keys of `vbfmt.converters.runtimes.TAKES`."""
+"""The keys of `vbfmt.converters.runtimes.FORMS`."""
 
 FIGURES = ("usage", "norms", "depth", "kinds", "selection", "projection", "delta")
 """The keys of `vbfmt.plot.FIGURES`."""

@@ -136,7 +136,7 @@ def command(
         show.as_json(_as_dict(done, output, dtype, check))
         return
     show.say(
-        f"{output}: {done.what} of rank {done.rank} in {dtype}, {done.modules} "
+        f"{output}: {done.title} of rank {done.rank} in {dtype}, {done.modules} "
         f"modules, {show.size(done.size)}"
     )
     for runtime in check:

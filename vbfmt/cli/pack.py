@@ -114,7 +114,7 @@ def command(
     if done.bank is not None:
         show.say(f"external bank: {done.bank}, {show.size(done.adapter.bank.nbytes)}")
     modules = show.counted(len(done.adapter), "module")
-    show.say(f"{modules}, {done.adapter.N} sub-vectors, read as {done.what}")
+    show.say(f"{modules}, {done.adapter.N} sub-vectors, read as {done.title}")
     show.say(done.digest)
     show.say("the digest is of the content; sha256sum prints another sum, of the file")
     if card:
