@@ -249,8 +249,8 @@ def _findings(
     ]
     if strict and found:
         raise TargetError(
-            f"{found[0].rule.runtime} would not load all of it as it is ({found[0].rule.source})",
-            found=f"{found[0].rule.effect} {found[0].what}",
+            f"{found[0].rule.runtime} {found[0].rule.effect} {found[0].what} "
+            f"({found[0].rule.source})",
             advice=found[0].rule.advice,
         )
     return tuple(found)
