@@ -1,1 +1,1 @@
-"""Files that converters read: checkpoint folders, safetensors, pickles."""
+"""Read the files of converters: checkpoint folders, safetensors and pickles."""

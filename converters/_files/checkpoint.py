@@ -1,4 +1,4 @@
-"""A foreign checkpoint on the disk: tensors and config, before a converter interprets them."""
+"""A foreign checkpoint as a converter gets it: its tensors and its config, not yet interpreted."""
 
 from __future__ import annotations
 
@@ -26,39 +26,41 @@ WEIGHTS = (
     "pytorch_model.bin",
     "pytorch_model_fsdp.bin",
 )
-"""Weights that a folder is searched for, in this order: an adapter's own before a whole model's."""
+"""Names of weights files, in the order in which a folder is searched: an adapter's own weights
+before a whole model's."""
 
 CONFIGS = (peft_layout.CONFIG, "config.json")
-"""Configs that a reader may look for beside the weights."""
+"""Names of configs that a reader may use, beside the weights."""
 
 FLOATS = ("F32", "F16", "BF16", "F64")
-"""Dtypes that banks and logits come in."""
+"""Accepted dtypes of banks and logits, by their safetensors names."""
 
 _INDEXES = ("model.safetensors.index.json", "pytorch_model.bin.index.json")
-"""Indexes of a whole model in several files."""
+"""Names of index files, for a whole model in shards."""
 
 SUFFIXES = (".safetensors", ".bin", ".pt", ".pth")
-"""Endings of weights files."""
+"""Suffixes of weights files."""
 
 
 @dataclass(frozen=True)
 class Checkpoint:
-    """What a reader is given.
+    """An opened checkpoint.
 
     Attributes:
-        file: the weights file.
-        tensors: by key, as the file has them.
+        file: path of the weights file, or of the index of shards.
+        tensors: the tensors by the keys in the file.
     """
 
     file: Path
     tensors: Mapping[str, Tensor]
 
     def config(self, name: str) -> dict[str, Any] | None:
-        """The JSON object in the file of that name beside the weights, None if there is no file.
+        """Return the JSON object in the config of that name beside the weights, None if there is
+        no such file.
 
         Raises:
-            SourceError: not a JSON object, or a folder.
-            StorageError: the operating system refuses.
+            SourceError: the file is not a JSON object, or is a folder.
+            StorageError: the file cannot be read.
         """
         path = self.config_file(name)
         try:
@@ -71,23 +73,28 @@ class Checkpoint:
             raise storage.refusal("cannot read", path, error) from None
 
     def config_file(self, name: str) -> Path:
-        """Where that config would be."""
+        """Return the path of the config of that name beside the weights; it need not exist."""
         return self.file.parent / name
 
 
 def needed(names: Collection[str]) -> list[str]:
-    """Of all files of a checkpoint those that are read: one of weights, and configs; none if there
-    are no weights."""
+    """Return the names of the files that are read of a checkpoint: one weights file, and configs.
+
+    Args:
+        names: names of all files in the checkpoint. If there are no weights among them, the result
+            is empty.
+    """
     weights = next((name for name in WEIGHTS if name in names), None)
     return [weights, *(name for name in CONFIGS if name in names)] if weights else []
 
 
 def open_checkpoint(path: PathLike) -> Checkpoint:
-    """The checkpoint in a folder, or of a weights file.
+    """Open the checkpoint in a folder, or the one whose weights file is given.
 
     Raises:
-        SourceError: there are no weights, or they cannot be read as tensors alone.
-        StorageError: the operating system refuses.
+        SourceError: there are no weights, or the file holds anything but tensors.
+        MissingSourceError: there is no such file or folder.
+        StorageError: a file cannot be read.
     """
     try:
         file = _locate(Path(path))
@@ -103,7 +110,7 @@ def _tensors(file: Path) -> Mapping[str, Tensor]:
 
 
 def _sharded(index: Path) -> dict[str, Tensor]:
-    """The tensors of all files that an index names."""
+    """Return the tensors of all shards that an index names."""
     shards = json_file.read(index).get("weight_map")
     names = set(shards.values()) if isinstance(shards, dict) else set()
     result: dict[str, Tensor] = {}
@@ -118,10 +125,13 @@ def _sharded(index: Path) -> dict[str, Tensor]:
 
 
 def agreed_k(sources: Mapping[str, object]) -> int:
-    """k as every source of it says, None where one is silent; they must not disagree.
+    """Return k, on which all sources must agree.
+
+    Args:
+        sources: name of the source → k, None if the source does not give it.
 
     Raises:
-        SourceError: no source gives k, they disagree, or it is no positive integer.
+        SourceError: no source gives k, sources disagree, or k is not a positive integer.
     """
     known = {source: k for source, k in sources.items() if k is not None}
     if not known:
@@ -142,10 +152,15 @@ def agreed_k(sources: Mapping[str, object]) -> int:
 
 
 def size_in(source: str, key: str, value: object) -> int:
-    """A size that a source names, which must be a whole number from 1 on; true and "2" are none.
+    """Return a size from a source.
+
+    Args:
+        source: name of the source, for messages.
+        key: the size's key in it, for messages.
+        value: the value. ``true`` and ``"2"`` are refused.
 
     Raises:
-        SourceError
+        SourceError: the value is not a whole number of at least 1.
     """
     if type(value) is not int or value < 1:
         raise SourceError(
@@ -158,22 +173,20 @@ def size_in(source: str, key: str, value: object) -> int:
 
 
 def shown(value: object) -> str:
-    """A config's value as its file has it, or the beginning: ``"2"`` is not ``2``."""
+    """Return a config's value as JSON, at most 80 characters, so that ``"2"`` and ``2`` differ."""
     return json.dumps(value, ensure_ascii=False)[:80]
 
 
 def require_gathered(tensors: Mapping[str, Tensor]) -> None:
-    """Refuse tensors without elements: DeepSpeed's ZeRO-3 leaves them where it has partitioned
-    parameters.
+    """Refuse tensors without elements, which DeepSpeed's ZeRO-3 saves for partitioned parameters.
 
     Raises:
-        SourceError: names the first.
+        SourceError: with the first such tensor.
     """
     empty = [key for key, tensor in tensors.items() if tensor.shape == (0,)]
     if empty:
         raise SourceError(
-            "tensors without elements, as DeepSpeed ZeRO-3 leaves where its parameters are not "
-            "gathered",
+            "tensors without elements, which DeepSpeed ZeRO-3 saves if parameters are not gathered",
             part=empty[0],
             found=f"{len(empty)} of {len(tensors)} tensors empty",
             advice="run zero_to_fp32.py in the training checkpoint and pack its output, or save "
@@ -182,11 +195,11 @@ def require_gathered(tensors: Mapping[str, Tensor]) -> None:
 
 
 def bank_of(tensor: Tensor) -> NDArray[np.float32]:
-    """The vector bank (h, b) in float32.
+    """Return the vector bank as a float32 array (h, b).
 
     Raises:
-        SourceError: not a matrix of floats.
-        ContentError: NaN, infinity, or a number beyond float32.
+        SourceError: the tensor is not a matrix of floats.
+        ContentError: a value is NaN, infinite or out of float32's range.
     """
     if tensor.dtype not in FLOATS or len(tensor.shape) != 2 or 0 in tensor.shape:
         raise SourceError("not a vector bank", part="vector bank", found=tensor, expected="(h, b)")
@@ -201,12 +214,13 @@ def bank_of(tensor: Tensor) -> NDArray[np.float32]:
             part="vector bank",
             found=f"{float(given[vector, element]):g} in vector {vector}",
             expected="finite numbers",
-            advice="the training run that wrote this checkpoint diverged or the file is damaged",
+            advice="the training diverged, or the file is damaged: use another checkpoint",
         )
     return bank
 
 
 def _locate(path: Path) -> Path:
+    """Return the path of a checkpoint's weights file, or of its index of shards."""
     if path.is_dir():
         names = (*WEIGHTS, *_INDEXES)
         weights = next((path / name for name in names if (path / name).is_file()), None)

@@ -1,10 +1,10 @@
-"""Tensors of PyTorch's own file format (``.bin``, ``.pt``), read without PyTorch and without
-running anything.
+"""Read tensors from PyTorch's own file format (``.bin``, ``.pt``), without PyTorch and without
+running code from the file.
 
-Two forms: a zip archive with a pickle and a record for each storage (PyTorch 1.6 and later), and a
-row of pickles followed by the storages. Every size is checked against the file before it is used,
-and a tensor is a view of the mapped file. What is read has the values that
-``torch.load(weights_only=True)`` gives; what that refuses is refused here too.
+There are two forms: a zip archive with a pickle and a record for each storage (PyTorch 1.6 and
+later), and a sequence of pickles followed by the storages. Every size is compared with the file
+before it is used, and a tensor is a view of the memory-mapped file. The values are those of
+``torch.load(weights_only=True)``, and every file that it refuses is refused here, too.
 """
 
 from __future__ import annotations
@@ -24,36 +24,40 @@ from vbfmt.errors import SourceError
 from vbfmt.tensors import BITS, Tensor
 
 LONGEST_PROGRAM = 64 << 20
-"""Bytes of the pickle in a file: names and shapes of its tensors."""
+"""Most bytes of the pickle in a file, which has the names and shapes of the tensors."""
 
 MEMORY = 40 << 20
-"""Bytes that the objects of a pickle may take: those of some 25,000 tensors."""
+"""Most bytes of memory for the objects of a pickle, enough for about 25,000 tensors."""
 
 _MOST_TIMES = 4
-"""Tied weights are stored once and have several names: the tensors of a file may have so many times
-its bytes."""
+"""The tensors of a file may together be this many times as large as the file: tied weights are
+stored once and have several names."""
 
 _MAGIC = 0x1950A86A20F9469CFC6C
 _PROTOCOL = 1001
 _VERSIONS = range(1, 11)
 _LONGEST_TEXT = 256
-"""Bytes of a record that describes the archive."""
+"""Most bytes of a record that describes the archive."""
 
 _SHARDED = b"DTensor"
 _MODEL = ("model", "state_dict", "model_state_dict")
-"""Names of a model's state dict in that of a training loop; accelerate's after consolidation."""
+"""Keys under which training loops, and accelerate after consolidation, save a model's state
+dict."""
 
 Contents = Mapping[str, NDArray[np.uint8]]
-"""Bytes of storages by key."""
+"""Bytes of the storages, by key."""
 
 
 def read(path: str | os.PathLike[str]) -> dict[str, Tensor]:
-    """Return the tensors by name; nothing is copied, save tensors that are not row-major.
+    """Read a state dict. Only tensors that are not row-major are copied; others are mapped.
+
+    Returns:
+        The tensors by name.
 
     Raises:
-        SourceError: the file is no state dict, holds more than tensors, or does not hold what it
-            claims to.
-        StorageError: it cannot be read.
+        SourceError: the file is not a state dict, holds anything but tensors, or contradicts
+            itself.
+        StorageError: the file cannot be read.
     """
     data = storage.read(path, mmap=True)
     try:
@@ -63,7 +67,7 @@ def read(path: str | os.PathLike[str]) -> dict[str, Tensor]:
 
 
 def parse(data: memoryview) -> dict[str, Tensor]:
-    """Return the tensors in bytes at hand, as `read`.
+    """Return the tensors in the bytes of a file, as `read`.
 
     Raises:
         SourceError: as `read`.
@@ -75,34 +79,35 @@ def parse(data: memoryview) -> dict[str, Tensor]:
         raise
     except ValueError as error:  # UnicodeDecodeError is one
         raise SourceError(
-            "not a pickle of tensors alone: refused",
+            "not a pickle of tensors only: refused",
             found=error,
             expected="a state dict as torch.save writes it",
-            advice="convert it to safetensors where you trust it",
+            advice="if you trust it, load it with PyTorch and save it as safetensors",
         ) from None
 
 
 def _parsed(data: memoryview) -> tuple[Any, Contents]:
-    """The object in a file, and the bytes of the storages that it mentions."""
+    """Return the object in a file, and the bytes of its storages."""
     if data[: len(zip_records.BEGINS)] == zip_records.BEGINS:
         return _of_archive(data)
-    return _of_row(data)
+    return _of_sequence(data)
 
 
 def _of_archive(data: memoryview) -> tuple[Any, Contents]:
+    """Return the object and the storages in a file of PyTorch 1.6 or later."""
     records = zip_records.read(data)
     top = next(iter(records), "").partition("/")[0] + "/"
     own = {}
     for name, (begin, end) in records.items():
         inner = name.removeprefix(top)
-        # PyTorch finds records without regard to case.
+        # PyTorch ignores case when it looks for a record.
         if not name.startswith(top) or inner != inner.lower():
-            raise ValueError(f"a record {name[:80]!r} beside those of torch.save")
+            raise ValueError(f"a record {name[:80]!r} that torch.save does not write")
         own[inner] = data[begin:end]
     if "data.pkl" not in own or "constants.pkl" in own or ".data/version" in own:
-        raise ValueError("no archive of torch.save")
+        raise ValueError("not an archive of torch.save")
     if _text(own, "byteorder", "little") != "little":
-        raise ValueError("unsupported: values with the most significant byte first")
+        raise ValueError("unsupported: big-endian values")
     version = _text(own, "version", "").rstrip("\n")
     if not version.isdecimal() or len(version) > 2 or int(version) not in _VERSIONS:
         raise ValueError(f"unsupported: version {version!r} of the archive")
@@ -124,23 +129,23 @@ def _of_archive(data: memoryview) -> tuple[Any, Contents]:
         content = own.get(f"data/{key}")
         if content is None or len(content) != described.size:
             found = "is missing" if content is None else f"has {len(content)} bytes"
-            raise ValueError(f"storage {key[:40]!r} {found}, not {described.size}")
+            raise ValueError(f"storage {key[:40]!r} {found}, expected {described.size} bytes")
         contents[key] = np.frombuffer(content, np.uint8)
     return state, contents
 
 
 def _not_gathered() -> SourceError:
     return SourceError(
-        "a process's part of sharded tensors (DTensor), as fully_shard leaves them",
+        "sharded tensors (DTensor), of which the file holds one process's part",
         expected="whole tensors",
-        advice="gather them where you train: torch.distributed.checkpoint.state_dict."
+        advice="gather them in the training code: torch.distributed.checkpoint.state_dict."
         "get_model_state_dict(model, options=StateDictOptions(full_state_dict=True, "
         "cpu_offload=True)), and save that in one process",
     )
 
 
 def _text(records: Mapping[str, memoryview], name: str, default: str) -> str:
-    """The content of a short record."""
+    """Return the content of a short record, `default` if there is none."""
     content = records.get(name)
     if content is None:
         return default
@@ -149,8 +154,8 @@ def _text(records: Mapping[str, memoryview], name: str, default: str) -> str:
     return bytes(content).decode()
 
 
-def _of_row(data: memoryview) -> tuple[Any, Contents]:
-    """The object in a file of the form before PyTorch 1.6."""
+def _of_sequence(data: memoryview) -> tuple[Any, Contents]:
+    """Return the object and the storages in a file of the form before PyTorch 1.6."""
     storages: dict[str, Storage] = {}
     program = data[:LONGEST_PROGRAM]
     results = []
@@ -161,10 +166,10 @@ def _of_row(data: memoryview) -> tuple[Any, Contents]:
         )
         results.append(result)
         if results[:2] not in ([_MAGIC], [_MAGIC, _PROTOCOL]):
-            raise ValueError("no file of torch.save")
+            raise ValueError("not a file of torch.save")
     _, _, system, state, keys = results
     if not isinstance(system, dict) or system.get("little_endian", True) is not True:
-        raise ValueError("unsupported: values with the most significant byte first")
+        raise ValueError("unsupported: big-endian values")
     if type(keys) is not list or not all(type(key) is str for key in keys):
         raise ValueError("an unreadable list of storages")
     if len(set(keys)) != len(keys) or set(keys) != set(storages):
@@ -174,7 +179,7 @@ def _of_row(data: memoryview) -> tuple[Any, Contents]:
         content = data[position + 8 : position + 8 + storages[key].size]
         (elements,) = struct.unpack("<q", data[position : position + 8].tobytes().ljust(8, b"\xff"))
         if elements != storages[key].elements or len(content) != storages[key].size:
-            raise ValueError(f"storage {key[:40]!r} has not the bytes that it claims")
+            raise ValueError(f"storage {key[:40]!r} does not have the size that it claims")
         contents[key] = np.frombuffer(content, np.uint8)
         position += 8 + len(content)
     if position != len(data):
@@ -184,19 +189,19 @@ def _of_row(data: memoryview) -> tuple[Any, Contents]:
 
 def _require_short(program: memoryview) -> None:
     if len(program) > LONGEST_PROGRAM:
-        raise ValueError(f"a pickle of {len(program)} bytes beside the tensors")
+        raise ValueError(f"a pickle of {len(program)} bytes, more than {LONGEST_PROGRAM}")
 
 
 def _tensors(state: Any, contents: Contents, size: int) -> dict[str, Tensor]:
-    """The tensors of a state dict in a file of `size` bytes."""
+    """Return the tensors of a state dict in a file of `size` bytes."""
     if not isinstance(state, dict):
         raise SourceError("not a state dict", found=_kind(state), expected="tensors by name")
-    state = _models_own(state)
+    state = _model_state(state)
     for name, value in state.items():
         if type(value) is not View:
             raise SourceError("not a plain tensor", part=name, found=_kind(value))
     if sum(map(_length, state.values())) > _MOST_TIMES * size:
-        raise _not_stored(None, "tensors of many times the file's size")
+        raise _not_stored(None, f"tensors of more than {_MOST_TIMES} times the file's size")
     copies: dict[View, NDArray[np.uint8]] = {}
     left = size
     tensors = {}
@@ -215,22 +220,22 @@ def _tensors(state: Any, contents: Contents, size: int) -> dict[str, Tensor]:
                 copies[view] = _copied(view, content)
             flat = copies[view]
         if view.storage.dtype == "BOOL" and flat.size and flat.max() > 1:
-            # PyTorch keeps such bytes or makes them 1, by how it happens to copy them.
+            # PyTorch keeps such bytes or changes them to 1, depending on how it copies them.
             raise SourceError(
-                "not true or false", part=name, found=f"byte {flat.max()}", expected="0 or 1"
+                "not a boolean", part=name, found=f"byte {flat.max()}", expected="0 or 1"
             )
         tensors[name] = Tensor(view.storage.dtype, view.shape, flat)
     return tensors
 
 
-def _models_own(state: dict[Any, Any]) -> dict[Any, Any]:
-    """The model's state dict, where a training loop has saved it beside others, by its name."""
+def _model_state(state: dict[Any, Any]) -> dict[Any, Any]:
+    """Return the model's state dict if a training loop has saved it under a key, else `state`."""
     inner = [name for name in _MODEL if type(state.get(name)) is dict]
     return state[inner[0]] if len(inner) == 1 else state
 
 
 def _length(view: View) -> int:
-    """Bytes of a tensor, at most 2⁶⁶."""
+    """Return the number of a tensor's bytes, or 2⁶⁶ if it is greater."""
     length = BITS[view.storage.dtype] // 8
     if 0 in view.shape:
         return 0
@@ -249,7 +254,7 @@ def _is_row_major(view: View) -> bool:
 
 
 def _copied(view: View, content: NDArray[np.uint8]) -> NDArray[np.uint8]:
-    """The bytes of a tensor that is not stored row by row."""
+    """Return the bytes of a tensor that is not row-major, as a row-major copy."""
     size = BITS[view.storage.dtype] // 8
     elements = content.view(f"u{size}")[view.offset :]
     strides = [stride * size for stride in view.stride]
@@ -259,7 +264,7 @@ def _copied(view: View, content: NDArray[np.uint8]) -> NDArray[np.uint8]:
 
 def _not_stored(name: str | None, found: str) -> SourceError:
     return SourceError(
-        "tensors with more elements than the file holds",
+        "tensors have more elements than the file holds",
         part=name,
         found=found,
         expected="every element stored",

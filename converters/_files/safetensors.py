@@ -1,8 +1,8 @@
-"""The safetensors container: tensors mapped in place, files written as a stream.
+"""The safetensors format: tensors are memory-mapped, and files are written as a stream.
 
-The package of that name copies every tensor that it reads through numpy and wants all of them in
-memory to write; adapters of hundreds of megabytes are better served by a map over the header.
-Layout: 8 bytes little-endian length of the header, JSON header, data without gaps.
+The safetensors package is not used: with numpy it copies every tensor that it reads, and it needs
+all tensors in memory to write a file. A file is the header's length (8 bytes, little-endian), the
+header in JSON, and the tensors' bytes without gaps.
 """
 
 from __future__ import annotations
@@ -24,20 +24,20 @@ from vbfmt.tensors import BITS, WHOLE_BYTES, Tensor, byte_length
 
 PathLike = str | os.PathLike[str]
 Spec: TypeAlias = "tuple[str, str, tuple[int, ...]]"
-"""Name, safetensors dtype and shape of a tensor to be written."""
+"""Name, safetensors dtype and shape of a tensor to write."""
 
 _LENGTH = struct.Struct("<Q")
 LONGEST_NAME = 1024
-"""Characters of a tensor's name, as in a packed file."""
+"""Most characters of a tensor's name, as in a packed file."""
 _LONGEST_HEADER = 100_000_000  # the limit of the safetensors package
 
 
 @dataclass(frozen=True)
 class SafetensorsFile:
-    """A safetensors file in place.
+    """A memory-mapped safetensors file.
 
     Attributes:
-        tensors: by name, in the order of the file's data.
+        tensors: the tensors by name, in the order of their bytes in the file.
         metadata: the header's ``__metadata__``.
     """
 
@@ -46,11 +46,11 @@ class SafetensorsFile:
 
 
 def read(path: PathLike) -> SafetensorsFile:
-    """Map a safetensors file; nothing is copied, and nothing of the header is believed unchecked.
+    """Map a safetensors file into memory, and check its header; no tensor is copied.
 
     Raises:
         SourceError: the file is not safetensors, or its header contradicts itself or the file.
-        StorageError: it cannot be read.
+        StorageError: the file cannot be read.
     """
     data = storage.read(path, mmap=True)
     try:
@@ -60,11 +60,11 @@ def read(path: PathLike) -> SafetensorsFile:
 
 
 def parse(data: memoryview) -> SafetensorsFile:
-    """The same for bytes at hand."""
+    """Return the tensors and metadata in the bytes of a file; errors as `read`."""
     described, start = _header(data)
     metadata = described.pop("__metadata__", {})
     if not isinstance(metadata, dict) or not all(isinstance(v, str) for v in metadata.values()):
-        raise SourceError("metadata is not text by name", part="__metadata__")
+        raise SourceError("metadata does not map strings to strings", part="__metadata__")
     entries = [_entry(name, value) for name, value in described.items()]
     entries.sort(key=lambda entry: entry[3:])
     position = 0
@@ -90,7 +90,7 @@ def parse(data: memoryview) -> SafetensorsFile:
         position = end
     if start + position != len(data):
         raise SourceError(
-            "bytes that belong to no tensor",
+            "the file has bytes that belong to no tensor",
             part="end of the file",
             found=f"{len(data)} bytes",
             expected=start + position,
@@ -106,14 +106,18 @@ def write(
     metadata: Mapping[str, str] | None = None,
     overwrite: bool = False,
 ) -> int:
-    """Write tensors as they come, durably, all or nothing.
+    """Write a stream of tensors to a file, which is then on the disk as a whole or not at all.
 
     Args:
-        specs: what will come, in order.
-        contents: the bytes of each, little-endian and row-major, as long as `specs` says.
+        path: the file to write.
+        specs: name, dtype and shape of each tensor, in order.
+        contents: bytes of each tensor, little-endian and row-major, of the length that its spec
+            implies.
+        metadata: the header's ``__metadata__``.
+        overwrite: replace an existing file.
 
     Returns:
-        bytes written.
+        Number of bytes written.
 
     Raises:
         OutputExistsError, StorageError: as `storage.write`.
@@ -122,24 +126,29 @@ def write(
 
 
 def write_tensors(path: PathLike, tensors: Mapping[str, Tensor]) -> int:
-    """Write tensors at hand, with the ``format`` entry that transformers looks for; how many bytes
-    that took."""
+    """Write tensors in memory to a file, and return its number of bytes; errors as `write`.
+
+    The metadata has the ``format`` entry that transformers requires.
+    """
     specs = [(name, tensor.dtype, tensor.shape) for name, tensor in tensors.items()]
     contents = (tensor.data.data for tensor in tensors.values())
     return write(path, specs, contents, metadata={"format": "pt"})
 
 
 def header(specs: Iterable[Spec], metadata: Mapping[str, str] | None = None) -> bytes:
-    """What a file of these tensors begins with; their bytes follow in the same order, without gaps.
+    """Return the header of a file with these tensors, for writers that stream parts of tensors.
 
-    For writers that have no tensor whole at any time: the data need not be at hand.
+    The tensors' bytes must follow it in the same order, without gaps.
+
+    Raises:
+        ValueError: two tensors have one name, or a tensor is not a whole number of bytes.
     """
     entries: dict[str, Any] = {"__metadata__": dict(metadata)} if metadata else {}
     begin = 0
     for name, dtype, shape in specs:
         length = byte_length(dtype, shape)
         if length is None or name in entries:
-            raise ValueError(f"tensor {name!r} twice, or not of whole bytes")
+            raise ValueError(f"tensor {name!r} occurs twice, or is not a whole number of bytes")
         offsets = [begin, begin + length]
         entries[name] = {"dtype": dtype, "shape": list(shape), "data_offsets": offsets}
         begin += length
@@ -154,7 +163,7 @@ def _pieces(
     yield header(specs, metadata)
     for (name, dtype, shape), content in zip(specs, contents, strict=True):
         if len(content) != byte_length(dtype, shape):
-            raise ValueError(f"tensor {name!r}: {len(content)} bytes came for {dtype} {shape}")
+            raise ValueError(f"tensor {name!r}: got {len(content)} bytes for {dtype} {shape}")
         yield content
 
 
@@ -180,10 +189,10 @@ def _header(data: memoryview) -> tuple[dict[str, Any], int]:
 
 
 def _require_unicode(header: Mapping[str, Any]) -> None:
-    """JSON can say half a surrogate pair, which has no UTF-8.
+    """Refuse half a surrogate pair in a name or in the metadata: JSON allows it, UTF-8 does not.
 
     Raises:
-        UnicodeEncodeError
+        UnicodeEncodeError: a string has half a surrogate pair.
     """
     metadata = header.get("__metadata__")
     texts = [*metadata, *metadata.values()] if isinstance(metadata, dict) else []
@@ -192,10 +201,10 @@ def _require_unicode(header: Mapping[str, Any]) -> None:
 
 
 def _require_short_names(header: Mapping[str, Any]) -> None:
-    """A name is looked at piece by piece, between its dots.
+    """Refuse long names: the time to split names at their dots grows faster than their length.
 
     Raises:
-        ValueError
+        ValueError: a name has more than `LONGEST_NAME` characters.
     """
     for name in header:
         if len(name) > LONGEST_NAME:
@@ -209,7 +218,7 @@ def _entry(name: str, value: Any) -> tuple[str, str, tuple[int, ...], int, int]:
     except (TypeError, KeyError, ValueError):
         sound = False
     if not sound or not isinstance(shape, list):
-        raise SourceError("unreadable description of a tensor", part=name, found=repr(value)[:80])
+        raise SourceError("invalid description of a tensor", part=name, found=repr(value)[:80])
     if not isinstance(dtype, str) or dtype not in BITS:
         raise SourceError("unknown dtype", part=name, found=repr(dtype)[:80])
     return name, dtype, tuple(shape), begin, end

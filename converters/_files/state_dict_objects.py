@@ -1,6 +1,6 @@
-"""The objects that the pickle program of a state dict builds.
+"""The objects that the pickle program of a state dict creates.
 
-A tensor becomes a `View` of a `Storage`: no elements are read.
+A tensor becomes a `View` of a `Storage`, without its elements.
 """
 
 from __future__ import annotations
@@ -23,33 +23,34 @@ STORAGES = {
     "ByteStorage": "uint8",
     "BoolStorage": "bool",
 }
-"""PyTorch's storage class → its name of the dtype."""
+"""PyTorch's storage class → PyTorch's name of its dtype."""
 
 LARGEST = 1 << 63
+"""Sizes, offsets and strides must be below this, to fit into int64."""
 _MOST_DIMENSIONS = 64  # numpy's limit, and PyTorch's
 
 
 class Ordered(dict[str, Any]):
-    """What an `OrderedDict` becomes."""
+    """An `OrderedDict` of the program."""
 
     __slots__ = ()
 
 
 @dataclass(frozen=True, slots=True)
 class StorageType:
-    """A class of storages: of a dtype, by its safetensors name."""
+    """A storage class of PyTorch, by the safetensors name of its dtype."""
 
     dtype: str
 
 
 @dataclass(frozen=True, slots=True)
 class Storage:
-    """Bytes that the file claims to hold.
+    """A storage that the file claims to hold.
 
     Attributes:
-        key: its name in the file.
-        dtype: safetensors name.
-        elements: how many of that dtype.
+        key: its key in the file.
+        dtype: safetensors name of its dtype.
+        elements: its number of elements.
     """
 
     key: str
@@ -58,18 +59,19 @@ class Storage:
 
     @property
     def size(self) -> int:
-        """Bytes."""
+        """Number of bytes."""
         return self.elements * BITS[self.dtype] // 8
 
 
 @dataclass(frozen=True, slots=True)
 class View:
-    """A tensor: elements of a storage.
+    """A tensor as a view of a storage.
 
     Attributes:
-        storage: where they are.
-        offset: of the first, in elements.
-        shape, stride: in elements.
+        storage: the storage of its elements.
+        offset: position of its first element in the storage, in elements.
+        shape: its shape.
+        stride: its strides, in elements.
     """
 
     storage: Storage
@@ -87,12 +89,12 @@ def _tensor(
     hooks: Any,
     metadata: Any = None,
 ) -> View:
-    """What PyTorch's `_rebuild_tensor_v2` is called with."""
+    """Check the arguments of PyTorch's `_rebuild_tensor_v2`, and return the view."""
     if type(storage) is not Storage or type(shape) is not tuple or type(stride) is not tuple:
-        raise ValueError("an unreadable description of a tensor")
+        raise ValueError("an invalid description of a tensor")
     sizes = (offset, *shape, *stride)
     if len(shape) != len(stride) or len(shape) > _MOST_DIMENSIONS or not all(map(_is_size, sizes)):
-        raise ValueError("an unreadable description of a tensor")
+        raise ValueError("an invalid description of a tensor")
     if metadata:
         raise ValueError("unsupported: a tensor that is stored negated or conjugated")
     _require_plain(storage, gradient, hooks)
@@ -101,22 +103,23 @@ def _tensor(
     if 0 not in shape:
         last += 1 + sum((size - 1) * step for size, step in zip(shape, stride, strict=True))
     if last > storage.elements:
-        raise ValueError(f"a tensor beyond its storage {storage.key[:40]!r}")
+        raise ValueError(f"a tensor past the end of its storage {storage.key[:40]!r}")
     return view
 
 
 def _parameter(view: Any, gradient: Any, hooks: Any) -> View:
+    """Check the arguments of PyTorch's `_rebuild_parameter`, and return the view."""
     if type(view) is not View:
-        raise ValueError("a parameter of what is no tensor")
+        raise ValueError("a parameter that is not a tensor")
     _require_plain(view.storage, gradient, hooks)
     return view
 
 
 def _require_plain(storage: Storage, gradient: Any, hooks: Any) -> None:
-    """Only floating point has gradients; hooks are functions, of which a file holds none."""
+    """Refuse gradients of tensors that are not floating-point, and any hooks."""
     whole = "F" not in storage.dtype
     if type(gradient) is not bool or (gradient and whole) or type(hooks) is not Ordered or hooks:
-        raise ValueError("an unreadable description of a tensor")
+        raise ValueError("an invalid description of a tensor")
 
 
 def _is_size(value: object) -> bool:
@@ -128,8 +131,10 @@ CALLABLE: dict[tuple[str, str], Callable[..., Any]] = {
     ("torch._utils", "_rebuild_tensor_v2"): _tensor,
     ("torch._utils", "_rebuild_parameter"): _parameter,
 }
+"""(module, name) of the functions that a program may call → what is called instead."""
 ARGUMENTS: dict[Callable[..., Any], tuple[int, int]] = {
     Ordered: (0, 0),
     _tensor: (6, 7),
     _parameter: (3, 3),
 }
+"""Function → its least and its greatest number of arguments."""

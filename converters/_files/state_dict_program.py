@@ -1,8 +1,8 @@
-"""The pickle program of a state dict, run by a machine that knows nothing else.
+"""An interpreter for the pickle programs of state dicts, and for nothing else.
 
-It has the instructions of pickle's protocol 2 that ``torch.save`` uses, builds only the objects
-of `state_dict_objects`, and counts the memory that they take. What PyTorch would refuse with
-``weights_only=True`` is refused here; so is what a state dict has no use for.
+It executes the instructions of pickle's protocol 2 that ``torch.save`` uses, creates only the
+objects in `state_dict_objects`, and limits the memory that they take. It refuses everything that
+PyTorch refuses with ``weights_only=True``, and everything else that a state dict does not need.
 """
 
 from __future__ import annotations
@@ -26,15 +26,18 @@ from vbfmt.tensors import TORCH
 def run(
     program: memoryview, start: int, memory: int, storages: dict[str, Storage], *, arity: int
 ) -> tuple[Any, int]:
-    """Run the program at `start`; return its result and where it ended.
+    """Run a program, and return its result and the position after it.
 
     Args:
-        memory: bytes that its objects may take, all of them together.
-        storages: by key; those that the program mentions are added.
-        arity: words of a storage's description after ``"storage"``: 4, or 5 with a view of it.
+        program: bytes that contain the program.
+        start: position of its first instruction.
+        memory: most bytes that all its objects together may take.
+        storages: storages by key; the program's storages are added.
+        arity: number of items in a storage's description after ``"storage"``: 4 in an archive, 5
+            before PyTorch 1.6 (the last describes a view, and must be None).
 
     Raises:
-        ValueError: something else than a state dict's program, or more than `memory` allows.
+        ValueError: the bytes are not the program of a state dict, or it needs too much memory.
     """
     machine = _Machine(program, start, memory, storages, arity)
     try:
@@ -70,7 +73,7 @@ class _Machine:
                 return self._stack.pop(), self._position
             instruction = instructions.get(code)
             if instruction is None:
-                raise ValueError(f"unsupported: instruction {bytes([code])!r} of a pickle")
+                raise ValueError(f"unsupported: pickle instruction {bytes([code])!r}")
             instruction(self)
 
     def _charge(self, size: int) -> None:
@@ -105,7 +108,7 @@ class _Machine:
 
     def proto(self) -> None:
         if self._number("<B", 1) != 2:
-            raise ValueError("unsupported: a pickle of another protocol than 2")
+            raise ValueError("unsupported: a pickle protocol other than 2")
 
     def constant(self, value: Any) -> None:
         self._push(value, 0)
@@ -124,7 +127,7 @@ class _Machine:
     def text(self) -> None:
         size = self._number("<I", 4)
         data = self._take(size)
-        self._charge(4 * size)  # for characters beyond ASCII Python takes up to four bytes each
+        self._charge(4 * size)  # Python stores a character beyond ASCII in up to four bytes
         text = str(data, "utf-8")
         if text.isascii():
             self._memory += 3 * size
@@ -170,7 +173,7 @@ class _Machine:
     def _extend(self, values: list[Any]) -> None:
         target = self._stack[-1]
         if type(target) is not list:
-            raise ValueError("the pickle appends to what is no list")
+            raise ValueError("the pickle appends to an object that is not a list")
         self._charge(16 * len(values))
         target.extend(values)
 
@@ -184,13 +187,13 @@ class _Machine:
     def _set(self, items: list[Any]) -> None:
         target = self._stack[-1]
         if type(target) not in (dict, Ordered) or len(items) % 2:
-            raise ValueError("the pickle sets an item of what is no dict")
+            raise ValueError("the pickle sets an item of an object that is not a dict")
         self._charge(80 * len(items))
         for key, value in zip(items[::2], items[1::2], strict=True):
             if type(key) is not str:
-                raise ValueError(f"a key that is no text: {type(key).__name__}")
+                raise ValueError(f"a key that is not a string: {type(key).__name__}")
             if key in target:
-                raise ValueError(f"a key twice: {key[:80]!r}")
+                raise ValueError(f"duplicate key {key[:80]!r}")
             target[key] = value
 
     def put(self, form: str, size: int) -> None:
@@ -219,11 +222,11 @@ class _Machine:
     def call(self) -> None:
         arguments, function = self._stack.pop(), self._stack.pop()
         if type(arguments) is not tuple or function not in CALLABLE.values():
-            raise ValueError("the pickle calls what is no function of a state dict")
+            raise ValueError("the pickle calls a function that state dicts do not use")
         self._push(function(*_as_many(arguments, *ARGUMENTS[function])), 120)
 
     def build(self) -> None:
-        """The attributes of an `OrderedDict`, ``_metadata``, which are not needed here."""
+        """Drop the attributes of an `OrderedDict` (``_metadata``), which are not needed."""
         state = self._stack.pop()
         if type(self._stack[-1]) is not Ordered or type(state) is not dict:
             raise ValueError("unsupported: attributes of an object")
@@ -235,7 +238,7 @@ class _Machine:
         kind, key, location, elements = words[1:5]
         known = type(kind) is StorageType and type(key) is str and type(location) is str
         if not known or type(elements) is not int or not 0 <= elements < LARGEST:
-            raise ValueError("an unreadable description of a storage")
+            raise ValueError("an invalid description of a storage")
         if words[5:] not in ((), (None,)):
             raise ValueError("unsupported: a view of a storage")
         storage = Storage(key, kind.dtype, elements)
@@ -252,7 +255,7 @@ def _as_many(arguments: tuple[Any, ...], least: int, most: int) -> tuple[Any, ..
 
 _NOTHING = object()
 _MARK = 160
-"""Bytes of a stack."""
+"""Bytes of memory of a stack, which each mark creates."""
 _STOP = ord(".")
 
 _INSTRUCTIONS: dict[int, Callable[[_Machine], None]] = {
@@ -290,4 +293,4 @@ _INSTRUCTIONS: dict[int, Callable[[_Machine], None]] = {
         "Q": _Machine.stored,
     }.items()
 }
-"""Python's pickle module, ``pickletools`` has what each does."""
+"""Opcode → method; Python's ``pickletools`` documents each opcode."""

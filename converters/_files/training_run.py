@@ -1,4 +1,4 @@
-"""Folders of training runs that hold no weights as they stand: what to do instead."""
+"""Recognise folders of training runs without a weights file, and advise how to get one."""
 
 from __future__ import annotations
 
@@ -12,12 +12,12 @@ _DEEPSPEED = re.compile(r"zero_to_fp32\.py|.*_(model|optim)_states\.pt")
 
 
 def refusal(folder: Path) -> SourceError | None:
-    """The error that says how to get weights from this folder; None if its kind is unknown."""
+    """Return an error that says how to get weights from a folder, None if its kind is unknown."""
     names = sorted(entry.name for entry in folder.iterdir())
     sharded = _sharded(folder, names)
     if sharded is not None:
         return SourceError(
-            "a distributed checkpoint, in shards",
+            "a distributed checkpoint in shards, not a file of weights",
             file=sharded,
             expected="one file of weights",
             advice="python -m torch.distributed.checkpoint.format_utils dcp_to_torch "
@@ -25,7 +25,7 @@ def refusal(folder: Path) -> SourceError | None:
         )
     if any(_DEEPSPEED.fullmatch(name) for name in names) or _is_deepspeed(folder, names):
         return SourceError(
-            "a DeepSpeed checkpoint, in partitions",
+            "a DeepSpeed checkpoint in partitions, not a file of weights",
             file=folder,
             expected="one file of weights",
             advice="run its zero_to_fp32.py (python zero_to_fp32.py . OUTPUT) and pack the output",
@@ -34,7 +34,7 @@ def refusal(folder: Path) -> SourceError | None:
     if steps:
         last = max(steps)[1]
         return SourceError(
-            "a training run's folder",
+            "the folder of a training run with several checkpoints",
             file=folder,
             found=", ".join(name for _, name in sorted(steps)[-5:]),
             expected="one checkpoint",
@@ -44,7 +44,7 @@ def refusal(folder: Path) -> SourceError | None:
 
 
 def _sharded(folder: Path, names: list[str]) -> Path | None:
-    """The folder, or one within it, that torch.distributed.checkpoint has written."""
+    """Return the folder that torch.distributed.checkpoint has written: this one, or one in it."""
     if any(name.endswith(".distcp") for name in names):
         return folder
     for name in names:

@@ -1,7 +1,7 @@
-"""The records of a zip archive that stores them as they are, checked before any is looked at.
+"""Find the records of an uncompressed zip archive, and check them before any is read.
 
-PyTorch writes such archives. A record that is compressed, shorter than claimed, or that overlaps
-another one is refused: Python's ``zipfile`` and other readers would each read something else.
+PyTorch writes such archives. A record is refused if it is compressed, shorter than claimed or
+overlaps another: readers such as Python's ``zipfile`` disagree about what it contains.
 """
 
 from __future__ import annotations
@@ -11,10 +11,10 @@ from collections.abc import Iterator
 from itertools import pairwise
 
 MOST_RECORDS = 50_000
-"""PyTorch writes one for each storage."""
+"""Most records in an archive; PyTorch writes one for each storage."""
 
 BEGINS = b"PK\x03\x04"
-"""The first bytes of an archive that begins with a record."""
+"""The first bytes of a record, and so of an archive."""
 
 _END = struct.Struct("<4s4H2IH")
 _END_64 = struct.Struct("<4sQ2H2I4Q")
@@ -23,20 +23,20 @@ _ENTRY = struct.Struct("<4s6H3I5H2I")
 _LOCAL = struct.Struct("<4s5H3I2H")
 _FULL_16, _FULL_32 = 0xFFFF, 0xFFFFFFFF
 _SIZES_64 = 1
-"""The id of the extra field with sizes of 64 bits."""
+"""Id of the extra field that holds 64-bit sizes."""
 _DESCRIPTOR_FOLLOWS, _UTF8 = 1 << 3, 1 << 11
 _FLAGS = _DESCRIPTOR_FOLLOWS | _UTF8
 _FOLDER = 0x10
-"""DOS's attribute of folders."""
+"""The attribute bit of folders in DOS."""
 
 
 def read(data: memoryview) -> dict[str, tuple[int, int]]:
-    """Return where each record begins and ends in `data`, by name, in the order of the archive's
-    directory.
+    """Return (begin, end) in `data` of each record's content, by name, in the directory's order.
 
     Raises:
-        ValueError: the archive's directory does not end the file or contradicts it, or a record is
-            compressed, encrypted, beyond the file's end, within another or of another's name.
+        ValueError: the archive's directory is not at the end of the file or contradicts it, or a
+            record is compressed, encrypted, past the end of the file, overlaps another or has the
+            name of another.
     """
     start, end, count = _directory(data)
     records: dict[str, tuple[int, int]] = {}
@@ -56,13 +56,13 @@ def read(data: memoryview) -> dict[str, tuple[int, int]]:
 
 
 def _directory(data: memoryview) -> tuple[int, int, int]:
-    """Where the central directory starts and ends, and how many entries it has."""
+    """Return where the central directory starts and ends, and its number of entries."""
     end = len(data) - _END.size
     if end < 0:
-        raise ValueError("no zip archive")
+        raise ValueError("not a zip archive")
     magic, disk, first_disk, here, count, size, start, comment = _END.unpack_from(data, end)
     if magic != b"PK\x05\x06" or comment:
-        raise ValueError("the file does not end with a zip archive's directory: cut off?")
+        raise ValueError("the file does not end with a zip archive's directory: is it cut off?")
     locator = end - _LOCATOR_64.size
     if locator >= _END_64.size and bytes(data[locator : locator + 4]) == b"PK\x06\x07":
         end = locator - _END_64.size
@@ -83,7 +83,7 @@ def _directory(data: memoryview) -> tuple[int, int, int]:
 def _entries(
     data: memoryview, position: int, end: int, count: int
 ) -> Iterator[tuple[str, int, int]]:
-    """(name, offset of the local header, size) of all records."""
+    """Yield (name, offset of the local header, size) of all records."""
     for _ in range(count):
         if position + _ENTRY.size > end:
             raise ValueError("the zip archive's directory is too short")
@@ -99,7 +99,7 @@ def _entries(
         size, stored, offset = _widened(extra, size, stored, offset)
         if method or stored != size:
             raise ValueError(f"record {name[:80]!r} is compressed")
-        if attributes & _FOLDER or name.endswith("/"):  # PyTorch reads memory in its place
+        if attributes & _FOLDER or name.endswith("/"):  # PyTorch would read uninitialised memory
             raise ValueError(f"record {name[:80]!r} is a folder")
         if flags & ~_FLAGS:
             raise ValueError(f"record {name[:80]!r} is encrypted or of an unknown kind")
@@ -109,7 +109,7 @@ def _entries(
 
 
 def _widened(extra: memoryview, *fields: int) -> Iterator[int]:
-    """Fields of 32 bits, or what the extra field says in 64 where they are full."""
+    """Yield 32-bit fields, each replaced by its 64-bit value in the extra field if it is full."""
     wide = memoryview(b"")
     position, found = 0, 0
     while position + 4 <= len(extra):
@@ -125,7 +125,7 @@ def _widened(extra: memoryview, *fields: int) -> Iterator[int]:
 
 
 def _content_of(data: memoryview, name: str, offset: int, limit: int) -> int:
-    """Where a record's bytes begin, behind its local header."""
+    """Return where a record's content begins, after its local header."""
     if offset + _LOCAL.size > limit:
         raise ValueError(f"record {name[:80]!r} lies outside the file")
     magic, _, flags, method, *_, names, extras = _LOCAL.unpack_from(data, offset)

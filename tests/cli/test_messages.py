@@ -136,7 +136,7 @@ def test_a_tensor_without_values_in_a_pickle_is_one_line(vbfmt, tmp_path):
     state["base_model.model.head.weight"] = torch.empty(3, device="meta")
     torch.save(state, tmp_path / "bad.bin")
     result = vbfmt("pack", tmp_path / "bad.bin", "-o", tmp_path / "x.vblora", "--topk", 2)
-    assert result.err.startswith("error: not a pickle of tensors alone: refused in ")
+    assert result.err.startswith("error: not a pickle of tensors only: refused in ")
     assert "meta" in result.err
     assert result.err.count("\n") == 1
 

@@ -61,7 +61,7 @@ def test_a_pickle_is_fetched_where_there_is_nothing_else(server, folder):
     server.add("me/adapter").commit_folder(folder)
     path = sources.checkpoint("me/adapter")
     assert sorted(server.fetched) == ["adapter_config.json", "adapter_model.bin"]
-    with pytest.raises(errors.SourceError, match="not a pickle of tensors alone: refused"):
+    with pytest.raises(errors.SourceError, match="not a pickle of tensors only: refused"):
         read(path)
 
 

@@ -229,7 +229,9 @@ def test_records_that_overlap_are_refused():
 def test_many_names_for_one_storage_are_refused():
     """300 names of one tensor of 1 MB would be 300 MB; tied weights are named a few times."""
     tensor = torch.ones(1 << 18)
-    assert "many times the file's size" in refusal(saved({str(n): tensor for n in range(300)}))
+    assert "more than 4 times the file's size" in refusal(
+        saved({str(n): tensor for n in range(300)})
+    )
     tied = ours.parse(memoryview(saved({str(n): tensor for n in range(4)})))
     assert {name: tensor.data.size for name, tensor in tied.items()} == dict.fromkeys(
         "0123", 4 << 18
@@ -258,13 +260,13 @@ def test_a_tensor_beyond_its_storage_is_refused(archive):
         data = archive_of(records)
     else:
         data = data.replace(b"KM\x85", b"K\xc9\x85")
-    assert "a tensor beyond its storage" in refusal(data)
+    assert "a tensor past the end of its storage" in refusal(data)
 
 
 def test_values_of_the_other_byte_order_are_refused():
     records = records_of(saved(STATE))
     name = next(name for name in records if name.endswith("byteorder"))
-    assert "most significant byte first" in refusal(archive_of({**records, name: b"big"}))
+    assert "big-endian" in refusal(archive_of({**records, name: b"big"}))
 
 
 def test_every_truncation_is_refused():
@@ -279,4 +281,4 @@ def test_a_bool_that_is_neither_true_nor_false_is_refused(archive):
     """PyTorch keeps such a byte, or makes it 1 where it copies."""
     whole = torch.tensor([5, 1, 0], dtype=torch.uint8).view(torch.bool)
     data = saved({"x": whole}, archive=archive)
-    assert "not true or false: x: found byte 5" in refusal(data)
+    assert "not a boolean: x: found byte 5" in refusal(data)

@@ -39,7 +39,7 @@ def test_records_are_where_they_say():
 
 @pytest.mark.parametrize("length", [0, 1, _END - 1])
 def test_what_is_too_short_is_no_archive(length):
-    assert refusal(bytes(length)) == "no zip archive"
+    assert refusal(bytes(length)) == "not a zip archive"
 
 
 def test_every_truncation_is_refused():
