@@ -5,8 +5,8 @@
 >>> for outcome in jobs.run(task, jobs.items(["a", "b"], "packed", task)):
 ...     print(outcome.source, outcome.status)
 
-A failure is an outcome; the others go on. A job that was killed is started again with the same
-arguments and does what is missing.
+A failure becomes an outcome, and the job goes on with the other items. A job that was killed can be
+started again with the same arguments; it then does only what is missing.
 """
 
 from vbfmt.converters.jobs.inputs import collected, items

@@ -1,4 +1,4 @@
-"""The inputs of a job: paths, patterns, a list on standard input, what a store holds."""
+"""Collect the inputs of a job: paths, patterns, and a list on standard input."""
 
 from __future__ import annotations
 
@@ -14,15 +14,15 @@ PathLike = str | os.PathLike[str]
 
 
 def collected(words: Iterable[str], lines: TextIO | None = None) -> list[str]:
-    """Return all inputs that `words` name, each once, in order.
+    """Return all inputs that `words` name, in order and without duplicates.
 
     Args:
-        words: paths, patterns (``*``, ``?``, ``[…]``, ``**``), and ``-`` for `lines`.
-        lines: one input a line; empty lines are passed over.
+        words: paths, patterns (``*``, ``?``, ``[…]``, ``**``), and ``-``, which stands for `lines`.
+        lines: a stream with one input on each line; empty lines are ignored.
 
     Raises:
-        MissingSourceError: a pattern that matches nothing.
-        ConfigError: ``-`` without `lines`.
+        MissingSourceError: a pattern matches nothing.
+        ConfigError: ``-`` is given without `lines`.
     """
     found: dict[str, None] = {}
     for word in words:
@@ -33,12 +33,17 @@ def collected(words: Iterable[str], lines: TextIO | None = None) -> list[str]:
 def items(
     sources: Sequence[str], output: PathLike, task: Task, *, overwrite: bool = False
 ) -> list[Item]:
-    """Return an item for each source, with its output in the folder `output`.
+    """Return an item for each source, whose output has the source's name.
 
-    Outputs are named as their sources; for a `task` with a store they are names in it.
+    Args:
+        sources: paths or repositories.
+        output: the folder of the outputs. For a `task` with a store it is not used: the outputs
+            are names in the store.
+        task: the operation.
+        overwrite: replace existing outputs.
 
     Raises:
-        ConfigError: two sources have outputs of one name (upper and lower case are the same).
+        ConfigError: two sources have outputs of the same name, ignoring case.
     """
     ending = ".vblora" if task.operation == "pack" and task.store is None else ""
     made: dict[str, Item] = {}
@@ -47,10 +52,10 @@ def items(
         clash = made.setdefault(name.lower(), Item(source))
         if clash.source != source:
             raise ConfigError(
-                "two inputs would have one output",
+                "two inputs would have the same output",
                 part=name,
                 found=f"{clash.source} and {source}",
-                advice="rename one, or give them to two jobs",
+                advice="rename one, or run two jobs with different output folders",
             )
         path = name if task.store is not None else os.path.join(os.fspath(output), name)
         made[name.lower()] = Item(source, path, overwrite)
@@ -60,7 +65,7 @@ def items(
 def _expanded(word: str, lines: TextIO | None) -> list[str]:
     if word == "-":
         if lines is None:
-            raise ConfigError("no list to read", part="-")
+            raise ConfigError("`-` is given, but there is no list to read", part="-")
         return [line for line in (each.rstrip("\r\n") for each in lines) if line.strip()]
     if os.path.lexists(word) or not glob.has_magic(word):
         return [word]

@@ -1,10 +1,13 @@
-"""What a job has done, so that a killed one goes on: a file of JSON lines in the output folder.
+"""The journal of a job, with which a killed job goes on: a file of JSON lines in the output folder.
 
-Before a shard runs, the journal has a line for each output that is not there yet; when an item is
-done, a line with its source's fingerprint and the digest; when it failed, a line that it was not
-written. So an output without a line is somebody else's, one that was begun is this job's to write
-again, and one that is done is not done twice unless its source has changed. An output that is not
-what this job wrote is somebody else's: a packed file of another digest, a folder of other files.
+Before a shard runs, the journal gets a line for each output that does not exist yet. When an item
+is done, it gets a line with the fingerprint of the item's source and the adapter's digest; when an
+item fails, a line that its output was not written.
+
+When the job runs again, an output that was begun but is not done is written again. One that is done
+is left as it is, unless its source has changed. An output without a line was not written by this
+job, and is not replaced; nor is one that differs from what the job wrote, such as a packed file
+with another digest or a folder with other files.
 """
 
 from __future__ import annotations
@@ -24,7 +27,7 @@ class Journal:
     """The journal of one task in one output folder.
 
     Attributes:
-        path: its file.
+        path: path of the journal's file.
     """
 
     def __init__(self, folder: str, task: Task) -> None:
@@ -34,8 +37,11 @@ class Journal:
         self._packs = task.operation == "pack"
         self._known = self._read()
 
-    def is_done(self, item: Item) -> str | None:
-        """The digest (or an empty text) of an item that an earlier run has done, else None."""
+    def digest_if_done(self, item: Item) -> str | None:
+        """Return the digest of an item that an earlier run has done, else None.
+
+        The digest is "" if the operation gives none.
+        """
         entry = self._known.get(os.path.basename(item.output))
         if entry is None or not os.path.exists(item.output):
             return None
@@ -44,29 +50,29 @@ class Journal:
         return str(entry.get("digest") or "")
 
     def is_begun(self, item: Item) -> bool:
-        """Whether an earlier run began to write this output: then it is not somebody else's."""
+        """Return whether an earlier run began to write this output, so that it may be replaced."""
         entry = self._known.get(os.path.basename(item.output))
         if entry is None or entry.get("failed"):
             return False
         return "done" not in entry or self._is_as_written(item, entry)
 
     def _is_as_written(self, item: Item, entry: Mapping[str, Any]) -> bool:
-        """Whether the output is still what was noted: its digest, or the files of its folder."""
+        """Return whether an output still is what the journal says that the job wrote."""
         if self._packs:
             return _digest_of(item.output) == entry.get("digest")
         return fingerprint(item.output) == entry.get("written")
 
     def begin(self, items: Iterable[Item]) -> None:
-        """Note the outputs that are about to be written and are not there yet."""
+        """Record the outputs that are about to be written and do not exist yet."""
         new = [item for item in items if not os.path.lexists(item.output)]
         self._append({"output": os.path.basename(item.output)} for item in new)
 
     def end(self, pairs: Iterable[tuple[Item, Outcome]]) -> None:
-        """Note the items that are done, and those that failed and have written nothing."""
+        """Record the items that are done, and those that failed and have written nothing."""
         self._append(
             {"output": os.path.basename(item.output), **self._result(item, outcome)}
             for item, outcome in pairs
-            if outcome.kind != "worker"  # what a dead worker has written is not known
+            if outcome.kind != "worker"  # a worker that died may have written the output
         )
 
     def _result(self, item: Item, outcome: Outcome) -> dict[str, Any]:
@@ -105,7 +111,11 @@ class Journal:
 
 
 def fingerprint(source: str) -> str:
-    """A text that changes when a source's files do: their names, sizes and times of change."""
+    """Return a hash of the names, sizes and modification times of a source's files.
+
+    Returns:
+        32 hexadecimal digits; "" if the source is not a local path, which never counts as done.
+    """
     found = hashlib.sha256()
     paths = [source]
     if os.path.isdir(source):
@@ -114,14 +124,14 @@ def fingerprint(source: str) -> str:
         try:
             status = os.stat(path)
         except OSError:
-            return ""  # a repository, or nothing: never taken for done
+            return ""
         size = 0 if os.path.isdir(path) else status.st_size
         found.update(f"{os.path.basename(path)}\0{size}\0{status.st_mtime_ns}\0".encode())
     return found.hexdigest()[:32]
 
 
 def _digest_of(path: str) -> str | None:
-    """The digest of a packed file by its front alone, None if it is none."""
+    """Return the digest of a packed file from its header, None if it is not a packed file."""
     from vbfmt._files import storage
     from vbfmt._format.packed_file import PackedFile
     from vbfmt.errors import VbfmtError

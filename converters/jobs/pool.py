@@ -1,4 +1,4 @@
-"""The engine on this machine: processes that are started anew, one shard at a time for each."""
+"""The engine for this machine: a pool of spawned processes, each with one shard at a time."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from concurrent.futures.process import BrokenProcessPool
 from vbfmt.converters.jobs.tasks import Item, Outcome, Task, run_shard
 
 _GIVE_UP = 3
-"""Items in a row that kill a process of their own, after which the rest is not tried."""
+"""After so many consecutive items that each killed a process of its own, no more are tried."""
 
 _ONE_THREAD = ("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS")
 
@@ -21,8 +21,8 @@ def outcomes(
 ) -> Iterator[tuple[int, list[Outcome]]]:
     """Yield the number of each shard and its outcomes, in any order.
 
-    A worker that dies (out of memory, a signal) costs its shard's items, one by one: those that a
-    new process cannot do either have failed.
+    If a worker dies (out of memory, a signal), each item of its shard runs again in a process of
+    its own; items whose process dies again have failed.
     """
     if workers == 1 or len(shards) == 1:
         for number, shard in enumerate(shards):
@@ -47,12 +47,15 @@ def outcomes(
 def _one_by_one(
     task: Task, shards: Sequence[Sequence[Item]], lost: Sequence[int]
 ) -> Iterator[tuple[int, list[Outcome]]]:
-    """The shards whose worker died, an item at a time, until it is clear that none can work."""
+    """Run the shards whose worker died again, with a process for each item.
+
+    After `_GIVE_UP` consecutive items whose process died, the others fail untried.
+    """
     dead = 0
     for number in lost:
         found = []
         for item in shards[number]:
-            outcome = _alone(task, item.again()) if dead < _GIVE_UP else _died(item)
+            outcome = _alone(task, item.for_retry()) if dead < _GIVE_UP else _died(item)
             dead = dead + 1 if outcome.kind == "worker" else 0
             found.append(outcome)
         yield number, found
@@ -67,7 +70,7 @@ def _alone(task: Task, item: Item) -> Outcome:
 
 
 def _died(item: Item) -> Outcome:
-    message = "the worker process died; is there enough memory? try fewer with --jobs"
+    message = "the worker process died; if memory ran out, try fewer workers with --jobs"
     return Outcome(item.source, item.output, "failed", kind="worker", message=message)
 
 
@@ -76,7 +79,7 @@ def _executor(workers: int) -> ProcessPoolExecutor:
 
 
 class _one_thread_each:  # noqa: N801 - used as a function
-    """Workers share the processors already: threads within each would only contend."""
+    """Let numerical libraries in new processes use one thread: the workers use all processors."""
 
     def __enter__(self) -> None:
         self._before = {name: os.environ.get(name) for name in _ONE_THREAD}

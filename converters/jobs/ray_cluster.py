@@ -1,7 +1,6 @@
-"""The engine on a Ray cluster: the one that RAY_ADDRESS names, else one started on this machine.
+"""The engine for a Ray cluster: the one that RAY_ADDRESS names, or else one on this machine.
 
-Everything of Ray is in this file. Workers see the same paths: put inputs and outputs where all of
-them can read and write.
+No other file uses Ray. Inputs and outputs must be on paths that all workers can read and write.
 """
 
 from __future__ import annotations
@@ -15,7 +14,7 @@ from vbfmt.errors import MissingExtraError
 
 _RETRIES = 3
 _AT_ONCE = 4
-"""Shards in the queue for each worker."""
+"""Number of shards that are queued for each worker."""
 
 
 def outcomes(
@@ -23,7 +22,7 @@ def outcomes(
 ) -> Iterator[tuple[int, list[Outcome]]]:
     """Yield the number of each shard and its outcomes, in any order.
 
-    A shard whose worker dies runs again, up to three times; then its items have failed.
+    A shard whose worker dies runs again, at most three times. If that fails, its items have failed.
 
     Raises:
         MissingExtraError: Ray is not installed.
@@ -50,7 +49,8 @@ def outcomes(
 def _outcomes(
     ray: Any, task: Task, shards: Sequence[Sequence[Item]], workers: int
 ) -> Iterator[tuple[int, list[Outcome]]]:
-    remote = ray.remote(max_retries=0)(_shard)  # tried again below, as what it is: a second try
+    # Ray itself must not retry: a second try must replace outputs of the first.
+    remote = ray.remote(max_retries=0)(_shard)
     waiting = iter(enumerate(shards))
     running: dict[Any, int] = {}
     tries: dict[int, int] = {}
@@ -72,7 +72,7 @@ def _outcomes(
         except ray.exceptions.RayError as error:
             tries[number] = tries.get(number, 0) + 1
             if tries[number] <= _RETRIES:
-                running[remote.remote(task, [each.again() for each in shards[number]])] = number
+                running[remote.remote(task, [each.for_retry() for each in shards[number]])] = number
                 continue
             name = type(error).__name__
             yield (
@@ -86,5 +86,5 @@ def _outcomes(
 
 
 def _shard(task: Task, shard: list[Item]) -> list[Outcome]:
-    """What a worker runs: by name, so that it imports the library there."""
+    """Run a shard in a worker, which imports the library because Ray passes functions by name."""
     return run_shard(task, shard)

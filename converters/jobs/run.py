@@ -1,4 +1,4 @@
-"""Run a task over items: cut them into shards, skip what is done, note what is done."""
+"""Run a task over items: divide them into shards, skip and record those that are done."""
 
 from __future__ import annotations
 
@@ -13,11 +13,11 @@ from vbfmt.converters.jobs.tasks import WRITES, Item, Outcome, Task
 from vbfmt.errors import ConfigError
 
 SHARD = 256
-"""Items of a shard: what an engine costs for each is hidden by so many."""
+"""Most items of a shard: so many that an engine's cost of a shard is negligible."""
 
 ENGINES = {"pool": "pool", "ray": "ray_cluster"}
-"""Engine → its module here. Each has `outcomes(task, shards, workers)`, which yields the number of
-a shard and its outcomes, in any order."""
+"""Engine → its module in this package. Each module has `outcomes(task, shards, workers)`, which
+yields the number of a shard and its outcomes, in any order."""
 
 Engine = Callable[[Task, Sequence[Sequence[Item]], int], Iterator[tuple[int, list[Outcome]]]]
 
@@ -30,16 +30,17 @@ def run(
     engine: str = "pool",
     shard: int = SHARD,
 ) -> Iterator[Outcome]:
-    """Run the task on every item and yield an outcome for each, as they come.
+    """Run the task on every item, and yield their outcomes as soon as they are known, in any order.
 
     Args:
-        items: what `items` made of the inputs.
-        workers: processes; as many as there are processors if not given.
-        engine: of `ENGINES`.
-        shard: items that a worker takes at a time, at the most.
+        task: the operation.
+        items: the items, from `vbfmt.converters.jobs.items`.
+        workers: number of worker processes; by default the number of processors.
+        engine: name of an engine in `ENGINES`.
+        shard: most items that a worker gets at a time.
 
     Raises:
-        ConfigError: an unknown engine.
+        ConfigError: the engine is unknown.
         MissingExtraError: the engine's package is not installed.
     """
     if engine not in ENGINES:
@@ -49,14 +50,14 @@ def run(
     journal = _journal(task, items)
     left: list[Item] = []
     for item in items:
-        digest = journal.is_done(item) if journal and not item.overwrite else None
+        digest = journal.digest_if_done(item) if journal and not item.overwrite else None
         if digest is not None:
             yield Outcome(item.source, item.output, "present", digest or None)
         else:
             left.append(item)
-    shards = [_owned(part, journal) for part in _cut(left, workers, shard)]
+    shards = [_marked(part, journal) for part in _divided(left, workers, shard)]
     if journal is not None:
-        # Before anything is written; the outputs that are there belong to somebody else.
+        # This must precede all writing: outputs that exist now were not written by this job.
         journal.begin(item for part in shards for item in part)
     for number, found in outcomes(task, shards, workers):
         if journal is not None:
@@ -69,22 +70,22 @@ def _journal(task: Task, items: Sequence[Item]) -> Journal | None:
     return Journal(os.path.dirname(items[0].output), task) if writes and items else None
 
 
-def _cut(items: Sequence[Item], workers: int, most: int) -> Iterator[list[Item]]:
-    """Shards of at most `most` items, and at least four for each worker where there are enough."""
+def _divided(items: Sequence[Item], workers: int, most: int) -> Iterator[list[Item]]:
+    """Yield shards of at most `most` items: four or more for each worker, if there are enough."""
     size = max(1, min(most, -(-len(items) // (4 * workers))))
     for start in range(0, len(items), size):
         yield list(items[start : start + size])
 
 
-def _owned(shard: list[Item], journal: Journal | None) -> list[Item]:
-    """Mark the outputs that are this job's: begun by an earlier run, or not there yet."""
+def _marked(shard: list[Item], journal: Journal | None) -> list[Item]:
+    """Mark the outputs that this job may replace: begun by an earlier run, or absent now."""
     if journal is None:
         return shard
     return [
         replace(
             item,
             overwrite=item.overwrite or journal.is_begun(item),
-            ours=not os.path.lexists(item.output),
+            absent_before=not os.path.lexists(item.output),
         )
         for item in shard
     ]

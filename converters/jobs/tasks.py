@@ -1,4 +1,4 @@
-"""What a worker does: one operation on the items of a shard. Imports and runs in any process."""
+"""Run an operation on the items of a shard, in a worker process."""
 
 from __future__ import annotations
 
@@ -17,23 +17,24 @@ WRITES = ("pack", "expand", "merge")
 
 @dataclass(frozen=True)
 class Item:
-    """One input, and where its output goes.
+    """An input and its output.
 
     Attributes:
-        source: a path or a repository; for ``diff`` the first of two.
-        output: the file or folder to write, or the second file of ``diff``; empty for ``verify``.
-        overwrite: replace the output.
-        ours: the output was not there when the job began: what is there now, this job has written.
+        source: a path or a repository; for ``diff`` the first file.
+        output: the file or folder to write; for ``diff`` the second file, for ``verify`` empty.
+        overwrite: whether an existing output is replaced.
+        absent_before: whether the output did not exist when the job began. If it exists later, this
+            job has written it.
     """
 
     source: str
     output: str = ""
     overwrite: bool = False
-    ours: bool = False
+    absent_before: bool = False
 
-    def again(self) -> Item:
-        """The item to be tried once more: a worker that died may have written the output."""
-        return replace(self, overwrite=self.overwrite or self.ours)
+    def for_retry(self) -> Item:
+        """Return the item for another try: it replaces what a worker wrote before it died."""
+        return replace(self, overwrite=self.overwrite or self.absent_before)
 
 
 @dataclass(frozen=True)
@@ -41,9 +42,10 @@ class Task:
     """An operation and its options, the same for every item.
 
     Attributes:
-        operation: of `OPERATIONS`.
+        operation: name of an operation in `OPERATIONS`.
         options: keyword arguments of the operation's function (`vbfmt.pack`, …).
-        store: the store that ``pack`` adds to, in place of writing files; outputs are names then.
+        store: path of a store to which ``pack`` adds the adapters instead of writing files; the
+            items' outputs are then names in the store.
     """
 
     operation: str
@@ -53,14 +55,16 @@ class Task:
 
 @dataclass(frozen=True)
 class Outcome:
-    """What became of an item.
+    """The outcome of an item.
 
     Attributes:
-        source, output: of the item.
-        status: ``done``, ``present`` (an earlier run has done it) or ``failed``; for ``diff`` also
+        source, output: the item's source and output.
+        status: ``done``, ``present`` (done by an earlier run) or ``failed``; for ``diff`` also
             ``different``.
-        digest: of the adapter, if there is one.
-        kind, message: of the error, for ``failed``; what differs, for ``different``.
+        digest: the adapter's digest, if there is one.
+        kind: the error's kind, if `status` is ``failed``.
+        message: the error's message, if `status` is ``failed``; the first difference, if it is
+            ``different``.
         notes: the warnings.
     """
 
@@ -74,12 +78,12 @@ class Outcome:
 
     @property
     def ok(self) -> bool:
-        """Whether there is nothing to mend."""
+        """Whether the item neither failed nor differs."""
         return self.status in ("done", "present")
 
 
 def run_shard(task: Task, shard: Sequence[Item]) -> list[Outcome]:
-    """Run the operation on every item; an error is that item's outcome alone."""
+    """Run the operation on every item; an error affects only the outcome of its item."""
     writes = task.operation in WRITES and task.store is None
     with staging.swept(item.output for item in shard if writes):
         return [_run_item(task, item) for item in shard]
@@ -159,10 +163,10 @@ OPERATIONS: dict[str, Callable[[Task, Item], tuple[str | None, str | None]]] = {
     "merge": _merge,
     "diff": _diff,
 }
-"""Operation → function of a task and an item, which returns the digest and what differs."""
+"""Operation → function that runs it on an item, and returns the digest and the first difference."""
 
 
 def name_of(source: str) -> str:
-    """The name of an item's output: that of its file or folder, without ``.vblora``."""
+    """Return the name of an item's output: the name of its source without ``.vblora``."""
     leaf = os.path.basename(os.path.normpath(source))
     return leaf[: -len(".vblora")] if leaf.lower().endswith(".vblora") else leaf
