@@ -43,7 +43,7 @@ class Journal:
         The digest is "" if the operation gives none.
         """
         entry = self._known.get(os.path.basename(item.output))
-        if entry is None or not os.path.exists(item.output):
+        if entry is None or not os.path.exists(item.output) or not fingerprint(item.source):
             return None
         if entry.get("done") != self._key(item) or not self._is_as_written(item, entry):
             return None
@@ -114,7 +114,8 @@ def fingerprint(source: str) -> str:
     """Return a hash of the names, sizes and modification times of a source's files.
 
     Returns:
-        32 hexadecimal digits; "" if the source is not a local path, which never counts as done.
+        32 hexadecimal digits; "" if the source is not a local path. Such a source, a repository,
+        may have changed, so an item with it never counts as done.
     """
     found = hashlib.sha256()
     paths = [source]

@@ -79,6 +79,19 @@ def test_what_is_done_is_not_done_again_unless_its_source_changes(checkpoints, t
     assert third["user04"].status == "present"
 
 
+def test_a_repository_is_never_taken_for_done(tmp_path):
+    """It may have changed on the Hub; the output is this job's, and is written again."""
+    task = jobs.Task("expand")
+    item = jobs.Item("owner/name", str(tmp_path / "out" / "name"))
+    first = journal.Journal(str(tmp_path / "out"), task)
+    first.begin([item])
+    (tmp_path / "out" / "name").mkdir()
+    first.end([(item, jobs.Outcome(item.source, item.output, "done", "sha256:0"))])
+    second = journal.Journal(str(tmp_path / "out"), task)
+    assert second.digest_if_done(item) is None
+    assert second.is_begun(item)
+
+
 def test_other_options_are_another_job(checkpoints, tmp_path):
     run(checkpoints, tmp_path / "packed")
     again = run(checkpoints, tmp_path / "packed", base_model="some/base")
