@@ -145,7 +145,7 @@ def weighted(
             expected="one finite number for each",
         )
     if len(adapters) > 1 and len({packed.digest(adapter) for adapter in adapters}) < len(adapters):
-        raise TargetError("one adapter given twice", advice="give it once, with `weights`")
+        raise TargetError("an adapter is given twice", advice="give it once, with `weights`")
     return Sum(tuple(zip(adapters, chosen, strict=True)), drop_extras)
 
 

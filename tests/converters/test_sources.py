@@ -132,7 +132,7 @@ def test_revisions_are_branches_tags_and_commits(server, tmp_path):
 
 
 def test_a_revision_of_a_local_path_is_refused(server, folder):
-    with pytest.raises(errors.SourceError, match="for repositories on the Hub.*a local path"):
+    with pytest.raises(errors.SourceError, match="not a repository on the Hub.*a local path"):
         sources.checkpoint(str(folder), revision="main")
 
 

@@ -152,7 +152,10 @@ def arrays(**changes):
         ({"scales_B": None}, "incomplete checkpoint.*scales B"),
         ({"scales_A": np.array([[1, 2], [1, 1]], np.float32)}, "two scales"),
         ({"theta_d": np.ones((5, 1), np.float32)}, "not a vector"),
-        ({"theta_d": np.ones(65537, np.float32)}, "indices of 16 bits can be.*65537.*at most 65536"),
+        (
+            {"theta_d": np.ones(65537, np.float32)},
+            "indices of 16 bits can be.*65537.*at most 65536",
+        ),
     ],
 )
 def test_what_contradicts_itself_is_refused(tmp_path, changes, message):
