@@ -204,5 +204,5 @@ def _reader_of(checkpoint: Checkpoint, layout: str | None) -> Reader:
         part="keys",
         found="LoRA factors" if lora else ", ".join(sorted(keys)[:2]) or "no tensors",
         expected="; ".join(reader.title for reader in READERS),
-        advice="this is a standard LoRA already" if lora else None,
+        advice="this is a standard LoRA already; only VB-LoRA can be packed" if lora else None,
     )

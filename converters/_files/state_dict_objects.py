@@ -117,8 +117,8 @@ def _parameter(view: Any, gradient: Any, hooks: Any) -> View:
 
 def _require_plain(storage: Storage, gradient: Any, hooks: Any) -> None:
     """Refuse gradients of tensors that are not floating-point, and any hooks."""
-    whole = "F" not in storage.dtype
-    if type(gradient) is not bool or (gradient and whole) or type(hooks) is not Ordered or hooks:
+    integer = "F" not in storage.dtype
+    if type(gradient) is not bool or (gradient and integer) or type(hooks) is not Ordered or hooks:
         raise ValueError("an invalid description of a tensor")
 
 

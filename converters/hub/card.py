@@ -93,7 +93,7 @@ def merged(adapter: LowRank, base_model: str | None, digests: Sequence[str]) -> 
         adapter,
         "transformers",
         ["vb-lora"],
-        f"{_PAPER} merged{into}: {_sizes(adapter)}.",
+        f"A model with {_PAPER} merged{into}: {_sizes(adapter)}.",
         "The packed adapters: " + ", ".join(f"`{digest}`" for digest in digests) + ".",
         base_model=name,
         relation=None,

@@ -1,4 +1,4 @@
-"""Download files of a repository into huggingface_hub's cache, and turn failures into one error."""
+"""Download files of a repository into huggingface_hub's cache; any failure is a SourceError."""
 
 from __future__ import annotations
 
@@ -21,7 +21,8 @@ _TIMEOUT = 10.0  # seconds
 
 
 def fetched(repo: Repo, source: str, choice: Choice, what: str) -> tuple[str, list[str]]:
-    """Download files of a repository; return the snapshot's folder in the cache, and their names.
+    """Download files of a repository; return the snapshot's folder in the cache, and the names of
+    the files.
 
     If the Hub cannot be reached, use files that were downloaded before.
 
@@ -71,7 +72,7 @@ def _listed(hub: Any, repo: Repo) -> list[str] | Exception:
         found = hub.HfApi().model_info(repo.id, revision=repo.revision, timeout=_TIMEOUT)
     except hub.errors.RevisionNotFoundError:
         raise
-    except Exception as error:  # noqa: BLE001 - its HTTP library, and so its errors, depend on the version
+    except Exception as error:  # noqa: BLE001 - the errors depend on huggingface_hub's version
         return error
     return sorted(file.rfilename for file in found.siblings or [] if is_safe(file.rfilename))
 
@@ -120,7 +121,7 @@ def _in_one_line(repo: Repo, source: str) -> Iterator[None]:
         yield
     except VbfmtError:
         raise
-    except Exception as error:  # noqa: BLE001 - its HTTP library, and so its errors, depend on the version
+    except Exception as error:  # noqa: BLE001 - the errors depend on huggingface_hub's version
         raise _explained(error, repo, source) from None
 
 

@@ -1,4 +1,4 @@
-"""Run a task over items: divide them into shards, skip and record those that are done."""
+"""Run a task over items in shards: skip the items that are done, and record those that it does."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from vbfmt.converters.jobs.tasks import WRITES, Item, Outcome, Task
 from vbfmt.errors import ConfigError
 
 SHARD = 256
-"""Most items of a shard: so many that an engine's cost of a shard is negligible."""
+"""Most items in a shard: enough to make an engine's cost per shard negligible."""
 
 ENGINES = {"pool": "pool", "ray": "ray_cluster"}
 """Engine → its module in this package. Each module has `outcomes(task, shards, workers)`, which
@@ -48,14 +48,14 @@ def run(
     outcomes = cast("Engine", import_module(f"vbfmt.converters.jobs.{ENGINES[engine]}").outcomes)
     workers = workers or os.cpu_count() or 1
     journal = _journal(task, items)
-    left: list[Item] = []
+    remaining: list[Item] = []
     for item in items:
         digest = journal.digest_if_done(item) if journal and not item.overwrite else None
         if digest is not None:
             yield Outcome(item.source, item.output, "present", digest or None)
         else:
-            left.append(item)
-    shards = [_marked(part, journal) for part in _divided(left, workers, shard)]
+            remaining.append(item)
+    shards = [_marked(part, journal) for part in _divided(remaining, workers, shard)]
     if journal is not None:
         # This must precede all writing: outputs that exist now were not written by this job.
         journal.begin(item for part in shards for item in part)

@@ -22,18 +22,18 @@ class Reduced:
     Attributes:
         whole: the LoRA that is approximated.
         rank: the largest rank of a module, at least 1.
-        lost: called for each module when its factors are computed, with its name and the relative
-            error that `reduced` returns.
+        report: called for each module when its factors are computed, with its name and the
+            relative error that `reduced` returns.
     """
 
     whole: LowRank
     rank: int
-    lost: Callable[[str, float], None] | None = None
+    report: Callable[[str, float], None] | None = None
 
     @property
     def modules(self) -> tuple[Module, ...]:
         """The modules of the whole, with the lower ranks."""
-        return tuple(self._reduced(module) for module in self.whole.modules)
+        return tuple(self._module(module) for module in self.whole.modules)
 
     @property
     def tensors(self) -> Mapping[str, Tensor]:
@@ -47,7 +47,7 @@ class Reduced:
 
     @property
     def base_revision(self) -> str | None:
-        """The base model's revision of the whole."""
+        """The revision of the whole's base model."""
         return self.whole.base_revision
 
     @property
@@ -66,15 +66,15 @@ class Reduced:
     def iter_factors(self) -> Iterator[tuple[Module, Factor, Factor]]:
         """Yield (module, A, B) for all modules in order; errors as `factors`."""
         for module, a, b in self.whole.iter_factors():
-            yield self._reduced(module), *self._factors(module.name, a, b)
+            yield self._module(module), *self._factors(module.name, a, b)
 
     def _factors(self, name: str, a: Factor, b: Factor) -> tuple[Factor, Factor]:
-        a, b, lost = reduced(a, b, self.rank)
-        if self.lost:
-            self.lost(name, lost)
+        a, b, error = reduced(a, b, self.rank)
+        if self.report:
+            self.report(name, error)
         return a, b
 
-    def _reduced(self, module: Module) -> Module:
+    def _module(self, module: Module) -> Module:
         return replace(module, rank=min(module.rank, self.rank))
 
 
@@ -91,8 +91,8 @@ def reduced(a: Factor, b: Factor, rank: int) -> tuple[Factor, Factor, float]:
 
     Returns:
         A (rank, in_features) and B (out_features, rank), float32, each scaled by the square roots
-        of the singular values; and ‖ΔW − B·A‖ / ‖ΔW‖ in the Frobenius norm, before the rounding to
-        float32.
+        of the singular values; and the relative error of their product in the Frobenius norm,
+        before the rounding to float32.
 
     Raises:
         TargetError: a factor leaves the range of float32.
@@ -109,8 +109,8 @@ def reduced(a: Factor, b: Factor, rank: int) -> tuple[Factor, Factor, float]:
             advice="give smaller `weights`",
         )
     norm = float(np.linalg.norm(values))
-    lost = float(np.linalg.norm(values[rank:])) / norm if norm else 0.0
-    return new_a, new_b, lost
+    error = float(np.linalg.norm(values[rank:])) / norm if norm else 0.0
+    return new_a, new_b, error
 
 
 def _truncated(a: Factor, b: Factor, rank: int) -> tuple[Factor, Factor, NDArray[np.float64]]:

@@ -47,10 +47,10 @@ class Piece:
 
 PIECE_BYTES = 1 << 22
 _BLOCK_ELEMENTS = 1 << 18
-"""A core's own cache holds about as many elements and their sums. With smaller blocks or pieces,
-threads wait longer for the interpreter's lock."""
+"""About as many elements as fit into a core's own cache together with their sums. With smaller
+blocks or pieces, threads wait longer for the interpreter's lock."""
 _PRODUCTS = 1 << 18
-"""For matrix products of more multiplications OpenBLAS starts threads of its own
+"""Most multiplications of a matrix product. For larger products, OpenBLAS starts threads of its own
 (interface/gemm.c), which compete with ours for the cores."""
 _GATHERED = 1 << 18
 """Most values of each factor that are gathered at a time to recompute single elements."""
@@ -169,7 +169,7 @@ class _Part:
         return replace(self, left=self.left.astype(np.float64), right=self.right.astype(np.float64))
 
     def _sums(self) -> Iterator[tuple[tuple[slice, slice], NDArray[Any]]]:
-        """Yield each block's slices, and W + B·A there in memory that the next block overwrites."""
+        """Yield each block's slices, and its W + B·A in an array that the next block overwrites."""
         rows, columns = self.weight.shape
         high, wide = _block_shape(rows, columns)
         memory = np.empty(high * wide, self.left.dtype)

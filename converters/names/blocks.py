@@ -91,8 +91,8 @@ def _block(name: str, numbers: Positions, start: int, shape: Shape) -> Block | N
     if not own.size:
         return None
     part = numbers[own] - start
-    first, second = part // shape[1], part % shape[1]
-    for transposed, (along, across) in ((False, (first, second)), (True, (second, first))):
+    row, column = part // shape[1], part % shape[1]
+    for transposed, (along, across) in ((False, (row, column)), (True, (column, row))):
         rows, columns = along[:, 0], across[0]
         if (along == rows[:, None]).all() and (across == columns).all():
             return Block(name, rows, columns, own, transposed)
@@ -127,18 +127,20 @@ def of_fused(
         return None
     from copy import deepcopy
 
-    mine = deepcopy(converter)
+    # One number stands for a whole row, so each matrix has a single column; in the converted
+    # tensor, the dimension of size 1 shows whether transformers transposes the matrices.
+    converter = deepcopy(converter)
     rows = module.out_features
     start, wanted = 0, None
-    for each in mine.source_patterns:
+    for each in converter.source_patterns:
         for expert in range(shape[0]):
             numbers = torch.arange(start, start + rows).reshape(rows, 1)
-            mine.add_tensor(fused, f"{each}{expert}", each, numbers)
+            converter.add_tensor(fused, f"{each}{expert}", each, numbers)
             if each == pattern and expert == number:
                 wanted = start
             start += rows
     try:
-        made = mine.convert(fused, model=loaded.model, config=loaded.model.config)
+        made = converter.convert(fused, model=loaded.model, config=loaded.model.config)
     except Exception:  # noqa: BLE001 - transformers' conversions may raise anything
         return None
     value = next(iter(made.values()))

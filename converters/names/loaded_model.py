@@ -28,8 +28,8 @@ class Source:
 
     Attributes:
         names: their names.
-        first: name of the first tensor that transformers makes of them; it is their key in
-            transformers' own tables.
+        first: name of the first tensor that transformers makes of them, under which its converter
+            collects them.
         converter: the `WeightConverter` that transformers applies; None if it only renames.
         patterns: for each of `names`, the pattern of the converter that it matches.
     """
@@ -219,19 +219,20 @@ def of_model(model: Any) -> LoadedModel | None:
 
 
 def _described(model: Any, disk: Mapping[str, Shape]) -> LoadedModel:
+    """Return the names and shapes of a model, and how transformers makes its tensors of `disk`."""
     from transformers.conversion_mapping import get_model_conversion_mapping
     from transformers.core_model_loading import WeightConverter, WeightRenaming
 
     transforms = get_model_conversion_mapping(model)
     shapes = {key: tuple(value.shape) for key, value in model.state_dict().items()}
-    pair = (
-        [each for each in transforms if isinstance(each, WeightRenaming)],
-        [each for each in transforms if isinstance(each, WeightConverter)],
-    )
-    return LoadedModel(model, disk, shapes, _sources(model, disk, shapes, pair), _ties(model), pair)
+    renamings = [each for each in transforms if isinstance(each, WeightRenaming)]
+    converters = [each for each in transforms if isinstance(each, WeightConverter)]
+    sources = _sources(model, disk, shapes, (renamings, converters))
+    return LoadedModel(model, disk, shapes, sources, _ties(model), (renamings, converters))
 
 
 def _ties(model: Any) -> tuple[frozenset[str], ...]:
+    """Return the groups of names that share one parameter."""
     groups: dict[int, set[str]] = {}
     for name, parameter in model.named_parameters(remove_duplicate=False):
         groups.setdefault(id(parameter), set()).add(name)
@@ -256,15 +257,18 @@ def class_of(config: Mapping[str, Any], name: str | None = None) -> Any:
 
 
 def _sources(
-    model: Any, disk: Mapping[str, Shape], shapes: Mapping[str, Shape], pair: tuple[Any, Any]
+    model: Any, disk: Mapping[str, Shape], shapes: Mapping[str, Shape], transforms: tuple[Any, Any]
 ) -> dict[str, Source]:
-    """Return the sources of the loaded model's tensors.
+    """Return the sources of the loaded model's tensors, by name.
 
     They are collected as in transformers' `convert_and_load_state_dict_in_model`.
+
+    Args:
+        transforms: transformers' renamings and converters.
     """
     from transformers.core_model_loading import dot_natural_key
 
-    transforms = deepcopy(pair)
+    transforms = deepcopy(transforms)
     converters = {key: each for each in transforms[1] for key in each.source_patterns}
     whole: dict[str, Source] = {}
     parts: dict[str, list[tuple[str, str]]] = {}

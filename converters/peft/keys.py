@@ -165,8 +165,8 @@ def _wrap(bank: str) -> str:
 def _trained(rest: Mapping[str, str], modules: Collection[str], bias: str) -> dict[str, str]:
     """Return the trained tensors among those that are not part of the factors.
 
-    All are, except in a whole model's state dict: there, only the modules that PEFT saves whole,
-    and the biases that `bias` says are trained.
+    In an adapter's state dict, all are trained. In a whole model's, these are the modules that PEFT
+    saves whole, and the biases that are trained according to `bias`.
     """
     if not any(f"{module}{_UNDER}.weight" in rest for module in modules):
         return dict(rest)
@@ -198,18 +198,20 @@ def _the_bank(
     """Return the bank's name, and the names of its copies in the adapted layers."""
     _require_one_adapter({match["adapter"] or "" for match in banks.values()})
     in_layers = sorted(name for name in banks if _wrap(name).removesuffix(".") in modules)
-    alone = sorted(set(banks) - set(in_layers))
-    if len(alone) == 1:
-        return alone[0], in_layers
-    if not alone and in_layers:
+    outside = sorted(set(banks) - set(in_layers))
+    if len(outside) == 1:
+        return outside[0], in_layers
+    if not outside and in_layers:
         return in_layers[0], in_layers[1:]
     lora = any(".lora_A" in name or ".lora_B" in name for name in names)
     raise SourceError(
         "not exactly one VB-LoRA adapter",
         part="vector bank",
-        found=", ".join(alone[:3]) if alone else "LoRA factors" if lora else "none",
+        found=", ".join(outside[:3]) if outside else "LoRA factors" if lora else "none",
         expected="one key like base_model.vblora_vector_bank",
-        advice="this is a standard LoRA already" if lora and not alone else None,
+        advice="this is a standard LoRA already; only VB-LoRA can be packed"
+        if lora and not outside
+        else None,
     )
 
 
