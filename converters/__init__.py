@@ -75,8 +75,9 @@ READERS = (
     Reader("nlu", "the VB-LoRA authors' NLU checkpoint", _nlu, "config.json"),
     Reader("algorithm1", "the layout of the paper's Algorithm 1", _algorithm1, None),
 )
-"""The formats that `read` recognises. The last two may have the same keys, unless every module has
-a copy of the bank; then only the caller can tell which one a state dict is."""
+"""The formats that `read` recognises. The last two have the same keys, unless every module has a
+copy of the bank, as in the authors' own checkpoints (``nlu``); without copies, the caller must
+choose."""
 
 
 @dataclass(frozen=True)

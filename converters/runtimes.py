@@ -123,7 +123,7 @@ def _parameters(adapter: LowRank) -> str | None:
 
 
 def _orphans(adapter: LowRank) -> str | None:
-    """Return parts of fused layers of which another part that SGLang needs is missing."""
+    """Return the modules that SGLang fuses with another module, if the adapter lacks that one."""
     names = {module.name for module in adapter.modules}
     leader = {"k_proj": "q_proj", "v_proj": "q_proj", "up_proj": "gate_proj"}
     found = []
@@ -291,7 +291,7 @@ def findings(adapter: LowRank, runtime: str, *, drop_extras: bool = False) -> li
 
 
 def require_loadable(adapter: LowRank, runtime: str, *, drop_extras: bool = False) -> list[Finding]:
-    """Refuse an adapter that a runtime would refuse; return the other findings.
+    """Refuse an adapter that a runtime would refuse; otherwise, return the findings.
 
     Arguments as `findings`.
 

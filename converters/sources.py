@@ -1,4 +1,4 @@
-"""Resolve what a command reads to a local path: a path itself, or a repository on the Hub.
+"""Resolve the inputs of commands, paths or repositories on the Hub, to local paths.
 
 ``owner/name`` is a model repository, unless a file or folder of that name exists.
 ``hf://owner/name[@revision][/file]`` is always a repository, as in huggingface_hub's HfFileSystem.
@@ -96,7 +96,7 @@ def revision_for(base: str, adapters: Sequence[Adapter]) -> str | None:
     """Return the revision that the adapters name for a base.
 
     Returns:
-        None if the base is not a repository without a revision, or no adapter names it with one.
+        None if the base is a path or already has a revision, or no adapter names a revision of it.
     """
     repo = parse(base)
     if repo is None or repo.revision is not None:

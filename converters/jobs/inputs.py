@@ -33,7 +33,7 @@ def collected(words: Iterable[str], lines: TextIO | None = None) -> list[str]:
 def items(
     sources: Sequence[str], output: PathLike, task: Task, *, overwrite: bool = False
 ) -> list[Item]:
-    """Return an item for each source, whose output has the source's name.
+    """Return an item for each source; its output has the source's name.
 
     Args:
         sources: paths or repositories.

@@ -1,4 +1,4 @@
-"""The journal of a job, with which a killed job goes on: a file of JSON lines in the output folder.
+"""The journal from which a killed job continues: a file of JSON lines in the output folder.
 
 Before a shard runs, the journal gets a line for each output that does not exist yet. When an item
 is done, it gets a line with the fingerprint of the item's source and the adapter's digest; when an

@@ -47,7 +47,7 @@ def outcomes(
 def _one_by_one(
     task: Task, shards: Sequence[Sequence[Item]], lost: Sequence[int]
 ) -> Iterator[tuple[int, list[Outcome]]]:
-    """Run the shards whose worker died again, with a process for each item.
+    """Rerun the shards whose worker died, with a process for each item.
 
     After `_GIVE_UP` consecutive items whose process died, the others fail untried.
     """

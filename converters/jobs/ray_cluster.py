@@ -22,7 +22,7 @@ def outcomes(
 ) -> Iterator[tuple[int, list[Outcome]]]:
     """Yield the number of each shard and its outcomes, in any order.
 
-    A shard whose worker dies runs again, at most three times. If that fails, its items have failed.
+    A shard whose worker dies is retried up to three times; after that, its items have failed.
 
     Raises:
         MissingExtraError: Ray is not installed.

@@ -61,8 +61,8 @@ class Base:
         index: the metadata in the index of shards; None if there is no index.
         config: the content of ``config.json``.
         side_files: paths within the folder of all other files that belong to the output.
-        left_out: paths within the folder that do not: other forms of the weights, and what is not
-            a regular file.
+        left_out: paths within the folder of what does not belong to the output: other forms of the
+            weights, and anything but regular files.
     """
 
     path: str
@@ -107,8 +107,8 @@ class Base:
         return {}
 
     def equal_to(self, name: str) -> Sequence[str]:
-        """Return the names of the tensors outside of layers that have this one's dtype, shape and
-        values. Its own name is among them if it is outside of layers, too."""
+        """Return the names of the tensors outside of layers that have the dtype, shape and values
+        of the tensor `name`; if that is itself outside of layers, its name is among them."""
         shape = self.tensors[name].shape
         if shape not in self._equal:
             groups: dict[bytes, list[str]] = {}
@@ -119,9 +119,10 @@ class Base:
 
 
 def read(path: str | os.PathLike[str], *, follow_links: bool = False) -> Base:
-    """Map a base model; its weights are not copied.
+    """Map a base model into memory; its weights are not copied.
 
     Args:
+        path: the model's folder.
         follow_links: also follow links that lead out of the folder (or, if the folder is in the
             Hub's cache, out of its repository there).
 

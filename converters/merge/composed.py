@@ -1,4 +1,5 @@
-"""Trained tensors that the base's files divide otherwise: several in one, or one in several."""
+"""Trained tensors that the base's files hold in another division: several in one tensor of the
+base, or one in several."""
 
 from __future__ import annotations
 
@@ -14,7 +15,7 @@ from vbfmt.tensors import Tensor, numpy_dtype
 
 
 def tensors(base: Base, locations: Locations, trained: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """Return the tensors of the base that trained values go into, by name, with those values.
+    """Return, by name, the base's tensors that contain trained ones, with the trained values.
 
     Args:
         base: the base model.

@@ -118,7 +118,7 @@ def with_labels(config: Mapping[str, Any], count: int) -> dict[str, Any]:
 
 
 def labels(config: Mapping[str, Any]) -> int:
-    """Return the number of labels in a config; without an entry two, transformers' default."""
+    """Return the number of labels in a config; if it has none, two, as in transformers."""
     named = config.get("id2label")
     if isinstance(named, Mapping):
         return len(named)

@@ -26,7 +26,8 @@ def write(
     memory at a time, whatever the size of the model.
 
     Args:
-        path: the folder; not inside the base. Missing parent folders are created.
+        plan: the plan of the merge.
+        path: the folder to write, not inside the base. Missing parent folders are created.
         overwrite: replace the output of an earlier merge, in one step. A folder that is not the
             output of a merge, or that has gained other files since, is refused.
         progress: called after each write with its number of bytes; they sum to `plan.size`.

@@ -96,7 +96,7 @@ class Layout:
     """The weight files of the output, and how the adapter's names were matched to the base's.
 
     Attributes:
-        files: in the order of the base's.
+        files: the weight files, in the order of the base's.
         rule: how a name in the adapter becomes a name in the base.
         prefix: what is put in front of all the base's names in the output, so that an added head
             and the base's tensors are named as parts of one model.
@@ -222,6 +222,7 @@ def _replaced(base: Base, adapter: LowRank, locations: Locations) -> dict[str, T
 
 
 def _require_one_each(locations: Mapping[str, str], base: Base) -> None:
+    """Refuse two trained tensors that would replace the same tensor of the base."""
     for name, count in Counter(locations.values()).items():
         if count > 1:
             raise SourceError(
@@ -232,9 +233,10 @@ def _require_one_each(locations: Mapping[str, str], base: Base) -> None:
 def _require_fit(
     replaced: Mapping[str, Tensor], base: Base, adapter: LowRank, locations: Locations
 ) -> None:
-    """Refuse trained tensors that differ from the base's in shape or in kind of dtype.
+    """Refuse trained tensors whose shape or dtype does not fit the base's.
 
-    Only a classifier may differ in its first dimension, the number of labels.
+    All floating-point dtypes fit each other. Only a classifier may differ in its first dimension,
+    the number of labels.
     """
     before, after = config.labels(base.config), config.trained_labels(adapter)
     for name, tensor in replaced.items():

@@ -27,7 +27,7 @@ class Entry:
 
     Attributes:
         path: its path within the folder.
-        folder: whether it is a folder; a link to a folder is none.
+        folder: whether it is a folder, not a link to one.
         link: whether it is a link.
     """
 
@@ -111,7 +111,7 @@ def tree(folder: str, *, hidden: bool = True, most: int = MOST_FILES) -> Iterato
     Args:
         folder: the folder's path.
         hidden: include folders whose names begin with a dot.
-        most: the greatest number of entries.
+        most: the greatest number of entries that is accepted.
 
     Raises:
         SourceError: more than `DEEPEST` folders within each other, or more than `most` entries.
@@ -194,7 +194,7 @@ def _home(path: str) -> str:
 
 
 def _is_below(path: str, folder: str) -> bool:
-    """Return whether a path is below a folder, by their names; both are free of links."""
+    """Return whether a path is below a folder by its name; neither may contain links."""
     return path.startswith(os.path.join(folder, ""))
 
 

@@ -94,7 +94,7 @@ def plan(
     Raises:
         SourceError: the base is quantised or damaged, does not fit the adapters, or already
             contains one of them.
-        TargetError: the dtype is unknown, or the number of weights is not that of the adapters.
+        TargetError: the dtype is unknown, or there is not one weight for each adapter.
         StorageError: a file cannot be read.
     """
     if dtype is not None and dtype not in DTYPES:

@@ -95,14 +95,15 @@ def require_untied(
     """Refuse to change one of two tied tensors: embedding and output head.
 
     Both are (vocabulary, hidden) and not in a numbered layer. They count as tied unless the config
-    says that they are not, or the config is silent and the base holds two different tensors:
-    transformers' default is to tie, and most configs leave it out. A classifier has no output head
-    to tie.
+    says that they are not, or it has no such setting and the base holds two different tensors:
+    transformers' default is to tie, and most configs lack the setting. A classifier has no output
+    head to tie.
 
     Args:
         base: the base model.
         name: the tensor's name in the base, or in the output if it is added.
-        trained: a tensor with the shape that the adapter gives it.
+        trained: the tensor that replaces it, or the base's own if a module changes it; only its
+            shape is used.
         adapter: the adapter; its task type shows whether there is an output head.
         added: whether the base lacks the tensor.
         tied: returns the names of all tied tensors, None if transformers does not know them.
@@ -132,7 +133,8 @@ def require_untied(
 
 
 def require_untied_modules(base: Base, adapter: LowRank) -> None:
-    """Refuse a module that is an output head of which the base holds only the tied embedding.
+    """Refuse a module that is an output head, if the base holds only the embedding that it is tied
+    to.
 
     Raises:
         SourceError: with the module's name.

@@ -18,7 +18,7 @@ _COMMIT = re.compile(r"[0-9a-f]{40}")
 
 
 def check(adapter: Adapter, base: str, *, strict: bool) -> str | None:
-    """Return a warning if the base is known to be another than the adapter names, else None.
+    """Return a warning if the base is known not to be the one that the adapter names, else None.
 
     Args:
         adapter: the adapter; its `base_model` and `base_revision` are compared.

@@ -36,7 +36,7 @@ def workers() -> ThreadPoolExecutor:
 
 
 def tensors(plan: Plan) -> Iterator[tuple[str, Tensor]]:
-    """Yield the name and the tensor of the output's tensors, one at a time.
+    """Yield (name, tensor) for each tensor of the output.
 
     An unchanged tensor is the base's own, memory-mapped; a changed one is in memory.
 
@@ -96,8 +96,8 @@ class _Block:
 
     Attributes:
         memory: the block's bytes; longer than `_BLOCK`, so that its last piece fits.
-        filled: number of bytes that are computed or being computed, including those that the
-            block before was too short to write.
+        filled: number of bytes that are computed or being computed; the first of them may be the
+            rest of the block before.
         jobs: the computations of its pieces.
     """
 

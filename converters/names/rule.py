@@ -25,7 +25,7 @@ class Rule:
     Attributes:
         add: a prefix, such as ``model.``, that only the base has.
         drop: a prefix that only the adapter has.
-        mapped: no prefix explains the names; transformers maps them.
+        mapped: whether no prefix explains the names, and transformers maps them.
     """
 
     add: str = ""
@@ -112,7 +112,7 @@ def _counts(modules: Iterable[str], owners: set[str]) -> Counter[Rule]:
     """Return the number of modules for which each possible rule finds a weight."""
     counts: Counter[Rule] = Counter({Rule(): 0})
     wanted = set(modules)
-    for owner in owners:  # keep only endings that are names of modules: names may have many dots
+    for owner in owners:  # count only endings that are modules: hostile names have very many dots
         counts.update(Rule(add=prefix) for prefix, rest in _splits(owner) if rest in wanted)
     for module in wanted:
         counts[Rule()] += module in owners

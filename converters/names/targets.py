@@ -22,10 +22,10 @@ _LOST = {
     "embed_action_time": "pi0",
     "sam_encoder": "unlimited_ocr",
 }
-"""Component of a name → the types of models with it of which PEFT 0.21 loses layers when it loads a
-LoRA: it renames the LoRA's keys as if they were names in the base's files. Found by `make
-architectures`. Used only if the base is not given; with the base, `vbfmt.converters.peft.on_base`
-tries what PEFT loads."""
+"""Component of a module's name → types of models in which PEFT 0.21 loses modules with it when it
+loads a LoRA, because it renames the LoRA's keys as if they were names in the base's files. `make
+architectures` found them. The table is used only if the base is not given; with the base,
+`vbfmt.converters.peft.on_base` tries what PEFT loads."""
 _ROUTED = re.compile(r"(^|\.)experts\.\d+\.")
 _LAYER = re.compile(r"^(?P<stack>.*?)\.(?P<number>\d+)\.(?P<kind>.+)$")
 
@@ -64,7 +64,7 @@ def routed(names: Collection[str]) -> list[str]:
     return sorted(name for name in names if _ROUTED.search(name))
 
 
-def doubt(names: Collection[str]) -> str | None:
+def loading_risk(names: Collection[str]) -> str | None:
     """Return a sentence for the user if PEFT may load such a LoRA wrongly, else None.
 
     Args:

@@ -125,7 +125,7 @@ def expand(
         dst: the folder or ``.gguf`` file to write. Missing parent folders are created.
         to: name of a form in `vbfmt.converters.WRITERS`. If left out, it is ``gguf`` if `dst` ends
             in ``.gguf``, otherwise ``peft``.
-        rank: approximate ΔW as well as possible with this rank, if it is lower.
+        rank: reduce higher ranks to this one, with the best approximation of ΔW.
         weights: one factor for each adapter's ΔW; all 1 if left out.
         dtype: dtype of the factors: float32, bfloat16 or float16.
         base: the base model. For GGUF: its folder, repository or GGUF file; if left out, the
@@ -209,7 +209,7 @@ def expand(
     )
     notices = [*map(str, findings), *_notices(total, result, checked=bool(check))]
     if writer.name == "peft" and config is None:
-        notices += filter(None, [targets.doubt([module.name for module in reduced.modules])])
+        notices += filter(None, [targets.loading_risk([module.name for module in reduced.modules])])
     for notice in notices:
         warn(notice)
     return result
@@ -240,7 +240,7 @@ def _findings(
     """Return what the runtimes would drop or need.
 
     Raises:
-        TargetError: a runtime would refuse the adapter; with `strict`, or drop or need something.
+        TargetError: a runtime would refuse the adapter or, with `strict`, drop or need something.
     """
     found = [
         finding

@@ -70,8 +70,8 @@ def files_of(given: Given) -> list[PathLike]:
 def is_checkpoint(path: PathLike) -> bool:
     """Return whether a path is read as a checkpoint, not as a packed file.
 
-    It is if it is a folder, or a file with the suffix of a weights file and without the magic bytes
-    of a packed file.
+    Folders are, and files that have the suffix of a weights file and do not begin with the magic
+    bytes of a packed file.
     """
     named = os.fspath(path).endswith(checkpoints.SUFFIXES)
     return os.path.isdir(path) or (named and not _begins_as_packed(path))

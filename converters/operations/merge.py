@@ -96,5 +96,5 @@ def merge(
 def _with_total(
     progress: Callable[[int, int], None] | None, total: int
 ) -> Callable[[int], None] | None:
-    """Return a function that calls `progress` with its argument and `total`; None without it."""
+    """Return a function that calls `progress` with its argument and `total`, if there is one."""
     return None if progress is None else lambda done: progress(done, total)

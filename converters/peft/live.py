@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 from vbfmt.converters.lowrank import LowRank
 from vbfmt.converters.names import loaded_model
-from vbfmt.converters.peft.loaded import require_loaded, require_mixtures_loaded
+from vbfmt.converters.peft.loaded import require_lora_loaded, require_vblora_loaded
 from vbfmt.converters.peft.renamed import renamed
 from vbfmt.errors import TargetError, VbfmtError
 
@@ -65,9 +65,9 @@ def load_adapter(
         loaded = _loaded(model, written, adapter_name, path)
     try:
         if form == "lora":
-            require_loaded(loaded, given, adapter_name)
+            require_lora_loaded(loaded, given, adapter_name)
         else:
-            require_mixtures_loaded(loaded, adapter, adapter_name)
+            require_vblora_loaded(loaded, adapter, adapter_name)
     except VbfmtError as error:
         raise error.in_file(path) from None
     return loaded.eval()
@@ -82,7 +82,7 @@ def _loaded(model: nn.Module, written: str, adapter_name: str, path: PathLike) -
             model.set_adapter(adapter_name)
             return model
         with warnings.catch_warnings():
-            # PEFT warns of factors that it has lost; `require_loaded` puts them in.
+            # PEFT warns of factors that it has lost; `require_lora_loaded` puts them in.
             warnings.filterwarnings("ignore", message="Found missing adapter keys")
             return PeftModel.from_pretrained(model, written, adapter_name=adapter_name)
     except (ValueError, NotImplementedError) as error:

@@ -24,7 +24,7 @@ _TOLERANCE = 0.02
 _ADVICE = "merge the adapter into its base instead, or load it with form='vblora'"
 
 
-def require_loaded(model: PeftModel, adapter: LowRank, adapter_name: str) -> None:
+def require_lora_loaded(model: PeftModel, adapter: LowRank, adapter_name: str) -> None:
     """Check that PEFT's LoRA layers have the adapter's factors, and put in those it has lost.
 
     No other layer may have factors that are not zero, and the model must have the adapter's other
@@ -66,7 +66,7 @@ def require_loaded(model: PeftModel, adapter: LowRank, adapter_name: str) -> Non
     _require_trained(bare, adapter, adapter_name)
 
 
-def require_mixtures_loaded(model: PeftModel, adapter: Adapter, adapter_name: str) -> None:
+def require_vblora_loaded(model: PeftModel, adapter: Adapter, adapter_name: str) -> None:
     """Check that PEFT's own VB-LoRA layers compute the adapter's ΔW, and that no other layer does.
 
     PEFT composes ΔW in the model's dtype, so its elements may differ by 2 % of the largest.
@@ -77,7 +77,7 @@ def require_mixtures_loaded(model: PeftModel, adapter: Adapter, adapter_name: st
         adapter_name: PEFT's name for the adapter.
 
     Raises:
-        TargetError: as `require_loaded`.
+        TargetError: as `require_lora_loaded`.
     """
     import torch
 

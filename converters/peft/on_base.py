@@ -70,8 +70,8 @@ def fitted(adapter: LowRank, base: PathLike) -> OnBase:
     models = list(_models(config, config_of(adapter)))
     if not models or targets.routed(names):
         what = "experts among the modules" if models else "transformers cannot build this base"
-        doubt = targets.doubt(names)
-        warn(f"what PEFT loads was not checked: {what}" + (f"; {doubt}" if doubt else ""))
+        risk = targets.loading_risk(names)
+        warn(f"what PEFT loads was not checked: {what}" + (f"; {risk}" if risk else ""))
         return OnBase(adapter)
     fitting = [(loaded, renamed_in(adapter, loaded)) for loaded in models]
     chosen = next(((k, given) for k, given in fitting if not _missing(k, given)), None)

@@ -24,7 +24,7 @@ _CLASSES = {
     "QUESTION_ANS": "AutoModelForQuestionAnswering",
     "SEQ_2_SEQ_LM": "AutoModelForSeq2SeqLM",
 }
-"""PEFT's task types → transformers' Auto classes, as in PEFT's own Auto classes."""
+"""PEFT's task types → transformers' Auto classes, as PEFT's own Auto classes map them."""
 
 
 def class_for_task(config: Mapping[str, Any], task: object) -> str | None:

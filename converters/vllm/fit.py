@@ -23,8 +23,8 @@ def require_no_larger(adapter: Adapter, manager: Any, file: PathLike) -> None:
     """Check that an adapter's layers together have no more features than the model's.
 
     A few bytes of a packed file can stand for gigabytes of factors, and a worker that runs out of
-    memory ends the engine. So this check must come before any factor is composed. vLLM checks the
-    rank.
+    memory ends the engine. So this check must come before any factor is composed. (vLLM has checked
+    the rank before.)
 
     Args:
         adapter: the packed adapter.
@@ -57,7 +57,7 @@ def require(loaded: Any, manager: Any, file: PathLike) -> None:
         file: the adapter's file, for messages.
 
     Raises:
-        ModelError: the model lacks a module, or has it in another size or one that is not known.
+        ModelError: the model lacks a module or has it in another size, or its size is not known.
     """
     layers = dict(_layers(manager))
     elsewhere = tuple(f"{name}." for name in _on_other_ranks(manager.model))

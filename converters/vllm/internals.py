@@ -78,7 +78,7 @@ _KEYS = "vllm.v1.core.kv_cache_utils._gen_lora_extra_hash_keys"
 
 
 def _caches_by_path() -> bool:
-    """Return whether vLLM caches results of LoRAs with equal names and different paths apart."""
+    """Return whether vLLM's cache distinguishes LoRAs of equal names by their paths."""
     try:
         from vllm.lora.request import LoRARequest
         from vllm.v1.core.kv_cache_utils import _gen_lora_extra_hash_keys as keys_of

@@ -23,7 +23,7 @@ _MARK = "_vbfmt_original"
 
 @dataclass(frozen=True)
 class Refused:
-    """A worker's answer that it refuses an adapter. It is false, unlike other answers.
+    """A worker's answer that it refuses an adapter; unlike other answers, it is falsy.
 
     Attributes:
         reason: the error's message.

@@ -1,4 +1,4 @@
-"""A resolver for vLLM, which asks it for LoRAs by name: it finds them among packed adapters."""
+"""The resolver from which vLLM gets packed adapters by name."""
 
 from __future__ import annotations
 

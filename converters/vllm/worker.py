@@ -70,7 +70,7 @@ class Kept:
         self._adapters.pop(digest, None)
 
     def _with_shared_bank(self, adapter: Adapter) -> Adapter:
-        """Return a copy that does not refer to the file's bytes, and shares its bank."""
+        """Return a copy that does not refer to the file's bytes; equal banks are one array."""
         key = hashlib.sha256(adapter.bank.data).digest()
         return dataclasses.replace(
             adapter,
@@ -121,7 +121,7 @@ def _wrap_class_method(cls: type, name: str, packed: Callable[..., Any]) -> None
 
 
 def _load(kept: Kept, original: Callable[..., Any], manager: Any, lora_request: Any) -> Any:
-    """Replace `WorkerLoRAManager._load_adapter`."""
+    """Replace `WorkerLoRAManager._load_adapter`: check packed adapters before and after loading."""
     pinned = Pinned.parse(lora_request.lora_path)
     if pinned is None:
         return original(manager, lora_request)

@@ -13,7 +13,7 @@ pytest.importorskip("transformers.conversion_mapping")
 from tests.converters.merge.folders import adapter_of, tensor_of  # noqa: E402
 from vbfmt import errors, save  # noqa: E402
 from vbfmt.converters.peft import load_adapter  # noqa: E402
-from vbfmt.converters.peft.loaded import require_loaded, require_mixtures_loaded  # noqa: E402
+from vbfmt.converters.peft.loaded import require_lora_loaded, require_vblora_loaded  # noqa: E402
 
 SIZES = {
     "hidden_size": 16,
@@ -53,7 +53,7 @@ def test_factors_that_are_lost_are_put_in(tmp_path):
     result = loaded(tmp_path, adapter)
     layer = result.base_model.model.get_submodule(NAME)
     torch.nn.init.zeros_(layer.lora_B["default"].weight)
-    require_loaded(result, adapter, "default")
+    require_lora_loaded(result, adapter, "default")
     _, b = adapter.factors(NAME)
     np.testing.assert_array_equal(layer.lora_B["default"].weight.detach().numpy(), b)
 
@@ -62,7 +62,7 @@ def test_a_layer_that_the_adapter_does_not_have_is_refused(tmp_path):
     whole = adapter_of({NAME: (16, 16), "vit.layers.1.mlp.fc1": (32, 16)})
     result = loaded(tmp_path, whole)
     with pytest.raises(errors.TargetError, match="layers.1.mlp.fc1.*does not have"):
-        require_loaded(result, adapter_of({NAME: (16, 16)}), "default")
+        require_lora_loaded(result, adapter_of({NAME: (16, 16)}), "default")
 
 
 def test_a_layer_that_is_missing_is_refused(tmp_path):
@@ -71,7 +71,7 @@ def test_a_layer_that_is_missing_is_refused(tmp_path):
     with pytest.raises(
         errors.TargetError, match="has not loaded the adapter's values.*no LoRA layer"
     ):
-        require_loaded(result, other, "default")
+        require_lora_loaded(result, other, "default")
 
 
 def test_a_head_of_other_values_is_refused(tmp_path):
@@ -81,11 +81,11 @@ def test_a_head_of_other_values_is_refused(tmp_path):
     }
     adapter = adapter_of({NAME: (16, 16)}, tensors=head)
     result = loaded(tmp_path, adapter)
-    require_loaded(result, adapter, "default")
+    require_lora_loaded(result, adapter, "default")
     wrapped = result.base_model.model.classifier.modules_to_save["default"]
     torch.nn.init.zeros_(wrapped.weight)
     with pytest.raises(errors.TargetError, match=r"classifier\.weight: found other values"):
-        require_loaded(result, adapter, "default")
+        require_lora_loaded(result, adapter, "default")
 
 
 def test_what_peft_refuses_is_one_clear_error(tmp_path):
@@ -106,7 +106,7 @@ def test_vb_lora_layers_of_peft_are_compared_too(tmp_path):
     layer = result.base_model.model.get_submodule(NAME)
     torch.nn.init.normal_(layer.vblora_logits_A["default"])
     with pytest.raises(errors.TargetError, match="q_proj.*another ΔW"):
-        require_mixtures_loaded(result, adapter, "default")
+        require_vblora_loaded(result, adapter, "default")
 
 
 def test_vb_lora_layers_that_the_adapter_does_not_have_are_refused(tmp_path):

@@ -51,11 +51,14 @@ def test_what_is_known_of_the_base_goes_before_what_names_tell():
 
 
 def test_what_peft_would_convert_is_told():
-    assert "transformers 5 fuses" in targets.doubt(names("mlp.experts.0.up_proj"))
-    assert "mixture-of-experts" in targets.doubt(names("mlp.up_proj"))
-    assert targets.doubt(names("self_attn.q_proj", "mlp.up_proj")) is None
-    assert targets.doubt([*names("self_attn.q_proj"), *names("mlp.up_proj", layers=[0])]) is None
+    assert "transformers 5 fuses" in targets.loading_risk(names("mlp.experts.0.up_proj"))
+    assert "mixture-of-experts" in targets.loading_risk(names("mlp.up_proj"))
+    assert targets.loading_risk(names("self_attn.q_proj", "mlp.up_proj")) is None
+    assert (
+        targets.loading_risk([*names("self_attn.q_proj"), *names("mlp.up_proj", layers=[0])])
+        is None
+    )
 
 
 def test_layers_that_peft_loses_are_told():
-    assert "laguna" in targets.doubt(names("mlp.shared_experts.up_proj"))
+    assert "laguna" in targets.loading_risk(names("mlp.shared_experts.up_proj"))
