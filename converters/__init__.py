@@ -47,26 +47,18 @@ def _peft(keys: Collection[str]) -> bool:
     return any("vblora_vector_bank" in key or "vblora_logits_" in key for key in keys)
 
 
-def _nlu(keys: Collection[str]) -> bool:
-    return _algorithm1(keys) or (_bare(keys) and _with_copies(keys))
-
-
-def _algorithm1(keys: Collection[str]) -> bool:
-    return _bare(keys) and not _with_copies(keys)
-
-
 def _unilora(keys: Collection[str]) -> bool:
     return any("unilora_theta_d" in key for key in keys)
 
 
-def _bare(keys: Collection[str]) -> bool:
+def _nlu(keys: Collection[str]) -> bool:
     return any(key.endswith((".logits_A", ".logits_B")) for key in keys)
 
 
-def _with_copies(keys: Collection[str]) -> bool:
+def _algorithm1(keys: Collection[str]) -> bool:
     from vbfmt.converters.nlu import is_whole_model
 
-    return is_whole_model(keys)
+    return _nlu(keys) and not is_whole_model(keys)
 
 
 READERS = (

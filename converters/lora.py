@@ -68,8 +68,7 @@ def write(
         OutputExistsError: `path` exists, and `overwrite` is not set.
         StorageError: the operating system refused.
     """
-    if dtype not in DTYPES:
-        raise TargetError("unknown dtype", part="`dtype`", found=dtype, expected=", ".join(DTYPES))
+    require_dtype(dtype)
     rank = rank_of(adapter)
     extras = {} if drop_extras else extras_by_key(adapter)
     keys = {m.name: _keys((names or {}).get(m.name, m.name)) for m in adapter.modules}
@@ -95,6 +94,16 @@ def write(
         if card is not None:
             length += storage.write(os.path.join(folder, CARD), [card], overwrite=False)
     return length
+
+
+def require_dtype(dtype: str) -> None:
+    """Refuse a dtype that is not in `DTYPES`.
+
+    Raises:
+        TargetError: with the dtype and those that are known.
+    """
+    if dtype not in DTYPES:
+        raise TargetError("unknown dtype", part="`dtype`", found=dtype, expected=", ".join(DTYPES))
 
 
 def rank_of(adapter: LowRank) -> int:

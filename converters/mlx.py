@@ -60,10 +60,7 @@ def write(
         OutputExistsError: `path` exists, and `overwrite` is not set.
         StorageError: the operating system refused.
     """
-    if dtype not in lora.DTYPES:
-        raise TargetError(
-            "unknown dtype", part="`dtype`", found=dtype, expected=", ".join(lora.DTYPES)
-        )
+    lora.require_dtype(dtype)
     _require_supported(adapter, drop_extras)
     rank = lora.rank_of(adapter)
     config = _config(adapter, rank)

@@ -62,10 +62,7 @@ def write(
         StorageError: the operating system refused.
     """
     gguf = package()
-    if dtype not in lora.DTYPES:
-        raise TargetError(
-            "unknown dtype", part="`dtype`", found=dtype, expected=", ".join(lora.DTYPES)
-        )
+    lora.require_dtype(dtype)
     known = _base_of(adapter, base)
     tensors = _names(adapter, known)
     _require_no_extras(adapter, drop_extras)

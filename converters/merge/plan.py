@@ -14,13 +14,13 @@ from vbfmt import packed
 from vbfmt._files import json_file
 from vbfmt.adapter import Adapter
 from vbfmt.converters.hub import card as cards
-from vbfmt.converters.lora import DTYPES
+from vbfmt.converters.lora import DTYPES, require_dtype
 from vbfmt.converters.lowrank import LowRank, combine
 from vbfmt.converters.merge import base as bases
 from vbfmt.converters.merge import config, record, refusals, revision
 from vbfmt.converters.merge.base import Base
 from vbfmt.converters.merge.layout import File, Layout, layout
-from vbfmt.errors import SourceError, TargetError
+from vbfmt.errors import SourceError
 
 PathLike = str | os.PathLike[str]
 
@@ -97,8 +97,8 @@ def plan(
         TargetError: the dtype is unknown, or there is not one weight for each adapter.
         StorageError: a file cannot be read.
     """
-    if dtype is not None and dtype not in DTYPES:
-        raise TargetError("unknown dtype", part="`dtype`", found=dtype, expected=", ".join(DTYPES))
+    if dtype is not None:
+        require_dtype(dtype)
     parts = [adapters] if isinstance(adapters, Adapter) else list(adapters)
     factors = combine.weighted(parts, weights)
     model = bases.read(base, follow_links=follow_links)

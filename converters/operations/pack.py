@@ -142,9 +142,7 @@ def _opened(
 
 def _require_no_card(readme: str | None) -> None:
     if readme is None:
-        raise ConfigError(
-            "the model card is written beside a file", part="`dst`", expected="a path"
-        )
+        raise ConfigError("`card` needs a path: the card is written beside the file", part="`dst`")
     if os.path.lexists(readme):  # somebody else may have written it: not even `overwrite` applies
         raise TargetError(
             "the model card exists already", file=readme, advice="pack into a folder without one"

@@ -40,13 +40,11 @@ class OnBase:
         adapter: the adapter, with the names that its modules have in the loaded model.
         experts: whether the base is a mixture-of-experts model; None if that is not known.
         names: module's name → its name in the keys, if that differs.
-        checked: whether it was checked that PEFT finds every module.
     """
 
     adapter: LowRank
     experts: bool | None = None
     names: Mapping[str, str] = field(default_factory=dict)
-    checked: bool = False
 
 
 def fitted(adapter: LowRank, base: PathLike) -> OnBase:
@@ -140,7 +138,7 @@ def _checked(loaded: LoadedModel, adapter: LowRank) -> OnBase:
             f"({few(list(other.values()))}): PEFT with transformers 5 renames these when it loads "
             "them"
         )
-    return OnBase(adapter, experts, other, checked=True)
+    return OnBase(adapter, experts, other)
 
 
 def _adapted(model: Any, adapter: LowRank, experts: bool | None) -> Any:
