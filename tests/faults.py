@@ -23,7 +23,7 @@ CALLS = {
     "link": (os, "link"),
     "replace": (os, "replace"),
     "rename": (os, "rename"),
-    "renameat2": (staging, "exchanged"),  # through ctypes: answers whether it could
+    "renameat2": (staging, "exchange"),  # through ctypes: answers whether it could
     "access": (os, "access"),
     "unlink": (os, "unlink"),
     "mkdir": (os, "mkdir"),

@@ -16,7 +16,7 @@ from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 
 from vbfmt._files import banks as bank_files
-from vbfmt._files import sound, storage
+from vbfmt._files import storage, verified
 from vbfmt._files.banks import Source as Source
 from vbfmt._files.banks import Sources as Sources
 from vbfmt._format.packed_file import PackedFile
@@ -49,7 +49,7 @@ def split(
         ChecksumError: a damaged bank has the bank's name, and `overwrite` is not set.
         StorageError: the operating system refused.
     """
-    packed, bank = sound.read(path, look_in)
+    packed, bank = verified.read(path, look_in)
     if not overwrite:
         storage.require_absent(output)
     folder = os.path.dirname(os.fspath(output)) if banks is None else banks
@@ -78,7 +78,7 @@ def join(
         OutputExistsError: `output` exists and `overwrite` is not set.
         StorageError: the operating system refused.
     """
-    packed, bank = sound.read(path, banks)
+    packed, bank = verified.read(path, banks)
     size = storage.write(output, packed.embedded_pieces(bank), overwrite=overwrite)
     return Written(packed.digest, size)
 
@@ -146,7 +146,7 @@ def _bank_file(path: str) -> Listed:
     sha256 = os.path.basename(path).removesuffix(ENDING)
     one = Listed(sha256, len(content), path)
     try:
-        bank_files.require_sound(content, sha256, len(content), path)
+        bank_files.require_intact(content, sha256, len(content), path)
     except ChecksumError as error:
         one.problem = error
     return one

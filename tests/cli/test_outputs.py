@@ -44,7 +44,7 @@ def test_force_does_not_pack_over_the_checkpoint(vbfmt, tmp_path, trained, name,
         return
     assert result.code == 1
     assert result.err == (
-        f"error: the output would replace what is read in {output}; choose another name\n"
+        f"error: the output would replace an input in {output}; choose another name\n"
     )
     assert contents(trained) == before
 
@@ -62,14 +62,14 @@ def test_force_does_not_write_over_the_packed_file(vbfmt, tmp_path, packed, word
         "expand": NAMES,
         "expand --to mlx": ("adapters.safetensors", "adapter_config.json"),
     }[" ".join(words)]
-    assert ("would replace what is read" in result.err) == (name in writes)
+    assert ("would replace an input" in result.err) == (name in writes)
 
 
 def test_force_does_not_write_gguf_over_its_input(vbfmt, packed):
     file = packed.rename(packed.with_suffix(".gguf"))
     before = file.read_bytes()
     result = vbfmt("expand", file, "-o", file, "--force", "--base", file.parent)
-    assert (result.code, "would replace what is read" in result.err) == (1, True)
+    assert (result.code, "would replace an input" in result.err) == (1, True)
     assert file.read_bytes() == before
 
 
@@ -77,7 +77,7 @@ def test_force_does_not_draw_over_the_packed_file(vbfmt, tmp_path, packed):
     file = tmp_path / "x.svg"
     shutil.copy(packed, file)
     result = vbfmt("plot", file, "-o", file, "--force")
-    assert (result.code, "would replace what is read" in result.err) == (1, True)
+    assert (result.code, "would replace an input" in result.err) == (1, True)
     assert file.read_bytes() == packed.read_bytes()
 
 
@@ -88,7 +88,7 @@ def test_the_name_of_a_folder_for_a_file_leaves_nothing(vbfmt, tmp_path, checkpo
     result = vbfmt(words[0], checkpoint if words[0] == "pack" else packed, *words[1:])
     assert result.code == 1
     assert result.err == (
-        f"error: the output is one file in {tmp_path / 'new'}/: found the name of a folder\n"
+        f"error: the output must be a file in {tmp_path / 'new'}/: found the name of a folder\n"
     )
     assert os.listdir(tmp_path) == before
 

@@ -135,7 +135,7 @@ def test_a_private_folder_is_private_while_it_is_replaced(tmp_path, monkeypatch,
 
     for name in ("fsync", "chmod", "replace", "mkdir"):
         spy(os, name)
-    spy(staging, "exchanged")
+    spy(staging, "exchange")
     filled(tmp_path / "d", a=b"2", b=b"2")
     monkeypatch.undo()
     assert set(public) == {0o600}
@@ -174,13 +174,13 @@ def test_a_folder_with_nothing_else_in_it_is_replaced_in_one_step(tmp_path, monk
 
 def test_what_comes_into_a_folder_at_the_last_moment_stays(tmp_path, monkeypatch):
     filled(tmp_path / "d", a=b"1")
-    real = staging.exchanged
+    real = staging.exchange
 
-    def exchanged(one, other):
+    def exchange(one, other):
         (tmp_path / "d" / "diary").write_bytes(b"precious")
         return real(one, other)
 
-    monkeypatch.setattr(staging, "exchanged", exchanged)
+    monkeypatch.setattr(staging, "exchange", exchange)
     filled(tmp_path / "d", a=b"2")
     assert (tmp_path / "d" / "diary").read_bytes() == b"precious"
     assert (tmp_path / "d" / "a").read_bytes() == b"2"

@@ -107,7 +107,7 @@ def test_what_is_neither_file_nor_folder_is_not_swept_nor_waited_for(tmp_path):
 def test_a_sweeper_that_comes_too_soon_is_outrun(tmp_path, monkeypatch):
     """It may take for abandoned what has been made but not yet locked."""
     target = os.fspath(tmp_path / "x")
-    real, swept = staging._holds, []
+    real, swept = staging._lock, []
 
     def holds(descriptor, path):
         if len(swept) < 2:
@@ -115,7 +115,7 @@ def test_a_sweeper_that_comes_too_soon_is_outrun(tmp_path, monkeypatch):
             os.unlink(path)
         return real(descriptor, path)
 
-    monkeypatch.setattr(staging, "_holds", holds)
+    monkeypatch.setattr(staging, "_lock", holds)
     with staging.file(target) as (path, descriptor):
         os.close(descriptor)
         os.rename(path, target)
@@ -144,13 +144,13 @@ def test_a_renamed_folder_stays_and_any_other_goes(tmp_path):
 @pytest.mark.parametrize("can_exchange", [True, False])
 def test_one_folder_takes_the_place_of_another(tmp_path, monkeypatch, can_exchange):
     if not can_exchange:
-        monkeypatch.setattr(staging, "exchanged", lambda one, other: False)
+        monkeypatch.setattr(staging, "exchange", lambda one, other: False)
     target = tmp_path / "model"
     target.mkdir()
     (target / "old").touch()
     with staging.folder(os.fspath(target)) as path:
         (Path(path) / "new").touch()
-        staging.put_whole(path, os.fspath(target))
+        staging.replace_folder(path, os.fspath(target))
     assert os.listdir(target) == ["new"]
     assert os.listdir(tmp_path) == ["model"]
 
@@ -159,7 +159,7 @@ REPLACE = """
 import os, sys
 from vbfmt._files import staging
 target, killed = sys.argv[1], int(sys.argv[2])
-staging.exchanged = lambda one, other: False
+staging.exchange = lambda one, other: False
 real, calls = os.rename, []
 def rename(one, other):
     calls.append(one)
@@ -169,7 +169,7 @@ def rename(one, other):
 os.rename = rename
 with staging.folder(target) as path:
     open(os.path.join(path, "new"), "w").close()
-    staging.put_whole(path, target)
+    staging.replace_folder(path, target)
 """
 
 
@@ -182,7 +182,7 @@ def folder_with_old(tmp_path: Path) -> Path:
 
 def test_the_old_folder_comes_back_if_the_new_one_cannot_take_its_place(tmp_path, monkeypatch):
     target = folder_with_old(tmp_path)
-    monkeypatch.setattr(staging, "exchanged", lambda one, other: False)
+    monkeypatch.setattr(staging, "exchange", lambda one, other: False)
     real, calls = os.rename, []
 
     def rename(one, other):
@@ -193,7 +193,7 @@ def test_the_old_folder_comes_back_if_the_new_one_cannot_take_its_place(tmp_path
 
     monkeypatch.setattr(staging.os, "rename", rename)
     with pytest.raises(OSError, match="Input"), staging.folder(os.fspath(target)) as path:
-        staging.put_whole(path, os.fspath(target))
+        staging.replace_folder(path, os.fspath(target))
     assert os.listdir(target) == ["old"]
     assert os.listdir(tmp_path) == ["model"]
 
@@ -236,13 +236,13 @@ def test_linux_exchanges_in_one_step(tmp_path):
     for name in ("one", "two"):
         (tmp_path / name).mkdir()
         (tmp_path / name / f"in {name}").touch()
-    assert staging.exchanged(os.fspath(tmp_path / "one"), os.fspath(tmp_path / "two"))
+    assert staging.exchange(os.fspath(tmp_path / "one"), os.fspath(tmp_path / "two"))
     assert os.listdir(tmp_path / "one") == ["in two"]
     assert os.listdir(tmp_path / "two") == ["in one"]
 
 
 def test_without_locks_it_works_and_nothing_is_swept(tmp_path, monkeypatch):
-    monkeypatch.setattr(staging, "_holds", lambda descriptor, path: False)
+    monkeypatch.setattr(staging, "_lock", lambda descriptor, path: False)
     (tmp_path / ".model.0123456789ab.partial").mkdir()
     target = os.fspath(tmp_path / "model")
     with staging.folder(target) as path:
@@ -257,7 +257,7 @@ def test_where_nothing_is_a_folder_is_simply_renamed(tmp_path, there):
         target.mkdir()
     with staging.folder(os.fspath(target)) as path:
         (Path(path) / "new").touch()
-        assert staging.placed(path, os.fspath(target))
+        assert staging.move_if_free(path, os.fspath(target))
     assert os.listdir(target) == ["new"]
     assert os.listdir(tmp_path) == ["model"]
 
@@ -269,7 +269,7 @@ def test_where_something_is_nothing_is_renamed(tmp_path, there):
     precious.parent.mkdir(exist_ok=True)
     precious.write_text("precious")
     with staging.folder(os.fspath(target)) as path:
-        assert not staging.placed(path, os.fspath(target))
+        assert not staging.move_if_free(path, os.fspath(target))
     assert precious.read_text() == "precious"
     assert os.listdir(tmp_path) == ["model"]
 
@@ -282,7 +282,7 @@ def test_not_every_system_exchanges_names(tmp_path, monkeypatch, system):
         monkeypatch.setattr(staging.sys, "platform", "darwin")
     else:
         monkeypatch.setattr(staging.ctypes, "CDLL", lambda *_, **__: object())
-    assert not staging.exchanged(os.fspath(tmp_path / "one"), os.fspath(tmp_path / "two"))
+    assert not staging.exchange(os.fspath(tmp_path / "one"), os.fspath(tmp_path / "two"))
 
 
 def test_windows_locks_nothing_and_sweeps_nothing(tmp_path, monkeypatch):
@@ -317,7 +317,7 @@ def test_windows_puts_a_folder_where_nothing_or_an_empty_folder_is(tmp_path, mon
         (target / "precious").touch()
     with staging.folder(os.fspath(target)) as path:
         (Path(path) / "new").touch()
-        assert staging.placed(path, os.fspath(target)) is (there != "a folder")
+        assert staging.move_if_free(path, os.fspath(target)) is (there != "a folder")
     assert os.listdir(target) == ["precious" if there == "a folder" else "new"]
     assert os.listdir(tmp_path) == ["model"]
 

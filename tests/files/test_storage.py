@@ -104,12 +104,12 @@ def test_only_regular_files_are_read(tmp_path, mmap):
 def test_what_can_be_no_path_is_one_line(tmp_path, monkeypatch, name):
     monkeypatch.chdir(tmp_path)
     for mmap in (True, False):
-        with pytest.raises(errors.StorageError, match="cannot read a.*no file's name"):
+        with pytest.raises(errors.StorageError, match="cannot read a.*no file name"):
             storage.read(name, mmap=mmap)
-    with pytest.raises(errors.StorageError, match="cannot write a.*no file's name"):
+    with pytest.raises(errors.StorageError, match="cannot write a.*no file name"):
         storage.write(name, [b"x"], overwrite=True)
     with (
-        pytest.raises(errors.StorageError, match="cannot write a.*no file's name"),
+        pytest.raises(errors.StorageError, match="cannot write a.*no file name"),
         storage.new_folder(name, overwrite=True),
     ):
         pass

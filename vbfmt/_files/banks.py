@@ -32,7 +32,8 @@ class Source(Protocol):
     def read(self, sha256: str, length: int) -> Bytes | None:
         """Return the unchecked bytes of the bank with a SHA-256 (64 hexadecimal digits), or None.
 
-        The bank must have `length` bytes; more need not be read."""
+        The caller refuses a bank of other than `length` bytes, so a longer one need not be read
+        whole."""
         ...
 
     def where(self, sha256: str) -> str:
@@ -45,7 +46,7 @@ Sources = PathLike | Source | Sequence["PathLike | Source"]
 
 
 def file_name(sha256: str) -> str:
-    """``<64 hexadecimal digits>.bank``."""
+    """Return ``<64 hexadecimal digits>.bank``."""
     return sha256 + ENDING
 
 
@@ -56,7 +57,7 @@ class Folder:
     path: str
 
     def read(self, sha256: str, length: int) -> Bytes | None:
-        """As `Source.read`."""
+        """See `Source.read`."""
         path = self.where(sha256)
         if not os.path.exists(path):
             return None
@@ -64,7 +65,7 @@ class Folder:
         return mapped if len(mapped) != length else bytes(mapped)
 
     def where(self, sha256: str) -> str:
-        """As `Source.where`."""
+        """See `Source.where`."""
         return os.path.join(self.path, file_name(sha256))
 
 
@@ -93,14 +94,15 @@ def array(
 
     Args:
         section: the bank's entry in the header.
-        where: searched in order; the first one found must be right.
-        shared: return the array that all callers share, and which is read once; otherwise read and
-            check the bank now, into an array of its own.
+        h, b: number and length of the vectors.
+        where: sources to search in order. The first bank that is found must be the right one.
+        shared: return the array that all callers in this process share. Otherwise read and check
+            the bank anew, into an array of its own.
 
     Raises:
-        BankError: it was not found.
-        ChecksumError: a file with its name has other content.
-        StorageError: it cannot be read.
+        BankError: the bank was not found.
+        ChecksumError: a file with the bank's name has other content.
+        StorageError: the bank cannot be read.
     """
     key = (section.sha256, h, b)
     if shared:
@@ -118,7 +120,11 @@ def array(
 
 
 def located(sha256: str, length: int, where: Sequence[Source]) -> str:
-    """Return the path of the bank with that hash, after checking it. Errors as `array`."""
+    """Return the path of the bank with that SHA-256, after checking its content.
+
+    Raises:
+        BankError, ChecksumError, StorageError: as for `array`.
+    """
     return _found(sha256, length, where)[1]
 
 
@@ -126,7 +132,7 @@ def _found(sha256: str, length: int, where: Sequence[Source]) -> tuple[Bytes, st
     for source in where:
         content = source.read(sha256, length)
         if content is not None:
-            require_sound(content, sha256, length, source.where(sha256))
+            require_intact(content, sha256, length, source.where(sha256))
             return content, source.where(sha256)
     raise BankError(
         "vector bank not found",
@@ -141,7 +147,7 @@ def _folder(source: Source, sha256: str) -> str:
     return os.path.dirname(source.where(sha256)) or os.curdir
 
 
-def require_sound(content: Bytes, sha256: str, length: int, file: str) -> None:
+def require_intact(content: Bytes, sha256: str, length: int, file: str) -> None:
     """Check the bytes of a bank.
 
     Raises:
@@ -174,20 +180,20 @@ def write(content: Bytes, folder: PathLike, *, overwrite: bool = False) -> str:
     """Write a bank under its name, durably; an existing one is checked and kept.
 
     Args:
-        overwrite: replace an existing one that is damaged.
+        overwrite: replace an existing bank that is damaged.
 
     Returns:
-        its path.
+        the path of the bank.
 
     Raises:
-        ChecksumError: the existing one is damaged, and `overwrite` is not set.
-        StorageError: it could not be written.
+        ChecksumError: the existing bank is damaged, and `overwrite` is not set.
+        StorageError: the bank could not be written.
     """
     sha256 = hashlib.sha256(content).hexdigest()
     path = os.path.join(os.fspath(folder), file_name(sha256))
     if os.path.lexists(path):
         try:
-            require_sound(storage.read(path, mmap=True), sha256, len(content), path)
+            require_intact(storage.read(path, mmap=True), sha256, len(content), path)
         except ChecksumError:
             if not overwrite:
                 raise

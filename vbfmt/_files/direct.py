@@ -1,8 +1,8 @@
-"""Long files past the page cache (O_DIRECT, Linux).
+"""Writing of long files without the page cache (O_DIRECT, Linux).
 
-A file that is flushed to the disk before it counts gains nothing from the page cache: its pages
-are found, filled, written back and kept in place of somebody's who needs them. Written directly, a
-model of gigabytes takes a fraction of the processor's time.
+A file that is flushed to the disk at once gains nothing from the page cache. Its pages are
+allocated, filled, written back, and kept instead of pages that other programs need. To write a
+model of gigabytes directly takes a fraction of the processor time.
 """
 
 from __future__ import annotations
@@ -26,20 +26,20 @@ ALIGNMENT = 4096
 
 
 def write(file: int, blocks: Iterable[Bytes]) -> None:
-    """Write bytes to an empty file as they come: one block goes out while the next one is made.
+    """Write blocks to an empty file, each while the next one is being computed.
 
-    From a block on that does not begin at a page in memory or, save the last, has a size that is no
-    multiple of `ALIGNMENT`, and where the file system knows no direct writing, it is done through
-    the page cache.
+    The page cache is used if the file system has no direct writing. It is also used from the first
+    block on that is not aligned to a page in memory or, except for the last block, whose size is
+    not a multiple of `ALIGNMENT`.
 
     Args:
         file: a descriptor, open for writing.
-        blocks: each stays as it is until the next but one is asked for.
+        blocks: the bytes. A block must not be changed until the next but one is requested.
 
     Raises:
-        OSError
+        OSError: the operating system refused.
     """
-    from concurrent.futures import ThreadPoolExecutor  # costs more than all of this file
+    from concurrent.futures import ThreadPoolExecutor  # slow to import
 
     _set_direct(file, True)
     with ThreadPoolExecutor(1) as pool:
@@ -53,14 +53,14 @@ def write(file: int, blocks: Iterable[Bytes]) -> None:
 
 
 def aligned(size: int) -> NDArray[np.uint8]:
-    """Memory that can be written directly: (size,) uint8, zero."""
+    """Return zeroed memory that can be written directly: (size,) uint8."""
     return np.frombuffer(mmap.mmap(-1, size), np.uint8)  # an anonymous map begins at a page
 
 
 def _write_block(file: int, block: Bytes) -> None:
     rest = memoryview(block).cast("B")
     while rest:
-        if len(rest) % ALIGNMENT:  # the end of the file, or of what the disk took
+        if len(rest) % ALIGNMENT:  # the last block, or the rest of a partial write
             _set_direct(file, False)
         try:
             rest = rest[os.write(file, rest) :]
@@ -70,7 +70,7 @@ def _write_block(file: int, block: Bytes) -> None:
 
 
 def _set_direct(file: int, wanted: bool) -> bool:
-    """Switch direct writing on or off; whether that changed anything."""
+    """Switch direct writing on or off, and return whether that changed anything."""
     if sys.platform != "linux":
         return False
     import fcntl

@@ -1,4 +1,4 @@
-"""Config files: read as strict JSON of an object, or one clear error; written one way."""
+"""JSON files with one object, such as configs: strict reading and uniform writing."""
 
 from __future__ import annotations
 
@@ -12,15 +12,15 @@ from vbfmt._format import strict_json
 from vbfmt.errors import SourceError, TargetError
 
 LONGEST = 67_108_864
-"""Bytes: the index of a model with a hundred thousand tensors takes a seventh of it."""
+"""Bytes. The index of a model with a hundred thousand tensors has a seventh of this."""
 
 
 def read(path: str | os.PathLike[str]) -> dict[str, Any]:
-    """The object.
+    """Return the object in a JSON file.
 
     Raises:
-        SourceError: not a JSON object in UTF-8, or longer than `LONGEST`.
-        StorageError: it cannot be read.
+        SourceError: the file is not a JSON object in UTF-8, or is longer than `LONGEST`.
+        StorageError: the file cannot be read.
     """
     data = content(path)
     try:
@@ -30,11 +30,11 @@ def read(path: str | os.PathLike[str]) -> dict[str, Any]:
 
 
 def content(path: str | os.PathLike[str]) -> bytes:
-    """The bytes of a JSON file, which is not read if it is too long to be a config.
+    """Return the bytes of a JSON file, but refuse to read one that is too long.
 
     Raises:
-        SourceError: longer than `LONGEST`.
-        StorageError: it cannot be read.
+        SourceError: the file is longer than `LONGEST`.
+        StorageError: the file cannot be read.
     """
     data = storage.read(path, mmap=True)
     if len(data) > LONGEST:
@@ -48,10 +48,10 @@ def content(path: str | os.PathLike[str]) -> bytes:
 
 
 def text(value: Mapping[str, Any]) -> bytes:
-    """The bytes of such a file, as they are written: sorted, indented, in UTF-8.
+    """Return an object as the bytes of a JSON file, in UTF-8, sorted and indented.
 
     Raises:
-        TargetError: a number that is not finite, which JSON cannot say.
+        TargetError: a number is not finite, which JSON cannot express.
     """
     try:
         written = json.dumps(value, indent=2, ensure_ascii=False, sort_keys=True, allow_nan=False)
@@ -65,9 +65,11 @@ def text(value: Mapping[str, Any]) -> bytes:
 
 
 def encoded(written: str) -> bytes:
-    """Return indented JSON as the bytes of a file: a last line feed, and JSON's own escapes for
-    what could act on a terminal or turn the order of the text around (U+202E), and for half a
-    surrogate pair, which has no UTF-8."""
+    """Return indented JSON as UTF-8 bytes that end with a line feed.
+
+    Characters that are not printable are escaped. Some of them act on a terminal, U+202E reverses
+    the text that follows it, and UTF-8 has no form of a lone surrogate.
+    """
     lines = written.split("\n")
     shown = [line if line.isprintable() else _escaped(line) for line in lines]
     return ("\n".join(shown) + "\n").encode()

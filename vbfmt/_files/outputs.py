@@ -1,4 +1,4 @@
-"""Checks of where an output would be written, before anything is read."""
+"""Checks of an output's path, made before any input is read."""
 
 from __future__ import annotations
 
@@ -13,15 +13,14 @@ PathLike = str | os.PathLike[str]
 
 
 def require_file(path: PathLike, *, overwrite: bool) -> None:
-    """Check that a file may be written there. Missing folders above it are no obstacle.
+    """Check that a file can be written to `path`. Its parent folders may be missing.
 
     Raises:
-        TargetError: it is named as a folder, is something other than a regular file, or would be
-            written below a file.
-        OutputExistsError: it exists, and `overwrite` is not set.
+        TargetError: `path` is the name of a folder, is not a regular file, or is below a file.
+        OutputExistsError: `path` exists, and `overwrite` is not set.
     """
     if os.fspath(path).endswith(_SEPARATORS):
-        raise TargetError("the output is one file", file=path, found="the name of a folder")
+        raise TargetError("the output must be a file", file=path, found="the name of a folder")
     _require_kind(path, stat.S_IFREG)
     parents.nearest(path)
     if not overwrite:
@@ -29,7 +28,12 @@ def require_file(path: PathLike, *, overwrite: bool) -> None:
 
 
 def require_folder(path: PathLike, *, overwrite: bool) -> None:
-    """Check that a folder may be written there. Errors as `require_file`."""
+    """Check that a folder can be written to `path`. Its parent folders may be missing.
+
+    Raises:
+        TargetError: `path` is not a folder, or is below a file.
+        OutputExistsError: `path` is a folder that is not empty, and `overwrite` is not set.
+    """
     _require_kind(path, stat.S_IFDIR)
     parents.nearest(path)
     if not overwrite:
@@ -37,25 +41,25 @@ def require_folder(path: PathLike, *, overwrite: bool) -> None:
 
 
 def require_not_read(path: PathLike, sources: Iterable[PathLike]) -> None:
-    """Check that the output would not replace a file that is read.
+    """Check that an output would not replace an input.
 
     Raises:
-        TargetError
+        TargetError: `path` and one of `sources` are the same file.
     """
     for source in sources:
         if os.path.exists(path) and os.path.exists(source) and os.path.samefile(path, source):
             raise TargetError(
-                "the output would replace what is read",
+                "the output would replace an input",
                 file=path,
                 advice="choose another name",
             )
 
 
 def require_none_read(folder: PathLike, names: Iterable[str], sources: Iterable[PathLike]) -> None:
-    """Check that no file of these names in a folder is one that is read.
+    """Check that no output of these names in `folder` would replace an input.
 
     Raises:
-        TargetError
+        TargetError: an output and one of `sources` are the same file.
     """
     sources = list(sources)
     for name in names:
@@ -76,7 +80,7 @@ _KINDS = {
 def _require_kind(path: PathLike, kind: int) -> None:
     try:
         found = stat.S_IFMT(os.stat(path).st_mode)
-    except OSError:  # not there, or writing will say why not
+    except OSError:  # missing, or writing will report what is wrong
         return
     if found != kind:
         raise TargetError(

@@ -1,7 +1,8 @@
-"""Pages of mapped files asked for many at once (Linux 5.14).
+"""Loading of a mapped file's pages before they are used (Linux 5.14).
 
-A page that is not there any more, since its file was cut off, ends the process; asked for, it is an
-error. That is the reason for asking: it saves no time (docs/fidelity.md).
+If a mapped file was cut off, access to a page beyond its end kills the process (SIGBUS). Loading
+the pages first raises an error instead. That is the only reason: it saves no time
+(docs/fidelity.md).
 """
 
 from __future__ import annotations
@@ -21,15 +22,15 @@ _POPULATE_READ = 22
 
 
 def fetch(values: NDArray[Any], name: str) -> None:
-    """Have the bytes of `values` in memory, if they are in a mapped file.
+    """Load the bytes of `values` into memory, if they are in a mapped file.
 
-    Does nothing where they are not, or where the system cannot be asked.
+    Do nothing for other memory, or if the system has no such call.
 
     Args:
-        name: of the tensor they are from, for the message.
+        name: name of the tensor, for the message.
 
     Raises:
-        StorageError: the file was cut off, or the disk does not give it.
+        StorageError: the file was cut off, or cannot be read.
     """
     mapping = _mapping_of(values)
     if mapping is None or sys.platform != "linux" or not values.flags.c_contiguous:

@@ -21,7 +21,7 @@ def nearest(path: PathLike) -> str:
     parent = os.path.dirname(os.path.realpath(path))
     while not os.path.lexists(parent):
         above = os.path.dirname(parent)
-        if above == parent:  # Windows: a drive or a share that is not there
+        if above == parent:  # Windows: the drive or share does not exist
             raise TargetError(
                 "no folder to write into",
                 file=path,
@@ -58,7 +58,7 @@ def made(path: PathLike) -> Iterator[None]:
             for each in reversed(missing):
                 os.makedirs(each, exist_ok=True)
         except OSError as error:
-            raise storage.refusal("cannot make a folder", path, error) from None
+            raise storage.refusal("cannot create a folder for", path, error) from None
         yield
     except BaseException:
         for each in missing:

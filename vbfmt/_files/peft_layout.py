@@ -1,6 +1,6 @@
-"""PEFT's VB-LoRA checkpoints: the keys of their state dicts, the config beside them.
+"""PEFT's VB-LoRA checkpoints: the keys of their state dicts, and their configs.
 
-As `vbfmt.torch` writes checkpoints and `vbfmt.converters.peft` reads and writes them (PEFT 0.13 to
+`vbfmt.torch` writes such checkpoints, `vbfmt.converters.peft` reads and writes them (PEFT 0.13 to
 0.21: peft/tuners/vblora/model.py, peft/utils/save_and_load.py).
 """
 
@@ -21,17 +21,19 @@ WEIGHTS = "adapter_model.safetensors"
 PREFIX = "base_model.model."
 BANK = "base_model.vblora_vector_bank"
 
-_SAVED_WHOLE = re.compile(r"\.modules_to_save(?:\.(?P<adapter>[^.]+))?(?=\.(?:weight|bias)$|\.)")
+_MODULES_TO_SAVE = re.compile(
+    r"\.modules_to_save(?:\.(?P<adapter>[^.]+))?(?=\.(?:weight|bias)$|\.)"
+)
 _SETS = ("target_modules", "exclude_modules", "modules_to_save", "layers_to_transform")
 _ABOUT_THE_FILE = ("save_only_topk_weights", "peft_version")
 NAMES_CODE = "auto_mapping"
-"""The key that selects the module that PEFT's AutoPeftModel imports; no file may choose it."""
+"""The key that names code for PEFT's AutoPeftModel to import. A packed file never keeps it."""
 
 _ABOUT_THE_BASE = ("base_model_name_or_path", "revision")
 
 
 class WithExtras(Protocol):
-    """Adapters, and sums of them, as far as their other tensors are concerned."""
+    """The attributes, of an adapter or a sum of adapters, that concern its other tensors."""
 
     @property
     def modules(self) -> tuple[Module, ...]:
@@ -47,14 +49,14 @@ class WithExtras(Protocol):
 
 
 def key_of_logits(module: str, factor: str) -> str:
-    """The key of a module's logits: factor A is (r, in/b, h), factor B (out/b, r, h)."""
+    """Return the key of a module's logits: (r, in/b, h) for factor A, (out/b, r, h) for B."""
     return f"{PREFIX}{module}.vblora_logits_{factor}"
 
 
 def key_of_tensor(name: str, modules: Collection[str]) -> str:
-    """The key of a tensor that is named as in the base model.
+    """Return the key of a tensor, given its name in the base model.
 
-    The bias of an adapted layer stands in the layer that PEFT has wrapped.
+    The bias of an adapted layer is in ``base_layer``, the layer that PEFT has wrapped.
     """
     owner, _, leaf = name.rpartition(".")
     inner = f"{owner}.base_layer.{leaf}" if owner in modules else name
@@ -62,26 +64,27 @@ def key_of_tensor(name: str, modules: Collection[str]) -> str:
 
 
 def names_of(others: Iterable[str], prefix: str, modules: Collection[str]) -> dict[str, str]:
-    """Name in the base model → key of all tensors but bank and logits, without what PEFT wraps
-    around them.
+    """Return name in the base model → key, for the tensors other than bank and logits.
+
+    The names are without the components that PEFT's wrappers add.
 
     Args:
-        others: their keys.
-        prefix: what all keys begin with.
-        modules: the adapted layers.
+        others: keys of these tensors.
+        prefix: common prefix of all keys.
+        modules: names of the adapted layers.
 
     Raises:
-        SourceError: two tensors for one name.
+        SourceError: two keys have the same name in the base model.
     """
     result: dict[str, str] = {}
-    # With bias="all" PEFT writes the bias of a module saved whole twice, plain and wrapped, and
-    # reads the plain one.
-    for key in sorted(others, key=lambda key: bool(_SAVED_WHOLE.search(key))):
+    # With bias="all" PEFT writes the bias of a module in modules_to_save twice, plain and wrapped,
+    # and reads the plain one.
+    for key in sorted(others, key=lambda key: bool(_MODULES_TO_SAVE.search(key))):
         name = key.removeprefix(prefix)
         if ".original_module." in name:
-            continue  # the untrained twin of a module saved whole
-        wrapped = _SAVED_WHOLE.search(name) is not None
-        name = _SAVED_WHOLE.sub("", name)
+            continue  # the untrained copy of a module in modules_to_save
+        wrapped = _MODULES_TO_SAVE.search(name) is not None
+        name = _MODULES_TO_SAVE.sub("", name)
         owner, _, leaf = name.rpartition(".")
         unwrapped = owner.removesuffix(".base_layer")
         if unwrapped in modules:
@@ -94,24 +97,24 @@ def names_of(others: Iterable[str], prefix: str, modules: Collection[str]) -> di
 
 
 def config_of(adapter: WithExtras) -> dict[str, Any]:
-    """The source's own config as the adapter keeps it; empty if it keeps none."""
+    """Return the source's own config that the adapter keeps; empty if it keeps none."""
     config: dict[str, Any] = json.loads(adapter.config) if adapter.config else {}
     return config
 
 
 def base_of(config: Mapping[str, Any]) -> tuple[str | None, str | None]:
-    """The base model's name and revision, as the config has them."""
+    """Return the base model's name and revision in a config, None where it has none."""
     name, revision = (config.get(key) for key in _ABOUT_THE_BASE)
     return _text(name), _text(revision)
 
 
 def canonical(config: Mapping[str, Any], adapter: Adapter) -> str | None:
-    """What the packed form keeps of a config: one text for one meaning, None for nothing.
+    """Return the part of a config that the packed form keeps, as canonical text; None if empty.
 
-    Left out is what the adapter itself says (sizes, rank, base model), what belongs to the file it
-    came from, what names code, and what is `implied`; so unpacking and packing again changes
-    nothing. So are nulls, which are PEFT's defaults: older versions refuse keys that they do not
-    know. Lists that PEFT treats as sets are sorted.
+    Left out are settings that the adapter itself has (sizes, rank, base model), those about the
+    source's file, the name of code, and those in `implied`, so that unpacking and packing again
+    changes nothing. Nulls are left out too: they are PEFT's defaults, and older versions refuse
+    keys that they do not know. Lists that PEFT treats as sets are sorted.
     """
     written_anyway = implied(adapter)
     left_out = {NAMES_CODE, *_ABOUT_THE_FILE, *_ABOUT_THE_BASE, *sizes(adapter, 0)}
@@ -126,7 +129,7 @@ def canonical(config: Mapping[str, Any], adapter: Adapter) -> str | None:
 
 
 def implied(adapter: Adapter) -> dict[str, Any]:
-    """What is written where the source's config is silent."""
+    """Return the settings that are written if the source's config does not have them."""
     return {
         **about_extras(adapter, "vblora_only"),
         "inference_mode": True,
@@ -148,9 +151,13 @@ def sizes(adapter: Adapter, rank: int) -> dict[str, Any]:
 
 
 def about_extras(adapter: WithExtras, only: str) -> dict[str, Any]:
-    """`bias` and `modules_to_save` that make PEFT expect the adapter's other tensors.
+    """Return the `bias` and `modules_to_save` that make PEFT expect the adapter's other tensors.
 
-    A lone ``<name>.bias`` is a trained bias; everything else belongs to a module saved whole.
+    A ``<name>.bias`` without ``<name>.weight`` is a trained bias. Every other tensor belongs to a
+    module in `modules_to_save`.
+
+    Args:
+        only: PEFT's value of `bias` if only adapted layers have trained biases.
     """
     owners = {name.rpartition(".")[0] for name in adapter.tensors}
     biases = {
@@ -168,7 +175,7 @@ def _as_text(config: Mapping[str, Any]) -> str:
     text = json.dumps(
         config, sort_keys=True, ensure_ascii=False, separators=(",", ":"), allow_nan=False
     )
-    # Half a surrogate pair, which JSON can escape and UTF-8 cannot say.
+    # A lone surrogate can be escaped in JSON, but UTF-8 has no form of it.
     return re.sub("[\ud800-\udfff]", lambda half: f"\\u{ord(half[0]):04x}", text)
 
 

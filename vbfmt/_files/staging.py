@@ -1,8 +1,8 @@
 """Temporary files and folders: written beside their target, then moved to it.
 
 Each is locked (flock) for as long as its process lives. The lock ends with the process, however it
-ends. So the next write to the same path knows which ones are abandoned, and removes them, and which
-ones another process is still writing.
+ends. So the next write to the same path can tell the abandoned ones, which it removes, from those
+that another process is still writing.
 """
 
 from __future__ import annotations
@@ -18,20 +18,22 @@ import time
 from collections.abc import Callable, Iterable, Iterator
 from contextvars import ContextVar
 
-if sys.platform != "win32":  # there nothing is locked, and so nothing is swept
+if sys.platform != "win32":  # on Windows nothing is locked, so nothing is swept
     import fcntl
 
 _ENDING = re.compile(r"\.[0-9a-f]{12}\.partial$")
 _ATTEMPTS = 3
 _SETTLED = 10.0
+"""Seconds after which a file that is not locked is taken to be abandoned."""
+
 _LONGEST_STEM = 200
-"""Bytes: with the ending below 255, what most file systems take."""
+"""Bytes. With its ending, a name stays below 255, the limit of most file systems."""
 
 
 def name_beside(target: str, ending: str = "partial") -> str:
-    """Return a new hidden name in the folder of `target`, recognisable as a temporary one of its.
+    """Return a new hidden name beside `target`, for a temporary file that belongs to it.
 
-    What ends with ``partial`` may be removed by `sweep`.
+    `sweep` may remove files whose names end with ``partial``.
     """
     import secrets
 
@@ -40,12 +42,15 @@ def name_beside(target: str, ending: str = "partial") -> str:
 
 @contextlib.contextmanager
 def folder(target: str) -> Iterator[str]:
-    """A new, locked folder beside `target`, removed in the end unless it was renamed.
+    """Create a locked folder beside `target`, and remove it at the end unless it was renamed.
 
-    What earlier runs for the same target left behind is removed first.
+    Folders that earlier runs for the same target have left are removed first.
+
+    Yields:
+        the path of the folder.
 
     Raises:
-        OSError
+        OSError: the operating system refused.
     """
     sweep(target)
     path, lock = _made_and_locked(target, _new_folder, _mode(target, 0o777))
@@ -58,28 +63,31 @@ def folder(target: str) -> Iterator[str]:
 
 @contextlib.contextmanager
 def file(target: str, *, sweeps: bool = True) -> Iterator[tuple[str, int]]:
-    """A new, locked file beside `target`, removed in the end unless it was renamed: its path, and
-    a descriptor for writing that the caller closes.
+    """Create a locked file beside `target`, and remove it at the end unless it was renamed.
 
     Args:
-        sweeps: remove first what earlier runs for the same target left behind.
+        sweeps: first remove files that earlier runs for the same target have left.
+
+    Yields:
+        the path of the file, and a descriptor for writing that the caller closes.
 
     Raises:
-        OSError
+        OSError: the operating system refused.
     """
     if sweeps:
         sweep(target)
     path, descriptor = _made_and_locked(target, _new_file, _mode(target, 0o666))
-    own = sys.platform != "win32"  # there an open file cannot be renamed
+    keeps_lock = sys.platform != "win32"  # where an open file cannot be renamed
     try:
-        yield path, os.dup(descriptor) if own else descriptor  # the lock outlives its closing
+        # The caller closes a duplicate, so that the lock stays.
+        yield path, os.dup(descriptor) if keeps_lock else descriptor
         with contextlib.suppress(FileNotFoundError):
             os.unlink(path)
     except BaseException:
         _remove(path)
         raise
     finally:
-        if own:
+        if keeps_lock:
             os.close(descriptor)
 
 
@@ -92,22 +100,25 @@ def target_of(temporary: str) -> str | None:
 def sweep(target: str) -> None:
     """Remove the temporary files and folders beside `target` that no living process holds.
 
-    Those of other targets are left alone for `_SETTLED` seconds: a writer of theirs may have made
-    one and not yet locked it. (Writers of one target reckon with that.) Nothing is put in place of
-    `target`: anybody may have made a folder of any name.
+    Those of other targets are kept for `_SETTLED` seconds, because their writer may not have locked
+    them yet. (A writer of `target` tries again if another one removes its file.) Nothing is renamed
+    to `target`, because anybody may have created a folder with a temporary name.
     """
     if target in _swept.get():
         return
     where, stem = os.path.split(_stem(target))
     if any(map(_ENDING.search, where.split(os.sep))):
-        return  # a folder in the making was empty; listing it for each file takes quadratic time
+        return  # a temporary folder has none, and listing it for each file takes quadratic time
     _sweep_folder(where, {stem})
 
 
 @contextlib.contextmanager
 def swept(targets: Iterable[str]) -> Iterator[None]:
-    """Sweep for many targets at once: writing them in this block does not list their folder again,
-    which would take quadratic time."""
+    """Sweep for many targets at once.
+
+    In the block, writing one of them does not list its folder again, which would take quadratic
+    time for all of them.
+    """
     stems: dict[str, set[str]] = {}
     known = set()
     for target in targets:
@@ -137,49 +148,52 @@ def _sweep_folder(where: str, stems: set[str]) -> None:
                 _remove_if_abandoned(path)
 
 
-def placed(temporary: str, target: str) -> bool:
-    """Rename a folder to where nothing is, or an empty folder; False where there is something.
+def move_if_free(temporary: str, target: str) -> bool:
+    """Rename a folder to `target` if that does not exist or is an empty folder.
+
+    Returns:
+        False if `target` is anything else. Nothing is renamed then.
 
     Raises:
-        OSError
+        OSError: the operating system refused.
     """
     try:
         os.rename(temporary, target)
     except OSError as error:
         if error.errno in _SOMETHING_THERE and os.path.lexists(target):
-            return sys.platform == "win32" and _placed_over_empty(temporary, target)
+            return sys.platform == "win32" and _move_over_empty(temporary, target)
         raise
     return True
 
 
-def put_whole(temporary: str, target: str) -> None:
-    """Rename a folder to `target`, where there is another: that is `temporary` from then on.
+def replace_folder(temporary: str, target: str) -> None:
+    """Rename a folder to `target`, an existing folder, which gets the name `temporary`.
 
-    Where the system cannot exchange two names (it can on Linux), there is a moment between two
-    renames with neither: if the second one fails, the first is undone; if the process is killed
-    there, the old folder is left beside, as ``.NAME.….replaced``.
+    On Linux the two names are exchanged in one step. Other systems need several renames, and for a
+    moment `target` does not exist. If the second rename fails, the first one is undone. If the
+    process is killed between them, the old folder is left as ``.NAME.….replaced``.
 
     Raises:
-        NotADirectoryError: `target` is no folder.
-        OSError
+        NotADirectoryError: `target` is not a folder.
+        OSError: the operating system refused.
     """
     if not os.path.isdir(target):
         raise NotADirectoryError(errno.ENOTDIR, "Not a directory")
-    if exchanged(temporary, target):
+    if exchange(temporary, target):
         return
-    _put_by_two_renames(temporary, target)
+    _replace_by_renames(temporary, target)
 
 
-def exchanged(one: str, other: str) -> bool:
-    """Exchange two names in one step (renameat2, Linux 3.15); whether the system could."""
+def exchange(one: str, other: str) -> bool:
+    """Exchange two names in one step (renameat2, Linux 3.15), and return whether that succeeded."""
     if not sys.platform.startswith("linux"):
         return False
-    here, exchange = -100, 2  # AT_FDCWD, RENAME_EXCHANGE: linux/fcntl.h, linux/fs.h
+    here, flag = -100, 2  # AT_FDCWD, RENAME_EXCHANGE: linux/fcntl.h, linux/fs.h
     try:
         call = ctypes.CDLL(None, use_errno=True).renameat2
     except (OSError, AttributeError):
         return False
-    return bool(call(here, os.fsencode(one), here, os.fsencode(other), exchange) == 0)
+    return bool(call(here, os.fsencode(one), here, os.fsencode(other), flag) == 0)
 
 
 _SOMETHING_THERE = (errno.ENOTEMPTY, errno.EEXIST, errno.ENOTDIR)
@@ -194,8 +208,10 @@ def _stem(target: str) -> str:
 
 
 def _mode(target: str, usual: int) -> int:
-    """Permissions, before the umask, of what is in the making: what replaces something is its
-    owner's alone until it gets the permissions of that."""
+    """Return the permissions, before the umask, of a temporary file or folder.
+
+    If it is to replace something, only its owner has access until it gets those permissions.
+    """
     try:
         os.stat(target)
     except (FileNotFoundError, NotADirectoryError):
@@ -213,14 +229,16 @@ def _new_file(path: str, mode: int) -> int:
 
 
 def _made_and_locked(target: str, make: Callable[[str, int], int], mode: int) -> tuple[str, int]:
-    """A new file or folder, and the open descriptor that holds its lock. Where there are no locks
-    nobody sweeps either."""
+    """Return the path of a new file or folder, and the open descriptor that holds its lock.
+
+    On a system without locks it is not locked, and nothing is swept there.
+    """
     for _ in range(_ATTEMPTS if sys.platform != "win32" else 0):
-        # A sweeper may come between two of these steps and take it for abandoned.
+        # Between creation and locking, another process may take it for abandoned and remove it.
         path = name_beside(target)
         with contextlib.suppress(FileNotFoundError):
             descriptor = make(path, mode)
-            if _holds(descriptor, path):
+            if _lock(descriptor, path):
                 return path, descriptor
             os.close(descriptor)
             _remove(path)
@@ -228,9 +246,8 @@ def _made_and_locked(target: str, make: Callable[[str, int], int], mode: int) ->
     return path, make(path, mode)
 
 
-def _placed_over_empty(temporary: str, target: str) -> bool:
-    """Do in two steps what other systems do in one: Windows renames over nothing, not even over an
-    empty folder."""
+def _move_over_empty(temporary: str, target: str) -> bool:
+    """Remove the empty folder `target`, then rename: Windows does not rename over a folder."""
     try:
         os.rmdir(target)  # fails unless it is an empty folder
     except OSError:
@@ -239,7 +256,7 @@ def _placed_over_empty(temporary: str, target: str) -> bool:
     return True
 
 
-def _put_by_two_renames(temporary: str, target: str) -> None:
+def _replace_by_renames(temporary: str, target: str) -> None:
     old = name_beside(target, "replaced")
     os.rename(target, old)
     try:
@@ -251,7 +268,7 @@ def _put_by_two_renames(temporary: str, target: str) -> None:
 
 
 def _is_settled(path: str) -> bool:
-    """Whether nothing was made of it in the last seconds."""
+    """Return whether a file was last changed more than `_SETTLED` seconds ago."""
     return time.time() - os.lstat(path).st_mtime > _SETTLED
 
 
@@ -263,15 +280,18 @@ def _remove_if_abandoned(path: str) -> None:
     except OSError:
         return
     try:
-        if _holds(descriptor, path):
+        if _lock(descriptor, path):
             _remove(path)
     finally:
         os.close(descriptor)
 
 
-def _holds(descriptor: int, path: str) -> bool:
-    """Lock a file or folder; whether that worked. It does not where somebody else holds it, where
-    it is not at `path` any more, where it is neither, and where the system has no such locks."""
+def _lock(descriptor: int, path: str) -> bool:
+    """Lock a file or folder, and return whether that succeeded.
+
+    It fails if another process holds the lock, if `path` is another file by now, if it is neither a
+    file nor a folder, and if the system has no locks.
+    """
     if sys.platform == "win32":
         return False
     try:
@@ -285,8 +305,8 @@ def _holds(descriptor: int, path: str) -> bool:
 
 
 def _remove(path: str) -> None:
-    """Remove a file or folder, as far as the system lets."""
-    with contextlib.suppress(OSError):  # rmtree lets some of them out even so
+    """Remove a file or folder, if the system allows it."""
+    with contextlib.suppress(OSError):  # rmtree raises some of them in spite of ignore_errors
         if os.path.isdir(path) and not os.path.islink(path):
             import shutil
 

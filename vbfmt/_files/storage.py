@@ -18,10 +18,10 @@ PathLike = str | os.PathLike[str]
 
 
 def read(path: PathLike, *, mmap: bool) -> memoryview:
-    """Return the bytes of a regular file, as many as it says: mapped in place, or read.
+    """Return the bytes of a regular file, mapped or read, up to the size that it reports.
 
     Raises:
-        StorageError: it cannot be read, or is no regular file.
+        StorageError: the file cannot be read, or is not a regular file.
     """
     _require_a_path(path, "cannot read")
     try:
@@ -45,22 +45,23 @@ def write(
     past_cache: bool = False,
     sweeps: bool = True,
 ) -> int:
-    """Write a file whole or not at all: a temporary file beside it, flushed to the disk, renamed.
+    """Write a file whole or not at all.
 
-    A symbolic link is followed; an existing file keeps its permissions, a new one gets the umask's.
-    What a killed process left beside it is removed.
+    The bytes are written to a temporary file in the same folder, which is flushed to the disk and
+    renamed. A symbolic link is followed. An existing file keeps its permissions; a new one gets
+    those of the umask.
 
     Args:
-        past_cache: do not fill the page cache with it: for files of gigabytes.
-        sweeps: remove what a killed process left; that lists the folder.
+        past_cache: bypass the page cache, for files of gigabytes.
+        sweeps: remove temporary files that a killed process has left. This lists the folder.
 
     Returns:
-        bytes written.
+        number of bytes written.
 
     Raises:
-        OutputExistsError: it exists and `overwrite` is not set.
-        StorageError: the operating system refused, or a device or pipe is there; an older file is
-            untouched, unless all that failed was to flush the folder in the end.
+        OutputExistsError: `path` exists and `overwrite` is not set.
+        StorageError: the operating system refused, or `path` is a device or pipe. An existing file
+            is unchanged, unless only the last step failed, which flushes the folder.
     """
     _require_a_path(path, "cannot write")
     target = _target_of(path)
@@ -98,17 +99,21 @@ def write(
 
 @contextlib.contextmanager
 def new_folder(path: PathLike, *, overwrite: bool, whole: bool = False) -> Iterator[str]:
-    """A temporary folder that becomes `path` when the block ends well, and vanishes if not.
+    """Create a temporary folder that is renamed to `path` if the block succeeds, else removed.
 
-    With `overwrite`, files of the same names in an existing folder are replaced after all of the
-    new ones are complete, and its other files stay. If there are no others, all are replaced in one
-    step (on Linux), else one after the other, each in one step. Permissions stay.
+    With `overwrite`, files of the same names in an existing folder are replaced once all new files
+    are complete, and its other files stay. If there are no other files, the whole folder is
+    replaced in one step (on Linux). Otherwise the files are replaced one by one. Permissions are
+    kept.
 
     Args:
-        whole: with `overwrite`, replace the existing folder and all that is in it, in one step.
+        whole: with `overwrite`, replace the existing folder and all of its files in one step.
+
+    Yields:
+        the path of the temporary folder.
 
     Raises:
-        OutputExistsError: it exists (other than as an empty folder) and `overwrite` is not set.
+        OutputExistsError: `path` exists, is not an empty folder, and `overwrite` is not set.
         StorageError: the operating system refused.
     """
     _require_a_path(path, "cannot write")
@@ -126,10 +131,10 @@ def new_folder(path: PathLike, *, overwrite: bool, whole: bool = False) -> Itera
                 if not whole:
                     _keep_permissions_of_files(target, temporary)
                 _keep_permissions(target, temporary)  # last: until then the folder is private
-            if not staging.placed(temporary, target):
+            if not staging.move_if_free(temporary, target):
                 if not overwrite:
                     raise already_there(path)
-                (staging.put_whole if whole else _move_in)(temporary, target)
+                (staging.replace_folder if whole else _move_in)(temporary, target)
         sync_folder(os.path.dirname(target))
     except VbfmtError:
         raise
@@ -138,17 +143,17 @@ def new_folder(path: PathLike, *, overwrite: bool, whole: bool = False) -> Itera
 
 
 def require_absent(path: PathLike) -> None:
-    """Refuse to go on where something would be overwritten; an empty folder is nothing.
+    """Check that nothing would be overwritten. An empty folder may be.
 
     Raises:
-        OutputExistsError
+        OutputExistsError: `path` exists and is not an empty folder.
     """
     if os.path.lexists(path) and not (os.path.isdir(path) and not os.listdir(path)):
         raise already_there(path)
 
 
 def already_there(path: PathLike) -> OutputExistsError:
-    """The error for output that exists."""
+    """Return the error for output that exists."""
     return OutputExistsError(
         "the output exists already",
         file=path,
@@ -157,7 +162,7 @@ def already_there(path: PathLike) -> OutputExistsError:
 
 
 def refusal(what: str, path: PathLike, error: OSError) -> VbfmtError:
-    """Return the error for what the operating system refused; one of ours stays as it is."""
+    """Return a `StorageError` for an OSError; a `VbfmtError` is returned as it is."""
     if isinstance(error, VbfmtError):
         return error
     kind = MissingFileError if isinstance(error, FileNotFoundError) else StorageError
@@ -168,33 +173,33 @@ def refusal(what: str, path: PathLike, error: OSError) -> VbfmtError:
 
 
 _IN_USE = (5, 32, 1224)
-"""What Windows answers where a file that is open, or mapped, would be replaced or removed: access
-denied, a sharing violation, a mapped section."""
+"""Error codes of Windows for replacing or removing a file that is open or mapped: access denied,
+sharing violation, mapped section."""
 
 
 def sync(file: int) -> None:
-    """Flush a file to the disk; on macOS out of the disk's own cache too, where fsync leaves it.
+    """Flush a file to the disk, on macOS also from the disk's own cache, which fsync does not do.
 
     Args:
         file: a descriptor.
 
     Raises:
-        OSError: it failed.
+        OSError: flushing failed.
     """
     if sys.platform == "darwin":
         import fcntl
 
-        with contextlib.suppress(OSError):  # a file system that cannot
+        with contextlib.suppress(OSError):  # the file system cannot do it
             fcntl.fcntl(file, fcntl.F_FULLFSYNC)
             return
     os.fsync(file)
 
 
 def sync_folder(path: str) -> None:
-    """Flush a folder's entries to the disk, where the system can.
+    """Flush a folder's entries to the disk, if the system can.
 
     Raises:
-        OSError: it can, and failed.
+        OSError: flushing failed.
     """
     try:
         folder = os.open(path or ".", os.O_RDONLY)
@@ -210,7 +215,7 @@ def sync_folder(path: str) -> None:
 
 
 _CANNOT_FLUSH = (errno.EINVAL, errno.ENOTSUP, errno.EBADF, errno.EACCES, errno.EPERM)
-"""What file systems answer that do not flush folders."""
+"""Errors of file systems that cannot flush folders."""
 
 _BINARY = getattr(os, "O_BINARY", 0)
 
@@ -233,28 +238,28 @@ def _no_file(path: PathLike, found: str) -> StorageError:
 
 
 def _require_a_path(path: PathLike, what: str) -> None:
-    """Some texts name no file: Python refuses them by errors of its own."""
+    """Refuse text that cannot be a path. Python would raise a ValueError."""
     try:
-        sound = b"\0" not in os.fsencode(path)
-    except UnicodeEncodeError:  # half a surrogate pair
-        sound = False
-    if not sound:
+        valid = b"\0" not in os.fsencode(path)
+    except UnicodeEncodeError:  # a lone surrogate
+        valid = False
+    if not valid:
         raise StorageError(
-            what, file=path, found="a character that no file's name can have", expected="a path"
+            what, file=path, found="a character that no file name can have", expected="a path"
         )
 
 
 def _target_of(path: PathLike) -> str:
-    """The file that a path names: a symbolic link is followed."""
+    """Return the file that a path names, after following a symbolic link."""
     plain = os.path.basename(path) and not os.path.islink(path)
     return os.fspath(path) if plain else os.path.realpath(path)
 
 
 def _require_no_device(target: str, path: PathLike) -> None:
-    """Renaming would make a plain file of a device (``/dev/null``) or a pipe."""
+    """Refuse a device (``/dev/null``) or pipe: renaming would replace it by a regular file."""
     try:
         mode = os.stat(target).st_mode
-    except OSError:  # nothing there, or writing will say what is wrong
+    except OSError:  # missing, or writing will report what is wrong
         return
     if not (stat.S_ISREG(mode) or stat.S_ISDIR(mode)):
         raise StorageError(
@@ -263,14 +268,16 @@ def _require_no_device(target: str, path: PathLike) -> None:
 
 
 def _keep_permissions(target: str, new: str | int) -> None:
-    """Give what is new, by name or descriptor, the permissions of what it replaces, if that is
-    there. On Windows they say only whether a file is read-only, and one that is cannot be
-    replaced."""
+    """Give a new file or folder, by path or descriptor, the permissions of `target`, if it exists.
+
+    On Windows do nothing: there a file has no permissions but read-only, and such a file cannot be
+    replaced.
+    """
     if sys.platform == "win32":
         return
     with contextlib.suppress(FileNotFoundError):
         found = os.stat(target).st_mode
-        # A set-user-ID bit would now be this user's.
+        # A set-user-ID bit is not kept: the new file may have another owner.
         mode = stat.S_IMODE(found) if stat.S_ISDIR(found) else found & 0o777
         if not isinstance(new, int):
             os.chmod(new, mode)
@@ -299,22 +306,21 @@ def _put_in_place(temporary: str, target: str, *, overwrite: bool) -> None:
 
 
 def _renamed(error: VbfmtError, temporary: str, path: str) -> VbfmtError:
-    """The error, naming a file as the user knows it, not by the folder in the making."""
+    """Return the error with a file's final path instead of its path in the temporary folder."""
     if error.file is not None and error.file.startswith(temporary):
         error.file = path + error.file[len(temporary) :]
     return error
 
 
 def _move_in(temporary: str, target: str) -> None:
-    """Put the new folder's files in place, so that the old folder's other files
-    stay."""
+    """Move the files of `temporary` into `target`, whose other files stay."""
     names = sorted(os.listdir(temporary))
     old = _names_in(target)
     for name in old.intersection(names):
         if os.path.isdir(os.path.join(target, name)):
             raise IsADirectoryError(errno.EISDIR, f"{name} is a folder there")
-    if old.issubset(names) and os.access(target, os.W_OK) and staging.exchanged(temporary, target):
-        for name in _names_in(temporary).difference(names):  # came in this moment
+    if old.issubset(names) and os.access(target, os.W_OK) and staging.exchange(temporary, target):
+        for name in _names_in(temporary).difference(names):  # created in this moment
             os.replace(os.path.join(temporary, name), os.path.join(target, name))
         return
     for name in names:
@@ -323,7 +329,7 @@ def _move_in(temporary: str, target: str) -> None:
 
 
 def _names_in(folder: str) -> set[str]:
-    """What is in a folder that another writer may just be replacing or removing."""
+    """Return the names in a folder; none if another process has just removed the folder."""
     try:
         return set(os.listdir(folder))
     except FileNotFoundError:

@@ -1,8 +1,8 @@
-"""Names of modules as they are without the modules that PyTorch wraps around them.
+"""Module names without the components that PyTorch's wrappers add.
 
-``torch.compile`` puts ``_orig_mod`` into the names of a module's tensors, activation checkpointing
-``_checkpoint_wrapped_module``, FSDP ``_fsdp_wrapped_module``: in front, or anywhere in the middle
-where only some layers are wrapped. DDP puts ``module`` in front.
+``torch.compile`` adds ``_orig_mod`` to the names of a module's tensors, activation checkpointing
+adds ``_checkpoint_wrapped_module``, and FSDP adds ``_fsdp_wrapped_module``. The component is at the
+start, or in the middle if only some layers are wrapped. DDP adds ``module`` at the start.
 """
 
 from __future__ import annotations
@@ -16,14 +16,14 @@ _PARALLEL = "module."
 
 
 def without_wrappers(name: str) -> str:
-    """The name without the components that wrappers add, wherever they stand."""
+    """Return the name without the components that wrappers add, wherever they are."""
     if "_mod" not in name and "_wrapped" not in name:
         return name
     return ".".join(part for part in name.split(".") if part not in WRAPPERS)
 
 
 def parallel_prefix(names: Collection[str]) -> str:
-    """``module.`` (once for each level) if all names begin with it, as in DDP's state dict."""
+    """Return ``module.``, once for each level, if all names begin with it, as with DDP."""
     prefix = ""
     while names and all(name.startswith(f"{prefix}{_PARALLEL}") for name in names):
         prefix += _PARALLEL
@@ -31,7 +31,7 @@ def parallel_prefix(names: Collection[str]) -> str:
 
 
 def by_plain_name(names: Iterable[str]) -> dict[str, list[str]]:
-    """The names with wrappers, by the name without them."""
+    """Return name without wrappers → names with wrappers."""
     result: dict[str, list[str]] = {}
     for name in names:
         result.setdefault(without_wrappers(name), []).append(name)

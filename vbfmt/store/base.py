@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from vbfmt._files import banks as bank_files
-from vbfmt._files import sound, storage
+from vbfmt._files import storage, verified
 from vbfmt._files.banks import Source, Sources
 from vbfmt._format.container import Bytes
 from vbfmt._format.packed_file import PackedFile
@@ -198,7 +198,7 @@ class Store(Reader):
         own: list[Source] = [self]
         try:
             data = storage.read(source, mmap=False)
-            return sound.check(data, given + own)
+            return verified.check(data, given + own)
         except VbfmtError as error:
             raise error.in_file(source) from None
 

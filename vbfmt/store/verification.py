@@ -33,7 +33,7 @@ def _of_object(backend: Backend, key: str, banks: Source) -> Report:
         if digest is not None:
             loads(content, digest=digest, banks=banks)
         elif (sha256 := layout.bank_of(key)) is not None:
-            bank_files.require_sound(content, sha256, len(content), where)
+            bank_files.require_intact(content, sha256, len(content), where)
         else:
             raise StoreError("no object of a store", file=where, advice="remove it")
     except VbfmtError as error:

@@ -56,7 +56,7 @@ def test_a_folder_that_cannot_be_made_is_named(tmp_path, checkpoint, monkeypatch
         raise OSError(28, "No space left on device")
 
     monkeypatch.setattr("os.makedirs", fail)
-    with pytest.raises(StorageError, match="cannot make a folder.*(?i:no space)"):
+    with pytest.raises(StorageError, match="cannot create a folder for.*(?i:no space)"):
         vbfmt.pack(checkpoint, tmp_path / "new" / "x.vblora")
 
 

@@ -1,4 +1,4 @@
-"""Packed files of either form, read and checked whole, with their banks."""
+"""Packed files of either form and their banks, read and verified."""
 
 from __future__ import annotations
 
@@ -16,10 +16,14 @@ PathLike = str | os.PathLike[str]
 
 
 def read(path: PathLike, banks: Sources | None) -> tuple[PackedFile, memoryview]:
-    """A packed file, read and not mapped, and its bank's bytes; everything is checked.
+    """Read a packed file into memory, verify it, and return it with its bank's bytes.
+
+    Args:
+        banks: where to search for an external bank, as in `vbfmt.load`.
 
     Raises:
-        VbfmtError: naming the file, and of the kind of the first fault.
+        VbfmtError: the file or its bank is invalid or cannot be read. The class is that of the
+            first error found.
     """
     try:
         return check(storage.read(path, mmap=False), bank_files.sources(banks, path))
@@ -28,7 +32,11 @@ def read(path: PathLike, banks: Sources | None) -> tuple[PackedFile, memoryview]
 
 
 def check(data: Bytes, where: list[bank_files.Source]) -> tuple[PackedFile, memoryview]:
-    """The same of bytes. Errors as `read`, without the file."""
+    """Verify the bytes of a packed file, and return the file with its bank's bytes.
+
+    Raises:
+        VbfmtError: as for `read`, but the error does not name the file.
+    """
     packed = PackedFile.parse(data)
     head = packed.header
     if packed.bank.external:
