@@ -157,9 +157,9 @@ def build(
         import torch
         import transformers
 
-        from vbfmt.estimate.meta import require_sane
+        from vbfmt.estimate.meta import require_few_layers
 
-        require_sane(dict(config))
+        require_few_layers(dict(config))
         cls = class_of(config, name)
         if cls is None:
             return None

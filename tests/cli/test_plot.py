@@ -113,4 +113,4 @@ def test_other_adapters_are_not_a_time_before(vbfmt, packed, tmp_path):
     result = vbfmt("plot", packed, "-o", tmp_path / "x.png", "--before", tmp_path / "other.vblora")
     assert result.code == 1
     assert "other.vblora" in result.err
-    assert "--before wants the same model" in result.err
+    assert "--before needs the same model" in result.err

@@ -203,7 +203,7 @@ def test_before_must_be_of_the_same_model():
 
 
 def test_before_must_be_of_the_same_shape(trained):
-    with pytest.raises(ContentError, match="`before` wants the same model"):
+    with pytest.raises(ContentError, match="`before` needs the same model"):
         Scene(made(), "x", trained)
 
 

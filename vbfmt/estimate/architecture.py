@@ -1,7 +1,7 @@
 """The linear layers of a model, from its ``config.json`` alone: no weights, no PyTorch.
 
-Architectures are data: where the repeated block stands, and which layers of which dimensions it
-has. Names and dimensions are those of transformers' own modules.
+An architecture is data: the name of the block that repeats, and the names and dimensions of its
+layers. They are those of transformers' own modules.
 """
 
 from __future__ import annotations
@@ -22,8 +22,8 @@ class Linear:
 
     Attributes:
         name: its dotted name in the model.
-        in_features, out_features: of the layer.
-        fan_in_fan_out: it stores its weight as (in, out), as transformers' Conv1D does.
+        in_features, out_features: dimensions of the layer.
+        fan_in_fan_out: whether it stores its weight as (in, out), as transformers' Conv1D does.
     """
 
     name: str
@@ -33,20 +33,22 @@ class Linear:
 
     @property
     def leaf(self) -> str:
-        """The last component of its name, by which PEFT's ``target_modules`` select."""
+        """The last component of the name, which PEFT's ``target_modules`` match."""
         return self.name.rpartition(".")[2]
 
 
 @dataclass(frozen=True)
 class _Architecture:
-    """Blocks that repeat.
+    """An architecture of equal blocks.
 
     Attributes:
         block: name of a block, with ``{}`` for its number.
-        linears: per layer in the block: name, its input's and its output's dimension. A dimension
-            is a sum of ``d`` hidden, ``f`` feed-forward, ``q`` and ``kv`` heads times their size.
-        keys: the config's keys of d, f, the number of blocks, the number of heads.
+        linears: name, input dimension and output dimension of each layer in a block. A dimension is
+            a sum of these terms: ``d``, the hidden size; ``f``, the feed-forward size; ``q`` and
+            ``kv``, the number of query heads and of key-value heads, times their size.
+        keys: config keys of d, f, the number of blocks and the number of heads.
         derived: keys that a config may leave out, because they follow from the others.
+        fan_in_fan_out: whether the layers store their weights as (in, out).
     """
 
     block: str
@@ -178,20 +180,20 @@ _ARCHITECTURES = {
 }
 
 KNOWN = tuple(_ARCHITECTURES)
-"""Every ``model_type`` whose layers are known here."""
+"""Every ``model_type`` that `linears` knows."""
 
 _FUSED = frozenset(["c_attn", "query_key_value", "qkv_proj"])
 _QUERY_AND_VALUE = frozenset(["query", "value", "q_proj", "v_proj", "q_lin", "v_lin"])
 
 
 def linears(config: Mapping[str, Any]) -> tuple[Linear, ...]:
-    """The linear layers of all blocks, block by block; embeddings, poolers and heads left out.
+    """Return the linear layers of all blocks, block by block, without embeddings and heads.
 
     Args:
-        config: what ``config.json`` says.
+        config: the content of ``config.json``.
 
     Raises:
-        SourceError: an unknown ``model_type``, or a dimension is missing or no sensible number.
+        SourceError: ``model_type`` is unknown, or a dimension is missing or out of range.
     """
     kind = config.get("model_type")
     if not isinstance(kind, str) or kind not in _ARCHITECTURES:
@@ -216,11 +218,14 @@ def linears(config: Mapping[str, Any]) -> tuple[Linear, ...]:
 
 
 def choose(layers: Sequence[Linear], targets: str) -> tuple[Linear, ...]:
-    """The layers that `targets` names: ``all``, ``qv`` (query and value), or leaf names with
-    commas between them, as ``target_modules`` of PEFT.
+    """Return the layers that `targets` names.
+
+    Args:
+        targets: ``all``, ``qv`` (query and value), or leaf names separated by commas, as in PEFT's
+            ``target_modules``.
 
     Raises:
-        SourceError: a name that no layer has.
+        SourceError: no layer has one of these names.
     """
     if targets == "all":
         return tuple(layers)
@@ -234,21 +239,21 @@ def choose(layers: Sequence[Linear], targets: str) -> tuple[Linear, ...]:
             part="`targets`",
             found=", ".join(missing) or targets,
             expected=f"all, or some of {', '.join(leaves)}",
-            advice=_advice(leaves) if targets == "qv" else None,
+            advice=_advice_for_fused(leaves) if targets == "qv" else None,
         )
     return chosen
 
 
-def _advice(leaves: Iterable[str]) -> str | None:
+def _advice_for_fused(leaves: Iterable[str]) -> str | None:
     fused = [leaf for leaf in leaves if leaf in _FUSED]
     return f"query and value are parts of one layer: `targets={fused[0]}`" if fused else None
 
 
 def checked(value: Any, key: str, largest: int = _LARGEST_DIMENSION) -> int:
-    """`value` if it is a sensible positive whole number.
+    """Return `value` if it is a whole number from 1 to `largest`.
 
     Raises:
-        SourceError: naming `key`.
+        SourceError: it is not. The error names `key`.
     """
     if isinstance(value, bool) or not isinstance(value, int) or not 1 <= value <= largest:
         found = "nothing" if value is None else repr(value)[:40]
@@ -287,5 +292,5 @@ def _sum(sizes: Mapping[str, int], terms: str) -> int:
 
 
 def dimensions(layers: Iterable[Linear]) -> list[int]:
-    """Every dimension that vectors must divide, ascending."""
+    """Return every dimension that b must divide, in ascending order."""
     return sorted({n for layer in layers for n in (layer.in_features, layer.out_features)})

@@ -1,4 +1,4 @@
-"""The linear layers of any model that transformers knows, built without weights."""
+"""The linear layers of any model that transformers can build, without weights."""
 
 from __future__ import annotations
 
@@ -17,24 +17,28 @@ _IN_A_BLOCK = re.compile(r"(^|\.)\d+\.")
 
 
 def linears_on_meta(config: dict[str, Any]) -> tuple[Linear, ...]:
-    """The linear layers of the repeated blocks of the model that `config` describes.
+    """Return the linear layers in the repeated blocks of the model that `config` describes.
 
-    Left out are layers of one output (gates), whose 1 no vector but the shortest divides.
+    Layers with one output (gates) are left out, because only b = 1 would fit them.
 
     Args:
+        config: the content of ``config.json``.
 
     Raises:
-        SourceError: transformers does not know it, cannot build it, or it has no such layers.
+        SourceError: transformers cannot build the model, or it has no such layers.
+
+    Warns:
+        VbfmtWarning: the blocks have other matrices, which are not counted.
     """
     kind = config.get("model_type")
-    require_sane(config)
+    require_few_layers(config)
     try:
         settings = {key: value for key, value in config.items() if key != "model_type"}
         built = transformers.AutoConfig.for_model(str(kind), **settings)
         with torch.device("meta"):
             make: Any = transformers.AutoModel.from_config
             model = make(built, trust_remote_code=False)
-    except Exception as error:  # noqa: BLE001 - whatever a config can do to transformers
+    except Exception as error:  # noqa: BLE001 - a wrong config can raise anything
         reason = str(error).partition("\n")[0][:200] or type(error).__name__
         raise SourceError(
             "transformers cannot build this model", part="model_type", found=f"{kind!r}: {reason}"
@@ -48,17 +52,17 @@ def linears_on_meta(config: dict[str, Any]) -> tuple[Linear, ...]:
     found = tuple(layer for layer in layers if layer.out_features > 1)
     if not found:
         raise SourceError("the model has no linear layers in blocks", part="model_type", found=kind)
-    if rest := _rest(model, {layer.name for layer in found}):
-        kinds = list(dict.fromkeys(_IN_A_BLOCK.split(name)[-1] for name in rest))
+    if others := _other_matrices(model, {layer.name for layer in found}):
+        kinds = list(dict.fromkeys(_IN_A_BLOCK.split(name)[-1] for name in others))
         warn(
-            f"not counted: {sum(rest.values()):,} numbers in {len(rest)} weights of the blocks "
-            f"that are no linear layers or have one output ({', '.join(kinds[:4])})"
+            f"not counted: {sum(others.values()):,} parameters in {len(others)} matrices of the "
+            f"blocks that are not linear layers or have one output ({', '.join(kinds[:4])})"
         )
     return found
 
 
-def _rest(model: Any, counted: set[str]) -> dict[str, int]:
-    """Matrices in blocks that belong to no layer, with their sizes."""
+def _other_matrices(model: Any, counted: set[str]) -> dict[str, int]:
+    """Return name → number of parameters, for matrices in blocks that are not of counted layers."""
     return {
         name: parameter.numel()
         for name, parameter in model.named_parameters()
@@ -75,9 +79,14 @@ def _linear(name: str, module: Any) -> Linear:
     return Linear(name, rows, columns, fan_in_fan_out=True)
 
 
-def require_sane(config: dict[str, Any]) -> None:
-    """A model of a billion layers would be built for ever, weights or not; nor do the configs of
-    its parts, nested in its own, get away with it."""
+def require_few_layers(config: dict[str, Any]) -> None:
+    """Check that a config, with the configs nested in it, does not have too many layers.
+
+    To build a model of a billion layers would take forever, even without weights.
+
+    Raises:
+        SourceError: a number of layers is too large.
+    """
     waiting: list[tuple[str, Any]] = list(config.items())
     while waiting:
         key, value = waiting.pop()

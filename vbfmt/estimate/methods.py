@@ -1,8 +1,9 @@
-"""How many numbers each method trains and stores, for the same layers.
+"""How many parameters each method trains and stores, for the same layers.
 
-Counts are the methods' own: LoRA (Hu et al. 2021), VeRA (Kopiczko et al. 2024), Tied-LoRA
-(Renduchintala et al. 2024), LoRA-XS (Bałazy et al. 2024), Uni-LoRA (Li et al. 2025), VB-LoRA
-(Sec. 3.4). For the others only the stored numbers count, as float32, without a container.
+They are counted as in the methods' papers: LoRA (Hu et al. 2021), VeRA (Kopiczko et al. 2024),
+Tied-LoRA (Renduchintala et al. 2024), LoRA-XS (Bałazy et al. 2024), Uni-LoRA (Li et al. 2025),
+VB-LoRA (Sec. 3.4). For methods other than VB-LoRA, the size on disk is that of the stored
+parameters as float32, without the overhead of a file format.
 """
 
 from __future__ import annotations
@@ -22,12 +23,12 @@ class Cost:
     """The cost of one method.
 
     Attributes:
-        method: its name and size.
-        trained: numbers that are trained.
-        stored: numbers that are stored, as float32-equivalents (paper, Sec. 3.4): an 8-bit index
-            is a quarter of one.
-        bytes: on disk. For VB-LoRA the whole packed file (without the source's config and free
-            text); for the others four bytes per stored number.
+        method: name and sizes of the method.
+        trained: number of trained parameters.
+        stored: number of stored parameters in float32-equivalents (paper, Sec. 3.4): an 8-bit index
+            counts as a quarter.
+        bytes: size on disk. For VB-LoRA that is the whole packed file (without the source's config
+            and metadata), for other methods four bytes for each stored parameter.
     """
 
     method: str
@@ -45,7 +46,7 @@ class Ranks:
         vera: rank of VeRA; default: 256, as in PEFT.
         tied: rank of Tied-LoRA; default: VB-LoRA's.
         xs: rank of LoRA-XS; default: 64, as in the paper's Table 4.
-        uni: length of Uni-LoRA's vector; default: h · b, as many numbers as the vector bank.
+        uni: length of Uni-LoRA's vector; default: h · b, as many elements as the vector bank.
     """
 
     lora: int | None = None
@@ -76,7 +77,10 @@ def compare(layers: Sequence[Linear], shape: Shape, ranks: Ranks | None = None) 
 
 
 def vblora(layers: Sequence[Linear], shape: Shape) -> Cost:
-    """VB-LoRA: bank and logits trained; bank, k indices and k − 1 weights per sub-vector stored.
+    """Return the cost of VB-LoRA.
+
+    Bank and logits are trained; the bank, and k indices and k − 1 weights for each sub-vector, are
+    stored.
 
     Raises:
         ContentError: h, b, k or r break a rule of the format.
@@ -93,35 +97,34 @@ def vblora(layers: Sequence[Linear], shape: Shape) -> Cost:
 
 
 def float32_equivalents(shape: Shape, rows: int) -> float:
-    """hb + N(k − 1) weights + Nk indices, an index of 8 bits counted as a quarter, of 16 as a
-    half."""
+    """Return hb + N(k − 1) weights + Nk indices. An 8-bit index counts as ¼, a 16-bit one as ½."""
     index = index_dtype(shape.h).itemsize / 4
     return shape.h * shape.b + rows * (shape.k - 1) + rows * shape.k * index
 
 
 def full(layers: Sequence[Linear]) -> int:
-    """The layers' own weights: L·M·d² of Sec. 3.4."""
+    """Return the number of the layers' own weights: L·M·d² of Sec. 3.4."""
     return sum(layer.in_features * layer.out_features for layer in layers)
 
 
 def lora(layers: Sequence[Linear], rank: int) -> int:
-    """Two factors per layer: r · (in + out)."""
+    """Return r · (in + out) for each layer: two factors."""
     return sum(rank * (layer.in_features + layer.out_features) for layer in layers)
 
 
 def vera(layers: Sequence[Linear], rank: int) -> int:
-    """Two scaling vectors per layer, out + r; the shared factors come from a seed."""
+    """Return out + r for each layer: two scaling vectors. The factors come from a seed."""
     return sum(layer.out_features + rank for layer in layers)
 
 
 def tied_lora(layers: Sequence[Linear], rank: int) -> int:
-    """VeRA's scaling vectors per layer, and per kind of layer one pair of trained factors."""
+    """Return VeRA's count for each layer, and LoRA's for each kind of layer."""
     kinds = {(layer.leaf, layer.in_features, layer.out_features): layer for layer in layers}
     return vera(layers, rank) + lora(list(kinds.values()), rank)
 
 
 def lora_xs(layers: Sequence[Linear], rank: int) -> int:
-    """One r × r matrix per layer; the factors come from an SVD of the layer's weight."""
+    """Return r² for each layer: one matrix. The factors come from an SVD of the weight."""
     return rank * rank * len(layers)
 
 
@@ -145,7 +148,7 @@ def _modules(layers: Sequence[Linear], shape: Shape) -> tuple[Module, ...]:
 
 
 def _file_length(modules: tuple[Module, ...], shape: Shape) -> int:
-    """Bytes of the packed file: its real header, written with digests of zeros."""
+    """Return the length of the packed file in bytes, from a header with zeros as hashes."""
     blank = header.Header(shape.h, shape.b, shape.k, modules, (), ())
     lengths = [length or 0 for length in blank.lengths()]
     sections = tuple(

@@ -1,4 +1,4 @@
-"""The paper's models as presets, and a model folder's own ``config.json``."""
+"""Layers of the paper's models, which are presets, and of any model's ``config.json``."""
 
 from __future__ import annotations
 
@@ -52,20 +52,21 @@ PRESETS: Mapping[str, Mapping[str, Any]] = MappingProxyType(
         "gemma-7b": _decoder("gemma", 3072, 24576, 28, 16, 16, 256),
     }
 )
-"""The parts of the published configs from which the linear layers follow."""
+"""Model → the part of its published config that determines its linear layers."""
 
 
 def from_folder(path: str | os.PathLike[str]) -> tuple[Linear, ...]:
-    """The linear layers of the model in a folder (or of a ``config.json`` itself).
+    """Return the linear layers of the model in a folder.
 
-    Kinds of models that are not known here are built by transformers on its meta device, without
-    weights, if it is installed; code that comes with a model is never run.
+    If the architecture is not one of `KNOWN` and transformers is installed, transformers builds the
+    model on the meta device, without weights. Code that comes with a model is never run.
 
     Args:
+        path: the folder, or a ``config.json`` itself.
 
     Raises:
-        SourceError: no JSON object, or a model whose layers are unknown.
-        StorageError: it cannot be read.
+        SourceError: the config is missing or not a JSON object, or the layers are unknown.
+        StorageError: the config cannot be read.
     """
     path = os.fspath(path)
     file = os.path.join(path, "config.json") if os.path.isdir(path) else path
@@ -93,6 +94,6 @@ def _with_transformers(config: dict[str, Any]) -> tuple[Linear, ...]:
             part="model_type",
             found=repr(config.get("model_type")),
             expected=f"one of {', '.join(KNOWN)}",
-            advice="with transformers any model is known: pip install 'vbfmt[peft]'",
+            advice="transformers knows other models: pip install 'vbfmt[peft]'",
         ) from None
     return linears_on_meta(config)

@@ -14,7 +14,14 @@ _USUAL = 256
 
 @dataclass(frozen=True)
 class Shape:
-    """h vectors of length b, of which each sub-vector selects k; factors of rank r."""
+    """The sizes of an adapter.
+
+    Attributes:
+        h: number of vectors in the bank.
+        b: length of a vector.
+        k: number of vectors that a sub-vector selects.
+        r: rank.
+    """
 
     h: int
     b: int
@@ -22,17 +29,17 @@ class Shape:
     r: int = 4
 
     def subvectors(self, layers: Iterable[Linear]) -> int:
-        """N: Σ r · (in + out) / b."""
+        """Return N = Σ r · (in + out) / b."""
         return sum(self.r * (layer.in_features + layer.out_features) // self.b for layer in layers)
 
 
 def lengths_that_fit(layers: Sequence[Linear]) -> list[int]:
-    """Every b that divides all dimensions, ascending."""
+    """Return every b that divides all dimensions, in ascending order."""
     common = math.gcd(*dimensions(layers))
     small = [n for n in range(1, math.isqrt(common) + 1) if common % n == 0]
     return sorted({*small, *(common // n for n in small)})
 
 
 def suggested_length(layers: Sequence[Linear]) -> int:
-    """The largest b that divides all dimensions and is at most the paper's 256."""
+    """Return the largest b that divides all dimensions and is at most the paper's 256."""
     return max(n for n in lengths_that_fit(layers) if n <= _USUAL)

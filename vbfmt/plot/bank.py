@@ -21,7 +21,7 @@ _MOST_LABELS = 40
 
 
 def draw_norms(figure: Figure | SubFigure, scene: Scene) -> Drawn:
-    """The vectors' norms in descending order."""
+    """Draw the norms of the bank's vectors in descending order."""
     axes = figure.subplots()
     order = scene.by_norm
     norms = scene.norms[order]
@@ -48,8 +48,10 @@ def draw_norms(figure: Figure | SubFigure, scene: Scene) -> Drawn:
 
 
 def draw_projection(figure: Figure | SubFigure, scene: Scene) -> Drawn:
-    """Vectors and sub-vectors on the bank's two principal components. A sub-vector of k = 2 lies
-    on the edge between its two vectors, and stays there in the projection."""
+    """Draw vectors and sub-vectors on the bank's two principal components.
+
+    For k = 2 a sub-vector lies on the edge between its two vectors, also in the projection.
+    """
     axes = figure.subplots()
     found = project(scene.adapter)
     indices = scene.adapter.indices
@@ -68,7 +70,7 @@ def draw_projection(figure: Figure | SubFigure, scene: Scene) -> Drawn:
     first, second = found.explained
     axes.set_xlabel(f"1st principal component ({first:.1%} of the variance)")
     axes.set_ylabel(f"2nd ({second:.1%})")
-    style.legend_above(axes, handles=_keys(scene.adapter.N), ncols=2)
+    style.legend_above(axes, handles=_legend_handles(scene.adapter.N), ncols=2)
     title = "Vector bank and sub-vectors"
     caption = f"{scene.adapter.h} vectors and {scene.adapter.N:,} sub-vectors that they compose" + (
         ", on the edges between two vectors" if scene.adapter.k == 2 else ""
@@ -84,7 +86,7 @@ def draw_projection(figure: Figure | SubFigure, scene: Scene) -> Drawn:
 
 
 def _draw_subvectors(axes: Axes, points: NDArray[np.float64]) -> None:
-    """Dots, or, of too many, how dense they lie."""
+    """Draw a dot for each sub-vector, or their density if there are too many."""
     if len(points) > _MOST_DOTS:
         axes.hexbin(
             *points.T,
@@ -129,7 +131,7 @@ def _draw_vectors(axes: Axes, points: NDArray[np.float64], usage: NDArray[np.int
             )
 
 
-def _keys(n: int) -> list[Line2D]:
+def _legend_handles(n: int) -> list[Line2D]:
     dense = n > _MOST_DOTS
     return [
         Line2D(

@@ -1,4 +1,4 @@
-"""How far the adapter moves each layer: ‖ΔW‖ by layer and kind of module."""
+"""How much the adapter changes each layer: ‖ΔW‖ by layer and kind of module."""
 
 from __future__ import annotations
 
@@ -19,8 +19,11 @@ _FEW_CELLS = 200
 
 
 def draw(figure: Figure | SubFigure, scene: Scene) -> Drawn:
-    """A cell for each kind of module in each layer. Of several modules in a cell, the root of the
-    mean of squares: many modules beside single ones would be the only bright cell."""
+    """Draw a cell for each kind of module in each layer.
+
+    A cell of several modules shows the root mean square of their norms. Their sum would be far
+    larger than the norms in cells of one module.
+    """
     names, layers, norms, several = _grid(scene)
     axes = figure.subplots()
     image = axes.imshow(
@@ -28,7 +31,7 @@ def draw(figure: Figure | SubFigure, scene: Scene) -> Drawn:
         aspect="auto",
         cmap=style.SEQUENTIAL,
         vmin=0,
-        vmax=float(np.nanmax(norms)) or 1.0,  # a bank of zeros moves nothing
+        vmax=float(np.nanmax(norms)) or 1.0,  # all norms are 0 if the bank is
         interpolation="nearest",
     )
     labels = distinct(names, 24)
@@ -60,8 +63,10 @@ def draw(figure: Figure | SubFigure, scene: Scene) -> Drawn:
 def _grid(
     scene: Scene,
 ) -> tuple[list[str], list[int | None], NDArray[np.float64], bool]:
-    """Names of rows, layers, the norms (NaN where there is no module), and whether a cell has
-    several modules."""
+    """Return kinds (rows), layers (columns), norms, and whether a cell has several modules.
+
+    The norms are (rows, columns) float64, NaN where there is no module.
+    """
     names, kind = kinds(scene.adapter, _MOST_KINDS)
     numbers = {each.layer for each in scene.positions.values()}
     layers: list[int | None] = [*sorted(number for number in numbers if number is not None)]
@@ -78,7 +83,7 @@ def _grid(
 
 def _write_values(axes: Axes, norms: NDArray[np.float64]) -> None:
     most = float(np.nanmax(norms))
-    # All with as many decimals as give the largest three digits: 0.97 beside 1.00.
+    # The largest value gets three digits, and the others as many decimals: 0.97 beside 1.00.
     decimals = 2 - int(np.floor(np.log10(most))) if most else 0
     form = f".{max(decimals, 0)}f" if -2 <= decimals <= 5 else ".1e"
     for (row, column), value in np.ndenumerate(norms):

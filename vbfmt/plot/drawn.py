@@ -1,4 +1,4 @@
-"""What a drawing function gives back beside the picture itself."""
+"""What a drawing function returns."""
 
 from __future__ import annotations
 
@@ -12,9 +12,9 @@ class Drawn:
     """A finished figure.
 
     Attributes:
-        title: what it shows.
-        caption: what there is to see, in words with the numbers: for those who cannot see it, too.
-        hovers: values to point at.
+        title: what the figure shows.
+        caption: the main result in words and numbers, also for readers who cannot see the figure.
+        hovers: values that a page shows under the pointer.
     """
 
     title: str

@@ -1,4 +1,4 @@
-"""Which figures there are: each a drawing function, by the name that ``--figure`` takes."""
+"""All figures, by the names that ``--figure`` accepts."""
 
 from __future__ import annotations
 
@@ -21,8 +21,8 @@ class Picture:
     """A figure.
 
     Attributes:
-        draw: draws it onto an empty figure.
-        wide: it takes a page's whole width.
+        draw: function that draws it onto an empty matplotlib figure.
+        wide: whether it has the whole width of a page.
     """
 
     draw: Draw
@@ -40,4 +40,4 @@ FIGURES: Mapping[str, Picture] = MappingProxyType(
         "delta": Picture(delta.draw),
     }
 )
-"""In a page's order."""
+"""Name → figure, in the order of a page."""

@@ -1,7 +1,7 @@
-"""What a reader sees who points at a picture: places in a figure, and the values there.
+"""Values that a page shows under the pointer, and the areas of a figure that they belong to.
 
-A page keeps numbers in columns and one sentence with ``{column}`` in it, so that a bank of
-thousands of vectors adds kilobytes, not megabytes.
+A page stores the values in columns, and one sentence with ``{column}`` in it for all of them. So a
+bank of thousands of vectors adds kilobytes, not megabytes.
 """
 
 from __future__ import annotations
@@ -22,10 +22,10 @@ class Strips:
     """Upright strips next to each other: the bars of a histogram, the steps of a line.
 
     Attributes:
-        axes: where.
-        edges: their sides along x, ascending, one more than strips.
-        text: the sentence; its ``{column}`` are replaced by the strip's values.
-        columns: the values by name, each as long as there are strips.
+        axes: the axes that contain the strips.
+        edges: edges of the strips along x, ascending, one more than there are strips.
+        text: the sentence. A strip's values replace each ``{column}`` in it.
+        columns: name → values, one for each strip.
     """
 
     axes: Axes
@@ -39,10 +39,10 @@ class Cells:
     """A grid of cells of equal size that fills its axes.
 
     Attributes:
-        axes: where; its first row is at the top.
-        text: the sentence, with ``{column}``, ``{row}`` and the names of values.
-        columns, rows: what its columns and rows are called.
-        values: by name, each (rows, columns); NaN: nothing is shown.
+        axes: the axes that the grid fills, with the first row at the top.
+        text: the sentence, with ``{column}``, ``{row}`` and ``{name}`` for a name of `values`.
+        columns, rows: names of the columns and rows.
+        values: name → values, (rows, columns). Nothing is shown for NaN.
     """
 
     axes: Axes
@@ -54,12 +54,12 @@ class Cells:
 
 @dataclass(frozen=True)
 class Points:
-    """Points, of which the nearest is meant.
+    """Points. The values of the one nearest to the pointer are shown.
 
     Attributes:
-        axes: where.
+        axes: the axes that contain the points.
         xy: (n, 2) in data coordinates.
-        text, columns: as of `Strips`.
+        text, columns: as in `Strips`.
     """
 
     axes: Axes
@@ -72,7 +72,7 @@ Hover: TypeAlias = "Strips | Cells | Points"
 
 
 def as_json(hover: Hover, figure: Figure) -> dict[str, Any]:
-    """The hover for a page's script. Positions are fractions of the figure from its top left."""
+    """Return the data for a page's script, with positions as fractions of the figure."""
     box = hover.axes.get_window_extent()
     width, height = figure.bbox.width, figure.bbox.height
     common = {
@@ -81,20 +81,20 @@ def as_json(hover: Hover, figure: Figure) -> dict[str, Any]:
     }
     if isinstance(hover, Strips):
         edges = np.asarray(hover.edges, dtype=float)
-        placed = hover.axes.transData.transform(np.column_stack([edges, np.zeros(len(edges))]))
+        pixels = hover.axes.transData.transform(np.column_stack([edges, np.zeros(len(edges))]))
         return {
             **common,
             "kind": "strips",
-            "edges": _rounded(placed[:, 0] / width),
+            "edges": _rounded(pixels[:, 0] / width),
             "columns": {name: _listed(column) for name, column in hover.columns.items()},
         }
     if isinstance(hover, Points):
-        placed = hover.axes.transData.transform(np.asarray(hover.xy, dtype=float))
+        pixels = hover.axes.transData.transform(np.asarray(hover.xy, dtype=float))
         return {
             **common,
             "kind": "points",
-            "x": _rounded(placed[:, 0] / width),
-            "y": _rounded(1 - placed[:, 1] / height),
+            "x": _rounded(pixels[:, 0] / width),
+            "y": _rounded(1 - pixels[:, 1] / height),
             "columns": {name: _listed(column) for name, column in hover.columns.items()},
         }
     return {
@@ -111,7 +111,7 @@ def _rounded(values: Any) -> list[float]:
 
 
 def _listed(column: Column) -> list[Any]:
-    """Numbers to four digits: more is not seen, and a page need not carry it."""
+    """Return a column as a list, with floats rounded to four digits to keep a page small."""
     if isinstance(column, np.ndarray) and column.dtype.kind == "f":
         return [None if value != value else float(f"{value:.4g}") for value in column.tolist()]
     return column.tolist() if isinstance(column, np.ndarray) else list(column)

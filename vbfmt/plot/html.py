@@ -1,7 +1,7 @@
-"""One page that needs nothing else: pictures as inline SVG, values to point at, no network.
+"""A self-contained page: pictures as inline SVG, values under the pointer, no network access.
 
-What comes from an adapter's file is escaped wherever it goes: as text in HTML and SVG, and in the
-data of the script, which puts it on the page as text only.
+Text from an adapter's file is escaped everywhere: in HTML, in SVG, and in the data of the script,
+which inserts it into the page as text only.
 """
 
 from __future__ import annotations
@@ -22,11 +22,11 @@ class Panel:
     """A figure of the page.
 
     Attributes:
-        name: of `FIGURES`.
-        title, caption: in words.
-        svg: the picture, a whole SVG document.
-        hovers: what `hover.as_json` made.
-        wide: over the page's whole width.
+        name: a name in `FIGURES`.
+        title, caption: as in `Drawn`.
+        svg: the picture as an SVG document.
+        hovers: results of `hover.as_json`.
+        wide: whether it has the whole width of the page.
     """
 
     name: str
@@ -38,7 +38,7 @@ class Panel:
 
 
 def page(title: str, heading: str, panels: Sequence[Panel]) -> str:
-    """The page as text."""
+    """Return the page as text."""
     data = {panel.name: panel.hovers for panel in panels}
     return f"""<!DOCTYPE html>
 <html lang="en">
@@ -75,8 +75,7 @@ def _figure(panel: Panel) -> str:
 
 
 def _inline(panel: Panel) -> str:
-    """The SVG as a part of a page: without its prologue, as large as there is room, and with ids
-    that no other picture has."""
+    """Return the SVG for use in a page: without prologue and size, and with unique ids."""
     svg = panel.svg[panel.svg.index("<svg") :]
     svg = re.sub(r'(<svg[^>]*?) width="[^"]*"', r"\1", svg, count=1)
     svg = re.sub(r'(<svg[^>]*?) height="[^"]*"', r"\1", svg, count=1)
@@ -86,7 +85,7 @@ def _inline(panel: Panel) -> str:
 
 
 def _script_safe(data: object) -> str:
-    """JSON that cannot end the script element that it stands in."""
+    """Return data as JSON that cannot end the script element around it."""
     text = json.dumps(data, separators=(",", ":"), allow_nan=False)
     return text.replace("<", "\\u003c").replace(">", "\\u003e").replace("&", "\\u0026")
 

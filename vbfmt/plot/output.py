@@ -20,7 +20,7 @@ from vbfmt.plot.hover import as_json
 from vbfmt.plot.scene import Scene, shortened
 
 KINDS = ("png", "svg", "html")
-"""What `write` writes, by the file's ending."""
+"""Endings of the files that `write` can write."""
 
 _ALONE = (9.0, 5.4)
 _ALONE_WIDE = (17.0, 5.6)
@@ -41,16 +41,18 @@ def write(
     """Draw the scene into a file, all or nothing.
 
     Args:
-        path: ends with .png, .svg or .html.
-        figures: names of `FIGURES`; none means all of them on one page.
-        progress: called with 1 for each figure that is drawn, and the number of figures.
+        path: the file, which ends with .png, .svg or .html.
+        figures: names in `FIGURES`. If empty, all figures are drawn on one page.
+        progress: called with 1 and the number of figures after each figure is drawn.
 
     Returns:
-        bytes written.
+        number of bytes written.
 
     Raises:
-        TargetError: another ending, an unknown figure, or more than one for a PNG or SVG.
-        OutputExistsError, StorageError
+        TargetError: `path` has another ending, a figure is unknown, or several are given for a PNG
+            or SVG.
+        OutputExistsError: `path` exists and `overwrite` is not set.
+        StorageError: the operating system refused.
     """
     kind = os.path.splitext(os.fspath(path))[1].lower().removeprefix(".")
     if kind not in KINDS:
@@ -69,27 +71,27 @@ def write(
         storage.require_absent(path)
     names = tuple(figures) or tuple(FIGURES)
 
-    def drawn() -> None:
+    def after_each() -> None:
         if progress is not None:
             progress(1, len(names))
 
     with style.settings():
         if kind == "html":
-            content = _html(scene, names, drawn)
+            content = _html(scene, names, after_each)
         else:
-            content = _save(_picture(scene, figures, drawn), kind)
+            content = _save(_picture(scene, figures, after_each), kind)
     return storage.write(path, [content], overwrite=overwrite)
 
 
-def _picture(scene: Scene, figures: Sequence[str], drawn: Callable[[], None]) -> Figure:
+def _picture(scene: Scene, figures: Sequence[str], after_each: Callable[[], None]) -> Figure:
     if not figures:
-        return _page(scene, drawn)
+        return _page(scene, after_each)
     if len(figures) > 1:
         raise TargetError(
-            "one figure or the whole page to a picture",
+            "a picture has one figure or all of them",
             part="`figures`",
             found=", ".join(figures),
-            advice="an .html takes several",
+            advice="write several figures to an .html file",
         )
     return _alone(scene, figures[0])[0]
 
@@ -100,7 +102,7 @@ def _alone(scene: Scene, name: str) -> tuple[Figure, Drawn]:
     return figure, picture.draw(figure, scene)
 
 
-def _page(scene: Scene, drawn: Callable[[], None]) -> Figure:
+def _page(scene: Scene, after_each: Callable[[], None]) -> Figure:
     head = 0.9
     figure = Figure(figsize=(_PAGE_WIDTH, head + sum(_ROW_HEIGHTS)), dpi=100, layout=_layout())
     bands = _split(figure, 1 + len(_PAGE_ROWS), 1, height_ratios=(head, *_ROW_HEIGHTS))
@@ -116,7 +118,7 @@ def _page(scene: Scene, drawn: Callable[[], None]) -> Figure:
         parts = _split(band, 1, len(names))
         for part, name in zip(parts, names, strict=True):
             FIGURES[name].draw(part, scene)
-            drawn()
+            after_each()
     return figure
 
 
@@ -129,11 +131,11 @@ def _layout() -> ConstrainedLayoutEngine:
     return ConstrainedLayoutEngine(w_pad=0.14, h_pad=0.14)
 
 
-def _html(scene: Scene, figures: Sequence[str], drawn: Callable[[], None]) -> bytes:
+def _html(scene: Scene, figures: Sequence[str], after_each: Callable[[], None]) -> bytes:
     def panels() -> Iterator[html.Panel]:
         for name in figures:
             yield _panel(scene, name)
-            drawn()
+            after_each()
 
     return html.page(
         shortened(os.path.basename(scene.name), 120),
@@ -151,7 +153,7 @@ def _panel(scene: Scene, name: str) -> html.Panel:
 
 def _save(figure: Figure, kind: str) -> bytes:
     stream = io.BytesIO()
-    # No date and no version: the same adapter, the same bytes.
+    # Without date and version, the same adapter gives the same bytes.
     metadata = {"Date": None, "Creator": "vbfmt"} if kind == "svg" else {"Software": "vbfmt"}
     with warnings.catch_warnings():
         # Names from files may have any character; one that the font lacks is drawn as a box.

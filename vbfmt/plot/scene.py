@@ -1,4 +1,4 @@
-"""What a picture shows: an adapter, and how its parts are called."""
+"""The content of a picture: an adapter and the names of its parts."""
 
 from __future__ import annotations
 
@@ -23,11 +23,11 @@ class Scene:
 
     Attributes:
         adapter: the adapter.
-        name: what it is called, usually its file.
-        before: the same adapter at an earlier time, for the selection map.
+        name: name of the adapter, usually its file.
+        before: an earlier state of the same adapter, for the selection map.
 
     Raises:
-        ContentError: `before` is of another shape.
+        ContentError: `before` has other modules, or another h, k or N.
     """
 
     adapter: Adapter
@@ -45,7 +45,7 @@ class Scene:
                     part=what,
                     found=found[what],
                     expected=expected[what],
-                    advice="`before` wants the same model with the same h, k and ranks",
+                    advice="`before` needs the same model with the same h, k and ranks",
                 )
         for one, other in zip(self.before, self.adapter, strict=True):
             if one != other:
@@ -59,42 +59,42 @@ class Scene:
 
     @cached_property
     def usage(self) -> NDArray[np.int64]:
-        """Times that each vector is selected: (h,)."""
+        """How often each vector is selected: (h,) int64."""
         return usage(self.adapter)
 
     @cached_property
     def norms(self) -> NDArray[np.float64]:
-        """Of the bank's vectors: (h,)."""
+        """The norms of the bank's vectors: (h,) float64."""
         return bank_norms(self.adapter)
 
     @cached_property
     def by_norm(self) -> NDArray[np.intp]:
-        """The vectors by descending norm, as the paper's Figs. 6 and 7 have them: (h,)."""
+        """The vectors by descending norm, as in the paper's Figs. 6 and 7: (h,) intp."""
         return np.argsort(-self.norms, kind="stable")
 
     @cached_property
     def positions(self) -> dict[str, Position]:
-        """Where each module stands, by name."""
+        """Name of a module → its layer and kind."""
         return positions(module.name for module in self.adapter)
 
     @cached_property
     def row_groups(self) -> tuple[NDArray[np.intp], NDArray[np.bool_]]:
-        """Of every row, its module's number, and whether it belongs to B: (N,) both."""
+        """Each row's module, (N,) intp, and whether the row is of B, (N,) bool."""
         return rows_by_module(self.adapter)
 
     @cached_property
     def row_order(self) -> NDArray[np.intp]:
-        """The rows from the first layer to the last: (N,)."""
+        """The rows from the first layer to the last: (N,) intp."""
         slices = (self.adapter.rows(name) for name in reading_order(self.adapter))
         return np.concatenate([np.arange(rows.start, rows.stop) for rows in slices])
 
     @cached_property
     def at_random(self) -> tuple[NDArray[np.int64], ...]:
-        """Selections as chance would make them, some times over, always the same: (N, k) each."""
+        """Several random selections, made from fixed seeds: (N, k) int64 each."""
         return tuple(drawn_at_random(self.adapter, seed) for seed in range(_DRAWS))
 
     def heading(self) -> str:
-        """The adapter in one line."""
+        """Return a line that describes the adapter."""
         ranks = sorted({module.rank for module in self.adapter})
         a = self.adapter
         base = f"{shortened(a.base_model, 60)} · " if a.base_model else ""
@@ -107,13 +107,15 @@ class Scene:
 
 
 def layer_name(layer: int | None) -> str:
-    """A layer in words."""
+    """Return the name of a layer, for labels."""
     return OUTSIDE if layer is None else f"layer {layer}"
 
 
 def shortened(text: str, most: int) -> str:
-    """`text` on one line and at most that long, its middle left out: names from a file are other
-    people's, and may be anything."""
+    """Return `text` on one line, with its middle left out if it has more than `most` characters.
+
+    Names come from files of strangers and may be of any length.
+    """
     text = printable(text)
     if len(text) <= most:
         return text
@@ -121,8 +123,11 @@ def shortened(text: str, most: int) -> str:
 
 
 def distinct(names: Sequence[str], most: int) -> list[str]:
-    """The names, each at most that long and no two alike: where `shortened` would cut out what
-    tells names apart, what they share is cut; the last resort is a number."""
+    """Return the names, shortened to at most `most` characters and all different.
+
+    Where `shortened` would make names equal, the parts that they share are left out instead. If
+    that is not enough, a number is added.
+    """
     labels = [shortened(name, most) for name in names]
     for label in {label for label in labels if labels.count(label) > 1}:
         alike = [position for position, other in enumerate(labels) if other == label]
@@ -135,7 +140,7 @@ def distinct(names: Sequence[str], most: int) -> list[str]:
 
 
 def _shared(texts: list[str]) -> int:
-    """How many characters the texts begin with alike."""
+    """Return how many leading characters the texts share."""
     return next(
         (n for n, letters in enumerate(zip(*texts, strict=False)) if len(set(letters)) > 1),
         min(map(len, texts)),
@@ -143,7 +148,7 @@ def _shared(texts: list[str]) -> int:
 
 
 def _around(text: str, start: int, stop: int, most: int) -> str:
-    """`text` cut so that [start, stop) stays, with a little before it and as much of the end."""
+    """Return `text` shortened so that ``text[start:stop]`` stays, with some text around it."""
     room = most - 2 - (stop - start)
     if room < 2:
         return shortened(text, most)
@@ -154,7 +159,7 @@ def _around(text: str, start: int, stop: int, most: int) -> str:
 
 
 def _numbered(labels: list[str], most: int) -> list[str]:
-    """The labels, with numbers behind those that an earlier one equals."""
+    """Return the labels, with a number added to each that equals an earlier one."""
     taken: dict[str, None] = {}
     for label in labels:
         found, number = label, 1

@@ -24,7 +24,7 @@ _MOST_EXACT_ACROSS, _MOST_EXACT_DOWN = 1500, 128
 _MOST_ACROSS, _MOST_DOWN = 600, 256
 _SELECTIONS_PER_CELL = 4
 _COMPARED_PER_CELL = 24
-"""Of a share to say something, a cell needs more."""
+"""More selections in a cell, because it shows a share instead of a count."""
 _ASPECT = 3  # a map is about three times as wide as it is high
 _MOST_TICKS = 24
 _COLOURS = (style.ORANGE, style.BLUE, style.INK)
@@ -32,7 +32,7 @@ _PAPER = "#F4F4F4"
 
 
 def draw(figure: Figure | SubFigure, scene: Scene) -> Drawn:
-    """Sub-vectors along x, from the first layer to the last; vectors of the bank along y."""
+    """Draw a map: sub-vectors along x, by layer, and vectors of the bank along y."""
     axes = figure.subplots()
     drawn = _draw_now(axes, scene) if scene.before is None else _draw_change(axes, scene)
     axes.set_ylabel("vectors of the bank")
@@ -44,8 +44,11 @@ def draw(figure: Figure | SubFigure, scene: Scene) -> Drawn:
 
 
 def _size(adapter: Adapter, per_cell: int) -> tuple[int, int]:
-    """Cells down and across: one for each vector and sub-vector, or so few that a cell holds some
-    selections: single ones among hundreds of thousands of cells would only look like dust."""
+    """Return the number of cells down and across.
+
+    A small map has a cell for each vector and sub-vector. A large one has so few that a cell holds
+    several selections: single ones among hundreds of thousands of cells would look like dust.
+    """
     if adapter.h <= _MOST_EXACT_DOWN and adapter.N <= _MOST_EXACT_ACROSS:
         return adapter.h, adapter.N
     cells = adapter.N * adapter.k / per_cell
@@ -116,7 +119,7 @@ def _counted(
     h: int,
     size: tuple[int, int],
 ) -> NDArray[np.int64]:
-    """As `statistics.selections`, of the selections in `mask` alone."""
+    """Count the selections in `mask`, (N, k) bool, in the grid of `statistics.selections`."""
     row, column = np.nonzero(mask)
     down = vectors[row, column].astype(np.int64) * size[0] // h
     across = row * size[1] // len(vectors)
@@ -125,7 +128,7 @@ def _counted(
 
 
 def _draw_each(axes: Axes, adapter: Adapter, parts: dict[str, NDArray[np.int64]]) -> None:
-    """Each selection by itself, in the colour of when it was made."""
+    """Draw each selection as a cell, coloured by whether it was made before, after or both."""
     numbers = sum(number * parts[name] for number, name in enumerate(parts, start=1))
     axes.imshow(
         np.asarray(numbers),
@@ -147,8 +150,10 @@ def _draw_each(axes: Axes, adapter: Adapter, parts: dict[str, NDArray[np.int64]]
 
 
 def _draw_share(axes: Axes, adapter: Adapter, parts: dict[str, NDArray[np.int64]]) -> None:
-    """Of many, the share of a cell's selections, before and after, that is not in the other: mixed
-    colours would be nobody's."""
+    """Draw, for each cell, the share of its selections before and after that has changed.
+
+    A cell has many selections here, and a mixture of their colours would have no meaning.
+    """
     changed = (parts["before"] + parts["after"]).astype(np.float64)
     total = changed + 2 * parts["both"]
     share = np.divide(changed, total, out=np.full_like(changed, np.nan), where=total > 0)
@@ -172,7 +177,7 @@ def _extent(adapter: Adapter) -> tuple[float, float, float, float]:
 
 
 def _mark_layers(axes: Axes, scene: Scene) -> None:
-    """Ticks where layers begin, thinned out to what fits."""
+    """Set ticks where layers begin, as many as fit."""
     module, _ = scene.row_groups
     starts: dict[str, int] = {}
     for position, number in enumerate(module[scene.row_order].tolist()):
@@ -185,12 +190,14 @@ def _mark_layers(axes: Axes, scene: Scene) -> None:
 
 
 def _names(scene: Scene, size: tuple[int, int]) -> tuple[list[str], list[str]]:
-    """What the columns and the rows of the map are called."""
+    """Return the names of the map's columns and rows."""
     module, in_b = scene.row_groups
     order = scene.row_order
     columns = []
     for first, last in _spans(scene.adapter.N, size[1]):
-        ends = [_site(scene, int(module[order[i]]), bool(in_b[order[i]])) for i in (first, last)]
+        ends = [
+            _module_label(scene, int(module[order[i]]), bool(in_b[order[i]])) for i in (first, last)
+        ]
         which = f"sub-vector {first}" if first == last else f"sub-vectors {first}–{last}"
         columns.append(f"{which} ({' to '.join(dict.fromkeys(ends))})")
     rows = [
@@ -200,13 +207,13 @@ def _names(scene: Scene, size: tuple[int, int]) -> tuple[list[str], list[str]]:
     return columns, rows
 
 
-def _site(scene: Scene, module: int, in_b: bool) -> str:
+def _module_label(scene: Scene, module: int, in_b: bool) -> str:
     position = scene.positions[scene.adapter.modules[module].name]
     layer = "" if position.layer is None else f"layer {position.layer} "
     return f"{layer}{shortened(position.kind, 30)} {'B' if in_b else 'A'}"
 
 
 def _spans(n: int, count: int) -> list[tuple[int, int]]:
-    """The first and the last of n things in each of `count` bins."""
+    """Return the first and last of n items in each of `count` bins."""
     bounds = -(-np.arange(count + 1) * n // count)
     return [(start, stop - 1) for start, stop in itertools.pairwise(bounds.tolist())]

@@ -1,4 +1,4 @@
-"""How pictures look: colours that colour-blind people tell apart, quiet axes, one font."""
+"""The style of pictures: colours that colour-blind readers can distinguish, plain axes."""
 
 from __future__ import annotations
 
@@ -14,14 +14,14 @@ if TYPE_CHECKING:
     from matplotlib.axis import Axis
 
 BLUE, ORANGE, GREEN, VERMILLION, PURPLE = "#0072B2", "#E69F00", "#009E73", "#D55E00", "#CC79A7"
-"""Of the palette of Okabe and Ito (2008)."""
+"""Colours of the palette of Okabe and Ito (2008)."""
 INK, GREY, FAINT = "#222222", "#767676", "#DDDDDD"
 SEQUENTIAL = "cividis"
-"""The colour map of amounts: even in lightness, the same to red-green-blind eyes."""
+"""Colour map for amounts: uniform in lightness, also for red-green colour blindness."""
 ON_PAPER = "Blues"
-"""The same for amounts that are mostly nothing: from white to one dark hue."""
+"""Colour map for amounts that are mostly 0: from white to a dark hue."""
 AROUND_EVEN = "PuOr_r"
-"""For what is below and above an even share: purple and orange, white between."""
+"""Colour map for deviations from an even share: purple below, orange above, white at 0."""
 
 _SETTINGS: dict[Any, Any] = {
     "font.family": "DejaVu Sans",
@@ -36,22 +36,22 @@ _SETTINGS: dict[Any, Any] = {
     "xtick.labelcolor": INK,
     "ytick.labelcolor": INK,
     "text.color": INK,
-    "text.parse_math": False,  # names come from files; "$" in one is no formula
+    "text.parse_math": False,  # a "$" in a name from a file does not begin a formula
     "svg.fonttype": "path",
-    "svg.hashsalt": "vbfmt",  # the same picture, the same bytes
+    "svg.hashsalt": "vbfmt",  # the same picture gives the same bytes
     "legend.frameon": False,
 }
 
 
 @contextmanager
 def settings() -> Iterator[None]:
-    """matplotlib as our pictures want it, for the time of the block."""
+    """Apply the matplotlib settings of our pictures in the block."""
     with matplotlib.rc_context(_SETTINGS):
         yield
 
 
 def title(axes: Axes, text: str, below: str = "") -> None:
-    """A bold title at the left, and a grey line below it that says what is seen."""
+    """Write a bold title at the left, and a grey caption below it."""
     axes.set_title(text, loc="left", fontweight="bold", fontsize=12, pad=24 if below else 8)
     axes.annotate(
         below,
@@ -67,12 +67,12 @@ def title(axes: Axes, text: str, below: str = "") -> None:
 
 
 def whole_numbers(axis: Axis) -> None:
-    """Ticks of an axis that counts or numbers things: there is no vector 2.5."""
+    """Set ticks at whole numbers only, for an axis of counts or indices."""
     axis.set_major_locator(MaxNLocator("auto", integer=True, min_n_ticks=1, steps=(1, 2, 5, 10)))
 
 
 def legend_above(axes: Axes, **settings: Any) -> None:
-    """A legend at the right of the title's line, where it hides nothing."""
+    """Draw a legend at the right of the title, where it hides nothing."""
     axes.legend(
         loc="lower right", bbox_to_anchor=(1, 1), borderaxespad=2.1, fontsize=9,
         handletextpad=0.5, columnspacing=1.2, **settings,

@@ -16,7 +16,7 @@ _MOST_BARS = 40
 
 
 def draw(figure: Figure | SubFigure, scene: Scene) -> Drawn:
-    """A histogram of the times that a vector is selected, and what chance would give."""
+    """Draw a histogram of how often vectors are selected, and the curve for random selection."""
     axes = figure.subplots()
     found = balance(scene.adapter)
     width = max(1, -(-(found.most - found.least + 1) // _MOST_BARS))
@@ -42,7 +42,7 @@ def draw(figure: Figure | SubFigure, scene: Scene) -> Drawn:
 
 
 def _draw_chance(axes: Axes, found: Balance, area: float, low: float, high: float) -> None:
-    """The normal curve near the binomial that equal chances would give."""
+    """Draw the normal approximation of the binomial distribution of random selection."""
     if not found.chance:
         return
     reach = 3.5 * found.chance

@@ -1,4 +1,4 @@
-"""Who uses which vector: admixture weights by depth (Fig. 6) and by kind of module (Fig. 7)."""
+"""Which modules use which vectors: weights by depth (Fig. 6) and by kind (Fig. 7)."""
 
 from __future__ import annotations
 
@@ -19,13 +19,13 @@ from vbfmt.plot.scene import Scene, distinct, shortened
 _MOST_KINDS = 12
 _MOST_STRIPS = 320
 _PALE = 1.5
-"""Colours reach at least that many times as far as chance does, so that noise stays pale."""
+"""The colour scale reaches at least that many times the deviation of random selection."""
 _COLOURS = (style.BLUE, style.ORANGE, style.GREEN, style.PURPLE)
 _ALONG = "vectors of the bank, ranked by norm (0: the longest)"
 
 
 def draw_depth(figure: Figure | SubFigure, scene: Scene) -> Drawn:
-    """One panel for each third of the layers, one bar for each vector."""
+    """Draw a panel for each third of the layers, with a bar for each vector."""
     names, of_module = thirds(scene.adapter)
     groups = of_module[scene.row_groups[0]]
     sums = weight_sums(scene.adapter, groups, len(names))[:, scene.by_norm]
@@ -54,7 +54,7 @@ def draw_depth(figure: Figure | SubFigure, scene: Scene) -> Drawn:
     title = "Vectors by depth"
     notes = ["dotted: mean"]
     if scene.adapter.h > _MOST_STRIPS:
-        notes.append("pale: the most of neighbours")
+        notes.append("pale: the maximum of neighbours")
     notes += _agreement(scene, names, groups, sums)
     caption = "; ".join(notes)
     style.title(panels[0], title, caption)
@@ -64,8 +64,11 @@ def draw_depth(figure: Figure | SubFigure, scene: Scene) -> Drawn:
 def _agreement(
     scene: Scene, names: list[str], groups: NDArray[np.intp], sums: NDArray[np.float64]
 ) -> list[str]:
-    """On how much of their weight the groups of layers agree, and what chance would give. Few
-    modules outside the layers would agree with nothing, and are left out."""
+    """Return a note on which share of their weight the groups of layers agree, if there are two.
+
+    The note also has the share for random selection. Modules outside the layers are left out, since
+    they are too few to agree with others.
+    """
     inside = len(names) - (OUTSIDE in names)
     if inside < 2:
         return []
@@ -82,7 +85,7 @@ def _agreement(
 
 
 def _draw_bars(axes: Axes, values: NDArray[np.float64], colour: str) -> None:
-    """A bar for each vector; of too many to tell apart, the mean of some, and pale their most."""
+    """Draw a bar for each vector, or for each bin of vectors its mean and, pale, its maximum."""
     bounds = _bins(len(values))
     edges = bounds - 0.5
     means = np.add.reduceat(values, bounds[:-1]) / np.diff(bounds)
@@ -93,9 +96,11 @@ def _draw_bars(axes: Axes, values: NDArray[np.float64], colour: str) -> None:
 
 
 def draw_kinds(figure: Figure | SubFigure, scene: Scene) -> Drawn:
-    """One row for each kind of module and factor, one column for each vector: how far its weight
-    is from an even share, in the standard deviations that vectors drawn at random would have.
-    Shares alone would make the rows of the fewest sub-vectors the strongest."""
+    """Draw a row for each kind of module and factor, and a column for each vector.
+
+    A cell shows how far the vector's weight is from an even share, in standard deviations of random
+    selection. With the difference alone, rows with few sub-vectors would look strongest.
+    """
     names, of_module = kinds(scene.adapter, _MOST_KINDS)
     module, in_b = scene.row_groups
     groups, count = 2 * of_module[module] + in_b, 2 * len(names)
@@ -123,7 +128,7 @@ def draw_kinds(figure: Figure | SubFigure, scene: Scene) -> Drawn:
     bar = figure.colorbar(
         image, ax=axes, extend="both" if most > limit else "neither", pad=0.02, fraction=0.05
     )
-    bar.set_label("σ from an even share (σ: were vectors drawn at random)")
+    bar.set_label("σ from an even share (σ: of vectors drawn at random)")
     bar.outline.set_visible(False)
     title = "Vectors by kind of module and factor"
     top = np.unravel_index(int(np.abs(far).argmax()), far.shape)
@@ -144,7 +149,7 @@ def draw_kinds(figure: Figure | SubFigure, scene: Scene) -> Drawn:
 
 
 def _with_factors(names: list[str], rows: list[int]) -> list[str]:
-    """Labels of A and B of each kind, with the number of sub-vectors."""
+    """Return labels for A and B of each kind, with the number of sub-vectors."""
     both = [f"{name} {factor}" for name in names for factor in "AB"]
     return [f"{name} ({n:,})" for name, n in zip(both, rows, strict=True)]
 
@@ -156,8 +161,13 @@ def _deviations(
     bounds: NDArray[np.intp],
     vectors: NDArray[np.int64] | None = None,
 ) -> NDArray[np.float64]:
-    """How far the weight of each group on each bin of vectors is from an even share, in standard
-    deviations of vectors drawn at random: (count, bins). 0 where chance leaves no choice."""
+    """Return how far each group's weight on each bin of vectors is from an even share.
+
+    The unit is the standard deviation of random selection. Where that is 0, so is the result.
+
+    Returns:
+        (count, bins) float64.
+    """
     sizes = np.diff(bounds)
     sums = weight_sums(scene.adapter, groups, count, vectors)[:, scene.by_norm]
     even = sums.sum(axis=1, keepdims=True) / scene.adapter.h * sizes
@@ -169,7 +179,7 @@ def _deviations(
 def _strongest_at_random(
     scene: Scene, groups: NDArray[np.intp], count: int, bounds: NDArray[np.intp]
 ) -> float:
-    """The mean of the largest deviations, over some draws."""
+    """Return the largest deviation of random selection, averaged over several draws."""
     found = [
         np.abs(_deviations(scene, groups, count, bounds, vectors)).max()
         for vectors in scene.at_random
@@ -178,7 +188,7 @@ def _strongest_at_random(
 
 
 def _bins(h: int) -> NDArray[np.intp]:
-    """Where bins of vectors begin and end: one each, or as many as a screen shows."""
+    """Return the bounds of bins of vectors: a bin for each, or as many as a screen shows."""
     count = min(h, _MOST_STRIPS)
     return np.arange(count + 1, dtype=np.intp) * h // count
 
@@ -192,7 +202,7 @@ def _bin_names(order: NDArray[np.intp], bounds: NDArray[np.intp]) -> list[str]:
 
 
 def _agreeing(sums: NDArray[np.float64]) -> float:
-    """The mean share of weight on which two groups' use of vectors agrees: 0 to 1."""
+    """Return the share of weight, from 0 to 1, on which two groups agree; mean of all pairs."""
     totals = np.maximum(sums.sum(axis=1, keepdims=True), np.finfo(float).tiny)
     pairs = [np.minimum(*two).sum() for two in itertools.combinations(sums / totals, 2)]
     return float(np.mean(pairs))
