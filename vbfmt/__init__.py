@@ -57,7 +57,7 @@ __all__ = ["__version__", *_HOMES]
 
 
 def __getattr__(name: str) -> object:
-    """Names are imported when first used, so that ``vbfmt --help`` need not wait for numpy."""
+    """Import a name when it is first used, so that ``vbfmt --help`` need not import numpy."""
     if name not in _HOMES:
         raise AttributeError(f"module 'vbfmt' has no attribute {name!r}")
     from importlib import import_module

@@ -1,6 +1,6 @@
-"""Regular expressions from configs, which strangers write: matched in a limited time.
+"""Regular expressions from configs of strangers, matched in limited time.
 
-Python's own engine may take longer than anybody lives for a few characters.
+Python's ``re`` can take years for a pattern of a few characters.
 """
 
 from __future__ import annotations
@@ -13,27 +13,30 @@ from typing import Any, TypeAlias
 from vbfmt.errors import ConfigError
 
 Match: TypeAlias = Any
-"""As of Python's ``re``."""
+"""A match object like that of Python's ``re``."""
 
 LONGEST_PATTERN = 10_000
-"""Characters."""
+"""Characters of a pattern."""
 
 TIME = 0.1
-"""Seconds of processor time for one name: a thousand times what a usual pattern takes."""
+"""Seconds of processor time for one name, a thousand times that of a usual pattern."""
 
 TIME_OF_ALL = 1.0
-"""Seconds for all names on which one pattern is slow; a file may name thousands."""
+"""Seconds for all names together on which a pattern is slow. A file may have thousands."""
 
 _SLOW = 0.001
 
 
 @lru_cache(maxsize=64)
 def matcher(pattern: str) -> Callable[[str], Match | None]:
-    """Return a function that matches a pattern with the whole of a name.
+    """Return a function that matches a whole name against a pattern.
+
+    The function raises a ConfigError if a name takes longer than `TIME`, or all names together take
+    longer than `TIME_OF_ALL`.
 
     Raises:
-        ConfigError: not a regular expression, too long a one, or (when the function is called)
-            one that takes more than `TIME`, or on all names together `TIME_OF_ALL`.
+        ConfigError: `pattern` is not a regular expression or is too long, or the regex package is
+            not installed.
     """
     try:
         import regex

@@ -1,7 +1,6 @@
-"""Names that are meant by a misspelt one: a hint for messages, at a bounded cost.
+"""Names similar to a misspelt one, for hints in messages, at a bounded cost.
 
-``difflib`` alone takes time that grows with the cube of a name's length, and names come from
-strangers.
+The time of ``difflib`` alone grows with the cube of a name's length, and names come from strangers.
 """
 
 from __future__ import annotations
@@ -11,18 +10,18 @@ from heapq import nlargest
 from itertools import islice
 
 _COMPARED = 5000
-"""Names that are looked at."""
+"""Names that are considered."""
 _LENGTH = 80
-"""Characters that are compared: the last ones, which tell names in a model apart."""
+"""Characters that are compared: the last ones, in which names in a model differ."""
 _CLOSE = 12
 """Names that are compared in full."""
 
 
 def nearest(name: str, names: Iterable[str], count: int = 3, cutoff: float = 0.6) -> list[str]:
-    """Return up to `count` of `names` that are like `name`, the most similar first.
+    """Return up to `count` of `names` that are similar to `name`, the most similar first.
 
     Args:
-        cutoff: how alike they must be, from 0 to 1, as in ``difflib``.
+        cutoff: least similarity, from 0 to 1, as in ``difflib``.
     """
     from difflib import get_close_matches
 

@@ -80,13 +80,13 @@ class Adapter:
 
     @classmethod
     def load(cls, path: str | os.PathLike[str], **options: Any) -> Adapter:
-        """Load a packed file, from a path or ``hf://…``; options and errors as `vbfmt.load`."""
+        """Load a packed file from a path or ``hf://…``, with the options of `vbfmt.load`."""
         from vbfmt.packed import load
 
         return load(path, **options)
 
     def save(self, path: str | os.PathLike[str], **options: Any) -> str:
-        """Write the packed file and return its digest; options and errors as `vbfmt.save`."""
+        """Write the packed file, with the options of `vbfmt.save`, and return its digest."""
         from vbfmt.packed import save
 
         return save(self, path, **options)
@@ -110,7 +110,16 @@ class Adapter:
         config: str | None = None,
         metadata: Mapping[str, str] | None = None,
     ) -> Adapter:
-        """Return an adapter of modules in any order, each with canonical rows (A's, then B's)."""
+        """Return an adapter, given each module's rows, with modules and names in any order.
+
+        Args:
+            bank: (h, b), converted to float32.
+            rows: module → its canonical rows: those of A, then those of B.
+            tensors, base_model, base_revision, config, metadata: as in `Adapter`.
+
+        Raises:
+            ContentError: there are no modules, or a rule of the format is broken.
+        """
         modules = sorted(rows, key=lambda module: module.name.encode())
         tensors, metadata = tensors or {}, metadata or {}
         if not modules:
@@ -168,7 +177,7 @@ class Adapter:
         return len(self.modules)
 
     def __contains__(self, module: object) -> bool:
-        """Whether the adapter has this `Module`, or a module with this name."""
+        """Return whether the adapter has this `Module`, or a module with this name."""
         return module in (self.modules if isinstance(module, Module) else self._by_name)
 
     def _nearest(self, name: str) -> list[str]:
@@ -195,13 +204,21 @@ class Adapter:
             raise KeyError(f"no module {name!r} in this adapter{hint}") from None
 
     def rows(self, name: str) -> slice:
-        """Return the slice of a module's rows in `indices` and `weights`."""
+        """Return the slice of a module's rows in `indices` and `weights`.
+
+        Raises:
+            KeyError: there is no such module.
+        """
         module = self[name]
         start = self._starts[name]
         return slice(start, start + module.rows(self.b))
 
     def subvectors(self, rows: slice = slice(None)) -> NDArray[np.float32]:
-        """Return the composed sub-vectors u = Σ wᵢ α_i (Eq. 3.3): (n, b) float32."""
+        """Return the composed sub-vectors u = Σ wᵢ α_i (Eq. 3.3): (n, b) float32.
+
+        Args:
+            rows: the n rows to compose; all if not given.
+        """
         return composition.subvectors(self.bank, self.indices[rows], self.weights[rows])
 
     def factors(self, name: str) -> tuple[NDArray[np.float32], NDArray[np.float32]]:
@@ -211,7 +228,7 @@ class Adapter:
         scaling; as a LoRA, alpha = rank.
 
         Raises:
-            KeyError: no such module.
+            KeyError: there is no such module.
         """
         ((a, b),) = self._factors_of([self[name]])
         return a, b
@@ -221,7 +238,7 @@ class Adapter:
         its transpose (in_features, out_features) if `fan_in_fan_out`.
 
         Raises:
-            KeyError: no such module.
+            KeyError: there is no such module.
         """
         a, b = self.factors(name)
         product: NDArray[np.float32] = b @ a
@@ -230,8 +247,10 @@ class Adapter:
     def iter_factors(
         self,
     ) -> Iterator[tuple[Module, NDArray[np.float32], NDArray[np.float32]]]:
-        """Yield (module, A, B) for all modules in order. This is the fastest way to all factors:
-        thousands of rows are composed at a time."""
+        """Yield (module, A, B) for all modules in order, with A and B as in `factors`.
+
+        This is the fastest way to compute all factors: it composes thousands of rows at a time.
+        """
         for group in self._groups():
             for module, (a, b) in zip(group, self._factors_of(group), strict=True):
                 yield module, a, b
@@ -253,7 +272,7 @@ class Adapter:
         return composition.factors(self.bank, self.indices[rows], self.weights[rows], group)
 
     def __eq__(self, other: object) -> bool:
-        """Whether the packed files of both adapters are equal byte for byte."""
+        """Return whether the packed files of both adapters are equal byte for byte."""
         if not isinstance(other, Adapter):
             return NotImplemented
         return (
@@ -296,7 +315,7 @@ class Adapter:
 
 
 def _made(fields: dict[str, Any]) -> Adapter:
-    """Make a pickled or copied adapter again."""
+    """Return a pickled or copied adapter."""
     return Adapter(**fields)
 
 

@@ -1,12 +1,11 @@
-"""Vector banks that adapters share: taken out of packed files, put back, listed.
+"""Vector banks that adapters share: split from packed files, joined again, listed.
 
 A packed file may leave its bank out (feature ``external_bank``, section 12 of the specification).
-The bank is then a file of its own, ``<SHA-256>.bank``, which `vbfmt.load` finds beside the adapter,
-in ``banks/`` there, or in the folders that it is given. The digest of an adapter is the same in
+The bank is then a file of its own, ``<SHA-256>.bank``. `vbfmt.load` finds it in the folders that it
+is given, in the adapter's folder, or in ``banks/`` there. The digest of an adapter is the same in
 both forms.
 
-`split` and `join` change the form of a file and nothing else: what a file holds that this version
-passes over stays in it.
+`split` and `join` change only the form of a file. They also keep content that this version ignores.
 """
 
 from __future__ import annotations
@@ -38,15 +37,16 @@ def split(
     """Write a packed file without its bank, and the bank as a file of its own.
 
     Args:
-        path: a packed file in either form; it is verified first.
-        output: the file to write; it may be `path`, with `overwrite`.
-        banks: the folder for the bank; that of `output` if not given.
-        look_in: where to look for the bank of a file without it, as in `vbfmt.load`.
+        path: a packed file in either form. It is verified first.
+        output: the file to write. With `overwrite`, it may be `path`.
+        banks: the folder for the bank; by default that of `output`.
+        look_in: folders to search for an external bank of `path`, as in `vbfmt.load`.
+        overwrite: replace existing files.
 
     Raises:
-        VbfmtError: `path` is not a sound packed file.
+        VbfmtError: `path` is not a valid packed file.
         OutputExistsError: `output` exists and `overwrite` is not set.
-        ChecksumError: a damaged bank has the bank's name, and `overwrite` is not set.
+        ChecksumError: the existing bank file is damaged, and `overwrite` is not set.
         StorageError: the operating system refused.
     """
     packed, bank = verified.read(path, look_in)
@@ -65,16 +65,17 @@ def join(
     banks: Sources | None = None,
     overwrite: bool = False,
 ) -> Written:
-    """Write a packed file with its bank inside.
+    """Write a packed file with its bank embedded.
 
     Args:
-        path: a packed file in either form; it is verified first.
-        output: the file to write; it may be `path`, with `overwrite`.
-        banks: where to look for the bank, as in `vbfmt.load`.
+        path: a packed file in either form. It is verified first.
+        output: the file to write. With `overwrite`, it may be `path`.
+        banks: folders to search for an external bank of `path`, as in `vbfmt.load`.
+        overwrite: replace an existing file.
 
     Raises:
-        VbfmtError: `path` is not a sound packed file.
-        BankError: its bank is nowhere.
+        VbfmtError: `path` is not a valid packed file.
+        BankError: the external bank was not found.
         OutputExistsError: `output` exists and `overwrite` is not set.
         StorageError: the operating system refused.
     """
@@ -85,14 +86,14 @@ def join(
 
 @dataclass
 class Listed:
-    """A bank that is there, or that an adapter needs.
+    """A bank that exists or that an adapter needs.
 
     Attributes:
-        sha256: 64 hexadecimal digits.
-        size: bytes.
-        file: where it is; None if it was found nowhere.
-        problem: what is wrong with that file, if anything.
-        adapters: the packed files, of those looked at, that need it.
+        sha256: SHA-256 of the bank, 64 hexadecimal digits.
+        size: length in bytes.
+        file: path of the bank; None if it was not found.
+        problem: what is wrong with the bank, None if nothing.
+        adapters: those of the given packed files that need it.
     """
 
     sha256: str
@@ -103,15 +104,15 @@ class Listed:
 
 
 def listing(paths: Iterable[PathLike], *, banks: Sources | None = None) -> list[Listed]:
-    """The banks in folders, and those that packed files need, by their hashes.
+    """Return the banks in folders, and those that packed files need, sorted by SHA-256.
 
     Args:
-        paths: packed files, banks, and folders with them (``banks/`` in them, too).
-        banks: where else to look for the banks that files need.
+        paths: packed files, banks, or folders with them, also in ``banks/``.
+        banks: other folders to search for the banks that packed files need.
 
     Raises:
-        StorageError: a path is not there or cannot be read.
-        VbfmtError: a packed file's front is damaged.
+        StorageError: a path does not exist or cannot be read.
+        VbfmtError: preamble or header of a packed file is invalid.
     """
     found: dict[str, Listed] = {}
     files = [file for path in paths for file in _files(os.fspath(path))]

@@ -1,7 +1,7 @@
 """Import `vbfmt.converters` from the folder ``converters`` of a checkout.
 
-An installed package has a folder of that name in here, which Python prefers to this file. In a
-checkout the folder stands beside ``vbfmt``, and this file is how Python finds it.
+In an installed package the folder is in ``vbfmt``, and Python prefers it to this file. In a
+checkout it is beside ``vbfmt``, and Python finds it through this file.
 """
 
 from __future__ import annotations

@@ -19,18 +19,18 @@ from collections.abc import Sequence
 from typing import Any, ClassVar
 
 LONGEST_PIECE = 200
-"""Characters that a message shows of one field; the fields themselves have all."""
+"""Characters of one field that a message shows. The field itself has the whole text."""
 
 
 class VbfmtError(Exception):
-    """What is wrong, where, what was found and expected there, and what to do about it.
+    """An error that says what is wrong, where, what was found and expected, and what to do.
 
     Attributes:
-        kind: short stable name of the kind of fault, for programs (``verify --json``).
+        kind: short stable name of the kind of error, for programs (``verify --json``).
         what: what is wrong, without a full stop.
-        file: the file or folder that it was found in, if known.
-        part: which part of the file: ``preamble``, ``header``, ``bank``, a tensor's name, …
-        found, expected: what stands there and what should.
+        file: the file or folder with the error, if known.
+        part: the part of the file: ``preamble``, ``header``, ``bank``, a tensor's name, …
+        found, expected: what is there, and what should be there.
         advice: what the user can do.
     """
 
@@ -58,13 +58,13 @@ class VbfmtError(Exception):
         return _rebuilt, (type(self), self.what, self.__dict__.copy())
 
     def in_file(self, file: str | os.PathLike[str]) -> VbfmtError:
-        """Set the file, unless it is known already, and return this error."""
+        """Set `file` if it is None, and return this error."""
         if self.file is None:
             self.file = os.fspath(file)
         return self
 
     def detail(self) -> str:
-        """Return the message without the file, for reports that name the file elsewhere."""
+        """Return the message without the file, for reports that name the file already."""
         return self._line(None)
 
     def __str__(self) -> str:
@@ -87,24 +87,24 @@ class VbfmtError(Exception):
 
 
 def few(names: Sequence[str]) -> str:
-    """The first three of `names`, and how many more there are."""
+    """Return the first three of `names` as text, and how many more there are."""
     rest = len(names) - 3
     return ", ".join(names[:3]) + (f" and {rest} more" if rest > 0 else "")
 
 
 def _cut(text: str) -> str:
-    """`text`, or its beginning: names and values from a file may be as long as the file."""
+    """Return `text`, cut off at `LONGEST_PIECE`: text from a file may be as long as the file."""
     shown = printable(text[: LONGEST_PIECE + 1])
     return shown if len(shown) <= LONGEST_PIECE else f"{shown[: LONGEST_PIECE - 1]}…"
 
 
 def printable(text: str) -> str:
-    """`text` on one line: control and other unprintable characters are shown as escapes."""
+    """Return `text` on one line, with escapes for characters that are not printable."""
     return "".join(c if c.isprintable() else repr(c)[1:-1] for c in text)
 
 
 def _rebuilt(kind: type[VbfmtError], what: str, fields: dict[str, Any]) -> VbfmtError:
-    """Make an error again that was pickled: subclasses of OSError would lose fields."""
+    """Return a pickled error. Without this, subclasses of OSError would lose fields."""
     error = kind(what)
     error.__dict__.update(fields)
     return error
@@ -127,17 +127,17 @@ def _is_ours(module: str) -> bool:
 
 
 class _BadValueError(VbfmtError, ValueError):
-    """What is also a ValueError."""
+    """An error that is also a ValueError."""
 
 
 class MagicError(_BadValueError):
-    """The file does not begin as a packed adapter does."""
+    """The file does not begin like a packed file."""
 
     kind = "magic"
 
 
 class VersionError(_BadValueError):
-    """The file is of a major version that this library does not read."""
+    """The file has a major version that this library does not read."""
 
     kind = "version"
 
@@ -155,19 +155,19 @@ class LengthError(_BadValueError):
 
 
 class ChecksumError(_BadValueError):
-    """Bytes differ from the checksum that the file holds of them: damage."""
+    """The file is damaged: bytes do not match their checksum."""
 
     kind = "checksum"
 
 
 class BankError(VbfmtError, FileNotFoundError):
-    """The vector bank is an object of its own, and is not where it was looked for."""
+    """An external vector bank was not found."""
 
     kind = "bank"
 
 
 class StoreError(_BadValueError):
-    """A store, a name or a digest that is not what a store takes."""
+    """A store, a name or a digest is not valid."""
 
     kind = "store"
 
@@ -179,25 +179,25 @@ class UnknownError(VbfmtError, LookupError):
 
 
 class ConflictError(VbfmtError):
-    """Somebody else has changed what was to be changed."""
+    """Another process has meanwhile changed the name that was to be changed."""
 
     kind = "conflict"
 
 
 class DigestError(_BadValueError):
-    """The file is not the one that the caller trusts."""
+    """The file's digest is not the one that the caller trusts."""
 
     kind = "digest"
 
 
 class HeaderError(_BadValueError):
-    """The header is not the one canonical msgpack map that the specification asks for."""
+    """The header is not the canonical msgpack map that the specification requires."""
 
     kind = "header"
 
 
 class LayoutError(_BadValueError):
-    """Sections overlap, leave holes, are misaligned, or the padding is not zero."""
+    """Sections overlap, leave gaps or are misaligned, or padding is not zero."""
 
     kind = "layout"
 
@@ -221,7 +221,7 @@ class TargetError(_BadValueError):
 
 
 class ConfigError(_BadValueError):
-    """A setting that cannot work, or one that contradicts another."""
+    """A setting is not valid, or contradicts another one."""
 
     kind = "config"
 
@@ -233,13 +233,13 @@ class ModelError(_BadValueError):
 
 
 class MissingSourceError(SourceError, FileNotFoundError):
-    """The checkpoint, model or repository to read is not there."""
+    """The checkpoint, model or repository to read does not exist."""
 
     kind = "missing"
 
 
 class MissingExtraError(VbfmtError, ImportError):
-    """A package is not installed; `extra` of vbfmt brings it.
+    """A package is not installed. The extra `extra` of vbfmt installs it.
 
     Attributes:
         extra: the extra to install.
@@ -259,7 +259,7 @@ class MissingExtraError(VbfmtError, ImportError):
 
 
 class StorageError(VbfmtError, OSError):
-    """The operating system refused to read or write; `errno` and `filename` as OSError has them."""
+    """The operating system refused to read or write. It has the attributes of an OSError."""
 
     kind = "storage"
 
@@ -292,13 +292,13 @@ class StorageError(VbfmtError, OSError):
 
 
 class MissingFileError(StorageError, FileNotFoundError):
-    """A file to read, or the folder to write into, is not there."""
+    """A file to read, or a folder to write into, does not exist."""
 
     kind = "no-file"
 
 
 class OutputExistsError(VbfmtError, FileExistsError):
-    """The output exists already; nothing is overwritten unless asked for."""
+    """The output exists already, and `overwrite` is not set."""
 
     kind = "exists"
 

@@ -10,10 +10,11 @@ class Module:
     """A linear layer that the adapter changes by ΔW = B·A.
 
     Attributes:
-        name: its dotted name in the base model.
-        in_features, out_features: of the layer; b divides both.
-        rank: rows of A, columns of B.
-        fan_in_fan_out: the layer stores its weight as (in, out), as transformers' Conv1D does.
+        name: dotted name in the base model.
+        in_features, out_features: dimensions of the layer; b divides both.
+        rank: number of rows of A and of columns of B.
+        fan_in_fan_out: whether the layer stores its weight as (in, out), as transformers' Conv1D
+            does.
     """
 
     name: str
@@ -23,5 +24,5 @@ class Module:
     fan_in_fan_out: bool = False
 
     def rows(self, b: int) -> int:
-        """How many sub-vectors of length b compose A and B together."""
+        """Return the number of sub-vectors of length b that compose A and B."""
         return self.rank * (self.in_features + self.out_features) // b

@@ -1,4 +1,4 @@
-"""Adapters as packed bytes and files: save, load, verify."""
+"""Adapters as packed files and bytes: save, load and verify."""
 
 from __future__ import annotations
 
@@ -22,17 +22,17 @@ from vbfmt.errors import ConfigError, DigestError, VbfmtError
 
 PathLike = str | os.PathLike[str]
 Form = Literal["embedded", "external"]
-"""Where a packed file has its bank: inside, or as a file of its own that adapters can share."""
+"""Where the bank of a packed file is: in the file, or in a file that adapters can share."""
 
 
 @dataclass(frozen=True)
 class Report:
-    """What `verify` found.
+    """The result of `verify`.
 
     Attributes:
-        file: as it was given.
-        digest: of the adapter, if the file's front could be read.
-        problems: everything that is wrong; empty if all is well.
+        file: the path as it was given.
+        digest: the adapter's digest, ``sha256:…``, if preamble and header could be read.
+        problems: all errors found; empty if the file is valid.
     """
 
     file: str
@@ -45,19 +45,20 @@ class Report:
         return not self.problems
 
     def __bool__(self) -> bool:
-        """False for a file with problems, so that ``assert verify(path)`` means what it says."""
+        """Return `ok`, so that ``assert verify(path)`` fails for an invalid file."""
         return self.ok
 
 
 def dumps(adapter: Adapter, *, bank: Form = "embedded") -> bytes:
-    """The adapter's packed form. Equal adapters give equal bytes, on any machine.
+    """Return the adapter's packed form. Equal adapters give equal bytes, on any machine.
 
     Args:
-        bank: ``"external"`` leaves the bank's bytes out; `loads` then asks for them.
+        bank: ``"embedded"``, or ``"external"`` to leave the bank's bytes out. `loads` then needs
+            `banks`.
 
     Raises:
-        LengthError: names, config and metadata do not fit into a header.
-        ConfigError: `bank` is neither of the two.
+        LengthError: names, config and metadata are too long for a header.
+        ConfigError: `bank` has another value.
     """
     return b"".join(_chunks(adapter, bank))
 
@@ -72,12 +73,12 @@ def in_memory(adapter: Adapter) -> PackedFile:
 
 @dataclass(frozen=True)
 class Written:
-    """What `write` wrote.
+    """The result of `write`.
 
     Attributes:
-        digest: ``sha256:…``, the same whether the bank is inside or not.
-        size: bytes of the file.
-        bank: path of the bank's file, if it is one of its own.
+        digest: the adapter's digest, ``sha256:…``, the same for both forms.
+        size: length of the file in bytes.
+        bank: path of the bank's file, None if the bank is embedded.
     """
 
     digest: str
@@ -96,14 +97,18 @@ def write(
     """Write the adapter's packed form durably, all or nothing.
 
     Args:
-        bank: ``"external"`` writes the bank, first, to a file of its own, ``<SHA-256>.bank``, which
-            all adapters with that bank share. One that is there already is checked and kept.
-        banks: the folder for that file; the adapter's own if not given.
+        overwrite: replace an existing file.
+        bank: ``"embedded"``, or ``"external"`` to write the bank first, to a file
+            ``<SHA-256>.bank`` that all adapters with this bank share. If that file exists, it is
+            checked and kept.
+        banks: folder for that file; by default the folder of `path`.
 
     Raises:
         OutputExistsError: `path` exists and `overwrite` is not set.
-        ChecksumError: a damaged bank has the bank's name, and `overwrite` is not set.
-        StorageError: the file could not be written; an older one is then untouched.
+        ChecksumError: the existing bank file is damaged, and `overwrite` is not set.
+        LengthError: names, config and metadata are too long for a header.
+        ConfigError: `bank` has another value.
+        StorageError: the file could not be written. An existing file is then unchanged.
     """
     pieces = _chunks(adapter, bank)
     start = next(pieces)
@@ -125,31 +130,39 @@ def save(
     bank: Form = "embedded",
     banks: PathLike | None = None,
 ) -> str:
-    """Write the adapter's packed form as `write` does, with its errors; return its digest."""
+    """Write the adapter's packed form durably, all or nothing, and return its digest.
+
+    Arguments and errors are those of `write`.
+    """
     return write(adapter, path, overwrite=overwrite, bank=bank, banks=banks).digest
 
 
 def digest(adapter: Adapter) -> str:
-    """``sha256:…``, the name of the adapter's packed form: it covers every byte."""
+    """Return the digest of the adapter's packed form, ``sha256:…``, which covers every byte.
+
+    Raises:
+        LengthError: names, config and metadata are too long for a header.
+    """
     return container.digest(next(_chunks(adapter, "embedded")))
 
 
 def loads(
     data: Bytes, *, digest: str | None = None, verify: bool = True, banks: Sources | None = None
 ) -> Adapter:
-    """The adapter that packed bytes hold. Its arrays are views of `data`.
+    """Load an adapter from packed bytes. Its arrays are views of `data`.
 
     Args:
-        digest: refuse any other adapter than this one, ``sha256:…`` from where you trust it. It
-            covers every byte, but only together with `verify`.
-        verify: check every digest and every value. Without it the front (preamble, header, layout,
-            names and texts) is still checked, and damage to the data goes unnoticed. A bank that
-            is not in `data` is always checked.
-        banks: folders to look for that bank in. Adapters with one bank share one array.
+        digest: refuse an adapter with another digest than this one, ``sha256:…`` from a source that
+            you trust. It covers every byte, but only if `verify` is set.
+        verify: check all hashes and values. Without it, preamble, header, layout, names and texts
+            are still checked, but damage to the data goes unnoticed. An external bank is always
+            checked.
+        banks: folders to search for an external bank. Adapters with the same external bank share
+            one array.
 
     Raises:
-        BankError: the bank is neither in `data` nor in `banks`.
-        VbfmtError: of the kind of the first fault.
+        BankError: the external bank is not in `banks`.
+        VbfmtError: `data` is invalid. The class is that of the first error found.
     """
     adapter, _ = _loaded(data, digest, verify, bank_files.sources(banks))
     return adapter
@@ -168,18 +181,19 @@ def load(
     Args:
         path: a path, or ``hf://owner/name[@revision][/file]`` for a repository on the Hugging Face
             Hub (extra ``hub``). Without ``/file`` the repository must hold one packed file.
-        mmap: use the file in place. The file must not be cut off while the adapter is in use:
-            reading past the new end would end the process. Replacing it (as `save` does) is
-            harmless. With False its bytes are read, and nothing done to the file matters any more.
-        banks: where to look for a bank that is not in the file, before the file's own folder and
-            ``banks/`` in that: folders, in order. Such a bank is read, never mapped, and once for
-            all adapters that this process has with it: one that is known by its hash is taken.
+        mmap: map the file instead of reading it. The file must then not be truncated while the
+            adapter is in use, because reading past its new end would kill the process. To replace
+            it, as `save` does, is safe.
+        banks: folders to search for an external bank, in order, before the file's own folder and
+            ``banks/`` in that folder. An external bank is read, never mapped. All adapters of this
+            process with the same bank share one array.
 
     Raises:
-        VbfmtError: naming the file, and of the kind of the first fault.
-        BankError: the bank is not in any of those folders.
+        VbfmtError: the file is invalid. The class is that of the first error found.
+        BankError: the external bank is in none of these folders.
         StorageError: the file cannot be read.
-        SourceError: no such repository, revision or file on the Hub, or no access to it.
+        SourceError: the repository, revision or file on the Hub does not exist or is not
+            accessible.
     """
     path = _local(path)
     try:
@@ -196,13 +210,12 @@ def load_with_digest(
     mmap: bool = True,
     banks: Sources | None = None,
 ) -> tuple[Adapter, str]:
-    """The adapter in a packed file, and the file's digest; arguments as in `load`.
+    """Load the adapter in a packed file, and return it with the file's digest.
 
-    That is not the adapter's own (`digest`) where the file holds what this version passes over:
-    optional features, keys of a later minor version.
+    The file's digest differs from the adapter's (`digest`) if the file has content that this
+    version ignores: optional features, or keys of a later minor version.
 
-    Raises:
-        VbfmtError, StorageError: as `load`.
+    Arguments and errors are those of `load`.
     """
     try:
         where = bank_files.sources(banks, path)
@@ -230,7 +243,7 @@ def _loaded(
 def _bank(
     packed: PackedFile, where: Sequence[Source], *, shared: bool = True
 ) -> NDArray[np.float32]:
-    """The bank, in the file or from elsewhere; one from elsewhere is checked in any case."""
+    """Return the bank, embedded or external. An external one is always checked."""
     if not packed.bank.external:
         return packed.bank_in_place()
     head = packed.header
@@ -238,13 +251,13 @@ def _bank(
 
 
 def verify(path: PathLike, *, digest: str | None = None, banks: Sources | None = None) -> Report:
-    """Check every byte and every rule of a packed file, and list all faults, not the first alone.
+    """Check every byte and every rule of a packed file, and report all errors.
 
-    A bank that is not in the file is read and checked, too; if it is not found, that is a fault.
+    An external bank is checked too. It is an error if that is not found.
 
     Args:
-        digest: the one that you trust; any other is a fault.
-        banks: where to look for the bank, as in `load`.
+        digest: the digest that you trust. It is an error if the file has another one.
+        banks: folders to search for an external bank, as in `load`.
 
     Raises:
         StorageError: the file cannot be read at all.
@@ -261,7 +274,7 @@ def verify(path: PathLike, *, digest: str | None = None, banks: Sources | None =
     except VbfmtError as error:
         problems.insert(0, error)
     damaged = {problem.part for problem in problems}
-    problems += (fault for fault in packed.broken_rules(bank) if fault.part not in damaged)
+    problems += (error for error in packed.broken_rules(bank) if error.part not in damaged)
     if digest is not None and packed.digest != digest:
         problems.append(
             DigestError("not the trusted adapter", found=packed.digest, expected=digest)
@@ -270,7 +283,7 @@ def verify(path: PathLike, *, digest: str | None = None, banks: Sources | None =
 
 
 def _local(path: PathLike) -> PathLike:
-    """Return a path as it is; for ``hf://…``, that of the file in the Hub's cache."""
+    """Return a path as it is, but for ``hf://…`` the path in the Hub's cache."""
     if not (isinstance(path, str) and path.startswith("hf://")):
         return path
     from vbfmt.converters import sources
@@ -287,7 +300,7 @@ def _unchecked(**fields: Any) -> Adapter:
 
 
 def _chunks(adapter: Adapter, bank: Form) -> Iterator[Bytes]:
-    """The file piece by piece; the first is preamble and header."""
+    """Yield the packed file piece by piece. The first piece is preamble and header."""
     if bank not in get_args(Form):
         raise ConfigError(
             "bank is one of two forms", found=repr(bank), expected=" or ".join(get_args(Form))

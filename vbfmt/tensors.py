@@ -1,4 +1,4 @@
-"""Tensors that travel with an adapter unchanged: trained biases, heads."""
+"""Other trained tensors of an adapter, stored unchanged: biases and heads."""
 
 from __future__ import annotations
 
@@ -74,14 +74,15 @@ TORCH = {
     "float32": "F32",
     "float64": "F64",
 }
-"""PyTorch's names of dtypes → those of safetensors."""
+"""PyTorch's name of a dtype → that of safetensors."""
 
 
 def numpy_dtype(name: str) -> np.dtype[Any]:
-    """The numpy dtype (little-endian; ml_dtypes where numpy has none) of a safetensors dtype.
+    """Return the little-endian numpy dtype of a safetensors dtype, from ml_dtypes if necessary.
 
     Raises:
-        ContentError: there is none (unknown, or elements smaller than a byte).
+        ContentError: there is none, because `name` is unknown or its elements are smaller than a
+            byte.
     """
     if name in _NUMPY:
         return np.dtype(_NUMPY[name])
@@ -94,20 +95,22 @@ def numpy_dtype(name: str) -> np.dtype[Any]:
 
 
 def byte_length(dtype: str, shape: tuple[int, ...]) -> int | None:
-    """Bytes that a tensor takes, or None where its bits do not fill whole bytes, or more than
-    any file has (2⁶³ and above)."""
+    """Return the length of a tensor in bytes, or None if no tensor can have it.
+
+    That is the case if the bits do not fill whole bytes, or if there are 2⁶³ bytes or more.
+    """
     if 0 in shape:
         return 0
     bits = BITS[dtype]
     for size in shape:
         bits *= size
-        if bits >> 66:  # hundreds of large sizes would take long to multiply, and to print
+        if bits >> 66:  # do not multiply hundreds of large sizes, which takes long
             return None
     return bits // 8 if bits % 8 == 0 else None
 
 
 WHOLE_BYTES = "whole bytes, fewer than 2⁶³"
-"""What was expected where `byte_length` is None."""
+"""The expectation, for messages, where `byte_length` returns None."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -116,8 +119,11 @@ class Tensor:
 
     Attributes:
         dtype: a safetensors dtype name, such as ``BF16``.
-        shape: any, () for a scalar.
+        shape: the shape, () for a scalar.
         data: the bytes, (length,) uint8, row-major and little-endian.
+
+    Raises:
+        ContentError: the dtype is unknown, a size is negative, or `data` does not fit.
     """
 
     dtype: str
@@ -141,8 +147,11 @@ class Tensor:
 
     @classmethod
     def of(cls, array: NDArray[Any]) -> Tensor:
-        """A tensor of a numpy array (ml_dtypes too), little-endian; nothing is copied if it
-        is contiguous already."""
+        """Return a tensor of a numpy array, without copying if it is contiguous and little-endian.
+
+        Raises:
+            ContentError: safetensors has no such dtype.
+        """
         code = array.dtype.newbyteorder("<")
         name = _NAMES.get(code) or {v: k for k, v in _ML_DTYPES.items()}.get(array.dtype.name)
         if name is None:
@@ -151,7 +160,7 @@ class Tensor:
         return cls(name, array.shape, flat.view(np.uint8))
 
     def numpy(self) -> NDArray[Any]:
-        """The values, without copying: an array of `shape`.
+        """Return the values as an array of `shape`, without copying.
 
         Raises:
             ContentError: elements are smaller than a byte, or numpy has no such shape (more than 64
