@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import os
 from collections.abc import Iterator, Mapping
 
@@ -84,7 +85,7 @@ def write(
     with storage.new_folder(path, overwrite=overwrite) as folder:
         length = safetensors.write(
             os.path.join(folder, peft_layout.WEIGHTS),
-            [*_specs(adapter, keys, rank, DTYPES[dtype]), *_specs_of(extras)],
+            itertools.chain(_specs(adapter, keys, rank, DTYPES[dtype]), _specs_of(extras)),
             _contents(adapter, keys, rank, DTYPES[dtype], extras),
             metadata={"format": "pt"},
         )
@@ -169,8 +170,11 @@ def rounded(factor: NDArray[np.float32], dtype: str, key: str) -> Bytes:
     Raises:
         TargetError: an element is too large for the dtype.
     """
-    with np.errstate(over="ignore"):
-        rounded = factor.astype(numpy_dtype(dtype), copy=False)
+    if dtype == "F32":
+        rounded = factor
+    else:
+        with np.errstate(over="ignore"):
+            rounded = factor.astype(numpy_dtype(dtype))
     if not np.isfinite(rounded).all():
         name = next(name for name, code in DTYPES.items() if code == dtype)
         raise TargetError(
@@ -180,7 +184,7 @@ def rounded(factor: NDArray[np.float32], dtype: str, key: str) -> Bytes:
             expected=f"at most {_LARGEST[dtype]}",
             advice=_ADVICE.get(dtype),
         )
-    return Tensor.of(rounded).data.data
+    return np.ascontiguousarray(rounded).reshape(-1).view(np.uint8).data
 
 
 def _keys(module: str) -> tuple[str, str]:

@@ -100,6 +100,8 @@ def _cut(text: str) -> str:
 
 def printable(text: str) -> str:
     """Return `text` on one line, with escapes for characters that are not printable."""
+    if text.isprintable():
+        return text
     return "".join(c if c.isprintable() else repr(c)[1:-1] for c in text)
 
 

@@ -133,7 +133,7 @@ class Tensor:
     def __post_init__(self) -> None:
         if self.dtype not in BITS:
             raise ContentError("unknown dtype", found=self.dtype, expected="a safetensors dtype")
-        if any(size < 0 for size in self.shape):
+        if min(self.shape, default=0) < 0:
             raise ContentError("negative size", found=self.shape)
         if self.data.dtype != np.uint8 or self.data.ndim != 1:
             raise ContentError("data must be one-dimensional bytes", found=self.data.dtype)

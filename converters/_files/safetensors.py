@@ -10,7 +10,8 @@ from __future__ import annotations
 import json
 import os
 import struct
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from array import array
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any, TypeAlias
 
@@ -100,7 +101,7 @@ def parse(data: memoryview) -> SafetensorsFile:
 
 def write(
     path: PathLike,
-    specs: Sequence[Spec],
+    specs: Iterable[Spec],
     contents: Iterable[Bytes],
     *,
     metadata: Mapping[str, str] | None = None,
@@ -143,27 +144,50 @@ def header(specs: Iterable[Spec], metadata: Mapping[str, str] | None = None) -> 
     Raises:
         ValueError: two tensors have one name, or a tensor is not a whole number of bytes.
     """
-    entries: dict[str, Any] = {"__metadata__": dict(metadata)} if metadata else {}
+    return bytes(_laid_out(specs, metadata)[0])
+
+
+def _laid_out(
+    specs: Iterable[Spec], metadata: Mapping[str, str] | None
+) -> tuple[bytearray, array[int]]:
+    """Return the header of a file with these tensors, and the length of each in bytes."""
+    lengths = array("Q")
+    text = bytearray(_LENGTH.size) + b"{"
+    names = set()
+    if metadata:
+        names.add("__metadata__")
+        text += f'"__metadata__":{_as_json(dict(metadata))},'.encode()
     begin = 0
     for name, dtype, shape in specs:
         length = byte_length(dtype, shape)
-        if length is None or name in entries:
+        if length is None or name in names:
             raise ValueError(f"tensor {name!r} occurs twice, or is not a whole number of bytes")
-        offsets = [begin, begin + length]
-        entries[name] = {"dtype": dtype, "shape": list(shape), "data_offsets": offsets}
-        begin += length
-    text = json.dumps(entries, separators=(",", ":"), ensure_ascii=False).encode()
+        names.add(name)
+        sizes, end = ",".join(map(str, shape)), begin + length
+        text += (
+            f'{_as_json(name)}:{{"dtype":"{dtype}","shape":[{sizes}],'
+            f'"data_offsets":[{begin},{end}]}},'
+        ).encode()
+        begin = end
+        lengths.append(length)
+    text[-1 if names else len(text) :] = b"}"  # in place of the last comma
     text += b" " * (-len(text) % 8)  # the data begins at a multiple of 8
-    return _LENGTH.pack(len(text)) + text
+    _LENGTH.pack_into(text, 0, len(text) - _LENGTH.size)
+    return text, lengths
+
+
+_as_json = json.JSONEncoder(separators=(",", ":"), ensure_ascii=False).encode
 
 
 def _pieces(
-    specs: Sequence[Spec], contents: Iterable[Bytes], metadata: Mapping[str, str] | None
+    specs: Iterable[Spec], contents: Iterable[Bytes], metadata: Mapping[str, str] | None
 ) -> Iterator[Bytes]:
-    yield header(specs, metadata)
-    for (name, dtype, shape), content in zip(specs, contents, strict=True):
-        if len(content) != byte_length(dtype, shape):
-            raise ValueError(f"tensor {name!r}: got {len(content)} bytes for {dtype} {shape}")
+    start, lengths = _laid_out(specs, metadata)
+    yield start
+    del start
+    for number, (length, content) in enumerate(zip(lengths, contents, strict=True)):
+        if len(content) != length:
+            raise ValueError(f"tensor {number}: got {len(content)} bytes, not {length}")
         yield content
 
 

@@ -170,6 +170,8 @@ def unweighted(total: Sum) -> str | None:
 
 def _joined(modules: list[Module]) -> Module:
     first = modules[0]
+    if len(modules) == 1:
+        return first
     rank = sum(module.rank for module in modules)
     for module in modules:
         if replace(module, rank=first.rank) != first:

@@ -53,10 +53,8 @@ def write(
             _keep_executable(source, os.path.join(folder, name))
         for name, text in plan.texts.items():
             _write_file(folder, name, _counted([text], report))
-        for inner in {os.path.dirname(name) for name in plan.copies}:
-            while inner:  # writing a file flushes its own folder; flush the folders above it, too
-                inner = os.path.dirname(inner)
-                storage.sync_folder(os.path.join(folder, inner))
+        for inner in _folders(plan.copies):
+            storage.sync_folder(os.path.join(folder, inner))
         # Another process may have created the output in the meantime.
         refusals.require_output(os.fspath(path), plan.base.path, overwrite=overwrite)
 
@@ -84,7 +82,18 @@ def _counted(contents: Iterable[Bytes], report: Callable[[int], None]) -> Iterat
         report(len(content))
 
 
+def _folders(names: Iterable[str]) -> set[str]:
+    """The folders within the output that files of these names are in, however deep."""
+    found: set[str] = set()
+    for name in names:
+        inner = os.path.dirname(name)
+        while inner and inner not in found:
+            found.add(inner)
+            inner = os.path.dirname(inner)
+    return found
+
+
 def _write_file(folder: str, name: str, contents: Iterable[Bytes], *, long: bool = False) -> None:
     path = os.path.join(folder, name)
     os.makedirs(os.path.dirname(path), exist_ok=True)
-    storage.write(path, contents, overwrite=False, past_cache=long)
+    storage.write_in_new_folder(path, contents, past_cache=long)

@@ -7,8 +7,9 @@ PEFT 0.13 to 0.21: A's tensors are (r, in/b, …), B's are (out/b, r, …).
 from __future__ import annotations
 
 import dataclasses
+import itertools
 import os
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from typing import Any
 
 from vbfmt._files import json_file, peft_layout, storage
@@ -27,7 +28,8 @@ from vbfmt.converters._files.checkpoint import (
 from vbfmt.converters.hub.card import NAME as CARD
 from vbfmt.converters.peft import config as peft_config
 from vbfmt.converters.peft.keys import Factor, Keys, parse
-from vbfmt.converters.peft.rows import as_peft_orders, orders, rows_by_module
+from vbfmt.converters.peft.rows import rows_by_module
+from vbfmt.converters.peft.topk import TopK, as_bytes
 from vbfmt.errors import SourceError, TargetError, VbfmtError, warn
 from vbfmt.module import Module
 from vbfmt.tensors import Tensor
@@ -159,28 +161,47 @@ def write(
             found=f"ranks {', '.join(map(str, ranks))}",
             advice="write standard LoRA instead: vbfmt expand",
         )
-    tensors = {"base_model.vblora_vector_bank": Tensor.of(adapter.bank)}
-    indices, weights = as_peft_orders(adapter)
-    for module in adapter:
-        for factor, (here, by_tile) in orders(adapter, module).items():
-            key = f"base_model.model.{module.name}.vblora_logits_{factor}"
-            for what, array in (("indices", indices), ("weights", weights)):
-                tensors[f"{key}_topk_{what}"] = Tensor.of(by_tile(array[here]))
-    modules = {module.name for module in adapter}
-    for name, tensor in adapter.tensors.items():
-        key = peft_layout.key_of_tensor(name, modules)
-        if key in tensors:
-            raise TargetError("another trained tensor has the key of a factor's tensor", part=key)
-        tensors[key] = tensor
+    topk = TopK.of(adapter)
+    bank = ("base_model.vblora_vector_bank", "F32", adapter.bank.shape)
+    taken = {name for name, _, _ in (bank, *topk.specs())} if adapter.tensors else set()
+    others = _by_key(adapter, taken)
+    specs = itertools.chain(
+        [bank],
+        topk.specs(),
+        ((key, tensor.dtype, tensor.shape) for key, tensor in others.items()),
+    )
+    contents = itertools.chain(
+        [as_bytes(adapter.bank)],
+        topk.contents(),
+        (tensor.data.data for tensor in others.values()),
+    )
     config = peft_config.for_vblora(adapter, ranks[0])
     with storage.new_folder(path, overwrite=overwrite) as folder:
-        length = safetensors.write_tensors(os.path.join(folder, peft_layout.WEIGHTS), tensors)
+        length = safetensors.write(
+            os.path.join(folder, peft_layout.WEIGHTS), specs, contents, metadata={"format": "pt"}
+        )
         length += storage.write(
             os.path.join(folder, peft_layout.CONFIG), [json_file.text(config)], overwrite=False
         )
         if card is not None:
             length += storage.write(os.path.join(folder, CARD), [card], overwrite=False)
     return length
+
+
+def _by_key(adapter: Adapter, taken: Collection[str]) -> dict[str, Tensor]:
+    """Return the other trained tensors by their keys in PEFT.
+
+    Raises:
+        TargetError: one of the keys is in `taken`.
+    """
+    modules = {module.name for module in adapter}
+    found = {}
+    for name, tensor in adapter.tensors.items():
+        key = peft_layout.key_of_tensor(name, modules)
+        if key in taken or key in found:
+            raise TargetError("another trained tensor has the key of a factor's tensor", part=key)
+        found[key] = tensor
+    return found
 
 
 def _unwrapped(config: Mapping[str, Any]) -> Mapping[str, Any]:

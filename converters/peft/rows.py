@@ -1,19 +1,17 @@
-"""Convert between rows and PEFT's tensors, where A is (rank, tile, …) and B is (tile, rank, …)."""
+"""Convert PEFT's tensors into rows, where A is (rank, tile, …) and B is (tile, rank, …)."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
-from vbfmt._math.admixture import Rows, all_weights, canonical_rows, repeats, rows_from_selection
+from vbfmt._math.admixture import Rows, canonical_rows, repeats, rows_from_selection
 from vbfmt._math.selection import Logits, select_top_k
-from vbfmt.adapter import Adapter
 from vbfmt.converters.peft.keys import Keys
 from vbfmt.errors import ContentError, warn
-from vbfmt.module import Module
 from vbfmt.tensors import Tensor
 
 _ROUNDING = {"F64": 2.0**-52, "F32": 2.0**-23, "F16": 2.0**-10, "BF16": 2.0**-7}
@@ -141,51 +139,3 @@ def swap(rows: NDArray[Any], first: int, second: int) -> NDArray[Any]:
 def joined(a: Rows, b: Rows) -> Rows:
     """Concatenate A's rows and B's."""
     return Rows(np.concatenate([a.indices, b.indices]), np.concatenate([a.weights, b.weights]))
-
-
-def as_peft_orders(adapter: Adapter) -> tuple[NDArray[Any], NDArray[np.float32]]:
-    """Return indices (N, k) and weights (N, k − 1) from which PEFT restores all weights exactly.
-
-    PEFT leaves out the last weight of a row, which is the smallest, and restores it as 1 − Σ of the
-    others. If that is not exact, the row is rotated by one column, so that the largest weight is
-    left out, as in a packed file.
-    """
-    indices = adapter.indices.astype(_peft_index_dtype(adapter.h))
-    if adapter.k == 1:
-        return indices, adapter.weights
-    full = all_weights(adapter.weights)
-    wide = full.astype(np.float64)
-    rest = 1.0 - np.cumsum(wide[:, :-1], axis=1)[:, -1:]
-    again = canonical_rows(
-        adapter.indices, np.concatenate([wide[:, :-1], np.maximum(rest, 0)], axis=1), adapter.h
-    )
-    same = (again.indices == adapter.indices).all(axis=1)
-    same &= (again.weights == adapter.weights).all(axis=1) & (rest[:, 0] >= 0)
-    exact = same[:, None]
-    return (
-        np.where(exact, indices, np.roll(indices, -1, axis=1)),
-        np.where(exact, full[:, :-1], full[:, 1:]),
-    )
-
-
-def _peft_index_dtype(h: int) -> str:
-    return "u1" if h < 1 << 8 else "<i2" if h < 1 << 15 else "<i4"
-
-
-def orders(
-    adapter: Adapter, module: Module
-) -> dict[str, tuple[slice, Callable[[NDArray[Any]], NDArray[Any]]]]:
-    """Return for each factor its slice of the rows, and the function that reorders rows to PEFT's
-    tensor: (rank, in_tiles, columns) for A, (out_tiles, rank, columns) for B."""
-    here = adapter.rows(module.name)
-    in_tiles, out_tiles = module.in_features // adapter.b, module.out_features // adapter.b
-    middle = here.start + module.rank * in_tiles
-
-    def of_a(rows: NDArray[Any]) -> NDArray[Any]:
-        return rows.reshape(module.rank, in_tiles, rows.shape[1])
-
-    def of_b(rows: NDArray[Any]) -> NDArray[Any]:
-        columns = rows.shape[1]
-        return swap(rows, module.rank, out_tiles).reshape(out_tiles, module.rank, columns)
-
-    return {"A": (slice(here.start, middle), of_a), "B": (slice(middle, here.stop), of_b)}

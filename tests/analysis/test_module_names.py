@@ -13,6 +13,10 @@ from vbfmt._math.admixture import canonical_rows
 from vbfmt.analysis.module_names import Position, kinds, positions, reading_order, thirds
 
 
+def found_in(adapter: Adapter) -> dict[str, Position]:
+    return positions(module.name for module in adapter)
+
+
 def adapter_of(*module_names: str) -> Adapter:
     rows = {
         Module(name, 2, 2, 1): canonical_rows(np.zeros((2, 1), "u1"), np.ones((2, 1)), 1)
@@ -67,25 +71,25 @@ def test_kinds_differ_exactly_where_names_differ_by_more_than_numbers(found):
 
 def test_reading_order_counts_as_people_do():
     adapter = adapter_of("head", "layers.10.a", "layers.2.b", "layers.2.a")
-    assert reading_order(adapter) == ["layers.2.a", "layers.2.b", "layers.10.a", "head"]
+    assert reading_order(found_in(adapter)) == ["layers.2.a", "layers.2.b", "layers.10.a", "head"]
 
 
 def test_thirds_of_the_layers():
     adapter = adapter_of(*(f"layers.{n}.a" for n in range(24)), "pooler")
-    names_of_groups, group = thirds(adapter)
+    names_of_groups, group = thirds(found_in(adapter))
     assert names_of_groups == ["layers 0–7", "layers 8–15", "layers 16–23", "outside the layers"]
     of = dict(zip((module.name for module in adapter), group.tolist(), strict=True))
     assert (of["layers.7.a"], of["layers.8.a"], of["layers.23.a"], of["pooler"]) == (0, 1, 2, 3)
 
 
 def test_fewer_than_three_layers_make_fewer_groups():
-    assert thirds(adapter_of("layers.4.a"))[0] == ["layer 4"]
-    assert thirds(adapter_of("head"))[0] == ["outside the layers"]
+    assert thirds(found_in(adapter_of("layers.4.a")))[0] == ["layer 4"]
+    assert thirds(found_in(adapter_of("head")))[0] == ["outside the layers"]
 
 
 @given(adapters(), st.integers(1, 5))
 def test_every_module_is_in_a_group_and_no_group_is_empty(adapter, most):
-    for names_of_groups, group in (thirds(adapter), kinds(adapter, most)):
+    for names_of_groups, group in (thirds(found_in(adapter)), kinds(found_in(adapter), most)):
         assert len(group) == len(adapter)
         assert sorted(set(group.tolist())) == list(range(len(names_of_groups)))
 
@@ -93,4 +97,4 @@ def test_every_module_is_in_a_group_and_no_group_is_empty(adapter, most):
 @pytest.mark.parametrize(("most", "expected"), [(3, ["a", "b", "c"]), (2, ["a", "others"])])
 def test_the_rarest_kinds_are_put_together(most, expected):
     adapter = adapter_of("layers.0.a", "layers.1.a", "layers.0.b", "layers.0.c")
-    assert kinds(adapter, most)[0] == expected
+    assert kinds(found_in(adapter), most)[0] == expected

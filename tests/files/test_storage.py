@@ -59,6 +59,29 @@ def test_a_link_to_nothing_is_something(tmp_path):
     assert names(tmp_path) == ["link"]
 
 
+def test_files_of_a_new_folder_are_flushed_each_and_the_folder_once(tmp_path, monkeypatch):
+    flushed = []
+    real = os.fsync
+
+    def fsync(descriptor):
+        flushed.append(stat.S_ISDIR(os.fstat(descriptor).st_mode))
+        real(descriptor)
+
+    monkeypatch.setattr(os, "fsync", fsync)
+    with storage.new_folder(tmp_path / "x", overwrite=False) as folder:
+        for number in range(5):
+            path = os.path.join(folder, str(number))
+            assert storage.write_in_new_folder(path, [b"a", b"bc"]) == 3
+        with pytest.raises(errors.OutputExistsError):
+            storage.write_in_new_folder(path, [b"d"])
+        with pytest.raises(errors.StorageError, match="cannot write"):
+            storage.write_in_new_folder(os.path.join(folder, "no", "x"), [b"d"])
+    assert {path.name: path.read_bytes() for path in (tmp_path / "x").iterdir()} == dict.fromkeys(
+        "01234", b"abc"
+    )
+    assert flushed == [False] * 5 + [True] * 2
+
+
 def test_what_fails_while_writing_leaves_the_old_file(tmp_path):
     (tmp_path / "x").write_bytes(b"old")
 

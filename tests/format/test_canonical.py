@@ -2,11 +2,19 @@
 
 from __future__ import annotations
 
+import random
+
 import msgpack
 import pytest
 
 from vbfmt._format import canonical
 from vbfmt.errors import HeaderError
+
+
+def decoded(data):
+    """The map, all of its values decoded."""
+    document = canonical.read(data)
+    return {key: document.value(position) for position, key in enumerate(document.keys())}
 
 
 def test_the_shapes_of_values_are_those_that_msgpack_reads():
@@ -39,7 +47,7 @@ def test_foreign_are_negative_numbers_floats_and_extensions():
     assert {data[0] for data in packed} <= set(canonical._FOREIGN)
     for data in packed:
         with pytest.raises(HeaderError):
-            canonical.unpack(b"\x81\xa1a" + data)
+            decoded(b"\x81\xa1a" + data)
 
 
 def nested(depth):
@@ -51,9 +59,9 @@ def nested(depth):
 
 
 def test_nesting_is_eight_deep_at_most():
-    assert canonical.unpack(canonical.pack(nested(8))) == nested(8)
+    assert decoded(canonical.pack(nested(8))) == nested(8)
     with pytest.raises(HeaderError, match="nesting is too deep: header: expected at most 8"):
-        canonical.unpack(canonical.pack(nested(9)))
+        decoded(canonical.pack(nested(9)))
 
 
 @pytest.mark.parametrize(
@@ -71,7 +79,7 @@ def test_nesting_is_eight_deep_at_most():
 )
 def test_every_length_of_length_comes_back(value):
     data = canonical.pack(value)
-    assert canonical.unpack(data) == value
+    assert decoded(data) == value
     assert data == msgpack.packb(value)
 
 
@@ -84,11 +92,104 @@ def test_every_length_of_length_comes_back(value):
         (b"\x81\xa1a\xa5bcd", "the end within a value"),
         (b"\x81\xa1a\xdd\xff\xff\xff\xff", "the end within a value"),
         (b"\x81\xa1a\x93\x00\x00", "the end within a value"),
+        (b"\x81\xa1a\xcd\x01", "the end within a value"),
+        (b"\x81\xa1a\xcd\x01\x00\x00", "bytes after the map"),
         (b"\x80\x00", "bytes after the map"),
     ],
-    ids=["nothing", "no value", "no byte", "string", "array32", "array", "more"],
+    ids=["nothing", "no value", "no byte", "string", "array32", "array", "number", "next", "more"],
 )
 def test_counts_are_compared_with_the_bytes_that_are_left(data, found):
     with pytest.raises(HeaderError) as error:
-        canonical.unpack(data)
+        decoded(data)
     assert str(error.value) == f"the header is not msgpack: header: found {found}"
+
+
+def encoded_again(data):
+    """The specification's own check: parse, encode in shortest forms, compare."""
+    try:
+        value = msgpack.unpackb(data, object_pairs_hook=pairs)
+    except (ValueError, msgpack.exceptions.UnpackException):
+        return None
+    return value if isinstance(value, dict) and msgpack.packb(value) == data else None
+
+
+def pairs(found):
+    result = dict(found)
+    if len(result) != len(found) or not all(isinstance(key, str) for key in result):
+        raise ValueError
+    return result
+
+
+def test_what_is_accepted_is_what_encodes_to_the_same_bytes():
+    """Maps with one to three bytes changed, judged by both."""
+    rng = random.Random(4)
+    whole = canonical.pack(
+        {
+            "a": [None, True, 127, 128, 255, 256, 65535, 65536, 2**32 - 1, 2**32],
+            "b": {"": "x" * 31, "c": "y" * 32, "d": "ä", "e": bytes(3)},
+            "f": [[], {}, [0] * 16, {str(n): n for n in range(16)}],
+            "g": "z" * 256,
+        }
+    )
+    accepted = 0
+    for _ in range(20_000):
+        data = bytearray(whole)
+        for _ in range(rng.choice((1, 1, 2, 3))):
+            at = rng.randrange(len(data))
+            data[at : at + rng.choice((0, 1, 1, 1, 2))] = rng.choice(
+                (bytes([data[at]]), rng.randbytes(1), bytes([rng.choice(_CODES)]))
+            )
+        expected = encoded_again(bytes(data))
+        try:
+            found = decoded(bytes(data))
+        except HeaderError as error:
+            own = error.what in (*canonical._FOREIGN.values(), "nesting is too deep")
+            assert expected is None or own, bytes(data)
+            continue
+        assert found == expected, bytes(data)
+        accepted += 1
+    assert accepted > 2000
+
+
+_CODES = [0x00, 0x7F, 0x80, 0x81, 0x90, 0x91, 0xA0, 0xA1, *range(0xC0, 0xE0)]
+
+
+@pytest.mark.parametrize(
+    ("data", "what"),
+    [
+        (b"\x90", "the header is not a map"),
+        (b"\x05", "the header is not a map"),
+        (b"\x81\x01\x02", "a key is not a string"),
+        (b"\x81\xc4\x01a\x02", "a key is not a string"),
+        (b"\x82\xa1a\x01\xa1a\x02", "duplicate key"),
+        (b"\x81\xa1a\x82\xa1b\x01\xa1b\x01", "duplicate key"),
+        (b"\x81\xa1a\xcc\x7f", "the header is not in canonical msgpack"),
+    ],
+)
+def test_maps_are_of_different_strings_in_shortest_form(data, what):
+    with pytest.raises(HeaderError) as error:
+        decoded(data)
+    assert error.value.what == what
+
+
+def test_a_value_of_more_arrays_than_any_table_has_is_not_decoded():
+    """An empty array of one byte takes 72 in memory."""
+    rows = [["m", 1, 1, 1, False]] * 1000
+    assert decoded(canonical.pack({"a": rows}))["a"] == rows
+    tensors = [["t", "U8", []]] * 1000
+    assert decoded(canonical.pack({"a": tensors}))["a"] == tensors
+    document = canonical.read(canonical.pack({"a": [[]] * 1000, "b": 1}))
+    assert document.value(1) == 1
+    with pytest.raises(HeaderError, match="too many arrays and maps: header: found 1001 in 1003"):
+        document.value(0)
+
+
+def test_values_that_are_not_asked_for_are_not_decoded():
+    document = canonical.read(canonical.pack({"a": [1, {"b": []}], "c": "x"}))
+    assert list(document.keys()) == ["a", "c"]
+    assert len(document) == 2
+    assert list(document.containers) == [3, 0]
+    assert [document.data[slice(*document.span(n))] for n in (0, 1)] == [
+        canonical.pack([1, {"b": []}]),
+        canonical.pack("x"),
+    ]

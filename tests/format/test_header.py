@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import time
+import tracemalloc
 
 import msgpack
 import pytest
@@ -352,3 +353,28 @@ def test_many_optional_features_take_no_long_time():
     start = time.process_time()
     assert loads(data) == worked_example()
     assert time.process_time() - start < 2
+
+
+def test_further_keys_cost_no_memory_for_their_values():
+    """What a later version may add is checked and passed over, never decoded."""
+
+    def change(header):
+        header["z"] = [[]] * 60_000
+
+    file = forge.with_header(forge.with_preamble(FILE, minor=1), change)
+    tracemalloc.start()
+    try:
+        assert loads(file) == worked_example()
+        assert tracemalloc.get_traced_memory()[1] < 8 * len(file)
+    finally:
+        tracemalloc.stop()
+
+
+def test_a_table_of_empty_rows_is_refused_before_it_is_decoded():
+    file = forge.with_header(FILE, setter("modules", [[]] * 60_000))
+    tracemalloc.start()
+    try:
+        assert refusal(file).what == "too many arrays and maps"
+        assert tracemalloc.get_traced_memory()[1] < 8 * len(file)
+    finally:
+        tracemalloc.stop()

@@ -43,6 +43,8 @@ _UNREADABLE = (
     EOFError,
     NotImplementedError,
     RuntimeError,
+    OverflowError,
+    struct.error,
 )
 
 

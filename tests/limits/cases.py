@@ -76,6 +76,29 @@ def header(item: bytes) -> Callable[[Path], None]:
     return make
 
 
+def table(item: bytes) -> Callable[[Path], None]:
+    """A table of modules that consists of such rows, as many as there is room for."""
+
+    def make(folder: Path) -> None:
+        plain = forge.header_of(dumps(tiny_adapter()))
+        begin = plain.index(b"\xa7modules") + len(b"\xa7modules")
+        end = plain.index(b"\xa7tensors")
+        rows = b"\xdd" + (900_000 // len(item)).to_bytes(4, "big") + item * (900_000 // len(item))
+        data = forge.with_header_bytes(dumps(tiny_adapter()), plain[:begin] + rows + plain[end:])
+        (folder / "a.vblora").write_bytes(data)
+
+    return make
+
+
+def further_keys(folder: Path) -> None:
+    """A later version's keys, as many as there is room for."""
+    plain = forge.header_of(dumps(tiny_adapter()))
+    keys = b"".join(b"\xa6z%05x\xc0" % n for n in range(110_000))
+    count = b"\xdf" + (11 + 110_000).to_bytes(4, "big")
+    data = forge.with_header_bytes(dumps(tiny_adapter()), count + plain[1:] + keys)
+    (folder / "a.vblora").write_bytes(forge.with_preamble(data, minor=1))
+
+
 def promise(folder: Path) -> None:
     save(tiny_adapter(Module("m", 1 << 20, 1 << 20, 64), h=1, b=1 << 14, k=1), folder / "a.vblora")
 
@@ -276,6 +299,26 @@ def gguf_layers(count: int) -> Callable[[Path], None]:
     return make
 
 
+def header_at_the_limit(folder: Path) -> None:
+    """16 MiB of lists of a list, under a key of a later version."""
+    plain = forge.header_of(dumps(tiny_adapter()))
+    count = ((16 << 20) - len(plain) - 7) // 2
+    header = bytes([plain[0] + 1]) + plain[1:] + b"\xa1z\xdd" + count.to_bytes(4, "big")
+    data = forge.with_header_bytes(dumps(tiny_adapter()), header + b"\x91\x90" * count)
+    (folder / "a.vblora").write_bytes(forge.with_preamble(data, minor=1))
+
+
+def table_at_the_limit(folder: Path) -> None:
+    """Nearly 16 MiB of rows of three bytes, a third of them lists."""
+    plain = forge.header_of(dumps(tiny_adapter()))
+    begin = plain.index(b"\xa7modules") + len(b"\xa7modules")
+    end = plain.index(b"\xa7tensors")
+    count = ((16 << 20) - len(plain)) // 3 - 3
+    rows = b"\xdd" + count.to_bytes(4, "big") + b"\x92\x01\x02" * count
+    data = forge.with_header_bytes(dumps(tiny_adapter()), plain[:begin] + rows + plain[end:])
+    (folder / "a.vblora").write_bytes(data)
+
+
 def names_at_the_limit(folder: Path) -> None:
     save(_many([f"{n:x}" for n in range(850_000)]), folder / "a.vblora")
 
@@ -297,6 +340,10 @@ CASES: dict[str, Case] = {
     "header of 900,000 empty maps": (header(b"\x80"), _NOT_EXPANDED),
     "header of 900,000 small integers": (header(b"\x01"), _NOT_EXPANDED),
     "header of 450,000 lists of a list": (header(b"\x91\x90"), _NOT_EXPANDED),
+    "table of 900,000 empty rows": (table(b"\x90"), _NOT_EXPANDED[:4]),
+    "table of 900,000 numbers": (table(b"\x01"), _NOT_EXPANDED[:4]),
+    "table of 225,000 texts": (table(b"\xa3abc"), _NOT_EXPANDED[:4]),
+    "110,000 further keys in a header": (further_keys, _NOT_EXPANDED),
     "factors of 512 MB promised": (promise, _NOT_EXPANDED),
     "800 dotted tensors of 900 bytes": (dotted_tensors, _PACK[:1]),
     "4,000 untied modules": (untied, _PACK[:1]),
@@ -327,6 +374,8 @@ CASES: dict[str, Case] = {
 
 AT_THE_LIMITS: dict[str, Case] = {
     "850,000 names in 16 MiB": (names_at_the_limit, _NOT_EXPANDED),
+    "16 MiB of lists of a list": (header_at_the_limit, _NOT_EXPANDED),
+    "16 MiB of short rows": (table_at_the_limit, ("verify a.vblora", "diff a.vblora a.vblora")),
     "base of 1,024 layers": (layers(1024), _LAYERS),
     "GGUF: 1,024 blocks": (gguf_layers(1024), _GGUF),
 }

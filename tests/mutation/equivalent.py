@@ -32,22 +32,13 @@ EQUIVALENT = (
         "canonical.x_pack__", ", use_bin_type=True", ("",), "the default from msgpack 1.0 on"
     ),
     Equivalent(
-        "canonical.x_unpack__",
-        " raw=False,",
-        ("", " raw=None,"),
-        "the default from msgpack 1.0 on; None is false",
-    ),
-    Equivalent(
-        "canonical.x_unpack__", " strict_map_key=True,", ("",), "the default from msgpack 1.0 on"
-    ),
-    Equivalent(
-        "canonical.x__require_well_formed__",
+        "canonical.x__number__",
         ", 'big')",
         (")",),
         "the default of `int.from_bytes` from Python 3.11 on; on 3.10 the mutant fails",
     ),
     Equivalent(
-        "canonical.x__require_well_formed__",
+        "canonical.x_read__",
         "position + items",
         ("position - items",),
         "a count beyond the bytes is refused when they run out; this only saves the walk there",
@@ -207,7 +198,7 @@ EQUIVALENT = (
         "header.x__texts__",
         "_typed(key, str, 'metadata')",
         tuple(f"_typed(key, str, {what})" for what in ("None", "'XXmetadataXX'", "'METADATA'")),
-        "`canonical.unpack` has refused keys that are no strings",
+        "`canonical.read` has refused keys that are no strings",
     ),
 )
 

@@ -9,6 +9,7 @@ import os
 import stat
 import sys
 from collections.abc import Iterable, Iterator
+from typing import BinaryIO
 
 from vbfmt._files import direct, staging
 from vbfmt._format.container import Bytes
@@ -69,25 +70,12 @@ def write(
         _require_no_device(target, path)
     else:
         require_absent(path)
-    length = 0
-
-    def counted() -> Iterator[Bytes]:
-        nonlocal length
-        for piece in pieces:
-            length += len(piece)
-            yield piece
-
     try:
         with staging.file(target, sweeps=sweeps) as (temporary, file):
             with os.fdopen(file, "wb") as stream:
                 if overwrite:
                     _keep_permissions(target, stream.fileno())
-                if past_cache:
-                    direct.write(stream.fileno(), counted())
-                else:
-                    stream.writelines(counted())
-                stream.flush()
-                sync(stream.fileno())
+                length = _fill(stream, pieces, past_cache=past_cache)
             _put_in_place(temporary, target, overwrite=overwrite)
         sync_folder(os.path.dirname(target))
     except FileExistsError:
@@ -95,6 +83,31 @@ def write(
     except OSError as error:
         raise refusal("cannot write", path, error) from None
     return length
+
+
+def write_in_new_folder(
+    path: PathLike, pieces: Iterable[Bytes], *, past_cache: bool = False
+) -> int:
+    """Write a file into a folder that `new_folder` has made and nobody else knows.
+
+    It is flushed to the disk. Its folder is not: one of thousands of files is flushed once, in the
+    end, by `new_folder`, and a folder within that by `sync_folder`.
+
+    Args, Returns: as of `write`.
+
+    Raises:
+        OutputExistsError: it exists.
+        StorageError: the operating system refused.
+    """
+    _require_a_path(path, "cannot write")
+    try:
+        flags = os.O_WRONLY | os.O_CREAT | os.O_EXCL | _BINARY
+        with os.fdopen(os.open(path, flags, 0o666), "wb") as stream:
+            return _fill(stream, pieces, past_cache=past_cache)
+    except FileExistsError:
+        raise already_there(path) from None
+    except OSError as error:
+        raise refusal("cannot write", path, error) from None
 
 
 @contextlib.contextmanager
@@ -235,6 +248,25 @@ def _read_descriptor(file: int, path: PathLike, *, mmap: bool) -> memoryview:
 def _no_file(path: PathLike, found: str) -> StorageError:
     advice = "pack a checkpoint first: vbfmt pack" if found == "a folder" else None
     return StorageError("cannot read", file=path, found=found, expected="a file", advice=advice)
+
+
+def _fill(stream: BinaryIO, pieces: Iterable[Bytes], *, past_cache: bool) -> int:
+    """Write the pieces into an open file and flush it to the disk; return the bytes written."""
+    length = 0
+
+    def counted() -> Iterator[Bytes]:
+        nonlocal length
+        for piece in pieces:
+            length += len(piece)
+            yield piece
+
+    if past_cache:
+        direct.write(stream.fileno(), counted())
+    else:
+        stream.writelines(counted())
+    stream.flush()
+    sync(stream.fileno())
+    return length
 
 
 def _require_a_path(path: PathLike, what: str) -> None:

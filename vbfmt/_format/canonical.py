@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+from array import array
+from collections.abc import Iterator
+from dataclasses import dataclass
 from typing import Any
 
 import msgpack
@@ -18,76 +21,157 @@ def pack(value: object) -> bytes:
     return packed
 
 
-def unpack(data: bytes) -> dict[str, Any]:
-    """Return the map that `data` encodes.
+@dataclass(frozen=True)
+class Document:
+    """A canonical map in place. A value is decoded when it is asked for: others take no memory.
+
+    Attributes:
+        data: the bytes of the map.
+        starts: of each key and its value, in turns, and at last the end of the data.
+        containers: of each value, the arrays and maps in it, itself counted.
+    """
+
+    data: bytes
+    starts: array[int]
+    containers: array[int]
+
+    def __len__(self) -> int:
+        return len(self.containers)
+
+    def keys(self) -> Iterator[str]:
+        """Yield the keys in their order."""
+        for position in range(len(self)):
+            start, stop = self.starts[2 * position : 2 * position + 2]
+            yield msgpack.unpackb(self.data[start:stop])
+
+    def span(self, position: int) -> tuple[int, int]:
+        """Return where the value of the key at this position begins and ends."""
+        start, stop = self.starts[2 * position + 1 : 2 * position + 3]
+        return start, stop
+
+    def value(self, position: int) -> Any:
+        """Return the value of the key at this position.
+
+        Raises:
+            HeaderError: so many arrays and maps that they would take many times its bytes in
+                memory. Tables have fewer: a row of them takes seven bytes at least.
+        """
+        start, stop = self.span(position)
+        most = _FEW + (stop - start) // 3
+        if self.containers[position] > most:
+            raise HeaderError(
+                "too many arrays and maps",
+                part="header",
+                found=f"{self.containers[position]} in {stop - start} bytes",
+                expected=f"at most {most}",
+            )
+        return msgpack.unpackb(self.data[start:stop])
+
+
+def read(data: bytes) -> Document:
+    """Return the map that `data` encodes, checked to be in its one encoding, nothing decoded.
+
+    The decoder makes room for every count that is announced, at every level at once: foreign types,
+    deep nesting and counts beyond the bytes that are left are found before it sees them.
 
     Raises:
-        HeaderError: not msgpack, not a map, or not the canonical encoding of that map.
+        HeaderError: not msgpack, foreign types, nested too deeply, not in shortest form, or a key
+            twice.
     """
-    _require_well_formed(data)
-    try:
-        value = msgpack.unpackb(data, raw=False, strict_map_key=True, object_pairs_hook=_pairs)
-    except HeaderError:
-        raise
-    except (ValueError, TypeError, msgpack.exceptions.UnpackException) as error:
-        raise _not_msgpack(str(error)) from None
-    if not isinstance(value, dict):
-        raise HeaderError("the header is not a map", part="header", found=type(value).__name__)
-    if pack(value) != data:
-        raise HeaderError(
-            "the header is not in canonical msgpack",
-            part="header",
-            expected="shortest integers, strings and lengths",
-        )
-    return value
-
-
-def _require_well_formed(data: bytes) -> None:
-    """Refuse other types, deep nesting and counts that are larger than the rest of `data`.
-
-    This is done before decoding, because the decoder allocates memory for every count that it
-    reads, at all levels of nesting.
-    """
+    if data and data[0] not in _MAPS and _SHAPES[data[0]][0]:
+        raise HeaderError("the header is not a map", part="header", found=f"byte 0x{data[0]:02x}")
+    document = Document(data, array("I"), array("I"))
+    starts, containers = document.starts, document.containers
     position, left = 0, [1]
+    keys: list[set[bytes] | None] = [None]  # of each map that is open
     while left:
         if not left[-1]:
             left.pop()
+            keys.pop()
             continue
-        left[-1] -= 1
-        if position >= len(data):
-            raise _not_msgpack("the end within a value")
-        code = data[position]
+        if len(left) == 2:
+            starts.append(position)
+            if left[-1] % 2:
+                containers.append(0)
+        start, code = position, _code(data, position)
         size, length_bytes, items = _SHAPES[code]
-        if length_bytes:
-            count = int.from_bytes(data[position + 1 : position + 1 + length_bytes], "big")
-            size, items = (size, items * count) if items else (size + count, 0)
+        if code in _NUMBERS:
+            number = _number(data, start, length_bytes or size - 1)
+            if length_bytes:
+                size, items = (size, items * number) if items else (size + number, 0)
         if not size:
-            raise HeaderError(
-                _FOREIGN[code],
-                part="header",
-                found=f"byte 0x{code:02x}",
-                expected="nil, booleans, integers from 0, strings, arrays and maps",
-            )
+            raise _foreign(code)
         position += size
         if position + items > len(data):
             raise _not_msgpack("the end within a value")
+        if code in _TEXTS:
+            _require_utf8(data, start + 1 + length_bytes, position)
+        within = keys[-1]
+        if within is not None and left[-1] % 2 == 0:
+            _require_new_key(within, code, data[start:position])
+        left[-1] -= 1
         if code in _CONTAINERS:
             if len(left) > DEEPEST:
                 raise HeaderError(
                     "nesting is too deep", part="header", expected=f"at most {DEEPEST}"
                 )
+            if containers:
+                containers[-1] += 1
             left.append(items)
+            keys.append(set() if items and code in _MAPS else None)
     if position != len(data):
         raise _not_msgpack("bytes after the map")
+    starts.append(position)
+    return document
 
 
-def _pairs(pairs: list[tuple[object, object]]) -> dict[object, object]:
-    result = dict(pairs)
-    if len(result) != len(pairs):
-        raise HeaderError("duplicate key", part="header")
-    if not all(isinstance(key, str) for key in result):
+_FEW = 16
+"""Arrays and maps that any value may have, however short."""
+
+
+def _code(data: bytes, position: int) -> int:
+    if position >= len(data):
+        raise _not_msgpack("the end within a value")
+    return data[position]
+
+
+def _number(data: bytes, start: int, length: int) -> int:
+    """The number or count in the bytes after the first one of a value, if a shorter form could not
+    hold it."""
+    if start + length >= len(data):
+        raise _not_msgpack("the end within a value")
+    number = int.from_bytes(data[start + 1 : start + 1 + length], "big")
+    if number < _NUMBERS[data[start]]:
+        raise HeaderError(
+            "the header is not in canonical msgpack",
+            part="header",
+            expected="shortest integers, strings and lengths",
+        )
+    return number
+
+
+def _require_utf8(data: bytes, start: int, stop: int) -> None:
+    try:
+        data[start:stop].decode()
+    except UnicodeDecodeError as error:
+        raise _not_msgpack(str(error)) from None
+
+
+def _require_new_key(keys: set[bytes], code: int, key: bytes) -> None:
+    if code not in _TEXTS:
         raise HeaderError("a key is not a string", part="header")
-    return result
+    if key in keys:
+        raise HeaderError("duplicate key", part="header")
+    keys.add(key)
+
+
+def _foreign(code: int) -> HeaderError:
+    return HeaderError(
+        _FOREIGN[code],
+        part="header",
+        found=f"byte 0x{code:02x}",
+        expected="nil, booleans, integers from 0, strings, arrays and maps",
+    )
 
 
 def _not_msgpack(found: str) -> HeaderError:
@@ -120,7 +204,16 @@ def _shapes() -> list[tuple[int, int, int]]:
 
 
 _SHAPES = _shapes()
-_CONTAINERS = frozenset([*range(0x80, 0xA0), 0xDC, 0xDD, 0xDE, 0xDF])
+_MAPS = frozenset([*range(0x80, 0x90), 0xDE, 0xDF])
+_CONTAINERS = _MAPS | {*range(0x90, 0xA0), 0xDC, 0xDD}
+_TEXTS = frozenset([*range(0xA0, 0xC0), 0xD9, 0xDA, 0xDB])
+_NUMBERS = {
+    **dict(zip(range(0xC4, 0xC7), (0, 1 << 8, 1 << 16), strict=True)),  # lengths of bytes
+    **dict(zip(range(0xCC, 0xD0), (1 << 7, 1 << 8, 1 << 16, 1 << 32), strict=True)),
+    **dict(zip(range(0xD9, 0xDC), (1 << 5, 1 << 8, 1 << 16), strict=True)),  # of strings
+    **dict(zip(range(0xDC, 0xE0), (1 << 4, 1 << 16) * 2, strict=True)),  # of arrays, of maps
+}
+"""First byte of what has a number or count of its own → the least that has no shorter form."""
 _FOREIGN = {
     0xC1: "the byte that msgpack never uses",
     **dict.fromkeys((*range(0xD0, 0xD4), *range(0xE0, 0x100)), "a negative number"),

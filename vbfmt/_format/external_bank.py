@@ -8,13 +8,12 @@ the embedded form's front.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any
-
-import msgpack
+from dataclasses import dataclass
 
 from vbfmt._format import canonical, container
+from vbfmt._format.canonical import Document
 from vbfmt._format.container import Bytes
-from vbfmt._format.header import EXTERNAL_BANK
+from vbfmt._format.header import EXTERNAL_BANK, KEYS
 from vbfmt.errors import LayoutError, LengthError
 
 
@@ -24,10 +23,10 @@ def embedded_front(front: Bytes) -> bytes:
     Raises:
         LayoutError: the embedded form would be too long.
     """
-    raw = _header(front)
-    raw["required_features"].remove(EXTERNAL_BANK)
+    parts = _Parts.of(front)
+    features = [name for name in parts.features if name != EXTERNAL_BANK]
     try:
-        return _laid_out(front, raw, [length for _, length, _ in raw["sections"]])
+        return parts.laid_out(features, [length for _, length, _ in parts.sections])
     except LengthError as error:
         raise LayoutError(
             "the file with its bank embedded would be too long",
@@ -43,25 +42,54 @@ def thin_front(front: Bytes) -> bytes:
     Raises:
         LengthError: the header would be longer than the format allows.
     """
-    raw = _header(front)
-    raw["required_features"] = sorted([*raw["required_features"], EXTERNAL_BANK], key=str.encode)
-    _, *others = raw["sections"]
-    return _laid_out(front, raw, [0, *(length for _, length, _ in others)])
+    parts = _Parts.of(front)
+    features = sorted([*parts.features, EXTERNAL_BANK], key=str.encode)
+    _, *others = parts.sections
+    return parts.laid_out(features, [0, *(length for _, length, _ in others)])
 
 
-def _header(front: Bytes) -> dict[str, Any]:
-    """Decode the header of a front that has been checked already."""
-    raw: dict[str, Any] = msgpack.unpackb(bytes(front[container.PREAMBLE_LENGTH :]), raw=False)
-    return raw
+_FEATURES, _SECTIONS = KEYS.index("required_features"), KEYS.index("sections")
 
 
-def _laid_out(front: Bytes, raw: dict[str, Any], stored: Sequence[int]) -> bytes:
-    """Return the front with the header `raw` and sections of `stored` bytes in the file."""
-    offsets = container.offsets(stored)
-    end = offsets[-1] + stored[-1]
-    container.require_length(end)
-    raw["sections"] = [
-        [offset, length, sha256]
-        for offset, (_, length, sha256) in zip(offsets, raw["sections"], strict=True)
-    ]
-    return container.front(canonical.pack(raw), end, minor=container.minor_of(front))
+@dataclass(frozen=True)
+class _Parts:
+    """What differs between the two forms, and the header around it, which stays byte for byte.
+
+    Attributes:
+        document: the header, which has been checked already.
+        features: the required ones.
+        sections: offset, length and SHA-256 of each.
+        minor: the file's minor version.
+    """
+
+    document: Document
+    features: list[str]
+    sections: list[tuple[int, int, bytes]]
+    minor: int
+
+    @classmethod
+    def of(cls, front: Bytes) -> _Parts:
+        document = canonical.read(bytes(front[container.PREAMBLE_LENGTH :]))
+        minor = container.minor_of(front)
+        return cls(document, document.value(_FEATURES), document.value(_SECTIONS), minor)
+
+    def laid_out(self, features: Sequence[str], stored: Sequence[int]) -> bytes:
+        """Return the front with these features and sections of `stored` bytes in the file."""
+        offsets = container.offsets(stored)
+        end = offsets[-1] + stored[-1]
+        container.require_length(end)
+        sections = [
+            [offset, length, sha256]
+            for offset, (_, length, sha256) in zip(offsets, self.sections, strict=True)
+        ]
+        data = self.document.data
+        features_start, features_stop = self.document.span(_FEATURES)
+        sections_start, sections_stop = self.document.span(_SECTIONS)
+        header = (
+            data[:features_start]
+            + canonical.pack(features)
+            + data[features_stop:sections_start]
+            + canonical.pack(sections)
+            + data[sections_stop:]
+        )
+        return container.front(header, end, minor=self.minor)

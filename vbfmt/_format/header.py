@@ -7,6 +7,7 @@ from dataclasses import dataclass, replace
 from typing import Any, TypeVar
 
 from vbfmt._format import canonical
+from vbfmt._format.canonical import Document
 from vbfmt._format.container import Section
 from vbfmt._format.rules import broken_modules, broken_names, broken_sizes, raise_first
 from vbfmt.errors import ContentError, FeatureError, HeaderError
@@ -118,9 +119,10 @@ def decode(data: bytes, minor: int) -> Header:
         FeatureError: the file requires a feature that this reader does not know.
         ContentError: sizes, names or the module table break a rule.
     """
-    raw = canonical.unpack(data)
-    _require_features(raw)
-    _require_keys(raw, minor)
+    document = canonical.read(data)
+    _require_features(document)
+    _require_keys(document, minor)
+    raw = {key: document.value(position) for position, key in enumerate(KEYS)}
     header = Header(
         h=_uint(raw["h"], "h"),
         b=_uint(raw["b"], "b"),
@@ -141,11 +143,13 @@ def decode(data: bytes, minor: int) -> Header:
     return header
 
 
-def _require_features(raw: Mapping[str, Any]) -> None:
+def _require_features(document: Document) -> None:
     """Check the required features first: one may change the meaning of everything else."""
-    if "required_features" not in raw:
-        raise HeaderError("missing key", part="header", expected="required_features")
-    for feature in _names(raw["required_features"], "required_features"):
+    wanted = "required_features"
+    position = next((n for n, key in enumerate(document.keys()) if key == wanted), None)
+    if position is None:
+        raise HeaderError("missing key", part="header", expected=wanted)
+    for feature in _names(document.value(position), wanted):
         if feature not in KNOWN_FEATURES:
             raise FeatureError(
                 "the file needs an unknown feature",
@@ -155,26 +159,28 @@ def _require_features(raw: Mapping[str, Any]) -> None:
             )
 
 
-def _require_keys(raw: Mapping[str, Any], minor: int) -> None:
+def _require_keys(document: Document, minor: int) -> None:
     """Check that known keys come first, in order, then those of features or later versions."""
-    keys = list(raw)
-    if tuple(keys[: len(KEYS)]) != KEYS:
-        wrong = next((i for i, (a, b) in enumerate(zip(keys, KEYS, strict=False)) if a != b), None)
-        at = min(len(keys), len(KEYS)) if wrong is None else wrong
-        raise HeaderError(
-            "unexpected key or wrong order of keys",
-            part="header",
-            found=repr(keys[at]) if at < len(keys) else "the end",
-            expected=repr(KEYS[at]),
-        )
-    extra = keys[len(KEYS) :]
-    if [key.encode() for key in extra] != sorted({key.encode() for key in extra}):
-        raise HeaderError("further keys are not in order", part="header", found=extra)
-    if minor == 0:
-        declared = set(_names(raw["optional_features"], "optional_features"))
-        for key in extra:
-            if key not in declared:
-                raise HeaderError("unknown key", part="header", found=repr(key))
+    keys = document.keys()
+    for expected in KEYS:
+        key = next(keys, None)
+        if key != expected:
+            raise HeaderError(
+                "unexpected key or wrong order of keys",
+                part="header",
+                found="the end" if key is None else repr(key),
+                expected=repr(expected),
+            )
+    features = document.value(KEYS.index("optional_features"))
+    declared = set(_names(features, "optional_features")) if minor == 0 else None
+    previous = b""
+    for number, key in enumerate(keys):
+        encoded = key.encode()
+        if number and encoded <= previous:
+            raise HeaderError("further keys are not in order", part="header", found=repr(key))
+        if declared is not None and key not in declared:
+            raise HeaderError("unknown key", part="header", found=repr(key))
+        previous = encoded
 
 
 def _require_lengths(header: Header) -> None:

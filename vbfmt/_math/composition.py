@@ -63,16 +63,19 @@ def factors(
     memory = np.empty(len(indices) * b, dtype=np.float32)
     found: list[Factors] = []
     blocks: list[_Block] = []
-    start = 0
+    run = start = 0  # what stands in memory as its rows are ordered, up to here, is one run
     for module in modules:
         middle = start + module.rank * module.in_features
         stop = middle + module.rank * module.out_features
         a = memory[start:middle].reshape(module.rank, module.in_features)
         transposed_b = memory[middle:stop].reshape(module.out_features, module.rank)
         found.append((a, transposed_b))
-        blocks += _blocks(start // b, a, b)
-        blocks += _blocks(middle // b, transposed_b.T, b)
+        if module.rank > 1:
+            blocks += _blocks(run // b, memory[run:middle].reshape(1, -1), b)
+            blocks += _blocks(middle // b, transposed_b.T, b)
+            run = stop
         start = stop
+    blocks += _blocks(run // b, memory[run:].reshape(1, -1), b)
     _compose(bank, indices, weights, blocks)
     return found
 

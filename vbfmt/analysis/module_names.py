@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
+import re
 from collections import Counter
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 
 import numpy as np
 from numpy.typing import NDArray
-
-from vbfmt.adapter import Adapter
 
 OUTSIDE = "outside the layers"
 """The label of modules that are in no numbered layer."""
@@ -31,18 +30,21 @@ class Position:
 
 def positions(names: Iterable[str]) -> dict[str, Position]:
     """Return the position of every module, by name."""
-    patterns = {name: _pattern(name) for name in names}
+    patterns = {name: _NUMBER.sub("*", name) for name in names}
     kinds = _shortest_ends(set(patterns.values()))
     return {name: Position(_layer(name), kinds[pattern]) for name, pattern in patterns.items()}
 
 
-def reading_order(adapter: Adapter) -> list[str]:
-    """Return the modules' names from the first layer to the last, with layer 2 before 10."""
-    found = positions(module.name for module in adapter)
+def reading_order(found: Mapping[str, Position]) -> list[str]:
+    """Return the modules' names from the first layer to the last, with layer 2 before 10.
+
+    Args:
+        found: `positions` of an adapter's modules, in its order, here and below.
+    """
     return sorted(found, key=lambda name: (found[name].layer is None, found[name].layer or 0, name))
 
 
-def thirds(adapter: Adapter) -> tuple[list[str], NDArray[np.intp]]:
+def thirds(found: Mapping[str, Position]) -> tuple[list[str], NDArray[np.intp]]:
     """Group the modules into the first, middle and last third of the layers (paper, Fig. 6).
 
     Modules outside the numbered layers are a group of their own.
@@ -50,7 +52,6 @@ def thirds(adapter: Adapter) -> tuple[list[str], NDArray[np.intp]]:
     Returns:
         names of the groups that have modules, and each module's group: (M,) intp.
     """
-    found = positions(module.name for module in adapter)
     layers = sorted({each.layer for each in found.values() if each.layer is not None})
     parts = [part.tolist() for part in np.array_split(np.array(layers, dtype=int), 3) if part.size]
     names = [_span(part) for part in parts]
@@ -61,7 +62,7 @@ def thirds(adapter: Adapter) -> tuple[list[str], NDArray[np.intp]]:
     return names, np.array(chosen, dtype=np.intp)
 
 
-def kinds(adapter: Adapter, most: int) -> tuple[list[str], NDArray[np.intp]]:
+def kinds(found: Mapping[str, Position], most: int) -> tuple[list[str], NDArray[np.intp]]:
     """Group the modules by kind, in the order of the model.
 
     Args:
@@ -71,9 +72,8 @@ def kinds(adapter: Adapter, most: int) -> tuple[list[str], NDArray[np.intp]]:
     Returns:
         names of the groups, and each module's group: (M,) intp.
     """
-    found = positions(module.name for module in adapter)
     counts: dict[str, int] = {}
-    for name in reading_order(adapter):
+    for name in reading_order(found):
         counts[found[name].kind] = counts.get(found[name].kind, 0) + 1
     names = list(counts)
     if len(names) > most:
@@ -81,19 +81,17 @@ def kinds(adapter: Adapter, most: int) -> tuple[list[str], NDArray[np.intp]]:
         names = [*(name for name in names if name in kept), "others"]
     position = {name: number for number, name in enumerate(names)}
     last = len(names) - 1
-    return names, np.array([position.get(found[m.name].kind, last) for m in adapter], dtype=np.intp)
+    chosen = [position.get(each.kind, last) for each in found.values()]
+    return names, np.array(chosen, dtype=np.intp)
+
+
+_NUMBER = re.compile(r"(?<![^.])[0-9]{1,9}(?![^.])")
+"""A whole number as a component of a name."""
 
 
 def _layer(name: str) -> int | None:
-    return next((int(part) for part in name.split(".") if _is_number(part)), None)
-
-
-def _pattern(name: str) -> str:
-    return ".".join("*" if _is_number(part) else part for part in name.split("."))
-
-
-def _is_number(part: str) -> bool:
-    return part.isascii() and part.isdigit() and len(part) <= 9
+    number = _NUMBER.search(name)
+    return None if number is None else int(number[0])
 
 
 def _shortest_ends(patterns: set[str]) -> dict[str, str]:

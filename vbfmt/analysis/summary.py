@@ -14,6 +14,8 @@ from vbfmt.module import Module
 
 _USAGE_BINS = 8
 _WEIGHT_BINS = 5
+_FEW = 256
+"""Largest number of indices whose distinct values are found without sorting."""
 
 
 @dataclass(frozen=True)
@@ -135,7 +137,7 @@ def _usage(adapter: Adapter) -> Histogram:
 def _groups(adapter: Adapter, largest: NDArray[np.float32]) -> tuple[Group, ...]:
     found = positions(module.name for module in adapter)
     members: dict[tuple[str, int, int, int], list[Module]] = {}
-    for name in reading_order(adapter):
+    for name in reading_order(found):
         m = adapter[name]
         members.setdefault((found[name].kind, m.in_features, m.out_features, m.rank), []).append(m)
     return tuple(_group(adapter, largest, kind, modules) for (kind, *_), modules in members.items())
@@ -150,7 +152,10 @@ def _group(
     """
     slices = [adapter.rows(module.name) for module in modules]
     count = sum(rows.stop - rows.start for rows in slices)
-    selected = np.unique(np.concatenate([np.unique(adapter.indices[rows]) for rows in slices]))
+    selected: set[int] = set()
+    for rows in slices:
+        indices = adapter.indices[rows]
+        selected.update((np.unique(indices) if indices.size > _FEW else indices.ravel()).tolist())
     total = sum(float(largest[rows].sum(dtype=np.float64)) for rows in slices)
     m = modules[0]
     return Group(

@@ -76,7 +76,8 @@ def _on_terminal() -> bool:
 
 
 def _as_dict(adapter: Adapter, summary: Summary, file: str, digest: str) -> dict[str, Any]:
-    numbers = dataclasses.asdict(summary)
+    numbers = dataclasses.asdict(dataclasses.replace(summary, groups=()))
+    del numbers["groups"]
     return {
         "file": file,
         "digest": digest,
@@ -88,9 +89,9 @@ def _as_dict(adapter: Adapter, summary: Summary, file: str, digest: str) -> dict
         "N": adapter.N,
         "bytes": numbers.pop("sizes"),
         "balance": numbers.pop("balance"),
-        "kinds": numbers.pop("groups"),
+        "kinds": (vars(group) for group in summary.groups),
         **numbers,
-        "modules": [dataclasses.asdict(module) for module in adapter],
+        "modules": (vars(module) for module in adapter),
         "tensors": {
             name: {"dtype": tensor.dtype, "shape": list(tensor.shape)}
             for name, tensor in adapter.tensors.items()

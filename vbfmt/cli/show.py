@@ -16,6 +16,8 @@ from typing import Any, TextIO
 
 import click
 
+from vbfmt.cli import indented
+
 PathLike = str | os.PathLike[str]
 
 
@@ -92,23 +94,25 @@ def fitted(line: str, stream: TextIO) -> str:
 def as_json(value: object) -> None:
     """Print a value as JSON.
 
-    Characters that could act on a terminal, or that the output's encoding lacks, are escaped.
+    Characters that could act on a terminal, or that the output's encoding lacks, are escaped. An
+    iterator is printed as a list.
     """
-    encoder = json.JSONEncoder(indent=2, ensure_ascii=not _encodes_unicode())
     pieces: list[str] = []
-    for piece in encoder.iterencode(value):
-        pieces.append(piece if piece.isprintable() else _escaped(piece))
+    for piece in indented.pieces(value, ensure_ascii=not _encodes_unicode()):
+        pieces.append(piece)
         if len(pieces) == _PIECES:
-            click.echo("".join(pieces), file=sys.stdout, nl=False)
+            click.echo(_escaped("".join(pieces)), file=sys.stdout, nl=False)
             pieces.clear()
-    click.echo("".join(pieces), file=sys.stdout)
+    click.echo(_escaped("".join(pieces)), file=sys.stdout)
 
 
-_PIECES = 10_000
+_PIECES = 1000
 """Pieces of JSON that are printed at once."""
 
 
 def _escaped(text: str) -> str:
+    if text.replace("\n", "").isprintable():
+        return text
     return "".join(c if c.isprintable() or c == "\n" else json.dumps(c)[1:-1] for c in text)
 
 

@@ -67,7 +67,7 @@ def _grid(
 
     The norms are (rows, columns) float64, NaN where there is no module.
     """
-    names, kind = kinds(scene.adapter, _MOST_KINDS)
+    names, kind = kinds(scene.positions, _MOST_KINDS)
     numbers = {each.layer for each in scene.positions.values()}
     layers: list[int | None] = [*sorted(number for number in numbers if number is not None)]
     layers += [None] if None in numbers else []

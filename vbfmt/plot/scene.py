@@ -85,7 +85,7 @@ class Scene:
     @cached_property
     def row_order(self) -> NDArray[np.intp]:
         """The rows from the first layer to the last: (N,) intp."""
-        slices = (self.adapter.rows(name) for name in reading_order(self.adapter))
+        slices = (self.adapter.rows(name) for name in reading_order(self.positions))
         return np.concatenate([np.arange(rows.start, rows.stop) for rows in slices])
 
     @cached_property

@@ -26,7 +26,7 @@ _ALONG = "vectors of the bank, ranked by norm (0: the longest)"
 
 def draw_depth(figure: Figure | SubFigure, scene: Scene) -> Drawn:
     """Draw a panel for each third of the layers, with a bar for each vector."""
-    names, of_module = thirds(scene.adapter)
+    names, of_module = thirds(scene.positions)
     groups = of_module[scene.row_groups[0]]
     sums = weight_sums(scene.adapter, groups, len(names))[:, scene.by_norm]
     panels = figure.subplots(len(names), 1, sharex=True, sharey=True, squeeze=False)[:, 0]
@@ -101,7 +101,7 @@ def draw_kinds(figure: Figure | SubFigure, scene: Scene) -> Drawn:
     A cell shows how far the vector's weight is from an even share, in standard deviations of random
     selection. With the difference alone, rows with few sub-vectors would look strongest.
     """
-    names, of_module = kinds(scene.adapter, _MOST_KINDS)
+    names, of_module = kinds(scene.positions, _MOST_KINDS)
     module, in_b = scene.row_groups
     groups, count = 2 * of_module[module] + in_b, 2 * len(names)
     rows = np.bincount(groups, minlength=count).tolist()

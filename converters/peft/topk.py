@@ -1,0 +1,93 @@
+"""Convert rows into PEFT's top-k tensors, where A is (rank, tile, …) and B is (tile, rank, …)."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from vbfmt._format.container import Bytes
+from vbfmt._math.admixture import all_weights, canonical_rows
+from vbfmt.adapter import Adapter
+from vbfmt.converters._files.safetensors import Spec
+from vbfmt.converters.peft.rows import swap
+
+_DTYPES = {"u1": "U8", "<i2": "I16", "<i4": "I32"}
+"""Of indices: numpy's code → name in safetensors."""
+
+
+@dataclass(frozen=True)
+class TopK:
+    """The tensors of all modules, made one after another: names and sizes, then bytes.
+
+    Attributes:
+        adapter: whose they are.
+        indices: (N, k), in PEFT's order.
+        weights: (N, k − 1) float32, likewise.
+        dtype: of the indices, in safetensors.
+    """
+
+    adapter: Adapter
+    indices: NDArray[Any]
+    weights: NDArray[np.float32]
+    dtype: str
+
+    @classmethod
+    def of(cls, adapter: Adapter) -> TopK:
+        """Return indices (N, k) and weights (N, k − 1) from which PEFT restores all weights exactly.
+
+        PEFT leaves out the last weight of a row, which is the smallest, and restores it as 1 − Σ of
+        the others. If that is not exact, the row is rotated by one column, so that the largest
+        weight is left out, as in a packed file.
+        """
+        code = "u1" if adapter.h < 1 << 8 else "<i2" if adapter.h < 1 << 15 else "<i4"
+        indices = adapter.indices.astype(code)
+        if adapter.k == 1:
+            return cls(adapter, indices, adapter.weights, _DTYPES[code])
+        full = all_weights(adapter.weights)
+        wide = full.astype(np.float64)
+        rest = 1.0 - np.cumsum(wide[:, :-1], axis=1)[:, -1:]
+        again = canonical_rows(
+            adapter.indices, np.concatenate([wide[:, :-1], np.maximum(rest, 0)], axis=1), adapter.h
+        )
+        same = (again.indices == adapter.indices).all(axis=1)
+        same &= (again.weights == adapter.weights).all(axis=1) & (rest[:, 0] >= 0)
+        exact = same[:, None]
+        return cls(
+            adapter,
+            np.where(exact, indices, np.roll(indices, -1, axis=1)),
+            np.where(exact, full[:, :-1], full[:, 1:]),
+            _DTYPES[code],
+        )
+
+    def specs(self) -> Iterator[Spec]:
+        """Yield name, dtype and shape of every tensor."""
+        b, k = self.adapter.b, self.adapter.k
+        for module in self.adapter:
+            key = f"base_model.model.{module.name}.vblora_logits_"
+            a = (module.rank, module.in_features // b)
+            transposed_b = (module.out_features // b, module.rank)
+            for factor, lead in (("A", a), ("B", transposed_b)):
+                yield f"{key}{factor}_topk_indices", self.dtype, (*lead, k)
+                yield f"{key}{factor}_topk_weights", "F32", (*lead, k - 1)
+
+    def contents(self) -> Iterator[Bytes]:
+        """Yield the bytes of every tensor, in the same order."""
+        b, start = self.adapter.b, 0
+        for module in self.adapter:
+            middle = start + module.rank * (module.in_features // b)
+            tiles = module.out_features // b
+            stop = middle + module.rank * tiles
+            for array in (self.indices, self.weights):
+                yield as_bytes(array[start:middle])
+            for array in (self.indices, self.weights):
+                yield as_bytes(swap(array[middle:stop], module.rank, tiles))
+            start = stop
+
+
+def as_bytes(array: NDArray[Any]) -> memoryview:
+    """Return the bytes of an array in row-major order."""
+    return np.ascontiguousarray(array).reshape(-1).view(np.uint8).data

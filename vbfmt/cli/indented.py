@@ -1,0 +1,65 @@
+"""JSON with an indent of two, as ``json.dumps(value, indent=2)`` writes it, piece by piece.
+
+That one is written in Python, and takes a second for 20,000 modules. Here maps and lists without
+others in them, which are nearly all, are left to the encoder written in C.
+"""
+
+from __future__ import annotations
+
+import functools
+import json
+from collections.abc import Iterator
+from typing import Any
+
+
+def pieces(value: object, *, ensure_ascii: bool, indent: str = "\n") -> Iterator[str]:
+    """Yield the text of a value. An iterator is a list, each item encoded as it comes.
+
+    Args:
+        indent: what a line of the value begins with, the end of the line before included.
+    """
+    inner = f"{indent}  "
+    if isinstance(value, (dict, list, tuple)) and not any(map(_is_nested, _values(value))):
+        text = _encoder(inner, ensure_ascii).encode(value)
+        yield f"{text[0]}{inner}{text[1:-1]}{indent}{text[-1]}" if value else text
+    elif isinstance(value, dict):
+        yield from _enclosed("{}", _entries(value, inner, ensure_ascii), indent, inner)
+    elif isinstance(value, (list, tuple, Iterator)):
+        items = (pieces(item, ensure_ascii=ensure_ascii, indent=inner) for item in value)
+        yield from _enclosed("[]", items, indent, inner)
+    else:
+        yield json.dumps(value, ensure_ascii=ensure_ascii)
+
+
+def _enclosed(
+    brackets: str, items: Iterator[Iterator[str]], indent: str, inner: str
+) -> Iterator[str]:
+    first = True
+    for item in items:
+        yield f"{brackets[0]}{inner}" if first else f",{inner}"
+        yield from item
+        first = False
+    yield brackets if first else f"{indent}{brackets[1]}"
+
+
+def _entries(value: dict[str, Any], indent: str, ensure_ascii: bool) -> Iterator[Iterator[str]]:
+    for key, item in value.items():
+        yield _entry(key, pieces(item, ensure_ascii=ensure_ascii, indent=indent), ensure_ascii)
+
+
+def _entry(key: str, item: Iterator[str], ensure_ascii: bool) -> Iterator[str]:
+    yield f"{json.dumps(key, ensure_ascii=ensure_ascii)}: "
+    yield from item
+
+
+def _is_nested(value: object) -> bool:
+    return isinstance(value, (dict, list, tuple, Iterator))
+
+
+def _values(value: Any) -> Any:
+    return value.values() if isinstance(value, dict) else value
+
+
+@functools.lru_cache
+def _encoder(indent: str, ensure_ascii: bool) -> json.JSONEncoder:
+    return json.JSONEncoder(ensure_ascii=ensure_ascii, separators=(f",{indent}", ": "))
