@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import json
 import struct
+import subprocess
 import sys
 from pathlib import Path
 
@@ -273,3 +274,38 @@ def test_a_missing_path_is_not_looked_for_on_the_hub(monkeypatch, tmp_path):
         load("me/adapter")
     with pytest.raises(ImportError):
         load("hf://me/adapter")
+
+
+AUDITED = """
+import sys
+import vbfmt
+
+def load_all():
+    for path in paths:
+        try:
+            vbfmt.load(path, banks=banks)
+        except vbfmt.errors.VbfmtError:
+            pass
+
+banks, *paths = sys.argv[1:]
+load_all()  # what is imported once is imported
+seen = []
+sys.addaudithook(lambda event, arguments: seen.append(event))
+load_all()
+print(*sorted({event.partition(".")[0] if event != "os.listdir" else event for event in seen}))
+"""
+
+
+def test_reading_runs_nothing_and_imports_nothing():
+    """Python tells of whatever it compiles, imports, starts or unpickles."""
+    folder = Path(__file__).parents[1] / "spec" / "corpus"
+    paths = sorted(map(str, folder.glob("*alid/*.vblora")))
+    assert len(paths) > 200
+    done = subprocess.run(
+        [sys.executable, "-c", AUDITED, str(folder / "banks"), *paths],
+        capture_output=True,
+        text=True,
+        check=True,
+    )
+    assert "open" in done.stdout.split()
+    assert set(done.stdout.split()) <= {"open", "mmap", "os", "os.listdir", "array"}

@@ -37,7 +37,7 @@ class TopK:
 
     @classmethod
     def of(cls, adapter: Adapter) -> TopK:
-        """Return indices (N, k) and weights (N, k − 1) from which PEFT restores all weights exactly.
+        """Return indices (N, k) and weights (N, k − 1) from which PEFT restores every weight.
 
         PEFT leaves out the last weight of a row, which is the smallest, and restores it as 1 − Σ of
         the others. If that is not exact, the row is rotated by one column, so that the largest

@@ -7,6 +7,7 @@ import json
 import os
 import re
 import struct
+import tracemalloc
 from pathlib import Path
 
 import numpy as np
@@ -112,7 +113,12 @@ def test_an_enormous_promise_is_not_believed(vbfmt, tmp_path):
     vast = tiny_adapter(Module("m", 1 << 20, 1 << 20, 64), h=1, b=1 << 14, k=1)
     save(vast, tmp_path / "x.vblora")
     assert (tmp_path / "x.vblora").stat().st_size < 100_000
-    result = vbfmt("inspect", tmp_path / "x.vblora", "--json")
+    tracemalloc.start()
+    try:
+        result = vbfmt("inspect", tmp_path / "x.vblora", "--json")
+        assert tracemalloc.get_traced_memory()[1] < 32 << 20  # of 512 MB of factors
+    finally:
+        tracemalloc.stop()
     assert result.code == 0
     assert json.loads(result.out)["N"] == 64 * 128
 
@@ -172,9 +178,14 @@ def test_a_checkpoint_whose_header_lies_is_refused_without_its_memory(vbfmt, tmp
     """safetensors: a header of 2^63 bytes, a tensor of 2^60."""
     entry = {"dtype": "F32", "shape": [1 << 58], "data_offsets": [0, 1 << 60]}
     text = json.dumps({"base_model.vblora_vector_bank": entry}).encode()
-    for data in (struct.pack("<Q", 1 << 63), struct.pack("<Q", len(text)) + text + bytes(64)):
+    for data, found in (
+        (struct.pack("<Q", 1 << 63), "not a safetensors file, or cut off"),
+        (struct.pack("<Q", len(text)) + text + bytes(64), "run past the end of the file"),
+    ):
         (tmp_path / "adapter_model.safetensors").write_bytes(data)
-        assert_one_line(vbfmt("pack", tmp_path, "-o", tmp_path / "x.vblora"))
+        result = vbfmt("pack", tmp_path, "-o", tmp_path / "x.vblora")
+        assert_one_line(result)
+        assert found in result.err
         assert not (tmp_path / "x.vblora").exists()
 
 

@@ -1,0 +1,73 @@
+"""Whether the tests that SECURITY.md names would fail if what it says were false:
+``python -m tests.claims [WORD]`` breaks the code in a copy, one change at a time, and runs the
+test.
+
+1 if a test passes all the same, cannot be run here, or if a line to break is not found. WORD
+chooses tests. A run of all takes a quarter of an hour on an idle core.
+"""
+
+from __future__ import annotations
+
+import shutil
+import subprocess
+import sys
+import tempfile
+from pathlib import Path
+
+from tests.claims.breaks import Break, breaks
+
+ROOT = Path(__file__).parents[2]
+_COPIED = ("pyproject.toml", "vbfmt", "converters", "spec", "tests", "docs", "SECURITY.md")
+
+
+def main() -> int:
+    """See the module's own text."""
+    word = sys.argv[1] if len(sys.argv) > 1 else ""
+    wrong = 0
+    with tempfile.TemporaryDirectory() as name:
+        copy = Path(name)
+        for part in _COPIED:
+            source = ROOT / part
+            (shutil.copytree if source.is_dir() else shutil.copy2)(source, copy / part)
+        chosen = [each for each in breaks() if word in each.test]
+        if _run(copy, *(each.test for each in chosen)) != 0:
+            print("some of these tests fail before anything is broken")
+            return 1
+        for each in chosen:
+            found = outcome(each, copy)
+            wrong += found != "fails"
+            print(f"{found:>10}  tests/{each.test}  {each.file}: {each.old}", flush=True)
+    print(f"{wrong} of {len(chosen)} do not show that their claim is false")
+    return int(wrong > 0)
+
+
+def outcome(broken: Break, copy: Path) -> str:
+    """``fails`` if the test notices the change, ``passes``, or ``not found``."""
+    path = copy / broken.file
+    text = path.read_text()
+    if broken.old not in text:
+        return "not found"
+    path.write_text(text.replace(broken.old, broken.new, 1))
+    try:
+        status = _run(copy, broken.test)
+    except subprocess.TimeoutExpired:
+        return "fails"  # without an end: a limit is gone
+    finally:
+        path.write_text(text)
+    if status < 0:
+        return "fails"  # ended by a signal, as by SIGBUS
+    return {0: "passes", 1: "fails"}.get(status, f"status {status}")
+
+
+def _run(copy: Path, *tests: str) -> int:
+    """The status of pytest."""
+    named = [f"tests/{test}" for test in tests]
+    command = [sys.executable, "-m", "pytest", "-qx", "-m", "not slow", "-p", "no:cacheprovider"]
+    done = subprocess.run(
+        [*command, *named], cwd=copy, capture_output=True, timeout=900, check=False
+    )
+    return done.returncode
+
+
+if __name__ == "__main__":
+    sys.exit(main())
