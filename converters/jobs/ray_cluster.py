@@ -17,6 +17,10 @@ _AT_ONCE = 4
 """Number of shards that are queued for each worker."""
 
 
+def prepare(task: Task, workers: int) -> None:
+    """Do nothing: a cluster is started only when there is work for it."""
+
+
 def outcomes(
     task: Task, shards: Sequence[Sequence[Item]], workers: int
 ) -> Iterator[tuple[int, list[Outcome]]]:

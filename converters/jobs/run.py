@@ -15,9 +15,13 @@ from vbfmt.errors import ConfigError
 SHARD = 256
 """Most items in a shard: enough to make an engine's cost per shard negligible."""
 
+_LEAST = 16
+"""Fewest items in a shard of a large job."""
+
 ENGINES = {"pool": "pool", "ray": "ray_cluster"}
-"""Engine → its module in this package. Each module has `outcomes(task, shards, workers)`, which
-yields the number of a shard and its outcomes, in any order."""
+"""Engine → its module in this package. Each module has `prepare(task, workers)`, called before the
+job is planned, and `outcomes(task, shards, workers)`, which yields the number of a shard and its
+outcomes, in any order."""
 
 Engine = Callable[[Task, Sequence[Sequence[Item]], int], Iterator[tuple[int, list[Outcome]]]]
 
@@ -45,8 +49,11 @@ def run(
     """
     if engine not in ENGINES:
         raise ConfigError("unknown engine", part="`engine`", found=engine, expected=list(ENGINES))
-    outcomes = cast("Engine", import_module(f"vbfmt.converters.jobs.{ENGINES[engine]}").outcomes)
+    module = import_module(f"vbfmt.converters.jobs.{ENGINES[engine]}")
+    outcomes = cast("Engine", module.outcomes)
     workers = workers or os.cpu_count() or 1
+    if len(items) > 1:
+        module.prepare(task, workers)
     journal = _journal(task, items)
     remaining: list[Item] = []
     for item in items:
@@ -71,10 +78,15 @@ def _journal(task: Task, items: Sequence[Item]) -> Journal | None:
 
 
 def _divided(items: Sequence[Item], workers: int, most: int) -> Iterator[list[Item]]:
-    """Yield shards of at most `most` items: four or more for each worker, if there are enough."""
-    size = max(1, min(most, -(-len(items) // (4 * workers))))
-    for start in range(0, len(items), size):
+    """Yield shards of at most `most` items, smaller towards the end so that no worker waits long
+    for the last one."""
+    least = max(1, min(_LEAST, len(items) // (16 * workers)))
+    start = 0
+    while start < len(items):
+        share = -(-(len(items) - start) // (4 * workers))
+        size = min(most, max(least, share))
         yield list(items[start : start + size])
+        start += size
 
 
 def _marked(shard: list[Item], journal: Journal | None) -> list[Item]:

@@ -165,6 +165,15 @@ OPERATIONS: dict[str, Callable[[Task, Item], tuple[str | None, str | None]]] = {
 }
 """Operation → function that runs it on an item, and returns the digest and the first difference."""
 
+MODULES = {
+    "pack": ["vbfmt.converters.operations.pack", "vbfmt.converters.peft"],
+    "verify": ["vbfmt.packed"],
+    "expand": ["vbfmt.converters.operations.expand"],
+    "merge": ["vbfmt.converters.operations.merge"],
+    "diff": ["vbfmt.packed", "vbfmt.analysis.difference"],
+}
+"""Operation → what it imports when it is first used."""
+
 
 def name_of(source: str) -> str:
     """Return the name of an item's output: the name of its source without ``.vblora``."""

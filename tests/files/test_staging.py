@@ -88,6 +88,22 @@ def test_what_was_left_of_other_targets_goes_too_after_a_moment(tmp_path, kind):
         alive.wait()
 
 
+def test_many_targets_are_swept_at_once_and_not_again_in_the_block(tmp_path, monkeypatch):
+    left = [tmp_path / f".x{number}.0123456789ab.partial" for number in range(3)]
+    for path in left:
+        path.touch()
+    with staging.swept(os.fspath(tmp_path / f"x{number}") for number in range(2)):
+        assert [path.exists() for path in left] == [False, False, True]
+        with monkeypatch.context() as patch:
+            patch.setattr(os, "listdir", lambda folder: pytest.fail("listed again"))
+            storage.write(tmp_path / "x0", [b"x"], overwrite=False)
+        left[0].touch()
+        storage.write(tmp_path / "x2", [b"x"], overwrite=False)
+        assert [path.exists() for path in left] == [True, False, False]
+    storage.write(tmp_path / "x0", [b"y"], overwrite=True)
+    assert sorted(os.listdir(tmp_path)) == ["x0", "x2"]
+
+
 def test_a_lock_holds_until_the_file_is_in_place(tmp_path):
     """A finished file that has been closed is not yet abandoned."""
     target = os.fspath(tmp_path / "x")

@@ -194,8 +194,8 @@ def _run(
     if from_store is not None:
         from vbfmt.store import Store
 
-        opened = Store(from_store)
-        items += _in_store(opened, base_is, output, force=force)
+        with Store(from_store) as opened:
+            items += _in_store(opened, base_is, output, force=force)
         task = jobs.Task(operation, {**given, "banks": opened}, store)
     counts: dict[str, int] = {}
     with progress.shown("adapters") as advance:

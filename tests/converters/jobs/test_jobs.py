@@ -19,6 +19,7 @@ from tests.converters.test_peft import logits_form, write_folder
 from vbfmt import errors, load, verify
 from vbfmt.converters import jobs
 from vbfmt.converters.jobs import journal, tasks
+from vbfmt.converters.jobs.run import _divided as divided
 from vbfmt.converters.operations.pack import pack
 
 COUNT = 12
@@ -197,6 +198,80 @@ def test_a_worker_that_dies_costs_nothing_but_time(checkpoints, tmp_path):
     assert len(outcomes) == COUNT
     assert [os.path.basename(each.source) for each in outcomes if not each.ok] == ["user07"]
     assert len(files(tmp_path / "packed")) == COUNT - 1
+
+
+DEADLY = """
+import os, sys, time
+from vbfmt.converters import jobs
+from vbfmt.converters.jobs import tasks
+
+def deadly(task, item):
+    if item.source.startswith("deadly"):
+        os._exit(9)
+    if item.source.startswith("slow"):
+        open(f"{item.source}.{os.getpid()}", "w").close()
+        time.sleep(600)
+    return item.source, None
+
+tasks.OPERATIONS["verify"] = deadly
+
+def main():
+    items = [jobs.Item(source) for source in sys.argv[1:]]
+    for outcome in jobs.run(jobs.Task("verify"), items, workers=2, shard=4):
+        print(outcome.source, outcome.status, outcome.kind, flush=True)
+
+if __name__ == "__main__":
+    main()
+"""
+
+
+def deadly(folder, *sources):
+    (folder / "script.py").write_text(DEADLY)
+    return subprocess.Popen(
+        [sys.executable, "script.py", *sources],
+        cwd=folder, env={**os.environ, "PYTHONPATH": str(ROOT)}, stdout=subprocess.PIPE, text=True,
+    )  # fmt: skip
+
+
+def test_an_item_that_kills_its_worker_is_named_and_the_others_are_done(tmp_path):
+    sources = [f"item{number}" for number in range(40)]
+    sources[13] = "deadly13"
+    output, _ = deadly(tmp_path, *sources).communicate(timeout=300)
+    found = dict(line.split(" ", 1) for line in output.splitlines())
+    assert found.pop("deadly13") == "failed worker"
+    assert found == dict.fromkeys([s for s in sources if s != "deadly13"], "done None")
+
+
+def test_where_every_worker_dies_the_job_ends(tmp_path):
+    sources = [f"deadly{number}" for number in range(40)]
+    output, _ = deadly(tmp_path, *sources).communicate(timeout=300)
+    assert sorted(output.splitlines()) == sorted(f"{s} failed worker" for s in sources)
+
+
+@pytest.mark.skipif(not os.path.isdir("/proc"), reason="looks for processes")
+def test_workers_end_with_the_process_that_began_the_job(tmp_path):
+    process = deadly(tmp_path, "slow1", "slow2")
+    until = time.monotonic() + 120
+    while len(left := list(tmp_path.glob("slow*"))) < 2:
+        assert time.monotonic() < until
+        time.sleep(0.05)
+    process.kill()
+    process.communicate()
+    pids = [int(path.suffix[1:]) for path in left]
+    while any(os.path.isdir(f"/proc/{pid}") for pid in pids):
+        assert time.monotonic() < until, "workers are left"
+        time.sleep(0.05)
+
+
+@pytest.mark.parametrize(("count", "workers"), [(1, 2), (5, 2), (100, 8), (5000, 2), (300, 1)])
+def test_shards_cover_the_items_and_become_smaller(count, workers):
+    items = [jobs.Item(str(number)) for number in range(count)]
+    shards = list(divided(items, workers, 256))
+    assert [item for shard in shards for item in shard] == items
+    sizes = [len(shard) for shard in shards]
+    assert sizes == sorted(sizes, reverse=True)
+    assert max(sizes) <= 256
+    assert sizes[-1] <= max(1, min(16, count // (16 * workers)))
 
 
 @pytest.mark.parametrize("operation", ["verify", "expand", "diff"])
