@@ -17,9 +17,9 @@ from pathlib import Path
 from tests.conftest import ROOT
 
 MATRIX = [
-    ("3.10", "numpy==1.26.0", "msgpack==1.0.5", "ml_dtypes==0.4.0"),
+    ("3.10", "numpy==1.26.0", "msgpack==1.0.5", "ml_dtypes==0.5.0"),
     ("3.10", "numpy", "msgpack", "ml_dtypes"),
-    ("3.11", "numpy==1.26.4", "msgpack==1.0.5", "ml_dtypes==0.4.0"),
+    ("3.11", "numpy==1.26.4", "msgpack==1.0.5", "ml_dtypes==0.5.0"),
     ("3.11", "numpy==2.0.0", "msgpack==1.0.8", "ml_dtypes"),
     ("3.11", "numpy", "msgpack", "ml_dtypes"),
     ("3.12", "numpy==1.26.4", "msgpack==1.1.0", "ml_dtypes"),

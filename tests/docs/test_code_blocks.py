@@ -64,7 +64,7 @@ def run(command: str, folder: Path) -> subprocess.CompletedProcess[str]:
     words = shlex.split(command)
     if words[0] == "vbfmt":
         words = [sys.executable, "-m", "vbfmt", *words[1:]]
-    environment = {**os.environ, "PYTHONPATH": str(ROOT)}
+    environment = {**os.environ, "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"}
     return subprocess.run(words, cwd=folder, env=environment, capture_output=True, text=True)
 
 
@@ -73,6 +73,7 @@ def test_there_is_something_to_run():
     assert sum(len(sessions(page)) for page in WITH_SESSIONS) >= 5
 
 
+@pytest.mark.timeout(1800)  # on a busy machine the imports alone take minutes
 @pytest.mark.parametrize("page", WITH_PYTHON, ids=name)
 def test_python_runs(page, folder):
     if any("torch" in code for code in blocks(page, "python")):

@@ -230,9 +230,3 @@ def test_none_is_the_default_where_peft_lets_it_be_none():
     names = ("target_modules", "exclude_modules", "modules_to_save", "rank_pattern",
              "layers_to_transform", "layers_pattern")  # fmt: skip
     assert VBLoRAConfig(**dict.fromkeys(names)) == VBLoRAConfig()
-
-
-def test_pytorch_2_5_has_the_class_of_fsdp2_elsewhere(monkeypatch):
-    fsdp = pytest.importorskip("torch.distributed.fsdp")
-    monkeypatch.delattr(fsdp, "FSDPModule", raising=False)
-    inject(net(), config())

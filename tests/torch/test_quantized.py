@@ -17,6 +17,7 @@ from transformers import (
     TorchAoConfig,
 )
 
+from tests.converters.models import DTYPE
 from tests.torch.models import config, llama, tokens
 from tests.torch.test_trainer import assert_same_adapter, data
 from vbfmt.errors import ModelError
@@ -73,7 +74,7 @@ def quantized(folder, base, storage):
     if not folder.exists():
         make().save_pretrained(folder)
     settings = {"quantization_config": STORAGES[storage](), "device_map": "cpu"}
-    return kind.from_pretrained(folder, dtype=torch.float32, **settings)
+    return kind.from_pretrained(folder, **{DTYPE: torch.float32}, **settings)
 
 
 def injected(model):

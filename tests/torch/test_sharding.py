@@ -11,7 +11,7 @@ import pytest
 import torch
 from torch import multiprocessing, nn
 from torch.distributed.device_mesh import init_device_mesh
-from torch.distributed.fsdp import FullyShardedDataParallel
+from torch.distributed.fsdp import FullyShardedDataParallel, fully_shard
 from torch.distributed.tensor.parallel import ColwiseParallel, parallelize_module
 
 from tests.torch.models import batch, config, net
@@ -27,11 +27,6 @@ from vbfmt.torch import (
     save_packed,
     set_adapter,
 )
-
-try:
-    from torch.distributed.fsdp import fully_shard
-except ImportError:  # PyTorch 2.5
-    from torch.distributed._composable.fsdp import fully_shard
 
 STEPS = 6
 ROWS = 8
@@ -154,7 +149,7 @@ def test_two_processes_end_at_the_adapter_of_one(folder, name):
     found = {n: p for n, p in loaded.named_parameters() if p.requires_grad}
     assert found.keys() == expected.keys()
     for key, tensor in expected.items():
-        torch.testing.assert_close(found[key], tensor, rtol=0, atol=1e-6)
+        torch.testing.assert_close(found[key], tensor, rtol=1e-6, atol=1e-6)
     digests = [torch.load(path) for path in folder.glob("[01].pt")]
     assert {*digests} == {digest(load(folder / "adapter.vblora"))}
 

@@ -54,7 +54,14 @@ def injected(model):
     return model
 
 
+def wrap_layer(model, how):
+    model.body.encoder[0] = how(model.body.encoder[0])
+    return model
+
+
 WAYS = {
+    "one layer compiled before": lambda: injected(wrap_layer(base(), compiled)),
+    "one layer compiled after": lambda: wrap_layer(injected(base()), compiled),
     "compiled before": lambda: injected(wrap(base(), compiled)),
     "compiled after": lambda: wrap(injected(base()), compiled),
     "checkpoint-wrapped before": lambda: injected(wrap(base(), checkpoint_wrapper)),

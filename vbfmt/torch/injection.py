@@ -4,11 +4,11 @@ from __future__ import annotations
 
 from collections.abc import Collection, Mapping
 from contextlib import nullcontext
-from typing import cast
+from typing import Any, cast
 
 from torch import Tensor, nn
 
-from vbfmt.errors import ConfigError, warn
+from vbfmt.errors import ConfigError, ModelError, warn
 from vbfmt.torch.adapters import AttachedAdapter, VBLoRA, adapters_of, disabled, find_adapters
 from vbfmt.torch.admixture import Admixture, LowRankUpdate
 from vbfmt.torch.bank import VectorBank, require_vector_bank
@@ -221,4 +221,17 @@ def _replace(root: nn.Module, name: str, module: nn.Module) -> nn.Module:
     path, _, leaf = real_name(root, name).rpartition(".")
     parent = root.get_submodule(path)
     parent._modules[leaf] = module
+    if leaf == "_orig_mod":
+        _renew_compiled(parent)
     return parent
+
+
+def _renew_compiled(wrapper: Any) -> None:
+    """Let the wrapper of torch.compile around one layer call the layer that it has now: it keeps
+    the call of the one that it was made with."""
+    if not hasattr(wrapper, "_initialize"):
+        raise ModelError(
+            "a layer that this PyTorch has compiled cannot be replaced",
+            advice="compile it after inject, or compile the whole model",
+        )
+    wrapper._initialize()

@@ -31,12 +31,8 @@ def is_sharded(tensor: Tensor | None) -> bool:
 
 def _is_sharded_by_fsdp2(root: nn.Module) -> bool:
     """Whether `fully_shard` was called on a module of the model."""
-    # PyTorch 2.5 has the class in the second of them alone, and DTensor's module loads the first.
-    for name in ("torch.distributed.fsdp", "torch.distributed._composable.fsdp"):
-        kind = getattr(sys.modules.get(name), "FSDPModule", None)
-        if kind is not None:
-            return any(isinstance(module, kind) for module in root.modules())
-    return False
+    fsdp = sys.modules.get("torch.distributed.fsdp")
+    return fsdp is not None and any(isinstance(each, fsdp.FSDPModule) for each in root.modules())
 
 
 def gathered(tensor: Tensor) -> Tensor:

@@ -15,6 +15,8 @@ from vbfmt.converters import merge, peft
 torch = pytest.importorskip("torch")
 transformers = pytest.importorskip("transformers")
 peft_library = pytest.importorskip("peft")
+from tests.converters.models import DTYPE  # noqa: E402
+
 BaseTunerLayer = pytest.importorskip("peft.tuners.tuners_utils").BaseTunerLayer
 
 IDS = torch.arange(24).reshape(2, 12)
@@ -50,7 +52,7 @@ def compare(
     """The outputs of PEFT's model and of the merged folder, on the same input."""
     plan = merge.plan(adapter, base)
     merge.write(plan, out)
-    model, info = auto.from_pretrained(out, dtype=dtype, output_loading_info=True, **options)
+    model, info = auto.from_pretrained(out, **{DTYPE: dtype}, output_loading_info=True, **options)
     assert not info["missing_keys"]
     assert not info["mismatched_keys"]
     with torch.no_grad():

@@ -6,6 +6,7 @@ from collections.abc import Callable
 from typing import Any
 
 import numpy as np
+import pytest
 import torch
 from torch import Tensor, nn
 
@@ -18,6 +19,7 @@ ALL = [*ATTENTION, "o_proj", "gate_proj", "up_proj", "down_proj"]
 
 
 def qwen3(seed: int = 0) -> nn.Module:
+    pytest.importorskip("transformers", minversion="4.51")
     from transformers import Qwen3Config, Qwen3ForCausalLM
 
     torch.manual_seed(seed)
