@@ -22,7 +22,7 @@ TIME = 0.1
 """Seconds of processor time for one name, a thousand times that of a usual pattern."""
 
 TIME_OF_ALL = 1.0
-"""Seconds for all names together on which a pattern is slow. A file may have thousands."""
+"""Seconds for all names on which a pattern is slow. A file may have thousands of names."""
 
 _SLOW = 0.001
 

@@ -80,13 +80,19 @@ class Adapter:
 
     @classmethod
     def load(cls, path: str | os.PathLike[str], **options: Any) -> Adapter:
-        """Load a packed file from a path or ``hf://…``, with the options of `vbfmt.load`."""
+        """Load a packed file from a path or ``hf://…``.
+
+        Options and errors are those of `vbfmt.load`.
+        """
         from vbfmt.packed import load
 
         return load(path, **options)
 
     def save(self, path: str | os.PathLike[str], **options: Any) -> str:
-        """Write the packed file, with the options of `vbfmt.save`, and return its digest."""
+        """Write the packed file and return its digest.
+
+        Options and errors are those of `vbfmt.save`.
+        """
         from vbfmt.packed import save
 
         return save(self, path, **options)
@@ -315,7 +321,7 @@ class Adapter:
 
 
 def _made(fields: dict[str, Any]) -> Adapter:
-    """Return a pickled or copied adapter."""
+    """Restore a pickled or copied adapter."""
     return Adapter(**fields)
 
 

@@ -1,4 +1,4 @@
-"""One family of errors, one class per kind of fault, and one kind of warning.
+"""One family of errors, with a class for each kind, and one kind of warning.
 
 Every message is one line: ``<what> in <file>: <part>: found …, expected …; <what to do>``.
 The fields stay available, so that a program need not parse the line. Each class is also the
@@ -106,7 +106,7 @@ def printable(text: str) -> str:
 
 
 def _rebuilt(kind: type[VbfmtError], what: str, fields: dict[str, Any]) -> VbfmtError:
-    """Return a pickled error. Without this, subclasses of OSError would lose fields."""
+    """Restore a pickled error. Without this, subclasses of OSError would lose fields."""
     error = kind(what)
     error.__dict__.update(fields)
     return error
@@ -217,7 +217,7 @@ class SourceError(_BadValueError):
 
 
 class TargetError(_BadValueError):
-    """The adapter cannot be written in the form asked for."""
+    """The adapter cannot be written in the requested form."""
 
     kind = "target"
 

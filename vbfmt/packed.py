@@ -60,14 +60,17 @@ def dumps(adapter: Adapter, *, bank: Form = "embedded") -> bytes:
         LengthError: names, config and metadata are too long for a header.
         ConfigError: `bank` has another value.
     """
-    return b"".join(_chunks(adapter, bank))
+    return b"".join(_pieces(adapter, bank))
 
 
 def in_memory(adapter: Adapter) -> PackedFile:
-    """The adapter's packed form with its bank, as `PackedFile.parse` of `dumps`; LengthError as
-    there."""
+    """Return the adapter's embedded form as a `PackedFile`.
+
+    Raises:
+        LengthError: names, config and metadata are too long for a header.
+    """
     head, front, contents = _laid_out(adapter)
-    data = memoryview(b"".join(container.chunks(front, contents)))
+    data = memoryview(b"".join(container.pieces(front, contents)))
     return PackedFile(data, container.read_preamble(data), head)
 
 
@@ -110,7 +113,7 @@ def write(
         ConfigError: `bank` has another value.
         StorageError: the file could not be written. An existing file is then unchanged.
     """
-    pieces = _chunks(adapter, bank)
+    pieces = _pieces(adapter, bank)
     start = next(pieces)
     beside = None
     if bank == "external":
@@ -143,7 +146,7 @@ def digest(adapter: Adapter) -> str:
     Raises:
         LengthError: names, config and metadata are too long for a header.
     """
-    return container.digest(next(_chunks(adapter, "embedded")))
+    return container.digest(next(_pieces(adapter, "embedded")))
 
 
 def loads(
@@ -176,14 +179,15 @@ def load(
     mmap: bool = True,
     banks: Sources | None = None,
 ) -> Adapter:
-    """Load the adapter in a packed file; `digest` and `verify` as in `loads`.
+    """Load the adapter in a packed file.
 
     Args:
         path: a path, or ``hf://owner/name[@revision][/file]`` for a repository on the Hugging Face
             Hub (extra ``hub``). Without ``/file`` the repository must hold one packed file.
+        digest, verify: as in `loads`.
         mmap: map the file instead of reading it. The file must then not be truncated while the
-            adapter is in use, because reading past its new end would kill the process. To replace
-            it, as `save` does, is safe.
+            adapter is in use, because reading past its new end would kill the process. It is safe
+            to replace the file, as `save` does.
         banks: folders to search for an external bank, in order, before the file's own folder and
             ``banks/`` in that folder. An external bank is read, never mapped. All adapters of this
             process with the same bank share one array.
@@ -299,7 +303,7 @@ def _unchecked(**fields: Any) -> Adapter:
     return adapter
 
 
-def _chunks(adapter: Adapter, bank: Form) -> Iterator[Bytes]:
+def _pieces(adapter: Adapter, bank: Form) -> Iterator[Bytes]:
     """Yield the packed file piece by piece. The first piece is preamble and header."""
     if bank not in get_args(Form):
         raise ConfigError(
@@ -307,13 +311,13 @@ def _chunks(adapter: Adapter, bank: Form) -> Iterator[Bytes]:
         )
     _, front, contents = _laid_out(adapter)
     if bank == "embedded":
-        yield from container.chunks(front, contents)
+        yield from container.pieces(front, contents)
     else:
-        yield from container.chunks(external_bank.thin_front(front), contents[BANK + 1 :])
+        yield from container.pieces(external_bank.thin_front(front), contents[BANK + 1 :])
 
 
 def _laid_out(adapter: Adapter) -> tuple[Header, bytes, Sequence[Bytes]]:
-    """The header, the front and the contents of the sections, of the form with its bank."""
+    """Return the header, the front and the sections' contents of the embedded form."""
     arrays = (adapter.bank, adapter.indices, adapter.weights)
     contents: Sequence[Bytes] = [
         *(_as_bytes(array) for array in arrays),

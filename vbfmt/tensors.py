@@ -95,9 +95,9 @@ def numpy_dtype(name: str) -> np.dtype[Any]:
 
 
 def byte_length(dtype: str, shape: tuple[int, ...]) -> int | None:
-    """Return the length of a tensor in bytes, or None if no tensor can have it.
+    """Return the length of a tensor in bytes, or None if dtype and shape are not possible.
 
-    That is the case if the bits do not fill whole bytes, or if there are 2⁶³ bytes or more.
+    They are not if the bits do not fill whole bytes, or if there are 2⁶³ bytes or more.
     """
     if 0 in shape:
         return 0

@@ -116,5 +116,5 @@ def test_arrays_of_the_other_byte_order_are_refused_not_written(part):
     }
     assert Adapter(**fields).N == 3
     fields[part] = fields[part].astype(fields[part].dtype.newbyteorder(">"))
-    with pytest.raises(errors.ContentError, match=f"wrong array: {part}"):
+    with pytest.raises(errors.ContentError, match=f"wrong dtype, shape or order: {part}"):
         Adapter(**fields)

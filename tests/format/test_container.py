@@ -102,7 +102,7 @@ def test_sections_and_names_must_be_as_many():
     contents = [b"a", b"b"]
     sections = container.sections_of(contents)
     start = container.front(b"", sections[-1].end)
-    file = memoryview(b"".join(container.chunks(start, contents)))
+    file = memoryview(b"".join(container.pieces(start, contents)))
     preamble = container.read_preamble(file)
     container.require_layout(preamble, sections, ["1", "2"])
     assert list(container.damage(file, preamble, sections, ["1", "2"])) == []

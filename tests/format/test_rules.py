@@ -218,11 +218,12 @@ def test_the_order_of_names_is_that_of_their_bytes():
         ),
         (
             {"bank": np.ones((2, 3), "<f4").T},
-            "wrong array: bank: found float32 [3, 2], not contiguous, expected float32 [3, 2]",
+            "wrong dtype, shape or order: bank: found float32 [3, 2], not contiguous, "
+            "expected float32 [3, 2]",
         ),
         (
             {"weights": np.full((3, 2), 0.25, "<f4")},
-            "wrong array: weights: found float32 [3, 2], expected float32 [3, 1]",
+            "wrong dtype, shape or order: weights: found float32 [3, 2], expected float32 [3, 1]",
         ),
         (
             {"bank": np.ones((3, 0), "<f4")},

@@ -1,6 +1,6 @@
 """External vector banks: files with the raw 4·h·b bytes, named by their SHA-256.
 
-All adapters of a process share one array for each bank, as long as anything uses it.
+All adapters in a process that have the same bank share one array.
 """
 
 from __future__ import annotations
@@ -97,7 +97,7 @@ def array(
         h, b: number and length of the vectors.
         where: sources to search in order. The first bank that is found must be the right one.
         shared: return the array that all callers in this process share. Otherwise read and check
-            the bank anew, into an array of its own.
+            the bank again, into a new array.
 
     Raises:
         BankError: the bank was not found.
@@ -151,7 +151,7 @@ def require_intact(content: Bytes, sha256: str, length: int, file: str) -> None:
     """Check the bytes of a bank.
 
     Raises:
-        ChecksumError: their length or their SHA-256 is wrong.
+        ChecksumError: the length or the SHA-256 is wrong.
     """
     advice = "fetch the bank again"
     what = "not the vector bank that the adapter needs"

@@ -1,8 +1,8 @@
 """Writing of long files without the page cache (O_DIRECT, Linux).
 
 A file that is flushed to the disk at once gains nothing from the page cache. Its pages are
-allocated, filled, written back, and kept instead of pages that other programs need. To write a
-model of gigabytes directly takes a fraction of the processor time.
+allocated, filled, written back, and kept instead of pages that other programs need. Direct
+writing of a model of gigabytes takes a fraction of the processor time.
 """
 
 from __future__ import annotations
@@ -28,9 +28,9 @@ ALIGNMENT = 4096
 def write(file: int, blocks: Iterable[Bytes]) -> None:
     """Write blocks to an empty file, each while the next one is being computed.
 
-    The page cache is used if the file system has no direct writing. It is also used from the first
-    block on that is not aligned to a page in memory or, except for the last block, whose size is
-    not a multiple of `ALIGNMENT`.
+    Direct writing needs blocks that begin at a memory page and, except for the last one, sizes that
+    are multiples of `ALIGNMENT`. From the first other block on, the page cache is used. It is also
+    used if the file system has no direct writing.
 
     Args:
         file: a descriptor, open for writing.

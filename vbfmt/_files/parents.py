@@ -16,7 +16,7 @@ def nearest(path: PathLike) -> str:
     """Return the nearest existing folder above `path`.
 
     Raises:
-        TargetError: something on the path is not a folder.
+        TargetError: something on the path is not a folder, or its drive does not exist.
     """
     parent = os.path.dirname(os.path.realpath(path))
     while not os.path.lexists(parent):
@@ -44,7 +44,7 @@ def made(path: PathLike) -> Iterator[None]:
     """Create the missing folders above `path`; if the block fails, remove those that are empty.
 
     Raises:
-        TargetError: as `nearest`.
+        TargetError: as for `nearest`.
         StorageError: a folder cannot be created.
     """
     existing = nearest(path)

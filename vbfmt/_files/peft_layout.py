@@ -111,10 +111,10 @@ def base_of(config: Mapping[str, Any]) -> tuple[str | None, str | None]:
 def canonical(config: Mapping[str, Any], adapter: Adapter) -> str | None:
     """Return the part of a config that the packed form keeps, as canonical text; None if empty.
 
-    Left out are settings that the adapter itself has (sizes, rank, base model), those about the
-    source's file, the name of code, and those in `implied`, so that unpacking and packing again
-    changes nothing. Nulls are left out too: they are PEFT's defaults, and older versions refuse
-    keys that they do not know. Lists that PEFT treats as sets are sorted.
+    The packed form does not keep settings that the adapter itself has (sizes, rank, base model),
+    settings about the source's file, the name of code, and settings in `implied`. So unpacking and
+    packing again changes nothing. It does not keep nulls either: they are PEFT's defaults, and
+    older versions refuse keys that they do not know. Lists that PEFT treats as sets are sorted.
     """
     written_anyway = implied(adapter)
     left_out = {NAMES_CODE, *_ABOUT_THE_FILE, *_ABOUT_THE_BASE, *sizes(adapter, 0)}

@@ -108,7 +108,7 @@ def sweep(target: str) -> None:
         return
     where, stem = os.path.split(_stem(target))
     if any(map(_ENDING.search, where.split(os.sep))):
-        return  # a temporary folder has none, and listing it for each file takes quadratic time
+        return  # nothing to sweep there, and listing it for each file takes quadratic time
     _sweep_folder(where, {stem})
 
 
@@ -210,7 +210,8 @@ def _stem(target: str) -> str:
 def _mode(target: str, usual: int) -> int:
     """Return the permissions, before the umask, of a temporary file or folder.
 
-    If it is to replace something, only its owner has access until it gets those permissions.
+    If it is to replace something, only its owner has access at first. It gets the permissions of
+    what it replaces later.
     """
     try:
         os.stat(target)

@@ -156,7 +156,7 @@ def new_folder(path: PathLike, *, overwrite: bool, whole: bool = False) -> Itera
 
 
 def require_absent(path: PathLike) -> None:
-    """Check that nothing would be overwritten. An empty folder may be.
+    """Check that nothing but an empty folder would be overwritten.
 
     Raises:
         OutputExistsError: `path` exists and is not an empty folder.
@@ -191,7 +191,7 @@ sharing violation, mapped section."""
 
 
 def sync(file: int) -> None:
-    """Flush a file to the disk, on macOS also from the disk's own cache, which fsync does not do.
+    """Flush a file to the disk. On macOS this flushes the disk's own cache too, unlike fsync.
 
     Args:
         file: a descriptor.
@@ -352,7 +352,9 @@ def _move_in(temporary: str, target: str) -> None:
         if os.path.isdir(os.path.join(target, name)):
             raise IsADirectoryError(errno.EISDIR, f"{name} is a folder there")
     if old.issubset(names) and os.access(target, os.W_OK) and staging.exchange(temporary, target):
-        for name in _names_in(temporary).difference(names):  # created in this moment
+        for name in _names_in(temporary).difference(
+            names
+        ):  # created by another process in this moment
             os.replace(os.path.join(temporary, name), os.path.join(target, name))
         return
     for name in names:

@@ -138,7 +138,7 @@ def minor_of(start: Bytes) -> int:
     return minor
 
 
-def chunks(start: Bytes, contents: Sequence[Bytes]) -> Iterator[Bytes]:
+def pieces(start: Bytes, contents: Sequence[Bytes]) -> Iterator[Bytes]:
     """Yield the whole file piece by piece: `start`, padding and the sections' contents."""
     yield start
     position = len(start)
@@ -149,7 +149,7 @@ def chunks(start: Bytes, contents: Sequence[Bytes]) -> Iterator[Bytes]:
 
 
 def digest(start: Bytes) -> str:
-    """Return the adapter's digest. It is of `start`, which has the hashes of all sections."""
+    """Return the adapter's digest: the SHA-256 of `start`, which has the sections' hashes."""
     return "sha256:" + hashlib.sha256(start).hexdigest()
 
 
@@ -203,7 +203,7 @@ def _require_magic(data: memoryview) -> None:
 
 
 def _require_checksum(data: memoryview, preamble: Preamble) -> None:
-    """Check the CRC. Nothing else in the header is trusted before."""
+    """Check the CRC, before anything else in the header is trusted."""
     length = preamble.header_length
     if length > LONGEST_HEADER or preamble.header_end > len(data):
         if len(data) < preamble.file_length and length <= LONGEST_HEADER:

@@ -77,7 +77,7 @@ class Header:
         return [*TRIPLET, *(f"tensor {name}" for name, _, _ in self.tensors)]
 
     def lengths(self) -> list[int | None]:
-        """Return the length that each section must have, None if no length is valid for it."""
+        """Return each section's length in bytes, None for a tensor whose shape is not possible."""
         index_bytes = 1 if self.h <= 256 else 2
         triplet = [
             4 * self.h * self.b,

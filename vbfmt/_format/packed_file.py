@@ -43,7 +43,7 @@ class PackedFile:
         container.require_layout(preamble, parsed.sections, parsed.section_names)
         packed = cls(view, preamble, parsed)
         if packed.bank.external:
-            _ = packed.embedded_front  # raises an error if it would be too long
+            _ = packed.embedded_front  # raises an error if the embedded form would be too long
         return packed
 
     @property
@@ -53,7 +53,7 @@ class PackedFile:
 
     @cached_property
     def embedded_front(self) -> Bytes:
-        """Preamble and header of the embedded form. Both forms of an adapter have the same."""
+        """Preamble and header of the embedded form, whichever form this file has."""
         return external_bank.embedded_front(self.front) if self.bank.external else self.front
 
     @property
@@ -85,14 +85,14 @@ class PackedFile:
             LengthError: the header would be longer than the format allows.
         """
         if self.bank.external:
-            return container.chunks(bytes(self.front), self.stored())
+            return container.pieces(bytes(self.front), self.stored())
         front = external_bank.thin_front(self.front)
-        return container.chunks(front, self.stored()[BANK + 1 :])
+        return container.pieces(front, self.stored()[BANK + 1 :])
 
     def embedded_pieces(self, bank: Bytes) -> Iterator[Bytes]:
         """Yield the embedded form piece by piece."""
         contents = [bank, *self.stored()] if self.bank.external else self.stored()
-        return container.chunks(bytes(self.embedded_front), contents)
+        return container.pieces(bytes(self.embedded_front), contents)
 
     def damage(self) -> Iterator[VbfmtError]:
         """Yield the errors of padding and hashes, except those of an external bank."""
@@ -101,7 +101,7 @@ class PackedFile:
         )
 
     def broken_rules(self, bank: NDArray[np.float32] | None) -> Iterator[VbfmtError]:
-        """Yield the broken rules of texts and values; of the bank's values only if it is given."""
+        """Yield the broken rules of texts and values, also of the bank's values if it is given."""
         head = self.header
         yield from rules.broken_texts(
             head.base_model, head.base_revision, head.config, head.metadata or {}

@@ -55,7 +55,7 @@ def broken_shape_rules(
     for name, (array, dtype, shape) in expected.items():
         if array.dtype != dtype or array.shape != shape or not array.flags.c_contiguous:
             yield ContentError(
-                "wrong array",
+                "wrong dtype, shape or order",
                 part=name,
                 found=_describe(array),
                 expected=f"{dtype.name} {list(shape)}",
@@ -222,7 +222,7 @@ class _BadRows:
 
     Attributes:
         first: the indices of the first three.
-        count: number of all of them. (A list of all would need eight times the memory of one-byte
+        count: number of all bad rows. (A list of all would need eight times the memory of one-byte
             indices.)
     """
 

@@ -21,7 +21,7 @@ def parse_object(text: str, *, any_number: bool = False, sizes: bool = False) ->
         sizes: treat every integer as a size: refuse a sign, also in ``-0``.
 
     Raises:
-        ValueError: not JSON by RFC 8259 (NaN is not), not an object, a duplicate key, an integer
+        ValueError: not JSON (RFC 8259, without NaN), not an object, a duplicate key, an integer
             with too many digits, nesting too deep, or a number too large.
     """
     try:

@@ -41,7 +41,7 @@ def index_dtype(h: int) -> np.dtype[Any]:
 
 
 def rows_from_selection(selection: Selection, h: int) -> Rows:
-    """Return the softmax of the selected logits (Eq. 3.3), in float64, rounded once, as rows.
+    """Return rows with the softmax of the selected logits (Eq. 3.3), in float64, rounded once.
 
     No mathematical library is used, so that the same logits give the same bytes on every machine.
     """

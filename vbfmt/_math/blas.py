@@ -13,7 +13,7 @@ _WORTH_THREADS = 1 << 27
 
 @contextlib.contextmanager
 def few_threads(multiplications: int) -> Iterator[None]:
-    """Limit BLAS to one thread in the block, unless `multiplications` are many.
+    """Limit BLAS to one thread in the block, unless there are many multiplications.
 
     The limit applies to the whole process while the block runs.
     """

@@ -51,7 +51,7 @@ def factors(
 ) -> list[Factors]:
     """Return A (rank, in_features) and B (out_features, rank) of each module, float32, C order.
 
-    They are views of one array. To allocate 10,000 small arrays would take longer than to compose
+    They are views of one array. Allocating 10,000 small arrays would take longer than composing
     them.
 
     Args:
@@ -179,7 +179,7 @@ def _widened(
     narrow: NDArray[np.float32],
     wide: NDArray[np.float64],
 ) -> None:
-    """Gather vectors as float32 into `narrow`, half the bytes, then convert them into `wide`."""
+    """Gather vectors into `narrow`, which has half the bytes, and convert them into `wide`."""
     # mode="clip" fills `out` in place; indices are known to be below h.
     bank.take(indices, axis=0, out=narrow, mode="clip")
     np.copyto(wide, narrow)

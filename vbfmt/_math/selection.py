@@ -28,8 +28,8 @@ class Selection:
     Attributes:
         indices: (N, k) intp, indices into the bank.
         logits: (N, k) float64, the unchanged values of the selected logits.
-        ties: number of rows with a logit that equals their k-th largest and is not selected. Which
-            of the equal ones the trained model selected is undefined; here it is the lowest index.
+        ties: number of rows in which a logit that is not selected equals the k-th largest. Which
+            of them the trained model selected is undefined; here it is the one of lowest index.
     """
 
     indices: NDArray[np.intp]
@@ -156,7 +156,7 @@ def _by_partition(
 def _refuse_non_finite(largest: NDArray[Any], start: int) -> None:
     """Refuse rows whose largest logit is not finite.
 
-    A NaN or +∞ in a row is its largest logit here. If the largest is −∞, all of them are.
+    NaN and +∞ count as the largest. If the largest is −∞, the row has no finite logit.
     """
     bad = np.flatnonzero(~np.isfinite(largest))
     if bad.size:

@@ -45,7 +45,7 @@ _WRITTEN_BY = {
 
 
 class _Path(click.Path):
-    """A path or the name of a repository. Not empty: that would mean the current folder."""
+    """A path or the name of a repository. An empty one would mean the current folder."""
 
     def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> Any:
         if not value:

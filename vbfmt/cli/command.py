@@ -43,7 +43,7 @@ class Command(click.Command):
                     formatter.write(f"  {example}\n")
 
     def parse_args(self, ctx: click.Context, args: list[str]) -> list[str]:
-        """Parse the arguments; if there are too many inputs, name the command for many."""
+        """Parse the arguments; if there are too many inputs, suggest the ``vbfmt jobs`` command."""
         try:
             return super().parse_args(ctx, args)
         except click.UsageError as error:

@@ -1,4 +1,4 @@
-"""``vbfmt diff``: what differs between two packed adapters."""
+"""``vbfmt diff``: what differs between two adapters."""
 
 from __future__ import annotations
 
@@ -10,6 +10,7 @@ from vbfmt.cli.arguments import BANKS, JSON, PACKED
 from vbfmt.cli.command import Command
 
 _SHOWN = 20
+"""Modules that are printed without --json."""
 
 
 @click.command(

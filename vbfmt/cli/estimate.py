@@ -139,7 +139,7 @@ def _layers(
     if base is not None:
         return from_folder(_located(base, revision))
     if revision is not None:
-        raise click.UsageError("--revision is for --base", ctx)
+        raise click.UsageError("--revision needs --base", ctx)
     model = model and model.lower()
     if model is None or model not in PRESETS:
         raise click.BadParameter(
@@ -204,7 +204,7 @@ def _print_table(
         )
         say("  ".join(cells).rstrip())
     say("stored: float32-equivalents; on disk: VB-LoRA packed, the others 4 bytes a number")
-    say("ratio: bytes on disk beside VB-LoRA's")
+    say("ratio: bytes on disk, relative to VB-LoRA's")
     fitting = [n for n in lengths_that_fit(layers) if n >= 16]
     say(
         f"b can be {', '.join(map(str, fitting)) or 'at most 15'}; "

@@ -1,4 +1,4 @@
-"""``vbfmt expand``: adapters → standard LoRA, in the form that a runtime takes."""
+"""``vbfmt expand``: adapters → standard LoRA, in the form that a runtime loads."""
 
 from __future__ import annotations
 
@@ -59,7 +59,11 @@ _SHOWN = 3
     help="The base model's folder or repository, or its GGUF file. For peft, the module names are "
     "checked against it.  [default for gguf: the repository that FILE names]",
 )
-@click.option("--topk", type=click.IntRange(min=1), help="k, if the logits have no config.")
+@click.option(
+    "--topk",
+    type=click.IntRange(min=1),
+    help="Vectors per sub-vector, k; only for logits without a config.",
+)
 @click.option("--layout", type=LAYOUT, help="The layout of a checkpoint, as for pack.")
 @click.option("--revision", metavar="REV", help="Branch, tag or commit of FILEs on the Hub.")
 @click.option(

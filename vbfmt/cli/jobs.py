@@ -77,7 +77,11 @@ _FORCE = click.option("--force", is_flag=True, help="Replace existing outputs.")
 @click.option("-o", "--output", type=PATH, help="The folder for the packed files.")
 @click.option("--store", type=PATH, help="Add the adapters to this store instead.")
 @click.option("--bank", type=FORM, default="embedded", help="external: write it to <SHA-256>.bank.")
-@click.option("--topk", type=click.IntRange(min=1), help="k, if the logits have no config.")
+@click.option(
+    "--topk",
+    type=click.IntRange(min=1),
+    help="Vectors per sub-vector, k; only for logits without a config.",
+)
 @click.option("--layout", type=LAYOUT, help="The layout of the inputs.")
 @click.option("--base-model", metavar="NAME", help="The base model's name to record.")
 @_FORCE

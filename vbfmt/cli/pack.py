@@ -25,7 +25,11 @@ from vbfmt.cli.command import Command
 )
 @click.argument("source", metavar="SRC", type=PATH)
 @output_option("a packed file (.vblora)", ".vblora", stream=True)
-@click.option("--topk", type=click.IntRange(min=1), help="k, if the logits have no config.")
+@click.option(
+    "--topk",
+    type=click.IntRange(min=1),
+    help="Vectors per sub-vector, k; only for logits without a config.",
+)
 @click.option("--layout", type=LAYOUT, help="The layout of SRC, if it cannot be recognised.")
 @click.option("--base", type=PATH, help="For Uni-LoRA with only a seed: the base model's folder.")
 @click.option("--base-model", metavar="NAME", help="Base model name to record, instead of SRC's.")

@@ -1,7 +1,7 @@
 """How a command prints: lines, notes, JSON, sizes, counts.
 
-Each call of `click.echo` names its stream, because click replaces a default stream that encodes
-ASCII by another.
+Each call of `click.echo` names its stream. Without a name, click replaces a standard stream that
+encodes ASCII.
 
 Text from files reaches the terminal only through the functions here. They escape control
 characters.

@@ -239,7 +239,7 @@ def gc(store: str, grace: float, as_json: bool) -> None:
     """Remove what nothing has needed for the grace period.
 
     The first gc that finds something unneeded notes the time; a later one removes it. --grace 0
-    removes at once: only while no other process uses the store.
+    removes it at once. Use that only while no other process uses the store.
     """
     if not 0 <= grace < float("inf"):
         raise click.UsageError("--grace must be a number of hours, 0 or more")

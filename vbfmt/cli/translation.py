@@ -1,4 +1,4 @@
-"""Translates parameters in the library's messages into options of the command line.
+"""Translation of parameters in the library's messages into options of the command line.
 
 The library writes a parameter as ```name``` or ```name=value```; a command prints ``--name value``.
 """

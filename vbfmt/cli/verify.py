@@ -37,7 +37,11 @@ if TYPE_CHECKING:
 @BANKS
 @click.option("--base-model", metavar="NAME", help="The base model name that was given to pack.")
 @click.option("--digest", callback=checked, metavar="sha256:HEX", help="The digest that you trust.")
-@click.option("--topk", type=click.IntRange(min=1), help="k, if SRC has logits and no config.")
+@click.option(
+    "--topk",
+    type=click.IntRange(min=1),
+    help="Vectors per sub-vector, k; only if SRC has logits and no config.",
+)
 @JSON
 @click.pass_context
 def command(
@@ -159,7 +163,7 @@ def _answer(
 
 
 def _elsewhere(problem: VbfmtError, path: str) -> str | None:
-    """Return the message with the file's name if the problem is in another file, as a bank."""
+    """Return the message with the file's name if the problem is in another file, such as a bank."""
     return None if problem.file in (None, path, shown_as(path)) else str(problem)
 
 
@@ -171,7 +175,7 @@ def _problem(problem: VbfmtError, message: str | None = None) -> dict[str, Any]:
 def _compared(
     report: Report, banks: tuple[str, ...], source: Reference, against: str | None
 ) -> tuple[float | None, list[dict[str, Any]]]:
-    """Return the largest allowed difference of a factor, and the differences not allowed."""
+    """Return the largest difference of a factor if the contents match, and else the problems."""
     from vbfmt.converters.operations.proof import against as compared
     from vbfmt.packed import load
 

@@ -1,7 +1,7 @@
 """The linear layers of a model, from its ``config.json`` alone: no weights, no PyTorch.
 
 An architecture is data: the name of the block that repeats, and the names and dimensions of its
-layers. They are those of transformers' own modules.
+layers. The names are those of transformers' own modules.
 """
 
 from __future__ import annotations

@@ -82,7 +82,7 @@ def _linear(name: str, module: Any) -> Linear:
 def require_few_layers(config: dict[str, Any]) -> None:
     """Check that a config, with the configs nested in it, does not have too many layers.
 
-    To build a model of a billion layers would take forever, even without weights.
+    Building a model of a billion layers would take forever, even without weights.
 
     Raises:
         SourceError: a number of layers is too large.

@@ -108,23 +108,23 @@ def full(layers: Sequence[Linear]) -> int:
 
 
 def lora(layers: Sequence[Linear], rank: int) -> int:
-    """Return r · (in + out) for each layer: two factors."""
+    """Return the sum of r · (in + out) over the layers: two factors for each."""
     return sum(rank * (layer.in_features + layer.out_features) for layer in layers)
 
 
 def vera(layers: Sequence[Linear], rank: int) -> int:
-    """Return out + r for each layer: two scaling vectors. The factors come from a seed."""
+    """Return the sum of out + r over the layers: two scaling vectors for each."""
     return sum(layer.out_features + rank for layer in layers)
 
 
 def tied_lora(layers: Sequence[Linear], rank: int) -> int:
-    """Return VeRA's count for each layer, and LoRA's for each kind of layer."""
+    """Return VeRA's count, plus LoRA's with one layer of each kind."""
     kinds = {(layer.leaf, layer.in_features, layer.out_features): layer for layer in layers}
     return vera(layers, rank) + lora(list(kinds.values()), rank)
 
 
 def lora_xs(layers: Sequence[Linear], rank: int) -> int:
-    """Return r² for each layer: one matrix. The factors come from an SVD of the weight."""
+    """Return r² times the number of layers: one matrix for each."""
     return rank * rank * len(layers)
 
 

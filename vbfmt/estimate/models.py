@@ -1,4 +1,4 @@
-"""Layers of the paper's models, which are presets, and of any model's ``config.json``."""
+"""The linear layers of a model: one of the paper's, or any that has a ``config.json``."""
 
 from __future__ import annotations
 
@@ -74,7 +74,9 @@ def from_folder(path: str | os.PathLike[str]) -> tuple[Linear, ...]:
         raise SourceError("no config.json in this folder", file=path, expected="a model's folder")
     if os.path.isfile(file) and not file.endswith(".json"):
         raise SourceError(
-            "not a model's config", file=path, expected="a folder with config.json, or that file"
+            "not a model's config",
+            file=path,
+            expected="a folder with config.json, or a config.json",
         )
     config = json_file.read(file)
     try:

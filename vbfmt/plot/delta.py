@@ -31,7 +31,7 @@ def draw(figure: Figure | SubFigure, scene: Scene) -> Drawn:
         aspect="auto",
         cmap=style.SEQUENTIAL,
         vmin=0,
-        vmax=float(np.nanmax(norms)) or 1.0,  # all norms are 0 if the bank is
+        vmax=float(np.nanmax(norms)) or 1.0,  # all norms are 0 if all vectors are
         interpolation="nearest",
     )
     labels = distinct(names, 24)
@@ -47,7 +47,7 @@ def draw(figure: Figure | SubFigure, scene: Scene) -> Drawn:
     bar = figure.colorbar(image, ax=axes, pad=0.02, fraction=0.05)
     bar.set_label("Frobenius norm of ΔW" + (" (root mean square of several)" if several else ""))
     bar.outline.set_visible(False)
-    title = "How far each layer is moved"
+    title = "How much each layer changes"
     row, column = np.unravel_index(int(np.nanargmax(norms)), norms.shape)
     where = [layer_name(layer) for layer in layers]
     caption = (

@@ -64,10 +64,10 @@ def draw_depth(figure: Figure | SubFigure, scene: Scene) -> Drawn:
 def _agreement(
     scene: Scene, names: list[str], groups: NDArray[np.intp], sums: NDArray[np.float64]
 ) -> list[str]:
-    """Return a note on which share of their weight the groups of layers agree, if there are two.
+    """Return a note on the share of weight on which the groups of layers agree.
 
-    The note also has the share for random selection. Modules outside the layers are left out, since
-    they are too few to agree with others.
+    The note also has this share for random selection. Modules outside the layers are left out,
+    since they are too few to agree with others. Without two groups there is no note.
     """
     inside = len(names) - (OUTSIDE in names)
     if inside < 2:
@@ -163,7 +163,7 @@ def _deviations(
 ) -> NDArray[np.float64]:
     """Return how far each group's weight on each bin of vectors is from an even share.
 
-    The unit is the standard deviation of random selection. Where that is 0, so is the result.
+    The unit is the standard deviation of random selection. The result is 0 where that is 0.
 
     Returns:
         (count, bins) float64.
