@@ -88,15 +88,15 @@ def write(
 def write_in_new_folder(
     path: PathLike, pieces: Iterable[Bytes], *, past_cache: bool = False
 ) -> int:
-    """Write a file into a folder that `new_folder` has made and nobody else knows.
+    """Write a file into a folder of `new_folder`, which no other process uses.
 
-    It is flushed to the disk. Its folder is not: one of thousands of files is flushed once, in the
-    end, by `new_folder`, and a folder within that by `sync_folder`.
+    The file is flushed to the disk, but its folder is not. `new_folder` flushes the folder once at
+    the end; the caller flushes folders in it with `sync_folder`.
 
-    Args, Returns: as of `write`.
+    Args and Returns: as for `write`.
 
     Raises:
-        OutputExistsError: it exists.
+        OutputExistsError: `path` exists.
         StorageError: the operating system refused.
     """
     _require_a_path(path, "cannot write")

@@ -23,12 +23,13 @@ def pack(value: object) -> bytes:
 
 @dataclass(frozen=True)
 class Document:
-    """A canonical map in place. A value is decoded when it is asked for: others take no memory.
+    """A canonical map that is not decoded as a whole. Each value is decoded on request.
 
     Attributes:
         data: the bytes of the map.
-        starts: of each key and its value, in turns, and at last the end of the data.
-        containers: of each value, the arrays and maps in it, itself counted.
+        starts: offsets of the first key, its value, the second key, and so on, and the end of the
+            data.
+        containers: number of arrays and maps in each value, counting the value itself.
     """
 
     data: bytes
@@ -39,22 +40,22 @@ class Document:
         return len(self.containers)
 
     def keys(self) -> Iterator[str]:
-        """Yield the keys in their order."""
+        """Yield the keys in order."""
         for position in range(len(self)):
             start, stop = self.starts[2 * position : 2 * position + 2]
             yield msgpack.unpackb(self.data[start:stop])
 
     def span(self, position: int) -> tuple[int, int]:
-        """Return where the value of the key at this position begins and ends."""
+        """Return the offsets where the value at a position begins and ends."""
         start, stop = self.starts[2 * position + 1 : 2 * position + 3]
         return start, stop
 
     def value(self, position: int) -> Any:
-        """Return the value of the key at this position.
+        """Decode the value at a position.
 
         Raises:
-            HeaderError: so many arrays and maps that they would take many times its bytes in
-                memory. Tables have fewer: a row of them takes seven bytes at least.
+            HeaderError: the value has so many arrays and maps that they would take far more memory
+                than its bytes. A valid table has fewer: each row takes at least seven bytes.
         """
         start, stop = self.span(position)
         most = _FEW + (stop - start) // 3
@@ -69,21 +70,21 @@ class Document:
 
 
 def read(data: bytes) -> Document:
-    """Return the map that `data` encodes, checked to be in its one encoding, nothing decoded.
+    """Return the map that `data` encodes, after checking that the encoding is canonical.
 
-    The decoder makes room for every count that is announced, at every level at once: foreign types,
-    deep nesting and counts beyond the bytes that are left are found before it sees them.
+    Types that are not allowed, deep nesting and counts beyond the end of `data` are refused here.
+    The decoder would allocate memory for every count that it reads, at all levels of nesting.
 
     Raises:
-        HeaderError: not msgpack, foreign types, nested too deeply, not in shortest form, or a key
-            twice.
+        HeaderError: not msgpack, not a map, a type that is not allowed, nesting too deep, not the
+            shortest form, or a duplicate key.
     """
     if data and data[0] not in _MAPS and _SHAPES[data[0]][0]:
         raise HeaderError("the header is not a map", part="header", found=f"byte 0x{data[0]:02x}")
     document = Document(data, array("I"), array("I"))
     starts, containers = document.starts, document.containers
     position, left = 0, [1]
-    keys: list[set[bytes] | None] = [None]  # of each map that is open
+    keys: list[set[bytes] | None] = [None]  # the keys of each open map; None for an array
     while left:
         if not left[-1]:
             left.pop()
@@ -126,7 +127,7 @@ def read(data: bytes) -> Document:
 
 
 _FEW = 16
-"""Arrays and maps that any value may have, however short."""
+"""Arrays and maps that a value may have, however short it is."""
 
 
 def _code(data: bytes, position: int) -> int:
@@ -136,8 +137,11 @@ def _code(data: bytes, position: int) -> int:
 
 
 def _number(data: bytes, start: int, length: int) -> int:
-    """The number or count in the bytes after the first one of a value, if a shorter form could not
-    hold it."""
+    """Return the number or count in the bytes after a value's first byte.
+
+    Raises:
+        HeaderError: the bytes end before, or a shorter form could hold the number.
+    """
     if start + length >= len(data):
         raise _not_msgpack("the end within a value")
     number = int.from_bytes(data[start + 1 : start + 1 + length], "big")
@@ -213,7 +217,7 @@ _NUMBERS = {
     **dict(zip(range(0xD9, 0xDC), (1 << 5, 1 << 8, 1 << 16), strict=True)),  # of strings
     **dict(zip(range(0xDC, 0xE0), (1 << 4, 1 << 16) * 2, strict=True)),  # of arrays, of maps
 }
-"""First byte of what has a number or count of its own → the least that has no shorter form."""
+"""First byte of a value with a number or count → least number that has no shorter form."""
 _FOREIGN = {
     0xC1: "the byte that msgpack never uses",
     **dict.fromkeys((*range(0xD0, 0xD4), *range(0xE0, 0x100)), "a negative number"),

@@ -53,12 +53,12 @@ _FEATURES, _SECTIONS = KEYS.index("required_features"), KEYS.index("sections")
 
 @dataclass(frozen=True)
 class _Parts:
-    """What differs between the two forms, and the header around it, which stays byte for byte.
+    """A header and the parts of it in which the two forms differ. All other bytes stay.
 
     Attributes:
         document: the header, which has been checked already.
-        features: the required ones.
-        sections: offset, length and SHA-256 of each.
+        features: names of the required features.
+        sections: offset, length and SHA-256 of each section.
         minor: the file's minor version.
     """
 

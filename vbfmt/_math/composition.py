@@ -63,7 +63,7 @@ def factors(
     memory = np.empty(len(indices) * b, dtype=np.float32)
     found: list[Factors] = []
     blocks: list[_Block] = []
-    run = start = 0  # what stands in memory as its rows are ordered, up to here, is one run
+    run = start = 0  # `memory[run:start]` is in the order of the rows
     for module in modules:
         middle = start + module.rank * module.in_features
         stop = middle + module.rank * module.out_features

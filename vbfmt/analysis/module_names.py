@@ -39,7 +39,7 @@ def reading_order(found: Mapping[str, Position]) -> list[str]:
     """Return the modules' names from the first layer to the last, with layer 2 before 10.
 
     Args:
-        found: `positions` of an adapter's modules, in its order, here and below.
+        found: `positions` of an adapter's modules, in the adapter's order.
     """
     return sorted(found, key=lambda name: (found[name].layer is None, found[name].layer or 0, name))
 
@@ -48,6 +48,9 @@ def thirds(found: Mapping[str, Position]) -> tuple[list[str], NDArray[np.intp]]:
     """Group the modules into the first, middle and last third of the layers (paper, Fig. 6).
 
     Modules outside the numbered layers are a group of their own.
+
+    Args:
+        found: as in `reading_order`.
 
     Returns:
         names of the groups that have modules, and each module's group: (M,) intp.
@@ -66,6 +69,7 @@ def kinds(found: Mapping[str, Position], most: int) -> tuple[list[str], NDArray[
     """Group the modules by kind, in the order of the model.
 
     Args:
+        found: as in `reading_order`.
         most: largest number of groups. If there are more kinds, those with the fewest modules form
             one group, "others".
 

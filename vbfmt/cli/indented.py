@@ -1,7 +1,7 @@
-"""JSON with an indent of two, as ``json.dumps(value, indent=2)`` writes it, piece by piece.
+"""JSON as ``json.dumps(value, indent=2)`` writes it, piece by piece, but faster.
 
-That one is written in Python, and takes a second for 20,000 modules. Here maps and lists without
-others in them, which are nearly all, are left to the encoder written in C.
+With an indent, the standard library uses its encoder in Python, which takes a second for 20,000
+modules. Here the encoder in C writes all maps and lists that contain no others, which are most.
 """
 
 from __future__ import annotations
@@ -13,10 +13,10 @@ from typing import Any
 
 
 def pieces(value: object, *, ensure_ascii: bool, indent: str = "\n") -> Iterator[str]:
-    """Yield the text of a value. An iterator is a list, each item encoded as it comes.
+    """Yield the text of a value. An iterator is written as a list, item by item.
 
     Args:
-        indent: what a line of the value begins with, the end of the line before included.
+        indent: the line feed and spaces before each line of the value.
     """
     inner = f"{indent}  "
     if isinstance(value, (dict, list, tuple)) and not any(map(_is_nested, _values(value))):

@@ -39,10 +39,10 @@ def write_in_any_encoding() -> None:
 
 
 def collect_less_often() -> None:
-    """Look for cycles of garbage less often than Python does by itself.
+    """Run the cyclic garbage collector less often than Python does by default.
 
-    A header has hundreds of thousands of small objects that stay. Walking them again and again
-    takes as long as all the rest.
+    A large header has hundreds of thousands of small objects that stay in use. Traversing them
+    again and again would take as long as all other work.
     """
     gc.set_threshold(50_000, 20, 50)
 
