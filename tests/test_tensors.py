@@ -5,7 +5,6 @@ from __future__ import annotations
 import ml_dtypes
 import numpy as np
 import pytest
-import safetensors
 from hypothesis import given
 
 from tests.strategies import tensors
@@ -59,7 +58,7 @@ def test_bfloat16_is_ml_dtypes_own():
 
 
 def test_the_table_has_every_dtype_that_safetensors_reads(tmp_path):
-    pytest.importorskip("safetensors", minversion="0.6")  # before, it has fewer
+    safetensors = pytest.importorskip("safetensors", minversion="0.6")  # before, it has fewer
     specs = [(dtype, dtype, (8,)) for dtype in BITS]
     path = tmp_path / "all.safetensors"
     safetensors_file.write(path, specs, (bytes(bits) for bits in BITS.values()))

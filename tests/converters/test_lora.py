@@ -8,14 +8,15 @@ import json
 import numpy as np
 import pytest
 from hypothesis import HealthCheck, given, settings
-from safetensors import safe_open
-from safetensors.numpy import load_file
 
 from spec.golden.make import wide_indices, worked_example
 from tests.strategies import adapters
 from vbfmt import errors
 from vbfmt.converters import lora
 from vbfmt.converters._files import safetensors
+
+safe_open = pytest.importorskip("safetensors").safe_open
+load_file = pytest.importorskip("safetensors.numpy").load_file
 
 
 def config_of(folder):

@@ -4,6 +4,11 @@ from __future__ import annotations
 
 from pathlib import Path
 
+import pytest
+
+pytest.importorskip("peft")
+pytest.importorskip("sklearn")
+
 from tests.examples.fleet import report
 from tests.examples.fleet.methods import METHODS
 from tests.examples.fleet.runs import is_done, jobs_of

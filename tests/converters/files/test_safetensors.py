@@ -7,13 +7,15 @@ import struct
 
 import numpy as np
 import pytest
-import safetensors.numpy
 from hypothesis import given
 from hypothesis import strategies as st
 
 from tests.strategies import names, tensors
 from vbfmt import errors
 from vbfmt.converters._files import safetensors as ours
+
+safetensors = pytest.importorskip("safetensors")
+pytest.importorskip("safetensors.numpy")
 
 
 def packed(header, data=b"") -> memoryview:
