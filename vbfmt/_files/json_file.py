@@ -12,7 +12,7 @@ from vbfmt._format import strict_json
 from vbfmt.errors import SourceError, TargetError
 
 LONGEST = 67_108_864
-"""Bytes. The index of a model with a hundred thousand tensors has a seventh of this."""
+"""Bytes. The index of a model with a hundred thousand tensors takes a seventh of this."""
 
 
 def read(path: str | os.PathLike[str]) -> dict[str, Any]:

@@ -167,7 +167,7 @@ def move_if_free(temporary: str, target: str) -> bool:
 
 
 def replace_folder(temporary: str, target: str) -> None:
-    """Rename a folder to `target`, an existing folder, which gets the name `temporary`.
+    """Exchange the folder `temporary` with the existing folder `target`.
 
     On Linux the two names are exchanged in one step. Other systems need several renames, and for a
     moment `target` does not exist. If the second rename fails, the first one is undone. If the
@@ -210,8 +210,8 @@ def _stem(target: str) -> str:
 def _mode(target: str, usual: int) -> int:
     """Return the permissions, before the umask, of a temporary file or folder.
 
-    If it is to replace something, only its owner has access at first. It gets the permissions of
-    what it replaces later.
+    If it is to replace something, only its owner has access until `storage` gives it the
+    permissions of what it replaces.
     """
     try:
         os.stat(target)

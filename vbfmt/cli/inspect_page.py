@@ -1,6 +1,6 @@
 """The page that ``vbfmt inspect`` prints on a terminal.
 
-Colours are the terminal's own sixteen, so that they suit light and dark ones; ``NO_COLOR`` turns
+Colours are the terminal's own sixteen, which suit light and dark backgrounds; ``NO_COLOR`` turns
 them off. Names from a file are printed as plain text: markup in them has no effect.
 """
 

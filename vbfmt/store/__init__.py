@@ -1,4 +1,4 @@
-"""A store: many adapters, each once, by digest, with names that point to them.
+"""A store keeps many adapters, each once, by digest, and names that point to them.
 
 >>> from vbfmt.store import Store
 >>> store = Store("adapters", create=True)         # or "s3://bucket/prefix"
@@ -6,7 +6,7 @@
 'sha256:…'
 >>> adapter = store.open("alice")                  # verified; banks are shared
 
-For a server, whose adapters must neither change nor move while it uses them:
+A server needs adapters that do not change or move while it uses them:
 
 >>> digest = store.resolve("alice")                # names move, digests do not
 >>> path = store.path(digest)                      # never changes; its bank: banks=store

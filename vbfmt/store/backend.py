@@ -14,7 +14,7 @@ class Found:
     """A small object that changes: names, leases, marks.
 
     Attributes:
-        content: its bytes.
+        content: the bytes.
         version: changes whenever the content is written again.
     """
 
@@ -27,8 +27,8 @@ class Stored:
     """An entry of a listing.
 
     Attributes:
-        key: as in `vbfmt.store.layout`.
-        size: bytes.
+        key: the key, see `vbfmt.store.layout`.
+        size: length in bytes.
         modified: seconds since 1970.
         version: changes whenever the object is written again.
     """
@@ -40,63 +40,65 @@ class Stored:
 
 
 class Backend(Protocol):
-    """Keys and bytes. Whatever fails is a `StorageError`; nothing is ever half-written."""
+    """Objects as bytes, by key. Failures are `StorageError`. Nothing is ever half-written."""
 
     @property
     def where(self) -> str:
-        """The store, for messages."""
+        """The address of the store, for messages."""
         ...
 
     def address(self, key: str) -> str:
-        """A key, for messages."""
+        """Return the address of an object, for messages."""
         ...
 
     def file(self, key: str) -> str:
-        """A path on this machine from which the object at `key` can be read, now and as long as it
-        is in the store.
+        """Return a local path of the object at `key`. It is valid while the store has the object.
 
         Raises:
-            FileNotFoundError: there is none.
+            FileNotFoundError: there is no such object.
         """
         ...
 
     def content(self, key: str) -> Bytes | None:
-        """The object at `key`, None if there is none. It may be mapped."""
+        """Return the object at `key`, perhaps mapped, or None if there is none."""
         ...
 
     def exists(self, key: str) -> bool:
-        """Whether there is an object at `key`."""
+        """Return whether there is an object at `key`."""
         ...
 
     def create(self, key: str, pieces: Iterable[Bytes]) -> bool:
-        """Write an object where none is; False if there is one."""
+        """Write a new object; return False if there is one at `key` already."""
         ...
 
     def found(self, key: str) -> Found | None:
-        """A small object with its version, None if there is none."""
+        """Return a small object with its version, or None if there is none."""
         ...
 
     def replace(self, key: str, content: bytes, version: str) -> bool:
-        """Write a small object over the one of that version; False if there is another or none."""
+        """Replace a small object of that version; return False if it has another or is missing."""
         ...
 
     def remove(self, key: str, version: str) -> bool:
-        """Remove a small object of that version; False if there is another or none."""
+        """Remove a small object of that version; return False if it has another or is missing."""
         ...
 
     def delete(self, key: str) -> None:
-        """Remove an object, if it is there."""
+        """Remove an object, if it exists."""
         ...
 
     def entries(self, prefix: str) -> Iterator[Stored]:
-        """All objects whose keys begin with ``prefix/``."""
+        """Yield all objects whose keys begin with ``prefix/``."""
         ...
 
     def tidy(self) -> None:
-        """Remove what killed writers have left half-written."""
+        """Remove temporary files that killed writers have left."""
         ...
 
     def stamps(self, prefix: str) -> dict[str, str | None]:
-        """The groups of keys that make up ``prefix/``, each with something that changes whenever a
-        key of the group comes, goes or is written again; None where that is unknown."""
+        """Return the groups of keys below ``prefix/``, each with a stamp.
+
+        The stamp changes whenever an object of the group is added, removed or written again. It is
+        None if it is not known.
+        """
         ...

@@ -25,17 +25,17 @@ from vbfmt.store.reading import Reader
 from vbfmt.store.rows import Entry
 
 ANY = "any"
-"""For `Store.tag`: replace whatever the name points to."""
+"""Value of `replaces` that allows the name to point to anything, or to be new."""
 
 
 @dataclass(frozen=True)
 class Stats:
-    """What a store holds.
+    """Numbers of objects in a store, and their sizes.
 
     Attributes:
-        adapters, banks, names: how many.
-        adapter_bytes, bank_bytes: together.
-        unreferenced: objects that a collection has found to be needed by nothing.
+        adapters, banks, names: number of each.
+        adapter_bytes, bank_bytes: total size in bytes.
+        unreferenced: number of objects that the last `Store.gc` found unneeded.
     """
 
     adapters: int
@@ -49,17 +49,18 @@ class Stats:
 class Store(Reader):
     """Adapters and their banks, each once, by digest; names that point to them.
 
-    Objects never change. What is added is checked first, and its bank is kept apart, so that
-    adapters share it. All methods may be called from several threads, processes and machines.
+    Objects never change. An adapter is verified before it is added. Its bank is a separate object,
+    so that adapters share it. All methods may be called from several threads, processes and
+    machines.
 
     Args:
         path: a folder, or ``s3://bucket/prefix``.
-        create: make a store where there is nothing, or an empty folder.
+        create: create the store if `path` does not exist or is an empty folder.
         cache: for S3, a folder on this machine for the catalog and for objects in use.
 
     Raises:
-        StoreError: there is no store.
-        VersionError: it is of a newer layout.
+        StoreError: `path` is not a store.
+        VersionError: the store has a newer layout.
     """
 
     def __init__(
@@ -88,20 +89,20 @@ class Store(Reader):
         replaces: str | None = None,
         banks: Sources | None = None,
     ) -> str:
-        """Add an adapter, and give it a name.
+        """Add an adapter, under a name if one is given.
 
         Args:
-            source: an adapter, or a packed file in either form, which is checked whole.
-            name: to point to it; see `tag`.
-            replaces: what that name points to now, as in `tag`.
-            banks: where to look for the file's bank, besides beside it and in this store.
+            source: an adapter, or a packed file in either form, which is verified.
+            name: a name for it, as in `tag`.
+            replaces: the digest that this name points to now, as in `tag`.
+            banks: folders to search for an external bank, before the file's folder and this store.
 
         Returns:
-            its digest.
+            the digest of the adapter.
 
         Raises:
-            ConflictError: the name is taken; the adapter is in the store without it.
-            VbfmtError: the file is not sound.
+            ConflictError: the name is taken. The adapter is in the store without the name.
+            VbfmtError: the file is not valid.
             StorageError: the operating system or the object store refused.
         """
         if name is not None:
@@ -120,18 +121,19 @@ class Store(Reader):
         return digest
 
     def tag(self, name: str, digest: str, *, replaces: str | None = None) -> None:
-        """Let a name point to an adapter.
+        """Point a name to an adapter.
 
         Args:
             name: parts of letters, digits and ``. _ - + @`` with ``/`` between them.
-            digest: of an adapter in the store.
+            digest: digest of an adapter in the store.
             replaces: the digest that the name points to now; None if it must be new (or points to
-                `digest` already); `ANY` for whatever it is.
+                `digest` already); `ANY` for any digest.
 
         Raises:
-            ConflictError: it points elsewhere, or differs only in case from one that is there.
-            UnknownError: no such digest.
-            StoreError: not a name, or not a digest.
+            ConflictError: the name points to another digest, or differs only in case from an
+                existing name.
+            UnknownError: the store has no adapter with this digest.
+            StoreError: `name` or `digest` is not valid.
         """
         layout.require_name(name)
         if not garbage.revive(self._backend, layout.adapter_key(digest)):
@@ -144,14 +146,14 @@ class Store(Reader):
         self._open_catalog().add_name(name, digest)
 
     def untag(self, name: str, *, expected: str | None = None) -> None:
-        """Remove a name. What it pointed to stays until it is collected.
+        """Remove a name. Its adapter stays until `gc` removes it.
 
         Args:
-            expected: the digest that it must point to.
+            expected: the digest that the name must point to; None for any.
 
         Raises:
-            UnknownError: no such name.
-            ConflictError: it points elsewhere.
+            UnknownError: there is no such name.
+            ConflictError: the name points to another digest.
         """
         layout.require_name(name)
         before = self._renew(name)
@@ -161,7 +163,7 @@ class Store(Reader):
         records.remove(self._backend, name, expected)
 
     def verify(self) -> Iterator[Report]:
-        """Check every object and every name, one report each.
+        """Check every object and every name, and yield a report of each.
 
         A report's `file` is the object's path or address, or ``name …``.
         """
@@ -170,25 +172,26 @@ class Store(Reader):
     def gc(self, *, grace: float = garbage.GRACE) -> Collected:
         """Remove what nothing has needed for `grace` seconds.
 
-        The first run that finds an object unneeded only notes the time. Names, leases that have not
-        ended, and for banks the adapters that are there, are what needs an object.
+        The first run that finds an object unneeded only notes the time. A name or a
+        lease that has not expired needs its adapter, and an adapter needs its bank.
 
         Args:
-            grace: 0 removes at once. Use it only while no other process uses the store.
+            grace: seconds. 0 removes objects at once; use that only while no other process uses the
+                store.
 
         Raises:
-            StoreError: a name or a lease is damaged: then nothing is removed.
+            StoreError: a name or a lease is damaged. Nothing is removed then.
         """
         return collection.collect(self._backend, self._open_catalog(), grace)
 
     def stats(self) -> Stats:
-        """How much there is."""
+        """Return the numbers and sizes of objects."""
         adapters, adapter_bytes, banks, bank_bytes, named = self._current().totals()
         marks = sum(1 for _ in self._backend.entries(layout.UNREFERENCED))
         return Stats(adapters, adapter_bytes, banks, bank_bytes, named, marks)
 
     def rebuild(self) -> None:
-        """Make the catalog anew from the objects."""
+        """Rebuild the catalog from the objects."""
         self._open_catalog().rebuild()
 
     def _sound(self, source: Adapter | PathLike, banks: Sources | None) -> tuple[PackedFile, Bytes]:
@@ -203,13 +206,13 @@ class Store(Reader):
             raise error.in_file(source) from None
 
     def _keep(self, key: str, pieces: list[Bytes]) -> bool:
-        """See that an object is there; whether it had to be written."""
+        """Write an object if it is missing, and return whether it was."""
         if garbage.revive(self._backend, key):
             return False
         return self._backend.create(key, pieces)
 
     def _renew(self, name: str) -> records.Name | None:
-        """What a name points to; should it be needed no longer, its grace period begins then."""
+        """Return what a name points to, and restart the grace period of that adapter."""
         try:
             found = records.read(self._backend, name)
         except StoreError:  # damaged; `replaces=ANY` mends it

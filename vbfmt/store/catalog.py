@@ -1,6 +1,6 @@
-"""The catalog: an SQLite index of the objects, which alone would be slow to search.
+"""The catalog: an SQLite index of the objects. Without it a search would read every object.
 
-The catalog holds nothing that the objects do not. Before each answer it checks which groups of keys
+It contains nothing that the objects do not. Before each answer it checks which groups of keys
 have changed, lists those, and reads the headers of new objects. So it corrects itself, whatever
 happened to it, or to the store without it.
 """
@@ -39,14 +39,14 @@ FILE = "catalog.sqlite"
 
 _MOST_NOTES = 16384
 _MOST_TEXT = 16 << 20
-"""Characters in notes, about."""
+"""Approximate number of characters in the pending notes."""
 
 _LONGEST_WAIT = 10.0
 """Seconds until a note is written, at most: much less than `synchronize` takes for young."""
 
 
 class Catalog:
-    """One process's connection to the catalog of a store; threads take turns.
+    """One process's connection to the catalog of a store. Its threads use it in turns.
 
     Args:
         shared: whether every writer of the store also writes to this catalog. Then a difference
@@ -71,7 +71,7 @@ class Catalog:
             self._database.close()
 
     def add(self, digest: str, stored: Stored, header: Header) -> None:
-        """Note an adapter that has been written, and its bank."""
+        """Note that an adapter and its bank have been written."""
         bank = header.sections[BANK]
         self._note(
             *adapter_rows(digest, stored, header),
@@ -150,18 +150,18 @@ class Catalog:
         return self._answer(lambda rows: list(map(entry_of, rows)), *query.statement())
 
     def names(self) -> dict[str, str]:
-        """Digests by name."""
+        """Return name → digest."""
         return self._answer(
             lambda rows: {name: to_digest(digest) for name, digest in rows},
             "SELECT name, digest FROM names ORDER BY name",
         )
 
     def banks(self) -> dict[str, int]:
-        """Sizes of banks by their SHA-256."""
+        """Return SHA-256 → size in bytes, of all banks."""
         return self._answer(dict, "SELECT sha256, size FROM banks ORDER BY sha256")
 
     def banks_needed(self) -> set[str]:
-        """The SHA-256 of the banks of all adapters."""
+        """Return the SHA-256 of the banks that adapters need."""
         return self._answer(
             lambda rows: {bank for (bank,) in rows}, "SELECT DISTINCT bank FROM adapters"
         )
@@ -186,7 +186,7 @@ class Catalog:
     def _answer(
         self, make: Callable[[list[tuple[Any, ...]]], T], query: str, values: tuple[Any, ...] = ()
     ) -> T:
-        """Return what `make` makes of the rows of a query; rows that cannot be are damage."""
+        """Return `make(row)` of each row of a query. A row that `make` refuses is damaged."""
         with self._lock:
             try:
                 return make(self._database.rows(query, values))

@@ -1,4 +1,4 @@
-"""Remove the objects that nothing needs any more."""
+"""Removal of objects that nothing needs any more."""
 
 from __future__ import annotations
 
@@ -16,13 +16,13 @@ from vbfmt.store.catalog import Catalog
 
 @dataclass(frozen=True)
 class Collected:
-    """What a collection did.
+    """The result of a collection.
 
     Attributes:
         removed: keys of the objects that were removed.
-        bytes: of them.
-        waiting: objects that nothing needs, but not for long enough yet.
-        kept: objects that are needed.
+        bytes: total size of these objects.
+        waiting: number of objects that have been unneeded for less than the grace period.
+        kept: number of objects that are needed.
     """
 
     removed: tuple[str, ...]
@@ -35,10 +35,10 @@ def collect(backend: Backend, catalog: Catalog, grace: float) -> Collected:
     """Remove what nothing has needed for `grace` seconds; see `vbfmt.store.Store.gc`.
 
     Raises:
-        StoreError: a name or a lease is damaged: then nothing is removed.
+        StoreError: a name or a lease is damaged. Nothing is removed then.
     """
     removed: dict[str, int] = {}
-    # Without grace the banks of the adapters that were removed go at once, too.
+    # Without a grace period, banks of removed adapters are removed at once too.
     for _ in range(1 if grace > 0 else 2):
         now = time.time()
         unneeded = _unneeded(backend, catalog, now)
@@ -77,15 +77,17 @@ def _unneeded(backend: Backend, catalog: Catalog, now: float) -> dict[str, int]:
 
 
 def _needed_after_all(backend: Backend, catalog: Catalog, due: Iterable[str]) -> set[str]:
-    """The banks among these objects that adapters need, by the adapters' own headers: what is
-    removed cannot be made again, and a damaged catalog may still answer."""
+    """Return the banks among these objects that adapters need according to their own headers.
+
+    A damaged catalog may give wrong answers, and a removed bank cannot be restored.
+    """
     banks = {key for key in due if layout.bank_of(key)}
     if not banks:
         return banks
     needed = set()
     for stored in backend.entries(layout.ADAPTERS):
         content = backend.content(stored.key)
-        with contextlib.suppress(VbfmtError):  # `Store.verify` says what it is
+        with contextlib.suppress(VbfmtError):  # `Store.verify` reports it
             if content is not None:
                 needed.add(layout.bank_key(PackedFile.parse(content).bank.sha256.hex()))
     if banks & needed:

@@ -1,4 +1,4 @@
-"""An SQLite database of what can be read elsewhere: where it fails, it is made anew."""
+"""An SQLite database whose content can be read elsewhere, so it is rebuilt if damaged."""
 
 from __future__ import annotations
 
@@ -21,19 +21,19 @@ _PATIENCE = 60.0
 
 
 class Database:
-    """One connection; it is not for several threads at once.
+    """One connection to the database. Only one thread may use it at a time.
 
-    A damaged file is removed and made again. Where the file cannot be written, the database is kept
-    in memory. Both are warned of.
+    A damaged file is removed and created again. If the file cannot be written, the database is kept
+    in memory. Both give a warning.
 
     Args:
-        fill: reads the content anew, in a transaction.
+        fill: function that reads the content again, in a transaction.
 
     Attributes:
-        fresh: whether the tables have been made by this connection, and are empty.
+        fresh: whether this connection has created the tables, which are then empty.
 
     Raises:
-        StoreError: another process holds it for a minute, or it fails again after it was made anew.
+        StoreError: another process locks it for a minute, or it fails again after a rebuild.
     """
 
     def __init__(self, path: str, fill: Work[object]) -> None:
@@ -74,14 +74,14 @@ class Database:
         return self._tried(done, done)
 
     def damaged(self) -> None:
-        """Make it anew, as it holds what cannot be."""
+        """Rebuild the database, because a row cannot be right."""
         warn(f"the catalog {self._path} is damaged; it is rebuilt from the objects")
         self.renew()
 
     def _tried(self, first: Callable[[], T], again: Callable[[], T]) -> T:
         try:
             return first()
-        except sqlite3.ProgrammingError:  # closed: not the file's fault
+        except sqlite3.ProgrammingError:  # the connection was closed; the file is not damaged
             raise
         except sqlite3.Error as error:
             self._mend(error)
@@ -172,16 +172,16 @@ class Database:
             "cannot use the catalog",
             file=self._path,
             found=str(error),
-            advice="end other processes that use the store, or remove this file: it is made anew",
+            advice="end other processes that use the store, or remove this file to rebuild it",
         )
 
 
 def _is_busy(error: sqlite3.Error) -> bool:
-    """Whether another process holds it."""
+    """Return whether another process has locked the database."""
     return isinstance(error, sqlite3.OperationalError) and "locked" in str(error)
 
 
 def _cannot_write(error: sqlite3.Error) -> bool:
-    """Whether the disk is at fault: full, failing, or only to be read."""
+    """Return whether the disk is full, failing or read-only."""
     words = ("full", "readonly", "unable to open", "I/O error")
     return isinstance(error, sqlite3.OperationalError) and any(word in str(error) for word in words)

@@ -1,4 +1,4 @@
-"""A store in a folder, written with this library's durable writer."""
+"""A store in a folder, with durable writes."""
 
 from __future__ import annotations
 
@@ -22,11 +22,11 @@ else:
     import fcntl
 
 LOCK = "lock"
-"""A file in the store that whoever changes a small object holds locked meanwhile."""
+"""A file in the store that a process locks while it changes a small object."""
 
 
 _PAUSE = 0.01
-"""Seconds between two tries to lock, where the system does not wait by itself."""
+"""Seconds between two attempts to lock, on systems that do not wait for a lock."""
 
 _TICK = 2_000_000_000
 """Nanoseconds: no file system's clock is coarser."""
@@ -41,41 +41,41 @@ class Folder:
 
     @property
     def where(self) -> str:
-        """As `Backend.where`."""
+        """See `Backend.where`."""
         return self._path
 
     def address(self, key: str) -> str:
-        """As `Backend.address`: the file's path."""
+        """See `Backend.address`: the file's path."""
         return os.path.join(self._path, *key.split("/"))
 
     def file(self, key: str) -> str:
-        """As `Backend.file`."""
+        """See `Backend.file`."""
         path = self.address(key)
         if not os.path.exists(path):
             raise FileNotFoundError(path)
         return path
 
     def content(self, key: str) -> Bytes | None:
-        """As `Backend.content`: mapped."""
+        """See `Backend.content`: mapped."""
         path = self.address(key)
         return storage.read(path, mmap=True) if os.path.lexists(path) else None
 
     def exists(self, key: str) -> bool:
-        """As `Backend.exists`."""
+        """See `Backend.exists`."""
         return os.path.lexists(self.address(key))
 
     def create(self, key: str, pieces: Iterable[Bytes]) -> bool:
-        """As `Backend.create`."""
+        """See `Backend.create`."""
         path = self.address(key)
         self._make_folder(os.path.dirname(path))
         try:
-            storage.write(path, pieces, overwrite=False, sweeps=False)  # `tidy` does
+            storage.write(path, pieces, overwrite=False, sweeps=False)  # `tidy` does that
         except OutputExistsError:
             return False
         return True
 
     def found(self, key: str) -> Found | None:
-        """As `Backend.found`; the version is a hash of the content."""
+        """See `Backend.found`; the version is a hash of the content."""
         path = self.address(key)
         try:
             with open(path, "rb") as stream:
@@ -87,7 +87,7 @@ class Folder:
         return Found(content, _version(content))
 
     def replace(self, key: str, content: bytes, version: str) -> bool:
-        """As `Backend.replace`."""
+        """See `Backend.replace`."""
         with self._locked():
             found = self.found(key)
             if found is None or found.version != version:
@@ -96,7 +96,7 @@ class Folder:
             return True
 
     def remove(self, key: str, version: str) -> bool:
-        """As `Backend.remove`."""
+        """See `Backend.remove`."""
         with self._locked():
             found = self.found(key)
             if found is None or found.version != version:
@@ -105,7 +105,7 @@ class Folder:
             return True
 
     def delete(self, key: str) -> None:
-        """As `Backend.delete`."""
+        """See `Backend.delete`."""
         path = self.address(key)
         try:
             with contextlib.suppress(FileNotFoundError):
@@ -115,7 +115,7 @@ class Folder:
             raise storage.refusal("cannot remove", path, error) from None
 
     def entries(self, prefix: str) -> Iterator[Stored]:
-        """As `Backend.entries`; what is in the making is left out."""
+        """See `Backend.entries`; temporary files are left out."""
         stack = [(prefix, self.address(prefix))]
         while stack:
             above, folder = stack.pop()
@@ -136,7 +136,7 @@ class Folder:
                         yield Stored(key, status.st_size, status.st_mtime, version)
 
     def stamps(self, prefix: str) -> dict[str, str | None]:
-        """As `Backend.stamps`: each shard's time of change. One of this moment says nothing yet:
+        """See `Backend.stamps`: each shard's time of change. One of this moment says nothing yet:
         what comes next may get the same."""
         found: dict[str, str | None] = {}
         now = time.time_ns()
@@ -151,7 +151,7 @@ class Folder:
         return found
 
     def tidy(self) -> None:
-        """As `Backend.tidy`: what killed writers have left in the making."""
+        """See `Backend.tidy`: what killed writers have left in the making."""
         for prefix in (layout.ADAPTERS, layout.BANKS, layout.NAMES, layout.UNREFERENCED):
             for folder, _, files in os.walk(self.address(prefix)):
                 for name in files:
@@ -159,7 +159,7 @@ class Folder:
                         staging.sweep(os.path.join(folder, target))
 
     def _make_folder(self, path: str) -> None:
-        """Make a folder in the store, durably; once made it is not looked for again."""
+        """Create a folder in the store, durably. This is done once for each folder."""
         if path in self._made:
             return
         try:
@@ -174,7 +174,7 @@ class Folder:
 
     @contextlib.contextmanager
     def _locked(self) -> Iterator[None]:
-        """Hold the store's lock. It dies with the process, however that dies."""
+        """Hold the store's lock in the block. The lock ends with the process in any case."""
         path = os.path.join(self._path, LOCK)
         try:
             file = os.open(path, os.O_RDWR | os.O_CREAT, 0o666)
@@ -194,10 +194,10 @@ def _wait_for_lock(file: int) -> None:
     if sys.platform == "win32":
         while True:
             try:
-                msvcrt.locking(file, msvcrt.LK_NBLCK, 1)  # its first byte, which need not exist
+                msvcrt.locking(file, msvcrt.LK_NBLCK, 1)  # the first byte, which need not exist
                 return
             except OSError as error:
-                if error.errno != errno.EACCES:  # other than: somebody else holds it
+                if error.errno != errno.EACCES:  # EACCES: another process holds the lock
                     raise
                 time.sleep(_PAUSE)
     else:

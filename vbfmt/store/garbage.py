@@ -23,27 +23,26 @@ from vbfmt.store import layout
 from vbfmt.store.backend import Backend, Found
 
 GRACE = 24 * 3600.0
-"""Seconds that an object stays after it was first found to be needed by nothing."""
+"""Seconds that an object stays after it was first found unneeded."""
 
 _PATIENCE = 60.0
-"""Seconds after which a collector that has not removed what it set out to remove is taken for
-dead."""
+"""Seconds after which a collector that has not finished a removal is taken to be dead."""
 
 
 @dataclass(frozen=True)
 class Mark:
-    """Of an object that nothing needs: since when, or since when it is being removed."""
+    """The time since which an object is unneeded, or is being removed."""
 
     since: float
     removing: bool
 
     def content(self) -> bytes:
-        """As it is stored."""
+        """Return the mark as it is stored."""
         return json.dumps({"since": self.since, "removing": self.removing}).encode()
 
 
 def mark_of(backend: Backend, key: str) -> tuple[Mark, str] | None:
-    """The mark of an object and its version; None if it has none."""
+    """Return the mark of an object and its version; None if it has none."""
     found = backend.found(layout.unreferenced_key(key))
     return None if found is None else (_parse(found), found.version)
 
@@ -56,10 +55,10 @@ def revive(
     Its grace period starts again when a later collection finds it unreferenced.
 
     Returns:
-        whether the object is there.
+        whether the object exists.
 
     Raises:
-        StorageError: another process is removing it and does not come to an end.
+        StorageError: another process is removing it and does not finish.
     """
     until = now() + 2 * _PATIENCE
     while now() < until:
@@ -82,15 +81,15 @@ def note_unneeded(backend: Backend, key: str, now: float) -> None:
 
 
 def is_due(backend: Backend, key: str, before: float, now: float) -> bool:
-    """Whether `claim` would be allowed."""
+    """Return whether `claim` would succeed."""
     found = mark_of(backend, key)
     return found is not None and _is_due(found[0], before, now)
 
 
 def claim(backend: Backend, key: str, before: float, now: float) -> bool:
-    """Set out to remove an object whose mark is older than `before`; whether that is allowed.
+    """Reserve an object for removal if its mark is older than `before`; return whether it was.
 
-    If so, `remove` it.
+    If so, the caller must `remove` it.
     """
     found = mark_of(backend, key)
     if found is None or not _is_due(found[0], before, now):
@@ -106,19 +105,19 @@ def remove(backend: Backend, key: str) -> None:
 
 
 def tidy(backend: Backend, key: str) -> None:
-    """Remove the mark of an object that is not there: somebody was killed between the two."""
+    """Remove the mark of a missing object, left by a process that was killed in `remove`."""
     if not backend.exists(key) and (found := mark_of(backend, key)) is not None:
         backend.remove(layout.unreferenced_key(key), found[1])
 
 
 def _is_due(mark: Mark, before: float, now: float) -> bool:
     if mark.removing:
-        return now - mark.since >= _PATIENCE  # else somebody else is at it
+        return now - mark.since >= _PATIENCE  # otherwise another process is removing it
     return mark.since <= before
 
 
 def _parse(found: Found) -> Mark:
-    """A mark; one that is damaged counts as made now, which keeps the object."""
+    """Return a mark. A damaged one counts as new, which keeps the object."""
     try:
         fields = json.loads(found.content)
         return Mark(float(fields["since"]), bool(fields["removing"]))

@@ -36,14 +36,14 @@ SHARDS = [f"{number:02x}" for number in range(256)]
 LONGEST_NAME = 180
 
 _RESERVED = re.compile(r"(con|prn|aux|nul|com[0-9]|lpt[0-9])(\..*)?|.*\.", re.IGNORECASE)
-"""Names of files that Windows takes for devices, or whose last dot it drops."""
+"""File names that Windows reserves for devices, or whose last dot it drops."""
 
 _DIGEST = re.compile(r"sha256:([0-9a-f]{64})")
 _NAME = re.compile(r"[A-Za-z0-9_][A-Za-z0-9._@+-]*(/[A-Za-z0-9_][A-Za-z0-9._@+-]*)*")
 
 
 def is_digest(text: str) -> bool:
-    """Whether `text` is ``sha256:`` and 64 lower-case hexadecimal digits."""
+    """Return whether `text` is ``sha256:`` and 64 lower-case hexadecimal digits."""
     return _DIGEST.fullmatch(text) is not None
 
 
@@ -51,7 +51,7 @@ def adapter_key(digest: str) -> str:
     """Return the key of the adapter with a digest.
 
     Raises:
-        StoreError: not a digest.
+        StoreError: `digest` is not a digest.
     """
     match = _DIGEST.fullmatch(digest)
     if match is None:

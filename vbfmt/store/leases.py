@@ -1,4 +1,4 @@
-"""Leases: what a server uses is not collected, whatever becomes of its name."""
+"""Leases, which keep an adapter in the store while a server uses it."""
 
 from __future__ import annotations
 
@@ -18,11 +18,11 @@ SECONDS = 3600.0
 class Lease:
     """A promise that an adapter and its bank stay in the store, until `expires`.
 
-    Use it as a context, or `renew` and `close` it. One that is not renewed ends by itself: a server
-    that dies leaves nothing behind.
+    Use it as a context manager, or `renew` and `close` it. A lease that is not renewed expires, so
+    a server that is killed leaves nothing behind.
 
     Attributes:
-        digest: of the adapter.
+        digest: digest of the adapter.
         expires: seconds since 1970.
     """
 
@@ -36,10 +36,10 @@ class Lease:
         backend.create(self._key, [self._content()])
 
     def renew(self, seconds: float = SECONDS) -> None:
-        """Let it last `seconds` from now.
+        """Extend the lease to `seconds` from now.
 
         Raises:
-            ConflictError: it had ended, and was collected.
+            ConflictError: the lease had expired and was removed.
         """
         found = self._backend.found(self._key)
         self.expires = time.time() + seconds
@@ -52,7 +52,7 @@ class Lease:
             )
 
     def close(self) -> None:
-        """End it now."""
+        """End the lease now."""
         self._backend.delete(self._key)
 
     def __enter__(self) -> Lease:
@@ -71,7 +71,7 @@ class Lease:
 
 
 def held(backend: Backend, now: float) -> Iterator[str]:
-    """The digests that somebody holds; leases that have ended are removed."""
+    """Yield the digests with a lease, and remove expired leases."""
     for entry in backend.entries(layout.LEASES):
         found = backend.found(entry.key)
         if found is None:

@@ -1,4 +1,4 @@
-"""Names that point to digests, and change by compare-and-swap."""
+"""Names that point to digests. They are changed by compare-and-swap."""
 
 from __future__ import annotations
 
@@ -16,8 +16,8 @@ class Name:
     """A name as it is written in the store.
 
     Attributes:
-        name: as it was given, case included.
-        digest: what it points to.
+        name: the name as it was given, in its own case.
+        digest: the digest that it points to.
     """
 
     name: str
@@ -25,7 +25,7 @@ class Name:
 
 
 def read(backend: Backend, name: str) -> tuple[Name, str] | None:
-    """A name and the version of its record; None if there is none. Case is ignored.
+    """Return a name and the version of its record; None if there is none. Case is ignored.
 
     Raises:
         StoreError: no name at all, or its record is damaged.
@@ -36,7 +36,7 @@ def read(backend: Backend, name: str) -> tuple[Name, str] | None:
 
 
 def parse(found: Found, where: str) -> Name:
-    """A name's record.
+    """Decode the record of a name.
 
     Raises:
         StoreError: it is damaged.
@@ -58,7 +58,7 @@ def parse(found: Found, where: str) -> Name:
 
 
 def write(backend: Backend, name: str, digest: str, replaces: str | None) -> None:
-    """Let a name point to a digest.
+    """Point a name to a digest.
 
     Args:
         replaces: the digest that it points to now; None if it must be new.
@@ -81,10 +81,10 @@ def write(backend: Backend, name: str, digest: str, replaces: str | None) -> Non
 
 
 def overwrite(backend: Backend, name: str, digest: str) -> None:
-    """Let a name point to a digest, whatever it pointed to, damaged or not.
+    """Point a name to a digest, whatever it pointed to, even if its record is damaged.
 
     Raises:
-        ConflictError: somebody else changes it again and again.
+        ConflictError: other processes change it again and again.
     """
     key = layout.name_key(name)
     content = json.dumps({"digest": digest, "name": name}, ensure_ascii=False).encode()
@@ -99,7 +99,7 @@ def overwrite(backend: Backend, name: str, digest: str) -> None:
 
 
 def remove(backend: Backend, name: str, expected: str | None) -> bool:
-    """Remove a name; whether it was there.
+    """Remove a name, and return whether it existed.
 
     Args:
         expected: the digest that it must point to; None for any.
@@ -118,7 +118,7 @@ def remove(backend: Backend, name: str, expected: str | None) -> bool:
 
 
 def every(backend: Backend) -> Iterator[Name]:
-    """All names.
+    """Yield all names.
 
     Raises:
         StoreError: one is damaged.

@@ -1,4 +1,4 @@
-"""Open a store: its backend, and what says that it is one."""
+"""Opening of a store: its backend, and the check that it is a store."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ def backend_at(path: str, cache: PathLike | None) -> tuple[Backend, str]:
 
 
 def require_store(backend: Backend, *, create: bool) -> None:
-    """Check that there is a store; make an empty one if `create` is set and nothing is there.
+    """Check that there is a store; create it if `create` is set and there is nothing.
 
     Raises:
         StoreError: there is none, or something else.

@@ -1,4 +1,4 @@
-"""What to look for in the catalog."""
+"""Queries of the catalog."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ _MOST = 2**63 - 1
 
 @dataclass(frozen=True)
 class Query:
-    """Adapters of which all that is given holds; see `vbfmt.store.Store.entries`."""
+    """The conditions that adapters must meet; see `vbfmt.store.Store.entries`."""
 
     base_model: str | None = None
     bank: str | None = None
@@ -22,7 +22,7 @@ class Query:
     limit: int | None = None
 
     def statement(self) -> tuple[str, tuple[Any, ...]]:
-        """SQL for rows of `COLUMNS` and the names, newest first, and its values."""
+        """Return the SQL for rows of `COLUMNS` and names, newest first, and its parameters."""
         where: list[str] = ["1"]
         values: list[Any] = []
         for condition, value in (
@@ -48,7 +48,7 @@ class Query:
 
 
 def _is_possible(value: object) -> bool:
-    """Whether a value may be in the catalog: a text with half a surrogate pair is in no adapter."""
+    """Return whether a value can be in the catalog. Text with a lone surrogate cannot."""
     try:
         str(value).encode()
     except UnicodeEncodeError:

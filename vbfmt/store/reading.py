@@ -1,4 +1,4 @@
-"""Read a store: adapters, names and entries."""
+"""Reading of a store: adapters, names and entries."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ class Reader:
     """The methods of a store that only read (and lease).
 
     Args:
-        catalog_path: of the catalog's file, which is opened when it is first needed.
+        catalog_path: path of the catalog, which is opened when it is first needed.
     """
 
     def __init__(self, backend: Backend, catalog_path: str) -> None:
@@ -34,13 +34,13 @@ class Reader:
         return f"<vbfmt store {self._backend.where}>"
 
     def close(self) -> None:
-        """Close the catalog. The store can be used on; it is opened again."""
+        """Close the catalog. It is opened again if the store is used after that."""
         if self._catalog is not None:
             self._catalog.close()
             self._catalog = None
 
     def resolve(self, name: str) -> str:
-        """The digest that a name points to; a digest is taken as it is, if it is there.
+        """Return the digest that a name points to, or a digest itself if the store has it.
 
         Raises:
             UnknownError: no such name or digest; the message names the nearest.
@@ -71,7 +71,7 @@ class Reader:
         return found[0].digest if found is not None and found[0].name == name else None
 
     def path(self, digest: str) -> str:
-        """The path of an adapter's file, without its bank: load it with ``banks=store``.
+        """Return the path of an adapter's file without its bank. Load it with ``banks=store``.
 
         The file never changes. It stays as long as a name or a lease points to the adapter, and for
         the grace period after that.
@@ -85,15 +85,15 @@ class Reader:
             raise UnknownError("no such adapter", file=self._backend.where, found=digest) from None
 
     def open(self, name: str, *, verify: bool = True) -> Adapter:
-        """The adapter of a name or digest. Adapters with one bank share one array.
+        """Load the adapter of a name or digest. Adapters with the same bank share one array.
 
         Args:
             verify: as in `vbfmt.load`.
 
         Raises:
             UnknownError: no such name or digest.
-            BankError: its bank is not in the store.
-            VbfmtError: damage; the message names the file.
+            BankError: the bank is not in the store.
+            VbfmtError: the file is damaged. The message names it.
         """
         digest = self.resolve(name)
         key = layout.adapter_key(digest)
@@ -106,16 +106,16 @@ class Reader:
             raise error.in_file(self._backend.address(key)) from None
 
     def read(self, sha256: str, length: int) -> Bytes | None:
-        """The bytes of a bank, unchecked: a store is a source of banks, for ``banks=``."""
+        """Return the unchecked bytes of a bank, so that a store can be a value of ``banks=``."""
         content = self._backend.content(layout.bank_key(sha256))
         return content if content is None or len(content) != length else bytes(content)
 
     def where(self, sha256: str) -> str:
-        """Where a bank is, for messages."""
+        """Return the path or address of a bank, for messages."""
         return self._backend.address(layout.bank_key(sha256))
 
     def lease(self, name: str, *, seconds: float = leases.SECONDS) -> leases.Lease:
-        """Hold the adapter of a name or digest: it is not collected as long as the lease lasts.
+        """Lease the adapter of a name or digest. It is not removed while the lease lasts.
 
         >>> with store.lease("alice") as lease:
         ...     adapter = store.open(lease.digest)
@@ -131,7 +131,7 @@ class Reader:
         return lease
 
     def names(self) -> dict[str, str]:
-        """All names and the digests that they point to."""
+        """Return name → digest, for all names."""
         return self._current().names()
 
     def entries(
@@ -143,14 +143,14 @@ class Reader:
         added_since: float | None = None,
         limit: int | None = None,
     ) -> list[Entry]:
-        """The adapters of which all that is given holds, newest first; from the catalog.
+        """Return the adapters that meet all given conditions, newest first, from the catalog.
 
         Args:
-            base_model: as the adapter names it.
-            bank: SHA-256 of its bank, 64 hexadecimal digits.
-            metadata: texts that it must have.
-            added_since: seconds since 1970.
-            limit: no more than so many.
+            base_model: name of the base model, as in the adapter.
+            bank: SHA-256 of the bank, 64 hexadecimal digits.
+            metadata: metadata that the adapter must have.
+            added_since: earliest time of adding, in seconds since 1970.
+            limit: largest number of adapters.
         """
         query = Query(base_model, bank, metadata, added_since, limit)
         return self._current().entries(query)
@@ -182,7 +182,7 @@ _MOST_COMPARED = 5000
 
 
 def _similar(known: Mapping[str, str], name: str) -> list[str]:
-    """Names that it pays to compare with: comparing each of a million would take minutes."""
+    """Return some names to compare `name` with. A million comparisons would take minutes."""
     start = name[:2].lower()
     alike = [one for one in known if one.lower().startswith(start)]
     return (alike or list(known))[:_MOST_COMPARED]

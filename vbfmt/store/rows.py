@@ -41,14 +41,14 @@ class Entry:
 
     Attributes:
         digest: ``sha256:…``.
-        size: bytes, without the bank.
-        added: seconds since 1970.
-        bank: SHA-256 of its bank.
-        bank_size: bytes.
+        size: length of the file in bytes, without the bank.
+        added: time of adding, in seconds since 1970.
+        bank: SHA-256 of the bank, 64 hexadecimal digits.
+        bank_size: length of the bank in bytes.
         base_model, base_revision, h, b, k, metadata: as in `Adapter`.
         rows: N, the number of sub-vectors.
-        modules: how many.
-        names: that point to it, sorted.
+        modules: number of modules.
+        names: names that point to it, sorted.
     """
 
     digest: str
@@ -90,12 +90,12 @@ _FIELDS = (
 
 
 def to_bytes(digest: str) -> bytes:
-    """A digest as the tables have it."""
+    """Return a digest in the form of the tables."""
     return bytes.fromhex(digest.removeprefix("sha256:"))
 
 
 def to_digest(content: bytes) -> str:
-    """The digest of `to_bytes`."""
+    """Return the digest, given the result of `to_bytes`."""
     return f"sha256:{content.hex()}"
 
 

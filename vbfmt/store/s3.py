@@ -1,4 +1,4 @@
-"""A store in a bucket of S3 or of what speaks its protocol, through obstore.
+"""A store in a bucket of S3, or of a server with its protocol, through obstore.
 
 Objects are created where none is (``If-None-Match``), what changes is replaced by its ETag
 (``If-Match``). Not all such servers know a conditional removal, so what changes is removed by
@@ -27,7 +27,7 @@ _OPTIONS: dict[str, Any] = {"connect_timeout": "10s", "timeout": "120s"}
 
 
 def cache_folder(address: str, given: str | os.PathLike[str] | None) -> str:
-    """Where catalog and files of the store at an address are kept on this machine."""
+    """Return the local folder for the catalog and files of the store at an address."""
     if given is not None:
         return os.path.abspath(given)
     home = os.environ.get("XDG_CACHE_HOME") or os.path.expanduser("~/.cache")
@@ -39,7 +39,7 @@ class Bucket:
 
     Raises:
         MissingExtraError: obstore is not installed.
-        StorageError: the address or the environment is not what obstore takes.
+        StorageError: obstore refuses the address or the environment.
     """
 
     def __init__(self, address: str, cache: str) -> None:
@@ -58,15 +58,15 @@ class Bucket:
 
     @property
     def where(self) -> str:
-        """As `Backend.where`."""
+        """See `Backend.where`."""
         return self._address
 
     def address(self, key: str) -> str:
-        """As `Backend.address`."""
+        """See `Backend.address`."""
         return f"{self._address}/{key}"
 
     def file(self, key: str) -> str:
-        """As `Backend.file`: a copy on this machine, fetched once."""
+        """See `Backend.file`: a copy on this machine, fetched once."""
         path = os.path.join(self._cache, *key.split("/"))
         if not os.path.exists(path):
             content = self.content(key)
@@ -77,12 +77,12 @@ class Bucket:
         return path
 
     def content(self, key: str) -> Bytes | None:
-        """As `Backend.content`."""
+        """See `Backend.content`."""
         found = self.found(key)
         return None if found is None else found.content
 
     def exists(self, key: str) -> bool:
-        """As `Backend.exists`."""
+        """See `Backend.exists`."""
         with self._errors("cannot read", key):
             try:
                 return bool(self._obstore.head(self._store, key)["size"])
@@ -90,7 +90,7 @@ class Bucket:
                 return False
 
     def create(self, key: str, pieces: Iterable[Bytes]) -> bool:
-        """As `Backend.create`."""
+        """See `Backend.create`."""
         content = b"".join(bytes(piece) for piece in pieces)
         if self._put(key, content, "create"):
             return True
@@ -101,28 +101,28 @@ class Bucket:
         return found is not None and found.content == content and _changes(key)
 
     def found(self, key: str) -> Found | None:
-        """As `Backend.found`; the version is the ETag."""
+        """See `Backend.found`; the version is the ETag."""
         found = self._read(key)
         return found if found is not None and found.content else None
 
     def replace(self, key: str, content: bytes, version: str) -> bool:
-        """As `Backend.replace`."""
+        """See `Backend.replace`."""
         if self._put(key, content, {"e_tag": version}):
             return True
         found = self._read(key)
         return found is not None and bool(content) and found.content == content
 
     def remove(self, key: str, version: str) -> bool:
-        """As `Backend.remove`."""
+        """See `Backend.remove`."""
         return self._put(key, b"", {"e_tag": version})
 
     def delete(self, key: str) -> None:
-        """As `Backend.delete`."""
+        """See `Backend.delete`."""
         with self._errors("cannot remove", key), contextlib.suppress(FileNotFoundError):
             self._obstore.delete(self._store, key)
 
     def entries(self, prefix: str) -> Iterator[Stored]:
-        """As `Backend.entries`."""
+        """See `Backend.entries`."""
         with self._errors("cannot list", prefix):
             for chunk in self._obstore.list(self._store, prefix=prefix or None):
                 for one in chunk:
@@ -131,10 +131,10 @@ class Bucket:
                         yield Stored(one["path"], one["size"], modified, one["e_tag"] or "")
 
     def tidy(self) -> None:
-        """As `Backend.tidy`: an upload is there whole or not at all."""
+        """See `Backend.tidy`: an upload is there whole or not at all."""
 
     def stamps(self, prefix: str) -> dict[str, str | None]:
-        """As `Backend.stamps`: a listing is all that there is."""
+        """See `Backend.stamps`: a listing is all that there is."""
         return {prefix: None}
 
     def _read(self, key: str) -> Found | None:
@@ -146,7 +146,7 @@ class Bucket:
                 return None
 
     def _put(self, key: str, content: bytes, mode: object) -> bool:
-        """Write under a condition; whether it held."""
+        """Write an object under a condition, and return whether the condition held."""
         refused = self._obstore.exceptions
         with self._errors("cannot write", key):
             try:
@@ -169,5 +169,5 @@ class Bucket:
 
 
 def _changes(key: str) -> bool:
-    """Whether keys of that kind hold what changes; other objects need not know who wrote them."""
+    """Return whether objects with such keys change. Other objects need no version."""
     return not key.startswith(("adapters/", "banks/"))

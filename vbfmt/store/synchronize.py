@@ -1,4 +1,4 @@
-"""Bring the catalog's tables up to the objects: list what has changed, read what is new."""
+"""Updates of the catalog's tables: list changed objects, and read new ones."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ def sync_adapters(backend: Backend, database: sqlite3.Connection, keys: str) -> 
     """List the adapters under `keys`, and correct the table.
 
     Returns:
-        how many were missing from the table, and how many were in it but are gone.
+        number of adapters that the table lacked, and number of those that are gone.
     """
     start = to_bytes(keys.removeprefix(layout.ADAPTERS).removeprefix("/"))
     query = "SELECT digest FROM adapters WHERE digest BETWEEN ? AND ?"
@@ -45,7 +45,7 @@ def sync_adapters(backend: Backend, database: sqlite3.Connection, keys: str) -> 
             known.remove(digest)
             continue
         content = backend.content(stored.key)
-        with contextlib.suppress(VbfmtError, OverflowError):  # `Store.verify` says what it is
+        with contextlib.suppress(VbfmtError, OverflowError):  # `Store.verify` reports it
             if content is not None:
                 for statement, row in adapter_rows(
                     digest, stored, PackedFile.parse(content).header
@@ -58,7 +58,7 @@ def sync_adapters(backend: Backend, database: sqlite3.Connection, keys: str) -> 
 
 
 def sync_banks(backend: Backend, database: sqlite3.Connection, keys: str) -> tuple[int, int]:
-    """The same for banks."""
+    """List the banks under `keys`, and correct the table. Returns as `sync_adapters`."""
     start = keys.removeprefix(layout.BANKS).removeprefix("/")
     query = "SELECT sha256 FROM banks WHERE sha256 BETWEEN ? AND ?"
     known = {sha256 for (sha256,) in database.execute(query, (start, f"{start}~"))}
@@ -75,7 +75,7 @@ def sync_banks(backend: Backend, database: sqlite3.Connection, keys: str) -> tup
 
 
 def sync_names(backend: Backend, database: sqlite3.Connection, keys: str) -> tuple[int, int]:
-    """The same for names."""
+    """List the names under `keys`, and correct the table. Returns as `sync_adapters`."""
     query = "SELECT key, version FROM names WHERE key BETWEEN ? AND ?"
     known = dict(database.execute(query, (f"{keys}/", f"{keys}/~")))
     added = 0

@@ -1,4 +1,4 @@
-"""Check every object and every name of a store."""
+"""Verification of every object and every name of a store."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from vbfmt.store.backend import Backend, Found
 
 
 def reports(backend: Backend, banks: Source) -> Iterator[Report]:
-    """Yield a report of each bank, adapter and name; `banks` has the banks of the adapters."""
+    """Yield a report of each bank, adapter and name. The adapters' banks are read from `banks`."""
     for prefix in (layout.BANKS, layout.ADAPTERS):
         for stored in backend.entries(prefix):
             yield _of_object(backend, stored.key, banks)
@@ -29,7 +29,7 @@ def _of_object(backend: Backend, key: str, banks: Source) -> Report:
     content = backend.content(key)
     try:
         if content is None:
-            return Report(where, digest, ())  # collected in this moment
+            return Report(where, digest, ())  # removed by a collection in this moment
         if digest is not None:
             loads(content, digest=digest, banks=banks)
         elif (sha256 := layout.bank_of(key)) is not None:
@@ -47,7 +47,7 @@ def _of_name(backend: Backend, found: Found, where: str) -> Report:
     except StoreError as error:
         return Report(where, None, (error,))
     problem = UnknownError(
-        "a name points to an adapter that is not there",
+        "a name points to an adapter that is not in the store",
         file=where,
         part=f"name {one.name}",
         found=one.digest,
