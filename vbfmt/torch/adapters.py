@@ -16,7 +16,7 @@ from vbfmt.torch.bank import VectorBank
 from vbfmt.torch.composition import Composition
 from vbfmt.torch.config import VBLoRAConfig
 from vbfmt.torch.linear import VBLoRALinear
-from vbfmt.torch.sharding import GradientAverage, require_local
+from vbfmt.torch.sharding import GradientAverage, is_distributed, require_local
 from vbfmt.torch.stand_ins import StandIns
 
 # What DistributedDataParallel, torch.compile and FSDP1 call the model in them.
@@ -238,7 +238,7 @@ class VBLoRA(nn.Module):
         if composition is None:
             self._warn_that_it_does_not_train()
         elif not self.merged:
-            if not torch.compiler.is_compiling():
+            if not torch.compiler.is_compiling() and is_distributed():
                 self._average.cover(self.root, self._trained())
             composition.begin()
 

@@ -7,6 +7,7 @@ from torch import Tensor, nn
 
 from vbfmt.torch.bank import VectorBank
 from vbfmt.torch.composition import Composition, Slot, compose_alone
+from vbfmt.torch.low_rank import add_low_rank, can_add_in_one_step
 from vbfmt.torch.sharding import gathered
 
 _LOGIT_OF_ZERO = 2.0  # of four vectors, the zero vector then has two thirds of the weight
@@ -29,7 +30,9 @@ class LowRankUpdate(nn.Module):
         Returns:
             (…, out_features) in the dtype of `result`.
         """
-        a, b = self.factors()
+        return self._add(x, result, *self.factors())
+
+    def _add(self, x: Tensor, result: Tensor, a: Tensor, b: Tensor) -> Tensor:
         low = nn.functional.linear(self.prepare(x.to(a.dtype)), a)
         # A base of lower precision: round once, at the end. Nested tensors cannot be flattened.
         if low.dtype != result.dtype or result.is_nested:
@@ -92,9 +95,21 @@ class Admixture(LowRankUpdate):
         """From now on take the rows from a composition that all layers share."""
         self._shared = composition, composition.add(self)
 
+    def forward(self, x: Tensor, result: Tensor) -> Tensor:
+        """Return result + B·(A·x), in one step of autograd where that gives the same."""
+        rows = self._rows()
+        if not can_add_in_one_step(x, result, rows):
+            return self._add(x, result, *self._factors_of(rows))
+        if self.training and self.dropout.p:
+            x = self.dropout(x.to(rows.dtype))
+        return add_low_rank(x, result, rows, self.rank)
+
     def factors(self) -> tuple[Tensor, Tensor]:
         """Return A and B, composed from the bank: views of this layer's rows."""
-        rows_a, rows_b = torch.split(self._rows(), self.rows)
+        return self._factors_of(self._rows())
+
+    def _factors_of(self, rows: Tensor) -> tuple[Tensor, Tensor]:
+        rows_a, rows_b = torch.split(rows, self.rows)
         a = rows_a.reshape(self.rank, self.in_features)
         return a, rows_b.reshape(self.rank, self.out_features).t()
 

@@ -14,6 +14,7 @@ from torch.autograd.graph import saved_tensors_hooks
 
 from vbfmt.errors import ModelError
 from vbfmt.torch.bank import VectorBank
+from vbfmt.torch.selected import can_compose_in_one_step, compose_in_one_step
 from vbfmt.torch.selection import select_top_k
 from vbfmt.torch.sharding import gathered, is_sharded, require_whole
 from vbfmt.torch.unselected import compose_with_all_gradients
@@ -53,6 +54,8 @@ def compose(
     indices = select_top_k(blocks, k)
     if train_unselected and torch.is_grad_enabled():
         return compose_with_all_gradients(bank, indices, blocks)
+    if can_compose_in_one_step(bank):
+        return compose_in_one_step(bank, indices, blocks)
     parts = torch.split(indices, [len(block) for block in blocks])
     top = torch.cat([block.gather(1, at) for block, at in zip(blocks, parts, strict=True)])
     weights = top.softmax(dim=1).to(bank.dtype)

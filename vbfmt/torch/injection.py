@@ -38,8 +38,8 @@ def inject(
 
     A layer that a pass does not use gets a gradient of zeros, where PEFT has None: an optimizer
     still applies momentum and weight decay to it. Second derivatives (``create_graph=True``) are
-    not supported, because PyTorch's `embedding_bag` has none. `nn.DataParallel` works, but each
-    replica of a layer composes its own factors; prefer DistributedDataParallel.
+    supported on processors only: elsewhere PyTorch's `embedding_bag` has none. `nn.DataParallel`
+    works, but each replica of a layer composes its own factors; prefer DistributedDataParallel.
 
     ``save_pretrained`` of a transformers model, and so the Trainer's ``checkpoint-N``, then writes
     the active adapter as `save_checkpoint` does; to save the base, `eject` first.

@@ -29,6 +29,11 @@ def is_sharded(tensor: Tensor | None) -> bool:
     return module is not None and isinstance(tensor, module.DTensor)
 
 
+def is_distributed() -> bool:
+    """Whether there are other processes that train the same model."""
+    return torch.distributed.is_available() and torch.distributed.is_initialized()
+
+
 def _is_sharded_by_fsdp2(root: nn.Module) -> bool:
     """Whether `fully_shard` was called on a module of the model."""
     fsdp = sys.modules.get("torch.distributed.fsdp")
@@ -134,7 +139,7 @@ class GradientAverage:
 
     def cover(self, root: nn.Module, parameters: Iterable[nn.Parameter]) -> None:
         """Have every gradient of these parameters averaged, if the model is sharded by FSDP2."""
-        if not torch.distributed.is_available() or not torch.distributed.is_initialized():
+        if not is_distributed():
             return
         new = [p for p in parameters if p.requires_grad and id(p) not in self._known]
         if not new:

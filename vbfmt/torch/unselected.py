@@ -6,7 +6,10 @@ from collections.abc import Sequence
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
+
+from vbfmt.errors import ModelError
+from vbfmt.torch.selected import gradient_of_bank, mix
 
 
 def compose_with_all_gradients(bank: Tensor, indices: Tensor, blocks: Sequence[Tensor]) -> Tensor:
@@ -37,11 +40,7 @@ class _ComposeWithAllGradients(torch.autograd.Function):
         Returns:
             The rows, and the weights (N, k), which are not to be differentiated.
         """
-        parts = torch.split(indices, [len(block) for block in blocks])
-        top = torch.cat([block.gather(1, at) for block, at in zip(blocks, parts, strict=True)])
-        weights = top.softmax(dim=1).to(bank.dtype)
-        rows = nn.functional.embedding_bag(indices, bank, per_sample_weights=weights, mode="sum")
-        return rows, weights
+        return mix(bank, indices, blocks)
 
     @staticmethod
     def setup_context(ctx: Any, inputs: tuple[Tensor, ...], output: tuple[Tensor, Tensor]) -> None:
@@ -56,6 +55,11 @@ class _ComposeWithAllGradients(torch.autograd.Function):
     def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor | None, ...]:
         """The gradients of bank and logits; the indices have none."""
         gradient, _ = gradients
+        if torch.is_grad_enabled():
+            raise ModelError(
+                "no second derivatives where logits that are not selected have a gradient",
+                advice="differentiate once, without create_graph=True",
+            )
         bank, indices, weights, rows = ctx.saved_tensors
         # ⟨∂L/∂u, α_j − u⟩ of every row and vector.
         slopes = torch.addmm((gradient * rows).sum(1, keepdim=True), gradient, bank.t(), beta=-1)
@@ -64,12 +68,5 @@ class _ComposeWithAllGradients(torch.autograd.Function):
         blocks: Sequence[Tensor] = torch.split(of_logits, ctx.sizes)
         of_bank = None
         if ctx.needs_input_grad[0]:
-            of_bank = _gradient_of_bank(bank, indices, weights, gradient)
+            of_bank = gradient_of_bank(bank, indices, weights, gradient)
         return (of_bank, None, *blocks)
-
-
-def _gradient_of_bank(bank: Tensor, indices: Tensor, weights: Tensor, gradient: Tensor) -> Tensor:
-    total = torch.zeros_like(bank)
-    for column in range(indices.shape[1]):
-        total.index_add_(0, indices[:, column], gradient * weights[:, column : column + 1])
-    return total

@@ -1,0 +1,162 @@
+"""Composing and adding as one step of autograd each: the same values as operation by operation."""
+
+from __future__ import annotations
+
+from math import inf, nan
+
+import pytest
+import torch
+from torch import nn
+from torch.autograd import gradcheck, gradgradcheck
+
+from tests.torch.models import batch, config, net
+from vbfmt.errors import ModelError
+from vbfmt.torch import VectorBank, inject
+from vbfmt.torch.composition import _mixed
+from vbfmt.torch.low_rank import add_low_rank, can_add_in_one_step
+from vbfmt.torch.selected import compose_in_one_step
+from vbfmt.torch.selection import select_top_k
+
+RANK, B = 3, 4
+SHAPES = [(8,), (5, 8), (2, 3, 8), (0, 8)]
+
+
+def operands(shape=(2, 3, 8), out=12, dtype=torch.float64, of_rows=torch.float64):
+    torch.manual_seed(0)
+    x = torch.randn(*shape, dtype=dtype, requires_grad=True)
+    result = torch.randn(*shape[:-1], out, dtype=dtype, requires_grad=True)
+    rows = torch.randn(RANK * (shape[-1] + out) // B, B, dtype=of_rows, requires_grad=True)
+    return x, result, rows
+
+
+def separately(x, result, rows):
+    a = rows[: RANK * x.shape[-1] // B].reshape(RANK, -1)
+    b = rows[RANK * x.shape[-1] // B :].reshape(RANK, -1).t()
+    low = nn.functional.linear(x.to(rows.dtype), a)
+    return (result + nn.functional.linear(low, b)).to(result.dtype)
+
+
+@pytest.mark.parametrize("shape", SHAPES)
+def test_adding_is_what_the_operations_give(shape):
+    given = operands(shape)
+    one, other = add_low_rank(*given, RANK), separately(*given)
+    torch.testing.assert_close(one, other)
+    upstream = torch.randn_like(one)
+    found = torch.autograd.grad(one, given, upstream)
+    expected = torch.autograd.grad(other, given, upstream)
+    for each, right in zip(found, expected, strict=True):
+        torch.testing.assert_close(each, right)
+
+
+def test_a_base_of_lower_precision_is_rounded_once():
+    x, result, rows = operands(dtype=torch.bfloat16, of_rows=torch.float32)
+    one, other = add_low_rank(x, result, rows, RANK), separately(x, result, rows)
+    assert torch.equal(one, other)
+    found = torch.autograd.grad(one.sum(), (x, rows))
+    expected = torch.autograd.grad(other.sum(), (x, rows))
+    assert found[0].dtype == torch.bfloat16
+    torch.testing.assert_close(found, expected)
+
+
+def test_inputs_that_do_not_lie_in_one_piece():
+    x, result, rows = operands((2, 5, 8))
+    x = x.detach().transpose(0, 1).contiguous().transpose(0, 1)
+    result = result.detach().transpose(1, 2).contiguous().transpose(1, 2)
+    assert not x.is_contiguous()
+    torch.testing.assert_close(add_low_rank(x, result, rows, RANK), separately(x, result, rows))
+
+
+def test_gradients_of_first_and_second_order():
+    given = operands((2, 8))
+    assert gradcheck(lambda *each: add_low_rank(*each, RANK), given)
+    assert gradgradcheck(lambda *each: add_low_rank(*each, RANK), given)
+
+
+def test_a_penalty_on_the_gradient_of_the_input_reaches_the_adapter():
+    model, (x, _) = net(), batch()
+    inject(model, config())
+    x.requires_grad_()
+    (slope,) = torch.autograd.grad(model(x).sum(), x, create_graph=True)
+    slope.square().sum().backward()
+    assert model.out.updates["default"].logits.grad.abs().sum() > 0
+
+
+def test_autocast_goes_operation_by_operation():
+    x, result, rows = operands(of_rows=torch.float32, dtype=torch.float32)
+    assert can_add_in_one_step(x, result, rows)
+    with torch.autocast("cpu", torch.bfloat16):
+        assert not can_add_in_one_step(x, result, rows)
+
+
+@pytest.mark.parametrize("k", [1, 2, 3])
+@pytest.mark.parametrize("frozen", [False, True])
+def test_composing_is_what_the_operations_give(k, frozen):
+    torch.manual_seed(0)
+    bank = torch.randn(16, 8, dtype=torch.float64, requires_grad=not frozen)
+    blocks = [torch.randn(n, 16, dtype=torch.float64, requires_grad=True) for n in (3, 1, 6)]
+    indices = select_top_k(blocks, k)
+    one = compose_in_one_step(bank, indices, blocks)
+    other = _mixed(bank, indices, torch.cat(blocks).gather(1, indices).softmax(1))
+    assert torch.equal(one, other)
+    upstream, inputs = torch.randn_like(one), [*blocks] if frozen else [bank, *blocks]
+    found = torch.autograd.grad(one, inputs, upstream)
+    expected = torch.autograd.grad(other, inputs, upstream)
+    torch.testing.assert_close(found, expected)
+
+
+def test_composing_has_second_derivatives():
+    torch.manual_seed(0)
+    bank = torch.randn(5, 4, dtype=torch.float64, requires_grad=True)
+    blocks = [torch.randn(n, 5, dtype=torch.float64, requires_grad=True) for n in (2, 1)]
+    indices = select_top_k(blocks, 2)
+    assert gradcheck(lambda *each: compose_in_one_step(each[0], indices, each[1:]), (bank, *blocks))
+    assert gradgradcheck(
+        lambda *each: compose_in_one_step(each[0], indices, each[1:]), (bank, *blocks)
+    )
+
+
+def test_none_where_logits_that_are_not_selected_have_a_gradient():
+    model = net()
+    bank = VectorBank.from_seed(1, 16, 8)
+    inject(model, config(), bank=bank)
+    loss = model(batch()[0]).sum()
+    with pytest.raises(ModelError, match="no second derivatives"):
+        loss.backward(create_graph=True)
+
+
+def test_gradients_are_written_to_as_any_others():
+    model, (x, y) = net(), batch()
+    inject(model, config())
+    nn.functional.cross_entropy(model(x), y).backward()
+    logits = [layer.updates["default"].logits for layer in (*model.encoder, model.out)]
+    before = [each.grad.clone() for each in logits]
+    nn.utils.clip_grad_norm_(logits, 1e-3)
+    logits[0].grad.mul_(2)
+    nn.functional.cross_entropy(model(x), y).backward()
+    torch.testing.assert_close(
+        logits[1].grad, before[1] + before[1] * _scale(before), atol=0, rtol=1e-5
+    )
+
+
+def _scale(gradients):
+    norm = torch.stack([each.norm() for each in gradients]).norm()
+    return 1e-3 / (norm + 1e-6)
+
+
+@pytest.mark.parametrize("others", [0.0, -inf])
+def test_two_largest_of_many(others):
+    rows = torch.full((4, 1024), others)
+    rows[0, [70, 3]] = torch.tensor([2.0, 1.0])
+    rows[1, [3, 70]] = torch.tensor([2.0, 1.0])
+    rows[2, [900, 901]] = torch.tensor([2.0, 1.0])
+    rows[3, [5, 600]] = torch.tensor([nan, 1.0])
+    found = select_top_k([rows], 2)
+    assert found.tolist() == [[70, 3], [3, 70], [900, 901], [5, 600]]
+
+
+def test_one_finite_logit_among_infinities_is_selected_once():
+    rows = torch.full((1, 1024), -inf)
+    rows[0, 5] = 1.0
+    first, second = select_top_k([rows], 2)[0].tolist()
+    assert first == 5
+    assert second != 5
