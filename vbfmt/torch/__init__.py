@@ -91,7 +91,7 @@ __all__ = [
 
 
 def __getattr__(name: str) -> Any:
-    """Import transformers only for what needs it."""
+    """Import names that need transformers when they are first used."""
     if name == "VBLoRACallback":
         from vbfmt.torch.trainer import VBLoRACallback
 

@@ -19,18 +19,18 @@ from vbfmt.torch.sharding import put_back, require_whole, whole
 
 
 def is_adapter_state(state: Mapping[str, object]) -> bool:
-    """Whether these are the keys of an adapter alone, as `get_adapter_state_dict` returns it."""
+    """Return whether the keys are those of `get_adapter_state_dict`, an adapter alone."""
     return BANK in state and all(key.startswith("base_model.") for key in state)
 
 
 def get_adapter_state_dict(model: nn.Module, adapter_name: str | None = None) -> dict[str, Tensor]:
-    """Return what `save_checkpoint` would write, and nothing of the base: bank, logits, heads.
+    """Return the tensors that `save_checkpoint` writes: bank, logits, biases and heads.
 
     Args:
         adapter_name: the active adapter if not given.
 
     Returns:
-        PEFT's key → the tensor, detached; it shares memory with the adapter's parameters.
+        PEFT's key → the tensor, detached. It shares memory with the adapter's parameter.
 
     Raises:
         ModelError: there is no such adapter, or it is a packed one.
@@ -91,13 +91,13 @@ def fill(
     """Copy a checkpoint's values into an adapter that has exactly these tensors.
 
     Raises:
-        ModelError: it has others; nothing is changed.
+        ModelError: the adapter has other tensors. Nothing is changed then.
     """
     held = _Tensors(root, adapter, updates, {})
     own = dict(held.by_key)
     _require_same(own, tensors)
     if torch.equal(own[BANK], tensors[BANK].to(own[BANK])):
-        del own[BANK]  # perhaps others use it: not written to without need
+        del own[BANK]  # other adapters may use the bank: write to it only if needed
     for key, tensor in own.items():
         tensor.copy_(tensors[key])
     for parameter, values in held.sources:
@@ -142,7 +142,7 @@ class _Tensors:
 def require_own_bank(
     adapters: VBLoRA | None, adapter: AttachedAdapter, tensors: Mapping[str, Tensor]
 ) -> None:
-    """Refuse to overwrite a bank that is frozen or that other adapters have."""
+    """Refuse to overwrite a bank that is frozen or that other adapters share."""
     bank = cast(VectorBank, adapter.bank)
     sharers = [] if adapters is None else adapters.sharers(bank)
     others = [name for name in sharers if adapters and adapters.adapter(name) is not adapter]
@@ -158,7 +158,7 @@ def require_own_bank(
 
 
 def _require_same(own: Mapping[str, Tensor], given: Mapping[str, Tensor]) -> None:
-    """The checkpoint has exactly the tensors that the adapter in the model has."""
+    """Check that the checkpoint has exactly the tensors of the adapter in the model."""
     other = [key for key in {**own, **given} if (key in own) != (key in given)]
     if other:
         raise ModelError(

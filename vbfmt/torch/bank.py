@@ -21,7 +21,7 @@ class VectorBank(nn.Module):
 
     Attributes:
         weight: (h, b) float32 parameter.
-        frozen: never to be trained, whichever adapter is active: a bank that several tasks share.
+        frozen: whether the bank is never trained, whichever adapter is active.
         train_unselected: logits of vectors that a sub-vector does not select get the gradient that
             they would have in place of its last one, so that training looks for better vectors. In
             the paper and in PEFT they get none. For frozen banks; takes 2 · N · h · b more
@@ -30,7 +30,7 @@ class VectorBank(nn.Module):
             update starts small. It also lets a sub-vector be of any size afterwards.
 
     Raises:
-        ConfigError: a size that is no whole number above 0, or a bound that is not finite.
+        ConfigError: a size is not a whole number above 0, or the bound is not finite.
     """
 
     def __init__(
@@ -71,18 +71,18 @@ class VectorBank(nn.Module):
         training resumes, make the bank again and give it to `load_checkpoint`.
 
         Args:
-            seed: any whole number, at least 0.
+            seed: a whole number, at least 0.
             bound: larger than for a bank that is trained, as the factors cannot grow otherwise.
 
         Raises:
-            ConfigError: a size, seed or bound out of range.
+            ConfigError: a size, the seed or the bound is out of range.
         """
         if not (seed == 0 and type(seed) is int) and not is_count(seed):
             raise ConfigError(
                 "seed is out of range", found=seed, expected="a whole number, at least 0"
             )
         bank = cls(num_vectors, vector_length, init_bound=bound, device="meta")
-        # numpy keeps raw output the same in all versions, which it does not promise for uniform.
+        # numpy promises the same raw output in all versions, but not the same uniform numbers.
         raw = np.random.PCG64(seed).random_raw(num_vectors * vector_length) >> np.uint64(40)
         values = (raw.astype(np.float64) * 2.0**-23 + (2.0**-24 - 1)) * bound
         weight = torch.from_numpy(values.astype(np.float32)).view(num_vectors, vector_length)
@@ -95,11 +95,11 @@ class VectorBank(nn.Module):
     def from_packed(
         cls, source: Adapter | str | os.PathLike[str], *, frozen: bool = True
     ) -> VectorBank:
-        """The bank of a packed adapter, to train the logits of another task on it.
+        """Return the bank of a packed adapter, to train the logits of another task on it.
 
         Args:
             source: an adapter, or the path of its packed file.
-            frozen: keep it as it is, so that all tasks on it can share one copy.
+            frozen: freeze the bank, so that all tasks on it can share one copy.
 
         Raises:
             VbfmtError: the file is damaged or cannot be read.
@@ -111,32 +111,32 @@ class VectorBank(nn.Module):
         return bank.freeze() if frozen else bank
 
     def freeze(self) -> VectorBank:
-        """Keep it as it is from now on, whichever adapter trains."""
+        """Freeze the bank: no adapter trains it from now on. Return the bank."""
         self.frozen = True
         self.weight.requires_grad_(False)
         return self
 
     @property
     def num_vectors(self) -> int:
-        """h."""
+        """h, the number of vectors."""
         return self.weight.shape[0]
 
     @property
     def vector_length(self) -> int:
-        """b."""
+        """b, the length of a vector."""
         return self.weight.shape[1]
 
     def extra_repr(self) -> str:
-        """h, b and whether it is frozen."""
+        """Return h, b and whether the bank is frozen, for ``repr``."""
         frozen = ", frozen" if self.frozen else ""
         return f"h={self.num_vectors}, b={self.vector_length}{frozen}"
 
 
 def require_vector_bank(bank: object) -> None:
-    """Refuse what is no `VectorBank`, such as its tensor.
+    """Check that `bank` is a `VectorBank`, and not its tensor, for example.
 
     Raises:
-        ConfigError: says how to make one of it.
+        ConfigError: it is not. The message says how to make one.
     """
     if isinstance(bank, VectorBank):
         return

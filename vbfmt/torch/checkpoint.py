@@ -1,7 +1,7 @@
-"""Load checkpoints to resume from, in PEFT's logits form: ours and PEFT's.
+"""Loading of checkpoints in PEFT's logits form, to resume training: ours and PEFT's.
 
-Keys and shapes: peft/tuners/vblora/{layer,model}.py, PEFT 0.13 to 0.21. The optimizer's state is
-the caller's to keep; loading copies into the parameters that are there, so it stays valid.
+Keys and shapes: peft/tuners/vblora/{layer,model}.py, PEFT 0.13 to 0.21. The caller keeps
+the optimizer's state. It stays valid, because loading copies into the existing parameters.
 """
 
 from __future__ import annotations
@@ -47,9 +47,9 @@ def load_checkpoint(
     bank: VectorBank | None = None,
     freeze_bank: bool = False,
 ) -> VBLoRA:
-    """Load an adapter with its logits, to go on training.
+    """Load an adapter with its logits, to continue training.
 
-    If the model has no adapter with that name yet, one is put in, as the checkpoint's config says.
+    If the model has no adapter with that name yet, one is injected with the checkpoint's config.
     Otherwise the values are copied into its parameters, which stay the same objects. Either way it
     is the active adapter afterwards, and no other one trains. Where something does not fit, nothing
     is changed.
@@ -62,7 +62,7 @@ def load_checkpoint(
             checkpoint was saved, which does not say so.
 
     Raises:
-        ConfigError: the bank is none, or has other sizes than the checkpoint's.
+        ConfigError: `bank` is not a `VectorBank`, or has other sizes than the checkpoint's.
         SourceError: no such checkpoint, or one without logits.
         ModelError: it belongs to another model; the first modules that do not match are named. Or
             an adapter is merged, or a frozen or shared bank is another than the checkpoint's.
@@ -114,7 +114,7 @@ def load_checkpoint(
 
 
 def _require_topk(adapter: AttachedAdapter, given: VBLoRAConfig) -> None:
-    """Refuse logits of another k: no tensor's shape shows it, and the outputs would be others."""
+    """Refuse logits of another k: no tensor's shape shows k, and the outputs would differ."""
     own = cast(VBLoRAConfig, adapter.config).topk
     if given.topk != own:
         raise ModelError(
@@ -149,7 +149,7 @@ def _others(
     named where the model has but one; resized embeddings are not named), so what is there counts.
 
     Raises:
-        ModelError: the model does not have one, or one that the config promises is not there.
+        ModelError: the model lacks one of them, or the checkpoint lacks one that its config names.
     """
     names = []
     for key in tensors:
@@ -187,10 +187,10 @@ def _has_tensor(modules: Mapping[str, nn.Module], name: str) -> bool:
 
 
 def _layers(model: nn.Module, names: Mapping[str, int]) -> dict[str, nn.Module]:
-    """The model's layers of these names.
+    """Return the model's layers of these names.
 
     Raises:
-        ModelError: some are missing or no linear layers.
+        ModelError: a layer is missing or is not linear.
     """
     modules = dict(base_modules(model))
     missing = [name for name in names if name not in modules or not is_adaptable(modules[name])]

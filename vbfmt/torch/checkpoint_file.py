@@ -1,4 +1,4 @@
-"""Read a checkpoint folder in PEFT's logits form; no model is needed."""
+"""Reading of a checkpoint folder in PEFT's logits form. No model is needed."""
 
 from __future__ import annotations
 
@@ -23,8 +23,8 @@ def read(folder: Path) -> tuple[VBLoRAConfig, dict[str, Tensor]]:
     """Return config and tensors of a checkpoint folder.
 
     Raises:
-        SourceError: no such checkpoint.
-        StorageError: it cannot be read.
+        SourceError: there is no such checkpoint.
+        StorageError: the checkpoint cannot be read.
     """
     if folder.is_file():
         raise SourceError(
@@ -60,7 +60,7 @@ def ranks_of(tensors: Mapping[str, Tensor]) -> dict[str, int]:
     """Return the rank of each module in the checkpoint, by name.
 
     Raises:
-        SourceError: it has no logits.
+        SourceError: the checkpoint has no logits.
     """
     ranks = {
         key.removeprefix(PREFIX).removesuffix(_A): tensor.shape[0]

@@ -24,7 +24,7 @@ _LISTS = ("target_modules", "exclude_modules", "modules_to_save")
 
 @dataclass(frozen=True, kw_only=True)
 class VBLoRAConfig:
-    """What to adapt, and with what. The fields have PEFT's names.
+    """The config of an adapter. Its fields have PEFT's names.
 
     Attributes:
         r: the rank, 4 in the paper.
@@ -61,7 +61,7 @@ class VBLoRAConfig:
     `modules_to_save` that matches nothing is an error.
 
     Raises:
-        ConfigError: a value that cannot work.
+        ConfigError: a value is not valid.
     """
 
     r: int = 4
@@ -101,7 +101,7 @@ class VBLoRAConfig:
 
     @property
     def block_numbers(self) -> frozenset[int]:
-        """`layers_to_transform` as a set; empty: all."""
+        """`layers_to_transform` as a set, empty for all blocks."""
         numbers = self.layers_to_transform
         return frozenset([numbers] if isinstance(numbers, int) else numbers)
 
@@ -118,7 +118,7 @@ class VBLoRAConfig:
                 numbers of layers in the config do not matter.
 
         Raises:
-            ConfigError: another kind of adapter, or a value that cannot work.
+            ConfigError: the config is of another kind of adapter, or a value is not valid.
         """
         config = config.to_dict() if hasattr(config, "to_dict") else config
         if not isinstance(config, Mapping):
@@ -141,7 +141,7 @@ class VBLoRAConfig:
         return cls(**{name: value for name, value in known.items() if value is not None})
 
     def as_peft(self) -> dict[str, Any]:
-        """Return the config as PEFT's VBLoRAConfig has it, for ``adapter_config.json``."""
+        """Return the config in PEFT's form, for ``adapter_config.json``."""
         named = {f.name: getattr(self, f.name) for f in fields(self) if f.name != "selection"}
         for name in _LISTS:
             value = named[name]
@@ -160,10 +160,10 @@ class VBLoRAConfig:
 
 
 def require_config(config: object) -> None:
-    """Refuse what is no `VBLoRAConfig`, such as PEFT's class of the same name.
+    """Check that `config` is a `VBLoRAConfig`, and not PEFT's class of the same name.
 
     Raises:
-        ConfigError: says how to make one of it.
+        ConfigError: it is not. The message says how to make one.
     """
     if isinstance(config, VBLoRAConfig):
         return
@@ -186,7 +186,7 @@ def require_config(config: object) -> None:
 
 
 def _require_sizes(config: VBLoRAConfig) -> None:
-    """Ranks, h, b and k are counts that can work together, and h is one that can be packed."""
+    """Check that ranks, h, b and k are counts that fit each other, and that h can be packed."""
     any_count = "a whole number, at least 1"
     ranks = {"r": config.r}
     ranks.update((f"rank_pattern {key!r}", rank) for key, rank in config.rank_pattern.items())
@@ -207,7 +207,7 @@ def _require_sizes(config: VBLoRAConfig) -> None:
 
 
 def _require_names(config: VBLoRAConfig) -> None:
-    """Names are lists of names, or one regular expression where that is allowed."""
+    """Check that names are lists of names, or a regular expression where that is allowed."""
     for what in ("target_modules", "exclude_modules"):
         value = getattr(config, what)
         fits = isinstance(value, str) or _are_names(value)
@@ -243,15 +243,15 @@ def _are_names(value: object) -> bool:
 
 
 def is_count(value: object) -> bool:
-    """Whether it is a whole number, at least 1."""
+    """Return whether `value` is a whole number, at least 1."""
     return isinstance(value, int) and not isinstance(value, bool) and value >= 1
 
 
 def is_number(value: object) -> bool:
-    """Whether it is a number, NaN and infinities too."""
+    """Return whether `value` is a number, also NaN or infinity."""
     return isinstance(value, int | float) and not isinstance(value, bool)
 
 
 def is_spread(value: object) -> bool:
-    """Whether numbers can be drawn as widely as that."""
+    """Return whether `value` can be a standard deviation or bound of random numbers."""
     return is_number(value) and 0 <= cast(float, value) < inf

@@ -32,7 +32,7 @@ class VBLoRALinear(nn.Module):
     Attributes:
         base_layer: the layer as it was.
         updates: one `LowRankUpdate` per adapter that changes this layer.
-        active: which of them is added, if any.
+        active: name of the update that is added, None if none is.
         name: its name in the model, for messages.
 
     Raises:
@@ -84,12 +84,12 @@ class VBLoRALinear(nn.Module):
 
     @property
     def weight(self) -> Tensor:
-        """The base layer's; models look at its dtype."""
+        """The base layer's weight. Some models read its dtype."""
         return cast(Tensor, self.base_layer.weight)
 
     @property
     def bias(self) -> Tensor | None:
-        """The base layer's."""
+        """The base layer's bias."""
         return cast("Tensor | None", self.base_layer.bias)
 
     @property
@@ -105,17 +105,17 @@ class VBLoRALinear(nn.Module):
 
     @property
     def called(self) -> bool:
-        """Whether it was ever called, by a model that is not compiled."""
+        """Whether a model that is not compiled has called the layer."""
         return self._called[0]
 
     def update(self) -> LowRankUpdate | None:
-        """The update that is added to the output now; None if there is none or it is merged."""
+        """The update that is added to the output now, None if there is none or it is merged."""
         if self.active is None or self.before_merge is not None:
             return None
         return cast(LowRankUpdate, self.updates[self.active])
 
     def forward(self, x: Tensor) -> Tensor:
-        """x (…, in_features) → (…, out_features), in the dtype that the base layer returns."""
+        """Return the output (…, out_features) for x (…, in_features), in the base layer's dtype."""
         if not torch.compiler.is_compiling():
             self._called[0] = True
         result: Tensor = self.base_layer(x)
@@ -132,21 +132,24 @@ class VBLoRALinear(nn.Module):
 
 
 def is_conv1d(layer: nn.Module) -> bool:
-    """Whether it is transformers' Conv1D; transformers is not imported to find out."""
+    """Return whether a layer is transformers' Conv1D, without importing transformers."""
     pytorch_utils = sys.modules.get("transformers.pytorch_utils")
     return pytorch_utils is not None and isinstance(layer, pytorch_utils.Conv1D)
 
 
 def is_adaptable(layer: nn.Module) -> bool:
-    """Whether it is a linear layer whose own forward is what its model calls."""
+    """Return whether a layer is linear and its model calls its forward."""
     if isinstance(layer, nn.modules.linear.NonDynamicallyQuantizableLinear):
         return False  # nn.MultiheadAttention uses its weight and never calls it
     return isinstance(layer, nn.Linear) or is_conv1d(layer)
 
 
 def returns_plainly(layer: nn.Module) -> bool:
-    """Whether its result is that of a linear layer: that of a subclass with a forward of its own
-    may be anything (routers), but for those that only store their weight in another way."""
+    """Return whether a layer's result is that of a linear layer.
+
+    A subclass with a forward of its own may return anything (routers), except for classes that only
+    store their weight in another way.
+    """
     kind = type(layer)
     if is_conv1d(layer) or kind.forward is nn.Linear.forward:
         return True
@@ -154,7 +157,7 @@ def returns_plainly(layer: nn.Module) -> bool:
 
 
 def features_of(layer: nn.Module) -> tuple[int, int]:
-    """in_features and out_features.
+    """Return in_features and out_features of a layer.
 
     Raises:
         ModelError: not a layer that can be adapted.
@@ -172,10 +175,10 @@ def features_of(layer: nn.Module) -> tuple[int, int]:
 
 
 def require_divisible(name: str, in_features: int, out_features: int, b: int) -> None:
-    """Refuse a vector length that does not divide a layer's features.
+    """Check that the vector length divides a layer's features.
 
     Raises:
-        ConfigError
+        ConfigError: it does not.
     """
     if in_features % b or out_features % b:
         raise ConfigError(

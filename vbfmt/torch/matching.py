@@ -1,4 +1,4 @@
-"""Whether an adapter fits a model: its layers and its other tensors."""
+"""Checks that an adapter fits a model: its layers and its other tensors."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ def matching_layers(model: nn.Module, adapter: Adapter) -> dict[str, nn.Module]:
     """Return the layers of the model that the adapter changes, by name.
 
     Raises:
-        ModelError: some are missing or have other shapes.
+        ModelError: a layer is missing or has another shape.
     """
     modules = dict(base_modules(model))
     faults = [fault for module in adapter if (fault := _mismatch(modules.get(module.name), module))]
@@ -50,7 +50,7 @@ def require_tensors(model: nn.Module, adapter: Adapter) -> None:
     """Check that the model has the adapter's other tensors, in the same shapes.
 
     Raises:
-        ModelError: it has not.
+        ModelError: it does not.
     """
     for name, tensor in adapter.tensors.items():
         try:

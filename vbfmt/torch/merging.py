@@ -21,17 +21,17 @@ from vbfmt.torch.stand_ins import owner_of
 from vbfmt.torch.wrapped import submodule
 
 AdapterNames = Collection[str] | Mapping[str, float] | None
-"""Which adapters to add: names, or names with a factor each; None: the active one."""
+"""The adapters to add: names, or name → factor; None for the active adapter."""
 
 
 def merge(model: nn.Module, adapter_names: AdapterNames = None) -> None:
     """Add ΔW of the active adapter to the base's weights: inference at the base's own speed.
 
-    Added in float32, or in float64 if the weight or the adapter is, and rounded once to the
-    weight's dtype. The weights as they were are kept, so
-    that `unmerge` is exact; this takes the memory of the adapted weights once more.
+    The sum is computed in float32, or in float64 if the weight or the adapter is, and rounded once
+    to the weight's dtype. The original weights are kept, so that `unmerge` is exact. They take as
+    much memory as the adapted weights.
 
-    A weight that other modules use too (tied embeddings) stays for them what it was. Until
+    A weight that other modules use too (tied embeddings) does not change for them. Until
     `unmerge` the model has no state dict: loaded again, it would have ΔW twice. For merged weights
     in files there is ``vbfmt merge``.
 
@@ -146,7 +146,7 @@ def merge_and_unload(model: nn.Module, adapter_names: AdapterNames = None) -> nn
 
 
 def unmerge(model: nn.Module) -> None:
-    """Put the base's weights back, bit for bit.
+    """Restore the base's weights, bit for bit.
 
     Raises:
         ModelError: nothing is merged.
@@ -158,7 +158,7 @@ def unmerge(model: nn.Module) -> None:
         if layer.before_merge is not None:
             (before,), merged = layer.before_merge, layer.weight
             if (before.device, before.dtype) != (merged.device, merged.dtype):
-                before.data = before.data.to(merged)  # the model was moved meanwhile
+                before.data = before.data.to(merged)  # the model may have been moved since
             layer.base_layer.weight = before
             layer.before_merge = None
     adapters.merged_names = ()

@@ -25,14 +25,14 @@ def param_groups(
     adapter_names: Collection[str] | None = None,
     sparse_logits: bool = False,
 ) -> list[dict[str, Any]]:
-    """What the active adapter trains, for any torch optimizer: ``AdamW(param_groups(model))``.
+    """Return the active adapter's parameters for an optimizer: ``AdamW(param_groups(model))``.
 
     Args:
-        lr_bank: the paper's for all experiments (Tables 7 to 9).
+        lr_bank: learning rate of the bank; by default that of the paper (Tables 7 to 9).
         lr_logits: by default the paper's 1e-2; on banks that train the logits of vectors that are
             not selected (`VectorBank.from_seed`) 4e-2.
-        lr_rest: of heads and biases; in the paper's Table 7 between 2e-3 and 2e-2, by task.
-        weight_decay: of all groups; by default the optimizer's own.
+        lr_rest: learning rate of heads and biases; in the paper's Table 7 between 2e-3 and 2e-2.
+        weight_decay: weight decay of all groups; by default that of the optimizer.
         adapter_names: train these adapters with one optimizer instead, on a bank that they share
             for example: call `set_adapter` before each batch. A shared bank is in the groups once.
         sparse_logits: mark the logits' group ``sparse=True``, for `LazyAdamW`, which updates

@@ -1,5 +1,4 @@
-"""What would be lost without a word: layers that an adapter cannot reach, and tensors that train
-but belong to no adapter."""
+"""Warnings of layers that an adapter cannot reach, and of trainable tensors of no adapter."""
 
 from __future__ import annotations
 
@@ -13,8 +12,8 @@ def warn_of_layers_never_called(adapters: VBLoRA, name: str | None) -> None:
     """Warn of layers of an adapter that no pass through the model has called.
 
     Some models (WavLM's attention, Mamba's dt_proj) read a layer's weight and never call the
-    layer: an adapter does nothing there until it is merged. Nothing is said before a whole pass,
-    nor where anything was compiled: compiled layers do not count their calls.
+    layer: an adapter does nothing there until it is merged. There is no warning before a whole
+    pass, and none for a compiled model, whose layers do not count their calls.
     """
     dynamo = sys.modules.get("torch._dynamo.utils")
     if not adapters.passed or (dynamo is not None and dynamo.counters["frames"]):

@@ -71,7 +71,7 @@ def adopt(model: nn.Module, *, task_type: str | None = None) -> VBLoRA:
 
 
 def _config(updates: Mapping[str, Admixture], task_type: str | None) -> VBLoRAConfig:
-    """The config that describes these layers."""
+    """Return the config that describes these layers."""
     banks = {id(update.bank): update.bank for update in updates.values()}
     several = {update.topk for update in updates.values()}
     if len(banks) > 1 or len(several) > 1:

@@ -1,4 +1,4 @@
-"""Packed files: write a trained model, load one for inference, or start a new training from one."""
+"""Packed files: saving a trained adapter, loading one for inference or to start a training."""
 
 from __future__ import annotations
 
@@ -56,7 +56,7 @@ def save_packed(
         bank, banks: ``bank="external"`` writes the bank to a file of its own that adapters share,
             in the folder `banks` or beside `path`, as `vbfmt.save` does.
 
-    If FSDP shards the model, call it in every process; the first one writes.
+    If FSDP shards the model, call this function in every process. The first one writes.
 
     Returns:
         The file's digest, ``sha256:…``.
@@ -67,8 +67,9 @@ def save_packed(
 
     Raises:
         ModelError: the adapter came from a packed file.
-        ContentError: NaN among the logits or in a head, or a bank that is not finite.
-        OutputExistsError, StorageError
+        ContentError: a logit or a head is NaN, or the bank is not finite.
+        OutputExistsError: `path` exists and `overwrite` is not set.
+        StorageError: the operating system refused.
     """
     adapter = to_adapter(model, adapter_name=adapter_name)
     warn_of_layers_never_called(adapters_of(model), adapter_name)

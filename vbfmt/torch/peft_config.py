@@ -1,4 +1,4 @@
-"""A trainable adapter's config as PEFT writes it: it says exactly which modules the adapter has."""
+"""A trainable adapter's config in PEFT's form, with its exact modules."""
 
 from __future__ import annotations
 
@@ -16,10 +16,10 @@ from vbfmt.torch.targets import base_modules, matches, saved_by_peft
 
 
 def peft_config(adapters: VBLoRA, name: str | None) -> dict[str, Any]:
-    """The adapter's config as PEFT has it, with targets that say exactly which modules it has.
+    """Return the adapter's config in PEFT's form, with targets that match exactly its modules.
 
     Raises:
-        ModelError: it is a packed adapter.
+        ModelError: the adapter is a packed one.
     """
     adapter = adapters.adapter(name)
     if adapter.config is None:
@@ -50,19 +50,19 @@ def peft_config(adapters: VBLoRA, name: str | None) -> dict[str, Any]:
 
 
 def updates_of(adapters: VBLoRA, name: str | None) -> dict[str, Admixture]:
-    """A trainable adapter's updates by layer."""
+    """Return layer → update, for a trainable adapter."""
     name = name or adapters.active or ""
     layers = adapters.layers(name)
     return {key: cast(Admixture, layer.updates[name]) for key, layer in layers.items()}
 
 
 def rank_pattern_of(ranks: Mapping[str, int]) -> dict[str, int]:
-    """The ranks by name where there is more than one."""
+    """Return module → rank if there are several ranks, else nothing."""
     return dict(ranks) if len({*ranks.values()}) > 1 else {}
 
 
 def _exact_targets(root: nn.Module, layers: list[str]) -> str | list[str]:
-    """Targets that fit these layers and nothing else: last components, names, or an expression."""
+    """Return targets that match only these layers: last components, names, or an expression."""
     everything = [name for name, _ in base_modules(root) if name]
     leaves = sorted({name.rpartition(".")[2] for name in layers})
     for targets in (leaves, sorted(layers)):
@@ -72,7 +72,7 @@ def _exact_targets(root: nn.Module, layers: list[str]) -> str | list[str]:
 
 
 def _exactly_saved(root: nn.Module, adapter: AttachedAdapter) -> list[str]:
-    """The full names of the modules trained whole, in which PEFT finds no others."""
+    """Return the full names of the modules trained whole, which match no others in PEFT."""
     if adapter.config is None:
         return []
     saved = saved_by_peft(root, adapter.config.modules_to_save)

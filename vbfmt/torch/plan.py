@@ -1,4 +1,4 @@
-"""What `inject` will do to a model, resolved before anything changes."""
+"""The plan of `inject`, resolved before anything changes."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ from vbfmt.torch.targets import (
 
 @dataclass(frozen=True)
 class Plan:
-    """A fresh adapter of a model.
+    """The plan of a new adapter.
 
     Attributes:
         config: with the full names of the modules that are trained whole.
@@ -46,7 +46,7 @@ def resolve(model: nn.Module, config: VBLoRAConfig) -> Plan:
     """Return the plan that follows from a config.
 
     Raises:
-        ModelError: no target, a target that is no linear layer, or weights that are offloaded.
+        ModelError: there is no target, a target is not a linear layer, or weights are offloaded.
         ConfigError: b does not divide a target's features.
     """
     saved = modules_to_save(model, config)
@@ -70,7 +70,7 @@ def exact(
     """Return the plan for exactly these layers and other tensors of the base.
 
     Raises:
-        ModelError: weights that are offloaded.
+        ModelError: weights are offloaded.
     """
     tensors = tuple(tensors)
     owners = {name.rpartition(".")[0] for name in tensors}

@@ -1,4 +1,4 @@
-"""Whether a model can be given an adapter: bare, in memory, and with no other of that name."""
+"""Checks that a model can get an adapter: bare, in memory, without one of that name."""
 
 from __future__ import annotations
 
@@ -15,10 +15,11 @@ from vbfmt.torch.targets import base_modules
 
 
 def require_free_name(model: nn.Module, name: str) -> None:
-    """Refuse an adapter name that cannot be one or is taken.
+    """Check that an adapter can have this name.
 
     Raises:
-        ConfigError, ModelError
+        ConfigError: it is not a valid name.
+        ModelError: the model has an adapter of that name.
     """
     fits = isinstance(name, str) and re.fullmatch(r"[A-Za-z0-9_-]+", name)
     if not fits or hasattr(nn.ModuleDict(), name):  # attributes of the instance too: training

@@ -1,4 +1,4 @@
-"""Write checkpoints to resume from, in PEFT's logits form, which PEFT loads."""
+"""Writing of checkpoints in PEFT's logits form, to resume training here or in PEFT."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ def save_checkpoint(
 ) -> None:
     """Write an adapter with its logits: a folder that PEFT and `load_checkpoint` load.
 
-    Where FSDP shards the model, call it in every process: the first one writes.
+    If FSDP shards the model, call this function in every process. The first one writes.
 
     Args:
         adapter_name: the active adapter if not given.
@@ -38,9 +38,10 @@ def save_checkpoint(
             adapter has.
 
     Raises:
-        ModelError: the adapter is a packed one: it has no logits.
+        ModelError: the adapter is a packed one, which has no logits.
         ContentError: a logit or a bank value is NaN or infinite, or a head's is NaN.
-        OutputExistsError, StorageError
+        OutputExistsError: `path` exists and `overwrite` is not set.
+        StorageError: the operating system refused.
     """
     adapters = adapters_of(model)
     write = is_writer(adapters.root.parameters())

@@ -27,7 +27,7 @@ class StandIns(nn.Module):
 
     @classmethod
     def trainable(cls, root: nn.Module, names: Iterable[str]) -> StandIns:
-        """Copies of the model's tensors, parameters to be trained."""
+        """Return copies of the model's tensors as parameters to train."""
         result = cls()
         for name in names:
             owner, leaf = owner_of(root, name)
@@ -42,7 +42,7 @@ class StandIns(nn.Module):
 
     @classmethod
     def fixed(cls, root: nn.Module, tensors: Mapping[str, Tensor]) -> StandIns:
-        """Given tensors, on the device and in the dtype of those they stand in for."""
+        """Return given tensors, in the device and dtype of those that they replace."""
         result = cls()
         for name, tensor in tensors.items():
             owner, leaf = owner_of(root, name)
@@ -90,14 +90,14 @@ class StandIns(nn.Module):
         self.standing = not self.standing
 
     def tensors(self, root: nn.Module) -> dict[str, Tensor]:
-        """The adapter's own tensors by name, wherever they are now."""
+        """Return name → tensor of the adapter, wherever it is now."""
         if not self.standing:
             return {name: getattr(self, _key(name)) for name in self.names}
         owners = {name: owner_of(root, name) for name in self.names}
         return {name: getattr(owner, leaf) for name, (owner, leaf) in owners.items()}
 
     def both(self, root: nn.Module) -> dict[str, Tensor]:
-        """The adapter's own tensors and the base's of the same names."""
+        """Return the adapter's own tensors and the base's of the same names."""
         waiting = {key: cast(Tensor, getattr(self, key)) for key in self.keys().values()}
         owners = {name: owner_of(root, name) for name in self.names}
         return {**waiting, **{name: getattr(owner, leaf) for name, (owner, leaf) in owners.items()}}
@@ -107,12 +107,12 @@ class StandIns(nn.Module):
         return {name: _key(name) for name in self.names}
 
     def parameters_of(self, root: nn.Module) -> list[nn.Parameter]:
-        """Those of them that are trained."""
+        """Return the tensors that are trained."""
         return [t for t in self.tensors(root).values() if isinstance(t, nn.Parameter)]
 
 
 def owner_of(root: nn.Module, name: str) -> tuple[nn.Module, str]:
-    """The module that holds a tensor of the base, and its name there.
+    """Return the module that has a tensor of the base, and the tensor's name in it.
 
     Raises:
         AttributeError: there is none.

@@ -17,7 +17,7 @@ class LayerStatus:
     """One adapted layer.
 
     Attributes:
-        name: in the base model.
+        name: name in the base model.
         module_type: the class of the base layer.
         in_features, out_features: of the base layer.
         ranks: adapter → rank.
@@ -74,7 +74,7 @@ def _status(name: str, layer: VBLoRALinear) -> LayerStatus:
 
 
 def num_trainable_parameters(model: nn.Module) -> tuple[int, int]:
-    """Return how many numbers train, and how many the model has in all, adapters included.
+    """Return the number of trainable parameters, and of all parameters with adapters.
 
     Sharded and quantized parameters count as what they hold: a 4-bit weight has two numbers a byte.
     """
@@ -118,7 +118,7 @@ def num_stored_parameters(model: nn.Module, adapter_name: str | None = None) -> 
 
 
 def print_trainable_parameters(model: nn.Module) -> None:
-    """Print how many numbers train, and how many of them a packed file stores."""
+    """Print the number of trainable parameters, and how many of them a packed file stores."""
     trained, total = num_trainable_parameters(model)
     line = f"trainable params: {trained:,} || all params: {total:,} || trainable%: "
     line += f"{100 * trained / max(total, 1):.4f}"

@@ -90,7 +90,7 @@ class GumbelSoftmax:
 def selection_entropy(model: nn.Module, adapter_name: str | None = None) -> Tensor:
     """Return the mean entropy of the rows' softmax over the bank, in nats, differentiable.
 
-    Added to a loss with a positive factor it makes selections surer.
+    Added to a loss with a positive factor, it makes selections sharper.
 
     Raises:
         ModelError: there is no such adapter.

@@ -1,4 +1,4 @@
-"""Select the layers of a model that an adapter changes."""
+"""Selection of the layers of a model that an adapter changes."""
 
 from __future__ import annotations
 
@@ -131,7 +131,7 @@ def matches(name: str, pattern: str | Collection[str]) -> bool:
     equal the name or its last components.
 
     Raises:
-        ConfigError: not a regular expression, or one that takes too long.
+        ConfigError: `pattern` is not a regular expression, or takes too long.
     """
     if isinstance(pattern, str):
         return matcher(pattern)(name) is not None
@@ -194,7 +194,7 @@ def _outermost(names: list[str]) -> list[str]:
 
 
 def base_modules(model: nn.Module) -> Iterator[tuple[str, nn.Module]]:
-    """The model's modules as they are without adapters and wrappers."""
+    """Yield the model's modules, by their names without adapters and wrappers."""
     inside: tuple[str, ...] = ("vblora.",)
     for name, module in model.named_modules():
         if name == "vblora" or name.startswith(inside):

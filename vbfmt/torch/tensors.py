@@ -1,4 +1,4 @@
-"""Tensors between PyTorch and the format."""
+"""Conversion of tensors between PyTorch and the format."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ _DTYPES = {name: getattr(torch, torch_name) for torch_name, name in TORCH.items(
 
 
 def to_format(tensor: torch.Tensor) -> Tensor:
-    """A tensor of the format, of its own memory, with the same dtype and values.
+    """Return a tensor of the format with the same dtype and values, in memory of its own.
 
     Raises:
         ContentError: the format has no such dtype.
@@ -24,7 +24,7 @@ def to_format(tensor: torch.Tensor) -> Tensor:
 
 
 def to_torch(tensor: Tensor) -> torch.Tensor:
-    """A PyTorch tensor of its own memory with the same dtype and values.
+    """Return a PyTorch tensor with the same dtype and values, in memory of its own.
 
     Raises:
         ContentError: PyTorch has no such dtype.

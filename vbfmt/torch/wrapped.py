@@ -1,4 +1,4 @@
-"""Modules within wrappers: by the names that they have without.
+"""Modules within wrappers, by their names without wrappers.
 
 ``torch.compile`` and activation checkpointing may wrap some of a model's layers, before an adapter
 is put in or after. Adapters know every module by its plain name.
@@ -12,7 +12,7 @@ from vbfmt._files.wrappers import WRAPPERS
 
 
 def real_name(root: nn.Module, name: str) -> str:
-    """The name of a module in the model as it is, with wrappers.
+    """Return the name of a module in the model with its wrappers.
 
     Raises:
         AttributeError: there is no such module.
@@ -28,7 +28,7 @@ def real_name(root: nn.Module, name: str) -> str:
 
 
 def submodule(root: nn.Module, name: str) -> nn.Module:
-    """The module of a plain name, without wrappers around it.
+    """Return the module of a plain name, without wrappers around it.
 
     Raises:
         AttributeError: there is none.
@@ -37,7 +37,7 @@ def submodule(root: nn.Module, name: str) -> nn.Module:
 
 
 def inner_of(module: nn.Module) -> str | None:
-    """The name under which a wrapper holds what it wraps; None for other modules."""
+    """Return the name under which a wrapper has its module; None for other modules."""
     return next((name for name in module._modules if name in WRAPPERS), None)
 
 

@@ -82,7 +82,7 @@ class AdapterPool:
     Raises:
         ModelError: the model has adapters or a pool already, is wrapped, offloaded, or on several
             devices.
-        ConfigError: limit or form cannot be.
+        ConfigError: `limit` or `form` is not valid.
     """
 
     def __init__(
@@ -147,7 +147,7 @@ class AdapterPool:
 
     @property
     def evicted(self) -> int:
-        """How many adapters had to leave for others until now."""
+        """Number of adapters that were evicted until now."""
         return self._residents.evicted
 
     def put(self, name: str, source: Adapter | PathLike, *, digest: str | None = None) -> None:
@@ -240,7 +240,7 @@ class AdapterPool:
             return generate(*args, **kwargs)
 
     def close(self) -> None:
-        """Take the pool away: the model is what it was before."""
+        """Remove the pool from the model, which is then what it was before."""
         for hook in self._hooks:
             hook.remove()
         self._hooks = []
@@ -262,7 +262,7 @@ class AdapterPool:
         return [None if name == BASE else name for name in names]
 
     def _pinned(self, names: list[str | None]) -> list[Resident | None]:
-        """The adapters of a batch; those that are missing are fetched, while others stay."""
+        """Return the adapters of a batch, after fetching those that are missing."""
         if self._source is None:
             return self._residents.pin(names)
         different = [name for name in dict.fromkeys(names) if name is not None]
@@ -296,7 +296,7 @@ class AdapterPool:
             )
 
     def _require_usable(self) -> None:
-        """Refuse what would be computed wrongly without a word."""
+        """Refuse a batch that would be computed wrongly without an error."""
         if not self._hooks:
             raise ModelError("the pool is closed")
         if find_adapters(self._model) is not None:

@@ -20,10 +20,10 @@ pools: weakref.WeakSet[nn.Module] = weakref.WeakSet()
 
 
 def require_settings(limit: int | None, form: tuple[int, int, int] | None) -> None:
-    """Refuse a limit or a form that cannot be.
+    """Check a limit and a form.
 
     Raises:
-        ConfigError
+        ConfigError: one of them is not valid.
     """
     if limit is not None and not is_count(limit):
         raise ConfigError("limit is out of range", found=limit, expected="bytes, or None")
@@ -32,10 +32,10 @@ def require_settings(limit: int | None, form: tuple[int, int, int] | None) -> No
 
 
 def require_bare(model: nn.Module) -> None:
-    """Refuse a model that is wrapped, or that has adapters or a pool, also in a part of it.
+    """Check that a model is not wrapped and has no adapters and no pool, also in its parts.
 
     Raises:
-        ModelError
+        ModelError: it is, or has one.
     """
     require_free_name(model, "default")
     if find_adapters(model) is not None:
@@ -48,10 +48,10 @@ def require_bare(model: nn.Module) -> None:
 
 
 def device_of(modules: Mapping[str, nn.Module]) -> torch.device:
-    """The device of the first layer.
+    """Return the device of the first layer.
 
     Raises:
-        ModelError: there is none.
+        ModelError: there is no layer.
     """
     for module in modules.values():
         weight = module._parameters.get("weight")
@@ -61,11 +61,11 @@ def device_of(modules: Mapping[str, nn.Module]) -> torch.device:
 
 
 def stream_of(device: torch.device) -> object:
-    """The stream that work on a GPU is given to now; None elsewhere."""
+    """Return the current stream of a GPU; None for other devices."""
     return torch.cuda.current_stream(device) if device.type == "cuda" else None
 
 
 def forget_compiled() -> None:
-    """Have everything compiled again: compiled code does not look for new hooks."""
+    """Make PyTorch compile everything again, because compiled code does not see new hooks."""
     if "torch._dynamo" in sys.modules:
         torch.compiler.reset()
