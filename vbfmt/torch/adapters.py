@@ -1,4 +1,4 @@
-"""The adapters that a model carries: which there are, which one is active."""
+"""The adapters of a model, and which of them is active."""
 
 from __future__ import annotations
 
@@ -27,10 +27,10 @@ class AttachedAdapter(nn.Module):
     """One adapter of a model. Its logits (or factors) are in the layers that it changes.
 
     Attributes:
-        config: its settings; None for a packed one. Read-only, as k is fixed when it is made.
-        bank: its vector bank; None for a packed one.
+        config: its config; None for a packed adapter. Read-only, because k cannot change.
+        bank: its vector bank; None for a packed adapter.
         stand_ins: its own versions of biases and heads of the base.
-        composition: its sub-vectors during a pass; None for a packed one.
+        composition: its sub-vectors during a pass; None for a packed adapter.
     """
 
     def __init__(
@@ -50,7 +50,7 @@ class AttachedAdapter(nn.Module):
 
     @property
     def config(self) -> VBLoRAConfig | None:
-        """Its settings; None for a packed adapter."""
+        """Its config; None for a packed adapter."""
         return self._config
 
     @property
@@ -59,7 +59,7 @@ class AttachedAdapter(nn.Module):
         return self._held[0]
 
     def own_bank(self, owned: bool) -> None:
-        """Have the bank as a part (in state dicts, moved along) or leave that to a sharer."""
+        """Register the bank as a submodule, or leave that to another adapter that shares it."""
         self._modules.pop("bank", None)
         if owned and self.bank is not None:
             self._modules["bank"] = self.bank
@@ -76,11 +76,11 @@ class AttachedAdapter(nn.Module):
         return torch.tensor([k, int(self.stand_ins.standing)], device="cpu")
 
     def set_extra_state(self, state: Tensor) -> None:
-        """Do nothing: the state was compared before anything was loaded."""
+        """Do nothing, because the state was compared before anything was loaded."""
 
 
 class VBLoRA(nn.Module):
-    """All adapters of a model; stands in it as ``model.vblora``.
+    """All adapters of a model. It is the submodule ``model.vblora``.
 
     Attributes:
         adapters: name → `AttachedAdapter`.
@@ -118,16 +118,16 @@ class VBLoRA(nn.Module):
         return bool(self.merged_names)
 
     def require_unmerged(self, advice: str = "call unmerge(model) first") -> None:
-        """Refuse what would go unnoticed by a model whose adapter is merged.
+        """Check that no adapter is merged, since a change would have no effect on merged weights.
 
         Raises:
-            ModelError
+            ModelError: an adapter is merged.
         """
         if self.merged:
             raise ModelError("an adapter is merged into the base's weights", advice=advice)
 
     def adapter(self, name: str | None = None) -> AttachedAdapter:
-        """An adapter by name; the active one without.
+        """Return an adapter by name; without a name the active one.
 
         Raises:
             ModelError: there is no such adapter, or none is active.
@@ -145,7 +145,7 @@ class VBLoRA(nn.Module):
         """Return an adapter that has logits.
 
         Raises:
-            ModelError: it is a packed one, or there is no such adapter.
+            ModelError: the adapter is a packed one, or there is none of that name.
         """
         adapter = self.adapter(name)
         if not adapter.trainable:
@@ -164,11 +164,11 @@ class VBLoRA(nn.Module):
             seen.add(id(adapter.bank))
 
     def sharers(self, bank: VectorBank) -> list[str]:
-        """The names of the adapters that have this bank."""
+        """Return the names of the adapters that share this bank."""
         return [name for name in self.adapters if self.adapter(name).bank is bank]
 
     def all_layers(self) -> dict[str, VBLoRALinear]:
-        """Every adapted layer, by the name that it has in the base model."""
+        """Return name in the base model → layer, for every adapted layer."""
         return {
             without_wrappers(name): layer
             for name, layer in self.root.named_modules()
@@ -176,11 +176,11 @@ class VBLoRA(nn.Module):
         }
 
     def layers(self, name: str) -> dict[str, VBLoRALinear]:
-        """The layers that an adapter changes."""
+        """Return name → layer, for the layers that an adapter changes."""
         return {key: layer for key, layer in self.all_layers().items() if name in layer.updates}
 
     def activate(self, name: str | None) -> None:
-        """Let another adapter act, or none. Which parameters train stays as it is."""
+        """Make another adapter, or none, the active one, without changing what is trained."""
         self.require_unmerged()
         for each in (self.active, name):
             if each is not None:
@@ -199,13 +199,13 @@ class VBLoRA(nn.Module):
             self.adapter(name).stand_ins.swap(self.root)
 
     def drop_pass(self, name: str) -> None:
-        """Forget a pass of an adapter that was interrupted."""
+        """Discard a pass of an adapter that was interrupted."""
         composition = self.adapter(name).composition
         if composition is not None:
             composition.end()
 
     def parameters_of(self, name: str) -> dict[str, list[nn.Parameter]]:
-        """What an adapter trains: ``bank``, ``logits`` and ``rest`` (biases, heads)."""
+        """Return the parameters of an adapter: ``bank``, ``logits``, ``rest`` (biases, heads)."""
         adapter = self.adapter(name)
         if adapter.bank is None:
             return {"bank": [], "logits": [], "rest": []}
@@ -219,12 +219,12 @@ class VBLoRA(nn.Module):
         }
 
     def _trained(self) -> list[nn.Parameter]:
-        """What the active adapter trains."""
+        """Return the parameters of the active adapter."""
         groups = self.parameters_of(cast(str, self.active))
         return [parameter for parameters in groups.values() for parameter in parameters]
 
     def train_only(self, name: str | None) -> None:
-        """Let an adapter's parameters train, and no other adapter's."""
+        """Make the parameters of one adapter trainable, and those of no other."""
         for other in [key for key in self.adapters if key != name] + [name] * (name is not None):
             for parameters in self.parameters_of(cast(str, other)).values():
                 for parameter in parameters:
@@ -243,7 +243,7 @@ class VBLoRA(nn.Module):
             composition.begin()
 
     def _warn_that_it_does_not_train(self) -> None:
-        """Once, where a packed adapter is active and the model seems to be trained."""
+        """Warn once if a packed adapter is active and the model seems to be trained."""
         seems_so = self.training and torch.is_grad_enabled() and not torch.compiler.is_compiling()
         if seems_so and not self._warned:
             self._warned = True
@@ -253,7 +253,7 @@ class VBLoRA(nn.Module):
             )
 
     def end_pass(self, module: nn.Module, args: Any, output: Any) -> None:
-        """Forward hook of the model, called after a failure too."""
+        """Forward hook of the model: end the pass. It is also called after an error."""
         composition = None if self.active is None else self.adapter().composition
         if composition is not None:
             composition.end()
@@ -261,7 +261,7 @@ class VBLoRA(nn.Module):
             self.passed = True
 
     def attach(self, hooks: Iterable[RemovableHandle]) -> None:
-        """Become a part of the model.
+        """Register this module and its hooks with the model.
 
         Args:
             hooks: other hooks of the model, to be removed with the last adapter.
@@ -274,21 +274,21 @@ class VBLoRA(nn.Module):
         ]
 
     def detach(self) -> None:
-        """Leave the model."""
+        """Remove this module and its hooks from the model."""
         for hook in self._hooks:
             hook.remove()
         del self.root.vblora
 
     def forward(self, *inputs: Any) -> Any:
-        """Hands on what it is given, so that it does no harm as a part of an `nn.Sequential`."""
+        """Return the input, so that this module can be a part of an `nn.Sequential`."""
         return inputs[0] if len(inputs) == 1 else inputs
 
 
 def adapters_of(model: nn.Module) -> VBLoRA:
-    """The adapters of a model, also through DistributedDataParallel, FSDP1 and torch.compile.
+    """Return the adapters of a model, also of one in DDP, FSDP1 or torch.compile.
 
     Raises:
-        ModelError: it has none.
+        ModelError: the model has no adapters.
     """
     found = find_adapters(model)
     if found is None:
@@ -301,7 +301,7 @@ def adapters_of(model: nn.Module) -> VBLoRA:
 
 
 def find_adapters(model: nn.Module) -> VBLoRA | None:
-    """The same, or None."""
+    """Return the adapters of a model as `adapters_of`, or None if it has none."""
     inner: Any = model
     while inner is not None:
         found = inner._modules.get("vblora") if isinstance(inner, nn.Module) else None
@@ -313,7 +313,7 @@ def find_adapters(model: nn.Module) -> VBLoRA | None:
 
 
 def set_adapter(model: nn.Module, adapter_name: str | None) -> None:
-    """Activate one adapter and train it alone; None: the base model alone.
+    """Make one adapter active and the only trainable one; with None, use the base model alone.
 
     This holds for the whole model, whichever threads use it.
 
@@ -337,9 +337,9 @@ def set_adapter(model: nn.Module, adapter_name: str | None) -> None:
 
 @contextlib.contextmanager
 def disabled(model: nn.Module) -> Iterator[None]:
-    """The base model alone, as long as the block lasts; for all threads that use the model.
+    """Use the base model alone in the block. This affects all threads that use the model.
 
-    What the block itself switches, puts in or takes out stays so.
+    Adapters that the block itself switches, injects or ejects stay so.
 
     Raises:
         ModelError: an adapter is merged.

@@ -13,7 +13,7 @@ _WORTH_CHUNKS = 512  # logits in a row; below, one pass of topk is faster than t
 
 
 def select_top_k(blocks: Sequence[Tensor], k: int) -> Tensor:
-    """Indices (N, k) int64 of the k largest logits of each row of all blocks, descending.
+    """Return indices (N, k) int64 of the k largest logits of each row of all blocks, descending.
 
     Args:
         blocks: logits (n, h) each. NaN counts as the largest, as in `torch.topk`; among equal

@@ -24,18 +24,18 @@ from vbfmt.errors import ModelError, few
 
 
 def is_sharded(tensor: Tensor | None) -> bool:
-    """Whether a tensor is a `DTensor`."""
+    """Return whether a tensor is a `DTensor`."""
     module = sys.modules.get("torch.distributed.tensor")
     return module is not None and isinstance(tensor, module.DTensor)
 
 
 def is_distributed() -> bool:
-    """Whether there are other processes that train the same model."""
+    """Return whether other processes train the same model."""
     return torch.distributed.is_available() and torch.distributed.is_initialized()
 
 
 def _is_sharded_by_fsdp2(root: nn.Module) -> bool:
-    """Whether `fully_shard` was called on a module of the model."""
+    """Return whether `fully_shard` was called on a module of the model."""
     fsdp = sys.modules.get("torch.distributed.fsdp")
     return fsdp is not None and any(isinstance(each, fsdp.FSDPModule) for each in root.modules())
 
@@ -92,7 +92,7 @@ def require_whole(matrices: Iterable[Tensor]) -> None:
 
 
 def is_writer(tensors: Iterable[Tensor]) -> bool:
-    """Whether this process is to write what has been gathered; True where nothing is sharded."""
+    """Return whether this process writes the gathered tensors; True if nothing is sharded."""
     if not any(is_sharded(tensor) for tensor in tensors):
         return True
     return torch.distributed.get_rank() == 0

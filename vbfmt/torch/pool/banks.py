@@ -21,13 +21,13 @@ _GROWTH = 8  # it grows by that fraction at least: growing means copying
 
 @dataclass(eq=False)
 class Bank:
-    """A bank that is on the device.
+    """A bank on the device.
 
     Attributes:
         key: the digest of its content.
         start: its first element in the memory, a multiple of b.
         shape: (h, b).
-        users: how many adapters have it.
+        users: number of adapters that use it.
     """
 
     key: bytes
@@ -37,7 +37,7 @@ class Bank:
 
     @property
     def size(self) -> int:
-        """Elements."""
+        """Number of elements."""
         return self.shape[0] * self.shape[1]
 
     @property
@@ -50,8 +50,9 @@ class Banks:
     """All banks in one tensor, by their content.
 
     Attributes:
-        memory: (elements,) float32; another tensor after it has grown, with the same content at
-            the same addresses. What no bank uses is finite too: rows of weight zero point there.
+        memory: (elements,) float32; after it has grown it is another tensor, with the same
+            content at the same positions. Unused elements are finite, because rows of weight zero
+            refer to them.
     """
 
     def __init__(self, device: torch.device) -> None:
@@ -62,26 +63,26 @@ class Banks:
 
     @property
     def reserved(self) -> int:
-        """Bytes that are allocated, in use or not."""
+        """Number of bytes that are allocated, in use or not."""
         return 4 * self.memory.numel()
 
     def __len__(self) -> int:
         return len(self._banks)
 
     def key(self, bank: NDArray[np.float32]) -> bytes:
-        """The digest of a bank's sizes and bits. Needs no lock.
+        """Return the digest of a bank's sizes and bits. No lock is needed.
 
         Raises:
-            ContentError: it is not finite.
+            ContentError: the bank is not finite.
         """
         return self._keys.of(bank)
 
     def find(self, key: bytes) -> Bank | None:
-        """The bank of that digest, if it is here."""
+        """Return the bank with that digest, None if it is not on the device."""
         return self._banks.get(key)
 
     def use(self, key: bytes, bank: NDArray[np.float32]) -> Bank:
-        """The bank on the device, with one more user; it is copied there if it is not yet."""
+        """Return the bank on the device with one more user; copy it there if necessary."""
         found = self._banks.get(key)
         if found is None:
             start = self._take(bank.size, bank.shape[1])
@@ -93,7 +94,7 @@ class Banks:
         return found
 
     def leave(self, bank: Bank) -> bool:
-        """One user less; whether that was the last, and the bank left the device."""
+        """Remove a user, and return whether it was the last, so that the bank was freed."""
         bank.users -= 1
         if bank.users:
             return False
@@ -143,7 +144,7 @@ class _Keys:
 
 
 def _writable(array: Any) -> bool:
-    """Whether an array, or one that it is a view of, can be written to."""
+    """Return whether an array, or one that it is a view of, is writable."""
     while isinstance(array, np.ndarray):
         if array.flags.writeable:
             return True

@@ -1,4 +1,4 @@
-"""From the adapters of a batch to what every layer reads."""
+"""Preparation of the tensors that layers read for the adapters of a batch."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ _LARGEST_INDEX = 2**31 - 1
 
 
 class Part(NamedTuple):
-    """What a batch changes in one layer.
+    """The changes of a batch in one layer.
 
     Attributes:
         rows: by group of samples; one group, if their adapters are alike.
@@ -38,12 +38,12 @@ class Part(NamedTuple):
 
 @dataclass(eq=False)
 class Batch:
-    """What a running batch reads.
+    """The tensors of a running batch.
 
     Attributes:
-        samples: how many there are.
-        copies: how many rows of the model's input belong to each, one after another (beams).
-        parts: what changes in every layer, by its index in the pool's list; None for nothing.
+        samples: number of samples.
+        copies: number of consecutive rows of the model's input for each sample (beams).
+        parts: the changes in each layer, by its index in the pool's list; None for no change.
     """
 
     samples: int
@@ -52,7 +52,7 @@ class Batch:
 
 
 class Staged(NamedTuple):
-    """What was gathered for a batch, for the next one with the same adapters.
+    """The tensors of a batch, kept for the next one with the same adapters.
 
     Attributes:
         residents: of its samples.
@@ -91,7 +91,7 @@ class Staging:
         self._last: Staged | None = None
 
     def know(self, layout: Layout) -> None:
-        """Hear of an adapter's modules: a fixed form has those of all adapters."""
+        """Register the modules of an adapter, because a fixed form has those of all adapters."""
         new = {each.name: each for each in layout.modules if each.name not in self._known}
         if new and self._form is not None:
             with self._residents.lock:
@@ -99,7 +99,7 @@ class Staging:
                 self._frames.clear()
 
     def batch(self, residents: list[Resident | None], copies: int) -> Batch:
-        """What layers read for these adapters of a batch's samples, which must be pinned."""
+        """Return the batch for these adapters, one for each sample. They must be pinned."""
         with self._residents.lock, torch.inference_mode(False), torch.no_grad():
             memory, last = self._residents.banks.memory, self._last
             if last is None or not self._is_good(last, residents, memory):
@@ -109,12 +109,12 @@ class Staging:
     def _is_good(
         self, staged: Staged, residents: Sequence[Resident | None], memory: Tensor
     ) -> bool:
-        """Whether the last batch's rows are those of this one."""
+        """Return whether the last batch's rows can be used for this one."""
         same = staged.residents == residents and staged.memory is memory
         return same and self._residents.same(residents)
 
     def _bank(self, length: int) -> Tensor:
-        """The memory of all banks as vectors of that length."""
+        """Return the memory of all banks as vectors of that length."""
         memory = self._residents.banks.memory
         vectors = memory[: memory.numel() // length * length].view(-1, length)
         dynamo = sys.modules.get("torch._dynamo")
@@ -167,7 +167,7 @@ class Staging:
     def _rows(
         self, frame: Frame, residents: Sequence[Resident | None], samples: Tensor | None
     ) -> dict[str, Rows]:
-        """The rows of every module for some samples, in the frame's form."""
+        """Return the rows of every module for some samples, in the frame's form."""
         self._require_indices_fit(frame)
         indices, weights = gathered(frame, residents, self._residents.pages, self._device)
         bank, cut = self._bank(frame.length), frame.cut(len(residents))

@@ -1,4 +1,4 @@
-"""One form for the rows of different adapters, so that a layer computes them in one go.
+"""One form for the rows of different adapters, so that a layer computes them together.
 
 Adapters of a batch may differ in ranks, k, b and adapted modules. In a frame they all have the
 largest rank and k and the smallest common vector length; what an adapter lacks has the weight zero.
@@ -94,9 +94,9 @@ class Frame:
 
     Attributes:
         length: g, the length of a vector.
-        k: vectors that a row selects.
+        k: number of vectors that a row selects.
         spans: module name → its rows.
-        rows: how many there are in all, n.
+        rows: number of all rows, n.
     """
 
     def __init__(
@@ -107,12 +107,12 @@ class Frame:
         least: Sequence[int] = (0, 0, 0),
         modules: Iterable[Module] = (),
     ) -> None:
-        """Make the frame of `layouts`.
+        """Create the frame of `layouts`.
 
         Args:
-            device: of the adapters.
+            device: device of the adapters.
             least: minimum rank, minimum k and maximum vector length.
-            modules: others that it is to have.
+            modules: other modules that the frame must have.
         """
         layouts = list(layouts)
         rank, k, length = least
@@ -135,7 +135,7 @@ class Frame:
 
     @property
     def cost(self) -> int:
-        """Vectors that are added up for one sample."""
+        """Number of vectors that are added up for one sample."""
         return self.rows * self.k
 
     def maps(self, layouts: Sequence[Layout]) -> tuple[Tensor, Tensor]:
@@ -146,7 +146,7 @@ class Frame:
         return torch.stack([rows for rows, _ in found]), torch.stack([part for _, part in found])
 
     def cut(self, samples: int) -> Cut:
-        """How the rows of so many samples are cut."""
+        """Return how the rows of `samples` samples are cut."""
         if samples not in self._cuts:
             self._cuts[samples] = self._new_cut(samples)
             if len(self._cuts) > _KEPT_CUTS:
@@ -189,7 +189,7 @@ class Frame:
 
 
 def grouped(layouts: Iterable[Layout], device: torch.device) -> list[list[Layout]]:
-    """Which layouts are to share a frame: all, if it costs little; those of one b; or each its own.
+    """Return groups of layouts that share a frame: all if it costs little, else by b, or single.
 
     Without that, one adapter of a large rank or a small b would cost every sample of its batch.
     """

@@ -1,4 +1,4 @@
-"""Which stretches of a memory are free."""
+"""Allocation of stretches of a memory."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ class FreeRuns:
     """Free stretches of a memory that consists of equal units, first fit.
 
     Attributes:
-        total: units that are free.
+        total: number of free units.
     """
 
     def __init__(self, size: int) -> None:
@@ -44,7 +44,7 @@ class FreeRuns:
         return pieces
 
     def give(self, start: int, size: int) -> None:
-        """Make a stretch free, and one with its free neighbours."""
+        """Free a stretch, and join it with its free neighbours."""
         if not size:
             return
         at = bisect_left(self._starts, start)

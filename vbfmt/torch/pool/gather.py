@@ -1,7 +1,7 @@
 """The rows of a batch's adapters, gathered out of the pool's memory in a frame's form.
 
-How many tensor operations that takes does not depend on how many samples, adapters and modules
-there are, and all numbers go to the device in one transfer: a GPU would wait for each.
+The number of tensor operations does not depend on the numbers of samples, adapters and modules. All
+numbers are copied to the device in one transfer, because a GPU would wait for each.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ from vbfmt.torch.pool.residents import Resident
 def gathered(
     frame: Frame, residents: Sequence[Resident | None], pages: Pages, device: torch.device
 ) -> tuple[Tensor, Tensor]:
-    """Indices (int32) and weights (float32) of all samples, flat, in the frame's order.
+    """Return indices (int32) and weights (float32) of all samples, flat, in the frame's order.
 
     Args:
         residents: the adapter of each sample, not all None.
@@ -44,7 +44,7 @@ def gathered(
 
 
 def to_device(device: torch.device, *lists: Sequence[int]) -> list[Tensor]:
-    """Whole numbers on a device, (n,) int64 each: one transfer, which nothing waits for."""
+    """Copy whole numbers to a device, (n,) int64 each, in one asynchronous transfer."""
     numbers: NDArray[np.int64] = np.concatenate([np.asarray(each, np.int64) for each in lists])
     tensor = torch.from_numpy(numbers)
     if device.type == "cuda":
@@ -66,7 +66,7 @@ def _by_layout(residents: Sequence[Resident | None]) -> Members:
 
 
 def _starts(members: Members, residents: Sequence[Resident | None]) -> list[int]:
-    """Where the rows of each sample's adapter begin in the table."""
+    """Return where the rows of each sample's adapter begin in the table."""
     starts: dict[Resident | None, int] = {None: 0}
     start = 0
     for layout, same in members.items():
@@ -77,12 +77,12 @@ def _starts(members: Members, residents: Sequence[Resident | None]) -> list[int]
 
 
 def _firsts(members: Members, frame: Frame) -> list[int]:
-    """The first vector of each adapter's bank."""
+    """Return the first vector of each adapter's bank."""
     return [each.bank.start // frame.length for same in members.values() for each in same]
 
 
 def _kinds(members: Members, residents: Sequence[Resident | None]) -> list[int]:
-    """Which of the frame's maps each sample has; the one after all layouts' for no adapter."""
+    """Return the frame's map of each sample. A sample without adapter has the last map."""
     kinds = {layout: kind for kind, layout in enumerate(members)}
     return [len(members) if each is None else kinds[each.layout] for each in residents]
 

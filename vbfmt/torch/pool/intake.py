@@ -1,4 +1,4 @@
-"""From an adapter to what is put into memory: whether it is the model's, its bytes, its bank."""
+"""Preparation of an adapter for memory: the check of the model, its bytes and its bank."""
 
 from __future__ import annotations
 
@@ -19,11 +19,11 @@ from vbfmt.torch.pool.residents import Prepared
 
 
 class Intake:
-    """Prepares adapters for a pool; needs no lock.
+    """Prepares adapters for a pool. No lock is needed.
 
     Args:
-        modules: all of the model, by name.
-        form: rank, k and vector length that adapters must not exceed; None for any.
+        modules: all modules of the model, by name.
+        form: rank, k and vector length that adapters must fit; None for any.
     """
 
     def __init__(
@@ -43,12 +43,12 @@ class Intake:
         self._layouts = weakref.WeakValueDictionary()
 
     def prepared(self, adapter: Adapter) -> Prepared:
-        """The adapter as its bytes, with its bank's digest and its own tensors on the device.
+        """Return the adapter's bytes, its bank's digest and its own tensors on the device.
 
         Raises:
-            ModelError: it belongs to another model, or it has a tensor that cannot differ within a
-                batch.
-            ConfigError: it is larger than the form.
+            ModelError: the adapter belongs to another model, or has a tensor that cannot differ
+                within a batch.
+            ConfigError: the adapter is larger than the form.
             ContentError: unchecked values (``verify=False``) break a rule.
         """
         layout = self._layout(adapter)
@@ -58,7 +58,7 @@ class Intake:
         return Prepared(layout, pack(adapter), bank, adapter.bank, own)
 
     def _layout(self, adapter: Adapter) -> Layout:
-        """The one object of the adapter's layout; whether it is the model's is checked once."""
+        """Return the shared object of the adapter's layout, checked once against the model."""
         fresh = Layout.of(adapter)
         known = self._layouts.get(fresh.key)
         if known is not None:

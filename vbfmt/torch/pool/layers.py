@@ -1,4 +1,4 @@
-"""How the layers of a model come to what a batch adds to them: by hooks on their forward."""
+"""Forward hooks that add the changes of a batch to the outputs of layers."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ NO_POOL = 0
 
 
 class Running(threading.local):
-    """The batches that a thread runs, by the key of their pool."""
+    """The batches that a thread runs, by the key of the pool."""
 
     def __init__(self) -> None:
         self.batches: dict[int, Batch] = {}
@@ -29,15 +29,15 @@ running = Running()
 
 
 class LayerHook:
-    """A forward hook: adds to a layer's output what the running batch changes there.
+    """A forward hook that adds the running batch's change to a layer's output.
 
     Hooks stand on all layers that may ever be changed, from the beginning: code that
     `torch.compile` has made does not see later ones.
 
     Attributes:
-        pool: the key of its pool.
-        name: of the layer, for messages.
-        index: of the layer, in a batch's `parts`.
+        pool: key of the pool.
+        name: name of the layer, for messages.
+        index: index of the layer in a batch's `parts`.
         called: indices of the layers that batches have called, of all hooks of a pool.
     """
 
@@ -50,7 +50,7 @@ class LayerHook:
     def __call__(
         self, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], output: Any
     ) -> Any:
-        """The output with what the batch adds; None leaves it as it is."""
+        """Return the output with the batch's change; None for no change."""
         batch = running.batches.get(self.pool)
         if batch is None:
             return None
@@ -83,7 +83,7 @@ class LayerHook:
             )
 
     def __deepcopy__(self, memo: dict[int, Any]) -> LayerHook:
-        """One without a pool: copies of a model are no part of it."""
+        """Return a hook without a pool, because a copy of the model does not belong to it."""
         return LayerHook(NO_POOL, self.name, self.index, set())
 
     def __reduce__(self) -> tuple[Any, ...]:

@@ -1,4 +1,4 @@
-"""The rows of an adapter as bytes, and what these bytes mean."""
+"""The rows of an adapter as bytes, and the layout of these bytes."""
 
 from __future__ import annotations
 
@@ -16,14 +16,14 @@ from vbfmt.module import Module
 
 @dataclass(frozen=True, eq=False)
 class Layout:
-    """What adapters have in common whose bytes mean the same. There is one object of each.
+    """The layout of an adapter's bytes. Adapters with equal layouts share one object.
 
     Attributes:
         modules: the adapted modules, in the order of their rows.
         b: length of a vector.
-        k: vectors that a row selects.
+        k: number of vectors that a row selects.
         index_size: bytes of an index.
-        N: rows.
+        N: number of rows.
     """
 
     modules: tuple[Module, ...]
@@ -34,17 +34,17 @@ class Layout:
 
     @classmethod
     def of(cls, adapter: Adapter) -> Layout:
-        """The layout of an adapter."""
+        """Return the layout of an adapter."""
         return cls(adapter.modules, adapter.b, adapter.k, adapter.indices.itemsize, adapter.N)
 
     @property
     def key(self) -> tuple[object, ...]:
-        """Equal for equal layouts."""
+        """A key that is equal for equal layouts."""
         return self.modules, self.b, self.k, self.index_size
 
     @property
     def nbytes(self) -> int:
-        """Bytes of an adapter's rows."""
+        """Number of bytes of an adapter's rows."""
         return self.N * (4 * (self.k - 1) + self.index_size * self.k)
 
     def unpack(self, data: Tensor) -> tuple[Tensor, Tensor]:
@@ -65,7 +65,7 @@ class Layout:
 
 
 def pack(adapter: Adapter) -> Tensor:
-    """The bytes of an adapter's rows, (nbytes,) uint8: stored weights, then indices.
+    """Return the bytes of an adapter's rows, (nbytes,) uint8: stored weights, then indices.
 
     Raises:
         ContentError: an index beyond the bank or a weight that is not finite (an adapter that was

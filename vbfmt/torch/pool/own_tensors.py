@@ -1,4 +1,4 @@
-"""Biases and heads that an adapter brings, for its samples alone."""
+"""Biases and heads of an adapter, used for its samples only."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from vbfmt.torch.tensors import to_torch
 
 
 class Own(NamedTuple):
-    """What the samples of a batch have of their own in one module.
+    """The own tensors of a batch's samples in one module.
 
     Attributes:
         samples: which have a weight of their own, (M,) int64; None if none has.
@@ -57,7 +57,7 @@ def may_differ_by_sample(module: nn.Module) -> bool:
 
 
 def own_tensors(adapter: Adapter, modules: Mapping[str, nn.Module]) -> OwnTensors:
-    """The tensors of an adapter besides its rows, on the device of the model.
+    """Return the other tensors of an adapter, on the device of the model.
 
     Raises:
         ModelError: the model has no such tensor, or one that samples of a batch cannot have of
@@ -97,7 +97,7 @@ def own_tensors(adapter: Adapter, modules: Mapping[str, nn.Module]) -> OwnTensor
 def staged(
     name: str, module: nn.Module, owners: Sequence[OwnTensors | None], device: torch.device
 ) -> Own | None:
-    """What the samples of a batch have of their own in a module; None if nothing."""
+    """Return the own tensors of a batch's samples in a module; None if there are none."""
     with_weight = [at for at, own in enumerate(owners) if own and name in own.weights]
     biases = [own.biases.get(name) if own else None for own in owners]
     if not with_weight and all(bias is None for bias in biases):
@@ -114,7 +114,7 @@ def staged(
 
 
 def with_own_weights(x: Tensor, own: Own, base_bias: Tensor | None, result: Tensor) -> Tensor:
-    """The result, (R, T, out_features), in which samples with a weight of their own have theirs."""
+    """Return the result, (R, T, out_features), with the samples' own weights applied."""
     if own.samples is None or own.weights is None:
         return result
     theirs = torch.bmm(x.index_select(0, own.samples), own.weights)
@@ -124,20 +124,20 @@ def with_own_weights(x: Tensor, own: Own, base_bias: Tensor | None, result: Tens
 
 
 def with_own_biases(own: Own, result: Tensor) -> Tensor:
-    """The result, (R, T, out_features), with each sample's own bias in place of the base's."""
+    """Return the result, (R, T, out_features), with each sample's own bias, not the base's."""
     if own.bias is None:
         return result
     return (result + own.bias[:, None]).to(result.dtype)
 
 
 def _bias_is_plain(module: nn.Module) -> bool:
-    """Whether the module's bias is added last."""
+    """Return whether the module adds its bias last."""
     plain = returns_plainly(module) if is_adaptable(module) else True
     return plain and may_differ_by_sample(module)
 
 
 def _weight_is_plain(module: nn.Module) -> bool:
-    """Whether the module's output is its weight times the input and nothing else."""
+    """Return whether the module's output is only its weight times the input."""
     if not (is_adaptable(module) and returns_plainly(module)):
         return False
     kind, weight = type(module), cast(Tensor, module.weight)

@@ -11,14 +11,14 @@ from torch import Tensor
 from vbfmt.torch.pool.free_runs import FreeRuns
 
 PAGE = 1024
-"""Bytes. Less than that is lost per adapter."""
+"""Bytes of a page. Each adapter wastes less than one page."""
 
 _FIRST_CHUNK = 1 << 20
 _GROWTH = 32  # a new chunk is that fraction of what there is already
 
 
 class Run(NamedTuple):
-    """Pages that stand one after another."""
+    """Consecutive pages."""
 
     chunk: int
     start: int
@@ -26,7 +26,7 @@ class Run(NamedTuple):
 
 
 class Pages:
-    """Memory in pages; adapters of any size share it, and it never moves."""
+    """Memory in pages, shared by adapters of any size. It is never moved."""
 
     def __init__(self, device: torch.device) -> None:
         self._device = device
@@ -35,7 +35,7 @@ class Pages:
 
     @property
     def reserved(self) -> int:
-        """Bytes that are allocated, in use or not."""
+        """Number of bytes that are allocated, in use or not."""
         return sum(chunk.numel() for chunk in self._chunks)
 
     def write(self, data: Tensor, room: int) -> list[Run]:
@@ -54,7 +54,7 @@ class Pages:
         return runs
 
     def read(self, runs: Sequence[Run], size: int) -> list[Tensor]:
-        """The first `size` bytes of these runs, as views, (n,) uint8 each."""
+        """Return the first `size` bytes of these runs as views, (n,) uint8 each."""
         views = []
         for run in runs:
             length = min(size, run.size * PAGE)
@@ -63,7 +63,7 @@ class Pages:
         return views
 
     def free(self, runs: Sequence[Run]) -> None:
-        """Give pages back."""
+        """Free pages."""
         for run in runs:
             self._free[run.chunk].give(run.start, run.size)
 
@@ -104,5 +104,5 @@ class Pages:
 
 
 def count(size: int) -> int:
-    """Pages that so many bytes take."""
+    """Return the number of pages for `size` bytes."""
     return -(-size // PAGE)

@@ -1,4 +1,4 @@
-"""Which adapters are in memory, and which leave when the limit is reached."""
+"""The adapters in memory, and their eviction when the limit is reached."""
 
 from __future__ import annotations
 
@@ -22,12 +22,12 @@ from vbfmt.torch.pool.pages import PAGE, Pages, Run, count
 
 @dataclass(eq=False)
 class Prepared:
-    """An adapter that is ready to be put into memory.
+    """An adapter that is ready for memory.
 
     Attributes:
-        layout: what its bytes mean.
-        data: (nbytes,) uint8 on the CPU.
-        key, bank: its bank and the digest of that.
+        layout: layout of its bytes.
+        data: its bytes, (nbytes,) uint8 on the CPU.
+        key, bank: digest of its bank, and the bank.
         own: its biases and heads, on the device.
     """
 
@@ -49,12 +49,12 @@ class Resident:
 
     Attributes:
         name: what batches call it.
-        layout, runs: what its bytes mean, and where they are.
-        bank: where its bank is.
+        layout, runs: layout and location of its bytes.
+        bank: location of its bank.
         own: its biases and heads.
         nbytes: bytes on the device, without the bank.
-        batches: how many running batches use it.
-        gone: whether it has lost its name and leaves with the last of them.
+        batches: number of running batches that use it.
+        gone: whether it has lost its name, so that it is freed when the last of them ends.
     """
 
     name: str
@@ -74,7 +74,7 @@ class Residents:
         lock: held while memory is read or written.
         limit: bytes that adapters and banks may use together; None for any number.
         used: bytes that they use.
-        evicted: how many had to leave for others until now.
+        evicted: number of adapters that were evicted until now.
     """
 
     def __init__(self, device: torch.device, limit: int | None) -> None:
@@ -89,7 +89,7 @@ class Residents:
 
     @property
     def names(self) -> list[str]:
-        """Names of all, the least recently used first."""
+        """Return all names, the least recently used first."""
         with self.lock:
             return list(self._by_name)
 
@@ -107,10 +107,10 @@ class Residents:
             return self.pages.reserved + self.banks.reserved + own
 
     def put(self, name: str, adapter: Prepared) -> None:
-        """Bring an adapter into memory; one that has the name loses it.
+        """Put an adapter into memory. Another adapter of that name loses the name.
 
         Raises:
-            ModelError: running batches use so much that it does not fit; nothing is changed.
+            ModelError: it does not fit beside what running batches use. Nothing is changed then.
         """
         with self.lock:
             old = self._by_name.get(name)
@@ -128,7 +128,7 @@ class Residents:
             self._by_name[name] = resident
 
     def remove(self, name: str) -> None:
-        """Take an adapter out; running batches keep it until they end.
+        """Remove an adapter. Running batches keep it until they end.
 
         Raises:
             ModelError: there is no such adapter.
@@ -137,10 +137,10 @@ class Residents:
             self._drop(self._named(name))
 
     def pin(self, names: Sequence[str | None]) -> list[Resident | None]:
-        """The adapters of a batch, which stay until `unpin`.
+        """Return the adapters of a batch, and keep them in memory until `unpin`.
 
         Raises:
-            ModelError: one is not in memory.
+            ModelError: an adapter is not in memory.
         """
         with self.lock:
             found = [None if name is None else self._named(name) for name in names]
@@ -162,14 +162,14 @@ class Residents:
                     self._by_name.move_to_end(resident.name)
 
     def pin_present(self, names: Sequence[str]) -> dict[str, Resident]:
-        """The same of those that are in memory."""
+        """Return and keep those of the adapters that are in memory."""
         with self.lock:
             present = [name for name in names if name in self._by_name]
             found = cast("list[Resident]", self.pin(present))
             return dict(zip(present, found, strict=True))
 
     def unpin(self, residents: Sequence[Resident | None]) -> None:
-        """A batch has ended."""
+        """End the use of adapters by a batch."""
         with self.lock:
             for resident in residents:
                 if resident is None:
@@ -181,7 +181,7 @@ class Residents:
                         self._free(resident)
 
     def same(self, residents: Sequence[Resident | None]) -> bool:
-        """Whether all of these are in memory still."""
+        """Return whether all of these are still in memory."""
         return all(each is None or self._by_name.get(each.name) is each for each in residents)
 
     def _named(self, name: str) -> Resident:
@@ -197,7 +197,7 @@ class Residents:
         return {*self._by_name.values(), *self._running}
 
     def _make_room(self, adapter: Prepared, first: Resident | None) -> None:
-        """Let the least recently used ones leave until an adapter fits; `first` before others."""
+        """Evict the least recently used adapters until this one fits, `first` before others."""
         if self.limit is None or self._fits(adapter):
             return
         needed = adapter.nbytes + adapter.bank.nbytes
@@ -225,7 +225,7 @@ class Residents:
         return self.limit is None or self.used + adapter.nbytes + bank <= self.limit
 
     def _room(self) -> int:
-        """Bytes that the pages may grow by."""
+        """Return the number of bytes that the pages may grow by."""
         if self.limit is None:
             return 1 << 62
         return max(0, self.limit - self.pages.reserved - self.banks.reserved)

@@ -1,4 +1,4 @@
-"""B·(A·x) for every sample with factors of its own, composed of rows while it is computed.
+"""B·(A·x) for every sample, with the factors of its adapter composed during the computation.
 
 A is composed for the samples at hand. B is not where there is one position per sample, as in
 decoding: its product is a sum over vectors of the bank, weighted by c·w with c = A·x. For more
@@ -56,7 +56,7 @@ class Rows(NamedTuple):
     pieces: Pieces
 
     def cut(self) -> Pieces:
-        """The module's part, cut anew."""
+        """Return the module's part, cut from the rows."""
         a, b = slice(self.start, self.middle), slice(self.middle, self.stop)
 
         def multiples(stop: int, step: int) -> Tensor:
@@ -74,7 +74,7 @@ class Rows(NamedTuple):
 
 
 def low_rank_update(x: Tensor, rows: Rows, result: Tensor) -> Tensor:
-    """result + B·(A·x), computed in float32, or as autocast has it, and rounded once.
+    """Return result + B·(A·x), computed in float32 or autocast's dtype, and rounded once.
 
     Args:
         x: (R, T, in_features).
@@ -103,7 +103,7 @@ def low_rank_update(x: Tensor, rows: Rows, result: Tensor) -> Tensor:
 
 
 def _sum(result: Tensor, added: Tensor) -> Tensor:
-    """result + added in the dtype of `result`, rounded once, in one step where that can be."""
+    """Return result + added in the dtype of `result`, rounded once, in one step if possible."""
     if added.dtype == result.dtype:
         return added.add_(result)  # no memory for another sum
     if torch.is_grad_enabled() or torch.compiler.is_compiling():
@@ -112,5 +112,5 @@ def _sum(result: Tensor, added: Tensor) -> Tensor:
 
 
 def _sums(bank: Tensor, indices: Tensor, bags: Tensor, weights: Tensor) -> Tensor:
-    """Weighted sums of vectors of the bank, (len(bags), g)."""
+    """Return weighted sums of vectors of the bank, (len(bags), g)."""
     return torch.embedding_bag(bank, indices, bags, False, 0, False, weights)[0]
