@@ -143,7 +143,8 @@ def tried(row: Row, python: str, number: int, *, keep: bool) -> dict[str, Any]:
     subprocess.run([python, "-m", "venv", *([] if keep else ["--clear"]), folder], check=True)
     inside = folder / "bin" / "python"
     pip = [inside, "-m", "pip", "install", "-qq", "--disable-pip-version-check", "--no-cache-dir"]
-    needed = ["pytest>=8", "pytest-timeout", "hypothesis>=6.100", "mpmath", *row.packages]
+    tools = ["pytest>=8", "pytest-timeout", "coverage>=7.10", "hypothesis>=6.100", "mpmath"]
+    needed = [*tools, *row.packages]
     subprocess.run([*pip, *needed, str(ROOT)], check=True)
     done = subprocess.run(
         [inside, "-m", "pytest", "-p", "no:cacheprovider", "-rs", *row.tests],
@@ -214,7 +215,9 @@ def page(results: dict[str, dict[str, Any]]) -> str:
             lines.append(f"| {row.name} | {row.python} |{' |' * len(SHOWN)} | not run | | |")
             continue
         versions = [result["versions"].get(name, "") for name in columns]
-        passed = result["counts"].get("passed", 0) if result["ok"] else "**failed**"
+        passed = str(result["counts"].get("passed", 0))
+        if not result["ok"]:
+            passed += f", **{result['counts'].get('failed', 0)} failed**"
         skipped = result["counts"].get("skipped", 0)
         cells = (row.name, *versions, RAN[row.tests], passed, skipped, result["commit"])
         lines.append(f"| {' | '.join(map(str, cells))} |")

@@ -86,7 +86,7 @@ def test_what_is_valid_converts_or_is_refused_in_one_line(target, name, tmp_path
     config = json.loads((tmp_path / "x" / "adapter_config.json").read_text(encoding="utf-8"))
     assert config["peft_type"] == {lora: "LORA", peft: "VBLORA"}[target]
     if target is peft and any(tensor.shape == (0,) for tensor in adapter.tensors.values()):
-        with pytest.raises(errors.SourceError, match="as DeepSpeed ZeRO-3 leaves"):
+        with pytest.raises(errors.SourceError, match="which DeepSpeed ZeRO-3 saves"):
             peft.read(tmp_path / "x")
     elif target is peft:
         assert peft.read(tmp_path / "x").indices.tolist() == adapter.indices.tolist()

@@ -66,6 +66,8 @@ def assert_same_adapter(model, other):
 
 
 def test_a_checkpoint_holds_the_adapter_alone_and_training_resumes_bit_for_bit(tmp_path):
+    # Before, it does not resume under PyTorch 2.6, which unpickles tensors only.
+    pytest.importorskip("transformers", minversion="4.51")
     whole = trainer(tmp_path / "one")
     whole.train()
     checkpoint = tmp_path / "one" / "checkpoint-3"

@@ -354,7 +354,7 @@ def test_layers_with_a_result_of_their_own_are_taken_only_if_named_and_are_named
 
 def test_layers_of_pefts_within_a_plain_model_are_refused():
     model = llama()
-    model.add_adapter(peft.LoraConfig(r=8, target_modules=["k_proj"]))
+    peft.inject_adapter_in_model(peft.LoraConfig(r=8, target_modules=["k_proj"]), model)
     before = repr(model)
     with pytest.raises(ModelError, match=r"of PEFT's: model\.layers\.0\.self_attn\.k_proj: found"):
         inject(model, config(target_modules=["q_proj"]))
