@@ -41,8 +41,31 @@ _LINES = (
     "bank split a.vblora -o out.vblora",
     "bank list .",
     "store add out a.vblora",
+    "plot a.vblora -o out.html --figure usage",
+    "plot a.vblora -o out.svg --figure depth --force",
+    "jobs pack src src/adapter_model.safetensors -o out --json",
+    "jobs pack src --store out --base-model x",
+    "jobs verify a.vblora * --json",
+    "jobs expand a.vblora src -o out --dtype bfloat16",
+    "jobs merge a.vblora --base base -o out",
+    "jobs diff a.vblora --with src",
 )
-_OPTIONS = ("--json", "-q", "-v", "--force", "--strict", "--topk", "1", "--rank", "--dtype", "nan")
+_OPTIONS = (
+    "--figure",
+    "kinds",
+    "--base",
+    "--base-is",
+    "--json",
+    "-q",
+    "-v",
+    "--force",
+    "--strict",
+    "--topk",
+    "1",
+    "--rank",
+    "--dtype",
+    "nan",
+)
 
 
 def seeds() -> list[bytes]:
@@ -97,7 +120,7 @@ def run(data: bytes) -> str:
         made = {name for name in after if name not in before}
         assert {n: c for n, c in after.items() if n in before} == before or "--force" in words
         assert all(_is_asked_for(name, words) for name in made), made
-        if code and words and words[0] not in ("diff", "store"):
+        if code and words and words[0] not in ("diff", "store", "jobs"):
             assert not made, made
         return f"{''.join(words[:1])}={code}"
 
@@ -116,12 +139,16 @@ def _words(content: bytes) -> list[str]:
         return []
     if not isinstance(words, list) or not all(isinstance(word, str) for word in words):
         return []
-    if not words or words[0] in ("jobs", "plot"):
-        return []
-    return [word for word in words if _is_harmless(word)]
+    words = [word for word in words if _is_harmless(word)]
+    if words[:1] == ["jobs"]:
+        return words + ["-j", "1"] * (len(words) > 1)  # in this process
+    # All figures take a second.
+    return [] if words[:1] == ["plot"] and "--figure" not in words else words
 
 
 def _is_harmless(word: str) -> bool:
+    if word in ("--", "ray"):
+        return False
     if "/" in word:
         return word == "src/adapter_model.safetensors"
     return ".." not in word and ":" not in word and "\0" not in word and len(word) < 100

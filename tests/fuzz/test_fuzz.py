@@ -30,7 +30,7 @@ REACHED = {
     "base": "accepted source",
     "gguf": "accepted source",
     "unilora": "accepted source",
-    "commands": "pack=0 merge=0 inspect=0 expand=0 unpack=0",
+    "commands": "pack=0 merge=0 inspect=0 expand=0 unpack=0 plot=0 jobs=0",
 }
 
 RUNS = {"base": 150, "unilora": 250, "commands": 200, "gguf": 1000}
