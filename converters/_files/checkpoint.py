@@ -112,12 +112,13 @@ def _tensors(file: Path) -> Mapping[str, Tensor]:
 def _sharded(index: Path) -> dict[str, Tensor]:
     """Return the tensors of all shards that an index names."""
     shards = json_file.read(index).get("weight_map")
-    names = set(shards.values()) if isinstance(shards, dict) else set()
-    result: dict[str, Tensor] = {}
-    for name in sorted(names, key=str):
+    names = list(shards.values()) if isinstance(shards, dict) else []
+    for name in names:
         sound = isinstance(name, str) and os.path.basename(name) == name and "\\" not in name
         if not sound or not name.endswith(SUFFIXES):
             raise SourceError("not a file of weights", file=index, found=shown(name))
+    result: dict[str, Tensor] = {}
+    for name in sorted(set(names)):
         result.update(_tensors(index.parent / name))
     if not result:
         raise SourceError("not an index of weights", file=index, expected="a weight_map")

@@ -121,7 +121,8 @@ def _warn_of_lost_biases(keys: Keys, config: Mapping[str, Any]) -> None:
     if bias not in ("vblora_only", "all"):
         return
     saved = config.get("modules_to_save")
-    whole = {"classifier", "score", *(saved if isinstance(saved, (list, tuple)) else ())}
+    listed = saved if isinstance(saved, (list, tuple)) else ()
+    whole = {"classifier", "score", *(name for name in listed if isinstance(name, str))}
     biases = (name for name in keys.others if name.endswith(".bias"))
     if not any(name.removesuffix(".bias").rpartition(".")[2] not in whole for name in biases):
         warn(

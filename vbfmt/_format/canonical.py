@@ -29,7 +29,8 @@ class Document:
         data: the bytes of the map.
         starts: offsets of the first key, its value, the second key, and so on, and the end of the
             data.
-        containers: number of arrays and maps in each value, counting the value itself.
+        containers: number of arrays and maps in each value, counting the value itself; a
+            map counts as `_A_MAP`.
     """
 
     data: bytes
@@ -117,7 +118,7 @@ def read(data: bytes) -> Document:
                     "nesting is too deep", part="header", expected=f"at most {DEEPEST}"
                 )
             if containers:
-                containers[-1] += 1
+                containers[-1] += _A_MAP if code in _MAPS else 1
             left.append(items)
             keys.append(set() if items and code in _MAPS else None)
     if position != len(data):
@@ -128,6 +129,9 @@ def read(data: bytes) -> Document:
 
 _FEW = 16
 """Arrays and maps that a value may have, however short it is."""
+
+_A_MAP = 4
+"""A map takes as much memory as so many arrays; tables have none."""
 
 
 def _code(data: bytes, position: int) -> int:
