@@ -15,10 +15,12 @@ from __future__ import annotations
 import hashlib
 import json
 import os
+import stat
 from collections.abc import Iterable, Mapping
 from typing import Any
 
 from vbfmt.converters.jobs.tasks import Item, Outcome, Task
+from vbfmt.errors import StorageError
 
 NAME = ".vbfmt-jobs.jsonl"
 
@@ -88,6 +90,7 @@ class Journal:
         text = "".join(json.dumps(entry) + "\n" for entry in entries)
         if not text:
             return
+        self._require_regular()
         with open(self.path, "a+b") as stream:
             if stream.tell() and not _ends_whole(stream.name):
                 stream.write(b"\n")  # a line that a killed run left unfinished
@@ -95,15 +98,26 @@ class Journal:
             stream.flush()
             os.fsync(stream.fileno())
 
+    def _require_regular(self) -> None:
+        """Refuse a link, which would let whoever made the folder choose the file to append to, and
+        a pipe or device, which may never end."""
+        if os.path.lexists(self.path) and not stat.S_ISREG(os.lstat(self.path).st_mode):
+            raise StorageError(
+                "the journal of the jobs is not a regular file",
+                file=self.path,
+                advice="remove it, or choose another output folder",
+            )
+
     def _read(self) -> dict[str, dict[str, Any]]:
         known: dict[str, dict[str, Any]] = {}
-        if not os.path.exists(self.path):
+        if not os.path.lexists(self.path):
             return known
+        self._require_regular()
         with open(self.path, encoding="utf-8", errors="replace") as stream:
             for line in stream:
                 try:
                     entry = json.loads(line)
-                except ValueError:  # cut off when a run was killed
+                except (ValueError, RecursionError):  # cut off when a run was killed
                     continue
                 if isinstance(entry, dict) and isinstance(entry.get("output"), str):
                     known[entry["output"]] = entry

@@ -152,6 +152,15 @@ def test_extras_get_the_names_of_the_base_model():
     assert adapter.tensors["score.weight"].numpy() == 0
 
 
+@pytest.mark.parametrize("saved", [[["a"]], [{}], [None, 5], "a", 5])
+def test_a_config_with_anything_in_modules_to_save_is_read(tmp_path, saved):
+    folder = write_folder(tmp_path / "x", logits_form())
+    file = folder / "adapter_config.json"
+    config = json.loads(file.read_text())
+    file.write_text(json.dumps({**config, "bias": "all", "modules_to_save": saved}))
+    assert peft.read(folder).modules
+
+
 @pytest.mark.parametrize("bias", ["vblora_only", "all"])
 def test_biases_that_peft_trained_and_did_not_save_are_pointed_out(bias):
     config = CONFIG | {"bias": bias, "modules_to_save": ["head"]}

@@ -97,9 +97,10 @@ def test_a_whole_model_in_several_files(model, plain, tmp_path):
     index = folder / "model.safetensors.index.json"
     index.write_text(json.dumps({"weight_map": places}))
     assert digest(read(folder)) == digest(read(plain))
-    index.write_text(json.dumps({"weight_map": {"a": "../x.safetensors"}}))
-    with pytest.raises(errors.SourceError, match="not a file of weights"):
-        read(folder)
+    for name in ("../x.safetensors", ["model-0.safetensors"], {}, 5, None):
+        index.write_text(json.dumps({"weight_map": {"a": name}}))
+        with pytest.raises(errors.SourceError, match="not a file of weights"):
+            read(folder)
 
 
 @pytest.mark.parametrize("part", ["vector_bank", "logits_A", "classifier"])

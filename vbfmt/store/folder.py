@@ -12,7 +12,7 @@ from collections.abc import Iterable, Iterator
 
 from vbfmt._files import staging, storage
 from vbfmt._format.container import Bytes
-from vbfmt.errors import OutputExistsError
+from vbfmt.errors import MissingFileError, OutputExistsError
 from vbfmt.store import layout
 from vbfmt.store.backend import Found, Stored
 
@@ -78,12 +78,9 @@ class Folder:
         """See `Backend.found`; the version is a hash of the content."""
         path = self.address(key)
         try:
-            with open(path, "rb") as stream:
-                content = stream.read()
-        except FileNotFoundError:
+            content = bytes(storage.read(path, mmap=False))
+        except MissingFileError:
             return None
-        except OSError as error:
-            raise storage.refusal("cannot read", path, error) from None
         return Found(content, _version(content))
 
     def replace(self, key: str, content: bytes, version: str) -> bool:

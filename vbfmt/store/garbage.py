@@ -121,5 +121,5 @@ def _parse(found: Found) -> Mark:
     try:
         fields = json.loads(found.content)
         return Mark(float(fields["since"]), bool(fields["removing"]))
-    except (ValueError, TypeError, KeyError):
+    except (ValueError, TypeError, KeyError, OverflowError, RecursionError):
         return Mark(time.time(), removing=False)

@@ -87,7 +87,7 @@ def _parse(found: Found, where: str) -> tuple[str, float]:
     try:
         fields = json.loads(found.content)
         return str(fields["digest"]), float(fields["expires"])
-    except (ValueError, TypeError, KeyError):
+    except (ValueError, TypeError, KeyError, OverflowError, RecursionError):
         raise StoreError(
             "a lease is damaged",
             file=where,

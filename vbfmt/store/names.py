@@ -46,7 +46,7 @@ def parse(found: Found, where: str) -> Name:
         name, digest = fields["name"], fields["digest"]
         layout.require_name(name)
         layout.adapter_key(digest)
-    except (ValueError, TypeError, KeyError, StoreError):
+    except (ValueError, TypeError, KeyError, StoreError, RecursionError):
         raise StoreError(
             "a name's record is damaged",
             file=where,

@@ -54,7 +54,7 @@ def require_store(backend: Backend, *, create: bool) -> None:
     try:
         version = json.loads(found.content)["vbfmt store"]
         assert isinstance(version, int)
-    except (ValueError, TypeError, KeyError, AssertionError):
+    except (ValueError, TypeError, KeyError, AssertionError, RecursionError):
         raise StoreError(
             "not a vbfmt store", file=backend.address(layout.ROOT), found=repr(found.content[:60])
         ) from None
