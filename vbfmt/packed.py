@@ -286,6 +286,20 @@ def verify(path: PathLike, *, digest: str | None = None, banks: Sources | None =
     return Report(name, packed.digest, tuple(problem.in_file(path) for problem in problems))
 
 
+def local_checkpoint(path: PathLike) -> PathLike:
+    """Return a checkpoint's path as it is, but for ``hf://…`` its folder in the Hub's cache.
+
+    Raises:
+        SourceError: the repository or revision does not exist, has no checkpoint, or is not
+            accessible.
+    """
+    if not (isinstance(path, str) and path.startswith("hf://")):
+        return path
+    from vbfmt.converters import sources
+
+    return sources.checkpoint(path)
+
+
 def _local(path: PathLike) -> PathLike:
     """Return a path as it is, but for ``hf://…`` the path in the Hub's cache."""
     if not (isinstance(path, str) and path.startswith("hf://")):

@@ -22,6 +22,7 @@ from torch import nn
 
 from tests.bench.table import Row, print_table, run
 from vbfmt.torch import (
+    LazyAdamW,
     VBLoRAConfig,
     adapters_of,
     inject,
@@ -29,6 +30,7 @@ from vbfmt.torch import (
     param_groups,
     save_packed,
 )
+from vbfmt.torch.admixture import Admixture
 
 SIZES = {"num_vectors": 2048, "vector_length": 256, "topk": 2}
 RANK = 4
@@ -73,6 +75,7 @@ def rows(setting: Setting = Setting()) -> Iterator[Row]:
     half = replace(setting, dtype="bfloat16")
     yield _row_of_peaks(peaks)
     yield from _rows_of_parts(setting)
+    yield from _rows_of_optimizers(setting)
     yield from _rows_of_steps(setting)
     yield from _rows_of_steps(half)
     if setting.device != "cpu":
@@ -98,6 +101,49 @@ def _rows_of_parts(setting: Setting) -> list[Row]:
         _times(f"compose all factors, forward and backward ({where})", composing, PEFT, 0.5),
         _times("another adapter in a running model, from its file", swapping, PEFT, 0.2),
     ]
+
+
+def _rows_of_optimizers(setting: Setting) -> list[Row]:
+    """`LazyAdamW`, which updates the logits that a pass selected, beside fused AdamW."""
+    works, states = {}, {}
+    for name, sparse in (("LazyAdamW", True), ("AdamW", False)):
+        model = _ours(setting)
+        groups = param_groups(model, sparse_logits=sparse)
+        optimizer = LazyAdamW(groups) if sparse else torch.optim.AdamW(groups, fused=True)
+        for layer in adapters_of(model).all_layers().values():
+            logits = cast(Admixture, layer.updates["default"]).logits
+            selected = logits.detach().topk(SIZES["topk"], dim=1).indices
+            logits.grad = torch.zeros_like(logits).scatter_(1, selected, 1.0)
+        optimizer.step()
+        works[name], states[name] = optimizer.step, _bytes_of(optimizer)
+    seconds = _alternately(works, setting)
+    ours, theirs = seconds["LazyAdamW"], seconds["AdamW"]
+    return [
+        Row(
+            "LazyAdamW's step on the logits (fused AdamW's)",
+            f"{ours * 1e3:.1f} ms",
+            f"{theirs * 1e3:.1f} ms",
+            ours / theirs,
+            None,
+        ),
+        Row(
+            "its state for the logits selected by one pass (AdamW's for all)",
+            f"{states['LazyAdamW'] / 1e6:.2f} MB",
+            f"{states['AdamW'] / 1e6:.2f} MB",
+            states["LazyAdamW"] / states["AdamW"],
+            None,
+        ),
+    ]
+
+
+def _bytes_of(optimizer: torch.optim.Optimizer) -> int:
+    tensors = [
+        value
+        for state in optimizer.state.values()
+        for value in state.values()
+        if isinstance(value, torch.Tensor)
+    ]
+    return sum(tensor.numel() * tensor.element_size() for tensor in tensors)
 
 
 def _rows_of_steps(setting: Setting) -> list[Row]:

@@ -282,3 +282,20 @@ def test_without_the_package_a_missing_path_stays_missing(monkeypatch, tmp_path)
         sources.checkpoint("me/x")
     save(worked_example(), tmp_path / "x.vblora")
     assert sources.packed(str(tmp_path / "x.vblora")) == str(tmp_path / "x.vblora")
+
+
+def test_a_checkpoint_in_a_repository_is_trained_further(server, tmp_path):
+    pytest.importorskip("torch")
+    from tests.torch.models import batch, config, net
+    from vbfmt.torch import inject, load_checkpoint, save_checkpoint
+
+    model, (x, _) = net(), batch()
+    inject(model, config())
+    save_checkpoint(model, tmp_path / "checkpoint")
+    files = {path.name: path.read_bytes() for path in (tmp_path / "checkpoint").iterdir()}
+    server.add("me/trained").commit(files)
+    fresh = net()
+    load_checkpoint(fresh, "hf://me/trained")
+    assert fresh(x).equal(model(x))
+    with pytest.raises(errors.SourceError):
+        load_checkpoint(net(), "hf://me/nothing")

@@ -8,7 +8,7 @@ tests/test_config.py
     test_valid_task_type                      test_the_tasks_are_pefts
     test_invalid_task_type                    test_a_task_that_peft_does_not_know
     test_from_peft_type                       test_another_kind_of_adapter
-    test_from_pretrained (3)                  test_configs_do_not_come_from_the_hub (no such thing)
+    test_from_pretrained (3)                  test_a_hub_name_needs_its_scheme; `test_sources` loads
     test_save_pretrained_with_runtime_config  test_what_peft_adds_to_a_config_is_ignored
     test_set_attributes                       test_a_config_does_not_change (no such thing)
     test_config_copy, …deepcopy, …pickle_…    test_copies_are_equal
@@ -85,8 +85,7 @@ def test_another_kind_of_adapter():
         VBLoRAConfig.from_peft(peft.LoraConfig())
 
 
-def test_configs_do_not_come_from_the_hub():
-    assert not hasattr(VBLoRAConfig, "from_pretrained")
+def test_a_hub_name_needs_its_scheme():
     with pytest.raises(VbfmtError):
         load_checkpoint(made(MLP), "somebody/some-adapter")
 

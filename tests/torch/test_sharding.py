@@ -10,8 +10,15 @@ from pathlib import Path
 import pytest
 import torch
 from torch import multiprocessing, nn
+from torch.distributed import checkpoint
+from torch.distributed.checkpoint.state_dict import (
+    StateDictOptions,
+    get_state_dict,
+    set_state_dict,
+)
 from torch.distributed.device_mesh import init_device_mesh
 from torch.distributed.fsdp import FullyShardedDataParallel, fully_shard
+from torch.distributed.fsdp.wrap import ModuleWrapPolicy
 from torch.distributed.tensor.parallel import ColwiseParallel, parallelize_module
 
 from tests.torch.models import batch, config, net
@@ -19,6 +26,7 @@ from vbfmt import load
 from vbfmt.errors import ModelError
 from vbfmt.packed import digest
 from vbfmt.torch import (
+    VBLoRALinear,
     inject,
     load_checkpoint,
     merge,
@@ -167,6 +175,48 @@ def test_a_checkpoint_is_loaded_into_a_sharded_adapter(folder):
     assert weights[0].read_bytes() == weights[1].read_bytes()
 
 
+def on_disk(rank, folder):
+    """What torch.distributed.checkpoint writes is loaded, and training goes on from it."""
+    state_of = {"options": StateDictOptions(ignore_frozen_params=True)}
+    model = layerwise(injected(**HEAD))
+    optimizer = torch.optim.AdamW(param_groups(model))
+    one_step(model, optimizer, rank)
+    states = get_state_dict(model, optimizer, **state_of)
+    checkpoint.save(
+        dict(zip(("model", "optimizer"), states, strict=True)), checkpoint_id=folder / "dcp"
+    )
+    fresh = layerwise(injected(**HEAD))
+    other = torch.optim.AdamW(param_groups(fresh))
+    states = get_state_dict(fresh, other, **state_of)
+    loaded = dict(zip(("model", "optimizer"), states, strict=True))
+    checkpoint.load(loaded, checkpoint_id=folder / "dcp")
+    set_state_dict(
+        fresh,
+        other,
+        model_state_dict=loaded["model"],
+        optim_state_dict=loaded["optimizer"],
+        options=StateDictOptions(ignore_frozen_params=True, strict=False),
+    )
+    for name, trained_on, its in (("whole", model, optimizer), ("resumed", fresh, other)):
+        one_step(trained_on, its, rank)
+        save_checkpoint(trained_on, folder / name)
+
+
+def one_step(model, optimizer, rank):
+    x, y = batch(3, ROWS)
+    optimizer.zero_grad()
+    nn.functional.cross_entropy(model(x[rank::2]), y[rank::2]).backward()
+    optimizer.step()
+
+
+def test_training_resumes_from_what_pytorch_writes_for_all_processes(folder):
+    assert_done(folder / "on_disk")
+    weights = [
+        folder / "on_disk" / name / "adapter_model.safetensors" for name in ("whole", "resumed")
+    ]
+    assert weights[0].read_bytes() == weights[1].read_bytes()
+
+
 def refused(rank, folder):
     model = layerwise(net())
     with pytest.raises(ModelError, match="heads and biases of the base: .*sharded.*before fully"):
@@ -180,6 +230,14 @@ def refused(rank, folder):
     model = parallelize_module(net(), init_device_mesh("cpu", (2,)), {"out": ColwiseParallel()})
     with pytest.raises(ModelError, match=r"tensor parallelism\) cannot be adapted: out; load"):
         inject(model, config())
+    wrapped = FullyShardedDataParallel(
+        injected(),
+        use_orig_params=True,
+        auto_wrap_policy=ModuleWrapPolicy({VBLoRALinear}),
+        device_id=torch.device("cpu"),
+    )
+    with pytest.raises(ModelError, match="FSDP1 has sharded the adapter's parameters; train with"):
+        wrapped(batch()[0])
 
 
 def test_what_a_sharded_model_cannot_do_is_refused(folder):
@@ -190,4 +248,5 @@ WORKS = {
     **{name: (trained, name) for name in SETUPS},
     "resumed": (resumed,),
     "refused": (refused,),
+    "on_disk": (on_disk,),
 }

@@ -368,3 +368,20 @@ def test_the_model_inside_a_wrapper_is_given_itself():
     wrapper._orig_mod = model
     with pytest.raises(ModelError, match="the model is wrapped: found Module"):
         inject(wrapper, config(), adapter_name="second")
+
+
+class QuantLinear(nn.Module):
+    """As GPTQ, AWQ and HQQ have layers: no `nn.Linear`, and no weight of its shape."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.in_features, self.out_features = 32, 32
+        self.register_buffer("qweight", torch.zeros(4, 32, dtype=torch.int32))
+
+
+def test_layers_of_gptq_awq_and_hqq_are_refused_if_named():
+    model = net()
+    model.encoder[1] = QuantLinear()
+    with pytest.raises(ModelError, match=r"cannot adapt: encoder\.1: found QuantLinear, expected"):
+        inject(model, config())
+    assert isinstance(model.encoder[1], QuantLinear)

@@ -91,8 +91,16 @@ def fill(
     """Copy a checkpoint's values into an adapter that has exactly these tensors.
 
     Raises:
-        ModelError: the adapter has other tensors. Nothing is changed then.
+        ModelError: the adapter has other tensors, or its logits are parametrized. Nothing is
+            changed then.
     """
+    parametrized = [key for key, update in updates.items() if update.parametrized]
+    if parametrized:
+        raise ModelError(
+            "logits that a parametrization computes cannot be loaded",
+            part=few(parametrized),
+            advice="load first, and register the parametrization afterwards",
+        )
     held = _Tensors(root, adapter, updates, {})
     own = dict(held.by_key)
     _require_same(own, tensors)

@@ -12,6 +12,7 @@ from torch.utils.hooks import RemovableHandle
 
 from vbfmt._files.wrappers import without_wrappers
 from vbfmt.errors import ModelError, warn
+from vbfmt.torch.admixture import Admixture
 from vbfmt.torch.bank import VectorBank
 from vbfmt.torch.composition import Composition
 from vbfmt.torch.config import VBLoRAConfig
@@ -212,8 +213,9 @@ class VBLoRA(nn.Module):
         return {
             "bank": [] if adapter.bank.frozen else [adapter.bank.weight],
             "logits": [
-                cast(nn.Parameter, layer.updates[name].logits)
+                parameter
                 for layer in self.layers(name).values()
+                for parameter in cast(Admixture, layer.updates[name]).trained
             ],
             "rest": adapter.stand_ins.parameters_of(self.root),
         }

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import torch
 from torch import Tensor, nn
+from torch.nn.utils import parametrize
 
 from vbfmt.torch.bank import VectorBank
 from vbfmt.torch.composition import Composition, Slot, compose_alone
@@ -85,6 +86,18 @@ class Admixture(LowRankUpdate):
     def topk(self) -> int:
         """k, from the composition that all layers share, if there is one."""
         return self._topk if self._shared is None else self._shared[0].topk
+
+    @property
+    def trained(self) -> list[nn.Parameter]:
+        """The logits, or the parameters that a parametrization computes them from."""
+        if not self.parametrized:
+            return [self.logits]
+        return [*self.get_submodule("parametrizations.logits").parameters()]
+
+    @property
+    def parametrized(self) -> bool:
+        """Whether `torch.nn.utils.parametrize` computes the logits from other parameters."""
+        return parametrize.is_parametrized(self, "logits")
 
     @property
     def bank(self) -> VectorBank:

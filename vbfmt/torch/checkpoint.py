@@ -16,6 +16,7 @@ from torch import Tensor, nn
 
 from vbfmt._files.peft_layout import BANK, PREFIX
 from vbfmt.errors import ModelError, VbfmtError, few
+from vbfmt.packed import local_checkpoint
 from vbfmt.torch.adapter_state import fill, require_own_bank
 from vbfmt.torch.adapters import AttachedAdapter, VBLoRA, find_adapters, set_adapter
 from vbfmt.torch.bank import VectorBank, require_vector_bank
@@ -55,7 +56,7 @@ def load_checkpoint(
     is changed.
 
     Args:
-        path: a folder written by `save_checkpoint` or by PEFT.
+        path: a folder written by `save_checkpoint` or by PEFT, or ``hf://owner/name[@revision]``.
         bank: of an adapter that is put in: this one, which others may share. A bank that is frozen
             or shared is never written to: it must be the checkpoint's already.
         freeze_bank: train only the logits (and what else the adapter has), as before the
@@ -68,7 +69,7 @@ def load_checkpoint(
             an adapter is merged, or a frozen or shared bank is another than the checkpoint's.
         ContentError: a logit or a bank value is NaN or infinite, or a head's is NaN.
     """
-    folder = Path(path)
+    folder = Path(local_checkpoint(path))
     if bank is not None:
         require_vector_bank(bank)
     try:
