@@ -18,6 +18,7 @@ ERROR = {"message", "file", "kind", "part", "what", "found", "expected", "advice
 
 
 def test_every_answer_with_an_adapter_has_its_digest(vbfmt, tmp_path, checkpoint, packed):
+    pytest.importorskip("matplotlib")
     digest = vbfmt("verify", packed).out.split()[-1]
     for words, key in (
         (("pack", checkpoint, "-o", tmp_path / "y.vblora"), "digest"),

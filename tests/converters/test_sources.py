@@ -29,7 +29,7 @@ def server(monkeypatch, tmp_path):
         monkeypatch.setattr(constants, "HF_HUB_CACHE", str(tmp_path / "cache"))
         monkeypatch.setattr(constants, "HF_HUB_OFFLINE", False)
         # Before version 1 a session keeps what HF_HUB_OFFLINE was when it was made.
-        getattr(utils, "reset_sessions", lambda: None)()
+        getattr(utils._http, "reset_sessions", lambda: None)()
         monkeypatch.chdir(tmp_path)
         yield running
 

@@ -54,6 +54,7 @@ def test_a_folder_or_its_config(tmp_path, as_file):
 
 
 def test_other_kinds_are_built_by_transformers(tmp_path):
+    pytest.importorskip("transformers")
     config = {
         "model_type": "mpnet",
         "hidden_size": 64,
@@ -119,6 +120,7 @@ def test_a_missing_folder_is_reported(tmp_path):
 
 
 def test_a_model_without_linear_layers(tmp_path):
+    pytest.importorskip("transformers")
     config = {"model_type": "resnet", "embedding_size": 8, "hidden_sizes": [8], "depths": [1]}
     (tmp_path / "config.json").write_text(json.dumps(config))
     with pytest.raises(SourceError, match="no linear layers in blocks"):
@@ -166,6 +168,7 @@ def test_experts_that_are_not_counted_are_reported(tmp_path):
 @pytest.mark.timeout(20)
 def test_counts_in_nested_configs_are_not_believed(tmp_path, config):
     """transformers built a hundred million layers, and did not return."""
+    pytest.importorskip("transformers")
     (tmp_path / "config.json").write_text(json.dumps(config))
     with pytest.raises(SourceError, match="too many layers.*100000000"):
         from_folder(tmp_path)
