@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import glob
 import os
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from typing import TextIO
 
 from vbfmt.converters.jobs.tasks import Item, Task, name_of
@@ -31,7 +31,12 @@ def collected(words: Iterable[str], lines: TextIO | None = None) -> list[str]:
 
 
 def items(
-    sources: Sequence[str], output: PathLike, task: Task, *, overwrite: bool = False
+    sources: Sequence[str],
+    output: PathLike,
+    task: Task,
+    *,
+    overwrite: bool = False,
+    names: Mapping[str, str] | None = None,
 ) -> list[Item]:
     """Return an item for each source; its output has the source's name.
 
@@ -42,13 +47,16 @@ def items(
         task: the operation.
         overwrite: replace existing outputs.
 
+    Args:
+        names: source → name of its output, for sources whose own names are none.
+
     Raises:
         ConfigError: two sources have outputs of the same name, ignoring case.
     """
     ending = ".vblora" if task.operation == "pack" and task.store is None else ""
     made: dict[str, Item] = {}
     for source in sources:
-        name = name_of(source) + ending
+        name = (names or {}).get(source, name_of(source)) + ending
         clash = made.setdefault(name.lower(), Item(source))
         if clash.source != source:
             raise ConfigError(

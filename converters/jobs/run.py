@@ -52,6 +52,10 @@ def run(
     module = import_module(f"vbfmt.converters.jobs.{ENGINES[engine]}")
     outcomes = cast("Engine", module.outcomes)
     workers = workers or os.cpu_count() or 1
+    if task.store is not None:
+        from vbfmt.store import Store
+
+        Store(task.store, create=True).close()
     if len(items) > 1:
         module.prepare(task, workers)
     journal = _journal(task, items)

@@ -149,7 +149,8 @@ def _diff(task: Task, item: Item) -> tuple[str | None, str | None]:
     from vbfmt.analysis.difference import compare
     from vbfmt.packed import load_with_digest
 
-    (one, digest), (two, other) = load_with_digest(item.source), load_with_digest(item.output)
+    one, digest = load_with_digest(item.source, **task.options)
+    two, other = load_with_digest(item.output)
     if digest == other:
         return digest, None
     lines = list(compare(one, two).lines())

@@ -99,3 +99,51 @@ def test_a_reader_never_loses_what_it_has_open(store):
     store.gc(grace=0)
     assert not os.path.exists(path)
     assert found == adapter(1)
+
+
+def test_whoever_needs_what_is_being_removed_waits_and_then_gives_up(store):
+    backend, key = store._backend, layout.adapter_key(store.add(adapter(1)))
+    store.gc(grace=100)
+    clock = iter(range(0, 10_000, 20)).__next__
+    assert garbage.claim(backend, key, time.time() + 1, float("inf"))
+    with pytest.raises(errors.StorageError, match="another process is removing it") as error:
+        garbage.revive(backend, key, now=clock, pause=0)
+    assert error.value.file == backend.address(key)
+
+
+def test_a_mark_that_changes_while_it_is_removed_is_looked_at_again(store, monkeypatch):
+    backend, key = store._backend, layout.adapter_key(store.add(adapter(1)))
+    store.gc(grace=100)
+    remove, tries = backend.remove, []
+
+    def second_time(*arguments):
+        tries.append(arguments)
+        return len(tries) > 1 and remove(*arguments)
+
+    monkeypatch.setattr(backend, "remove", second_time)
+    assert garbage.revive(backend, key, pause=0)
+    assert len(tries) == 2
+    assert garbage.mark_of(backend, key) is None
+
+
+def test_only_what_is_marked_and_what_nobody_else_removes_is_claimed(store):
+    backend, key = store._backend, layout.adapter_key(store.add(adapter(1)))
+    assert not garbage.claim(backend, key, 1e12, 0)
+    garbage.note_unneeded(backend, key, 100)
+    assert not garbage.claim(backend, key, 99, 200)
+    assert garbage.claim(backend, key, 100, 200)
+    assert not garbage.claim(backend, key, 1e12, 201)
+    assert garbage.claim(backend, key, 0, 200 + garbage._PATIENCE)
+
+
+@pytest.mark.parametrize(
+    "content", [b"{", b"[]", b'{"since": 1' + b"0" * 400 + b"}", b"[" * 99_999]
+)
+def test_a_damaged_mark_counts_as_new(store, content):
+    backend, key = store._backend, layout.adapter_key(store.add(adapter(1)))
+    start = time.time()
+    backend.create(layout.unreferenced_key(key), [content])
+    mark, _ = garbage.mark_of(backend, key)
+    assert start <= mark.since <= time.time()
+    assert not mark.removing
+    assert store.gc(grace=100).removed == ()

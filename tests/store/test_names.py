@@ -8,7 +8,7 @@ import pytest
 
 from tests.store.adapters import adapter
 from vbfmt import errors
-from vbfmt.store import ANY, layout
+from vbfmt.store import ANY, layout, names
 from vbfmt.store.catalog import FILE
 
 
@@ -157,3 +157,44 @@ def test_a_damaged_name_is_reported_and_can_be_repaired(store):
     assert problem.file == path
     store.tag("x", digest, replaces=ANY)
     assert store.open("x") == adapter(1)
+
+
+def test_a_name_that_others_change_again_and_again_is_given_up(store, monkeypatch):
+    digest = store.add(adapter(1), name="x")
+    tries = []
+    monkeypatch.setattr(store._backend, "replace", lambda *_: bool(tries.append(1)))
+    with pytest.raises(errors.ConflictError, match="points to something else") as error:
+        store.tag("x", digest, replaces=ANY)
+    assert error.value.found == digest
+    assert len(tries) == names._ATTEMPTS
+
+
+def test_a_name_that_comes_while_it_is_given_is_moved(store, monkeypatch):
+    one, two = (store.add(adapter(number)) for number in range(2))
+    backend, found = store._backend, store._backend.found
+    key = layout.name_key("x")
+
+    def comes_meanwhile(wanted):
+        before = found(wanted)
+        if wanted == key and before is None:
+            names.write(backend, "x", one, None)
+        return before
+
+    monkeypatch.setattr(backend, "found", comes_meanwhile)
+    names.overwrite(backend, "x", two)
+    assert names.read(backend, "x")[0].digest == two
+
+
+def test_a_name_that_goes_or_changes_while_it_is_removed(store, monkeypatch):
+    digest = store.add(adapter(1), name="x")
+    backend = store._backend
+    with monkeypatch.context() as patch:
+        patch.setattr(backend, "remove", lambda *_: False)
+        with pytest.raises(errors.ConflictError, match="points to something else"):
+            store.untag("x")
+    assert store.names() == {"x": digest}
+    listed = list(backend.entries(layout.NAMES))
+    assert names.remove(backend, "x", None)
+    assert not names.remove(backend, "x", None)
+    monkeypatch.setattr(backend, "entries", lambda prefix: iter(listed))
+    assert list(names.every(backend)) == []

@@ -1,5 +1,5 @@
-"""The same store on S3: a server process of moto's on this machine. ``S3_PYTHON`` names a Python
-that has it, for environments that do not (it is heavy)."""
+"""The same store on S3: in obstore's memory, and on a server process of moto's on this machine.
+``S3_PYTHON`` names a Python that has moto, for environments that do not (it is heavy)."""
 
 from __future__ import annotations
 
@@ -19,6 +19,7 @@ import vbfmt
 from tests.store.adapters import adapter
 from vbfmt import errors
 from vbfmt.store import ANY, Store, garbage
+from vbfmt.store.s3 import Bucket, cache_folder
 
 obstore = pytest.importorskip("obstore", reason="needs the extra s3")
 
@@ -53,12 +54,14 @@ class Server:
         lines = iter(self.process.stdout.readline, "")
         self.url = next((line.strip() for line in lines if line.startswith("http")), "")
         if not self.url:
+            self.kill()
             pytest.skip("needs moto's server: pip install 'moto[server]' boto3")
         self.port = int(self.url.rpartition(":")[2])
 
     def kill(self):
         self.process.send_signal(signal.SIGKILL)
         self.process.wait()
+        self.process.stdout.close()
 
 
 @pytest.fixture(scope="module")
@@ -78,8 +81,20 @@ def server():
 
 
 @pytest.fixture
-def opened(server, tmp_path, request):
-    address = f"s3://bucket/{request.node.name}"
+def in_memory(monkeypatch):
+    """Buckets in the memory of this process."""
+    stores = {}
+
+    def from_url(address, client_options):
+        return stores.setdefault(address, obstore.store.MemoryStore())
+
+    monkeypatch.setattr("obstore.store.from_url", from_url)
+
+
+@pytest.fixture(params=["in_memory", "server"])
+def opened(tmp_path, request):
+    request.getfixturevalue(request.param)
+    address = f"s3://bucket/{request.function.__name__}/"
 
     def opened(cache="cache"):
         return Store(address, create=True, cache=tmp_path / cache)
@@ -157,11 +172,13 @@ def test_garbage_and_leases(opened):
         store.open(digest)
     assert [entry.digest for entry in opened("other").entries()] == [kept]
     assert store.open(store.add(adapter(1), name="x")) == adapter(1)
-    assert not list(garbage.mark_of(store._backend, "banks/x") or ())
+    assert garbage.mark_of(store._backend, "banks/x") is None
+    with pytest.raises(errors.UnknownError, match="no such adapter"):
+        store.path("sha256:" + "0" * 64)
 
 
-def test_a_server_that_is_gone_is_one_line_and_the_next_run_goes_on(opened, server, monkeypatch):
-    store = opened()
+def test_a_server_that_is_gone_is_one_line_and_the_next_run_goes_on(server, tmp_path, monkeypatch):
+    store = Store("s3://bucket/gone", create=True, cache=tmp_path / "cache")
     monkeypatch.setattr(
         "vbfmt.store.s3._OPTIONS", {"connect_timeout": "1s", "timeout": "1s", "allow_http": True}
     )
@@ -174,7 +191,7 @@ def test_a_server_that_is_gone_is_one_line_and_the_next_run_goes_on(opened, serv
     assert "s3://bucket/" in str(error.value)
     assert time.monotonic() - start < 300
     server.start()  # moto keeps all in memory: it begins empty
-    again = opened()
+    again = Store("s3://bucket/gone", create=True, cache=tmp_path / "cache")
     assert again.open(again.add(adapter(2), name="y")) == adapter(2)
 
 
@@ -256,3 +273,77 @@ def test_without_obstore_the_extra_is_named(monkeypatch, tmp_path):
     monkeypatch.setitem(sys.modules, "obstore", None)
     with pytest.raises(errors.MissingExtraError, match=r"pip install 'vbfmt\[s3\]'"):
         Store("s3://bucket/x", cache=tmp_path)
+
+
+@pytest.fixture
+def bucket(in_memory, tmp_path):
+    return Bucket("s3://bucket/keys", str(tmp_path))
+
+
+@pytest.mark.parametrize(
+    ("key", "mine"),
+    [("adapters/00/x", False), ("banks/00/x", False), ("names/00/x", True), ("leases/x", True)],
+)
+def test_an_object_of_the_same_content_was_created_here_only_if_it_may_change(bucket, key, mine):
+    """The answer to the request that created it may have been lost, and the request sent again."""
+    assert bucket.create(key, [b"a", b"b"])
+    assert bucket.create(key, [b"ab"]) is mine
+    assert not bucket.create(key, [b"other"])
+    assert bucket.content(key) == b"ab"
+
+
+def test_a_change_whose_answer_was_lost_counts_as_made(bucket):
+    bucket.create("names/00/x", [b"one"])
+    before = bucket.found("names/00/x").version
+    assert bucket.replace("names/00/x", b"two", before)
+    assert bucket.replace("names/00/x", b"two", before)
+    assert not bucket.replace("names/00/x", b"three", before)
+    assert bucket.content("names/00/x") == b"two"
+
+
+def test_what_was_removed_is_gone_and_can_be_created_again(bucket):
+    bucket.create("names/00/x", [b"one"])
+    assert not bucket.remove("names/00/x", '"another"')
+    assert bucket.remove("names/00/x", bucket.found("names/00/x").version)
+    assert bucket.found("names/00/x") is None
+    assert not bucket.exists("names/00/x")
+    assert list(bucket.entries("names")) == []
+    assert bucket.create("names/00/x", [b"two"])
+    assert [(one.key, one.size) for one in bucket.entries("names")] == [("names/00/x", 3)]
+    bucket.delete("names/00/x")
+    bucket.delete("names/00/x")
+    assert not bucket.exists("names/00/x")
+    assert bucket.stamps("names") == {"names": None}
+
+
+def test_a_file_is_fetched_once(bucket):
+    bucket.create("banks/00/x", [b"bank"])
+    path = bucket.file("banks/00/x")
+    bucket.delete("banks/00/x")
+    assert bucket.file("banks/00/x") == path
+    with open(path, "rb") as stream:
+        assert stream.read() == b"bank"
+
+
+@pytest.mark.parametrize("address", ["s3://", "s3://bucket with spaces/x", "s3://[x"])
+def test_an_address_that_is_none_is_one_line(tmp_path, address):
+    with pytest.raises(errors.StorageError, match="cannot open s3:") as error:
+        Store(address, cache=tmp_path)
+    assert "\n" not in str(error.value)
+
+
+def test_where_the_cache_is(tmp_path, monkeypatch):
+    assert cache_folder("s3://a/b", tmp_path) == str(tmp_path)
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
+    one, two = (cache_folder(f"s3://a/{name}", None) for name in "bc")
+    assert one != two
+    assert os.path.dirname(one) == str(tmp_path / "vbfmt")
+    monkeypatch.delenv("XDG_CACHE_HOME")
+    monkeypatch.setenv("HOME", "/home/me")
+    assert cache_folder("s3://a/b", None).startswith("/home/me/.cache/vbfmt/")
+
+
+def test_a_cache_that_cannot_be_made_is_one_line(tmp_path):
+    (tmp_path / "file").touch()
+    with pytest.raises(errors.StorageError, match="cannot write .*file/cache"):
+        Store("s3://bucket/x", cache=tmp_path / "file" / "cache")

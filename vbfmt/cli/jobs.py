@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict
 from typing import TYPE_CHECKING, Any
 
@@ -25,10 +25,10 @@ _ENGINES = ("pool", "ray")
 def command() -> None:
     """Run a command on many adapters, in parallel.
 
-    Inputs are paths, patterns in quotes, - for paths on standard input, one a line, and the
-    adapters of a store (--from-store). If an input fails, the others are still processed. A job
-    that was stopped continues when it is started again. Exit status 0 if all inputs succeed,
-    else 1.
+    Inputs are paths, patterns in quotes, - for paths on standard input, one a line, and, except
+    for pack, the adapters of a store (--from-store). If an input fails, the others are still
+    processed. A job that was stopped continues when it is started again. Exit status 0 if all
+    inputs succeed, else 1.
     """
 
 
@@ -36,12 +36,6 @@ def _options(function: Callable[..., None]) -> Callable[..., None]:
     """Add the arguments that every job has."""
     for option in (
         click.argument("sources", metavar="[SRC]...", nargs=-1),
-        click.option(
-            "--from-store", metavar="STORE", type=PATH, help="Use the named adapters of a store."
-        ),
-        click.option(
-            "--base-is", metavar="NAME", help="With --from-store: only adapters of this base model."
-        ),
         click.option(
             "-j", "--jobs", "workers", type=click.IntRange(min=1), help="Number of processes."
         ),
@@ -53,6 +47,20 @@ def _options(function: Callable[..., None]) -> Callable[..., None]:
             help="pool: processes; ray: the cluster at RAY_ADDRESS, or one that is started here.",
         ),
         click.option("--json", "as_json", is_flag=True, help="Print one JSON object a line."),
+    ):
+        function = option(function)
+    return function
+
+
+def _from_store(function: Callable[..., None]) -> Callable[..., None]:
+    """Add the options of jobs on packed files."""
+    for option in (
+        click.option(
+            "--from-store", metavar="STORE", type=PATH, help="Use the named adapters of a store."
+        ),
+        click.option(
+            "--base-is", metavar="NAME", help="With --from-store: only adapters of this base model."
+        ),
     ):
         function = option(function)
     return function
@@ -75,7 +83,9 @@ _FORCE = click.option("--force", is_flag=True, help="Replace existing outputs.")
 )
 @_options
 @click.option("-o", "--output", type=PATH, help="The folder for the packed files.")
-@click.option("--store", type=PATH, help="Add the adapters to this store instead.")
+@click.option(
+    "--store", type=PATH, help="Add the adapters to this store instead; create it if needed."
+)
 @click.option("--bank", type=FORM, default="embedded", help="external: write it to <SHA-256>.bank.")
 @click.option(
     "--topk",
@@ -111,6 +121,7 @@ def pack(
 
 @command.command("verify", cls=Command, examples=("vbfmt jobs verify 'packed/*.vblora' -j 8",))
 @_options
+@_from_store
 @click.pass_context
 def verify(ctx: click.Context, /, **common: Any) -> None:
     """Check every digest and every rule of every packed file."""
@@ -121,6 +132,7 @@ def verify(ctx: click.Context, /, **common: Any) -> None:
     "expand", cls=Command, examples=("vbfmt jobs expand 'packed/*.vblora' -o loras --dtype bf16",)
 )
 @_options
+@_from_store
 @_OUTPUT
 @click.option("--dtype", type=DTYPE, default="float32", show_default=True, help="Dtype of factors.")
 @click.option(
@@ -150,6 +162,7 @@ def expand(
     "merge", cls=Command, examples=("vbfmt jobs merge 'packed/*.vblora' --base model -o merged",)
 )
 @_options
+@_from_store
 @_OUTPUT
 @click.option("--base", type=PATH, required=True, help="The base model's folder.")
 @_FORCE
@@ -163,6 +176,7 @@ def merge(ctx: click.Context, /, output: str, base: str, force: bool, **common: 
     "diff", cls=Command, error_status=2, examples=("vbfmt jobs diff 'old/*.vblora' --with new",)
 )
 @_options
+@_from_store
 @click.option("--with", "other", required=True, type=PATH, help="The folder to compare with.")
 @click.pass_context
 def diff(ctx: click.Context, /, other: str, **common: Any) -> None:
@@ -177,11 +191,11 @@ def _run(
     options: dict[str, Any],
     *,
     sources: Sequence[str],
-    from_store: str | None,
-    base_is: str | None,
     workers: int | None,
     engine: str,
     as_json: bool,
+    from_store: str | None = None,
+    base_is: str | None = None,
     force: bool = False,
     store: str | None = None,
 ) -> None:
@@ -193,14 +207,16 @@ def _run(
     if not sources and from_store is None:
         raise click.UsageError("no inputs: give SRC... or --from-store")
     given = {name: value for name, value in options.items() if value is not None}
-    task = jobs.Task(operation, given, store)
-    items = _items(task, jobs.collected(sources, sys.stdin), output, force=force)
+    found = jobs.collected(sources, sys.stdin)
+    names: dict[str, str] = {}
     if from_store is not None:
         from vbfmt.store import Store
 
         with Store(from_store) as opened:
-            items += _in_store(opened, base_is, output, force=force)
-        task = jobs.Task(operation, {**given, "banks": opened}, store)
+            names = _in_store(opened, base_is)
+        given["banks"] = opened
+    task = jobs.Task(operation, given, store)
+    items = _items(task, [*found, *names], names, output, force=force)
     counts: dict[str, int] = {}
     with progress.shown("adapters") as advance:
         for outcome in jobs.run(task, items, workers=workers, engine=engine):
@@ -213,29 +229,30 @@ def _run(
         ctx.exit(1)
 
 
-def _items(task: Task, found: Sequence[str], output: str | None, *, force: bool) -> list[Item]:
+def _items(
+    task: Task, found: Sequence[str], names: Mapping[str, str], output: str | None, *, force: bool
+) -> list[Item]:
     from vbfmt.converters import jobs
 
     if output is None:
         return [jobs.Item(source) for source in found]
     if task.operation == "diff":
-        return [jobs.Item(each, os.path.join(output, os.path.basename(each))) for each in found]
-    return jobs.items(found, output, task, overwrite=force)
+        files = {source: f"{name}.vblora" for source, name in names.items()}
+        return [
+            jobs.Item(each, os.path.join(output, files.get(each, os.path.basename(each))))
+            for each in found
+        ]
+    return jobs.items(found, output, task, overwrite=force, names=names)
 
 
-def _in_store(store: Store, base: str | None, output: str | None, *, force: bool) -> list[Item]:
-    """Return an item for each named adapter of a store, with ``__`` for ``/`` in its output."""
-    from vbfmt.converters import jobs
-
-    return [
-        jobs.Item(
-            store.path(entry.digest),
-            "" if output is None else os.path.join(output, entry.names[0].replace("/", "__")),
-            force,
-        )
+def _in_store(store: Store, base: str | None) -> dict[str, str]:
+    """Return the path of each named adapter of a store → the name of its output, with ``__`` for
+    ``/``."""
+    return {
+        store.path(entry.digest): entry.names[0].replace("/", "__")
         for entry in store.entries(base_model=base)
         if entry.names
-    ]
+    }
 
 
 def _show(outcome: Outcome, *, as_json: bool) -> None:

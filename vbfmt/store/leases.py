@@ -27,12 +27,10 @@ class Lease:
     """
 
     def __init__(self, backend: Backend, digest: str, seconds: float) -> None:
-        if not 0 < seconds < float("inf"):
-            raise StoreError("a lease's time", found=seconds, expected="seconds above 0")
         self._backend = backend
         self._key = f"{layout.LEASES}/{secrets.token_hex(16)}"
         self.digest = digest
-        self.expires = time.time() + seconds
+        self.expires = _after(seconds)
         backend.create(self._key, [self._content()])
 
     def renew(self, seconds: float = SECONDS) -> None:
@@ -40,9 +38,11 @@ class Lease:
 
         Raises:
             ConflictError: the lease had expired and was removed.
+            StoreError: `seconds` is not a number above 0.
         """
+        expires = _after(seconds)
         found = self._backend.found(self._key)
-        self.expires = time.time() + seconds
+        self.expires = expires
         if found is None or not self._backend.replace(self._key, self._content(), found.version):
             raise ConflictError(
                 "the lease has expired",
@@ -68,6 +68,12 @@ class Lease:
 
     def _content(self) -> bytes:
         return json.dumps({"digest": self.digest, "expires": self.expires}).encode()
+
+
+def _after(seconds: float) -> float:
+    if not 0 < seconds < float("inf"):
+        raise StoreError("a lease's time", found=seconds, expected="seconds above 0")
+    return time.time() + seconds
 
 
 def held(backend: Backend, now: float) -> Iterator[str]:

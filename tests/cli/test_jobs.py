@@ -1,0 +1,127 @@
+"""``vbfmt jobs``: its options, and what it prints."""
+
+from __future__ import annotations
+
+import json
+import os
+import warnings
+
+import pytest
+
+from tests.converters.merge.folders import adapter_of, save_base, weights_of
+from tests.converters.test_peft import logits_form, write_folder
+from vbfmt import load, save
+from vbfmt.cli import jobs as command
+from vbfmt.cli import progress
+from vbfmt.converters.jobs import Outcome
+from vbfmt.store import Store
+
+NAMES = ("team/alice", "bob")
+
+
+@pytest.fixture
+def files(tmp_path):
+    """Two packed files."""
+    (tmp_path / "packed").mkdir()
+    for number, name in enumerate(NAMES):
+        save(
+            adapter_of(seed=number, base_model=f"base-{number}"),
+            tmp_path / "packed" / f"{name.replace('/', '__')}.vblora",
+        )
+    return tmp_path / "packed"
+
+
+@pytest.fixture
+def store(tmp_path):
+    """A store with the same, by their names, and one without a name."""
+    with Store(tmp_path / "store", create=True) as store:
+        for number, name in enumerate(NAMES):
+            store.add(adapter_of(seed=number, base_model=f"base-{number}"), name=name)
+        store.add(adapter_of(seed=9))
+    return tmp_path / "store"
+
+
+@pytest.mark.parametrize(
+    ("words", "message"),
+    [
+        (["pack", "x"], "give either -o FOLDER or --store STORE"),
+        (["pack", "x", "-o", "y", "--store", "z"], "give either -o FOLDER or --store STORE"),
+        (["pack", "x", "--store", "y", "--bank", "external"], "--bank is for -o"),
+        (["pack", "--from-store", "x", "-o", "y"], "No such option"),
+        (["verify", "x", "--base-is", "y"], "--base-is is for --from-store"),
+        (["verify"], "nothing to do: give SRC..., or --from-store"),
+    ],
+)
+def test_wrong_usage(vbfmt, words, message):
+    result = vbfmt("jobs", *words)
+    assert result.code == 2
+    assert message in result.err
+
+
+def test_checkpoints_go_into_a_store_that_is_made(vbfmt, tmp_path):
+    folder = write_folder(tmp_path / "alice", logits_form())
+    words = ("jobs", "pack", folder, "--store", tmp_path / "store", "-j", 1)
+    assert vbfmt(*words).out.splitlines()[-1] == "1 done"
+    with Store(tmp_path / "store") as store:
+        assert list(store.names()) == ["alice"]
+
+
+def test_all_named_adapters_of_a_store_are_verified(vbfmt, store):
+    assert vbfmt("jobs", "verify", "--from-store", store, "-j", 1).out == "2 done\n"
+    words = ("jobs", "verify", "--from-store", store, "--base-is")
+    (line,) = vbfmt(*words, "base-1", "-j", 1, "--json").out.splitlines()
+    with Store(store) as opened:
+        assert json.loads(line)["digest"] == opened.names()["bob"]
+    assert vbfmt(*words, "another", "-j", 1).out == "nothing to do\n"
+
+
+def test_adapters_of_a_store_are_expanded_under_their_names(vbfmt, store, files, tmp_path):
+    first = vbfmt("jobs", "expand", "--from-store", store, "-o", tmp_path / "loras", "-j", 1)
+    assert (first.code, first.out) == (0, "2 done\n")
+    assert {"bob", "team__alice"} < set(os.listdir(tmp_path / "loras"))
+    again = vbfmt("jobs", "expand", "--from-store", store, "-o", tmp_path / "loras", "-j", 1)
+    assert again.out == "2 done before\n"
+    both = vbfmt(
+        "jobs", "expand", files / "bob.vblora", "--from-store", store, "-o", tmp_path / "x", "-j", 1
+    )
+    assert both.code == 2
+    assert "two inputs would have one output: bob" in both.err
+
+
+def test_adapters_are_merged_one_by_one(vbfmt, files, tmp_path):
+    base = save_base(tmp_path / "base", weights_of())
+    words = ("jobs", "merge", f"{files}/*", "--base", base, "-o", tmp_path / "merged", "-j", 1)
+    assert vbfmt(*words).out.splitlines()[-1] == "2 done"
+    assert (tmp_path / "merged" / "bob" / "model.safetensors").is_file()
+
+
+def test_a_store_and_files_are_compared_with_files_of_the_same_names(vbfmt, store, files):
+    words = ("jobs", "diff", "--from-store", store, "--with", files, "-j", 1)
+    assert vbfmt(*words).out == "2 done\n"
+    save(load(files / "bob.vblora"), files / "team__alice.vblora", overwrite=True)
+    different = vbfmt(*words)
+    assert different.code == 1
+    assert different.out.splitlines()[-1] == "1 done, 1 different"
+    assert "DIFFERENT" in different.out
+    assert vbfmt("jobs", "diff", f"{files}/*", "--with", files, "-j", 1).out == "2 done\n"
+
+
+def test_notes_name_the_input(vbfmt, capsys):
+    with warnings.catch_warnings():
+        command._show(Outcome("x", "y", "done", notes=("k differs",)), as_json=False)
+    assert "note: x: k differs" in capsys.readouterr().err
+
+
+def test_progress_is_counted_in_adapters(vbfmt, files, monkeypatch):
+    steps = []
+
+    class Shown:
+        def __enter__(self):
+            return lambda *numbers: steps.append(numbers)
+
+        def __exit__(self, *_):
+            pass
+
+    monkeypatch.setattr(progress, "shown", lambda unit: Shown())
+    assert vbfmt("jobs", "verify", f"{files}/*", "-j", 1).code == 0
+    assert steps == [(1, 2), (1, 2)]

@@ -1,0 +1,158 @@
+"""One operation on one item: what a worker makes of it."""
+
+from __future__ import annotations
+
+import os
+
+import pytest
+
+from tests.converters.merge.folders import adapter_of, save_base, weights_of
+from tests.converters.test_peft import logits_form, write_folder
+from vbfmt import errors, load, save
+from vbfmt.converters import jobs
+from vbfmt.converters.jobs import journal, pool, tasks
+from vbfmt.store import Store
+
+
+def one(task, *items):
+    (outcome, *others) = tasks.run_shard(task, items)
+    assert others == []
+    return outcome
+
+
+def test_a_checkpoint_is_packed_into_a_store_that_is_made(tmp_path):
+    source = str(write_folder(tmp_path / "user", logits_form()))
+    task = jobs.Task("pack", {"base_model": "some/base"}, str(tmp_path / "store"))
+    items = jobs.items([source], "", task)
+    (outcome,) = jobs.run(task, items, workers=1)
+    assert (outcome.status, outcome.output) == ("done", "user")
+    with Store(tmp_path / "store") as store:
+        assert store.names() == {"user": outcome.digest}
+        assert store.open("user").base_model == "some/base"
+
+
+def test_a_name_in_a_store_is_moved_only_if_asked(tmp_path):
+    folders = [str(write_folder(tmp_path / f"{n}", logits_form(seed=n))) for n in range(2)]
+    task = jobs.Task("pack", {}, str(tmp_path / "store"))
+    (first,) = jobs.run(task, [jobs.Item(folders[0], "x")], workers=1)
+    (kept,) = jobs.run(task, [jobs.Item(folders[1], "x")], workers=1)
+    assert (kept.status, kept.kind) == ("failed", "conflict")
+    with Store(tmp_path / "store") as store:
+        assert store.names() == {"x": first.digest}
+    (moved,) = jobs.run(task, [jobs.Item(folders[1], "x", overwrite=True)], workers=1)
+    with Store(tmp_path / "store") as store:
+        assert store.names() == {"x": moved.digest}
+
+
+def test_an_adapter_is_merged(tmp_path):
+    save(adapter_of(), tmp_path / "x.vblora")
+    base = save_base(tmp_path / "base", weights_of())
+    item = jobs.Item(str(tmp_path / "x.vblora"), str(tmp_path / "merged"))
+    outcome = one(jobs.Task("merge", {"base": str(base)}), item)
+    assert (outcome.status, outcome.digest) == ("done", None)
+    assert (tmp_path / "merged" / "model.safetensors").is_file()
+
+
+def test_a_damaged_file_fails_with_its_first_problem(tmp_path):
+    save(adapter_of(), tmp_path / "x.vblora")
+    data = bytearray((tmp_path / "x.vblora").read_bytes())
+    data[-1] ^= 1
+    (tmp_path / "x.vblora").write_bytes(data)
+    outcome = one(jobs.Task("verify"), jobs.Item(str(tmp_path / "x.vblora")))
+    assert (outcome.status, outcome.kind) == ("failed", "checksum")
+    assert f"{tmp_path}/x.vblora" in outcome.message
+
+
+@pytest.mark.parametrize(
+    ("error", "kind", "message"),
+    [
+        (MemoryError(), "memory", "memory"),
+        (OSError(5, "Input/output error", "x"), "storage", "Input/output error: 'x'"),
+    ],
+)
+def test_an_error_of_the_system_is_the_items_outcome(monkeypatch, error, kind, message):
+    def refused(task, item):
+        raise error
+
+    monkeypatch.setitem(tasks.OPERATIONS, "refused", refused)
+    outcome = one(jobs.Task("refused"), jobs.Item("x", "y"))
+    assert (outcome.status, outcome.kind) == ("failed", kind)
+    assert message in outcome.message
+
+
+def test_warnings_are_notes(monkeypatch):
+    def warns(task, item):
+        errors.warn("note this")
+        return "sha256:1", None
+
+    monkeypatch.setitem(tasks.OPERATIONS, "warns", warns)
+    assert one(jobs.Task("warns"), jobs.Item("x")).notes == ("note this",)
+
+
+def test_adapters_of_a_store_are_compared_with_files(tmp_path):
+    save(adapter_of(), tmp_path / "x.vblora")
+    save(adapter_of(seed=1), tmp_path / "y.vblora")
+    with Store(tmp_path / "store", create=True) as store:
+        path = store.path(store.add(adapter_of()))
+        task = jobs.Task("diff", {"banks": store})
+        assert one(task, jobs.Item(path, str(tmp_path / "x.vblora"))).status == "done"
+        assert one(task, jobs.Item(path, str(tmp_path / "y.vblora"))).status == "different"
+
+
+def test_outputs_can_be_given_names(tmp_path):
+    task = jobs.Task("expand")
+    found = jobs.items(["a/1.vblora", "b"], "out", task, names={"a/1.vblora": "alice"})
+    assert [item.output for item in found] == [os.path.join("out", n) for n in ("alice", "b")]
+    with pytest.raises(errors.ConfigError, match="two inputs would have one output"):
+        jobs.items(["a/1.vblora", "b"], "out", task, names={"a/1.vblora": "B"})
+
+
+def test_a_list_that_nobody_gives_is_refused():
+    with pytest.raises(errors.ConfigError, match="no list to read"):
+        jobs.collected(["-"])
+
+
+@pytest.mark.parametrize("line", ['{"output": 1}', "[]", "7", '"x"'])
+def test_lines_of_the_journal_that_say_nothing_are_passed_over(tmp_path, line):
+    source = str(write_folder(tmp_path / "user", logits_form()))
+    task = jobs.Task("pack")
+    items = jobs.items([source], tmp_path / "out", task)
+    (done,) = jobs.run(task, items, workers=1)
+    with open(tmp_path / "out" / journal.NAME, "a") as stream:
+        stream.write(line + "\n")
+    assert [each.status for each in jobs.run(task, items, workers=1)] == ["present"]
+    assert load(tmp_path / "out" / "user.vblora", digest=done.digest)
+
+
+def test_an_output_that_is_no_packed_file_any_more_is_somebody_elses(tmp_path):
+    source = str(write_folder(tmp_path / "user", logits_form()))
+    task = jobs.Task("pack")
+    items = jobs.items([source], tmp_path / "out", task)
+    assert [each.status for each in jobs.run(task, items, workers=1)] == ["done"]
+    (tmp_path / "out" / "user.vblora").write_bytes(b"text")
+    (outcome,) = jobs.run(task, items, workers=1)
+    assert (outcome.status, outcome.kind) == ("failed", "exists")
+    assert (tmp_path / "out" / "user.vblora").read_bytes() == b"text"
+
+
+def test_what_has_no_files_here_has_no_fingerprint():
+    assert journal.fingerprint("owner/repository") == ""
+
+
+def test_a_worker_that_dies_again_is_the_items_outcome(monkeypatch):
+    class Dying:
+        def __enter__(self):
+            return self
+
+        def __exit__(self, *_):
+            pass
+
+        def submit(self, *_):
+            raise pool.BrokenProcessPool
+
+    monkeypatch.setattr(pool, "_executor", lambda workers: Dying())
+    found = dict(
+        pool._one_by_one(jobs.Task("verify"), [[jobs.Item(f"{n}") for n in range(5)]], [0])
+    )
+    assert [(each.status, each.kind) for each in found[0]] == [("failed", "worker")] * 5
+    assert "the worker process died" in found[0][0].message

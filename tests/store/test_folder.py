@@ -1,0 +1,66 @@
+"""A store's folder: every refusal of the system is one error that names the file."""
+
+from __future__ import annotations
+
+import errno
+import os
+import re
+
+import pytest
+
+from vbfmt import errors
+from vbfmt.store.folder import LOCK, Folder
+
+KEY = "names/00/x"
+
+
+@pytest.fixture
+def folder(tmp_path):
+    made = Folder(str(tmp_path))
+    made.create(KEY, [b"content"])
+    return made
+
+
+def refuse(monkeypatch, function, number=errno.EIO):
+    def refused(*_, **__):
+        raise OSError(number, os.strerror(number))
+
+    monkeypatch.setattr(function, refused)
+
+
+@pytest.mark.parametrize(
+    ("function", "work", "what", "file"),
+    [
+        ("builtins.open", lambda folder: folder.found(KEY), "cannot read", KEY),
+        ("os.unlink", lambda folder: folder.delete(KEY), "cannot remove", KEY),
+        ("os.scandir", lambda folder: list(folder.entries("names")), "cannot read", "names"),
+        ("os.makedirs", lambda folder: folder.create("leases/x", [b""]), "cannot write", "leases"),
+        ("os.open", lambda folder: folder.replace(KEY, b"", ""), "cannot write", LOCK),
+    ],
+)
+def test_what_the_system_refuses_is_one_error_that_names_the_file(
+    folder, tmp_path, monkeypatch, function, work, what, file
+):
+    with monkeypatch.context() as patch:
+        refuse(patch, function)
+        path = re.escape(str(tmp_path / file))
+        with pytest.raises(errors.StorageError, match=f"^{what} {path}: ") as error:
+            work(folder)
+    assert error.value.errno == errno.EIO
+    assert bytes(folder.content(KEY)) == b"content"
+
+
+def test_an_object_of_another_version_is_neither_replaced_nor_removed(folder):
+    version = folder.found(KEY).version
+    assert folder.replace(KEY, b"new", version)
+    assert not folder.replace(KEY, b"newer", version)
+    assert not folder.remove(KEY, version)
+    assert folder.found(KEY).content == b"new"
+    assert folder.remove(KEY, folder.found(KEY).version)
+    assert not folder.remove(KEY, version)
+    assert folder.found(KEY) is None
+
+
+def test_there_is_no_file_of_what_is_not_there(folder):
+    with pytest.raises(FileNotFoundError, match="names/00/y"):
+        folder.file("names/00/y")
