@@ -59,11 +59,6 @@ class Plan:
         written = sum(len(file.header) + file.size for file in self.files)
         return written + copied + sum(map(len, self.texts.values()))
 
-    @property
-    def names(self) -> tuple[str, ...]:
-        """Names of all files of the output."""
-        return (*(file.name for file in self.files), *self.copies, *self.texts)
-
 
 def plan(
     adapters: Adapter | Sequence[Adapter],

@@ -92,7 +92,10 @@ def adapter(**changes):
         ({"bank": np.ones((3, 2))}, "found float64 [3, 2], expected float32 [3, 2]"),
         ({"bank": np.ones((3, 2, 1), dtype="<f4")}, "must be matrices"),
         ({"bank": np.ones((2, 3), dtype="<f4").T}, "not contiguous"),
-        ({"indices": np.array([[0, 1]] * 3, dtype="<u2")}, "expected uint8"),
+        (
+            {"indices": np.array([[0, 1]] * 3, dtype="<u2")},
+            "indices: found uint16 [3, 2], expected uint8",
+        ),
         ({"indices": np.array([[0, 1]] * 2, dtype="u1")}, "expected uint8 [3, 2]"),
         ({"weights": np.full((3, 2), 0.25, dtype="<f4")}, "expected float32 [3, 1]"),
         ({"modules": ()}, "no modules"),

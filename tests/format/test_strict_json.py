@@ -76,3 +76,16 @@ def test_the_limits_themselves_are_allowed():
 def test_what_is_wrong_is_said_in_few_words(text, message):
     with pytest.raises(ValueError, match=f"^{message}$"):
         strict_json.parse_object(text)
+
+
+@pytest.mark.parametrize("number", ["-0", "-1", "-" + "9" * 30, "9" * 1001])
+def test_a_number_with_a_sign_is_no_size(number):
+    text = f'{{"a":[{number}]}}'
+    message = f"{number[:20]} is not a size$" if number.startswith("-") else "too many digits"
+    with pytest.raises(ValueError, match=message):
+        strict_json.parse_object(text, sizes=True)
+
+
+def test_sizes_are_whole_numbers():
+    assert strict_json.parse_object('{"a":[0,12]}', sizes=True) == {"a": [0, 12]}
+    assert strict_json.parse_object('{"a":-12}') == {"a": -12}

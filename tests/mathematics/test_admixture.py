@@ -180,3 +180,15 @@ def test_rows_lie_one_behind_the_other_however_they_were_given():
     assert rows.weights.flags.c_contiguous
     assert rows.indices.tolist() == [[2, 4, 1], [7, 0, 3], [0, 5, 6]]
     assert rows.weights.tolist() == [[0.25, 0.125], [0, 0], [0.25, 0.25]]
+
+
+def test_differences_beyond_float64_are_no_share_and_no_error():
+    block = np.array([[1.7e308, -1.7e308, 0.0]])
+    with np.errstate(over="raise", invalid="raise"):
+        rows = rows_from_selection(select_top_k({"x": block}, 2), 3)
+    assert rows.indices.tolist() == [[0, 2]]
+    assert rows.weights.tolist() == [[0.0]]
+    with np.errstate(over="raise", invalid="raise"):
+        rows = rows_from_selection(select_top_k({"x": block[:, :2]}, 2), 3)
+    assert rows.indices.tolist() == [[0, 1]]
+    assert rows.weights.tolist() == [[0.0]]

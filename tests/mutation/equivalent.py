@@ -157,9 +157,6 @@ EQUIVALENT = (
         "callers give float64, as the docstring asks",
     ),
     Equivalent(
-        "admixture.x_compose__", "astype(np.float64)", ("astype(None)",), "numpy's name for float64"
-    ),
-    Equivalent(
         "composition.x__compose__",
         ", strict=True",
         ("", ", strict=None", ", strict=False"),
@@ -184,6 +181,12 @@ EQUIVALENT = (
         "composition.x__blocks__",
         "range(0, components, step)",
         ("range(0, components)",),
+        "the same values are written several times: only slower",
+    ),
+    Equivalent(
+        "composition.x__blocks__",
+        "range(0, tiles, most)",
+        ("range(0, tiles)",),
         "the same values are written several times: only slower",
     ),
     Equivalent("composition.x__most_rows__", "max(1,", ("max(2,",), _AS_MUCH_AT_ONCE),

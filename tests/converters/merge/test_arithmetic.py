@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 
 from tests.converters.merge.folders import tensor_of
 from vbfmt import errors
-from vbfmt.converters.merge import arithmetic
+from vbfmt.converters.merge import arithmetic, rounding
 from vbfmt.tensors import Tensor, numpy_dtype
 
 DTYPES = ("F32", "BF16", "F16", "F64")
@@ -244,3 +244,8 @@ def test_a_sum_that_only_float32_takes_over_the_edge_is_no_error():
     weight = tensor_of(np.array([[65519.996]], np.float32), "F32")
     found = merged(weight, np.full((1, 1), 0.003, "f4"), np.ones((1, 1), "f4"), "F16")
     assert found == 65504
+
+
+def test_no_number_is_below_0_however_it_is_rounded():
+    assert [rounding.magnitude_bound(0.0, dtype) for dtype in ("F16", "BF16")] == [0, 0]
+    assert rounding.magnitude_bound(1.0, "BF16") == 2 * (0x3F80 + 1)

@@ -207,3 +207,21 @@ def test_a_sibling_is_not_within(tmp_path):
     assert not paths.within(f"{top}/ab", f"{top}/a")
     assert not paths.within(f"{top}/new", f"{top}/a")
     assert not paths.within(f"{top}/a", f"{top}/a/b")
+
+
+def test_hidden_folders_are_left_out_unless_asked_for(tmp_path):
+    (tmp_path / ".git").mkdir()
+    (tmp_path / ".git" / "HEAD").touch()
+    (tmp_path / "seen").mkdir()
+    assert [entry.path for entry in paths.tree(str(tmp_path), hidden=False)] == ["seen"]
+    every = [entry.path for entry in paths.tree(str(tmp_path), hidden=True)]
+    assert every == [".git", ".git/HEAD", "seen"]
+
+
+def test_a_folder_that_cannot_be_read_is_one_error(tmp_path, monkeypatch):
+    def refused(path):
+        raise PermissionError(13, "Permission denied", path)
+
+    monkeypatch.setattr(os, "scandir", refused)
+    with pytest.raises(errors.StorageError, match=f"cannot read {tmp_path}.*ermission denied"):
+        list(paths.tree(str(tmp_path)))

@@ -306,3 +306,51 @@ def test_a_tensor_named_twice_in_the_index(sharded):
 def test_an_index_that_leads_out_of_the_folder(sharded, name):
     change_index(sharded, lambda places: places.update({"model.norm.weight": name}))
     refused(sharded, ["a shard outside the folder", "model.norm.weight"])
+
+
+def test_a_dtype_that_is_none(base):
+    refused(
+        base, ["unknown dtype", "found int8", "bfloat16"], kind=errors.TargetError, dtype="int8"
+    )
+
+
+def test_a_weight_of_whole_numbers(tmp_path):
+    name = "model.layers.0.q.weight"
+    integers = vbfmt.Tensor.of(np.ones(weights_of()[name].shape, np.int8))
+    folder = save_base(tmp_path / "base", {**weights_of(), name: integers})
+    refused(folder, ["the base is quantised", name, "I8"])
+    booleans = vbfmt.Tensor.of(np.ones(weights_of()[name].shape, np.bool_))
+    folder = save_base(tmp_path / "other", {**weights_of(), name: booleans})
+    refused(folder, ["the tensor is not a weight", name])
+
+
+def test_two_modules_for_one_weight(base):
+    from vbfmt.converters.merge import layout
+    from vbfmt.converters.names.blocks import Block
+    from vbfmt.converters.names.locations import Locations
+    from vbfmt.converters.names.rule import Rule
+
+    adapter = adapter_of({"model.layers.0.q": (16, 24), "model.layers.0.k": (16, 24)})
+    model = merge.base.read(base)
+    two, one = adapter.modules
+    name = f"{one.name}.weight"
+    for second in (Block(name), Block(name, np.arange(1), np.arange(1), np.arange(1))):
+        blocks = {module.name: (Block(f"{module.name}.weight"),) for module in adapter}
+        blocks[two.name] = (second,)
+        with pytest.raises(errors.SourceError, match=f"two modules of the adapter.*{name}"):
+            layout._touched(model, adapter, Locations(blocks, {}, {}, {}, Rule()))
+
+
+def test_two_outputs_of_one_name(base):
+    from vbfmt.converters.merge.plan import _require_distinct
+
+    with pytest.raises(errors.SourceError, match="two output files would have the same name.*: x"):
+        _require_distinct(["x", "y", "x"], merge.base.read(base))
+
+
+def test_a_new_head_of_a_base_without_an_embedding_has_nothing_to_be_tied_to(tmp_path):
+    tensors = {n: t for n, t in weights_of().items() if n != "model.embed.weight"}
+    base = save_base(tmp_path / "base", tensors, config={"vocab_size": 32})
+    head = tensor_of(np.ones((32, 24)))
+    plan = merge.plan(adapter_of(tensors={"lm_head.weight": head}), base)
+    assert plan.layout.added == ("lm_head.weight",)

@@ -61,3 +61,9 @@ def test_strict_refuses_a_base_that_does_not_tell(base):
 def test_a_base_given_as_the_adapter_names_it_is_that_base(base):
     plan = merge.plan(adapter_of(base_model=str(base)), base, strict=True)
     assert plan.notices == ()
+
+
+def test_strict_refuses_a_base_whose_model_nobody_names(base):
+    adapter = adapter_of(base_model="a/b")
+    assert merge.plan(adapter, base).notices == ()
+    refused(base, ["whose model is unknown", "expected a/b"], adapter, strict=True)

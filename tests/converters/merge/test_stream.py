@@ -12,7 +12,7 @@ import pytest
 from hypothesis import example, given
 from hypothesis import strategies as st
 
-from tests.converters.merge.folders import adapter_of, save_base, tensor_of
+from tests.converters.merge.folders import adapter_of, save_base, tensor_of, weights_of
 from vbfmt import errors
 from vbfmt._files import direct
 from vbfmt.converters import merge
@@ -107,3 +107,12 @@ def test_there_is_work_for_every_thread(monkeypatch):
     with stream.workers() as pool:
         assert sum(map(len, stream.blocks(pieces, pool))) == 8 * PIECE_BYTES
     assert not together.broken
+
+
+def test_the_iterator_gives_what_is_unchanged_as_it_is(tmp_path):
+    base = save_base(tmp_path / "base", weights_of())
+    plan = merge.plan(adapter_of(), base)
+    found = dict(merge.tensors(plan))
+    assert found["model.norm.weight"] == plan.base.tensors["model.norm.weight"]
+    assert found.keys() == weights_of().keys()
+    assert found["model.layers.0.q.weight"] != plan.base.tensors["model.layers.0.q.weight"]

@@ -46,6 +46,22 @@ def llava():
     )
 
 
+def nomic():
+    return transformers.NomicBertModel(transformers.NomicBertConfig(**SIZES, vocab_size=40))
+
+
+def gte():
+    return transformers.GteModel(transformers.GteConfig(**SIZES, vocab_size=40))
+
+
+def made(make):
+    """The model; the test is skipped where transformers has no such class."""
+    try:
+        return make()
+    except AttributeError as error:
+        pytest.skip(str(error))
+
+
 def saved(model, folder, **options):
     torch.manual_seed(0)
     for parameter in model.parameters():
@@ -157,6 +173,106 @@ def test_experts_trained_whole_replace_single_experts(tmp_path):
         before,
         {experts: trained.numpy(), weight: before[weight] + adapter.delta(name)},
     )
+
+
+@pytest.mark.parametrize(
+    ("make", "shapes"),
+    [
+        (nomic, {"self_attn.q_proj": (16, 16), "self_attn.v_proj": (16, 16)}),
+        (gte, {"mlp.gate_proj": (32, 16), "mlp.up_proj": (32, 16), "self_attn.k_proj": (16, 16)}),
+    ],
+)
+def test_modules_that_share_a_tensor_on_the_disk_change_their_rows_of_it(tmp_path, make, shapes):
+    cls = saved(made(make), tmp_path / "base")
+    adapter = adapter_of({f"layers.1.{name}": shape for name, shape in shapes.items()})
+    found, before = merged(cls, tmp_path / "base", adapter, tmp_path)
+    check(
+        found,
+        before,
+        {
+            f"{module.name}.weight": before[f"{module.name}.weight"] + adapter.delta(module.name)
+            for module in adapter
+        },
+    )
+
+
+def test_a_part_of_a_shared_tensor_of_another_shape_is_refused(tmp_path):
+    saved(made(nomic), tmp_path / "base")
+    adapter = adapter_of({"layers.0.self_attn.q_proj": (16, 32)})
+    with pytest.raises(errors.SourceError, match=r"no weight for layers\.0\.self_attn\.q_proj"):
+        merge.plan(adapter, tmp_path / "base")
+
+
+@pytest.mark.parametrize(
+    ("trained", "fits"),
+    [(np.full((16, 16), 0.5), True), (np.zeros((16, 32)), False)],
+)
+def test_a_trained_part_of_a_shared_tensor_replaces_its_rows(tmp_path, trained, fits):
+    cls = saved(made(nomic), tmp_path / "base")
+    name = "layers.1.self_attn.k_proj.weight"
+    adapter = adapter_of({"layers.0.mlp.up_proj": (32, 16)}, tensors={name: tensor_of(trained)})
+    if not fits:
+        with pytest.raises(errors.SourceError, match="a trained tensor does not fit the base"):
+            merge.plan(adapter, tmp_path / "base")
+        return
+    found, before = merged(cls, tmp_path / "base", adapter, tmp_path)
+    up = "layers.0.mlp.up_proj"
+    check(
+        found, before, {name: trained, f"{up}.weight": before[f"{up}.weight"] + adapter.delta(up)}
+    )
+
+
+def test_names_without_the_prefix_of_the_model_that_was_saved(tmp_path):
+    cls = saved(vit(), tmp_path / "base")
+    adapter = adapter_of({"layers.0.attention.q_proj": (16, 16), "layers.1.mlp.fc1": (32, 16)})
+    found, before = merged(cls, tmp_path / "base", adapter, tmp_path)
+    check(
+        found,
+        before,
+        {
+            f"vit.{module.name}.weight": before[f"vit.{module.name}.weight"]
+            + adapter.delta(module.name)
+            for module in adapter
+        },
+    )
+
+
+def test_a_weight_that_the_files_lack_is_refused(tmp_path):
+    from safetensors.torch import load_file, save_file
+
+    saved(mixtral(), tmp_path / "base")
+    file = tmp_path / "base" / "model.safetensors"
+    name = "model.layers.1.self_attn.k_proj"
+    kept = {key: value for key, value in load_file(file).items() if not key.startswith(name)}
+    save_file(kept, file, {"format": "pt"})
+    with pytest.raises(errors.SourceError, match=f"no weight for {name} in Mixtral"):
+        merge.plan(adapter_of({name: (8, 16)}), tmp_path / "base")
+
+
+def test_a_head_that_is_tied_to_the_embedding_is_not_merged(tmp_path):
+    model = transformers.MixtralForCausalLM(
+        transformers.MixtralConfig(**TEXT, num_local_experts=3, tie_word_embeddings=True)
+    )
+    saved(model, tmp_path / "base", save_original_format=False)
+    expert = {"model.layers.1.block_sparse_moe.experts.0.w1": (32, 16)}
+    for others in ({}, expert):
+        with pytest.raises(
+            errors.SourceError, match=r"tied.*lm_head: .*model\.embed_tokens\.weight"
+        ):
+            merge.plan(adapter_of({"lm_head": (40, 16), **others}), tmp_path / "base")
+
+
+def test_a_tensor_that_transformers_would_rename_is_not_added():
+    from types import SimpleNamespace
+
+    from vbfmt.converters.names import locations
+
+    known = SimpleNamespace(
+        renamed=lambda names: {name: (f"new.{name}", None) for name in names}, shapes={"x": (1,)}
+    )
+    assert locations._name_on_disk(known, "unknown") == "unknown"
+    with pytest.raises(errors.SourceError, match=r"would rename it: x: found new\.x"):
+        locations._name_on_disk(known, "x")
 
 
 def test_a_shape_of_another_model_is_refused(tmp_path):

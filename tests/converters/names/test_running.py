@@ -1,0 +1,98 @@
+"""What transformers itself says of a model's names."""
+
+from __future__ import annotations
+
+import sys
+
+import pytest
+
+torch = pytest.importorskip("torch")
+transformers = pytest.importorskip("transformers")
+pytest.importorskip("transformers.conversion_mapping")
+
+from tests.converters.names.test_locations import TEXT, made, nomic, vit  # noqa: E402
+from vbfmt.converters.names import running  # noqa: E402
+
+QKV = "encoder.layers.0.attn.Wqkv.weight"
+PARTS = [f"layers.0.self_attn.{letter}_proj.weight" for letter in "qkv"]
+
+
+def on_disk(disk):
+    with torch.device("meta"):
+        return running._running(made(nomic), disk)
+
+
+def test_the_rows_of_a_shared_tensor_have_the_numbers_of_its_elements():
+    known = on_disk({QKV: (48, 16)})
+    whole = torch.arange(48 * 16).reshape(48, 16).numpy()
+    for part, rows in zip(PARTS, (whole[:16], whole[16:32], whole[32:]), strict=True):
+        assert known.indices(part).tolist() == rows.tolist()
+
+
+def test_a_shared_tensor_of_another_size_is_no_source():
+    known = on_disk({QKV: (96, 16)})
+    with pytest.raises(ValueError, match=f"{PARTS[0]} is not made of {QKV}"):
+        known.indices(PARTS[0])
+
+
+def test_a_part_that_the_files_have_twice_is_read_once():
+    sources = on_disk({QKV: (48, 16), PARTS[0]: (16, 16)}).sources
+    assert sources[PARTS[0]].names == (QKV,)
+
+
+def test_a_name_of_the_running_model_is_kept_although_it_would_be_renamed():
+    known = on_disk({})
+    assert known.renamed(PARTS) == {part: (part, None) for part in PARTS}
+
+
+def test_earlier_names_are_found_once_each():
+    known = running.of_model(vit())
+    name = "vit.layers.0.attention.q_proj.lora_A.weight"
+    found = list(known.earlier(name))
+    assert len(set(found)) == len(found)
+    assert name not in found
+    renamed = known.renamed(found)
+    assert name in {target for target, _ in renamed.values()}
+
+
+@pytest.mark.parametrize(
+    "config",
+    [
+        {"model_type": "llama", "architectures": ["LlamaForCausalLM"], "hidden_size": "large"},
+        {"model_type": "llama", "architectures": ["LlamaConfig"]},
+        {"model_type": "somebodys", "architectures": ["LlamaForCausalLM"]},
+        {"model_type": "llama"},
+        {},
+    ],
+)
+def test_a_config_that_transformers_cannot_build_gives_no_model(config):
+    assert running.build(config, {}) is None
+
+
+def test_numbers_that_json_lacks_are_read_as_transformers_writes_them():
+    config = {"a": [{"__float__": "Infinity"}], "b": {"c": 1}}
+    assert running._decoded(config) == {"a": [float("inf")], "b": {"c": 1}}
+
+
+def test_a_module_that_is_no_model_has_no_names():
+    assert running.of_model(object()) is None
+
+
+def test_whether_transformers_says_what_it_renames(monkeypatch):
+    config = transformers.MixtralConfig(**TEXT, num_local_experts=3)
+    with torch.device("meta"):
+        model = transformers.MixtralForCausalLM(config)
+    assert running.is_installed()
+    assert running.has_experts(model) is True
+    assert running.has_experts(torch.nn.Linear(1, 1)) is False
+    monkeypatch.setitem(sys.modules, "transformers.conversion_mapping", None)
+    assert not running.is_installed()
+    assert running.has_experts(model) is None
+
+
+def test_a_pattern_that_cannot_be_applied_leaves_the_name():
+    class Renaming:
+        def rename_source_key(self, name):
+            raise IndexError("no such group")
+
+    assert running._applied(Renaming(), "x") == "x"
