@@ -30,6 +30,12 @@ def data_folder() -> Path:
     return ROOT / "tests" / "data"
 
 
+@pytest.fixture
+def unmeasured(monkeypatch):
+    """Do not measure the coverage of processes: that imports packages and writes a file in them."""
+    monkeypatch.delenv("COVERAGE_PROCESS_CONFIG", raising=False)
+
+
 @contextmanager
 def warned() -> Iterator[list[str]]:
     """The messages of the library's warnings, once the block has ended."""

@@ -218,6 +218,7 @@ def test_version(vbfmt):
     assert vbfmt("--version").out == f"vbfmt {__version__}\n"
 
 
+@pytest.mark.usefixtures("unmeasured")
 @pytest.mark.parametrize(
     ("words", "kept_out"),
     [

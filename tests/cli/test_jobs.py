@@ -46,10 +46,10 @@ def store(tmp_path):
     [
         (["pack", "x"], "give either -o FOLDER or --store STORE"),
         (["pack", "x", "-o", "y", "--store", "z"], "give either -o FOLDER or --store STORE"),
-        (["pack", "x", "--store", "y", "--bank", "external"], "--bank is for -o"),
+        (["pack", "x", "--store", "y", "--bank", "external"], "--bank needs -o"),
         (["pack", "--from-store", "x", "-o", "y"], "No such option"),
-        (["verify", "x", "--base-is", "y"], "--base-is is for --from-store"),
-        (["verify"], "nothing to do: give SRC..., or --from-store"),
+        (["verify", "x", "--base-is", "y"], "--base-is needs --from-store"),
+        (["verify"], "no inputs: give SRC... or --from-store"),
     ],
 )
 def test_wrong_usage(vbfmt, words, message):

@@ -121,6 +121,7 @@ main()
 
 
 @posix
+@pytest.mark.usefixtures("unmeasured")
 @pytest.mark.parametrize(
     ("number", "status"),
     [(signal.SIGTERM, 143), (signal.SIGHUP, 129), (signal.SIGINT, 130)],

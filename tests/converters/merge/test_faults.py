@@ -148,6 +148,7 @@ def assert_nothing_left(done, folder: Path, file: str = "") -> None:
     assert not (folder / "out").exists()
 
 
+@pytest.mark.usefixtures("unmeasured")
 @pytest.mark.parametrize("share", [i / 11 for i in range(11)] + [0.999999])
 def test_out_of_room_at_any_byte_of_the_first_shard(base, tmp_path, share):
     limit = int(share * (LAYERS // 2) * SIZE[0] * SIZE[1] * 4)
@@ -169,6 +170,7 @@ def with_the_largest(file: str, folder: Path) -> Path:
     return save_base(folder, tensors, shards=2 if len(tensors) > 1 else 1, side_files=side_files)
 
 
+@pytest.mark.usefixtures("unmeasured")
 @pytest.mark.parametrize("short", [1, 5000])
 @pytest.mark.parametrize(
     "file",
