@@ -27,15 +27,16 @@ def tensors(base: Base, locations: Locations, trained: Mapping[str, Tensor]) -> 
     """
     result: dict[str, Tensor] = {}
     loaded = locations.loaded_model
+    if loaded is None:
+        return result
     for target, tensor in trained.items():
-        if loaded is None or tensor.shape != loaded.shapes[target] or tensor.dtype not in FLOATS:
-            expected = loaded.shapes[target] if loaded else None
+        if tensor.shape != loaded.shapes[target] or tensor.dtype not in FLOATS:
             raise SourceError(
                 "a trained tensor does not fit the base",
                 file=base.path,
                 part=target,
                 found=tensor,
-                expected=expected,
+                expected=loaded.shapes[target],
                 advice="is this the base that the adapter was trained on?",
             )
         try:

@@ -119,17 +119,14 @@ def of_fused(
     """
     import torch
 
-    if fused not in loaded.disk:
-        return None
-    converter, number = loaded.converter(pattern), number_in(pattern, weight)
-    shape = loaded.disk[fused]
-    if converter is None or number is None or len(shape) != 3 or number >= shape[0]:
+    number, shape = number_in(pattern, weight), loaded.disk[fused]
+    if number is None or len(shape) != 3 or number >= shape[0]:
         return None
     from copy import deepcopy
 
     # One number stands for a whole row, so each matrix has a single column; in the converted
     # tensor, the dimension of size 1 shows whether transformers transposes the matrices.
-    converter = deepcopy(converter)
+    converter = deepcopy(loaded.converter(pattern))
     rows = module.out_features
     start, wanted = 0, None
     for each in converter.source_patterns:

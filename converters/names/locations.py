@@ -82,8 +82,6 @@ def in_loaded_model(
         else:
             blocks[module.name] = found
     if missing:
-        for name in missing:
-            _require_untied(loaded, weights[name], targets[weights[name]][0])
         raise _no_weight(loaded, missing, len(blocks), len(modules))
     replaced, composed, added = {}, {}, {}
     for name in tensors:
@@ -224,20 +222,6 @@ def _rule(blocks: Mapping[str, tuple[Block, ...]], loaded: LoadedModel) -> Rule:
     bare = not any(name.startswith(own) for name in loaded.shapes)
     dropped = own if bare and all(name.startswith(own) for name in blocks) else ""
     return Rule(drop=dropped, mapped=True)
-
-
-def _require_untied(loaded: LoadedModel, weight: str, target: str) -> None:
-    """Refuse a weight that the files lack because the model ties it to another."""
-    group = next((names for names in loaded.ties if target in names), frozenset())
-    partner = next((name for name in sorted(group) if name in loaded.sources), None)
-    if partner is not None and target not in loaded.sources:
-        raise SourceError(
-            "the adapter changes one of two tied tensors",
-            part=weight,
-            found=f"tied to {partner}",
-            expected="a weight of its own in the base",
-            advice="untie the base first (save it with both tensors, tie_word_embeddings false)",
-        )
 
 
 def _no_weight(loaded: LoadedModel, missing: list[str], found: int, total: int) -> SourceError:

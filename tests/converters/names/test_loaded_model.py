@@ -11,7 +11,7 @@ transformers = pytest.importorskip("transformers")
 pytest.importorskip("transformers.conversion_mapping")
 
 from tests.converters.names.test_locations import TEXT, made, nomic, vit  # noqa: E402
-from vbfmt.converters.names import running  # noqa: E402
+from vbfmt.converters.names import loaded_model  # noqa: E402
 
 QKV = "encoder.layers.0.attn.Wqkv.weight"
 PARTS = [f"layers.0.self_attn.{letter}_proj.weight" for letter in "qkv"]
@@ -19,7 +19,7 @@ PARTS = [f"layers.0.self_attn.{letter}_proj.weight" for letter in "qkv"]
 
 def on_disk(disk):
     with torch.device("meta"):
-        return running._running(made(nomic), disk)
+        return loaded_model._loaded(made(nomic), disk)
 
 
 def test_the_rows_of_a_shared_tensor_have_the_numbers_of_its_elements():
@@ -46,7 +46,7 @@ def test_a_name_of_the_running_model_is_kept_although_it_would_be_renamed():
 
 
 def test_earlier_names_are_found_once_each():
-    known = running.of_model(vit())
+    known = loaded_model.of_model(vit())
     name = "vit.layers.0.attention.q_proj.lora_A.weight"
     found = list(known.earlier(name))
     assert len(set(found)) == len(found)
@@ -66,28 +66,28 @@ def test_earlier_names_are_found_once_each():
     ],
 )
 def test_a_config_that_transformers_cannot_build_gives_no_model(config):
-    assert running.build(config, {}) is None
+    assert loaded_model.build(config, {}) is None
 
 
 def test_numbers_that_json_lacks_are_read_as_transformers_writes_them():
     config = {"a": [{"__float__": "Infinity"}], "b": {"c": 1}}
-    assert running._decoded(config) == {"a": [float("inf")], "b": {"c": 1}}
+    assert loaded_model._decoded(config) == {"a": [float("inf")], "b": {"c": 1}}
 
 
 def test_a_module_that_is_no_model_has_no_names():
-    assert running.of_model(object()) is None
+    assert loaded_model.of_model(object()) is None
 
 
 def test_whether_transformers_says_what_it_renames(monkeypatch):
     config = transformers.MixtralConfig(**TEXT, num_local_experts=3)
     with torch.device("meta"):
         model = transformers.MixtralForCausalLM(config)
-    assert running.is_installed()
-    assert running.has_experts(model) is True
-    assert running.has_experts(torch.nn.Linear(1, 1)) is False
+    assert loaded_model.is_installed()
+    assert loaded_model.has_experts(model) is True
+    assert loaded_model.has_experts(torch.nn.Linear(1, 1)) is False
     monkeypatch.setitem(sys.modules, "transformers.conversion_mapping", None)
-    assert not running.is_installed()
-    assert running.has_experts(model) is None
+    assert not loaded_model.is_installed()
+    assert loaded_model.has_experts(model) is None
 
 
 def test_a_pattern_that_cannot_be_applied_leaves_the_name():
@@ -95,4 +95,4 @@ def test_a_pattern_that_cannot_be_applied_leaves_the_name():
         def rename_source_key(self, name):
             raise IndexError("no such group")
 
-    assert running._applied(Renaming(), "x") == "x"
+    assert loaded_model._applied(Renaming(), "x") == "x"
