@@ -85,7 +85,7 @@ def test_adapters_of_a_store_are_expanded_under_their_names(vbfmt, store, files,
         "jobs", "expand", files / "bob.vblora", "--from-store", store, "-o", tmp_path / "x", "-j", 1
     )
     assert both.code == 2
-    assert "two inputs would have one output: bob" in both.err
+    assert "two inputs would have the same output: bob" in both.err
 
 
 def test_adapters_are_merged_one_by_one(vbfmt, files, tmp_path):

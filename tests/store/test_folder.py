@@ -31,7 +31,7 @@ def refuse(monkeypatch, function, number=errno.EIO):
 @pytest.mark.parametrize(
     ("function", "work", "what", "file"),
     [
-        ("builtins.open", lambda folder: folder.found(KEY), "cannot read", KEY),
+        ("os.open", lambda folder: folder.found(KEY), "cannot read", KEY),
         ("os.unlink", lambda folder: folder.delete(KEY), "cannot remove", KEY),
         ("os.scandir", lambda folder: list(folder.entries("names")), "cannot read", "names"),
         ("os.makedirs", lambda folder: folder.create("leases/x", [b""]), "cannot write", "leases"),

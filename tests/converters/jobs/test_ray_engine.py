@@ -77,7 +77,7 @@ def run(monkeypatch):
     def run(count, *, deaths=(), initialized=False):
         ray = Ray(deaths, initialized=initialized)
         monkeypatch.setitem(sys.modules, "ray", ray)
-        items = [jobs.Item(f"{number}", ours=True) for number in range(count)]
+        items = [jobs.Item(f"{number}", absent_before=True) for number in range(count)]
         done = jobs.run(jobs.Task("name"), items, workers=WORKERS, engine="ray", shard=1)
         return {outcome.source: outcome for outcome in done}, ray
 

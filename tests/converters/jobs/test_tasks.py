@@ -10,7 +10,7 @@ from tests.converters.merge.folders import adapter_of, save_base, weights_of
 from tests.converters.test_peft import logits_form, write_folder
 from vbfmt import errors, load, save
 from vbfmt.converters import jobs
-from vbfmt.converters.jobs import journal, pool, tasks
+from vbfmt.converters.jobs import journal, tasks
 from vbfmt.store import Store
 
 
@@ -103,7 +103,7 @@ def test_outputs_can_be_given_names(tmp_path):
     task = jobs.Task("expand")
     found = jobs.items(["a/1.vblora", "b"], "out", task, names={"a/1.vblora": "alice"})
     assert [item.output for item in found] == [os.path.join("out", n) for n in ("alice", "b")]
-    with pytest.raises(errors.ConfigError, match="two inputs would have one output"):
+    with pytest.raises(errors.ConfigError, match="two inputs would have the same output"):
         jobs.items(["a/1.vblora", "b"], "out", task, names={"a/1.vblora": "B"})
 
 
@@ -137,22 +137,3 @@ def test_an_output_that_is_no_packed_file_any_more_is_somebody_elses(tmp_path):
 
 def test_what_has_no_files_here_has_no_fingerprint():
     assert journal.fingerprint("owner/repository") == ""
-
-
-def test_a_worker_that_dies_again_is_the_items_outcome(monkeypatch):
-    class Dying:
-        def __enter__(self):
-            return self
-
-        def __exit__(self, *_):
-            pass
-
-        def submit(self, *_):
-            raise pool.BrokenProcessPool
-
-    monkeypatch.setattr(pool, "_executor", lambda workers: Dying())
-    found = dict(
-        pool._one_by_one(jobs.Task("verify"), [[jobs.Item(f"{n}") for n in range(5)]], [0])
-    )
-    assert [(each.status, each.kind) for each in found[0]] == [("failed", "worker")] * 5
-    assert "the worker process died" in found[0][0].message

@@ -19,7 +19,7 @@ PARTS = [f"layers.0.self_attn.{letter}_proj.weight" for letter in "qkv"]
 
 def on_disk(disk):
     with torch.device("meta"):
-        return loaded_model._loaded(made(nomic), disk)
+        return loaded_model._described(made(nomic), disk)
 
 
 def test_the_rows_of_a_shared_tensor_have_the_numbers_of_its_elements():
