@@ -120,8 +120,8 @@ def _module(
     h, b = bank.shape
     for side in "AB":
         tensor = pair.get(side)
-        sound = tensor and tensor.dtype in FLOATS and len(tensor.shape) == 3
-        if not tensor or not sound or tensor.shape[2] != h or 0 in tensor.shape:
+        valid = tensor and tensor.dtype in FLOATS and len(tensor.shape) == 3
+        if not tensor or not valid or tensor.shape[2] != h or 0 in tensor.shape:
             raise SourceError(
                 "not logits of this bank" if tensor else "incomplete checkpoint",
                 part=f"{name}.logits_{side}",

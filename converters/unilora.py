@@ -149,8 +149,8 @@ def _stored_indices(stored: Mapping[tuple[str, str, str], Tensor], length: int) 
         pair = []
         for factor in "AB":
             tensor = stored.get((name, "indices", factor))
-            sound = tensor and tensor.dtype in _INTEGERS and len(tensor.shape) == 2
-            if not tensor or not sound or 0 in tensor.shape:
+            valid = tensor and tensor.dtype in _INTEGERS and len(tensor.shape) == 2
+            if not tensor or not valid or 0 in tensor.shape:
                 raise SourceError(
                     "incomplete checkpoint", part=f"{name}, indices {factor}", found=tensor
                 )

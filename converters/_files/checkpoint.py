@@ -114,8 +114,8 @@ def _sharded(index: Path) -> dict[str, Tensor]:
     shards = json_file.read(index).get("weight_map")
     names = list(shards.values()) if isinstance(shards, dict) else []
     for name in names:
-        sound = isinstance(name, str) and os.path.basename(name) == name and "\\" not in name
-        if not sound or not name.endswith(SUFFIXES):
+        valid = isinstance(name, str) and os.path.basename(name) == name and "\\" not in name
+        if not valid or not name.endswith(SUFFIXES):
             raise SourceError("not a file of weights", file=index, found=shown(name))
     result: dict[str, Tensor] = {}
     for name in sorted(set(names)):
@@ -239,7 +239,7 @@ def _locate(path: Path) -> Path:
             "not a checkpoint" if there else "no such file or folder",
             file=path,
             expected=f"a folder, or a file that ends with {', '.join(SUFFIXES)}",
-            advice="it is packed already" if path.suffix == ".vblora" and there else None,
+            advice="this file is packed already" if path.suffix == ".vblora" and there else None,
         )
     return path
 

@@ -238,10 +238,10 @@ def _require_short_names(header: Mapping[str, Any]) -> None:
 def _entry(name: str, value: Any) -> tuple[str, str, tuple[int, ...], int, int]:
     try:
         dtype, shape, (begin, end) = value["dtype"], value["shape"], value["data_offsets"]
-        sound = len(value) == 3 and all(_is_size(size) for size in (*shape, begin, end))
+        valid = len(value) == 3 and all(_is_size(size) for size in (*shape, begin, end))
     except (TypeError, KeyError, ValueError):
-        sound = False
-    if not sound or not isinstance(shape, list):
+        valid = False
+    if not valid or not isinstance(shape, list):
         raise SourceError("invalid description of a tensor", part=name, found=repr(value)[:80])
     if not isinstance(dtype, str) or dtype not in BITS:
         raise SourceError("unknown dtype", part=name, found=repr(dtype)[:80])

@@ -135,8 +135,8 @@ def _count(
     config: Mapping[str, Any], *keys: str, default: int | None = None, most: int = _LARGEST_COUNT
 ) -> int:
     value = next((config[key] for key in keys if config.get(key) is not None), default)
-    sound = isinstance(value, int) and not isinstance(value, bool)
-    if not sound or not 0 < value <= most:  # type: ignore[operator]
+    valid = isinstance(value, int) and not isinstance(value, bool)
+    if not valid or not 0 < value <= most:  # type: ignore[operator]
         raise SourceError(
             "the base has an unusable value",
             part=keys[0],

@@ -57,12 +57,12 @@ def items(
     made: dict[str, Item] = {}
     for source in sources:
         name = (names or {}).get(source, name_of(source)) + ending
-        clash = made.setdefault(name.lower(), Item(source))
-        if clash.source != source:
+        earlier = made.setdefault(name.lower(), Item(source))
+        if earlier.source != source:
             raise ConfigError(
                 "two inputs would have the same output",
                 part=name,
-                found=f"{clash.source} and {source}",
+                found=f"{earlier.source} and {source}",
                 advice="rename one, or run two jobs with different output folders",
             )
         path = name if task.store is not None else os.path.join(os.fspath(output), name)

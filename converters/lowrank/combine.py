@@ -155,7 +155,7 @@ def disagreement(total: Sum) -> str | None:
     if len(names) > 1:
         return f"the adapters name different base models: {', '.join(names)}"
     if names and None in total.base_models:
-        return f"one of the adapters names no base model, another {next(iter(names))}"
+        return f"one adapter names no base model, another names {next(iter(names))}"
     return None
 
 

@@ -152,22 +152,27 @@ def layout(base: Base, adapter: LowRank, dtype: str | None, *, part: str | None 
         for name in new
         for inner in [locations.added[name]]
     }
-    files = []
-    for shard in base.shards:
-        items = []
-        for name, tensor in shard.tensors.items():
-            source = replaced.get(name, tensor)
-            kept = dtype if dtype and tensor.dtype in FLOATS else tensor.dtype
-            items.append(touched.get(name, Item(name, source, kept)))
-            items[-1] = replace(items[-1], name=prefix + name, source=source, dtype=kept)
-        files.append((_as_safetensors(shard.name), items, shard.metadata))
+    items = [
+        [
+            replace(
+                touched.get(name) or Item(name, tensor, tensor.dtype),
+                name=prefix + name,
+                source=replaced.get(name, tensor),
+                dtype=dtype if dtype and tensor.dtype in FLOATS else tensor.dtype,
+            )
+            for name, tensor in shard.tensors.items()
+        ]
+        for shard in base.shards
+    ]
     for name, tensor in added.items():
-        kept = (dtype or _usual_dtype(base)) if tensor.dtype in FLOATS else tensor.dtype
-        files[-1][1].append(Item(name, tensor, kept))
+        is_float = tensor.dtype in FLOATS
+        items[-1].append(
+            Item(name, tensor, (dtype or _usual_dtype(base)) if is_float else tensor.dtype)
+        )
     return Layout(
         files=tuple(
-            File(name, tuple(items), {"format": "pt", **metadata})
-            for name, items, metadata in files
+            File(_as_safetensors(shard.name), tuple(inside), {"format": "pt", **shard.metadata})
+            for shard, inside in zip(base.shards, items, strict=True)
         ),
         rule=rule,
         prefix=prefix,
@@ -178,7 +183,7 @@ def layout(base: Base, adapter: LowRank, dtype: str | None, *, part: str | None 
 
 
 def _touched(base: Base, adapter: LowRank, locations: Locations) -> dict[str, Item]:
-    """Return the tensors of the base that get a B·A, by name."""
+    """Return an item for each tensor of the base to which a B·A is added, by name."""
     whole: dict[Module, tuple[str, Tensor]] = {}
     parts: dict[str, list[Part]] = {}
     for module in adapter.modules:
@@ -192,17 +197,17 @@ def _touched(base: Base, adapter: LowRank, locations: Locations) -> dict[str, It
                 whole[module] = block.tensor, tensor
             else:
                 parts.setdefault(block.tensor, []).append(Part(module, block))
-    ways = refusals.orientations(whole, base)
+    transposed = refusals.orientations(whole, base)
     result = {}
     for module, (name, tensor) in whole.items():
         if name in result or name in parts:
             raise SourceError(
                 "two modules of the adapter change one weight", file=base.path, part=name
             )
-        result[name] = Item(name, tensor, tensor.dtype, module, ways[module])
-    for name, some in parts.items():
+        result[name] = Item(name, tensor, tensor.dtype, module, transposed[module])
+    for name, inside in parts.items():
         tensor = base.tensors[name]
-        result[name] = Item(name, tensor, tensor.dtype, parts=tuple(some))
+        result[name] = Item(name, tensor, tensor.dtype, parts=tuple(inside))
     return result
 
 
@@ -215,7 +220,7 @@ def _replaced(base: Base, adapter: LowRank, locations: Locations) -> dict[str, T
     for name, tensor in composed.tensors(base, locations, trained).items():
         if name in replaced:
             raise SourceError(
-                "two trained tensors for one tensor of the base", file=base.path, part=name
+                "two trained tensors replace one tensor of the base", file=base.path, part=name
             )
         replaced[name] = tensor
     return replaced
@@ -226,7 +231,7 @@ def _require_one_each(locations: Mapping[str, str], base: Base) -> None:
     for name, count in Counter(locations.values()).items():
         if count > 1:
             raise SourceError(
-                "two trained tensors for one tensor of the base", file=base.path, part=name
+                "two trained tensors replace one tensor of the base", file=base.path, part=name
             )
 
 

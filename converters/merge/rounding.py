@@ -41,9 +41,10 @@ def into(out: NDArray[Any], values: NDArray[Any], old: NDArray[Any], name: str, 
 
 
 def _to_odd(values: NDArray[np.float64]) -> NDArray[np.float32]:
-    """Round float64 to odd in float32, so that rounding that to bfloat16 rounds correctly.
+    """Round float64 to float32 by rounding to odd, so that rounding the result to bfloat16 gives
+    the nearest value.
 
-    ml_dtypes would round twice to nearest, to float32 and then to bfloat16, which may be wrong.
+    ml_dtypes rounds to nearest twice, to float32 and then to bfloat16, which may give another.
     """
     narrow = values.astype(np.float32)
     beyond = np.abs(narrow.astype(np.float64)) > np.abs(values)
@@ -80,8 +81,8 @@ def require_range(out: NDArray[Any], old: NDArray[Any], name: str, dtype: str) -
 
 
 def magnitude_bound(value: float, dtype: str) -> int:
-    """Return a bound above the `magnitudes` of all numbers that were below `value` before they
-    were rounded to `dtype` (F16 or BF16)."""
+    """Return a number above the `magnitudes` of all values that are smaller than `value` before
+    they are rounded to `dtype` (F16 or BF16)."""
     if value == 0:
         return 0
     with np.errstate(over="ignore"):

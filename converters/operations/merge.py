@@ -54,7 +54,7 @@ def merge(
         follow_links: also follow the base's links that lead out of its folder.
         overwrite: replace the output of an earlier merge.
         dry_run: check everything that can be checked, and write nothing.
-        progress: called after each write with its number of bytes, and the number of all bytes.
+        progress: called after each write with its number of bytes, and the total to write.
 
     Returns:
         The plan that was carried out or, with `dry_run`, that would be.

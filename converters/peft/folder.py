@@ -296,8 +296,8 @@ def _shape_of(
     for what, shape in shapes.items():
         kinds = _INTEGERS if what == "indices" else FLOATS
         dtype = tensors[parts[what]].dtype
-        sound = len(shape) == 3 and shape[:2] == lead and 0 not in lead
-        if not sound or shape[2] != last[what] or dtype not in kinds:
+        valid = len(shape) == 3 and shape[:2] == lead and 0 not in lead
+        if not valid or shape[2] != last[what] or dtype not in kinds:
             raise SourceError(
                 f"{what} of {factor} do not fit the bank or each other",
                 part=module,

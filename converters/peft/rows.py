@@ -98,9 +98,9 @@ def _given_row(
             expected=f"{k} different vectors",
         )
     slack = _ROUNDING[weights.dtype] + k * _SUMMED
-    sound = ((given >= 0) & (given <= 1 + slack)).all(axis=1) & (rest[:, 0] >= -slack)
-    if not sound.all():
-        row = int(np.flatnonzero(~sound)[0])
+    valid = ((given >= 0) & (given <= 1 + slack)).all(axis=1) & (rest[:, 0] >= -slack)
+    if not valid.all():
+        row = int(np.flatnonzero(~valid)[0])
         raise ContentError(
             "weights are out of range",
             part=f"{weights_key}, row {row}",

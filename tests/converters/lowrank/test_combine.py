@@ -104,7 +104,7 @@ def test_a_weight_says_what_it_does_not_scale():
 def test_an_unnamed_base_is_no_model_called_none():
     parts = [adapter_of(seed=n, base_model=name) for n, name in enumerate(["a/b", None])]
     assert combine.disagreement(combine.weighted(parts)) == (
-        "one of the adapters names no base model, another a/b"
+        "one adapter names no base model, another names a/b"
     )
 
 
