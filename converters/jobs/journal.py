@@ -19,6 +19,7 @@ import stat
 from collections.abc import Iterable, Mapping
 from typing import Any
 
+from vbfmt._files import outputs, storage
 from vbfmt.converters.jobs.tasks import Item, Outcome, Task
 from vbfmt.errors import StorageError
 
@@ -26,14 +27,22 @@ NAME = ".vbfmt-jobs.jsonl"
 
 
 class Journal:
-    """The journal of one task in one output folder.
+    """The journal of one task in one output folder, which is made if it is missing.
 
     Attributes:
         path: path of the journal's file.
+
+    Raises:
+        TargetError: something else than a folder is there.
+        StorageError: the operating system refused.
     """
 
     def __init__(self, folder: str, task: Task) -> None:
-        os.makedirs(folder, exist_ok=True)
+        outputs.require_folder(folder or os.curdir, overwrite=True)
+        try:
+            os.makedirs(folder or os.curdir, exist_ok=True)
+        except OSError as error:
+            raise storage.refusal("cannot write", folder, error) from None
         self.path = os.path.join(folder, NAME)
         self._task = _fingerprint_of_task(task)
         self._packs = task.operation == "pack"
@@ -91,12 +100,15 @@ class Journal:
         if not text:
             return
         self._require_regular()
-        with open(self.path, "a+b") as stream:
-            if stream.tell() and not _ends_whole(stream.name):
-                stream.write(b"\n")  # a line that a killed run left unfinished
-            stream.write(text.encode())
-            stream.flush()
-            os.fsync(stream.fileno())
+        try:
+            with open(self.path, "a+b") as stream:
+                if stream.tell() and not _ends_whole(stream.name):
+                    stream.write(b"\n")  # a line that a killed run left unfinished
+                stream.write(text.encode())
+                stream.flush()
+                os.fsync(stream.fileno())
+        except OSError as error:
+            raise storage.refusal("cannot write", self.path, error) from None
 
     def _require_regular(self) -> None:
         """Refuse a link, which would let whoever made the folder choose the file to append to, and
@@ -147,7 +159,6 @@ def fingerprint(source: str) -> str:
 
 def _digest_of(path: str) -> str | None:
     """Return the digest of a packed file from its header, None if it is not a packed file."""
-    from vbfmt._files import storage
     from vbfmt._format.packed_file import PackedFile
     from vbfmt.errors import VbfmtError
 

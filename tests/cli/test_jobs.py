@@ -125,3 +125,18 @@ def test_progress_is_counted_in_adapters(vbfmt, files, monkeypatch):
     monkeypatch.setattr(progress, "shown", lambda unit: Shown())
     assert vbfmt("jobs", "verify", f"{files}/*", "-j", 1).code == 0
     assert steps == [(1, 2), (1, 2)]
+
+
+def test_outputs_where_no_folder_can_be_are_one_error(vbfmt, tmp_path):
+    write_folder(tmp_path / "user", logits_form(seed=0))
+    (tmp_path / "file").write_bytes(b"precious")
+    done = vbfmt("jobs", "pack", tmp_path / "user", "-o", tmp_path / "file")
+    assert (done.code, done.err.count("\n")) == (1, 1)
+    assert "expected a folder" in done.err
+    assert (tmp_path / "file").read_bytes() == b"precious"
+
+
+def test_a_folder_of_packed_files_is_refused_with_the_pattern_to_give(vbfmt, files):
+    done = vbfmt("jobs", "verify", files)
+    assert done.code == 2
+    assert f"give them: '{files}/*.vblora'" in done.err

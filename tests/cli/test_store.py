@@ -66,7 +66,12 @@ def test_a_fault_in_the_store_is_named(vbfmt, tmp_path, files):
     [
         (("get", "S", "alcie", "-o", "O"), 1, "no adapter with that name in S: found alcie"),
         (("get", "S", "sha256:" + "0" * 64, "-o", "O"), 1, "no such adapter in S"),
+        (("get", "S", "sha256:12", "-o", "O"), 1, "not a digest: found 'sha256:12'"),
         (("get", "S", "../../etc/passwd", "-o", "O"), 1, "invalid name for an adapter"),
+        (("list", "S", "--bank", "x"), 1, "of a bank: found 'x', expected 64 hexadecimal digits"),
+        (("add", "S", "F", "--name", "alice"), 1, "choose another name, or move this one: --force"),
+        (("tag", "S", "bob", "alice", "--replaces", "sha256:1"), 1, "not a digest"),
+        (("tag", "S", "bob", "alice", "--replaces", "sha256:" + "1" * 64), 1, "no such name in S"),
         (("tag", "S", "ALICE", "alice"), 1, "a name that differs only in case is there in S"),
         (("remove", "S", "bob"), 1, "no adapter with that name in S"),
         (("list", "T"), 1, "not a vbfmt store in T: found no store.json"),
@@ -83,6 +88,8 @@ def test_what_cannot_be_is_one_line_and_changes_nothing(vbfmt, tmp_path, files, 
     other.mkdir()
     (other / "x").write_bytes(b"")
     paths = {"S": store, "T": other, "F": files[1], "O": tmp_path / "o"}
+    if words[0] == "add":  # the adapter is added in any case, the name is not
+        vbfmt("store", "add", store, files[1])
     before = {path for path in tmp_path.rglob("*") if "catalog" not in path.name}
     done = vbfmt("store", *(paths.get(word, word) for word in words))
     assert done.code == code

@@ -194,4 +194,4 @@ def test_any_limit(filled, limit):
 
 def test_texts_that_no_adapter_has(filled):
     assert filled.entries(base_model="\udcff") == []
-    assert filled.entries(bank="no digest", metadata={"\0": "\ud800"}) == []
+    assert filled.entries(metadata={"\0": "\ud800"}) == []

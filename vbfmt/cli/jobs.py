@@ -207,6 +207,8 @@ def _run(
     if not sources and from_store is None:
         raise click.UsageError("no inputs: give SRC... or --from-store")
     given = {name: value for name, value in options.items() if value is not None}
+    for source in sources:
+        _require_no_folder_of_packed(source)
     found = jobs.collected(sources, sys.stdin)
     names: dict[str, str] = {}
     if from_store is not None:
@@ -227,6 +229,12 @@ def _run(
     _summarise(counts, as_json=as_json)
     if set(counts) - {"done", "present"}:
         ctx.exit(1)
+
+
+def _require_no_folder_of_packed(source: str) -> None:
+    if os.path.isdir(source) and any(name.endswith(".vblora") for name in os.listdir(source)):
+        pattern = os.path.join(source, "*.vblora")
+        raise click.UsageError(f"{source} is a folder of packed files; give them: '{pattern}'")
 
 
 def _items(

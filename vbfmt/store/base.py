@@ -14,7 +14,7 @@ from vbfmt._files.banks import Source, Sources
 from vbfmt._format.container import Bytes
 from vbfmt._format.packed_file import PackedFile
 from vbfmt.adapter import Adapter
-from vbfmt.errors import StoreError, UnknownError, VbfmtError
+from vbfmt.errors import StoreError, VbfmtError
 from vbfmt.packed import Report, in_memory
 from vbfmt.store import collection, garbage, layout, verification
 from vbfmt.store import names as records
@@ -136,8 +136,10 @@ class Store(Reader):
             StoreError: `name` or `digest` is not valid.
         """
         layout.require_name(name)
+        if replaces is not None and replaces != ANY:
+            layout.adapter_key(replaces)
         if not garbage.revive(self._backend, layout.adapter_key(digest)):
-            raise UnknownError("no such adapter", file=self._backend.where, found=digest)
+            raise self._missing(digest)
         before = self._renew(name)
         if replaces == ANY:
             records.overwrite(self._backend, name, digest)

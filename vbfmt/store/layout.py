@@ -47,6 +47,23 @@ def is_digest(text: str) -> bool:
     return _DIGEST.fullmatch(text) is not None
 
 
+def is_like_digest(text: str) -> bool:
+    """Whether `text` can only be meant as a digest: no name has a colon."""
+    return text.startswith("sha256:")
+
+
+def require_sha256(text: str) -> None:
+    """Check that a text may be a bank's SHA-256.
+
+    Raises:
+        StoreError: not 64 lower-case hexadecimal digits.
+    """
+    if not is_digest(f"sha256:{text}"):
+        raise StoreError(
+            "not the SHA-256 of a bank", found=repr(text), expected="64 hexadecimal digits"
+        )
+
+
 def adapter_key(digest: str) -> str:
     """Return the key of the adapter with a digest.
 

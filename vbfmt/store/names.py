@@ -143,10 +143,12 @@ def _conflict(backend: Backend, name: str, expected: str | None) -> ConflictErro
             advice="choose another name",
         )
     return ConflictError(
-        "the name points to something else",
+        "the name points to something else" if found else "no such name",
         file=backend.where,
         part=f"name {name}",
-        found=found[0].digest if found else "no such name",
-        expected=expected or "no such name",
-        advice="resolve it again, or give --force",
+        found=found[0].digest if found else None,
+        expected=expected or "a new name",
+        advice="choose another name, or move this one: --force"
+        if expected is None
+        else "see what it points to now: vbfmt store list, or move it: --force",
     )

@@ -44,11 +44,11 @@ class Reader:
 
         Raises:
             UnknownError: no such name or digest; the message names the nearest.
-            StoreError: not a name.
+            StoreError: not a name, or not a digest.
         """
-        if layout.is_digest(name):
+        if layout.is_like_digest(name):
             if not self._backend.exists(layout.adapter_key(name)):
-                raise UnknownError("no such adapter", file=self._backend.where, found=name)
+                raise self._missing(name)
             return name
         found = records.read(self._backend, name)
         if found is None or found[0].name != name:
@@ -82,7 +82,7 @@ class Reader:
         try:
             return self._backend.file(layout.adapter_key(digest))
         except FileNotFoundError:
-            raise UnknownError("no such adapter", file=self._backend.where, found=digest) from None
+            raise self._missing(digest) from None
 
     def open(self, name: str, *, verify: bool = True) -> Adapter:
         """Load the adapter of a name or digest. Adapters with the same bank share one array.
@@ -99,7 +99,7 @@ class Reader:
         key = layout.adapter_key(digest)
         content = self._backend.content(key)
         if content is None:
-            raise UnknownError("no such adapter", file=self._backend.where, found=digest)
+            raise self._missing(digest)
         try:
             return loads(content, digest=digest, verify=verify, banks=self)
         except VbfmtError as error:
@@ -127,7 +127,7 @@ class Reader:
         lease = leases.Lease(self._backend, digest, seconds)
         if not garbage.revive(self._backend, layout.adapter_key(digest)):
             lease.close()
-            raise UnknownError("no such adapter", file=self._backend.where, found=digest)
+            raise self._missing(digest)
         return lease
 
     def names(self) -> dict[str, str]:
@@ -151,7 +151,12 @@ class Reader:
             metadata: metadata that the adapter must have.
             added_since: earliest time of adding, in seconds since 1970.
             limit: largest number of adapters.
+
+        Raises:
+            StoreError: `bank` is not a SHA-256, or the catalog cannot be used.
         """
+        if bank is not None:
+            layout.require_sha256(bank)
         query = Query(base_model, bank, metadata, added_since, limit)
         return self._current().entries(query)
 
@@ -166,6 +171,14 @@ class Reader:
         catalog = self._open_catalog()
         catalog.refresh()
         return catalog
+
+    def _missing(self, digest: str) -> UnknownError:
+        return UnknownError(
+            "no such adapter",
+            file=self._backend.where,
+            found=digest,
+            advice="list the adapters: vbfmt store list",
+        )
 
     def _unknown(self, name: str, found: tuple[records.Name, str] | None) -> UnknownError:
         near = [found[0].name] if found else nearest(name, _similar(self.names(), name))

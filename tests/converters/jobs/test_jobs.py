@@ -314,6 +314,12 @@ def test_two_inputs_of_one_output_are_refused():
         jobs.items(["a/User", "b/user"], "out", task)
 
 
+def test_two_items_of_one_output_are_refused_wherever_they_come_from(checkpoints, tmp_path):
+    items = [jobs.Item("a", f"{tmp_path}/out/x"), jobs.Item("b", f"{tmp_path}/out/X")]
+    with pytest.raises(errors.ConfigError, match="two inputs would have the same output"):
+        list(jobs.run(jobs.Task("expand"), items))
+
+
 def test_an_unknown_engine_is_refused(checkpoints, tmp_path):
     with pytest.raises(errors.ConfigError, match="unknown engine"):
         run(checkpoints, tmp_path / "packed", engine="spark")
