@@ -57,17 +57,28 @@ def items(
     made: dict[str, Item] = {}
     for source in sources:
         name = (names or {}).get(source, name_of(source)) + ending
-        earlier = made.setdefault(name.lower(), Item(source))
-        if earlier.source != source:
+        path = name if task.store is not None else os.path.join(os.fspath(output), name)
+        made[source] = Item(source, path, overwrite)
+    require_distinct(made.values())
+    return list(made.values())
+
+
+def require_distinct(items: Iterable[Item]) -> None:
+    """Check that no two items have the same output, ignoring case.
+
+    Raises:
+        ConfigError: two have.
+    """
+    sources: dict[str, str] = {}
+    for item in items:
+        other = sources.setdefault(item.output.lower(), item.source)
+        if other != item.source:
             raise ConfigError(
                 "two inputs would have the same output",
-                part=name,
-                found=f"{earlier.source} and {source}",
+                part=os.path.basename(item.output),
+                found=f"{other} and {item.source}",
                 advice="rename one, or run two jobs with different output folders",
             )
-        path = name if task.store is not None else os.path.join(os.fspath(output), name)
-        made[name.lower()] = Item(source, path, overwrite)
-    return list(made.values())
 
 
 def _expanded(word: str, lines: TextIO | None) -> list[str]:

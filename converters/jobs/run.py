@@ -8,6 +8,7 @@ from dataclasses import replace
 from importlib import import_module
 from typing import cast
 
+from vbfmt.converters.jobs.inputs import require_distinct
 from vbfmt.converters.jobs.journal import Journal
 from vbfmt.converters.jobs.tasks import WRITES, Item, Outcome, Task
 from vbfmt.errors import ConfigError
@@ -52,6 +53,8 @@ def run(
     module = import_module(f"vbfmt.converters.jobs.{ENGINES[engine]}")
     outcomes = cast("Engine", module.outcomes)
     workers = workers or os.cpu_count() or 1
+    if task.operation in WRITES:
+        require_distinct(items)
     if task.store is not None:
         from vbfmt.store import Store
 

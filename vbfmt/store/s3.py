@@ -14,7 +14,7 @@ import contextlib
 import hashlib
 import os
 from collections.abc import Iterable, Iterator
-from typing import Any
+from typing import Any, cast
 
 from vbfmt._files import storage
 from vbfmt._format.container import Bytes
@@ -54,7 +54,7 @@ class Bucket:
         with self._errors("cannot open", ""):
             plain = os.environ.get("AWS_ENDPOINT_URL", "").startswith("http://")
             options = {**_OPTIONS, "allow_http": True} if plain else _OPTIONS
-            self._store: Any = from_url(self._address, client_options=options)
+            self._store: Any = cast("Any", from_url)(self._address, client_options=options)
 
     @property
     def where(self) -> str:
