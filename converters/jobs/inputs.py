@@ -46,9 +46,7 @@ def items(
             are names in the store.
         task: the operation.
         overwrite: replace existing outputs.
-
-    Args:
-        names: source → name of its output, for sources whose own names are none.
+        names: source → name of its output, for sources whose output has another name than theirs.
 
     Raises:
         ConfigError: two sources have outputs of the same name, ignoring case.

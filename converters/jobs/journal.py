@@ -33,7 +33,7 @@ class Journal:
         path: path of the journal's file.
 
     Raises:
-        TargetError: something else than a folder is there.
+        TargetError: the path exists and is not a folder.
         StorageError: the operating system refused.
     """
 

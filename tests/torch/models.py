@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import warnings
+from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import Any
 
@@ -88,6 +89,21 @@ def batch(seed: int = 1, rows: int = 6) -> tuple[Tensor, Tensor]:
     return torch.randn(rows, 16, generator=generator), torch.randint(
         0, 2, (rows,), generator=generator
     )
+
+
+def losses(
+    called: Callable[..., Tensor], optimizer: torch.optim.Optimizer, steps: Iterable[int]
+) -> list[float]:
+    """Train a `Net` on one batch a step, and return the losses."""
+    found = []
+    for step in steps:
+        x, y = batch(step)
+        loss = nn.functional.cross_entropy(called(x), y)
+        optimizer.zero_grad()
+        loss.backward()
+        optimizer.step()
+        found.append(loss.item())
+    return found
 
 
 def tokens(seed: int = 1, rows: int = 3) -> Tensor:

@@ -4,6 +4,7 @@ model of each kind of transformers that PEFT tests VB-LoRA on."""
 from __future__ import annotations
 
 import warnings
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -20,9 +21,11 @@ from transformers import (
 from transformers.pytorch_utils import Conv1D
 
 from tests.torch.models import llama
-from vbfmt.torch import VBLoRAConfig, inject, load_checkpoint
+from vbfmt.torch import VBLoRAConfig, get_adapter_state_dict, inject, load_checkpoint
 
 SMALL = {"vector_length": 1, "num_vectors": 5}
+A = {"target_modules": ["lin0"], "vector_length": 2, "init_vector_bank_bound": 0.1}
+B = {"target_modules": ["lin1"], "vector_length": 2, "init_vector_bank_bound": 0.1}
 FELT = {"init_vector_bank_bound": 0.5, "init_logits_std": 1.0}
 
 
@@ -106,6 +109,23 @@ def beside(case: str, folder: Path, **settings: Any) -> tuple[nn.Module, peft.Pe
     model = made(CUSTOM[case][0])
     load_checkpoint(model, folder)
     return model, other
+
+
+def output(model: nn.Module, x: Tensor) -> Tensor:
+    with torch.no_grad():
+        result: Tensor = model(x)
+    return result
+
+
+def values(model: nn.Module, adapter_name: str | None = None) -> dict[str, Tensor]:
+    """Copies of an adapter's tensors."""
+    state = get_adapter_state_dict(model, adapter_name)
+    return {key: tensor.clone() for key, tensor in state.items()}
+
+
+def assert_equal(found: Mapping[str, Tensor], expected: Mapping[str, Tensor]) -> None:
+    assert found.keys() == expected.keys()
+    assert [key for key in found if not torch.equal(found[key], expected[key])] == []
 
 
 def t5() -> nn.Module:

@@ -6,7 +6,7 @@ import pytest
 import torch
 from torch import nn
 
-from tests.torch.models import Net, batch, config, net
+from tests.torch.models import Net, batch, config, losses, net
 from vbfmt.torch import adapters_of, compose, disabled, inject, param_groups
 
 
@@ -17,17 +17,9 @@ def fresh_compiler():
     torch.compiler.reset()
 
 
-def losses(model, called, steps=5):
-    optimizer = torch.optim.AdamW(param_groups(model))
-    found = []
-    for step in range(steps):
-        x, y = batch(step)
-        loss = nn.functional.cross_entropy(called(x), y)
-        optimizer.zero_grad()
-        loss.backward()
-        optimizer.step()
-        found.append(loss.item())
-    return found
+def losses_of(model, called):
+    """The losses of five steps; `called` is the model or its compiled form."""
+    return losses(called, torch.optim.AdamW(param_groups(model)), range(5))
 
 
 def made():
@@ -51,8 +43,8 @@ def test_a_whole_model_is_one_graph_with_the_same_losses():
     """
     eager, model = made(), made()
     compiled = torch.compile(model, backend="aot_eager", fullgraph=True)
-    expected = losses(eager, eager)
-    assert losses(model, compiled) == pytest.approx(expected, rel=1e-6)
+    expected = losses_of(eager, eager)
+    assert losses_of(model, compiled) == pytest.approx(expected, rel=1e-6)
     assert adapters_of(compiled) is adapters_of(model)
     x, _ = batch()
     with torch.no_grad():
@@ -86,7 +78,7 @@ def test_a_model_whose_graph_breaks_has_the_same_losses():
     eager, model = made(), made()
     model.__class__ = BrokenNet
     compiled = torch.compile(model, backend="aot_eager")
-    assert losses(model, compiled) == pytest.approx(losses(eager, eager), rel=1e-6)
+    assert losses_of(model, compiled) == pytest.approx(losses_of(eager, eager), rel=1e-6)
     assert nothing_is_held(model)
 
 
@@ -166,8 +158,10 @@ def test_layers_compiled_apart_compute_the_same(compiled):
 @pytest.mark.slow
 def test_inductor_gives_the_same_losses():
     eager, model = made(), made()
-    expected = losses(eager, eager)
-    assert losses(model, torch.compile(model, fullgraph=True)) == pytest.approx(expected, rel=1e-5)
+    expected = losses_of(eager, eager)
+    assert losses_of(model, torch.compile(model, fullgraph=True)) == pytest.approx(
+        expected, rel=1e-5
+    )
 
 
 def test_autocast_and_compile_together():

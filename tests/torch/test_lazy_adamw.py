@@ -8,22 +8,10 @@ import pytest
 import torch
 from torch import nn
 
-from tests.torch.models import batch, config, net
+from tests.torch.models import config, losses, net
 from vbfmt.torch import LazyAdamW, inject, param_groups
 
 RATES = {"lr": 0.1, "weight_decay": 0.3}
-
-
-def losses(model, optimizer, steps):
-    found = []
-    for step in steps:
-        x, y = batch(step)
-        loss = nn.functional.cross_entropy(model(x), y)
-        optimizer.zero_grad()
-        loss.backward()
-        optimizer.step()
-        found.append(loss.item())
-    return found
 
 
 def adapted(**settings):

@@ -12,7 +12,17 @@ import pytest
 import torch
 from safetensors.torch import save_file
 
-from tests.torch.peft_models import CUSTOM, MLP, inputs, made, ours
+from tests.torch.peft_models import (
+    CUSTOM,
+    MLP,
+    A,
+    B,
+    assert_equal,
+    inputs,
+    made,
+    ours,
+    output,
+)
 from vbfmt.errors import ModelError
 from vbfmt.torch import (
     VBLoRAConfig,
@@ -30,8 +40,6 @@ from vbfmt.torch import (
     unmerge,
 )
 
-A = {"target_modules": ["lin0"], "vector_length": 2, "init_vector_bank_bound": 0.1}
-B = {"target_modules": ["lin1"], "vector_length": 2, "init_vector_bank_bound": 0.1}
 PAIRS = pytest.mark.parametrize("second", [A, B], ids=["same layers", "different layers"])
 
 
@@ -40,19 +48,9 @@ def case(request):
     return request.param
 
 
-def output(model, x):
-    with torch.no_grad():
-        return model(x)
-
-
 def copied(model, x):
     """The output of a copy in a pickle's way, which PEFT takes for saving and loading."""
     return output(copy.deepcopy(model), x)
-
-
-def assert_equal(found, expected):
-    assert found.keys() == expected.keys()
-    assert [key for key in found if not torch.equal(found[key], expected[key])] == []
 
 
 def two(second, seed=0):

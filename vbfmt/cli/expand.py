@@ -148,9 +148,9 @@ def command(
             show.say(f"{runtime}: no problems found")
     if rank is not None:
         _print_losses(rank, done)
-    from vbfmt.cli.upload import upload_line
+    from vbfmt.cli.upload import show_upload_line
 
-    (show.say if card else show.detail)(upload_line(output))
+    show_upload_line(output, always=card)
 
 
 def _as_dict(done: Expanded, output: str, dtype: str, check: tuple[str, ...]) -> dict[str, Any]:

@@ -120,9 +120,9 @@ def command(
     for line in _report(plan, output, dry_run):
         show.say(line)
     if not dry_run:
-        from vbfmt.cli.upload import upload_line
+        from vbfmt.cli.upload import show_upload_line
 
-        (show.say if card else show.detail)(upload_line(output))
+        show_upload_line(output, always=card)
 
 
 def _report(plan: Plan, output: str, dry_run: bool) -> Iterator[str]:

@@ -72,7 +72,7 @@ def command(
     """
     from vbfmt.cli import show
     from vbfmt.cli.suggestions import require_not_packed
-    from vbfmt.cli.upload import upload_line
+    from vbfmt.cli.upload import show_upload_line
     from vbfmt.converters.operations.pack import pack
 
     if banks is not None and bank == "embedded":
@@ -122,9 +122,10 @@ def command(
     show.say(done.digest)
     show.say("the digest is of the content; sha256sum prints another sum, of the file")
     if card:
-        show.say(upload_line(output, os.path.join(os.path.dirname(output), "README.md")))
+        readme = os.path.join(os.path.dirname(output), "README.md")
+        show_upload_line(output, readme, always=True)
     elif not to_stream:
-        show.detail(upload_line(output))
+        show_upload_line(output, always=False)
 
 
 def _require_stream_is_alone(card: bool, as_json: bool) -> None:

@@ -39,7 +39,7 @@ def command(
     """
     from vbfmt.cli import show
     from vbfmt.cli.packed_input import adapter_path
-    from vbfmt.cli.upload import upload_line
+    from vbfmt.cli.upload import show_upload_line
     from vbfmt.converters.operations.unpack import unpack
 
     path = adapter_path(file)
@@ -58,4 +58,4 @@ def command(
         )
         return
     show.say(f"{output}: PEFT VB-LoRA, {len(done.adapter)} modules, {show.size(done.size)}")
-    (show.say if card else show.detail)(upload_line(output))
+    show_upload_line(output, always=card)

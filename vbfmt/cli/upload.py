@@ -1,10 +1,17 @@
-"""The line that says how to upload an output to the Hugging Face Hub."""
+"""The commands that upload an output to the Hugging Face Hub."""
 
 from __future__ import annotations
 
 import shlex
 import subprocess
 import sys
+
+from vbfmt.cli import show
+
+
+def show_upload_line(*paths: str, always: bool) -> None:
+    """Print the commands that upload files or folders, with ``-v`` only unless `always`."""
+    (show.say if always else show.detail)(upload_line(*paths))
 
 
 def upload_line(*paths: str) -> str:

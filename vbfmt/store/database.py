@@ -75,7 +75,7 @@ class Database:
 
     def damaged(self) -> None:
         """Rebuild the database, because a row cannot be right."""
-        warn(f"the catalog {self._path} is damaged; it is rebuilt from the objects")
+        self._warn_of_damage()
         self.renew()
 
     def _tried(self, first: Callable[[], T], again: Callable[[], T]) -> T:
@@ -121,7 +121,7 @@ class Database:
                 raise self._refusal(error) from None
             if _cannot_write(error):
                 return self._made_in_memory(error)
-        warn(f"the catalog {self._path} is damaged; it is rebuilt from the objects")
+        self._warn_of_damage()
         self._unlink()
         try:
             return self._made(self._path)
@@ -157,6 +157,9 @@ class Database:
     def _made_in_memory(self, error: sqlite3.Error) -> sqlite3.Connection:
         warn(f"cannot use the catalog {self._path} ({error}); it is kept in memory")
         return self._made(":memory:")
+
+    def _warn_of_damage(self) -> None:
+        warn(f"the catalog {self._path} is damaged; it is rebuilt from the objects")
 
     def _unlink(self) -> None:
         for ending in ("", "-wal", "-shm"):
