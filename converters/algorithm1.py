@@ -11,7 +11,7 @@ import re
 from vbfmt.adapter import Adapter
 from vbfmt.converters import _tiled as tiled
 from vbfmt.converters._files.checkpoint import Checkpoint, agreed_k, bank_of
-from vbfmt.errors import SourceError, VbfmtError, warn
+from vbfmt.errors import SourceError, VbfmtError, few, warn
 
 _BANK = re.compile(r"^(?:.*\.)?vector_bank$")
 
@@ -36,7 +36,7 @@ def from_checkpoint(checkpoint: Checkpoint, *, topk: int | None = None) -> Adapt
         if len(banks) != 1:
             raise SourceError(
                 "not exactly one vector bank",
-                found=", ".join(banks[:3]) or "none",
+                found=few(banks) or "none",
                 expected="vector_bank",
             )
         bank = bank_of(tensors[banks[0]])
@@ -45,8 +45,7 @@ def from_checkpoint(checkpoint: Checkpoint, *, topk: int | None = None) -> Adapt
         rows = tiled.rows_by_module(tensors, modules, k, len(bank), tiled.ALGORITHM_1)
         others = [key for key in tensors if key != banks[0] and not tiled.LOGITS.match(key)]
         if others:
-            names = ", ".join(others[:2]) + (", …" if len(others) > 2 else "")
-            warn(f"{len(others)} other tensors ({names}) were left out")
+            warn(f"{len(others)} other tensors ({few(others)}) were left out")
         return Adapter.from_rows(bank, rows)
     except VbfmtError as error:
         raise error.in_file(checkpoint.file) from None

@@ -9,7 +9,7 @@ from collections.abc import Iterator, Mapping
 import numpy as np
 from numpy.typing import NDArray
 
-from vbfmt._files import json_file, peft_layout, storage
+from vbfmt._files import folders, json_file, peft_layout, storage
 from vbfmt._files.peft_layout import key_of_tensor
 from vbfmt._format.container import Bytes
 from vbfmt.converters._files import safetensors
@@ -82,7 +82,7 @@ def write(
                     advice="leave such tensors out: `drop_extras=True`",
                 )
     config = peft_config.for_lora(adapter, rank, extras=not drop_extras, experts=experts)
-    with storage.new_folder(path, overwrite=overwrite) as folder:
+    with folders.new(path, overwrite=overwrite) as folder:
         length = safetensors.write(
             os.path.join(folder, peft_layout.WEIGHTS),
             itertools.chain(_specs(adapter, keys, rank, DTYPES[dtype]), _specs_of(extras)),

@@ -16,13 +16,13 @@ from typing import Any
 
 import numpy as np
 
-from vbfmt._files import json_file, storage
+from vbfmt._files import folders, json_file, storage
 from vbfmt._format.container import Bytes
 from vbfmt.converters import lora
 from vbfmt.converters._files import safetensors
 from vbfmt.converters.hub.card import NAME as CARD
 from vbfmt.converters.lowrank import LowRank
-from vbfmt.errors import TargetError
+from vbfmt.errors import TargetError, few
 
 PathLike = str | os.PathLike[str]
 
@@ -65,7 +65,7 @@ def write(
     rank = lora.rank_of(adapter)
     config = _config(adapter, rank)
     kind = lora.DTYPES[dtype]
-    with storage.new_folder(path, overwrite=overwrite) as folder:
+    with folders.new(path, overwrite=overwrite) as folder:
         length = safetensors.write(
             os.path.join(folder, "adapters.safetensors"),
             list(_specs(adapter, rank, kind)),
@@ -89,7 +89,7 @@ def _require_supported(adapter: LowRank, drop_extras: bool) -> None:
     ]
     extras = [] if drop_extras else list(adapter.tensors)
     found = [
-        f"{what} ({', '.join(names[:2])}{', …' if len(names) > 2 else ''})"
+        f"{what} ({few(names)})"
         for what, names in (
             ("modules outside of layers.<n>", outside),
             ("layers that its language models do not have or name otherwise", towers),

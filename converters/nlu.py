@@ -24,7 +24,7 @@ from vbfmt.converters._files.checkpoint import (
     require_gathered,
     size_in,
 )
-from vbfmt.errors import SourceError, VbfmtError, warn
+from vbfmt.errors import SourceError, VbfmtError, few, warn
 from vbfmt.module import Module
 from vbfmt.tensors import Tensor
 
@@ -104,7 +104,7 @@ def _bank_key(tensors: Mapping[str, Tensor]) -> str:
         raise SourceError(
             "not exactly one vector bank apart from the modules' copies",
             part="vector bank",
-            found=", ".join(own[:3]) or "none",
+            found=few(own) or "none",
             expected=" or ".join(f"{trunk}.vector_bank" for trunk in _TRUNKS),
         )
     return own[0]

@@ -9,7 +9,7 @@ from typing import Literal, TypeAlias
 
 from vbfmt.converters.lowrank import LowRank
 from vbfmt.converters.names import targets
-from vbfmt.errors import ConfigError, TargetError
+from vbfmt.errors import ConfigError, TargetError, few
 
 Effect: TypeAlias = Literal["refuses", "drops", "may drop", "needs"]
 
@@ -28,14 +28,14 @@ class Rule:
         runtime: the runtime's name on the command line.
         effect: the runtime refuses to load the adapter, silently drops something, may drop it
             (depending on the model's class, which is not checked here), or needs a setting.
-        what: returns in words what the rule applies to in an adapter, None if it does not apply.
+        what: returns in words what the rule applies to in an adapter, nothing if it does not apply.
         advice: what the user can do.
         source: the runtime's own file that shows the rule.
     """
 
     runtime: str
     effect: Effect
-    what: Callable[[LowRank], str | None]
+    what: Callable[[LowRank], str]
     advice: str
     source: str
 
@@ -52,17 +52,13 @@ class Finding:
         return f"{rule.runtime} {rule.effect} {self.what}; {rule.advice} ({rule.source})"
 
 
-def _few(names: list[str]) -> str | None:
-    return ", ".join(names[:3]) + (", …" if len(names) > 3 else "") if names else None
+def _extras(adapter: LowRank) -> str:
+    return few(list(adapter.tensors))
 
 
-def _extras(adapter: LowRank) -> str | None:
-    return _few(list(adapter.tensors))
-
-
-def _biases(adapter: LowRank) -> str | None:
+def _biases(adapter: LowRank) -> str:
     modules = {module.name for module in adapter.modules}
-    return _few([f"{m}.bias" for m in sorted(modules) if f"{m}.bias" in adapter.tensors])
+    return few([f"{m}.bias" for m in sorted(modules) if f"{m}.bias" in adapter.tensors])
 
 
 def _heads(adapter: LowRank) -> list[str]:
@@ -71,58 +67,58 @@ def _heads(adapter: LowRank) -> list[str]:
     return [name for name in adapter.tensors if name.removesuffix(".bias") not in modules]
 
 
-def _known_head(adapter: LowRank) -> str | None:
+def _known_head(adapter: LowRank) -> str:
     """Return the classifier's head if vLLM recognises it: one linear layer with a known name."""
     owners = {name.rpartition(".")[0] for name in _heads(adapter)}
     head = owners.pop() if len(owners) == 1 else ""
-    return f"to know heads: {head}" if head in _VLLM_HEADS else None
+    return f"to know heads: {head}" if head in _VLLM_HEADS else ""
 
 
-def _unknown_heads(adapter: LowRank) -> str | None:
-    return None if _known_head(adapter) else _few(_heads(adapter))
+def _unknown_heads(adapter: LowRank) -> str:
+    return "" if _known_head(adapter) else few(_heads(adapter))
 
 
-def _high_rank(adapter: LowRank) -> str | None:
+def _high_rank(adapter: LowRank) -> str:
     rank = max(module.rank for module in adapter.modules)
     enough = next((choice for choice in _VLLM_RANKS if choice >= rank), None)
-    return f"--max-lora-rank {enough}" if enough and rank > _VLLM_DEFAULT_RANK else None
+    return f"--max-lora-rank {enough}" if enough and rank > _VLLM_DEFAULT_RANK else ""
 
 
-def _highest_rank(adapter: LowRank) -> str | None:
+def _highest_rank(adapter: LowRank) -> str:
     rank = max(module.rank for module in adapter.modules)
-    return f"rank {rank}" if rank > _VLLM_RANKS[-1] else None
+    return f"rank {rank}" if rank > _VLLM_RANKS[-1] else ""
 
 
-def _others(adapter: LowRank) -> str | None:
-    return _few(_heads(adapter))
+def _others(adapter: LowRank) -> str:
+    return few(_heads(adapter))
 
 
 def _in_layers(name: str) -> bool:
     return ".layers." in f".{name}"
 
 
-def _outside_layers_and_ends(adapter: LowRank) -> str | None:
+def _outside_layers_and_ends(adapter: LowRank) -> str:
     names = [module.name for module in adapter.modules if not _in_layers(module.name)]
-    return _few([name for name in names if not name.endswith(("embed_tokens", "lm_head"))])
+    return few([name for name in names if not name.endswith(("embed_tokens", "lm_head"))])
 
 
-def _query_without_value(adapter: LowRank) -> str | None:
+def _query_without_value(adapter: LowRank) -> str:
     names = {module.name for module in adapter.modules}
     ends = ("q_proj", "v_proj")
-    return _few(
+    return few(
         sorted(
             n for n in names if n.endswith(ends[0]) and n[: -len(ends[0])] + ends[1] not in names
         )
     )
 
 
-def _parameters(adapter: LowRank) -> str | None:
+def _parameters(adapter: LowRank) -> str:
     """Return dense layers of a mixture-of-experts model, which are not in ``target_modules``."""
     found = targets.exact([module.name for module in adapter.modules]).parameters
-    return _few([name.removesuffix(".weight") for name in found])
+    return few([name.removesuffix(".weight") for name in found])
 
 
-def _orphans(adapter: LowRank) -> str | None:
+def _orphans(adapter: LowRank) -> str:
     """Return the modules that SGLang fuses with another module, if the adapter lacks that one."""
     names = {module.name for module in adapter.modules}
     leader = {"k_proj": "q_proj", "v_proj": "q_proj", "up_proj": "gate_proj"}
@@ -131,25 +127,25 @@ def _orphans(adapter: LowRank) -> str | None:
         stem, _, leaf = name.rpartition(".")
         if leaf in leader and f"{stem}.{leader[leaf]}" not in names:
             found.append(name)
-    return _few(found)
+    return few(found)
 
 
-def _towers(adapter: LowRank) -> str | None:
+def _towers(adapter: LowRank) -> str:
     """Return modules of towers, which turn pictures or sound into tokens."""
-    return _few([module.name for module in adapter.modules if _TOWER.search(module.name)])
+    return few([module.name for module in adapter.modules if _TOWER.search(module.name)])
 
 
-def _language_part(adapter: LowRank) -> str | None:
+def _language_part(adapter: LowRank) -> str:
     """Return modules of the language model inside a model of several parts."""
     names = [module.name for module in adapter.modules]
-    return _few([name for name in names if "language_model." in name and not _TOWER.search(name)])
+    return few([name for name in names if "language_model." in name and not _TOWER.search(name)])
 
 
-def _several_parts(adapter: LowRank) -> str | None:
+def _several_parts(adapter: LowRank) -> str:
     return _towers(adapter) or _language_part(adapter)
 
 
-def _gaps(adapter: LowRank) -> str | None:
+def _gaps(adapter: LowRank) -> str:
     """Return the kinds of modules that only some layers have."""
     layers: dict[str, set[int]] = {}
     for module in adapter.modules:
@@ -157,7 +153,7 @@ def _gaps(adapter: LowRank) -> str | None:
             layers.setdefault(match["kind"], set()).add(int(match["number"]))
     last = max((max(numbers) for numbers in layers.values()), default=-1)
     gaps = [kind for kind, numbers in layers.items() if len(numbers) <= last]
-    return f"{_few(gaps)} in every layer" if gaps else None
+    return f"{few(gaps)} in every layer" if gaps else ""
 
 
 _ABOUT_EXTRAS = (_extras, _biases, _known_head, _unknown_heads, _others)
@@ -314,5 +310,5 @@ def _findings(adapter: LowRank, runtime: str, *, drop_extras: bool) -> Iterator[
     for rule in RULES:
         if rule.runtime == runtime and not (drop_extras and rule.what in _ABOUT_EXTRAS):
             what = rule.what(adapter)
-            if what is not None:
+            if what:
                 yield Finding(rule, what)

@@ -17,7 +17,7 @@ from vbfmt.adapter import Adapter
 from vbfmt.converters._files import checkpoint as checkpoints
 from vbfmt.converters.hub.fetch import Choice, Names, fetched
 from vbfmt.converters.hub.repository import parse
-from vbfmt.errors import SourceError
+from vbfmt.errors import SourceError, few
 
 _PACKED = ".vblora"
 
@@ -116,7 +116,7 @@ def _only_packed(names: Names, source: str) -> list[str]:
         raise SourceError(
             "more than one packed adapter in the repository",
             file=source,
-            found=", ".join(found[:3]) + (", …" if len(found) > 3 else ""),
+            found=few(found),
             advice=f"say which: hf://OWNER/NAME/{found[0]}",
         )
     return found

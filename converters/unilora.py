@@ -27,7 +27,7 @@ from vbfmt.converters._files.checkpoint import (
     size_in,
 )
 from vbfmt.converters.peft import config as peft_config
-from vbfmt.errors import SourceError, VbfmtError, warn
+from vbfmt.errors import SourceError, VbfmtError, few, warn
 from vbfmt.module import Module
 from vbfmt.tensors import Tensor
 
@@ -126,7 +126,7 @@ def _theta(tensors: Mapping[str, Tensor]) -> NDArray[np.float32]:
     if len(keys) != 1:
         raise SourceError(
             "not exactly one Uni-LoRA vector",
-            found=", ".join(keys[:3]) or "none",
+            found=few(keys) or "none",
             expected="one key like base_model.unilora_theta_d",
         )
     tensor = tensors[keys[0]]

@@ -22,7 +22,7 @@ from vbfmt._format.container import Bytes
 from vbfmt.converters import lora
 from vbfmt.converters.gguf.base import Base, names, package, read_base
 from vbfmt.converters.lowrank import LowRank
-from vbfmt.errors import SourceError, TargetError
+from vbfmt.errors import SourceError, TargetError, few
 from vbfmt.module import Module
 
 PathLike = str | os.PathLike[str]
@@ -97,7 +97,7 @@ def _require_no_extras(adapter: LowRank, drop_extras: bool) -> None:
     if adapter.tensors and not drop_extras:
         raise TargetError(
             "GGUF adapters cannot hold trained biases and heads",
-            found=", ".join(list(adapter.tensors)[:3]),
+            found=few(list(adapter.tensors)),
             advice="leave them out with `drop_extras=True`, or merge the adapter into its base",
         )
 

@@ -16,7 +16,7 @@ import numpy as np
 from vbfmt import packed
 from vbfmt.adapter import Adapter
 from vbfmt.converters.lowrank import Factor
-from vbfmt.errors import SourceError, TargetError
+from vbfmt.errors import SourceError, TargetError, few
 from vbfmt.module import Module
 from vbfmt.tensors import Tensor
 
@@ -164,8 +164,7 @@ def unweighted(total: Sum) -> str | None:
     whole = [name for adapter, weight in total.parts if weight != 1 for name in adapter.tensors]
     if total.drop_extras or not whole:
         return None
-    listed = ", ".join(whole[:3]) + (", …" if len(whole) > 3 else "")
-    return f"trained biases and heads are not scaled by `weights`: {listed}"
+    return f"trained biases and heads are not scaled by `weights`: {few(whole)}"
 
 
 def _joined(modules: list[Module]) -> Module:

@@ -6,7 +6,7 @@ import os
 import stat
 from collections.abc import Callable, Iterable, Iterator
 
-from vbfmt._files import parents, storage
+from vbfmt._files import folders, parents, storage
 from vbfmt._format.container import Bytes
 from vbfmt.converters.merge import paths, refusals
 from vbfmt.converters.merge.plan import PathLike, Plan
@@ -41,7 +41,7 @@ def write(
     report = progress or (lambda count: None)
     with (
         parents.made(path),
-        storage.new_folder(path, overwrite=overwrite, whole=True) as folder,
+        folders.new(path, overwrite=overwrite, whole=True) as folder,
         workers() as pool,
     ):
         for file in plan.files:

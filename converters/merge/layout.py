@@ -138,20 +138,7 @@ def layout(base: Base, adapter: LowRank, dtype: str | None, *, part: str | None 
         raise error.in_file(base.path) from None
     touched = _touched(base, adapter, locations)
     replaced = _replaced(base, adapter, locations)
-    new = [name for name in adapter.tensors if name in locations.added]
-    for name in new:
-        refusals.require_untied(
-            base, name, adapter.tensors[name], adapter, added=True, tied=locations.tied
-        )
-    # A head was trained, and the base was saved without one: its names lack the model's prefix.
-    # The output is the whole model, so its names have the prefix.
-    rule = locations.rule
-    prefix = rule.drop if any(rule(locations.added[name]) is None for name in new) else ""
-    added = {
-        inner if rule(inner) is None else f"{prefix}{rule(inner)}": adapter.tensors[name]
-        for name in new
-        for inner in [locations.added[name]]
-    }
+    prefix, added = _added(base, adapter, locations)
     items = [
         [
             replace(
@@ -174,7 +161,7 @@ def layout(base: Base, adapter: LowRank, dtype: str | None, *, part: str | None 
             File(_as_safetensors(shard.name), tuple(inside), {"format": "pt", **shard.metadata})
             for shard, inside in zip(base.shards, items, strict=True)
         ),
-        rule=rule,
+        rule=locations.rule,
         prefix=prefix,
         replaced=tuple(replaced),
         added=tuple(added),
@@ -224,6 +211,24 @@ def _replaced(base: Base, adapter: LowRank, locations: Locations) -> dict[str, T
             )
         replaced[name] = tensor
     return replaced
+
+
+def _added(base: Base, adapter: LowRank, locations: Locations) -> tuple[str, dict[str, Tensor]]:
+    """Return what to put in front of the base's names, and the tensors to add by their new names.
+
+    If a head was trained, and the base was saved without one, its names lack the model's prefix.
+    The output is the whole model, so its names have the prefix.
+    """
+    new = [name for name in adapter.tensors if name in locations.added]
+    for name in new:
+        refusals.require_untied(
+            base, name, adapter.tensors[name], adapter, added=True, tied=locations.tied
+        )
+    inner = {name: locations.added[name] for name in new}
+    below = {name: locations.rule(inner[name]) for name in new}
+    prefix = locations.rule.drop if None in below.values() else ""
+    named = {name: inner[name] if below[name] is None else f"{prefix}{below[name]}" for name in new}
+    return prefix, {named[name]: adapter.tensors[name] for name in new}
 
 
 def _require_one_each(locations: Mapping[str, str], base: Base) -> None:

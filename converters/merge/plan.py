@@ -6,7 +6,7 @@ import json
 import math
 import os
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -104,12 +104,8 @@ def plan(
     ]
     refusals.require_not_merged_before(model, [each.digest for each in merged])
     notices = [revision.check(each, model.path, strict=strict) for each in parts]
-    notices.append(combine.disagreement(factors))
-    notices.append(combine.unweighted(factors))
-    if not os.path.lexists(os.path.join(model.path, bases.CONFIG)):
-        notices.append(f"the base has no {bases.CONFIG}: checks that need it are skipped")
     weights_out = layout(model, factors, DTYPES[dtype] if dtype else None, part=part)
-    notices.append(weights_out.notice)
+    notices += [*_doubts(factors, model), weights_out.notice]
     settings, changes = config.changed(model.config, factors, dtype, weights_out.added)
     files = [
         replace(file, metadata={**file.metadata, **record.metadata(merged, model)})
@@ -135,6 +131,14 @@ def plan(
     )
     refusals.require_readable(os.path.join(model.path, name) for name in result.copies)
     return result
+
+
+def _doubts(factors: combine.Sum, base: Base) -> Iterator[str | None]:
+    """Yield what the user should know about the adapters and the base."""
+    yield combine.disagreement(factors)
+    yield combine.unweighted(factors)
+    if not os.path.lexists(os.path.join(base.path, bases.CONFIG)):
+        yield f"the base has no {bases.CONFIG}: checks that need it are skipped"
 
 
 def _index(metadata: Mapping[str, Any], files: Sequence[File]) -> bytes:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 from dataclasses import dataclass
 
 import numpy as np
@@ -117,43 +118,24 @@ def of_fused(
     Returns:
         One block, or None if the expert's rows cannot be found that way.
     """
-    import torch
-
     number, shape = number_in(pattern, weight), loaded.disk[fused]
     if number is None or len(shape) != 3 or number >= shape[0]:
         return None
-    from copy import deepcopy
-
-    # One number stands for a whole row, so each matrix has a single column; in the converted
-    # tensor, the dimension of size 1 shows whether transformers transposes the matrices.
-    converter = deepcopy(loaded.converter(pattern))
     rows = module.out_features
-    start, wanted = 0, None
-    for each in converter.source_patterns:
-        for expert in range(shape[0]):
-            numbers = torch.arange(start, start + rows).reshape(rows, 1)
-            converter.add_tensor(fused, f"{each}{expert}", each, numbers)
-            if each == pattern and expert == number:
-                wanted = start
-            start += rows
     try:
-        made = converter.convert(fused, model=loaded.model, config=loaded.model.config)
+        found, first = _numbered_rows(loaded, fused, pattern, experts=shape[0], rows=rows)
     except Exception:  # noqa: BLE001 - transformers' conversions may raise anything
         return None
-    value = next(iter(made.values()))
-    found = (value[0] if isinstance(value, list) else value).numpy()
-    if found.ndim != 3 or wanted is None:
-        return None
-    transposed = found.shape[1] == 1 and rows != 1
-    expected = (shape[0], 1, shape[2]) if transposed else (*shape[:2], 1)
+    first += number * rows
+    transposed = found.shape == (shape[0], 1, shape[2]) and rows != 1
     width = shape[1] if transposed else shape[2]
-    index, *others = np.nonzero((found >= wanted) & (found < wanted + rows))
-    if found.shape != expected or width != module.in_features or len(set(index.tolist())) != 1:
+    if not (transposed or found.shape == (*shape[:2], 1)) or width != module.in_features:
         return None
-    along = others[1] if transposed else others[0]
-    values = found[index, others[0], others[1]] - wanted
+    index, *others = np.nonzero((found >= first) & (found < first + rows))
+    if len(set(index.tolist())) != 1 or index.size != rows:
+        return None
     positions = np.empty(rows, np.int64)
-    positions[values] = along
+    positions[found[index, others[0], others[1]] - first] = others[1] if transposed else others[0]
     return (
         Block(
             fused,
@@ -164,3 +146,29 @@ def of_fused(
             int(index[0]),
         ),
     )
+
+
+def _numbered_rows(
+    loaded: LoadedModel, fused: str, pattern: str, *, experts: int, rows: int
+) -> tuple[Positions, int]:
+    """Convert numbers that stand for the rows of all experts' weights, as the weights would be.
+
+    One number stands for a whole row, so each matrix has a single column; in the result, the
+    dimension of size 1 shows whether transformers transposes the matrices.
+
+    Returns:
+        the converted numbers, and the first number of the weights that match `pattern`.
+    """
+    import torch
+
+    converter = copy.deepcopy(loaded.converter(pattern))
+    patterns = converter.source_patterns
+    for order, each in enumerate(patterns):
+        for expert in range(experts):
+            start = (order * experts + expert) * rows
+            numbers = torch.arange(start, start + rows).reshape(rows, 1)
+            converter.add_tensor(fused, f"{each}{expert}", each, numbers)
+    made = converter.convert(fused, model=loaded.model, config=loaded.model.config)
+    value = next(iter(made.values()))
+    found = (value[0] if isinstance(value, list) else value).numpy()
+    return found, patterns.index(pattern) * experts * rows

@@ -8,7 +8,7 @@ from dataclasses import dataclass, field
 from vbfmt.converters.names.blocks import Block, of_converted, of_fused
 from vbfmt.converters.names.loaded_model import LoadedModel, Shape
 from vbfmt.converters.names.rule import Rule, find_rule
-from vbfmt.errors import SourceError
+from vbfmt.errors import SourceError, few
 from vbfmt.module import Module
 
 
@@ -225,11 +225,10 @@ def _rule(blocks: Mapping[str, tuple[Block, ...]], loaded: LoadedModel) -> Rule:
 
 
 def _no_weight(loaded: LoadedModel, missing: list[str], found: int, total: int) -> SourceError:
-    listed = ", ".join(missing[:5]) + (f" and {len(missing) - 5} more" if missing[5:] else "")
     return SourceError(
         f"{found} of the adapter's {total} modules are in the base",
         part="names",
-        found=f"no weight for {listed} in {type(loaded.model).__name__}",
+        found=f"no weight for {few(missing)} in {type(loaded.model).__name__}",
         expected="a weight for every module of the adapter",
         advice="nothing was written; is this the base that the adapter was trained on?",
     )

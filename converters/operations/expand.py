@@ -11,7 +11,7 @@ from vbfmt import packed
 from vbfmt._files import outputs, parents
 from vbfmt._files.banks import Sources
 from vbfmt.adapter import Adapter
-from vbfmt.converters import WRITERS, runtimes, sources
+from vbfmt.converters import WRITERS, Writer, runtimes, sources
 from vbfmt.converters.hub import card as cards
 from vbfmt.converters.lowrank import LowRank, combine, reduction
 from vbfmt.converters.lowrank.combine import Sum
@@ -154,22 +154,10 @@ def expand(
         StorageError: the output cannot be written.
     """
     writer = WRITERS[form_of(dst, to, check)]
-    if card and not writer.files:
-        raise ConfigError(
-            "a model card needs a folder, but this form is one file",
-            part="`card`",
-            found=f"`to={writer.name}`",
-        )
-    require = outputs.require_folder if writer.files else outputs.require_file
-    require(dst, overwrite=overwrite)
+    _require_output(writer, dst, card=card, overwrite=overwrite)
     found = [inputs.located(each, revision=revision) for each in inputs.listed(src)]
-    used = writer.needs_base or writer.uses_base or any(map(_may_want_base, found))
-    if base is not None and not used:
-        raise ConfigError("this form needs no base", part="`base`", found=f"`to={writer.name}`")
-    config = None if base is None else sources.config(os.fspath(base))
-    reads = [*(file for each in found for file in inputs.files_of(each)), *inputs.configs(config)]
-    outputs.require_not_read(dst, reads)
-    outputs.require_none_read(dst, (*writer.files, cards.NAME), reads)
+    config = _config_of(base, writer, found)
+    _require_inputs_stay(writer, dst, found, config)
     adapters = [
         inputs.loaded(each, topk=topk, layout=layout, base=config, banks=banks) for each in found
     ]
@@ -179,7 +167,9 @@ def expand(
     lost: dict[str, float] = {}
     reduced = total if rank is None else reduction.Reduced(total, rank, lost.__setitem__)
     findings = _findings(reduced, check, drop_extras=drop_extras, strict=strict)
-    options: dict[str, Any] = {"base": config} if writer.needs_base else {}
+    options: dict[str, Any] = {"dtype": dtype, "drop_extras": drop_extras, "overwrite": overwrite}
+    if writer.needs_base:
+        options["base"] = config
     given: Any = reduced if progress is None else _Watched(reduced, progress)
     if writer.uses_base and config is not None:
         fit = on_base.fitted(given, config)
@@ -188,14 +178,7 @@ def expand(
     if card:
         options["card"] = cards.lora(reduced, writer.name)
     with parents.made(dst):
-        size = writer.write(
-            given,
-            dst,
-            dtype=dtype,
-            drop_extras=drop_extras,
-            overwrite=overwrite,
-            **options,
-        )
+        size = writer.write(given, dst, **options)
     result = Expanded(
         writer.name,
         writer.title,
@@ -207,12 +190,44 @@ def expand(
         lost,
         findings,
     )
-    notices = [*map(str, findings), *_notices(total, result, checked=bool(check))]
-    if writer.name == "peft" and config is None:
-        notices += filter(None, [targets.loading_risk([module.name for module in reduced.modules])])
-    for notice in notices:
+    for notice in _notices(total, result, checked=bool(check)):
         warn(notice)
+    if writer.name == "peft" and config is None:
+        risk = targets.loading_risk([module.name for module in reduced.modules])
+        if risk:
+            warn(risk)
     return result
+
+
+def _require_output(writer: Writer, dst: PathLike, *, card: bool, overwrite: bool) -> None:
+    if card and not writer.files:
+        raise ConfigError(
+            "a model card needs a folder, but this form is one file",
+            part="`card`",
+            found=f"`to={writer.name}`",
+        )
+    require = outputs.require_folder if writer.files else outputs.require_file
+    require(dst, overwrite=overwrite)
+
+
+def _config_of(
+    base: PathLike | None, writer: Writer, found: Sequence[inputs.Given]
+) -> PathLike | None:
+    """Return the local path of the base's config, None if no base is given."""
+    if base is None:
+        return None
+    paths = [each for each in found if not isinstance(each, Adapter)]
+    if not (writer.needs_base or writer.uses_base or any(map(inputs.is_checkpoint, paths))):
+        raise ConfigError("this form needs no base", part="`base`", found=f"`to={writer.name}`")
+    return sources.config(os.fspath(base))
+
+
+def _require_inputs_stay(
+    writer: Writer, dst: PathLike, found: Sequence[inputs.Given], config: PathLike | None
+) -> None:
+    read = [*(file for each in found for file in inputs.files_of(each)), *inputs.configs(config)]
+    outputs.require_no_input(dst, read)
+    outputs.require_no_inputs(dst, (*writer.files, cards.NAME), read)
 
 
 class _Watched:
@@ -228,10 +243,6 @@ class _Watched:
         for each in self._whole.iter_factors():
             yield each
             self._progress(1, len(self._whole.modules))
-
-
-def _may_want_base(given: inputs.Given) -> bool:
-    return not isinstance(given, Adapter) and inputs.is_checkpoint(given)
 
 
 def _findings(
@@ -257,6 +268,7 @@ def _findings(
 
 
 def _notices(total: Sum, result: Expanded, *, checked: bool) -> Iterator[str]:
+    yield from map(str, result.findings)
     if total.extras:
         advice = "" if checked else "; not every runtime loads them: see `check`, `drop_extras`"
         done = "left out" if total.drop_extras else f"kept{advice}"

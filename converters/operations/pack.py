@@ -89,7 +89,7 @@ def pack(
         _require_no_card(readme)
     opened, config = _opened(src, layout, base, revision)
     if file is not None:
-        outputs.require_not_read(file, [*opened.files, *inputs.configs(config)])
+        outputs.require_no_input(file, [*opened.files, *inputs.configs(config)])
     source_size = sum(os.path.getsize(each) for each in opened.files)
     adapter = recorded(opened.read(topk=topk, base=config), base_model)
     if isinstance(dst, (str, os.PathLike)):

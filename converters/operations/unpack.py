@@ -56,7 +56,7 @@ def unpack(
     outputs.require_folder(dst, overwrite=overwrite)
     found = inputs.located(src, revision=revision)
     written = (peft_layout.WEIGHTS, peft_layout.CONFIG, *([cards.NAME] if card else []))
-    outputs.require_none_read(dst, written, inputs.files_of(found))
+    outputs.require_no_inputs(dst, written, inputs.files_of(found))
     adapter = inputs.loaded(found, banks=banks)
     with parents.made(dst):
         text = cards.vblora(adapter) if card else None

@@ -12,7 +12,7 @@ import os
 from collections.abc import Collection, Mapping
 from typing import Any
 
-from vbfmt._files import json_file, peft_layout, storage
+from vbfmt._files import folders, json_file, peft_layout, storage
 from vbfmt._files.wrappers import without_wrappers
 from vbfmt.adapter import Adapter
 from vbfmt.converters._files import safetensors
@@ -177,7 +177,7 @@ def write(
         (tensor.data.data for tensor in others.values()),
     )
     config = peft_config.for_vblora(adapter, ranks[0])
-    with storage.new_folder(path, overwrite=overwrite) as folder:
+    with folders.new(path, overwrite=overwrite) as folder:
         length = safetensors.write(
             os.path.join(folder, peft_layout.WEIGHTS), specs, contents, metadata={"format": "pt"}
         )

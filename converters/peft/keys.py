@@ -9,7 +9,7 @@ from typing import Literal, TypeAlias
 
 from vbfmt._files.peft_layout import names_of
 from vbfmt._files.wrappers import by_plain_name, parallel_prefix
-from vbfmt.errors import SourceError
+from vbfmt.errors import SourceError, few
 
 Factor: TypeAlias = Literal["A", "B"]
 
@@ -207,7 +207,7 @@ def _the_bank(
     raise SourceError(
         "not exactly one VB-LoRA adapter",
         part="vector bank",
-        found=", ".join(outside[:3]) if outside else "LoRA factors" if lora else "none",
+        found=few(outside) if outside else "LoRA factors" if lora else "none",
         expected="one key like base_model.vblora_vector_bank",
         advice="this is a standard LoRA already; only VB-LoRA can be packed"
         if lora and not outside

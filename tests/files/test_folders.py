@@ -10,7 +10,7 @@ import pytest
 
 from tests.files.test_storage import names
 from vbfmt import errors
-from vbfmt._files import staging, storage
+from vbfmt._files import folders, staging, storage
 
 
 @pytest.mark.skipif(not hasattr(os, "geteuid") or os.geteuid() != 0, reason="needs root")
@@ -21,17 +21,17 @@ def test_what_replaces_a_file_or_folder_of_another_user_is_the_writers(tmp_path)
     for name in ("x", "d"):
         os.chown(tmp_path / name, 12345, 12345)
     storage.write(tmp_path / "x", [b"new"], overwrite=True)
-    with storage.new_folder(tmp_path / "d", overwrite=True, whole=True) as folder:
+    with folders.new(tmp_path / "d", overwrite=True, whole=True) as folder:
         storage.write(os.path.join(folder, "y"), [b"new"], overwrite=False)
     assert {(tmp_path / name).stat().st_uid for name in ("x", "d", "d/y")} == {0}
 
 
 def test_a_folder_appears_whole_or_not_at_all(tmp_path):
-    with pytest.raises(RuntimeError), storage.new_folder(tmp_path / "d", overwrite=False) as new:
+    with pytest.raises(RuntimeError), folders.new(tmp_path / "d", overwrite=False) as new:
         storage.write(os.path.join(new, "a"), [b"1"], overwrite=False)
         raise RuntimeError
     assert names(tmp_path) == []
-    with storage.new_folder(tmp_path / "d", overwrite=False) as new:
+    with folders.new(tmp_path / "d", overwrite=False) as new:
         storage.write(os.path.join(new, "a"), [b"1"], overwrite=False)
         assert not (tmp_path / "d").exists()
     assert names(tmp_path) == ["d"]
@@ -40,7 +40,7 @@ def test_a_folder_appears_whole_or_not_at_all(tmp_path):
 
 def test_an_empty_folder_is_nothing(tmp_path):
     (tmp_path / "d").mkdir()
-    with storage.new_folder(tmp_path / "d", overwrite=False) as new:
+    with folders.new(tmp_path / "d", overwrite=False) as new:
         storage.write(os.path.join(new, "a"), [b"1"], overwrite=False)
     assert names(tmp_path / "d") == ["a"]
 
@@ -51,10 +51,10 @@ def test_overwriting_a_folder_replaces_files_of_the_same_name_alone(tmp_path):
     (tmp_path / "d" / "diary").write_bytes(b"precious")
     with (
         pytest.raises(errors.OutputExistsError),
-        storage.new_folder(tmp_path / "d", overwrite=False),
+        folders.new(tmp_path / "d", overwrite=False),
     ):
         pass
-    with storage.new_folder(tmp_path / "d", overwrite=True) as new:
+    with folders.new(tmp_path / "d", overwrite=True) as new:
         storage.write(os.path.join(new, "a"), [b"new"], overwrite=False)
     assert (tmp_path / "d" / "a").read_bytes() == b"new"
     assert (tmp_path / "d" / "diary").read_bytes() == b"precious"
@@ -66,7 +66,7 @@ def test_a_file_is_not_replaced_by_a_folder(tmp_path, whole):
     (tmp_path / "d").write_bytes(b"precious")
     with (
         pytest.raises(errors.StorageError, match="[Nn]ot a directory"),
-        storage.new_folder(tmp_path / "d", overwrite=True, whole=whole) as new,
+        folders.new(tmp_path / "d", overwrite=True, whole=whole) as new,
     ):
         storage.write(os.path.join(new, "a"), [b"1"], overwrite=False)
     assert (tmp_path / "d").read_bytes() == b"precious"
@@ -92,8 +92,8 @@ def test_a_file_does_not_replace_a_folder(tmp_path):
 
 
 def filled(folder, **files):
-    """Write these files by `new_folder`."""
-    with storage.new_folder(folder, overwrite=True) as new:
+    """Write these files by `folders.new`."""
+    with folders.new(folder, overwrite=True) as new:
         for name, text in files.items():
             storage.write(os.path.join(new, name), [text], overwrite=False)
 
@@ -151,7 +151,7 @@ def test_an_empty_folder_keeps_its_permissions(tmp_path):
 def test_a_folder_that_somebody_made_meanwhile_is_not_touched(tmp_path):
     with (
         pytest.raises(errors.OutputExistsError),
-        storage.new_folder(tmp_path / "d", overwrite=False) as new,
+        folders.new(tmp_path / "d", overwrite=False) as new,
     ):
         storage.write(os.path.join(new, "a"), [b"ours"], overwrite=False)
         (tmp_path / "d").mkdir()
@@ -164,7 +164,7 @@ def test_a_folder_that_somebody_made_meanwhile_is_not_touched(tmp_path):
 def test_a_folder_with_nothing_else_in_it_is_replaced_in_one_step(tmp_path, monkeypatch):
     filled(tmp_path / "d", a=b"1", b=b"1")
     monkeypatch.setattr(os, "replace", None)  # nothing is moved one by one
-    with storage.new_folder(tmp_path / "d", overwrite=True) as new:
+    with folders.new(tmp_path / "d", overwrite=True) as new:
         for name in ("a", "b"):
             with open(os.path.join(new, name), "wb") as stream:
                 stream.write(b"2")
@@ -189,7 +189,7 @@ def test_what_comes_into_a_folder_at_the_last_moment_stays(tmp_path, monkeypatch
 def test_an_error_names_the_folder_as_the_user_does(tmp_path):
     with (
         pytest.raises(errors.StorageError) as error,
-        storage.new_folder(tmp_path / "d", overwrite=False) as new,
+        folders.new(tmp_path / "d", overwrite=False) as new,
     ):
         storage.write(os.path.join(new, "no", "a"), [b"1"], overwrite=False)
     assert error.value.file == str(tmp_path / "d" / "no" / "a")
@@ -200,7 +200,7 @@ def test_a_folder_is_not_replaced_by_a_file(tmp_path):
     (tmp_path / "d" / "b").write_bytes(b"old")
     with (
         pytest.raises(errors.StorageError, match="a is a folder there|Is a directory"),
-        storage.new_folder(tmp_path / "d", overwrite=True) as new,
+        folders.new(tmp_path / "d", overwrite=True) as new,
     ):
         for name in ("a", "b"):
             storage.write(os.path.join(new, name), [b"new"], overwrite=False)

@@ -11,7 +11,7 @@ from pathlib import Path
 
 import pytest
 
-from vbfmt._files import staging, storage
+from vbfmt._files import folders, staging, storage
 
 pytestmark = pytest.mark.skipif(sys.platform == "win32", reason="nothing is swept there")
 
@@ -241,7 +241,7 @@ def test_a_planted_folder_is_not_put_in_place(tmp_path, overwrite):
     planted = tmp_path / f".model.{digest}.replaced"
     planted.mkdir()
     (planted / "strange").touch()
-    with storage.new_folder(tmp_path / "model", overwrite=overwrite) as folder:
+    with folders.new(tmp_path / "model", overwrite=overwrite) as folder:
         (Path(folder) / "own").touch()
     assert os.listdir(tmp_path / "model") == ["own"]
     assert os.listdir(planted) == ["strange"]

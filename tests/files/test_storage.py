@@ -11,7 +11,7 @@ import pytest
 import vbfmt
 from spec.golden.make import worked_example
 from vbfmt import errors
-from vbfmt._files import storage
+from vbfmt._files import folders, storage
 
 
 def names(folder):
@@ -68,7 +68,7 @@ def test_files_of_a_new_folder_are_flushed_each_and_the_folder_once(tmp_path, mo
         real(descriptor)
 
     monkeypatch.setattr(os, "fsync", fsync)
-    with storage.new_folder(tmp_path / "x", overwrite=False) as folder:
+    with folders.new(tmp_path / "x", overwrite=False) as folder:
         for number in range(5):
             path = os.path.join(folder, str(number))
             assert storage.write_in_new_folder(path, [b"a", b"bc"]) == 3
@@ -133,7 +133,7 @@ def test_what_can_be_no_path_is_one_line(tmp_path, monkeypatch, name):
         storage.write(name, [b"x"], overwrite=True)
     with (
         pytest.raises(errors.StorageError, match="cannot write a.*no file name"),
-        storage.new_folder(name, overwrite=True),
+        folders.new(name, overwrite=True),
     ):
         pass
     for what in (vbfmt.load, vbfmt.verify, lambda path: vbfmt.save(worked_example(), path)):
@@ -178,14 +178,14 @@ def test_a_private_file_is_private_while_it_is_replaced(tmp_path, monkeypatch):
     (tmp_path / "x").write_bytes(b"old")
     (tmp_path / "x").chmod(0o600)
     seen = []
-    real = storage._keep_permissions
+    real = storage.keep_permissions
 
     def spied(target, new):
         seen.append(os.fstat(new).st_mode & 0o777)
         real(target, new)
         seen.append(os.fstat(new).st_mode & 0o777)
 
-    monkeypatch.setattr(storage, "_keep_permissions", spied)
+    monkeypatch.setattr(storage, "keep_permissions", spied)
     storage.write(tmp_path / "x", [b"new"], overwrite=True)
     assert seen == [0o600, 0o600]
 

@@ -40,13 +40,13 @@ def require_folder(path: PathLike, *, overwrite: bool) -> None:
         storage.require_absent(path)
 
 
-def require_not_read(path: PathLike, sources: Iterable[PathLike]) -> None:
+def require_no_input(path: PathLike, inputs: Iterable[PathLike]) -> None:
     """Check that an output would not replace an input.
 
     Raises:
-        TargetError: `path` and one of `sources` are the same file.
+        TargetError: `path` and one of `inputs` are the same file.
     """
-    for source in sources:
+    for source in inputs:
         if os.path.exists(path) and os.path.exists(source) and os.path.samefile(path, source):
             raise TargetError(
                 "the output would replace an input",
@@ -55,15 +55,15 @@ def require_not_read(path: PathLike, sources: Iterable[PathLike]) -> None:
             )
 
 
-def require_none_read(folder: PathLike, names: Iterable[str], sources: Iterable[PathLike]) -> None:
+def require_no_inputs(folder: PathLike, names: Iterable[str], inputs: Iterable[PathLike]) -> None:
     """Check that no output of these names in `folder` would replace an input.
 
     Raises:
-        TargetError: an output and one of `sources` are the same file.
+        TargetError: an output and one of `inputs` are the same file.
     """
-    sources = list(sources)
+    inputs = list(inputs)
     for name in names:
-        require_not_read(os.path.join(folder, name), sources)
+        require_no_input(os.path.join(folder, name), inputs)
 
 
 _SEPARATORS = tuple(filter(None, (os.sep, os.altsep)))

@@ -24,7 +24,7 @@ def read(path: PathLike, *, mmap: bool) -> memoryview:
     Raises:
         StorageError: the file cannot be read, or is not a regular file.
     """
-    _require_a_path(path, "cannot read")
+    require_path(path, "cannot read")
     try:
         # O_NONBLOCK: opening a named pipe would wait for a writer.
         file = os.open(path, os.O_RDONLY | getattr(os, "O_NONBLOCK", 0) | _BINARY)
@@ -64,7 +64,7 @@ def write(
         StorageError: the operating system refused, or `path` is a device or pipe. An existing file
             is unchanged, unless only the last step failed, which flushes the folder.
     """
-    _require_a_path(path, "cannot write")
+    require_path(path, "cannot write")
     target = _target_of(path)
     if overwrite:
         _require_no_device(target, path)
@@ -74,7 +74,7 @@ def write(
         with staging.file(target, sweeps=sweeps) as (temporary, file):
             with os.fdopen(file, "wb") as stream:
                 if overwrite:
-                    _keep_permissions(target, stream.fileno())
+                    keep_permissions(target, stream.fileno())
                 length = _fill(stream, pieces, past_cache=past_cache)
             _put_in_place(temporary, target, overwrite=overwrite)
         sync_folder(os.path.dirname(target))
@@ -88,9 +88,9 @@ def write(
 def write_in_new_folder(
     path: PathLike, pieces: Iterable[Bytes], *, past_cache: bool = False
 ) -> int:
-    """Write a file into a folder of `new_folder`, which no other process uses.
+    """Write a file into a folder of `folders.new`, which no other process uses.
 
-    The file is flushed to the disk, but its folder is not. `new_folder` flushes the folder once at
+    The file is flushed to the disk, but its folder is not. `folders.new` flushes the folder once at
     the end; the caller flushes folders in it with `sync_folder`.
 
     Args and Returns: as for `write`.
@@ -99,7 +99,7 @@ def write_in_new_folder(
         OutputExistsError: `path` exists.
         StorageError: the operating system refused.
     """
-    _require_a_path(path, "cannot write")
+    require_path(path, "cannot write")
     try:
         flags = os.O_WRONLY | os.O_CREAT | os.O_EXCL | _BINARY
         with os.fdopen(os.open(path, flags, 0o666), "wb") as stream:
@@ -110,49 +110,16 @@ def write_in_new_folder(
         raise refusal("cannot write", path, error) from None
 
 
-@contextlib.contextmanager
-def new_folder(path: PathLike, *, overwrite: bool, whole: bool = False) -> Iterator[str]:
-    """Create a temporary folder that is renamed to `path` if the block succeeds, else removed.
-
-    With `overwrite`, files of the same names in an existing folder are replaced once all new files
-    are complete, and its other files stay. If there are no other files, the whole folder is
-    replaced in one step (on Linux). Otherwise the files are replaced one by one. Permissions are
-    kept.
-
-    Args:
-        whole: with `overwrite`, replace the existing folder and all of its files in one step.
-
-    Yields:
-        the path of the temporary folder.
-
-    Raises:
-        OutputExistsError: `path` exists, is not an empty folder, and `overwrite` is not set.
-        StorageError: the operating system refused.
-    """
-    _require_a_path(path, "cannot write")
-    target = os.path.realpath(path)
-    if not overwrite:
-        require_absent(path)
+def require_path(path: PathLike, what: str) -> None:
+    """Refuse text that cannot be a path. Python would raise a ValueError."""
     try:
-        with staging.folder(target) as temporary:
-            try:
-                yield temporary
-            except VbfmtError as error:
-                raise _renamed(error, temporary, os.fspath(path)) from None
-            sync_folder(temporary)
-            if os.path.isdir(target):
-                if not whole:
-                    _keep_permissions_of_files(target, temporary)
-                _keep_permissions(target, temporary)  # last: until then the folder is private
-            if not staging.move_if_free(temporary, target):
-                if not overwrite:
-                    raise already_there(path)
-                (staging.replace_folder if whole else _move_in)(temporary, target)
-        sync_folder(os.path.dirname(target))
-    except VbfmtError:
-        raise
-    except OSError as error:
-        raise refusal("cannot write", path, error) from None
+        valid = b"\0" not in os.fsencode(path)
+    except UnicodeEncodeError:  # a lone surrogate
+        valid = False
+    if not valid:
+        raise StorageError(
+            what, file=path, found="a character that no file name can have", expected="a path"
+        )
 
 
 def require_absent(path: PathLike) -> None:
@@ -188,6 +155,21 @@ def refusal(what: str, path: PathLike, error: OSError) -> VbfmtError:
 _IN_USE = (5, 32, 1224)
 """Error codes of Windows for replacing or removing a file that is open or mapped: access denied,
 sharing violation, mapped section."""
+
+
+def keep_permissions(target: str, new: str | int) -> None:
+    """Give a new file or folder, by path or descriptor, the permissions of `target`, if it exists.
+
+    On Windows do nothing: there a file has no permissions but read-only, and such a file cannot be
+    replaced.
+    """
+    if sys.platform == "win32":
+        return
+    with contextlib.suppress(FileNotFoundError):
+        found = os.stat(target).st_mode
+        # A set-user-ID bit is not kept: the new file may have another owner.
+        mode = stat.S_IMODE(found) if stat.S_ISDIR(found) else found & 0o777
+        os.chmod(new, mode)
 
 
 def sync(file: int) -> None:
@@ -269,18 +251,6 @@ def _fill(stream: BinaryIO, pieces: Iterable[Bytes], *, past_cache: bool) -> int
     return length
 
 
-def _require_a_path(path: PathLike, what: str) -> None:
-    """Refuse text that cannot be a path. Python would raise a ValueError."""
-    try:
-        valid = b"\0" not in os.fsencode(path)
-    except UnicodeEncodeError:  # a lone surrogate
-        valid = False
-    if not valid:
-        raise StorageError(
-            what, file=path, found="a character that no file name can have", expected="a path"
-        )
-
-
 def _target_of(path: PathLike) -> str:
     """Return the file that a path names, after following a symbolic link."""
     plain = os.path.basename(path) and not os.path.islink(path)
@@ -299,30 +269,6 @@ def _require_no_device(target: str, path: PathLike) -> None:
         )
 
 
-def _keep_permissions(target: str, new: str | int) -> None:
-    """Give a new file or folder, by path or descriptor, the permissions of `target`, if it exists.
-
-    On Windows do nothing: there a file has no permissions but read-only, and such a file cannot be
-    replaced.
-    """
-    if sys.platform == "win32":
-        return
-    with contextlib.suppress(FileNotFoundError):
-        found = os.stat(target).st_mode
-        # A set-user-ID bit is not kept: the new file may have another owner.
-        mode = stat.S_IMODE(found) if stat.S_ISDIR(found) else found & 0o777
-        if not isinstance(new, int):
-            os.chmod(new, mode)
-        else:
-            os.fchmod(new, mode)
-
-
-def _keep_permissions_of_files(target: str, temporary: str) -> None:
-    for name in _names_in(target).intersection(os.listdir(temporary)):
-        if not os.path.isdir(os.path.join(target, name)):
-            _keep_permissions(os.path.join(target, name), os.path.join(temporary, name))
-
-
 def _put_in_place(temporary: str, target: str, *, overwrite: bool) -> None:
     if overwrite:
         os.replace(temporary, target)
@@ -335,36 +281,3 @@ def _put_in_place(temporary: str, target: str, *, overwrite: bool) -> None:
         if os.path.lexists(target):
             raise FileExistsError from None
         os.replace(temporary, target)
-
-
-def _renamed(error: VbfmtError, temporary: str, path: str) -> VbfmtError:
-    """Return the error with a file's final path instead of its path in the temporary folder."""
-    if error.file is not None and error.file.startswith(temporary):
-        error.file = path + error.file[len(temporary) :]
-    return error
-
-
-def _move_in(temporary: str, target: str) -> None:
-    """Move the files of `temporary` into `target`, whose other files stay."""
-    names = sorted(os.listdir(temporary))
-    old = _names_in(target)
-    for name in old.intersection(names):
-        if os.path.isdir(os.path.join(target, name)):
-            raise IsADirectoryError(errno.EISDIR, f"{name} is a folder there")
-    if old.issubset(names) and os.access(target, os.W_OK) and staging.exchange(temporary, target):
-        for name in _names_in(temporary).difference(
-            names
-        ):  # created by another process in this moment
-            os.replace(os.path.join(temporary, name), os.path.join(target, name))
-        return
-    for name in names:
-        os.replace(os.path.join(temporary, name), os.path.join(target, name))
-    sync_folder(target)
-
-
-def _names_in(folder: str) -> set[str]:
-    """Return the names in a folder; none if another process has just removed the folder."""
-    try:
-        return set(os.listdir(folder))
-    except FileNotFoundError:
-        return set()

@@ -61,7 +61,7 @@ def command(
     from vbfmt.errors import MissingExtraError, VbfmtError
 
     outputs.require_file(output, overwrite=force)
-    outputs.require_not_read(output, [file, *([before] if before else [])])
+    outputs.require_no_input(output, [file, *([before] if before else [])])
     try:
         from vbfmt.plot import Scene, write
     except ModuleNotFoundError as error:

@@ -107,7 +107,7 @@ class Store(Reader):
         """
         if name is not None:
             layout.require_name(name)
-        packed, bank = self._sound(source, banks)
+        packed, bank = self._verified(source, banks)
         digest, sha256 = packed.digest, packed.bank.sha256.hex()
         self._keep(layout.bank_key(sha256), [bank])
         key = layout.adapter_key(digest)
@@ -196,7 +196,10 @@ class Store(Reader):
         """Rebuild the catalog from the objects."""
         self._open_catalog().rebuild()
 
-    def _sound(self, source: Adapter | PathLike, banks: Sources | None) -> tuple[PackedFile, Bytes]:
+    def _verified(
+        self, source: Adapter | PathLike, banks: Sources | None
+    ) -> tuple[PackedFile, Bytes]:
+        """Return a valid packed file, in either form, and its bank."""
         if isinstance(source, Adapter):
             return in_memory(source), source.bank.reshape(-1).view("u1").data
         given = bank_files.sources(banks, source)

@@ -8,7 +8,7 @@ from collections.abc import Mapping
 
 from torch import Tensor, nn
 
-from vbfmt._files import json_file, peft_layout, storage
+from vbfmt._files import folders, json_file, peft_layout, storage
 from vbfmt.torch.adapter_state import tensors_of
 from vbfmt.torch.adapters import adapters_of
 from vbfmt.torch.checkpoint_file import require_finite
@@ -76,7 +76,7 @@ def write_checkpoint(
     if not write:
         return
     text = json_file.text({**config, "save_only_topk_weights": False})
-    with storage.new_folder(path, overwrite=overwrite) as folder:
+    with folders.new(path, overwrite=overwrite) as folder:
         contiguous = {key: tensor.contiguous() for key, tensor in tensors.items()}
         weights = os.path.join(folder, peft_layout.WEIGHTS)
         save_file(contiguous, weights, metadata={"format": "pt"})

@@ -1,0 +1,95 @@
+"""Folders: filling one and putting it in place in one step."""
+
+from __future__ import annotations
+
+import contextlib
+import errno
+import os
+from collections.abc import Iterator
+
+from vbfmt._files import staging, storage
+from vbfmt.errors import VbfmtError
+
+PathLike = str | os.PathLike[str]
+
+
+@contextlib.contextmanager
+def new(path: PathLike, *, overwrite: bool, whole: bool = False) -> Iterator[str]:
+    """Create a temporary folder that is renamed to `path` if the block succeeds, else removed.
+
+    With `overwrite`, files of the same names in an existing folder are replaced once all new files
+    are complete, and its other files stay. If there are no other files, the whole folder is
+    replaced in one step (on Linux). Otherwise the files are replaced one by one. Permissions are
+    kept.
+
+    Args:
+        whole: with `overwrite`, replace the existing folder and all of its files in one step.
+
+    Yields:
+        the path of the temporary folder.
+
+    Raises:
+        OutputExistsError: `path` exists, is not an empty folder, and `overwrite` is not set.
+        StorageError: the operating system refused.
+    """
+    storage.require_path(path, "cannot write")
+    target = os.path.realpath(path)
+    if not overwrite:
+        storage.require_absent(path)
+    try:
+        with staging.folder(target) as temporary:
+            try:
+                yield temporary
+            except VbfmtError as error:
+                raise _renamed(error, temporary, os.fspath(path)) from None
+            storage.sync_folder(temporary)
+            if os.path.isdir(target):
+                if not whole:
+                    _keep_permissions_of_files(target, temporary)
+                # Last: until then the folder is private.
+                storage.keep_permissions(target, temporary)
+            if not staging.move_if_free(temporary, target):
+                if not overwrite:
+                    raise storage.already_there(path)
+                (staging.replace_folder if whole else _move_in)(temporary, target)
+        storage.sync_folder(os.path.dirname(target))
+    except OSError as error:
+        raise storage.refusal("cannot write", path, error) from None
+
+
+def _keep_permissions_of_files(target: str, temporary: str) -> None:
+    for name in _names_in(target).intersection(os.listdir(temporary)):
+        if not os.path.isdir(os.path.join(target, name)):
+            storage.keep_permissions(os.path.join(target, name), os.path.join(temporary, name))
+
+
+def _renamed(error: VbfmtError, temporary: str, path: str) -> VbfmtError:
+    """Return the error with a file's final path instead of its path in the temporary folder."""
+    if error.file is not None and error.file.startswith(temporary):
+        error.file = path + error.file[len(temporary) :]
+    return error
+
+
+def _move_in(temporary: str, target: str) -> None:
+    """Move the files of `temporary` into `target`, whose other files stay."""
+    names = sorted(os.listdir(temporary))
+    old = _names_in(target)
+    for name in old.intersection(names):
+        if os.path.isdir(os.path.join(target, name)):
+            raise IsADirectoryError(errno.EISDIR, f"{name} is a folder there")
+    if old.issubset(names) and os.access(target, os.W_OK) and staging.exchange(temporary, target):
+        # Files that another process has created in this moment:
+        for name in _names_in(temporary).difference(names):
+            os.replace(os.path.join(temporary, name), os.path.join(target, name))
+        return
+    for name in names:
+        os.replace(os.path.join(temporary, name), os.path.join(target, name))
+    storage.sync_folder(target)
+
+
+def _names_in(folder: str) -> set[str]:
+    """Return the names in a folder; none if another process has just removed the folder."""
+    try:
+        return set(os.listdir(folder))
+    except FileNotFoundError:
+        return set()
