@@ -184,6 +184,13 @@ def test_a_value_of_more_arrays_than_any_table_has_is_not_decoded():
         document.value(0)
 
 
+def test_a_value_may_have_16_arrays_and_one_more_for_three_bytes():
+    document = canonical.read(canonical.pack({"a": [[]] * 24, "b": [[]] * 25}))
+    assert document.value(0) == [[]] * 24
+    with pytest.raises(HeaderError, match="found 26 in 28 bytes, expected at most 25$"):
+        document.value(1)
+
+
 def test_values_that_are_not_asked_for_are_not_decoded():
     document = canonical.read(canonical.pack({"a": [1, {"b": []}], "c": "x"}))
     assert list(document.keys()) == ["a", "c"]

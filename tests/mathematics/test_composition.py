@@ -90,7 +90,12 @@ def test_blocks_and_threads_do_not_show(b, n, k):
 
 @pytest.mark.parametrize(
     ("b", "sizes"),
-    [(1, [(3, 5, 2), (1, 1, 1)]), (4, [(8, 4, 3)] * 3), (16, [(160_000, 32, 2), (32, 48, 40)])],
+    [
+        (1, [(3, 5, 2), (1, 1, 1)]),
+        (4, [(8, 4, 3)] * 3),
+        (4, [(4, 8, 3), (12, 8, 1)]),
+        (16, [(160_000, 32, 2), (32, 48, 40)]),
+    ],
 )
 def test_factors_are_the_subvectors_by_component_and_tile(b, sizes):
     modules = [Module(str(i), *size) for i, size in enumerate(sizes)]

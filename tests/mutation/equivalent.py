@@ -44,6 +44,30 @@ EQUIVALENT = (
         "a count beyond the bytes is refused when they run out; this only saves the walk there",
     ),
     Equivalent(
+        "canonical.x_read__",
+        "array('I')",
+        ("array('i')",),
+        "offsets and counts are at most 2²⁴, the longest header",
+    ),
+    Equivalent(
+        "canonical.x_read__",
+        "left[-1] % 2",
+        ("left[+1] % 2",),
+        "there the second of two is the last",
+    ),
+    Equivalent(
+        "external_bank.x_thin_front__",
+        ", key=str.encode",
+        ("", ", key=None"),
+        "the order of code points is that of UTF-8's bytes",
+    ),
+    Equivalent(
+        "external_bank.*laid_out__",
+        ", strict=True",
+        ("", ", strict=None", ", strict=False"),
+        "each section has an offset",
+    ),
+    Equivalent(
         "container.x_sections_of__",
         ", strict=True",
         ("", ", strict=None", ", strict=False"),
@@ -166,7 +190,7 @@ EQUIVALENT = (
         "composition.x__compose__", "astype(np.float64)", ("astype(None)",), "numpy's name for it"
     ),
     Equivalent(
-        "composition.x_subvectors__",
+        "composition.x_(subvectors|factors)__",
         "reshape(1, -1)",
         ("reshape(1, -2)",),
         "numpy takes any negative number for what is left",
@@ -188,6 +212,12 @@ EQUIVALENT = (
         "range(0, tiles, most)",
         ("range(0, tiles)",),
         "the same values are written several times: only slower",
+    ),
+    Equivalent(
+        "composition.x_factors__",
+        "module.rank > 1",
+        ("module.rank >= 1",),
+        "a factor of one component is in the order of its rows: only slower",
     ),
     Equivalent("composition.x__most_rows__", "max(1,", ("max(2,",), _AS_MUCH_AT_ONCE),
     Equivalent(
