@@ -10,7 +10,7 @@ import pytest
 
 pytest.importorskip("huggingface_hub")
 
-from huggingface_hub import constants, utils
+from huggingface_hub import constants, file_download, utils
 
 from spec.golden.make import worked_example
 from tests.conftest import warned
@@ -39,6 +39,8 @@ def point_at(url, monkeypatch):
     monkeypatch.setattr(constants, "ENDPOINT", url)
     template = url + "/{repo_id}/resolve/{revision}/{filename}"
     monkeypatch.setattr(constants, "HUGGINGFACE_CO_URL_TEMPLATE", template)
+    if hasattr(file_download, "HUGGINGFACE_CO_URL_TEMPLATE"):  # before version 1
+        monkeypatch.setattr(file_download, "HUGGINGFACE_CO_URL_TEMPLATE", template)
 
 
 @pytest.fixture
