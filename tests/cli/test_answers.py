@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+from importlib.util import find_spec
 
 import numpy as np
 import pytest
@@ -58,7 +59,12 @@ def test_the_sum_that_sha256sum_prints_is_there_too(vbfmt, packed):
         (("expand", "no-file", "-o", "x"), 1, "no-file"),
         (("merge", "no-file", "--base", "b", "-o", "x"), 1, "no-file"),
         (("inspect", "no-file"), 1, "no-file"),
-        (("plot", "no-file", "-o", "x.svg"), 1, "no-file"),
+        pytest.param(
+            ("plot", "no-file", "-o", "x.svg"),
+            1,
+            "no-file",
+            marks=pytest.mark.skipif(not find_spec("matplotlib"), reason="needs matplotlib"),
+        ),
         (("diff", "no-file", "no-file"), 2, "no-file"),
         (("estimate", "--base", "no-folder"), 1, "source"),
         (("estimate", "--model", "unknown"), 2, "usage"),
@@ -225,10 +231,38 @@ def test_a_rank_that_loses_much_is_a_note(vbfmt, tmp_path, packed):
 
 
 @pytest.mark.parametrize("command", ["pack", "unpack", "expand"])
-def test_the_line_that_uploads_comes_with_details(vbfmt, tmp_path, checkpoint, command):
+def test_what_was_written_comes_with_the_line_that_uploads_it(vbfmt, tmp_path, checkpoint, command):
     output = tmp_path / ("x.vblora" if command == "pack" else "folder")
-    done = vbfmt(command, checkpoint, "-o", output, "-v")
+    done = vbfmt(command, checkpoint, "-o", output)
     assert done.out.splitlines()[-1] == f"to upload: hf upload OWNER/NAME {output}"
+    assert vbfmt(command, checkpoint, "-o", output, "--force", "-q").out == ""
+
+
+def test_a_merged_model_comes_with_the_line_that_uploads_it(vbfmt, tmp_path):
+    base = save_base(tmp_path / "base", weights_of())
+    save(adapter_of(), tmp_path / "x.vblora")
+    words = ("merge", tmp_path / "x.vblora", "--base", base, "-o", tmp_path / "m")
+    assert "upload" not in vbfmt(*words, "--dry-run").out
+    upload = f"to upload: hf upload OWNER/NAME {tmp_path / 'm'}"
+    assert vbfmt(*words).out.splitlines()[-1] == upload
+
+
+def test_a_thin_file_and_its_bank_are_uploaded_together(vbfmt, tmp_path, checkpoint, packed):
+    store = tmp_path / "store"
+    vbfmt("store", "add", store, packed, "--name", "alice")
+    for name, words in {
+        "pack": ("pack", checkpoint, "--bank", "external"),
+        "split": ("bank", "split", packed),
+        "get": ("store", "get", store, "alice", "--bank", "external"),
+    }.items():
+        folder = tmp_path / name
+        done = vbfmt(*words, "-o", folder / "x.vblora")
+        (bank,) = folder.glob("*.bank")
+        assert done.out.splitlines()[-1] == (
+            f"to upload: hf upload OWNER/NAME {folder}/x.vblora && hf upload OWNER/NAME {bank}"
+        )
+    joined = vbfmt("bank", "join", tmp_path / "split" / "x.vblora", "-o", tmp_path / "y.vblora")
+    assert joined.out.splitlines()[-1] == f"to upload: hf upload OWNER/NAME {tmp_path}/y.vblora"
 
 
 def test_the_line_that_uploads_is_quoted_for_the_shell_of_the_system(monkeypatch):

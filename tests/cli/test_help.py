@@ -49,11 +49,30 @@ def test_every_command_answers_in_json_and_takes_quiet_and_verbose(name):
     assert {"--json", "--quiet", "-q", "--verbose", "-v"} <= options
 
 
-@each_command
+GROUPS = [(), *((name,) for name in COMMANDS if isinstance(command(name), click.Group))]
+
+
+@pytest.mark.parametrize("name", [*EVERY, *GROUPS], ids=" ".join)
 def test_help_fits_eighty_columns(vbfmt, name, monkeypatch):
     monkeypatch.setenv("COLUMNS", "80")
-    text = vbfmt(*name, "--help").out.partition("\nExamples:")[0]
-    assert max(map(len, text.splitlines())) <= 80
+    assert max(map(len, vbfmt(*name, "--help").out.splitlines())) <= 80
+
+
+@pytest.mark.parametrize("name", GROUPS, ids=" ".join)
+def test_the_list_of_commands_cuts_no_summary_short(vbfmt, name):
+    shown = " ".join(vbfmt(*name, "--help").out.split())
+    for inner in command(*name).commands if name else COMMANDS:
+        first = command(*name, inner).help.partition("\n\n")[0]
+        assert " ".join(first.split()).partition(". ")[0] in shown
+
+
+@pytest.mark.parametrize("name", GROUPS[1:], ids=" ".join)
+def test_the_help_of_a_group_has_examples_that_are_those_of_its_commands(vbfmt, name):
+    examples = command(*name).examples
+    assert all(f"\n  {example}\n" in vbfmt(*name, "--help").out for example in examples)
+    inner = {one for words in EVERY if words[:1] == name for one in command(*words).examples}
+    assert len(examples) >= 2
+    assert set(examples) <= inner
 
 
 @pytest.mark.parametrize(

@@ -27,11 +27,16 @@ def server(monkeypatch, tmp_path):
     with serving() as running:
         point_at(running.url, monkeypatch)
         monkeypatch.setattr(constants, "HF_HUB_CACHE", str(tmp_path / "cache"))
-        monkeypatch.setattr(constants, "HF_HUB_OFFLINE", False)
-        # Before version 1 a session keeps what HF_HUB_OFFLINE was when it was made.
-        getattr(utils._http, "reset_sessions", lambda: None)()
+        set_offline(monkeypatch, offline=False)
         monkeypatch.chdir(tmp_path)
         yield running
+
+
+def set_offline(monkeypatch, *, offline):
+    """What HF_HUB_OFFLINE does, which is read once when huggingface_hub is imported."""
+    monkeypatch.setattr(constants, "HF_HUB_OFFLINE", offline)
+    # Before version 1 a session keeps what it was when the session was made.
+    getattr(utils._http, "reset_sessions", lambda: None)()
 
 
 def point_at(url, monkeypatch):
@@ -172,7 +177,7 @@ def test_offline_the_cache_serves_and_nobody_is_asked(server, folder, monkeypatc
     server.add("me/adapter").commit_folder(folder)
     path = sources.checkpoint("me/adapter")
     server.asked.clear()
-    monkeypatch.setattr(constants, "HF_HUB_OFFLINE", True)
+    set_offline(monkeypatch, offline=True)
     with warned() as messages:
         assert sources.checkpoint("me/adapter") == path
     assert messages == []

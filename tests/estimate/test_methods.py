@@ -46,9 +46,9 @@ def test_bytes_are_those_of_a_real_file(case):
 @pytest.fixture(scope="module")
 def trainable():
     """PEFT's own count of what it trains, for the same model."""
-    import peft
-    import torch
-    import transformers
+    peft = pytest.importorskip("peft")
+    torch = pytest.importorskip("torch")
+    transformers = pytest.importorskip("transformers")
 
     def count(config) -> int:
         with torch.device("cpu"):
@@ -62,7 +62,7 @@ def trainable():
 
 
 def test_counts_of_trained_numbers_are_those_of_peft(trainable):
-    import peft
+    peft = pytest.importorskip("peft")
 
     targets = ["q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj"]
     ours = compare(linears(CONFIG), Shape(20, 16, 2, 4), Ranks(lora=6, vera=8, uni=100))

@@ -45,6 +45,12 @@ class _Commands(click.Group):
         command: click.Command = import_module(f"vbfmt.cli.{cmd_name}").command
         return command
 
+    def format_commands(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
+        """Write the commands with their summaries."""
+        from vbfmt.cli.command import write_commands
+
+        write_commands(self, ctx, formatter)
+
     def resolve_command(
         self, ctx: click.Context, args: list[str]
     ) -> tuple[str | None, click.Command | None, list[str]]:
@@ -99,8 +105,10 @@ _INTERRUPTED = 130  # what shells report: 128 + SIGINT
     context_settings={"help_option_names": ["-h", "--help"]},
     epilog="""\b
     Start with:  vbfmt pack CHECKPOINT -o adapter.vblora
-    Completion:  eval "$(_VBFMT_COMPLETE=bash_source vbfmt)"   (or zsh_source, fish_source)
-    Status:      0 done, 1 failed, 2 wrong usage (diff: 0 same, 1 different, 2 trouble)""",
+    Completion:  eval "$(_VBFMT_COMPLETE=bash_source vbfmt)"
+                 (zsh_source, fish_source in those shells)
+    Status:      0 done, 1 failed, 2 wrong usage
+                 (diff: 0 same, 1 different, 2 trouble)""",
 )
 @click.version_option(__version__, message="vbfmt %(version)s")
 def group() -> None:

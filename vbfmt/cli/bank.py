@@ -7,13 +7,20 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from vbfmt.cli.arguments import BANKS, JSON, PATH, output_option
-from vbfmt.cli.command import Command
+from vbfmt.cli.command import Command, Group
 
 if TYPE_CHECKING:
     from vbfmt.packed import Written
 
 
-@click.group("bank")
+@click.group(
+    "bank",
+    cls=Group,
+    examples=(
+        "vbfmt bank split adapter.vblora -o thin.vblora --banks banks",
+        "vbfmt bank list adapters --banks banks",
+    ),
+)
 def command() -> None:
     """Move vector banks out of packed files and back, and list them.
 
@@ -46,6 +53,7 @@ def split(file: str, output: str, banks: str | None, force: bool, as_json: bool)
     from vbfmt import banks as bank_files
     from vbfmt._files import outputs, parents
     from vbfmt.cli import show
+    from vbfmt.cli.upload import show_upload_line
 
     outputs.require_file(output, overwrite=force)
     with parents.made(output):
@@ -55,6 +63,7 @@ def split(file: str, output: str, banks: str | None, force: bool, as_json: bool)
         return
     show.say(f"{output}: {show.size(done.size)}, its bank in {done.bank}")
     show.say(done.digest)
+    show_upload_line(output, done.bank)
 
 
 @command.command(
@@ -75,6 +84,7 @@ def join(file: str, output: str, banks: tuple[str, ...], force: bool, as_json: b
     from vbfmt import banks as bank_files
     from vbfmt._files import outputs, parents
     from vbfmt.cli import show
+    from vbfmt.cli.upload import show_upload_line
 
     outputs.require_file(output, overwrite=force)
     with parents.made(output):
@@ -84,6 +94,7 @@ def join(file: str, output: str, banks: tuple[str, ...], force: bool, as_json: b
         return
     show.say(f"{output}: {show.size(done.size)}")
     show.say(done.digest)
+    show_upload_line(output)
 
 
 def _as_dict(done: Written, output: str) -> dict[str, Any]:

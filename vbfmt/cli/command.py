@@ -1,4 +1,6 @@
-"""The class of all commands: --quiet and --verbose, examples in the help, errors as `Failure`."""
+"""The classes of commands and groups: --quiet and --verbose, examples in the help, errors as
+`Failure`.
+"""
 
 from __future__ import annotations
 
@@ -37,10 +39,7 @@ class Command(click.Command):
 
     def format_epilog(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
         """Write the examples."""
-        if self.examples:
-            with formatter.section("Examples"):
-                for example in self.examples:
-                    formatter.write(f"  {example}\n")
+        _write_examples(self.examples, formatter)
 
     def parse_args(self, ctx: click.Context, args: list[str]) -> list[str]:
         """Parse the arguments; if there are too many inputs, suggest the ``vbfmt jobs`` command."""
@@ -73,6 +72,46 @@ class Command(click.Command):
         from vbfmt.errors import ConfigError
 
         return WRONG_USAGE if isinstance(error, ConfigError) else self.error_status
+
+
+class Group(click.Group):
+    """A group of commands.
+
+    Args:
+        examples: command lines, as a user would type them.
+    """
+
+    def __init__(self, *arguments: Any, examples: Sequence[str] = (), **options: Any) -> None:
+        super().__init__(*arguments, **options)
+        self.examples = tuple(examples)
+
+    def format_commands(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
+        """Write the commands with their summaries."""
+        write_commands(self, ctx, formatter)
+
+    def format_epilog(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
+        """Write the examples."""
+        _write_examples(self.examples, formatter)
+
+
+def write_commands(group: click.Group, ctx: click.Context, formatter: click.HelpFormatter) -> None:
+    """Write the commands of a group with their summaries, which click would cut to one line."""
+    commands = [(name, group.get_command(ctx, name)) for name in group.list_commands(ctx)]
+    with formatter.section("Commands"):
+        formatter.write_dl(
+            [(name, found.get_short_help_str(_WHOLE)) for name, found in commands if found]
+        )
+
+
+_WHOLE = 1000
+"""Characters; longer than any summary."""
+
+
+def _write_examples(examples: Sequence[str], formatter: click.HelpFormatter) -> None:
+    if examples:
+        with formatter.section("Examples"):
+            for example in examples:
+                formatter.write(f"  {example}\n")
 
 
 def _verbosity() -> list[click.Parameter]:

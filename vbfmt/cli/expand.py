@@ -32,8 +32,8 @@ _SHOWN = 3
     examples=(
         "vbfmt expand adapter.vblora -o lora-folder",
         "vbfmt expand adapter.vblora --base me/model -o adapter.gguf",
-        "vbfmt expand adapter.vblora --check vllm --check sglang --strict -o lora-folder",
-        "vbfmt expand a.vblora b.vblora --weight 0.7 --weight 0.3 --rank 8 -o lora-folder",
+        "vbfmt expand adapter.vblora --check vllm --check sglang --strict -o lora",
+        "vbfmt expand a.vblora b.vblora --weight 0.7 --weight 0.3 --rank 8 -o lora",
     ),
 )
 @click.argument("files", metavar="FILE...", nargs=-1, required=True, type=PACKED)
@@ -150,7 +150,7 @@ def command(
         _print_losses(rank, done)
     from vbfmt.cli.upload import show_upload_line
 
-    show_upload_line(output, always=card)
+    show_upload_line(output)
 
 
 def _as_dict(done: Expanded, output: str, dtype: str, check: tuple[str, ...]) -> dict[str, Any]:

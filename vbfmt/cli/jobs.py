@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from vbfmt.cli.arguments import DTYPE, FORM, LAYOUT, PATH
-from vbfmt.cli.command import Command
+from vbfmt.cli.command import Command, Group
 
 if TYPE_CHECKING:
     from vbfmt.converters.jobs import Item, Outcome, Task
@@ -21,7 +21,14 @@ _ENGINES = ("pool", "ray")
 """The keys of `vbfmt.converters.jobs.ENGINES`."""
 
 
-@click.group("jobs")
+@click.group(
+    "jobs",
+    cls=Group,
+    examples=(
+        "vbfmt jobs pack 'checkpoints/*' -o packed",
+        "vbfmt jobs verify 'packed/*.vblora' -j 8",
+    ),
+)
 def command() -> None:
     """Run a command on many adapters, in parallel.
 

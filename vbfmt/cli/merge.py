@@ -122,7 +122,7 @@ def command(
     if not dry_run:
         from vbfmt.cli.upload import show_upload_line
 
-        show_upload_line(output, always=card)
+        show_upload_line(output)
 
 
 def _report(plan: Plan, output: str, dry_run: bool) -> Iterator[str]:

@@ -121,11 +121,9 @@ def command(
     show.say(f"{modules}, {done.adapter.N} sub-vectors, read as {done.title}")
     show.say(done.digest)
     show.say("the digest is of the content; sha256sum prints another sum, of the file")
-    if card:
-        readme = os.path.join(os.path.dirname(output), "README.md")
-        show_upload_line(output, readme, always=True)
-    elif not to_stream:
-        show_upload_line(output, always=False)
+    if not to_stream:
+        readme = os.path.join(os.path.dirname(output), "README.md") if card else None
+        show_upload_line(output, done.bank, readme)
 
 
 def _require_stream_is_alone(card: bool, as_json: bool) -> None:

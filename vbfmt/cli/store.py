@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from vbfmt.cli.arguments import BANKS, FORM, JSON, PATH, output_option
-from vbfmt.cli.command import Command
+from vbfmt.cli.command import Command, Group
 
 if TYPE_CHECKING:
     from vbfmt.store import Entry, Store
@@ -17,7 +17,14 @@ if TYPE_CHECKING:
 _STORE = click.argument("store", metavar="STORE", type=PATH)
 
 
-@click.group("store")
+@click.group(
+    "store",
+    cls=Group,
+    examples=(
+        "vbfmt store add adapters alice.vblora --name alice",
+        "vbfmt store get adapters alice -o alice.vblora",
+    ),
+)
 def command() -> None:
     """Keep many adapters by name and digest, and their banks once.
 
@@ -82,6 +89,7 @@ def get(store: str, name: str, output: str, bank: str, force: bool, as_json: boo
     from vbfmt import banks as bank_files
     from vbfmt._files import outputs, parents
     from vbfmt.cli import show
+    from vbfmt.cli.upload import show_upload_line
 
     outputs.require_file(output, overwrite=force)
     with _opened(store) as opened, parents.made(output):
@@ -98,6 +106,7 @@ def get(store: str, name: str, output: str, bank: str, force: bool, as_json: boo
     bank_file = f", its bank in {done.bank}" if done.bank else ""
     show.say(f"{output}: {show.size(done.size)}{bank_file}")
     show.say(done.digest)
+    show_upload_line(output, done.bank)
 
 
 @command.command(

@@ -58,4 +58,4 @@ def command(
         )
         return
     show.say(f"{output}: PEFT VB-LoRA, {len(done.adapter)} modules, {show.size(done.size)}")
-    show_upload_line(output, always=card)
+    show_upload_line(output)

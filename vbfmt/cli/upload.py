@@ -9,9 +9,9 @@ import sys
 from vbfmt.cli import show
 
 
-def show_upload_line(*paths: str, always: bool) -> None:
-    """Print the commands that upload files or folders, with ``-v`` only unless `always`."""
-    (show.say if always else show.detail)(upload_line(*paths))
+def show_upload_line(*paths: str | None) -> None:
+    """Print the commands that upload the files or folders that a command has written."""
+    show.say(upload_line(*(path for path in paths if path is not None)))
 
 
 def upload_line(*paths: str) -> str:

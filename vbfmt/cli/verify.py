@@ -57,7 +57,7 @@ def command(
     topk: int | None,
     as_json: bool,
 ) -> None:
-    """Check every digest and every rule of FILE....
+    """Check every digest and every rule of packed files.
 
     FILE is a packed file, - for standard input, or owner/name for a repository on the Hugging Face
     Hub if there is no such path. With --against, the checkpoint SRC is packed again and must have
