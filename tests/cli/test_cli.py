@@ -21,12 +21,13 @@ def test_pack_says_what_was_won(vbfmt, tmp_path, checkpoint):
     result = vbfmt("pack", checkpoint, "-o", tmp_path / "x.vblora")
     assert result.code == 0
     assert result.err == ""
-    first, second, third, fourth = result.out.splitlines()
+    first, second, third, fourth, fifth = result.out.splitlines()
     assert first.startswith(f"{tmp_path / 'x.vblora'}: ")
     assert "smaller than" in first
     assert second == "1 module, 10 sub-vectors, read as PEFT VB-LoRA"
     assert third.startswith("sha256:")
     assert fourth == "the digest is of the content; sha256sum prints another sum, of the file"
+    assert fifth == f"to upload: hf upload OWNER/NAME {tmp_path / 'x.vblora'}"
     assert load(tmp_path / "x.vblora") == peft.read(checkpoint)
 
 

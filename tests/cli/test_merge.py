@@ -57,7 +57,8 @@ def test_a_dry_run_says_the_same_and_writes_nothing(vbfmt, base, files, tmp_path
     assert foretold.code == 0
     assert not out.exists()
     done = vbfmt("merge", files[0], "--base", base, "-o", out)
-    assert foretold.out.replace("would be ", "") == done.out
+    upload = f"to upload: hf upload OWNER/NAME {out}\n"
+    assert foretold.out.replace("would be ", "") + upload == done.out
     again = vbfmt("merge", files[0], "--base", base, "-o", out, "--dry-run")
     assert again.code == 1
     assert "exists already" in again.err

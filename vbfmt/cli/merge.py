@@ -20,7 +20,7 @@ if TYPE_CHECKING:
     examples=(
         "vbfmt merge adapter.vblora --base model-folder -o merged",
         "vbfmt merge adapter.vblora -o merged --dry-run",
-        "vbfmt merge a.vblora b.vblora --weight 0.7 --weight 0.3 --base me/model -o merged",
+        "vbfmt merge a.vblora b.vblora --weight 0.7 --weight 0.3 --base model -o merged",
     ),
 )
 @click.argument("files", metavar="FILE...", nargs=-1, required=True, type=PACKED)
