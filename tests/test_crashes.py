@@ -99,6 +99,12 @@ def test_a_job_killed_at_any_moment_is_finished_by_the_next(play, count):
     assert seen["done before"] > 0
 
 
+@pytest.mark.parametrize("count", [10, pytest.param(500, marks=pytest.mark.slow)])
+def test_a_job_whose_pool_is_killed_loses_nothing_and_leaves_no_process(play, count):
+    seen = play("pool_killed", count)
+    assert min(seen["jobs"], seen["workers"]) > 0
+
+
 def test_a_full_disk_loses_nothing_of_a_store_or_a_job(tmp_path):
     """In a file system of 2 MB, which only this test sees."""
     disk = tmp_path / "disk"

@@ -3,24 +3,33 @@
 The processes are forked from a server that has imported this library and has no other threads, or
 spawned on systems without fork servers. They end when the process that runs the job ends, however
 it ends.
+
+`concurrent.futures.ProcessPoolExecutor` is not used: if a worker dies while another one is being
+started, CPython 3.11's executor waits for ever for the new one.
 """
 
 from __future__ import annotations
 
+import contextlib
 import multiprocessing
-import multiprocessing.connection
 import os
+import signal
+import sys
 import threading
+import traceback
 from collections import deque
 from collections.abc import Generator, Iterator, Mapping, Sequence
-from concurrent.futures import FIRST_COMPLETED, Future, ProcessPoolExecutor, wait
-from concurrent.futures.process import BrokenProcessPool
+from multiprocessing.connection import Connection, wait
+from types import FrameType
 from typing import Any
 
 from vbfmt.converters.jobs.tasks import MODULES, Item, Outcome, Task, run_shard
 
 _GIVE_UP = 3
 """After so many consecutive items that each killed a process of its own, no more are tried."""
+
+_PATIENCE = 10.0
+"""Seconds that a worker has for removing what it is writing when the job is interrupted."""
 
 _ONE_THREAD = ("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS")
 
@@ -69,21 +78,30 @@ def outcomes(
 def _until_one_dies(
     task: Task, waiting: deque[Shard], workers: int
 ) -> Generator[tuple[int, list[Outcome]], None, list[Shard]]:
-    """Run shards from `waiting` and yield their outcomes; return the shards that were running when
-    a worker died."""
-    running: dict[Future[list[Outcome]], Shard] = {}
-    with _executor(min(workers, len(waiting))) as executor:
-        try:
-            while waiting or running:
-                while waiting and len(running) <= workers:  # one more than can run
-                    running[executor.submit(run_shard, task, waiting[0][1])] = waiting[0]
+    """Run shards from `waiting` and yield their outcomes until a worker dies.
+
+    The other workers finish their shards then.
+
+    Returns:
+        the shards whose workers died.
+    """
+    lost: list[Shard] = []
+    with _stopped_at_end() as running:
+        while running or (waiting and not lost):
+            while waiting and not lost and len(running) < workers:
+                running.append(_Worker(task, waiting.popleft()))
+            for worker in _ready(running):
+                number, found = worker.shard[0], worker.outcomes()
+                if found is None:
+                    lost.append(worker.shard)
+                if not lost and waiting and worker.run(waiting[0]):
                     waiting.popleft()
-                for future in wait(running, return_when=FIRST_COMPLETED).done:
-                    found = future.result()
-                    yield running.pop(future)[0], found
-        except BrokenProcessPool:
-            pass
-    return list(running.values())
+                else:
+                    running.remove(worker)
+                    _stop([worker])
+                if found is not None:
+                    yield number, found
+    return lost
 
 
 def _suspected(task: Task, shard: Sequence[Item]) -> tuple[list[Outcome], int]:
@@ -102,11 +120,9 @@ def _suspected(task: Task, shard: Sequence[Item]) -> tuple[list[Outcome], int]:
 
 def _alone(task: Task, shard: Sequence[Item]) -> list[Outcome] | None:
     """Return the outcomes of a shard run in a process of its own, None if that dies."""
-    with _executor(1) as executor:
-        try:
-            return executor.submit(run_shard, task, shard).result()
-        except BrokenProcessPool:
-            return None
+    with _stopped_at_end() as running:
+        running.append(_Worker(task, (0, shard)))
+        return running[0].outcomes()
 
 
 def _died(item: Item) -> Outcome:
@@ -114,28 +130,115 @@ def _died(item: Item) -> Outcome:
     return Outcome(item.source, item.output, "failed", kind="worker", message=message)
 
 
-def _executor(workers: int) -> ProcessPoolExecutor:
-    methods = multiprocessing.get_all_start_methods()
-    context: Any = multiprocessing.get_context("forkserver" if "forkserver" in methods else "spawn")
-    environment = {**os.environ, **dict.fromkeys(_ONE_THREAD, "1")}
-    return ProcessPoolExecutor(
-        workers, mp_context=context, initializer=_begin, initargs=(environment,)
-    )
+class _Worker:
+    """A worker process and the shard that it runs.
+
+    Attributes:
+        shard: the shard.
+        connection: readable when the shard is done or the process has died.
+    """
+
+    def __init__(self, task: Task, shard: Shard) -> None:
+        methods = multiprocessing.get_all_start_methods()
+        method = "forkserver" if "forkserver" in methods else "spawn"
+        context: Any = multiprocessing.get_context(method)
+        self.connection, theirs = context.Pipe()
+        environment = {**os.environ, **dict.fromkeys(_ONE_THREAD, "1")}
+        self._process = context.Process(target=_work, args=(task, theirs, environment))
+        with _one_thread_each():  # which a spawned process has to know when it imports NumPy
+            self._process.start()
+        theirs.close()
+        self.run(shard)
+
+    def run(self, shard: Shard) -> bool:
+        """Give the process its next shard; return whether it is alive to take it."""
+        self.shard = shard
+        try:
+            self.connection.send(shard[1])
+        except OSError:
+            return False
+        return True
+
+    def outcomes(self) -> list[Outcome] | None:
+        """Wait for the outcomes of the shard, and return them; None if the process has died."""
+        try:
+            found: list[Outcome] | str = self.connection.recv()
+        except (EOFError, OSError):
+            return None
+        if isinstance(found, str):
+            raise RuntimeError(f"a worker process failed:\n{found}")
+        return found
+
+    def terminate(self) -> None:
+        """Ask the process to end; it removes first what it is writing."""
+        self.connection.close()
+        if self._process.is_alive():
+            self._process.terminate()
+
+    def join(self) -> None:
+        """Wait until the process has ended; kill it if that takes longer than `_PATIENCE`."""
+        self._process.join(_PATIENCE)
+        if self._process.is_alive():
+            self._process.kill()
+            self._process.join()
+
+
+@contextlib.contextmanager
+def _stopped_at_end() -> Iterator[list[_Worker]]:
+    """Yield an empty list of workers; stop those that are in it at the end."""
+    running: list[_Worker] = []
+    try:
+        yield running
+    finally:
+        _stop(running)
+
+
+def _stop(workers: Sequence[_Worker]) -> None:
+    for worker in workers:
+        worker.terminate()
+    for worker in workers:
+        worker.join()
+
+
+def _ready(running: Sequence[_Worker]) -> list[_Worker]:
+    """Wait for workers that are done or dead, and return them."""
+    ready = wait([worker.connection for worker in running])
+    return [worker for worker in running if worker.connection in ready]
+
+
+def _work(task: Task, connection: Connection, environment: Mapping[str, str]) -> None:
+    """Run shards until the connection is closed."""
+    _begin(environment)
+    with contextlib.suppress(EOFError, OSError):
+        while True:
+            shard = connection.recv()
+            try:
+                found: list[Outcome] | str = run_shard(task, shard)
+            except Exception:  # noqa: BLE001 - a fault of this library, which the job raises
+                found = traceback.format_exc()
+            connection.send(found)
 
 
 def _begin(environment: Mapping[str, str]) -> None:
     """Prepare a worker: set the caller's environment, which may differ from the server's, and end
-    with the caller."""
+    when the caller ends or asks for it."""
     for name in os.environ.keys() - environment.keys():
         del os.environ[name]
     os.environ.update(environment)
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # the caller gets it too, and stops the workers
+    signal.signal(signal.SIGTERM, _end)
     threading.Thread(target=_end_with_parent, daemon=True).start()
+
+
+def _end(number: int, frame: FrameType | None) -> None:
+    signal.signal(number, signal.SIG_IGN)  # a second one must not interrupt the cleaning up
+    sys.exit(1)
 
 
 def _end_with_parent() -> None:
     parent = multiprocessing.parent_process()
     if parent is not None:
-        multiprocessing.connection.wait([parent.sentinel])
+        wait([parent.sentinel])
         os._exit(1)
 
 

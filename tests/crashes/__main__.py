@@ -18,6 +18,7 @@ SCENES = {
         kills.kill,
         kills.store_writers,
         kills.jobs_killed,
+        kills.pool_killed,
         limits.size_limit,
         limits.memory,
         limits.address_space,

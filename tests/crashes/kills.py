@@ -6,12 +6,22 @@ import collections
 import contextlib
 import os
 import random
+import shutil
 import signal
 import time
 from pathlib import Path
 from typing import Any
 
-from tests.crashes.processes import WRITERS, adapter, content, ended, forked
+from tests.crashes.processes import (
+    WRITERS,
+    adapter,
+    content,
+    descendants,
+    ended,
+    forked,
+    pool_of,
+    wait_for_end,
+)
 from vbfmt import load
 from vbfmt.converters import peft
 
@@ -116,48 +126,97 @@ def store_writers(folder: Path, count: int) -> dict[str, Any]:
 
 
 def jobs_killed(folder: Path, count: int) -> dict[str, Any]:
-    """Kill a job at random moments, worker processes too, and start it again: what is written is
-    whole at every moment, and the last run ends complete, with the bytes of a job left alone."""
-    from vbfmt.converters import jobs
-
+    """Kill a job at random moments and start it again: what is written is whole at every moment,
+    and the last run ends complete, with the bytes of a job left alone."""
     rng = random.Random(0)
-    sources = []
-    for number in range(24):
-        path = folder / "checkpoints" / f"user{number:02}"
-        path.parent.mkdir(exist_ok=True)
-        peft.write(adapter(number), path)
-        sources.append(str(path))
+    sources = _checkpoints(folder)
     seen: collections.Counter[str] = collections.Counter()
-    task = jobs.Task("pack")
-
-    def outcomes(output: str, workers: int = 1) -> list[jobs.Outcome]:
-        items = jobs.items(sources, folder / output, task)
-        return list(jobs.run(task, items, workers=workers, shard=2))
-
-    def bytes_of(output: str) -> dict[str, bytes]:
-        return {path.name: path.read_bytes() for path in (folder / output).glob("*.vblora")}
-
-    assert all(each.status == "done" for each in outcomes("expected"))
-    expected = bytes_of("expected")
+    _pack(sources, folder / "expected")
+    expected = _packed(folder / "expected")
     started = time.monotonic()
-    outcomes("warm")
+    _pack(sources, folder / "warm")
     seconds = time.monotonic() - started
     while seen["killed"] < count:
-        output = f"packed-{seen['finished']}"
-        child = forked(lambda output=output: outcomes(output))
+        output = folder / f"packed-{seen['finished']}"
+        child = forked(lambda output=output: _pack(sources, output))
         time.sleep(rng.random() * seconds / 2)
         with contextlib.suppress(ProcessLookupError):
             os.kill(child, signal.SIGKILL)
         seen["killed"] += ended(child) == -signal.SIGKILL
-        written = bytes_of(output)
+        written = _packed(output)
         assert written.items() <= expected.items(), "an output is not whole"
         if len(written) < len(expected) and rng.random() < 0.9:
             continue
-        found = outcomes(output)
-        assert [each for each in found if not each.ok] == [], found
-        assert bytes_of(output) == expected
-        left = list((folder / output).glob(".*.partial"))
-        assert not left, left
-        seen["done before"] += sum(each.status == "present" for each in found)
+        seen["done before"] += _pack(sources, output)["present"]
+        _require_finished(output, expected)
         seen["finished"] += 1
     return dict(seen)
+
+
+def pool_killed(folder: Path, count: int) -> dict[str, Any]:
+    """Kill a job of two worker processes at random moments, or a process of its pool: what is
+    written is whole, no process is left, and a job that lost a process of its pool ends complete.
+    """
+    rng = random.Random(0)
+    sources = _checkpoints(folder)
+    seen: collections.Counter[str] = collections.Counter()
+    _pack(sources, folder / "expected")
+    expected = _packed(folder / "expected")
+    started = time.monotonic()
+    assert ended(forked(lambda: _pack(sources, folder / "warm", workers=2))) == 0
+    seconds = time.monotonic() - started
+    while seen["killed"] < count:
+        output = folder / f"packed-{seen['started']}"
+        seen["started"] += 1
+        child = forked(lambda output=output: _pack(sources, output, workers=2))
+        pool: list[int] = []
+        if rng.random() < 0.5:
+            time.sleep(rng.random() * seconds)
+        else:
+            pool = pool_of(child)
+            time.sleep(rng.random() * seconds / 10)  # starting takes most of the time
+        below = descendants(child)
+        victim = rng.choice(pool) if pool and rng.random() < 0.7 else child
+        with contextlib.suppress(ProcessLookupError):
+            os.kill(victim, signal.SIGKILL)
+        status = ended(child)
+        assert status == 0 or (victim == child and status == -signal.SIGKILL), status
+        wait_for_end({*below, *descendants(child)})
+        assert _packed(output).items() <= expected.items(), "an output is not whole"
+        if victim == child:
+            seen["jobs"] += status != 0
+            # In a process of its own too: a fork server has one parent.
+            assert ended(forked(lambda output=output: _pack(sources, output, workers=2))) == 0
+        else:
+            seen["workers"] += 1
+        seen["killed"] = seen["jobs"] + seen["workers"]
+        _require_finished(output, expected)
+        shutil.rmtree(output)
+    return dict(seen)
+
+
+def _checkpoints(folder: Path) -> list[str]:
+    sources = [str(folder / "checkpoints" / f"user{number:02}") for number in range(24)]
+    os.mkdir(folder / "checkpoints")
+    for number, path in enumerate(sources):
+        peft.write(adapter(number), path)
+    return sources
+
+
+def _pack(sources: list[str], output: Path, workers: int = 1) -> collections.Counter[str]:
+    """Run a job that packs; return how many outcomes have each status."""
+    from vbfmt.converters import jobs
+
+    task = jobs.Task("pack")
+    found = list(jobs.run(task, jobs.items(sources, output, task), workers=workers, shard=2))
+    assert [each for each in found if not each.ok] == [], found
+    return collections.Counter(each.status for each in found)
+
+
+def _packed(output: Path) -> dict[str, bytes]:
+    return {path.name: path.read_bytes() for path in output.glob("*.vblora")}
+
+
+def _require_finished(output: Path, expected: dict[str, bytes]) -> None:
+    assert _packed(output) == expected
+    assert not list(output.glob(".*.partial"))

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import sys
+import time
 from collections.abc import Callable
 from pathlib import Path
 
@@ -69,3 +70,44 @@ def forked(work: Callable[[], object]) -> int:
 def ended(child: int) -> int:
     """Exit status of a child, negative for a signal."""
     return os.waitstatus_to_exitcode(os.waitpid(child, 0)[1])
+
+
+def descendants(process: int) -> dict[int, int]:
+    """The processes below a process, each with its depth."""
+    found: dict[int, int] = {}
+    below = [(process, 0)]
+    while below:
+        one, depth = below.pop()
+        try:
+            children = Path(f"/proc/{one}/task/{one}/children").read_text().split()
+        except OSError:  # it has ended
+            continue
+        below += [(int(child), depth + 1) for child in children]
+        found.update((int(child), depth + 1) for child in children)
+    return found
+
+
+def pool_of(job: int, seconds: float = 20) -> list[int]:
+    """Wait for the worker processes of a job, which are children of its fork server; none if the
+    job ends before it is seen to have any."""
+    last = time.monotonic() + seconds
+    while _lives(job) and time.monotonic() < last:
+        if found := [one for one, depth in descendants(job).items() if depth == 2]:
+            return found
+        time.sleep(0.001)
+    return []
+
+
+def wait_for_end(processes: set[int], seconds: float = 20) -> None:
+    """Wait until none of the processes lives; fail if one still does after so many seconds."""
+    last = time.monotonic() + seconds
+    while living := [one for one in processes if _lives(one)]:
+        assert time.monotonic() < last, living
+        time.sleep(0.01)
+
+
+def _lives(process: int) -> bool:
+    try:
+        return Path(f"/proc/{process}/stat").read_text().rpartition(")")[2].split()[0] != "Z"
+    except OSError:
+        return False

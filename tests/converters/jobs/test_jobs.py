@@ -210,7 +210,12 @@ def deadly(task, item):
         os._exit(9)
     if item.source.startswith("slow"):
         open(f"{item.source}.{os.getpid()}", "w").close()
-        time.sleep(600)
+        try:
+            time.sleep(600)
+        finally:
+            open(f"{item.source}.ended", "w").close()
+    if item.source == "faulty":
+        1 / 0
     return item.source, None
 
 tasks.OPERATIONS["verify"] = deadly
@@ -229,7 +234,8 @@ def deadly(folder, *sources):
     (folder / "script.py").write_text(DEADLY)
     return subprocess.Popen(
         [sys.executable, "script.py", *sources],
-        cwd=folder, env={**os.environ, "PYTHONPATH": str(ROOT)}, stdout=subprocess.PIPE, text=True,
+        cwd=folder, env={**os.environ, "PYTHONPATH": str(ROOT)}, stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE, text=True,
     )  # fmt: skip
 
 
@@ -248,19 +254,36 @@ def test_where_every_worker_dies_the_job_ends(tmp_path):
     assert sorted(output.splitlines()) == sorted(f"{s} failed worker" for s in sources)
 
 
+@pytest.mark.parametrize(
+    ("number", "status"), [(signal.SIGKILL, -signal.SIGKILL), (signal.SIGINT, 1)]
+)
 @pytest.mark.skipif(not os.path.isdir("/proc"), reason="looks for processes")
-def test_workers_end_with_the_process_that_began_the_job(tmp_path):
+def test_workers_end_with_the_process_that_began_the_job(tmp_path, number, status):
     process = deadly(tmp_path, "slow1", "slow2")
     until = time.monotonic() + 120
     while len(left := list(tmp_path.glob("slow*"))) < 2:
         assert time.monotonic() < until
         time.sleep(0.05)
-    process.kill()
+    process.send_signal(number)
     process.communicate()
+    assert process.returncode in (status, -number)
     pids = [int(path.suffix[1:]) for path in left]
+    if number != signal.SIGKILL:
+        assert sorted(path.name for path in tmp_path.glob("*.ended")) == [
+            "slow1.ended",
+            "slow2.ended",
+        ]
     while any(os.path.isdir(f"/proc/{pid}") for pid in pids):
         assert time.monotonic() < until, "workers are left"
         time.sleep(0.05)
+
+
+def test_a_fault_of_an_operation_is_raised_with_its_traceback(tmp_path):
+    process = deadly(tmp_path, *(f"item{number}" for number in range(12)), "faulty")
+    _, error = process.communicate(timeout=300)
+    assert process.returncode == 1
+    assert "RuntimeError: a worker process failed:" in error
+    assert "ZeroDivisionError" in error
 
 
 @pytest.mark.parametrize(("count", "workers"), [(1, 2), (5, 2), (100, 8), (5000, 2), (300, 1)])
