@@ -114,12 +114,24 @@ def _base_of(adapter: LowRank, base: PathLike | None) -> Base:
 
 
 def _names(adapter: LowRank, base: Base) -> dict[str, str]:
-    """Return, for each module name, the tensor of the base that its ΔW changes."""
+    """Return, for each module name, the tensor of the base that its ΔW changes.
+
+    Raises:
+        TargetError: a module has no such tensor, or two have the same one.
+    """
     known = names(base.architecture, base.layers)
-    return {
-        module.name: _checked(module, known.get_name(module.name), base)
-        for module in adapter.modules
-    }
+    owners: dict[str, str] = {}
+    for module in adapter.modules:
+        name = _checked(module, known.get_name(module.name), base)
+        if name in owners:
+            raise TargetError(
+                "two modules of the adapter change one tensor of the base",
+                part=module.name,
+                found=f"{name}, as {owners[name]}",
+                advice="is it the right base?",
+            )
+        owners[name] = module.name
+    return {module: name for name, module in owners.items()}
 
 
 def _checked(module: Module, found: str | None, base: Base) -> str:

@@ -6,7 +6,6 @@ from __future__ import annotations
 import hashlib
 import json
 import os
-import re
 from collections import Counter
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
@@ -15,6 +14,7 @@ from typing import Any
 
 from vbfmt._files import json_file
 from vbfmt.converters._files import pickle, safetensors
+from vbfmt.converters.merge import side_files
 from vbfmt.converters.merge.paths import Folder
 from vbfmt.errors import SourceError
 from vbfmt.tensors import Tensor
@@ -26,14 +26,8 @@ INDEX = ".index.json"
 _WEIGHTS = (SAFETENSORS, SAFETENSORS + INDEX, PICKLE, PICKLE + INDEX)
 """Names of weight files, in the order in which transformers looks for them."""
 
-# Copies of the weights in other formats. They must not be in the output: nothing is merged into
-# them.
-_OLD_WEIGHTS = re.compile(
-    r"(model|pytorch_model|consolidated|tf_model|flax_model|rust_model)([.\-].*)?"
-    r"\.(safetensors|bin|h5|msgpack|pth?|ot)(\.index\.json)?"
-    r"|.*\.(gguf|ggml|onnx|onnx_data|tflite|mlmodel)"
-)
-_OLD_FOLDERS = re.compile(r"onnx|openvino|coreml|gguf|original|checkpoint-\d+")
+_NAMED_WEIGHTS = "transformers_weights"
+"""Key of a config that names the file which transformers 5 loads instead."""
 
 
 @dataclass(frozen=True)
@@ -127,8 +121,8 @@ def read(path: str | os.PathLike[str], *, follow_links: bool = False) -> Base:
             Hub's cache, out of its repository there).
 
     Raises:
-        SourceError: the weights, a shard or a tensor is missing, a tensor is in two shards, or a
-            link leads out of the folder.
+        SourceError: the weights, a shard or a tensor is missing, a tensor is in two shards, the
+            config names other weights, or a link leads out of the folder.
         StorageError: a file cannot be read.
     """
     folder = Folder.of(os.fspath(path), follow_links=follow_links)
@@ -145,6 +139,8 @@ def read(path: str | os.PathLike[str], *, follow_links: bool = False) -> Base:
             found=", ".join(sorted(os.listdir(folder.path))[:5]) or "an empty folder",
             expected=" or ".join(_WEIGHTS),
         )
+    settings = _config(folder)
+    _require_same_weights(settings, weights, folder)
     index: Mapping[str, Any] | None = None
     if weights.endswith(INDEX):
         index, weight_map = _index(folder.file(weights))
@@ -152,13 +148,16 @@ def read(path: str | os.PathLike[str], *, follow_links: bool = False) -> Base:
         _require_agreement(shards, weight_map, folder.file(weights))
     else:
         shards = (_shard(folder, weights),)
-    side_files, left_out = _side_files(folder, {weights, *(shard.name for shard in shards)})
+    others = (path for path in folder.files() if path != weights)
+    kept, left_out = side_files.divided(
+        folder, others, {shard.name: shard.tensors for shard in shards}
+    )
     return Base(
         path=folder.path,
         shards=shards,
         index=index,
-        config=_config(folder),
-        side_files=side_files,
+        config=settings,
+        side_files=kept,
         left_out=left_out,
     )
 
@@ -174,7 +173,9 @@ def needed(names: Collection[str]) -> list[str]:
     weights = next((name for name in _WEIGHTS if name in names), None)
     if weights is None:
         return []
-    sides = [name for name in names if not name.startswith(".") and not _is_left_out(name)]
+    sides = [
+        name for name in names if not name.startswith(".") and not side_files.is_left_out(name)
+    ]
     return [weights, *(name for name in sides if name != weights)]
 
 
@@ -234,6 +235,20 @@ def _config(folder: Folder) -> Mapping[str, Any]:
     return {}
 
 
+def _require_same_weights(config: Mapping[str, Any], weights: str, folder: Folder) -> None:
+    """Refuse a config by which transformers 5 loads another file than the usual one."""
+    named = config.get(_NAMED_WEIGHTS)
+    if named is not None and named != weights:
+        raise SourceError(
+            "the base's config names other weights than the usual ones",
+            file=folder.file(CONFIG),
+            part=_NAMED_WEIGHTS,
+            found=named,
+            expected=weights,
+            advice="load the base with transformers, save it, and merge into that",
+        )
+
+
 def _shard(folder: Folder, name: str) -> Shard:
     path = folder.file(name)
     if not folder.has(name):
@@ -272,28 +287,9 @@ def _require_agreement(
         )
 
 
-def _side_files(folder: Folder, weights: set[str]) -> tuple[tuple[str, ...], tuple[str, ...]]:
-    """Return the paths to copy and the paths to leave out; `weights` are in neither list."""
-    kept: list[str] = []
-    left: list[str] = []
-    for path in folder.files():
-        if path in weights:
-            continue
-        if _is_left_out(path.replace(os.sep, "/")) or not folder.has(path):
-            left.append(path)
-        else:
-            kept.append(path)
-    return tuple(kept), tuple(left)
-
-
 def in_a_layer(name: str) -> bool:
     """Return whether a tensor belongs to a numbered layer."""
     return any(part.isdigit() for part in name.split("."))
-
-
-def _is_left_out(path: str) -> bool:
-    top, _, rest = path.partition("/")
-    return bool((_OLD_FOLDERS if rest else _OLD_WEIGHTS).fullmatch(top))
 
 
 def _once(pairs: list[tuple[str, Any]]) -> dict[str, Any]:

@@ -18,7 +18,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from vbfmt.converters.lowrank import LowRank
-from vbfmt.converters.names import loaded_model, locations, plain
+from vbfmt.converters.names import copies, loaded_model, locations, plain
 from vbfmt.converters.names.loaded_model import Shape
 from vbfmt.converters.names.locations import Locations
 from vbfmt.converters.names.rule import SeveralPartsError
@@ -50,13 +50,23 @@ def locate(
             match several parts; with or without the last dot.
 
     Raises:
-        SourceError: a module has no weight in the files.
+        SourceError: a module has no weight in the files, or they may hold one that the adapter
+            changes twice.
     """
     disk = {name: tensor.shape for name, tensor in tensors.items()}
-    trained = {name: tensor.shape for name, tensor in adapter.tensors.items()}
-    kind = plain.kind_of(config, disk)
     if part is not None:
         part = f"{part.removesuffix('.')}."
+    found = _located(disk, config, adapter, part)
+    notice = copies.require_single(disk, found)
+    return found if notice is None else dataclasses.replace(found, notice=notice)
+
+
+def _located(
+    disk: Mapping[str, Shape], config: Mapping[str, Any], adapter: LowRank, part: str | None
+) -> Locations:
+    """Return the locations, each tensor taken for the only copy of what it holds."""
+    trained = {name: tensor.shape for name, tensor in adapter.tensors.items()}
+    kind = plain.kind_of(config, disk)
     guess, error = _guess(adapter, trained, disk, part)
     if kind == "plain" and guess is not None and not guess.added:
         return dataclasses.replace(guess, build=lambda: loaded_model.build(config, disk))

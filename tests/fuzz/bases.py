@@ -95,8 +95,9 @@ def _require_sum(name: str, given: Tensor, found: Tensor) -> None:
     """Each element is the one nearest to W + ΔW, or a neighbour of it."""
     module = next(m for m in _MERGED if name.endswith(f"{m.name}.weight"))
     a, b = (factor.astype("f8") for factor in _MERGED.factors(module.name))
+    delta = b @ a if given.shape == (module.out_features, module.in_features) else (b @ a).T
     with np.errstate(invalid="ignore"):  # signalling NaN
-        exact = given.numpy().astype("f8") + b @ a
+        exact = given.numpy().astype("f8") + delta
         got = found.numpy().astype("f8")
     kind = numpy_dtype(found.dtype)
     bits = {"F32": 23, "F16": 10, "BF16": 7}.get(found.dtype, 52)

@@ -82,8 +82,11 @@ def run(data: bytes) -> str:
 
 def _has_many_layers(base: Path) -> bool:
     """Whether PEFT and transformers take more than a second to build the base: 2 ms a layer."""
+    file = base / "config.json"
     try:
-        config = json.loads((base / "config.json").read_bytes())
+        if not file.is_file():  # a link to a device has no end
+            return False
+        config = json.loads(file.read_bytes())
     except (OSError, ValueError, RecursionError):
         return False
     counts = config.values() if isinstance(config, dict) else ()

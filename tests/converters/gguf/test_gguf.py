@@ -234,6 +234,15 @@ def test_a_base_that_does_not_fit_is_one_error(tmp_path, adapter, changes, messa
     assert not (tmp_path / "x.gguf").exists()
 
 
+def test_two_modules_of_one_tensor_are_one_error(tmp_path):
+    """llama.cpp has one name for both: the gguf package raised a ValueError."""
+    names = ("model.layers.0.self_attn.q_proj", "layers.0.attention.wq")
+    twice = adapter_of([Module(name, 32, 32, 4) for name in names], b=8)
+    with pytest.raises(errors.TargetError, match=r"two modules.*found blk\.0\.attn_q\.weight, as"):
+        gguf.write(twice, tmp_path / "x.gguf", base=base(tmp_path))
+    assert not (tmp_path / "x.gguf").exists()
+
+
 def test_a_tied_output_is_refused(tmp_path):
     single = adapter_of([Module("lm_head", 32, 96, 4)], b=8)
     with pytest.raises(errors.TargetError, match="tied to its embedding"):
