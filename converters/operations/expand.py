@@ -259,10 +259,13 @@ def _findings(
         for finding in runtimes.require_loadable(adapter, runtime, drop_extras=drop_extras)
     ]
     if strict and found:
+        rules = [finding.rule for finding in found]
         raise TargetError(
-            f"{found[0].rule.runtime} {found[0].rule.effect} {found[0].what} "
-            f"({found[0].rule.source})",
-            advice=found[0].rule.advice,
+            "; ".join(
+                f"{rule.runtime} {rule.effect} {finding.what} ({rule.source})"
+                for rule, finding in zip(rules, found, strict=True)
+            ),
+            advice="; ".join(dict.fromkeys(rule.advice for rule in rules)),
         )
     return tuple(found)
 

@@ -148,6 +148,15 @@ def test_several_checks_all_count_and_strict_gates(vbfmt, tmp_path, packed):
     assert vbfmt("expand", packed, "-o", gone, "--strict").code == 2
 
 
+def test_strict_names_what_every_runtime_needs_or_drops(vbfmt, tmp_path, data_folder):
+    words = ("expand", data_folder / "minilm-vblora", "-o", tmp_path / "x", "--strict")
+    refused = vbfmt(*words, "--check", "vllm", "--check", "tgi")
+    assert (refused.code, refused.out) == (1, "")
+    assert "vllm needs to know heads: classifier (" in refused.err
+    assert "; tgi drops classifier.bias, classifier.weight (" in refused.err
+    assert not (tmp_path / "x").exists()
+
+
 def test_a_proof_against_the_topk_form_allows_its_rounding(vbfmt, tmp_path, packed):
     assert vbfmt("unpack", packed, "-o", tmp_path / "topk").code == 0
     from vbfmt.converters._files import safetensors
