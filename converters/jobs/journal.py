@@ -12,18 +12,31 @@ with another digest or a folder with other files.
 
 from __future__ import annotations
 
+import errno
 import hashlib
 import json
 import os
+import re
 import stat
-from collections.abc import Iterable, Mapping
-from typing import Any
+from collections.abc import Iterable, Iterator, Mapping
+from typing import Any, BinaryIO, TypedDict, cast
 
 from vbfmt._files import outputs, storage
 from vbfmt.converters.jobs.tasks import Item, Outcome, Task
 from vbfmt.errors import StorageError
+from vbfmt.store.layout import is_digest
 
 NAME = ".vbfmt-jobs.jsonl"
+
+LONGEST_LINE = 16_384
+"""Bytes. Longer lines are passed over: a line of a job takes 500, and less than 2,000 with the
+longest file name."""
+
+LARGEST = 1 << 30
+"""Bytes of a journal: two million items."""
+
+_DONE = re.compile(r"[0-9a-f]{16}:[0-9a-f]{32}")
+_WRITTEN = re.compile(r"[0-9a-f]{32}")
 
 
 class Journal:
@@ -58,7 +71,7 @@ class Journal:
             return None
         if entry.get("done") != self._key(item) or not self._is_as_written(item, entry):
             return None
-        return str(entry.get("digest") or "")
+        return entry.get("digest") or ""
 
     def is_begun(self, item: Item) -> bool:
         """Return whether an earlier run began to write this output, so that it may be replaced."""
@@ -67,7 +80,7 @@ class Journal:
             return False
         return "done" not in entry or self._is_as_written(item, entry)
 
-    def _is_as_written(self, item: Item, entry: Mapping[str, Any]) -> bool:
+    def _is_as_written(self, item: Item, entry: Entry) -> bool:
         """Return whether an output still is what the journal says that the job wrote."""
         if self._packs:
             return _digest_of(item.output) == entry.get("digest")
@@ -99,10 +112,9 @@ class Journal:
         text = "".join(json.dumps(entry) + "\n" for entry in entries)
         if not text:
             return
-        self._require_regular()
         try:
-            with open(self.path, "a+b") as stream:
-                if stream.tell() and not _ends_whole(stream.name):
+            with self._opened("a+b", os.O_RDWR | os.O_CREAT | os.O_APPEND) as stream:
+                if stream.seek(0, os.SEEK_END) and not _ends_whole(stream):
                     stream.write(b"\n")  # a line that a killed run left unfinished
                 stream.write(text.encode())
                 stream.flush()
@@ -110,30 +122,111 @@ class Journal:
         except OSError as error:
             raise storage.refusal("cannot write", self.path, error) from None
 
-    def _require_regular(self) -> None:
-        """Refuse a link, which would let whoever made the folder choose the file to append to, and
-        a pipe or device, which may never end."""
-        if os.path.lexists(self.path) and not stat.S_ISREG(os.lstat(self.path).st_mode):
-            raise StorageError(
-                "the journal of the jobs is not a regular file",
-                file=self.path,
-                advice="remove it, or choose another output folder",
-            )
+    def _opened(self, mode: str, flags: int) -> BinaryIO:
+        """Open the journal, but refuse a link, which would let whoever made the folder choose the
+        file to append to, and a pipe or device, which may never end.
 
-    def _read(self) -> dict[str, dict[str, Any]]:
-        known: dict[str, dict[str, Any]] = {}
-        if not os.path.lexists(self.path):
+        Raises:
+            StorageError: it is none, or too long.
+            OSError: the operating system refused.
+        """
+        if os.path.islink(self.path):  # where O_NOFOLLOW is unknown
+            raise self._irregular()
+        try:
+            file = os.open(self.path, flags | _UNFOLLOWED, 0o666)
+        except OSError as error:
+            if error.errno in (errno.ELOOP, errno.EMLINK, errno.ENXIO, errno.EISDIR):
+                raise self._irregular() from None
+            raise
+        status = os.fstat(file)
+        if stat.S_ISREG(status.st_mode) and status.st_size <= LARGEST:
+            return cast(BinaryIO, os.fdopen(file, mode))
+        os.close(file)
+        if not stat.S_ISREG(status.st_mode):
+            raise self._irregular()
+        raise StorageError(
+            "the journal of the jobs is too long",
+            file=self.path,
+            found=f"{status.st_size} bytes",
+            expected=f"at most {LARGEST}",
+            advice="choose another output folder",
+        )
+
+    def _irregular(self) -> StorageError:
+        return StorageError(
+            "the journal of the jobs is not a regular file",
+            file=self.path,
+            advice="remove it, or choose another output folder",
+        )
+
+    def _read(self) -> dict[str, Entry]:
+        known: dict[str, Entry] = {}
+        try:
+            stream = self._opened("rb", os.O_RDONLY)
+        except FileNotFoundError:
             return known
-        self._require_regular()
-        with open(self.path, encoding="utf-8", errors="replace") as stream:
-            for line in stream:
+        except OSError as error:
+            raise storage.refusal("cannot read", self.path, error) from None
+        with stream:
+            for line in _lines(stream):
                 try:
-                    entry = json.loads(line)
-                except (ValueError, RecursionError):  # cut off when a run was killed
-                    continue
-                if isinstance(entry, dict) and isinstance(entry.get("output"), str):
-                    known[entry["output"]] = entry
+                    entry = _parsed(line)
+                except (ValueError, TypeError, KeyError, RecursionError):
+                    continue  # cut off when a run was killed, or not of a job
+                known[entry["output"]] = entry
         return known
+
+
+class Entry(TypedDict, total=False):
+    """A line of the journal.
+
+    Attributes:
+        output: name of the output.
+        done: what the item was done with: the task and the source.
+        digest: the adapter's digest, if the operation gives one.
+        written: fingerprint of what was written, if it is not a packed file.
+        failed: whether nothing was written.
+    """
+
+    output: str
+    done: str
+    digest: str | None
+    written: str
+    failed: bool
+
+
+def _lines(stream: BinaryIO) -> Iterator[bytes]:
+    """Yield the lines of a journal but for those that are too long."""
+    while line := stream.readline(LONGEST_LINE):
+        if line.endswith(b"\n") or len(line) < LONGEST_LINE:
+            yield line
+            continue
+        while (rest := stream.readline(LONGEST_LINE)) and not rest.endswith(b"\n"):
+            pass
+
+
+def _parsed(line: bytes) -> Entry:
+    """Return the entry of a line.
+
+    Raises:
+        ValueError, TypeError, KeyError, RecursionError: no job writes such a line.
+    """
+    found = json.loads(line)
+    entry: Entry = {"output": found["output"]}
+    if not isinstance(entry["output"], str):
+        raise TypeError("output")
+    if found.get("failed") is True:
+        entry["failed"] = True
+    elif "done" in found:
+        digest = found.get("digest")
+        if not _DONE.fullmatch(found["done"]) or not (digest in (None, "") or is_digest(digest)):
+            raise ValueError("done")
+        entry["done"], entry["digest"] = found["done"], digest
+        if "written" in found:
+            if not _WRITTEN.fullmatch(found["written"]):
+                raise ValueError("written")
+            entry["written"] = found["written"]
+    return entry
 
 
 def fingerprint(source: str) -> str:
@@ -173,7 +266,12 @@ def _fingerprint_of_task(task: Task) -> str:
     return hashlib.sha256(text.encode()).hexdigest()[:16]
 
 
-def _ends_whole(path: str) -> bool:
-    with open(path, "rb") as stream:
-        stream.seek(-1, os.SEEK_END)
-        return stream.read(1) == b"\n"
+def _ends_whole(stream: BinaryIO) -> bool:
+    stream.seek(-1, os.SEEK_END)
+    return stream.read(1) == b"\n"
+
+
+_UNFOLLOWED = (
+    getattr(os, "O_NOFOLLOW", 0) | getattr(os, "O_NONBLOCK", 0) | getattr(os, "O_BINARY", 0)
+)
+"""Flags that refuse a link and do not wait for a pipe."""

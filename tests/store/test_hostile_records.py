@@ -3,19 +3,25 @@
 from __future__ import annotations
 
 import os
+import time
+import tracemalloc
 from pathlib import Path
 
 import pytest
 
 from tests.store.adapters import adapter
 from vbfmt.errors import StorageError, StoreError, VbfmtError
-from vbfmt.store import Store
+from vbfmt.store import Store, garbage, layout
+from vbfmt.store.record import LONGEST
 
 TEXTS = {
     "nested": "[" * 100_000,
     "another type": "[]",
     "a number without end": '{"digest": "x", "expires": ' + "9" * 1000 + ', "since": 1}',
     "cut off": '{"digest": ',
+    "true": '{"vbfmt store": true, "digest": true, "name": true, "expires": true}',
+    "twice": '{"vbfmt store": 9, "vbfmt store": 1, "name": "m", "name": "n"}',
+    "below 1": '{"vbfmt store": 0}',
 }
 
 
@@ -60,3 +66,63 @@ def test_a_device_in_place_of_a_record_is_not_read(tmp_path, kind):
     record(tmp_path / "s", kind).symlink_to("/dev/zero")
     with pytest.raises(StorageError, match="cannot read"):
         used(tmp_path / "s")
+
+
+@pytest.mark.parametrize("kind", ["root", "name", "lease"])
+def test_a_record_that_is_too_long_is_damaged_and_not_read(tmp_path, kind):
+    """What is valid in it stands at its beginning, so that the length alone is wrong."""
+    path = record(tmp_path / "s", kind)
+    digest = Store(tmp_path / "s").entries()[0].digest if kind != "root" else ""
+    text = f'{{"vbfmt store": 1, "digest": "{digest}", "name": "n", "expires": 1}}'
+    with open(path, "w") as stream:
+        stream.write(text)
+        stream.write(" " * LONGEST)
+        stream.truncate(1 << 32)  # a hole
+    tracemalloc.start()
+    try:
+        with pytest.raises(StoreError):
+            used(tmp_path / "s")
+        _, peak = tracemalloc.get_traced_memory()
+    finally:
+        tracemalloc.stop()
+    assert peak < 8 << 20
+
+
+MARKS = {
+    **TEXTS,
+    "NaN": '{"since": NaN, "removing": false}',
+    "infinity": '{"since": -Infinity, "removing": true}',
+    "far ahead": '{"since": 1e18, "removing": true}',
+    "negative": '{"since": -1, "removing": true}',
+    "a text": '{"since": "1", "removing": true}',
+    "no truth": '{"since": 1, "removing": 1}',
+    "long": '{"since": 1, "removing": true}' + " " * LONGEST,
+}
+
+
+@pytest.mark.parametrize("text", MARKS)
+def test_a_damaged_mark_neither_keeps_an_object_nor_removes_it_early(tmp_path, monkeypatch, text):
+    store = Store(tmp_path / "s", create=True)
+    digest = store.add(adapter(1))
+    store.gc(grace=100)
+    mark = store._backend.address(layout.unreferenced_key(layout.adapter_key(digest)))
+    Path(mark).write_text(MARKS[text])
+    now = time.time()
+    assert store.gc(grace=100).removed == ()
+    monkeypatch.setattr(garbage.time, "time", lambda: now + 99)
+    assert store.gc(grace=100).removed == ()
+    monkeypatch.setattr(garbage.time, "time", lambda: now + 102)
+    assert store.gc(grace=100).removed == (layout.adapter_key(digest),)
+
+
+@pytest.mark.parametrize("text", MARKS)
+def test_a_damaged_mark_does_not_hinder_adding(tmp_path, text):
+    store = Store(tmp_path / "s", create=True)
+    digest = store.add(adapter(1))
+    store.gc(grace=100)
+    mark = store._backend.address(layout.unreferenced_key(layout.adapter_key(digest)))
+    Path(mark).write_text(MARKS[text])
+    begin = time.monotonic()
+    assert store.add(adapter(1)) == digest
+    assert time.monotonic() - begin < 10
+    assert not os.path.exists(mark)

@@ -11,7 +11,7 @@ from vbfmt import errors
 from vbfmt.store import layout, leases
 
 
-@pytest.mark.parametrize("seconds", [0, -1, float("inf"), float("nan")])
+@pytest.mark.parametrize("seconds", [0, -1, leases.LONGEST + 1, float("inf"), float("nan")])
 def test_a_time_that_is_none_is_refused_and_changes_nothing(store, seconds):
     digest = store.add(adapter(1))
     with pytest.raises(errors.StoreError, match="a lease's time: found"):
@@ -25,14 +25,33 @@ def test_a_time_that_is_none_is_refused_and_changes_nothing(store, seconds):
         assert list(leases.held(store._backend, before)) == [digest]
 
 
+_DIGEST = "sha256:" + 64 * "0"
+
+
 @pytest.mark.parametrize(
     "content",
     [
         b"{",
         b"[]",
         b'{"digest": "x"}',
-        b'{"digest": "x", "expires": "soon"}',
-        b'{"digest": "x", "expires": 1' + b"0" * 400 + b"}",
+        b'{"digest": "x", "expires": 1}',
+        *(
+            f'{{"digest": "{_DIGEST}", "expires": {expires}}}'.encode()
+            for expires in (
+                '"soon"',
+                "NaN",
+                "Infinity",
+                "-Infinity",
+                "1e999",
+                "-1",
+                "true",
+                "null",
+                "1e11",
+                "9" * 300,
+                "9" * 2000,
+                "1" + " " * 5000,
+            )
+        ),
         b"[" * 100_000,
     ],
 )
@@ -52,9 +71,9 @@ def test_a_lease_that_ends_while_they_are_listed_holds_nothing(store, monkeypatc
     backend = store._backend
     listed = list(backend.entries(layout.LEASES))
     monkeypatch.setattr(backend, "entries", lambda prefix: iter(listed))
-    assert list(leases.held(backend, 0)) == [digest]
+    assert list(leases.held(backend, lease.expires)) == [digest]
     lease.close()
-    assert list(leases.held(backend, 0)) == []
+    assert list(leases.held(backend, lease.expires)) == []
 
 
 def test_a_lease_of_what_was_collected_is_refused_and_leaves_nothing(store, monkeypatch):

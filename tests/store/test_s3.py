@@ -172,7 +172,7 @@ def test_garbage_and_leases(opened):
         store.open(digest)
     assert [entry.digest for entry in opened("other").entries()] == [kept]
     assert store.open(store.add(adapter(1), name="x")) == adapter(1)
-    assert garbage.mark_of(store._backend, "banks/x") is None
+    assert garbage.mark_of(store._backend, "banks/x", time.time()) is None
     with pytest.raises(errors.UnknownError, match="no such adapter"):
         store.path("sha256:" + "0" * 64)
 

@@ -18,8 +18,11 @@ from vbfmt.errors import MissingFileError, OutputExistsError, StorageError, Vbfm
 PathLike = str | os.PathLike[str]
 
 
-def read(path: PathLike, *, mmap: bool) -> memoryview:
+def read(path: PathLike, *, mmap: bool, most: int | None = None) -> memoryview:
     """Return the bytes of a regular file, mapped or read, up to the size that it reports.
+
+    Args:
+        most: read no more than so many bytes; None for all. A mapped file is mapped whole.
 
     Raises:
         StorageError: the file cannot be read, or is not a regular file.
@@ -29,7 +32,7 @@ def read(path: PathLike, *, mmap: bool) -> memoryview:
         # O_NONBLOCK: opening a named pipe would wait for a writer.
         file = os.open(path, os.O_RDONLY | getattr(os, "O_NONBLOCK", 0) | _BINARY)
         try:
-            return _read_descriptor(file, path, mmap=mmap)
+            return _read_descriptor(file, path, mmap=mmap, most=most)
         finally:
             os.close(file)
     except OSError as error:
@@ -215,7 +218,7 @@ _CANNOT_FLUSH = (errno.EINVAL, errno.ENOTSUP, errno.EBADF, errno.EACCES, errno.E
 _BINARY = getattr(os, "O_BINARY", 0)
 
 
-def _read_descriptor(file: int, path: PathLike, *, mmap: bool) -> memoryview:
+def _read_descriptor(file: int, path: PathLike, *, mmap: bool, most: int | None) -> memoryview:
     status = os.fstat(file)
     if not stat.S_ISREG(status.st_mode):
         raise _no_file(path, "a folder" if stat.S_ISDIR(status.st_mode) else "no regular file")
@@ -224,7 +227,8 @@ def _read_descriptor(file: int, path: PathLike, *, mmap: bool) -> memoryview:
             return memoryview(mapping.mmap(file, 0, access=mapping.ACCESS_READ))
     with os.fdopen(os.dup(file), "rb") as stream:
         # No more than its size: files in /proc say 0, and some of them have no end.
-        return memoryview(stream.read(status.st_size))
+        size = status.st_size if most is None else min(most, status.st_size)
+        return memoryview(stream.read(size))
 
 
 def _no_file(path: PathLike, found: str) -> StorageError:

@@ -13,7 +13,7 @@ from collections.abc import Iterable, Iterator
 from vbfmt._files import staging, storage
 from vbfmt._format.container import Bytes
 from vbfmt.errors import MissingFileError, OutputExistsError
-from vbfmt.store import layout
+from vbfmt.store import layout, record
 from vbfmt.store.backend import Found, Stored
 
 if sys.platform == "win32":
@@ -75,10 +75,13 @@ class Folder:
         return True
 
     def found(self, key: str) -> Found | None:
-        """See `Backend.found`; the version is a hash of the content."""
+        """See `Backend.found`; the version is a hash of the content.
+
+        No more is read than shows that the content is too long for a record.
+        """
         path = self.address(key)
         try:
-            content = bytes(storage.read(path, mmap=False))
+            content = bytes(storage.read(path, mmap=False, most=record.LONGEST + 1))
         except MissingFileError:
             return None
         return Found(content, _version(content))

@@ -19,7 +19,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 
 from vbfmt.errors import StorageError
-from vbfmt.store import layout
+from vbfmt.store import layout, record
 from vbfmt.store.backend import Backend, Found
 
 GRACE = 24 * 3600.0
@@ -41,10 +41,14 @@ class Mark:
         return json.dumps({"since": self.since, "removing": self.removing}).encode()
 
 
-def mark_of(backend: Backend, key: str) -> tuple[Mark, str] | None:
-    """Return the mark of an object and its version; None if it has none."""
+def mark_of(backend: Backend, key: str, now: float) -> tuple[Mark | None, str] | None:
+    """Return the mark of an object, None for a damaged one, and its version; None if it has none.
+
+    Args:
+        now: seconds since 1970. A mark of a later time is damaged.
+    """
     found = backend.found(layout.unreferenced_key(key))
-    return None if found is None else (_parse(found), found.version)
+    return None if found is None else (_parse(found, now), found.version)
 
 
 def revive(
@@ -62,11 +66,11 @@ def revive(
     """
     until = now() + 2 * _PATIENCE
     while now() < until:
-        found = mark_of(backend, key)
+        found = mark_of(backend, key, now())
         if found is None:
             return backend.exists(key)
         mark, version = found
-        if mark.removing and now() - mark.since < _PATIENCE:
+        if mark is not None and mark.removing and now() - mark.since < _PATIENCE:
             time.sleep(pause)
         elif backend.remove(layout.unreferenced_key(key), version):
             return backend.exists(key)
@@ -81,9 +85,15 @@ def note_unneeded(backend: Backend, key: str, now: float) -> None:
 
 
 def is_due(backend: Backend, key: str, before: float, now: float) -> bool:
-    """Return whether `claim` would succeed."""
-    found = mark_of(backend, key)
-    return found is not None and _is_due(found[0], before, now)
+    """Return whether `claim` would succeed. A damaged mark is written anew."""
+    found = mark_of(backend, key, now)
+    if found is None:
+        return False
+    if found[0] is None:  # with a new mark, the object goes after its grace period
+        mark = Mark(now, removing=False).content()
+        backend.replace(layout.unreferenced_key(key), mark, found[1])
+        return False
+    return _is_due(found[0], before, now)
 
 
 def claim(backend: Backend, key: str, before: float, now: float) -> bool:
@@ -91,8 +101,8 @@ def claim(backend: Backend, key: str, before: float, now: float) -> bool:
 
     If so, the caller must `remove` it.
     """
-    found = mark_of(backend, key)
-    if found is None or not _is_due(found[0], before, now):
+    found = mark_of(backend, key, now)
+    if found is None or found[0] is None or not _is_due(found[0], before, now):
         return False
     claimed = Mark(now, removing=True).content()
     return backend.replace(layout.unreferenced_key(key), claimed, found[1])
@@ -106,8 +116,9 @@ def remove(backend: Backend, key: str) -> None:
 
 def tidy(backend: Backend, key: str) -> None:
     """Remove the mark of a missing object, left by a process that was killed in `remove`."""
-    if not backend.exists(key) and (found := mark_of(backend, key)) is not None:
-        backend.remove(layout.unreferenced_key(key), found[1])
+    mark = layout.unreferenced_key(key)
+    if not backend.exists(key) and (found := backend.found(mark)) is not None:
+        backend.remove(mark, found.version)
 
 
 def _is_due(mark: Mark, before: float, now: float) -> bool:
@@ -116,10 +127,12 @@ def _is_due(mark: Mark, before: float, now: float) -> bool:
     return mark.since <= before
 
 
-def _parse(found: Found) -> Mark:
-    """Return a mark. A damaged one counts as new, which keeps the object."""
+def _parse(found: Found, now: float) -> Mark | None:
     try:
-        fields = json.loads(found.content)
-        return Mark(float(fields["since"]), bool(fields["removing"]))
-    except (ValueError, TypeError, KeyError, OverflowError, RecursionError):
-        return Mark(time.time(), removing=False)
+        fields = record.fields(found.content)
+        if not isinstance(fields["removing"], bool):
+            return None
+        since = record.time_in(fields, "since", latest=now + record.CLOCKS_APART)
+        return Mark(since, fields["removing"])
+    except (ValueError, KeyError):
+        return None

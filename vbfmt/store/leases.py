@@ -9,10 +9,13 @@ from collections.abc import Iterator
 from types import TracebackType
 
 from vbfmt.errors import ConflictError, StoreError
-from vbfmt.store import layout
+from vbfmt.store import layout, record
 from vbfmt.store.backend import Backend, Found
 
 SECONDS = 3600.0
+
+LONGEST = 366 * 24 * 3600.0
+"""Most seconds of a lease."""
 
 
 class Lease:
@@ -38,7 +41,7 @@ class Lease:
 
         Raises:
             ConflictError: the lease had expired and was removed.
-            StoreError: `seconds` is not a number above 0.
+            StoreError: `seconds` is not a number above 0 and at most `LONGEST`.
         """
         expires = _after(seconds)
         found = self._backend.found(self._key)
@@ -71,8 +74,10 @@ class Lease:
 
 
 def _after(seconds: float) -> float:
-    if not 0 < seconds < float("inf"):
-        raise StoreError("a lease's time", found=seconds, expected="seconds above 0")
+    if not 0 < seconds <= LONGEST:
+        raise StoreError(
+            "a lease's time", found=seconds, expected=f"seconds above 0, at most {LONGEST:.0f}"
+        )
     return time.time() + seconds
 
 
@@ -82,18 +87,22 @@ def held(backend: Backend, now: float) -> Iterator[str]:
         found = backend.found(entry.key)
         if found is None:
             continue
-        digest, expires = _parse(found, backend.address(entry.key))
+        digest, expires = _parse(found, backend.address(entry.key), now)
         if expires >= now:
             yield digest
         else:
             backend.remove(entry.key, found.version)
 
 
-def _parse(found: Found, where: str) -> tuple[str, float]:
+def _parse(found: Found, where: str, now: float) -> tuple[str, float]:
     try:
-        fields = json.loads(found.content)
-        return str(fields["digest"]), float(fields["expires"])
-    except (ValueError, TypeError, KeyError, OverflowError, RecursionError):
+        fields = record.fields(found.content)
+        digest = fields["digest"]
+        layout.adapter_key(digest)
+        # A lease without end would keep the adapter for ever.
+        latest = now + LONGEST + record.CLOCKS_APART
+        return digest, record.time_in(fields, "expires", latest=latest)
+    except (ValueError, TypeError, KeyError):
         raise StoreError(
             "a lease is damaged",
             file=where,

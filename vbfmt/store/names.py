@@ -7,7 +7,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 
 from vbfmt.errors import ConflictError, StoreError
-from vbfmt.store import layout
+from vbfmt.store import layout, record
 from vbfmt.store.backend import Backend, Found
 
 
@@ -42,11 +42,11 @@ def parse(found: Found, where: str) -> Name:
         StoreError: it is damaged.
     """
     try:
-        fields = json.loads(found.content)
+        fields = record.fields(found.content)
         name, digest = fields["name"], fields["digest"]
         layout.require_name(name)
         layout.adapter_key(digest)
-    except (ValueError, TypeError, KeyError, StoreError, RecursionError):
+    except (ValueError, TypeError, KeyError):
         raise StoreError(
             "a name's record is damaged",
             file=where,

@@ -7,7 +7,7 @@ import os
 
 from vbfmt._files import storage
 from vbfmt.errors import StoreError, VersionError
-from vbfmt.store import catalog, layout, s3
+from vbfmt.store import catalog, layout, record, s3
 from vbfmt.store.backend import Backend
 from vbfmt.store.folder import Folder
 
@@ -52,9 +52,10 @@ def require_store(backend: Backend, *, create: bool) -> None:
         found = backend.found(layout.ROOT)
         assert found is not None
     try:
-        version = json.loads(found.content)["vbfmt store"]
-        assert isinstance(version, int)
-    except (ValueError, TypeError, KeyError, AssertionError, RecursionError):
+        version = record.fields(found.content)["vbfmt store"]
+        if type(version) is not int or version < 1:
+            raise ValueError("not a version")
+    except (ValueError, KeyError):
         raise StoreError(
             "not a vbfmt store", file=backend.address(layout.ROOT), found=repr(found.content[:60])
         ) from None
