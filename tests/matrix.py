@@ -249,7 +249,7 @@ def _cells(method: type[Any], setup: Setup, folder: Path) -> Any:
         try:
             works[step]()
         except Exception as error:  # noqa: BLE001 - it is shown
-            yield f"{type(error).__name__}: {str(error).splitlines()[0][:60] if str(error) else ''}"
+            yield f"{type(error).__name__}: {str(error).splitlines()[0][:90] if str(error) else ''}"
         else:
             yield "yes"
 

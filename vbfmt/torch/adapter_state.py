@@ -15,7 +15,7 @@ from vbfmt.torch.admixture import Admixture
 from vbfmt.torch.bank import VectorBank
 from vbfmt.torch.checkpoint_file import require_finite
 from vbfmt.torch.peft_config import peft_config, updates_of
-from vbfmt.torch.sharding import put_back, require_whole, whole
+from vbfmt.torch.sharding import put_back, require_no_copies, require_whole, whole
 
 
 def is_adapter_state(state: Mapping[str, object]) -> bool:
@@ -91,8 +91,8 @@ def fill(
     """Copy a checkpoint's values into an adapter that has exactly these tensors.
 
     Raises:
-        ModelError: the adapter has other tensors, or its logits are parametrized. Nothing is
-            changed then.
+        ModelError: the adapter has other tensors, its logits are parametrized, or DeepSpeed trains
+            it already. Nothing is changed then.
     """
     parametrized = [key for key, update in updates.items() if update.parametrized]
     if parametrized:
@@ -101,6 +101,10 @@ def fill(
             part=few(parametrized),
             advice="load first, and register the parametrization afterwards",
         )
+    logits = {key: update.logits for key, update in updates.items()}
+    require_no_copies(
+        {BANK: cast(VectorBank, adapter.bank).weight, **logits, **adapter.stand_ins.tensors(root)}
+    )
     held = _Tensors(root, adapter, updates, {})
     own = dict(held.by_key)
     _require_same(own, tensors)

@@ -12,6 +12,7 @@ from vbfmt.adapter import Adapter
 from vbfmt.errors import ConfigError
 from vbfmt.packed import load
 from vbfmt.torch.config import is_count, is_spread
+from vbfmt.torch.sharding import full_shape
 
 SHARED_BOUND = 0.2
 
@@ -119,12 +120,12 @@ class VectorBank(nn.Module):
     @property
     def num_vectors(self) -> int:
         """h, the number of vectors."""
-        return self.weight.shape[0]
+        return full_shape(self.weight)[0]
 
     @property
     def vector_length(self) -> int:
         """b, the length of a vector."""
-        return self.weight.shape[1]
+        return full_shape(self.weight)[1]
 
     def extra_repr(self) -> str:
         """Return h, b and whether the bank is frozen, for ``repr``."""

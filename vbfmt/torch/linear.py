@@ -13,6 +13,7 @@ from vbfmt.errors import ConfigError, ModelError
 from vbfmt.torch.admixture import Admixture, LowRankUpdate
 from vbfmt.torch.bank import VectorBank, require_vector_bank
 from vbfmt.torch.config import is_count
+from vbfmt.torch.sharding import full_shape
 
 _OTHER_STORAGE = ("torch.", "torchao.", "bitsandbytes.", "transformers.integrations.")
 
@@ -170,8 +171,8 @@ def features_of(layer: nn.Module) -> tuple[int, int]:
         )
     if isinstance(layer, nn.Linear):
         return layer.in_features, layer.out_features
-    weight = cast(Tensor, layer.weight)
-    return weight.shape[0], weight.shape[1]
+    in_features, out_features = full_shape(cast(Tensor, layer.weight))
+    return in_features, out_features
 
 
 def require_divisible(name: str, in_features: int, out_features: int, b: int) -> None:

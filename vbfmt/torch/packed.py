@@ -205,7 +205,7 @@ def _rows(updates: Mapping[str, Admixture]) -> dict[str, Rows]:
             f"{selection.ties} of {len(selection.indices)} rows have equal logits at the "
             f"top-{first.topk} cut; the lowest index was taken"
         )
-    rows = rows_from_selection(selection, first.logits.shape[1])
+    rows = rows_from_selection(selection, first.bank.num_vectors)
     ends = np.cumsum([len(block) for block in blocks.values()])
     return {
         key: Rows(rows.indices[end - len(block) : end], rows.weights[end - len(block) : end])

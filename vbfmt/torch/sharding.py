@@ -9,12 +9,15 @@ FSDP2 (`torch.distributed.fsdp.fully_shard`), before `inject` or after it:
 
 FSDP1 works as one unit of the whole model with ``use_orig_params=True``; save within
 ``FullyShardedDataParallel.summon_full_params(model)``.
+
+DeepSpeed: ZeRO-1 and ZeRO-2 leave parameters whole. Those that ZeRO-3 splits are gathered where
+sub-vectors are composed, and where an adapter is saved, as with `fully_shard`.
 """
 
 from __future__ import annotations
 
 import sys
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping
 from typing import Any, cast
 
 import torch
@@ -40,11 +43,28 @@ def _is_sharded_by_fsdp2(root: nn.Module) -> bool:
     return fsdp is not None and any(isinstance(each, fsdp.FSDPModule) for each in root.modules())
 
 
+def is_partitioned(tensor: Tensor | None) -> bool:
+    """Return whether DeepSpeed's ZeRO-3 splits a parameter over processes, gathered or not."""
+    return hasattr(tensor, "ds_persist")
+
+
+def _is_split(tensor: Tensor | None) -> bool:
+    """Return whether processes hold parts of a tensor."""
+    return is_sharded(tensor) or is_partitioned(tensor)
+
+
+def full_shape(tensor: Tensor) -> tuple[int, ...]:
+    """Return the shape that a parameter has whole."""
+    return tuple(getattr(tensor, "ds_shape", tensor.shape))
+
+
 def gathered(tensor: Tensor) -> Tensor:
     """Return a parameter whole, differentiably: itself if it is not sharded.
 
     The gradient is the mean over all processes, as FSDP has it.
     """
+    if is_partitioned(tensor):
+        return _gathered_by_zero(tensor)
     if not is_sharded(tensor):
         return tensor
     from torch.distributed.tensor import Partial
@@ -55,6 +75,28 @@ def gathered(tensor: Tensor) -> Tensor:
     if whole.requires_grad:
         cast(Any, whole).register_hook(lambda gradient: gradient / mesh.size())
     return whole
+
+
+def _gathered_by_zero(parameter: Any) -> Tensor:
+    """Return a parameter that ZeRO-3 splits, whole. DeepSpeed averages its gradient.
+
+    The parameter is split again at once, or its values would be old ones after the next step; the
+    view keeps them for the backward pass. PyTorch adds a gradient to whole parameters only.
+    """
+
+    def gather(*_: Tensor) -> bool:
+        split: bool = parameter.shape != parameter.ds_shape
+        if split:
+            parameter.all_gather()
+        return split
+
+    split = gather()
+    values: Tensor = parameter.view_as(parameter)
+    if split and not parameter.ds_persist:
+        parameter.partition()
+    if values.requires_grad:
+        cast(Any, values).register_hook(lambda gradient: (gather(), gradient)[1])
+    return values
 
 
 @torch.no_grad()
@@ -83,7 +125,7 @@ def require_whole(matrices: Iterable[Tensor]) -> None:
     Raises:
         ModelError: says what works.
     """
-    if any(matrix.ndim != 2 for matrix in matrices):
+    if any(matrix.ndim != 2 and not is_partitioned(matrix) for matrix in matrices):
         raise ModelError(
             "FSDP1 has sharded the adapter's parameters",
             advice="train with fully_shard (FSDP2), or wrap the model as one unit, with "
@@ -92,24 +134,45 @@ def require_whole(matrices: Iterable[Tensor]) -> None:
 
 
 def is_writer(tensors: Iterable[Tensor]) -> bool:
-    """Return whether this process writes the gathered tensors; True if nothing is sharded."""
-    if not any(is_sharded(tensor) for tensor in tensors):
+    """Return whether this process writes the gathered tensors; True if nothing is split."""
+    if not any(_is_split(tensor) for tensor in tensors):
         return True
     return torch.distributed.get_rank() == 0
 
 
 def require_local(what: str, tensors: dict[str, Tensor]) -> None:
-    """Refuse to exchange or add to tensors that FSDP has sharded.
+    """Refuse to exchange, load or add to tensors that processes hold parts of.
 
     Raises:
         ModelError: names the first.
     """
-    sharded = [name for name, tensor in tensors.items() if is_sharded(tensor)]
-    if sharded:
+    split = [name for name, tensor in tensors.items() if _is_split(tensor)]
+    if split:
+        by_zero = any(is_partitioned(tensor) for tensor in tensors.values())
         raise ModelError(
             f"cannot {what}: parameters are sharded over processes",
-            part=few(sharded),
-            advice="do it before fully_shard",
+            part=few(split),
+            advice=f"do it before {'deepspeed.initialize' if by_zero else 'fully_shard'}",
+        )
+
+
+def require_no_copies(tensors: Mapping[str, Tensor]) -> None:
+    """Refuse to load into parameters of which DeepSpeed's optimizer has copies: its next step would
+    bring the copies' values back.
+
+    Raises:
+        ModelError: names the first.
+    """
+    copied = [
+        name
+        for name, tensor in tensors.items()
+        if is_partitioned(tensor) or hasattr(tensor, "_hp_mapping")
+    ]
+    if copied:
+        raise ModelError(
+            "cannot load: DeepSpeed's optimizer has copies of the adapter's parameters",
+            part=few(copied),
+            advice="load before deepspeed.initialize, or resume with engine.load_checkpoint",
         )
 
 

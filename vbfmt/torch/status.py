@@ -10,6 +10,7 @@ from torch import nn
 from vbfmt.torch.adapters import VBLoRA, adapters_of
 from vbfmt.torch.admixture import Admixture, LowRankUpdate
 from vbfmt.torch.linear import VBLoRALinear
+from vbfmt.torch.sharding import full_shape
 
 
 @dataclass(frozen=True)
@@ -108,7 +109,7 @@ def num_stored_parameters(model: nn.Module, adapter_name: str | None = None) -> 
     assert composition is not None
     assert bank is not None
     k, h = composition.topk, bank.num_vectors
-    rows = sum(layer.logits.shape[0] for layer in composition.layers)
+    rows = sum(full_shape(layer.logits)[0] for layer in composition.layers)
     index_bytes = 1 if h <= 256 else 2
     others = sum(
         t.numel() * t.element_size() for t in adapter.stand_ins.tensors(adapters.root).values()
