@@ -13,8 +13,9 @@ from matplotlib.figure import Figure
 from PIL import Image
 
 from tests.plot.conftest import HOSTILE, made
+from vbfmt.analysis.module_names import reading_order
 from vbfmt.errors import ContentError, OutputExistsError, TargetError
-from vbfmt.plot import FIGURES, Scene, write
+from vbfmt.plot import FIGURES, Scene, bins, write
 from vbfmt.plot.hover import Cells, Points, Strips, as_json
 from vbfmt.plot.style import settings
 
@@ -306,3 +307,34 @@ def test_wrong_wishes(trained, tmp_path):
     with pytest.raises(OutputExistsError):
         write(scene, tmp_path / "x.png")
     assert [path.read_text() for path in tmp_path.iterdir()] == ["mine"]
+
+
+def test_a_large_bank_is_drawn_in_bins_and_keeps_a_page_small(tmp_path):
+    """65,536 bars made a page of 8 MB in three seconds."""
+    large = made(h=65_536, names=("layers.0.q", "layers.1.q"))
+    scene = Scene(large, "x")
+    write(scene, tmp_path / "x.html")
+    assert (tmp_path / "x.html").stat().st_size < 3_000_000
+    found, _ = drawn(large, "norms")
+    (strips,) = found.hovers
+    norms, bounds = scene.norms[scene.by_norm], bins.bounds(large.h, bins.MOST_NAMED)
+    assert len(strips.edges) == len(bounds) == bins.MOST_NAMED + 1
+    assert strips.columns["norm"][-1] == pytest.approx(norms[bounds[-2] :].mean())
+    assert sum(strips.columns["times"]) == large.N * large.k
+    assert strips.columns["vectors"][0] == "16 vectors of rank 0 to 15"
+    assert "mean norm" in strips.text
+    found, _ = drawn(large, "projection")
+    (points,) = found.hovers
+    named = set(points.columns["vector"].tolist())
+    assert len(named) == bins.MOST_NAMED
+    assert set(np.flatnonzero(scene.usage).tolist()) <= named
+
+
+def test_rows_are_ordered_by_layer(trained):
+    scene = Scene(trained, "x")
+    expected = [
+        row
+        for name in reading_order(scene.positions)
+        for row in range(trained.rows(name).start, trained.rows(name).stop)
+    ]
+    assert scene.row_order.tolist() == expected

@@ -10,9 +10,9 @@ from matplotlib.lines import Line2D
 from numpy.typing import NDArray
 
 from vbfmt.analysis.statistics import project
-from vbfmt.plot import style
+from vbfmt.plot import bins, style
 from vbfmt.plot.drawn import Drawn
-from vbfmt.plot.hover import Points, Strips
+from vbfmt.plot.hover import Column, Points, Strips
 from vbfmt.plot.scene import Scene
 
 _MOST_EDGES = 4000
@@ -25,8 +25,7 @@ def draw_norms(figure: Figure | SubFigure, scene: Scene) -> Drawn:
     axes = figure.subplots()
     order = scene.by_norm
     norms = scene.norms[order]
-    edges = np.arange(len(order) + 1) - 0.5
-    axes.stairs(norms, edges, fill=True, color=style.BLUE)
+    bins.draw_bars(axes, norms, style.BLUE)
     axes.set_xlabel("rank by norm (0: the longest vector)")
     axes.set_ylabel("Euclidean norm")
     axes.margins(x=0)
@@ -38,13 +37,23 @@ def draw_norms(figure: Figure | SubFigure, scene: Scene) -> Drawn:
         f"the longest has index {order[0]} in the bank"
     )
     style.title(axes, title, caption)
-    hover = Strips(
-        axes,
-        edges.tolist(),
-        "vector {vector}: norm {norm}, selected {times} times",
-        {"vector": order, "norm": norms, "times": scene.usage[order]},
-    )
-    return Drawn(title, caption, (hover,))
+    return Drawn(title, caption, (_strips(axes, scene, norms),))
+
+
+def _strips(axes: Axes, scene: Scene, norms: NDArray[np.float64]) -> Strips:
+    """Return the values of each vector, or of each bin where there are too many."""
+    order, bounds = scene.by_norm, bins.bounds(len(norms), bins.MOST_NAMED)
+    edges, times = (bounds - 0.5).tolist(), scene.usage[order]
+    if bins.are_named(len(norms)):
+        text = "vector {vector}: norm {norm}, selected {times} times"
+        return Strips(axes, edges, text, {"vector": order, "norm": norms, "times": times})
+    columns: dict[str, Column] = {
+        "vectors": bins.names(order, bounds),
+        "norm": bins.means_of(norms, bounds),
+        "times": np.add.reduceat(times, bounds[:-1]),
+    }
+    text = "{vectors}: mean norm {norm}, selected {times} times in all"
+    return Strips(axes, edges, text, columns)
 
 
 def draw_projection(figure: Figure | SubFigure, scene: Scene) -> Drawn:
@@ -76,11 +85,12 @@ def draw_projection(figure: Figure | SubFigure, scene: Scene) -> Drawn:
         ", on the edges between two vectors" if scene.adapter.k == 2 else ""
     )
     style.title(axes, title, caption)
+    named = np.sort(np.argsort(-scene.usage, kind="stable")[: bins.MOST_NAMED])
     hover = Points(
         axes,
-        found.vectors,
+        found.vectors[named],
         "vector {vector}: selected {times} times, norm {norm}",
-        {"vector": np.arange(scene.adapter.h), "times": scene.usage, "norm": scene.norms},
+        {"vector": named, "times": scene.usage[named], "norm": scene.norms[named]},
     )
     return Drawn(title, caption, (hover,))
 
@@ -112,6 +122,20 @@ def _draw_subvectors(axes: Axes, points: NDArray[np.float64]) -> None:
 
 def _draw_vectors(axes: Axes, points: NDArray[np.float64], usage: NDArray[np.int64]) -> None:
     h = len(points)
+    if h > _MOST_DOTS:  # as many equal dots are drawn ten times as fast
+        axes.plot(
+            *points.T,
+            linestyle="none",
+            marker="o",
+            markersize=2.2,
+            markerfacecolor=style.ORANGE,
+            markeredgecolor=style.INK,
+            markeredgewidth=0.4,
+            alpha=0.7,
+            zorder=3,
+            rasterized=True,
+        )
+        return
     sizes = 10 + 30 * usage / max(int(usage.max()), 1) if h <= 300 else np.full(h, 5.0)
     axes.scatter(
         points[:, 0],

@@ -85,8 +85,15 @@ class Scene:
     @cached_property
     def row_order(self) -> NDArray[np.intp]:
         """The rows from the first layer to the last: (N,) intp."""
-        slices = (self.adapter.rows(name) for name in reading_order(self.positions))
-        return np.concatenate([np.arange(rows.start, rows.stop) for rows in slices])
+        numbers = {module.name: number for number, module in enumerate(self.adapter)}
+        order = [numbers[name] for name in reading_order(self.positions)]
+        counts = np.bincount(self.row_groups[0], minlength=len(numbers))
+        starts = (np.cumsum(counts) - counts)[order]
+        counts = counts[order]
+        # A row's place in the order, moved by as much as its module was.
+        moved = np.repeat(starts - (np.cumsum(counts) - counts), counts)
+        found: NDArray[np.intp] = np.arange(len(moved), dtype=np.intp) + moved
+        return found
 
     @cached_property
     def at_random(self) -> tuple[NDArray[np.int64], ...]:

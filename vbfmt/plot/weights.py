@@ -5,19 +5,17 @@ from __future__ import annotations
 import itertools
 
 import numpy as np
-from matplotlib.axes import Axes
 from matplotlib.figure import Figure, SubFigure
 from numpy.typing import NDArray
 
 from vbfmt.analysis.module_names import OUTSIDE, kinds, thirds
 from vbfmt.analysis.statistics import weight_sum_spread, weight_sums
-from vbfmt.plot import style
+from vbfmt.plot import bins, style
 from vbfmt.plot.drawn import Drawn
 from vbfmt.plot.hover import Cells, Strips
 from vbfmt.plot.scene import Scene, distinct, shortened
 
 _MOST_KINDS = 12
-_MOST_STRIPS = 320
 _PALE = 1.5
 """The colour scale reaches at least that many times the deviation of random selection."""
 _COLOURS = (style.BLUE, style.ORANGE, style.GREEN, style.PURPLE)
@@ -30,10 +28,13 @@ def draw_depth(figure: Figure | SubFigure, scene: Scene) -> Drawn:
     groups = of_module[scene.row_groups[0]]
     sums = weight_sums(scene.adapter, groups, len(names))[:, scene.by_norm]
     panels = figure.subplots(len(names), 1, sharex=True, sharey=True, squeeze=False)[:, 0]
-    edges = np.arange(scene.adapter.h + 1) - 0.5
+    bounds = bins.bounds(scene.adapter.h, bins.MOST_NAMED)
+    each = bins.are_named(scene.adapter.h)
+    vectors = scene.by_norm if each else bins.names(scene.by_norm, bounds)
+    text = "vector {vector} has weight {weight}" if each else "{vector}: mean weight {weight}"
     hovers = []
     for axes, name, values, colour in zip(panels, names, sums, _COLOURS, strict=False):
-        _draw_bars(axes, values, colour)
+        bins.draw_bars(axes, values, colour)
         axes.axhline(values.mean(), color=style.INK, linewidth=0.8, linestyle=":")
         axes.margins(x=0)
         axes.annotate(
@@ -43,9 +44,9 @@ def draw_depth(figure: Figure | SubFigure, scene: Scene) -> Drawn:
         hovers.append(
             Strips(
                 axes,
-                edges.tolist(),
-                name + ": vector {vector} has weight {weight}",
-                {"vector": scene.by_norm, "weight": values},
+                (bounds - 0.5).tolist(),
+                f"{name}: {text}",
+                {"vector": vectors, "weight": bins.means_of(values, bounds)},
             )
         )
     style.whole_numbers(panels[-1].xaxis)
@@ -53,7 +54,7 @@ def draw_depth(figure: Figure | SubFigure, scene: Scene) -> Drawn:
     figure.supylabel("sum of admixture weights", fontsize=10)
     title = "Vectors by depth"
     notes = ["dotted: mean"]
-    if scene.adapter.h > _MOST_STRIPS:
+    if scene.adapter.h > bins.MOST:
         notes.append("pale: the maximum of neighbours")
     notes += _agreement(scene, names, groups, sums)
     caption = "; ".join(notes)
@@ -84,17 +85,6 @@ def _agreement(
     ]
 
 
-def _draw_bars(axes: Axes, values: NDArray[np.float64], colour: str) -> None:
-    """Draw a bar for each vector, or for each bin of vectors its mean and, pale, its maximum."""
-    bounds = _bins(len(values))
-    edges = bounds - 0.5
-    means = np.add.reduceat(values, bounds[:-1]) / np.diff(bounds)
-    if len(means) < len(values):
-        most = np.maximum.reduceat(values, bounds[:-1])
-        axes.stairs(most, edges, fill=True, color=colour, alpha=0.3, linewidth=0)
-    axes.stairs(means, edges, fill=True, color=colour)
-
-
 def draw_kinds(figure: Figure | SubFigure, scene: Scene) -> Drawn:
     """Draw a row for each kind of module and factor, and a column for each vector.
 
@@ -105,7 +95,7 @@ def draw_kinds(figure: Figure | SubFigure, scene: Scene) -> Drawn:
     module, in_b = scene.row_groups
     groups, count = 2 * of_module[module] + in_b, 2 * len(names)
     rows = np.bincount(groups, minlength=count).tolist()
-    bounds = _bins(scene.adapter.h)
+    bounds = bins.bounds(scene.adapter.h)
     far = _deviations(scene, groups, count, bounds)
     axes = figure.subplots()
     most, at_random = float(np.abs(far).max()), _strongest_at_random(scene, groups, count, bounds)
@@ -132,7 +122,7 @@ def draw_kinds(figure: Figure | SubFigure, scene: Scene) -> Drawn:
     bar.outline.set_visible(False)
     title = "Vectors by kind of module and factor"
     top = np.unravel_index(int(np.abs(far).argmax()), far.shape)
-    columns = _bin_names(scene.by_norm, bounds)
+    columns = bins.names(scene.by_norm, bounds)
     where = (
         f"{columns[int(top[1])]} (index)"
         if len(columns) == scene.adapter.h
@@ -185,20 +175,6 @@ def _strongest_at_random(
         for vectors in scene.at_random
     ]
     return float(np.mean(found))
-
-
-def _bins(h: int) -> NDArray[np.intp]:
-    """Return the bounds of bins of vectors: a bin for each, or as many as a screen shows."""
-    count = min(h, _MOST_STRIPS)
-    return np.arange(count + 1, dtype=np.intp) * h // count
-
-
-def _bin_names(order: NDArray[np.intp], bounds: NDArray[np.intp]) -> list[str]:
-    names = []
-    for start, stop in zip(bounds[:-1].tolist(), bounds[1:].tolist(), strict=True):
-        listed = ", ".join(map(str, order[start:stop].tolist()))
-        names.append(f"vector {listed}" if stop - start == 1 else f"vectors {listed}")
-    return names
 
 
 def _agreeing(sums: NDArray[np.float64]) -> float:
