@@ -4,11 +4,11 @@ from __future__ import annotations
 
 import hashlib
 import json
-from importlib.util import find_spec
 
 import numpy as np
 import pytest
 
+from tests.cli.conftest import needs_matplotlib
 from tests.converters.merge.folders import adapter_of, save_base, weights_of
 from tests.converters.test_peft import CONFIG, logits_form, write_folder
 from vbfmt import load, save
@@ -63,7 +63,7 @@ def test_the_sum_that_sha256sum_prints_is_there_too(vbfmt, packed):
             ("plot", "no-file", "-o", "x.svg"),
             1,
             "no-file",
-            marks=pytest.mark.skipif(not find_spec("matplotlib"), reason="needs matplotlib"),
+            marks=needs_matplotlib,
         ),
         (("diff", "no-file", "no-file"), 2, "no-file"),
         (("estimate", "--base", "no-folder"), 1, "source"),

@@ -30,6 +30,7 @@ def test_expand_says_what_becomes_of_extras(vbfmt, tmp_path):
 
 
 def test_expand_to_other_runtimes(vbfmt, tmp_path, packed, monkeypatch):
+    pytest.importorskip("huggingface_hub")
     monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", True)
     result = vbfmt("expand", packed, "-o", tmp_path / "mlx", "--to", "mlx")
     assert result.code == 0

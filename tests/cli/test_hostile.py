@@ -79,6 +79,7 @@ def test_whatever_is_invalid_is_refused_by_every_command(vbfmt, tmp_path, path):
 
 def test_names_are_never_paths(vbfmt, tmp_path):
     """Modules, tensors, base model and metadata that are named like files."""
+    pytest.importorskip("matplotlib")
     hostile = tiny_adapter(
         *(Module(name, 2, 2, 1) for name in sorted(PATHS, key=str.encode)),
         tensors={f"{name}.weight": Tensor.of(np.ones(2, "<f4")) for name in PATHS},

@@ -6,6 +6,7 @@ import os
 
 import pytest
 
+from tests.cli.conftest import needs_matplotlib
 from vbfmt import save
 
 
@@ -100,7 +101,9 @@ def test_dtypes_have_their_usual_names(vbfmt, tmp_path, packed, name, dtype):
         ("expand", "{packed}", "-o", "{out}", "--to", "MLX"),
         ("expand", "{packed}", "-o", "{out}", "--check", "VLLM"),
         ("pack", "{checkpoint}", "-o", "{out}", "--layout", "PEFT"),
-        ("plot", "{packed}", "-o", "{out}.svg", "--figure", "Usage"),
+        pytest.param(
+            ("plot", "{packed}", "-o", "{out}.svg", "--figure", "Usage"), marks=needs_matplotlib
+        ),
         ("estimate", "--model", "Llama-2-7B"),
     ],
 )

@@ -10,6 +10,7 @@ import sys
 
 import pytest
 
+from tests.cli.conftest import needs_matplotlib
 from tests.conftest import ROOT
 from tests.converters.merge.folders import adapter_of, save_base, weights_of
 from vbfmt import save
@@ -123,7 +124,9 @@ def test_a_folder_where_a_file_should_be_and_a_file_where_a_folder(
     assert os.listdir(tmp_path / "empty") == []
 
 
-@pytest.mark.parametrize("command", ["pack", "unpack", "expand", "plot"])
+@pytest.mark.parametrize(
+    "command", ["pack", "unpack", "expand", pytest.param("plot", marks=needs_matplotlib)]
+)
 def test_missing_folders_above_the_output_are_made(vbfmt, tmp_path, checkpoint, packed, command):
     output = tmp_path / "new" / "deep" / ("x.svg" if command == "plot" else "x")
     result = vbfmt(command, checkpoint if command == "pack" else packed, "-o", output)

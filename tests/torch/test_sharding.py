@@ -51,7 +51,9 @@ def injected(**settings):
 
 def train(called, rows):
     model = getattr(called, "module", called)
-    optimizer = torch.optim.AdamW(param_groups(model))
+    # With its usual eps AdamW steps as far for a gradient that is twice too large, and for one that
+    # is mere rounding.
+    optimizer = torch.optim.AdamW(param_groups(model), eps=1e-3)
     for step in range(STEPS):
         x, y = batch(step, ROWS)
         optimizer.zero_grad()
@@ -147,6 +149,8 @@ def trained(rank, folder, name):
 
 @pytest.mark.parametrize("name", SETUPS)
 def test_two_processes_end_at_the_adapter_of_one(folder, name):
+    if name.startswith("fully_shard") and "before inject" not in name:
+        require_fsdp2_averages(folder)
     folder = folder / name
     assert_done(folder)
     model = injected(**SETUPS[name][1])
@@ -157,9 +161,23 @@ def test_two_processes_end_at_the_adapter_of_one(folder, name):
     found = {n: p for n, p in loaded.named_parameters() if p.requires_grad}
     assert found.keys() == expected.keys()
     for key, tensor in expected.items():
-        torch.testing.assert_close(found[key], tensor, rtol=1e-6, atol=1e-6)
+        torch.testing.assert_close(found[key], tensor, rtol=0, atol=1e-6)
     digests = [torch.load(path) for path in folder.glob("[01].pt")]
     assert {*digests} == {digest(load(folder / "adapter.vblora"))}
+
+
+def mean_of_gradients(rank, folder):
+    """What FSDP2 itself makes of the gradients 1 and 1, without vbfmt."""
+    model = nn.Linear(1, 2, bias=False)
+    fully_shard(model)
+    model(torch.ones(1, 1)).sum().backward()
+    torch.save(model.weight.grad.to_local(), folder / f"{rank}.pt")
+
+
+def require_fsdp2_averages(folder):
+    assert_done(folder / "mean_of_gradients")
+    if torch.load(folder / "mean_of_gradients" / "0.pt").item() == 2:
+        pytest.skip("FSDP2 of this PyTorch adds gradients on the CPU instead of averaging them")
 
 
 def resumed(rank, folder):
@@ -246,6 +264,7 @@ def test_what_a_sharded_model_cannot_do_is_refused(folder):
 
 WORKS = {
     **{name: (trained, name) for name in SETUPS},
+    "mean_of_gradients": (mean_of_gradients,),
     "resumed": (resumed,),
     "refused": (refused,),
     "on_disk": (on_disk,),

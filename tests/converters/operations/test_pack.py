@@ -28,6 +28,7 @@ def test_a_card_needs_a_folder(checkpoint):
 
 
 def test_a_card_is_written_beside_the_file_and_names_its_digest(tmp_path, checkpoint):
+    pytest.importorskip("huggingface_hub")
     done = vbfmt.pack(checkpoint, tmp_path / "new" / "x.vblora", card=True)
     assert done.digest in (tmp_path / "new" / "README.md").read_text()
 

@@ -54,6 +54,7 @@ def test_register_does_nothing_unless_a_folder_is_named(vllm, monkeypatch):
 
 
 def test_register_may_be_called_twice(vllm, folder, monkeypatch):
+    pytest.importorskip("torch")
     monkeypatch.setenv(plugin.ADAPTERS, str(folder))
     plugin.register()
     resolver, method = vllm.registry.resolvers[NAME], vllm.helper.from_local_dir.__func__
@@ -72,6 +73,7 @@ def test_register_refuses_a_folder_that_is_not_there(vllm, folder, monkeypatch):
 def test_register_warns_of_a_server_that_will_not_ask(
     vllm, folder, monkeypatch, caplog, value, warned
 ):
+    pytest.importorskip("torch")
     monkeypatch.setenv(plugin.ADAPTERS, str(folder))
     monkeypatch.delenv("VLLM_ALLOW_RUNTIME_LORA_UPDATING", raising=False)
     if value is not None:
