@@ -9,7 +9,7 @@ from __future__ import annotations
 import dataclasses
 import itertools
 import os
-from collections.abc import Collection, Mapping
+from collections.abc import Mapping
 from typing import Any
 
 from vbfmt._files import folders, json_file, peft_layout, storage
@@ -164,8 +164,7 @@ def write(
         )
     topk = TopK.of(adapter)
     bank = ("base_model.vblora_vector_bank", "F32", adapter.bank.shape)
-    taken = {name for name, _, _ in (bank, *topk.specs())} if adapter.tensors else set()
-    others = _by_key(adapter, taken)
+    others = _by_key(adapter)
     specs = itertools.chain(
         [bank],
         topk.specs(),
@@ -189,18 +188,18 @@ def write(
     return length
 
 
-def _by_key(adapter: Adapter, taken: Collection[str]) -> dict[str, Tensor]:
-    """Return the other trained tensors by their keys in PEFT.
+def _by_key(adapter: Adapter) -> dict[str, Tensor]:
+    """Return the other trained tensors by their keys in PEFT, which no factor can have.
 
     Raises:
-        TargetError: one of the keys is in `taken`.
+        TargetError: two have one key.
     """
     modules = {module.name for module in adapter}
     found = {}
     for name, tensor in adapter.tensors.items():
         key = peft_layout.key_of_tensor(name, modules)
-        if key in taken or key in found:
-            raise TargetError("another trained tensor has the key of a factor's tensor", part=key)
+        if key in found:
+            raise TargetError("two trained tensors have one key", part=key)
         found[key] = tensor
     return found
 

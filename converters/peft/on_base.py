@@ -22,7 +22,7 @@ from vbfmt.converters.names.loaded_model import LoadedModel
 from vbfmt.converters.peft import config as peft_config
 from vbfmt.converters.peft.renamed import renamed_in
 from vbfmt.converters.peft.skeleton import class_for_task
-from vbfmt.errors import TargetError, VbfmtError, few, warn
+from vbfmt.errors import TargetError, few, warn
 
 PathLike = str | os.PathLike[str]
 
@@ -154,8 +154,6 @@ def _adapted(model: Any, adapter: LowRank, experts: bool | None) -> Any:
     settings = peft_config.for_lora(adapter, 1, extras=False, experts=experts)
     try:
         adapted: Any = get_peft_model(model, LoraConfig(**settings), low_cpu_mem_usage=True)
-    except VbfmtError:
-        raise
     except Exception as error:  # noqa: BLE001 - PEFT may raise anything for a base
         raise TargetError(
             "PEFT refuses this LoRA on this base",

@@ -12,6 +12,7 @@ from hypothesis import strategies as st
 
 from spec.corpus.valid import adapter as tiny_adapter
 from spec.golden.make import wide_indices, worked_example
+from tests.converters.merge.folders import adapter_of
 from tests.strategies import adapters, names, tensors, texts
 from vbfmt import Module, Tensor
 from vbfmt.analysis.difference import compare
@@ -161,3 +162,13 @@ def test_adapters_of_another_k_are_compared_by_their_factors():
     (module,) = difference.modules
     assert (module.rows_reselected, module.largest_weight) == (None, None)
     assert module.largest_factor == 0
+
+
+def test_modules_that_are_the_same_are_not_listed():
+    adapter = adapter_of()
+    weights = adapter.weights.copy()
+    last = adapter.modules[-1]
+    weights[adapter.rows(last.name)] *= 0.5
+    found = compare(adapter, dataclasses.replace(adapter, weights=weights))
+    assert [module.name for module in found.modules] == [last.name]
+    assert found.compared == len(adapter.modules) > 1

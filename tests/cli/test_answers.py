@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import re
 
 import numpy as np
 import pytest
@@ -12,7 +13,7 @@ from tests.cli.conftest import needs_matplotlib
 from tests.converters.merge.folders import adapter_of, save_base, weights_of
 from tests.converters.test_peft import CONFIG, logits_form, write_folder
 from vbfmt import load, save
-from vbfmt.cli import upload
+from vbfmt.cli import progress, show, upload
 from vbfmt.cli.upload import upload_line
 
 ERROR = {"message", "file", "kind", "part", "what", "found", "expected", "advice"}
@@ -291,3 +292,51 @@ def test_a_card_comes_with_the_line_that_uploads_it(vbfmt, tmp_path, checkpoint,
     for command in ("unpack", "expand"):
         done = vbfmt(command, packed, "-o", tmp_path / command, "--card")
         assert done.out.splitlines()[-1] == f"to upload: hf upload OWNER/NAME {tmp_path / command}"
+
+
+def test_json_of_any_length_is_printed_whole(capsys):
+    """It is printed in pieces."""
+    value = {"rows": list(range(3 * show._PIECES))}
+    show.as_json(value)
+    assert json.loads(capsys.readouterr().out) == value
+
+
+@pytest.mark.parametrize(
+    ("count", "text"),
+    [
+        (0, "0 bytes"),
+        (999, "999 bytes"),
+        (1000, "1.0 kB"),
+        (2.5e6, "2.5 MB"),
+        (1e9, "1.0 GB"),
+        (4e13, "40.0 TB"),
+        (5e15, "5000.0 TB"),
+    ],
+)
+def test_sizes_are_in_powers_of_1000(count, text):
+    assert show.size(count) == text
+
+
+def test_progress_that_is_not_in_bytes_is_counted():
+    words = progress._Bar("modules")._words(1200)(30)
+    assert re.fullmatch(r"30 of 1,200 modules, [\d,]+/s", words)
+
+
+def test_a_revision_needs_a_base(vbfmt):
+    result = vbfmt("estimate", "--model", "llama-2-7b", "--revision", "main")
+    assert (result.code, "--revision needs --base" in result.err) == (2, True)
+
+
+def test_many_modules_that_differ_are_counted(vbfmt, tmp_path):
+    shapes = {f"layers.{number}.q": (8, 8) for number in range(25)}
+    for seed in (1, 2):
+        save(adapter_of(shapes, seed=seed), tmp_path / f"{seed}.vblora")
+    result = vbfmt("diff", tmp_path / "1.vblora", tmp_path / "2.vblora")
+    assert result.code == 1
+    assert result.out.count("largest difference") == 2 + 20
+    assert "  … and 5 more (--json lists all)" in result.out
+
+
+def test_a_file_of_weights_is_compared_with_a_packed_one(vbfmt, packed, checkpoint):
+    result = vbfmt("diff", packed, checkpoint / "adapter_model.safetensors")
+    assert (result.code, "hold the same adapter" in result.out) == (0, True), result.err

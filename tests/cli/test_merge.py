@@ -6,10 +6,18 @@ import json
 import os
 import sys
 
+import numpy as np
 import pytest
 
 import vbfmt as library
-from tests.converters.merge.folders import SHAPES, adapter_of, save_base, tensors_in, weights_of
+from tests.converters.merge.folders import (
+    SHAPES,
+    adapter_of,
+    save_base,
+    tensor_of,
+    tensors_in,
+    weights_of,
+)
 from vbfmt.cli import progress
 from vbfmt.converters._files import safetensors
 
@@ -173,3 +181,24 @@ def test_force_does_not_merge_over_the_packed_file(vbfmt, base, files, tmp_path,
     result = vbfmt("merge", file, "--base", base, "-o", out, "--force")
     assert (result.code, "not the output of an earlier merge" in result.err) == (1, True)
     assert file.read_bytes() == library.dumps(adapter_of(seed=1))
+
+
+def test_it_says_how_names_of_a_base_without_a_head_change(vbfmt, tmp_path):
+    head = {"score.weight": tensor_of(np.ones((3, 24)))}
+    bare = {name.removeprefix("model."): tensor for name, tensor in weights_of().items()}
+    base = save_base(tmp_path / "base", bare)
+    adapter = adapter_of(tensors=head, config='{"task_type":"SEQ_CLS"}')
+    library.save(adapter, tmp_path / "x.vblora")
+    result = vbfmt("merge", tmp_path / "x.vblora", "--base", base, "-o", tmp_path / "m")
+    assert "all tensor names of the base now begin with model." in result.out
+    assert "the adapter's names begin with 'model.', the base's do not" in result.out
+
+
+def test_it_says_that_heads_are_not_scaled(vbfmt, tmp_path):
+    head = {"score.weight": tensor_of(np.ones((3, 24)))}
+    library.save(adapter_of(tensors=head), tmp_path / "a.vblora")
+    library.save(adapter_of(seed=2), tmp_path / "b.vblora")
+    words = "expand", tmp_path / "a.vblora", tmp_path / "b.vblora", "-o", tmp_path / "lora"
+    result = vbfmt(*words, "--weight", 0.5, "--weight", 1)
+    assert result.code == 0
+    assert "are not scaled by --weight" in " ".join(result.err.split())

@@ -114,3 +114,9 @@ def test_other_adapters_are_not_a_time_before(vbfmt, packed, tmp_path):
     assert result.code == 1
     assert "other.vblora" in result.err
     assert "--before needs the same model" in result.err
+
+
+def test_a_broken_installation_is_not_called_a_missing_extra(vbfmt, packed, tmp_path, monkeypatch):
+    monkeypatch.setitem(sys.modules, "vbfmt.plot", None)
+    with pytest.raises(ModuleNotFoundError, match=r"vbfmt\.plot"):
+        vbfmt("plot", packed, "-o", tmp_path / "x.png")

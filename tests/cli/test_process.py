@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import importlib
+import io
 import json
 import os
 import signal
@@ -10,8 +12,10 @@ import sys
 
 import pytest
 
+from tests.cli.conftest import Result
 from tests.converters.merge.folders import adapter_of, save_base, weights_of
-from vbfmt import save
+from vbfmt import cli, save
+from vbfmt.cli import process
 
 COMMAND = [sys.executable, "-m", "vbfmt"]
 posix = pytest.mark.skipif(sys.platform == "win32", reason="signals of POSIX")
@@ -162,3 +166,89 @@ def test_the_completion_of_shells_knows_the_commands():
     assert b"verify" in found
     options = run(_VBFMT_COMPLETE="bash_complete", COMP_WORDS="vbfmt pack --b", COMP_CWORD="2")
     assert b"--base-model" in options.stdout
+
+
+@pytest.mark.parametrize(
+    ("error", "message", "fields"),
+    [
+        (MemoryError(), "not enough memory", {"kind": "memory", "file": None}),
+        (
+            PermissionError(13, "Permission denied", "x\ny"),
+            "Permission denied in x\\ny",
+            {"kind": "storage", "file": "x\ny", "what": "Permission denied"},
+        ),
+        (OSError(), "OSError", {"kind": "storage", "file": None, "what": None}),
+    ],
+)
+def test_what_the_system_refuses_outside_of_a_command_is_one_line(
+    vbfmt, monkeypatch, error, message, fields
+):
+    monkeypatch.setattr(cli, "import_module", raiser(error))
+    assert vbfmt("inspect", "x") == Result(1, "", f"error: {message}\n")
+    found = json.loads(vbfmt("inspect", "x", "--json").out)["error"]
+    assert found == {**dict.fromkeys(found), "message": message, **fields}
+
+
+def test_a_bug_outside_of_a_command_is_not_hidden(vbfmt, monkeypatch):
+    monkeypatch.setattr(cli, "import_module", raiser(ZeroDivisionError()))
+    with pytest.raises(ZeroDivisionError):
+        vbfmt("inspect", "x")
+
+
+def test_an_interrupt_has_the_status_that_shells_report(vbfmt, monkeypatch):
+    monkeypatch.setattr(cli, "import_module", raiser(KeyboardInterrupt()))
+    result = vbfmt("inspect", "x")
+    assert (result.code, result.err.strip()) == (130, "interrupted")
+
+
+def raiser(error):
+    def raising(*_):
+        raise error
+
+    return raising
+
+
+def test_a_command_that_is_none_has_no_completion():
+    context = cli.group.make_context("vbfmt", ["none"], resilient_parsing=True)
+    assert cli.group.get_command(context, "none") is None
+
+
+def test_standard_output_need_not_be_a_text_file(monkeypatch):
+    monkeypatch.setattr(sys, "stdout", io.StringIO())
+    process.write_in_any_encoding()
+    print("×")
+    assert sys.stdout.getvalue() == "×\n"
+
+
+def test_only_what_is_written_is_replaced():
+    process.write_in_any_encoding()
+    assert "a→×ß".encode("ascii", "vbfmt") == b"a->x?"
+    with pytest.raises(UnicodeDecodeError):
+        b"\xff".decode("ascii", "vbfmt")
+
+
+def test_the_module_runs_the_command():
+    assert importlib.import_module("vbfmt.__main__").main is cli.main
+
+
+@pytest.mark.parametrize("option", ["--card", "--json"])
+def test_a_file_on_standard_output_is_alone_there(vbfmt, checkpoint, option):
+    result = vbfmt("pack", checkpoint, "-o", "-", option)
+    assert result.code == 2
+    assert f"{option} cannot be used with -o -" in " ".join((result.out + result.err).split())
+
+
+def test_a_packed_file_is_not_written_to_a_terminal(vbfmt, checkpoint, monkeypatch):
+    monkeypatch.setattr(sys.stdout, "isatty", lambda: True)
+    result = vbfmt("pack", checkpoint, "-o", "-")
+    assert (result.code, result.out) == (2, "")
+    assert "would write bytes to the terminal" in result.err
+
+
+def test_a_packed_file_is_not_read_from_a_terminal(vbfmt, monkeypatch):
+    terminal = io.StringIO()
+    terminal.isatty = lambda: True
+    monkeypatch.setattr(sys, "stdin", terminal)
+    result = vbfmt("verify", "-")
+    assert result.code == 2
+    assert "which is a terminal: pipe a file into it" in " ".join(result.err.split())

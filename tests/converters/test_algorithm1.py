@@ -120,3 +120,9 @@ def test_an_unknown_layout_names_those_that_are_known(tmp_path):
     names = ", ".join(reader.name for reader in READERS)
     with pytest.raises(errors.SourceError, match=f"expected {names}"):
         read(saved(tmp_path, state()), layout="qlora")
+
+
+def test_a_bank_without_logits_is_refused(tmp_path):
+    bank = {"vector_bank": np.zeros((H, B), np.float32)}
+    with pytest.raises(errors.SourceError, match="no logits in .*: keys: expected keys like"):
+        read(saved(tmp_path, bank), layout="algorithm1", topk=K)

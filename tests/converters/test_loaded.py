@@ -114,3 +114,40 @@ def test_vb_lora_layers_that_the_adapter_does_not_have_are_refused(tmp_path):
     save(adapter, tmp_path / "x.vblora")
     with pytest.raises(errors.TargetError, match=r"layers\.1.*the adapter does not have"):
         load_adapter(model(), tmp_path / "x.vblora", form="vblora")
+
+
+def test_vb_lora_layers_that_are_missing_are_refused(tmp_path):
+    adapter = adapter_of({NAME: (16, 16)}, config='{"target_modules":["0.attention.q_proj"]}')
+    save(adapter, tmp_path / "x")
+    result = load_adapter(model(), tmp_path / "x", form="vblora")
+    other = adapter_of({"vit.layers.1.mlp.fc1": (32, 16)})
+    with pytest.raises(errors.TargetError, match=r"layers\.1\.mlp\.fc1: found no VB-LoRA layer"):
+        require_vblora_loaded(result, other, "default")
+
+
+def test_a_layer_with_another_scale_is_refused(tmp_path):
+    adapter = adapter_of({NAME: (16, 16)})
+    result = loaded(tmp_path, adapter)
+    result.base_model.model.get_submodule(NAME).scaling["default"] = 2.0
+    with pytest.raises(errors.TargetError, match=r"found a LoRA layer of shape \(2, 16\)"):
+        require_lora_loaded(result, adapter, "default")
+
+
+def test_a_layer_that_changes_nothing_may_be_there(tmp_path):
+    other = "vit.layers.1.mlp.fc1"
+    result = loaded(tmp_path, adapter_of({NAME: (16, 16), other: (32, 16)}))
+    torch.nn.init.zeros_(result.base_model.model.get_submodule(other).lora_B["default"].weight)
+    require_lora_loaded(result, adapter_of({NAME: (16, 16)}), "default")
+
+
+@pytest.mark.parametrize(
+    ("name", "found"), [("no.such.weight", "no such tensor"), ("classifier.bias", r"\(3,\)")]
+)
+def test_a_trained_tensor_that_the_model_lacks_or_has_in_another_shape_is_refused(
+    tmp_path, name, found
+):
+    adapter = adapter_of({NAME: (16, 16)})
+    result = loaded(tmp_path, adapter)
+    trained = adapter_of({NAME: (16, 16)}, tensors={name: tensor_of(np.ones(4))})
+    with pytest.raises(errors.TargetError, match=f"{name}: found {found}"):
+        require_lora_loaded(result, trained, "default")

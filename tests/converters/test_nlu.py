@@ -183,3 +183,12 @@ def test_code_in_the_pickle_is_not_run(tmp_path, monkeypatch):
     with pytest.raises(errors.SourceError, match="refused"):
         read(tmp_path)
     assert not (tmp_path / "boom").exists()
+
+
+def test_a_second_bank_outside_of_the_modules_is_refused(model, tmp_path):
+    folder = authors.saved(tmp_path / "x", model)
+    state = torch.load(folder / "pytorch_model.bin", weights_only=True)
+    state["other.vector_bank"] = state["roberta.vector_bank"]
+    torch.save(state, folder / "pytorch_model.bin")
+    with pytest.raises(errors.SourceError, match="not exactly one vector bank apart from"):
+        read(folder)

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import itertools
 import json
+import sys
 import warnings
 
 import numpy as np
@@ -15,6 +17,7 @@ torch = pytest.importorskip("torch")
 import vbfmt  # noqa: E402
 from tests.architectures import tiny  # noqa: E402
 from tests.converters.merge.folders import adapter_of  # noqa: E402
+from vbfmt.converters.peft import on_base, renamed  # noqa: E402
 from vbfmt.errors import TargetError, VbfmtWarning  # noqa: E402
 
 SHARED = "model.layers.1.mlp.shared_experts.down_proj"
@@ -88,3 +91,96 @@ def test_a_base_that_transformers_does_not_know_is_told(tmp_path):
     with pytest.warns(VbfmtWarning, match="was not checked: transformers cannot build this base"):
         vbfmt.expand(adapter, tmp_path / "lora", base=tmp_path / "base")
     assert (tmp_path / "lora" / "adapter_config.json").exists()
+
+
+QUERY = "model.layers.0.self_attn.q_proj"
+
+
+@pytest.fixture
+def llama(tmp_path):
+    """The folder of a base of two layers, and an adapter of one of its modules."""
+    model = saved(transformers.LlamaForCausalLM, tmp_path / "base")
+    return tmp_path / "base", shaped(model, QUERY)
+
+
+def test_layers_that_peft_loses_under_every_name_are_refused(tmp_path, llama, monkeypatch):
+    base, adapter = llama
+    monkeypatch.setattr(on_base, "_lost", lambda _, names: list(names))
+    with pytest.raises(TargetError, match=f"PEFT loses layers.*: {QUERY}: found 1 of 1 modules"):
+        vbfmt.expand(adapter, tmp_path / "lora", base=base)
+    assert not (tmp_path / "lora").exists()
+
+
+def test_without_peft_the_names_are_the_adapters(tmp_path, llama, monkeypatch):
+    base, adapter = llama
+    for name in [name for name in sys.modules if name.partition(".")[0] == "peft"]:
+        monkeypatch.delitem(sys.modules, name)
+    monkeypatch.setitem(sys.modules, "peft", None)
+    vbfmt.expand(adapter, tmp_path / "lora", base=base)
+    config = json.loads((tmp_path / "lora" / "adapter_config.json").read_text())
+    assert config["target_modules"] == [QUERY]
+
+
+def test_a_config_with_which_peft_adapts_other_modules_is_refused(tmp_path, llama, monkeypatch):
+    base, adapter = llama
+    real = on_base.peft_config.for_lora
+    monkeypatch.setattr(
+        on_base.peft_config,
+        "for_lora",
+        lambda *args, **options: {**real(*args, **options), "target_modules": ["q_proj"]},
+    )
+    with pytest.raises(TargetError, match=r"layers\.1\.self_attn\.q_proj: found adapted"):
+        vbfmt.expand(adapter, tmp_path / "lora", base=base)
+
+
+class Renaming:
+    """A base that knows these earlier names of its modules."""
+
+    def __init__(self, **earlier):
+        self._earlier = earlier
+
+    def earlier(self, key):
+        names = self._earlier.get(key.removesuffix(".lora_A.weight"), [])
+        return (f"{name}.lora_A.weight" for name in names)
+
+
+def found_under(names, accepted, **earlier):
+    """Run the search with a PEFT that finds only these (module, key)."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(
+            on_base,
+            "_lost",
+            lambda _, keys: [name for name, key in keys.items() if (name, key) not in accepted],
+        )
+        lost = [name for name, key in names.items() if (name, key) not in accepted]
+        return on_base._found_under_other_names(None, Renaming(**earlier), names, lost)
+
+
+def test_earlier_names_are_tried_until_peft_finds_the_module():
+    names = {"a": "a", "b": "b"}
+    accepted = {("a", "old_a"), ("b", "b")}
+    assert found_under(names, accepted, a=["b", "older_a", "old_a"]) == []
+    assert names == {"a": "old_a", "b": "b"}  # "b" was taken
+
+
+def test_a_module_without_a_name_that_peft_finds_keeps_its_own():
+    names = {"a": "a", "b": "b"}
+    assert found_under(names, {("b", "old_b")}, a=["old_a"], b=["x", "old_b"]) == ["a"]
+    assert names == {"a": "a", "b": "old_b"}
+
+
+def test_only_so_many_names_are_tried():
+    tried = (f"old_{number}" for number in itertools.count())
+    assert found_under({"a": "a"}, set(), a=tried) == ["a"]
+    assert next(tried) == f"old_{on_base._ROUNDS}"
+
+
+def test_two_names_that_would_become_one_are_left_as_they_are():
+    class Loaded:
+        shapes = dict.fromkeys(["new.weight"], (4, 8))
+
+        def renamed(self, names):
+            return dict.fromkeys(names, ("new.weight", None))
+
+    adapter = adapter_of({"old": (4, 8), "older": (4, 8)})
+    assert renamed.renamed_in(adapter, Loaded()) is adapter

@@ -8,6 +8,7 @@ import json
 import numpy as np
 import pytest
 
+from tests.converters.merge.folders import adapter_of
 from tests.converters.test_peft import (
     CONFIG,
     KEY,
@@ -21,7 +22,9 @@ from tests.converters.test_peft import (
     write_folder,
 )
 from vbfmt import Tensor, errors
+from vbfmt._files import peft_layout
 from vbfmt.converters import peft
+from vbfmt.converters.peft.keys import parse
 
 
 def change(key, value):
@@ -187,3 +190,39 @@ def test_folders_without_a_checkpoint_say_what_they_hold(tmp_path):
         peft.read(tmp_path / "nothing")
     with pytest.raises(errors.SourceError, match="not a checkpoint"):
         peft.read(tmp_path / "notes.txt")
+
+
+ROOT = "base_model"
+BANK_KEY = f"{ROOT}.vblora_vector_bank"
+
+
+def keys_of(*modules):
+    return [f"{module}.vblora_logits_{factor}" for module in modules for factor in "AB"]
+
+
+def test_two_keys_that_differ_in_the_prefix_alone_are_refused():
+    keys = [BANK_KEY, *keys_of(f"{ROOT}.model.x", "x")]
+    with pytest.raises(errors.SourceError, match="one tensor under two keys"):
+        parse(keys)
+
+
+def test_two_keys_that_differ_in_a_wrapper_alone_are_refused():
+    keys = [BANK_KEY, *keys_of(f"{ROOT}.model.x", f"{ROOT}.model._orig_mod.x")]
+    with pytest.raises(errors.SourceError, match="two keys have one name"):
+        parse(keys)
+
+
+def test_two_biases_of_one_layer_are_refused():
+    others = ["m.x.base_layer.bias", "m.x.bias"]
+    with pytest.raises(errors.SourceError, match="two tensors for one name: x.bias"):
+        peft_layout.names_of(others, "m.", {"x"})
+
+
+def test_two_tensors_with_one_key_are_not_written(tmp_path):
+    """PEFT keeps the bias of an adapted layer in its ``base_layer``."""
+    bias = Tensor.of(np.ones(4, np.float32))
+    both = {"x.base_layer.bias": bias, "x.bias": bias}
+    adapter = adapter_of({"x": (4, 8)}, tensors=both)
+    with pytest.raises(errors.TargetError, match="two trained tensors have one key: .*base_layer"):
+        peft.write(adapter, tmp_path / "out")
+    assert not (tmp_path / "out").exists()

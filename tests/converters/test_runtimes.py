@@ -76,3 +76,8 @@ def test_every_rule_has_a_runtime_and_a_source():
 def test_an_unknown_runtime_names_the_known_ones(plain):
     with pytest.raises(errors.ConfigError, match="expected vllm, sglang, tgi"):
         runtimes.findings(plain, "exllama")
+
+
+def test_a_module_outside_of_the_layers_is_no_gap(plain):
+    whole = adapter_of([*plain.modules, Module("lm_head", 32, 64, 4)], b=8)
+    assert runtimes._gaps(whole) == runtimes._gaps(plain) == ""

@@ -260,3 +260,20 @@ def test_a_base_that_peft_cannot_use_is_one_error(tmp_path):
     (tmp_path / "base" / "config.json").write_text(json.dumps({**config, "model_type": "odd"}))
     with pytest.raises(errors.SourceError, match="PEFT cannot build the adapter on this base"):
         read(tmp_path / "uni", base=tmp_path / "base")
+
+
+def test_another_k_than_1_is_refused(tmp_path):
+    path = tmp_path / "adapter_model.safetensors"
+    safetensors.write_tensors(path, {k: Tensor.of(v) for k, v in arrays().items()})
+    with pytest.raises(errors.SourceError, match="Uni-LoRA has k = 1 in .*: `topk`: found 2"):
+        read(path, topk=2)
+
+
+def test_a_second_vector_is_refused(tmp_path):
+    path = tmp_path / "adapter_model.safetensors"
+    both = arrays()
+    theta = next(key for key in both if "theta" in key)
+    both[f"{theta}.second"] = both[theta]
+    safetensors.write_tensors(path, {k: Tensor.of(v) for k, v in both.items()})
+    with pytest.raises(errors.SourceError, match="not exactly one Uni-LoRA vector"):
+        read(path)

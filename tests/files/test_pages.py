@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import mmap
 import os
 import platform
@@ -73,3 +74,17 @@ def test_what_is_in_no_file_or_not_in_one_piece_is_left_alone(path):
     pages.fetch(values.reshape(64, -1)[:, :3], "w")
     if sys.platform == "linux":
         assert resident(values) == 0
+
+
+class Refusing(mmap.mmap):
+    """A map of a system that does not have the call."""
+
+    def madvise(self, *_):
+        raise OSError(errno.EINVAL, os.strerror(errno.EINVAL))
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="Linux")
+def test_a_system_without_the_call_reads_the_pages_when_they_are_used():
+    values = np.frombuffer(Refusing(-1, 8192), np.uint8)
+    pages.fetch(values, "x")
+    assert not values.any()

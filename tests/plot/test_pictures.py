@@ -9,13 +9,14 @@ import xml.etree.ElementTree as ElementTree
 
 import numpy as np
 import pytest
+from matplotlib.collections import PolyCollection
 from matplotlib.figure import Figure
 from PIL import Image
 
 from tests.plot.conftest import HOSTILE, made
 from vbfmt.analysis.module_names import reading_order
 from vbfmt.errors import ContentError, OutputExistsError, TargetError
-from vbfmt.plot import FIGURES, Scene, bins, write
+from vbfmt.plot import FIGURES, Scene, bank, bins, write
 from vbfmt.plot.hover import Cells, Points, Strips, as_json
 from vbfmt.plot.style import settings
 
@@ -338,3 +339,21 @@ def test_rows_are_ordered_by_layer(trained):
         for row in range(trained.rows(name).start, trained.rows(name).stop)
     ]
     assert scene.row_order.tolist() == expected
+
+
+def test_progress_counts_the_figures(trained, tmp_path):
+    seen = []
+    write(Scene(trained, "x"), tmp_path / "x.html", progress=lambda *numbers: seen.append(numbers))
+    assert seen == [(1, len(FIGURES))] * len(FIGURES)
+
+
+def test_more_sub_vectors_than_dots_are_shown_by_their_density(trained, monkeypatch):
+    monkeypatch.setattr(bank, "_MOST_DOTS", trained.N - 1)
+    _, figure = drawn(trained, "projection")
+    (cells,) = [
+        each
+        for axes in figure.axes
+        for each in axes.collections
+        if isinstance(each, PolyCollection)
+    ]
+    assert cells.get_array().sum() == trained.N

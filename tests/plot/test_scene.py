@@ -26,3 +26,14 @@ def test_labels_are_short_and_no_two_are_alike(names, most):
 def test_what_names_share_is_cut_and_not_what_tells_them_apart():
     names = [f"a_very_long_beginning_{n}.and_a_long_end_of_it" for n in (3, 14)]
     assert distinct(names, 20) == ["…ning_3…ng_end_of_it", "…ning_14…g_end_of_it"]
+
+
+def test_names_that_no_part_of_them_tells_apart_are_numbered():
+    assert distinct(["q", "q", "q"], 8) == ["q", "q ~2", "q ~3"]
+
+
+def test_what_tells_names_apart_may_be_longer_than_a_label():
+    names = [f"a{letter * 20}z" for letter in "bc"]
+    labels = distinct(names, 8)
+    assert len(set(labels)) == 2
+    assert all(len(label) <= 8 for label in labels)

@@ -2,15 +2,17 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import pickle
 import sqlite3
+import warnings
 
 import pytest
 
 import vbfmt
 from tests.store.adapters import adapter
-from vbfmt.store import ANY, Store
+from vbfmt.store import ANY, Store, catalog, database
 from vbfmt.store.catalog import FILE
 
 
@@ -74,3 +76,53 @@ def test_what_another_process_writes_is_seen(store, tmp_path):
 def test_a_store_that_is_pickled_is_opened_again(store):
     digest = store.add(adapter(1), name="x")
     assert pickle.loads(pickle.dumps(store)).resolve("x") == digest
+
+
+def test_a_catalog_of_another_version_is_made_again(store, tmp_path):
+    store.add(adapter(1), name="x")
+    before = store.names()
+    store.close()
+    with contextlib.closing(sqlite3.connect(tmp_path / "s" / FILE)) as database, database:
+        database.execute("PRAGMA user_version = 1")
+        database.execute("CREATE TABLE of_old (x)")
+    with Store(tmp_path / "s") as again:
+        assert again.names() == before
+    with contextlib.closing(sqlite3.connect(tmp_path / "s" / FILE)) as database:
+        tables = database.execute("SELECT name FROM sqlite_master WHERE type = 'table'").fetchall()
+        assert ("of_old",) not in tables
+        assert ("adapters",) in tables
+
+
+@pytest.mark.parametrize(
+    ("message", "is_writable", "warning"),
+    [("unable to open database file", False, None), ("disk I/O error", True, "kept in memory")],
+)
+def test_a_catalog_that_cannot_be_written_is_kept_in_memory(
+    store, tmp_path, monkeypatch, message, is_writable, warning
+):
+    digest = store.add(adapter(1), name="x")
+    store.close()
+    real = database.sqlite3.connect
+
+    def connect(path, **options):
+        if path != ":memory:":
+            raise sqlite3.OperationalError(message)
+        return real(path, **options)
+
+    monkeypatch.setattr(database.sqlite3, "connect", connect)
+    monkeypatch.setattr(database.os, "access", lambda *_: is_writable)
+    with warnings.catch_warnings(record=True) as caught, Store(tmp_path / "s") as again:
+        warnings.simplefilter("always")
+        assert again.names() == {"x": digest}
+    assert [warning in str(each.message) for each in caught] == [True] * bool(warning)
+
+
+def test_many_changes_are_written_before_the_process_ends(store, tmp_path, monkeypatch):
+    store.add(adapter(0))
+    monkeypatch.setattr(catalog, "_MOST_NOTES", 2)
+    monkeypatch.setattr(catalog, "_LONGEST_WAIT", 3600.0)
+    for number in range(1, 5):
+        store.add(adapter(number))
+    with contextlib.closing(sqlite3.connect(tmp_path / "s" / FILE)) as other:
+        (found,) = other.execute("SELECT count(*) FROM adapters").fetchone()
+    assert found >= 3

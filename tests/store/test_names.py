@@ -198,3 +198,9 @@ def test_a_name_that_goes_or_changes_while_it_is_removed(store, monkeypatch):
     assert not names.remove(backend, "x", None)
     monkeypatch.setattr(backend, "entries", lambda prefix: iter(listed))
     assert list(names.every(backend)) == []
+
+
+def test_any_digest_may_also_be_none(store):
+    digest = store.add(adapter(1))
+    store.tag("new", digest, replaces=ANY)
+    assert store.names() == {"new": digest}

@@ -6,7 +6,6 @@ the exit status is 1. Wrong usage has exit status 2.
 
 from __future__ import annotations
 
-import errno
 import sys
 import warnings
 from importlib import import_module
@@ -71,10 +70,6 @@ class _Commands(click.Group):
         except click.Abort:
             click.echo("interrupted", err=True)
             status = _INTERRUPTED
-        except OSError as error:
-            if error.errno != errno.EPIPE:
-                raise
-            status = 1
         sys.exit(status if isinstance(status, int) else 0)
 
     def _run(self, *arguments: Any, **options: Any) -> Any:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import errno
 import io
 import sys
 from collections.abc import Sequence
@@ -33,7 +32,7 @@ def is_for_user(error: Exception) -> bool:
     """
     from vbfmt.errors import VbfmtError
 
-    if isinstance(error, OSError) and error.errno == errno.EPIPE:
+    if isinstance(error, BrokenPipeError):
         return False
     return isinstance(error, (VbfmtError, OSError, MemoryError))
 

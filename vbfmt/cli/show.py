@@ -128,11 +128,13 @@ def _meta(ctx: click.Context | None = None) -> dict[str, Any]:
 
 def size(count: float) -> str:
     """Return a number of bytes as text, in powers of 1000: ``19.7 MB``."""
-    for unit in ("bytes", "kB", "MB", "GB", "TB"):
-        if count < 1000 or unit == "TB":
-            return f"{count:.0f} {unit}" if unit == "bytes" else f"{count:.1f} {unit}"
+    if count < 1000:
+        return f"{count:.0f} bytes"
+    for unit in ("kB", "MB", "GB"):
         count /= 1000
-    raise AssertionError("unreachable")
+        if count < 1000:
+            return f"{count:.1f} {unit}"
+    return f"{count / 1000:.1f} TB"
 
 
 def times(ratio: float) -> str:

@@ -156,10 +156,6 @@ class Catalog:
             "SELECT name, digest FROM names ORDER BY name",
         )
 
-    def banks(self) -> dict[str, int]:
-        """Return SHA-256 → size in bytes, of all banks."""
-        return self._answer(dict, "SELECT sha256, size FROM banks ORDER BY sha256")
-
     def banks_needed(self) -> set[str]:
         """Return the SHA-256 of the banks that adapters need."""
         return self._answer(

@@ -282,3 +282,74 @@ def test_a_bool_that_is_neither_true_nor_false_is_refused(archive):
     whole = torch.tensor([5, 1, 0], dtype=torch.uint8).view(torch.bool)
     data = saved({"x": whole}, archive=archive)
     assert "not a boolean: x: found byte 5" in refusal(data)
+
+
+def changed(name: str, change) -> bytes:
+    """An archive of `STATE` with another content of one record."""
+    records = records_of(saved(STATE))
+    whole = next(each for each in records if each.endswith(name))
+    before = records[whole]
+    records[whole] = change(before)
+    assert records[whole] != before
+    return archive_of(records)
+
+
+@pytest.mark.parametrize(
+    ("without", "also"),
+    [("archive/data.pkl", None), (None, "constants.pkl"), (None, ".data/version")],
+)
+def test_an_archive_that_torch_save_did_not_write_is_refused(without, also):
+    """TorchScript's archives have code beside their tensors."""
+    records = records_of(saved(STATE))
+    kept = {name: content for name, content in records.items() if name != without}
+    if also:
+        kept[f"archive/{also}"] = b""
+    assert "not an archive of torch.save" in refusal(archive_of(kept))
+
+
+def test_a_short_record_that_is_long_is_refused():
+    assert "record 'byteorder' has 10000 bytes" in refusal(
+        changed("byteorder", lambda content: b"little".ljust(10_000))
+    )
+
+
+def test_a_program_that_is_too_long_is_refused_before_it_is_run(monkeypatch):
+    monkeypatch.setattr(ours, "LONGEST_PROGRAM", 100)
+    assert "bytes, more than 100" in refusal(saved(STATE))
+
+
+def test_copies_of_overlapping_views_are_limited_to_the_files_size():
+    stored = torch.ones(100, 100)
+    assert "copies of more than the file's size" in refusal(
+        saved({"a": stored.T, "b": stored[:90].T})
+    )
+
+
+def test_one_name_twice_is_refused():
+    data = changed("data.pkl", lambda program: program.replace(b"X\x01\0\0\0b", b"X\x01\0\0\0a"))
+    assert "duplicate key 'a'" in refusal(data)
+
+
+def test_a_shape_and_strides_of_different_lengths_are_refused():
+    data = changed("data.pkl", lambda program: program.replace(b"K\x03K\x01\x86", b"K\x03\x85"))
+    assert "an invalid description of a tensor" in refusal(data)
+
+
+def test_a_parameter_of_something_else_than_a_tensor_is_refused():
+    program = (
+        b"\x80\x02}X\x01\0\0\0actorch._utils\n_rebuild_parameter\n"
+        b"N\x89ccollections\nOrderedDict\n)R\x87Rs."
+    )
+    assert "a parameter that is not a tensor" in refusal(changed("data.pkl", lambda _: program))
+
+
+def test_a_view_of_a_storage_is_refused():
+    """PyTorch before 0.4 could describe one storage as a part of another."""
+    data = saved({"a": torch.ones(4)}, archive=ROW)
+    assert data.count(b"K\x04Nt") == 1
+    assert "a view of a storage" in refusal(data.replace(b"K\x04Nt", b"K\x04K\x01t"))
+
+
+def test_numbers_beside_a_models_state_are_passed_over():
+    found = ours.parse(memoryview(saved({"lr": 0.5, "state_dict": STATE})))
+    assert list(found) == list(STATE)

@@ -136,3 +136,16 @@ def test_an_unreadable_extra_field_is_refused(extra):
     end = len(data) - _END
     struct.pack_into("<I", data, end + 12, end - directory(data))
     assert refusal(data) == "unreadable extra field in a zip archive"
+
+
+def test_a_record_that_is_longer_than_the_file_is_refused():
+    data = archive()
+    for field in (20, 24):  # stored, size
+        struct.pack_into("<I", data, directory(data) + field, 10_000)
+    assert refusal(data) == "record 'one' is longer than the file"
+
+
+def test_a_directory_that_ends_before_its_last_entry_is_refused():
+    data = archive(**{"a" * 60: b"first", "b": b"second"})
+    struct.pack_into("<2H", data, len(data) - _END + 8, 3, 3)
+    assert refusal(data) == "the zip archive's directory is too short"

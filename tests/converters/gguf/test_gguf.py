@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import json
 import struct
+import sys
 import time
 import tracemalloc
 
@@ -404,3 +405,28 @@ def test_what_stands_twice_is_refused(tmp_path, what):
     (tmp_path / "x.gguf").write_bytes(content)
     with pytest.raises(errors.SourceError, match="not a readable GGUF file"):
         metadata.read(tmp_path / "x.gguf", ("x",))
+
+
+def test_a_name_that_ggml_cannot_hold_is_refused(tmp_path, adapter, monkeypatch):
+    monkeypatch.setattr(gguf, "_LONGEST_NAME", 20)
+    with pytest.raises(errors.TargetError, match="a tensor's name is too long for ggml"):
+        gguf.write(adapter, tmp_path / "x.gguf", base=base(tmp_path))
+    assert not (tmp_path / "x.gguf").exists()
+
+
+def test_an_adapter_without_a_base_model_names_none(tmp_path, adapter):
+    nameless = dataclasses.replace(adapter, base_model=None)
+    gguf.write(nameless, tmp_path / "x.gguf", base=base(tmp_path))
+    reader, _ = tensors_of(tmp_path / "x.gguf")
+    assert not any(name.startswith("general.base_model") for name in reader.fields)
+
+
+def test_a_base_that_is_not_there_is_one_error(tmp_path, adapter):
+    with pytest.raises(errors.SourceError, match="no base model in .*: expected a folder with"):
+        gguf.write(adapter, tmp_path / "x.gguf", base=tmp_path / "none")
+
+
+def test_without_the_gguf_package_the_extra_is_named(tmp_path, adapter, monkeypatch):
+    monkeypatch.setitem(sys.modules, "gguf", None)
+    with pytest.raises(errors.MissingExtraError, match=r"vbfmt\[gguf\]"):
+        gguf.write(adapter, tmp_path / "x.gguf", base=base(tmp_path))

@@ -73,3 +73,16 @@ def test_a_part_can_be_chosen():
     assert find_rule(modules(""), both, part="text.") == Rule(add="text.")
     with pytest.raises(errors.SourceError, match=r"in the part 'audio.' of the base"):
         find_rule(modules(""), both, part="audio.")
+
+
+@pytest.mark.parametrize(
+    ("rule", "words"),
+    [
+        (Rule(), "names are the same"),
+        (Rule(add="model."), "the base's names begin with 'model.', the adapter's do not"),
+        (Rule(drop="bert."), "the adapter's names begin with 'bert.', the base's do not"),
+        (Rule(drop="bert.", mapped=True), "transformers maps the adapter's names to the base's"),
+    ],
+)
+def test_a_rule_in_words(rule, words):
+    assert str(rule) == words

@@ -1,0 +1,97 @@
+"""The base as PEFT sees it, built without its weights."""
+
+from __future__ import annotations
+
+import json
+import sys
+
+import pytest
+
+transformers = pytest.importorskip("transformers")
+pytest.importorskip("peft")
+
+from tests.architectures import tiny  # noqa: E402
+from vbfmt import errors  # noqa: E402
+from vbfmt.converters.peft import skeleton  # noqa: E402
+
+NAMES = ["layers.0.q_proj", "layers.0.k_proj", "layers.1.q_proj", "vision.layers.0.q_proj"]
+
+
+@pytest.fixture
+def base(tmp_path):
+    config = tiny.config(transformers.LlamaConfig)
+    config.architectures = ["LlamaForCausalLM"]
+    config.save_pretrained(tmp_path)
+    return tmp_path
+
+
+@pytest.mark.parametrize(
+    ("task", "found"),
+    [
+        ("SEQ_CLS", "BertForSequenceClassification"),
+        ("CAUSAL_LM", "BertLMHeadModel"),
+        ("FEATURE_EXTRACTION", None),
+        (None, None),
+    ],
+)
+def test_a_task_of_peft_has_a_class_of_transformers(task, found):
+    assert skeleton.class_for_task({"model_type": "bert"}, task) == found
+
+
+@pytest.mark.parametrize("kind", ["no-such-model", None, 3])
+def test_an_unknown_type_of_model_has_no_class(kind):
+    assert skeleton.class_for_task({"model_type": kind}, "CAUSAL_LM") is None
+
+
+def test_a_type_without_a_class_for_the_task_has_none():
+    assert skeleton.class_for_task({"model_type": "vit"}, "CAUSAL_LM") is None
+
+
+def test_without_a_task_the_bases_own_class_is_built(base):
+    config = {"peft_type": "LORA", "target_modules": ["lm_head", "q_proj"]}
+    found = skeleton.shapes_in_order(config, base)
+    assert list(found)[-1] == "lm_head"
+    assert next(iter(found)) == "model.layers.0.self_attn.q_proj"
+
+
+def test_without_peft_the_extra_to_install_is_named(base, monkeypatch):
+    monkeypatch.setitem(sys.modules, "peft", None)
+    with pytest.raises(errors.MissingExtraError, match=r"needs PEFT.*vbfmt\[peft\]"):
+        skeleton.shapes_in_order({}, base)
+
+
+def test_a_pattern_becomes_the_names_that_it_matches():
+    settings = {"target_modules": r"layers\.\d\.q_proj", "exclude_modules": "all-linear"}
+    assert skeleton._without_patterns(settings, NAMES[:3]) == {
+        "target_modules": ["layers.0.q_proj", "layers.1.q_proj"]
+    }
+
+
+def test_a_pattern_that_matches_nothing_is_refused_unless_it_excludes():
+    with pytest.raises(errors.SourceError, match="no module of the base is a target: target_mod"):
+        skeleton._without_patterns({"target_modules": "x"}, NAMES)
+    assert skeleton._without_patterns({"exclude_modules": "x"}, NAMES) == {"exclude_modules": []}
+
+
+def test_a_pattern_that_no_list_can_replace_is_refused():
+    """PEFT would take ``layers.0.q_proj`` in a list for the end of the vision tower's name too."""
+    with pytest.raises(errors.SourceError, match=r"does not match vision\.layers\.0\.q_proj"):
+        skeleton._without_patterns({"target_modules": r"layers\.0\.q_proj"}, NAMES)
+
+
+@pytest.mark.parametrize("patterns", ["layers", ["layers", "h"]])
+def test_a_plain_name_of_a_list_of_layers_is_kept(patterns):
+    assert skeleton._without_patterns({"layers_pattern": patterns}, NAMES) == {}
+
+
+@pytest.mark.parametrize("patterns", ["(a+)+", ["layers", "a*"], [3]])
+def test_a_pattern_of_a_list_of_layers_is_refused(patterns):
+    """PEFT puts it into a regular expression of its own."""
+    with pytest.raises(errors.SourceError, match="not a plain name of a list of layers"):
+        skeleton._without_patterns({"layers_pattern": patterns}, NAMES)
+
+
+def test_a_config_that_is_no_object_is_refused(tmp_path):
+    (tmp_path / "config.json").write_text(json.dumps([1]))
+    with pytest.raises(errors.SourceError):
+        skeleton.shapes_in_order({}, tmp_path)
