@@ -7,9 +7,12 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from tests.converters.merge.folders import tensor_of
+from tests.converters.merge.folders import adapter_of, tensor_of
 from vbfmt import errors
 from vbfmt.converters.merge import arithmetic, rounding
+from vbfmt.converters.merge.factors import factors
+from vbfmt.converters.merge.layout import Part
+from vbfmt.converters.names.blocks import Block
 from vbfmt.tensors import Tensor, numpy_dtype
 
 DTYPES = ("F32", "BF16", "F16", "F64")
@@ -249,3 +252,14 @@ def test_a_sum_that_only_float32_takes_over_the_edge_is_no_error():
 def test_no_number_is_below_0_however_it_is_rounded():
     assert [rounding.magnitude_bound(0.0, dtype) for dtype in ("F16", "BF16")] == [0, 0]
     assert rounding.magnitude_bound(1.0, "BF16") == 2 * (0x3F80 + 1)
+
+
+def test_factors_of_a_part_that_is_stored_transposed():
+    """Rows 1 and 3 of the weight are columns 2 and 0 of the tensor, its columns reversed rows."""
+    adapter = adapter_of({"m": (4, 8)})
+    own, columns = np.array([1, 3]), np.arange(8)[::-1].copy()
+    block = Block("t", np.array([2, 0]), columns, own, transposed=True)
+    a, b = factors([Part(adapter["m"], block)], adapter, (8, 3))
+    expected = np.zeros((8, 3), np.float32)
+    expected[columns[:, None], block.rows] = adapter.delta("m")[own].T
+    np.testing.assert_allclose(b @ a, expected, atol=1e-6)

@@ -17,6 +17,7 @@ from tests.converters.merge.folders import (
 from vbfmt import errors
 from vbfmt.converters import merge
 from vbfmt.converters._files import safetensors
+from vbfmt.converters.merge import layout
 
 
 @pytest.fixture
@@ -354,3 +355,13 @@ def test_a_new_head_of_a_base_without_an_embedding_has_nothing_to_be_tied_to(tmp
     head = tensor_of(np.ones((32, 24)))
     plan = merge.plan(adapter_of(tensors={"lm_head.weight": head}), base)
     assert plan.layout.added == ("lm_head.weight",)
+
+
+def test_a_tensor_that_is_replaced_whole_and_in_part(sharded, monkeypatch):
+    norm = {"model.norm.weight": tensor_of(np.ones(24))}
+    monkeypatch.setattr(layout.composed, "tensors", lambda *_: norm)
+    refused(
+        sharded,
+        ["two trained tensors replace one tensor of the base", "model.norm.weight"],
+        adapter_of(tensors=norm),
+    )

@@ -11,6 +11,7 @@ torch = pytest.importorskip("torch")
 transformers = pytest.importorskip("transformers")
 pytest.importorskip("transformers.conversion_mapping")
 
+from tests.architectures import model_types  # noqa: E402
 from tests.converters.merge.folders import adapter_of, tensor_of  # noqa: E402
 from vbfmt import errors  # noqa: E402
 from vbfmt.converters import merge  # noqa: E402
@@ -300,7 +301,7 @@ def test_without_transformers_nothing_is_added_to_a_model_that_it_renames(tmp_pa
 
 def test_the_table_of_types_says_what_the_installed_transformers_does():
     shipped = plain._table()
-    now = plain.table_of_installed()
+    now = model_types.table_of_installed()
     wrong = [kind for kind in now["renamed"] if kind in shipped["plain"]]
     assert not wrong
     assert {"llama", "gpt2", "bert", "t5"} <= shipped["plain"]

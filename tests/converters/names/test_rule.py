@@ -2,9 +2,13 @@
 
 from __future__ import annotations
 
+from types import SimpleNamespace
+
 import pytest
 
+from tests.converters.merge.folders import adapter_of, weights_of
 from vbfmt import errors
+from vbfmt.converters import names
 from vbfmt.converters.names.rule import Rule, find_rule
 
 LAYERS = [f"layers.{n}.{leaf}" for n in range(12) for leaf in ("q_proj", "v_proj")]
@@ -86,3 +90,27 @@ def test_a_part_can_be_chosen():
 )
 def test_a_rule_in_words(rule, words):
     assert str(rule) == words
+
+
+def test_names_decide_where_the_model_of_transformers_has_no_such_weight(monkeypatch):
+    """A type that the table of types does not know may be named as the adapter is."""
+    monkeypatch.setattr(names.loaded_model, "build", lambda *_: object())
+
+    def without(*_, **__):
+        raise errors.SourceError("no weight")
+
+    monkeypatch.setattr(names.locations, "in_loaded_model", without)
+    found = names.locate(weights_of(), {"model_type": "somebodys"}, adapter_of())
+    assert found.rule == Rule()
+    assert found.modules["model.layers.0.q"][0].tensor == "model.layers.0.q.weight"
+
+
+def test_one_prefix_leads_to_the_loaded_models_names():
+    shapes = {"bert.layers.0.q.weight": (4, 8), "bert.layers.0.q.bias": (4,)}
+    loaded = SimpleNamespace(
+        shapes=shapes, renamed=lambda given: {name: (name, None) for name in given}
+    )
+    given = ["layers.0.q.weight", "layers.0.q.bias"]
+    assert names.locations._targets(loaded, given) == {
+        name: (f"bert.{name}", None) for name in given
+    }
