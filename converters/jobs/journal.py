@@ -246,7 +246,8 @@ def fingerprint(source: str) -> str:
         except OSError:
             return ""
         size = 0 if os.path.isdir(path) else status.st_size
-        found.update(f"{os.path.basename(path)}\0{size}\0{status.st_mtime_ns}\0".encode())
+        text = f"{os.path.basename(path)}\0{size}\0{status.st_mtime_ns}\0"
+        found.update(text.encode(errors="surrogatepass"))  # a name may be no UTF-8
     return found.hexdigest()[:32]
 
 

@@ -13,12 +13,14 @@ from __future__ import annotations
 import contextlib
 import multiprocessing
 import os
+import pickle
 import signal
 import sys
 import threading
 import traceback
 from collections import deque
 from collections.abc import Generator, Iterator, Mapping, Sequence
+from multiprocessing import spawn
 from multiprocessing.connection import Connection, wait
 from types import FrameType
 from typing import Any
@@ -42,9 +44,9 @@ def prepare(task: Task, workers: int) -> None:
     if workers > 1 and "forkserver" in multiprocessing.get_all_start_methods():
         from multiprocessing import forkserver
 
-        preloaded = ["__main__", __name__, *MODULES[task.operation]]
+        preloaded = [__name__, *MODULES[task.operation]]
         multiprocessing.get_context("forkserver").set_forkserver_preload(preloaded)
-        with _one_thread_each():
+        with _inheritable(task):
             forkserver.ensure_running()
 
 
@@ -56,8 +58,11 @@ def outcomes(
     If a worker dies (out of memory, a signal), the shards that were running run again, each in a
     process of its own. If that dies too, each item of the shard runs in a process of its own, and
     items whose process dies again have failed. After `_GIVE_UP` consecutive ones no more are tried.
+
+    One worker, and a process that may start none (a daemon of `multiprocessing`), run the shards
+    themselves.
     """
-    if workers == 1 or len(shards) <= 1:
+    if workers == 1 or len(shards) <= 1 or multiprocessing.current_process().daemon:
         for number, shard in enumerate(shards):
             yield number, run_shard(task, shard)
         return
@@ -144,8 +149,9 @@ class _Worker:
         context: Any = multiprocessing.get_context(method)
         self.connection, theirs = context.Pipe()
         environment = {**os.environ, **dict.fromkeys(_ONE_THREAD, "1")}
-        self._process = context.Process(target=_work, args=(task, theirs, environment))
-        with _one_thread_each():  # which a spawned process has to know when it imports NumPy
+        # A daemon is ended when the interpreter exits before the job is over.
+        self._process = context.Process(target=_work, args=(task, theirs, environment), daemon=True)
+        with _inheritable(task):
             self._process.start()
         theirs.close()
         self.run(shard)
@@ -242,16 +248,63 @@ def _end_with_parent() -> None:
         os._exit(1)
 
 
-class _one_thread_each:  # noqa: N801 - used as a function
-    """Let numerical libraries in new processes use one thread: the workers use all processors."""
+_STARTING = threading.Lock()
 
-    def __enter__(self) -> None:
-        self._before = {name: os.environ.get(name) for name in _ONE_THREAD}
-        os.environ.update(dict.fromkeys(_ONE_THREAD, "1"))
 
-    def __exit__(self, *_: object) -> None:
-        for name, value in self._before.items():
+@contextlib.contextmanager
+def _inheritable(task: Task) -> Iterator[None]:
+    """Give this process what a new process shall inherit, and then what it had before."""
+    with _STARTING, _without_interrupts(), _one_thread_each(), _without_main(task):
+        yield
+
+
+@contextlib.contextmanager
+def _without_interrupts() -> Iterator[None]:
+    """Block SIGINT, which the caller gets, too, and stops the workers."""
+    if not hasattr(signal, "pthread_sigmask"):
+        yield
+        return
+    from multiprocessing import resource_tracker
+
+    resource_tracker.ensure_running()  # unblocks SIGINT if it starts its process later
+    before = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
+    try:
+        yield
+    finally:
+        signal.pthread_sigmask(signal.SIG_SETMASK, before)
+
+
+@contextlib.contextmanager
+def _one_thread_each() -> Iterator[None]:
+    """Let numerical libraries use one thread, since the workers use all processors. A spawned
+    process has to know it when it imports NumPy."""
+    before = {name: os.environ.get(name) for name in _ONE_THREAD}
+    os.environ.update(dict.fromkeys(_ONE_THREAD, "1"))
+    try:
+        yield
+    finally:
+        for name, value in before.items():
             if value is None:
                 os.environ.pop(name, None)
             else:
                 os.environ[name] = value
+
+
+@contextlib.contextmanager
+def _without_main(task: Task) -> Iterator[None]:
+    """Let a new process not run the caller's script again, which it needs only for options that
+    are defined there. The script may have no guard, or be read from standard input."""
+    if b"__main__" in pickle.dumps(task):
+        yield
+        return
+    complete: Any = spawn.get_preparation_data
+
+    def prepared(name: str) -> dict[str, Any]:
+        found = complete(name)
+        return {key: found[key] for key in found if not key.startswith("init_main")}
+
+    spawn.get_preparation_data = prepared
+    try:
+        yield
+    finally:
+        spawn.get_preparation_data = complete

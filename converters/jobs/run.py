@@ -40,19 +40,25 @@ def run(
     Args:
         task: the operation.
         items: the items, from `vbfmt.converters.jobs.items`.
-        workers: number of worker processes; by default the number of processors.
+        workers: number of worker processes, at least 1; by default the number of processors.
         engine: name of an engine in `ENGINES`.
-        shard: most items that a worker gets at a time.
+        shard: most items that a worker gets at a time, at least 1.
 
     Raises:
-        ConfigError: the engine is unknown.
+        ConfigError: the engine is unknown, or a number is less than 1.
         MissingExtraError: the engine's package is not installed.
     """
     if engine not in ENGINES:
         raise ConfigError("unknown engine", part="`engine`", found=engine, expected=list(ENGINES))
     module = import_module(f"vbfmt.converters.jobs.{ENGINES[engine]}")
     outcomes = cast("Engine", module.outcomes)
-    workers = workers or os.cpu_count() or 1
+    if workers is None:
+        workers = os.cpu_count() or 1
+    for name, number in (("workers", workers), ("shard", shard)):
+        if not isinstance(number, int) or number < 1:
+            raise ConfigError(
+                "invalid number", part=f"`{name}`", found=repr(number), expected="at least 1"
+            )
     if task.operation in WRITES:
         require_distinct(items)
     if task.store is not None:

@@ -252,3 +252,35 @@ def test_a_packed_file_is_not_read_from_a_terminal(vbfmt, monkeypatch):
     result = vbfmt("verify", "-")
     assert result.code == 2
     assert "which is a terminal: pipe a file into it" in " ".join(result.err.split())
+
+
+@posix
+@pytest.mark.parametrize(
+    "words", [("inspect",), ("verify",), ("inspect", "--json"), ("verify", "-q")]
+)
+@pytest.mark.parametrize("closed", ["<&-", ">&-", "2>&-", "<&- >&- 2>&-"])
+def test_a_command_runs_with_closed_streams(packed, words, closed):
+    line = " ".join([*COMMAND, *words, str(packed), closed])
+    done = subprocess.run(line, shell=True, capture_output=True)
+    assert (done.returncode, done.stderr) == (0, b"")
+    assert bool(done.stdout) == (">&-" not in closed.replace("2>&-", "") and "-q" not in words)
+
+
+@posix
+def test_a_closed_standard_input_is_empty(packed):
+    done = subprocess.run(
+        f"{' '.join(COMMAND)} verify - <&-", shell=True, capture_output=True, text=True
+    )
+    assert (done.returncode, "Traceback" in done.stderr) == (1, False)
+
+
+@pytest.mark.skipif(not os.path.exists("/dev/full"), reason="needs a full device")
+@pytest.mark.parametrize(
+    "words", [("inspect",), ("verify",), ("inspect", "--json"), ("verify", "--json")]
+)
+def test_a_full_disk_behind_standard_output_is_one_line(packed, words):
+    with open("/dev/full", "wb") as full:
+        done = subprocess.run(
+            [*COMMAND, *words, str(packed)], stdout=full, stderr=subprocess.PIPE, text=True
+        )
+    assert (done.returncode, done.stderr) == (1, "error: No space left on device\n")

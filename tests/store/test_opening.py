@@ -70,3 +70,16 @@ def test_a_lock_that_the_system_refuses_is_one_error(store, monkeypatch):
     with pytest.raises(errors.StorageError, match="cannot lock"):
         store.tag("x", two, replaces=one)
     assert store.resolve("x") == one
+
+
+@pytest.mark.parametrize("name", ["file:other", "a%20b", "a?mode=ro", "a#b", ":memory:"])
+def test_a_name_that_looks_like_an_address_is_a_folder(tmp_path, monkeypatch, name):
+    """SQLite takes a relative `file:other` for the catalog of the store `other`."""
+    monkeypatch.chdir(tmp_path)
+    with Store("other", create=True) as store:
+        assert store.names() == {}
+    before = (tmp_path / "other" / "catalog.sqlite").read_bytes()
+    with Store(name, create=True) as store:
+        assert store.names() == {}
+    assert (tmp_path / name / "catalog.sqlite").exists()
+    assert (tmp_path / "other" / "catalog.sqlite").read_bytes() == before

@@ -125,11 +125,13 @@ def _show(message: Warning | str, category: type[Warning], *_: Any, **__: Any) -
 
 def main() -> None:
     """Run the command line and end the process."""
-    from vbfmt.cli.process import clean_up_on_signals, collect_less_often, write_in_any_encoding
+    from vbfmt.cli import process
 
-    write_in_any_encoding()
-    collect_less_often()
-    clean_up_on_signals()
+    process.open_closed_streams()
+    process.read_any_name()
+    process.write_in_any_encoding()
+    process.collect_less_often()
+    process.clean_up_on_signals()
     with warnings.catch_warnings():
         warnings.simplefilter("always")
         warnings.showwarning = _show

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import io
 import sys
 from collections.abc import Sequence
@@ -38,19 +39,36 @@ def is_for_user(error: Exception) -> bool:
 
 
 def report(error: click.ClickException, arguments: Sequence[str]) -> int:
-    """Print an error, as JSON if `arguments` has ``--json``, and return the exit status."""
+    """Print an error, as JSON if `arguments` has ``--json``, and return the exit status.
+
+    If standard output cannot be written, the error is one line on standard error.
+    """
     from vbfmt.cli import show
 
     if "--json" in arguments:
-        show.as_json({"error": as_dict(error)})
-    elif isinstance(error, Failure):
-        click.echo(show.fitted(f"error: {error.message}", sys.stderr), file=sys.stderr)
+        try:
+            show.as_json({"error": as_dict(error)})
+        except BrokenPipeError:
+            pass
+        except OSError:
+            _print(error)
     else:
-        lines = io.StringIO()
-        error.show(file=lines)
-        for line in lines.getvalue().splitlines():
-            click.echo(show.fitted(line, sys.stderr), file=sys.stderr)
+        _print(error)
     return error.status if isinstance(error, Failure) else error.exit_code
+
+
+def _print(error: click.ClickException) -> None:
+    from vbfmt.cli import show
+
+    if isinstance(error, Failure):
+        lines = [f"error: {error.message}"]
+    else:
+        text = io.StringIO()
+        error.show(file=text)
+        lines = text.getvalue().splitlines()
+    with contextlib.suppress(OSError):  # nobody can be told
+        for line in lines:
+            click.echo(show.fitted(line, sys.stderr), file=sys.stderr)
 
 
 def as_dict(error: click.ClickException) -> dict[str, Any]:

@@ -6,6 +6,7 @@ import codecs
 import contextlib
 import gc
 import io
+import os
 import signal
 import sys
 from types import FrameType
@@ -27,6 +28,25 @@ _IN_ASCII = {
 
 _TERMINATING = ("SIGTERM", "SIGHUP", "SIGBREAK")
 """Signals that would end the process at once; not every system has all of them."""
+
+
+def open_closed_streams() -> None:
+    """Open the null device for standard streams that are closed (``>&-``).
+
+    Python has no object for such a stream then, and the next file that is opened gets its number:
+    what other code writes to that stream would go into the file.
+    """
+    for name, mode in (("stdin", "r"), ("stdout", "w"), ("stderr", "w")):
+        if getattr(sys, name) is None:
+            file = os.open(os.devnull, os.O_RDWR)
+            setattr(sys, name, os.fdopen(file, mode, encoding="utf-8"))
+
+
+def read_any_name() -> None:
+    """Let names of files on standard input hold any bytes, as those in arguments may."""
+    if isinstance(sys.stdin, io.TextIOWrapper):
+        with contextlib.suppress(OSError, ValueError):  # closed, or detached
+            sys.stdin.reconfigure(errors="surrogateescape")
 
 
 def write_in_any_encoding() -> None:

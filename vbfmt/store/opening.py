@@ -17,13 +17,14 @@ PathLike = str | os.PathLike[str]
 def backend_at(path: str, cache: PathLike | None) -> tuple[Backend, str]:
     """Return the backend of a path or address, and the path of its catalog."""
     if path.startswith(s3.SCHEME):
-        folder = s3.cache_folder(path, cache)
+        folder = os.path.abspath(s3.cache_folder(path, cache))
         try:
             os.makedirs(folder, exist_ok=True)
         except OSError as error:
             raise storage.refusal("cannot write", folder, error) from None
         return s3.Bucket(path, folder), os.path.join(folder, catalog.FILE)
-    return Folder(path), os.path.join(path, catalog.FILE)
+    folder = os.path.abspath(path)  # SQLite reads a relative `file:x` as the address of `x`
+    return Folder(folder), os.path.join(folder, catalog.FILE)
 
 
 def require_store(backend: Backend, *, create: bool) -> None:

@@ -220,9 +220,12 @@ def deadly(task, item):
 
 tasks.OPERATIONS["verify"] = deadly
 
+class Here:
+    pass  # an option that is defined here, so that the workers run this script, too
+
 def main():
     items = [jobs.Item(source) for source in sys.argv[1:]]
-    for outcome in jobs.run(jobs.Task("verify"), items, workers=2, shard=4):
+    for outcome in jobs.run(jobs.Task("verify", {"x": Here()}), items, workers=2, shard=4):
         print(outcome.source, outcome.status, outcome.kind, flush=True)
 
 if __name__ == "__main__":
@@ -341,6 +344,13 @@ def test_two_items_of_one_output_are_refused_wherever_they_come_from(checkpoints
     items = [jobs.Item("a", f"{tmp_path}/out/x"), jobs.Item("b", f"{tmp_path}/out/X")]
     with pytest.raises(errors.ConfigError, match="two inputs would have the same output"):
         list(jobs.run(jobs.Task("expand"), items))
+
+
+@pytest.mark.parametrize("number", [0, -1, 2.5])
+@pytest.mark.parametrize("name", ["workers", "shard"])
+def test_a_number_below_one_is_refused(name, number):
+    with pytest.raises(errors.ConfigError, match=f"invalid number: `{name}`"):
+        list(jobs.run(jobs.Task("verify"), [jobs.Item("a"), jobs.Item("b")], **{name: number}))
 
 
 def test_an_unknown_engine_is_refused(checkpoints, tmp_path):
