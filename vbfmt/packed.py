@@ -167,8 +167,7 @@ def loads(
         BankError: the external bank is not in `banks`.
         VbfmtError: `data` is invalid. The class is that of the first error found.
     """
-    adapter, _ = _loaded(data, digest, verify, bank_files.sources(banks))
-    return adapter
+    return _loaded(data, digest, verify, bank_files.sources(banks))[0]
 
 
 def load(
@@ -223,14 +222,25 @@ def load_with_digest(
     """
     try:
         where = bank_files.sources(banks, path)
-        return _loaded(storage.read(path, mmap=mmap), digest, True, where)
+        return _loaded(storage.read(path, mmap=mmap), digest, True, where)[:2]
+    except VbfmtError as error:
+        raise error.in_file(path) from None
+
+
+def load_with_form(path: PathLike, *, banks: Sources | None = None) -> tuple[Adapter, str, Form]:
+    """Load the adapter in a packed file, and return it with the file's digest and form.
+
+    Arguments and errors are those of `load`.
+    """
+    try:
+        return _loaded(storage.read(path, mmap=True), None, True, bank_files.sources(banks, path))
     except VbfmtError as error:
         raise error.in_file(path) from None
 
 
 def _loaded(
     data: Bytes, digest: str | None, verify: bool, where: Sequence[Source]
-) -> tuple[Adapter, str]:
+) -> tuple[Adapter, str, Form]:
     packed = PackedFile.parse(data)
     found = packed.digest
     if digest is not None and found != digest:
@@ -241,7 +251,7 @@ def _loaded(
     adapter = (Adapter if verify else _unchecked)(**packed.fields(bank))
     if not verify:
         rules.raise_first(adapter.broken_texts())
-    return adapter, found
+    return adapter, found, "external" if packed.bank.external else "embedded"
 
 
 def _bank(

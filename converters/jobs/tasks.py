@@ -150,7 +150,7 @@ def _diff(task: Task, item: Item) -> tuple[str | None, str | None]:
     from vbfmt.packed import load_with_digest
 
     one, digest = load_with_digest(item.source, **task.options)
-    two, other = load_with_digest(item.output)
+    two, other = load_with_digest(item.output, **task.options)
     if digest == other:
         return digest, None
     lines = list(compare(one, two).lines())

@@ -6,6 +6,8 @@ import json
 
 import pytest
 
+from vbfmt.cli.show import size
+
 
 @pytest.fixture
 def thin(vbfmt, packed, tmp_path):
@@ -76,3 +78,26 @@ def test_list(vbfmt, thin, tmp_path):
     missing = vbfmt("bank", "list", thin)
     assert missing.code == 1
     assert "1 adapter" in missing.out
+
+
+def test_inspect_counts_an_external_bank_beside_the_file(vbfmt, packed, thin, tmp_path):
+    for file, form, words in ((packed, "embedded", ()), (thin, "external", ("--banks", "shelf"))):
+        words = [tmp_path / word if word == "shelf" else word for word in words]
+        found = json.loads(vbfmt("inspect", file, "--json", *words).out)
+        assert (found["bank"], found["bytes"]["file"]) == (form, file.stat().st_size)
+    (bank,) = (tmp_path / "shelf").iterdir()
+    lines = vbfmt("inspect", thin, "--banks", tmp_path / "shelf").out.splitlines()
+    assert lines[0].startswith(
+        f"{thin}: {size(thin.stat().st_size)} and an external bank of {size(bank.stat().st_size)}, "
+    )
+    assert any(line.startswith("  external bank ") for line in lines)
+    (rest,) = (line.split()[2] for line in lines if line.startswith("  header, padding "))
+    assert 0 < int(rest) < thin.stat().st_size
+
+
+def test_a_missing_bank_is_listed_with_the_option_that_helps(vbfmt, thin, tmp_path):
+    listed = vbfmt("bank", "list", thin)
+    assert listed.code == 1
+    assert "give its folder: --banks FOLDER" in listed.out
+    assert "`" not in listed.out
+    assert "`" not in vbfmt("bank", "list", thin, "--json").out

@@ -140,3 +140,32 @@ def test_a_folder_of_packed_files_is_refused_with_the_pattern_to_give(vbfmt, fil
     done = vbfmt("jobs", "verify", files)
     assert done.code == 2
     assert f"give them: '{files}/*.vblora'" in done.err
+
+
+def test_notes_and_errors_name_options(vbfmt, tmp_path, data_folder):
+    checkpoint = data_folder / "minilm-vblora"
+    done = vbfmt("jobs", "expand", checkpoint, "-o", tmp_path / "loras", "-j", "1")
+    assert done.code == 0
+    assert "not every runtime loads them: see --check, --drop-extras" in done.err
+    assert "`" not in done.err
+    vbfmt("pack", checkpoint, "-o", tmp_path / "x.vblora", "--bank", "external")
+    (bank,) = tmp_path.glob("*.bank")
+    bank.unlink()
+    failed = vbfmt("jobs", "verify", tmp_path / "x.vblora", "-j", "1")
+    assert failed.code == 1
+    assert "give its folder: --banks FOLDER" in failed.out
+    assert "`" not in failed.out
+
+
+@pytest.mark.parametrize("operation", ["verify", "expand", "diff"])
+def test_banks_are_found_in_the_folder_that_is_given(vbfmt, tmp_path, files, operation):
+    thin = tmp_path / "thin"
+    for file in files.iterdir():
+        split = vbfmt("bank", "split", file, "-o", thin / file.name, "--banks", tmp_path / "shelf")
+        assert split.code == 0
+    output = {"verify": (), "expand": ("-o", tmp_path / "loras"), "diff": ("--with", files)}
+    words = ("jobs", operation, *sorted(thin.iterdir()), *output[operation], "-j", "1")
+    assert vbfmt(*words).code == 1
+    assert vbfmt(*words, "--banks", tmp_path / "shelf").code == 0
+    both = vbfmt(*words, "--banks", tmp_path / "shelf", "--from-store", tmp_path / "store")
+    assert (both.code, "exclude each other" in both.err) == (2, True)

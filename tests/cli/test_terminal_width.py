@@ -48,3 +48,10 @@ def test_lines_break_between_words_with_an_indent(monkeypatch):
     ]
     assert show.fitted(line, Terminal(False)) == line
     assert show.fitted("  a   b", Terminal(True)) == "  a   b"
+
+
+def test_a_line_to_copy_is_not_broken(tmp_path, packed):
+    pytest.importorskip("pty", reason="pseudo-terminals are POSIX")
+    output = f"{'long' * 20}/y.vblora"
+    shown = on_terminal(("bank", "split", packed.name, "-o", output), tmp_path)
+    assert f"\nto upload: hf upload OWNER/NAME {output}\n" in shown

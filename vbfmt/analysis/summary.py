@@ -61,9 +61,10 @@ class Sizes:
 
     Attributes:
         bank, indices, weights, tensors: the parts of the packed file.
-        file: the whole packed file, with header and padding.
+        file: the whole packed file, with header and padding; without the bank, if that is external.
         logits: a float32 checkpoint of the same adapter with its bank and logits.
         lora: the same factors as float32 LoRA.
+        external_bank: whether the bank is a file of its own.
     """
 
     bank: int
@@ -73,11 +74,17 @@ class Sizes:
     file: int
     logits: int
     lora: int
+    external_bank: bool = False
+
+    @property
+    def all_files(self) -> int:
+        """The packed file and its external bank, if it has one."""
+        return self.file + self.bank * self.external_bank
 
     @property
     def rest(self) -> int:
         """Header and padding."""
-        return self.file - self.bank - self.indices - self.weights - self.tensors
+        return self.all_files - self.bank - self.indices - self.weights - self.tensors
 
 
 @dataclass(frozen=True)
@@ -101,8 +108,11 @@ class Summary:
     groups: tuple[Group, ...]
 
 
-def summarize(adapter: Adapter, file_length: int) -> Summary:
-    """Return the summary of an adapter whose packed file has `file_length` bytes."""
+def summarize(adapter: Adapter, file_length: int, *, external_bank: bool = False) -> Summary:
+    """Return the summary of an adapter whose packed file has `file_length` bytes.
+
+    With `external_bank`, the bank is not in these.
+    """
     extras = sum(tensor.data.nbytes for tensor in adapter.tensors.values())
     weights = largest_weights(adapter)
     least = 1 / adapter.k if adapter.k > 1 else 0  # for k = 1 all weights are 1
@@ -116,6 +126,7 @@ def summarize(adapter: Adapter, file_length: int) -> Summary:
             file=file_length,
             logits=4 * adapter.N * adapter.h + adapter.bank.nbytes + extras,
             lora=4 * adapter.N * adapter.b + extras,
+            external_bank=external_bank,
         ),
         balance=balance(adapter),
         usage=_usage(adapter),

@@ -116,8 +116,12 @@ def listing(
     """
     from vbfmt import banks as bank_files
     from vbfmt.cli import show
+    from vbfmt.cli.failure import in_user_terms
 
     found = bank_files.listing(paths or (".",), banks=banks)
+    for one in found:
+        if one.problem is not None:
+            in_user_terms(one.problem)
     if as_json:
         show.as_json(
             [

@@ -42,11 +42,12 @@ def command(
     from vbfmt.analysis.summary import summarize
     from vbfmt.cli import show
     from vbfmt.cli.packed_input import path_of
-    from vbfmt.packed import load_with_digest
+    from vbfmt.packed import load_with_form
 
     path = path_of(file, revision=revision)
-    adapter, digest = load_with_digest(path, banks=banks)
-    summary = summarize(adapter, os.path.getsize(path))
+    adapter, digest, form = load_with_form(path, banks=banks)
+    external = form == "external"
+    summary = summarize(adapter, os.path.getsize(path), external_bank=external)
     if as_json:
         show.as_json({**_as_dict(adapter, summary, file, digest), "sha256": show.sha256(path)})
         return
@@ -78,6 +79,8 @@ def _on_terminal() -> bool:
 def _as_dict(adapter: Adapter, summary: Summary, file: str, digest: str) -> dict[str, Any]:
     numbers = dataclasses.asdict(dataclasses.replace(summary, groups=()))
     del numbers["groups"]
+    sizes = numbers.pop("sizes")
+    external = sizes.pop("external_bank")
     return {
         "file": file,
         "digest": digest,
@@ -87,7 +90,8 @@ def _as_dict(adapter: Adapter, summary: Summary, file: str, digest: str) -> dict
         "b": adapter.b,
         "k": adapter.k,
         "N": adapter.N,
-        "bytes": numbers.pop("sizes"),
+        "bank": "external" if external else "embedded",
+        "bytes": sizes,
         "balance": numbers.pop("balance"),
         "kinds": (vars(group) for group in summary.groups),
         **numbers,

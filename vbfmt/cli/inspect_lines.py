@@ -5,7 +5,7 @@ from __future__ import annotations
 import itertools
 
 from vbfmt.adapter import Adapter
-from vbfmt.analysis.summary import Histogram, Summary
+from vbfmt.analysis.summary import Histogram, Sizes, Summary
 from vbfmt.cli.show import counted, size, than
 from vbfmt.errors import few, printable
 
@@ -19,9 +19,9 @@ def _facts(adapter: Adapter, summary: Summary, file: str, digest: str) -> list[s
     sizes = summary.sizes
     revision = f" at {adapter.base_revision}" if adapter.base_revision else ""
     return [
-        f"{printable(file)}: {size(sizes.file)}, "
-        f"{than(sizes.file, sizes.logits)} its logits ({size(sizes.logits)}), "
-        f"{than(sizes.file, sizes.lora)} LoRA "
+        f"{printable(file)}: {files(sizes)}, "
+        f"{than(sizes.all_files, sizes.logits)} its logits ({size(sizes.logits)}), "
+        f"{than(sizes.all_files, sizes.lora)} LoRA "
         f"({size(sizes.lora)})",
         f"  digest       {digest}",
         f"  base model   {printable((adapter.base_model or 'not named') + revision)}",
@@ -80,11 +80,18 @@ def ranks(adapter: Adapter) -> str:
     return ", ".join(map(str, sorted({module.rank for module in adapter})))
 
 
+def files(sizes: Sizes) -> str:
+    """Return the size of the packed file and of its external bank, as text."""
+    bank = f" and an external bank of {size(sizes.bank)}" if sizes.external_bank else ""
+    return f"{size(sizes.file)}{bank}"
+
+
 def parts(adapter: Adapter, summary: Summary) -> list[tuple[str, int, str]]:
-    """Return name, length in bytes and content of each part of the file."""
+    """Return name, length in bytes and content of each part of the file and its external bank."""
     sizes = summary.sizes
+    bank = "external bank" if sizes.external_bank else "vector bank"
     return [
-        ("vector bank", sizes.bank, f"{adapter.h} × {adapter.b} float32"),
+        (bank, sizes.bank, f"{adapter.h} × {adapter.b} float32"),
         ("indices", sizes.indices, f"{adapter.N} × {adapter.k} {adapter.indices.dtype.name}"),
         ("weights", sizes.weights, f"{adapter.N} × {adapter.k - 1} float32"),
         ("other tensors", sizes.tensors, printable(few(list(adapter.tensors)))),

@@ -18,7 +18,7 @@ from rich.text import Text
 
 from vbfmt.adapter import Adapter
 from vbfmt.analysis.summary import Summary
-from vbfmt.cli.inspect_lines import parts, ranges, ranks
+from vbfmt.cli.inspect_lines import files, parts, ranges, ranks
 from vbfmt.cli.show import counted, size, than
 from vbfmt.errors import printable
 
@@ -56,8 +56,9 @@ def print_page(
 def _head(adapter: Adapter, summary: Summary, file: str) -> RenderableType:
     sizes = summary.sizes
     size_text = Text.assemble(
-        (size(sizes.file), f"bold {_ACCENT}"),
-        f", {than(sizes.file, sizes.logits)} its logits, {than(sizes.file, sizes.lora)} LoRA",
+        (files(sizes), f"bold {_ACCENT}"),
+        f", {than(sizes.all_files, sizes.logits)} its logits, "
+        f"{than(sizes.all_files, sizes.lora)} LoRA",
     )
     revision = f" at {adapter.base_revision}" if adapter.base_revision else ""
     facts = _grid()
@@ -87,7 +88,7 @@ def _on_disk(adapter: Adapter, summary: Summary, width: int) -> RenderableType:
             Text(name),
             Text(size(length), justify="right"),
             *([] if narrow else [bar]),
-            Text(f"{length / summary.sizes.file:.0%}", "dim", justify="right"),
+            Text(f"{length / summary.sizes.all_files:.0%}", "dim", justify="right"),
             *([] if narrow else [content]),
         )
     return _section("On disk", grid)

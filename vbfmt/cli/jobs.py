@@ -5,12 +5,12 @@ from __future__ import annotations
 import os
 import sys
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from typing import TYPE_CHECKING, Any
 
 import click
 
-from vbfmt.cli.arguments import DTYPE, FORM, LAYOUT, PATH
+from vbfmt.cli.arguments import BANKS, DTYPE, FORM, LAYOUT, PATH
 from vbfmt.cli.command import Command, Group
 
 if TYPE_CHECKING:
@@ -68,6 +68,7 @@ def _from_store(function: Callable[..., None]) -> Callable[..., None]:
         click.option(
             "--base-is", metavar="NAME", help="With --from-store: only adapters of this base model."
         ),
+        BANKS,
     ):
         function = option(function)
     return function
@@ -203,6 +204,7 @@ def _run(
     as_json: bool,
     from_store: str | None = None,
     base_is: str | None = None,
+    banks: tuple[str, ...] = (),
     force: bool = False,
     store: str | None = None,
 ) -> None:
@@ -211,6 +213,8 @@ def _run(
 
     if base_is is not None and from_store is None:
         raise click.UsageError("--base-is needs --from-store")
+    if banks and from_store is not None:
+        raise click.UsageError("--banks and --from-store exclude each other: a store has its banks")
     if not sources and from_store is None:
         raise click.UsageError("no inputs: give SRC... or --from-store")
     given = {name: value for name, value in options.items() if value is not None}
@@ -218,6 +222,8 @@ def _run(
         _require_no_folder_of_packed(source)
     found = jobs.collected(sources, sys.stdin)
     names: dict[str, str] = {}
+    if banks:
+        given["banks"] = banks
     if from_store is not None:
         from vbfmt.store import Store
 
@@ -272,7 +278,13 @@ def _in_store(store: Store, base: str | None) -> dict[str, str]:
 
 def _show(outcome: Outcome, *, as_json: bool) -> None:
     from vbfmt.cli import show
+    from vbfmt.cli.translation import in_options
 
+    outcome = replace(
+        outcome,
+        message=outcome.message and in_options(outcome.message),
+        notes=tuple(in_options(note) for note in outcome.notes),
+    )
     if as_json:
         import json
 

@@ -51,8 +51,23 @@ def say_always(text: str) -> None:
     """Print one line of the answer that --quiet does not hide."""
     from vbfmt.errors import printable
 
-    stream = sys.stderr if _meta().get(_OUTPUT_IS_DATA, False) else sys.stdout
+    stream = _stream()
     click.echo(fitted(printable(text), stream), file=stream)
+
+
+def say_whole(text: str) -> None:
+    """Print one line of the answer, unless --quiet, without breaking it.
+
+    The terminal then wraps it, and joins it again where the user copies it.
+    """
+    from vbfmt.errors import printable
+
+    if verbosity() >= 0:
+        click.echo(printable(text), file=_stream())
+
+
+def _stream() -> TextIO:
+    return sys.stderr if _meta().get(_OUTPUT_IS_DATA, False) else sys.stdout
 
 
 def detail(text: str) -> None:

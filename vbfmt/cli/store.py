@@ -200,6 +200,7 @@ def tag(
 def verify(ctx: click.Context, store: str, as_json: bool) -> None:
     """Check every adapter, bank and name. Exit status 1 if anything is wrong."""
     from vbfmt.cli import show
+    from vbfmt.cli.failure import in_user_terms
 
     count, bad = 0, []
     with _opened(store) as opened:
@@ -207,6 +208,8 @@ def verify(ctx: click.Context, store: str, as_json: bool) -> None:
             count += 1
             if not report.ok:
                 bad.append(report)
+                for problem in report.problems:
+                    in_user_terms(problem)
                 if not as_json:
                     for problem in report.problems:
                         show.say(f"{report.file}: FAILED, {problem}")

@@ -11,13 +11,15 @@ from vbfmt.cli import show
 
 def show_upload_line(*paths: str | None) -> None:
     """Print the commands that upload the files or folders that a command has written."""
-    show.say(upload_line(*(path for path in paths if path is not None)))
+    for path in paths:
+        if path is not None:
+            show.say_whole(upload_line(path))
 
 
-def upload_line(*paths: str) -> str:
-    """Return the line with the commands that upload files or folders.
+def upload_line(path: str) -> str:
+    """Return the line with the command that uploads a file or folder.
 
-    They are quoted for this system's shell. The user fills in the repository's name.
+    It is quoted for this system's shell. The user fills in the repository's name.
     """
     quoted = subprocess.list2cmdline if sys.platform == "win32" else shlex.join
-    return "to upload: " + " && ".join(f"hf upload OWNER/NAME {quoted([path])}" for path in paths)
+    return f"to upload: hf upload OWNER/NAME {quoted([path])}"
