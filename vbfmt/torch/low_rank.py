@@ -10,7 +10,7 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.nn.modules import module as modules
+from torch.nn.modules.module import _has_any_global_hook as has_any_global_hook
 
 
 def can_add_in_one_step(x: Tensor) -> bool:
@@ -43,7 +43,7 @@ def is_plain_linear(layer: nn.Module) -> bool:
         or layer._backward_hooks
         or layer._backward_pre_hooks
         or layer._compiled_call_impl is not None
-        or modules._has_any_global_hook()
+        or has_any_global_hook()  # type: ignore[no-untyped-call]
     )
 
 
