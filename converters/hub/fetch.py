@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import glob
 import os
+import re
 import sys
 from collections.abc import Callable, Collection, Iterator
 from contextlib import contextmanager
@@ -18,6 +19,7 @@ Choice = Callable[[Names], Collection[str]]
 repository does not have what is looked for."""
 
 _TIMEOUT = 10.0  # seconds
+_COMMIT = re.compile(r"[0-9a-f]{40}")
 
 
 def fetched(repo: Repo, source: str, choice: Choice, what: str) -> tuple[str, list[str]]:
@@ -58,6 +60,7 @@ def fetched(repo: Repo, source: str, choice: Choice, what: str) -> tuple[str, li
             allow_patterns=[glob.escape(name) for name in chosen],
             tqdm_class=_bar(hub),
         )
+        _require_commit(os.path.basename(folder), repo)
     return str(folder), chosen
 
 
@@ -67,6 +70,7 @@ def _listed(hub: Any, repo: Repo) -> list[str] | Exception:
     Raises:
         huggingface_hub.errors.RevisionNotFoundError: there is no such revision. It is raised,
             because using the cached copy would hide it.
+        SourceError: the server's answer has no commit.
     """
     try:
         found = hub.HfApi().model_info(repo.id, revision=repo.revision, timeout=_TIMEOUT)
@@ -74,7 +78,19 @@ def _listed(hub: Any, repo: Repo) -> list[str] | Exception:
         raise
     except Exception as error:  # noqa: BLE001 - the errors depend on huggingface_hub's version
         return error
+    _require_commit(found.sha or "", repo)
     return sorted(file.rfilename for file in found.siblings or [] if is_safe(file.rfilename))
+
+
+def _require_commit(name: str, repo: Repo) -> None:
+    """Refuse a commit's name that is none: huggingface_hub makes a folder of that name."""
+    if not _COMMIT.fullmatch(name):
+        raise SourceError(
+            "the server's name of a commit is none",
+            part=str(repo),
+            found=repr(name[:100]),
+            expected="40 hexadecimal digits",
+        )
 
 
 def _from_cache(hub: Any, repo: Repo, choice: Choice, error: Exception) -> tuple[str, list[str]]:

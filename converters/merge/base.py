@@ -57,6 +57,7 @@ class Base:
         side_files: paths within the folder of all other files that belong to the output.
         left_out: paths within the folder of what does not belong to the output: other forms of the
             weights, and anything but regular files.
+        home: the folder that links must not leave; None if they may.
     """
 
     path: str
@@ -65,6 +66,7 @@ class Base:
     config: Mapping[str, Any]
     side_files: tuple[str, ...]
     left_out: tuple[str, ...]
+    home: str | None = None
 
     @cached_property
     def tensors(self) -> Mapping[str, Tensor]:
@@ -159,6 +161,7 @@ def read(path: str | os.PathLike[str], *, follow_links: bool = False) -> Base:
         config=settings,
         side_files=kept,
         left_out=left_out,
+        home=folder.home,
     )
 
 

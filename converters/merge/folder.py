@@ -49,7 +49,7 @@ def write(
             _write_file(folder, file.name, stream, long=True)
         for name in plan.copies:
             source = os.path.join(plan.base.path, name)
-            _write_file(folder, name, _counted(paths.content(source), report))
+            _write_file(folder, name, _counted(paths.content(source, plan.base.home), report))
             _keep_executable(source, os.path.join(folder, name))
         for name, text in plan.texts.items():
             _write_file(folder, name, _counted([text], report))

@@ -153,18 +153,25 @@ def within(inner: str, outer: str) -> bool:
     return any(_identity(path) in folders for path in _ancestors(os.path.realpath(inner)))
 
 
-def content(path: str) -> Iterator[bytes]:
+def content(path: str, home: str | None = None) -> Iterator[bytes]:
     """Yield the bytes of a regular file in blocks.
+
+    Args:
+        path: the file.
+        home: refuse a file that is not below this folder once it is open: a link may have taken
+            its place since it was checked. Only Linux can tell. None to accept any.
 
     Raises:
         StorageError: the file is not a regular file, cannot be read, or turns out to have another
             size than the file system reports.
+        SourceError: it is not below `home`.
     """
     try:
         file = os.open(
             path, os.O_RDONLY | getattr(os, "O_NONBLOCK", 0) | getattr(os, "O_BINARY", 0)
         )
         with os.fdopen(file, "rb") as stream:
+            _require_below(stream.fileno(), path, home)
             status = os.fstat(stream.fileno())
             left = status.st_size
             while block := stream.read(min(_AT_ONCE, left)):
@@ -179,6 +186,22 @@ def content(path: str) -> Iterator[bytes]:
 
 
 _AT_ONCE = 1 << 20
+
+
+def _require_below(file: int, path: str, home: str | None) -> None:
+    if home is None:
+        return
+    try:
+        found = os.readlink(f"/proc/self/fd/{file}")
+    except OSError:  # not Linux
+        return
+    if not _is_below(found, home):
+        raise SourceError(
+            "a file became a link that points outside of the folder while it was read",
+            file=path,
+            found=f"a link to {found}",
+            expected="a file of the base's own",
+        )
 
 
 def _home(path: str) -> str:

@@ -14,11 +14,13 @@ import logging
 from dataclasses import dataclass
 from typing import Any
 
-from vbfmt.errors import VbfmtError
+from vbfmt.errors import LONGEST_PIECE, VbfmtError, printable
 
 _logger = logging.getLogger("vllm.vbfmt")
 
 _MARK = "_vbfmt_original"
+_LONGEST_REASON = 1000
+"""Characters. The messages of this library are shorter."""
 
 
 @dataclass(frozen=True)
@@ -50,13 +52,15 @@ def install() -> None:
         try:
             return in_worker(self, lora_request)
         except Exception as error:
+            # The name comes from a client, who must not write lines of his own into the log.
+            reason = printable(str(error)[:_LONGEST_REASON])
             _logger.warning(
                 "LoRA %s is refused: %s",
-                lora_request.lora_name,
-                error,
+                printable(str(lora_request.lora_name)[:LONGEST_PIECE]),
+                reason,
                 exc_info=not isinstance(error, VbfmtError),
             )
-            return Refused(str(error))
+            return Refused(reason)
 
     @functools.wraps(in_executor)
     def ask(self: Any, lora_request: Any) -> bool:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import warnings
 
 import numpy as np
@@ -281,3 +282,49 @@ def test_a_state_dict_without_a_base_is_not_said_to_leave_one_out(vbfmt, tmp_pat
     words = ("pack", saved(tmp_path, state()), "-o", tmp_path / "x.vblora", "--topk", 2)
     result = vbfmt(*words, "--layout", "nlu")
     assert (result.code, result.err) == (0, "")
+
+
+@pytest.mark.parametrize(
+    "words",
+    [
+        ("estimate", "a", "{evil}"),
+        ("{evil}",),
+        ("verify", "--{evil}"),
+        ("store", "{evil}"),
+        ("plot", "x.vblora", "-o", "x.html", "--figure", "{evil}"),
+        ("expand", "x.vblora", "-o", "x", "--rank", "{evil}"),
+        ("verify", "{evil}"),
+        ("jobs", "verify", "{evil}"),
+        ("store", "add", "{folder}/s", "{evil}"),
+    ],
+)
+@pytest.mark.parametrize("evil", ["\x1b[2J", "\x9b2J", "\u202ex", "\x07", "\x85y", "\u2028z"])
+def test_names_of_files_that_a_shell_put_in_do_not_act_on_the_terminal(
+    vbfmt, tmp_path, words, evil
+):
+    """``vbfmt verify *`` in a stranger's folder."""
+    result = vbfmt(*(word.format(evil=evil, folder=tmp_path) for word in words))
+    assert result.code in (1, 2)
+    assert not hostile(result.out + result.err)
+    shown = result.out + result.err
+    assert repr(evil)[1:-1] in shown or "\x1b" in evil  # click drops those of a known form
+
+
+@pytest.mark.parametrize("evil", ["\x1b[2J", "\x9b2J", "\u202ex", "a\nb", "[bold]m", "$(id)", "-x"])
+def test_the_lines_about_what_was_written_show_such_names_as_text(vbfmt, packed, tmp_path, evil):
+    for command, name in (
+        ("unpack", evil),
+        ("expand", f"{evil}2"),
+        ("bank split", f"{evil}.vblora"),
+    ):
+        result = vbfmt(*command.split(), packed, "-o", f"{tmp_path}/{name}")
+        assert result.code == 0
+        assert not hostile(result.out + result.err)
+        assert repr(evil)[1:-1] in result.out
+        assert len(result.out.splitlines()) <= 8
+
+
+def test_a_name_like_an_option_is_none_in_the_line_that_uploads():
+    from vbfmt.cli.upload import upload_line
+
+    assert upload_line("--token") == f"to upload: hf upload OWNER/NAME .{os.sep}--token"

@@ -270,6 +270,21 @@ def test_names_from_a_server_lead_nowhere_else(server):
         sources.model("me/base")
 
 
+@pytest.mark.parametrize("commit", ["../../../../evil", "/tmp/evil", "a/b", "x\x1b[2J", ""])
+def test_a_commit_that_is_none_makes_no_folder_elsewhere(server, folder, tmp_path, commit):
+    """huggingface_hub makes a folder of the name that the server gives the commit."""
+    repository = server.add("me/evil")
+    files = {path.name: path.read_bytes() for path in folder.iterdir()}
+    repository.commits[commit] = files
+    repository.revisions["main"] = commit
+    before = {path for path in tmp_path.rglob("*") if "evil" in path.name}
+    with pytest.raises(errors.SourceError) as error:
+        sources.checkpoint("me/evil")
+    assert str(error.value).isprintable()
+    after = {path for path in tmp_path.rglob("*") if "evil" in path.name}
+    assert {path.name for path in after - before} <= {"models--me--evil"}
+
+
 def test_the_revision_of_a_base_is_the_one_trained_on(tmp_path):
     import dataclasses
 

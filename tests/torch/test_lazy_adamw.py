@@ -9,6 +9,7 @@ import torch
 from torch import nn
 
 from tests.torch.models import config, losses, net
+from vbfmt.errors import ContentError
 from vbfmt.torch import LazyAdamW, inject, param_groups
 
 RATES = {"lr": 0.1, "weight_decay": 0.3}
@@ -111,3 +112,55 @@ def test_a_closure_is_called_once_with_gradients():
     assert optimizer.step(closure).item() == 4.0
     assert calls == [4.0]
     torch.testing.assert_close(parameter.detach(), torch.full((2, 2), 0.9))
+
+
+def trained_state(model):
+    optimizer = LazyAdamW(param_groups(model, sparse_logits=True))
+    losses(model, optimizer, range(3))
+    return copy.deepcopy(optimizer.state_dict())
+
+
+DAMAGE = {
+    "not ascending": lambda s: s.update(entries=s["entries"].flip(0)),
+    "twice": lambda s: s.update(entries=s["entries"].clone().fill_(1)),
+    "negative": lambda s: s["entries"].__setitem__(0, -1),
+    "past the end": lambda s: s["entries"].__setitem__(-1, 10**9),
+    "floats": lambda s: s.update(entries=s["entries"].float()),
+    "two dimensions": lambda s: s.update(entries=s["entries"][None]),
+    "a list": lambda s: s.update(entries=s["entries"].tolist()),
+    "fewer means": lambda s: s.update(mean=s["mean"][1:]),
+    "no squares": lambda s: s.pop("square"),
+    "negative squares": lambda s: s["square"].__setitem__(0, -1.0),
+    "a count of 0": lambda s: s["count"].__setitem__(0, 0.0),
+    "a count of NaN": lambda s: s["count"].__setitem__(0, float("nan")),
+    "whole numbers": lambda s: s.update(mean=s["mean"].long()),
+    "of AdamW": lambda s: s.pop("entries"),
+}
+
+
+@pytest.mark.parametrize("damage", DAMAGE)
+def test_a_damaged_state_is_one_error_and_nothing_is_loaded(damage):
+    """Indices in another order would have trained other logits, silently."""
+    model = adapted()
+    state = trained_state(model)
+    DAMAGE[damage](next(s for s in state["state"].values() if "entries" in s))
+    optimizer = LazyAdamW(param_groups(model, sparse_logits=True))
+    with pytest.raises(ContentError, match=r"the optimizer's state is damaged.*parameter \d+"):
+        optimizer.load_state_dict(state)
+    assert not optimizer.state
+
+
+def test_a_state_of_logits_is_none_of_dense_parameters():
+    model = adapted()
+    state = trained_state(model)
+    dense = LazyAdamW([{"params": g["params"]} for g in param_groups(model)])
+    with pytest.raises(ContentError, match="found the state of a sparse parameter"):
+        dense.load_state_dict(state)
+
+
+def test_a_state_of_nan_is_loaded_as_it_was():
+    """Training that went astray is not damage."""
+    model = adapted()
+    state = trained_state(model)
+    next(s for s in state["state"].values() if "entries" in s)["mean"].fill_(float("nan"))
+    LazyAdamW(param_groups(model, sparse_logits=True)).load_state_dict(state)

@@ -59,16 +59,18 @@ def report(error: click.ClickException, arguments: Sequence[str]) -> int:
 
 def _print(error: click.ClickException) -> None:
     from vbfmt.cli import show
+    from vbfmt.errors import printable
 
     if isinstance(error, Failure):
         lines = [f"error: {error.message}"]
     else:
         text = io.StringIO()
         error.show(file=text)
-        lines = text.getvalue().splitlines()
+        lines = text.getvalue().rstrip("\n").split("\n")
     with contextlib.suppress(OSError):  # nobody can be told
         for line in lines:
-            click.echo(show.fitted(line, sys.stderr), file=sys.stderr)
+            # A shell may have put the names of a stranger's files among the arguments.
+            click.echo(show.fitted(printable(line), sys.stderr), file=sys.stderr)
 
 
 def as_dict(error: click.ClickException) -> dict[str, Any]:

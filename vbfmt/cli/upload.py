@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import shlex
 import subprocess
 import sys
@@ -19,7 +20,9 @@ def show_upload_line(*paths: str | None) -> None:
 def upload_line(path: str) -> str:
     """Return the line with the command that uploads a file or folder.
 
-    It is quoted for this system's shell. The user fills in the repository's name.
+    It is quoted for this system's shell, and no path is an option. The user fills in the
+    repository's name.
     """
     quoted = subprocess.list2cmdline if sys.platform == "win32" else shlex.join
-    return f"to upload: hf upload OWNER/NAME {quoted([path])}"
+    plain = os.path.join(os.curdir, path) if path.startswith("-") else path
+    return f"to upload: hf upload OWNER/NAME {quoted([plain])}"

@@ -9,9 +9,10 @@ import torch
 from torch import Tensor, nn
 
 from vbfmt.errors import ModelError
+from vbfmt.torch import state_checks
 from vbfmt.torch.sharding import is_sharded
 
-_OF_ENTRIES = ("mean", "square", "count")
+_OF_ENTRIES = state_checks.OF_ENTRIES
 
 
 class LazyAdamW(torch.optim.AdamW):
@@ -79,11 +80,24 @@ class LazyAdamW(torch.optim.AdamW):
         return loss
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
-        """Load the state; indices stay whole numbers, which torch would round to the dtype."""
-        super().load_state_dict(state_dict)
+        """Load the state; indices stay whole numbers, which torch would round to the dtype.
+
+        Raises:
+            ContentError: the state of sparse logits does not fit them, or is damaged; or it is of
+                AdamW, or of another parameter. Nothing is loaded then.
+            ValueError: the parameter groups do not fit.
+        """
         saved = [index for group in state_dict["param_groups"] for index in group["params"]]
-        own = [parameter for group in self.param_groups for parameter in group["params"]]
-        for index, parameter in zip(saved, own, strict=True):
+        own = [
+            (parameter, bool(group.get("sparse")))
+            for group in self.param_groups
+            for parameter in group["params"]
+        ]
+        if len(saved) == len(own):  # otherwise torch refuses the groups
+            for index, (parameter, sparse) in zip(saved, own, strict=True):
+                state_checks.require(state_dict["state"].get(index) or {}, parameter, sparse, index)
+        super().load_state_dict(state_dict)
+        for index, (parameter, _) in zip(saved, own, strict=True):
             state = state_dict["state"].get(index, {})
             if "entries" in state:
                 entries = state["entries"].to(parameter.device, copy=True)

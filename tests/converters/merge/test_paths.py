@@ -225,3 +225,18 @@ def test_a_folder_that_cannot_be_read_is_one_error(tmp_path, monkeypatch):
     monkeypatch.setattr(os, "scandir", refused)
     with pytest.raises(errors.StorageError, match=f"cannot read {tmp_path}.*ermission denied"):
         list(paths.tree(str(tmp_path)))
+
+
+@pytest.mark.skipif(not os.path.exists("/proc/self/fd"), reason="only Linux can tell")
+def test_a_link_put_in_place_after_the_plan_is_not_copied(tmp_path):
+    """What was a file when the base was read leads out of it when it is copied."""
+    base = save_base(tmp_path / "base", weights_of(), side_files={"tokenizer.json": b"{}"})
+    (tmp_path / "secret").write_text("theirs")
+    plan = merge.plan(adapter_of(), base)
+    (base / "tokenizer.json").unlink()
+    (base / "tokenizer.json").symlink_to(tmp_path / "secret")
+    with pytest.raises(errors.SourceError, match=r"became a link.*found a link to .*secret"):
+        merge.write(plan, tmp_path / "out")
+    assert not (tmp_path / "out").exists()
+    merge.write(merge.plan(adapter_of(), base, follow_links=True), tmp_path / "out")
+    assert (tmp_path / "out" / "tokenizer.json").read_text() == "theirs"

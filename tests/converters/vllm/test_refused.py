@@ -70,3 +70,15 @@ def test_installed_twice_it_wraps_once(vllm):
     once = vllm.modules["v1.executor.abstract"].Executor.add_lora
     refused.install()
     assert vllm.modules["v1.executor.abstract"].Executor.add_lora is once
+
+
+def test_a_name_from_a_client_writes_no_lines_into_the_log(executor, caplog):
+    refused.install()
+    name = "bad\nERROR all adapters are lost\x1b[2J" + "x" * 10_000
+    for runner in executor.workers:
+        runner.lora_manager.bad = (name,)
+    with pytest.raises(ValueError, match="trained on another model") as error:
+        executor.add_lora(LoRARequest(name, 1))
+    for line in (*caplog.messages, str(error.value)):
+        assert line.isprintable()
+        assert len(line) < 1500
