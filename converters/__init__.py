@@ -30,7 +30,7 @@ class Reader:
 
     Attributes:
         name: its name, as in ``--layout``.
-        title: its name for people.
+        title: its human-readable name.
         claims: returns whether a state dict with these keys may be of this format.
         config: name of the config file that is read beside the weights; None if there is none.
         may_need_base: whether the base model's folder may be needed.
@@ -79,7 +79,7 @@ class Writer:
     Attributes:
         name: its name, as in ``--to``.
         module: name of the module that writes it.
-        title: its name for people.
+        title: its human-readable name.
         files: names of the files in the folder that it writes; empty if it writes one file.
         needs_base: whether the base model must be known.
         uses_base: whether the base model is used if it is given.

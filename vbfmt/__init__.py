@@ -5,8 +5,9 @@
 >>> a, b = adapter.factors("model.layers.0.self_attn.q_proj")
 
 `load`, `loads`, `save`, `dumps`, `digest` and `verify` read, write and check packed adapters;
-`Adapter`, `Module` and `Tensor` are what they hold. Errors derive from `VbfmtError`. Foreign
-formats are in `vbfmt.converters`, training in `vbfmt.torch`.
+`Adapter`, `Module` and `Tensor` are what these files hold. `pack`, `unpack`, `expand` and `merge`
+do what the commands of these names do. Errors derive from `VbfmtError`. Foreign formats are in
+`vbfmt.converters`, training in `vbfmt.torch`.
 """
 
 from __future__ import annotations

@@ -47,9 +47,9 @@ class Repo:
 def parse(source: str, revision: str | None = None) -> Repo | None:
     """Return the repository that a user's text names, or None if it is a local path.
 
-    Text that names an existing path is a path, except with ``hf://``. Text that is not valid as a
-    repository's name or a URL, or that ends like a file's name (``.vblora``), is a path, too, even
-    if that does not exist.
+    Text that names an existing path is a path, except with ``hf://``. So is text that is not a
+    valid name or URL of a repository, or that ends with the suffix of a file (``.vblora``), even if
+    no such path exists.
 
     Args:
         source: a path, ``owner/name``, ``hf://owner/name[@revision][/file]``, or the URL of a page.

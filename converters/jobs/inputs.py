@@ -46,7 +46,7 @@ def items(
             are names in the store.
         task: the operation.
         overwrite: replace existing outputs.
-        names: source → name of its output, for sources whose output has another name than theirs.
+        names: source → name of its output, where that is not the source's own name.
 
     Raises:
         ConfigError: two sources have outputs of the same name, ignoring case.
@@ -65,7 +65,7 @@ def require_distinct(items: Iterable[Item]) -> None:
     """Check that no two items have the same output, ignoring case.
 
     Raises:
-        ConfigError: two have.
+        ConfigError: two items have.
     """
     sources: dict[str, str] = {}
     for item in items:

@@ -29,8 +29,8 @@ from vbfmt.store.layout import is_digest
 NAME = ".vbfmt-jobs.jsonl"
 
 LONGEST_LINE = 16_384
-"""Bytes. Longer lines are passed over: a line of a job takes 500, and less than 2,000 with the
-longest file name."""
+"""Bytes. Longer lines are ignored: a job's own line takes 500, and less than 2,000 with the longest
+file name."""
 
 LARGEST = 1 << 30
 """Bytes of a journal: two million items."""
@@ -127,7 +127,7 @@ class Journal:
         file to append to, and a pipe or device, which may never end.
 
         Raises:
-            StorageError: it is none, or too long.
+            StorageError: it is not a regular file, or too long.
             OSError: the operating system refused.
         """
         if os.path.islink(self.path):  # where O_NOFOLLOW is unknown

@@ -28,7 +28,7 @@ from typing import Any
 from vbfmt.converters.jobs.tasks import MODULES, Item, Outcome, Task, run_shard
 
 _GIVE_UP = 3
-"""After so many consecutive items that each killed a process of its own, no more are tried."""
+"""After this many consecutive items that each killed a process of its own, no more are tried."""
 
 _PATIENCE = 10.0
 """Seconds that a worker has for removing what it is writing when the job is interrupted."""
@@ -237,7 +237,7 @@ def _begin(environment: Mapping[str, str]) -> None:
 
 
 def _end(number: int, frame: FrameType | None) -> None:
-    signal.signal(number, signal.SIG_IGN)  # a second one must not interrupt the cleaning up
+    signal.signal(number, signal.SIG_IGN)  # a second one must not interrupt the clean-up
     sys.exit(1)
 
 

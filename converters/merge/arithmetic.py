@@ -22,7 +22,7 @@ class Piece:
     """Consecutive bytes of an output tensor that are still to be computed.
 
     Attributes:
-        size: their number, at most `PIECE_BYTES`.
+        size: number of bytes, at most `PIECE_BYTES`.
         fill: computes them into an array (size,) uint8; any thread may call it.
         source: the part of the base's tensor that `fill` reads; None if it reads none.
         name: the tensor's name, for messages.
@@ -206,8 +206,9 @@ def _recompute_threshold(
     Below it, the float32 sum may be wrong by half a unit in the last place of `dtype` or more.
     The product's error is at most about (rank + 1) · 2⁻²⁴ · Σ|left·right|, and Σ|left·right| is at
     most the product of two norms. Half a unit is at least 2⁻¹² of the value for float16, 2⁻⁹ for
-    bfloat16. The last addition's error, 2⁻²⁴ of the sum, is negligible beside that; and only an
-    error of a whole unit could give anything but one of the two nearest values.
+    bfloat16. The last addition's error, 2⁻²⁴ of the sum, is negligible beside that. Above the
+    threshold, the result is one of the two nearest values, because any other would need an error of
+    a whole unit.
 
     Returns:
         Infinity if float32 may overflow: then everything must be computed in float64.

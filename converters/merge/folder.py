@@ -46,7 +46,7 @@ def write(
     ):
         for file in plan.files:
             stream = _counted(file_blocks(file, plan.factors, pool), report)
-            _write_file(folder, file.name, stream, long=True)
+            _write_file(folder, file.name, stream, past_cache=True)
         for name in plan.copies:
             source = os.path.join(plan.base.path, name)
             _write_file(folder, name, _counted(paths.content(source, plan.base.home), report))
@@ -83,7 +83,7 @@ def _counted(contents: Iterable[Bytes], report: Callable[[int], None]) -> Iterat
 
 
 def _folders(names: Iterable[str]) -> set[str]:
-    """The folders within the output that files of these names are in, however deep."""
+    """Return the folders within the output that contain files of these names, at all levels."""
     found: set[str] = set()
     for name in names:
         inner = os.path.dirname(name)
@@ -93,7 +93,9 @@ def _folders(names: Iterable[str]) -> set[str]:
     return found
 
 
-def _write_file(folder: str, name: str, contents: Iterable[Bytes], *, long: bool = False) -> None:
+def _write_file(
+    folder: str, name: str, contents: Iterable[Bytes], *, past_cache: bool = False
+) -> None:
     path = os.path.join(folder, name)
     os.makedirs(os.path.dirname(path), exist_ok=True)
-    storage.write_in_new_folder(path, contents, past_cache=long)
+    storage.write_in_new_folder(path, contents, past_cache=past_cache)

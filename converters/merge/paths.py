@@ -100,7 +100,7 @@ class Folder:
                 file=self.path,
                 part=name,
                 found=f"a link to {os.readlink(path)}",
-                expected="a file of the base's own",
+                expected="a file inside the base's folder",
                 advice="if you trust it, give `follow_links=True`, which copies the link's target",
             )
 

@@ -28,7 +28,7 @@ class Merged:
     Attributes:
         digest: the digest of its packed form, ``sha256:…``.
         weight: the factor by which its ΔW was multiplied.
-        base_model, base_revision: the model that it was trained on, as it names it.
+        base_model, base_revision: the model that it was trained on, as the adapter names it.
     """
 
     digest: str
@@ -68,18 +68,23 @@ def earlier_digests(base: Base) -> list[str]:
     """Return the digests of all adapters that were merged into the base, in order.
 
     Raises:
-        SourceError: the record in a shard's metadata is not a JSON list.
+        SourceError: the record in a shard's metadata is not a JSON list, or that in the folder is
+            not a JSON object.
     """
     found: dict[str, None] = {}
     for shard in base.shards:
         try:
-            found.update(dict.fromkeys(map(str, json.loads(shard.metadata.get(KEY, "[]")))))
-        except (ValueError, TypeError, RecursionError):
+            digests = json.loads(shard.metadata.get(KEY, "[]"))
+        except (ValueError, RecursionError):
+            digests = None
+        if not isinstance(digests, list):
             raise SourceError(
                 "the record of merged adapters cannot be read",
                 file=os.path.join(base.path, shard.name),
                 part=f"__metadata__, {KEY}",
-            ) from None
+                expected="a JSON list",
+            )
+        found.update(dict.fromkeys(map(str, digests)))
     for adapter in earlier_adapters(base):
         if isinstance(adapter, dict) and isinstance(adapter.get("digest"), str):
             found[adapter["digest"]] = None
@@ -87,10 +92,12 @@ def earlier_digests(base: Base) -> list[str]:
 
 
 def unrecorded_in(folder: str) -> str | None:
-    """Return the path of a file, folder or link below a folder that its record does not name.
+    """Return the path of something below a folder for which the folder's record does not account.
+
+    That is a file that the record does not name, an empty folder, or a link.
 
     Returns:
-        None if the record names everything; a description if the record is missing or unreadable.
+        None if there is nothing. If the record is missing or unreadable, a description of that.
     """
     path = os.path.join(folder, NAME)
     if not os.path.isfile(path):

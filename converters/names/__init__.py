@@ -50,8 +50,8 @@ def locate(
             match several parts; with or without the last dot.
 
     Raises:
-        SourceError: a module has no weight in the files, or they may hold one that the adapter
-            changes twice.
+        SourceError: a module has no weight in the files, or the files may hold a changed weight
+            twice.
     """
     disk = {name: tensor.shape for name, tensor in tensors.items()}
     if part is not None:
@@ -64,7 +64,7 @@ def locate(
 def _located(
     disk: Mapping[str, Shape], config: Mapping[str, Any], adapter: LowRank, part: str | None
 ) -> Locations:
-    """Return the locations, each tensor taken for the only copy of what it holds."""
+    """Return the locations, assuming that the files hold every weight only once."""
     trained = {name: tensor.shape for name, tensor in adapter.tensors.items()}
     kind = plain.kind_of(config, disk)
     guess, error = _guess(adapter, trained, disk, part)

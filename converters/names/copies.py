@@ -76,7 +76,7 @@ class _Pair:
 
 
 def require_single(disk: Mapping[str, Shape], locations: Locations) -> str | None:
-    """Refuse locations of which another tensor of the base may be a copy.
+    """Refuse to change a tensor if another tensor of the base may hold the same weight.
 
     Args:
         disk: shapes of the base's tensors, by their names on the disk.
@@ -177,7 +177,7 @@ def _of_experts(changed: Collection[str], disk: Mapping[str, Shape]) -> Iterator
 def _conflicts(
     loaded: LoadedModel, targets: Mapping[str, tuple[str, str | None]], changed: Collection[str]
 ) -> Iterator[_Pair]:
-    """Yield pairs of tensors of which transformers makes one weight.
+    """Yield pairs of tensors from each of which transformers would make the same weight.
 
     Args:
         loaded: the model.
@@ -201,7 +201,7 @@ def _conflicts(
 
 
 def _made(loaded: LoadedModel, target: str, pattern: str | None) -> Iterable[str]:
-    """Return the loaded model's tensors that are made of one on the disk."""
+    """Return the loaded model's tensors that transformers makes from one on the disk."""
     converter = None if pattern is None else loaded.converter(pattern)
     if converter is None:
         return (target,)
@@ -212,9 +212,10 @@ def _made(loaded: LoadedModel, target: str, pattern: str | None) -> Iterable[str
 def _twice(
     names: Collection[str], targets: Mapping[str, tuple[str, str | None]]
 ) -> tuple[str, str] | None:
-    """Return two of the tensors that become one weight of which either would do alone.
+    """Return two of the tensors that become one weight, if one of them would be enough.
 
-    Experts that are stacked differ in their number, and halves that are joined in their pattern.
+    The experts of a stack have different numbers, and parts that are joined have different
+    patterns; they are all needed.
     """
     seen: dict[tuple[object, ...], str] = {}
     ways = {targets[name][1] is None for name in names}

@@ -33,7 +33,7 @@ class Expanded:
 
     Attributes:
         form: name of the form in `vbfmt.converters.WRITERS`.
-        title: that form's name for people.
+        title: that form's human-readable name.
         rank: the largest rank of a module.
         rank_before: the largest rank of a module before it was reduced.
         digests: digests of the adapters, in the order in which they were given.

@@ -27,7 +27,7 @@ class Packed:
         size: size of the packed file in bytes.
         source_size: size of the files that were read, in bytes.
         layout: name of the source's format in `vbfmt.converters.READERS`.
-        title: that format's name for people.
+        title: that format's human-readable name.
         adapter: the adapter.
         bank: path of the bank's own file; None if the bank is in the packed file.
     """

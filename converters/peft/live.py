@@ -82,7 +82,7 @@ def _loaded(model: nn.Module, written: str, adapter_name: str, path: PathLike) -
             model.set_adapter(adapter_name)
             return model
         with warnings.catch_warnings():
-            # PEFT warns of factors that it has lost; `require_lora_loaded` puts them in.
+            # PEFT warns about factors that it has lost; `require_lora_loaded` restores them.
             warnings.filterwarnings("ignore", message="Found missing adapter keys")
             return PeftModel.from_pretrained(model, written, adapter_name=adapter_name)
     except (ValueError, NotImplementedError) as error:

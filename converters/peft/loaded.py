@@ -1,4 +1,4 @@
-"""Check layer by layer that PEFT has loaded an adapter's values, and put in what it has lost.
+"""Check layer by layer that PEFT has loaded an adapter's values, and restore what it has lost.
 
 PEFT renames the keys of a LoRA as transformers renames tensors on the disk
 (`convert_peft_adapter_state_dict_for_transformers`). If a name of the loaded model looks like one
@@ -20,15 +20,14 @@ if TYPE_CHECKING:
     from peft import PeftModel
 
 _TOLERANCE = 0.02
-"""Largest error of PEFT's own ΔW, as a part of the largest element."""
+"""Largest error of PEFT's own ΔW, relative to its largest element."""
 _ADVICE = "merge the adapter into its base instead, or load it with form='vblora'"
 
 
 def require_lora_loaded(model: PeftModel, adapter: LowRank, adapter_name: str) -> None:
-    """Check that PEFT's LoRA layers have the adapter's factors, and put in those it has lost.
+    """Check that PEFT's LoRA layers have the adapter's factors, and restore those it has lost.
 
-    No other layer may have factors that are not zero, and the model must have the adapter's other
-    trained tensors.
+    In other LoRA layers, B must be zero. The model must have the adapter's other trained tensors.
 
     Args:
         model: PEFT's model.
@@ -54,8 +53,9 @@ def require_lora_loaded(model: PeftModel, adapter: LowRank, adapter_name: str) -
             raise _not_loaded(module.name, "no LoRA layer")
         for factor, wanted in ((layer.lora_A, a), (layer.lora_B, b)):
             weight = factor[adapter_name].weight
-            if tuple(weight.shape) != wanted.shape or layer.scaling[adapter_name] != 1:
-                raise _not_loaded(module.name, f"a LoRA layer of shape {tuple(weight.shape)}")
+            shape, scale = tuple(weight.shape), layer.scaling[adapter_name]
+            if shape != wanted.shape or scale != 1:
+                raise _not_loaded(module.name, f"a LoRA layer of shape {shape} and scale {scale}")
             values = torch.from_numpy(wanted.copy()).to(weight.device, weight.dtype)
             if not torch.equal(weight.detach(), values):
                 with torch.no_grad():

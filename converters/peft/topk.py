@@ -16,18 +16,18 @@ from vbfmt.converters._files.safetensors import Spec
 from vbfmt.converters.peft.rows import swap
 
 _DTYPES = {"u1": "U8", "<i2": "I16", "<i4": "I32"}
-"""Of indices: numpy's code → name in safetensors."""
+"""NumPy's code of the indices' dtype → its name in safetensors."""
 
 
 @dataclass(frozen=True)
 class TopK:
-    """The tensors of all modules, made one after another: names and sizes, then bytes.
+    """PEFT's top-k tensors of all modules: their names and shapes, then their bytes, one by one.
 
     Attributes:
-        adapter: whose they are.
+        adapter: the adapter.
         indices: (N, k), in PEFT's order.
         weights: (N, k − 1) float32, likewise.
-        dtype: of the indices, in safetensors.
+        dtype: safetensors name of the indices' dtype.
     """
 
     adapter: Adapter
@@ -37,7 +37,7 @@ class TopK:
 
     @classmethod
     def of(cls, adapter: Adapter) -> TopK:
-        """Return indices (N, k) and weights (N, k − 1) from which PEFT restores every weight.
+        """Return the tensors of an adapter, from which PEFT restores every weight exactly.
 
         PEFT leaves out the last weight of a row, which is the smallest, and restores it as 1 − Σ of
         the others. If that is not exact, the row is rotated by one column, so that the largest

@@ -70,7 +70,7 @@ class Kept:
         self._adapters.pop(digest, None)
 
     def _with_shared_bank(self, adapter: Adapter) -> Adapter:
-        """Return a copy that does not refer to the file's bytes; equal banks are one array."""
+        """Return a copy that does not refer to the file's bytes; equal banks share one array."""
         key = hashlib.sha256(adapter.bank.data).digest()
         return dataclasses.replace(
             adapter,

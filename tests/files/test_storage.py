@@ -242,7 +242,9 @@ def test_a_file_that_windows_does_not_replace_because_it_is_open(tmp_path, monke
 
     (tmp_path / "x").write_bytes(b"old")
     monkeypatch.setattr(storage.os, "replace", refuse)
-    with pytest.raises(errors.StorageError, match="access is denied; close what has it open"):
+    with pytest.raises(
+        errors.StorageError, match="access is denied; close other programs that use it"
+    ):
         storage.write(tmp_path / "x", [b"new"], overwrite=True)
     assert (tmp_path / "x").read_bytes() == b"old"
     assert names(tmp_path) == ["x"]

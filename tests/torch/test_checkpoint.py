@@ -184,7 +184,7 @@ def test_an_adapter_of_another_config(saved):
     with pytest.raises(ModelError, match="shapes differ"):
         load_checkpoint(model, saved)
     inject(model, config(bias="all"), adapter_name="second")
-    with pytest.raises(ModelError, match="only one of both has"):
+    with pytest.raises(ModelError, match="only one of the two has"):
         load_checkpoint(model, saved, adapter_name="second")
 
 
@@ -197,7 +197,9 @@ def test_biases_that_an_older_peft_did_not_save_are_explained(tmp_path):
         tmp_path / "checkpoint",
         lambda tensors: [tensors.pop(key) for key in list(tensors) if key.endswith(".bias")],
     )
-    with pytest.raises(ModelError, match=r"only one of both has.*PEFT before 0\.21 does not save"):
+    with pytest.raises(
+        ModelError, match=r"only one of the two has.*PEFT before 0\.21 does not save"
+    ):
         load_checkpoint(net(), tmp_path / "checkpoint")
 
 
@@ -369,7 +371,7 @@ def test_a_config_of_other_types(saved, settings):
     path = saved / "adapter_config.json"
     path.write_text(json.dumps(json.loads(path.read_text()) | settings))
     model = net()
-    with pytest.raises(ConfigError, match="a setting that cannot work in .*checkpoint"):
+    with pytest.raises(ConfigError, match="a setting is not valid in .*checkpoint"):
         load_checkpoint(model, saved)
     assert not hasattr(model, "vblora")
 

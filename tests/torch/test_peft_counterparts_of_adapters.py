@@ -174,7 +174,7 @@ def test_one_adapter_acts_at_a_time(case):
     assert adapters_of(model).active == "other"
     set_adapter(model, "default")
     assert adapters_of(model).active == "default"
-    with pytest.raises(ModelError, match="one adapter acts at a time.*merge"):
+    with pytest.raises(ModelError, match="only one adapter can be active.*merge"):
         set_adapter(model, ["default", "other"])
     assert adapters_of(model).active == "default"
 

@@ -218,7 +218,7 @@ def test_a_config_of_another_kind_and_what_to_give_instead(given, found, advice)
 def test_pefts_own_object_is_read_as_what_its_file_holds():
     assert VBLoRAConfig.from_peft(MEANT) == VBLoRAConfig.from_peft(MEANT.to_dict())
     for wrong in ("adapter_config.json", None, 4):
-        with pytest.raises(ConfigError, match=r"not a config of PEFT's: config: found"):
+        with pytest.raises(ConfigError, match=r"not a PEFT config: config: found"):
             VBLoRAConfig.from_peft(wrong)
 
 
@@ -290,7 +290,7 @@ def test_a_part_of_a_model_and_the_whole_are_not_both_given_adapters(first):
     inject(pair[0], config(target_modules=["0", "1"]))
     before = repr(model)
     part = r"encoder\.0" if first else "0"
-    with pytest.raises(ModelError, match=f"of another model, .*: {part}; inject into one"):
+    with pytest.raises(ModelError, match=f"another model with adapters: {part}; inject into one"):
         inject(pair[1], config(target_modules=["0"]), adapter_name="second")
     assert repr(model) == before
 
@@ -356,7 +356,9 @@ def test_layers_of_pefts_within_a_plain_model_are_refused():
     model = llama()
     peft.inject_adapter_in_model(peft.LoraConfig(r=8, target_modules=["k_proj"]), model)
     before = repr(model)
-    with pytest.raises(ModelError, match=r"of PEFT's: model\.layers\.0\.self_attn\.k_proj: found"):
+    with pytest.raises(
+        ModelError, match=r"has a PEFT adapter: model\.layers\.0\.self_attn\.k_proj: found"
+    ):
         inject(model, config(target_modules=["q_proj"]))
     assert repr(model) == before
 

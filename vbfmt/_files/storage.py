@@ -22,7 +22,7 @@ def read(path: PathLike, *, mmap: bool, most: int | None = None) -> memoryview:
     """Return the bytes of a regular file, mapped or read, up to the size that it reports.
 
     Args:
-        most: read no more than so many bytes; None for all. A mapped file is mapped whole.
+        most: read at most this many bytes; None for all. A mapped file is mapped whole.
 
     Raises:
         StorageError: the file cannot be read, or is not a regular file.
@@ -56,7 +56,7 @@ def write(
     those of the umask.
 
     Args:
-        past_cache: bypass the page cache, for files of gigabytes.
+        past_cache: bypass the page cache; for very large files.
         sweeps: remove temporary files that a killed process has left. This lists the folder.
 
     Returns:
@@ -151,7 +151,7 @@ def refusal(what: str, path: PathLike, error: OSError) -> VbfmtError:
     kind = MissingFileError if isinstance(error, FileNotFoundError) else StorageError
     reason = error.strerror or type(error).__name__
     in_use = getattr(error, "winerror", None) in _IN_USE
-    advice = "close what has it open: programs, and adapters that are loaded from it"
+    advice = "close other programs that use it, and adapters that are loaded from it"
     return kind(what, file=path, found=reason, errno=error.errno, advice=advice if in_use else None)
 
 
@@ -221,7 +221,7 @@ _BINARY = getattr(os, "O_BINARY", 0)
 def _read_descriptor(file: int, path: PathLike, *, mmap: bool, most: int | None) -> memoryview:
     status = os.fstat(file)
     if not stat.S_ISREG(status.st_mode):
-        raise _no_file(path, "a folder" if stat.S_ISDIR(status.st_mode) else "no regular file")
+        raise _no_file(path, "a folder" if stat.S_ISDIR(status.st_mode) else "not a regular file")
     if mmap and status.st_size:
         with contextlib.suppress(ValueError):  # emptied since it was opened
             return memoryview(mapping.mmap(file, 0, access=mapping.ACCESS_READ))

@@ -131,7 +131,7 @@ _FEW = 16
 """Arrays and maps that a value may have, however short it is."""
 
 _A_MAP = 4
-"""A map takes as much memory as so many arrays; tables have none."""
+"""A map takes as much memory as this many arrays; tables have none."""
 
 
 def _code(data: bytes, position: int) -> int:

@@ -36,7 +36,7 @@ _WRITTEN_BY = {
     ".png": "pictures are written by vbfmt plot",
     ".svg": "pictures are written by vbfmt plot",
     ".html": "pages are written by vbfmt plot",
-    ".json": "answers are printed as JSON with --json",
+    ".json": "results are printed as JSON with --json",
     ".zip": "no command writes archives",
     ".tar": "no command writes archives",
     ".gz": "no command writes archives",
@@ -84,7 +84,7 @@ DTYPE = _Dtype(["float32", "bfloat16", "float16"])
 FORM = click.Choice(("embedded", "external"), case_sensitive=False)
 LAYOUT = click.Choice(LAYOUTS, case_sensitive=False)
 RUNTIME = click.Choice(RUNTIMES, case_sensitive=False)
-JSON = click.option("--json", "as_json", is_flag=True, help="Print the answer as JSON.")
+JSON = click.option("--json", "as_json", is_flag=True, help="Print the result as JSON.")
 WEIGHTS = click.option(
     "--weight",
     "weights",

@@ -1,7 +1,7 @@
 """JSON as ``json.dumps(value, indent=2)`` writes it, piece by piece, but faster.
 
 With an indent, the standard library uses its encoder in Python, which takes a second for 20,000
-modules. Here the encoder in C writes all maps and lists that contain no others, which are most.
+modules. Here the encoder in C writes every dict and list that contains no others; most do not.
 """
 
 from __future__ import annotations

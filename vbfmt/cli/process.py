@@ -80,7 +80,7 @@ def clean_up_on_signals() -> None:
 
 
 def _end(number: int, frame: FrameType | None) -> None:
-    signal.signal(number, signal.SIG_IGN)  # a second one must not interrupt the cleaning up
+    signal.signal(number, signal.SIG_IGN)  # a second one must not interrupt the clean-up
     sys.exit(128 + number)
 
 

@@ -1,7 +1,7 @@
 """How a command prints: lines, notes, JSON, sizes, counts.
 
-Each call of `click.echo` names its stream. Without a name, click replaces a standard stream that
-encodes ASCII.
+Each call of `click.echo` names its stream. Otherwise click replaces a standard stream whose
+encoding is ASCII.
 
 Text from files reaches the terminal only through the functions here. They escape control
 characters.
@@ -42,13 +42,13 @@ def keep_output_for_data() -> None:
 
 
 def say(text: str) -> None:
-    """Print one line of the answer, unless --quiet."""
+    """Print one line of output, unless --quiet."""
     if verbosity() >= 0:
         say_always(text)
 
 
 def say_always(text: str) -> None:
-    """Print one line of the answer that --quiet does not hide."""
+    """Print one line of output, even with --quiet."""
     from vbfmt.errors import printable
 
     stream = _stream()
@@ -71,7 +71,7 @@ def _stream() -> TextIO:
 
 
 def detail(text: str) -> None:
-    """Print one line of the answer with --verbose only."""
+    """Print one line of output, with --verbose only."""
     if verbosity() > 0:
         say_always(text)
 
@@ -153,7 +153,7 @@ def size(count: float) -> str:
 
 
 def times(ratio: float) -> str:
-    """Return a ratio as text, to two or three digits: ``104×``, ``3.4×``."""
+    """Return a ratio as text, with a decimal if it is below 10: ``104×``, ``3.4×``."""
     return f"{ratio:.0f}×" if ratio >= 10 else f"{ratio:.1f}×"
 
 

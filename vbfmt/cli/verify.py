@@ -64,7 +64,7 @@ def command(
     the same content as FILE (to rounding, if SRC is in PEFT's top-k form). The checksums inside a
     file show damage, not tampering: to exclude that, give a digest that you trust (--digest). The
     digest is of the content and differs from what sha256sum prints; --json has both.
-    Exit status 0 if every FILE is valid, else 1. With --json, the answer also has errors of reading
+    Exit status 0 if every FILE is valid, else 1. With --json, the result also has errors of reading
     FILE or SRC.
     """
     _require_consistent(files, against, layout=layout, base=base, base_model=base_model, topk=topk)

@@ -17,7 +17,7 @@ from vbfmt.plot.scene import Scene, distinct, shortened
 
 _MOST_KINDS = 12
 _PALE = 1.5
-"""The colour scale reaches at least that many times the deviation of random selection."""
+"""The colour scale reaches at least this many times the deviation of random selection."""
 _COLOURS = (style.BLUE, style.ORANGE, style.GREEN, style.PURPLE)
 _ALONG = "vectors of the bank, ranked by norm (0: the longest)"
 

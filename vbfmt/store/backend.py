@@ -11,7 +11,7 @@ from vbfmt._format.container import Bytes
 
 @dataclass(frozen=True)
 class Found:
-    """A small object that changes: names, leases, marks.
+    """A small object that may change (name, lease or mark), as it was read.
 
     Attributes:
         content: the bytes.
@@ -76,11 +76,11 @@ class Backend(Protocol):
         ...
 
     def replace(self, key: str, content: bytes, version: str) -> bool:
-        """Replace a small object of that version; return False if it has another or is missing."""
+        """Replace a small object if it still has this version, and return whether it had."""
         ...
 
     def remove(self, key: str, version: str) -> bool:
-        """Remove a small object of that version; return False if it has another or is missing."""
+        """Remove a small object if it still has this version, and return whether it had."""
         ...
 
     def delete(self, key: str) -> None:

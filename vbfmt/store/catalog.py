@@ -42,7 +42,8 @@ _MOST_TEXT = 16 << 20
 """Approximate number of characters in the pending notes."""
 
 _LONGEST_WAIT = 10.0
-"""Seconds until a note is written, at most: much less than `synchronize` takes for young."""
+"""Most seconds until a note is written: much less than the age at which `synchronize` considers an
+object's writer finished."""
 
 
 class Catalog:
@@ -71,7 +72,7 @@ class Catalog:
             self._database.close()
 
     def add(self, digest: str, stored: Stored, header: Header) -> None:
-        """Note that an adapter and its bank have been written."""
+        """Record that an adapter and its bank have been written."""
         bank = header.sections[BANK]
         self._note(
             *adapter_rows(digest, stored, header),
@@ -79,7 +80,7 @@ class Catalog:
         )
 
     def add_name(self, name: str, digest: str) -> None:
-        """Note the digest that a name points to."""
+        """Record the digest that a name points to."""
         # Without a version, so that the next refresh reads a record that changed meanwhile.
         self._note(name_row(layout.name_key(name), name, digest, None))
 
@@ -102,7 +103,7 @@ class Catalog:
             self._change(lambda _: None)
 
     def forget(self, key: str) -> None:
-        """Note that an object or a name is about to be removed."""
+        """Record that an object or a name is about to be removed."""
 
         def work(database: sqlite3.Connection) -> None:
             if (digest := layout.digest_of(key)) is not None:
@@ -118,7 +119,7 @@ class Catalog:
         """Update the catalog from the objects.
 
         Warns:
-            VbfmtWarning: objects were missing from it, or it had objects that are gone.
+            VbfmtWarning: objects were missing from it, or it had objects that no longer exist.
         """
         unknown, gone = self._change(self._synchronize)
         if (unknown or gone) and self._shared and not self._database.fresh:
@@ -163,7 +164,8 @@ class Catalog:
         )
 
     def totals(self) -> tuple[int, int, int, int, int]:
-        """Return the number and bytes of adapters, the same of banks, and the number of names."""
+        """Return the number and total size of adapters, the same for banks, and the number of
+        names."""
         adapters, adapter_bytes, banks, bank_bytes, names = self._answer(
             lambda rows: map(int, rows[0]),
             "SELECT (SELECT count(*) FROM adapters), (SELECT total(size) FROM adapters),"
@@ -192,7 +194,7 @@ class Catalog:
             return make(self._database.rows(query, values))
 
     def _change(self, work: Callable[[sqlite3.Connection], T]) -> T:
-        """Do `work` in a transaction, after the notes are written. It may be done twice."""
+        """Call `work` in a transaction, after the notes are written. It may be called twice."""
 
         def noted(database: sqlite3.Connection) -> T:
             for statement, values in self._notes:

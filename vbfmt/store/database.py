@@ -1,4 +1,4 @@
-"""An SQLite database whose content can be read elsewhere, so it is rebuilt if damaged."""
+"""An SQLite database that can be rebuilt from other files, and is rebuilt if it is damaged."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ class Database:
     in memory. Both give a warning.
 
     Args:
-        fill: function that reads the content again, in a transaction.
+        fill: function that fills the tables from those files, in a transaction.
 
     Attributes:
         fresh: whether this connection has created the tables, which are then empty.
@@ -66,7 +66,7 @@ class Database:
         return self._tried(found, found_anew)
 
     def change(self, work: Work[T]) -> T:
-        """Do `work` in a transaction. It may be done twice."""
+        """Call `work` in a transaction. It may be called twice."""
 
         def done() -> T:
             return self._transaction(work)
@@ -74,7 +74,7 @@ class Database:
         return self._tried(done, done)
 
     def damaged(self) -> None:
-        """Rebuild the database, because a row cannot be right."""
+        """Rebuild the database, because a row is damaged."""
         self._warn_of_damage()
         self.renew()
 

@@ -77,7 +77,7 @@ class Folder:
     def found(self, key: str) -> Found | None:
         """See `Backend.found`; the version is a hash of the content.
 
-        No more is read than shows that the content is too long for a record.
+        Of a file that is too long for a record, only the beginning is read.
         """
         path = self.address(key)
         try:
@@ -136,8 +136,8 @@ class Folder:
                         yield Stored(key, status.st_size, status.st_mtime, version)
 
     def stamps(self, prefix: str) -> dict[str, str | None]:
-        """See `Backend.stamps`: each shard's time of change. One of this moment says nothing yet:
-        what comes next may get the same."""
+        """See `Backend.stamps`: each shard's modification time, None if it is very recent, because
+        the next change might then get the same time."""
         found: dict[str, str | None] = {}
         now = time.time_ns()
         for shard in layout.SHARDS:
@@ -151,7 +151,7 @@ class Folder:
         return found
 
     def tidy(self) -> None:
-        """See `Backend.tidy`: what killed writers have left in the making."""
+        """See `Backend.tidy`."""
         for prefix in (layout.ADAPTERS, layout.BANKS, layout.NAMES, layout.UNREFERENCED):
             for folder, _, files in os.walk(self.address(prefix)):
                 for name in files:

@@ -1,14 +1,14 @@
-"""What nothing needs any more: marked, and after a grace period removed.
+"""Mark the objects that nothing needs any more, and remove them after a grace period.
 
-Needed are the adapters that names and leases point to, and the banks of all adapters that are
-there. An object that is not needed gets a mark with the time. A later collection removes it if the
-mark is still there and old enough: so whoever has resolved a name has that long to read what it
-pointed to, and a lease for longer.
+An adapter is needed if a name or a lease points to it, a bank if an adapter in the store uses it.
+An object that is not needed gets a mark with the time. A later collection removes it if the mark is
+still there and old enough. So a reader that has resolved a name has at least the grace period to
+read the adapter, and more with a lease.
 
 Writers and a collector may run at once, in several processes or on several machines. Every change
-of a mark is a compare-and-swap. A collector that removes sets the mark to *removing* first; whoever
-comes to need an object (adds it again, names it, leases it) takes its mark away first. So one of
-the two learns of the other.
+of a mark is a compare-and-swap. A collector sets the mark to *removing* before it removes an
+object. A process that needs an object (to add it again, name it or lease it) removes its mark
+first. So one of the two always notices the other.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ GRACE = 24 * 3600.0
 """Seconds that an object stays after it was first found unneeded."""
 
 _PATIENCE = 60.0
-"""Seconds after which a collector that has not finished a removal is taken to be dead."""
+"""Seconds after which a collector that has not finished a removal is considered dead."""
 
 
 @dataclass(frozen=True)
@@ -42,7 +42,8 @@ class Mark:
 
 
 def mark_of(backend: Backend, key: str, now: float) -> tuple[Mark | None, str] | None:
-    """Return the mark of an object, None for a damaged one, and its version; None if it has none.
+    """Return an object's mark (None if it is damaged) and the mark's version; None if it has no
+    mark.
 
     Args:
         now: seconds since 1970. A mark of a later time is damaged.
@@ -80,16 +81,16 @@ def revive(
 
 
 def note_unneeded(backend: Backend, key: str, now: float) -> None:
-    """Mark an object from now on, unless it is marked already."""
+    """Mark an object as unneeded since `now`, unless it is marked already."""
     backend.create(layout.unreferenced_key(key), [Mark(now, removing=False).content()])
 
 
 def is_due(backend: Backend, key: str, before: float, now: float) -> bool:
-    """Return whether `claim` would succeed. A damaged mark is written anew."""
+    """Return whether `claim` would succeed. A damaged mark is replaced by a new one."""
     found = mark_of(backend, key, now)
     if found is None:
         return False
-    if found[0] is None:  # with a new mark, the object goes after its grace period
+    if found[0] is None:  # the grace period begins again
         mark = Mark(now, removing=False).content()
         backend.replace(layout.unreferenced_key(key), mark, found[1])
         return False

@@ -48,7 +48,7 @@ def is_digest(text: str) -> bool:
 
 
 def is_like_digest(text: str) -> bool:
-    """Whether `text` can only be meant as a digest: no name has a colon."""
+    """Return whether `text` can only be meant as a digest: no name has a colon."""
     return text.startswith("sha256:")
 
 
@@ -56,7 +56,7 @@ def require_sha256(text: str) -> None:
     """Check that a text may be a bank's SHA-256.
 
     Raises:
-        StoreError: not 64 lower-case hexadecimal digits.
+        StoreError: `sha256` is not 64 lower-case hexadecimal digits.
     """
     if not is_digest(f"sha256:{text}"):
         raise StoreError(
@@ -114,7 +114,7 @@ def require_name(name: str) -> None:
     which begins with a letter, a digit or ``_``. So no name leads out of the store.
 
     Raises:
-        StoreError
+        StoreError: the name is not allowed.
     """
     if is_digest(name) or not _NAME.fullmatch(name) or len(name) > LONGEST_NAME:
         raise StoreError(

@@ -64,7 +64,7 @@ def write(backend: Backend, name: str, digest: str, replaces: str | None) -> Non
         replaces: the digest that it points to now; None if it must be new.
 
     Raises:
-        ConflictError: it points elsewhere, or is taken in other letters.
+        ConflictError: it points elsewhere, or a name that differs only in case exists.
         StoreError: not a name.
     """
     key = layout.name_key(name)
@@ -95,7 +95,7 @@ def overwrite(backend: Backend, name: str, digest: str) -> None:
                 return
         elif backend.replace(key, content, found.version):
             return
-    raise _conflict(backend, name, "what it was")
+    raise _conflict(backend, name, "unchanged while it is written")
 
 
 def remove(backend: Backend, name: str, expected: str | None) -> bool:

@@ -31,7 +31,7 @@ def require_store(backend: Backend, *, create: bool) -> None:
     """Check that there is a store; create it if `create` is set and there is nothing.
 
     Raises:
-        StoreError: there is none, or something else.
+        StoreError: there is no store, or something else is there.
         VersionError: it has a newer layout.
     """
     found = backend.found(layout.ROOT)

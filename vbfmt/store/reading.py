@@ -58,7 +58,7 @@ class Reader:
     def find(self, name: str) -> str | None:
         """Return the digest that a name points to, None if there is no such name.
 
-        For names that strangers choose: it takes the same short time for any of them.
+        Meant for names from untrusted clients: it takes the same short time for every name.
 
         Raises:
             StoreError: the name's record is damaged.

@@ -30,7 +30,8 @@ CREATE INDEX names_of ON names (digest);
 CREATE TABLE banks (sha256 TEXT PRIMARY KEY, size INTEGER, added REAL) WITHOUT ROWID;
 CREATE TABLE seen (keys TEXT PRIMARY KEY, stamp TEXT) WITHOUT ROWID;
 """
-# Digests are bytes and refer by number: random pages are what a large catalog costs.
+# Digests are stored as bytes, and rows refer to adapters by number: a large catalog's cost is the
+# random pages that are read.
 
 Statement = tuple[str, tuple[Any, ...]]
 

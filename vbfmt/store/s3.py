@@ -1,10 +1,10 @@
 """A store in a bucket of S3, or of a server with its protocol, through obstore.
 
-Objects are created where none is (``If-None-Match``), what changes is replaced by its ETag
-(``If-Match``). Not all such servers know a conditional removal, so what changes is removed by
-putting nothing in its place; an empty object counts as none.
+An object is created only if there is none (``If-None-Match``). A small object that may change is
+replaced only if its ETag is still the same (``If-Match``). Not all servers support conditional
+removal, so such an object is removed by making it empty; an empty object counts as missing.
 
-Address and credentials are those of the environment, as AWS's own tools take them
+Address and credentials come from the environment variables that AWS's own tools use
 (``AWS_ACCESS_KEY_ID``, ``AWS_REGION``, ``AWS_ENDPOINT_URL``, …).
 """
 
@@ -132,10 +132,10 @@ class Bucket:
                         yield Stored(one["path"], one["size"], modified, one["e_tag"] or "")
 
     def tidy(self) -> None:
-        """See `Backend.tidy`: an upload is there whole or not at all."""
+        """See `Backend.tidy`. There is nothing to do, because uploads leave no temporary files."""
 
     def stamps(self, prefix: str) -> dict[str, str | None]:
-        """See `Backend.stamps`: a listing is all that there is."""
+        """See `Backend.stamps`: one group, whose changes only a listing can show."""
         return {prefix: None}
 
     def _read(self, key: str) -> Found | None:
@@ -157,7 +157,7 @@ class Bucket:
             except (
                 refused.AlreadyExistsError,
                 refused.PreconditionError,
-                FileNotFoundError,  # of a condition on what is not there
+                FileNotFoundError,  # the object to replace does not exist
             ):
                 return False
         return True
@@ -172,5 +172,5 @@ class Bucket:
 
 
 def _changes(key: str) -> bool:
-    """Return whether objects with such keys change. Other objects need no version."""
+    """Return whether the object at a key may change. Others need no version."""
     return not key.startswith(("adapters/", "banks/"))

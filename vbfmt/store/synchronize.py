@@ -20,7 +20,7 @@ from vbfmt.store.rows import (
 )
 
 _YOUNG = 60.0
-"""Seconds: what is younger may be an object whose writer has not come to the catalog yet."""
+"""Seconds. The writer of a younger object may not have updated the catalog yet."""
 
 
 _NEW = "new"
@@ -30,7 +30,7 @@ def sync_adapters(backend: Backend, database: sqlite3.Connection, keys: str) -> 
     """List the adapters under `keys`, and correct the table.
 
     Returns:
-        number of adapters that the table lacked, and number of those that are gone.
+        number of adapters that the table lacked, and number of its adapters that no longer exist.
     """
     start = to_bytes(keys.removeprefix(layout.ADAPTERS).removeprefix("/"))
     query = "SELECT digest FROM adapters WHERE digest BETWEEN ? AND ?"

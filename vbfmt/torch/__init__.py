@@ -6,7 +6,7 @@
 >>> ...                                              # your training loop, or transformers' Trainer
 >>> save_packed(model, "adapter.vblora")
 
-* put in and take out: `inject`, `eject`, `set_adapter`, `disabled`, `merge`, `unmerge`
+* adapters in a model: `inject`, `eject`, `set_adapter`, `disabled`, `merge`, `unmerge`
 * to resume: `save_checkpoint`, `load_checkpoint` (PEFT's own form); in memory:
   `get_adapter_state_dict`, `set_adapter_state_dict`; the base's own: `get_base_state_dict`
 * packed: `save_packed`, `to_adapter`, `load_packed`, `warm_start`

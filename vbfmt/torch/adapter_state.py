@@ -44,14 +44,14 @@ def get_adapter_state_dict(model: nn.Module, adapter_name: str | None = None) ->
 def set_adapter_state_dict(
     model: nn.Module, tensors: Mapping[str, Tensor], adapter_name: str | None = None
 ) -> None:
-    """Copy such a state dict into an adapter that is in the model.
+    """Copy the tensors of `get_adapter_state_dict` into an adapter of the model.
 
     Args:
         tensors: exactly the adapter's tensors, under PEFT's keys.
         adapter_name: the active adapter if not given.
 
     Raises:
-        ModelError: there is no such adapter, it has other tensors, or an adapter is merged; a
+        ModelError: there is no such adapter, it has other tensors, an adapter is merged, or a
             frozen or shared bank would change. Nothing is copied then.
         ContentError: a logit or a bank value is NaN or infinite.
     """
@@ -73,11 +73,11 @@ def tensors_of(
     updates: Mapping[str, Admixture],
     values: Mapping[str, Tensor] | None = None,
 ) -> dict[str, Tensor]:
-    """Return the adapter's tensors under PEFT's keys: views of its parameters, or of copies that
-    are gathered where these are sharded.
+    """Return the adapter's tensors under PEFT's keys. They are views of its parameters or, if these
+    are sharded, of gathered copies.
 
     Args:
-        values: parameters by their names in the model, gathered already.
+        values: parameters that have been gathered already, by their names in the model.
     """
     return _Tensors(root, adapter, updates, values or {}).by_key
 
@@ -121,7 +121,7 @@ class _Tensors:
 
     Attributes:
         by_key: PEFT's key → tensor, detached.
-        sources: the adapter's own tensors, each with its values whole, of which `by_key` has views.
+        sources: the adapter's own tensors, each with its full values; `by_key` has views of these.
     """
 
     def __init__(
@@ -163,7 +163,7 @@ def require_own_bank(
         return
     if not torch.equal(weight, given.to(weight)):
         raise ModelError(
-            "the checkpoint's bank is another than the adapter's, which must stay as it is",
+            "the checkpoint's bank differs from the adapter's, which must not change",
             part=f"shared with adapter {', '.join(others)}" if others else "a frozen bank",
             advice="load it under a new name, with a bank of its own",
         )
@@ -174,7 +174,7 @@ def _require_same(own: Mapping[str, Tensor], given: Mapping[str, Tensor]) -> Non
     other = [key for key in {**own, **given} if (key in own) != (key in given)]
     if other:
         raise ModelError(
-            "the adapter belongs to another model or config: tensors that only one of both has",
+            "the adapter belongs to another model or config: tensors that only one of the two has",
             found=few(other),
         )
     for key, tensor in own.items():

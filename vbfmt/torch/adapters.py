@@ -20,7 +20,7 @@ from vbfmt.torch.linear import VBLoRALinear
 from vbfmt.torch.sharding import GradientAverage, is_distributed, require_local
 from vbfmt.torch.stand_ins import StandIns
 
-# What DistributedDataParallel, torch.compile and FSDP1 call the model in them.
+# The attributes in which DistributedDataParallel, torch.compile and FSDP1 keep the wrapped model.
 _WRAPPED = ("module", "_orig_mod", "_fsdp_wrapped_module")
 
 
@@ -44,7 +44,7 @@ class AttachedAdapter(nn.Module):
         super().__init__()
         self.stand_ins = stand_ins
         self._config = config
-        self._held = (bank,)  # a tuple, so that a bank that adapters share is a part of one only
+        self._held = (bank,)  # in a tuple, so that PyTorch does not register it; see `own_bank`
         self.composition = (
             Composition(bank, config.topk, config.selection) if bank and config else None
         )
@@ -77,7 +77,7 @@ class AttachedAdapter(nn.Module):
         return torch.tensor([k, int(self.stand_ins.standing)], device="cpu")
 
     def set_extra_state(self, state: Tensor) -> None:
-        """Do nothing, because the state was compared before anything was loaded."""
+        """Do nothing: the state was checked before anything was loaded."""
 
 
 class VBLoRA(nn.Module):
@@ -103,7 +103,7 @@ class VBLoRA(nn.Module):
         self.trained_before = frozenset(
             name for name, parameter in root.named_parameters() if parameter.requires_grad
         )
-        self._root = (root,)  # a tuple, so that the model is not a part of its own part
+        self._root = (root,)  # in a tuple, so that it is not registered as a submodule
         self._warned = False
         self._average = GradientAverage()
         self._hooks: list[RemovableHandle] = []
@@ -287,7 +287,7 @@ class VBLoRA(nn.Module):
 
 
 def adapters_of(model: nn.Module) -> VBLoRA:
-    """Return the adapters of a model, also of one in DDP, FSDP1 or torch.compile.
+    """Return the adapters of a model, which DDP, FSDP1 or torch.compile may wrap.
 
     Raises:
         ModelError: the model has no adapters.
@@ -317,7 +317,7 @@ def find_adapters(model: nn.Module) -> VBLoRA | None:
 def set_adapter(model: nn.Module, adapter_name: str | None) -> None:
     """Make one adapter active and the only trainable one; with None, use the base model alone.
 
-    This holds for the whole model, whichever threads use it.
+    This affects all threads that use the model.
 
     Raises:
         ModelError: there is no such adapter, one is merged, or several are named.
@@ -325,7 +325,7 @@ def set_adapter(model: nn.Module, adapter_name: str | None) -> None:
     adapters = adapters_of(model)
     if adapter_name is not None and not isinstance(adapter_name, str):
         raise ModelError(
-            "one adapter acts at a time",
+            "only one adapter can be active at a time",
             part="adapter_name",
             found=repr(adapter_name),
             expected="a name, or None",

@@ -18,7 +18,7 @@ from vbfmt.torch.low_rank import (
 )
 from vbfmt.torch.sharding import gathered
 
-_LOGIT_OF_ZERO = 2.0  # of four vectors, the zero vector then has two thirds of the weight
+_LOGIT_OF_ZERO = 2.0  # if k is 4, the zero vector then has about two thirds of the weight
 
 
 class LowRankUpdate(nn.Module):
@@ -112,11 +112,11 @@ class Admixture(LowRankUpdate):
         return self._bank[0]
 
     def share(self, composition: Composition) -> None:
-        """From now on take the rows from a composition that all layers share."""
+        """Take the rows, from now on, from a composition that all layers share."""
         self._shared = composition, composition.add(self)
 
     def forward(self, x: Tensor, result: Tensor) -> Tensor:
-        """Return result + B·(A·x), in one step of autograd where that gives the same."""
+        """Return result + B·(A·x), in one step of autograd if that gives the same values."""
         rows = self._rows()
         if result.is_nested or not can_add_in_one_step(x):
             return self._add(x, result, *self._factors_of(rows))

@@ -23,12 +23,13 @@ class VectorBank(nn.Module):
     Attributes:
         weight: (h, b) float32 parameter.
         frozen: whether the bank is never trained, whichever adapter is active.
-        train_unselected: logits of vectors that a sub-vector does not select get the gradient that
-            they would have in place of its last one, so that training looks for better vectors. In
-            the paper and in PEFT they get none. For frozen banks; takes 2 · N · h · b more
-            operations in a step, for N sub-vectors.
-        starts_small: vector 0 is zero, and the sub-vectors of B start mostly with it, so that an
-            update starts small. It also lets a sub-vector be of any size afterwards.
+        train_unselected: logits that a sub-vector does not select get a gradient too, the one that
+            each would have in place of the smallest selected logit, so that training can find
+            better vectors. In the paper and in PEFT they get none. Meant for frozen banks. A step
+            takes 2 · N · h · b more operations for N sub-vectors.
+        starts_small: vector 0 is zero and has most of the weight in the initial sub-vectors of B,
+            so that the update starts small. In training, its weight lets a sub-vector have any
+            size.
 
     Raises:
         ConfigError: a size is not a whole number above 0, or the bound is not finite.
@@ -66,14 +67,15 @@ class VectorBank(nn.Module):
     ) -> VectorBank:
         """Return a frozen random bank for many adapters to share: a zero vector, U(−bound, bound).
 
-        The same arguments give the same bytes everywhere, so that the bank can be made again from
-        its seed. Training only chooses and mixes its vectors: `train_unselected` and
-        `starts_small` are on for that, and `param_groups` gives the logits a rate of 4e-2. Where
-        training resumes, make the bank again and give it to `load_checkpoint`.
+        The same arguments give the same bytes everywhere, so the bank can be recreated from its
+        seed. Training only selects and mixes its vectors. For that, `train_unselected` and
+        `starts_small` are on, and `param_groups` uses a learning rate of 4e-2 for the logits. To
+        resume training, recreate the bank and pass it to `load_checkpoint`.
 
         Args:
             seed: a whole number, at least 0.
-            bound: larger than for a bank that is trained, as the factors cannot grow otherwise.
+            bound: should be larger than for a trained bank, because vectors of a frozen bank cannot
+                grow.
 
         Raises:
             ConfigError: a size, the seed or the bound is out of range.
@@ -134,7 +136,7 @@ class VectorBank(nn.Module):
 
 
 def require_vector_bank(bank: object) -> None:
-    """Check that `bank` is a `VectorBank`, and not its tensor, for example.
+    """Check that `bank` is a `VectorBank` and not, for example, its tensor.
 
     Raises:
         ConfigError: it is not. The message says how to make one.
@@ -145,7 +147,7 @@ def require_vector_bank(bank: object) -> None:
     if isinstance(bank, torch.Tensor):
         advice = "bank = VectorBank(*tensor.shape), then bank.weight.data.copy_(tensor)"
     elif isinstance(bank, Adapter | str | os.PathLike):
-        advice = "for that of a packed adapter there is VectorBank.from_packed"
+        advice = "for the bank of a packed adapter, use VectorBank.from_packed"
     raise ConfigError(
         "not a vector bank",
         part="bank",

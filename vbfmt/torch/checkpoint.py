@@ -52,21 +52,21 @@ def load_checkpoint(
 
     If the model has no adapter with that name yet, one is injected with the checkpoint's config.
     Otherwise the values are copied into its parameters, which stay the same objects. Either way it
-    is the active adapter afterwards, and no other one trains. Where something does not fit, nothing
-    is changed.
+    is the active adapter afterwards, and no other one trains. If anything does not fit, nothing is
+    changed.
 
     Args:
         path: a folder written by `save_checkpoint` or by PEFT, or ``hf://owner/name[@revision]``.
-        bank: of an adapter that is put in: this one, which others may share. A bank that is frozen
-            or shared is never written to: it must be the checkpoint's already.
-        freeze_bank: train only the logits (and what else the adapter has), as before the
-            checkpoint was saved, which does not say so.
+        bank: the bank of an adapter that this call injects; other adapters may share it. A frozen
+            or shared bank is never written to, so it must equal the checkpoint's.
+        freeze_bank: train only the logits, biases and heads. A checkpoint does not record whether
+            its bank was frozen.
 
     Raises:
         ConfigError: `bank` is not a `VectorBank`, or has other sizes than the checkpoint's.
         SourceError: no such checkpoint, or one without logits.
         ModelError: it belongs to another model; the first modules that do not match are named. Or
-            an adapter is merged, or a frozen or shared bank is another than the checkpoint's.
+            an adapter is merged, or a frozen or shared bank differs from the checkpoint's.
         ContentError: a logit or a bank value is NaN or infinite, or a head's is NaN.
     """
     folder = Path(local_checkpoint(path))
@@ -115,7 +115,8 @@ def load_checkpoint(
 
 
 def _require_topk(adapter: AttachedAdapter, given: VBLoRAConfig) -> None:
-    """Refuse logits of another k: no tensor's shape shows k, and the outputs would differ."""
+    """Refuse a checkpoint with another k. No tensor's shape shows k, and the outputs would
+    differ."""
     own = cast(VBLoRAConfig, adapter.config).topk
     if given.topk != own:
         raise ModelError(
@@ -144,10 +145,11 @@ def _others(
     layers: Collection[str],
     tensors: Mapping[str, Tensor],
 ) -> list[str]:
-    """The names, in the base, of the checkpoint's tensors that are neither bank nor logits.
+    """Return the base's names of the checkpoint's tensors that are neither bank nor logits.
 
-    Which of them PEFT writes depends on more than the config (``classifier`` and ``score`` are
-    named where the model has but one; resized embeddings are not named), so what is there counts.
+    The names come from the tensors, because the config does not show which ones PEFT wrote: it may
+    name both ``classifier`` and ``score`` for a model that has only one of them, and it does not
+    name resized embeddings.
 
     Raises:
         ModelError: the model lacks one of them, or the checkpoint lacks one that its config names.
@@ -169,7 +171,7 @@ def _others(
         whole = names_to_train(modules, whole=config.modules_to_save, bias="none", targets=layers)
         lost = not astray and not set(missing) & set(whole)
         raise ModelError(
-            "the adapter belongs to another model or config: tensors that only one of both has",
+            "the adapter belongs to another model or config: tensors that only one of the two has",
             found=few(astray + missing),
             advice="PEFT before 0.21 does not save VB-LoRA's biases: set bias to none in "
             "adapter_config.json to go on with the base's"

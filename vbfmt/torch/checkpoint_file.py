@@ -13,7 +13,7 @@ from vbfmt.errors import ContentError, SourceError
 from vbfmt.torch.config import VBLoRAConfig
 
 LOGITS = ".vblora_logits_"
-"""A part of the keys of logits, and of no other keys."""
+"""Every key of logits contains this, and no other key does."""
 
 _A = f"{LOGITS}A"
 _PICKLE = "adapter_model.bin"
@@ -46,7 +46,8 @@ def _read_tensors(folder: Path) -> dict[str, Tensor]:
             "a pickle",
             part=_PICKLE,
             expected=peft_layout.WEIGHTS,
-            advice="save it with save_pretrained(…, safe_serialization=True) where you trust it",
+            advice="if you trust it, load it and save it with save_pretrained(…, "
+            "safe_serialization=True)",
         )
     storage.read(weights, mmap=True)  # raises our errors: no file, a folder, no permission
     try:
@@ -110,11 +111,11 @@ def require_finite(tensors: Mapping[str, Tensor]) -> None:
     for key, tensor in tensors.items():
         mixture = key == BANK or LOGITS in key
         if mixture and not tensor.is_floating_point():
-            raise ContentError("no floating-point values", part=key, found=tensor.dtype)
+            raise ContentError("values are not floating-point", part=key, found=tensor.dtype)
         bad = int((~tensor.isfinite() if mixture else tensor.isnan()).sum())
         if bad:
             raise ContentError(
-                "values are not finite" if mixture else "values that are not numbers",
+                "values are not finite" if mixture else "values are NaN",
                 part=key,
                 found=f"{bad} of {tensor.numel()}",
                 advice="the training run diverged, or the logits were rebuilt from a top-k form"

@@ -21,7 +21,7 @@ from vbfmt.torch.unselected import compose_with_all_gradients
 
 Select = Callable[[Tensor, int], "tuple[Tensor | None, Tensor]"]
 
-_FORWARD = -1  # the number of the backward pass that runs now, where none does
+_FORWARD = -1  # PyTorch's number of the current backward pass if none is running
 
 
 def compose(
@@ -80,9 +80,9 @@ def compose_alone(
 ) -> Tensor:
     """Return `compose` of one layer, within that layer's own forward pass: (n, b).
 
-    The tensors that autograd saves for it are hidden from activation checkpointing. Checkpointing
-    runs a layer twice and counts what is saved; one of these runs may take the rows of a whole
-    pass, which saves nothing there, and the other compose its own.
+    The tensors that autograd saves for it are hidden from activation checkpointing, which runs a
+    layer twice and requires that both runs save equally many tensors. One run may use the rows of a
+    whole pass, and so save none, while the other composes its own.
     """
     with ExitStack() as stack:
         if torch.is_grad_enabled() and not torch.compiler.is_compiling():
@@ -126,10 +126,10 @@ class Composition:
     bank or logits were written since      None: it was interrupted, and its rows are stale
     =====================================  ==================================================
 
-    Every thread has a pass of its own, so that one may evaluate while another trains. In passes
-    that `torch.compile` has traced the rows are in the graph; where it breaks a model's graph they
-    wait between its parts in the layers' slots, for all threads alike. Compiled code asks a slot,
-    never for a position: dynamo would compile a frame anew for every position.
+    Every thread has a pass of its own, so one may evaluate while another trains. In passes traced
+    by `torch.compile`, the rows are in the graph. If the graph breaks, they are kept between its
+    parts in the layers' slots, which all threads share. Compiled code reads a slot and never a
+    position, because dynamo would recompile a frame for every position.
 
     Attributes:
         training_passes: how many passes with gradients have begun, for schedules.
@@ -138,7 +138,7 @@ class Composition:
     def __init__(
         self, bank: VectorBank, topk: int, selection: Callable[..., Any] | None = None
     ) -> None:
-        self._bank = (bank,)  # a tuple, so that no module takes it for a part of itself
+        self._bank = (bank,)  # in a tuple, so that no module registers it
         self._topk = topk
         self._selection = selection
         self.training_passes = 0
@@ -157,7 +157,7 @@ class Composition:
         return self._topk
 
     def add(self, layer: HasLogits) -> Slot:
-        """Compose for one more layer; return where its rows wait in a compiled pass."""
+        """Add a layer, and return the slot for its rows in compiled passes."""
         slot = Slot(len(self.layers))
         self.layers.append(layer)
         self._slots.append(slot)
@@ -184,7 +184,7 @@ class Composition:
             rows.update(zip(positions, parts, strict=True))
         if torch.is_grad_enabled() and self._selection is not None:
             self.training_passes += 1
-        if torch.compiler.is_compiling():  # it cannot trace what is a thread's own
+        if torch.compiler.is_compiling():  # it cannot trace thread-local data
             for position, slot in enumerate(self._slots):
                 slot.rows = rows[position]
             return
@@ -192,10 +192,11 @@ class Composition:
         self._mine.current = Pass(rows, recording, self._versions(), backward)
 
     def select_for(self, layer: HasLogits) -> Select | None:
-        """Return how a layer's vectors are selected now; None: the k largest logits.
+        """Return the function that selects a layer's vectors now; None for the k largest logits.
 
         Raises:
-            ModelError: in a backward pass, where a random selection would be another one.
+            ModelError: in a backward pass, because a custom selection may be random, and would then
+                differ from that of the forward pass.
         """
         selection = self._selection
         if selection is None or not layer.training:
@@ -205,7 +206,7 @@ class Composition:
                 "activation checkpointing would select other vectors the second time",
                 part="selection",
                 found=type(selection).__name__,
-                advice="train without checkpointing, or without a selection of your own",
+                advice="train without activation checkpointing, or without `selection`",
             )
         step = self.training_passes
         return lambda logits, k: selection(logits, k, step)
@@ -229,10 +230,10 @@ class Composition:
         return found.rows[slot.position]
 
     def _versions(self) -> list[int]:
-        """How often the logits of every layer, and at last the bank, were written to.
+        """Return how often the logits of every layer and, last, the bank were written to.
 
-        Empty for tensors of inference mode, which do not count that, and for sharded ones, which
-        FSDP replaces during a pass.
+        Empty for inference tensors, which do not count writes, and for sharded ones, which FSDP
+        replaces during a pass.
         """
         written = [*(layer.logits for layer in self.layers), self.bank.weight]
         if any(tensor.is_inference() or is_sharded(tensor) for tensor in written):
@@ -240,7 +241,7 @@ class Composition:
         return [tensor._version for tensor in written]
 
     def _is_stale(self, found: Pass, position: int) -> bool:
-        """Whether a pass was interrupted, and these are not its rows any more."""
+        """Return whether `found` was interrupted, so that its rows must not be used any more."""
         if not found.versions:
             return False
         if torch.is_grad_enabled() and not found.recording:
@@ -262,7 +263,7 @@ class Composition:
 
 @dataclass(eq=False)
 class Slot:
-    """Where a layer's rows wait between the parts of a compiled pass.
+    """Holds a layer's rows between the parts of a compiled pass.
 
     Attributes:
         position: of the layer in its composition; not read by compiled code.
@@ -301,7 +302,7 @@ class _PassOfThread(threading.local):
 
 
 def _backward_pass() -> int:
-    """The number of the backward pass that this thread runs (checkpointing itself asks so)."""
+    """Return the number of this thread's backward pass, as activation checkpointing gets it."""
     if torch.compiler.is_compiling():
         return _FORWARD
     return torch._C._current_graph_task_id()

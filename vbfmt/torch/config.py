@@ -47,11 +47,10 @@ class VBLoRAConfig:
         vblora_dropout: dropout on the input of the update.
         init_vector_bank_bound: the bank starts as U(−bound, bound).
         init_logits_std: the logits start as N(0, std²). The paper's Table 7 says N(0, 0.01);
-            PEFT, by the same authors, takes that for the variance: 0.1.
-        base_model_name_or_path, revision: what was adapted; taken from the model where it knows.
-        task_type: as PEFT names it (``SEQ_CLS``, ``CAUSAL_LM``, …), which needs it to pick a class
-            and refuses others.
-            As in PEFT, modules whose names end in ``classifier`` or ``score`` (``SEQ_CLS``,
+            PEFT, by the same authors, takes 0.01 as the variance, so the default is 0.1.
+        base_model_name_or_path, revision: the base model; by default as the model itself names it.
+        task_type: one of PEFT's names (``SEQ_CLS``, ``CAUSAL_LM``, …), by which PEFT chooses a
+            class. As in PEFT, modules whose names end in ``classifier`` or ``score`` (``SEQ_CLS``,
             ``TOKEN_CLS``) or in ``qa_outputs`` (``QUESTION_ANS``) are then trained whole.
         selection: how vectors are selected in training, see `vbfmt.torch.strategies`; by default
             as in evaluation: the softmax of the k largest logits. Not saved with an adapter.
@@ -109,8 +108,8 @@ class VBLoRAConfig:
     def from_peft(cls, config: object, *, layers_known: bool = False) -> VBLoRAConfig:
         """Return the same settings from PEFT's config; fields without a meaning here are left out.
 
-        Without ``target_modules``, which PEFT would choose by the model's type, it is the default
-        here: ``"all-linear"``.
+        If the config has no ``target_modules``, which PEFT would choose by the model's type, they
+        are ``"all-linear"``, the default here.
 
         Args:
             config: the content of ``adapter_config.json``, or PEFT's own object.
@@ -123,7 +122,7 @@ class VBLoRAConfig:
         config = config.to_dict() if hasattr(config, "to_dict") else config
         if not isinstance(config, Mapping):
             raise ConfigError(
-                "not a config of PEFT's",
+                "not a PEFT config",
                 part="config",
                 found=type(config).__name__,
                 expected="peft.VBLoRAConfig, or the content of adapter_config.json",
@@ -170,7 +169,7 @@ def require_config(config: object) -> None:
     kind = config if isinstance(config, type) else type(config)
     advice = "make one: VBLoRAConfig(r=…, num_vectors=…, vector_length=…)"
     if kind is not config and hasattr(config, "peft_type") and hasattr(config, "to_dict"):
-        advice = "that is PEFT's: give VBLoRAConfig.from_peft(config)"
+        advice = "that is PEFT's class: give VBLoRAConfig.from_peft(config)"
     elif isinstance(config, Mapping):
         make = (
             "VBLoRAConfig.from_peft(config)" if "peft_type" in config else "VBLoRAConfig(**config)"
@@ -234,7 +233,7 @@ def _require_names(config: VBLoRAConfig) -> None:
 
 def _require(fits: bool, what: str, found: object, expected: str) -> None:
     if not fits:
-        raise ConfigError("a setting that cannot work", part=what, found=found, expected=expected)
+        raise ConfigError("a setting is not valid", part=what, found=found, expected=expected)
 
 
 def _are_names(value: object) -> bool:

@@ -30,7 +30,7 @@ def inject(
     adapter_name: str = "default",
     bank: VectorBank | None = None,
 ) -> VBLoRA:
-    """Put a fresh adapter into a model, in place, and make it the active one.
+    """Put a new adapter into a model, in place, and make it the active one.
 
     Each target layer is wrapped in a `VBLoRALinear`, and the base is frozen. The factors of all
     layers are composed once per call of `model`, so call the model itself (or its wrapper). Parts
@@ -38,7 +38,7 @@ def inject(
 
     A layer that a pass does not use gets a gradient of zeros, where PEFT has None: an optimizer
     still applies momentum and weight decay to it. Second derivatives (``create_graph=True``) are
-    supported on processors only: elsewhere PyTorch's `embedding_bag` has none. `nn.DataParallel`
+    supported on CPUs only: on other devices, PyTorch's `embedding_bag` has none. `nn.DataParallel`
     works, but each replica of a layer composes its own factors; prefer DistributedDataParallel.
 
     ``save_pretrained`` of a transformers model, and so the Trainer's ``checkpoint-N``, then writes
@@ -205,7 +205,7 @@ def _fresh_update(
 
 
 def _wrapped(root: nn.Module, name: str) -> VBLoRALinear:
-    """The adapted layer of that name; its base is wrapped if it is not yet."""
+    """Return the adapted layer of that name, after wrapping the base's layer if necessary."""
     layer = submodule(root, name)
     if isinstance(layer, VBLoRALinear):
         return layer
@@ -227,8 +227,8 @@ def _replace(root: nn.Module, name: str, module: nn.Module) -> nn.Module:
 
 
 def _renew_compiled(wrapper: Any) -> None:
-    """Let the wrapper of torch.compile around one layer call the layer that it has now: it keeps
-    the call of the one that it was made with."""
+    """Make torch.compile's wrapper of a single layer call the layer that it contains now. It would
+    go on calling the layer that it was created with."""
     if not hasattr(wrapper, "_initialize"):
         raise ModelError(
             "a layer that this PyTorch has compiled cannot be replaced",

@@ -19,18 +19,18 @@ class LazyAdamW(torch.optim.AdamW):
     """AdamW, but logits change only where their gradient is not zero.
 
     For ``param_groups(model, sparse_logits=True)``. A pass selects k of the h logits of a row; the
-    gradient of the others is zero. AdamW moves these on by their momentum and weight decay, and
+    gradient of the others is zero. AdamW still changes these by momentum and weight decay, and
     keeps two moments for each logit. This class leaves them as they are and keeps moments for the
-    logits that were selected at least once. Every such logit counts its own updates, for the
-    correction of its moments' bias. Where every gradient differs from zero it is AdamW; otherwise
-    training takes another course than with AdamW, and than in the paper.
+    logits that were selected at least once. Each of these counts its own updates, for the bias
+    correction of its moments. If no gradient is zero, the result is AdamW's; otherwise training
+    proceeds differently than with AdamW, and than in the paper.
 
-    Groups without ``sparse=True`` are AdamW's.
+    Groups without ``sparse=True`` are updated as by AdamW.
 
     Args:
         params: parameter groups.
-        lr, betas, eps, weight_decay, fused: as in `torch.optim.AdamW`; `fused` is of the groups
-            that are not sparse.
+        lr, betas, eps, weight_decay, fused: as in `torch.optim.AdamW`; `fused` concerns only the
+            groups that are not sparse.
     """
 
     def __init__(
@@ -46,7 +46,7 @@ class LazyAdamW(torch.optim.AdamW):
         super().__init__(
             params, lr=lr, betas=betas, eps=eps, weight_decay=weight_decay, fused=fused
         )
-        self._step_supports_amp_scaling = False  # a GradScaler is to unscale all gradients itself
+        self._step_supports_amp_scaling = False  # GradScaler must unscale all gradients itself
 
     @torch.no_grad()
     def step(self, closure: Callable[[], float] | None = None) -> Any:
@@ -124,7 +124,7 @@ class LazyAdamW(torch.optim.AdamW):
         flat[entries] = flat[entries].mul_(kept).sub_(change, alpha=rate)
 
     def _entries_at(self, parameter: nn.Parameter, entries: Tensor) -> Tensor:
-        """Return where the state of these entries is; state is added for new ones.
+        """Return the positions of these entries' state, after adding state for new entries.
 
         Args:
             entries: flat indices, ascending.

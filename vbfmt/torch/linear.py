@@ -31,14 +31,16 @@ class VBLoRALinear(nn.Module):
         r, topk, vblora_dropout, init_logits_std: of that update.
 
     Attributes:
-        base_layer: the layer as it was.
+        base_layer: the original layer.
         updates: one `LowRankUpdate` per adapter that changes this layer.
         active: name of the update that is added, None if none is.
         name: its name in the model, for messages.
 
     Raises:
-        ModelError: not a layer that can be adapted; or in a pass, one that returns something else.
-        ConfigError: b does not divide its features, k > h, no rank, or the bank is none.
+        ModelError: the layer cannot be adapted; or, in a pass, its output is not a tensor of the
+            right shape.
+        ConfigError: b does not divide its features, k > h, r is not given, or `bank` is not a
+            `VectorBank`.
     """
 
     def __init__(
@@ -57,7 +59,7 @@ class VBLoRALinear(nn.Module):
         self.base_layer = base_layer.requires_grad_(False)
         self.updates = nn.ModuleDict()
         self.active: str | None = None
-        self.before_merge: tuple[nn.Parameter] | None = None  # a tuple, so not one of its own
+        self.before_merge: tuple[nn.Parameter] | None = None  # in a tuple, so not registered
         self.name = ""
         self._called = [False]  # a list, which nn.DataParallel's copies of the layer share
         if bank is not None:
@@ -100,7 +102,8 @@ class VBLoRALinear(nn.Module):
 
     @property
     def fan_in_fan_out_in_files(self) -> bool:
-        """The same of the model's files: a quantized layer may be made from a Conv1D."""
+        """Whether the model's files store the weight as (in, out): a quantized layer may have been
+        made from a Conv1D."""
         source = getattr(self.base_layer, "source_cls", None)  # transformers' bitsandbytes.py
         return self.fan_in_fan_out or getattr(source, "__name__", "") == "Conv1D"
 
@@ -127,7 +130,7 @@ class VBLoRALinear(nn.Module):
         result: Tensor = self.base_layer(x)
         if not isinstance(result, Tensor) or result.size(-1) != self.out_features:
             raise ModelError(
-                "a layer whose result VB-LoRA cannot add to",
+                "VB-LoRA cannot add to the output of this layer",
                 part=self.name or None,
                 found=type(self.base_layer).__name__,
                 expected=f"one that returns a tensor (…, {self.out_features})",

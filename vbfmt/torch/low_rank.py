@@ -14,10 +14,11 @@ from torch.nn.modules.module import _has_any_global_hook as has_any_global_hook
 
 
 def can_add_in_one_step(x: Tensor) -> bool:
-    """Whether one step gives what the separate operations give.
+    """Return whether one step gives the same as the separate operations.
 
-    Not within autocast, which casts forward and not backward; torch.compile and torch.func
-    transforms look into the operations; nested tensors have no two-dimensional form.
+    Not within autocast, which casts in forward but not in backward. Not under torch.compile and
+    torch.func transforms, which must see the separate operations. Not for nested tensors, which
+    cannot be reshaped to two dimensions.
     """
     return not (
         torch.compiler.is_compiling()
@@ -69,8 +70,8 @@ def linear_with_low_rank(x: Tensor, layer: nn.Linear, rows: Tensor, rank: int) -
 
 
 class _AddLowRank(torch.autograd.Function):
-    """Where the backward pass is to be differentiated itself, it is made of differentiable
-    operations on the inputs alone."""
+    """If the backward pass is to be differentiated itself, it consists of differentiable operations
+    on the inputs alone."""
 
     @staticmethod
     def forward(ctx: Any, x: Tensor, result: Tensor, rows: Tensor, rank: int) -> Tensor:
@@ -151,7 +152,7 @@ def _gradient_of_rows(
 ) -> Tensor:
     """Return the gradient of the rows (n, b): of A, then of Bᵀ."""
     b = rows.shape[1]
-    if torch.is_grad_enabled():  # low is not an input: to be differentiated again
+    if torch.is_grad_enabled():  # for a second derivative, compute it from the inputs again
         of_a, of_bt = torch.mm(inner.t(), flat), torch.mm(torch.mm(flat, a.t()).t(), outer)
         return torch.cat([of_a.view(-1, b), of_bt.view(-1, b)])
     of_rows = torch.empty_like(rows)

@@ -60,9 +60,9 @@ def require_tensors(model: nn.Module, adapter: Adapter) -> None:
             shape = None
         if shape != tensor.shape:
             raise ModelError(
-                "the adapter has a tensor that the model does not have",
+                "the adapter has a tensor that the model lacks, or has in another shape",
                 part=name,
                 found=tensor.shape,
-                expected="no tensor of that name" if shape is None else shape,
+                expected=shape,
                 advice="make the model with the head that the adapter was trained with",
             )

@@ -103,7 +103,7 @@ def _factors(adapters: VBLoRA, names: AdapterNames) -> dict[str, float]:
     stays = adapters.active is not None and adapters.active not in factors
     if stays and adapters.adapter().stand_ins.names:
         raise ModelError(
-            "the active adapter's heads and biases would stay with the sum of others",
+            "the active adapter is not merged, but its heads and biases would stay in the model",
             part=f"adapter {adapters.active}",
             advice=f"call set_adapter(model, {next(iter(factors))!r}) first",
         )
@@ -167,7 +167,7 @@ def unmerge(model: nn.Module) -> None:
 def _require_plain(name: str, layer: VBLoRALinear) -> None:
     if layer.base_layer._parameters.get("weight") is not layer.weight:
         raise ModelError(
-            "a weight that is computed anew from others cannot be added to",
+            "a weight that a parametrization computes cannot be merged into",
             part=name,
             found="a parametrization, such as weight_norm",
             advice="remove the parametrization first",
@@ -177,7 +177,7 @@ def _require_plain(name: str, layer: VBLoRALinear) -> None:
     plain = type(layer.weight) in (nn.Parameter, Tensor) and layer.weight.is_floating_point()
     if tuple(layer.weight.shape) != expected or not plain:
         raise ModelError(
-            "a weight that cannot be added to",
+            "a weight that cannot be merged into",
             part=name,
             found=f"{type(layer.weight).__name__}, {layer.weight.dtype} "
             f"{tuple(layer.weight.shape)}",

@@ -29,8 +29,8 @@ def param_groups(
 
     Args:
         lr_bank: learning rate of the bank; by default that of the paper (Tables 7 to 9).
-        lr_logits: by default the paper's 1e-2; on banks that train the logits of vectors that are
-            not selected (`VectorBank.from_seed`) 4e-2.
+        lr_logits: learning rate of the logits; by default the paper's 1e-2, but 4e-2 on banks with
+            `train_unselected` (`VectorBank.from_seed`).
         lr_rest: learning rate of heads and biases; in the paper's Table 7 between 2e-3 and 2e-2.
         weight_decay: weight decay of all groups; by default that of the optimizer.
         adapter_names: train these adapters with one optimizer instead, on a bank that they share

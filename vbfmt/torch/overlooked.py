@@ -1,4 +1,4 @@
-"""Warnings of layers that an adapter cannot reach, and of trainable tensors of no adapter."""
+"""Warnings about layers where an adapter has no effect, and trainable tensors of no adapter."""
 
 from __future__ import annotations
 
@@ -9,10 +9,10 @@ from vbfmt.torch.adapters import VBLoRA
 
 
 def warn_of_layers_never_called(adapters: VBLoRA, name: str | None) -> None:
-    """Warn of layers of an adapter that no pass through the model has called.
+    """Warn about layers of an adapter that no pass through the model has called.
 
     Some models (WavLM's attention, Mamba's dt_proj) read a layer's weight and never call the
-    layer: an adapter does nothing there until it is merged. There is no warning before a whole
+    layer: an adapter does nothing there until it is merged. There is no warning before a complete
     pass, and none for a compiled model, whose layers do not count their calls.
     """
     dynamo = sys.modules.get("torch._dynamo.utils")
@@ -28,7 +28,7 @@ def warn_of_layers_never_called(adapters: VBLoRA, name: str | None) -> None:
 
 
 def warn_of_others_that_train(adapters: VBLoRA) -> None:
-    """Warn of parameters that were unfrozen and belong to no adapter: none is saved with one."""
+    """Warn about trainable parameters that belong to no adapter, and so are not saved with one."""
     own = {
         id(parameter)
         for name in adapters.adapters

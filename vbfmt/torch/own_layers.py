@@ -23,10 +23,11 @@ _OWN = "default"
 
 
 def adopt(model: nn.Module, *, task_type: str | None = None) -> VBLoRA:
-    """Make the `VBLoRALinear` layers that a model was built with one adapter, ``default``.
+    """Register the `VBLoRALinear` layers of a model as one adapter, ``default``.
 
-    `save_checkpoint`, `save_packed`, `param_groups` and all else then work as after `inject`, and
-    sub-vectors are composed once per pass. Which other parameters train stays as it is.
+    `save_checkpoint`, `save_packed`, `param_groups` and everything else then work as after
+    `inject`, and sub-vectors are composed once per pass. Other parameters stay trainable or frozen
+    as they are.
 
     Args:
         task_type: for the config, as PEFT names it.
@@ -39,7 +40,7 @@ def adopt(model: nn.Module, *, task_type: str | None = None) -> VBLoRA:
         ConfigError: the layers have several banks, or several k.
     """
     if find_adapters(model) is not None:
-        raise ModelError("the model has adapters already", advice="inject adds further ones")
+        raise ModelError("the model has adapters already", advice="to add another one, call inject")
     layers = {
         without_wrappers(name): module
         for name, module in model.named_modules()

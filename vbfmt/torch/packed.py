@@ -37,7 +37,9 @@ from vbfmt.torch.tensors import to_format, to_torch
 
 PathLike = str | os.PathLike[str]
 
-_LEAST_WEIGHT = 2.0**-149  # stands for a weight that was rounded to zero: the smallest float32
+_LEAST_WEIGHT = (
+    2.0**-149
+)  # replaces a weight that was rounded to zero: the smallest positive float32
 
 
 def save_packed(
@@ -49,14 +51,14 @@ def save_packed(
     bank: Form = "embedded",
     banks: PathLike | None = None,
 ) -> str:
-    """Pack an adapter of the model: the same bytes as `save_checkpoint` and ``vbfmt pack``.
+    """Pack an adapter of the model; `save_checkpoint` and then ``vbfmt pack`` give the same bytes.
 
     Args:
         adapter_name: the active adapter if not given.
         bank, banks: ``bank="external"`` writes the bank to a file of its own that adapters share,
             in the folder `banks` or beside `path`, as `vbfmt.save` does.
 
-    If FSDP shards the model, call this function in every process. The first one writes.
+    If FSDP shards the model, call this function in every process. The first process writes.
 
     Returns:
         The file's digest, ``sha256:…``.
@@ -154,7 +156,7 @@ def warm_start(
     gap: float = 0.1,
     freeze_bank: bool = False,
 ) -> VBLoRA:
-    """Put a trainable adapter into the model that computes what a packed one does.
+    """Put a trainable adapter into the model, which computes the same as a packed one.
 
     This starts a new training; it does not resume one. A packed file holds the k selected weights
     of each row, not the logits. So all h − k other logits of a row start `gap` below its smallest
@@ -165,7 +167,7 @@ def warm_start(
         source: an adapter, or the path of its packed file.
         gap: distance between selected and other logits, > 0 and finite. PEFT's initial logits have
             a standard deviation of 0.1.
-        freeze_bank: train only the logits (and what else the adapter has).
+        freeze_bank: train only the logits, biases and heads.
 
     Raises:
         ModelError: it belongs to another model, or the name is taken.

@@ -38,11 +38,11 @@ def require_free_name(model: nn.Module, name: str) -> None:
 
 
 def require_in_memory(model: nn.Module, names: Iterable[str]) -> None:
-    """Refuse modules whose weights accelerate keeps elsewhere: what an adapter has would be put
-    where they are, on the device "meta", which holds no values.
+    """Refuse modules whose weights accelerate has offloaded. Such weights are on the device "meta",
+    which holds no values, and the adapter's would be put there too.
 
     Raises:
-        ModelError: names the first; a model that is on "meta" as a whole may be looked at.
+        ModelError: with the name of the first. A model that is wholly on "meta" is accepted.
     """
     modules = dict(base_modules(model))
     away = [
@@ -72,13 +72,14 @@ def _require_bare(model: nn.Module, adapters: VBLoRA | None) -> None:
 
 
 def _require_no_others(model: nn.Module, adapters: VBLoRA | None) -> None:
-    """Refuse layers of PEFT's, and of adapters that another model has, within this one."""
+    """Refuse PEFT's layers, and adapters of another model that contains this one or is part of
+    it."""
     known = set() if adapters is None else set(adapters.adapters)
     tuners = sys.modules.get("peft.tuners.tuners_utils")
     for name, part in model.named_modules():
         if tuners is not None and isinstance(part, tuners.BaseTunerLayer):
             raise ModelError(
-                "the model has an adapter of PEFT's",
+                "the model has a PEFT adapter",
                 part=name,
                 found=type(part).__name__,
                 advice="take it out first (model.delete_adapter, or PEFT's unload)",
@@ -86,7 +87,7 @@ def _require_no_others(model: nn.Module, adapters: VBLoRA | None) -> None:
         another = isinstance(part, VBLoRA) and part is not adapters
         if another or (isinstance(part, VBLoRALinear) and not known.issuperset(part.updates)):
             raise ModelError(
-                "adapters of another model, of which this one is a part or which is a part of it",
+                "the model contains, or is part of, another model with adapters",
                 part=name,
                 advice="inject into one model only, or eject the other's adapters first",
             )

@@ -40,7 +40,7 @@ def save_pretrained(
     push_to_hub: bool = False,
     **_: Any,
 ) -> None:
-    """Write the active adapter as `save_checkpoint` does, over an earlier one; not the base.
+    """Write the active adapter as `save_checkpoint` does, replacing an earlier one; not the base.
 
     Args:
         state_dict: the model's, gathered, if the model is sharded.

@@ -1,4 +1,4 @@
-"""A frozen copy of a model with its adapter: the reference of DPO and the like."""
+"""A frozen copy of a model with its adapter: the reference for DPO and similar methods."""
 
 from __future__ import annotations
 

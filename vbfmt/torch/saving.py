@@ -27,15 +27,15 @@ def save_checkpoint(
 ) -> None:
     """Write an adapter with its logits: a folder that PEFT and `load_checkpoint` load.
 
-    If FSDP shards the model, call this function in every process. The first one writes.
+    If FSDP shards the model, call this function in every process. The first process writes.
 
     Args:
         adapter_name: the active adapter if not given.
         overwrite: replace the files of an earlier checkpoint in that folder.
 
     Warns:
-        UserWarning: the model never calls a layer that the adapter has, or something trains that no
-            adapter has.
+        UserWarning: the model never called an adapted layer, or a trainable parameter is not part
+            of any adapter.
 
     Raises:
         ModelError: the adapter is a packed one, which has no logits.
@@ -57,12 +57,12 @@ def write_checkpoint(
     write: bool = True,
     values: Mapping[str, Tensor] | None = None,
 ) -> None:
-    """Write a checkpoint; in a folder ``checkpoint-N``, which is the Trainer's, with a second name
-    (a hard link) for the weights, under which the Trainer looks for them.
+    """Write a checkpoint. In a folder ``checkpoint-N``, which is the Trainer's, the weights get a
+    second name (a hard link), under which the Trainer looks for them.
 
     Args:
-        write: whether this process writes what all have gathered.
-        values: parameters by their names in the model, gathered already.
+        write: whether this process writes the gathered tensors.
+        values: parameters that have been gathered already, by their names in the model.
     """
     from safetensors.torch import save_file
 

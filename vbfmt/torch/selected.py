@@ -1,4 +1,4 @@
-"""Composing as one step of autograd, on processors: one buffer for all gradients of logits."""
+"""Composing as one step of autograd, on CPUs: one buffer for all gradients of logits."""
 
 from __future__ import annotations
 
@@ -11,10 +11,11 @@ from torch import Tensor, nn
 
 
 def can_compose_in_one_step(bank: Tensor) -> bool:
-    """Whether `compose_in_one_step` gives what the separate operations give, in less time.
+    """Return whether `compose_in_one_step` gives the same as the separate operations, in less time.
 
-    A GPU has fewer kernels to start with `embedding_bag`; torch.compile and torch.func transforms
-    look into the operations; half precision is summed up more exactly there.
+    Not on a GPU, where `embedding_bag` starts fewer kernels. Not under torch.compile and torch.func
+    transforms, which must see the separate operations. Not in half precision, which the separate
+    operations sum more exactly.
     """
     return (
         torch.is_grad_enabled()
@@ -70,7 +71,7 @@ class _Compose(torch.autograd.Function):
         """Return the gradients of bank and logits; the indices have none."""
         (gradient,) = gradients
         bank, indices, weights, *blocks = ctx.saved_tensors
-        if torch.is_grad_enabled():  # the weights are no input: to be differentiated again
+        if torch.is_grad_enabled():  # for a second derivative, compute them from the inputs again
             weights = torch.cat(blocks).gather(1, indices).softmax(dim=1).to(bank.dtype)
         of_bank = None
         if ctx.needs_input_grad[0]:

@@ -29,8 +29,8 @@ def select_top_k(blocks: Sequence[Tensor], k: int) -> Tensor:
 
 
 def _in_two_stages(blocks: Sequence[Tensor], k: int) -> Tensor:
-    """The same by the maxima of chunks first, which processors find in vector registers: the k
-    largest of a row lie in the k chunks with the largest maxima."""
+    """Return the same in two stages: the k largest logits of a row are in the k chunks with the
+    largest maxima, which CPUs find with vector instructions."""
     chunked = [block.view(len(block), -1, _CHUNK) for block in blocks]
     maxima = torch.cat([block.amax(2) for block in chunked])
     two = k == 2 and not torch.compiler.is_compiling()
@@ -51,7 +51,7 @@ def _two_largest(values: Tensor) -> Tensor:
 
 
 def _take(part: Tensor, chunks: Tensor) -> Tensor:
-    """The named chunks (n, k) of every row of (n, chunks, length): (n, k · length)."""
+    """Return the chunks (n, k) of every row of (n, chunks, length): (n, k · length)."""
     n, count, length = part.shape
     starts = torch.arange(0, n * count, count, device=part.device)
     rows = (chunks + starts[:, None]).flatten()

@@ -1,17 +1,17 @@
 """Adapters of models whose parameters are sharded over processes.
 
-FSDP2 (`torch.distributed.fsdp.fully_shard`), before `inject` or after it:
+With FSDP2, `torch.distributed.fsdp.fully_shard` may be called before `inject` or after it:
 
-* before: the adapter's parameters are not FSDP's, and stay whole in every process. Their gradients
-  are averaged here, as FSDP averages those of its own.
-* after: FSDP shards them with the modules that they are in. They are gathered where sub-vectors
-  are composed, and where an adapter is saved; every process takes part in that.
+* before: FSDP does not manage the adapter's parameters, and every process holds all of them. This
+  module averages their gradients, as FSDP does for its own parameters.
+* after: FSDP shards them with the modules that they are in. They are gathered to compose
+  sub-vectors and to save an adapter; every process must take part in that.
 
-FSDP1 works as one unit of the whole model with ``use_orig_params=True``; save within
+FSDP1 works if it wraps the whole model as one unit, with ``use_orig_params=True``; save within
 ``FullyShardedDataParallel.summon_full_params(model)``.
 
-DeepSpeed: ZeRO-1 and ZeRO-2 leave parameters whole. Those that ZeRO-3 splits are gathered where
-sub-vectors are composed, and where an adapter is saved, as with `fully_shard`.
+DeepSpeed's ZeRO-1 and ZeRO-2 do not shard parameters. Those that ZeRO-3 shards are gathered like
+those of FSDP2.
 """
 
 from __future__ import annotations
@@ -33,7 +33,7 @@ def is_sharded(tensor: Tensor | None) -> bool:
 
 
 def is_distributed() -> bool:
-    """Return whether other processes train the same model."""
+    """Return whether a process group is initialized."""
     return torch.distributed.is_available() and torch.distributed.is_initialized()
 
 
@@ -44,24 +44,24 @@ def _is_sharded_by_fsdp2(root: nn.Module) -> bool:
 
 
 def is_partitioned(tensor: Tensor | None) -> bool:
-    """Return whether DeepSpeed's ZeRO-3 splits a parameter over processes, gathered or not."""
+    """Return whether DeepSpeed's ZeRO-3 shards a parameter, even if it is gathered now."""
     return hasattr(tensor, "ds_persist")
 
 
 def _is_split(tensor: Tensor | None) -> bool:
-    """Return whether processes hold parts of a tensor."""
+    """Return whether each process holds a part of the tensor."""
     return is_sharded(tensor) or is_partitioned(tensor)
 
 
 def full_shape(tensor: Tensor) -> tuple[int, ...]:
-    """Return the shape that a parameter has whole."""
+    """Return the shape of the whole parameter."""
     return tuple(getattr(tensor, "ds_shape", tensor.shape))
 
 
 def gathered(tensor: Tensor) -> Tensor:
-    """Return a parameter whole, differentiably: itself if it is not sharded.
+    """Return the whole parameter, differentiably; the parameter itself if it is not sharded.
 
-    The gradient is the mean over all processes, as FSDP has it.
+    The gradient is the mean over all processes, as with FSDP.
     """
     if is_partitioned(tensor):
         return _gathered_by_zero(tensor)
@@ -78,10 +78,12 @@ def gathered(tensor: Tensor) -> Tensor:
 
 
 def _gathered_by_zero(parameter: Any) -> Tensor:
-    """Return a parameter that ZeRO-3 splits, whole. DeepSpeed averages its gradient.
+    """Return the whole of a parameter that ZeRO-3 shards. DeepSpeed averages its gradient.
 
-    The parameter is split again at once, or its values would be old ones after the next step; the
-    view keeps them for the backward pass. PyTorch adds a gradient to whole parameters only.
+    The parameter is partitioned again at once, because a gathered one would still hold the old
+    values after the optimizer's next step. The returned view keeps the values for the backward
+    pass. Then the parameter is gathered once more, because PyTorch adds a gradient only to a
+    parameter of the same shape.
     """
 
     def gather(*_: Tensor) -> bool:
@@ -101,15 +103,15 @@ def _gathered_by_zero(parameter: Any) -> Tensor:
 
 @torch.no_grad()
 def whole(tensor: Tensor) -> Tensor:
-    """Return a tensor's values whole, detached; memory is shared if it is not sharded."""
+    """Return all values of a tensor, detached. If it is not sharded, the memory is shared."""
     if getattr(tensor, "_fsdp_flattened", False):
-        return tensor.detach().clone()  # FSDP1 frees the memory, which NumPy would hold
+        return tensor.detach().clone()  # FSDP1 frees the memory, even if NumPy still uses it
     return gathered(tensor).detach()
 
 
 @torch.no_grad()
 def put_back(tensor: Tensor, values: Tensor) -> None:
-    """Write values that `whole` returned, and that were changed since, to a sharded tensor."""
+    """Write the values from `whole`, which have been changed since, to a sharded tensor."""
     if getattr(tensor, "_fsdp_flattened", False):
         tensor.copy_(values)
     if is_sharded(tensor):
@@ -120,10 +122,10 @@ def put_back(tensor: Tensor, values: Tensor) -> None:
 
 
 def require_whole(matrices: Iterable[Tensor]) -> None:
-    """Refuse banks and logits of which FSDP1 shows a part.
+    """Refuse banks and logits of which this process sees only FSDP1's shard.
 
     Raises:
-        ModelError: says what works.
+        ModelError: the message says which settings work.
     """
     if any(matrix.ndim != 2 and not is_partitioned(matrix) for matrix in matrices):
         raise ModelError(
@@ -141,10 +143,10 @@ def is_writer(tensors: Iterable[Tensor]) -> bool:
 
 
 def require_local(what: str, tensors: dict[str, Tensor]) -> None:
-    """Refuse to exchange, load or add to tensors that processes hold parts of.
+    """Refuse an operation, such as merging, on tensors that are sharded over processes.
 
     Raises:
-        ModelError: names the first.
+        ModelError: with the names of the first.
     """
     split = [name for name, tensor in tensors.items() if _is_split(tensor)]
     if split:
@@ -158,10 +160,10 @@ def require_local(what: str, tensors: dict[str, Tensor]) -> None:
 
 def require_no_copies(tensors: Mapping[str, Tensor]) -> None:
     """Refuse to load into parameters of which DeepSpeed's optimizer has copies: its next step would
-    bring the copies' values back.
+    restore the copies' values.
 
     Raises:
-        ModelError: names the first.
+        ModelError: with the names of the first.
     """
     copied = [
         name
@@ -177,10 +179,10 @@ def require_no_copies(tensors: Mapping[str, Tensor]) -> None:
 
 
 def require_adaptable(model: nn.Module, layers: Iterable[str]) -> None:
-    """Refuse layers that hold a part of their features only: tensor parallelism.
+    """Refuse layers whose features are split over processes (tensor parallelism).
 
     Raises:
-        ModelError: names the first.
+        ModelError: with the names of the first.
     """
     modules = dict(model.named_modules())
     by_fsdp = _is_sharded_by_fsdp2(model)
@@ -195,7 +197,7 @@ def require_adaptable(model: nn.Module, layers: Iterable[str]) -> None:
 
 
 class GradientAverage:
-    """Averages, over the processes, the gradients of parameters that FSDP2 does not know."""
+    """Averages, over the processes, the gradients of parameters that FSDP2 does not manage."""
 
     def __init__(self) -> None:
         self._known: set[int] = set()
@@ -217,14 +219,15 @@ class GradientAverage:
 
 
 def _groups(root: nn.Module) -> Iterator[Any]:
-    """The process groups of the mesh that FSDP2 shards the model over; none if it does not."""
+    """Yield the process groups of the mesh over which FSDP2 shards the model; none if it does
+    not."""
     if not _is_sharded_by_fsdp2(root):
         return
     for parameter in root.parameters():
         if is_sharded(parameter):
             yield from cast(Any, parameter).device_mesh.get_all_groups()
             return
-    yield torch.distributed.group.WORLD  # all of them are whole during a pass
+    yield torch.distributed.group.WORLD  # during a pass all are gathered, so the mesh is not known
 
 
 def _averaging(groups: list[Any]) -> Any:

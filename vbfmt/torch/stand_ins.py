@@ -1,8 +1,8 @@
-"""Tensors of the base that an adapter has of its own: biases, heads.
+"""An adapter's own versions of tensors of the base: biases and heads.
 
-While an adapter is active its tensors stand in the model in place of the base's, which wait here;
-otherwise it is the other way round. So the base comes back untouched whenever the adapter is
-switched, disabled or taken out, and nothing is looked up during a forward pass.
+While an adapter is active, its tensors are in the model and the base's are kept here; otherwise it
+is the other way round. So the base is unchanged after the adapter is switched, disabled or taken
+out, and a forward pass need not look anything up.
 """
 
 from __future__ import annotations
@@ -42,7 +42,8 @@ class StandIns(nn.Module):
 
     @classmethod
     def fixed(cls, root: nn.Module, tensors: Mapping[str, Tensor]) -> StandIns:
-        """Return given tensors, in the device and dtype of those that they replace."""
+        """Return stand-ins with given tensors, on the device and in the dtype of those they
+        replace."""
         result = cls()
         for name, tensor in tensors.items():
             owner, leaf = owner_of(root, name)
@@ -56,10 +57,10 @@ class StandIns(nn.Module):
         return result
 
     def require_originals(self, root: nn.Module) -> None:
-        """Refuse to exchange tensors with what is not the model's own of that shape any more.
+        """Check that the model still has every tensor that is to be exchanged, in the same shape.
 
         Raises:
-            ModelError
+            ModelError: one is missing or has another shape.
         """
         for name in self.names:
             own = tuple(getattr(self, _key(name)).shape)
@@ -78,7 +79,7 @@ class StandIns(nn.Module):
                 )
 
     def swap(self, root: nn.Module) -> None:
-        """Exchange each tensor with the one that stands in the model now."""
+        """Exchange each tensor with the one that is in the model now."""
         for name in self.names:
             owner, leaf = owner_of(root, name)
             for mine, theirs in (
@@ -103,7 +104,7 @@ class StandIns(nn.Module):
         return {**waiting, **{name: getattr(owner, leaf) for name, (owner, leaf) in owners.items()}}
 
     def keys(self) -> dict[str, str]:
-        """The name of each in the base → its name here."""
+        """Return name in the base → name here."""
         return {name: _key(name) for name in self.names}
 
     def parameters_of(self, root: nn.Module) -> list[nn.Parameter]:
@@ -127,7 +128,8 @@ def owner_of(root: nn.Module, name: str) -> tuple[nn.Module, str]:
 
 
 def path_of(root: nn.Module, name: str) -> str:
-    """Where a tensor of the base is in the model as it is now: in an adapted layer perhaps."""
+    """Return the current name of a base's tensor in the model; it may be inside an adapted
+    layer."""
     path, _, leaf = name.rpartition(".")
     inner = ".base_layer" if isinstance(submodule(root, path), VBLoRALinear) else ""
     real = real_name(root, path)
@@ -137,7 +139,8 @@ def path_of(root: nn.Module, name: str) -> str:
 def names_to_train(
     modules: Mapping[str, nn.Module], *, whole: Iterable[str], bias: str, targets: Iterable[str]
 ) -> list[str]:
-    """Every tensor of the modules `whole`, and the biases that the config's `bias` means.
+    """Return the names of all tensors of the modules `whole`, and of the biases that `bias`
+    selects.
 
     Args:
         modules: the base's modules by name.
@@ -156,7 +159,7 @@ def names_to_train(
 
 
 def _own_state(module: nn.Module) -> list[str]:
-    """The names of the tensors that a module itself saves."""
+    """Return the names of the tensors that a module itself saves."""
     parameters = [leaf for leaf, tensor in module._parameters.items() if tensor is not None]
     return parameters + [
         leaf

@@ -1,11 +1,11 @@
 """State dicts of a model with adapters: saved while one adapter is active, loaded while another is.
 
-While an adapter is active its own heads and biases stand in the base's modules, and the base's wait
-in the adapter (`StandIns`). A state dict names every tensor by where it stands, as
-`named_parameters` does, so that filters by ``requires_grad`` keep what trains; and each adapter's
-``_extra_state`` holds whether its tensors stood in the base's modules. Loading takes every tensor
-to where its owner has it now. A model's `load_state_dict` also takes the state dict of its active
-adapter alone (`get_adapter_state_dict`): so the Trainer resumes.
+While an adapter is active, its own heads and biases are in the base's modules, and the base's are
+kept in the adapter (`StandIns`). A state dict names every tensor by where it is, as
+`named_parameters` does, so that filters by ``requires_grad`` find the trainable ones. Each
+adapter's ``_extra_state`` records whether its tensors were in the base's modules. Loading puts
+every tensor where its owner keeps it now. A model's `load_state_dict` also accepts the state dict
+of its active adapter alone (`get_adapter_state_dict`), which the Trainer uses to resume.
 """
 
 from __future__ import annotations
@@ -57,7 +57,7 @@ def get_base_state_dict(model: nn.Module) -> dict[str, Any]:
 
 
 def _name_in_base(key: str, wrapped: Set[str]) -> str | None:
-    """The name that a tensor of the model has in the base; None for an adapter's."""
+    """Return the base's name of a tensor of the model; None for an adapter's tensor."""
     if key.startswith("vblora."):
         return None
     for part in (".base_layer.", ".updates."):
@@ -69,14 +69,14 @@ def _name_in_base(key: str, wrapped: Set[str]) -> str | None:
 
 # Functions and not methods of VBLoRA: PyTorch sets an attribute on them.
 def _require_unmerged(root: nn.Module, *_: Any) -> None:
-    """A merged weight under the base's name would have the update twice when it is loaded."""
+    """Refuse merged adapters: a merged weight, loaded again, would get the update twice."""
     adapters_of(root).require_unmerged(
         "call unmerge(model) first; for merged weights in files: vbfmt merge"
     )
 
 
 def _prepare_to_load(root: nn.Module, state: dict[str, Any], prefix: str, *_: Any) -> None:
-    """Check a state dict and rename its tensors to where they stand in this model now."""
+    """Check a state dict, and rename its tensors to where they are in this model now."""
     _require_unmerged(root)
     adapters = adapters_of(root)
     adapters.loaded_alone = not prefix and is_adapter_state(state)
@@ -104,18 +104,20 @@ def _expect_no_base(root: nn.Module, keys: Any) -> None:
 
 
 class _Standing:
-    """The keys of tensors, given which adapter's stand in the base's modules."""
+    """The keys of tensors, given which adapter's tensors are in the base's modules."""
 
     def __init__(self, adapters: VBLoRA, prefix: str, active: str | None) -> None:
         self._adapters, self._prefix, self._active = adapters, prefix, active
 
     @classmethod
     def of_state_dict(cls, adapters: VBLoRA, state: Mapping[str, Any], prefix: str) -> _Standing:
-        """Return that of a state dict: as its extra states have it; without any, as in the model
-        now if the active adapter's logits are there, and if there are no logits it is the base's.
+        """Return the keys of a state dict.
+
+        Its extra states show which adapter was active. If there are none, it is the model's active
+        adapter if the state dict holds logits of an adapter, and otherwise no adapter.
 
         Raises:
-            ModelError: there are logits of other adapters, and not of the active one.
+            ModelError: it holds heads or biases, and logits of other adapters only.
         """
         extra = {name: state.get(_key(prefix, name, "_extra_state")) for name in adapters.adapters}
         known = {name: bool(value[1]) for name, value in extra.items() if value is not None}
@@ -128,8 +130,8 @@ class _Standing:
         return cls(adapters, prefix, adapters.active if found else None)
 
     def keys(self, base: str) -> list[str]:
-        """The keys of one name of the base: the base's own tensor, then that of every adapter that
-        has one."""
+        """Return the keys for one name of the base: the base's own tensor, then every adapter's
+        version."""
         inside = self._prefix + path_of(self._adapters.root, base)
         owners = _owners(self._adapters, base)
         waiting = {
@@ -141,19 +143,20 @@ class _Standing:
 
 
 def _owners(adapters: VBLoRA, base: str) -> dict[str, str]:
-    """The adapters that have a tensor of their own for that name: adapter → its name there."""
+    """Return the adapters that have their own version of a tensor: adapter → its name there."""
     stand_ins = {name: adapters.adapter(name).stand_ins for name in adapters.adapters}
     return {name: held.keys()[base] for name, held in stand_ins.items() if base in held.names}
 
 
 def _shared_names(adapters: VBLoRA) -> Iterator[str]:
-    """The names of the base of which some adapter has a tensor of its own."""
+    """Yield the base's names of the tensors of which an adapter has its own version."""
     names = [adapters.adapter(name).stand_ins.names for name in adapters.adapters]
     yield from dict.fromkeys(base for each in names for base in each)
 
 
 def _require_same_k(adapters: VBLoRA, state: Mapping[str, Any], prefix: str) -> None:
-    """Refuse logits of another k: no tensor's shape shows it, and the outputs would be others."""
+    """Refuse a state dict with another k. No tensor's shape shows k, and the outputs would
+    differ."""
     for name in adapters.adapters:
         own = adapters.adapter(name).get_extra_state()
         given = state.get(_key(prefix, name, "_extra_state"), own)
@@ -170,7 +173,7 @@ def _require_same_k(adapters: VBLoRA, state: Mapping[str, Any], prefix: str) -> 
 def _require_no_heads(
     adapters: VBLoRA, state: Mapping[str, Any], prefix: str, found: set[str]
 ) -> None:
-    """Refuse heads and biases of which nothing shows whose they are."""
+    """Refuse heads and biases if nothing shows which adapter they belong to."""
     bases = [prefix + path_of(adapters.root, base) for base in _shared_names(adapters)]
     if any(base in state for base in bases):
         raise ModelError(

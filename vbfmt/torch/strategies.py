@@ -63,10 +63,10 @@ class NoisyTopK:
 class GumbelSoftmax:
     """Gumbel-softmax over the whole bank; straight-through: the k largest, with its gradient.
 
-    The noise has a standard deviation of 1.28, initial logits one of 0.1. At first training hardly
-    uses the vectors that evaluation selects: of a bank of 104 these two have 2.6 % of the weight.
-    With ``init_logits_std=3.0`` and ``lr_logits=0.1`` it trained on film reviews; with 0.1 or 1.0
-    at either rate it hardly did (``python -m tests.examples.selection``).
+    The noise has a standard deviation of 1.28, initial logits one of 0.1. So at first, training
+    hardly uses the vectors that evaluation selects: in a bank of 104, the two largest logits have
+    2.6 % of the weight. With ``init_logits_std=3.0`` and ``lr_logits=0.1`` it trained on film
+    reviews; with 0.1 or 1.0 at either rate it hardly did (``python -m tests.examples.selection``).
 
     Attributes:
         temperature: a number, or training pass → number. The paper's Table 5 has 1/3.
@@ -104,7 +104,7 @@ def selection_entropy(model: nn.Module, adapter_name: str | None = None) -> Tens
 def bank_usage(model: nn.Module, adapter_name: str | None = None) -> Tensor:
     """Return each vector's share of the rows' softmax: (h,), its sum is 1, differentiable.
 
-    ``(usage * usage).sum() * h`` is 1 where all vectors are used alike, and h where one is.
+    ``(usage * usage).sum() * h`` is 1 if all vectors are used alike, and h if only one is used.
 
     Raises:
         ModelError: there is no such adapter.

@@ -99,8 +99,8 @@ def unmatched(model: nn.Module, config: VBLoRAConfig, targets: Collection[str]) 
 
 
 def left_out(model: nn.Module, config: VBLoRAConfig, targets: Mapping[str, nn.Module]) -> list[str]:
-    """Return a sentence if "all-linear" leaves out most of the weights: experts of a mixture
-    whose parameters have three dimensions, and which are not linear layers."""
+    """Return a sentence if "all-linear" leaves out most of the weights: a mixture's experts,
+    stacked in three-dimensional parameters that are not linear layers."""
     if config.target_modules != ALL_LINEAR:
         return []
     adapted = sum(inner * outer for inner, outer in map(features_of, targets.values()))
@@ -127,8 +127,8 @@ def _fits_any(pattern: str, names: Collection[str], expression: bool) -> bool:
 
 
 def matches(name: str, pattern: str | Collection[str]) -> bool:
-    """Whether a module name matches: a regular expression as a whole, or one of several names that
-    equal the name or its last components.
+    """Return whether a module name matches `pattern`: a regular expression for the whole name, or
+    names of which one equals the name or its last components.
 
     Raises:
         ConfigError: `pattern` is not a regular expression, or takes too long.
@@ -214,7 +214,7 @@ def _is_meant(name: str, layer: nn.Module, config: VBLoRAConfig) -> bool:
 
 
 def _is_in_block(name: str, config: VBLoRAConfig) -> bool:
-    """Whether a layer is in one of the blocks in `layers_to_transform`, as in PEFT
+    """Return whether a layer is in one of the blocks in `layers_to_transform`, as in PEFT
     (peft/tuners/tuners_utils.py, ``check_target_module_exists``)."""
     numbers = config.block_numbers
     if not numbers:

@@ -53,7 +53,7 @@ class _ComposeWithAllGradients(torch.autograd.Function):
 
     @staticmethod
     def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor | None, ...]:
-        """The gradients of bank and logits; the indices have none."""
+        """Return the gradients of bank and logits; the indices have none."""
         gradient, _ = gradients
         if torch.is_grad_enabled():
             raise ModelError(

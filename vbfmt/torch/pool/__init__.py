@@ -1,12 +1,12 @@
 """Many packed adapters beside one model, each sample of a batch with its own.
 
-* `pool`: `AdapterPool`, what a program uses; `requirements`: of which models
-* `residents`: which adapters are in memory, which of them leave
-* `pages`, `banks`, `free_runs`: where their rows and banks are on the device
-* `intake`: from an adapter to what is put into memory
-* `layout`, `frame`, `batch`: from the rows of a batch's adapters to what layers read
+* `pool`: `AdapterPool`, the public class; `requirements`: checks of the model and settings
+* `residents`: which adapters are in memory, and which are evicted
+* `pages`, `banks`, `free_runs`: the device's memory for their rows and banks
+* `intake`: the preparation of an adapter for that memory
+* `layout`, `frame`, `gather`, `batch`: from the rows in memory to the tensors of a batch
 * `update`, `own_tensors`: what is added to a layer's output
-* `layers`: how it gets there
+* `layers`: the hooks that add it
 """
 
 from vbfmt.torch.pool.pool import AdapterPool

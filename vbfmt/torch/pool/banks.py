@@ -16,7 +16,7 @@ from torch import Tensor
 from vbfmt.errors import ContentError
 from vbfmt.torch.pool.free_runs import FreeRuns
 
-_GROWTH = 8  # it grows by that fraction at least: growing means copying
+_GROWTH = 8  # it grows by at least 1/8, because growing copies it
 
 
 @dataclass(eq=False)
@@ -117,7 +117,7 @@ class Banks:
 
 
 class _Keys:
-    """Digests of banks. One of an array that nobody writes to is computed once."""
+    """Digests of banks. The digest of an array that cannot be written to is computed only once."""
 
     def __init__(self) -> None:
         self._known: dict[int, tuple[weakref.ref[Any], bytes]] = {}
@@ -153,5 +153,7 @@ def _writable(array: Any) -> bool:
 
 
 def _zeros(size: int, device: torch.device) -> Tensor:
-    with torch.inference_mode(False):  # a normal tensor, whatever mode the caller is in
+    with torch.inference_mode(
+        False
+    ):  # not an inference tensor, even if the caller is in inference mode
         return torch.zeros(size, dtype=torch.float32, device=device)

@@ -28,8 +28,8 @@ class Part(NamedTuple):
     """The changes of a batch in one layer.
 
     Attributes:
-        rows: by group of samples; one group, if their adapters are alike.
-        own: weights and biases of samples' own.
+        rows: the rows of each group of samples; there is one group if the adapters are alike.
+        own: the samples' own weights and biases.
     """
 
     rows: tuple[Rows, ...]
@@ -55,9 +55,9 @@ class Staged(NamedTuple):
     """The tensors of a batch, kept for the next one with the same adapters.
 
     Attributes:
-        residents: of its samples.
-        memory: all banks, that the indices are of.
-        parts: as a batch has them.
+        residents: the adapters of its samples.
+        memory: all banks; the indices refer to it.
+        parts: as in `Batch`.
     """
 
     residents: list[Resident | None]
@@ -69,8 +69,8 @@ class Staging:
     """Gathers the rows of a batch's adapters, once for all layers.
 
     Args:
-        modules: all that adapters may change, in the order of a batch's `parts`.
-        form: rank, k and vector length of every batch; None for those that its adapters need.
+        modules: all modules that adapters may change, in the order of a batch's `parts`.
+        form: rank, k and vector length of every batch; None to use what its adapters need.
     """
 
     def __init__(
@@ -91,7 +91,8 @@ class Staging:
         self._last: Staged | None = None
 
     def know(self, layout: Layout) -> None:
-        """Register the modules of an adapter, because a fixed form has those of all adapters."""
+        """Register the modules of an adapter: if the form is fixed, a frame has those of all
+        adapters."""
         new = {each.name: each for each in layout.modules if each.name not in self._known}
         if new and self._form is not None:
             with self._residents.lock:
@@ -118,7 +119,7 @@ class Staging:
         memory = self._residents.banks.memory
         vectors = memory[: memory.numel() // length * length].view(-1, length)
         dynamo = sys.modules.get("torch._dynamo")
-        if dynamo is not None:  # it grows, which is no reason to compile anything again
+        if dynamo is not None:  # the memory grows, and compiled code must stay valid
             dynamo.maybe_mark_dynamic(vectors, 0)
         return vectors
 

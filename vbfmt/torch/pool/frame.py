@@ -22,19 +22,19 @@ from vbfmt.module import Module
 from vbfmt.torch.pool.layout import Layout
 
 _MOST_PADDING = 4
-"""Adapters share a frame if that makes them at most so many times as large."""
+"""A frame may be at most this many times as large as the smallest adapter in it."""
 
 _KEPT_CUTS = 4
 
 
 @dataclass(frozen=True)
 class Span:
-    """Where the rows of a module are in a frame, and how many there are.
+    """The position and number of a module's rows in a frame.
 
     Attributes:
-        rank: of the frame's, not of an adapter's.
+        rank: the module's rank in the frame; adapters may have a smaller one.
         a_tiles, b_tiles: vectors of length g along in_features and out_features.
-        start: where A's rows begin.
+        start: position of A's first row.
     """
 
     rank: int
@@ -49,21 +49,21 @@ class Span:
 
     @property
     def middle(self) -> int:
-        """Where A's rows end and B's begin."""
+        """The position where A's rows end and B's begin."""
         return self.start + self.rank * self.a_tiles
 
     @property
     def stop(self) -> int:
-        """Where B's rows end."""
+        """The position where B's rows end."""
         return self.middle + self.rank * self.b_tiles
 
 
 class Bags(NamedTuple):
-    """Where the sums of a module begin in its rows; all int32.
+    """Offsets for `embedding_bag`: where each sum begins in a module's flat rows; all int32.
 
     Attributes:
-        a, b: sums of the k vectors of a row: multiples of k.
-        outputs: sums of all that belongs to one part of the output: multiples of rank · k.
+        a, b: for sums over the k vectors of a row: multiples of k.
+        outputs: for sums over all vectors of one part of the output: multiples of rank · k.
     """
 
     a: Tensor
@@ -72,13 +72,13 @@ class Bags(NamedTuple):
 
 
 class Cut(NamedTuple):
-    """How the rows of so many samples are put in order, and cut into those of each module.
+    """How the rows of a number of samples are reordered, and split by module.
 
     Attributes:
-        order: from sample by sample, in each module by module, to the other way round: A's and
-            B's rows of every module together for all samples. (samples · n,) int64.
-        sizes: how many elements of the flat rows A and B of each module have, one after another.
-        bags: module name → where its sums begin.
+        order: the permutation, (samples · n,) int64. The rows come sample by sample; afterwards,
+            A's rows of one module for all samples are together, then B's, then the next module's.
+        sizes: number of elements that A's and B's flat rows have, module by module.
+        bags: module name → its offsets.
     """
 
     order: Tensor
@@ -89,8 +89,8 @@ class Cut(NamedTuple):
 class Frame:
     """The common form of some layouts.
 
-    A's rows stand by component, then by tile; B's by tile, then by component, as those that are
-    added up at one place of the output.
+    A's rows are ordered by component, then by tile. B's are ordered by tile, then by component, so
+    that rows that are summed for one part of the output are consecutive.
 
     Attributes:
         length: g, the length of a vector.
@@ -111,7 +111,7 @@ class Frame:
 
         Args:
             device: device of the adapters.
-            least: minimum rank, minimum k and maximum vector length.
+            least: minimum rank, minimum k, and a multiple of the vector length (0: any).
             modules: other modules that the frame must have.
         """
         layouts = list(layouts)
@@ -139,9 +139,11 @@ class Frame:
         return self.rows * self.k
 
     def maps(self, layouts: Sequence[Layout]) -> tuple[Tensor, Tensor]:
-        """For every row of the frame, by layout: which row of the adapter it is of, −1 if of none,
-        (layouts + 1, n) int64; and which part of the adapter's vectors it has, the same in int32.
-        The last of each is that of no adapter."""
+        """Return where the rows of the frame come from, for each layout and, last, for no adapter.
+
+        The first tensor, (layouts + 1, n) int64, holds the adapter's row for every row of the
+        frame, −1 if there is none. The second, int32, holds which part of that row's vectors it
+        is."""
         found = [self._map(layout) for layout in (*layouts, None)]
         return torch.stack([rows for rows, _ in found]), torch.stack([part for _, part in found])
 
@@ -189,9 +191,10 @@ class Frame:
 
 
 def grouped(layouts: Iterable[Layout], device: torch.device) -> list[list[Layout]]:
-    """Return groups of layouts that share a frame: all if it costs little, else by b, or single.
+    """Return groups of layouts that share a frame: all if that costs little, else by b, or single.
 
-    Without that, one adapter of a large rank or a small b would cost every sample of its batch.
+    Without groups, one adapter of a large rank or a small b would make every sample of its batch as
+    costly.
     """
     different = sorted(set(layouts), key=lambda layout: (layout.b, id(layout)))
     if _fits(different, device):

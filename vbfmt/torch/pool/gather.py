@@ -88,8 +88,8 @@ def _kinds(members: Members, residents: Sequence[Resident | None]) -> list[int]:
 
 
 def _table(members: Members, firsts: Tensor, frame: Frame, pages: Pages) -> tuple[Tensor, Tensor]:
-    """All rows of these adapters and at last one of weight zero, (rows, k) each: indices into the
-    memory of all banks, and weights."""
+    """Return all rows of these adapters and, last, one of weight zero: indices into the memory of
+    all banks, and weights, (rows, k) each."""
     indices, weights, known = [], [], 0
     for layout, same in members.items():
         views = [view for each in same for view in pages.read(each.runs, layout.nbytes)]

@@ -25,14 +25,14 @@ class Running(threading.local):
 
 
 running = Running()
-"""Not a part of a hook: `torch.compile` takes the sizes of what it finds in modules for fixed."""
+"""Not an attribute of a hook, because `torch.compile` takes sizes in modules to be constant."""
 
 
 class LayerHook:
     """A forward hook that adds the running batch's change to a layer's output.
 
-    Hooks stand on all layers that may ever be changed, from the beginning: code that
-    `torch.compile` has made does not see later ones.
+    All layers that may ever be changed get a hook at the beginning, because code compiled by
+    `torch.compile` does not see later ones.
 
     Attributes:
         pool: key of the pool.
@@ -95,7 +95,8 @@ def _without_pool(name: str, index: int) -> LayerHook:
 
 
 def _changed(batch: Batch, part: Part, module: nn.Module, x: Tensor, output: Tensor) -> Tensor:
-    """The output as the batch has it. A sample's copies and positions are one dimension."""
+    """Return the output with the batch's change. A sample's copies and positions are one
+    dimension."""
     positions = output.shape[:-1].numel() // batch.samples
     inputs = x.reshape(batch.samples, positions, x.shape[-1])
     result = output.reshape(batch.samples, positions, output.shape[-1])

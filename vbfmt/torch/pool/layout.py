@@ -48,11 +48,11 @@ class Layout:
         return self.N * (4 * (self.k - 1) + self.index_size * self.k)
 
     def unpack(self, data: Tensor) -> tuple[Tensor, Tensor]:
-        """Indices (n, N, k) int32 and all k weights (n, N, k) float32 of the bytes (n, nbytes) of
-        n adapters."""
+        """Return indices (n, N, k) int32 and all k weights (n, N, k) float32 from the bytes (n,
+        nbytes) of n adapters."""
         n, middle = len(data), 4 * self.N * (self.k - 1)
         stored = data[:, :middle].reshape(-1).view(torch.float32).view(n, self.N, self.k - 1)
-        # w₀ = 1 − Σ wᵢ in float64, as the format has it; MPS has no float64.
+        # w₀ = 1 − Σ wᵢ in float64, as the format requires; MPS has no float64.
         wide = torch.float32 if data.device.type == "mps" else torch.float64
         first = 1.0 - stored.sum(2, keepdim=True, dtype=wide)
         indices = data[:, middle:].reshape(-1)

@@ -1,4 +1,4 @@
-"""Biases and heads of an adapter, used for its samples only."""
+"""An adapter's own biases and heads, used only for samples with that adapter."""
 
 from __future__ import annotations
 
@@ -19,9 +19,10 @@ class Own(NamedTuple):
     """The own tensors of a batch's samples in one module.
 
     Attributes:
-        samples: which have a weight of their own, (M,) int64; None if none has.
+        samples: positions of the samples with a weight of their own, (M,) int64; None if none has.
         weights: these weights, (M, in_features, out_features).
-        bias: (R, out_features) float32, added to the base's bias; None if none has.
+        bias: what to add to the base's bias, (R, out_features) float32 for R samples; None if no
+            sample has a bias of its own.
     """
 
     samples: Tensor | None
@@ -49,7 +50,7 @@ class OwnTensors:
 
 
 def may_differ_by_sample(module: nn.Module) -> bool:
-    """Whether it is a kind of module that may change from sample to sample: a linear layer, or a
+    """Return whether a module's tensors may differ between samples: it is a linear layer, or a
     LayerNorm, whose bias is added last."""
     if isinstance(module, nn.LayerNorm):
         return type(module).forward is nn.LayerNorm.forward
@@ -60,32 +61,32 @@ def own_tensors(adapter: Adapter, modules: Mapping[str, nn.Module]) -> OwnTensor
     """Return the other tensors of an adapter, on the device of the model.
 
     Raises:
-        ModelError: the model has no such tensor, or one that samples of a batch cannot have of
-            their own; its name is given.
+        ModelError: the model has no such tensor, or it cannot differ between the samples of a
+            batch.
     """
     own = OwnTensors()
     for name, tensor in adapter.tensors.items():
         path, _, leaf = name.rpartition(".")
         module = modules.get(path)
-        standing = None if module is None else module._parameters.get(leaf)
-        if module is None or standing is None or tuple(standing.shape) != tensor.shape:
+        original = None if module is None else module._parameters.get(leaf)
+        if module is None or original is None or tuple(original.shape) != tensor.shape:
             raise ModelError(
-                "the adapter has a tensor that the model does not have",
+                "the adapter has a tensor that the model lacks, or has in another shape",
                 part=name,
                 found=tensor.shape,
-                expected="no tensor of that name" if standing is None else tuple(standing.shape),
+                expected=None if original is None else tuple(original.shape),
                 advice="make the model with the head that the adapter was trained with",
             )
-        values = to_torch(tensor).to(standing.device)
+        values = to_torch(tensor).to(original.device)
         if leaf == "bias" and _bias_is_plain(module):
-            # Through the base's dtype, in which a merged model would have it.
-            own.biases[path] = values.to(standing.dtype).float()
+            # Rounded to the base's dtype first, as in a merged model.
+            own.biases[path] = values.to(original.dtype).float()
         elif leaf == "weight" and _weight_is_plain(module):
-            values = values.to(standing.dtype)
+            values = values.to(original.dtype)
             own.weights[path] = (values if is_conv1d(module) else values.t()).contiguous()
         else:
             raise ModelError(
-                "the adapter brings a tensor that samples of one batch cannot have of their own",
+                "the adapter has a tensor that cannot differ between the samples of a batch",
                 part=name,
                 found=type(module).__name__,
                 expected="a bias or a weight of a linear layer, or a bias of a LayerNorm",

@@ -1,4 +1,4 @@
-"""The rows of adapters on the device, in pages of a memory that grows without being copied."""
+"""The device's memory for the rows of adapters, in pages. It grows without being copied."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ PAGE = 1024
 """Bytes of a page. Each adapter wastes less than one page."""
 
 _FIRST_CHUNK = 1 << 20
-_GROWTH = 32  # a new chunk is that fraction of what there is already
+_GROWTH = 32  # a new chunk is at least 1/32 of the memory so far
 
 
 class Run(NamedTuple):
@@ -43,7 +43,8 @@ class Pages:
 
         Args:
             data: (n,) uint8 on the CPU.
-            room: bytes that the memory may be enlarged by, if it has to be.
+            room: number of bytes by which it may grow to keep the pages together. If that is not
+                enough, free pages anywhere are used, and it grows by what is missing.
         """
         runs = self._take(count(len(data)), room)
         at = 0
@@ -80,7 +81,7 @@ class Pages:
         return self._take_pieces(pages)
 
     def _take_pieces(self, pages: int) -> list[Run]:
-        """What is free, wherever it is; the memory grows by what is missing only."""
+        """Take free pages anywhere, and grow only by the number that is missing."""
         runs: list[Run] = []
         for chunk, free in enumerate(self._free):
             pieces = free.take_pieces(pages)
@@ -95,7 +96,7 @@ class Pages:
         return max(_FIRST_CHUNK, self.reserved // _GROWTH) // PAGE
 
     def _grow(self, pages: int) -> int:
-        # Normal tensors, whatever mode the caller is in.
+        # Not an inference tensor, even if the caller is in inference mode.
         with torch.inference_mode(False):
             chunk = torch.empty(pages * PAGE, dtype=torch.uint8, device=self._device)
         self._chunks.append(chunk)

@@ -35,7 +35,7 @@ from vbfmt.torch.targets import base_modules
 PathLike = str | os.PathLike[str]
 
 BASE = "__base__"
-"""In a batch: no adapter, as PEFT's `adapter_names` have it; None means the same."""
+"""The name in a batch for no adapter, as in PEFT's `adapter_names`; None means the same."""
 
 _keys = itertools.count(1)
 
@@ -50,8 +50,8 @@ class AdapterPool:
     ...     logits = model(**three_samples).logits
     >>> pool.generate(**three_samples, adapter_names=["ada", None, "bob"])
 
-    On the device are the adapters' rows as they are packed, one copy of each bank, and the biases
-    and heads that adapters bring. Factors are composed while a layer computes, and not kept.
+    On the device are the adapters' rows as they are packed, one copy of each bank, and the
+    adapters' own biases and heads. Factors are composed while a layer computes, and not kept.
     Adapters come and go while the model runs, also from other threads. A model that runs without
     `forward` or `generate` is the base alone.
 
@@ -60,7 +60,7 @@ class AdapterPool:
     dimension: a model that flattens samples and positions before a layer (routed experts) is
     refused there.
 
-    The model stays as it is but for hooks, its state dict and names too. For `torch.compile` give
+    The model only gets hooks; its state dict and names do not change. For `torch.compile` give
     `form`; what was compiled before the pool was made is compiled again. On a GPU, use the pool
     from the stream that it was made in.
 
@@ -137,7 +137,7 @@ class AdapterPool:
 
     @property
     def used_bytes(self) -> int:
-        """Bytes on the device that adapters and banks use: what `limit` is for."""
+        """Bytes on the device that adapters and banks use; at most `limit`."""
         return self._residents.used
 
     @property
@@ -151,8 +151,8 @@ class AdapterPool:
         return self._residents.evicted
 
     def put(self, name: str, source: Adapter | PathLike, *, digest: str | None = None) -> None:
-        """Put a packed adapter into the pool. One of that name is replaced; batches that run with
-        it end with it.
+        """Put a packed adapter into the pool. One of that name is replaced; running batches keep it
+        until they end.
 
         Args:
             name: what batches call it: any text but ``__base__``.
@@ -160,8 +160,8 @@ class AdapterPool:
             digest: refuse a file of any other digest.
 
         Raises:
-            ModelError: it belongs to another model; it brings a tensor that samples of one batch
-                cannot have of their own; or it does not fit beside what running batches use.
+            ModelError: it belongs to another model; it has a tensor that cannot differ between the
+                samples of a batch; or it does not fit beside what running batches use.
             ConfigError: not a name, or the adapter is larger than `form`.
             VbfmtError: the file is damaged or cannot be read.
         """
@@ -170,7 +170,9 @@ class AdapterPool:
         self._require_usable()
         if isinstance(source, Adapter):
             if digest is not None:
-                raise ConfigError("a digest is of a file", advice="check an adapter with digest()")
+                raise ConfigError(
+                    "`digest` needs a file", advice="compare the adapter's own .digest"
+                )
             self._put(name, source)
             return
         try:
@@ -179,7 +181,7 @@ class AdapterPool:
             raise error.in_file(source) from None
 
     def remove(self, name: str) -> None:
-        """Take an adapter out of the pool; batches that run with it end with it.
+        """Take an adapter out of the pool; running batches keep it until they end.
 
         Raises:
             ModelError: there is no such adapter.
@@ -188,17 +190,17 @@ class AdapterPool:
 
     @contextlib.contextmanager
     def forward(self, names: Sequence[str | None], *, copies: int = 1) -> Iterator[None]:
-        """Run the model, in this thread and as long as the block lasts, on batches whose samples
-        have these adapters.
+        """In the block, and in this thread only, run the model on batches whose samples have these
+        adapters.
 
         Args:
             names: the adapter of each sample in order; None or ``__base__`` for the base alone.
-            copies: how many rows of the input belong to each sample, one after another, as beam
-                search has them.
+            copies: how many rows of the input belong to each sample, one after another, as in beam
+                search.
 
         Raises:
-            ModelError: an adapter is not in the pool and there is no source of it, or in the model
-                a layer does not see these samples.
+            ModelError: an adapter is not in the pool and there is no `source`, or a layer's input
+                does not consist of these samples.
         """
         self._require_usable()
         wanted = self._wanted(names)
@@ -218,12 +220,12 @@ class AdapterPool:
             self._residents.unpin(residents)
 
     def generate(self, *args: Any, adapter_names: Sequence[str | None], **kwargs: Any) -> Any:
-        """`model.generate`, with an adapter for each sample, as PEFT's models have it.
+        """Call `model.generate` with an adapter for each sample, as with PEFT's models.
 
         Args:
             *args, **kwargs: of transformers' `generate`; beam search and several sequences per
                 sample too.
-            adapter_names: as `forward` has its names.
+            adapter_names: as `names` of `forward`.
 
         Raises:
             ModelError: as `forward`; or the model does not generate.
@@ -280,8 +282,9 @@ class AdapterPool:
             self._residents.unpin(list(held.values()))
 
     def _warn_of_layers_never_called(self, batch: Batch) -> None:
-        """Once, for models that read a layer's weight and never call it: where merged, an adapter
-        has an effect there. Compiled layers do not count their calls."""
+        """Warn once about layers that were not called. Some models read a layer's weight instead,
+        so that an adapter has an effect there only if it is merged. Compiled layers do not count
+        their calls."""
         dynamo = sys.modules.get("torch._dynamo.utils")
         if self._warned or not self._called or (dynamo and dynamo.counters["frames"]):
             return

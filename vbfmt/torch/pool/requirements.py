@@ -1,4 +1,4 @@
-"""What a model has to be for a pool, and what is the state of its device."""
+"""Checks of the model and settings of a pool, and the state of the model's device."""
 
 from __future__ import annotations
 
@@ -32,7 +32,8 @@ def require_settings(limit: int | None, form: tuple[int, int, int] | None) -> No
 
 
 def require_bare(model: nn.Module) -> None:
-    """Check that a model is not wrapped and has no adapters and no pool, also in its parts.
+    """Check that a model is not wrapped, and that neither it nor a module in it has adapters or a
+    pool.
 
     Raises:
         ModelError: it is, or has one.
@@ -66,6 +67,6 @@ def stream_of(device: torch.device) -> object:
 
 
 def forget_compiled() -> None:
-    """Make PyTorch compile everything again, because compiled code does not see new hooks."""
+    """Discard all code that torch.compile has compiled, because it does not see new hooks."""
     if "torch._dynamo" in sys.modules:
         torch.compiler.reset()

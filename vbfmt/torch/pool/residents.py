@@ -150,7 +150,8 @@ class Residents:
     def pin_again(self, residents: Sequence[Resident | None]) -> None:
         """Count another batch of adapters that are in memory or pinned already.
 
-        Their names may lead to others by now, or to none: a batch ends with what it began with.
+        Their names may belong to others by now, or to none; a batch keeps the adapters it began
+        with.
         """
         with self.lock:
             for resident in residents:
@@ -162,7 +163,7 @@ class Residents:
                     self._by_name.move_to_end(resident.name)
 
     def pin_present(self, names: Sequence[str]) -> dict[str, Resident]:
-        """Return and keep those of the adapters that are in memory."""
+        """Pin those of the adapters that are in memory, and return them by name."""
         with self.lock:
             present = [name for name in names if name in self._by_name]
             found = cast("list[Resident]", self.pin(present))
@@ -189,7 +190,7 @@ class Residents:
             raise ModelError(
                 "no such adapter in the pool",
                 found=name,
-                advice="put it in, again if it had to leave for others",
+                advice="put it into the pool, again if it was evicted",
             )
         return self._by_name[name]
 

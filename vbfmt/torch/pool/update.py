@@ -1,8 +1,8 @@
 """B·(A·x) for every sample, with the factors of its adapter composed during the computation.
 
-A is composed for the samples at hand. B is not where there is one position per sample, as in
-decoding: its product is a sum over vectors of the bank, weighted by c·w with c = A·x. For more
-positions, composing it once takes less. Neither is kept.
+A is always composed. B is not if there is one position per sample, as in decoding: then its product
+with c = A·x is a sum over vectors of the bank, weighted by c·w. For more positions, composing B
+takes fewer operations. Neither is kept.
 """
 
 from __future__ import annotations
@@ -37,9 +37,9 @@ class Rows(NamedTuple):
 
     Attributes:
         samples: which of the batch's samples have them, (R,) int64; None for all.
-        bank: (…, g) float32, what the indices are of: the memory of all banks.
+        bank: the memory of all banks, (…, g) float32; the indices refer to it.
         indices, weights: of all modules, flat, int32 and float32.
-        start, middle, stop: where in these A's rows begin, B's rows, and another module's.
+        start, middle, stop: where, in these, A's rows begin, B's begin, and B's end.
         rank, k: rows of A, and vectors that each row selects.
         pieces: the module's part of it.
     """
@@ -85,7 +85,7 @@ def low_rank_update(x: Tensor, rows: Rows, result: Tensor) -> Tensor:
         (R, T, out_features) in the dtype of `result`.
     """
     n, positions, in_features = x.shape
-    # A compiled graph reads few tensors and cuts them itself: with CUDA graphs all are copied.
+    # A compiled graph gets the uncut rows, because CUDA graphs copy every tensor they get.
     pieces = rows.cut() if torch.compiler.is_compiling() else rows.pieces
     a = _sums(rows.bank, pieces.a, pieces.a_bags, pieces.a_weights).view(n, rows.rank, in_features)
     low = torch.bmm(x.to(a.dtype), a.transpose(1, 2))
@@ -105,7 +105,7 @@ def low_rank_update(x: Tensor, rows: Rows, result: Tensor) -> Tensor:
 def _sum(result: Tensor, added: Tensor) -> Tensor:
     """Return result + added in the dtype of `result`, rounded once, in one step if possible."""
     if added.dtype == result.dtype:
-        return added.add_(result)  # no memory for another sum
+        return added.add_(result)  # in place
     if torch.is_grad_enabled() or torch.compiler.is_compiling():
         return (result + added).to(result.dtype)
     return torch.add(result, added, out=torch.empty_like(result))
