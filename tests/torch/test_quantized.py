@@ -18,7 +18,7 @@ from transformers import (
 )
 
 from tests.converters.models import DTYPE
-from tests.torch.models import config, llama, tokens
+from tests.torch.models import config, llama, net, tokens
 from tests.torch.test_trainer import assert_same_adapter, data
 from vbfmt.errors import ModelError
 from vbfmt.torch import (
@@ -150,3 +150,23 @@ def test_seq2seq_trainer_trains_it_saves_the_adapter_and_resumes_bit_for_bit(tmp
     resumed.train(resume_from_checkpoint=str(tmp_path / "one" / "checkpoint-2"))
     assert_same_adapter(resumed.model, whole.model)
     assert (tmp_path / "one" / "checkpoint-4" / "model.safetensors").stat().st_size < 300_000
+
+
+def layer_of_hqq():
+    quantize = pytest.importorskip("hqq.core.quantize")
+    settings = quantize.BaseQuantizeConfig(nbits=4, group_size=32)
+    layer = torch.nn.Linear(32, 32)
+    return quantize.HQQLinear(layer, settings, compute_dtype=torch.float32, device="cpu")
+
+
+def layer_of_awq():
+    layers = pytest.importorskip("awq.modules.linear")
+    return layers.WQLinear_GEMM(4, 32, 32, 32, bias=False, dev="cpu")
+
+
+@pytest.mark.parametrize("made", [layer_of_hqq, layer_of_awq])
+def test_layers_of_their_own_packages_are_refused_by_name(made):
+    model = net()
+    model.encoder[1] = made()
+    with pytest.raises(ModelError, match=rf"encoder\.1: found {type(model.encoder[1]).__name__}"):
+        inject(model, config())
