@@ -58,18 +58,25 @@ def metadata(merged: Sequence[Merged], base: Base) -> dict[str, str]:
 
 
 def earlier_adapters(base: Base) -> list[Any]:
-    """Return the adapters in the base's own record; none if it is not the output of a merge."""
+    """Return the adapters in the base's own record; none if it is not the output of a merge.
+
+    Raises:
+        SourceError: the record cannot be read. An adapter that it names may be in the base already.
+    """
+    if NAME not in base.side_files:
+        return []
     path = os.path.join(base.path, NAME)
-    adapters = json_object(path).get("adapters") if NAME in base.side_files else None
-    return adapters if isinstance(adapters, list) else []
+    adapters = json_object(path).get("adapters")
+    if not isinstance(adapters, list) or not all(map(_has_digest, adapters)):
+        raise _unreadable(path, "adapters", "a list of objects, each with a digest")
+    return adapters
 
 
 def earlier_digests(base: Base) -> list[str]:
     """Return the digests of all adapters that were merged into the base, in order.
 
     Raises:
-        SourceError: the record in a shard's metadata is not a JSON list, or that in the folder is
-            not a JSON object.
+        SourceError: the record in a shard's metadata or that in the folder cannot be read.
     """
     found: dict[str, None] = {}
     for shard in base.shards:
@@ -77,18 +84,26 @@ def earlier_digests(base: Base) -> list[str]:
             digests = json.loads(shard.metadata.get(KEY, "[]"))
         except (ValueError, RecursionError):
             digests = None
-        if not isinstance(digests, list):
-            raise SourceError(
-                "the record of merged adapters cannot be read",
-                file=os.path.join(base.path, shard.name),
-                part=f"__metadata__, {KEY}",
-                expected="a JSON list",
-            )
-        found.update(dict.fromkeys(map(str, digests)))
-    for adapter in earlier_adapters(base):
-        if isinstance(adapter, dict) and isinstance(adapter.get("digest"), str):
-            found[adapter["digest"]] = None
+        if not isinstance(digests, list) or not all(isinstance(each, str) for each in digests):
+            path = os.path.join(base.path, shard.name)
+            raise _unreadable(path, f"__metadata__, {KEY}", "a JSON list of digests")
+        found.update(dict.fromkeys(digests))
+    found.update(dict.fromkeys(adapter["digest"] for adapter in earlier_adapters(base)))
     return list(found)
+
+
+def _has_digest(adapter: object) -> bool:
+    return isinstance(adapter, dict) and isinstance(adapter.get("digest"), str)
+
+
+def _unreadable(path: str, part: str, expected: str) -> SourceError:
+    return SourceError(
+        "the record of merged adapters cannot be read",
+        file=path,
+        part=part,
+        expected=expected,
+        advice="fetch or merge the model again",
+    )
 
 
 def unrecorded_in(folder: str) -> str | None:

@@ -5,9 +5,10 @@ from __future__ import annotations
 import json
 
 import pytest
+from safetensors.numpy import load_file, save_file
 
 from tests.converters.merge.folders import adapter_of, save_base, weights_of
-from vbfmt import digest
+from vbfmt import digest, errors
 from vbfmt.converters import merge
 from vbfmt.converters.merge import record
 
@@ -29,10 +30,32 @@ def test_what_a_record_does_not_name_is_somebodys(tmp_path, content, words):
     assert record.unrecorded_in(str(tmp_path)) == words
 
 
-def test_entries_of_an_earlier_record_that_say_nothing_are_passed_over(tmp_path):
+@pytest.mark.parametrize("adapters", [None, "none", {"digest": "a"}, [1], [{"digest": 2}], [{}]])
+def test_a_folder_whose_earlier_record_cannot_be_read_is_refused(tmp_path, adapters):
+    """An adapter that it named would be merged a second time."""
+    path = merged(tmp_path) / record.NAME
+    fields = json.loads(path.read_text())
+    path.write_text(json.dumps({**fields, "adapters": adapters}))
+    with pytest.raises(errors.SourceError, match=r"record of merged adapters.*adapters") as caught:
+        merge.plan(adapter_of(), path.parent)
+    assert caught.value.file == str(path)
+
+
+@pytest.mark.parametrize("digests", ["1", '"sha256:a"', '{"sha256:a": 1}', "[1]", "[null]", "["])
+def test_a_shard_whose_earlier_record_cannot_be_read_is_refused(tmp_path, digests):
+    path = merged(tmp_path) / "model.safetensors"
+    save_file(load_file(path), path, metadata={record.KEY: digests})
+    with pytest.raises(errors.SourceError, match="record of merged adapters.*__metadata__"):
+        merge.plan(adapter_of(), path.parent)
+
+
+def test_an_earlier_record_names_what_was_merged(tmp_path):
+    folder = merged(tmp_path)
+    assert record.earlier_digests(merge.base.read(folder)) == [digest(adapter_of())]
+
+
+def merged(tmp_path):
+    """Merge an adapter into a base; return the folder."""
     base = save_base(tmp_path / "base", weights_of())
     merge.write(merge.plan(adapter_of(), base), tmp_path / "out")
-    path = tmp_path / "out" / record.NAME
-    fields = json.loads(path.read_text())
-    path.write_text(json.dumps({**fields, "adapters": [1, {"digest": 2}, *fields["adapters"]]}))
-    assert record.earlier_digests(merge.base.read(tmp_path / "out")) == [digest(adapter_of())]
+    return tmp_path / "out"
