@@ -117,7 +117,7 @@ def test_factors_are_the_subvectors_by_component_and_tile(b, sizes):
 @pytest.mark.parametrize("elements", [1, 8, 20, 64])
 def test_factors_are_the_same_however_many_blocks_they_are_cut_into(elements, monkeypatch):
     """Whole components at a time, the last block shorter, and parts of one component."""
-    modules = [Module("a", 8, 4, 7), Module("b", 40, 8, 3)]
+    modules = [Module("a", 12, 4, 7), Module("b", 40, 8, 3), Module("c", 4, 8, 1)]
     rows = some_rows(sum(module.rows(4) for module in modules), 30, 2)
     bank = np.random.default_rng(1).standard_normal((30, 4)).astype(np.float32)
     at_once = composition.factors(bank, rows.indices, rows.weights, modules)
