@@ -146,12 +146,3 @@ def test_it_resumes_to_the_bit(folder, stage):
 @pytest.mark.parametrize("stage", [1, 3])
 def test_what_deepspeed_would_undo_is_refused(folder, stage):
     assert_done(folder / f"refused {stage}")
-
-
-def test_a_layer_that_zero_has_split_has_its_sizes():
-    layer = pytest.importorskip("transformers.pytorch_utils").Conv1D(8, 16)
-    layer.weight.ds_shape = layer.weight.shape
-    layer.weight.data = torch.empty(0)
-    from vbfmt.torch.linear import features_of
-
-    assert features_of(layer) == (16, 8)

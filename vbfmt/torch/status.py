@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from math import prod
 from typing import cast
 
 from torch import nn
@@ -112,9 +113,10 @@ def num_stored_parameters(model: nn.Module, adapter_name: str | None = None) -> 
     rows = sum(full_shape(layer.logits)[0] for layer in composition.layers)
     index_bytes = 1 if h <= 256 else 2
     others = sum(
-        t.numel() * t.element_size() for t in adapter.stand_ins.tensors(adapters.root).values()
+        prod(full_shape(t)) * t.element_size()
+        for t in adapter.stand_ins.tensors(adapters.root).values()
     )
-    size = 4 * bank.weight.numel() + rows * (k * index_bytes + 4 * (k - 1)) + others
+    size = 4 * prod(full_shape(bank.weight)) + rows * (k * index_bytes + 4 * (k - 1)) + others
     return -(-size // 4)
 
 
