@@ -79,13 +79,7 @@ def _adapter(checkpoint: Checkpoint, topk: int | None, base: PathLike | None) ->
     if config is not None:
         peft_config.require_type(config, "UNILORA", checkpoint.config_file(peft_layout.CONFIG))
     theta = _theta(tensors)
-    parts = {key: match for key in tensors if (match := _PART.match(key))}
-    stored = {
-        (match["module"], match["what"], match["factor"]): tensors[key]
-        for key, match in parts.items()
-    }
-    if len(stored) != len(parts):
-        raise SourceError("one tensor under two keys", part=next(iter(parts)))
+    parts, stored = _parts(tensors)
     fan_in_fan_out = peft_config.orientation(config or {})
     if stored:
         indices = _stored_indices(stored, len(theta))
@@ -119,6 +113,24 @@ def _adapter(checkpoint: Checkpoint, topk: int | None, base: PathLike | None) ->
 
 Pair = tuple[NDArray[Any], NDArray[Any]]
 """Indices of A (r, in) and of B (out, r)."""
+
+
+def _parts(
+    tensors: Mapping[str, Tensor],
+) -> tuple[set[str], dict[tuple[str, str, str], Tensor]]:
+    """Return the keys of stored indices and scales, and their tensors by (module, what, factor).
+
+    Raises:
+        SourceError: two keys have one meaning.
+    """
+    parts = {key: match for key in tensors if (match := _PART.match(key))}
+    stored = {
+        (match["module"], match["what"], match["factor"]): tensors[key]
+        for key, match in parts.items()
+    }
+    if len(stored) != len(parts):
+        raise SourceError("one tensor under two keys", part=next(iter(parts)))
+    return set(parts), stored
 
 
 def _theta(tensors: Mapping[str, Tensor]) -> NDArray[np.float32]:

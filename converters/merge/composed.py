@@ -3,9 +3,11 @@ or one is several."""
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 
 import numpy as np
+from numpy.typing import NDArray
 
 from vbfmt.converters.merge.arithmetic import FLOATS
 from vbfmt.converters.merge.base import Base
@@ -48,22 +50,23 @@ def tensors(base: Base, locations: Locations, trained: Mapping[str, Tensor]) -> 
                 part=target,
                 found=error,
             ) from None
-        values = tensor.numpy().reshape(-1)
         start = 0
         for name in loaded.sources[target].names:
             before = result.get(name, base.tensors[name])
-            size = int(np.prod(before.shape, dtype=np.int64))
-            inside = (numbers >= start) & (numbers < start + size)
-            wide = np.float64 if "F64" in (before.dtype, tensor.dtype) else np.float32
-            new = before.numpy().reshape(-1).astype(wide)
-            new[numbers[inside] - start] = values[inside].astype(wide)
-            dtype = (
-                before.dtype
-                if before.dtype == tensor.dtype
-                else "F64"
-                if wide is np.float64
-                else "F32"
-            )
-            result[name] = Tensor.of(new.astype(numpy_dtype(dtype)).reshape(before.shape))
-            start += size
+            result[name] = _with_elements(before, tensor, numbers - start)
+            start += math.prod(before.shape)
     return result
+
+
+def _with_elements(before: Tensor, trained: Tensor, positions: NDArray[np.int64]) -> Tensor:
+    """Return a tensor with the elements of a trained one at these flat positions.
+
+    Positions outside of the tensor are passed over. If the dtypes differ, the result is float32,
+    or float64 if one of them is.
+    """
+    wide = "F64" if "F64" in (before.dtype, trained.dtype) else "F32"
+    values = before.numpy().reshape(-1).astype(numpy_dtype(wide))
+    inside = (positions >= 0) & (positions < len(values))
+    values[positions[inside]] = trained.numpy().reshape(-1)[inside].astype(numpy_dtype(wide))
+    dtype = before.dtype if before.dtype == trained.dtype else wide
+    return Tensor.of(values.astype(numpy_dtype(dtype)).reshape(before.shape))

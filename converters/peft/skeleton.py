@@ -58,8 +58,6 @@ def shapes_in_order(
         ConfigError: a pattern in the config is not a regular expression, or takes too long.
     """
     try:
-        import torch
-        import transformers
         from peft import PeftConfig, get_peft_model
         from peft.tuners.tuners_utils import BaseTunerLayer
     except ImportError:
@@ -69,19 +67,7 @@ def shapes_in_order(
         raise SourceError("no base model", part="`base`", found=base, expected="a config.json")
     _require_few_layers(json_object(file), file)
     try:
-        model_config = transformers.AutoConfig.from_pretrained(
-            os.fspath(base),
-            trust_remote_code=False,  # without it, transformers asks whether to run the base's code
-        )
-        task = config.get("task_type")
-        names = model_config.architectures
-        own = getattr(transformers, names[0], None) if names else None
-        build = getattr(transformers, _CLASSES.get(str(task), "AutoModel"))
-        with torch.device("meta"):
-            if task is None and own is not None:
-                model = own(model_config)
-            else:
-                model = build.from_config(model_config)
+        model = _model(config, os.fspath(base))
         settings = {key: value for key, value in config.items() if key != "auto_mapping"}
         settings |= _without_patterns(settings, [name for name, _ in model.named_modules() if name])
         peft_config: PeftConfig = PeftConfig.from_peft_type(**settings)  # type: ignore[no-untyped-call]
@@ -102,6 +88,25 @@ def shapes_in_order(
             layer: Any = module
             result[name] = (int(layer.in_features), int(layer.out_features))
     return result
+
+
+def _model(config: Mapping[str, Any], base: str) -> Any:
+    """Return the base on PyTorch's meta device, as the class of the task in PEFT's config."""
+    import torch
+    import transformers
+
+    model_config = transformers.AutoConfig.from_pretrained(
+        base,
+        trust_remote_code=False,  # without it, transformers asks whether to run the base's code
+    )
+    task = config.get("task_type")
+    names = model_config.architectures
+    own = getattr(transformers, names[0], None) if names else None
+    build = getattr(transformers, _CLASSES.get(str(task), "AutoModel"))
+    with torch.device("meta"):
+        if task is None and own is not None:
+            return own(model_config)
+        return build.from_config(model_config)
 
 
 def _without_patterns(settings: Mapping[str, Any], names: list[str]) -> dict[str, Any]:

@@ -4,12 +4,16 @@ from __future__ import annotations
 
 import os
 import sys
-from typing import Literal
+from collections.abc import Iterator
+from typing import TYPE_CHECKING, Any, Literal
 
 import click
 
 from vbfmt.cli.arguments import FORM, JSON, LAYOUT, PATH, STANDARD_STREAM, output_option
 from vbfmt.cli.command import Command
+
+if TYPE_CHECKING:
+    from vbfmt.converters.operations.pack import Packed
 
 
 @click.command(
@@ -96,34 +100,43 @@ def command(
         overwrite=force,
     )
     if as_json:
-        show.as_json(
-            {
-                "output": output,
-                "digest": done.digest,
-                "bytes": done.size,
-                "source": source,
-                "source_bytes": done.source_size,
-                "layout": done.layout,
-                "modules": len(done.adapter),
-                "N": done.adapter.N,
-                "bank": done.bank,
-                "base_model": done.adapter.base_model,
-            }
-        )
+        show.as_json(_facts(done, source, output))
         return
-    show.say(
-        f"{output}: {show.size(done.size)}, {show.than(done.size, done.source_size)} {source} "
-        f"({show.size(done.source_size)})"
-    )
-    if done.bank is not None:
-        show.say(f"external bank: {done.bank}, {show.size(done.adapter.bank.nbytes)}")
-    modules = show.counted(len(done.adapter), "module")
-    show.say(f"{modules}, {done.adapter.N} sub-vectors, read as {done.title}")
-    show.say(done.digest)
-    show.say("the digest is of the content; sha256sum prints another sum, of the file")
+    for line in _lines(done, source, output):
+        show.say(line)
     if not to_stream:
         readme = os.path.join(os.path.dirname(output), "README.md") if card else None
         show_upload_line(output, done.bank, readme)
+
+
+def _facts(done: Packed, source: str, output: str) -> dict[str, Any]:
+    return {
+        "output": output,
+        "digest": done.digest,
+        "bytes": done.size,
+        "source": source,
+        "source_bytes": done.source_size,
+        "layout": done.layout,
+        "modules": len(done.adapter),
+        "N": done.adapter.N,
+        "bank": done.bank,
+        "base_model": done.adapter.base_model,
+    }
+
+
+def _lines(done: Packed, source: str, output: str) -> Iterator[str]:
+    from vbfmt.cli.show import counted, size, than
+
+    yield (
+        f"{output}: {size(done.size)}, {than(done.size, done.source_size)} {source} "
+        f"({size(done.source_size)})"
+    )
+    if done.bank is not None:
+        yield f"external bank: {done.bank}, {size(done.adapter.bank.nbytes)}"
+    modules = counted(len(done.adapter), "module")
+    yield f"{modules}, {done.adapter.N} sub-vectors, read as {done.title}"
+    yield done.digest
+    yield "the digest is of the content; sha256sum prints another sum, of the file"
 
 
 def _require_stream_is_alone(card: bool, as_json: bool) -> None:
