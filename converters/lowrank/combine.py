@@ -20,6 +20,9 @@ from vbfmt.errors import SourceError, TargetError, few
 from vbfmt.module import Module
 from vbfmt.tensors import Tensor
 
+_SMALLEST = 2.0**-126
+"""The smallest number that has float32's full precision."""
+
 
 @dataclass(frozen=True)
 class Sum:
@@ -102,7 +105,8 @@ class Sum:
         """Return A (rank, in_features) and B (out_features, rank) of the sum, float32.
 
         Raises:
-            TargetError: a weight times B leaves the range of float32.
+            TargetError: a weight times B is too large for float32, or too small for its
+                precision.
         """
         pairs = [(*adapter.factors(name), weight) for adapter, weight in self._shares[name]]
         if len(pairs) == 1 and pairs[0][2] == 1:
@@ -187,7 +191,7 @@ def _scaled(b: Factor, weight: float, name: str) -> Factor:
     """Return w·B in float32, computed in float64 and rounded once.
 
     Raises:
-        TargetError: it leaves the range of float32.
+        TargetError: it is too large for float32, or too small for its precision.
     """
     if weight == 1:
         return b
@@ -200,6 +204,15 @@ def _scaled(b: Factor, weight: float, name: str) -> Factor:
             found=f"factors up to {np.abs(b).max():.3g} times {weight:g}",
             expected="at most 3.4e38",
             advice="give smaller `weights`",
+        )
+    largest = float(np.abs(b).max(initial=0))
+    if weight and largest * abs(weight) < _SMALLEST <= largest:
+        raise TargetError(
+            "too small for float32",
+            part=name,
+            found=f"factors up to {largest:.3g} times {weight:g}",
+            expected=f"at least {_SMALLEST:.2g}, or the weight 0",
+            advice="give larger `weights`",
         )
     return scaled
 
