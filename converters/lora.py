@@ -27,6 +27,8 @@ DTYPES = {"float32": "F32", "bfloat16": "BF16", "float16": "F16"}
 
 
 _LARGEST = {"F32": "3.403e38", "BF16": "3.39e38", "F16": "65504"}
+_SMALLEST = {"BF16": 2.0**-126, "F16": 2.0**-14}
+"""The smallest numbers that have the dtype's full precision."""
 _ADVICE = {"F16": "give `dtype=bfloat16`", "BF16": "give `dtype=float32`"}
 
 
@@ -65,7 +67,7 @@ def write(
         Number of bytes written.
 
     Raises:
-        TargetError: the dtype is unknown, or a factor is too large for it.
+        TargetError: the dtype is unknown, or a factor is too large or too small for it.
         OutputExistsError: `path` exists, and `overwrite` is not set.
         StorageError: the operating system refused.
     """
@@ -168,23 +170,34 @@ def rounded(factor: NDArray[np.float32], dtype: str, key: str) -> Bytes:
         key: the factor's key, for messages.
 
     Raises:
-        TargetError: an element is too large for the dtype.
+        TargetError: an element is too large for the dtype, or all are too small for its precision.
     """
     if dtype == "F32":
-        result = factor
+        rounded = factor
     else:
         with np.errstate(over="ignore"):
-            result = factor.astype(numpy_dtype(dtype))
-    if not np.isfinite(result).all():
-        name = next(name for name, code in DTYPES.items() if code == dtype)
+            rounded = factor.astype(numpy_dtype(dtype))
+        if 0 < (largest := np.abs(factor).max(initial=0)) < _SMALLEST[dtype]:
+            raise TargetError(
+                f"too small for {_named(dtype)}",
+                part=key,
+                found=f"at most {largest:.3g}",
+                expected=f"at least {_SMALLEST[dtype]:.3g}",
+                advice=_ADVICE.get(dtype),
+            )
+    if not np.isfinite(rounded).all():
         raise TargetError(
-            f"too large for {name}",
+            f"too large for {_named(dtype)}",
             part=key,
             found=np.abs(factor).max(),
             expected=f"at most {_LARGEST[dtype]}",
             advice=_ADVICE.get(dtype),
         )
-    return np.ascontiguousarray(result).reshape(-1).view(np.uint8).data
+    return np.ascontiguousarray(rounded).reshape(-1).view(np.uint8).data
+
+
+def _named(dtype: str) -> str:
+    return next(name for name, code in DTYPES.items() if code == dtype)
 
 
 def _keys(module: str) -> tuple[str, str]:

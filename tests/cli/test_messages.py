@@ -168,6 +168,24 @@ def test_a_weight_that_makes_infinity_is_refused(vbfmt, tmp_path, packed, weight
     assert not (tmp_path / "out").exists()
 
 
+@pytest.mark.parametrize(
+    ("weight", "dtype"),
+    [("1e-46", "float32"), ("-1e-300", "float32"), ("5e-324", "float32"), ("1e-7", "float16")],
+)
+def test_a_weight_that_rounds_an_adapter_away_is_refused(vbfmt, tmp_path, packed, weight, dtype):
+    result = vbfmt("expand", packed, "-o", tmp_path / "out", f"--weight={weight}", "--dtype", dtype)
+    assert (result.code, result.out, result.err.count("\n")) == (1, "", 1)
+    assert f"error: too small for {dtype}: " in result.err
+    assert ("give larger --weight" if dtype == "float32" else "give --dtype bf") in result.err
+    assert not (tmp_path / "out").exists()
+
+
+def test_the_weight_zero_is_no_adapter(vbfmt, tmp_path, packed):
+    for dtype in ("float32", "float16", "bfloat16"):
+        words = ("expand", packed, "-o", tmp_path / dtype, "--weight", 0, "--dtype", dtype)
+        assert vbfmt(*words).code == 0
+
+
 def test_factors_beyond_bfloat16_are_refused(vbfmt, tmp_path):
     """Just below float32's largest number, which bfloat16 rounds to infinity."""
     arrays = logits_form()
