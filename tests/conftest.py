@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import signal
 import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -13,6 +14,11 @@ from hypothesis import settings
 from vbfmt.errors import VbfmtWarning
 
 ROOT = Path(__file__).parents[1]
+
+# A shell lets what it starts in the background ignore SIGINT, and processes that tests interrupt
+# would inherit that.
+if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
+    signal.signal(signal.SIGINT, signal.default_int_handler)
 
 # Deadlines measure the machine, not the code.
 settings.register_profile("default", deadline=None)
