@@ -196,6 +196,6 @@ def _reader_of(checkpoint: Checkpoint, layout: str | None) -> Reader:
         file=checkpoint.file,
         part="keys",
         found="LoRA factors" if lora else ", ".join(sorted(keys)[:2]) or "no tensors",
-        expected="; ".join(reader.title for reader in READERS),
+        expected=" or ".join(reader.title for reader in READERS),
         advice="this is a standard LoRA already; only VB-LoRA can be packed" if lora else None,
     )

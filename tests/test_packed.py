@@ -310,3 +310,9 @@ def test_reading_runs_nothing_and_imports_nothing():
     )
     assert "open" in done.stdout.split()
     assert set(done.stdout.split()) <= {"open", "mmap", "os", "os.listdir", "array"}
+
+
+def test_what_is_not_an_adapter_is_not_saved(tmp_path):
+    with pytest.raises(errors.ConfigError, match="not an adapter: found str.*save_packed"):
+        save(str(tmp_path / "x.vblora"), tmp_path / "y.vblora")
+    assert not list(tmp_path.iterdir())

@@ -1,6 +1,7 @@
 """One family of errors, with a class for each kind, and one kind of warning.
 
-Every message is one line: ``<what> in <file>: <part>: found …, expected …; <what to do>``.
+Every message is one line: ``<what> in <file>: <part>: found …, expected …; <what to do>``. Where
+the file itself exists already or is missing, there is a colon instead of *in*.
 The fields stay available, so that a program need not parse the line. Each class is also the
 built-in exception that Python users catch: `ValueError` for bad content, `FileNotFoundError` for
 what is missing, `FileExistsError` for output that exists, `OSError` for what the operating system
@@ -35,6 +36,7 @@ class VbfmtError(Exception):
     """
 
     kind: ClassVar[str] = "error"
+    _before_file: ClassVar[str] = " in "
 
     def __init__(
         self,
@@ -71,7 +73,7 @@ class VbfmtError(Exception):
         return self._line(self.file)
 
     def _head(self, file: str | None) -> str:
-        return _cut(self.what) if file is None else f"{_cut(self.what)} in {file}"
+        return _cut(self.what) if file is None else f"{_cut(self.what)}{self._before_file}{file}"
 
     def _measured(self) -> list[str]:
         return [
@@ -238,6 +240,7 @@ class MissingSourceError(SourceError, FileNotFoundError):
     """The checkpoint, model or repository to read does not exist."""
 
     kind = "missing"
+    _before_file = ": "
 
 
 class MissingExtraError(VbfmtError, ImportError):
@@ -303,6 +306,7 @@ class OutputExistsError(VbfmtError, FileExistsError):
     """The output exists already, and `overwrite` is not set."""
 
     kind = "exists"
+    _before_file = ": "
 
     @property
     def errno(self) -> int:  # type: ignore[override]

@@ -342,6 +342,13 @@ def _pieces(adapter: Adapter, bank: Form) -> Iterator[Bytes]:
 
 def _laid_out(adapter: Adapter) -> tuple[Header, bytes, Sequence[Bytes]]:
     """Return the header, the front and the sections' contents of the embedded form."""
+    if not isinstance(adapter, Adapter):
+        raise ConfigError(
+            "not an adapter",
+            found=type(adapter).__name__,
+            expected="a vbfmt.Adapter",
+            advice="a model's adapter is saved by vbfmt.torch.save_packed",
+        )
     arrays = (adapter.bank, adapter.indices, adapter.weights)
     contents: Sequence[Bytes] = [
         *(_as_bytes(array) for array in arrays),

@@ -193,7 +193,11 @@ def _pieces(
 
 def _header(data: memoryview) -> tuple[dict[str, Any], int]:
     if len(data) < _LENGTH.size:
-        raise SourceError("not a safetensors file", found=f"{len(data)} bytes")
+        raise SourceError(
+            "not a safetensors file, or cut off",
+            found=f"{len(data)} bytes",
+            expected=f"at least {_LENGTH.size}",
+        )
     (length,) = _LENGTH.unpack_from(data)
     start = _LENGTH.size + length
     if length > _LONGEST_HEADER or start > len(data):

@@ -63,8 +63,8 @@ class Outcome:
             ``different``.
         digest: the adapter's digest, if there is one.
         kind: the error's kind, if `status` is ``failed``.
-        message: the error's message, if `status` is ``failed``; the first difference, if it is
-            ``different``.
+        message: the error's message, without the source, if `status` is ``failed``; the first
+            difference, if it is ``different``.
         notes: the warnings.
     """
 
@@ -96,12 +96,18 @@ def _run_item(task: Task, item: Item) -> Outcome:
             digest, difference = OPERATIONS[task.operation](task, item)
         except (VbfmtError, OSError, MemoryError) as error:
             kind = getattr(error, "kind", "memory" if isinstance(error, MemoryError) else "storage")
-            return Outcome(
-                item.source, item.output, "failed", kind=kind, message=str(error) or kind
-            )
+            message = _message(error, item) or kind
+            return Outcome(item.source, item.output, "failed", kind=kind, message=message)
     notes = tuple(str(each.message) for each in caught if issubclass(each.category, VbfmtWarning))
     status = "done" if difference is None else "different"
     return Outcome(item.source, item.output, status, digest, message=difference, notes=notes)
+
+
+def _message(error: Exception, item: Item) -> str:
+    """Return an error's message, without its file if that is the item's source."""
+    if isinstance(error, VbfmtError) and error.file == item.source:
+        return error.detail()
+    return str(error)
 
 
 def _pack(task: Task, item: Item) -> tuple[str, None]:

@@ -208,7 +208,7 @@ def json_object(path: str) -> dict[str, Any]:
         # Infinity and NaN are accepted: transformers writes them into configs of its models.
         value = json.loads(content, object_pairs_hook=_once)
     except (ValueError, RecursionError) as error:
-        raise SourceError("not valid JSON", file=path, found=error) from None
+        raise json_file.refusal(path, error) from None
     if not isinstance(value, dict):
         raise SourceError("not a JSON object", file=path)
     return value
@@ -255,7 +255,13 @@ def _require_same_weights(config: Mapping[str, Any], weights: str, folder: Folde
 def _shard(folder: Folder, name: str) -> Shard:
     path = folder.file(name)
     if not folder.has(name):
-        raise SourceError("a shard is missing", file=folder.path, found=f"no {name}")
+        raise SourceError(
+            "a shard is missing",
+            file=folder.path,
+            found=f"no {name}",
+            expected="every file that the index names",
+            advice="fetch the model again",
+        )
     if name.endswith(".safetensors"):
         file = safetensors.read(path)
         return Shard(name, file.tensors, file.metadata)

@@ -242,7 +242,11 @@ def require_output(output: str, base: str, *, overwrite: bool) -> None:
     """
     inner = os.path.realpath(output)
     if within(inner, base):
-        raise TargetError("the output would be inside the base", file=output)
+        raise TargetError(
+            "the output would be inside the base's folder",
+            part=os.fspath(output),
+            advice="choose a folder outside it",
+        )
     if os.path.ismount(inner):
         raise TargetError(
             "a mount point cannot be replaced as a whole",

@@ -10,7 +10,7 @@ from vbfmt.converters.lowrank import LowRank
 from vbfmt.converters.names import loaded_model
 from vbfmt.converters.peft.loaded import require_lora_loaded, require_vblora_loaded
 from vbfmt.converters.peft.renamed import renamed
-from vbfmt.errors import TargetError, VbfmtError
+from vbfmt.errors import MissingExtraError, TargetError, VbfmtError
 
 if TYPE_CHECKING:
     from peft import PeftModel
@@ -38,13 +38,18 @@ def load_adapter(
         The PeftModel that wraps `model`, in evaluation mode; `model` itself if it is one.
 
     Raises:
-        TargetError: the form is unknown, the model lacks a module of the adapter (which PEFT
-            ignores silently), or PEFT has not loaded the adapter's values.
+        TargetError: the form is unknown, `model` is no module or has an adapter of that name, the
+            model lacks a module of the adapter (which PEFT ignores silently), or PEFT has not
+            loaded the adapter's values.
+        MissingExtraError: PEFT is not installed.
         VbfmtError: the file is damaged or cannot be read.
     """
     import tempfile
 
-    from peft import PeftModel
+    try:
+        from peft import PeftModel
+    except ImportError:
+        raise MissingExtraError.of("loading into a model needs PEFT", "peft") from None
 
     from vbfmt.converters import lora
     from vbfmt.converters.peft import folder as peft
@@ -53,6 +58,7 @@ def load_adapter(
     writers: dict[str, Any] = {"lora": lora.write, "vblora": peft.write}
     if form not in writers:
         raise TargetError("unknown form", found=form, expected="lora or vblora")
+    _require_free_name(model, adapter_name)
     adapter = load(path)
     bare: Any = model.base_model.model if isinstance(model, PeftModel) else model
     given: Any = adapter if form == "vblora" else renamed(adapter, bare)
@@ -92,6 +98,29 @@ def _loaded(model: nn.Module, written: str, adapter_name: str, path: PathLike) -
             found=str(error).partition("\n")[0],
             advice="load it with form='vblora', or merge it into its base",
         ) from None
+
+
+def _require_free_name(model: nn.Module, name: str) -> None:
+    """Refuse what is not a model, and a name that PEFT cannot give or would load over."""
+    from torch import nn
+
+    if not isinstance(model, nn.Module):
+        raise TargetError(
+            "not a model",
+            found=type(model).__name__,
+            expected="a transformers model, or a PeftModel",
+            advice="the arguments are the model, then the file",
+        )
+    if not isinstance(name, str) or not name or "." in name:
+        raise TargetError(
+            "not a name for an adapter", found=repr(name), expected="text without a full stop"
+        )
+    if name in getattr(model, "peft_config", {}):
+        raise TargetError(
+            "the model has an adapter of that name",
+            found=name,
+            advice="choose another adapter_name, or remove that one first: model.delete_adapter",
+        )
 
 
 def _require_modules(bare: Any, adapter: LowRank, path: PathLike) -> None:

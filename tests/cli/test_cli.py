@@ -71,7 +71,7 @@ def test_nothing_is_overwritten_without_force(vbfmt, tmp_path, checkpoint, packe
     result = vbfmt(*words, "-o", output)
     assert result.code == 1
     assert result.err == (
-        f"error: the output exists already in {output}; choose another name or give --force\n"
+        f"error: the output exists already: {output}; choose another name or give --force\n"
     )
     assert (
         output if output.is_file() else output / "adapter_config.json"

@@ -92,7 +92,7 @@ def test_neither_a_gguf_file_nor_an_empty_folder_is_a_config(vbfmt, tmp_path):
     assert (
         "expected a folder with config.json" in vbfmt("estimate", "--base", tmp_path / "x.gguf").err
     )
-    assert "no config.json in this folder" in vbfmt("estimate", "--base", tmp_path).err
+    assert "no config.json in" in vbfmt("estimate", "--base", tmp_path).err
 
 
 def test_a_config_that_is_not_utf8_is_refused(vbfmt, tmp_path):

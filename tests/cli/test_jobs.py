@@ -72,7 +72,9 @@ def test_all_named_adapters_of_a_store_are_verified(vbfmt, store):
     (line,) = vbfmt(*words, "base-1", "-j", 1, "--json").out.splitlines()
     with Store(store) as opened:
         assert json.loads(line)["digest"] == opened.names()["bob"]
-    assert vbfmt(*words, "another", "-j", 1).out == "nothing to do\n"
+    none = vbfmt(*words, "another", "-j", 1)
+    assert none.out == "nothing to do: there are no inputs\n"
+    assert "has the base model another; vbfmt store list shows them" in none.err
 
 
 def test_adapters_of_a_store_are_expanded_under_their_names(vbfmt, store, files, tmp_path):

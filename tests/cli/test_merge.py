@@ -104,7 +104,7 @@ def test_weights_for_other_than_all_files_are_wrong_usage(vbfmt, base, files, tm
     [
         (lambda base: (base / "model.safetensors").unlink(), "no base model"),
         (lambda base: (base / "model.safetensors").write_bytes(b"no"), "not a safetensors file"),
-        (lambda base: (base / "config.json").write_text("{"), "not valid JSON"),
+        (lambda base: (base / "config.json").write_text("{"), "not a JSON object"),
         (lambda base: (base / "adapter_config.json").write_text("{}"), "holds an adapter"),
     ],
 )

@@ -64,7 +64,11 @@ def test_a_fault_in_the_store_is_named(vbfmt, tmp_path, files):
 @pytest.mark.parametrize(
     ("words", "code", "line"),
     [
-        (("get", "S", "alcie", "-o", "O"), 1, "no adapter with that name in S: found alcie"),
+        (
+            ("get", "S", "alcie", "-o", "O"),
+            1,
+            "with that name in S: alcie: expected a name",
+        ),
         (("get", "S", "sha256:" + "0" * 64, "-o", "O"), 1, "no such adapter in S"),
         (("get", "S", "sha256:12", "-o", "O"), 1, "not a digest: found 'sha256:12'"),
         (("get", "S", "../../etc/passwd", "-o", "O"), 1, "invalid name for an adapter"),
@@ -76,6 +80,7 @@ def test_a_fault_in_the_store_is_named(vbfmt, tmp_path, files):
         (("remove", "S", "bob"), 1, "no adapter with that name in S"),
         (("list", "T"), 1, "not a vbfmt store in T: found no store.json"),
         (("add", "T", "F"), 1, "not a vbfmt store, and not empty in T"),
+        (("add", "F", "S"), 1, "found a file, expected a folder; the store comes first"),
         (("add", "S", "F", "--name", "a", "--name", "b"), 2, "2 --name for 1 files"),
         (("list", "S", "--metadata", "x"), 2, "--metadata must be KEY=VALUE"),
         (("gc", "S", "--grace", "-1"), 2, "--grace must be a number of hours"),

@@ -59,3 +59,25 @@ def test_another_model_is_refused_not_left_unchanged(tmp_path, kind, packed):
 def test_an_unknown_form_is_refused(tmp_path, packed, kind):
     with pytest.raises(errors.TargetError, match="expected lora or vblora"):
         peft.load_adapter(models.base(kind, str(tmp_path)), packed[0], form="dora")
+
+
+@pytest.mark.parametrize("kind", ["llama"], indirect=True)
+def test_a_name_that_is_taken_is_refused_before_anything_is_loaded(tmp_path, kind, packed):
+    model = peft.load_adapter(models.base(kind, str(tmp_path)), packed[0])
+    before = {name: value.clone() for name, value in model.state_dict().items()}
+    with pytest.raises(errors.TargetError, match=r"an adapter of that name.*default"):
+        peft.load_adapter(model, packed[0])
+    assert all(torch.equal(value, before[name]) for name, value in model.state_dict().items())
+
+
+@pytest.mark.parametrize("kind", ["llama"], indirect=True)
+@pytest.mark.parametrize("name", ["", "a.b", None, 3])
+def test_a_name_that_peft_cannot_give_is_refused(tmp_path, kind, packed, name):
+    with pytest.raises(errors.TargetError, match="not a name for an adapter"):
+        peft.load_adapter(models.base(kind, str(tmp_path)), packed[0], adapter_name=name)
+
+
+@pytest.mark.parametrize("kind", ["llama"], indirect=True)
+def test_swapped_arguments_are_recognised(tmp_path, kind, packed):
+    with pytest.raises(errors.TargetError, match="not a model.*the model, then the file"):
+        peft.load_adapter(packed[0], models.base(kind, str(tmp_path)))

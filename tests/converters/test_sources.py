@@ -300,7 +300,7 @@ def test_without_the_package_a_missing_path_stays_missing(monkeypatch, tmp_path)
     import sys
 
     monkeypatch.setitem(sys.modules, "huggingface_hub", None)
-    with pytest.raises(errors.SourceError, match=r"no such file or folder in me/x; .*vbfmt\[hub\]"):
+    with pytest.raises(errors.SourceError, match=r"no such file or folder: me/x; .*vbfmt\[hub\]"):
         sources.checkpoint("me/x")
     save(worked_example(), tmp_path / "x.vblora")
     assert sources.packed(str(tmp_path / "x.vblora")) == str(tmp_path / "x.vblora")

@@ -32,7 +32,7 @@ def test_a_bank_says_its_sizes_and_whether_it_is_frozen():
 def test_a_bank_of_no_size(size):
     for sizes, what in (((size, 4), "num_vectors"), ((6, size), "vector_length")):
         with pytest.raises(
-            ConfigError, match=f"{what} is out of range: found {size}, expected a w"
+            ConfigError, match=f"{what} is out of range: found {size!r}, expected a w"
         ):
             VectorBank(*sizes)
 

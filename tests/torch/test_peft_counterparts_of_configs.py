@@ -76,7 +76,7 @@ def test_the_tasks_are_pefts(task):
 
 
 def test_a_task_that_peft_does_not_know():
-    with pytest.raises(ConfigError, match="task_type: found invalid-task-type.*SEQ_CLS"):
+    with pytest.raises(ConfigError, match="task_type: found 'invalid-task-type'.*SEQ_CLS"):
         VBLoRAConfig(task_type="invalid-task-type")
 
 

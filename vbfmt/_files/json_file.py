@@ -14,6 +14,8 @@ from vbfmt.errors import SourceError, TargetError
 LONGEST = 67_108_864
 """Bytes. The index of a model with a hundred thousand tensors takes a seventh of this."""
 
+_WRONG = "not a JSON object"
+
 
 def read(path: str | os.PathLike[str]) -> dict[str, Any]:
     """Return the object in a JSON file.
@@ -26,7 +28,18 @@ def read(path: str | os.PathLike[str]) -> dict[str, Any]:
     try:
         return strict_json.parse_object(data.decode())
     except ValueError as error:
-        raise SourceError("not a JSON object", file=path, found=error) from None
+        raise refusal(path, error) from None
+
+
+def refusal(path: str | os.PathLike[str], error: Exception) -> SourceError:
+    """Return the error for a file in which `error` was found."""
+    if not isinstance(error, json.JSONDecodeError):
+        return SourceError(_WRONG, file=path, found=error)
+    if not error.doc:
+        return SourceError(_WRONG, file=path, found="an empty file")
+    place = f"line {error.lineno}, column {error.colno}"
+    reason = error.msg[:1].lower() + error.msg[1:]
+    return SourceError(_WRONG, file=path, part=f"{place}: {reason}")
 
 
 def content(path: str | os.PathLike[str]) -> bytes:

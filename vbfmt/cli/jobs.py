@@ -208,7 +208,7 @@ def _run(
     force: bool = False,
     store: str | None = None,
 ) -> None:
-    from vbfmt.cli import progress
+    from vbfmt.cli import progress, show
     from vbfmt.converters import jobs
 
     if base_is is not None and from_store is None:
@@ -236,9 +236,14 @@ def _run(
     with progress.shown("adapters") as advance:
         for outcome in jobs.run(task, items, workers=workers, engine=engine):
             counts[outcome.status] = counts.get(outcome.status, 0) + 1
-            _show(outcome, as_json=as_json)
+            _show(_in_options(outcome), names, as_json=as_json)
             if advance is not None:
                 advance(1, len(items))
+    if base_is is not None and not items:
+        show.note(
+            f"no named adapter in {from_store} has the base model {base_is}; "
+            "vbfmt store list shows them"
+        )
     _summarise(counts, as_json=as_json)
     if set(counts) - {"done", "present"}:
         ctx.exit(1)
@@ -276,7 +281,16 @@ def _in_store(store: Store, base: str | None) -> dict[str, str]:
     }
 
 
-def _show(outcome: Outcome, *, as_json: bool) -> None:
+def _in_options(outcome: Outcome) -> Outcome:
+    """Return the outcome with options instead of parameters in its texts."""
+    from vbfmt.cli.translation import in_options
+
+    message = None if outcome.message is None else in_options(outcome.message)
+    return replace(outcome, message=message, notes=tuple(map(in_options, outcome.notes)))
+
+
+def _show(outcome: Outcome, names: Mapping[str, str] = {}, *, as_json: bool) -> None:
+    """Print an outcome. `names` has the names of inputs from a store."""
     from vbfmt.cli import show
     from vbfmt.cli.translation import in_options
 
@@ -290,13 +304,14 @@ def _show(outcome: Outcome, *, as_json: bool) -> None:
 
         click.echo(json.dumps(asdict(outcome)))
         return
+    source = names.get(outcome.source, outcome.source)
     for note in outcome.notes:
-        show.note(f"{outcome.source}: {note}")
+        show.note(f"{source}: {note}")
     name = outcome.output or outcome.source
     if outcome.ok:
         show.detail(f"{name}: {outcome.status}" + (f", {outcome.digest}" * bool(outcome.digest)))
     else:
-        show.say_always(f"{outcome.source}: {outcome.status.upper()}, {outcome.message}")
+        show.say_always(f"{source}: {outcome.status.upper()}, {outcome.message}")
 
 
 def _summarise(counts: dict[str, int], *, as_json: bool) -> None:
@@ -309,4 +324,4 @@ def _summarise(counts: dict[str, int], *, as_json: bool) -> None:
     parts = [
         f"{counts[status]:,} {words.get(status, status)}" for status in order if status in counts
     ]
-    show.say(", ".join(parts) or "nothing to do")
+    show.say(", ".join(parts) or "nothing to do: there are no inputs")

@@ -71,7 +71,7 @@ def from_folder(path: str | os.PathLike[str]) -> tuple[Linear, ...]:
     path = os.fspath(path)
     file = os.path.join(path, "config.json") if os.path.isdir(path) else path
     if file != path and not os.path.exists(file):
-        raise SourceError("no config.json in this folder", file=path, expected="a model's folder")
+        raise SourceError("no config.json", file=path, expected="a model's folder")
     if os.path.isfile(file) and not file.endswith(".json"):
         raise SourceError(
             "not a model's config",

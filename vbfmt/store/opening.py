@@ -23,6 +23,14 @@ def backend_at(path: str, cache: PathLike | None) -> tuple[Backend, str]:
         except OSError as error:
             raise storage.refusal("cannot write", folder, error) from None
         return s3.Bucket(path, folder), os.path.join(folder, catalog.FILE)
+    if os.path.isfile(path):
+        raise StoreError(
+            "not a vbfmt store",
+            file=path,
+            found="a file",
+            expected="a folder",
+            advice="the store comes first: vbfmt store add STORE FILE",
+        )
     folder = os.path.abspath(path)  # SQLite reads a relative `file:x` as the address of `x`
     return Folder(folder), os.path.join(folder, catalog.FILE)
 

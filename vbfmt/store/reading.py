@@ -185,7 +185,7 @@ class Reader:
         return UnknownError(
             "no adapter with that name",
             file=self._backend.where,
-            found=name,
+            part=name,
             expected=f"a name in the store, such as {', '.join(near)}" if near else None,
             advice=None if near else "list them: vbfmt store list",
         )

@@ -14,7 +14,13 @@
 * the parts, for models of your own: `VectorBank`, `VBLoRALinear`, `compose`
 """
 
+from importlib.util import find_spec
 from typing import Any
+
+from vbfmt.errors import MissingExtraError
+
+if find_spec("torch") is None:
+    raise MissingExtraError.of("vbfmt.torch needs PyTorch", "torch")
 
 from vbfmt.torch.adapter_state import get_adapter_state_dict, set_adapter_state_dict
 from vbfmt.torch.adapters import VBLoRA, adapters_of, disabled, set_adapter

@@ -303,7 +303,15 @@ def adapters_of(model: nn.Module) -> VBLoRA:
 
 
 def find_adapters(model: nn.Module) -> VBLoRA | None:
-    """Return the adapters of a model as `adapters_of`, or None if it has none."""
+    """Return the adapters of a model as `adapters_of`, or None if it has none.
+
+    Raises:
+        ModelError: `model` is not a module.
+    """
+    if not hasattr(model, "_modules"):
+        raise ModelError(
+            "not a model", found=type(model).__name__, expected="a module (torch.nn.Module)"
+        )
     inner: Any = model
     while inner is not None:
         found = inner._modules.get("vblora") if isinstance(inner, nn.Module) else None

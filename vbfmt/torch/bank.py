@@ -47,7 +47,9 @@ class VectorBank(nn.Module):
         for what, size in (("num_vectors", num_vectors), ("vector_length", vector_length)):
             if not is_count(size):
                 raise ConfigError(
-                    f"{what} is out of range", found=size, expected="a whole number, at least 1"
+                    f"{what} is out of range",
+                    found=repr(size),
+                    expected="a whole number, at least 1",
                 )
         if not is_spread(init_bound):
             raise ConfigError(
@@ -82,7 +84,7 @@ class VectorBank(nn.Module):
         """
         if not (seed == 0 and type(seed) is int) and not is_count(seed):
             raise ConfigError(
-                "seed is out of range", found=seed, expected="a whole number, at least 0"
+                "seed is out of range", found=repr(seed), expected="a whole number, at least 0"
             )
         bank = cls(num_vectors, vector_length, init_bound=bound, device="meta")
         # numpy promises the same raw output in all versions, but not the same uniform numbers.

@@ -233,7 +233,14 @@ def _require_names(config: VBLoRAConfig) -> None:
 
 def _require(fits: bool, what: str, found: object, expected: str) -> None:
     if not fits:
-        raise ConfigError("a setting is not valid", part=what, found=found, expected=expected)
+        raise ConfigError(
+            "a setting is not valid", part=what, found=_shown(found), expected=expected
+        )
+
+
+def _shown(value: object) -> object:
+    """Return text in quotes, so that ``"4"`` does not look like 4."""
+    return repr(value) if isinstance(value, str) else value
 
 
 def _are_names(value: object) -> bool:

@@ -49,6 +49,8 @@ def param_groups(
             which cannot be trained.
     """
     adapters = adapters_of(model)
+    if isinstance(adapter_names, str):
+        adapter_names = [adapter_names]
     names = [adapters.active] if adapter_names is None else list(adapter_names)
     for name in names:
         if not adapters.adapter(name).trainable:

@@ -222,3 +222,17 @@ def test_a_layer_that_the_model_never_calls():
     with warnings.catch_warnings():
         warnings.simplefilter("error")
         run(pool, ["x"], 1)
+
+
+@pytest.mark.parametrize(
+    "settings", [{"form": 4}, {"form": "abc"}, {"source": "folder"}, {"limit": "1"}]
+)
+def test_settings_of_a_pool_that_are_not_valid(settings):
+    with pytest.raises(ConfigError, match=next(iter(settings))):
+        AdapterPool(nn.Sequential(nn.Linear(16, 16)), **settings)
+
+
+@pytest.mark.parametrize("model", ["model", None, 3])
+def test_what_is_not_a_model(model):
+    with pytest.raises(ModelError, match="not a model"):
+        AdapterPool(model)

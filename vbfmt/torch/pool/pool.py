@@ -82,7 +82,7 @@ class AdapterPool:
     Raises:
         ModelError: the model has adapters or a pool already, is wrapped, offloaded, or on several
             devices.
-        ConfigError: `limit` or `form` is not valid.
+        ConfigError: `limit`, `form` or `source` is not valid.
     """
 
     def __init__(
@@ -93,7 +93,7 @@ class AdapterPool:
         source: Callable[[str], Adapter | PathLike] | None = None,
         form: tuple[int, int, int] | None = None,
     ) -> None:
-        require_settings(limit, form)
+        require_settings(limit, form, source)
         require_bare(model)
         modules = dict(base_modules(model))
         served = {name: each for name, each in modules.items() if may_differ_by_sample(each)}

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import sys
 import weakref
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 
 import torch
 from torch import nn
@@ -19,16 +19,26 @@ pools: weakref.WeakSet[nn.Module] = weakref.WeakSet()
 """The models that have a pool."""
 
 
-def require_settings(limit: int | None, form: tuple[int, int, int] | None) -> None:
-    """Check a limit and a form.
+def require_settings(limit: int | None, form: tuple[int, int, int] | None, source: object) -> None:
+    """Check a limit, a form and a source.
 
     Raises:
         ConfigError: one of them is not valid.
     """
     if limit is not None and not is_count(limit):
-        raise ConfigError("limit is out of range", found=limit, expected="bytes, or None")
-    if form is not None and not (len(form) == 3 and all(is_count(size) for size in form)):
-        raise ConfigError("not a form", found=form, expected="(rank, k, vector length)")
+        raise ConfigError(
+            "limit is out of range", found=repr(limit), expected="a number of bytes, or None"
+        )
+    if form is not None and not (
+        isinstance(form, Sequence) and len(form) == 3 and all(is_count(size) for size in form)
+    ):
+        raise ConfigError("not a form", found=repr(form), expected="(rank, k, vector length)")
+    if source is not None and not callable(source):
+        raise ConfigError(
+            "not a source of adapters",
+            found=repr(source),
+            expected="a function from a name to an adapter or the path of a packed file",
+        )
 
 
 def require_bare(model: nn.Module) -> None:
