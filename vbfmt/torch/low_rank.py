@@ -10,7 +10,15 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.nn.modules.module import _has_any_global_hook as has_any_global_hook
+from torch.nn.modules import module as all_modules
+
+_HOOKS_OF_ALL_MODULES = (
+    "_global_forward_pre_hooks",
+    "_global_forward_hooks",
+    "_global_backward_pre_hooks",
+    "_global_backward_hooks",
+)
+"""PyTorch's own dictionaries of the hooks that every module calls."""
 
 
 def can_add_in_one_step(x: Tensor) -> bool:
@@ -29,7 +37,7 @@ def can_add_in_one_step(x: Tensor) -> bool:
 
 
 def is_plain_linear(layer: nn.Module) -> bool:
-    """Whether a call of the layer is `nn.functional.linear` of a frozen weight, and nothing else:
+    """Return whether a call of the layer is `nn.functional.linear` of a frozen weight, and no more:
     no hooks, no forward of its own, no compiled call, and a weight in plain storage."""
     if type(layer) is not nn.Linear or "forward" in layer.__dict__:
         return False
@@ -44,7 +52,7 @@ def is_plain_linear(layer: nn.Module) -> bool:
         or layer._backward_hooks
         or layer._backward_pre_hooks
         or layer._compiled_call_impl is not None
-        or has_any_global_hook()  # type: ignore[no-untyped-call]
+        or any(getattr(all_modules, name) for name in _HOOKS_OF_ALL_MODULES)
     )
 
 
