@@ -143,7 +143,15 @@ def _begin(environment: Mapping[str, str]) -> None:
     os.environ.update(environment)
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # the caller gets it too, and stops the workers
     signal.signal(signal.SIGTERM, _end)
+    _keep_freed_memory()
     threading.Thread(target=_end_with_parent, daemon=True).start()
+
+
+def _keep_freed_memory() -> None:
+    """Let glibc reuse freed blocks instead of returning each to the system, which would have to
+    clear it again. It does so for blocks up to the largest that was freed, at most 32 MiB (mallopt,
+    M_MMAP_THRESHOLD); other systems are not affected."""
+    bytearray(31 << 20)
 
 
 def _end(number: int, frame: FrameType | None) -> None:

@@ -6,7 +6,7 @@ import re
 from collections.abc import Iterator
 from typing import Any
 
-from transformers import PreTrainedConfig
+from transformers import PretrainedConfig
 from transformers.models.auto import modeling_auto
 
 TASKS = {
@@ -72,7 +72,7 @@ def architectures() -> Iterator[tuple[str, str, str]]:
                     yield task, kind, name
 
 
-def config(cls: type[PreTrainedConfig]) -> PreTrainedConfig:
+def config(cls: type[PretrainedConfig]) -> PretrainedConfig:
     """A small config of that class.
 
     Raises:
@@ -81,9 +81,9 @@ def config(cls: type[PreTrainedConfig]) -> PreTrainedConfig:
     return cls(**_small(cls(), iter(range(4, VOCABULARY))))
 
 
-def _small(whole: PreTrainedConfig, ids: Iterator[int]) -> dict[str, Any]:
+def _small(whole: PretrainedConfig, ids: Iterator[int]) -> dict[str, Any]:
     inner = {
-        key: value for key, value in vars(whole).items() if isinstance(value, PreTrainedConfig)
+        key: value for key, value in vars(whole).items() if isinstance(value, PretrainedConfig)
     }
     layers = {
         value for key, value in whole.to_dict().items() if _number(key, 10**6) == LAYERS
