@@ -48,6 +48,7 @@ def test_a_type_without_a_class_for_the_task_has_none():
 
 
 def test_without_a_task_the_bases_own_class_is_built(base):
+    pytest.importorskip("peft", minversion="0.14", reason="PEFT before 0.14 allocates the adapter")
     config = {"peft_type": "LORA", "target_modules": ["lm_head", "q_proj"]}
     found = skeleton.shapes_in_order(config, base)
     assert list(found)[-1] == "lm_head"
