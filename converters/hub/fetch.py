@@ -83,10 +83,10 @@ def _listed(hub: Any, repo: Repo) -> list[str] | Exception:
 
 
 def _require_commit(name: str, repo: Repo) -> None:
-    """Refuse a commit's name that is none: huggingface_hub makes a folder of that name."""
+    """Check that the server's name of a commit is one: huggingface_hub makes a folder of it."""
     if not _COMMIT.fullmatch(name):
         raise SourceError(
-            "the server's name of a commit is none",
+            "the server's answer has no valid commit",
             part=str(repo),
             found=repr(name[:100]),
             expected="40 hexadecimal digits",

@@ -61,7 +61,7 @@ def tensors(base: Base, locations: Locations, trained: Mapping[str, Tensor]) -> 
 def _with_elements(before: Tensor, trained: Tensor, positions: NDArray[np.int64]) -> Tensor:
     """Return a tensor with the elements of a trained one at these flat positions.
 
-    Positions outside of the tensor are passed over. If the dtypes differ, the result is float32,
+    Positions outside the tensor are ignored. If the dtypes differ, the result is float32,
     or float64 if one of them is.
     """
     wide = "F64" if "F64" in (before.dtype, trained.dtype) else "F32"

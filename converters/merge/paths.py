@@ -200,7 +200,7 @@ def _require_below(file: int, path: str, home: str | None) -> None:
             "a file became a link that points outside of the folder while it was read",
             file=path,
             found=f"a link to {found}",
-            expected="a file of the base's own",
+            expected="a file inside the base's folder",
         )
 
 

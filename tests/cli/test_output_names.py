@@ -40,8 +40,8 @@ def test_the_name_of_another_form_is_refused(
 
 def test_a_gguf_name_makes_a_gguf_file(vbfmt, tmp_path):
     pytest.importorskip("gguf")
+    from tests.converters.gguf.bases import base
     from tests.converters.gguf.random_adapter import random_adapter
-    from tests.converters.gguf.test_gguf import base
 
     save(random_adapter(layers=2, hidden=32, feed=48, kv=16, b=8), tmp_path / "x.vblora")
     output = tmp_path / "x.gguf"

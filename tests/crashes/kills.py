@@ -129,10 +129,8 @@ def jobs_killed(folder: Path, count: int) -> dict[str, Any]:
     """Kill a job at random moments and start it again: what is written is whole at every moment,
     and the last run ends complete, with the bytes of a job left alone."""
     rng = random.Random(0)
-    sources = _checkpoints(folder)
+    sources, expected = _job(folder)
     seen: collections.Counter[str] = collections.Counter()
-    _pack(sources, folder / "expected")
-    expected = _packed(folder / "expected")
     started = time.monotonic()
     _pack(sources, folder / "warm")
     seconds = time.monotonic() - started
@@ -158,10 +156,8 @@ def pool_killed(folder: Path, count: int) -> dict[str, Any]:
     written is whole, no process is left, and a job that lost a process of its pool ends complete.
     """
     rng = random.Random(0)
-    sources = _checkpoints(folder)
+    sources, expected = _job(folder)
     seen: collections.Counter[str] = collections.Counter()
-    _pack(sources, folder / "expected")
-    expected = _packed(folder / "expected")
     started = time.monotonic()
     assert ended(forked(lambda: _pack(sources, folder / "warm", workers=2))) == 0
     seconds = time.monotonic() - started
@@ -195,12 +191,14 @@ def pool_killed(folder: Path, count: int) -> dict[str, Any]:
     return dict(seen)
 
 
-def _checkpoints(folder: Path) -> list[str]:
+def _job(folder: Path) -> tuple[list[str], dict[str, bytes]]:
+    """Make checkpoints; return their paths, and the files of a job that nothing kills."""
     sources = [str(folder / "checkpoints" / f"user{number:02}") for number in range(24)]
     os.mkdir(folder / "checkpoints")
     for number, path in enumerate(sources):
         peft.write(adapter(number), path)
-    return sources
+    _pack(sources, folder / "expected")
+    return sources, _packed(folder / "expected")
 
 
 def _pack(sources: list[str], output: Path, workers: int = 1) -> collections.Counter[str]:

@@ -100,13 +100,19 @@ MARKS = {
 }
 
 
-@pytest.mark.parametrize("text", MARKS)
-def test_a_damaged_mark_neither_keeps_an_object_nor_removes_it_early(tmp_path, monkeypatch, text):
-    store = Store(tmp_path / "s", create=True)
+def marked(folder, text):
+    """A store, its one adapter's digest, and the path of that adapter's mark with this text."""
+    store = Store(folder / "s", create=True)
     digest = store.add(adapter(1))
     store.gc(grace=100)
-    mark = store._backend.address(layout.unreferenced_key(layout.adapter_key(digest)))
-    Path(mark).write_text(MARKS[text])
+    mark = Path(store._backend.address(layout.unreferenced_key(layout.adapter_key(digest))))
+    mark.write_text(text)
+    return store, digest, mark
+
+
+@pytest.mark.parametrize("text", MARKS)
+def test_a_damaged_mark_neither_keeps_an_object_nor_removes_it_early(tmp_path, monkeypatch, text):
+    store, digest, _ = marked(tmp_path, MARKS[text])
     now = time.time()
     assert store.gc(grace=100).removed == ()
     monkeypatch.setattr(garbage.time, "time", lambda: now + 99)
@@ -117,12 +123,8 @@ def test_a_damaged_mark_neither_keeps_an_object_nor_removes_it_early(tmp_path, m
 
 @pytest.mark.parametrize("text", MARKS)
 def test_a_damaged_mark_does_not_hinder_adding(tmp_path, text):
-    store = Store(tmp_path / "s", create=True)
-    digest = store.add(adapter(1))
-    store.gc(grace=100)
-    mark = store._backend.address(layout.unreferenced_key(layout.adapter_key(digest)))
-    Path(mark).write_text(MARKS[text])
+    store, digest, mark = marked(tmp_path, MARKS[text])
     begin = time.monotonic()
     assert store.add(adapter(1)) == digest
     assert time.monotonic() - begin < 10
-    assert not os.path.exists(mark)
+    assert not mark.exists()

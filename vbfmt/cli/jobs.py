@@ -236,7 +236,7 @@ def _run(
     with progress.shown("adapters") as advance:
         for outcome in jobs.run(task, items, workers=workers, engine=engine):
             counts[outcome.status] = counts.get(outcome.status, 0) + 1
-            _show(_in_options(outcome), names, as_json=as_json)
+            _show(outcome, names, as_json=as_json)
             if advance is not None:
                 advance(1, len(items))
     if base_is is not None and not items:
@@ -281,23 +281,16 @@ def _in_store(store: Store, base: str | None) -> dict[str, str]:
     }
 
 
-def _in_options(outcome: Outcome) -> Outcome:
-    """Return the outcome with options instead of parameters in its texts."""
-    from vbfmt.cli.translation import in_options
-
-    message = None if outcome.message is None else in_options(outcome.message)
-    return replace(outcome, message=message, notes=tuple(map(in_options, outcome.notes)))
-
-
 def _show(outcome: Outcome, names: Mapping[str, str] = {}, *, as_json: bool) -> None:
-    """Print an outcome. `names` has the names of inputs from a store."""
+    """Print an outcome, with options instead of parameters in its texts. `names` has the names of
+    inputs from a store."""
     from vbfmt.cli import show
     from vbfmt.cli.translation import in_options
 
     outcome = replace(
         outcome,
         message=outcome.message and in_options(outcome.message),
-        notes=tuple(in_options(note) for note in outcome.notes),
+        notes=tuple(map(in_options, outcome.notes)),
     )
     if as_json:
         import json

@@ -56,7 +56,7 @@ def say_always(text: str) -> None:
 
 
 def say_whole(text: str) -> None:
-    """Print one line of the answer, unless --quiet, without breaking it.
+    """Print one line of output, unless --quiet, without breaking it.
 
     The terminal then wraps it, and joins it again where the user copies it.
     """

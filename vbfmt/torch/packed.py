@@ -37,9 +37,8 @@ from vbfmt.torch.tensors import to_format, to_torch
 
 PathLike = str | os.PathLike[str]
 
-_LEAST_WEIGHT = (
-    2.0**-149
-)  # replaces a weight that was rounded to zero: the smallest positive float32
+_LEAST_WEIGHT = 2.0**-149
+"""The smallest positive float32. It replaces a weight that was rounded to zero."""
 
 
 def save_packed(

@@ -3,11 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
-import json
-import struct
 import sys
-import time
-import tracemalloc
 
 import numpy as np
 import pytest
@@ -15,34 +11,11 @@ import pytest
 gguf_package = pytest.importorskip("gguf")
 
 from spec.golden.make import wide_indices  # noqa: E402
-from tests.converters.gguf.random_adapter import adapter_of, random_adapter  # noqa: E402
+from tests.converters.gguf.bases import base  # noqa: E402
+from tests.converters.gguf.random_adapter import adapter_of  # noqa: E402
 from vbfmt import Module, errors  # noqa: E402
 from vbfmt.converters import gguf  # noqa: E402
-from vbfmt.converters.gguf import metadata  # noqa: E402
 from vbfmt.converters.gguf.architectures import ARCHITECTURES  # noqa: E402
-
-LLAMA = {
-    "architectures": ["LlamaForCausalLM"],
-    "model_type": "llama",
-    "hidden_size": 32,
-    "intermediate_size": 48,
-    "num_hidden_layers": 2,
-    "num_attention_heads": 4,
-    "num_key_value_heads": 2,
-    "tie_word_embeddings": True,
-}
-
-
-@pytest.fixture(scope="module")
-def adapter():
-    return random_adapter(layers=2, hidden=32, feed=48, kv=16, b=8)
-
-
-def base(tmp_path, **changes):
-    folder = tmp_path / "base"
-    folder.mkdir(exist_ok=True)
-    (folder / "config.json").write_text(json.dumps({**LLAMA, **changes}))
-    return folder
 
 
 def tensors_of(path):
@@ -288,123 +261,6 @@ def test_extras_are_refused_unless_dropped(tmp_path):
     folder = base(tmp_path, architectures=["GPT2LMHeadModel"], **gpt2)
     with pytest.raises(errors.TargetError, match="drop_extras=True"):
         gguf.write(adapter, tmp_path / "x.gguf", base=folder)
-
-
-@pytest.mark.parametrize("content", [b"", b"GGUF", b"GGUF\x03\0\0\0" + b"\xff" * 16, b"x" * 99])
-def test_a_damaged_base_is_one_error(tmp_path, adapter, content):
-    (tmp_path / "base.gguf").write_bytes(content)
-    with pytest.raises(errors.SourceError, match="not a readable GGUF file"):
-        gguf.write(adapter, tmp_path / "x.gguf", base=tmp_path / "base.gguf")
-
-
-def gguf_bytes(*entries: bytes, tensors: int = 0, count: int | None = None) -> bytes:
-    """A GGUF file of metadata entries, each after a name of one letter."""
-    begin = struct.pack("<4sIQQ", b"GGUF", 3, tensors, len(entries) if count is None else count)
-    return begin + b"".join(struct.pack("<Q", 1) + b"x" + entry for entry in entries)
-
-
-HOSTILE_GGUF = {
-    "array of 2^40 bytes": gguf_bytes(struct.pack("<IIQ", 9, 0, 2**40) + bytes(64)),
-    "array whose size wraps": gguf_bytes(struct.pack("<IIQ", 9, 10, 2**61) + bytes(64)),
-    "array of 2^40 strings": gguf_bytes(struct.pack("<IIQ", 9, 8, 2**40) + bytes(64)),
-    "array of 2^40 arrays": gguf_bytes(struct.pack("<IIQ", 9, 9, 2**40) + bytes(64)),
-    "arrays without end": gguf_bytes(struct.pack("<I", 9) + struct.pack("<IQ", 9, 1) * 1000),
-    "string of 2^63 bytes": gguf_bytes(struct.pack("<IQ", 8, 2**63)),
-    "2^50 entries": gguf_bytes(count=2**50) + bytes(64),
-    "2^50 tensors": gguf_bytes(tensors=2**50) + bytes(64),
-    "10^6 dimensions": gguf_bytes(tensors=1) + struct.pack("<QIQ", 0, 10**6, 0) + bytes(64),
-    "unknown type": gguf_bytes(struct.pack("<I", 99)),
-}
-
-
-@pytest.mark.parametrize("what", HOSTILE_GGUF)
-@pytest.mark.timeout(20)
-def test_counts_of_a_hostile_base_are_not_believed(tmp_path, adapter, what):
-    """The gguf package walks through an array as long as the file says it is."""
-    (tmp_path / "base.gguf").write_bytes(HOSTILE_GGUF[what])
-    with pytest.raises(errors.SourceError, match="not a readable GGUF file"):
-        gguf.write(adapter, tmp_path / "x.gguf", base=tmp_path / "base.gguf")
-
-
-def test_counts_that_fit_are_passed_over(tmp_path):
-    words = b"".join(struct.pack("<Q", len(word)) + word for word in (b"", b"a", b"bc"))
-    nested = struct.pack("<IQ", 4, 2) + bytes(8)
-    (tmp_path / "x.gguf").write_bytes(
-        gguf_bytes(
-            struct.pack("<IIQ", 9, 8, 3) + words,
-            struct.pack("<IIQ", 9, 9, 2) + nested * 2,
-            struct.pack("<I", 7) + b"\1",
-            struct.pack("<IQ", 8, 2) + b"ok",
-            tensors=1,
-        )
-        + struct.pack("<Q1sIQQIQ", 1, b"t", 2, 3, 4, 0, 0)
-    )
-    found = metadata.read(tmp_path / "x.gguf", ("nothing",))
-    assert found == metadata.Metadata({}, {"t": (4, 3)})
-
-
-@pytest.mark.parametrize(
-    "content",
-    [
-        gguf_bytes(
-            struct.pack("<I", 7) + b"\1",
-            struct.pack("<IIQ", 9, 8, 100_000) + struct.pack("<Q", 0) * 100_000,
-        ),
-        gguf_bytes(struct.pack("<IIQ", 9, 9, 60_000) + struct.pack("<IQ", 0, 0) * 60_000),
-        gguf_bytes(*[struct.pack("<IB", 7, 1)] * 60_000),
-        gguf_bytes(tensors=30_000)
-        + b"".join(struct.pack("<Q5sIIQ", 5, b"%05d" % n, 0, 0, 0) for n in range(30_000)),
-    ],
-    ids=["strings", "arrays", "entries", "tensors"],
-)
-def test_a_small_file_takes_little_memory_and_time(tmp_path, content):
-    """The gguf package took 715 bytes for each."""
-    (tmp_path / "x.gguf").write_bytes(content)
-    tracemalloc.start()
-    begin = time.process_time()
-    try:
-        metadata.read(tmp_path / "x.gguf", ("nothing",))
-        taken, (_, peak) = time.process_time() - begin, tracemalloc.get_traced_memory()
-    finally:
-        tracemalloc.stop()
-    assert peak < 8 * len(content) + (1 << 20)
-    assert taken < 5
-
-
-@pytest.mark.parametrize("kind", ["gguf", "config"])
-def test_more_layers_than_any_model_has_are_refused(tmp_path, adapter, kind):
-    """160 bytes took 3.2 GB."""
-    if kind == "config":
-        file = base(tmp_path, num_hidden_layers=65536)
-    else:
-        file = tmp_path / "base.gguf"
-        fields = {"general.architecture": b"llama", "llama.block_count": 65536}
-        fields["llama.attention.head_count"] = 4
-        file.write_bytes(
-            struct.pack("<4sIQQ", b"GGUF", 3, 0, 3)
-            + b"".join(
-                struct.pack("<Q", len(key))
-                + key.encode()
-                + (
-                    struct.pack("<IQ", 8, len(value)) + value
-                    if isinstance(value, bytes)
-                    else struct.pack("<II", 4, value)
-                )
-                for key, value in fields.items()
-            )
-        )
-    with pytest.raises(errors.SourceError, match="has an unusable value.*65536.*1 to 1024"):
-        gguf.write(adapter, tmp_path / "x.gguf", base=file)
-
-
-@pytest.mark.parametrize("what", ["a key", "a tensor"])
-def test_what_stands_twice_is_refused(tmp_path, what):
-    entry = struct.pack("<II", 4, 1)
-    tensor = struct.pack("<Q1sIIQ", 1, b"t", 0, 0, 0)
-    content = gguf_bytes(entry, entry) if what == "a key" else gguf_bytes(tensors=2) + tensor * 2
-    (tmp_path / "x.gguf").write_bytes(content)
-    with pytest.raises(errors.SourceError, match="not a readable GGUF file"):
-        metadata.read(tmp_path / "x.gguf", ("x",))
 
 
 def test_a_name_that_ggml_cannot_hold_is_refused(tmp_path, adapter, monkeypatch):

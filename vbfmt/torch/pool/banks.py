@@ -153,7 +153,6 @@ def _writable(array: Any) -> bool:
 
 
 def _zeros(size: int, device: torch.device) -> Tensor:
-    with torch.inference_mode(
-        False
-    ):  # not an inference tensor, even if the caller is in inference mode
+    # Not an inference tensor, even if the caller is in inference mode.
+    with torch.inference_mode(False):
         return torch.zeros(size, dtype=torch.float32, device=device)
