@@ -12,7 +12,7 @@ import pytest
 
 import vbfmt
 from tests.store.adapters import adapter
-from vbfmt.store import ANY, Store, catalog, database
+from vbfmt.store import ANY, Store, catalog, database, layout
 from vbfmt.store.catalog import FILE
 
 
@@ -126,3 +126,50 @@ def test_many_changes_are_written_before_the_process_ends(store, tmp_path, monke
     with contextlib.closing(sqlite3.connect(tmp_path / "s" / FILE)) as other:
         (found,) = other.execute("SELECT count(*) FROM adapters").fetchone()
     assert found >= 3
+
+
+@pytest.fixture
+def settled(store, tmp_path):
+    """A store whose catalog is current, and will not be listed again unless something changes."""
+    store.add(adapter(1), name="x")
+    store.close()
+    for path in (tmp_path / "s").rglob("*"):
+        os.utime(path, (1e9, 1e9))
+    store.entries()
+    return store
+
+
+def test_a_name_that_could_not_be_removed_is_still_listed(settled):
+    with pytest.raises(vbfmt.errors.ConflictError):
+        settled.untag("x", expected=vbfmt.digest(adapter(2)))
+    assert settled.names() == {"x": vbfmt.digest(adapter(1))}
+
+
+@pytest.mark.parametrize("key", [layout.name_key("x"), layout.adapter_key, layout.bank_key])
+def test_what_a_killed_process_was_about_to_remove_is_still_listed(settled, key):
+    """Between the two steps the process is killed, so nothing else changes."""
+    before = plain(*settled.entries()), settled.stats()
+    if key is layout.adapter_key:
+        key = key(before[0][0])
+    elif key is layout.bank_key:
+        key = key(before[0][2])
+    settled._open_catalog().forget(key)
+    settled.close()
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # the objects are older than the catalog
+        assert (plain(*settled.entries()), settled.stats()) == before
+
+
+def test_what_a_process_wrote_long_ago_does_not_hide_what_others_did_since(store, tmp_path):
+    one, two = store.add(adapter(1), name="x"), store.add(adapter(2))
+    with Store(tmp_path / "s") as other:
+        other.tag("x", two, replaces=one)
+        other.gc(grace=0)
+        for path in (tmp_path / "s").rglob("*"):
+            os.utime(path, (1e9, 1e9))
+        assert other.names() == {"x": two}
+        store.close()  # its notes are written now
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            assert other.names() == {"x": two}
+        assert [entry.digest for entry in other.entries()] == [two]

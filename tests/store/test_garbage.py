@@ -92,6 +92,42 @@ def test_a_collector_that_was_killed_while_it_removed_keeps_nobody_waiting_for_e
     assert store.open(store.add(adapter(1))) == adapter(1)
 
 
+def test_what_is_leased_while_it_is_marked_has_a_new_time_of_grace_later(store, monkeypatch):
+    digest = store.add(adapter(1))
+    now = time.time()
+    with store.lease(digest):
+        garbage.note_unneeded(store._backend, layout.adapter_key(digest), now)
+        assert store.gc(grace=100).kept == 2
+        assert store.stats().unreferenced == 0
+    monkeypatch.setattr(garbage.time, "time", lambda: now + 200)
+    assert store.gc(grace=100).removed == ()
+
+
+def test_the_mark_of_what_another_process_is_removing_stays(store):
+    key = layout.adapter_key(store.add(adapter(1), name="x"))
+    now = time.time()
+    garbage.note_unneeded(store._backend, key, now)
+    assert garbage.claim(store._backend, key, now, now)
+    store.gc()
+    mark, _ = garbage.mark_of(store._backend, key, now)
+    assert mark.removing
+
+
+def test_temporary_files_of_killed_processes_are_removed(store, tmp_path):
+    store.lease(store.add(adapter(1), name="x"))
+    left = [
+        tmp_path / "s" / prefix / f".y.{'0' * 12}.partial"
+        for prefix in layout.PREFIXES
+        if (tmp_path / "s" / prefix).exists()
+    ]
+    for path in left:
+        path.write_bytes(b"half")
+        os.utime(path, (0, 0))
+    store.gc()
+    assert len(left) == 4
+    assert not any(path.exists() for path in left)
+
+
 def test_a_reader_never_loses_what_it_has_open(store):
     digest = store.add(adapter(1))
     path = store.path(digest)

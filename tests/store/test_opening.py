@@ -83,3 +83,15 @@ def test_a_name_that_looks_like_an_address_is_a_folder(tmp_path, monkeypatch, na
         assert store.names() == {}
     assert (tmp_path / name / "catalog.sqlite").exists()
     assert (tmp_path / "other" / "catalog.sqlite").read_bytes() == before
+
+
+def test_a_store_that_another_process_creates_at_the_same_time_is_opened(tmp_path, monkeypatch):
+    entries = folder.Folder.entries
+
+    def slower(self, prefix):
+        monkeypatch.setattr(folder.Folder, "entries", entries)
+        Store(tmp_path, create=True).close()
+        return entries(self, prefix)
+
+    monkeypatch.setattr(folder.Folder, "entries", slower)
+    assert Store(tmp_path, create=True).names() == {}

@@ -161,6 +161,8 @@ class Store(Reader):
         before = self._renew(name)
         if before is None or before.name != name:
             raise self._unknown(name, None)
+        if expected not in (None, before.digest):
+            raise records.conflict(self._backend, name, expected)
         self._open_catalog().forget(layout.name_key(name))
         records.remove(self._backend, name, expected)
 

@@ -31,6 +31,7 @@ from vbfmt.store.rows import (
     entry_of,
     name_row,
     to_digest,
+    unseen,
 )
 
 T = TypeVar("T")
@@ -42,8 +43,8 @@ _MOST_TEXT = 16 << 20
 """Approximate number of characters in the pending notes."""
 
 _LONGEST_WAIT = 10.0
-"""Most seconds until a note is written: much less than the age at which `synchronize` considers an
-object's writer finished."""
+"""Seconds after the last change of the database. A later note is written at once, with those before
+it."""
 
 
 class Catalog:
@@ -74,19 +75,26 @@ class Catalog:
     def add(self, digest: str, stored: Stored, header: Header) -> None:
         """Record that an adapter and its bank have been written."""
         bank = header.sections[BANK]
+        sha256 = bank.sha256.hex()
         self._note(
             *adapter_rows(digest, stored, header),
-            bank_row(bank.sha256.hex(), bank.length, stored.modified),
+            bank_row(sha256, bank.length, stored.modified),
+            unseen(layout.adapter_key(digest)),
+            unseen(layout.bank_key(sha256)),
         )
 
     def add_name(self, name: str, digest: str) -> None:
         """Record the digest that a name points to."""
         # Without a version, so that the next refresh reads a record that changed meanwhile.
-        self._note(name_row(layout.name_key(name), name, digest, None))
+        key = layout.name_key(name)
+        self._note(name_row(key, name, digest, None), unseen(key))
 
     def _note(self, *statements: Statement) -> None:
         """Keep statements to write later: a transaction for each adapter would cost more than the
         adapter. If the process ends before, the next refresh finds what is missing.
+
+        When they are written, other processes may have removed or changed the objects, and updated
+        the catalog. So they come with `unseen`.
         """
         with self._lock:
             self._notes += statements
@@ -103,7 +111,10 @@ class Catalog:
             self._change(lambda _: None)
 
     def forget(self, key: str) -> None:
-        """Record that an object or a name is about to be removed."""
+        """Record that an object or a name is about to be removed.
+
+        If it is not removed after all, the next refresh finds it again.
+        """
 
         def work(database: sqlite3.Connection) -> None:
             if (digest := layout.digest_of(key)) is not None:
@@ -112,6 +123,7 @@ class Catalog:
                 database.execute("DELETE FROM banks WHERE sha256 = ?", (sha256,))
             else:
                 database.execute("DELETE FROM names WHERE key = ?", (key,))
+            database.execute(*unseen(key))
 
         self._change(work)
 

@@ -72,7 +72,9 @@ def _unneeded(backend: Backend, catalog: Catalog, now: float) -> dict[str, int]:
     for key in unneeded:
         garbage.note_unneeded(backend, key, now)
     for entry in backend.entries(layout.UNREFERENCED):
-        garbage.tidy(backend, entry.key.removeprefix(f"{layout.UNREFERENCED}/"))
+        key = entry.key.removeprefix(f"{layout.UNREFERENCED}/")
+        if key not in unneeded:
+            garbage.tidy(backend, key, now)
     return unneeded
 
 

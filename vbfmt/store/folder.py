@@ -152,7 +152,7 @@ class Folder:
 
     def tidy(self) -> None:
         """See `Backend.tidy`."""
-        for prefix in (layout.ADAPTERS, layout.BANKS, layout.NAMES, layout.UNREFERENCED):
+        for prefix in layout.PREFIXES:
             for folder, _, files in os.walk(self.address(prefix)):
                 for name in files:
                     if name.startswith(".") and (target := staging.target_of(name)):

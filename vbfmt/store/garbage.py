@@ -115,11 +115,19 @@ def remove(backend: Backend, key: str) -> None:
     backend.delete(layout.unreferenced_key(key))
 
 
-def tidy(backend: Backend, key: str) -> None:
-    """Remove the mark of a missing object, left by a process that was killed in `remove`."""
-    mark = layout.unreferenced_key(key)
-    if not backend.exists(key) and (found := backend.found(mark)) is not None:
-        backend.remove(mark, found.version)
+def tidy(backend: Backend, key: str, now: float) -> None:
+    """Remove the mark of an object that is needed or missing.
+
+    The object may have been named after a collector had read all names. A process that was killed
+    in `remove` leaves the mark of a missing object. A mark that says that a needed object is being
+    removed stays: its collector relies on it.
+    """
+    found = mark_of(backend, key, now)
+    if found is None:
+        return
+    mark, version = found
+    if mark is None or not mark.removing or not backend.exists(key):
+        backend.remove(layout.unreferenced_key(key), version)
 
 
 def _is_due(mark: Mark, before: float, now: float) -> bool:

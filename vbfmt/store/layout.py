@@ -31,6 +31,7 @@ ADAPTERS, BANKS, NAMES, LEASES, UNREFERENCED = (
     "leases",
     "unreferenced",
 )
+PREFIXES = (ADAPTERS, BANKS, NAMES, LEASES, UNREFERENCED)
 SHARDS = [f"{number:02x}" for number in range(256)]
 
 LONGEST_NAME = 180

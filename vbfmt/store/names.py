@@ -72,12 +72,12 @@ def write(backend: Backend, name: str, digest: str, replaces: str | None) -> Non
     if replaces is None:
         if backend.create(key, [content]):
             return
-        raise _conflict(backend, name, None)
+        raise conflict(backend, name, None)
     found = read(backend, name)
     if found is None or found[0] != Name(name, replaces):
-        raise _conflict(backend, name, replaces)
+        raise conflict(backend, name, replaces)
     if not backend.replace(key, content, found[1]):
-        raise _conflict(backend, name, replaces)
+        raise conflict(backend, name, replaces)
 
 
 def overwrite(backend: Backend, name: str, digest: str) -> None:
@@ -95,7 +95,7 @@ def overwrite(backend: Backend, name: str, digest: str) -> None:
                 return
         elif backend.replace(key, content, found.version):
             return
-    raise _conflict(backend, name, "unchanged while it is written")
+    raise conflict(backend, name, "unchanged while it is written")
 
 
 def remove(backend: Backend, name: str, expected: str | None) -> bool:
@@ -111,9 +111,9 @@ def remove(backend: Backend, name: str, expected: str | None) -> bool:
     if found is None:
         return False
     if expected is not None and found[0].digest != expected:
-        raise _conflict(backend, name, expected)
+        raise conflict(backend, name, expected)
     if not backend.remove(layout.name_key(name), found[1]):
-        raise _conflict(backend, name, expected)
+        raise conflict(backend, name, expected)
     return True
 
 
@@ -132,7 +132,8 @@ def every(backend: Backend) -> Iterator[Name]:
 _ATTEMPTS = 20
 
 
-def _conflict(backend: Backend, name: str, expected: str | None) -> ConflictError:
+def conflict(backend: Backend, name: str, expected: str | None) -> ConflictError:
+    """Return the error for a name that does not point to what was expected, None for nothing."""
     found = read(backend, name)
     if found is not None and found[0].name != name:
         return ConflictError(

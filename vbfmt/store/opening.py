@@ -8,7 +8,7 @@ import os
 from vbfmt._files import storage
 from vbfmt.errors import StoreError, VersionError
 from vbfmt.store import catalog, layout, record, s3
-from vbfmt.store.backend import Backend
+from vbfmt.store.backend import Backend, Found
 from vbfmt.store.folder import Folder
 
 PathLike = str | os.PathLike[str]
@@ -35,6 +35,23 @@ def backend_at(path: str, cache: PathLike | None) -> tuple[Backend, str]:
     return Folder(folder), os.path.join(folder, catalog.FILE)
 
 
+def _created(backend: Backend) -> Found:
+    """Create a store where nothing is, and return its root, which another process may have created.
+
+    Raises:
+        StoreError: something else is there.
+    """
+    is_empty = not any(True for _ in backend.entries(""))
+    if is_empty:
+        backend.create(layout.ROOT, [json.dumps({"vbfmt store": layout.VERSION}).encode()])
+    found = backend.found(layout.ROOT)
+    if found is None:
+        raise StoreError(
+            "not a vbfmt store, and not empty", file=backend.where, advice="choose a new folder"
+        )
+    return found
+
+
 def require_store(backend: Backend, *, create: bool) -> None:
     """Check that there is a store; create it if `create` is set and there is nothing.
 
@@ -51,15 +68,7 @@ def require_store(backend: Backend, *, create: bool) -> None:
                 found=f"no {layout.ROOT}",
                 advice="make one: vbfmt store add",
             )
-        if any(True for _ in backend.entries("")):
-            raise StoreError(
-                "not a vbfmt store, and not empty",
-                file=backend.where,
-                advice="choose a new folder",
-            )
-        backend.create(layout.ROOT, [json.dumps({"vbfmt store": layout.VERSION}).encode()])
-        found = backend.found(layout.ROOT)
-        assert found is not None
+        found = _created(backend)
     try:
         version = record.fields(found.content)["vbfmt store"]
         if type(version) is not int or version < 1:

@@ -156,6 +156,11 @@ def name_row(key: str, name: str, digest: str, version: str | None) -> Statement
     return "INSERT OR REPLACE INTO names VALUES (?, ?, ?, ?)", row
 
 
+def unseen(key: str) -> Statement:
+    """Return the statement after which the next refresh lists the group of keys that has `key`."""
+    return "DELETE FROM seen WHERE keys = ?", (key.rpartition("/")[0],)
+
+
 def delete_adapter(database: sqlite3.Connection, digest: str) -> None:
     """Delete an adapter and its metadata."""
     found = (to_bytes(digest),)
