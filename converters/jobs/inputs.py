@@ -14,7 +14,7 @@ PathLike = str | os.PathLike[str]
 
 
 def collected(words: Iterable[str], lines: TextIO | None = None) -> list[str]:
-    """Return all inputs that `words` name, in order and without duplicates.
+    """Return all inputs that `words` name, in order. A path is given back once, as first written.
 
     Args:
         words: paths, patterns (``*``, ``?``, ``[…]``, ``**``), and ``-``, which stands for `lines`.
@@ -24,10 +24,11 @@ def collected(words: Iterable[str], lines: TextIO | None = None) -> list[str]:
         MissingSourceError: a pattern matches nothing.
         ConfigError: ``-`` is given without `lines`.
     """
-    found: dict[str, None] = {}
+    found: dict[str, str] = {}
     for word in words:
-        found.update(dict.fromkeys(_expanded(word, lines)))
-    return list(found)
+        for each in _expanded(word, lines):
+            found.setdefault(_whole(each), each)
+    return list(found.values())
 
 
 def items(
@@ -49,12 +50,16 @@ def items(
         names: source → name of its output, where that is not the source's own name.
 
     Raises:
-        ConfigError: two sources have outputs of the same name, ignoring case.
+        ConfigError: two sources have outputs of the same name, ignoring case, or a source is the
+            root of the file system.
     """
     ending = ".vblora" if task.operation == "pack" and task.store is None else ""
     made: dict[str, Item] = {}
     for source in sources:
-        name = (names or {}).get(source, name_of(source)) + ending
+        name = (names or {}).get(source, name_of(source))
+        if not name:
+            raise ConfigError("an input without a name for its output", part=source)
+        name += ending
         path = name if task.store is not None else os.path.join(os.fspath(output), name)
         made[source] = Item(source, path, overwrite)
     require_distinct(made.values())
@@ -77,6 +82,19 @@ def require_distinct(items: Iterable[Item]) -> None:
                 found=f"{other} and {item.source}",
                 advice="rename one, or run two jobs with different output folders",
             )
+
+
+def _whole(source: str) -> str:
+    """Return a path without links in its folder, so that ``a``, ``./a`` and ``a/`` are the same.
+
+    A link is not followed: its output has its own name. Other sources are returned as they are.
+    """
+    if not os.path.lexists(source):
+        return source
+    folder, leaf = os.path.split(source.rstrip(os.sep))
+    if leaf in ("", os.curdir, os.pardir):
+        return os.path.realpath(source)
+    return os.path.join(os.path.realpath(folder), leaf)
 
 
 def _expanded(word: str, lines: TextIO | None) -> list[str]:

@@ -18,7 +18,7 @@ import json
 import os
 import re
 import stat
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import Any, BinaryIO, TypedDict, cast
 
 from vbfmt._files import outputs, storage
@@ -59,6 +59,7 @@ class Journal:
         self.path = os.path.join(folder, NAME)
         self._task = _fingerprint_of_task(task)
         self._packs = task.operation == "pack"
+        self._keys: dict[str, str] = {}
         self._known = self._read()
 
     def digest_if_done(self, item: Item) -> str | None:
@@ -67,9 +68,10 @@ class Journal:
         The digest is "" if the operation gives none.
         """
         entry = self._known.get(os.path.basename(item.output))
-        if entry is None or not os.path.exists(item.output) or not fingerprint(item.source):
+        if entry is None or not os.path.exists(item.output):
             return None
-        if entry.get("done") != self._key(item) or not self._is_as_written(item, entry):
+        key = self._key(item)
+        if key.endswith(":") or entry.get("done") != key or not self._is_as_written(item, entry):
             return None
         return entry.get("digest") or ""
 
@@ -84,10 +86,13 @@ class Journal:
         """Return whether an output still is what the journal says that the job wrote."""
         if self._packs:
             return _digest_of(item.output) == entry.get("digest")
-        return fingerprint(item.output) == entry.get("written")
+        return fingerprint(item.output, times=("st_mtime_ns",)) == entry.get("written")
 
     def begin(self, items: Iterable[Item]) -> None:
         """Record the outputs that are about to be written and do not exist yet."""
+        items = list(items)
+        for item in items:
+            self._key(item)
         new = [item for item in items if not os.path.lexists(item.output)]
         self._append({"output": os.path.basename(item.output)} for item in new)
 
@@ -103,10 +108,18 @@ class Journal:
         if outcome.status != "done":
             return {"failed": True}
         done = {"done": self._key(item), "digest": outcome.digest}
-        return done if self._packs else {**done, "written": fingerprint(item.output)}
+        if self._packs:
+            return done
+        return {**done, "written": fingerprint(item.output, times=("st_mtime_ns",))}
 
     def _key(self, item: Item) -> str:
-        return f"{self._task}:{fingerprint(item.source)}"
+        """Return what an item is done with: the task, and the source as it is at the first call.
+
+        A source that changes while it is read is then not taken for what was read.
+        """
+        if item.source not in self._keys:
+            self._keys[item.source] = f"{self._task}:{fingerprint(item.source)}"
+        return self._keys[item.source]
 
     def _append(self, entries: Iterable[Mapping[str, Any]]) -> None:
         text = "".join(json.dumps(entry) + "\n" for entry in entries)
@@ -229,8 +242,14 @@ def _parsed(line: bytes) -> Entry:
     return entry
 
 
-def fingerprint(source: str) -> str:
-    """Return a hash of the names, sizes and modification times of a source's files.
+def fingerprint(source: str, times: Sequence[str] = ("st_mtime_ns", "st_ctime_ns")) -> str:
+    """Return a hash of the names, sizes and times of a source's files.
+
+    Args:
+        source: a file or folder.
+        times: attributes of a file's status. Programs that copy and unpack files set the time of
+            modification (``st_mtime_ns``), and weights of one shape have one size; the time of
+            change (``st_ctime_ns``) is set by the system.
 
     Returns:
         32 hexadecimal digits; "" if the source is not a local path. Such a source, a repository,
@@ -246,7 +265,8 @@ def fingerprint(source: str) -> str:
         except OSError:
             return ""
         size = 0 if os.path.isdir(path) else status.st_size
-        text = f"{os.path.basename(path)}\0{size}\0{status.st_mtime_ns}\0"
+        numbers = "\0".join(str(getattr(status, name)) for name in times)
+        text = f"{os.path.basename(path)}\0{size}\0{numbers}\0"
         found.update(text.encode(errors="surrogatepass"))  # a name may be no UTF-8
     return found.hexdigest()[:32]
 
@@ -263,7 +283,9 @@ def _digest_of(path: str) -> str | None:
 
 
 def _fingerprint_of_task(task: Task) -> str:
-    text = json.dumps([task.operation, sorted(task.options.items())], default=str)
+    options = sorted(task.options.items())
+    base = task.options.get("base")  # its content may change, too
+    text = json.dumps([task.operation, options, base and fingerprint(str(base))], default=str)
     return hashlib.sha256(text.encode()).hexdigest()[:16]
 
 

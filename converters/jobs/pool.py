@@ -11,7 +11,15 @@ from collections import deque
 from collections.abc import Generator, Iterator, Sequence
 
 from vbfmt.converters.jobs.tasks import Item, Outcome, Task, run_shard
-from vbfmt.converters.jobs.worker import Shard, Worker, ready, start_server, stop, stopped_at_end
+from vbfmt.converters.jobs.worker import (
+    Shard,
+    Worker,
+    affordable,
+    ready,
+    start_server,
+    stop,
+    stopped_at_end,
+)
 
 _GIVE_UP = 3
 """After so many consecutive items that each killed a process of its own, no more are tried."""
@@ -19,7 +27,7 @@ _GIVE_UP = 3
 
 def prepare(task: Task, workers: int) -> None:
     """Start what the workers need while the job is planned."""
-    if workers > 1:
+    if affordable(workers) > 1:
         start_server(task)
 
 
@@ -33,9 +41,10 @@ def outcomes(
     process of its own, and items whose process dies again have failed. After `_GIVE_UP` consecutive
     ones no more are tried.
 
-    One worker, and a process that may start none (a daemon of `multiprocessing`), run the shards
-    themselves.
+    This process runs the shards itself if there is one worker, if the limit of open files allows no
+    more, or if it may start none (a daemon of `multiprocessing`).
     """
+    workers = affordable(workers)
     if workers == 1 or len(shards) <= 1 or multiprocessing.current_process().daemon:
         for number, shard in enumerate(shards):
             yield number, run_shard(task, shard)
@@ -105,5 +114,5 @@ def _alone(task: Task, shard: Sequence[Item]) -> list[Outcome] | None:
 
 
 def _died(item: Item) -> Outcome:
-    message = "the worker process died; if memory ran out, try fewer workers with --jobs"
+    message = "the worker process died; if memory ran out, give fewer `workers`"
     return Outcome(item.source, item.output, "failed", kind="worker", message=message)

@@ -45,7 +45,8 @@ def run(
         shard: most items that a worker gets at a time, at least 1.
 
     Raises:
-        ConfigError: the engine is unknown, or a number is less than 1.
+        ConfigError: the engine is unknown, a number is less than 1, or outputs are in different
+            folders.
         MissingExtraError: the engine's package is not installed.
     """
     if engine not in ENGINES:
@@ -86,8 +87,14 @@ def run(
 
 
 def _journal(task: Task, items: Sequence[Item]) -> Journal | None:
-    writes = task.operation in WRITES and task.store is None
-    return Journal(os.path.dirname(items[0].output), task) if writes and items else None
+    if task.operation not in WRITES or task.store is not None or not items:
+        return None
+    folders = list(dict.fromkeys(os.path.dirname(item.output) for item in items))
+    if len(folders) > 1:
+        raise ConfigError(
+            "the outputs of a job must be in one folder", found=" and ".join(folders[:2])
+        )
+    return Journal(folders[0], task)
 
 
 def _divided(items: Sequence[Item], workers: int, most: int) -> Iterator[list[Item]]:

@@ -183,6 +183,12 @@ MODULES = {
 
 
 def name_of(source: str) -> str:
-    """Return the name of an item's output: the name of its source without ``.vblora``."""
+    """Return the name of an item's output: the name of its source without ``.vblora``.
+
+    It is the name of one file or folder, or empty for the root of the file system.
+    """
     leaf = os.path.basename(os.path.normpath(source))
-    return leaf[: -len(".vblora")] if leaf.lower().endswith(".vblora") else leaf
+    if leaf in ("", os.curdir, os.pardir):
+        return os.path.basename(os.path.realpath(source))
+    stem = leaf[: -len(".vblora")] if leaf.lower().endswith(".vblora") else leaf
+    return stem or leaf

@@ -21,16 +21,35 @@ from types import FrameType
 from typing import Any
 
 from vbfmt.converters.jobs.tasks import MODULES, Item, Outcome, Task, run_shard
+from vbfmt.errors import StorageError
 
 _PATIENCE = 10.0
 """Seconds that a worker has for removing what it is writing when the job is interrupted."""
 
 _ONE_THREAD = ("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS")
 
+_OTHER_FILES = 24
+"""Files that this process has open besides: standard streams, inputs, outputs and libraries."""
+
 _STARTING = threading.Lock()
 
 Shard = tuple[int, Sequence[Item]]
 """A shard's number and items."""
+
+
+def affordable(workers: int) -> int:
+    """Return the number of workers, lowered to what the limit of open files allows, but at least 1.
+
+    This process opens three files for each worker, the fork server one.
+    """
+    if sys.platform == "win32":
+        return workers
+    import resource
+
+    limit = resource.getrlimit(resource.RLIMIT_NOFILE)[0]
+    if limit == resource.RLIM_INFINITY:
+        return workers
+    return max(1, min(workers, (limit - _OTHER_FILES) // 3))
 
 
 def start_server(task: Task) -> None:
@@ -60,8 +79,15 @@ class Worker:
         environment = {**os.environ, **dict.fromkeys(_ONE_THREAD, "1")}
         # A daemon is ended when the interpreter exits before the job is over.
         self._process = context.Process(target=_work, args=(task, theirs, environment), daemon=True)
-        with _inheritable(task):
-            self._process.start()
+        try:
+            with _inheritable(task):
+                self._process.start()
+        except (OSError, EOFError) as error:
+            ended = isinstance(error, (EOFError, ConnectionError))
+            reason = "the fork server has ended" if ended else str(error)
+            raise StorageError(
+                "cannot start a worker process", found=reason, advice="give fewer `workers`"
+            ) from None
         theirs.close()
         self.run(shard)
 

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import os
+import subprocess
 import sys
 
 import pytest
@@ -25,6 +27,24 @@ def test_a_checkpoint_need_not_be_packed_first(vbfmt, packed, checkpoint, tmp_pa
         for source in (checkpoint, packed)
     ]
     assert digests[0] == digests[1]
+
+
+def test_matplotlib_prints_no_lines_of_its_own(packed, tmp_path):
+    """It does where it cannot write its cache."""
+    pytest.importorskip("matplotlib")
+    (tmp_path / "file").write_bytes(b"")
+    environment = {
+        name: value
+        for name, value in os.environ.items()
+        if name not in ("MPLCONFIGDIR", "XDG_CONFIG_HOME", "XDG_CACHE_HOME")
+    }
+    done = subprocess.run(
+        [sys.executable, "-m", "vbfmt", "plot", packed, "-o", tmp_path / "x.png"],
+        env={**environment, "HOME": str(tmp_path / "file")},
+        capture_output=True,
+        text=True,
+    )
+    assert (done.returncode, done.stderr) == (0, "")
 
 
 def test_one_figure_and_a_file_from_before(vbfmt, packed, tmp_path):

@@ -13,9 +13,11 @@ import sys
 import pytest
 
 from tests.cli.conftest import Result
+from tests.conftest import ROOT
 from tests.converters.merge.folders import adapter_of, save_base, weights_of
 from vbfmt import cli, save
 from vbfmt.cli import process
+from vbfmt.cli.failure import Failure
 
 COMMAND = [sys.executable, "-m", "vbfmt"]
 posix = pytest.mark.skipif(sys.platform == "win32", reason="signals of POSIX")
@@ -267,11 +269,46 @@ def test_a_command_runs_with_closed_streams(packed, words, closed):
 
 
 @posix
-def test_a_closed_standard_input_is_empty(packed):
+@pytest.mark.parametrize(
+    ("words", "closed"),
+    [
+        (("verify", "-"), "<&-"),
+        (("jobs", "verify", "-"), "<&-"),
+        (("pack", "checkpoint", "-o", "-"), ">&-"),
+    ],
+)
+def test_what_must_be_open_and_is_closed_is_refused(packed, words, closed):
+    """An empty list of inputs would succeed, and the output would be lost."""
+    line = " ".join([*COMMAND, *words, closed])
+    done = subprocess.run(line, shell=True, capture_output=True, text=True, cwd=packed.parent)
+    assert done.returncode == 2
+    assert "which is closed" in done.stderr
+
+
+@posix
+def test_a_current_folder_that_was_removed_is_named(tmp_path, checkpoint):
+    (tmp_path / "gone").mkdir()
+    line = " ".join(["rmdir ../gone;", *COMMAND, "pack", str(checkpoint), "-o", "x.vblora"])
+    environment = {**os.environ, "PYTHONPATH": str(ROOT)}
     done = subprocess.run(
-        f"{' '.join(COMMAND)} verify - <&-", shell=True, capture_output=True, text=True
+        line, shell=True, capture_output=True, text=True, cwd=tmp_path / "gone", env=environment
     )
-    assert (done.returncode, "Traceback" in done.stderr) == (1, False)
+    assert (done.returncode, done.stderr) == (1, "error: the current folder no longer exists\n")
+
+
+@posix
+@pytest.mark.parametrize("files", [16, 28, 40])
+def test_jobs_start_no_more_workers_than_the_limit_of_open_files_allows(packed, files):
+    for number in range(40):
+        (packed.parent / f"{number}.vblora").write_bytes(packed.read_bytes())
+    line = " ".join([f"ulimit -n {files};", *COMMAND, "jobs verify '[0-9]*.vblora' -j 24"])
+    done = subprocess.run(line, shell=True, capture_output=True, text=True, cwd=packed.parent)
+    assert (done.returncode, done.stdout, done.stderr) == (0, "40 done\n", "")
+
+
+def test_an_error_without_a_code_is_still_said():
+    error = OSError("AF_UNIX path too long")
+    assert Failure(error).format_message() == "AF_UNIX path too long"
 
 
 @pytest.mark.skipif(not os.path.exists("/dev/full"), reason="needs a full device")

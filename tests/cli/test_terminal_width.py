@@ -33,6 +33,12 @@ def test_no_line_is_longer_than_the_terminal(words, tmp_path, packed, checkpoint
     assert [line for line in lines if len(line) > 80] == []
 
 
+def test_a_width_of_0_in_the_environment_is_ignored(tmp_path, packed):
+    pytest.importorskip("pty", reason="pseudo-terminals are POSIX")
+    shown = on_terminal(("inspect", "x.vblora"), tmp_path, columns=0)
+    assert shown == on_terminal(("inspect", "x.vblora"), tmp_path)
+
+
 class Terminal:
     def __init__(self, terminal):
         self.isatty = lambda: terminal

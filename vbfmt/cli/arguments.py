@@ -8,6 +8,8 @@ from typing import Any
 
 import click
 
+from vbfmt.cli import process
+
 # These tuples repeat names from other modules, so that a usage line needs no import of them.
 LAYOUTS = ("peft", "unilora", "nlu", "algorithm1")
 """The names of `vbfmt.converters.READERS`."""
@@ -116,10 +118,12 @@ def output_option(
 
     def named(ctx: click.Context, param: click.Parameter, value: str) -> str:
         if value == STANDARD_STREAM:
+            if stream and "stdout" in process.closed:
+                raise click.BadParameter("- is standard output, which is closed", ctx, param)
             if stream:
                 return value
             raise click.BadParameter(
-                "- (standard output) is only for packed files; give a path", ctx, param
+                "only vbfmt pack writes to standard output (-); give a path", ctx, param
             )
         ending = _ending(value)
         if ending in endings:

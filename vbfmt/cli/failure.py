@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import io
+import os
 import sys
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
@@ -99,12 +100,22 @@ def in_user_terms(error: VbfmtError) -> VbfmtError:
     return error
 
 
+def _is_nowhere() -> bool:
+    try:
+        os.getcwd()
+    except FileNotFoundError:
+        return True
+    return False
+
+
 def _message(error: Exception) -> str:
     from vbfmt.errors import VbfmtError, printable
 
     if isinstance(error, VbfmtError):
         return str(in_user_terms(error))
     if isinstance(error, OSError):
+        if isinstance(error, FileNotFoundError) and not error.filename and _is_nowhere():
+            return "the current folder no longer exists"
         where = f" in {error.filename}" if error.filename else ""
-        return printable(f"{error.strerror or type(error).__name__}{where}")
+        return printable(f"{error.strerror or str(error) or type(error).__name__}{where}")
     return "not enough memory"

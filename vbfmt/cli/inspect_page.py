@@ -7,6 +7,7 @@ them off. Names from a file are printed as plain text: markup in them has no eff
 from __future__ import annotations
 
 import itertools
+import shutil
 from collections.abc import Sequence
 
 from rich.bar import Bar
@@ -40,7 +41,9 @@ def print_page(
     adapter: Adapter, summary: Summary, file: str, digest: str, console: Console | None = None
 ) -> None:
     """Print the page, onto standard output if no other console is given."""
-    console = console or Console(highlight=False, markup=False, emoji=False)
+    # Rich would take a width of 0 from the environment, and print nothing.
+    width = shutil.get_terminal_size().columns
+    console = console or Console(highlight=False, markup=False, emoji=False, width=width)
     console.print(_head(adapter, summary, file))
     # Print the digest without line breaks: copied from a terminal, wrapped lines are joined.
     named = Text.assemble("  ", ("digest", "dim"), "      ", digest)

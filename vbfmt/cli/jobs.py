@@ -208,9 +208,11 @@ def _run(
     force: bool = False,
     store: str | None = None,
 ) -> None:
-    from vbfmt.cli import progress, show
+    from vbfmt.cli import process, progress, show
     from vbfmt.converters import jobs
 
+    if "-" in sources and "stdin" in process.closed:
+        raise click.UsageError("- reads standard input, which is closed")
     if base_is is not None and from_store is None:
         raise click.UsageError("--base-is needs --from-store")
     if banks and from_store is not None:

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING
 
 import click
 
+from vbfmt.cli import process
 from vbfmt.cli.arguments import STANDARD_STREAM
 
 if TYPE_CHECKING:
@@ -78,6 +79,8 @@ def _from_standard_input() -> str:
     context = click.get_current_context()
     if _SHOWN_AS in context.meta:
         raise click.UsageError("- (standard input) can be given only once")
+    if "stdin" in process.closed:
+        raise click.UsageError("- reads standard input, which is closed")
     if sys.stdin.isatty():
         raise click.UsageError("- reads standard input, which is a terminal: pipe a file into it")
     import shutil

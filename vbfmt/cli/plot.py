@@ -54,12 +54,16 @@ def command(
     An .html file opens offline and shows the value under the pointer. The command needs matplotlib:
     pip install 'vbfmt[plot]'.
     """
+    import logging
+
     from vbfmt._files import outputs, parents
     from vbfmt.cli import show
     from vbfmt.cli.packed_input import adapter_at
     from vbfmt.cli.progress import shown
     from vbfmt.errors import MissingExtraError, VbfmtError
 
+    # It would print lines of its own if it cannot write its cache, or takes long to fill it.
+    logging.getLogger("matplotlib").setLevel(logging.ERROR)
     outputs.require_file(output, overwrite=force)
     outputs.require_no_input(output, [file, *([before] if before else [])])
     try:

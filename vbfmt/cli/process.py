@@ -30,14 +30,19 @@ _TERMINATING = ("SIGTERM", "SIGHUP", "SIGBREAK")
 """Signals that would end the process at once; not every system has all of them."""
 
 
+closed: set[str] = set()
+"""The standard streams that were closed when the process began: ``stdin``, ``stdout``, …"""
+
+
 def open_closed_streams() -> None:
-    """Open the null device for standard streams that are closed (``>&-``).
+    """Open the null device for standard streams that are closed (``>&-``), and note them.
 
     Python has no object for such a stream then, and the next file that is opened gets its number:
     what other code writes to that stream would go into the file.
     """
     for name, mode in (("stdin", "r"), ("stdout", "w"), ("stderr", "w")):
         if getattr(sys, name) is None:
+            closed.add(name)
             file = os.open(os.devnull, os.O_RDWR)
             setattr(sys, name, os.fdopen(file, mode, encoding="utf-8"))
 

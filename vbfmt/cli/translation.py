@@ -28,7 +28,13 @@ _OPTIONS = {
         "to",
         "topk",
     )
-} | {"dst": "-o", "figures": "--figure", "overwrite": "--force", "weights": "--weight"}
+} | {
+    "dst": "-o",
+    "figures": "--figure",
+    "overwrite": "--force",
+    "weights": "--weight",
+    "workers": "--jobs",
+}
 """Parameter → option. Other text in such quotes comes from a file and is not translated."""
 
 _PARAMETER = re.compile(rf"`({'|'.join(_OPTIONS)})(?:=([^`]*))?`")

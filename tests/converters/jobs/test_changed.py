@@ -1,0 +1,85 @@
+"""A job that is started again after something has changed."""
+
+from __future__ import annotations
+
+import os
+import shutil
+
+import numpy as np
+import pytest
+
+from tests.converters.merge.folders import adapter_of, save_base, weights_of
+from tests.converters.test_peft import logits_form, write_folder
+from vbfmt import save
+from vbfmt.converters import jobs
+from vbfmt.converters.jobs import tasks
+
+
+def run(operation, source, folder, **options):
+    task = jobs.Task(operation, options)
+    (outcome,) = jobs.run(task, jobs.items([str(source)], folder, task), workers=1)
+    return outcome
+
+
+def rewrite(path, content):
+    """Write other content of the same size, and restore the times, as unpacking an archive does."""
+    before = path.stat()
+    assert len(content) == before.st_size
+    path.write_bytes(content)
+    os.utime(path, ns=(before.st_atime_ns, before.st_mtime_ns))
+
+
+def test_a_source_of_the_same_size_and_time_is_packed_again(tmp_path):
+    source = write_folder(tmp_path / "alice", logits_form(seed=1))
+    (tmp_path / "other").mkdir()
+    other = write_folder(tmp_path / "other" / "alice", logits_form(seed=2))
+    run("pack", source, tmp_path / "out")
+    rewrite(
+        source / "adapter_model.safetensors", (other / "adapter_model.safetensors").read_bytes()
+    )
+    outcome = run("pack", source, tmp_path / "out")
+    assert outcome.status == "done"
+    assert outcome.digest == run("pack", other, tmp_path / "new").digest
+    assert run("pack", source, tmp_path / "out").status == "present"
+
+
+@pytest.mark.parametrize("is_link", [False, True])
+def test_an_adapter_is_merged_again_if_the_base_has_changed(tmp_path, is_link):
+    save(adapter_of(), tmp_path / "x.vblora")
+    base = save_base(tmp_path / "base", weights_of())
+    if is_link:
+        os.symlink(base, tmp_path / "link")
+        base = tmp_path / "link"
+    path = base / "model.safetensors"
+    assert run("merge", tmp_path / "x.vblora", tmp_path / "out", base=str(base)).ok
+    before = (tmp_path / "out" / "x" / "model.safetensors").read_bytes()
+    assert run("merge", tmp_path / "x.vblora", tmp_path / "out", base=str(base)).status == "present"
+    content = bytearray(path.read_bytes())
+    content[-4:] = np.float32(1).tobytes()
+    rewrite(path, content)
+    assert run("merge", tmp_path / "x.vblora", tmp_path / "out", base=str(base)).status == "done"
+    assert (tmp_path / "out" / "x" / "model.safetensors").read_bytes() != before
+
+
+def test_a_source_that_changes_after_it_was_read_is_packed_again(tmp_path, monkeypatch):
+    source = write_folder(tmp_path / "alice", logits_form(seed=1))
+    (tmp_path / "other").mkdir()
+    other = write_folder(tmp_path / "other" / "alice", logits_form(seed=2))
+    pack = tasks.OPERATIONS["pack"]
+
+    def packed_and_then_changed(task, item):
+        done = pack(task, item)
+        shutil.copytree(other, source, dirs_exist_ok=True)
+        return done
+
+    monkeypatch.setitem(tasks.OPERATIONS, "pack", packed_and_then_changed)
+    run("pack", source, tmp_path / "out")
+    monkeypatch.undo()
+    assert run("pack", source, tmp_path / "out").digest == run("pack", other, tmp_path / "b").digest
+
+
+def test_an_output_whose_permissions_change_is_still_the_jobs(tmp_path):
+    save(adapter_of(), tmp_path / "x.vblora")
+    run("expand", tmp_path / "x.vblora", tmp_path / "out")
+    os.chmod(tmp_path / "out" / "x" / "adapter_config.json", 0o600)
+    assert run("expand", tmp_path / "x.vblora", tmp_path / "out").status == "present"
