@@ -172,28 +172,45 @@ def rounded(factor: NDArray[np.float32], dtype: str, key: str) -> Bytes:
     Raises:
         TargetError: an element is too large for the dtype, or all are too small for its precision.
     """
-    if dtype == "F32":
-        rounded = factor
-    else:
-        with np.errstate(over="ignore"):
-            rounded = factor.astype(numpy_dtype(dtype))
-        if 0 < (largest := np.abs(factor).max(initial=0)) < _SMALLEST[dtype]:
-            raise TargetError(
-                f"too small for {_named(dtype)}",
-                part=key,
-                found=f"at most {largest:.3g}",
-                expected=f"at least {_SMALLEST[dtype]:.3g}",
-                advice=_ADVICE.get(dtype),
-            )
-    if not np.isfinite(rounded).all():
+    require_range(factor, dtype, key, advice=_ADVICE.get(dtype))
+    rounded = factor if dtype == "F32" else factor.astype(numpy_dtype(dtype))
+    return np.ascontiguousarray(rounded).reshape(-1).view(np.uint8).data
+
+
+def require_range(
+    values: NDArray[np.float32], dtype: str, part: str, *, advice: str | None = None
+) -> None:
+    """Refuse values that a dtype cannot hold.
+
+    Args:
+        values: any shape.
+        dtype: safetensors name of the dtype (F32, BF16 or F16) that they are to be rounded to.
+        part: what they are, for messages.
+        advice: what to do about it.
+
+    Raises:
+        TargetError: an element is too large for the dtype, or all of a matrix are too small for its
+            precision. (A bias that is as small makes no difference.)
+    """
+    largest = np.abs(values).max(initial=0)
+    if values.ndim > 1 and 0 < largest < _SMALLEST.get(dtype, 0):
+        raise TargetError(
+            f"too small for {_named(dtype)}",
+            part=part,
+            found=f"at most {largest:.3g}",
+            expected=f"at least {_SMALLEST[dtype]:.3g}",
+            advice=advice,
+        )
+    with np.errstate(over="ignore"):
+        finite = np.isfinite(largest.astype(numpy_dtype(dtype)))
+    if not finite:
         raise TargetError(
             f"too large for {_named(dtype)}",
-            part=key,
-            found=np.abs(factor).max(),
+            part=part,
+            found=largest,
             expected=f"at most {_LARGEST[dtype]}",
-            advice=_ADVICE.get(dtype),
+            advice=advice,
         )
-    return np.ascontiguousarray(rounded).reshape(-1).view(np.uint8).data
 
 
 def _named(dtype: str) -> str:

@@ -35,6 +35,9 @@ CONFIGS = (peft_layout.CONFIG, "config.json")
 FLOATS = ("F32", "F16", "BF16", "F64")
 """Accepted dtypes of banks and logits, by their safetensors names."""
 
+_SMALLEST = 2.0**-126
+"""The smallest number that has float32's full precision."""
+
 _INDEXES = ("model.safetensors.index.json", "pytorch_model.bin.index.json")
 """Names of index files, for a whole model in shards."""
 
@@ -200,7 +203,8 @@ def bank_of(tensor: Tensor) -> NDArray[np.float32]:
 
     Raises:
         SourceError: the tensor is not a matrix of floats.
-        ContentError: a value is NaN, infinite or out of float32's range.
+        ContentError: a value is NaN, infinite or too large for float32, or all are too small for
+            its precision.
     """
     if tensor.dtype not in FLOATS or len(tensor.shape) != 2 or 0 in tensor.shape:
         raise SourceError("not a vector bank", part="vector bank", found=tensor, expected="(h, b)")
@@ -215,6 +219,15 @@ def bank_of(tensor: Tensor) -> NDArray[np.float32]:
             part="vector bank",
             found=f"{float(given[vector, element]):g} in vector {vector}",
             expected="finite numbers",
+            advice="the training diverged, or the file is damaged: use another checkpoint",
+        )
+    largest = np.abs(given).max()
+    if given.dtype == np.float64 and 0 < largest < _SMALLEST:
+        raise ContentError(
+            "values are too small for float32",
+            part="vector bank",
+            found=f"at most {largest:.3g}",
+            expected=f"at least {_SMALLEST:.2g}",
             advice="the training diverged, or the file is damaged: use another checkpoint",
         )
     return bank

@@ -115,7 +115,10 @@ def _require_trained(bare: Any, adapter: LowRank, adapter_name: str) -> None:
         flat = torch.from_numpy(tensor.data.copy()).view(getattr(torch, names[tensor.dtype]))
         if found is None or tuple(found.shape) != tensor.shape:
             raise _not_loaded(name, "no such tensor" if found is None else tuple(found.shape))
-        wanted = flat.reshape(tensor.shape).to(found.device, found.dtype)
+        values = flat.reshape(tensor.shape)
+        wanted = values.to(found.device, found.dtype)
+        if bool((values.isfinite() & ~wanted.isfinite().cpu()).any()):
+            raise _not_loaded(name, f"values that are too large for {found.dtype}")
         if not torch.equal(found.detach().nan_to_num(), wanted.nan_to_num()):
             raise _not_loaded(name, "other values")
 

@@ -20,6 +20,7 @@ from numpy.typing import NDArray
 from vbfmt._files.banks import Sources
 from vbfmt.adapter import Adapter
 from vbfmt.converters import lora, runtimes
+from vbfmt.converters._files.checkpoint import FLOATS
 from vbfmt.converters.peft import config as peft_config
 from vbfmt.converters.vllm import fit
 from vbfmt.converters.vllm.pinned import Pinned
@@ -205,24 +206,34 @@ def _tensors(adapter: Adapter, dtype: torch.dtype | None, file: str) -> dict[str
     """Return all factors and heads under PEFT's keys."""
     import torch
 
-    largest = torch.finfo(dtype or torch.float32).max
+    kind = str(dtype or torch.float32).removeprefix("torch.")
     tensors = {}
     for module, a, b in lora.padded_factors(adapter, lora.rank_of(adapter)):
         for factor, array in (("A", a), ("B", b)):
-            if np.abs(array).max() > largest:
-                raise TargetError(
-                    f"too large for {dtype}",
-                    file=file,
-                    part=f"{factor} of {module.name}",
-                    found=np.abs(array).max(),
-                    expected=f"at most {largest:.5g}",
-                    advice="serve with --dtype bfloat16",
-                )
+            _require_range(array, kind, f"{factor} of {module.name}", file)
             key = f"base_model.model.{module.name}.lora_{factor}.weight"
             tensors[key] = torch.from_numpy(np.ascontiguousarray(array))
     for key, tensor in lora.extras_by_key(adapter).items():
         tensors[key] = _as_torch(tensor)
+        if tensor.dtype in FLOATS:
+            values = tensor.numpy().astype(np.float32)
+            _require_range(np.where(np.isfinite(values), values, 0), kind, key, file)
     return tensors
+
+
+def _require_range(values: NDArray[np.float32], dtype: str, part: str, file: str) -> None:
+    """Refuse values that vLLM would round to infinities or to zeros."""
+    wider = {"float16": "bfloat16", "bfloat16": "float32"}.get(dtype)
+    try:
+        lora.require_dtype(dtype)
+        lora.require_range(
+            values,
+            lora.DTYPES[dtype],
+            part,
+            advice=f"serve with --dtype {wider}" if wider else None,
+        )
+    except TargetError as error:
+        raise error.in_file(file) from None
 
 
 def _as_torch(tensor: Tensor) -> torch.Tensor:

@@ -81,6 +81,15 @@ def test_a_model_that_was_moved_while_merged():
     assert torch.equal(model.out.weight, weight.double())
 
 
+def test_a_weight_in_float8_is_not_added_to():
+    model = net()
+    inject(model, config())
+    layer = model.out.base_layer
+    layer.weight = nn.Parameter(layer.weight.to(torch.float8_e4m3fn), requires_grad=False)
+    with pytest.raises(ModelError, match="out: found Parameter, torch.float8.* 16 bits or more"):
+        merge(model)
+
+
 def test_a_quantized_weight_is_not_added_to():
     model = net()
     inject(model, config())

@@ -16,6 +16,7 @@ from vbfmt.torch.bank import VectorBank
 from vbfmt.torch.checkpoint_file import require_finite
 from vbfmt.torch.peft_config import peft_config, updates_of
 from vbfmt.torch.sharding import put_back, require_no_copies, require_whole, whole
+from vbfmt.torch.tensors import cast_like
 
 
 def is_adapter_state(state: Mapping[str, object]) -> bool:
@@ -91,8 +92,8 @@ def fill(
     """Copy a checkpoint's values into an adapter that has exactly these tensors.
 
     Raises:
-        ModelError: the adapter has other tensors, its logits are parametrized, or DeepSpeed trains
-            it already. Nothing is changed then.
+        ModelError: the adapter has other tensors, or in a dtype that cannot hold the values; its
+            logits are parametrized; or DeepSpeed trains it already. Nothing is changed then.
     """
     parametrized = [key for key, update in updates.items() if update.parametrized]
     if parametrized:
@@ -108,10 +109,11 @@ def fill(
     held = _Tensors(root, adapter, updates, {})
     own = dict(held.by_key)
     _require_same(own, tensors)
-    if torch.equal(own[BANK], tensors[BANK].to(own[BANK])):
+    given = {key: cast_like(tensors[key], tensor, key) for key, tensor in own.items()}
+    if torch.equal(own[BANK], given[BANK]):
         del own[BANK]  # other adapters may use the bank: write to it only if needed
     for key, tensor in own.items():
-        tensor.copy_(tensors[key])
+        tensor.copy_(given[key])
     for parameter, values in held.sources:
         put_back(parameter, values)
 

@@ -175,13 +175,14 @@ def _require_plain(name: str, layer: VBLoRALinear) -> None:
     features = (layer.out_features, layer.in_features)
     expected = features[::-1] if layer.fan_in_fan_out else features
     plain = type(layer.weight) in (nn.Parameter, Tensor) and layer.weight.is_floating_point()
-    if tuple(layer.weight.shape) != expected or not plain:
+    one_byte = layer.weight.element_size() < 2  # float8, in which PyTorch cannot add
+    if tuple(layer.weight.shape) != expected or not plain or one_byte:
         raise ModelError(
             "a weight that cannot be merged into",
             part=name,
             found=f"{type(layer.weight).__name__}, {layer.weight.dtype} "
             f"{tuple(layer.weight.shape)}",
-            expected=f"floating point {expected}",
+            expected=f"floating point of 16 bits or more, {expected}",
             advice="dequantize a quantized base first (model.dequantize() of transformers), or "
             "load it in its full precision",
         )

@@ -15,7 +15,7 @@ from vbfmt._files import peft_layout
 from vbfmt._math.admixture import Rows, all_weights, rows_from_selection
 from vbfmt._math.selection import select_top_k
 from vbfmt.adapter import Adapter
-from vbfmt.errors import ConfigError, DigestError, VbfmtError, warn
+from vbfmt.errors import ConfigError, DigestError, OutputExistsError, VbfmtError, warn
 from vbfmt.module import Module
 from vbfmt.packed import Form, load, save
 from vbfmt.packed import digest as digest_of
@@ -31,9 +31,9 @@ from vbfmt.torch.overlooked import warn_of_layers_never_called, warn_of_others_t
 from vbfmt.torch.peft_config import peft_config, updates_of
 from vbfmt.torch.plan import exact
 from vbfmt.torch.preconditions import require_free_name, require_in_memory
-from vbfmt.torch.sharding import is_writer, require_whole, whole
-from vbfmt.torch.stand_ins import StandIns
-from vbfmt.torch.tensors import to_format, to_torch
+from vbfmt.torch.sharding import has_other_processes, is_writer, require_whole, whole
+from vbfmt.torch.stand_ins import StandIns, owner_of
+from vbfmt.torch.tensors import cast_like, to_format, to_torch
 
 PathLike = str | os.PathLike[str]
 
@@ -57,7 +57,8 @@ def save_packed(
         bank, banks: ``bank="external"`` writes the bank to a file of its own that adapters share,
             in the folder `banks` or beside `path`, as `vbfmt.save` does.
 
-    If FSDP shards the model, call this function in every process. The first process writes.
+    If several processes train the adapter, all of them may call this function, and one writes. If
+    parameters are sharded (FSDP2, ZeRO-3), all must.
 
     Returns:
         The file's digest, ``sha256:…``.
@@ -69,7 +70,8 @@ def save_packed(
     Raises:
         ModelError: the adapter came from a packed file.
         ContentError: a logit or a head is NaN, or the bank is not finite.
-        OutputExistsError: `path` exists and `overwrite` is not set.
+        OutputExistsError: `path` exists and `overwrite` is not set, unless another process has
+            written the same there.
         StorageError: the operating system refused.
     """
     adapter = to_adapter(model, adapter_name=adapter_name)
@@ -77,7 +79,13 @@ def save_packed(
     warn_of_others_that_train(adapters_of(model))
     if not is_writer(adapters_of(model).root.parameters()):
         return digest_of(adapter)
-    return save(adapter, path, overwrite=overwrite, bank=bank, banks=banks)
+    try:
+        return save(adapter, path, overwrite=overwrite, bank=bank, banks=banks)
+    except OutputExistsError:
+        own = digest_of(adapter)
+        if not (has_other_processes() and _has_digest(path, own, banks)):
+            raise
+        return own
 
 
 def to_adapter(model: nn.Module, *, adapter_name: str | None = None) -> Adapter:
@@ -92,8 +100,9 @@ def to_adapter(model: nn.Module, *, adapter_name: str | None = None) -> Adapter:
     others = attached.stand_ins.tensors(adapters.root)
     require_whole([cast(VectorBank, attached.bank).weight, *(u.logits for u in updates.values())])
     require_finite(others)
+    bank = whole(cast(VectorBank, attached.bank).weight)
     adapter = Adapter.from_rows(
-        whole(cast(VectorBank, attached.bank).weight).float().cpu().numpy().copy(),
+        cast_like(bank, torch.empty(0), "bank").numpy().copy(),
         {
             _module(key, layers[key], updates[key].rank): rows
             for key, rows in _rows(updates).items()
@@ -121,8 +130,8 @@ def load_packed(
         digest: refuse any other adapter than this one.
 
     Raises:
-        ModelError: it belongs to another model (the first modules that do not match are named), or
-            a trainable adapter has that name.
+        ModelError: it belongs to another model (the first modules that do not match are named), one
+            of its heads does not fit the model's dtype, or a trainable adapter has that name.
         VbfmtError: the file is damaged or cannot be read.
     """
     adapter = source if isinstance(source, Adapter) else load(source, digest=digest)
@@ -169,7 +178,8 @@ def warm_start(
         freeze_bank: train only the logits, biases and heads.
 
     Raises:
-        ModelError: it belongs to another model, or the name is taken.
+        ModelError: it belongs to another model, one of its heads does not fit the model's dtype, or
+            the name is taken.
         ConfigError: `gap` is out of range.
         VbfmtError: the file is damaged or cannot be read.
     """
@@ -183,6 +193,10 @@ def warm_start(
     require_tensors(model, adapter)
     bank = VectorBank.from_packed(adapter, frozen=freeze_bank)
     bank = bank.to(cast(torch.Tensor, next(iter(layers.values())).weight).device)
+    values = {}
+    for key, tensor in adapter.tensors.items():
+        owner, leaf = owner_of(model, key)
+        values[key] = cast_like(to_torch(tensor), getattr(owner, leaf), key)
     plan = exact(model, _config(adapter), layers, adapter.tensors)
     adapters = attach(model, plan, adapter_name=adapter_name, bank=bank)
     logits = _logits(adapter, gap)
@@ -191,8 +205,8 @@ def warm_start(
         for key, layer in adapters.layers(adapter_name).items():
             rows = torch.from_numpy(logits[adapter.rows(key)])
             cast(Admixture, layer.updates[adapter_name]).logits.copy_(rows)
-        for key, tensor in adapter.tensors.items():
-            own[key].copy_(to_torch(tensor))
+        for key, value in values.items():
+            own[key].copy_(value)
     return adapters
 
 

@@ -14,6 +14,7 @@ from torch import Tensor, nn
 
 from vbfmt.errors import ModelError
 from vbfmt.torch.linear import VBLoRALinear
+from vbfmt.torch.tensors import cast_like
 from vbfmt.torch.wrapped import real_name, submodule
 
 
@@ -43,12 +44,16 @@ class StandIns(nn.Module):
     @classmethod
     def fixed(cls, root: nn.Module, tensors: Mapping[str, Tensor]) -> StandIns:
         """Return stand-ins with given tensors, on the device and in the dtype of those they
-        replace."""
+        replace.
+
+        Raises:
+            ModelError: that dtype cannot hold the values of one.
+        """
         result = cls()
         for name, tensor in tensors.items():
             owner, leaf = owner_of(root, name)
             original = getattr(owner, leaf)
-            tensor = tensor.to(original.device, original.dtype)
+            tensor = cast_like(tensor, original, name)
             if isinstance(original, nn.Parameter):
                 result.register_parameter(_key(name), nn.Parameter(tensor, requires_grad=False))
             else:

@@ -66,3 +66,10 @@ def test_a_bank_that_is_not_finite_is_refused_in_our_words(bits, found):
 def test_no_bank(array):
     with pytest.raises(SourceError, match="not a vector bank"):
         bank_of(Tensor.of(array))
+
+
+def test_a_bank_that_float32_would_round_away_is_refused():
+    small = Tensor.of(np.full((2, 4), 1e-50))
+    with pytest.raises(ContentError, match="too small for float32: vector bank"):
+        bank_of(small)
+    assert not bank_of(Tensor.of(np.zeros((2, 4)))).any()

@@ -195,8 +195,32 @@ def test_the_dtype_of_the_server_is_used_and_its_range_kept(load, path, tmp_path
     loaded = load(lora_path(path), dtype=torch.bfloat16)
     assert {weights.lora_a.dtype for weights in loaded.loras.values()} == {torch.bfloat16}
     save(random_adapter(**SIZES, scale=1e6), tmp_path / "large.vblora")
-    with pytest.raises(TargetError, match=r"too large for torch.float16 .*at most 65504; serve"):
+    with pytest.raises(TargetError, match=r"too large for float16 .*at most 65504; serve"):
         load(lora_path(tmp_path / "large.vblora"), dtype=torch.float16)
+
+
+@pytest.mark.parametrize(
+    ("dtype", "scale", "better"),
+    [(torch.float16, 1e-6, "bfloat16"), (torch.bfloat16, 1e-39, "float32")],
+)
+def test_factors_that_the_servers_dtype_rounds_away_are_refused(
+    load, tmp_path, dtype, scale, better
+):
+    save(random_adapter(**SIZES, scale=scale), tmp_path / "small.vblora")
+    pinned = lora_path(tmp_path / "small.vblora")
+    with pytest.raises(TargetError, match=rf"too small .* in .*small.vblora: A of .*{better}"):
+        load(pinned, dtype=dtype)
+    load(pinned, dtype=getattr(torch, better))
+
+
+@pytest.mark.parametrize(("scale", "what"), [(1e6, "too large"), (1e-7, "too small")])
+def test_a_head_that_the_servers_dtype_cannot_hold_is_refused(tmp_path, adapter, scale, what):
+    head = Tensor.of(np.full((3, 32), scale, np.float32))
+    save(dataclasses.replace(adapter, tensors={"score.weight": head}), tmp_path / "x.vblora")
+    loaded = worker.Pinned.of(tmp_path / "x.vblora").load()
+    with pytest.raises(TargetError, match=rf"{what} for float16 .*score"):
+        worker._tensors(loaded, torch.float16, "")
+    worker._tensors(loaded, torch.bfloat16, "")
 
 
 def test_expert_parallelism_is_refused(load, path):

@@ -123,3 +123,18 @@ def test_a_tensor_that_the_model_does_not_have():
         tensor = Tensor.of(np.zeros(shape, dtype="<f4"))
         with pytest.raises(ModelError, match=f"in another shape: {name}"):
             pool.put("x", replace(found, tensors={name: tensor}))
+
+
+@pytest.mark.parametrize(("value", "what"), [(1e6, "large"), (1e-8, "small")])
+def test_a_head_that_the_bases_dtype_cannot_hold_is_refused(value, what):
+    head = Tensor.of(np.full((3, 32), value, "<f4"))
+    found = replace(adapter(bert, ["query"], 1), tensors={"classifier.weight": head})
+    with pytest.raises(ModelError, match=f"too {what} for float16: classifier.weight.*bfloat16"):
+        AdapterPool(bert().half()).put("x", found)
+    model = bert()
+    pool = AdapterPool(model)
+    pool.put("x", found)
+    model.half()
+    with pytest.raises(ModelError, match=f"too {what} for float16"), pool.forward(["x"]):
+        pass
+    AdapterPool(bert().bfloat16()).put("x", found)

@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from vbfmt.adapter import Adapter
 from vbfmt.errors import ModelError
 from vbfmt.torch.linear import is_adaptable, is_conv1d, returns_plainly
-from vbfmt.torch.tensors import to_torch
+from vbfmt.torch.tensors import cast_like, to_torch
 
 
 class Own(NamedTuple):
@@ -77,12 +77,11 @@ def own_tensors(adapter: Adapter, modules: Mapping[str, nn.Module]) -> OwnTensor
                 expected=None if original is None else tuple(original.shape),
                 advice="make the model with the head that the adapter was trained with",
             )
-        values = to_torch(tensor).to(original.device)
+        values = cast_like(to_torch(tensor), original, name)
         if leaf == "bias" and _bias_is_plain(module):
             # Rounded to the base's dtype first, as in a merged model.
-            own.biases[path] = values.to(original.dtype).float()
+            own.biases[path] = values.float()
         elif leaf == "weight" and _weight_is_plain(module):
-            values = values.to(original.dtype)
             own.weights[path] = (values if is_conv1d(module) else values.t()).contiguous()
         else:
             raise ModelError(
@@ -107,7 +106,7 @@ def staged(
     if with_weight:
         samples = torch.tensor(with_weight, device=device)
         found = [cast(OwnTensors, owners[at]).weights[name] for at in with_weight]
-        weights = torch.stack(found).to(cast(Tensor, module.weight).dtype)
+        weights = cast_like(torch.stack(found), cast(Tensor, module.weight), f"{name}.weight")
     if any(each is not None for each in biases):
         base = cast(Tensor, module.bias).detach().float()
         bias = torch.stack([base if each is None else each for each in biases]) - base
