@@ -16,6 +16,7 @@ from tests.torch.processes import assert_done, run_in_two_processes
 from tests.torch.test_trainer import data
 from vbfmt import load
 from vbfmt.torch import (
+    VBLoRACallback,
     inject,
     load_checkpoint,
     param_groups,
@@ -101,6 +102,7 @@ def trainer(folder, batch_size, **settings):
             per_device_train_batch_size=batch_size, disable_tqdm=True, **settings,
         ),
         train_dataset=data() * 2,
+        callbacks=[VBLoRACallback()],
     )  # fmt: skip
 
 
@@ -161,5 +163,8 @@ def test_two_processes_end_at_the_adapter_of_one_and_resume_to_the_bit(folder, n
         if tensor.requires_grad:
             torch.testing.assert_close(found[key], tensor, rtol=1e-6, atol=1e-6)
     assert load(here / "adapter.vblora") == to_adapter(loaded)
+    if name == "Trainer":  # the callback's file
+        last = load(here / "one" / "checkpoint-4" / "adapter.vblora")
+        assert last == load(here / "adapter.vblora")
     whole, resumed = (here / each / "adapter_model.safetensors" for each in ("whole", "resumed"))
     assert whole.read_bytes() == resumed.read_bytes()

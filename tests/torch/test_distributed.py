@@ -5,12 +5,23 @@ from __future__ import annotations
 import os
 from pathlib import Path
 
+import pytest
 import torch
 from torch import multiprocessing, nn
 from torch.nn.parallel import DistributedDataParallel
 
 from tests.torch.models import batch, config, net
-from vbfmt.torch import inject, param_groups, save_checkpoint
+from vbfmt import load
+from vbfmt.errors import OutputExistsError
+from vbfmt.packed import digest
+from vbfmt.torch import (
+    inject,
+    load_checkpoint,
+    param_groups,
+    save_checkpoint,
+    save_packed,
+    to_adapter,
+)
 
 STEPS = 10
 ROWS = 8
@@ -44,11 +55,26 @@ def worker(rank, folder):
     if rank == 0:
         save_checkpoint(called, os.path.join(folder, "checkpoint"))
     torch.distributed.barrier()
+    for times in range(5):  # both at once
+        save_checkpoint(called, os.path.join(folder, "both", str(times)))
+        digest = save_packed(called, os.path.join(folder, f"{times}.vblora"))
+        save_checkpoint(called, os.path.join(folder, "both", "last"), overwrite=True)
+        save_packed(called, os.path.join(folder, "last.vblora"), overwrite=True)
+    torch.save(digest, os.path.join(folder, f"digest{rank}.pt"))
+    torch.distributed.barrier()
+    with torch.no_grad():
+        next(p for p in model.parameters() if p.requires_grad).add_(1)
+    for save, name in ((save_checkpoint, "checkpoint"), (save_packed, "0.vblora")):
+        with pytest.raises(OutputExistsError):  # of other values
+            save(called, os.path.join(folder, name))
+    torch.distributed.barrier()
+    (Path(folder) / f"done{rank}").touch()
     # Gloo's own threads now and then never end, in destroy_process_group or at exit.
     os._exit(0)
 
 
 def test_two_processes_end_at_the_parameters_of_one(tmp_path: Path):
+    (tmp_path / "both").mkdir()
     multiprocessing.spawn(worker, (str(tmp_path),), nprocs=2)
     model = made()
     expected = train(model, model, slice(None))
@@ -58,3 +84,21 @@ def test_two_processes_end_at_the_parameters_of_one(tmp_path: Path):
         assert torch.equal(found[0][name], found[1][name])
         torch.testing.assert_close(found[0][name], tensor, rtol=0, atol=1e-6)
     assert (tmp_path / "checkpoint" / "adapter_config.json").exists()
+
+
+def test_every_process_may_save_and_one_writes(tmp_path: Path):
+    (tmp_path / "both").mkdir()
+    multiprocessing.spawn(worker, (str(tmp_path),), nprocs=2)
+    assert len([*tmp_path.glob("done*")]) == 2
+    expected = net()
+    load_checkpoint(expected, tmp_path / "checkpoint")
+    folders = [*(tmp_path / "both").iterdir()]
+    assert sorted(each.name for each in folders) == [*"01234", "last"], "nothing is left over"
+    for each in folders:
+        loaded = net()
+        load_checkpoint(loaded, each)
+        assert to_adapter(loaded) == to_adapter(expected)
+    digests = {torch.load(tmp_path / f"digest{rank}.pt") for rank in range(2)}
+    files = [*tmp_path.glob("*.vblora")]
+    assert len(files) == 6
+    assert {digest(load(each)) for each in files} == digests

@@ -6,15 +6,17 @@ import os
 import re
 from collections.abc import Mapping
 
+import torch
 from torch import Tensor, nn
 
 from vbfmt._files import folders, json_file, peft_layout, storage
+from vbfmt.errors import OutputExistsError, VbfmtError
 from vbfmt.torch.adapter_state import tensors_of
 from vbfmt.torch.adapters import adapters_of
 from vbfmt.torch.checkpoint_file import require_finite
 from vbfmt.torch.overlooked import warn_of_layers_never_called, warn_of_others_that_train
 from vbfmt.torch.peft_config import peft_config, updates_of
-from vbfmt.torch.sharding import is_writer
+from vbfmt.torch.sharding import has_other_processes, is_writer
 
 PathLike = str | os.PathLike[str]
 
@@ -27,7 +29,8 @@ def save_checkpoint(
 ) -> None:
     """Write an adapter with its logits: a folder that PEFT and `load_checkpoint` load.
 
-    If FSDP shards the model, call this function in every process. The first process writes.
+    If several processes train the adapter, all of them may call this function, and one writes. If
+    parameters are sharded (FSDP2, ZeRO-3), all must.
 
     Args:
         adapter_name: the active adapter if not given.
@@ -40,7 +43,8 @@ def save_checkpoint(
     Raises:
         ModelError: the adapter is a packed one, which has no logits.
         ContentError: a logit or a bank value is NaN or infinite, or a head's is NaN.
-        OutputExistsError: `path` exists and `overwrite` is not set.
+        OutputExistsError: `path` exists and `overwrite` is not set, unless another process has
+            written the same there.
         StorageError: the operating system refused.
     """
     adapters = adapters_of(model)
@@ -76,13 +80,34 @@ def write_checkpoint(
     if not write:
         return
     text = json_file.text({**config, "save_only_topk_weights": False})
-    with folders.new(path, overwrite=overwrite) as folder:
-        contiguous = {key: tensor.contiguous() for key, tensor in tensors.items()}
-        weights = os.path.join(folder, peft_layout.WEIGHTS)
-        save_file(contiguous, weights, metadata={"format": "pt"})
-        storage.write(os.path.join(folder, peft_layout.CONFIG), [text], overwrite=False)
-        if _OF_TRAINER.fullmatch(os.path.basename(os.path.normpath(path))):
-            _link(weights, os.path.join(folder, TRAINERS_WEIGHTS))
+    try:
+        with folders.new(path, overwrite=overwrite) as folder:
+            contiguous = {key: tensor.contiguous() for key, tensor in tensors.items()}
+            weights = os.path.join(folder, peft_layout.WEIGHTS)
+            save_file(contiguous, weights, metadata={"format": "pt"})
+            storage.write(os.path.join(folder, peft_layout.CONFIG), [text], overwrite=False)
+            if _OF_TRAINER.fullmatch(os.path.basename(os.path.normpath(path))):
+                _link(weights, os.path.join(folder, TRAINERS_WEIGHTS))
+    except OutputExistsError:
+        if not (has_other_processes() and _holds(path, text, tensors)):
+            raise
+
+
+def _holds(path: PathLike, text: bytes, tensors: Mapping[str, Tensor]) -> bool:
+    """Return whether a folder holds this checkpoint, as another process has written it."""
+    from safetensors import SafetensorError
+    from safetensors.torch import load_file
+
+    try:
+        config = storage.read(os.path.join(path, peft_layout.CONFIG), mmap=False)
+        found = load_file(os.path.join(path, peft_layout.WEIGHTS))
+    except (VbfmtError, OSError, SafetensorError):
+        return False
+    same = bytes(config) == bytes(text) and found.keys() == tensors.keys()
+    return same and all(
+        torch.equal(found[key], tensor.cpu()) and found[key].dtype == tensor.dtype
+        for key, tensor in tensors.items()
+    )
 
 
 def _link(source: str, target: str) -> None:

@@ -135,6 +135,20 @@ def require_whole(matrices: Iterable[Tensor]) -> None:
         )
 
 
+def has_other_processes() -> bool:
+    """Return whether other processes train with this one, and may save the same."""
+    return is_distributed() and torch.distributed.get_world_size() > 1
+
+
+def takes_part(tensors: Iterable[Tensor], *, first: bool) -> bool:
+    """Return whether a process must call a function that saves: all, if a tensor is split.
+
+    Args:
+        first: whether it is the process that writes.
+    """
+    return first or any(_is_split(tensor) for tensor in tensors)
+
+
 def is_writer(tensors: Iterable[Tensor]) -> bool:
     """Return whether this process writes the gathered tensors; True if nothing is split."""
     if not any(_is_split(tensor) for tensor in tensors):

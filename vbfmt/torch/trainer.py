@@ -8,6 +8,7 @@ from typing import Any
 from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
 
 from vbfmt.torch.packed import save_packed
+from vbfmt.torch.sharding import takes_part
 
 PACKED = "adapter.vblora"
 
@@ -28,5 +29,6 @@ class VBLoRACallback(TrainerCallback):
     ) -> None:
         """Pack the active adapter into the checkpoint that the Trainer has just written."""
         folder = os.path.join(args.output_dir or "", f"checkpoint-{state.global_step}")
-        if state.is_world_process_zero and os.path.isdir(folder):
-            save_packed(kwargs["model"], os.path.join(folder, PACKED), overwrite=True)
+        first, model = state.is_world_process_zero and os.path.isdir(folder), kwargs["model"]
+        if takes_part(model.parameters(), first=first):
+            save_packed(model, os.path.join(folder, PACKED), overwrite=True)
