@@ -232,6 +232,14 @@ def _module(name: str, layer: VBLoRALinear, rank: int) -> Module:
     return Module(name, layer.in_features, layer.out_features, rank, layer.fan_in_fan_out_in_files)
 
 
+def _has_digest(path: PathLike, digest: str, banks: PathLike | None) -> bool:
+    try:
+        load(path, digest=digest, banks=banks)
+    except VbfmtError:
+        return False
+    return True
+
+
 def _require_digest(adapter: Adapter, expected: str) -> None:
     found = digest_of(adapter)
     if found != expected:

@@ -7,6 +7,7 @@
 * `layout`, `frame`, `gather`, `batch`: from the rows in memory to the tensors of a batch
 * `update`, `own_tensors`: what is added to a layer's output
 * `layers`: the hooks that add it
+* `running`: the batches that threads run now
 """
 
 from vbfmt.torch.pool.pool import AdapterPool

@@ -44,11 +44,15 @@ class Batch:
         samples: number of samples.
         copies: number of consecutive rows of the model's input for each sample (beams).
         parts: the changes in each layer, by its index in the pool's list; None for no change.
+        opener: the id of the frame that runs the batch.
+        ended: whether its block has ended.
     """
 
     samples: int
     copies: int
     parts: Sequence[Part | None]
+    opener: int = 0
+    ended: bool = False
 
 
 class Staged(NamedTuple):

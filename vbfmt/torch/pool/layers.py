@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-import threading
+import re
 from typing import Any
 
 import torch
@@ -11,21 +11,14 @@ from torch import Tensor, nn
 from vbfmt.errors import ModelError
 from vbfmt.torch.pool.batch import Batch, Part
 from vbfmt.torch.pool.own_tensors import with_own_biases, with_own_weights
+from vbfmt.torch.pool.running import running
 from vbfmt.torch.pool.update import low_rank_update
 
 NO_POOL = 0
 """A key that no pool has."""
 
-
-class Running(threading.local):
-    """The batches that a thread runs, by the key of the pool."""
-
-    def __init__(self) -> None:
-        self.batches: dict[int, Batch] = {}
-
-
-running = Running()
-"""Not an attribute of a hook, because `torch.compile` takes sizes in modules to be constant."""
+_ROUTED = re.compile(r"(?:^|\.)experts\.")
+"""Matches names of layers that see the positions that a router chose, in the router's order."""
 
 
 class LayerHook:
@@ -39,6 +32,8 @@ class LayerHook:
         name: name of the layer, for messages.
         index: index of the layer in a batch's `parts`.
         called: indices of the layers that batches have called, of all hooks of a pool.
+        routed: whether it is an expert, whose input has as many rows as there are samples only by
+            chance.
     """
 
     def __init__(self, pool: int, name: str, index: int, called: set[int]) -> None:
@@ -46,13 +41,14 @@ class LayerHook:
         self.name = name
         self.index = index
         self.called = called
+        self.routed = _ROUTED.search(name) is not None
 
     def __call__(
         self, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], output: Any
     ) -> Any:
         """Return the output with the batch's change; None for no change."""
         batch = running.batches.get(self.pool)
-        if batch is None:
+        if batch is None or batch.ended:
             return None
         if not torch.compiler.is_compiling():
             self.called.add(self.index)
@@ -71,6 +67,13 @@ class LayerHook:
                 part=self.name,
                 found=tuple(x.shape) if tensors and not x.is_nested else type(x).__name__,
                 expected="(samples, …, in_features)",
+            )
+        if batch.samples > 1 and x.dim() == 2 and self.routed:
+            raise ModelError(
+                "an expert, which sees the positions that a router chose, cannot have an adapter "
+                "for each sample",
+                part=self.name,
+                advice="serve such adapters one at a time, with load_packed",
             )
         if x.shape[0] not in (batch.samples, batch.samples * batch.copies):
             raise ModelError(

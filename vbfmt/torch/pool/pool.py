@@ -18,24 +18,25 @@ from vbfmt.torch.adapters import find_adapters
 from vbfmt.torch.config import is_count
 from vbfmt.torch.pool.batch import Batch, Staging
 from vbfmt.torch.pool.intake import Intake
-from vbfmt.torch.pool.layers import LayerHook, running
+from vbfmt.torch.pool.layers import LayerHook
 from vbfmt.torch.pool.own_tensors import may_differ_by_sample
 from vbfmt.torch.pool.requirements import (
+    BASE,
     device_of,
     forget_compiled,
     pools,
     require_bare,
+    require_no_checkpointing,
     require_settings,
     stream_of,
+    wanted,
 )
 from vbfmt.torch.pool.residents import Resident, Residents
+from vbfmt.torch.pool.running import run
 from vbfmt.torch.preconditions import require_in_memory
 from vbfmt.torch.targets import base_modules
 
 PathLike = str | os.PathLike[str]
-
-BASE = "__base__"
-"""The name in a batch for no adapter, as in PEFT's `adapter_names`; None means the same."""
 
 _keys = itertools.count(1)
 
@@ -199,22 +200,22 @@ class AdapterPool:
                 search.
 
         Raises:
-            ModelError: an adapter is not in the pool and there is no `source`, or a layer's input
-                does not consist of these samples.
+            ModelError: an adapter is not in the pool and there is no `source`; a layer's input does
+                not consist of these samples; the pool is closed, or the model moved or given an
+                adapter, in the block; another block of this thread is suspended (in a generator or
+                coroutine); or gradients are to be computed with gradient checkpointing.
         """
         self._require_usable()
-        wanted = self._wanted(names)
+        require_no_checkpointing(self._model)
+        found = wanted(names)
         if not is_count(copies):
             raise ConfigError("copies is out of range", found=copies, expected="at least 1")
-        residents = self._pinned(wanted)
+        residents = self._pinned(found)
         try:
             batch = self._staging.batch(residents, copies)
-            before = running.batches
-            running.batches = {**before, self._key: batch}
-            try:
+            with run(self._key, batch):
                 yield
-            finally:
-                running.batches = before
+                self._require_usable()
             self._warn_of_layers_never_called(batch)
         finally:
             self._residents.unpin(residents)
@@ -255,13 +256,6 @@ class AdapterPool:
         prepared = self._intake.prepared(adapter)
         self._staging.know(prepared.layout)
         self._residents.put(name, prepared)
-
-    def _wanted(self, names: Sequence[str | None]) -> list[str | None]:
-        if isinstance(names, str) or not names:
-            raise ConfigError(
-                "not the names of a batch's adapters", found=repr(names), expected="one per sample"
-            )
-        return [None if name == BASE else name for name in names]
 
     def _pinned(self, names: list[str | None]) -> list[Resident | None]:
         """Return the adapters of a batch, after fetching those that are missing."""

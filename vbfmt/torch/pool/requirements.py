@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import sys
 import weakref
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 
 import torch
 from torch import nn
@@ -14,6 +14,9 @@ from vbfmt.torch.adapters import find_adapters
 from vbfmt.torch.config import is_count
 from vbfmt.torch.pool.own_tensors import may_differ_by_sample
 from vbfmt.torch.preconditions import require_free_name
+
+BASE = "__base__"
+"""The name in a batch for no adapter, as in PEFT's `adapter_names`; None means the same."""
 
 pools: weakref.WeakSet[nn.Module] = weakref.WeakSet()
 """The models that have a pool."""
@@ -41,6 +44,20 @@ def require_settings(limit: int | None, form: tuple[int, int, int] | None, sourc
         )
 
 
+def wanted(names: Iterable[str | None]) -> list[str | None]:
+    """Return the names of a batch's adapters, None for the base alone.
+
+    Raises:
+        ConfigError: there are none, or one is no text.
+    """
+    found = [] if isinstance(names, str) or not isinstance(names, Iterable) else [*names]
+    if not found or not all(name is None or isinstance(name, str) for name in found):
+        raise ConfigError(
+            "not the names of a batch's adapters", found=repr(names), expected="one per sample"
+        )
+    return [None if name == BASE else name for name in found]
+
+
 def require_bare(model: nn.Module) -> None:
     """Check that a model is not wrapped, and that neither it nor a module in it has adapters or a
     pool.
@@ -56,6 +73,22 @@ def require_bare(model: nn.Module) -> None:
     for part in model.modules():
         if part in pools:
             raise ModelError("the model has a pool", advice="use that, or close it first")
+
+
+def require_no_checkpointing(model: nn.Module) -> None:
+    """Refuse gradient checkpointing, which computes layers again in the backward pass, where no
+    batch runs.
+
+    Raises:
+        ModelError: the model would use it now.
+    """
+    if not (model.training and torch.is_grad_enabled()):
+        return
+    if any(getattr(each, "gradient_checkpointing", False) for each in model.modules()):
+        raise ModelError(
+            "gradient checkpointing computes layers again after the batch has ended",
+            advice="model.gradient_checkpointing_disable(), or model.eval()",
+        )
 
 
 def device_of(modules: Mapping[str, nn.Module]) -> torch.device:

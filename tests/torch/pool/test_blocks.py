@@ -1,0 +1,154 @@
+"""What would have a batch computed with other adapters than its own is refused."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import threading
+
+import pytest
+import torch
+from torch import nn
+
+from tests.torch.models import config, llama, tokens
+from tests.torch.pool.adapters import ALL, adapter, logits, merged
+from vbfmt.errors import ModelError
+from vbfmt.torch import AdapterPool, inject
+
+IDS = tokens(rows=1)
+
+
+@pytest.fixture(scope="module")
+def found():
+    return {name: adapter(llama, ALL, seed) for seed, name in enumerate("ab")}
+
+
+@pytest.fixture
+def pool(found):
+    pool = AdapterPool(llama().eval())
+    for name, each in found.items():
+        pool.put(name, each)
+    return pool
+
+
+def stream(pool, name, steps=3):
+    with pool.forward([name]):
+        for _ in range(steps):
+            yield logits(pool.model, IDS)
+
+
+def test_generators_that_take_turns(pool, found):
+    one, other = stream(pool, "a"), stream(pool, "b")
+    first = next(one)
+    with pytest.raises(ModelError, match="a batch .* is suspended; do not yield or await"):
+        next(other)
+    assert torch.equal(next(one), first)
+    one.close()
+    other = next(stream(pool, "b"))
+    torch.testing.assert_close(other, logits(merged(llama, found["b"]), IDS))
+
+
+def test_coroutines_that_take_turns(pool):
+    async def work(name):
+        with pool.forward([name]):
+            await asyncio.sleep(0)
+            return logits(pool.model, IDS)
+
+    async def both():
+        return await asyncio.gather(work("a"), work("b"), return_exceptions=True)
+
+    one, other = asyncio.run(both())
+    assert isinstance(one, torch.Tensor)
+    assert isinstance(other, ModelError)
+    assert torch.equal(next(stream(pool, "a")), one)
+
+
+def test_a_block_that_goes_on_in_another_thread(pool):
+    base, steps, errors = logits(pool.model, IDS), stream(pool, "a", steps=1), []
+
+    def begin():
+        next(steps)
+        assert not torch.equal(logits(pool.model, IDS), base)
+        going.set()
+        ended.wait(60)
+        if not torch.equal(logits(pool.model, IDS), base):
+            errors.append("the ended batch goes on where it began")
+
+    going, ended = threading.Event(), threading.Event()
+    thread = threading.Thread(target=begin)
+    thread.start()
+    assert going.wait(60)
+    with pytest.raises(ModelError, match="has ended in another thread"):
+        next(steps)
+    ended.set()
+    thread.join()
+    assert not errors
+    assert torch.equal(logits(pool.model, IDS), base)
+
+
+def test_helpers_around_a_block_may_lie_within_each_other(pool):
+    @contextlib.contextmanager
+    def served(name):
+        with pool.forward([name]):
+            yield
+
+    with served("a"):
+        one = logits(pool.model, IDS)
+        with contextlib.ExitStack() as stack:
+            stack.enter_context(served("b"))
+            assert not torch.equal(logits(pool.model, IDS), one)
+        assert torch.equal(logits(pool.model, IDS), one)
+
+
+@pytest.mark.parametrize(
+    ("change", "what"),
+    [
+        (lambda pool: pool.close(), "the pool is closed"),
+        (lambda pool: inject(pool.model, config(target_modules=ALL)), "an adapter of its own"),
+    ],
+)
+def test_what_changes_the_model_within_a_block(pool, change, what):
+    with pytest.raises(ModelError, match=what), pool.forward(["a"]):
+        change(pool)
+        logits(pool.model, IDS)
+
+
+def test_gradient_checkpointing_is_refused(pool):
+    pool.model.train().gradient_checkpointing_enable()
+    with pytest.raises(ModelError, match="computes layers again .*checkpointing_disable"):
+        next(stream(pool, "a"))
+    pool.model.eval()
+    next(stream(pool, "a"))
+
+
+class Mixture(nn.Module):
+    """A router chooses one of two experts for each position."""
+
+    def __init__(self):
+        super().__init__()
+        torch.manual_seed(0)
+        self.experts = nn.ModuleList(nn.Linear(16, 16) for _ in range(2))
+
+    def forward(self, x):
+        flat, result = x.reshape(-1, 16), torch.zeros(x.shape[:-1].numel(), 16)
+        for number, expert in enumerate(self.experts):
+            (chosen,) = torch.where((flat[:, 0] > 0).long() == number)
+            chosen = chosen.flip(0)  # routers that sort by score have orders of their own
+            if len(chosen):
+                result[chosen] = expert(flat[chosen])
+        return result.view(x.shape)
+
+
+def test_an_expert_with_as_many_positions_as_samples_is_refused():
+    pool = AdapterPool(Mixture())
+    for seed, name in enumerate("ab"):
+        pool.put(name, adapter(Mixture, ["experts.0", "experts.1"], seed))
+    x = torch.ones(2, 1, 16)
+    with (
+        torch.no_grad(),
+        pytest.raises(ModelError, match=r"a router chose.*experts\.1"),
+        pool.forward([*"ab"]),
+    ):
+        pool.model(x)
+    with torch.no_grad(), pool.forward(["a"]):
+        pool.model(x[:1])

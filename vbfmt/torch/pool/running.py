@@ -1,0 +1,84 @@
+"""The batches that threads run now."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import sys
+import threading
+from collections.abc import Iterator
+from types import FrameType
+
+from vbfmt.errors import ModelError
+from vbfmt.torch.pool.batch import Batch
+
+_HERE = os.path.dirname(__file__)
+
+
+class Running(threading.local):
+    """The batches that a thread runs, by the key of the pool."""
+
+    def __init__(self) -> None:
+        self.batches: dict[int, Batch] = {}
+
+
+running = Running()
+"""Not an attribute of a hook, because `torch.compile` takes sizes in modules to be constant."""
+
+
+@contextlib.contextmanager
+def run(pool: int, batch: Batch) -> Iterator[None]:
+    """In the block, have this thread run a batch.
+
+    A generator or coroutine may be suspended within its block. If another one began a batch in the
+    same thread, the first would go on with the other's adapters.
+
+    Raises:
+        ModelError: such a block is suspended, or this block ends in another thread.
+    """
+    outer = running.batches.get(pool)
+    if outer is not None and outer.ended:  # in another thread
+        outer = None
+    if outer is not None and not _is_called_by(outer.opener):
+        raise ModelError(
+            "a batch of this pool has begun in this thread, and is suspended",
+            advice="do not yield or await within `forward`; run concurrent batches in threads",
+        )
+    batch.opener = _opener()
+    running.batches = {**running.batches, pool: batch}
+    try:
+        yield
+        if running.batches.get(pool) is not batch:
+            raise ModelError(
+                "a batch has ended in another thread than it began in, where the model ran "
+                "without its adapters",
+                advice="do not yield or await within `forward`",
+            )
+    finally:
+        batch.ended = True
+        if running.batches.get(pool) is batch:
+            others = {key: each for key, each in running.batches.items() if key != pool}
+            running.batches = others if outer is None else {**others, pool: outer}
+
+
+def _opener() -> int:
+    """Return the id of the frame that has the block; it is valid while that frame exists."""
+    frame: FrameType | None = sys._getframe(1)
+    while frame is not None and (_is_own(frame) or _is_own(frame.f_back)):
+        frame = frame.f_back
+    return id(frame)
+
+
+def _is_own(frame: FrameType | None) -> bool:
+    """Return whether a frame is of this package or of contextlib, whose context managers are
+    suspended while their blocks run."""
+    file = "" if frame is None else frame.f_code.co_filename
+    return file == contextlib.__file__ or os.path.dirname(file) == _HERE
+
+
+def _is_called_by(opener: int) -> bool:
+    """Return whether a frame is running: it has called this function, directly or not."""
+    frame: FrameType | None = sys._getframe(1)
+    while frame is not None and id(frame) != opener:
+        frame = frame.f_back
+    return frame is not None
