@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 from collections import Counter
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
@@ -9,7 +10,7 @@ from functools import cached_property
 
 from vbfmt.converters._files import safetensors
 from vbfmt.converters.lowrank import LowRank
-from vbfmt.converters.merge import composed, config, refusals
+from vbfmt.converters.merge import composed, config, refusals, rounding
 from vbfmt.converters.merge.arithmetic import FLOATS
 from vbfmt.converters.merge.base import PICKLE, SAFETENSORS, Base
 from vbfmt.converters.names import locate
@@ -130,6 +131,7 @@ def layout(base: Base, adapter: LowRank, dtype: str | None, *, part: str | None 
     Raises:
         SourceError: a module or a trained tensor of the adapter has no tensor in the base, or one
             that does not fit.
+        TargetError: all values of a trained tensor are too small for the output's dtype.
     """
     try:
         locations = locate(base.tensors, base.config, adapter, part=part)
@@ -156,6 +158,9 @@ def layout(base: Base, adapter: LowRank, dtype: str | None, *, part: str | None 
         items[-1].append(
             Item(name, tensor, (dtype or _usual_dtype(base)) if is_float else tensor.dtype)
         )
+    for name, tensor in {**replaced, **added}.items():
+        found = next(each for each in itertools.chain(*items) if each.source is tensor)
+        rounding.require_kept(tensor, name, found.dtype)
     return Layout(
         files=tuple(
             File(_as_safetensors(shard.name), tuple(inside), {"format": "pt", **shard.metadata})

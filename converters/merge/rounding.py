@@ -8,10 +8,13 @@ import numpy as np
 from numpy.typing import NDArray
 
 from vbfmt.errors import TargetError
-from vbfmt.tensors import numpy_dtype
+from vbfmt.tensors import Tensor, numpy_dtype
 
 NEAR_OVERFLOW = 1e38
 """Values below this cannot overflow float32 or bfloat16, whose greatest value is 3.4e38."""
+_SMALLEST = {"F16": 2.0**-14, "BF16": 2.0**-126}
+"""The smallest numbers that have the dtype's full precision."""
+_AT_ONCE = 1 << 18
 INFINITE = {"F16": 2 * 0x7C00, "BF16": 2 * 0x7F80}
 """dtype → the result of `magnitudes` for infinity; that for NaN is greater."""
 
@@ -77,6 +80,35 @@ def require_range(out: NDArray[Any], old: NDArray[Any], name: str, dtype: str) -
             f"a value is too large for {word}",
             part=name,
             advice="give `dtype=bfloat16` or float32" if dtype == "F16" else None,
+        )
+
+
+def require_kept(tensor: Tensor, name: str, dtype: str) -> None:
+    """Refuse a matrix whose values are all too small for the precision of a narrower dtype.
+
+    Args:
+        tensor: the matrix; other tensors pass.
+        name: its name, for messages.
+        dtype: safetensors name of the result's dtype.
+
+    Raises:
+        TargetError: they are.
+    """
+    least = _SMALLEST.get(dtype)
+    if least is None or tensor.dtype not in ("F32", "F64") or len(tensor.shape) < 2:
+        return
+    values, largest = tensor.numpy().reshape(-1), 0.0
+    for start in range(0, len(values), _AT_ONCE):
+        largest = max(largest, float(np.abs(values[start : start + _AT_ONCE]).max()))
+        if largest >= least:
+            return
+    if largest:
+        raise TargetError(
+            f"all values are too small for {'float16' if dtype == 'F16' else 'bfloat16'}",
+            part=name,
+            found=f"at most {largest:.3g}",
+            expected=f"at least {least:.3g}",
+            advice="give `dtype=bfloat16` or float32" if dtype == "F16" else "give `dtype=float32`",
         )
 
 

@@ -237,6 +237,25 @@ def test_a_head_of_its_own_is_merged(tmp_path):
     assert plan.layout.applied == 1
 
 
+def test_a_head_that_the_output_would_round_away(tmp_path):
+    head = {"score.weight": tensor_of(np.full((3, 24), 1e-6)), "score.bias": tensor_of(np.ones(3))}
+    adapter = adapter_of(tensors=head, config='{"task_type":"SEQ_CLS"}')
+    folder = save_base(tmp_path / "base", weights_of())
+    with pytest.raises(
+        errors.TargetError, match=r"too small for float16: score.weight.*dtype=bfloat16"
+    ):
+        merge.plan(adapter, folder, dtype="float16")
+    merge.plan(adapter, folder, dtype="bfloat16")
+    half = save_base(tmp_path / "half", weights_of(dtype="F16"))
+    with pytest.raises(errors.TargetError, match=r"too small for float16: score.weight"):
+        merge.plan(adapter, half)
+    small_bias = {
+        "score.bias": tensor_of(np.full(3, 1e-6)),
+        "score.weight": tensor_of(np.ones((3, 24))),
+    }
+    merge.plan(adapter_of(tensors=small_bias, config='{"task_type":"SEQ_CLS"}'), half)
+
+
 def test_no_folder_no_weights(tmp_path, base):
     refused(tmp_path / "nowhere", ["no base model", "nothing"])
     refused(base / "config.json", ["no base model", "a file"])
