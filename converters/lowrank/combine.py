@@ -6,6 +6,7 @@ is the sum of the ranks; `reduction` lowers it.
 
 from __future__ import annotations
 
+import json
 import math
 from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
@@ -98,8 +99,21 @@ class Sum:
 
     @property
     def config(self) -> str | None:
-        """The config of the first adapter."""
-        return self.parts[0][0].config
+        """The config of the first adapter with other trained tensors, or else of the first adapter.
+
+        If several have such tensors, it does not name the modules that one of them trained whole.
+        """
+        trained = [adapter for adapter, _ in self.parts if adapter.tensors]
+        config = (trained or [self.parts[0][0]])[0].config
+        if config is None or len(trained) < 2:
+            return config
+        return json.dumps({**json.loads(config), "modules_to_save": None})
+
+    @property
+    def tasks(self) -> tuple[str, ...]:
+        """The task types that the adapters' configs name, each once."""
+        configs = [json.loads(adapter.config or "{}") for adapter, _ in self.parts]
+        return tuple(dict.fromkeys(str(c["task_type"]) for c in configs if c.get("task_type")))
 
     def factors(self, name: str) -> tuple[Factor, Factor]:
         """Return A (rank, in_features) and B (out_features, rank) of the sum, float32.
@@ -154,12 +168,15 @@ def weighted(
 
 
 def disagreement(total: Sum) -> str | None:
-    """Return a notice if the adapters name different base models, or only some name one."""
+    """Return a notice if the adapters name different base models or tasks, or only some name a base
+    model."""
     names = dict.fromkeys(filter(None, total.base_models))
     if len(names) > 1:
         return f"the adapters name different base models: {', '.join(names)}"
     if names and None in total.base_models:
         return f"one adapter names no base model, another names {next(iter(names))}"
+    if len(total.tasks) > 1:
+        return f"the adapters were trained for different tasks: {', '.join(total.tasks)}"
     return None
 
 

@@ -118,5 +118,22 @@ def for_lora(
         "init_lora_weights": True,
         "rank_pattern": {},
         "alpha_pattern": {},
-        **(about_extras(adapter, "lora_only") if extras else {}),
+        **(_about_extras(adapter) if extras else {}),
     }
+
+
+def _about_extras(adapter: LowRank) -> dict[str, Any]:
+    """Return `bias` and `modules_to_save` of a LoRA.
+
+    If one adapter of a sum has trained a module whole that another one adapts, the module is not in
+    `modules_to_save`: PEFT then loads the trained weight into the layer that it adapts. It cannot
+    load a module that is in both lists.
+    """
+    found = about_extras(adapter, "lora_only")
+    whole = [m.name for m in adapter.modules if f"{m.name}.weight" in adapter.tensors]
+    saved = [
+        name
+        for name in found["modules_to_save"] or []
+        if not any(f".{module}".endswith(f".{name}") for module in whole)
+    ]
+    return {**found, "modules_to_save": saved or None}
