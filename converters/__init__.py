@@ -123,13 +123,15 @@ class Source:
         """The files that are read: the weights, and the config if there is one."""
         name = self.reader.config
         config = self.checkpoint.config_file(name) if name else None
-        return (self.checkpoint.file, *([config] if config and config.is_file() else []))
+        found = [config] if config and config.is_file() else []
+        return (self.checkpoint.file, *self.checkpoint.shards, *found)
 
     def read(self, *, topk: int | None = None, base: PathLike | None = None) -> Adapter:
         """Read and return the adapter; arguments and errors as `vbfmt.converters.read`."""
         module = import_module(f"vbfmt.converters.{self.reader.name}")
         options = {"base": base} if self.reader.may_need_base else {}
         adapter: Adapter = module.from_checkpoint(self.checkpoint, topk=topk, **options)
+        self.checkpoint.require_unchanged()
         return adapter
 
 
@@ -153,7 +155,7 @@ def read(
         SourceError: the checkpoint has none of the formats or several are possible, or it is
             incomplete or contradicts itself.
         ContentError: a value breaks a rule: NaN, an index past the end of the bank.
-        StorageError: a file cannot be read.
+        StorageError: a file cannot be read, or changes meanwhile.
     """
     return open_source(path, layout=layout).read(topk=topk, base=base)
 

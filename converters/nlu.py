@@ -21,6 +21,7 @@ from vbfmt.converters._files.checkpoint import (
     Checkpoint,
     agreed_k,
     bank_of,
+    owned,
     require_gathered,
     size_in,
 )
@@ -75,7 +76,7 @@ def _adapter(tensors: Mapping[str, Tensor], config: Mapping[str, Any], topk: int
     _require_config(config, modules, *bank.shape)
     k = agreed_k({"`topk`": topk, _CONFIG: _plain(config.get("topk"))})
     rows = tiled.rows_by_module(tensors, modules, k, len(bank), tiled.NLU)
-    head = {key: tensor for key, tensor in tensors.items() if trunk and not key.startswith(trunk)}
+    head = {key: owned(t) for key, t in tensors.items() if trunk and not key.startswith(trunk)}
     require_gathered(head)
     notice = _notice(tensors, head)
     if notice:

@@ -22,6 +22,7 @@ from vbfmt.adapter import Adapter
 from vbfmt.converters._files.checkpoint import (
     FLOATS,
     Checkpoint,
+    owned,
     require_gathered,
     shown,
     size_in,
@@ -98,7 +99,7 @@ def _adapter(checkpoint: Checkpoint, topk: int | None, base: PathLike | None) ->
             _module(name, pair, fan_in_fan_out): _rows(pair, len(theta))
             for name, pair in indices.items()
         },
-        tensors={inner: tensors[key] for inner, key in trained.items()},
+        tensors={inner: owned(tensors[key]) for inner, key in trained.items()},
         base_model=name,
         base_revision=revision,
         metadata={"method": "Uni-LoRA"},

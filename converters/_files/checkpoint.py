@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import os
 from collections.abc import Collection, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 
 from vbfmt._files import json_file, peft_layout, storage
 from vbfmt.converters._files import pickle, safetensors, training_run
-from vbfmt.errors import ContentError, MissingSourceError, SourceError
+from vbfmt.errors import ContentError, MissingSourceError, SourceError, StorageError
 from vbfmt.tensors import Tensor
 
 PathLike = str | os.PathLike[str]
@@ -31,6 +31,8 @@ before a whole model's."""
 
 CONFIGS = (peft_layout.CONFIG, "config.json")
 """Names of configs that a reader may use, beside the weights."""
+
+Stamp = tuple[int, int, int, int] | None
 
 FLOATS = ("F32", "F16", "BF16", "F64")
 """Accepted dtypes of banks and logits, by their safetensors names."""
@@ -51,11 +53,30 @@ class Checkpoint:
 
     Attributes:
         file: path of the weights file, or of the index of shards.
-        tensors: the tensors by the keys in the file.
+        tensors: the tensors by the keys in the file, memory-mapped.
+        shards: paths of the shards, if there are several.
+        stamps: path → inode, size and times of each file that may be read, when it was opened; None
+            for a file that does not exist.
     """
 
     file: Path
     tensors: Mapping[str, Tensor]
+    shards: tuple[Path, ...] = ()
+    stamps: Mapping[Path, Stamp] = field(default_factory=dict)
+
+    def require_unchanged(self) -> None:
+        """Check that the files are as they were opened, so that what was read belongs together.
+
+        Raises:
+            StorageError: a file was written, replaced or removed meanwhile.
+        """
+        for path, stamp in self.stamps.items():
+            if _stamp(path) != stamp:
+                raise StorageError(
+                    "a file changed while the checkpoint was read",
+                    file=path,
+                    advice="try again when it is complete",
+                )
 
     def config(self, name: str) -> dict[str, Any] | None:
         """Return the JSON object in the config of that name beside the weights, None if there is
@@ -103,7 +124,24 @@ def open_checkpoint(path: PathLike) -> Checkpoint:
         file = _locate(Path(path))
     except OSError as error:
         raise storage.refusal("cannot read", path, error) from None
-    return Checkpoint(file, _sharded(file) if file.name in _INDEXES else _tensors(file))
+    shards = _shards(file) if file.name in _INDEXES else {}
+    configs = (file.parent / name for name in CONFIGS)
+    stamps = {each: _stamp(each) for each in (file, *shards, *configs)}
+    tensors = _sharded(file, shards) if shards else _tensors(file)
+    return Checkpoint(file, tensors, tuple(shards), stamps)
+
+
+def owned(tensor: Tensor) -> Tensor:
+    """Return a copy of a tensor in memory, which stays as it is if the file changes."""
+    return Tensor(tensor.dtype, tensor.shape, np.array(tensor.data))
+
+
+def _stamp(path: Path) -> Stamp:
+    try:
+        status = path.stat()
+    except OSError:
+        return None
+    return status.st_ino, status.st_size, status.st_mtime_ns, status.st_ctime_ns
 
 
 def _tensors(file: Path) -> Mapping[str, Tensor]:
@@ -112,19 +150,36 @@ def _tensors(file: Path) -> Mapping[str, Tensor]:
     return pickle.read(file)
 
 
-def _sharded(index: Path) -> dict[str, Tensor]:
-    """Return the tensors of all shards that an index names."""
-    shards = json_file.read(index).get("weight_map")
-    names = list(shards.values()) if isinstance(shards, dict) else []
-    for name in names:
+def _shards(index: Path) -> dict[Path, set[str]]:
+    """Return the shards that an index names → the keys that it gives to each."""
+    weight_map = json_file.read(index).get("weight_map")
+    if not isinstance(weight_map, dict) or not weight_map:
+        raise SourceError("not an index of weights", file=index, expected="a weight_map")
+    shards: dict[Path, set[str]] = {}
+    for key, name in weight_map.items():
         valid = isinstance(name, str) and os.path.basename(name) == name and "\\" not in name
         if not valid or not name.endswith(SUFFIXES):
             raise SourceError("not a file of weights", file=index, found=shown(name))
+        shards.setdefault(index.parent / name, set()).add(key)
+    return dict(sorted(shards.items()))
+
+
+def _sharded(index: Path, shards: Mapping[Path, set[str]]) -> dict[str, Tensor]:
+    """Return the tensors of all shards, which must be those that the index gives to each."""
     result: dict[str, Tensor] = {}
-    for name in sorted(set(names)):
-        result.update(_tensors(index.parent / name))
-    if not result:
-        raise SourceError("not an index of weights", file=index, expected="a weight_map")
+    for path, keys in shards.items():
+        tensors = _tensors(path)
+        wrong = next(iter(sorted(keys ^ tensors.keys())), None)
+        if wrong is not None:
+            raise SourceError(
+                "a shard does not have the tensors that the index gives to it",
+                file=path,
+                part=wrong,
+                found="a tensor" if wrong in tensors else "no such tensor",
+                expected="no such tensor" if wrong in tensors else f"a tensor, as in {index.name}",
+                advice="save or fetch the checkpoint again",
+            )
+        result.update(tensors)
     return result
 
 

@@ -22,6 +22,7 @@ from vbfmt.converters._files.checkpoint import (
     agreed_k,
     bank_of,
     open_checkpoint,
+    owned,
     require_gathered,
     size_in,
 )
@@ -52,7 +53,10 @@ def read(path: PathLike, *, topk: int | None = None) -> Adapter:
         ContentError: a value breaks a rule: NaN, an index past the end of the bank.
         StorageError: a file cannot be read.
     """
-    return from_checkpoint(open_checkpoint(path), topk=topk)
+    checkpoint = open_checkpoint(path)
+    adapter = from_checkpoint(checkpoint, topk=topk)
+    checkpoint.require_unchanged()
+    return adapter
 
 
 def from_checkpoint(checkpoint: Checkpoint, *, topk: int | None = None) -> Adapter:
@@ -103,7 +107,7 @@ def from_tensors(
     adapter = Adapter.from_rows(
         bank,
         {module: rows[name] for name, module in modules.items()},
-        tensors={name: tensors[key] for name, key in keys.others.items()},
+        tensors={name: owned(tensors[key]) for name, key in keys.others.items()},
         base_model=base_model,
         base_revision=base_revision,
     )

@@ -2,14 +2,21 @@
 
 from __future__ import annotations
 
+import json
+import os
 import warnings
 
 import numpy as np
 import pytest
 
-from vbfmt import Tensor
+from tests.converters.test_peft import logits_form, write_folder
+from vbfmt import Tensor, dumps
+from vbfmt.converters import open_source, read
+from vbfmt.converters._files import checkpoint, safetensors
 from vbfmt.converters._files.checkpoint import agreed_k, bank_of
-from vbfmt.errors import ContentError, SourceError
+from vbfmt.converters.operations.pack import pack
+from vbfmt.converters.peft import folder as peft_folder
+from vbfmt.errors import ContentError, SourceError, StorageError
 
 
 def test_sources_that_agree_or_are_silent():
@@ -73,3 +80,108 @@ def test_a_bank_that_float32_would_round_away_is_refused():
     with pytest.raises(ContentError, match="too small for float32: vector bank"):
         bank_of(small)
     assert not bank_of(Tensor.of(np.zeros((2, 4)))).any()
+
+
+@pytest.fixture
+def sharded(tmp_path):
+    """Return a function that writes a checkpoint in two shards, given what each file holds."""
+    write_folder(tmp_path / "whole", logits_form())
+    tensors = safetensors.read(tmp_path / "whole" / "adapter_model.safetensors").tensors
+    (tmp_path / "shards").mkdir()
+    config = (tmp_path / "whole" / "adapter_config.json").read_bytes()
+    (tmp_path / "shards" / "adapter_config.json").write_bytes(config)
+    names = [f"model-{number}.safetensors" for number in (1, 2)]
+    keys = sorted(tensors)
+    halves = [keys[::2], keys[1::2]]
+    weight_map = {key: name for name, half in zip(names, halves, strict=True) for key in half}
+
+    def write(*, extra=(), missing=()):
+        for name, half in zip(names, halves, strict=True):
+            here = [key for key in half if key not in missing]
+            content = {key: tensors[key] for key in here}
+            if name == names[0]:
+                content |= {key: Tensor.of(np.ones(3, "<f4")) for key in extra}
+            (tmp_path / "shards" / name).unlink(missing_ok=True)
+            safetensors.write_tensors(tmp_path / "shards" / name, content)
+        index = json.dumps({"weight_map": weight_map})
+        (tmp_path / "shards" / "model.safetensors.index.json").write_text(index)
+        return tmp_path / "shards", halves
+
+    return write
+
+
+def test_a_checkpoint_in_shards_is_the_same_as_in_one_file(sharded, tmp_path):
+    folder, _ = sharded()
+    assert read(folder) == read(tmp_path / "whole")
+    files = [path.name for path in open_source(folder).files]
+    assert files[1:3] == ["model-1.safetensors", "model-2.safetensors"]
+    done = pack(folder, tmp_path / "x.vblora")
+    assert done.source_size == sum(path.stat().st_size for path in folder.iterdir())
+
+
+def test_a_tensor_in_two_shards_is_refused(sharded):
+    _, halves = sharded()
+    key = halves[1][0]
+    folder, _ = sharded(extra=[key])
+    with pytest.raises(SourceError, match=r"model-1.safetensors: .*expected no such tensor") as bad:
+        read(folder)
+    assert bad.value.part == key
+
+
+def test_a_tensor_that_no_shard_has_is_refused(sharded):
+    _, halves = sharded()
+    folder, _ = sharded(missing=halves[1][:1])
+    with pytest.raises(SourceError, match=r"model-2.safetensors: .*found no such tensor"):
+        read(folder)
+
+
+@pytest.mark.parametrize("name", ["adapter_model.safetensors", "adapter_config.json"])
+@pytest.mark.parametrize("way", ["rewritten", "replaced", "removed"])
+def test_a_checkpoint_that_changes_while_it_is_read_is_refused(tmp_path, monkeypatch, name, way):
+    folder = write_folder(tmp_path / "x", logits_form())
+    real = checkpoint.bank_of
+    path = folder / name
+    before = path.stat()
+
+    def change_and_read(tensor):
+        bank = real(tensor)
+        if way == "rewritten":
+            with open(path, "r+b") as file:
+                file.write(path.read_bytes())
+            os.utime(path, ns=(before.st_atime_ns, before.st_mtime_ns))
+        elif way == "replaced":
+            (folder / "new").write_bytes(path.read_bytes())
+            os.replace(folder / "new", path)
+        else:
+            path.unlink()
+        return bank
+
+    monkeypatch.setattr(peft_folder, "bank_of", change_and_read)
+    for reader in (read, peft_folder.read):
+        if not path.exists():
+            write_folder_again(folder)
+        with pytest.raises(StorageError, match="changed while the checkpoint was read") as bad:
+            reader(folder)
+        assert bad.value.file == str(path)
+
+
+def write_folder_again(folder):
+    for path in folder.iterdir():
+        path.unlink()
+    folder.rmdir()
+    write_folder(folder, logits_form())
+
+
+def test_what_was_read_stays_as_it_is_when_the_file_changes(tmp_path):
+    folder = write_folder(tmp_path / "x", logits_form())
+    path = folder / "adapter_model.safetensors"
+    head = {"base_model.model.classifier.weight": Tensor.of(np.ones((2, 8), "<f4"))}
+    mapped = safetensors.read(path).tensors
+    path.unlink()
+    safetensors.write_tensors(path, mapped | head)
+    adapter = read(folder)
+    before = dumps(adapter)
+    with open(path, "r+b") as file:
+        file.seek(-64, os.SEEK_END)
+        file.write(b"\xff" * 64)
+    assert dumps(adapter) == before
