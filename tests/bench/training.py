@@ -7,6 +7,7 @@ On a GPU, in less than five minutes, with compiled steps and a layer of Llama-2-
 from __future__ import annotations
 
 import argparse
+import statistics
 import sys
 import tempfile
 import time
@@ -150,10 +151,11 @@ def _rows_of_steps(setting: Setting) -> list[Row]:
     """Whole steps on one base."""
     models = {name: make(setting) for name, make in MODELS.items()}
     long, short = (
-        _alternately({n: _step(m, tokens, setting) for n, m in models.items()}, setting, times)
-        for tokens, times in ((512, 5), (32, 25))
+        _rounds({n: _step(m, tokens, setting) for n, m in models.items()}, setting, times)
+        for tokens, times in ((512, 5), (32, 40))
     )
-    added = {name: short[name] - short[BASE] for name in ("vbfmt", PEFT)}
+    added = {name: _difference(short[name], short[BASE]) for name in ("vbfmt", PEFT)}
+    long, short = _fastest(long), _fastest(short)
     step = f"whole step, {setting.layers} layers of {setting.shape}, base in {setting.dtype}"
     step += ", compiled" * setting.compiled
     return [
@@ -298,8 +300,15 @@ def _step(model: nn.Module, tokens: int, setting: Setting) -> Callable[[], objec
 def _alternately(
     works: dict[str, Callable[[], object]], setting: Setting, times: int = 9
 ) -> dict[str, float]:
-    """Seconds of the fastest call of each; they take turns, so that all meet the same machine."""
-    best = dict.fromkeys(works, float("inf"))
+    """Seconds of the fastest call of each."""
+    return _fastest(_rounds(works, setting, times))
+
+
+def _rounds(
+    works: dict[str, Callable[[], object]], setting: Setting, times: int
+) -> dict[str, list[float]]:
+    """Seconds of every call of each; they take turns, so that all meet the same machine."""
+    seconds: dict[str, list[float]] = {name: [] for name in works}
     for round_ in range(times + 1):
         for name, work in works.items():
             _synchronize(setting)
@@ -307,8 +316,18 @@ def _alternately(
             work()
             _synchronize(setting)
             if round_:  # the first is for warming up
-                best[name] = min(best[name], time.perf_counter() - start)
-    return best
+                seconds[name].append(time.perf_counter() - start)
+    return seconds
+
+
+def _fastest(seconds: dict[str, list[float]]) -> dict[str, float]:
+    return {name: min(each) for name, each in seconds.items()}
+
+
+def _difference(one: list[float], other: list[float]) -> float:
+    """Median of the differences within a round: the machine changes less within one than between
+    two."""
+    return statistics.median(a - b for a, b in zip(one, other, strict=True))
 
 
 def _synchronize(setting: Setting) -> None:

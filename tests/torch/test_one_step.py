@@ -13,7 +13,12 @@ from tests.torch.models import batch, config, net
 from vbfmt.errors import ModelError
 from vbfmt.torch import VectorBank, inject
 from vbfmt.torch.composition import _mixed
-from vbfmt.torch.low_rank import add_low_rank, can_add_in_one_step
+from vbfmt.torch.low_rank import (
+    add_low_rank,
+    can_add_in_one_step,
+    is_plain_linear,
+    linear_with_low_rank,
+)
 from vbfmt.torch.selected import compose_in_one_step
 from vbfmt.torch.selection import select_top_k
 
@@ -82,10 +87,106 @@ def test_a_penalty_on_the_gradient_of_the_input_reaches_the_adapter():
 
 
 def test_autocast_goes_operation_by_operation():
-    x, result, rows = operands(of_rows=torch.float32, dtype=torch.float32)
-    assert can_add_in_one_step(x, result, rows)
+    x, _, _ = operands(of_rows=torch.float32, dtype=torch.float32)
+    assert can_add_in_one_step(x)
     with torch.autocast("cpu", torch.bfloat16):
-        assert not can_add_in_one_step(x, result, rows)
+        assert not can_add_in_one_step(x)
+
+
+def linear(dtype=torch.float64, *, bias=True):
+    torch.manual_seed(2)
+    return nn.Linear(8, 12, bias=bias, dtype=dtype).requires_grad_(False)
+
+
+@pytest.mark.parametrize("shape", SHAPES)
+@pytest.mark.parametrize("bias", [True, False])
+@pytest.mark.parametrize("of_rows", [torch.float64, torch.float32])
+def test_a_linear_layer_with_its_update_is_what_the_operations_give(shape, bias, of_rows):
+    x, _, rows = operands(shape, of_rows=of_rows)
+    layer = linear(bias=bias)
+    assert is_plain_linear(layer)
+    one, other = linear_with_low_rank(x, layer, rows, RANK), separately(x, layer(x), rows)
+    assert one.shape == other.shape
+    torch.testing.assert_close(one, other)
+    upstream = torch.randn_like(one)
+    found = torch.autograd.grad(one, (x, rows), upstream)
+    expected = torch.autograd.grad(other, (x, rows), upstream)
+    for each, right in zip(found, expected, strict=True):
+        torch.testing.assert_close(each, right)
+
+
+def test_a_linear_layer_of_lower_precision_is_rounded_once():
+    x, _, rows = operands(dtype=torch.bfloat16, of_rows=torch.float32)
+    layer = linear(torch.bfloat16)
+    one, other = linear_with_low_rank(x, layer, rows, RANK), separately(x, layer(x), rows)
+    assert torch.equal(one, other)
+    upstream = torch.randn_like(one)
+    (found,) = torch.autograd.grad(one, x, upstream)
+    exact = separately(x.double(), layer.double()(x.double()), rows.double())
+    (expected,) = torch.autograd.grad(exact, x, upstream.double())
+    torch.testing.assert_close(found, expected, rtol=2**-7, atol=2**-7)
+
+
+def test_inputs_of_a_linear_layer_that_do_not_lie_in_one_piece():
+    x, _, rows = operands((2, 5, 8))
+    x, layer = x.detach().transpose(0, 1), linear()
+    one = linear_with_low_rank(x, layer, rows, RANK)
+    torch.testing.assert_close(one, separately(x, layer(x), rows))
+
+
+def test_gradients_of_a_linear_layer_of_first_and_second_order():
+    x, _, rows = operands((2, 8))
+    layer = linear()
+    assert gradcheck(lambda x, rows: linear_with_low_rank(x, layer, rows, RANK), (x, rows))
+    assert gradgradcheck(lambda x, rows: linear_with_low_rank(x, layer, rows, RANK), (x, rows))
+
+
+class Doubled(nn.Linear):
+    def forward(self, x):
+        return 2 * super().forward(x)
+
+
+def unlike_plain():
+    """Layers whose call is more than a product with a frozen weight."""
+    hooked = linear()
+    hooked.register_forward_hook(lambda module, args, output: 2 * output)
+    before, backward = linear(), linear()
+    before.register_forward_pre_hook(lambda module, args: (2 * args[0],))
+    backward.register_full_backward_hook(lambda module, into, out: None)
+    replaced = linear()
+    replaced.forward = lambda x: 2 * nn.functional.linear(x, replaced.weight, replaced.bias)
+    normed = torch.nn.utils.parametrizations.weight_norm(linear())
+    compiled = linear()
+    compiled.compile(backend="eager")
+    return {
+        "hook": hooked, "hook before": before, "hook of the backward pass": backward,
+        "forward of its own": replaced, "subclass": Doubled(8, 12).requires_grad_(False),
+        "weight trains": linear().requires_grad_(True), "weight_norm": normed, "compiled": compiled,
+    }  # fmt: skip
+
+
+@pytest.mark.parametrize("name", unlike_plain())
+def test_a_layer_that_does_more_is_called(name):
+    layer = unlike_plain()[name]
+    assert not is_plain_linear(layer)
+    assert not is_plain_linear(nn.Conv1d(8, 12, 1))
+
+
+def test_hooks_of_a_base_layer_get_the_base_layers_output():
+    model, (x, _) = net(), batch()
+    expected = model.encoder[0](x)
+    inject(model, config())
+    seen = []
+    model.encoder[0].base_layer.register_forward_hook(lambda *given: seen.append(given[2]))
+    assert not torch.equal(model.encoder[0](x), expected)
+    assert torch.equal(seen[0], expected)
+
+
+def test_hooks_of_all_modules_get_it_too():
+    handle = nn.modules.module.register_module_forward_hook(lambda *given: None)
+    assert not is_plain_linear(linear())
+    handle.remove()
+    assert is_plain_linear(linear())
 
 
 @pytest.mark.parametrize("k", [1, 2, 3])

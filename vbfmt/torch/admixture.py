@@ -2,13 +2,20 @@
 
 from __future__ import annotations
 
+from typing import cast
+
 import torch
 from torch import Tensor, nn
 from torch.nn.utils import parametrize
 
 from vbfmt.torch.bank import VectorBank
 from vbfmt.torch.composition import Composition, Slot, compose_alone
-from vbfmt.torch.low_rank import add_low_rank, can_add_in_one_step
+from vbfmt.torch.low_rank import (
+    add_low_rank,
+    can_add_in_one_step,
+    is_plain_linear,
+    linear_with_low_rank,
+)
 from vbfmt.torch.sharding import gathered
 
 _LOGIT_OF_ZERO = 2.0  # if k is 4, the zero vector then has about two thirds of the weight
@@ -111,11 +118,22 @@ class Admixture(LowRankUpdate):
     def forward(self, x: Tensor, result: Tensor) -> Tensor:
         """Return result + B·(A·x), in one step of autograd if that gives the same values."""
         rows = self._rows()
-        if not can_add_in_one_step(x, result, rows):
+        if result.is_nested or not can_add_in_one_step(x):
             return self._add(x, result, *self._factors_of(rows))
-        if self.training and self.dropout.p:
+        if self._drops:
             x = self.dropout(x.to(rows.dtype))
         return add_low_rank(x, result, rows, self.rank)
+
+    def with_linear(self, x: Tensor, layer: nn.Module) -> Tensor | None:
+        """Return the layer's output for x with the update, both in one step of autograd; None
+        where they take two."""
+        if self._drops or not can_add_in_one_step(x) or not is_plain_linear(layer):
+            return None
+        return linear_with_low_rank(x, cast(nn.Linear, layer), self._rows(), self.rank)
+
+    @property
+    def _drops(self) -> bool:
+        return self.training and self.dropout.p > 0
 
     def factors(self) -> tuple[Tensor, Tensor]:
         """Return A and B, composed from the bank: views of this layer's rows."""

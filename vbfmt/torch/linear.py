@@ -120,8 +120,13 @@ class VBLoRALinear(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """Return the output (…, out_features) for x (…, in_features), in the base layer's dtype."""
+        update = self.update()
         if not torch.compiler.is_compiling():
             self._called[0] = True
+            if isinstance(update, Admixture):
+                both = update.with_linear(x, self.base_layer)
+                if both is not None:
+                    return both
         result: Tensor = self.base_layer(x)
         if not isinstance(result, Tensor) or result.size(-1) != self.out_features:
             raise ModelError(
@@ -131,7 +136,6 @@ class VBLoRALinear(nn.Module):
                 expected=f"one that returns a tensor (…, {self.out_features})",
                 advice="leave it out with exclude_modules",
             )
-        update = self.update()
         return result if update is None else cast(Tensor, update(x, result))
 
 
