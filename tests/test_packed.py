@@ -17,7 +17,7 @@ from hypothesis import strategies as st
 from spec.golden.make import GOLDEN, worked_example
 from tests import forge
 from tests.strategies import adapters
-from vbfmt import Adapter, Module, Rows, digest, dumps, errors, load, loads, save, verify
+from vbfmt import Adapter, Module, Rows, banks, digest, dumps, errors, load, loads, save, verify
 
 CORPUS = Path(__file__).parents[1] / "spec" / "corpus"
 
@@ -316,3 +316,18 @@ def test_what_is_not_an_adapter_is_not_saved(tmp_path):
     with pytest.raises(errors.ConfigError, match="not an adapter: found str.*save_packed"):
         save(str(tmp_path / "x.vblora"), tmp_path / "y.vblora")
     assert not list(tmp_path.iterdir())
+
+
+@pytest.mark.parametrize("ending", [".safetensors", ".bin", ".PT", ".pth", ".gguf", ".bank"])
+def test_a_packed_file_is_not_named_like_another_kind(tmp_path, ending):
+    """``vbfmt pack`` would then take it for a checkpoint."""
+    path, good = tmp_path / f"m{ending}", tmp_path / "m.vblora"
+    save(worked_example(), good)
+    for write in (
+        lambda: save(worked_example(), path),
+        lambda: banks.split(good, path),
+        lambda: banks.join(good, path),
+    ):
+        with pytest.raises(errors.TargetError, match=f"found {ending}, expected a name with"):
+            write()
+    assert [each.name for each in tmp_path.iterdir()] == ["m.vblora"]

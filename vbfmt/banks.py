@@ -15,7 +15,7 @@ from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 
 from vbfmt._files import banks as bank_files
-from vbfmt._files import storage, verified
+from vbfmt._files import outputs, storage, verified
 from vbfmt._files.banks import Source as Source
 from vbfmt._files.banks import Sources as Sources
 from vbfmt._format.packed_file import PackedFile
@@ -45,10 +45,12 @@ def split(
 
     Raises:
         VbfmtError: `path` is not a valid packed file.
+        TargetError: `output` ends like another kind of file, such as ``.safetensors``.
         OutputExistsError: `output` exists and `overwrite` is not set.
         ChecksumError: the existing bank file is damaged, and `overwrite` is not set.
         StorageError: the operating system refused.
     """
+    outputs.require_packed_name(output)
     packed, bank = verified.read(path, look_in)
     if not overwrite:
         storage.require_absent(output)
@@ -76,9 +78,11 @@ def join(
     Raises:
         VbfmtError: `path` is not a valid packed file.
         BankError: the external bank was not found.
+        TargetError: `output` ends like another kind of file, such as ``.safetensors``.
         OutputExistsError: `output` exists and `overwrite` is not set.
         StorageError: the operating system refused.
     """
+    outputs.require_packed_name(output)
     packed, bank = verified.read(path, banks)
     size = storage.write(output, packed.embedded_pieces(bank), overwrite=overwrite)
     return Written(packed.digest, size)

@@ -11,14 +11,14 @@ import numpy as np
 from numpy.typing import NDArray
 
 from vbfmt._files import banks as bank_files
-from vbfmt._files import storage
+from vbfmt._files import outputs, storage
 from vbfmt._files.banks import Source, Sources
 from vbfmt._format import container, external_bank, header, rules
 from vbfmt._format.container import Bytes
 from vbfmt._format.header import Header
 from vbfmt._format.packed_file import BANK, PackedFile
 from vbfmt.adapter import Adapter
-from vbfmt.errors import ConfigError, DigestError, VbfmtError
+from vbfmt.errors import ConfigError, DigestError, MagicError, VbfmtError
 
 PathLike = str | os.PathLike[str]
 Form = Literal["embedded", "external"]
@@ -111,8 +111,10 @@ def write(
         ChecksumError: the existing bank file is damaged, and `overwrite` is not set.
         LengthError: names, config and metadata are too long for a header.
         ConfigError: `bank` has another value.
+        TargetError: `path` ends like another kind of file, such as ``.safetensors``.
         StorageError: the file could not be written. An existing file is then unchanged.
     """
+    outputs.require_packed_name(path)
     pieces = _pieces(adapter, bank)
     start = next(pieces)
     beside = None
@@ -203,7 +205,7 @@ def load(
         where = bank_files.sources(banks, path)
         return _loaded(storage.read(path, mmap=mmap), digest, verify, where)[0]
     except VbfmtError as error:
-        raise error.in_file(path) from None
+        raise _in_file(error, path) from None
 
 
 def load_with_digest(
@@ -224,7 +226,7 @@ def load_with_digest(
         where = bank_files.sources(banks, path)
         return _loaded(storage.read(path, mmap=mmap), digest, True, where)[:2]
     except VbfmtError as error:
-        raise error.in_file(path) from None
+        raise _in_file(error, path) from None
 
 
 def load_with_form(path: PathLike, *, banks: Sources | None = None) -> tuple[Adapter, str, Form]:
@@ -235,7 +237,7 @@ def load_with_form(path: PathLike, *, banks: Sources | None = None) -> tuple[Ada
     try:
         return _loaded(storage.read(path, mmap=True), None, True, bank_files.sources(banks, path))
     except VbfmtError as error:
-        raise error.in_file(path) from None
+        raise _in_file(error, path) from None
 
 
 def _loaded(
@@ -252,6 +254,13 @@ def _loaded(
     if not verify:
         rules.raise_first(adapter.broken_texts())
     return adapter, found, "external" if packed.bank.external else "embedded"
+
+
+def _in_file(error: VbfmtError, path: PathLike) -> VbfmtError:
+    """Return the error with the file that it is in, and other advice if that is a bank."""
+    if isinstance(error, MagicError) and os.fspath(path).endswith(bank_files.ENDING):
+        error.advice = "it is named like a vector bank; give the packed file that uses it"
+    return error.in_file(path)
 
 
 def _bank(
@@ -281,7 +290,7 @@ def verify(path: PathLike, *, digest: str | None = None, banks: Sources | None =
     try:
         packed = PackedFile.parse(data)
     except VbfmtError as error:
-        return Report(name, None, (error.in_file(path),))
+        return Report(name, None, (_in_file(error, path),))
     problems, bank = list(packed.damage()), None
     try:
         bank = _bank(packed, bank_files.sources(banks, path), shared=False)

@@ -188,6 +188,16 @@ def unweighted(total: Sum) -> str | None:
     return f"trained biases and heads are not scaled by `weights`: {few(whole)}"
 
 
+def without_effect(total: Sum) -> str | None:
+    """Return a notice if an adapter has the weight 0: its ΔW adds nothing."""
+    count = sum(weight == 0 for _, weight in total.parts)
+    if not count:
+        return None
+    if count == len(total.parts):
+        return "`weights=0`: ΔW is 0, so no module changes"
+    return f"{count} of {len(total.parts)} adapters have `weights=0` and add nothing"
+
+
 def _joined(modules: list[Module]) -> Module:
     first = modules[0]
     if len(modules) == 1:

@@ -137,6 +137,7 @@ def _doubts(factors: combine.Sum, base: Base) -> Iterator[str | None]:
     """Yield what the user should know about the adapters and the base."""
     yield combine.disagreement(factors)
     yield combine.unweighted(factors)
+    yield combine.without_effect(factors)
     if not os.path.lexists(os.path.join(base.path, bases.CONFIG)):
         yield f"the base has no {bases.CONFIG}: checks that need it are skipped"
 

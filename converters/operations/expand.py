@@ -276,9 +276,7 @@ def _notices(total: Sum, result: Expanded, *, checked: bool) -> Iterator[str]:
         advice = "" if checked else "; not every runtime loads them: see `check`, `drop_extras`"
         done = "left out" if total.drop_extras else f"kept{advice}"
         yield f"{len(total.extras)} other trained tensors ({few(total.extras)}) {done}"
-    whole = combine.unweighted(total)
-    if whole:
-        yield whole
+    yield from filter(None, (combine.unweighted(total), combine.without_effect(total)))
     if result.mean_lost > MUCH:
         yield (
             f"rank {result.rank} loses much: {result.mean_lost:.0%} of ΔW on average; "

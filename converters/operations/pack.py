@@ -84,6 +84,7 @@ def pack(
     file = dst if isinstance(dst, (str, os.PathLike)) else None
     readme = None if file is None else os.path.join(os.path.dirname(file), cards.NAME)
     if file is not None:
+        outputs.require_packed_name(file)
         outputs.require_file(file, overwrite=overwrite)
     if card:
         _require_no_card(readme)

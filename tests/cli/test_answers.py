@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 import re
+from contextlib import contextmanager
 
 import numpy as np
 import pytest
@@ -341,3 +342,31 @@ def test_many_modules_that_differ_are_counted(vbfmt, tmp_path):
 def test_a_file_of_weights_is_compared_with_a_packed_one(vbfmt, packed, checkpoint):
     result = vbfmt("diff", packed, checkpoint / "adapter_model.safetensors")
     assert (result.code, "hold the same adapter" in result.out) == (0, True), result.err
+
+
+@pytest.mark.parametrize(
+    "words",
+    [
+        ("expand", "A", "B", "-o", "{out}"),
+        ("expand", "A", "-o", "{out}", "--rank", 1),
+        ("merge", "A", "B", "--base", "M", "-o", "{out}"),
+        pytest.param(("plot", "A", "-o", "{out}.html"), marks=needs_matplotlib),
+    ],
+    ids=lambda words: " ".join(map(str, words)),
+)
+def test_long_work_shows_its_progress(vbfmt, tmp_path, monkeypatch, words):
+    paths = {letter: tmp_path / letter for letter in "ABM"}
+    for seed, letter in enumerate("AB"):
+        save(adapter_of(seed=seed), paths[letter])
+    save_base(paths["M"], weights_of())
+    steps = []
+
+    @contextmanager
+    def shown(unit):
+        yield lambda count, total: steps.append((count, total))
+
+    monkeypatch.setattr(progress, "shown", shown)
+    given = (paths.get(word, str(word).format(out=tmp_path / "out")) for word in words)
+    assert vbfmt(*given).code == 0
+    (total,) = {total for _, total in steps}
+    assert sum(count for count, _ in steps) == total

@@ -101,3 +101,12 @@ def test_a_missing_bank_is_listed_with_the_option_that_helps(vbfmt, thin, tmp_pa
     assert "give its folder: --banks FOLDER" in listed.out
     assert "`" not in listed.out
     assert "`" not in vbfmt("bank", "list", thin, "--json").out
+
+
+@pytest.mark.parametrize("command", ["verify", "inspect", "unpack"])
+def test_a_bank_is_not_taken_for_a_checkpoint(vbfmt, thin, tmp_path, command):
+    (bank,) = (tmp_path / "shelf").iterdir()
+    out = () if command != "unpack" else ("-o", tmp_path / "out")
+    answer = vbfmt(command, bank, *out)
+    assert answer.code == 1
+    assert "named like a vector bank; give the packed file" in answer.out + answer.err

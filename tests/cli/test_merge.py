@@ -202,3 +202,16 @@ def test_it_says_that_heads_are_not_scaled(vbfmt, tmp_path):
     result = vbfmt(*words, "--weight", 0.5, "--weight", 1)
     assert result.code == 0
     assert "are not scaled by --weight" in " ".join(result.err.split())
+
+
+def test_the_weight_zero_is_noted(vbfmt, base, files, tmp_path):
+    alone = vbfmt("merge", files[0], "--base", base, "-o", tmp_path / "a", "--weight", 0)
+    assert (alone.code, alone.err) == (0, "note: --weight 0: ΔW is 0, so no module changes\n")
+    before, after = tensors_in(base), tensors_in(tmp_path / "a")
+    assert {name: after[name].data.tobytes() for name in after} == {
+        name: before[name].data.tobytes() for name in before
+    }
+    words = (*files, "--base", base, "-o", tmp_path / "b", "--weight", 1, "--weight", 0)
+    assert "note: 1 of 2 adapters have --weight 0 and add nothing\n" in vbfmt("merge", *words).err
+    expanded = vbfmt("expand", files[0], "-o", tmp_path / "c", "--weight", 0)
+    assert "note: --weight 0: ΔW is 0" in expanded.err

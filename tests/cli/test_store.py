@@ -93,8 +93,6 @@ def test_what_cannot_be_is_one_line_and_changes_nothing(vbfmt, tmp_path, files, 
     other.mkdir()
     (other / "x").write_bytes(b"")
     paths = {"S": store, "T": other, "F": files[1], "O": tmp_path / "o"}
-    if words[0] == "add":  # the adapter is added in any case, the name is not
-        vbfmt("store", "add", store, files[1])
     before = {path for path in tmp_path.rglob("*") if "catalog" not in path.name}
     done = vbfmt("store", *(paths.get(word, word) for word in words))
     assert done.code == code
@@ -104,3 +102,16 @@ def test_what_cannot_be_is_one_line_and_changes_nothing(vbfmt, tmp_path, files, 
     assert done.err.count("\n") == 1 or code == 2
     after = {path for path in tmp_path.rglob("*") if "catalog" not in path.name}
     assert after - {store / "lock"} == before - {store / "lock"}
+
+
+def test_a_name_that_is_taken_adds_nothing(vbfmt, tmp_path, files):
+    store = tmp_path / "s"
+    vbfmt("store", "add", store, files[0], "--name", "alice")
+    before = vbfmt("store", "stats", store).out
+    taken = vbfmt("store", "add", store, files[1], "--name", "alice")
+    assert (taken.code, taken.out) == (1, "")
+    assert taken.err.endswith("choose another name, or move this one: --force\n")
+    assert vbfmt("store", "stats", store).out == before
+    assert vbfmt("store", "add", store, files[0], "--name", "alice").code == 0  # it is that one
+    assert vbfmt("store", "add", store, files[1], "--name", "alice", "--force").code == 0
+    assert vbfmt("store", "stats", store).out.startswith("2 adapters")

@@ -18,7 +18,7 @@ from vbfmt.analysis.module_names import reading_order
 from vbfmt.errors import ContentError, OutputExistsError, TargetError
 from vbfmt.plot import FIGURES, Scene, bank, bins, write
 from vbfmt.plot.hover import Cells, Points, Strips, as_json
-from vbfmt.plot.style import settings
+from vbfmt.plot.style import BY_INDEX, BY_NORM, settings
 
 ODD = {
     "one vector": made(h=1, k=1),
@@ -75,6 +75,60 @@ def test_axes_say_what_they_show(trained, name):
     sideways = [axes.get_ylabel(), figure.get_supylabel(), *ticks]
     assert any(sideways)
     assert axes.get_title(loc="left")
+
+
+def test_captions_and_axes_name_vectors_alike(trained):
+    """``vector 7`` is an index everywhere; along an axis by norm, captions give the rank too."""
+    scene = Scene(trained, "x")
+    norms, figure = drawn(trained, "norms")
+    assert figure.axes[0].get_xlabel() == BY_NORM
+    assert f"the longest is vector {scene.by_norm[0]} (index)" in norms.caption
+    assert norms.hovers[0].columns["vector"].tolist() == scene.by_norm.tolist()
+
+    found, figure = drawn(trained, "kinds")
+    (cells,) = found.hovers
+    assert figure.axes[0].get_xlabel() == BY_NORM
+    shown = re.search(r" on vector (\d+) \(index; rank (\d+) by norm\), ", found.caption)
+    assert shown is not None
+    vector, rank = map(int, shown.groups())
+    assert np.abs(cells.values["value"]).max(axis=0).argmax() == rank
+    assert scene.by_norm[rank] == vector
+    assert cells.columns[rank] == f"vector {vector}"
+
+    depth, figure = drawn(trained, "depth")
+    assert figure.axes[len(depth.hovers) - 1].get_xlabel() == BY_NORM
+    for hover in depth.hovers:
+        assert hover.columns["vector"].tolist() == scene.by_norm.tolist()
+
+    selection, figure = drawn(trained, "selection")
+    assert figure.axes[0].get_ylabel() == BY_INDEX
+    assert selection.hovers[0].rows == [f"vector {number}" for number in range(trained.h)]
+
+    usage, figure = drawn(trained, "usage")
+    assert figure.axes[0].get_ylabel() == "number of vectors"
+    assert usage.hovers[0].text.startswith("{vectors} vectors are selected")
+
+
+def test_the_strongest_of_many_vectors_is_named_as_the_axis_has_it():
+    adapter = made(h=bins.MOST + 1, names=tuple(f"layers.{n}.q" for n in range(9)))
+    found, _ = drawn(adapter, "kinds")
+    bounds = bins.bounds(adapter.h)
+    bin_of = int(np.abs(found.hovers[0].values["value"]).max(axis=0).argmax())
+    first, last = bounds[bin_of], bounds[bin_of + 1] - 1
+    vector = Scene(adapter, "x").by_norm[first]
+    assert (
+        f"on vectors of rank {first} to {last} by norm, " in found.caption
+        or f"on vector {vector} (index; rank {first} by norm), " in found.caption
+    )
+
+
+def test_vectors_are_labelled_with_their_index_where_they_are_few():
+    adapter = made(h=6)
+    found, figure = drawn(adapter, "projection")
+    labels = [text.get_text() for text in figure.axes[0].texts]
+    assert [label for label in labels if label.isdigit()] == list("012345")
+    assert found.caption.endswith("; numbers: index in the bank")
+    assert "numbers" not in drawn(made(h=400), "projection")[0].caption
 
 
 def test_a_page_is_a_picture_of_that_size(trained, tmp_path):
@@ -322,7 +376,7 @@ def test_a_large_bank_is_drawn_in_bins_and_keeps_a_page_small(tmp_path):
     assert len(strips.edges) == len(bounds) == bins.MOST_NAMED + 1
     assert strips.columns["norm"][-1] == pytest.approx(norms[bounds[-2] :].mean())
     assert sum(strips.columns["times"]) == large.N * large.k
-    assert strips.columns["vectors"][0] == "16 vectors of rank 0 to 15"
+    assert strips.columns["vectors"][0] == "16 vectors of rank 0 to 15 by norm"
     assert "mean norm" in strips.text
     found, _ = drawn(large, "projection")
     (points,) = found.hovers

@@ -204,3 +204,20 @@ def test_any_digest_may_also_be_none(store):
     digest = store.add(adapter(1))
     store.tag("new", digest, replaces=ANY)
     assert store.names() == {"new": digest}
+
+
+def test_an_adapter_is_not_added_if_its_name_is_taken(store):
+    one = store.add(adapter(1), name="a")
+    for name, replaces in (("a", None), ("A", None), ("b", one), ("a", "sha256:" + "0" * 64)):
+        with pytest.raises(errors.ConflictError):
+            store.add(adapter(2), name=name, replaces=replaces)
+    assert store.stats().adapters == 1
+    two = store.add(adapter(2), name="a", replaces=one)
+    assert store.resolve("a") == two
+
+
+def test_the_advice_is_for_who_calls_python(store):
+    store.add(adapter(1), name="a")
+    with pytest.raises(errors.ConflictError, match="`replaces=ANY`") as error:
+        store.add(adapter(2), name="a")
+    assert "--" not in str(error.value)

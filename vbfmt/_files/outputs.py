@@ -27,6 +27,23 @@ def require_file(path: PathLike, *, overwrite: bool) -> None:
         storage.require_absent(path)
 
 
+def require_packed_name(path: PathLike) -> None:
+    """Check that a packed file would not have the name of another kind of file.
+
+    Raises:
+        TargetError: `path` ends like a file of weights, a bank or a JSON file.
+    """
+    ending = os.path.splitext(os.fspath(path))[1]
+    if ending.lower() in _OTHER_ENDINGS:
+        raise TargetError(
+            "a packed file must not be named like another kind of file",
+            file=path,
+            found=ending,
+            expected="a name with .vblora",
+            advice="choose another name",
+        )
+
+
 def require_folder(path: PathLike, *, overwrite: bool) -> None:
     """Check that a folder can be written to `path`. Its parent folders may be missing.
 
@@ -66,6 +83,7 @@ def require_no_inputs(folder: PathLike, names: Iterable[str], inputs: Iterable[P
         require_no_input(os.path.join(folder, name), inputs)
 
 
+_OTHER_ENDINGS = (".safetensors", ".bin", ".pt", ".pth", ".gguf", ".bank", ".json")
 _SEPARATORS = tuple(filter(None, (os.sep, os.altsep)))
 _KINDS = {
     stat.S_IFREG: "a file",

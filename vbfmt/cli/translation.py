@@ -23,6 +23,7 @@ _OPTIONS = {
         "layout",
         "part",
         "rank",
+        "replaces",
         "revision",
         "targets",
         "to",
@@ -37,6 +38,9 @@ _OPTIONS = {
 }
 """Parameter → option. Other text in such quotes comes from a file and is not translated."""
 
+_VALUES = {("replaces", "ANY"): "--force"}
+"""Parameter and value → option, where that option is named otherwise."""
+
 _PARAMETER = re.compile(rf"`({'|'.join(_OPTIONS)})(?:=([^`]*))?`")
 
 
@@ -47,5 +51,6 @@ def in_options(text: str) -> str:
 
 def _option(found: re.Match[str]) -> str:
     name, value = found.groups()
-    option = _OPTIONS[name]
-    return option if value in (None, "True") else f"{option} {value}"
+    option = _VALUES.get((name, value), _OPTIONS[name])
+    whole = value in (None, "True") or (name, value) in _VALUES
+    return option if whole else f"{option} {value}"

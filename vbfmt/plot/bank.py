@@ -26,7 +26,7 @@ def draw_norms(figure: Figure | SubFigure, scene: Scene) -> Drawn:
     order = scene.by_norm
     norms = scene.norms[order]
     bins.draw_bars(axes, norms, style.BLUE)
-    axes.set_xlabel("rank by norm (0: the longest vector)")
+    axes.set_xlabel(style.BY_NORM)
     axes.set_ylabel("Euclidean norm")
     axes.margins(x=0)
     axes.set_ylim(0, None if norms[0] else 1)
@@ -34,7 +34,7 @@ def draw_norms(figure: Figure | SubFigure, scene: Scene) -> Drawn:
     title = "Norms of the bank's vectors"
     caption = (
         f"from {norms[-1]:.3g} to {norms[0]:.3g}, median {np.median(norms):.3g}; "
-        f"the longest has index {order[0]} in the bank"
+        f"the longest is vector {order[0]} (index)"
     )
     style.title(axes, title, caption)
     return Drawn(title, caption, (_strips(axes, scene, norms),))
@@ -84,6 +84,8 @@ def draw_projection(figure: Figure | SubFigure, scene: Scene) -> Drawn:
     caption = f"{scene.adapter.h} vectors and {scene.adapter.N:,} sub-vectors that they compose" + (
         ", on the edges between two vectors" if scene.adapter.k == 2 else ""
     )
+    if scene.adapter.h <= _MOST_LABELS:
+        caption += "; numbers: index in the bank"
     style.title(axes, title, caption)
     named = np.sort(np.argsort(-scene.usage, kind="stable")[: bins.MOST_NAMED])
     hover = Points(

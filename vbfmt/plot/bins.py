@@ -55,5 +55,5 @@ def names(order: NDArray[np.intp], bounds: NDArray[np.intp]) -> list[str]:
             listed = ", ".join(map(str, order[start:stop].tolist()))
             found.append(f"vectors {listed}")
         else:
-            found.append(f"{stop - start} vectors of rank {start} to {stop - 1}")
+            found.append(f"{stop - start} vectors of rank {start} to {stop - 1} by norm")
     return found

@@ -55,7 +55,8 @@ def page(title: str, heading: str, panels: Sequence[Panel]) -> str:
 <header><h1>{html.escape(title)}</h1><p>{html.escape(heading)}</p></header>
 <main>
 {"".join(_figure(panel) for panel in panels)}</main>
-<footer>Point at a picture for its values. Drawn by vbfmt.</footer>
+<footer>Point at a picture for its values. A vector is named by its index in the bank.
+Drawn by vbfmt.</footer>
 <div id="value" role="status" hidden></div>
 <script type="application/json" id="data">{_script_safe(data)}</script>
 <script>

@@ -35,7 +35,7 @@ def draw(figure: Figure | SubFigure, scene: Scene) -> Drawn:
     """Draw a map: sub-vectors along x, by layer, and vectors of the bank along y."""
     axes = figure.subplots()
     drawn = _draw_now(axes, scene) if scene.before is None else _draw_change(axes, scene)
-    axes.set_ylabel("vectors of the bank")
+    axes.set_ylabel(style.BY_INDEX)
     style.whole_numbers(axes.yaxis)
     _mark_layers(axes, scene)
     axes.spines[:].set_visible(False)

@@ -23,6 +23,10 @@ ON_PAPER = "Blues"
 AROUND_EVEN = "PuOr_r"
 """Colour map for deviations from an even share: purple below, orange above, white at 0."""
 
+BY_INDEX = "index of the vector in the bank"
+BY_NORM = "vectors of the bank, ranked by norm (0: the longest)"
+"""Labels of the two axes along which vectors are ordered. ``vector 7`` is always an index."""
+
 _SETTINGS: dict[Any, Any] = {
     "font.family": "DejaVu Sans",
     "font.size": 10,

@@ -26,7 +26,7 @@ def draw(figure: Figure | SubFigure, scene: Scene) -> Drawn:
     _draw_chance(axes, found, scene.adapter.h * width, float(edges[0]), float(edges[-1]))
     axes.axvline(found.mean, color=style.INK, linewidth=1, linestyle=":", label="mean")
     axes.set_xlabel("times selected (sub-vectors)")
-    axes.set_ylabel("vectors of the bank")
+    axes.set_ylabel("number of vectors")
     axes.margins(x=0.02)
     style.whole_numbers(axes.xaxis)
     style.whole_numbers(axes.yaxis)

@@ -19,7 +19,6 @@ _MOST_KINDS = 12
 _PALE = 1.5
 """The colour scale reaches at least this many times the deviation of random selection."""
 _COLOURS = (style.BLUE, style.ORANGE, style.GREEN, style.PURPLE)
-_ALONG = "vectors of the bank, ranked by norm (0: the longest)"
 
 
 def draw_depth(figure: Figure | SubFigure, scene: Scene) -> Drawn:
@@ -50,7 +49,7 @@ def draw_depth(figure: Figure | SubFigure, scene: Scene) -> Drawn:
             )
         )
     style.whole_numbers(panels[-1].xaxis)
-    panels[-1].set_xlabel(_ALONG)
+    panels[-1].set_xlabel(style.BY_NORM)
     figure.supylabel("sum of admixture weights", fontsize=10)
     title = "Vectors by depth"
     notes = ["dotted: mean"]
@@ -112,7 +111,7 @@ def draw_kinds(figure: Figure | SubFigure, scene: Scene) -> Drawn:
     short = _with_factors(distinct(names, 24), rows)
     axes.set_yticks(range(count), short, fontsize=9)
     style.whole_numbers(axes.xaxis)
-    axes.set_xlabel(_ALONG)
+    axes.set_xlabel(style.BY_NORM)
     axes.set_ylabel("kind and factor (sub-vectors)")
     axes.spines[:].set_visible(False)
     bar = figure.colorbar(
@@ -123,10 +122,11 @@ def draw_kinds(figure: Figure | SubFigure, scene: Scene) -> Drawn:
     title = "Vectors by kind of module and factor"
     top = np.unravel_index(int(np.abs(far).argmax()), far.shape)
     columns = bins.names(scene.by_norm, bounds)
+    first, end = bounds[top[1]], bounds[top[1] + 1]
     where = (
-        f"{columns[int(top[1])]} (index)"
-        if len(columns) == scene.adapter.h
-        else "neighbouring vectors"
+        f"{columns[int(top[1])]} (index; rank {first} by norm)"
+        if end - first == 1
+        else f"vectors of rank {first} to {end - 1} by norm"
     )
     caption = (
         f"strongest: {short[int(top[0])].rpartition(' ')[0]} on {where}, {far[top]:+.1f} σ "

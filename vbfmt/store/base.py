@@ -101,7 +101,8 @@ class Store(Reader):
             the digest of the adapter.
 
         Raises:
-            ConflictError: the name is taken. The adapter is in the store without the name.
+            ConflictError: the name is taken. Nothing is added, unless another process took the name
+                meanwhile; then the adapter is in the store without a name.
             VbfmtError: the file is not valid.
             StorageError: the operating system or the object store refused.
         """
@@ -109,6 +110,8 @@ class Store(Reader):
             layout.require_name(name)
         packed, bank = self._verified(source, banks)
         digest, sha256 = packed.digest, packed.bank.sha256.hex()
+        if name is not None and replaces != ANY:
+            records.require_can_point(self._backend, name, digest, replaces)
         self._keep(layout.bank_key(sha256), [bank])
         key = layout.adapter_key(digest)
         pieces = list(packed.thin_pieces())

@@ -80,6 +80,21 @@ def write(backend: Backend, name: str, digest: str, replaces: str | None) -> Non
         raise conflict(backend, name, replaces)
 
 
+def require_can_point(backend: Backend, name: str, digest: str, replaces: str | None) -> None:
+    """Check that `write` would point a name to a digest, or that the name does so already.
+
+    Raises:
+        ConflictError: it points elsewhere, or a name that differs only in case exists.
+        StoreError: not a name, or its record is damaged.
+    """
+    found = read(backend, name)
+    now = None if found is None else found[0]
+    if now == Name(name, digest) and replaces is None:
+        return
+    if now != (None if replaces is None else Name(name, replaces)):
+        raise conflict(backend, name, replaces)
+
+
 def overwrite(backend: Backend, name: str, digest: str) -> None:
     """Point a name to a digest, whatever it pointed to, even if its record is damaged.
 
@@ -149,7 +164,7 @@ def conflict(backend: Backend, name: str, expected: str | None) -> ConflictError
         part=f"name {name}",
         found=found[0].digest if found else None,
         expected=expected or "a new name",
-        advice="choose another name, or move this one: --force"
+        advice="choose another name, or move this one: `replaces=ANY`"
         if expected is None
-        else "see what it points to now: vbfmt store list, or move it: --force",
+        else "see what it points to now: vbfmt store list, or move it: `replaces=ANY`",
     )

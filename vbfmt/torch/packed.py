@@ -11,7 +11,7 @@ import numpy as np
 import torch
 from torch import nn
 
-from vbfmt._files import peft_layout
+from vbfmt._files import outputs, peft_layout
 from vbfmt._math.admixture import Rows, all_weights, rows_from_selection
 from vbfmt._math.selection import select_top_k
 from vbfmt.adapter import Adapter
@@ -70,10 +70,12 @@ def save_packed(
     Raises:
         ModelError: the adapter came from a packed file.
         ContentError: a logit or a head is NaN, or the bank is not finite.
+        TargetError: `path` ends like another kind of file, such as ``.safetensors``.
         OutputExistsError: `path` exists and `overwrite` is not set, unless another process has
             written the same there.
         StorageError: the operating system refused.
     """
+    outputs.require_packed_name(path)
     adapter = to_adapter(model, adapter_name=adapter_name)
     warn_of_layers_never_called(adapters_of(model), adapter_name)
     warn_of_others_that_train(adapters_of(model))

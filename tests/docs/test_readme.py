@@ -1,0 +1,54 @@
+"""The README: its length, its links in a checkout, and its links on PyPI."""
+
+from __future__ import annotations
+
+import re
+import runpy
+import sys
+
+import pytest
+
+from tests.conftest import ROOT
+
+TEXT = (ROOT / "README.md").read_text("utf-8")
+LINKS = re.findall(r"\]\(([^)]*)\)", TEXT)
+RELATIVE = [link for link in LINKS if not link.startswith("https://")]
+
+
+@pytest.fixture
+def setup():
+    return runpy.run_path(str(ROOT / "setup.py"), run_name="setup")
+
+
+def test_it_is_short():
+    """About 900 words, without the code and the output."""
+    prose = re.sub(r"^```.*?^```$", "", TEXT, flags=re.M | re.S)
+    assert len(prose.split()) < 1000
+
+
+def test_every_link_into_the_repository_leads_somewhere():
+    assert len(RELATIVE) > 10
+    for link in RELATIVE:
+        assert (ROOT / link.partition("#")[0]).exists(), link
+
+
+def test_pypi_gets_links_that_work_there(setup):
+    """Relative links lead nowhere on a page of PyPI."""
+    shown = setup["absolute"](TEXT)
+    links = re.findall(r"\]\(([^)]*)\)", shown)
+    assert len(links) == len(LINKS)
+    assert all(link.startswith("https://") for link in links)
+    for link in RELATIVE:
+        kind = "raw" if link.endswith(".png") else "blob"
+        assert f"]({setup['REPOSITORY']}/{kind}/main/{link})" in shown
+    assert re.sub(r"\([^)]*\)", "", shown) == re.sub(r"\([^)]*\)", "", TEXT)
+
+
+def test_the_links_are_to_the_source_that_the_project_names(setup):
+    if sys.version_info < (3, 11):
+        pytest.skip("tomllib is of Python 3.11")
+    import tomllib
+
+    project = tomllib.loads((ROOT / "pyproject.toml").read_text("utf-8"))["project"]
+    assert project["urls"]["Source"] == setup["REPOSITORY"]
+    assert "readme" in project["dynamic"]

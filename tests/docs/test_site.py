@@ -1,0 +1,39 @@
+"""The site of ``make docs``: built without a warning, and opened in a real browser."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+
+import pytest
+
+from tests.conftest import ROOT
+from tests.plot.test_html import browser as browser
+from tests.plot.test_html import requests_of
+
+pytestmark = pytest.mark.slow
+
+
+@pytest.fixture(scope="module")
+def pages(tmp_path_factory):
+    """Every page of the site, built by strict rules: a broken link or a warning is an error."""
+    pytest.importorskip("mkdocs", reason="run `make docs` first: it installs MkDocs")
+    folder = tmp_path_factory.mktemp("site")
+    subprocess.run(["make", "build/installed"], cwd=ROOT, check=True)
+    command = [sys.executable, "-m", "mkdocs", "build", "--quiet", "--strict", "--site-dir"]
+    subprocess.run([*command, str(folder)], cwd=ROOT, check=True)
+    return sorted(folder.rglob("*.html"))
+
+
+def test_every_page_opens_without_an_error_and_asks_nobody(browser, pages):
+    """From a file, where the search, which would need a server, is not asked for."""
+    assert len(pages) > 20
+    browser.get_log("browser")
+    requests_of(browser)
+    for page in pages:
+        browser.get(page.as_uri())
+        assert browser.execute_script("return document.querySelector('h1') !== null"), page
+    errors = [entry for entry in browser.get_log("browser") if entry["level"] == "SEVERE"]
+    assert errors == []
+    elsewhere = {url for url in requests_of(browser) if not url.startswith(("file:", "data:"))}
+    assert elsewhere == set()
