@@ -12,9 +12,9 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from vbfmt._files import json_file, peft_layout, storage
+from vbfmt._files import json_file, peft_layout, storage, unchanged
 from vbfmt.converters._files import pickle, safetensors, training_run
-from vbfmt.errors import ContentError, MissingSourceError, SourceError, StorageError
+from vbfmt.errors import ContentError, MissingSourceError, SourceError
 from vbfmt.tensors import Tensor
 
 PathLike = str | os.PathLike[str]
@@ -31,8 +31,6 @@ before a whole model's."""
 
 CONFIGS = (peft_layout.CONFIG, "config.json")
 """Names of configs that a reader may use, beside the weights."""
-
-Stamp = tuple[int, int, int, int] | None
 
 FLOATS = ("F32", "F16", "BF16", "F64")
 """Accepted dtypes of banks and logits, by their safetensors names."""
@@ -55,14 +53,13 @@ class Checkpoint:
         file: path of the weights file, or of the index of shards.
         tensors: the tensors by the keys in the file, memory-mapped.
         shards: paths of the shards, if there are several.
-        stamps: path → inode, size and times of each file that may be read, when it was opened; None
-            for a file that does not exist.
+        stamps: the state of each file that may be read, when it was opened.
     """
 
     file: Path
     tensors: Mapping[str, Tensor]
     shards: tuple[Path, ...] = ()
-    stamps: Mapping[Path, Stamp] = field(default_factory=dict)
+    stamps: unchanged.Stamps = field(default_factory=dict)
 
     def require_unchanged(self) -> None:
         """Check that the files are as they were opened, so that what was read belongs together.
@@ -70,13 +67,7 @@ class Checkpoint:
         Raises:
             StorageError: a file was written, replaced or removed meanwhile.
         """
-        for path, stamp in self.stamps.items():
-            if _stamp(path) != stamp:
-                raise StorageError(
-                    "a file changed while the checkpoint was read",
-                    file=path,
-                    advice="try again when it is complete",
-                )
+        unchanged.require(self.stamps, "the checkpoint")
 
     def config(self, name: str) -> dict[str, Any] | None:
         """Return the JSON object in the config of that name beside the weights, None if there is
@@ -126,7 +117,7 @@ def open_checkpoint(path: PathLike) -> Checkpoint:
         raise storage.refusal("cannot read", path, error) from None
     shards = _shards(file) if file.name in _INDEXES else {}
     configs = (file.parent / name for name in CONFIGS)
-    stamps = {each: _stamp(each) for each in (file, *shards, *configs)}
+    stamps = unchanged.stamps([file, *shards, *configs])
     tensors = _sharded(file, shards) if shards else _tensors(file)
     return Checkpoint(file, tensors, tuple(shards), stamps)
 
@@ -134,14 +125,6 @@ def open_checkpoint(path: PathLike) -> Checkpoint:
 def owned(tensor: Tensor) -> Tensor:
     """Return a copy of a tensor in memory, which stays as it is if the file changes."""
     return Tensor(tensor.dtype, tensor.shape, np.array(tensor.data))
-
-
-def _stamp(path: Path) -> Stamp:
-    try:
-        status = path.stat()
-    except OSError:
-        return None
-    return status.st_ino, status.st_size, status.st_mtime_ns, status.st_ctime_ns
 
 
 def _tensors(file: Path) -> Mapping[str, Tensor]:

@@ -8,11 +8,11 @@ import json
 import os
 from collections import Counter
 from collections.abc import Collection, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import cached_property
 from typing import Any
 
-from vbfmt._files import json_file
+from vbfmt._files import json_file, unchanged
 from vbfmt.converters._files import pickle, safetensors
 from vbfmt.converters.merge import side_files
 from vbfmt.converters.merge.paths import Folder
@@ -58,6 +58,7 @@ class Base:
         left_out: paths within the folder of what does not belong to the output: other forms of the
             weights, and anything but regular files.
         home: the folder that links must not leave; None if they may.
+        stamps: the state of its config, index and weight files before they were read.
     """
 
     path: str
@@ -67,6 +68,15 @@ class Base:
     side_files: tuple[str, ...]
     left_out: tuple[str, ...]
     home: str | None = None
+    stamps: unchanged.Stamps = field(default_factory=dict)
+
+    def require_unchanged(self) -> None:
+        """Check that config, index and weight files are as they were when the base was read.
+
+        Raises:
+            StorageError: a file was written, replaced or removed meanwhile.
+        """
+        unchanged.require(self.stamps, "the base")
 
     @cached_property
     def tensors(self) -> Mapping[str, Tensor]:
@@ -141,12 +151,15 @@ def read(path: str | os.PathLike[str], *, follow_links: bool = False) -> Base:
             found=", ".join(sorted(os.listdir(folder.path))[:5]) or "an empty folder",
             expected=" or ".join(_WEIGHTS),
         )
+    stamps = dict(unchanged.stamps(map(folder.file, (CONFIG, weights))))
     settings = _config(folder)
     _require_same_weights(settings, weights, folder)
     index: Mapping[str, Any] | None = None
     if weights.endswith(INDEX):
         index, weight_map = _index(folder.file(weights))
-        shards = tuple(_shard(folder, name) for name in sorted(set(weight_map.values())))
+        names = sorted(set(weight_map.values()))
+        stamps |= unchanged.stamps(map(folder.file, names))
+        shards = tuple(_shard(folder, name) for name in names)
         _require_agreement(shards, weight_map, folder.file(weights))
     else:
         shards = (_shard(folder, weights),)
@@ -162,6 +175,7 @@ def read(path: str | os.PathLike[str], *, follow_links: bool = False) -> Base:
         side_files=kept,
         left_out=left_out,
         home=folder.home,
+        stamps=stamps,
     )
 
 

@@ -55,6 +55,7 @@ def write(
             _write_file(folder, name, _counted([text], report))
         for inner in _folders(plan.copies):
             storage.sync_folder(os.path.join(folder, inner))
+        plan.base.require_unchanged()
         # Another process may have created the output in the meantime.
         refusals.require_output(os.fspath(path), plan.base.path, overwrite=overwrite)
 

@@ -42,6 +42,7 @@ def tensors(plan: Plan) -> Iterator[tuple[str, Tensor]]:
 
     Raises:
         TargetError: a value leaves the range of the dtype.
+        StorageError: the base changed meanwhile; raised after the last tensor.
     """
     with workers() as pool:
         for file in plan.files:
@@ -57,6 +58,7 @@ def tensors(plan: Plan) -> Iterator[tuple[str, Tensor]]:
                 for job in jobs:
                     job.result()
                 yield item.name, Tensor(item.dtype, item.source.shape, data)
+    plan.base.require_unchanged()
 
 
 def file_blocks(file: File, factors: LowRank, pool: ThreadPoolExecutor) -> Iterator[Bytes]:

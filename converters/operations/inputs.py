@@ -57,7 +57,7 @@ def loaded(
         return given
     if is_checkpoint(given):
         return read(given, topk=topk, layout=layout, base=base)
-    return packed.load(given, banks=banks)
+    return packed.load(given, banks=banks, mmap=False)  # a merge may use it for hours
 
 
 def files_of(given: Given) -> list[PathLike]:
