@@ -12,7 +12,7 @@ from transformers import AutoModelForCausalLM, LlamaForCausalLM, Trainer, Traini
 
 from tests.torch.models import config, llama, tokens
 from vbfmt import load
-from vbfmt.errors import ModelError
+from vbfmt.errors import ModelError, VbfmtWarning
 from vbfmt.torch import (
     VBLoRACallback,
     disabled,
@@ -115,6 +115,14 @@ def test_the_callback_packs_every_checkpoint(tmp_path):
     assert load(tmp_path / "checkpoint-6" / "adapter.vblora") == to_adapter(made.model)
     other = llama()
     load_packed(other, tmp_path / "checkpoint-3" / "adapter.vblora")
+
+
+def test_the_callback_warns_of_checkpoints_elsewhere(tmp_path):
+    made = trainer(tmp_path, callbacks=[VBLoRACallback()], max_steps=1, save_steps=1)
+    made._get_output_dir = lambda trial: str(tmp_path / "run-0")  # as in a search
+    with pytest.warns(VbfmtWarning, match="there is no .*checkpoint-1, so adapter.vblora was not"):
+        made.train()
+    assert not (tmp_path / "checkpoint-1").exists()
 
 
 def test_gradient_checkpointing_needs_no_further_call(tmp_path):
