@@ -236,3 +236,11 @@ def test_settings_of_a_pool_that_are_not_valid(settings):
 def test_what_is_not_a_model(model):
     with pytest.raises(ModelError, match="not a model"):
         AdapterPool(model)
+
+
+def test_a_model_whose_layers_see_positions_first():
+    from transformers import XLNetConfig, XLNetLMHeadModel
+
+    sizes = {"d_model": 32, "n_layer": 1, "n_head": 2, "d_inner": 32, "vocab_size": 50}
+    with pytest.raises(ModelError, match="see positions before samples.*found xlnet"):
+        AdapterPool(XLNetLMHeadModel(XLNetConfig(**sizes)))

@@ -18,6 +18,10 @@ from vbfmt.torch.preconditions import require_free_name
 BASE = "__base__"
 """The name in a batch for no adapter, as in PEFT's `adapter_names`; None means the same."""
 
+_POSITIONS_FIRST = frozenset({"fsmt", "led", "longformer", "xlnet"})
+"""The architectures of transformers whose layers see (positions, samples, …). In a batch of as many
+positions as samples, that could not be noticed."""
+
 pools: weakref.WeakSet[nn.Module] = weakref.WeakSet()
 """The models that have a pool."""
 
@@ -59,8 +63,8 @@ def wanted(names: Iterable[str | None]) -> list[str | None]:
 
 
 def require_bare(model: nn.Module) -> None:
-    """Check that a model is not wrapped, and that neither it nor a module in it has adapters or a
-    pool.
+    """Check that a model is not wrapped, that neither it nor a module in it has adapters or a pool,
+    and that its layers see samples first.
 
     Raises:
         ModelError: it is, or has one.
@@ -73,6 +77,14 @@ def require_bare(model: nn.Module) -> None:
     for part in model.modules():
         if part in pools:
             raise ModelError("the model has a pool", advice="use that, or close it first")
+        kind = getattr(getattr(part, "config", None), "model_type", None)
+        if kind in _POSITIONS_FIRST:
+            raise ModelError(
+                "layers of this architecture see positions before samples, so that samples cannot "
+                "have adapters of their own",
+                found=kind,
+                advice="serve its adapters one at a time, with load_packed",
+            )
 
 
 def require_no_checkpointing(model: nn.Module) -> None:
