@@ -1,12 +1,14 @@
 """Which set-ups work: train, save, resume, pack, load, merge; ours, PEFT's VB-LoRA, PEFT's LoRA.
 
-``python -m tests.matrix``: in each cell ``yes``, or the first words of the error. Set-ups that need
-a package that is not installed are left out: bitsandbytes, torchao, hqq, deepspeed. Trainers:
+``python -m tests.matrix [WORDS]``: in each cell ``yes``, or the first words of the error; ``–``
+where the adapter could not be made. WORDS choose the set-ups whose names have them. Set-ups that
+need a package that is not installed are left out: bitsandbytes, torchao, hqq, deepspeed. Trainers:
 `tests/torch/test_trainer.py`, `test_trl.py`, `test_lightning.py`, `test_accelerate.py`.
 """
 
 from __future__ import annotations
 
+import sys
 import tempfile
 import warnings
 from collections.abc import Callable, Iterable
@@ -28,14 +30,15 @@ CLOSE = 0.05
 def main() -> None:
     """Print the table."""
     warnings.simplefilter("ignore")
+    words = " ".join(sys.argv[1:])
     print(f"| set-up | method | {' | '.join(STEPS)} |")
     print(f"|---|---|{'---|' * len(STEPS)}")
     for name, setup in setups().items():
-        for method in METHODS:
+        for method in METHODS if words in name else ():
             with tempfile.TemporaryDirectory() as folder:
                 _print(name, method, _cells(method, setup, Path(folder)))
     for name in processes.setups():
-        for method in METHODS:
+        for method in METHODS if words in name else ():
             with tempfile.TemporaryDirectory() as folder:
                 cells = processes.cells(name, method, Path(folder))
                 _print(f"two processes, {name}", method, [cells[step] for step in STEPS])
@@ -56,7 +59,7 @@ def _cells(method: type[Any], setup: Setup, folder: Path) -> Any:
 
     def train() -> None:
         nonlocal made
-        made = method(setup.base(folder), folder)
+        made = method(setup.base(folder), folder, setup.targets)
         called = setup.around(made.model).train()
         optimizer, losses = torch.optim.AdamW(made.groups(), lr=1e-2), []
         for _ in range(8):
@@ -87,7 +90,7 @@ def _cells(method: type[Any], setup: Setup, folder: Path) -> Any:
         "merge": merged,
     }
     for step in STEPS:
-        yield processes.cell(works[step])
+        yield "–" if step != "train" and made is None else processes.cell(works[step])
 
 
 def _autocast(setup: Setup) -> Any:

@@ -22,16 +22,16 @@ from vbfmt.torch import (
 )
 
 SIZES = {"num_vectors": 16, "vector_length": 8, "r": 2, "init_logits_std": 1.0}
-STRONG = {"init_vector_bank_bound": 0.3, "target_modules": "all-linear"}
+STRONG = {"init_vector_bank_bound": 0.3}
 
 
 class Ours:
     """vbfmt.torch."""
 
-    def __init__(self, base: nn.Module, folder: Path) -> None:
+    def __init__(self, base: nn.Module, folder: Path, targets: Any = "all-linear") -> None:
         torch.manual_seed(1)
         self.model, self.folder = base, folder
-        inject(base, VBLoRAConfig(**SIZES, **STRONG))
+        inject(base, VBLoRAConfig(**SIZES, **STRONG, target_modules=targets))
 
     def groups(self) -> Any:
         return param_groups(self.model)
@@ -60,13 +60,13 @@ class Ours:
 class PeftVBLoRA:
     """PEFT's VB-LoRA; it packs by saving the top-k weights only."""
 
-    def __init__(self, base: nn.Module, folder: Path) -> None:
+    def __init__(self, base: nn.Module, folder: Path, targets: Any = "all-linear") -> None:
         torch.manual_seed(1)
         self.folder = folder
-        self.model: Any = peft.get_peft_model(base, self.config())
+        self.model: Any = peft.get_peft_model(base, self.config(targets))
 
-    def config(self) -> peft.PeftConfig:
-        return peft.VBLoRAConfig(**SIZES, **STRONG)
+    def config(self, targets: Any) -> peft.PeftConfig:
+        return peft.VBLoRAConfig(**SIZES, **STRONG, target_modules=targets)
 
     def groups(self) -> Any:
         return [p for p in self.model.parameters() if p.requires_grad]
@@ -95,8 +95,8 @@ class PeftVBLoRA:
 class PeftLoRA(PeftVBLoRA):
     """PEFT's LoRA; there is nothing to pack, its checkpoint is what it is."""
 
-    def config(self) -> peft.PeftConfig:
-        return peft.LoraConfig(r=2, target_modules="all-linear", init_lora_weights=False)
+    def config(self, targets: Any) -> peft.PeftConfig:
+        return peft.LoraConfig(r=2, target_modules=targets, init_lora_weights=False)
 
     def pack(self, **settings: Any) -> None:
         self.model.save_pretrained(self.folder / "packed", **settings)

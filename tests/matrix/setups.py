@@ -29,6 +29,7 @@ class Setup:
     base: Callable[[Path], nn.Module]
     around: Callable[[nn.Module], nn.Module] = lambda model: model
     autocast: bool = False
+    targets: Any = "all-linear"
 
 
 def setups() -> dict[str, Setup]:
@@ -47,7 +48,8 @@ def setups() -> dict[str, Setup]:
             what = name.removesuffix("WeightOnlyConfig").lower()
             quantized[f"torchao {what}"] = Setup(_stored(_llama, LlamaForCausalLM, storage))
     if importlib.util.find_spec("hqq"):
-        quantized["HQQ 4 bits"] = Setup(lambda _: _of_hqq(_llama()))
+        # By name: "all-linear" finds none, here and in PEFT.
+        quantized["HQQ 4 bits"] = Setup(lambda _: _of_hqq(_llama()), targets=["q_proj", "v_proj"])
     return {
         "float32": Setup(lambda _: _llama()),
         "bfloat16": Setup(lambda _: _llama().bfloat16()),

@@ -8,7 +8,6 @@ import threading
 
 import pytest
 import torch
-from torch import nn
 
 from tests.torch.models import config, llama, tokens
 from tests.torch.pool.adapters import ALL, adapter, logits, merged
@@ -119,36 +118,3 @@ def test_gradient_checkpointing_is_refused(pool):
         next(stream(pool, "a"))
     pool.model.eval()
     next(stream(pool, "a"))
-
-
-class Mixture(nn.Module):
-    """A router chooses one of two experts for each position."""
-
-    def __init__(self):
-        super().__init__()
-        torch.manual_seed(0)
-        self.experts = nn.ModuleList(nn.Linear(16, 16) for _ in range(2))
-
-    def forward(self, x):
-        flat, result = x.reshape(-1, 16), torch.zeros(x.shape[:-1].numel(), 16)
-        for number, expert in enumerate(self.experts):
-            (chosen,) = torch.where((flat[:, 0] > 0).long() == number)
-            chosen = chosen.flip(0)  # routers that sort by score have orders of their own
-            if len(chosen):
-                result[chosen] = expert(flat[chosen])
-        return result.view(x.shape)
-
-
-def test_an_expert_with_as_many_positions_as_samples_is_refused():
-    pool = AdapterPool(Mixture())
-    for seed, name in enumerate("ab"):
-        pool.put(name, adapter(Mixture, ["experts.0", "experts.1"], seed))
-    x = torch.ones(2, 1, 16)
-    with (
-        torch.no_grad(),
-        pytest.raises(ModelError, match=r"a router chose.*experts\.1"),
-        pool.forward([*"ab"]),
-    ):
-        pool.model(x)
-    with torch.no_grad(), pool.forward(["a"]):
-        pool.model(x[:1])

@@ -44,6 +44,8 @@ class Batch:
         samples: number of samples.
         copies: number of consecutive rows of the model's input for each sample (beams).
         parts: the changes in each layer, by its index in the pool's list; None for no change.
+        positions: number of positions of all samples together, in the last input (samples,
+            positions, …, features); 0 if there was none. Compiled layers do not count them.
         opener: the id of the frame that runs the batch.
         ended: whether its block has ended.
     """
@@ -51,8 +53,16 @@ class Batch:
     samples: int
     copies: int
     parts: Sequence[Part | None]
+    positions: int = 0
     opener: int = 0
     ended: bool = False
+
+    def see(self, x: object) -> None:
+        """Take the number of positions from a layer's input: a later layer may see samples and
+        positions as one dimension."""
+        if isinstance(x, Tensor) and x.dim() > 2 and not x.is_nested:
+            mine = x.shape[0] in (self.samples, self.samples * self.copies)
+            self.positions = x.shape[:-1].numel() if mine else 0
 
 
 class Staged(NamedTuple):

@@ -50,12 +50,13 @@ class LayerHook:
         batch = running.batches.get(self.pool)
         if batch is None or batch.ended:
             return None
+        x = args[0] if args else next(iter(kwargs.values()))
         if not torch.compiler.is_compiling():
             self.called.add(self.index)
+            batch.see(x)
         part = batch.parts[self.index]
         if part is None:
             return None
-        x = args[0] if args else next(iter(kwargs.values()))
         self._require_rows(batch, x, output)
         return _changed(batch, part, module, x, output)
 
@@ -68,21 +69,24 @@ class LayerHook:
                 found=tuple(x.shape) if tensors and not x.is_nested else type(x).__name__,
                 expected="(samples, …, in_features)",
             )
-        if batch.samples > 1 and x.dim() == 2 and self.routed:
+        flat = x.dim() == 2
+        if flat and self.routed:
+            if batch.samples == 1 and batch.positions:
+                return  # whichever they are, they are of this sample
             raise ModelError(
                 "an expert, which sees the positions that a router chose, cannot have an adapter "
                 "for each sample",
                 part=self.name,
-                advice="serve such adapters one at a time, with load_packed",
+                advice="run batches of one sample, or load such adapters with load_packed",
             )
-        if x.shape[0] not in (batch.samples, batch.samples * batch.copies):
+        rows = (batch.samples, batch.samples * batch.copies)
+        if x.shape[0] not in rows and not (flat and x.shape[0] == batch.positions):
             raise ModelError(
                 "the batch has another number of samples than adapter names",
                 part=self.name,
                 found=f"{x.shape[0]} rows at this layer",
                 expected=batch.samples * batch.copies,
-                advice="name an adapter, or None, for every sample; a model whose layers see "
-                "samples and positions as one dimension cannot run mixed batches",
+                advice="name an adapter, or None, for every sample",
             )
 
     def __deepcopy__(self, memo: dict[int, Any]) -> LayerHook:

@@ -58,8 +58,8 @@ class AdapterPool:
 
     Adapters may differ in rank, k, bank, and in the layers that they change; they are computed
     together where that costs little. Every layer must see the samples as its input's first
-    dimension: a model that flattens samples and positions before a layer (routed experts) is
-    refused there.
+    dimension, or all positions of all samples in one; routed experts are refused in batches of
+    several samples.
 
     The model only gets hooks; its state dict and names do not change. For `torch.compile` give
     `form`; what was compiled before the pool was made is compiled again. On a GPU, use the pool
