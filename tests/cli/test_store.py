@@ -9,6 +9,7 @@ import pytest
 
 from tests.store.adapters import adapter
 from vbfmt import digest, save
+from vbfmt.cli import store as command
 
 
 @pytest.fixture
@@ -115,3 +116,10 @@ def test_a_name_that_is_taken_adds_nothing(vbfmt, tmp_path, files):
     assert vbfmt("store", "add", store, files[0], "--name", "alice").code == 0  # it is that one
     assert vbfmt("store", "add", store, files[1], "--name", "alice", "--force").code == 0
     assert vbfmt("store", "stats", store).out.startswith("2 adapters")
+
+
+@pytest.mark.parametrize("added", [1e15, -1e12, 9223372036854775.0, 1e300])
+def test_an_impossible_time_is_no_traceback(added):
+    """A file in a store may have any time."""
+    assert command._time(added) == "unknown time"
+    assert command._time(86400.0 * 365).startswith("197")

@@ -180,3 +180,27 @@ def test_a_damaged_mark_is_known_as_one(store, content):
     backend, key = store._backend, layout.adapter_key(store.add(adapter(1)))
     backend.create(layout.unreferenced_key(key), [content])
     assert garbage.mark_of(backend, key, time.time())[0] is None
+
+
+def test_a_mark_from_a_clock_that_was_set_back_does_not_shorten_the_time_of_grace(
+    store, monkeypatch
+):
+    """A host without a battery begins in 1970 until it has reached a time server."""
+    digest = store.add(adapter(1))
+    now = time.time()
+    monkeypatch.setattr(garbage.time, "time", lambda: 1000.0)
+    store.gc(grace=100)
+    monkeypatch.setattr(garbage.time, "time", lambda: now + 1)
+    assert store.gc(grace=100).removed == ()
+    monkeypatch.setattr(garbage.time, "time", lambda: now + 102)
+    assert store.gc(grace=100).removed == (layout.adapter_key(digest),)
+
+
+def test_nobody_waits_for_a_clock_that_was_set_back(store):
+    backend, key = store._backend, layout.adapter_key(store.add(adapter(1)))
+    now = time.time()
+    garbage.note_unneeded(backend, key, now)
+    assert garbage.claim(backend, key, now, now)
+    times = iter([now + 1, now + 1, now + 1, now - 36000])
+    with pytest.raises(errors.StorageError, match="another process is removing it"):
+        garbage.revive(backend, key, now=lambda: next(times), pause=0)

@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import threading
+from pathlib import Path
 
 import pytest
 
+import vbfmt
 from tests.store.adapters import adapter
 from vbfmt import errors
 from vbfmt.store import ANY, layout, names
@@ -221,3 +223,19 @@ def test_the_advice_is_for_who_calls_python(store):
     with pytest.raises(errors.ConflictError, match="`replaces=ANY`") as error:
         store.add(adapter(2), name="a")
     assert "--" not in str(error.value)
+
+
+def test_a_record_in_the_file_of_another_name_is_damaged(store):
+    """It would protect another adapter from collection than the one that its file names."""
+    store.add(adapter(1), name="x")
+    store.add(adapter(2), name="y")
+    files = [Path(store._backend.address(layout.name_key(name))) for name in "xy"]
+    files[0].write_bytes(files[1].read_bytes())
+    for work in (store.gc, store.names, lambda: store.find("x"), lambda: store.untag("x")):
+        with pytest.raises(errors.StoreError, match="with the name of the file"):
+            work()
+    (bad,) = [report for report in store.verify() if not report.ok]
+    assert bad.file == str(files[0])
+    assert store.tag("x", vbfmt.digest(adapter(1)), replaces=ANY) is None
+    assert store.gc(grace=0).removed == ()
+    assert store.open("x") == adapter(1)

@@ -95,3 +95,13 @@ def test_a_store_that_another_process_creates_at_the_same_time_is_opened(tmp_pat
 
     monkeypatch.setattr(folder.Folder, "entries", slower)
     assert Store(tmp_path, create=True).names() == {}
+
+
+@pytest.mark.parametrize("inner", ["adapters", "names/ab", "new/folder", "link"])
+def test_no_store_is_created_in_another_store(store, tmp_path, inner):
+    os.symlink(tmp_path / "s" / "adapters", tmp_path / "link")
+    path = tmp_path / "link" / "new" if inner == "link" else tmp_path / "s" / inner / "new"
+    with pytest.raises(errors.StoreError, match="a store inside another store") as error:
+        Store(path, create=True)
+    assert error.value.file == str(path)
+    assert not path.exists()

@@ -160,10 +160,16 @@ def _as_dict(entry: Entry) -> dict[str, Any]:
 def _line(entry: Entry) -> str:
     from vbfmt.cli.show import size
 
-    added = datetime.datetime.fromtimestamp(entry.added).strftime("%Y-%m-%d %H:%M")
     base = entry.base_model or "no base model named"
     names = ", ".join(entry.names) or "no name"
-    return f"{entry.digest}  {added}  {size(entry.size)}  {base}  {names}"
+    return f"{entry.digest}  {_time(entry.added)}  {size(entry.size)}  {base}  {names}"
+
+
+def _time(added: float) -> str:
+    try:
+        return datetime.datetime.fromtimestamp(added).strftime("%Y-%m-%d %H:%M")
+    except (ValueError, OverflowError, OSError):  # a file may have any time
+        return "unknown time"
 
 
 @command.command(

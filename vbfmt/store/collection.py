@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from vbfmt._format.packed_file import PackedFile
 from vbfmt.errors import VbfmtError, warn
 from vbfmt.store import garbage, layout, leases, names
-from vbfmt.store.backend import Backend
+from vbfmt.store.backend import Backend, Stored
 from vbfmt.store.catalog import Catalog
 
 
@@ -42,13 +42,17 @@ def collect(backend: Backend, catalog: Catalog, grace: float) -> Collected:
     for _ in range(1 if grace > 0 else 2):
         now = time.time()
         unneeded = _unneeded(backend, catalog, now)
-        due = [key for key in unneeded if garbage.is_due(backend, key, now - grace, now)]
+        due = [
+            key
+            for key, stored in unneeded.items()
+            if garbage.is_due(backend, stored, now - grace, now)
+        ]
         needed = _needed_after_all(backend, catalog, due)
         for key in due:
             if key not in needed and garbage.claim(backend, key, now - grace, now):
                 catalog.forget(key)
                 garbage.remove(backend, key)
-                removed[key] = unneeded[key]
+                removed[key] = unneeded[key].size
     backend.tidy()
     waiting = len(unneeded.keys() - removed.keys())
     catalog.refresh()
@@ -56,19 +60,19 @@ def collect(backend: Backend, catalog: Catalog, grace: float) -> Collected:
     return Collected(tuple(removed), sum(removed.values()), waiting, adapters + banks - waiting)
 
 
-def _unneeded(backend: Backend, catalog: Catalog, now: float) -> dict[str, int]:
-    """Mark the objects that nothing needs, and return their sizes by key."""
+def _unneeded(backend: Backend, catalog: Catalog, now: float) -> dict[str, Stored]:
+    """Mark the objects that nothing needs, and return them by key."""
     needed = {layout.adapter_key(one.digest) for one in names.every(backend)}
     needed |= {layout.adapter_key(digest) for digest in leases.held(backend, now)}
     catalog.refresh()
     unneeded = {}
     for stored in backend.entries(layout.ADAPTERS):
         if layout.digest_of(stored.key) and stored.key not in needed:
-            unneeded[stored.key] = stored.size
+            unneeded[stored.key] = stored
     banks = {layout.bank_key(sha256) for sha256 in catalog.banks_needed()}
     for stored in backend.entries(layout.BANKS):
         if layout.bank_of(stored.key) and stored.key not in banks:
-            unneeded[stored.key] = stored.size
+            unneeded[stored.key] = stored
     for key in unneeded:
         garbage.note_unneeded(backend, key, now)
     for entry in backend.entries(layout.UNREFERENCED):

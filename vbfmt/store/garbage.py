@@ -20,7 +20,7 @@ from dataclasses import dataclass
 
 from vbfmt.errors import StorageError
 from vbfmt.store import layout, record
-from vbfmt.store.backend import Backend, Found
+from vbfmt.store.backend import Backend, Found, Stored
 
 GRACE = 24 * 3600.0
 """Seconds that an object stays after it was first found unneeded."""
@@ -65,8 +65,8 @@ def revive(
     Raises:
         StorageError: another process is removing it and does not finish.
     """
-    until = now() + 2 * _PATIENCE
-    while now() < until:
+    start = now()
+    while start <= now() < start + 2 * _PATIENCE:  # or until the clock is set back
         found = mark_of(backend, key, now())
         if found is None:
             return backend.exists(key)
@@ -85,12 +85,17 @@ def note_unneeded(backend: Backend, key: str, now: float) -> None:
     backend.create(layout.unreferenced_key(key), [Mark(now, removing=False).content()])
 
 
-def is_due(backend: Backend, key: str, before: float, now: float) -> bool:
-    """Return whether `claim` would succeed. A damaged mark is replaced by a new one."""
+def is_due(backend: Backend, stored: Stored, before: float, now: float) -> bool:
+    """Return whether `claim` would succeed. A damaged mark is replaced by a new one.
+
+    A mark older than its object is damaged, too: a clock was wrong.
+    """
+    key = stored.key
     found = mark_of(backend, key, now)
     if found is None:
         return False
-    if found[0] is None:  # the grace period begins again
+    if found[0] is None or found[0].since < stored.modified - record.CLOCKS_APART:
+        # The grace period begins again.
         mark = Mark(now, removing=False).content()
         backend.replace(layout.unreferenced_key(key), mark, found[1])
         return False

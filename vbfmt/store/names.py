@@ -32,27 +32,28 @@ def read(backend: Backend, name: str) -> tuple[Name, str] | None:
     """
     key = layout.name_key(name)
     found = backend.found(key)
-    return None if found is None else (parse(found, backend.address(key)), found.version)
+    return None if found is None else (parse(found, backend, key), found.version)
 
 
-def parse(found: Found, where: str) -> Name:
-    """Decode the record of a name.
+def parse(found: Found, backend: Backend, key: str) -> Name:
+    """Decode the record of a name, which was found at a key.
 
     Raises:
-        StoreError: it is damaged.
+        StoreError: it is damaged, or belongs to another key.
     """
     try:
         fields = record.fields(found.content)
         name, digest = fields["name"], fields["digest"]
-        layout.require_name(name)
+        if layout.name_key(name) != key:
+            raise ValueError("the record of another name")
         layout.adapter_key(digest)
     except (ValueError, TypeError, KeyError):
         raise StoreError(
             "a name's record is damaged",
-            file=where,
+            file=backend.address(key),
             found=repr(found.content[:60]),
-            expected='{"digest": "sha256:…", "name": …}',
-            advice="give the name again: vbfmt store tag --force",
+            expected='{"digest": "sha256:…", "name": …}, with the name of the file',
+            advice="give the name again: vbfmt store tag --force, or remove the file",
         ) from None
     return Name(name, digest)
 
@@ -141,7 +142,7 @@ def every(backend: Backend) -> Iterator[Name]:
     for entry in backend.entries(layout.NAMES):
         found = backend.found(entry.key)
         if found is not None:
-            yield parse(found, backend.address(entry.key))
+            yield parse(found, backend, entry.key)
 
 
 _ATTEMPTS = 20

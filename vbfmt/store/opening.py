@@ -35,12 +35,33 @@ def backend_at(path: str, cache: PathLike | None) -> tuple[Backend, str]:
     return Folder(folder), os.path.join(folder, catalog.FILE)
 
 
+def _require_outside(path: str) -> None:
+    """Refuse a folder in another store, which would take what is in it for its own.
+
+    Raises:
+        StoreError: with the other store.
+    """
+    above = os.path.dirname(os.path.realpath(path))
+    while not os.path.exists(os.path.join(above, layout.ROOT)):
+        below, above = above, os.path.dirname(above)
+        if below == above:
+            return
+    raise StoreError(
+        "a store inside another store",
+        file=path,
+        found=f"{layout.ROOT} in {above}",
+        advice="choose a folder outside of it",
+    )
+
+
 def _created(backend: Backend) -> Found:
     """Create a store where nothing is, and return its root, which another process may have created.
 
     Raises:
         StoreError: something else is there.
     """
+    if isinstance(backend, Folder):
+        _require_outside(backend.where)
     is_empty = not any(True for _ in backend.entries(""))
     if is_empty:
         backend.create(layout.ROOT, [json.dumps({"vbfmt store": layout.VERSION}).encode()])

@@ -86,7 +86,7 @@ def sync_names(backend: Backend, database: sqlite3.Connection, keys: str) -> tup
         found = backend.found(stored.key)
         if found is None:
             continue
-        one = names.parse(found, backend.address(stored.key))
+        one = names.parse(found, backend, stored.key)
         database.execute(*name_row(stored.key, one.name, one.digest, stored.version))
         added += before == _NEW and time.time() - stored.modified > _YOUNG
     for key in known:

@@ -20,7 +20,7 @@ def reports(backend: Backend, banks: Source) -> Iterator[Report]:
     for stored in backend.entries(layout.NAMES):
         found = backend.found(stored.key)
         if found is not None:
-            yield _of_name(backend, found, backend.address(stored.key))
+            yield _of_name(backend, found, stored.key)
 
 
 def _of_object(backend: Backend, key: str, banks: Source) -> Report:
@@ -41,9 +41,10 @@ def _of_object(backend: Backend, key: str, banks: Source) -> Report:
     return Report(where, digest, tuple(problems))
 
 
-def _of_name(backend: Backend, found: Found, where: str) -> Report:
+def _of_name(backend: Backend, found: Found, key: str) -> Report:
+    where = backend.address(key)
     try:
-        one = names.parse(found, where)
+        one = names.parse(found, backend, key)
     except StoreError as error:
         return Report(where, None, (error,))
     problem = UnknownError(
