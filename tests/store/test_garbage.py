@@ -201,6 +201,6 @@ def test_nobody_waits_for_a_clock_that_was_set_back(store):
     now = time.time()
     garbage.note_unneeded(backend, key, now)
     assert garbage.claim(backend, key, now, now)
-    times = iter([now + 1, now + 1, now + 1, now - 36000])
+    times = iter([*[now + 1] * 4, now - 36000])
     with pytest.raises(errors.StorageError, match="another process is removing it"):
         garbage.revive(backend, key, now=lambda: next(times), pause=0)
