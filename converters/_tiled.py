@@ -1,8 +1,9 @@
-"""Logits whose first dimension is the tile in both factors: (features / b, r, h).
+"""Read logits of shape (features / b, r, h) for both factors, as the authors' code stores them.
 
-The authors' own code and the paper's Algorithm 1 store logits in this way. They differ only in
-which of the names A and B is the factor at the module's input. The shapes of a square module do
-not show which of the two it is.
+A tile is one of the features / b positions at which a factor has a sub-vector. The authors' code
+and the paper's Algorithm 1 use this shape. But they give the names A and B to different factors: in
+one, A is the factor at the module's input; in the other, B is. For a square module, the shapes do
+not show which convention was used.
 """
 
 from __future__ import annotations
@@ -22,17 +23,17 @@ from vbfmt.module import Module
 from vbfmt.tensors import Tensor
 
 LOGITS = re.compile(r"^(?P<module>.+)\.logits_(?P<name>[AB])$")
-"""Matches keys of logits."""
+"""Matches the keys of logits."""
 
 
 @dataclass(frozen=True)
 class Layout:
-    """The convention for which of the names A and B is the factor at the module's input.
+    """A convention that gives the names A and B to the factors.
 
     Attributes:
-        name: the layout's name, as in ``--layout``.
-        at_input: name of the factor at the input.
-        at_output: name of the factor at the output.
+        name: the convention's name, as in ``--layout``.
+        at_input: name of the factor that is multiplied by the module's input.
+        at_output: name of the other factor, whose result is added to the module's output.
     """
 
     name: str
@@ -50,7 +51,7 @@ ALGORITHM_1 = Layout("algorithm1", "B", "A")
 def modules_of(
     tensors: Mapping[str, Tensor], bank: NDArray[np.float32], layout: Layout
 ) -> dict[str, Module]:
-    """Return the adapted modules by name, with the sizes that the shapes of their logits show.
+    """Return the adapted modules by name. Their sizes follow from the shapes of their logits.
 
     Args:
         tensors: the state dict.
@@ -58,8 +59,8 @@ def modules_of(
         layout: which factor is at the input.
 
     Raises:
-        SourceError: a module lacks a factor, shapes contradict each other or the bank, or the
-            base's weight in the state dict fits only the other layout.
+        SourceError: a module lacks a factor, shapes contradict each other or the bank, or a weight
+            of the base in the state dict fits only the other layout.
     """
     pairs: dict[str, dict[str, Tensor]] = {}
     for key, tensor in tensors.items():
@@ -76,12 +77,12 @@ def modules_of(
 def rows_by_module(
     tensors: Mapping[str, Tensor], modules: Mapping[str, Module], k: int, h: int, layout: Layout
 ) -> dict[Module, Rows]:
-    """Return the canonical rows of every module, A's and then B's, in the order of Eq. 3.2.
+    """Return the selected indices and weights of every module, in the order of the packed format.
 
     Args:
         tensors: the state dict.
         modules: result of `modules_of`.
-        k: number of vectors that a sub-vector selects.
+        k: number of vectors per sub-vector.
         h: number of vectors in the bank.
         layout: which factor is at the input.
 
@@ -123,7 +124,7 @@ def _module(
         valid = tensor and tensor.dtype in FLOATS and len(tensor.shape) == 3
         if not tensor or not valid or tensor.shape[2] != h or 0 in tensor.shape:
             raise SourceError(
-                "not logits of this bank" if tensor else "incomplete checkpoint",
+                "the logits do not fit the bank" if tensor else "incomplete checkpoint",
                 part=f"{name}.logits_{side}",
                 found=tensor or "nothing",
                 expected=f"(features / {b}, rank, {h})",

@@ -1,4 +1,4 @@
-"""Download files of a repository into huggingface_hub's cache; any failure is a SourceError."""
+"""Download files of a repository into huggingface_hub's cache. Every failure is a SourceError."""
 
 from __future__ import annotations
 
@@ -15,24 +15,26 @@ from vbfmt.errors import MissingSourceError, SourceError, VbfmtError, warn
 
 Names = Collection[str]
 Choice = Callable[[Names], Collection[str]]
-"""A function from the names of a repository's files to those that are needed; none of them if the
-repository does not have what is looked for."""
+"""A function that gets the names of a repository's files and returns those to download, or none if
+the repository lacks what is needed."""
 
 _TIMEOUT = 10.0  # seconds
 _COMMIT = re.compile(r"[0-9a-f]{40}")
 
 
 def fetched(repo: Repo, source: str, choice: Choice, what: str) -> tuple[str, list[str]]:
-    """Download files of a repository; return the snapshot's folder in the cache, and the names of
-    the files.
+    """Download files of a repository.
 
-    If the Hub cannot be reached, use files that were downloaded before.
+    Returns:
+        The snapshot's folder in the cache, and the names of the files.
+
+    If the Hub cannot be reached, files that were downloaded before are used.
 
     Args:
         repo: the repository.
         source: the repository as the user wrote it, for messages.
         choice: chooses the files to download.
-        what: what is looked for, in words, for messages.
+        what: a description of the wanted files, for messages.
 
     Raises:
         SourceError: the repository does not have the files, or cannot be downloaded.
@@ -65,11 +67,11 @@ def fetched(repo: Repo, source: str, choice: Choice, what: str) -> tuple[str, li
 
 
 def _listed(hub: Any, repo: Repo) -> list[str] | Exception:
-    """Return the names of the repository's files, or the error that prevented it.
+    """Return the names of the repository's files, or the error if they cannot be listed.
 
     Raises:
         huggingface_hub.errors.RevisionNotFoundError: there is no such revision. It is raised,
-            because using the cached copy would hide it.
+            because a cached copy must not be used instead.
         SourceError: the server's answer has no commit.
     """
     try:
@@ -83,7 +85,7 @@ def _listed(hub: Any, repo: Repo) -> list[str] | Exception:
 
 
 def _require_commit(name: str, repo: Repo) -> None:
-    """Check that the server's name of a commit is one: huggingface_hub makes a folder of it."""
+    """Check that a commit from the server is a hash. huggingface_hub uses it as a folder's name."""
     if not _COMMIT.fullmatch(name):
         raise SourceError(
             "the server's answer has no valid commit",

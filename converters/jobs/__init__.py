@@ -1,12 +1,12 @@
-"""Jobs over fleets: one operation on many adapters, in shards, on a process pool or a Ray cluster.
+"""Run one operation on many adapters, in shards, on a process pool or a Ray cluster.
 
 >>> from vbfmt.converters import jobs
 >>> task = jobs.Task("pack", options={"topk": 2})
 >>> for outcome in jobs.run(task, jobs.items(["a", "b"], "packed", task)):
 ...     print(outcome.source, outcome.status)
 
-A failure becomes an outcome, and the job goes on with the other items. A job that was killed can be
-started again with the same arguments; it then does only what is missing.
+If an item fails, its outcome says so, and the job continues with the other items. A job that was
+killed can be started again with the same arguments. It then does only what is missing.
 """
 
 from vbfmt.converters.jobs.inputs import collected, items

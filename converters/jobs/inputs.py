@@ -14,7 +14,9 @@ PathLike = str | os.PathLike[str]
 
 
 def collected(words: Iterable[str], lines: TextIO | None = None) -> list[str]:
-    """Return all inputs that `words` name, in order. A path is given back once, as first written.
+    """Return all inputs that `words` name, in order.
+
+    Each path is returned only once, as it was first written.
 
     Args:
         words: paths, patterns (``*``, ``?``, ``[…]``, ``**``), and ``-``, which stands for `lines`.
@@ -39,19 +41,19 @@ def items(
     overwrite: bool = False,
     names: Mapping[str, str] | None = None,
 ) -> list[Item]:
-    """Return an item for each source; its output has the source's name.
+    """Return an item for each source. Its output is named after the source.
 
     Args:
         sources: paths or repositories.
-        output: the folder of the outputs. For a `task` with a store it is not used: the outputs
-            are names in the store.
+        output: the folder for the outputs. It is not used if the `task` has a store, because the
+            outputs are then names in the store.
         task: the operation.
         overwrite: replace existing outputs.
-        names: source → name of its output, where that is not the source's own name.
+        names: source → name of its output, for outputs that are not named after their source.
 
     Raises:
-        ConfigError: two sources have outputs of the same name, ignoring case, or a source is the
-            root of the file system.
+        ConfigError: two outputs have the same name, ignoring case, or a source is the root of the
+            file system.
     """
     ending = ".vblora" if task.operation == "pack" and task.store is None else ""
     made: dict[str, Item] = {}
@@ -70,7 +72,7 @@ def require_distinct(items: Iterable[Item]) -> None:
     """Check that no two items have the same output, ignoring case.
 
     Raises:
-        ConfigError: two items have.
+        ConfigError: two items have the same output.
     """
     sources: dict[str, str] = {}
     for item in items:
@@ -85,9 +87,10 @@ def require_distinct(items: Iterable[Item]) -> None:
 
 
 def _whole(source: str) -> str:
-    """Return a path without links in its folder, so that ``a``, ``./a`` and ``a/`` are the same.
+    """Return a path whose folder contains no links, so that ``a``, ``./a`` and ``a/`` are the same.
 
-    A link is not followed: its output has its own name. Other sources are returned as they are.
+    If the path itself is a link, it is not followed, because its output is named after the link. A
+    source that is not a path is returned unchanged.
     """
     if not os.path.lexists(source):
         return source

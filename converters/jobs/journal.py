@@ -1,13 +1,13 @@
-"""The journal from which a killed job continues: a file of JSON lines in the output folder.
+"""The journal lets a killed job continue. It is a file of JSON lines in the output folder.
 
 Before a shard runs, the journal gets a line for each output that does not exist yet. When an item
-is done, it gets a line with the fingerprint of the item's source and the adapter's digest; when an
-item fails, a line that its output was not written.
+is done, the journal gets a line with the fingerprint of the item's source and the adapter's digest.
+When an item fails, it gets a line that says that the output was not written.
 
-When the job runs again, an output that was begun but is not done is written again. One that is done
-is left as it is, unless its source has changed. An output without a line was not written by this
-job, and is not replaced; nor is one that differs from what the job wrote, such as a packed file
-with another digest or a folder with other files.
+When the job runs again, it writes outputs that were begun but not completed. A completed output is
+kept, unless its source has changed. An output without a line was not written by this job and is not
+replaced. Nor is an output that has changed since the job wrote it, such as a packed file with
+another digest or a folder with other files.
 """
 
 from __future__ import annotations
@@ -29,18 +29,18 @@ from vbfmt.store.layout import is_digest
 NAME = ".vbfmt-jobs.jsonl"
 
 LONGEST_LINE = 16_384
-"""Bytes. Longer lines are ignored: a job's own line takes 500, and less than 2,000 with the longest
-file name."""
+"""Largest length of a line in bytes. Longer lines are ignored: a line that a job writes takes about
+500 bytes, and less than 2,000 with the longest file name."""
 
 LARGEST = 1 << 30
-"""Bytes of a journal: two million items."""
+"""Largest size of a journal in bytes, enough for two million items."""
 
 _DONE = re.compile(r"[0-9a-f]{16}:[0-9a-f]{32}")
 _WRITTEN = re.compile(r"[0-9a-f]{32}")
 
 
 class Journal:
-    """The journal of one task in one output folder, which is made if it is missing.
+    """The journal of one task in one output folder. The folder is created if it is missing.
 
     Attributes:
         path: path of the journal's file.
@@ -63,9 +63,9 @@ class Journal:
         self._known = self._read()
 
     def digest_if_done(self, item: Item) -> str | None:
-        """Return the digest of an item that an earlier run has done, else None.
+        """Return the digest of an item that an earlier run has completed, else None.
 
-        The digest is "" if the operation gives none.
+        The digest is "" if the operation returns none.
         """
         entry = self._known.get(os.path.basename(item.output))
         if entry is None or not os.path.exists(item.output):
@@ -83,13 +83,13 @@ class Journal:
         return "done" not in entry or self._is_as_written(item, entry)
 
     def _is_as_written(self, item: Item, entry: Entry) -> bool:
-        """Return whether an output still is what the journal says that the job wrote."""
+        """Return whether an output is unchanged since the job wrote it."""
         if self._packs:
             return _digest_of(item.output) == entry.get("digest")
         return fingerprint(item.output, times=("st_mtime_ns",)) == entry.get("written")
 
     def begin(self, items: Iterable[Item]) -> None:
-        """Record the outputs that are about to be written and do not exist yet."""
+        """Record the outputs that do not exist yet and are about to be written."""
         items = list(items)
         for item in items:
             self._key(item)
@@ -97,7 +97,7 @@ class Journal:
         self._append({"output": os.path.basename(item.output)} for item in new)
 
     def end(self, pairs: Iterable[tuple[Item, Outcome]]) -> None:
-        """Record the items that are done, and those that failed and have written nothing."""
+        """Record the items that are done, and those that failed without writing an output."""
         self._append(
             {"output": os.path.basename(item.output), **self._result(item, outcome)}
             for item, outcome in pairs
@@ -113,9 +113,9 @@ class Journal:
         return {**done, "written": fingerprint(item.output, times=("st_mtime_ns",))}
 
     def _key(self, item: Item) -> str:
-        """Return what an item is done with: the task, and the source as it is at the first call.
+        """Return the fingerprint of the task and of an item's source, as it was at the first call.
 
-        A source that changes while it is read is then not taken for what was read.
+        So if a source changes while it is read, the item does not count as done.
         """
         if item.source not in self._keys:
             self._keys[item.source] = f"{self._task}:{fingerprint(item.source)}"
@@ -128,7 +128,7 @@ class Journal:
         try:
             with self._opened("a+b", os.O_RDWR | os.O_CREAT | os.O_APPEND) as stream:
                 if stream.seek(0, os.SEEK_END) and not _ends_whole(stream):
-                    stream.write(b"\n")  # a line that a killed run left unfinished
+                    stream.write(b"\n")  # ends a line that a killed run left unfinished
                 stream.write(text.encode())
                 stream.flush()
                 os.fsync(stream.fileno())
@@ -136,11 +136,13 @@ class Journal:
             raise storage.refusal("cannot write", self.path, error) from None
 
     def _opened(self, mode: str, flags: int) -> BinaryIO:
-        """Open the journal, but refuse a link, which would let whoever made the folder choose the
-        file to append to, and a pipe or device, which may never end.
+        """Open the journal.
+
+        A link is refused, because whoever created the folder could choose the file to append to. A
+        pipe or a device is refused, because reading it may never end.
 
         Raises:
-            StorageError: it is not a regular file, or too long.
+            StorageError: the journal is not a regular file, or is too long.
             OSError: the operating system refused.
         """
         if os.path.islink(self.path):  # where O_NOFOLLOW is unknown
@@ -158,7 +160,7 @@ class Journal:
         if not stat.S_ISREG(status.st_mode):
             raise self._irregular()
         raise StorageError(
-            "the journal of the jobs is too long",
+            "the job's journal is too long",
             file=self.path,
             found=f"{status.st_size} bytes",
             expected=f"at most {LARGEST}",
@@ -167,7 +169,7 @@ class Journal:
 
     def _irregular(self) -> StorageError:
         return StorageError(
-            "the journal of the jobs is not a regular file",
+            "the job's journal is not a regular file",
             file=self.path,
             advice="remove it, or choose another output folder",
         )
@@ -185,7 +187,7 @@ class Journal:
                 try:
                     entry = _parsed(line)
                 except (ValueError, TypeError, KeyError, RecursionError):
-                    continue  # cut off when a run was killed, or not of a job
+                    continue  # cut off when a run was killed, or not written by a job
                 known[entry["output"]] = entry
         return known
 
@@ -195,10 +197,10 @@ class Entry(TypedDict, total=False):
 
     Attributes:
         output: name of the output.
-        done: what the item was done with: the task and the source.
-        digest: the adapter's digest, if the operation gives one.
-        written: fingerprint of what was written, if it is not a packed file.
-        failed: whether nothing was written.
+        done: fingerprint of the task and the source, if the item is done.
+        digest: the adapter's digest, if the operation returns one.
+        written: fingerprint of the output, if it is not a packed file.
+        failed: whether the item failed without writing an output.
     """
 
     output: str
@@ -209,7 +211,7 @@ class Entry(TypedDict, total=False):
 
 
 def _lines(stream: BinaryIO) -> Iterator[bytes]:
-    """Yield the lines of a journal but for those that are too long."""
+    """Yield the lines of a journal, except those that are too long."""
     while line := stream.readline(LONGEST_LINE):
         if line.endswith(b"\n") or len(line) < LONGEST_LINE:
             yield line
@@ -219,10 +221,10 @@ def _lines(stream: BinaryIO) -> Iterator[bytes]:
 
 
 def _parsed(line: bytes) -> Entry:
-    """Return the entry of a line.
+    """Parse a line.
 
     Raises:
-        ValueError, TypeError, KeyError, RecursionError: no job writes such a line.
+        ValueError, TypeError, KeyError, RecursionError: the line was not written by a job.
     """
     found = json.loads(line)
     entry: Entry = {"output": found["output"]}
@@ -247,13 +249,13 @@ def fingerprint(source: str, times: Sequence[str] = ("st_mtime_ns", "st_ctime_ns
 
     Args:
         source: a file or folder.
-        times: attributes of a file's status. Programs that copy and unpack files set the time of
-            modification (``st_mtime_ns``), and weights of one shape have one size; the time of
-            change (``st_ctime_ns``) is set by the system.
+        times: attributes of `os.stat_result` to include. Programs that copy or unpack files can set
+            the modification time (``st_mtime_ns``), and weights of the same shape have the same
+            size. Only the system sets the time of the last change (``st_ctime_ns``).
 
     Returns:
-        32 hexadecimal digits; "" if the source is not a local path. Such a source, a repository,
-        may have changed, so an item with it never counts as done.
+        32 hexadecimal digits, or "" if the source is a repository. A repository may have changed,
+        so an item with such a source never counts as done.
     """
     found = hashlib.sha256()
     paths = [source]
@@ -267,12 +269,12 @@ def fingerprint(source: str, times: Sequence[str] = ("st_mtime_ns", "st_ctime_ns
         size = 0 if os.path.isdir(path) else status.st_size
         numbers = "\0".join(str(getattr(status, name)) for name in times)
         text = f"{os.path.basename(path)}\0{size}\0{numbers}\0"
-        found.update(text.encode(errors="surrogatepass"))  # a name may be no UTF-8
+        found.update(text.encode(errors="surrogatepass"))  # a name may not be valid UTF-8
     return found.hexdigest()[:32]
 
 
 def _digest_of(path: str) -> str | None:
-    """Return the digest of a packed file from its header, None if it is not a packed file."""
+    """Return the digest of a packed file from its header, or None if it is not a packed file."""
     from vbfmt._format.packed_file import PackedFile
     from vbfmt.errors import VbfmtError
 

@@ -1,7 +1,7 @@
-"""The engine for this machine: a pool of processes, each with one shard at a time.
+"""The engine for one machine: a pool of processes, each of which runs one shard at a time.
 
-`concurrent.futures.ProcessPoolExecutor` is not used: if a worker dies while another one is being
-started, CPython 3.11's executor waits for ever for the new one.
+`concurrent.futures.ProcessPoolExecutor` is not used: if a worker dies while another is being
+started, CPython 3.11's executor waits forever for the new one.
 """
 
 from __future__ import annotations
@@ -22,11 +22,11 @@ from vbfmt.converters.jobs.worker import (
 )
 
 _GIVE_UP = 3
-"""After so many consecutive items that each killed a process of its own, no more are tried."""
+"""After this number of consecutive items whose processes died, the other items are not tried."""
 
 
 def prepare(task: Task, workers: int) -> None:
-    """Start what the workers need while the job is planned."""
+    """Start the fork server in advance, while the job is planned."""
     if affordable(workers) > 1:
         start_server(task)
 
@@ -36,13 +36,13 @@ def outcomes(
 ) -> Iterator[tuple[int, list[Outcome]]]:
     """Yield the number of each shard and its outcomes, in any order.
 
-    If a worker dies (out of memory, a signal), its shard runs again, in a process of its own, when
-    the other workers have finished theirs. If that dies too, each item of the shard runs in a
-    process of its own, and items whose process dies again have failed. After `_GIVE_UP` consecutive
-    ones no more are tried.
+    If a worker dies (out of memory, a signal), the other workers finish their shards, and then its
+    shard runs again in a new process. If that process dies too, each item of the shard runs in its
+    own process, and an item whose process dies has failed. After `_GIVE_UP` consecutive failures,
+    the other items are not tried.
 
-    This process runs the shards itself if there is one worker, if the limit of open files allows no
-    more, or if it may start none (a daemon of `multiprocessing`).
+    This process runs the shards itself if `workers` is 1, if the limit on open files allows only
+    one worker, or if it may not start processes (a daemon of `multiprocessing`).
     """
     workers = affordable(workers)
     if workers == 1 or len(shards) <= 1 or multiprocessing.current_process().daemon:
@@ -68,10 +68,10 @@ def _until_one_dies(
 ) -> Generator[tuple[int, list[Outcome]], None, list[Shard]]:
     """Run shards from `waiting` and yield their outcomes until a worker dies.
 
-    The other workers finish their shards then.
+    The other workers then finish their shards.
 
     Returns:
-        the shards whose workers died.
+        The shards whose workers died.
     """
     lost: list[Shard] = []
     with stopped_at_end() as running:
@@ -93,8 +93,11 @@ def _until_one_dies(
 
 
 def _suspected(task: Task, shard: Sequence[Item]) -> tuple[list[Outcome], int]:
-    """Rerun a shard whose worker may have died of it; return the outcomes, and how many of the last
-    items died consecutively."""
+    """Rerun a shard whose worker died, possibly because of an item in it.
+
+    Returns:
+        The outcomes, and how many consecutive processes had died at the end.
+    """
     found = _alone(task, shard)
     if found is not None:
         return found, 0
@@ -107,7 +110,7 @@ def _suspected(task: Task, shard: Sequence[Item]) -> tuple[list[Outcome], int]:
 
 
 def _alone(task: Task, shard: Sequence[Item]) -> list[Outcome] | None:
-    """Return the outcomes of a shard run in a process of its own, None if that dies."""
+    """Run a shard in its own process. Return the outcomes, or None if the process dies."""
     with stopped_at_end() as running:
         running.append(Worker(task, (0, shard)))
         return running[0].outcomes()

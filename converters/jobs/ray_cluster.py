@@ -1,6 +1,6 @@
-"""The engine for a Ray cluster: the one that RAY_ADDRESS names, or else one on this machine.
+"""The engine for a Ray cluster: the one that RAY_ADDRESS names, or a local one.
 
-No other file uses Ray. Inputs and outputs must be on paths that all workers can read and write.
+Inputs and outputs must have paths that all workers can read and write.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ def outcomes(
 ) -> Iterator[tuple[int, list[Outcome]]]:
     """Yield the number of each shard and its outcomes, in any order.
 
-    A shard whose worker dies is retried up to three times; after that, its items have failed.
+    A shard whose worker dies is retried up to three times. After that, its items have failed.
 
     Raises:
         MissingExtraError: Ray is not installed.
@@ -53,7 +53,8 @@ def outcomes(
 def _outcomes(
     ray: Any, task: Task, shards: Sequence[Sequence[Item]], workers: int
 ) -> Iterator[tuple[int, list[Outcome]]]:
-    # Ray itself must not retry: a second try must replace outputs of the first.
+    # Ray itself must not retry a shard, because a retry must be allowed to replace outputs of the
+    # first attempt.
     remote = ray.remote(max_retries=0)(_shard)
     waiting = iter(enumerate(shards))
     running: dict[Any, int] = {}
@@ -90,5 +91,6 @@ def _outcomes(
 
 
 def _shard(task: Task, shard: list[Item]) -> list[Outcome]:
-    """Run a shard in a worker, which imports the library because Ray passes functions by name."""
+    """Run a shard in a worker. Ray passes this function by name, so the worker imports the
+    library."""
     return run_shard(task, shard)

@@ -1,4 +1,4 @@
-"""Run a task over items in shards: skip the items that are done, and record those that it does."""
+"""Run a task on items in shards. Skip items that are done already, and record those that finish."""
 
 from __future__ import annotations
 
@@ -14,10 +14,10 @@ from vbfmt.converters.jobs.tasks import WRITES, Item, Outcome, Task
 from vbfmt.errors import ConfigError
 
 SHARD = 256
-"""Most items in a shard: enough to make an engine's cost per shard negligible."""
+"""Largest number of items in a shard. It makes an engine's cost per shard negligible."""
 
 _LEAST = 16
-"""Fewest items in a shard of a large job."""
+"""Smallest number of items in a shard of a large job."""
 
 ENGINES = {"pool": "pool", "ray": "ray_cluster"}
 """Engine → its module in this package. Each module has `prepare(task, workers)`, called before the
@@ -35,14 +35,14 @@ def run(
     engine: str = "pool",
     shard: int = SHARD,
 ) -> Iterator[Outcome]:
-    """Run the task on every item, and yield their outcomes as soon as they are known, in any order.
+    """Run the task on every item. Yield outcomes as soon as they are known, in any order.
 
     Args:
         task: the operation.
         items: the items, from `vbfmt.converters.jobs.items`.
-        workers: number of worker processes, at least 1; by default the number of processors.
+        workers: number of worker processes, at least 1; by default, the number of processors.
         engine: name of an engine in `ENGINES`.
-        shard: most items that a worker gets at a time, at least 1.
+        shard: largest number of items that a worker gets at a time, at least 1.
 
     Raises:
         ConfigError: the engine is unknown, a number is less than 1, or outputs are in different
@@ -78,7 +78,8 @@ def run(
             remaining.append(item)
     shards = [_marked(part, journal) for part in _divided(remaining, workers, shard)]
     if journal is not None:
-        # This must precede all writing: outputs that exist now were not written by this job.
+        # This must be done before anything is written: outputs that exist now were not written by
+        # this job.
         journal.begin(item for part in shards for item in part)
     for number, found in outcomes(task, shards, workers):
         if journal is not None:
@@ -98,8 +99,10 @@ def _journal(task: Task, items: Sequence[Item]) -> Journal | None:
 
 
 def _divided(items: Sequence[Item], workers: int, most: int) -> Iterator[list[Item]]:
-    """Yield shards of at most `most` items, smaller towards the end so that no worker waits long
-    for the last one."""
+    """Yield shards of at most `most` items.
+
+    They become smaller towards the end, so that all workers finish at about the same time.
+    """
     least = max(1, min(_LEAST, len(items) // (16 * workers)))
     start = 0
     while start < len(items):
@@ -110,7 +113,8 @@ def _divided(items: Sequence[Item], workers: int, most: int) -> Iterator[list[It
 
 
 def _marked(shard: list[Item], journal: Journal | None) -> list[Item]:
-    """Mark the outputs that this job may replace: begun by an earlier run, or absent now."""
+    """Mark the items whose outputs this job may replace: those that an earlier run began to write,
+    and those that do not exist now."""
     if journal is None:
         return shard
     return [

@@ -17,14 +17,14 @@ WRITES = ("pack", "expand", "merge")
 
 @dataclass(frozen=True)
 class Item:
-    """An input and its output.
+    """An input of a job and its output.
 
     Attributes:
-        source: a path or a repository; for ``diff`` the first file.
-        output: the file or folder to write; for ``diff`` the second file, for ``verify`` empty.
+        source: a path or a repository; for ``diff``, the first file.
+        output: the file or folder to write; for ``diff``, the second file; for ``verify``, empty.
         overwrite: whether an existing output is replaced.
         absent_before: whether the output did not exist when the job began. If it exists later, this
-            job has written it.
+            job wrote it.
     """
 
     source: str
@@ -33,18 +33,18 @@ class Item:
     absent_before: bool = False
 
     def for_retry(self) -> Item:
-        """Return the item for another try: it replaces what a worker wrote before it died."""
+        """Return the item for a retry, which may replace what a worker wrote before it died."""
         return replace(self, overwrite=self.overwrite or self.absent_before)
 
 
 @dataclass(frozen=True)
 class Task:
-    """An operation and its options, the same for every item.
+    """An operation and its options, which are the same for every item.
 
     Attributes:
         operation: name of an operation in `OPERATIONS`.
-        options: keyword arguments of the operation's function (`vbfmt.pack`, …).
-        store: path of a store to which ``pack`` adds the adapters instead of writing files; the
+        options: keyword arguments for the operation's function (`vbfmt.pack`, …).
+        store: path of a store. ``pack`` adds the adapters to it instead of writing files. The
             items' outputs are then names in the store.
     """
 
@@ -59,12 +59,12 @@ class Outcome:
 
     Attributes:
         source, output: the item's source and output.
-        status: ``done``, ``present`` (done by an earlier run) or ``failed``; for ``diff`` also
+        status: ``done``, ``present`` (done by an earlier run) or ``failed``; for ``diff``, also
             ``different``.
         digest: the adapter's digest, if there is one.
         kind: the error's kind, if `status` is ``failed``.
-        message: the error's message, without the source, if `status` is ``failed``; the first
-            difference, if it is ``different``.
+        message: if `status` is ``failed``, the error's message without the source; if it is
+            ``different``, the first difference.
         notes: the warnings.
     """
 
@@ -83,7 +83,7 @@ class Outcome:
 
 
 def run_shard(task: Task, shard: Sequence[Item]) -> list[Outcome]:
-    """Run the operation on every item; an error affects only the outcome of its item."""
+    """Run the operation on every item. An error affects only the outcome of its item."""
     writes = task.operation in WRITES and task.store is None
     with staging.swept(item.output for item in shard if writes):
         return [_run_item(task, item) for item in shard]
@@ -104,7 +104,7 @@ def _run_item(task: Task, item: Item) -> Outcome:
 
 
 def _message(error: Exception, item: Item) -> str:
-    """Return an error's message, without its file if that is the item's source."""
+    """Return an error's message, without the name of its file if that is the item's source."""
     if isinstance(error, VbfmtError) and error.file == item.source:
         return error.detail()
     return str(error)
@@ -170,7 +170,7 @@ OPERATIONS: dict[str, Callable[[Task, Item], tuple[str | None, str | None]]] = {
     "merge": _merge,
     "diff": _diff,
 }
-"""Operation → function that runs it on an item, and returns the digest and the first difference."""
+"""Operation → function that runs it on an item and returns the digest and the first difference."""
 
 MODULES = {
     "pack": ["vbfmt.converters.operations.pack", "vbfmt.converters.peft"],
@@ -179,13 +179,13 @@ MODULES = {
     "merge": ["vbfmt.converters.operations.merge"],
     "diff": ["vbfmt.packed", "vbfmt.analysis.difference"],
 }
-"""Operation → what it imports when it is first used."""
+"""Operation → modules that it imports when it is first used."""
 
 
 def name_of(source: str) -> str:
-    """Return the name of an item's output: the name of its source without ``.vblora``.
+    """Return the default name of a source's output: the source's name without ``.vblora``.
 
-    It is the name of one file or folder, or empty for the root of the file system.
+    It is one path component, or empty for the root of the file system.
     """
     leaf = os.path.basename(os.path.normpath(source))
     if leaf in ("", os.curdir, os.pardir):

@@ -1,7 +1,8 @@
-"""A worker process of the pool: how it starts, what it inherits, and how it ends.
+"""Start, run and stop a worker process of the pool.
 
-It is forked from a server that has imported this library and has no other threads, or spawned on
-systems without fork servers. It ends when the process that runs the job ends, however that ends.
+It is forked from a server process that has imported this library and has no other threads, or
+spawned on systems without fork servers. It ends when the process that runs the job ends, even if
+that is killed.
 """
 
 from __future__ import annotations
@@ -24,12 +25,13 @@ from vbfmt.converters.jobs.tasks import MODULES, Item, Outcome, Task, run_shard
 from vbfmt.errors import StorageError
 
 _PATIENCE = 10.0
-"""Seconds that a worker has for removing what it is writing when the job is interrupted."""
+"""Seconds that a worker has to remove unfinished outputs when the job is interrupted."""
 
 _ONE_THREAD = ("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS")
 
 _OTHER_FILES = 24
-"""Files that this process has open besides: standard streams, inputs, outputs and libraries."""
+"""Number of other open files that this process may need: standard streams, inputs, outputs and
+libraries."""
 
 _STARTING = threading.Lock()
 
@@ -38,9 +40,10 @@ Shard = tuple[int, Sequence[Item]]
 
 
 def affordable(workers: int) -> int:
-    """Return the number of workers, lowered to what the limit of open files allows, but at least 1.
+    """Return `workers`, or the number that the limit on open files allows if that is smaller, at
+    least 1.
 
-    This process opens three files for each worker, the fork server one.
+    This process opens three files per worker; the fork server opens one.
     """
     if sys.platform == "win32":
         return workers
@@ -68,7 +71,7 @@ class Worker:
 
     Attributes:
         shard: the shard.
-        connection: readable when the shard is done or the process has died.
+        connection: becomes readable when the shard is done or the process has died.
     """
 
     def __init__(self, task: Task, shard: Shard) -> None:
@@ -77,7 +80,7 @@ class Worker:
         context: Any = multiprocessing.get_context(method)
         self.connection, theirs = context.Pipe()
         environment = {**os.environ, **dict.fromkeys(_ONE_THREAD, "1")}
-        # A daemon is ended when the interpreter exits before the job is over.
+        # A daemon process is terminated if the interpreter exits before the job has ended.
         self._process = context.Process(target=_work, args=(task, theirs, environment), daemon=True)
         try:
             with _inheritable(task):
@@ -92,7 +95,7 @@ class Worker:
         self.run(shard)
 
     def run(self, shard: Shard) -> bool:
-        """Give the process its next shard; return whether it is alive to take it."""
+        """Send the process its next shard. Return False if the process has died."""
         self.shard = shard
         try:
             self.connection.send(shard[1])
@@ -101,7 +104,7 @@ class Worker:
         return True
 
     def outcomes(self) -> list[Outcome] | None:
-        """Wait for the outcomes of the shard, and return them; None if the process has died."""
+        """Wait for the outcomes of the shard, and return them, or None if the process has died."""
         try:
             found: list[Outcome] | str = self.connection.recv()
         except (EOFError, OSError):
@@ -111,13 +114,13 @@ class Worker:
         return found
 
     def terminate(self) -> None:
-        """Ask the process to end; it removes first what it is writing."""
+        """Ask the process to end. It first removes unfinished outputs."""
         self.connection.close()
         if self._process.is_alive():
             self._process.terminate()
 
     def join(self) -> None:
-        """Wait until the process has ended; kill it if that takes longer than `_PATIENCE`."""
+        """Wait until the process has ended. Kill it if that takes longer than `_PATIENCE`."""
         self._process.join(_PATIENCE)
         if self._process.is_alive():
             self._process.kill()
@@ -126,7 +129,7 @@ class Worker:
 
 @contextlib.contextmanager
 def stopped_at_end() -> Iterator[list[Worker]]:
-    """Yield an empty list of workers; stop those that are in it at the end."""
+    """Yield an empty list. When the block ends, stop all workers that were put into it."""
     running: list[Worker] = []
     try:
         yield running
@@ -135,7 +138,7 @@ def stopped_at_end() -> Iterator[list[Worker]]:
 
 
 def stop(workers: Sequence[Worker]) -> None:
-    """End the processes of workers, all at once."""
+    """Stop the processes of workers, all at the same time."""
     for worker in workers:
         worker.terminate()
     for worker in workers:
@@ -143,7 +146,7 @@ def stop(workers: Sequence[Worker]) -> None:
 
 
 def ready(running: Sequence[Worker]) -> list[Worker]:
-    """Wait for workers that are done or dead, and return them."""
+    """Wait until some workers are done or dead, and return these."""
     readable = wait([worker.connection for worker in running])
     return [worker for worker in running if worker.connection in readable]
 
@@ -156,27 +159,35 @@ def _work(task: Task, connection: Connection, environment: Mapping[str, str]) ->
             shard = connection.recv()
             try:
                 found: list[Outcome] | str = run_shard(task, shard)
-            except Exception:  # noqa: BLE001 - a fault of this library, which the job raises
+            except Exception:  # noqa: BLE001 - a bug in this library, which the job raises
                 found = traceback.format_exc()
             connection.send(found)
 
 
 def _begin(environment: Mapping[str, str]) -> None:
-    """Prepare a worker: set the caller's environment, which may differ from the server's, and end
-    when the caller ends or asks for it."""
+    """Prepare a worker process.
+
+    Set the environment variables of the caller, which may differ from the server's. End when the
+    caller ends or asks for it.
+    """
     for name in os.environ.keys() - environment.keys():
         del os.environ[name]
     os.environ.update(environment)
-    signal.signal(signal.SIGINT, signal.SIG_IGN)  # the caller gets it too, and stops the workers
+    signal.signal(
+        signal.SIGINT, signal.SIG_IGN
+    )  # the caller gets the signal too, and stops the workers
     signal.signal(signal.SIGTERM, _end)
     _keep_freed_memory()
     threading.Thread(target=_end_with_parent, daemon=True).start()
 
 
 def _keep_freed_memory() -> None:
-    """Let glibc reuse freed blocks instead of returning each to the system, which would have to
-    clear it again. It does so for blocks up to the largest that was freed, at most 32 MiB (mallopt,
-    M_MMAP_THRESHOLD); other systems are not affected."""
+    """Make glibc keep freed blocks for reuse.
+
+    Otherwise it returns each large block to the system, which has to clear it again. Freeing a
+    block raises the limit up to which glibc keeps blocks to its size, at most 32 MiB (mallopt,
+    M_MMAP_THRESHOLD). Other C libraries are not affected.
+    """
     bytearray(31 << 20)
 
 
@@ -194,14 +205,14 @@ def _end_with_parent() -> None:
 
 @contextlib.contextmanager
 def _inheritable(task: Task) -> Iterator[None]:
-    """Give this process what a new process shall inherit, and then what it had before."""
+    """In the block, set up this process as a new process should inherit it."""
     with _STARTING, _without_interrupts(), _one_thread_each(), _without_main(task):
         yield
 
 
 @contextlib.contextmanager
 def _without_interrupts() -> Iterator[None]:
-    """Block SIGINT, which the caller gets, too, and stops the workers."""
+    """Block SIGINT in new processes. The caller gets it too, and stops the workers."""
     if not hasattr(signal, "pthread_sigmask"):
         yield
         return
@@ -217,8 +228,10 @@ def _without_interrupts() -> Iterator[None]:
 
 @contextlib.contextmanager
 def _one_thread_each() -> Iterator[None]:
-    """Let numerical libraries use one thread, since the workers use all processors. A spawned
-    process has to know it when it imports NumPy."""
+    """Limit numerical libraries to one thread, since the workers use all processors.
+
+    A spawned process must have these variables when it imports NumPy.
+    """
     before = {name: os.environ.get(name) for name in _ONE_THREAD}
     os.environ.update(dict.fromkeys(_ONE_THREAD, "1"))
     try:
@@ -233,8 +246,11 @@ def _one_thread_each() -> Iterator[None]:
 
 @contextlib.contextmanager
 def _without_main(task: Task) -> Iterator[None]:
-    """Let a new process not run the caller's script again, which it needs only for options that
-    are defined there. The script may have no guard, or be read from standard input."""
+    """Prevent new processes from running the caller's script again.
+
+    The script may lack a ``__main__`` guard, or be read from standard input. If options of the task
+    are defined in the script, the processes need it and do run it.
+    """
     if b"__main__" in pickle.dumps(task):
         yield
         return

@@ -99,9 +99,11 @@ class Sum:
 
     @property
     def config(self) -> str | None:
-        """The config of the first adapter with other trained tensors, or else of the first adapter.
+        """The config of the first adapter with trained biases or heads, or else of the first
+        adapter.
 
-        If several have such tensors, it does not name the modules that one of them trained whole.
+        If several adapters have such tensors, `modules_to_save` is None, because the config of one
+        adapter would not list all of them.
         """
         trained = [adapter for adapter, _ in self.parts if adapter.tensors]
         config = (trained or [self.parts[0][0]])[0].config

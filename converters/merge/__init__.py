@@ -5,7 +5,7 @@
 >>> merge.write(plan, "merged")                         # write a folder that transformers loads
 >>> for name, tensor in merge.tensors(plan): ...        # or get the tensors one at a time
 
-Several adapters merge as the weighted sum of their ΔW.
+If there are several adapters, the weighted sum of their ΔW is merged.
 """
 
 from vbfmt.converters.merge.folder import require_output, write

@@ -1,4 +1,4 @@
-"""Compute W + B·A block by block in a wider dtype, and round once to nearest even."""
+"""Compute W + B·A block by block in a wider dtype, and round the result once to nearest even."""
 
 from __future__ import annotations
 
@@ -19,12 +19,13 @@ FLOATS = ("F32", "BF16", "F16", "F64")
 
 @dataclass(frozen=True)
 class Piece:
-    """Consecutive bytes of an output tensor that are still to be computed.
+    """Consecutive bytes of an output tensor that have not been computed yet.
 
     Attributes:
         size: number of bytes, at most `PIECE_BYTES`.
-        fill: computes them into an array (size,) uint8; any thread may call it.
-        source: the part of the base's tensor that `fill` reads; None if it reads none.
+        fill: a function that computes the bytes into an array (size,) uint8. Any thread may call
+            it.
+        source: the part of the base's tensor that `fill` reads, or None.
         name: the tensor's name, for messages.
     """
 
@@ -34,11 +35,11 @@ class Piece:
     name: str = ""
 
     def compute(self, data: NDArray[np.uint8]) -> None:
-        """Read the source from the disk, then compute the piece into `data`, (size,) uint8.
+        """Read `source` from the disk, and then compute the piece into `data`, (size,) uint8.
 
         Raises:
             StorageError: the base can no longer be read.
-            TargetError: a finite weight leaves the range of the output's dtype.
+            TargetError: a weight becomes too large for the output's dtype.
         """
         if self.source is not None:
             pages.fetch(self.source, self.name)
@@ -47,15 +48,16 @@ class Piece:
 
 PIECE_BYTES = 1 << 22
 _BLOCK_ELEMENTS = 1 << 18
-"""About as many elements as fit into a core's own cache together with their sums. With smaller
-blocks or pieces, threads wait longer for the interpreter's lock."""
+"""About the number of elements that fit into a core's cache together with their sums. With smaller
+blocks or pieces, threads would wait longer for the interpreter's lock."""
 _PRODUCTS = 1 << 18
-"""Most multiplications of a matrix product. For larger products, OpenBLAS starts threads of its own
-(interface/gemm.c), which compete with ours for the cores."""
+"""Largest number of multiplications in one matrix product. For larger products, OpenBLAS starts its
+own threads (interface/gemm.c), which compete with ours for the cores."""
 _GATHERED = 1 << 18
-"""Most values of each factor that are gathered at a time to recompute single elements."""
+"""Largest number of values of a factor that are gathered at a time to recompute single elements."""
 _FEW = 32
-"""If more than one element in `_FEW` must be recomputed, computing all in float64 is faster."""
+"""If more than one element in `_FEW` must be recomputed, it is faster to compute all of them in
+float64."""
 
 
 def merged(
@@ -68,8 +70,9 @@ def merged(
 ) -> Iterator[Piece]:
     """Yield the pieces of W + B·A in order.
 
-    A result of 16 bits is computed in float32; elements where W and B·A nearly cancel out are
-    recomputed in float64. Other results, and those of a float64 W, are computed in float64.
+    16-bit results are computed in float32, and elements where W and B·A nearly cancel out are
+    recomputed in float64. Other results are computed in float64, and so are all results if W is
+    float64.
 
     Args:
         name: the tensor's name, for messages.
@@ -78,7 +81,7 @@ def merged(
         dtype: safetensors name of the result's dtype.
         transposed: whether W is stored as (in_features, out_features).
 
-    `Piece.compute` raises TargetError if a finite weight leaves the range of `dtype`.
+    `Piece.compute` raises TargetError if a weight becomes too large for `dtype`.
     """
     a, b = factors
     left, right = (a.T, b.T) if transposed else (b, a)
@@ -98,14 +101,14 @@ def merged(
 
 
 def converted(name: str, tensor: Tensor, dtype: str) -> Iterator[Piece]:
-    """Yield the pieces of a tensor converted to another dtype, with one rounding.
+    """Yield the pieces of a tensor that is converted to another dtype, rounded once.
 
     Args:
         name: the tensor's name, for messages.
         tensor: the tensor, of any shape.
         dtype: safetensors name of the result's dtype.
 
-    `Piece.compute` raises TargetError if a finite value leaves the range of `dtype`.
+    `Piece.compute` raises TargetError if a value becomes too large for `dtype`.
     """
     values = tensor.numpy().reshape(-1)
     step = PIECE_BYTES // numpy_dtype(dtype).itemsize
@@ -120,7 +123,8 @@ class _Part:
     Attributes:
         name: the tensor's name, for messages.
         weight: this part of W, (rows, columns).
-        left, right: (rows, rank) and (rank, columns), float32 or float64; their product is added.
+        left, right: factors (rows, rank) and (rank, columns), float32 or float64. Their product is
+            added.
         dtype: safetensors name of the result's dtype.
     """
 
@@ -134,7 +138,7 @@ class _Part:
         """Return the piece that computes this part.
 
         Args:
-            threshold: result of `_recompute_threshold`; not used if `left` is float64.
+            threshold: result of `_recompute_threshold`. It is not used if `left` is float64.
         """
         size = self.weight.size * numpy_dtype(self.dtype).itemsize
         if self.left.dtype == np.float64:
@@ -144,14 +148,18 @@ class _Part:
 
     def _in_float64(self, data: NDArray[np.uint8]) -> None:
         out = self._out(data)
-        with np.errstate(over="ignore", invalid="ignore"):  # `rounding.into` checks the result
+        with np.errstate(
+            over="ignore", invalid="ignore"
+        ):  # `rounding.round_into` checks the result
             for here, total in self._sums():
-                rounding.into(out[here], total, self.weight[here], self.name, self.dtype)
+                rounding.round_into(out[here], total, self.weight[here], self.name, self.dtype)
 
     def _in_float32(self, data: NDArray[np.uint8], limit: int) -> None:
-        """Compute a result of 16 bits; recompute elements of magnitude below `limit` in float64.
+        """Compute a 16-bit result; recompute elements whose `rounding.magnitudes` are below
+        `limit`.
 
-        If they are many, or an element became infinite, recompute the whole part in float64.
+        They are recomputed in float64. If there are many, or if an element became infinite, the
+        whole part is recomputed in float64.
         """
         out = self._out(data)
         with np.errstate(over="ignore", invalid="ignore"):
@@ -169,7 +177,7 @@ class _Part:
         return replace(self, left=self.left.astype(np.float64), right=self.right.astype(np.float64))
 
     def _sums(self) -> Iterator[tuple[tuple[slice, slice], NDArray[Any]]]:
-        """Yield each block's slices, and its W + B·A in an array that the next block overwrites."""
+        """Yield each block's slices and its W + B·A. The next block overwrites the array."""
         rows, columns = self.weight.shape
         high, wide = _block_shape(rows, columns)
         memory = np.empty(high * wide, self.left.dtype)
@@ -183,7 +191,7 @@ class _Part:
                 yield here, total
 
     def _recompute(self, out: NDArray[Any], chosen: NDArray[np.intp]) -> None:
-        """Recompute elements of `out` in float64; `chosen` are their flat indices."""
+        """Recompute the elements of `out` at the flat indices `chosen`, in float64."""
         at_once = max(1, _GATHERED // max(1, self.left.shape[1]))
         for start in range(0, len(chosen), at_once):
             positions = np.divmod(chosen[start : start + at_once], out.shape[1])
@@ -191,7 +199,7 @@ class _Part:
             delta = np.einsum("ij,ji->i", *sides, dtype=np.float64)
             old = self.weight[positions]
             new = np.empty(len(old), out.dtype)
-            rounding.into(new, old.astype(np.float64) + delta, old, self.name, self.dtype)
+            rounding.round_into(new, old.astype(np.float64) + delta, old, self.name, self.dtype)
             out[positions] = new
 
     def _out(self, data: NDArray[np.uint8]) -> NDArray[Any]:
@@ -201,17 +209,18 @@ class _Part:
 def _recompute_threshold(
     left: NDArray[np.float32], right: NDArray[np.float32], dtype: str
 ) -> float:
-    """Return the magnitude below which a sum in float32 must be recomputed in float64.
+    """Return the magnitude below which a float32 sum must be recomputed in float64.
 
-    Below it, the float32 sum may be wrong by half a unit in the last place of `dtype` or more.
+    Below it, the error of the float32 sum may be half a unit in the last place of `dtype` or more.
     The product's error is at most about (rank + 1) · 2⁻²⁴ · Σ|left·right|, and Σ|left·right| is at
-    most the product of two norms. Half a unit is at least 2⁻¹² of the value for float16, 2⁻⁹ for
-    bfloat16. The last addition's error, 2⁻²⁴ of the sum, is negligible beside that. Above the
-    threshold, the result is one of the two nearest values, because any other would need an error of
-    a whole unit.
+    most the product of two norms. Half a unit is at least 2⁻¹² of the value for float16, and 2⁻⁹
+    for bfloat16. The error of the last addition, 2⁻²⁴ of the sum, is negligible in comparison.
+    Above the threshold, the result is one of the two nearest values, because any other value would
+    need an error of a whole unit.
 
     Returns:
-        Infinity if float32 may overflow: then everything must be computed in float64.
+        The threshold. It is infinity if float32 may overflow: everything must then be computed in
+            float64.
     """
     half_unit = {"F16": 2.0**-12, "BF16": 2.0**-9}[dtype]
     # The squares of small values are zero in float32, so the norms are computed in float64.
@@ -231,7 +240,7 @@ def _converted_values(name: str, values: NDArray[Any], dtype: str) -> Piece:
         wide = np.float64 if values.dtype == np.float64 else np.float32
         for start in range(0, len(values), _BLOCK_ELEMENTS):
             here = slice(start, start + _BLOCK_ELEMENTS)
-            rounding.into(out[here], values[here].astype(wide), values[here], name, dtype)
+            rounding.round_into(out[here], values[here].astype(wide), values[here], name, dtype)
 
     return Piece(len(values) * numpy_dtype(dtype).itemsize, fill, values, name)
 
@@ -244,7 +253,7 @@ def _block_shape(rows: int, columns: int) -> tuple[int, int]:
 def _multiply(left: NDArray[Any], right: NDArray[Any], out: NDArray[Any]) -> None:
     """Compute ``left @ right`` into `out`, in products of at most `_PRODUCTS` multiplications.
 
-    Each product has several rows: for a single row, OpenBLAS starts threads much sooner.
+    Each product has several rows, because for a single row OpenBLAS starts threads much earlier.
     """
     rank, columns = right.shape
     wide = max(1, min(columns, _PRODUCTS // (32 * max(1, rank))))

@@ -1,5 +1,5 @@
-"""A base model's folder, as transformers saves it: weights in one file or in shards, a config and
-other files."""
+"""Read a base model's folder, as transformers saves it: weights in one file or in shards, a config,
+and other files."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ _WEIGHTS = (SAFETENSORS, SAFETENSORS + INDEX, PICKLE, PICKLE + INDEX)
 """Names of weight files, in the order in which transformers looks for them."""
 
 _NAMED_WEIGHTS = "transformers_weights"
-"""Key of a config that names the file which transformers 5 loads instead."""
+"""Config key that makes transformers 5 load other weight files."""
 
 
 @dataclass(frozen=True)
@@ -36,7 +36,7 @@ class Shard:
 
     Attributes:
         name: the file's name.
-        tensors: its tensors by name, memory-mapped.
+        tensors: its memory-mapped tensors, by name.
         metadata: the file's metadata.
     """
 
@@ -52,13 +52,13 @@ class Base:
     Attributes:
         path: the folder.
         shards: the weight files, at least one.
-        index: the metadata in the index of shards; None if there is no index.
+        index: the metadata in the index of the shards; None if there is no index.
         config: the content of ``config.json``.
-        side_files: paths within the folder of all other files that belong to the output.
-        left_out: paths within the folder of what does not belong to the output: other forms of the
-            weights, and anything but regular files.
-        home: the folder that links must not leave; None if they may.
-        stamps: the state of its config, index and weight files before they were read.
+        side_files: paths within the folder of the other files that a merge copies.
+        left_out: paths within the folder that a merge does not copy: other formats of the weights,
+            and everything except regular files.
+        home: the folder that links must stay in; None if they may lead anywhere.
+        stamps: sizes and times of its config, index and weight files before they were read.
     """
 
     path: str
@@ -85,7 +85,7 @@ class Base:
 
     @cached_property
     def outside_layers(self) -> Mapping[tuple[int, ...], Sequence[str]]:
-        """Names of the tensors that are not in a numbered layer, by shape."""
+        """Names of the tensors outside numbered layers, by shape."""
         found: dict[tuple[int, ...], list[str]] = {}
         for name, tensor in self.tensors.items():
             if not in_a_layer(name):
@@ -99,7 +99,7 @@ class Base:
     def digest(self, name: str) -> bytes:
         """Return a digest of a tensor's dtype, shape and values.
 
-        The values are read once; later calls return the same digest from memory.
+        The values are read only once. Later calls return the digest from memory.
         """
         if name not in self._digests:
             tensor = self.tensors[name]
@@ -113,8 +113,11 @@ class Base:
         return {}
 
     def equal_to(self, name: str) -> Sequence[str]:
-        """Return the names of the tensors outside of layers that have the dtype, shape and values
-        of the tensor `name`; if that is itself outside of layers, its name is among them."""
+        """Return the names of the tensors outside numbered layers that equal the tensor `name`.
+
+        They have the same dtype, shape and values. If `name` itself is outside numbered layers, it
+        is among them.
+        """
         shape = self.tensors[name].shape
         if shape not in self._equal:
             groups: dict[bytes, list[str]] = {}
@@ -125,16 +128,16 @@ class Base:
 
 
 def read(path: str | os.PathLike[str], *, follow_links: bool = False) -> Base:
-    """Map a base model into memory; its weights are not copied.
+    """Read a base model. Its weights are memory-mapped and not copied.
 
     Args:
         path: the model's folder.
-        follow_links: also follow links that lead out of the folder (or, if the folder is in the
-            Hub's cache, out of its repository there).
+        follow_links: also follow links that lead out of the folder. In the Hub's cache, links
+            within the repository's cache folder are always followed.
 
     Raises:
-        SourceError: the weights, a shard or a tensor is missing, a tensor is in two shards, the
-            config names other weights, or a link leads out of the folder.
+        SourceError: the weights, a shard or a tensor are missing, a tensor is in two shards, the
+            config names other weight files, or a link leads out of the folder.
         StorageError: a file cannot be read.
     """
     folder = Folder.of(os.fspath(path), follow_links=follow_links)
@@ -164,7 +167,7 @@ def read(path: str | os.PathLike[str], *, follow_links: bool = False) -> Base:
     else:
         shards = (_shard(folder, weights),)
     others = (path for path in folder.files() if path != weights)
-    kept, left_out = side_files.divided(
+    kept, left_out = side_files.partition(
         folder, others, {shard.name: shard.tensors for shard in shards}
     )
     return Base(
@@ -180,9 +183,9 @@ def read(path: str | os.PathLike[str], *, follow_links: bool = False) -> Base:
 
 
 def needed(names: Collection[str]) -> list[str]:
-    """Return the files of a model that a merge reads or copies: none if there are no weights.
+    """Return the files of a model that a merge reads or copies, or none if there are no weights.
 
-    Of a sharded model the index is returned, not the shards that it names.
+    For a sharded model, the list contains the index, but not the shards that it names.
 
     Args:
         names: paths of all files in the model's repository, with slashes.
@@ -197,7 +200,7 @@ def needed(names: Collection[str]) -> list[str]:
 
 
 def shards_of(path: str | os.PathLike[str]) -> set[str]:
-    """Return the shards that a model's index names; none if the weights are in one file.
+    """Return the shards that a model's index names, or none if the weights are in one file.
 
     Raises:
         SourceError, StorageError: as `read`.
@@ -214,7 +217,7 @@ def json_object(path: str) -> dict[str, Any]:
     """Return the JSON object in a file.
 
     Raises:
-        SourceError: the file is too long, or is not a JSON object, or a key occurs twice.
+        SourceError: the file is too long, is not a JSON object, or has a key twice.
         StorageError: the file cannot be read.
     """
     content = json_file.content(path)
@@ -229,7 +232,7 @@ def json_object(path: str) -> dict[str, Any]:
 
 
 def _index(path: str) -> tuple[dict[str, Any], dict[str, str]]:
-    """Return the metadata of an index of shards, and the weight map: tensor → shard."""
+    """Return the metadata of an index of shards, and its weight map: tensor → shard."""
     content = json_object(path)
     metadata, weight_map = content.get("metadata") or {}, content.get("weight_map")
     if not isinstance(metadata, dict) or not isinstance(weight_map, dict) or not weight_map:
@@ -253,16 +256,16 @@ def _config(folder: Folder) -> Mapping[str, Any]:
 
 
 def _require_same_weights(config: Mapping[str, Any], weights: str, folder: Folder) -> None:
-    """Refuse a config by which transformers 5 loads another file than the usual one."""
+    """Refuse a config that makes transformers 5 load other files than the usual ones."""
     named = config.get(_NAMED_WEIGHTS)
     if named is not None and named != weights:
         raise SourceError(
-            "the base's config names other weights than the usual ones",
+            "the base's config names other weight files than the usual ones",
             file=folder.file(CONFIG),
             part=_NAMED_WEIGHTS,
             found=named,
             expected=weights,
-            advice="load the base with transformers, save it, and merge into that",
+            advice="load the base with transformers, save it, and merge into the saved model",
         )
 
 
@@ -285,15 +288,15 @@ def _shard(folder: Folder, name: str) -> Shard:
 def _require_agreement(
     shards: tuple[Shard, ...], weight_map: Mapping[str, str], index: str
 ) -> None:
-    """Refuse shards whose tensors are not exactly those that the index gives to each."""
+    """Refuse shards that do not have exactly the tensors that the index says."""
     for shard in shards:
         path = os.path.join(os.path.dirname(index), shard.name)
         for name in shard.tensors:
             if name not in weight_map:
-                raise SourceError("a tensor that the index does not name", file=path, part=name)
+                raise SourceError("the index does not name a tensor", file=path, part=name)
             if weight_map[name] != shard.name:
                 raise SourceError(
-                    "one tensor in two shards",
+                    "one tensor is in two shards",
                     file=index,
                     part=name,
                     found=f"{shard.name} and {weight_map[name]}",

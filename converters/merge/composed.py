@@ -1,5 +1,4 @@
-"""Trained tensors that the base's files divide differently: several of them are one tensor there,
-or one is several."""
+"""Place trained tensors in the base's files if the files join or split them differently."""
 
 from __future__ import annotations
 
@@ -17,7 +16,7 @@ from vbfmt.tensors import Tensor, numpy_dtype
 
 
 def tensors(base: Base, locations: Locations, trained: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """Return, by name, the base's tensors that contain trained ones, with the trained values.
+    """Return the base's tensors that contain trained tensors, by name, with the trained values.
 
     Args:
         base: the base model.
@@ -59,10 +58,10 @@ def tensors(base: Base, locations: Locations, trained: Mapping[str, Tensor]) -> 
 
 
 def _with_elements(before: Tensor, trained: Tensor, positions: NDArray[np.int64]) -> Tensor:
-    """Return a tensor with the elements of a trained one at these flat positions.
+    """Return a copy of `before` with the elements of `trained` at the flat indices `positions`.
 
-    Positions outside the tensor are ignored. If the dtypes differ, the result is float32,
-    or float64 if one of them is.
+    Positions outside the tensor are ignored. If the dtypes differ, the result is float64 if one of
+    them is float64, else float32.
     """
     wide = "F64" if "F64" in (before.dtype, trained.dtype) else "F32"
     values = before.numpy().reshape(-1).astype(numpy_dtype(wide))

@@ -1,4 +1,4 @@
-"""What a merge changes in a base's ``config.json``: the dtype, a head's labels, the class."""
+"""Change a base's ``config.json`` for the output of a merge: dtype, labels of a head, class."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ _CLASSES = {
     "TOKEN_CLS": "ForTokenClassification",
     "QUESTION_ANS": "ForQuestionAnswering",
 }
-"""PEFT's task type → the suffix of transformers' class names for it."""
+"""PEFT's task type → suffix of the class names that transformers has for it."""
 _CLASS = re.compile(
     r"(?P<stem>\w+?)(?<!Encoder)(LMHeadModel|Model|For(CausalLM|MaskedLM|PreTraining"
     r"|ConditionalGeneration|SequenceClassification|TokenClassification|QuestionAnswering))"
@@ -30,14 +30,14 @@ _CLASS = re.compile(
 def changed(
     config: Mapping[str, Any], adapter: LowRank, dtype: str | None, added: Collection[str] = ()
 ) -> tuple[Mapping[str, Any], list[str]]:
-    """Return the output's config and notices for the user.
+    """Return the output's config, and notices for the user.
 
-    If nothing changes, the config returned is `config` itself.
+    If nothing changes, the returned config is `config` itself.
 
     Args:
         config: the base's config; empty if it has none.
         adapter: the adapter that is merged.
-        dtype: the dtype to write (``bfloat16``); None to keep those of the base.
+        dtype: the dtype to write (``bfloat16``); None to keep the base's dtypes.
         added: names of trained tensors that the base lacks.
     """
     if not config:
@@ -55,7 +55,7 @@ def changed(
         return result, notices
     if count is None:
         notices.append(
-            f"the base does not have {', '.join(added)}: check that the output's {CONFIG} fits"
+            f"the base does not have {', '.join(added)}: check that the output's {CONFIG} is right"
         )
     return with_class(result, adapter, added, notices), notices
 
@@ -63,9 +63,9 @@ def changed(
 def with_class(
     config: Mapping[str, Any], adapter: LowRank, added: Collection[str], notices: list[str]
 ) -> Mapping[str, Any]:
-    """Return the config with the architecture that has the added head.
+    """Return the config with the model class that has the added head.
 
-    If that class cannot be derived from the name of the old one, return the config unchanged and
+    If the name of that class cannot be derived from the old one, return the config unchanged, and
     append a sentence to `notices`.
     """
     before = config.get("architectures")
@@ -85,9 +85,9 @@ def with_class(
 
 
 def _task_of(added: Collection[str]) -> str | None:
-    """Return the task type that the names of the added tensors show, None if they do not.
+    """Return the task type that follows from the names of the added tensors, or None.
 
-    A ``classifier`` shows none: models of several tasks have one.
+    Nothing follows from ``classifier``, because models for several tasks have one.
     """
     heads = {name.split(".")[0] for name in added}
     if heads & {"classification_head", "logits_proj"}:
@@ -118,7 +118,7 @@ def with_labels(config: Mapping[str, Any], count: int) -> dict[str, Any]:
 
 
 def labels(config: Mapping[str, Any]) -> int:
-    """Return the number of labels in a config; if it has none, two, as in transformers."""
+    """Return the number of labels in a config. The default is two, as in transformers."""
     named = config.get("id2label")
     if isinstance(named, Mapping):
         return len(named)
@@ -127,7 +127,7 @@ def labels(config: Mapping[str, Any]) -> int:
 
 
 def trained_labels(adapter: LowRank) -> int | None:
-    """Return the number of labels of the adapter's classifier; None if it has none.
+    """Return the number of labels of the adapter's classifier, or None if it has no classifier.
 
     The head is recognised by its name and shape, because the task type is often missing.
     """
@@ -140,16 +140,16 @@ def trained_labels(adapter: LowRank) -> int | None:
 
 
 def task_type(adapter: LowRank) -> str | None:
-    """Return PEFT's task type (``SEQ_CLS``) from the adapter's config, None if it has none."""
+    """Return PEFT's task type (``SEQ_CLS``) from the adapter's config, or None if it has none."""
     about = peft_layout.config_of(adapter)
     return about.get("task_type") if isinstance(about, dict) else None
 
 
 def is_head(name: str) -> bool:
-    """Return whether a tensor is a classifier's last layer, judged by transformers' names."""
+    """Return whether a tensor is a classifier's last layer, according to transformers' names."""
     return bool(_HEAD.search(name))
 
 
 def text(config: Mapping[str, Any]) -> bytes:
-    """Return a config as the content of ``config.json``, with its keys in their order."""
+    """Return a config as the content of ``config.json``. The order of the keys is kept."""
     return json_file.encoded(json.dumps(config, indent=2, ensure_ascii=False))

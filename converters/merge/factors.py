@@ -1,4 +1,4 @@
-"""The factors A and B of a tensor that holds the weights of several modules."""
+"""Join the factors A and B for a tensor that holds the weights of several modules."""
 
 from __future__ import annotations
 
@@ -14,16 +14,15 @@ from vbfmt.converters.merge.layout import Part
 def factors(
     parts: Sequence[Part], adapter: LowRank, shape: tuple[int, int]
 ) -> tuple[NDArray[np.float32], NDArray[np.float32]]:
-    """Return A (rank, columns) and B (rows, rank) whose product has each module's ΔW at its
-    position in the tensor, and zeros elsewhere.
+    """Return A and B whose product has each module's ΔW at its position, and zeros elsewhere.
 
     Args:
-        parts: which module's rows are where in the tensor.
+        parts: positions of the modules' rows in the tensor.
         adapter: the adapter that has these modules.
         shape: (rows, columns) of the tensor.
 
     Returns:
-        Two float32 arrays; their rank is the sum of the modules' ranks.
+        A (rank, columns) and B (rows, rank), float32. The rank is the sum of the modules' ranks.
     """
     rank = sum(part.module.rank for part in parts)
     a, b = np.zeros((rank, shape[1]), np.float32), np.zeros((shape[0], rank), np.float32)

@@ -1,4 +1,4 @@
-"""Write a merged model: stream it into a temporary folder, then move that to its path."""
+"""Write a merged model: stream it into a temporary folder, and then move that to its path."""
 
 from __future__ import annotations
 
@@ -22,19 +22,21 @@ def write(
 ) -> None:
     """Write the merged model that a plan describes.
 
-    The whole folder is written and flushed to the disk, or nothing is. Only a few blocks are in
-    memory at a time, whatever the size of the model.
+    The folder is written completely and flushed to the disk, or not at all. Only a few blocks are
+    in memory at a time, whatever the size of the model.
 
     Args:
         plan: the plan of the merge.
-        path: the folder to write, not inside the base. Missing parent folders are created.
+        path: the folder to write. It must not be inside the base. Missing parent folders are
+            created.
         overwrite: replace the output of an earlier merge, in one step. A folder that is not the
-            output of a merge, or that has gained other files since, is refused.
-        progress: called after each write with its number of bytes; they sum to `plan.size`.
+            output of a merge, or to which other files have been added, is refused.
+        progress: called after each write with the number of written bytes. Their sum is
+            `plan.size`.
 
     Raises:
         OutputExistsError: `path` exists, and `overwrite` is not set.
-        TargetError: `path` cannot be written to, or a value leaves the range of the dtype.
+        TargetError: `path` is refused, or a value is too large for the dtype.
         StorageError: the operating system refused, or the disk has not enough space.
     """
     require_output(plan, path, overwrite=overwrite)
@@ -61,7 +63,7 @@ def write(
 
 
 def require_output(plan: Plan, path: PathLike, *, overwrite: bool) -> None:
-    """Check that a plan's output can be written to `path`, as far as can be known beforehand.
+    """Check that a plan's output can be written to `path`, as far as this is known beforehand.
 
     Raises:
         OutputExistsError, TargetError, StorageError: as `write`.
@@ -71,7 +73,7 @@ def require_output(plan: Plan, path: PathLike, *, overwrite: bool) -> None:
 
 
 def _keep_executable(source: str, copy: str) -> None:
-    """Make `copy` executable if `source` is, for everyone who may read it."""
+    """If `source` is executable, make `copy` executable for everyone who may read it."""
     if os.stat(source).st_mode & stat.S_IXUSR:
         mode = stat.S_IMODE(os.stat(copy).st_mode)
         os.chmod(copy, mode | (mode & 0o444) >> 2)
@@ -84,7 +86,7 @@ def _counted(contents: Iterable[Bytes], report: Callable[[int], None]) -> Iterat
 
 
 def _folders(names: Iterable[str]) -> set[str]:
-    """Return the folders within the output that contain files of these names, at all levels."""
+    """Return the folders of these files within the output, including all parent folders."""
     found: set[str] = set()
     for name in names:
         inner = os.path.dirname(name)

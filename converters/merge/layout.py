@@ -1,4 +1,5 @@
-"""The layout of a merge's output: its files, their tensors, and what each is computed from."""
+"""Lay out the output of a merge: its files, their tensors, and what each tensor is computed
+from."""
 
 from __future__ import annotations
 
@@ -24,11 +25,11 @@ from vbfmt.tensors import Tensor, byte_length
 
 @dataclass(frozen=True)
 class Part:
-    """A module's weight, or some rows of it, inside a tensor that holds more.
+    """A module's weight, or some rows of it, inside a larger tensor.
 
     Attributes:
         module: the adapted module.
-        block: which rows of its weight are where in the tensor.
+        block: the rows of its weight, and their position in the tensor.
     """
 
     module: Module
@@ -43,9 +44,9 @@ class Item:
         name: its name in the output.
         source: the base's tensor, or the trained tensor that replaces it.
         dtype: safetensors name of its dtype in the output.
-        module: the module whose B·A is added, if the tensor is the weight of one module.
+        module: the module whose B·A is added, if the tensor is the weight of a single module.
         transposed: whether that weight is stored as (in, out).
-        parts: the modules whose B·A are added, if the tensor holds the weights of several.
+        parts: the modules whose B·A are added, if the tensor holds the weights of several modules.
     """
 
     name: str
@@ -68,7 +69,7 @@ class Item:
 
     @property
     def copied(self) -> bool:
-        """Whether the tensor's bytes in the output are those of its source."""
+        """Whether the output has the same bytes as `source`."""
         return not self.modules and self.dtype == self.source.dtype
 
 
@@ -82,7 +83,7 @@ class File:
 
     @property
     def size(self) -> int:
-        """Number of bytes of all its tensors, without the header."""
+        """Number of bytes of its tensors, without the header."""
         return sum(item.size for item in self.items)
 
     @cached_property
@@ -97,13 +98,13 @@ class Layout:
     """The weight files of the output, and how the adapter's names were matched to the base's.
 
     Attributes:
-        files: the weight files, in the order of the base's.
+        files: the weight files, in the base's order.
         rule: how a name in the adapter becomes a name in the base.
-        prefix: what is put in front of all the base's names in the output, so that an added head
-            and the base's tensors are named as parts of one model.
-        replaced: the base's names of tensors that trained tensors replace.
-        added: the output's names of trained tensors that the base lacks.
-        notice: a sentence about the names that the user should read, if any.
+        prefix: prefix that all the base's names get in the output, so that an added head and the
+            base's tensors have the names that they have in one model.
+        replaced: names in the base of the tensors that trained tensors replace.
+        added: names in the output of the trained tensors that the base lacks.
+        notice: a sentence about the names for the user, if there is one.
     """
 
     files: tuple[File, ...]
@@ -125,12 +126,13 @@ def layout(base: Base, adapter: LowRank, dtype: str | None, *, part: str | None 
     Args:
         base: the base model.
         adapter: the factors and other trained tensors to merge.
-        dtype: safetensors name of the dtype of all floating-point tensors; None for the base's own.
+        dtype: safetensors name of the dtype for all floating-point tensors; None to keep the base's
+            dtypes.
         part: as for `vbfmt.converters.names.locate`.
 
     Raises:
-        SourceError: a module or a trained tensor of the adapter has no tensor in the base, or one
-            that does not fit.
+        SourceError: a module or a trained tensor of the adapter has no tensor in the base, or the
+            tensor does not fit.
         TargetError: all values of a trained tensor are too small for the output's dtype.
     """
     try:
@@ -175,7 +177,7 @@ def layout(base: Base, adapter: LowRank, dtype: str | None, *, part: str | None 
 
 
 def _touched(base: Base, adapter: LowRank, locations: Locations) -> dict[str, Item]:
-    """Return an item for each tensor of the base to which a B·A is added, by name."""
+    """Return an item for each tensor of the base that a B·A is added to, by name."""
     whole: dict[Module, tuple[str, Tensor]] = {}
     parts: dict[str, list[Part]] = {}
     for module in adapter.modules:
@@ -194,7 +196,7 @@ def _touched(base: Base, adapter: LowRank, locations: Locations) -> dict[str, It
     for module, (name, tensor) in whole.items():
         if name in result or name in parts:
             raise SourceError(
-                "two modules of the adapter change one weight", file=base.path, part=name
+                "two modules of the adapter change the same weight", file=base.path, part=name
             )
         result[name] = Item(name, tensor, tensor.dtype, module, transposed[module])
     for name, inside in parts.items():
@@ -204,7 +206,7 @@ def _touched(base: Base, adapter: LowRank, locations: Locations) -> dict[str, It
 
 
 def _replaced(base: Base, adapter: LowRank, locations: Locations) -> dict[str, Tensor]:
-    """Return the trained tensors that replace tensors of the base, by the base's names."""
+    """Return the trained tensors that replace tensors of the base, by their names in the base."""
     _require_one_each(locations.tensors, base)
     replaced = {target: adapter.tensors[name] for name, target in locations.tensors.items()}
     _require_fit(replaced, base, adapter, locations)
@@ -219,10 +221,11 @@ def _replaced(base: Base, adapter: LowRank, locations: Locations) -> dict[str, T
 
 
 def _added(base: Base, adapter: LowRank, locations: Locations) -> tuple[str, dict[str, Tensor]]:
-    """Return what to put in front of the base's names, and the tensors to add by their new names.
+    """Return the prefix for the base's names in the output, and the tensors to add, by their new
+    names.
 
-    If a head was trained, and the base was saved without one, its names lack the model's prefix.
-    The output is the whole model, so its names have the prefix.
+    If a head was trained and the base was saved without one, the base's names lack the model's
+    prefix. The output is the whole model, so its names have the prefix.
     """
     new = [name for name in adapter.tensors if name in locations.added]
     for name in new:
@@ -250,8 +253,8 @@ def _require_fit(
 ) -> None:
     """Refuse trained tensors whose shape or dtype does not fit the base's.
 
-    All floating-point dtypes fit each other. Only a classifier may differ in its first dimension,
-    the number of labels.
+    Any floating-point dtype fits any other. Shapes must be equal, except that a classifier may have
+    another number of labels, its first dimension.
     """
     before, after = config.labels(base.config), config.trained_labels(adapter)
     for name, tensor in replaced.items():
@@ -278,14 +281,14 @@ def _advice(old: Tensor, tensor: Tensor) -> str:
     if len(old.shape) == 2 and old.shape[1:] == tensor.shape[1:]:
         size = tensor.shape[0]
         return (
-            "if the vocabulary was resized for training, resize the base's, too: load it, call "
-            f"model.resize_token_embeddings({size}), save it, and merge into that"
+            "if the vocabulary was resized for training, resize the base's too: load it, call "
+            f"model.resize_token_embeddings({size}), save it, and merge into the saved model"
         )
     return "is this the base that the adapter was trained on?"
 
 
 def _usual_dtype(base: Base) -> str:
-    """Return the floating-point dtype that most of the base's bytes have."""
+    """Return the base's most frequent floating-point dtype, by bytes."""
     sizes: Counter[str] = Counter()
     for tensor in base.tensors.values():
         if tensor.dtype in FLOATS:
@@ -294,7 +297,7 @@ def _usual_dtype(base: Base) -> str:
 
 
 def _as_safetensors(name: str) -> str:
-    """Return the output's name for a weight file of the base; pickles become safetensors."""
+    """Return the name of a weight file in the output. Pickles become safetensors files."""
     stem = name.removesuffix(".safetensors").removesuffix(".bin")
     old, new = (whole.rpartition(".")[0] for whole in (PICKLE, SAFETENSORS))
     return f"{new if stem == old else stem.replace(f'{old}-', f'{new}-', 1)}.safetensors"

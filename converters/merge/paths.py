@@ -1,5 +1,5 @@
-"""Untrusted model folders: which files they have, where their links lead, and whether a path is
-inside a folder, whatever names lead to both."""
+"""Examine untrusted model folders: their files, the targets of their links, and whether a path is
+inside a folder."""
 
 from __future__ import annotations
 
@@ -13,10 +13,10 @@ from vbfmt._files import storage
 from vbfmt.errors import SourceError
 
 DEEPEST = 64
-"""Most levels of folders within each other."""
+"""Largest depth of nested folders."""
 
 MOST_FILES = 100_000
-"""Most files and folders in a model's folder."""
+"""Largest number of files and folders in a model's folder."""
 
 _COMMIT = re.compile(r"[0-9a-f]{40}")
 
@@ -27,7 +27,7 @@ class Entry:
 
     Attributes:
         path: its path within the folder.
-        folder: whether it is a folder, not a link to one.
+        folder: whether it is a folder. A link to a folder is not.
         link: whether it is a link.
     """
 
@@ -42,7 +42,7 @@ class Folder:
 
     Attributes:
         path: its path as given.
-        home: the folder below which its links must lead; None if they may lead anywhere.
+        home: the folder that its links must stay in; None if they may lead anywhere.
     """
 
     path: str
@@ -50,8 +50,8 @@ class Folder:
 
     @classmethod
     def of(cls, path: str, *, follow_links: bool) -> Folder:
-        """Return a folder whose links must stay within it, or within its repository in the cache
-        of huggingface_hub.
+        """Return a folder whose links must stay in it, or in its repository's folder in the Hub's
+        cache.
 
         Args:
             path: the folder's path.
@@ -64,10 +64,10 @@ class Folder:
         return os.path.join(self.path, name)
 
     def has(self, name: str) -> bool:
-        """Return whether there is a regular file of this name, or an allowed link to one.
+        """Return whether there is a regular file with this name, or an allowed link to one.
 
         Raises:
-            SourceError: a link leads nowhere, as in an incomplete copy of a cache, or out of the
+            SourceError: a link is broken, as in an incomplete copy of a cache, or leads out of the
                 folder.
         """
         path = self.file(name)
@@ -87,7 +87,7 @@ class Folder:
         path = self.file(name)
         if not os.path.exists(path):
             raise SourceError(
-                "a broken link",
+                "the base has a broken link",
                 file=self.path,
                 part=name,
                 found=f"a link to {os.readlink(path)}",
@@ -96,7 +96,7 @@ class Folder:
             )
         if self.home is not None and not _is_below(os.path.realpath(path), self.home):
             raise SourceError(
-                "a link that points outside of the folder",
+                "the base has a link that points outside its folder",
                 file=self.path,
                 part=name,
                 found=f"a link to {os.readlink(path)}",
@@ -106,15 +106,15 @@ class Folder:
 
 
 def tree(folder: str, *, hidden: bool = True, most: int = MOST_FILES) -> Iterator[Entry]:
-    """Yield everything below a folder: each folder before its content, names sorted.
+    """Yield everything below a folder, sorted by name. Each folder comes before its content.
 
     Args:
         folder: the folder's path.
         hidden: include folders whose names begin with a dot.
-        most: the greatest number of entries that is accepted.
+        most: largest number of entries.
 
     Raises:
-        SourceError: more than `DEEPEST` folders within each other, or more than `most` entries.
+        SourceError: there are more than `DEEPEST` nested folders, or more than `most` entries.
         StorageError: a folder cannot be read.
     """
     levels = [_listed(folder, "")]
@@ -133,7 +133,7 @@ def tree(folder: str, *, hidden: bool = True, most: int = MOST_FILES) -> Iterato
         if entry.folder:
             if len(levels) > DEEPEST:
                 raise SourceError(
-                    "folders too deep within each other",
+                    "folders are nested too deeply",
                     file=folder,
                     part=entry.path,
                     expected=f"at most {DEEPEST}",
@@ -142,10 +142,9 @@ def tree(folder: str, *, hidden: bool = True, most: int = MOST_FILES) -> Iterato
 
 
 def within(inner: str, outer: str) -> bool:
-    """Return whether `inner`, which need not exist, is the folder `outer` or below it.
+    """Return whether `inner` is the folder `outer` or below it. `inner` need not exist.
 
-    Folders are compared by device and inode, because one folder may have several paths (bind
-    mounts).
+    Folders are compared by device and inode, because a folder may have several paths (bind mounts).
     """
     folders = {_identity(outer)}
     folders |= {_identity(os.path.join(outer, entry.path)) for entry in tree(outer) if entry.folder}
@@ -158,13 +157,13 @@ def content(path: str, home: str | None = None) -> Iterator[bytes]:
 
     Args:
         path: the file.
-        home: refuse a file that is not below this folder once it is open: a link may have taken
-            its place since it was checked. Only Linux can tell. None to accept any.
+        home: refuse a file that is not below this folder once it is open, because a link may have
+            replaced it since it was checked. Only Linux can check this. None to accept any file.
 
     Raises:
-        StorageError: the file is not a regular file, cannot be read, or turns out to have another
-            size than the file system reports.
-        SourceError: it is not below `home`.
+        StorageError: the file is not a regular file, cannot be read, or does not have the size that
+            the file system reports.
+        SourceError: the file is not below `home`.
     """
     try:
         file = os.open(
@@ -197,7 +196,7 @@ def _require_below(file: int, path: str, home: str | None) -> None:
         return
     if not _is_below(found, home):
         raise SourceError(
-            "a file became a link that points outside of the folder while it was read",
+            "a file became a link that points outside the folder while it was read",
             file=path,
             found=f"a link to {found}",
             expected="a file inside the base's folder",
@@ -205,10 +204,10 @@ def _require_below(file: int, path: str, home: str | None) -> None:
 
 
 def _home(path: str) -> str:
-    """Return the folder below which a model's links must lead.
+    """Return the folder that a model's links must stay in.
 
-    That is its own folder; for ``models--owner--name/snapshots/<commit>`` in the cache of
-    huggingface_hub, the repository's.
+    It is the model's folder itself. For ``models--owner--name/snapshots/<commit>`` in the cache of
+    huggingface_hub, it is ``models--owner--name``.
     """
     snapshots, commit = os.path.split(path)
     repository, name = os.path.split(snapshots)
@@ -217,7 +216,8 @@ def _home(path: str) -> str:
 
 
 def _is_below(path: str, folder: str) -> bool:
-    """Return whether a path is below a folder by its name; neither may contain links."""
+    """Return whether a path is below a folder, judged by the names only. Neither may contain
+    links."""
     return path.startswith(os.path.join(folder, ""))
 
 

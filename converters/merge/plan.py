@@ -1,4 +1,4 @@
-"""The plan of a merge: everything that it will write, decided and checked beforehand."""
+"""Plan a merge: decide and check beforehand everything that it will write."""
 
 from __future__ import annotations
 
@@ -35,7 +35,7 @@ class Plan:
         layout: the tensors of the output, and how the adapters' names were matched to the base's.
         files: the weight files to write.
         texts: content of the other files to write, by name.
-        notices: sentences that the user should read.
+        notices: sentences for the user.
         digests: digests of the adapters, in the order in which they were given.
     """
 
@@ -76,13 +76,13 @@ def plan(
     Args:
         adapters: one adapter, or several whose weighted sum is merged.
         base: the base model's folder.
-        weights: one factor for each adapter's ΔW; all 1 if left out. They do not apply to trained
-            biases and heads.
-        dtype: dtype of all floating-point tensors of the output (float32, bfloat16, float16); the
-            base's own dtypes if left out.
-        part: prefix of the base's names that selects the part to change, if the adapters' names
-            match several parts.
-        strict: refuse a base that is not known to be the one that the adapters name.
+        weights: one factor for each adapter's ΔW; by default, all are 1. They do not apply to
+            trained biases and heads.
+        dtype: dtype for all floating-point tensors of the output (float32, bfloat16, float16); by
+            default, the base's dtypes are kept.
+        part: if the adapters' names match several parts of the base, the prefix of the names of the
+            part to change.
+        strict: refuse the base unless it is known to be the one that the adapters name.
         card: write a model card for the Hub instead of the base's own card.
         follow_links: also follow the base's links that lead out of its folder.
 
@@ -134,7 +134,7 @@ def plan(
 
 
 def _doubts(factors: combine.Sum, base: Base) -> Iterator[str | None]:
-    """Yield what the user should know about the adapters and the base."""
+    """Yield notices about the adapters and the base."""
     yield combine.disagreement(factors)
     yield combine.unweighted(factors)
     yield combine.without_effect(factors)

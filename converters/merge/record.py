@@ -1,6 +1,6 @@
-"""The record of the adapters merged into a model: a file in its folder, and its shards' metadata.
+"""Record which adapters were merged into a model, in a file and in the metadata of the shards.
 
-A later merge reads it, so that no adapter is merged twice.
+A later merge reads the record, so that no adapter is merged twice.
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ class Merged:
     Attributes:
         digest: the digest of its packed form, ``sha256:…``.
         weight: the factor by which its ΔW was multiplied.
-        base_model, base_revision: the model that it was trained on, as the adapter names it.
+        base_model, base_revision: the model that it was trained on, as the adapter records it.
     """
 
     digest: str
@@ -40,10 +40,10 @@ class Merged:
 def text(merged: Sequence[Merged], base: Base, files: Collection[str]) -> bytes:
     """Return the content of the record's file.
 
-    It holds no time and no host name, so that the same merge gives the same bytes.
+    It contains no time and no host name, so that the same merge always gives the same bytes.
 
     Args:
-        merged: the adapters of this merge; they follow those in the base's own record.
+        merged: the adapters of this merge. They are listed after those in the base's own record.
         base: the base model.
         files: names of all files of the output.
     """
@@ -58,10 +58,11 @@ def metadata(merged: Sequence[Merged], base: Base) -> dict[str, str]:
 
 
 def earlier_adapters(base: Base) -> list[Any]:
-    """Return the adapters in the base's own record; none if it is not the output of a merge.
+    """Return the adapters in the base's own record, or none if the base is not the output of a
+    merge.
 
     Raises:
-        SourceError: the record cannot be read. An adapter that it names may be in the base already.
+        SourceError: the record cannot be read, so it is unknown which adapters the base contains.
     """
     if NAME not in base.side_files:
         return []
@@ -76,7 +77,7 @@ def earlier_digests(base: Base) -> list[str]:
     """Return the digests of all adapters that were merged into the base, in order.
 
     Raises:
-        SourceError: the record in a shard's metadata or that in the folder cannot be read.
+        SourceError: the record in a shard's metadata or in the folder cannot be read.
     """
     found: dict[str, None] = {}
     for shard in base.shards:
@@ -107,12 +108,13 @@ def _unreadable(path: str, part: str, expected: str) -> SourceError:
 
 
 def unrecorded_in(folder: str) -> str | None:
-    """Return the path of something below a folder for which the folder's record does not account.
+    """Return the path of something in a folder that the folder's record does not list.
 
-    That is a file that the record does not name, an empty folder, or a link.
+    This is a file that the record does not name, an empty folder, or a link.
 
     Returns:
-        None if there is nothing. If the record is missing or unreadable, a description of that.
+        The path, or None if there is nothing. If the record is missing or unreadable, a description
+        of that.
     """
     path = os.path.join(folder, NAME)
     if not os.path.isfile(path):

@@ -1,4 +1,4 @@
-"""The refusals of a merge: each check raises SourceError or TargetError with the reason."""
+"""Check whether a merge must be refused. Each check raises SourceError or TargetError."""
 
 from __future__ import annotations
 
@@ -28,21 +28,21 @@ _ADVICE = "merge into the base in full precision, then quantise the result"
 _ADAPTER = "adapter_config.json"
 _TIE = "tie_word_embeddings"
 _WITHOUT_HEAD = ("SEQ_CLS", "TOKEN_CLS", "QUESTION_ANS", "FEATURE_EXTRACTION")
-"""Tasks (in PEFT's words) whose models have no output head over the vocabulary."""
+"""PEFT's task types whose models have no output head over the vocabulary."""
 
 
 def require_plain_model(base: Base) -> None:
     """Refuse a base that is quantised, or whose folder also holds an adapter.
 
     Raises:
-        SourceError: with what was found.
+        SourceError: the base is quantised, or an adapter was found.
     """
     if _ADAPTER in base.side_files:
         raise SourceError(
             "the base folder holds an adapter, which transformers would load on top",
             file=base.path,
             found=_ADAPTER,
-            expected="a model alone",
+            expected="a model without adapters",
         )
     reason = _quantisation(base)
     if reason:
@@ -53,7 +53,7 @@ def require_float(name: str, weight: Tensor, base: Base) -> None:
     """Refuse to change a tensor that is not floating-point.
 
     Raises:
-        SourceError: with the tensor's name and dtype.
+        SourceError: the tensor is not floating-point.
     """
     if weight.dtype not in FLOATS:
         raise SourceError(
@@ -70,7 +70,7 @@ def require_not_merged_before(base: Base, digests: Collection[str]) -> None:
     """Refuse a base into which one of the adapters was merged before.
 
     Raises:
-        SourceError: with the adapter's digest.
+        SourceError: one was; its digest is in the message.
     """
     before = set(record.earlier_digests(base))
     for digest in digests:
@@ -92,21 +92,22 @@ def require_untied(
     added: bool,
     tied: Callable[[], Collection[str] | None],
 ) -> None:
-    """Refuse to change one of two tied tensors: embedding and output head.
+    """Refuse to change one of two tied tensors: the embedding and the output head.
 
-    Both are (vocabulary, hidden) and not in a numbered layer. They count as tied unless the config
-    says that they are not, or it has no such setting and the base holds two different tensors:
-    transformers' default is to tie, and most configs lack the setting. A classifier has no output
-    head to tie.
+    Both have the shape (vocabulary, hidden) and are outside numbered layers. If the config has a
+    setting for tying, it decides. If it has none, as most configs, transformers ties them by
+    default, so they count as tied unless the base holds two different tensors. A classifier has no
+    output head that could be tied.
 
     Args:
         base: the base model.
         name: the tensor's name in the base, or in the output if it is added.
-        trained: the tensor that replaces it, or the base's own if a module changes it; only its
-            shape is used.
-        adapter: the adapter; its task type shows whether there is an output head.
+        trained: the trained tensor that replaces it, or the base's own tensor if a module changes
+            it. Only its shape is used.
+        adapter: the adapter. Its task type shows whether there is an output head.
         added: whether the base lacks the tensor.
-        tied: returns the names of all tied tensors, None if transformers does not know them.
+        tied: a function that returns the names of all tied tensors, or None if transformers does
+            not know them.
 
     Raises:
         SourceError: the tensor is tied to another.
@@ -133,11 +134,10 @@ def require_untied(
 
 
 def require_untied_modules(base: Base, adapter: LowRank) -> None:
-    """Refuse a module that is an output head, if the base holds only the embedding that it is tied
-    to.
+    """Refuse a module that is an output head if the base holds only the embedding tied to it.
 
     Raises:
-        SourceError: with the module's name.
+        SourceError: there is such a module.
     """
     if setting(base.config, _TIE) is False:
         return
@@ -158,15 +158,17 @@ def _is_vocabulary(base: Base, name: str, shape: tuple[int, ...]) -> bool:
 
 
 def _of_shape(base: Base, shape: tuple[int, ...]) -> Sequence[str]:
-    """Return the names of the base's embeddings and heads of this shape; none if its first
-    dimension is not the size of the vocabulary."""
+    """Return the names of the base's embeddings and heads with this shape.
+
+    There are none if the first dimension is not the size of the vocabulary.
+    """
     if len(shape) != 2 or shape[0] != setting(base.config, "vocab_size"):
         return ()
     return base.outside_layers.get(shape, ())
 
 
 def _another(names: Sequence[str], name: str) -> str | None:
-    """Return the first of `names`, which are distinct, that is not `name`."""
+    """Return the first of `names` that is not `name`."""
     return next((other for other in names[:2] if other != name), None)
 
 
@@ -183,10 +185,10 @@ def _tied(base: Base, name: str, partner: str | None) -> SourceError:
 
 
 def is_transposed(module: Module, name: str, weight: Tensor, base: Base) -> bool | None:
-    """Return whether a weight is stored as (in, out); None if it is square and shows neither.
+    """Return whether a weight is stored as (in, out), or None if it is square.
 
     Raises:
-        SourceError: the weight has neither (out, in) nor (in, out) of the module as its shape.
+        SourceError: the weight's shape is neither (out, in) nor (in, out) of the module.
     """
     shape = (module.out_features, module.in_features)
     if weight.shape not in (shape, shape[::-1]):
@@ -205,12 +207,13 @@ def is_transposed(module: Module, name: str, weight: Tensor, base: Base) -> bool
 def orientations(weights: Mapping[Module, tuple[str, Tensor]], base: Base) -> dict[Module, bool]:
     """Return for each module whether its weight is stored as (in, out), as in transformers' Conv1D.
 
-    Shapes are believed before `fan_in_fan_out`: PEFT saves one value for all modules, that of the
-    last module that it adapted. Where a shape contradicts it, it cannot be believed for square
-    weights either.
+    For weights that are not square, the shape decides. For square weights, `fan_in_fan_out`
+    decides. But PEFT saves only one value for all modules, that of the last module that it adapted.
+    So if the shape of any weight contradicts it, it is not used for square weights either.
 
     Raises:
-        SourceError: a weight does not fit its module, or a square one's orientation is unknown.
+        SourceError: a weight does not fit its module, or the orientation of a square weight is
+            unknown.
     """
     seen = {m: is_transposed(m, name, weight, base) for m, (name, weight) in weights.items()}
     wrong = next((m for m, way in seen.items() if way not in (None, m.fan_in_fan_out)), None)
@@ -232,13 +235,13 @@ def require_output(output: str, base: str, *, overwrite: bool) -> None:
     Args:
         output: the path of the folder to write.
         base: the base's folder.
-        overwrite: accept the output of an earlier merge, which is then replaced.
+        overwrite: accept the output of an earlier merge, which will be replaced.
 
     Raises:
         OutputExistsError: the path exists, and `overwrite` is not set.
         TargetError: the path is inside the base, contains it, is a mount point, or is not the
             output of an earlier merge.
-        StorageError: no parent folder exists that can be written to.
+        StorageError: no existing parent folder can be written to.
     """
     inner = os.path.realpath(output)
     if within(inner, base):
@@ -249,7 +252,7 @@ def require_output(output: str, base: str, *, overwrite: bool) -> None:
         )
     if os.path.ismount(inner):
         raise TargetError(
-            "a mount point cannot be replaced as a whole",
+            "a mount point cannot be replaced",
             file=output,
             advice="choose a folder below it",
         )
@@ -275,7 +278,7 @@ def require_readable(paths: Iterable[str]) -> None:
     """Refuse files that cannot be opened.
 
     Raises:
-        StorageError: with the first such file.
+        StorageError: a file cannot be opened.
     """
     for path in paths:
         try:
@@ -285,10 +288,10 @@ def require_readable(paths: Iterable[str]) -> None:
 
 
 def require_space(output: str, size: int) -> None:
-    """Refuse an output of `size` bytes for which the disk has not enough space.
+    """Refuse an output of `size` bytes if the disk does not have enough space.
 
     Raises:
-        StorageError: with the free and the needed number of bytes.
+        StorageError: there is not enough space.
     """
     free = shutil.disk_usage(parents.nearest(output)).free
     if free < size:
@@ -315,15 +318,15 @@ def _quantisation(base: Base) -> str | None:
 def _is_packed(name: str, tensor: Tensor) -> bool:
     """Return whether a tensor's dtype shows that the base is quantised.
 
-    No model in full precision has a weight of eight bits, so tensors that the adapter does not
-    change count, too. A mask may have eight bits, but is not a weight.
+    All tensors are checked, even those that the adapter does not change, because a model in full
+    precision has no 8-bit weights. It may have an 8-bit mask, but a mask is not a weight.
     """
     bytes_for_a_weight = tensor.dtype in ("I8", "U8") and name.endswith(".weight")
     return tensor.dtype.startswith("F8") or (bytes_for_a_weight and len(tensor.shape) == 2)
 
 
 def setting(config: Mapping[str, Any], key: str) -> Any:
-    """Return a config's value, or that of the language model's config within it."""
+    """Return a value of a config, or of the language model's config nested in it."""
     inner = config.get("text_config")
     return config.get(key, inner.get(key) if isinstance(inner, Mapping) else None)
 

@@ -1,8 +1,8 @@
 """Check that a base is the one that an adapter names.
 
-Only a path shows which model a folder holds: in the cache of huggingface_hub it is
-``models--owner--name/snapshots/<commit>``, beside a folder ``refs`` with a file for each branch
-and tag; elsewhere, the adapter may name the folder itself as its base.
+Only its path shows which model a folder contains. In the cache of huggingface_hub, the path is
+``models--owner--name/snapshots/<commit>``, and a folder ``refs`` beside ``snapshots`` has a file
+for each branch and tag. Elsewhere, the adapter may name the folder itself as its base.
 """
 
 from __future__ import annotations
@@ -18,15 +18,15 @@ _COMMIT = re.compile(r"[0-9a-f]{40}")
 
 
 def check(adapter: Adapter, base: str, *, strict: bool) -> str | None:
-    """Return a warning if the base is known not to be the one that the adapter names, else None.
+    """Return a warning if the base is known to be another one than the adapter names, else None.
 
     Args:
-        adapter: the adapter; its `base_model` and `base_revision` are compared.
+        adapter: the adapter. Its `base_model` and `base_revision` are compared.
         base: the path of the base's folder.
-        strict: raise instead of warning, also if the base is not known to be the right one.
+        strict: raise an error instead, and also if it is unknown whether the base is the right one.
 
     Raises:
-        SourceError: with `strict`, the base is not, or is not known to be, the named one.
+        SourceError: `strict` is set, and the base is not known to be the named one.
     """
     model, commit, refs = _identity(base)
     if model is None and adapter.base_model in (base, os.path.abspath(base)):
@@ -57,8 +57,10 @@ def model_of(base: str) -> str | None:
 
 
 def _identity(base: str) -> tuple[str | None, str | None, Path | None]:
-    """Return the model's name, its commit and the path of its ``refs``, if the path is in the
-    cache of huggingface_hub."""
+    """Return a model's name, its commit and the path of its ``refs``.
+
+    They are None if the path is not in the cache of huggingface_hub.
+    """
     path = Path(os.path.abspath(base))
     home = path.parent.parent
     if not (
@@ -71,9 +73,9 @@ def _identity(base: str) -> tuple[str | None, str | None, Path | None]:
 
 
 def _commit_of(revision: str, refs: Path | None) -> str | None:
-    """Return the commit of a branch or tag, None if it is not known.
+    """Return the commit of a branch or tag, or None if it is unknown.
 
-    `revision` comes from an untrusted file, so it must not lead out of `refs`.
+    `revision` comes from an untrusted file, so it must not refer to a path outside `refs`.
     """
     parts = revision.split("/")
     if refs is None or not all(parts) or ".." in parts or "." in parts:

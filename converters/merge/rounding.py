@@ -11,19 +11,22 @@ from vbfmt.errors import TargetError
 from vbfmt.tensors import Tensor, numpy_dtype
 
 NEAR_OVERFLOW = 1e38
-"""Values below this cannot overflow float32 or bfloat16, whose greatest value is 3.4e38."""
+"""Values below this cannot overflow float32 or bfloat16, whose largest value is 3.4e38."""
 _SMALLEST = {"F16": 2.0**-14, "BF16": 2.0**-126}
-"""The smallest numbers that have the dtype's full precision."""
+"""dtype → the smallest number that has the dtype's full precision (normal number)."""
 _AT_ONCE = 1 << 18
 INFINITE = {"F16": 2 * 0x7C00, "BF16": 2 * 0x7F80}
-"""dtype → the result of `magnitudes` for infinity; that for NaN is greater."""
+"""dtype → the result of `magnitudes` for infinity. For NaN, `magnitudes` gives larger numbers."""
 
 
-def into(out: NDArray[Any], values: NDArray[Any], old: NDArray[Any], name: str, dtype: str) -> None:
-    """Round `values` into `out`, and check that no finite value of the base became infinite.
+def round_into(
+    out: NDArray[Any], values: NDArray[Any], old: NDArray[Any], name: str, dtype: str
+) -> None:
+    """Round `values` to the dtype of `out`, and check that no finite value of the base became
+    infinite.
 
     Args:
-        out: the result, any shape, of the dtype that `dtype` names.
+        out: array for the result, of any shape, with the dtype that `dtype` names.
         values: float32 or float64, of the same shape.
         old: the base's values at the same positions.
         name: the tensor's name, for messages.
@@ -35,7 +38,8 @@ def into(out: NDArray[Any], values: NDArray[Any], old: NDArray[Any], name: str, 
     with np.errstate(over="ignore", invalid="ignore"):
         narrow = _to_odd(values) if values.dtype == np.float64 and dtype == "BF16" else values
         np.copyto(out, narrow, casting="unsafe")
-        # These two passes over values in the cache are cheaper than a check of every result.
+        # The maximum and minimum are cheap, because `values` is in the cache. They usually make a
+        # check of every result unnecessary.
         near = not (
             values.max(initial=0) < NEAR_OVERFLOW and values.min(initial=0) > -NEAR_OVERFLOW
         )
@@ -47,7 +51,8 @@ def _to_odd(values: NDArray[np.float64]) -> NDArray[np.float32]:
     """Round float64 to float32 by rounding to odd, so that rounding the result to bfloat16 gives
     the nearest value.
 
-    ml_dtypes rounds to nearest twice, to float32 and then to bfloat16, which may give another.
+    ml_dtypes would round twice to nearest, first to float32 and then to bfloat16. The result may
+    then not be the nearest bfloat16 value.
     """
     narrow = values.astype(np.float32)
     beyond = np.abs(narrow.astype(np.float64)) > np.abs(values)
@@ -84,15 +89,15 @@ def require_range(out: NDArray[Any], old: NDArray[Any], name: str, dtype: str) -
 
 
 def require_kept(tensor: Tensor, name: str, dtype: str) -> None:
-    """Refuse a matrix whose values are all too small for the precision of a narrower dtype.
+    """Refuse a matrix if a narrower dtype would round all of its values with a loss of precision.
 
     Args:
-        tensor: the matrix; other tensors pass.
+        tensor: the tensor. Only matrices are checked.
         name: its name, for messages.
         dtype: safetensors name of the result's dtype.
 
     Raises:
-        TargetError: they are.
+        TargetError: all values are too small for `dtype`.
     """
     least = _SMALLEST.get(dtype)
     if least is None or tensor.dtype not in ("F32", "F64") or len(tensor.shape) < 2:
@@ -113,8 +118,11 @@ def require_kept(tensor: Tensor, name: str, dtype: str) -> None:
 
 
 def magnitude_bound(value: float, dtype: str) -> int:
-    """Return a number above the `magnitudes` of all values that are smaller than `value` before
-    they are rounded to `dtype` (F16 or BF16)."""
+    """Return a number that is greater than `magnitudes` of all rounded values below `value`.
+
+    That is, of every number whose magnitude is below `value` before it is rounded to `dtype` (F16
+    or BF16).
+    """
     if value == 0:
         return 0
     with np.errstate(over="ignore"):
@@ -123,13 +131,13 @@ def magnitude_bound(value: float, dtype: str) -> int:
 
 
 def magnitudes(data: NDArray[np.uint8]) -> NDArray[np.uint16]:
-    """Return uint16 numbers that are in the same order as the magnitudes of 16-bit floats.
+    """Return uint16 numbers that have the same order as the magnitudes of 16-bit floats.
 
-    Each is twice the value's bits, which drops the sign. Comparing them as integers is the same
-    for float16 and bfloat16.
+    Each is twice the value's bits, which drops the sign bit. This works for float16 and for
+    bfloat16.
 
     Args:
-        data: the values' bytes, (2 · n,) uint8.
+        data: the bytes of n values, (2 · n,) uint8.
     """
     bits = data.view("<u2")
     doubled: NDArray[np.uint16] = bits + bits

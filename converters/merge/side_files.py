@@ -1,4 +1,4 @@
-"""The files beside a base's weights: which of them a merge copies."""
+"""Decide which files beside a base's weights a merge copies."""
 
 from __future__ import annotations
 
@@ -10,8 +10,8 @@ from vbfmt.converters._files import safetensors
 from vbfmt.converters.merge.paths import Folder
 from vbfmt.errors import SourceError
 
-# Copies of the weights in other formats. They must not be in the output: nothing is merged into
-# them.
+# Copies of the weights in other formats. They must not be in the output, because the adapter is not
+# merged into them.
 _OLD_WEIGHTS = re.compile(
     r"(model|pytorch_model|consolidated|tf_model|flax_model|rust_model)([.\-].*)?"
     r"\.(safetensors|bin|h5|msgpack|pth?|ot)(\.index\.json)?"
@@ -20,14 +20,14 @@ _OLD_WEIGHTS = re.compile(
 _OLD_FOLDERS = re.compile(r"onnx|openvino|coreml|gguf|original|checkpoint-\d+")
 
 
-def divided(
+def partition(
     folder: Folder, paths: Iterable[str], shards: Mapping[str, Collection[str]]
 ) -> tuple[tuple[str, ...], tuple[str, ...]]:
-    """Return the paths to copy and the paths to leave out; the shards are in neither.
+    """Return the paths to copy and the paths to leave out. Neither contains the shards.
 
     Args:
         folder: the base's folder.
-        paths: paths within it.
+        paths: paths of its files, within the folder.
         shards: the names of each shard's tensors.
     """
     kept: list[str] = []
@@ -43,15 +43,15 @@ def divided(
 
 
 def is_left_out(path: str) -> bool:
-    """Return whether a path, with slashes, is the name of other forms of the weights."""
+    """Return whether a path, with slashes, is that of the weights in another format."""
     top, _, rest = path.partition("/")
     return bool((_OLD_FOLDERS if rest else _OLD_WEIGHTS).fullmatch(top))
 
 
 def _has_copies(folder: Folder, name: str, tensors: Collection[str]) -> bool:
-    """Return whether a file beside the shards holds tensors of the same names.
+    """Return whether a safetensors file beside the shards has tensors with the same names.
 
-    vLLM loads every such file of a folder without an index, and the last one wins.
+    If a folder has no index, vLLM loads every safetensors file in it, and the last value is used.
     """
     if "/" in name or not name.endswith(".safetensors"):
         return False

@@ -1,4 +1,4 @@
-"""Compute the output of a merge on all cores: a file as blocks to write, or a tensor at a time."""
+"""Compute the output of a merge on all cores, as blocks of files to write or as tensors."""
 
 from __future__ import annotations
 
@@ -23,7 +23,8 @@ from vbfmt.converters.merge.plan import Plan
 from vbfmt.tensors import Tensor
 
 _MOST_WORKERS = 8
-"""More threads would only use more memory: these compute faster than a disk writes."""
+"""More threads would only use more memory, because these already compute faster than a disk
+writes."""
 _BLOCK = 1 << 24
 """Bytes of a block: enough to keep the disk busy until the writing thread gets a core again."""
 _AHEAD = 2
@@ -38,11 +39,11 @@ def workers() -> ThreadPoolExecutor:
 def tensors(plan: Plan) -> Iterator[tuple[str, Tensor]]:
     """Yield (name, tensor) for each tensor of the output.
 
-    An unchanged tensor is the base's own, memory-mapped; a changed one is in memory.
+    An unchanged tensor is the base's own memory-mapped tensor. A changed tensor is in memory.
 
     Raises:
-        TargetError: a value leaves the range of the dtype.
-        StorageError: the base changed meanwhile; raised after the last tensor.
+        TargetError: a value is too large for the dtype.
+        StorageError: the base has changed meanwhile. This is raised after the last tensor.
     """
     with workers() as pool:
         for file in plan.files:
@@ -69,11 +70,11 @@ def file_blocks(file: File, factors: LowRank, pool: ThreadPoolExecutor) -> Itera
 def blocks(pieces: Iterable[Piece], pool: ThreadPoolExecutor) -> Iterator[Bytes]:
     """Yield the bytes of `pieces` in order, in blocks that `direct.write` writes without a copy.
 
-    Each piece is computed directly into its block. The memory of a block is used again: its
-    content is valid until the block after the next one is requested.
+    Each piece is computed directly into its block. The memory of blocks is reused: a block is valid
+    until two more blocks have been requested.
     """
-    # Memory for the blocks computed in advance, for the one that the caller requests, and for the
-    # one before it, which may still be on its way to the disk.
+    # Memory for the blocks that are computed in advance, for the block that the caller requests,
+    # and for the previous block, which may still be being written to the disk.
     memory = cycle([direct.aligned(_BLOCK + PIECE_BYTES) for _ in range(_AHEAD + 2)])
     waiting: deque[_Block] = deque()
     block = _Block(next(memory))
@@ -97,10 +98,10 @@ class _Block:
     """A block of a file that is being computed.
 
     Attributes:
-        memory: the block's bytes; longer than `_BLOCK`, so that its last piece fits.
-        filled: number of bytes that are computed or being computed; the first of them may be the
-            rest of the block before.
-        jobs: the computations of its pieces.
+        memory: the block's memory. It is longer than `_BLOCK`, so that the last piece fits.
+        filled: number of bytes that have a piece, plus those that are left over from the previous
+            block.
+        jobs: the running computations of its pieces.
     """
 
     memory: NDArray[np.uint8]
@@ -121,8 +122,8 @@ class _Block:
     def finish(self, after: _Block | None) -> Bytes:
         """Wait for the pieces, and return the bytes to write.
 
-        Bytes after the last aligned position are moved to the beginning of the block `after`. If
-        there is none, the file ends here and all bytes are returned.
+        Bytes after the last aligned position are moved to the beginning of the next block, `after`.
+        If `after` is None, the file ends here, and all bytes are returned.
         """
         for job in self.jobs:
             job.result()
@@ -157,7 +158,7 @@ def _pieces(item: Item, factors: LowRank) -> Iterator[Piece]:
 def _pieces_of_parts(item: Item, factors: LowRank) -> Iterator[Piece]:
     """Yield the pieces of a tensor that holds the weights of several modules.
 
-    A tensor of three dimensions is a stack of matrices; each is computed in turn.
+    A three-dimensional tensor is a stack of matrices, which are computed one after another.
     """
     *stack, rows, columns = item.source.shape
     count = stack[0] if stack else 1

@@ -1,14 +1,14 @@
-"""The names of a module or tensor in an adapter, in the loaded model and in the base's files.
+"""Find the tensors in a base's files that an adapter's modules and tensors belong to.
 
 transformers renames tensors when it loads them (`transformers.conversion_mapping`). So a tensor may
-have one name in the loaded model, from which adapters take their names, and another on the disk.
-transformers also joins and splits tensors: it loads the experts of a layer as one parameter of
-three dimensions.
+have one name in the loaded model, which adapters use, and another name on the disk. transformers
+also joins and splits tensors: for example, it loads the experts of a layer as one three-dimensional
+parameter.
 
-For types of models whose tensors transformers does not rename (`plain`), names in the adapter and
-on the disk differ by one prefix at most; it is found by comparing them (`rule`). For other types
-transformers gives the names (`loaded_model`). `locations` has the result: which tensors on the disk
-an adapter changes.
+For many types of models, transformers does not rename tensors (`plain`). Names in the adapter and
+on the disk then differ by at most one prefix, which is found by comparing them (`rule`). For other
+types, transformers provides the names (`loaded_model`). The result is a `Locations` object, which
+lists the tensors on the disk that an adapter changes (`locations`).
 """
 
 from __future__ import annotations
@@ -28,8 +28,8 @@ from vbfmt.tensors import Tensor
 _INSTALL = "pip install 'vbfmt[peft]' (transformers 5), which knows the names"
 _CANNOT = "is this the base's own config? transformers cannot build the model from it"
 _NOT_CHECKED = (
-    "not checked that equal names in the adapter and the base mean the same tensors: transformers "
-    "renames tensors of this model, but is not installed or cannot build it"
+    "could not check that the adapter's names and the base's names mean the same tensors: "
+    "transformers renames tensors of this model, but is not installed or cannot build it"
 )
 
 
@@ -46,8 +46,8 @@ def locate(
         tensors: the base's tensors, by their names on the disk.
         config: content of the base's ``config.json``.
         adapter: the adapter.
-        part: prefix of the base's names that selects the part to change, if the adapter's names
-            match several parts; with or without the last dot.
+        part: if the adapter's names match several parts of the base, the prefix of the names of the
+            part to change, with or without the last dot.
 
     Raises:
         SourceError: a module has no weight in the files, or the files may hold a changed weight
@@ -64,7 +64,7 @@ def locate(
 def _located(
     disk: Mapping[str, Shape], config: Mapping[str, Any], adapter: LowRank, part: str | None
 ) -> Locations:
-    """Return the locations, assuming that the files hold every weight only once."""
+    """Return the locations, on the assumption that the files hold every weight only once."""
     trained = {name: tensor.shape for name, tensor in adapter.tensors.items()}
     kind = plain.kind_of(config, disk)
     guess, error = _guess(adapter, trained, disk, part)
@@ -101,7 +101,7 @@ def _advice() -> str:
 def _guess(
     adapter: LowRank, trained: Mapping[str, Shape], disk: Mapping[str, Shape], part: str | None
 ) -> tuple[Locations | None, SourceError | None]:
-    """Return the locations by names alone, or else the error."""
+    """Return the locations that the names alone give, or the error if they give none."""
     try:
         return locations.by_rule(adapter.modules, trained, disk, part=part), None
     except SourceError as error:

@@ -46,8 +46,9 @@ def rows_of_blocks(blocks: Mapping[str, Logits], k: int, h: int) -> Rows:
     selection = select_top_k(blocks, k)
     if selection.ties:
         warn(
-            f"{selection.ties} of {len(selection.indices)} rows have equal logits at the "
-            f"top-{k} cut; the lowest index was taken, the trained model's own choice is undefined"
+            f"{selection.ties} of {len(selection.indices)} sub-vectors have equal logits at the "
+            f"top-{k} boundary; the lowest index was selected, but the trained model may have "
+            f"selected another"
         )
     return rows_from_selection(selection, h)
 

@@ -1,12 +1,12 @@
-"""A plugin with which vLLM serves packed adapters by name.
+"""A plugin that lets vLLM serve packed adapters by name.
 
-vLLM calls `register` in each of its processes (entry point ``vllm.general_plugins``). It changes
-nothing unless the environment variable ``VBFMT_VLLM_ADAPTERS`` is set, to a folder of packed files
-or to a store. Then a request for the model ``alice`` is answered with ``alice.vblora`` of that
-folder, or with the adapter that the store has under the name ``alice``. Nothing is expanded on
-disk: vLLM's workers keep the packed adapters in memory and compose the factors from them.
+vLLM calls `register` in each of its processes (entry point ``vllm.general_plugins``). It does
+nothing unless the environment variable ``VBFMT_VLLM_ADAPTERS`` is set to a folder of packed files
+or to a store. Then a request for the model ``alice`` uses ``alice.vblora`` in that folder, or the
+adapter with the name ``alice`` in the store. No expanded adapter is written to disk: vLLM's workers
+keep the packed adapters in memory and compose the factors from them.
 
-How to start a server: docs/guides/serving.md.
+docs/guides/serving.md shows how to start a server.
 """
 
 from __future__ import annotations
@@ -20,17 +20,17 @@ from vbfmt.converters.vllm.resolver import Adapters
 PathLike = str | os.PathLike[str]
 
 ADAPTERS = "VBFMT_VLLM_ADAPTERS"
-"""The environment variable that names the folder of the adapters, or the store."""
+"""The environment variable with the path of the folder or store of adapters."""
 
 
 def register() -> None:
-    """Let this process of vLLM serve the adapters in the folder or store that `ADAPTERS` names.
+    """Let this vLLM process serve the adapters in the folder or store that `ADAPTERS` names.
 
-    Does nothing if the variable is not set. May be called more than once.
+    Do nothing if the variable is not set. The function may be called more than once.
 
     Raises:
         ConfigError: there is no such folder, or a function of vLLM that the plugin depends on
-            differs from that of the tested versions.
+            differs from the tested versions.
     """
     path = os.environ.get(ADAPTERS)
     if not path:
@@ -46,7 +46,7 @@ def register() -> None:
 
 
 def _open(path: str) -> Adapters:
-    """Return the adapters in a store or a folder."""
+    """Open a store or a folder of adapters."""
     from vbfmt.converters.vllm.folder import Folder
     from vbfmt.converters.vllm.stored import Stored
     from vbfmt.store.layout import ROOT
@@ -56,18 +56,18 @@ def _open(path: str) -> Adapters:
 
 
 def lora_path(path: PathLike, *, banks: Sources | None = None) -> str:
-    """Return the path to give vLLM for a packed adapter: the file's path and its digest.
+    """Return the path to give vLLM for a packed adapter: the file's path with its digest.
 
-    For vLLM's Python interface, in an environment where `ADAPTERS` is set::
+    Use it with vLLM's Python interface, with `ADAPTERS` set in the environment::
 
         LoRARequest("alice", 1, vbfmt.converters.vllm.lora_path("adapters/alice.vblora"))
 
     Args:
-        path: the file.
-        banks: where to look for its bank, as in `vbfmt.load`.
+        path: path of the packed file.
+        banks: where to search for its bank, as in `vbfmt.load`.
 
     Raises:
         VbfmtError: the file is damaged or cannot be read.
-        ConfigError: its name does not end in ``.vblora``.
+        ConfigError: the file's name does not end in ``.vblora``.
     """
     return str(Pinned.of(path, banks=banks))

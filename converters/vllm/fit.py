@@ -1,7 +1,7 @@
-"""Check that vLLM applies every module of a LoRA, each to a layer of its size.
+"""Check that vLLM applies every module of a LoRA, to a layer of the right size.
 
-vLLM ignores modules that its model does not have. Factors of another size it copies into the corner
-of a larger buffer. Either gives wrong answers silently.
+vLLM ignores modules that its model does not have. It copies factors of a smaller size into the
+corner of a larger buffer. Both silently give wrong answers.
 """
 
 from __future__ import annotations
@@ -20,11 +20,11 @@ Size: TypeAlias = tuple[int, int]
 
 
 def require_no_larger(adapter: Adapter, manager: Any, file: PathLike) -> None:
-    """Check that an adapter's layers together have no more features than the model's.
+    """Check that an adapter's layers have no more features in total than the model's layers.
 
-    A few bytes of a packed file can stand for gigabytes of factors, and a worker that runs out of
-    memory ends the engine. So this check must come before any factor is composed. (vLLM has checked
-    the rank before.)
+    A small packed file can describe gigabytes of factors, and a worker that runs out of memory
+    stops the engine. So this check must come before any factor is composed. vLLM has checked the
+    rank before.
 
     Args:
         adapter: the packed adapter.
@@ -32,11 +32,12 @@ def require_no_larger(adapter: Adapter, manager: Any, file: PathLike) -> None:
         file: the adapter's file, for messages.
 
     Raises:
-        ModelError: the adapter's layers have more features.
+        ModelError: the adapter's layers have more features than the model's.
     """
     found = sum(module.in_features + module.out_features for module in adapter.modules)
     there = sum(sum(size) for _, size in _layers(manager) if size)
-    # The sizes of layers on other ranks are not known: allow for each as much as all layers here.
+    # The sizes of layers on other ranks are unknown. For each, allow as much as for all layers
+    # here.
     there *= 1 + sum(1 for _ in _on_other_ranks(manager.model))
     if found > there:
         raise ModelError(
@@ -49,7 +50,7 @@ def require_no_larger(adapter: Adapter, manager: Any, file: PathLike) -> None:
 
 
 def require(loaded: Any, manager: Any, file: PathLike) -> None:
-    """Check that the model has every module of a LoRA, in its size.
+    """Check that the model has every module of a LoRA, in the same size.
 
     Args:
         loaded: vLLM's `LoRAModel`.
@@ -57,7 +58,7 @@ def require(loaded: Any, manager: Any, file: PathLike) -> None:
         file: the adapter's file, for messages.
 
     Raises:
-        ModelError: the model lacks a module or has it in another size, or its size is not known.
+        ModelError: the model lacks a module, has it in another size, or its size is unknown.
     """
     layers = dict(_layers(manager))
     elsewhere = tuple(f"{name}." for name in _on_other_ranks(manager.model))
@@ -79,7 +80,7 @@ def require(loaded: Any, manager: Any, file: PathLike) -> None:
 
 
 def _layers(manager: Any) -> Iterator[tuple[str, Size | None]]:
-    """Yield the names of modules that an adapter may have, each with its size if that is known.
+    """Yield the name and size of each module that an adapter may have. An unknown size is None.
 
     A fused layer (``qkv_proj``) is listed under the names of its parts.
     """
@@ -94,7 +95,7 @@ def _layers(manager: Any) -> Iterator[tuple[str, Size | None]]:
 
 
 def _sizes(module: Any) -> list[Size]:
-    """Return the sizes of a layer's parts, summed over all ranks; [] if they are not known."""
+    """Return the sizes of a layer's parts, summed over all ranks, or [] if they are unknown."""
     base = module.base_layer
     if hasattr(base, "vocab_size") and hasattr(module, "hidden_size"):  # the output layer
         return [(module.hidden_size, base.vocab_size)]
@@ -109,7 +110,7 @@ def _sizes(module: Any) -> list[Size]:
 
 
 def _on_other_ranks(model: Any) -> Iterator[str]:
-    """Yield the names of the layers that pipeline parallelism has put on other ranks."""
+    """Yield the names of the layers that are on other ranks (pipeline parallelism)."""
     from vllm.model_executor.models.utils import PPMissingLayer
 
     for name, module in model.named_modules():

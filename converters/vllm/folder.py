@@ -1,4 +1,4 @@
-"""Adapters by name in a folder: ``alice`` is ``alice.vblora``."""
+"""Find adapters by name in a folder: ``alice`` is the file ``alice.vblora``."""
 
 from __future__ import annotations
 
@@ -13,13 +13,13 @@ PathLike = str | os.PathLike[str]
 _logger = logging.getLogger("vllm.vbfmt")
 
 _LONGEST = 255 - len(SUFFIX)
-"""Most bytes of a name: file systems allow 255 with the suffix."""
+"""Largest length of a name in bytes. File systems allow 255, including the suffix."""
 
 
 class Folder:
-    """The packed adapters in a folder, without its subfolders.
+    """The packed adapters in a folder, not in its subfolders.
 
-    External banks are looked for in the folder and in its subfolder ``banks``.
+    External banks are searched for in the folder and in its subfolder ``banks``.
 
     Raises:
         ConfigError: there is no such folder.
@@ -38,12 +38,12 @@ class Folder:
             )
 
     def find(self, name: str) -> str | None:
-        """Return the path and digest of the adapter with that name, None if there is none.
+        """Return the path with digest of the adapter with this name, or None if there is none.
 
-        Clients choose names, so they must not reach files elsewhere: a name must be one component
-        of a path, and a link that leads out of the folder is not followed. For a file that cannot
-        be read, return its path without a digest. The worker refuses that path, so the client
-        learns that the adapter exists but is unusable.
+        Names come from clients and must not give access to other files. So a name must be one
+        component of a path, and a link that leads out of the folder is not followed. If the file
+        cannot be read, the path has no digest. The worker refuses such a path, so the client learns
+        that the adapter exists but cannot be used.
         """
         if not _is_component(name):
             return None
@@ -59,7 +59,7 @@ class Folder:
 
 
 def _is_component(name: str) -> bool:
-    """Return whether `name` can be the visible name of a file in a folder."""
+    """Return whether `name` is one path component and does not begin with a dot."""
     if not name or name.startswith(".") or not name.isprintable():
         return False
     return not set(name) & {"/", "\\"} and len(name.encode()) <= _LONGEST

@@ -1,4 +1,5 @@
-"""Check at start what the plugin depends on in vLLM: no answer is better than a wrong one."""
+"""Check at start the parts of vLLM that the plugin depends on: no answer is better than a wrong
+one."""
 
 from __future__ import annotations
 
@@ -13,8 +14,8 @@ from vbfmt.errors import ConfigError
 _logger = logging.getLogger("vllm.vbfmt")
 
 TESTED = ("0.32.0", "0.33.0")
-"""Tested versions of vLLM: the first as a server (`make serving`), both by running their own source
-files (`make runtimes`)."""
+"""Tested versions of vLLM. The first was tested as a server (`make serving`), and both by running
+their LoRA source files (`make runtimes`)."""
 
 _PARAMETERS = {
     "vllm.lora.peft_helper:PEFTHelper.from_local_dir": "lora_path max_position_embeddings",
@@ -36,11 +37,11 @@ _PARAMETERS = {
     "vllm.lora.resolver:LoRAResolver.resolve_lora": "self base_model_name lora_name",
     "vllm.lora.resolver:LoRAResolverRegistry.register_resolver": "resolver_name resolver",
 }
-"""Functions that are wrapped or called → names of their parameters in all `TESTED` versions."""
+"""Function that is wrapped or called → names of its parameters in all `TESTED` versions."""
 
 
 def require() -> None:
-    """Check the functions of vLLM that the plugin depends on; log a warning for untested versions.
+    """Check the functions of vLLM that the plugin depends on. Log a warning for untested versions.
 
     Raises:
         ConfigError: a function has changed.
@@ -50,8 +51,8 @@ def require() -> None:
     version = str(vllm.__version__)
     if version.partition("+")[0] not in TESTED:
         _logger.warning(
-            "vbfmt was tested with vLLM %s, not with %s; compare its answers with those of a "
-            "merged model before you rely on them",
+            "vbfmt was tested with vLLM %s, but not with %s; before you rely on its answers, "
+            "compare them with those of a merged model",
             " and ".join(TESTED),
             version,
         )
@@ -78,7 +79,7 @@ _KEYS = "vllm.v1.core.kv_cache_utils._gen_lora_extra_hash_keys"
 
 
 def _caches_by_path() -> bool:
-    """Return whether vLLM's cache distinguishes LoRAs of equal names by their paths."""
+    """Return whether vLLM's cache distinguishes LoRAs with the same name by their paths."""
     try:
         from vllm.lora.request import LoRARequest
         from vllm.v1.core.kv_cache_utils import _gen_lora_extra_hash_keys as keys_of

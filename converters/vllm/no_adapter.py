@@ -1,6 +1,6 @@
-"""Correct vLLM's CPU function for tokens without an adapter in batches with adapters.
+"""Correct a vLLM function for CPUs, for tokens without an adapter in batches with adapters.
 
-vLLM marks such tokens with the index -1. Until 0.33 its functions for CPUs applied the last adapter
+vLLM gives such tokens the index -1. Before version 0.33, its CPU functions applied the last adapter
 to them, so the base model's answers were wrong (vllm-project/vllm#48421).
 """
 
@@ -27,7 +27,8 @@ def install() -> None:
     def bgmv_shrink(
         inputs: Any, lora_b_weights: Any, output_tensor: Any, lora_indices_tensor: Any, *rest: Any
     ) -> None:
-        """Zero the inputs of tokens without an adapter: the last adapter then adds nothing."""
+        """Set the inputs of tokens without an adapter to zero, so that the last adapter adds
+        nothing."""
         has_adapter = (lora_indices_tensor >= 0).unsqueeze(-1)
         original(
             inputs.masked_fill(~has_adapter, 0),

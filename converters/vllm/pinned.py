@@ -1,7 +1,7 @@
-"""A packed file together with its digest, as one path.
+"""The path of a packed file with its digest.
 
-vLLM's cache uses the name and the path of a LoRA as its key. With the digest in the path, an
-adapter never gets cached results of the one that it replaces.
+vLLM's cache uses the name and the path of a LoRA as the key. With the digest in the path, an
+adapter never gets cached results of an adapter that it replaced.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ PathLike = str | os.PathLike[str]
 
 SUFFIX = ".vblora"
 LARGEST = 1 << 28
-"""Size in bytes of the largest file that a server reads into memory."""
+"""Largest size in bytes of a file that a server reads into memory."""
 
 _PINNED = re.compile(rf"(?P<file>/.*{re.escape(SUFFIX)})@(?P<digest>sha256:[0-9a-f]{{64}})", re.S)
 
@@ -39,11 +39,11 @@ class Pinned:
 
     @classmethod
     def of(cls, path: PathLike, *, banks: Sources | None = None) -> Pinned:
-        """Verify a file, and return it with its digest; `banks` as in `vbfmt.load`.
+        """Verify a file, and return it with its digest. `banks` is as in `vbfmt.load`.
 
         Raises:
             VbfmtError: the file is damaged or cannot be read.
-            ConfigError: its name does not end in ``.vblora``.
+            ConfigError: the file's name does not end in ``.vblora``.
         """
         file = os.path.abspath(path)
         if not file.endswith(SUFFIX):
@@ -52,11 +52,11 @@ class Pinned:
 
     @classmethod
     def parse(cls, path: str) -> Pinned | None:
-        """Return the file and the digest in a path, None if it is not that of a packed adapter.
+        """Return the file and the digest in a path, or None if the path is not a packed adapter's.
 
         Raises:
-            ConfigError: the path is that of a packed adapter, but has no digest.
-            VbfmtError: the same, and the file is damaged or cannot be read.
+            ConfigError: the path is a packed adapter's, but has no digest.
+            VbfmtError: the path has no digest, and the file is damaged or cannot be read.
         """
         match = _PINNED.fullmatch(path)
         if match is not None:
@@ -64,20 +64,20 @@ class Pinned:
         if not path.endswith(SUFFIX):
             return None
         raise ConfigError(
-            "the path of a packed adapter needs its digest in vLLM",
+            "in vLLM, the path of a packed adapter needs its digest",
             found=path,
             expected=str(cls.of(path)),
-            advice="without it, a new adapter would get cached results of the one it replaces",
+            advice="without it, a new adapter could get cached results of the one it replaces",
         )
 
     def __str__(self) -> str:
         return f"{self.file}@{self.digest}"
 
     def load(self, *, banks: Sources | None = None) -> Adapter:
-        """Read and verify the adapter into memory, independent of later changes to the file.
+        """Read the adapter into memory and verify it. Later changes to the file do not affect it.
 
         Raises:
-            DigestError: the file's digest is another.
+            DigestError: the file has another digest.
             VbfmtError: the file is damaged, too large or cannot be read.
         """
         return _read(self.file, banks, self.digest)[0]
@@ -90,7 +90,7 @@ def _read(file: str, banks: Sources | None, digest: str | None = None) -> tuple[
         raise storage.refusal("cannot read", file, error) from None
     if size > LARGEST:
         raise StorageError(
-            "too large to be served",
+            "the file is too large to be served",
             file=file,
             found=f"{size} bytes",
             expected=f"at most {LARGEST}",

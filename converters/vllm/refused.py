@@ -1,9 +1,9 @@
-"""Refusals of an adapter by one of several workers (tensor and pipeline parallelism).
+"""Handle an adapter that one of several workers refuses (tensor and pipeline parallelism).
 
 vLLM's executor stops reading at the first worker that answers a call with an error. The other
-answers stay in the queue, and the executor takes them for the answers to its next call. It then
+answers stay in the queue, and the executor mistakes them for answers to its next call. It then
 refuses an adapter because of an earlier one, or accepts an adapter that a worker has refused. So
-workers do not answer with errors here: they return a `Refused`, and the executor raises an error
+the plugin makes workers return a `Refused` instead of an error, and the executor raises an error
 after it has read all answers.
 """
 
@@ -20,12 +20,12 @@ _logger = logging.getLogger("vllm.vbfmt")
 
 _MARK = "_vbfmt_original"
 _LONGEST_REASON = 1000
-"""Characters. The messages of this library are shorter."""
+"""Largest length of a reason, in characters. This library's messages are shorter."""
 
 
 @dataclass(frozen=True)
 class Refused:
-    """A worker's answer that it refuses an adapter; unlike other answers, it is falsy.
+    """The answer of a worker that refuses an adapter. Unlike other answers, it is falsy.
 
     Attributes:
         reason: the error's message.
@@ -38,7 +38,8 @@ class Refused:
 
 
 def install() -> None:
-    """Wrap `add_lora` of vLLM's workers and executor; later calls in one process do nothing."""
+    """Wrap `add_lora` of vLLM's workers and executor. Later calls in the same process do
+    nothing."""
     from vllm.v1.executor.abstract import Executor
     from vllm.v1.worker.lora_model_runner_mixin import LoRAModelRunnerMixin
 
@@ -52,7 +53,7 @@ def install() -> None:
         try:
             return in_worker(self, lora_request)
         except Exception as error:
-            # The name comes from a client, who must not write lines of his own into the log.
+            # The name comes from a client, who must not be able to add lines to the log.
             reason = printable(str(error)[:_LONGEST_REASON])
             _logger.warning(
                 "LoRA %s is refused: %s",
@@ -72,7 +73,7 @@ def install() -> None:
 
 
 def _ask_all(executor: Any, lora_request: Any) -> bool:
-    """Add a LoRA to every worker; if one refuses it, remove it from all.
+    """Add a LoRA to every worker. If one refuses it, remove it from all.
 
     Raises:
         ValueError: a worker refuses it.

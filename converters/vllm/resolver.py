@@ -1,4 +1,4 @@
-"""The resolver from which vLLM gets packed adapters by name."""
+"""The resolver that gives vLLM packed adapters by name."""
 
 from __future__ import annotations
 
@@ -21,12 +21,12 @@ class Adapters(Protocol):
 
     @property
     def banks(self) -> Sources | None:
-        """Where external banks are, as in `vbfmt.load`."""
+        """Where to search for external banks, as in `vbfmt.load`."""
 
     def find(self, name: str) -> str | None:
-        """Return the path of the adapter with that name, None if there is none.
+        """Return the path of the adapter with this name, or None if there is none.
 
-        The path has the digest, unless the file cannot be read.
+        The path includes the digest, unless the file cannot be read.
         """
 
 
@@ -37,8 +37,10 @@ class Resolver:
         self._adapters = adapters
 
     async def resolve_lora(self, base_model_name: str, lora_name: str) -> Any | None:
-        """Return a `LoRARequest` for the adapter with that name; None if there is none, which
-        vLLM answers with 404."""
+        """Return a `LoRARequest` for the adapter with this name.
+
+        If there is none, return None, which vLLM answers with 404.
+        """
         from vllm.lora.request import LoRARequest
 
         try:
@@ -48,12 +50,12 @@ class Resolver:
             return None
         if path is None:
             return None
-        # vLLM replaces the id by one of its own.
+        # vLLM replaces this id with its own.
         return LoRARequest(lora_name=lora_name, lora_int_id=1, lora_path=path)
 
 
 def install(adapters: Adapters) -> None:
-    """Register a resolver of these adapters with vLLM."""
+    """Register a resolver for these adapters with vLLM."""
     from vllm.lora.resolver import LoRAResolverRegistry
 
     if NAME not in LoRAResolverRegistry.get_supported_resolvers():

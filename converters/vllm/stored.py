@@ -1,4 +1,4 @@
-"""Adapters by name in a store (`vbfmt.store`)."""
+"""Find adapters by name in a store (`vbfmt.store`)."""
 
 from __future__ import annotations
 
@@ -13,8 +13,8 @@ PathLike = str | os.PathLike[str]
 class Stored:
     """The named adapters of a store. Digests are not accepted as names.
 
-    No lease is needed: a worker reads an adapter at once and keeps it, and the store keeps an
-    adapter for a day after its name has been changed.
+    No lease is needed: a worker reads an adapter immediately and keeps it in memory, and the store
+    keeps an adapter for a day after its name was changed.
 
     Raises:
         StoreError: there is no store at this path.
@@ -25,7 +25,7 @@ class Stored:
         self.banks = self._store
 
     def find(self, name: str) -> str | None:
-        """Return the path and digest of the adapter with that name, None if there is none.
+        """Return the path with digest of the adapter with this name, or None if there is none.
 
         Raises:
             VbfmtError: the name's record is damaged, or the adapter is not in the store.

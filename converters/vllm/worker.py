@@ -1,8 +1,9 @@
-"""The worker's part of the plugin: load packed adapters where vLLM reads LoRA folders.
+"""The part of the plugin for workers: load packed adapters where vLLM reads LoRA folders.
 
-Three functions of vLLM are wrapped. For paths of other adapters they call the original functions.
-An error for a new adapter fails one request, but an error while a batch runs ends the engine. So an
-accepted adapter is kept in memory and never read again.
+Three functions of vLLM are wrapped. For other adapters, the wrappers call the original functions.
+
+An error while an adapter is added fails only one request, but an error while a batch runs stops the
+engine. So an accepted adapter is kept in memory and is never read again.
 """
 
 from __future__ import annotations
@@ -36,10 +37,11 @@ _MARK = "_vbfmt_original"
 
 
 class Kept:
-    """The adapters in this process's memory, by digest. Adapters with equal banks share one array.
+    """The adapters in this process's memory, by digest. Adapters with the same bank share one
+    array.
 
     Args:
-        banks: where external banks are, as in `vbfmt.load`.
+        banks: where to search for external banks, as in `vbfmt.load`.
     """
 
     def __init__(self, banks: Sources | None = None) -> None:
@@ -51,7 +53,7 @@ class Kept:
         return digest in self._adapters
 
     def get(self, pinned: Pinned) -> Adapter:
-        """Return the kept adapter; read and keep it first if it is new.
+        """Return an adapter. If it is new, read it and keep it.
 
         Raises:
             VbfmtError: the file is damaged, cannot be read or has another digest, or vLLM cannot
@@ -67,11 +69,11 @@ class Kept:
         return self._adapters[pinned.digest]
 
     def drop(self, digest: str) -> None:
-        """Remove an adapter that was not accepted."""
+        """Remove an adapter that vLLM did not accept."""
         self._adapters.pop(digest, None)
 
     def _with_shared_bank(self, adapter: Adapter) -> Adapter:
-        """Return a copy that does not refer to the file's bytes; equal banks share one array."""
+        """Return a copy that does not refer to the file's bytes. Equal banks share one array."""
         key = hashlib.sha256(adapter.bank.data).digest()
         return dataclasses.replace(
             adapter,
@@ -86,8 +88,11 @@ class Kept:
 
 
 def install(banks: Sources | None = None) -> None:
-    """Wrap vLLM's functions; later calls in the same process do nothing. `banks` as in
-    `vbfmt.load`."""
+    """Wrap vLLM's functions. Later calls in the same process do nothing.
+
+    Args:
+        banks: as in `vbfmt.load`.
+    """
     from vllm.lora.lora_model import LoRAModel
     from vllm.lora.peft_helper import PEFTHelper
     from vllm.lora.worker_manager import WorkerLoRAManager
@@ -108,7 +113,7 @@ def install(banks: Sources | None = None) -> None:
 
 
 def _wrap_class_method(cls: type, name: str, packed: Callable[..., Any]) -> None:
-    """Make a class method call `packed` if its first argument is a packed adapter."""
+    """Make a class method call `packed` instead if its path is that of a packed adapter."""
     original = cls.__dict__[name].__func__
 
     @functools.wraps(original)
@@ -122,7 +127,7 @@ def _wrap_class_method(cls: type, name: str, packed: Callable[..., Any]) -> None
 
 
 def _load(kept: Kept, original: Callable[..., Any], manager: Any, lora_request: Any) -> Any:
-    """Replace `WorkerLoRAManager._load_adapter`: check packed adapters before and after loading."""
+    """Wrap `WorkerLoRAManager._load_adapter`: check packed adapters before and after loading."""
     pinned = Pinned.parse(lora_request.lora_path)
     if pinned is None:
         return original(manager, lora_request)
@@ -168,8 +173,8 @@ def _model(
 ) -> Any:
     """Replace `LoRAModel.from_local_checkpoint` for a packed adapter.
 
-    `expected_lora_modules` is not used: it has only the last components of names, and
-    `fit.require` checks whole names.
+    `expected_lora_modules` is not used, because it has only the last components of names.
+    `fit.require` checks full names.
     """
     if moe_ep_spec is not None:
         raise TargetError(
@@ -189,7 +194,7 @@ def _model(
     expected = len(adapter) - sum(_is_skipped(m.name, skip_prefixes or []) for m in adapter)
     if len(model.loras) != expected:
         raise TargetError(
-            "vLLM has not loaded every module",
+            "vLLM did not load every module",
             file=pinned.file,
             found=f"{len(model.loras)} modules",
             expected=expected,
@@ -198,7 +203,7 @@ def _model(
 
 
 def _is_skipped(module: str, prefixes: list[str]) -> bool:
-    """Return whether vLLM leaves a module out because inference does not use it."""
+    """Return whether vLLM skips a module because inference does not use it."""
     return any(f".{prefix}" in f".{module}" for prefix in prefixes)
 
 

@@ -37,7 +37,7 @@ def test_pack_tells_of_ties(vbfmt, tmp_path):
     folder = write_folder(tmp_path / "tied", arrays)
     result = vbfmt("pack", folder, "-o", tmp_path / "x.vblora")
     assert result.code == 0
-    assert result.err.startswith("note: 4 of 10 rows have equal logits")
+    assert result.err.startswith("note: 4 of 10 sub-vectors have equal logits")
 
 
 def test_pack_takes_k_where_there_is_no_config(vbfmt, tmp_path):

@@ -213,7 +213,7 @@ def test_ties_are_counted_at_a_place(vbfmt, tmp_path):
     folder = write_folder(tmp_path / "tied", arrays)
     result = vbfmt("pack", folder, "-o", tmp_path / "x.vblora")
     assert result.err.startswith(
-        "note: 4 of 10 rows have equal logits at the top-2 cut; the lowest "
+        "note: 4 of 10 sub-vectors have equal logits at the top-2 boundary; the lowest "
     )
 
 

@@ -74,14 +74,18 @@ def test_a_fault_in_the_store_is_named(vbfmt, tmp_path, files):
         (("get", "S", "sha256:12", "-o", "O"), 1, "not a digest: found 'sha256:12'"),
         (("get", "S", "../../etc/passwd", "-o", "O"), 1, "invalid name for an adapter"),
         (("list", "S", "--bank", "x"), 1, "of a bank: found 'x', expected 64 hexadecimal digits"),
-        (("add", "S", "F", "--name", "alice"), 1, "choose another name, or move this one: --force"),
+        (
+            ("add", "S", "F", "--name", "alice"),
+            1,
+            "choose another name, or change this one: --force",
+        ),
         (("tag", "S", "bob", "alice", "--replaces", "sha256:1"), 1, "not a digest"),
         (("tag", "S", "bob", "alice", "--replaces", "sha256:" + "1" * 64), 1, "no such name in S"),
-        (("tag", "S", "ALICE", "alice"), 1, "a name that differs only in case is there in S"),
+        (("tag", "S", "ALICE", "alice"), 1, "a name that differs only in case exists in S"),
         (("remove", "S", "bob"), 1, "no adapter with that name in S"),
         (("list", "T"), 1, "not a vbfmt store in T: found no store.json"),
         (("add", "T", "F"), 1, "not a vbfmt store, and not empty in T"),
-        (("add", "F", "S"), 1, "found a file, expected a folder; the store comes first"),
+        (("add", "F", "S"), 1, "found a file, expected a folder; give the store first"),
         (("add", "S", "F", "--name", "a", "--name", "b"), 2, "2 --name for 1 files"),
         (("list", "S", "--metadata", "x"), 2, "--metadata must be KEY=VALUE"),
         (("gc", "S", "--grace", "-1"), 2, "--grace must be a number of hours"),
@@ -111,7 +115,7 @@ def test_a_name_that_is_taken_adds_nothing(vbfmt, tmp_path, files):
     before = vbfmt("store", "stats", store).out
     taken = vbfmt("store", "add", store, files[1], "--name", "alice")
     assert (taken.code, taken.out) == (1, "")
-    assert taken.err.endswith("choose another name, or move this one: --force\n")
+    assert taken.err.endswith("choose another name, or change this one: --force\n")
     assert vbfmt("store", "stats", store).out == before
     assert vbfmt("store", "add", store, files[0], "--name", "alice").code == 0  # it is that one
     assert vbfmt("store", "add", store, files[1], "--name", "alice", "--force").code == 0

@@ -83,9 +83,12 @@ def test_k_must_be_said(tmp_path):
 @pytest.mark.parametrize(
     ("change", "message"),
     [
-        ({"layers.0.q.logits_A": np.zeros((2, 2, H + 1), np.float32)}, "not logits of this bank"),
+        (
+            {"layers.0.q.logits_A": np.zeros((2, 2, H + 1), np.float32)},
+            "the logits do not fit the bank",
+        ),
         ({"layers.0.q.logits_A": np.zeros((2, 3, H), np.float32)}, "ranks disagree"),
-        ({"layers.0.q.logits_A": np.zeros((2, R, H), np.int32)}, "not logits of this bank"),
+        ({"layers.0.q.logits_A": np.zeros((2, R, H), np.int32)}, "the logits do not fit the bank"),
         ({"layers.1.q.logits_B": np.zeros((2, R, H), np.float32)}, "incomplete checkpoint"),
         ({"other.vector_bank": np.zeros((H, B), np.float32)}, "not exactly one vector bank"),
         ({"vector_bank": np.zeros((0, B), np.float32)}, "not a vector bank"),

@@ -185,8 +185,8 @@ def test_ties_at_the_kth_place_are_counted_aloud():
     with warned() as messages:
         adapter = read(arrays)
     assert messages == [
-        "1 of 10 rows have equal logits at the top-2 cut; the lowest index was taken, the "
-        "trained model's own choice is undefined"
+        "1 of 10 sub-vectors have equal logits at the top-2 boundary; the lowest index was "
+        "selected, but the trained model may have selected another"
     ]
     np.testing.assert_array_equal(adapter.indices[1], [0, 1])
 

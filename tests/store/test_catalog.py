@@ -55,7 +55,7 @@ def test_a_catalog_that_disagrees_with_the_objects_is_corrected_and_said(store, 
     os.utime(store.path(kept), (0, 0))
     with pytest.warns(
         vbfmt.errors.VbfmtWarning,
-        match="1 objects were missing from it, and 1 in it are gone",
+        match="it lacked 1 objects, and had 1 that no longer exist",
     ):
         (entry,) = store.entries()
     assert (entry.digest, entry.names) == (kept, ("x",))

@@ -115,7 +115,7 @@ def test_a_catalog_that_another_process_holds_is_one_error(filled, tmp_path, mon
     other.execute("BEGIN IMMEDIATE")
     for work in (*READS.values(), lambda store: store.untag("x")):
         with pytest.raises(
-            errors.StoreError, match="cannot use the catalog in .*locked; end other"
+            errors.StoreError, match="cannot use the catalog in .*locked; stop other"
         ):
             work(filled)
     with pytest.raises(errors.StoreError, match="locked"):
@@ -168,7 +168,7 @@ def test_what_fails_after_it_was_made_again_is_one_error(filled, monkeypatch):
     with (
         warnings.catch_warnings(),
         pytest.raises(
-            errors.StoreError, match=r"cannot use the catalog in .* malformed; end other"
+            errors.StoreError, match=r"cannot use the catalog in .* malformed; stop other"
         ),
     ):
         warnings.simplefilter("ignore", errors.VbfmtWarning)
@@ -181,7 +181,7 @@ def test_a_bank_that_the_catalog_does_not_know_of_is_not_collected(filled, tmp_p
     filled.tag("y2", filled.entries()[1].digest)
     with sqlite3.connect(tmp_path / "s" / FILE) as other:
         other.execute("UPDATE adapters SET bank = 'x'")
-    with pytest.warns(errors.VbfmtWarning, match="missed banks that adapters need"):
+    with pytest.warns(errors.VbfmtWarning, match="lacks banks that adapters use"):
         filled.gc(grace=0)
     assert all(report.ok for report in filled.verify())
     assert filled.gc(grace=0).removed == ()

@@ -66,7 +66,7 @@ def test_what_is_leased_stays_and_what_ended_does_not(store, monkeypatch):
             lease.renew()
     with pytest.raises(errors.UnknownError):
         store.open(digest)
-    with pytest.raises(errors.StoreError, match="a lease's time"):
+    with pytest.raises(errors.StoreError, match="invalid duration of a lease"):
         store.lease(store.add(adapter(1)), seconds=-1)
 
 

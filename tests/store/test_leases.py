@@ -14,12 +14,12 @@ from vbfmt.store import layout, leases
 @pytest.mark.parametrize("seconds", [0, -1, leases.LONGEST + 1, float("inf"), float("nan")])
 def test_a_time_that_is_none_is_refused_and_changes_nothing(store, seconds):
     digest = store.add(adapter(1))
-    with pytest.raises(errors.StoreError, match="a lease's time: found"):
+    with pytest.raises(errors.StoreError, match="invalid duration of a lease: found"):
         store.lease(digest, seconds=seconds)
     assert list(store._backend.entries(layout.LEASES)) == []
     with store.lease(digest) as lease:
         before = lease.expires
-        with pytest.raises(errors.StoreError, match="a lease's time: found"):
+        with pytest.raises(errors.StoreError, match="invalid duration of a lease: found"):
             lease.renew(seconds)
         assert lease.expires == before
         assert list(leases.held(store._backend, before)) == [digest]

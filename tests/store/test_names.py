@@ -165,7 +165,7 @@ def test_a_name_that_others_change_again_and_again_is_given_up(store, monkeypatc
     digest = store.add(adapter(1), name="x")
     tries = []
     monkeypatch.setattr(store._backend, "replace", lambda *_: bool(tries.append(1)))
-    with pytest.raises(errors.ConflictError, match="points to something else") as error:
+    with pytest.raises(errors.ConflictError, match="points to another digest") as error:
         store.tag("x", digest, replaces=ANY)
     assert error.value.found == digest
     assert len(tries) == names._ATTEMPTS
@@ -192,7 +192,7 @@ def test_a_name_that_goes_or_changes_while_it_is_removed(store, monkeypatch):
     backend = store._backend
     with monkeypatch.context() as patch:
         patch.setattr(backend, "remove", lambda *_: False)
-        with pytest.raises(errors.ConflictError, match="points to something else"):
+        with pytest.raises(errors.ConflictError, match="points to another digest"):
             store.untag("x")
     assert store.names() == {"x": digest}
     listed = list(backend.entries(layout.NAMES))

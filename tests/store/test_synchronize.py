@@ -21,7 +21,7 @@ def test_what_is_no_object_is_not_in_the_catalog_and_verification_names_it(store
     assert [entry.digest for entry in store.entries()] == [digest]
     (report,) = [each for each in store.verify() if not each.ok]
     assert report.file == store._backend.address(strange)
-    assert "no object of a store" in str(report.problems[0])
+    assert "not an object of a store" in str(report.problems[0])
 
 
 def test_banks_and_names_that_are_gone_leave_the_catalog(store):
@@ -35,7 +35,7 @@ def test_banks_and_names_that_are_gone_leave_the_catalog(store):
     os.unlink(store._backend.address(layout.name_key("x")))
     os.utime(store._backend.address(layout.bank_key(gone)[:8]), (0, 0))
     os.utime(os.path.dirname(store._backend.address(layout.name_key("x"))), (0, 0))
-    with pytest.warns(errors.VbfmtWarning, match="are gone"):
+    with pytest.warns(errors.VbfmtWarning, match="that no longer exist"):
         assert store.stats().banks == 1
     assert store.names() == {"y": digest}
 

@@ -214,7 +214,8 @@ def test_equal_logits_are_told():
     with warned() as notices:
         to_adapter(model)
     assert notices == [
-        "57 of 57 rows have equal logits at the top-2 cut; the lowest index was taken"
+        "57 of 57 sub-vectors have equal logits at the top-2 boundary; the lowest index was "
+        "selected"
     ]
 
 

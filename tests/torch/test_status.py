@@ -115,7 +115,7 @@ def test_layers_of_ones_own_are_trained_and_saved(tmp_path):
 
 
 def test_what_cannot_be_adopted_is_refused():
-    with pytest.raises(ModelError, match="no layers of VB-LoRA.*inject"):
+    with pytest.raises(ModelError, match="no VB-LoRA layers.*inject"):
         adopt(net())
     with pytest.raises(ConfigError, match="one bank and one k: found 2 banks, k = 2"):
         adopt(Own(banks=2))

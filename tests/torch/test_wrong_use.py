@@ -109,9 +109,9 @@ def test_a_head_that_spoils_the_vector_length_for_all_others_is_named(b, length)
     with pytest.raises(ConfigError) as caught:
         inject(model, VBLoRAConfig(num_vectors=16, vector_length=b))
     message = str(caught.value)
-    assert f"found b = {b}, 384 → 2; train classifier whole (modules_to_save=" in message
+    assert f"found b = {b}, 384 → 2; train classifier fully (modules_to_save=" in message
     assert f"vector_length={length} divides the features of the other 37 target modules" in message
-    assert message.endswith("for all of them only 2 would do")
+    assert message.endswith("without that, use vector_length=2")
     inject(
         model,
         VBLoRAConfig(num_vectors=16, vector_length=length, exclude_modules=["classifier"]),
@@ -150,7 +150,7 @@ def test_settings_that_cannot_work(settings, word):
 def test_names_that_cannot_work():
     model = net()
     inject(model, config())
-    with pytest.raises(ModelError, match="of that name"):
+    with pytest.raises(ModelError, match="with that name"):
         inject(model, config())
     wrong = ("a.b", "", "keys", "../x", "training", "_modules", "_parameters", None, 1)
     for name in wrong:

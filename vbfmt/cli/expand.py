@@ -1,4 +1,4 @@
-"""``vbfmt expand``: adapters → standard LoRA, in the form that a runtime loads."""
+"""``vbfmt expand``: convert adapters to standard LoRA, in a form that a runtime loads."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ if TYPE_CHECKING:
     from vbfmt.converters.operations.expand import Expanded
 
 _SHOWN = 3
-"""Modules whose loss is printed without --verbose."""
+"""Number of modules whose loss is printed without --verbose."""
 
 
 @click.command(
@@ -39,7 +39,7 @@ _SHOWN = 3
 @click.argument("files", metavar="FILE...", nargs=-1, required=True, type=PACKED)
 @output_option("a folder, or with --to gguf a file (.gguf)", ".gguf")
 @WEIGHTS
-@click.option("--rank", type=click.IntRange(min=1), help="Reduce the rank to this one.")
+@click.option("--rank", type=click.IntRange(min=1), help="Reduce the rank to this number.")
 @click.option(
     "--dtype",
     type=DTYPE,
@@ -100,11 +100,11 @@ def command(
     """Expand FILE into standard LoRA.
 
     FILE is a packed file, a checkpoint, - for standard input, or owner/name for a repository on the
-    Hugging Face Hub if there is no such path. The factors are exact, and alpha equals the rank, so
-    that nothing is scaled. Several FILEs become one LoRA: the sum of their weight updates, each
-    times its --weight. Its rank is the sum of their ranks; --rank writes the best approximation of
-    a lower rank instead and prints what is lost. With --check, nothing is written if that runtime
-    would refuse the result.
+    Hugging Face Hub if there is no such path. The factors are exact. alpha equals the rank, so
+    runtimes do not scale them. Several FILEs become one LoRA: the sum of their weight updates, each
+    multiplied by its --weight. Its rank is the sum of their ranks. With --rank, the best
+    approximation of a lower rank is written instead, and the loss is printed. With --check, nothing
+    is written if that runtime would refuse the result.
     """
     if weights and len(weights) != len(files):
         raise click.UsageError(f"{len(weights)} --weight for {len(files)} files; give one for each")

@@ -1,4 +1,4 @@
-"""A store keeps many adapters, each once, by digest, and names that point to them.
+"""Store many adapters by digest, each only once, with names that point to them.
 
 >>> from vbfmt.store import Store
 >>> store = Store("adapters", create=True)         # or "s3://bucket/prefix"
@@ -6,16 +6,16 @@
 'sha256:…'
 >>> adapter = store.open("alice")                  # verified; banks are shared
 
-A server needs adapters that do not change or move while it uses them:
+A server needs adapters that neither change nor move while it uses them:
 
->>> digest = store.resolve("alice")                # names move, digests do not
->>> path = store.path(digest)                      # never changes; its bank: banks=store
+>>> digest = store.resolve("alice")                # a name may point elsewhere later
+>>> path = store.path(digest)                      # a file that never changes, without its bank
 >>> vbfmt.load(path, banks=store)
->>> lease = store.lease(digest)                    # not collected until it expires
+>>> lease = store.lease(digest)                    # not removed until the lease expires
 >>> lease.renew()                                  # for another hour from now
 
-`resolve` raises `UnknownError` for an unknown name and `StoreError` for an invalid one; no name
-leads out of the store. The methods above, `tag` and `entries` are meant to be stable.
+`resolve` raises `UnknownError` for an unknown name and `StoreError` for an invalid one. No name can
+refer to a file outside the store. The methods above, `tag` and `entries` are stable.
 """
 
 from vbfmt.store.base import ANY, Collected, Entry, Stats, Store

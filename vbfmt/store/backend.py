@@ -11,10 +11,10 @@ from vbfmt._format.container import Bytes
 
 @dataclass(frozen=True)
 class Found:
-    """A small object that may change (name, lease or mark), as it was read.
+    """The content and version of a small object that may change: a name, a lease or a mark.
 
     Attributes:
-        content: the bytes.
+        content: its bytes.
         version: changes whenever the content is written again.
     """
 
@@ -27,9 +27,9 @@ class Stored:
     """An entry of a listing.
 
     Attributes:
-        key: the key, see `vbfmt.store.layout`.
-        size: length in bytes.
-        modified: seconds since 1970.
+        key: its key; see `vbfmt.store.layout`.
+        size: its length in bytes.
+        modified: time of its last change, in seconds since 1970.
         version: changes whenever the object is written again.
     """
 
@@ -40,7 +40,10 @@ class Stored:
 
 
 class Backend(Protocol):
-    """Objects as bytes, by key. Failures are `StorageError`. Nothing is ever half-written."""
+    """Objects as bytes, by key.
+
+    Failures raise `StorageError`. An object is written whole or not at all.
+    """
 
     @property
     def where(self) -> str:
@@ -52,7 +55,8 @@ class Backend(Protocol):
         ...
 
     def file(self, key: str) -> str:
-        """Return a local path of the object at `key`. It is valid while the store has the object.
+        """Return a local path of the object at `key`. The path is valid while the store has the
+        object.
 
         Raises:
             FileNotFoundError: there is no such object.
@@ -60,7 +64,7 @@ class Backend(Protocol):
         ...
 
     def content(self, key: str) -> Bytes | None:
-        """Return the object at `key`, perhaps mapped, or None if there is none."""
+        """Return the object at `key`, possibly memory-mapped, or None if there is none."""
         ...
 
     def exists(self, key: str) -> bool:
@@ -68,7 +72,7 @@ class Backend(Protocol):
         ...
 
     def create(self, key: str, pieces: Iterable[Bytes]) -> bool:
-        """Write a new object; return False if there is one at `key` already."""
+        """Write a new object. Return False if there is already one at `key`."""
         ...
 
     def found(self, key: str) -> Found | None:
@@ -76,11 +80,11 @@ class Backend(Protocol):
         ...
 
     def replace(self, key: str, content: bytes, version: str) -> bool:
-        """Replace a small object if it still has this version, and return whether it had."""
+        """Replace a small object if it still has this version. Return whether it was replaced."""
         ...
 
     def remove(self, key: str, version: str) -> bool:
-        """Remove a small object if it still has this version, and return whether it had."""
+        """Remove a small object if it still has this version. Return whether it was removed."""
         ...
 
     def delete(self, key: str) -> None:
@@ -99,6 +103,6 @@ class Backend(Protocol):
         """Return the groups of keys below ``prefix/``, each with a stamp.
 
         The stamp changes whenever an object of the group is added, removed or written again. It is
-        None if it is not known.
+        None if it cannot be determined.
         """
         ...

@@ -1,4 +1,4 @@
-"""`Store`: adapters by name and digest."""
+"""`Store`: the public class, which stores adapters by name and digest."""
 
 from __future__ import annotations
 
@@ -25,17 +25,17 @@ from vbfmt.store.reading import Reader
 from vbfmt.store.rows import Entry
 
 ANY = "any"
-"""Value of `replaces` that allows the name to point to anything, or to be new."""
+"""Value of `replaces` that allows a name to point to any digest, or to be new."""
 
 
 @dataclass(frozen=True)
 class Stats:
-    """Numbers of objects in a store, and their sizes.
+    """The number and size of a store's objects.
 
     Attributes:
         adapters, banks, names: number of each.
         adapter_bytes, bank_bytes: total size in bytes.
-        unreferenced: number of objects that the last `Store.gc` found unneeded.
+        unreferenced: number of objects that were not needed when `Store.gc` last ran.
     """
 
     adapters: int
@@ -47,16 +47,16 @@ class Stats:
 
 
 class Store(Reader):
-    """Adapters and their banks, each once, by digest; names that point to them.
+    """Adapters and their banks, each stored once, by digest, with names that point to them.
 
-    Objects never change. An adapter is verified before it is added. Its bank is a separate object,
-    so that adapters share it. All methods may be called from several threads, processes and
+    Objects never change. An adapter is verified before it is added. Its bank is stored separately,
+    so that adapters can share it. All methods may be called from several threads, processes and
     machines.
 
     Args:
         path: a folder, or ``s3://bucket/prefix``.
         create: create the store if `path` does not exist or is an empty folder.
-        cache: for S3, a folder on this machine for the catalog and for objects in use.
+        cache: for S3, a local folder for the catalog and for objects in use.
 
     Raises:
         StoreError: `path` is not a store.
@@ -89,20 +89,22 @@ class Store(Reader):
         replaces: str | None = None,
         banks: Sources | None = None,
     ) -> str:
-        """Add an adapter, under a name if one is given.
+        """Add an adapter, and optionally a name for it.
 
         Args:
-            source: an adapter, or a packed file in either form, which is verified.
-            name: a name for it, as in `tag`.
-            replaces: the digest that this name points to now, as in `tag`.
-            banks: folders to search for an external bank, before the file's folder and this store.
+            source: an adapter, or the path of a packed file, which is verified. Its bank may be
+                embedded or external.
+            name: the adapter's name, as in `tag`.
+            replaces: as in `tag`.
+            banks: folders to search for an external bank, before the file's own folder and this
+                store.
 
         Returns:
             the digest of the adapter.
 
         Raises:
-            ConflictError: the name is taken. Nothing is added, unless another process took the name
-                meanwhile; then the adapter is in the store without a name.
+            ConflictError: the name is taken. Nothing is added then. Only if another process takes
+                the name meanwhile, the adapter is added without a name.
             VbfmtError: the file is not valid.
             StorageError: the operating system or the object store refused.
         """
@@ -124,13 +126,13 @@ class Store(Reader):
         return digest
 
     def tag(self, name: str, digest: str, *, replaces: str | None = None) -> None:
-        """Point a name to an adapter.
+        """Make a name point to an adapter.
 
         Args:
-            name: parts of letters, digits and ``. _ - + @`` with ``/`` between them.
+            name: one or more parts of letters, digits and ``. _ - + @``, separated by ``/``.
             digest: digest of an adapter in the store.
-            replaces: the digest that the name points to now; None if it must be new (or points to
-                `digest` already); `ANY` for any digest.
+            replaces: the digest that the name must point to now; None if the name must be new or
+                already point to `digest`; `ANY` to accept everything.
 
         Raises:
             ConflictError: the name points to another digest, or differs only in case from an
@@ -177,14 +179,14 @@ class Store(Reader):
         return verification.reports(self._backend, self)
 
     def gc(self, *, grace: float = garbage.GRACE) -> Collected:
-        """Remove what nothing has needed for `grace` seconds.
+        """Remove the objects that have not been needed for `grace` seconds.
 
-        The first run that finds an object unneeded only notes the time. A name or a
-        lease that has not expired needs its adapter, and an adapter needs its bank.
+        An adapter is needed if a name or an unexpired lease points to it; a bank is needed if an
+        adapter uses it. The first run that finds an object unneeded only records the time.
 
         Args:
-            grace: seconds. 0 removes objects at once; use that only while no other process uses the
-                store.
+            grace: seconds. With 0, objects are removed immediately; use this only while no other
+                process uses the store.
 
         Raises:
             StoreError: a name or a lease is damaged. Nothing is removed then.
@@ -192,7 +194,7 @@ class Store(Reader):
         return collection.collect(self._backend, self._open_catalog(), grace)
 
     def stats(self) -> Stats:
-        """Return the numbers and sizes of objects."""
+        """Return the number and size of the store's objects."""
         adapters, adapter_bytes, banks, bank_bytes, named = self._current().totals()
         marks = sum(1 for _ in self._backend.entries(layout.UNREFERENCED))
         return Stats(adapters, adapter_bytes, banks, bank_bytes, named, marks)
@@ -204,7 +206,7 @@ class Store(Reader):
     def _verified(
         self, source: Adapter | PathLike, banks: Sources | None
     ) -> tuple[PackedFile, Bytes]:
-        """Return a valid packed file, in either form, and its bank."""
+        """Return a verified packed file and its bank."""
         if isinstance(source, Adapter):
             return in_memory(source), source.bank.reshape(-1).view("u1").data
         given = bank_files.sources(banks, source)
@@ -216,16 +218,16 @@ class Store(Reader):
             raise error.in_file(source) from None
 
     def _keep(self, key: str, pieces: list[Bytes]) -> bool:
-        """Write an object if it is missing, and return whether it was."""
+        """Write an object if it is missing. Return whether it was missing."""
         if garbage.revive(self._backend, key):
             return False
         return self._backend.create(key, pieces)
 
     def _renew(self, name: str) -> records.Name | None:
-        """Return what a name points to, and restart the grace period of that adapter."""
+        """Return a name's record, and restart the grace period of its adapter."""
         try:
             found = records.read(self._backend, name)
-        except StoreError:  # damaged; `replaces=ANY` mends it
+        except StoreError:  # damaged; `replaces=ANY` repairs it
             return None
         if found is None:
             return None

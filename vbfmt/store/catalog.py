@@ -1,8 +1,8 @@
-"""The catalog: an SQLite index of the objects. Without it a search would read every object.
+"""The catalog: an SQLite index of a store's objects. Without it, a search would read every object.
 
-It contains nothing that the objects do not. Before each answer it checks which groups of keys
-have changed, lists those, and reads the headers of new objects. So it corrects itself, whatever
-happened to it, or to the store without it.
+All its information comes from the objects. Before each query, it checks which groups of keys have
+changed, lists these groups, and reads the headers of new objects. So the catalog corrects itself,
+whatever happened to it or to the objects.
 """
 
 from __future__ import annotations
@@ -40,19 +40,21 @@ FILE = "catalog.sqlite"
 
 _MOST_NOTES = 16384
 _MOST_TEXT = 16 << 20
-"""Approximate number of characters in the pending notes."""
+"""Largest number of characters in the pending notes, approximately."""
 
 _LONGEST_WAIT = 10.0
-"""Seconds after the last change of the database. A later note is written at once, with those before
-it."""
+"""Seconds after which a new note is written immediately, together with all pending notes. The time
+is counted from the last change of the database."""
 
 
 class Catalog:
-    """One process's connection to the catalog of a store. Its threads use it in turns.
+    """One process's connection to the catalog of a store. Its threads take turns.
+
+    A note is a change that is recorded in memory, and written to the database later.
 
     Args:
-        shared: whether every writer of the store also writes to this catalog. Then a difference
-            between the two is worth a warning.
+        shared: whether every writer of the store also updates this catalog, so that a difference
+            between the two deserves a warning.
     """
 
     def __init__(self, backend: Backend, path: str, *, shared: bool) -> None:
@@ -73,7 +75,7 @@ class Catalog:
             self._database.close()
 
     def add(self, digest: str, stored: Stored, header: Header) -> None:
-        """Record that an adapter and its bank have been written."""
+        """Note that an adapter and its bank have been written."""
         bank = header.sections[BANK]
         sha256 = bank.sha256.hex()
         self._note(
@@ -84,17 +86,18 @@ class Catalog:
         )
 
     def add_name(self, name: str, digest: str) -> None:
-        """Record the digest that a name points to."""
-        # Without a version, so that the next refresh reads a record that changed meanwhile.
+        """Note the digest that a name points to."""
+        # No version is stored, so that the next refresh reads the name's record again.
         key = layout.name_key(name)
         self._note(name_row(key, name, digest, None), unseen(key))
 
     def _note(self, *statements: Statement) -> None:
-        """Keep statements to write later: a transaction for each adapter would cost more than the
-        adapter. If the process ends before, the next refresh finds what is missing.
+        """Keep statements to write later.
 
-        When they are written, other processes may have removed or changed the objects, and updated
-        the catalog. So they come with `unseen`.
+        A transaction for each adapter would cost more than the adapter. If the process ends before
+        the notes are written, the next refresh finds what is missing. When they are written, other
+        processes may have changed or removed the objects, and updated the catalog. So notes come
+        with `unseen`.
         """
         with self._lock:
             self._notes += statements
@@ -111,7 +114,7 @@ class Catalog:
             self._change(lambda _: None)
 
     def forget(self, key: str) -> None:
-        """Record that an object or a name is about to be removed.
+        """Delete an object or a name that is about to be removed from the store.
 
         If it is not removed after all, the next refresh finds it again.
         """
@@ -131,13 +134,13 @@ class Catalog:
         """Update the catalog from the objects.
 
         Warns:
-            VbfmtWarning: objects were missing from it, or it had objects that no longer exist.
+            VbfmtWarning: the catalog lacked objects, or had objects that no longer exist.
         """
         unknown, gone = self._change(self._synchronize)
         if (unknown or gone) and self._shared and not self._database.fresh:
             warn(
-                f"the catalog of {self._backend.where} was out of date: {unknown} objects were "
-                f"missing from it, and {gone} in it are gone; it was updated"
+                f"the catalog of {self._backend.where} was out of date and has been updated: "
+                f"it lacked {unknown} objects, and had {gone} that no longer exist"
             )
         self._database.fresh = False
 
@@ -163,21 +166,20 @@ class Catalog:
         return self._answer(lambda rows: list(map(entry_of, rows)), *query.statement())
 
     def names(self) -> dict[str, str]:
-        """Return name → digest."""
+        """Return the digest of each name."""
         return self._answer(
             lambda rows: {name: to_digest(digest) for name, digest in rows},
             "SELECT name, digest FROM names ORDER BY name",
         )
 
     def banks_needed(self) -> set[str]:
-        """Return the SHA-256 of the banks that adapters need."""
+        """Return the SHA-256 of the banks that adapters use."""
         return self._answer(
             lambda rows: {bank for (bank,) in rows}, "SELECT DISTINCT bank FROM adapters"
         )
 
     def totals(self) -> tuple[int, int, int, int, int]:
-        """Return the number and total size of adapters, the same for banks, and the number of
-        names."""
+        """Return the number and total size of adapters, those of banks, and the number of names."""
         adapters, adapter_bytes, banks, bank_bytes, names = self._answer(
             lambda rows: map(int, rows[0]),
             "SELECT (SELECT count(*) FROM adapters), (SELECT total(size) FROM adapters),"
@@ -196,7 +198,8 @@ class Catalog:
     def _answer(
         self, make: Callable[[list[tuple[Any, ...]]], T], query: str, values: tuple[Any, ...] = ()
     ) -> T:
-        """Return `make(row)` of each row of a query. A row that `make` refuses is damaged."""
+        """Return `make(rows)` for the rows of a query. If `make` raises an error, the catalog is
+        damaged."""
         with self._lock:
             try:
                 return make(self._database.rows(query, values))
@@ -206,7 +209,7 @@ class Catalog:
             return make(self._database.rows(query, values))
 
     def _change(self, work: Callable[[sqlite3.Connection], T]) -> T:
-        """Call `work` in a transaction, after the notes are written. It may be called twice."""
+        """Write the notes and call `work`, in one transaction. `work` may be called twice."""
 
         def noted(database: sqlite3.Connection) -> T:
             for statement, values in self._notes:
@@ -222,7 +225,7 @@ class Catalog:
 
 
 def _write_rest(notes: list[Statement], path: str) -> None:
-    """Write the notes of a catalog that was not closed, when it is garbage-collected."""
+    """Write the notes of a catalog that is garbage-collected without being closed."""
     if notes:
         with contextlib.suppress(sqlite3.Error), sqlite3.connect(path) as database:
             for statement, values in notes:

@@ -1,4 +1,4 @@
-"""Removal of objects that nothing needs any more."""
+"""Remove objects that are no longer needed."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from vbfmt.store.catalog import Catalog
 
 @dataclass(frozen=True)
 class Collected:
-    """The result of a collection.
+    """The result of `vbfmt.store.Store.gc`.
 
     Attributes:
         removed: keys of the objects that were removed.
@@ -32,13 +32,13 @@ class Collected:
 
 
 def collect(backend: Backend, catalog: Catalog, grace: float) -> Collected:
-    """Remove what nothing has needed for `grace` seconds; see `vbfmt.store.Store.gc`.
+    """Remove the objects that have not been needed for `grace` seconds; see `vbfmt.store.Store.gc`.
 
     Raises:
         StoreError: a name or a lease is damaged. Nothing is removed then.
     """
     removed: dict[str, int] = {}
-    # Without a grace period, banks of removed adapters are removed at once too.
+    # Without a grace period, a second round also removes the banks of removed adapters.
     for _ in range(1 if grace > 0 else 2):
         now = time.time()
         unneeded = _unneeded(backend, catalog, now)
@@ -61,7 +61,7 @@ def collect(backend: Backend, catalog: Catalog, grace: float) -> Collected:
 
 
 def _unneeded(backend: Backend, catalog: Catalog, now: float) -> dict[str, Stored]:
-    """Mark the objects that nothing needs, and return them by key."""
+    """Mark the objects that are not needed, and return them by key."""
     needed = {layout.adapter_key(one.digest) for one in names.every(backend)}
     needed |= {layout.adapter_key(digest) for digest in leases.held(backend, now)}
     catalog.refresh()
@@ -83,7 +83,7 @@ def _unneeded(backend: Backend, catalog: Catalog, now: float) -> dict[str, Store
 
 
 def _needed_after_all(backend: Backend, catalog: Catalog, due: Iterable[str]) -> set[str]:
-    """Return the banks among these objects that adapters need according to their own headers.
+    """Return those banks among `due` that an adapter uses according to its header.
 
     A damaged catalog may give wrong answers, and a removed bank cannot be restored.
     """
@@ -97,6 +97,6 @@ def _needed_after_all(backend: Backend, catalog: Catalog, due: Iterable[str]) ->
             if content is not None:
                 needed.add(layout.bank_key(PackedFile.parse(content).bank.sha256.hex()))
     if banks & needed:
-        warn(f"the catalog of {backend.where} missed banks that adapters need; it is rebuilt")
+        warn(f"the catalog of {backend.where} lacks banks that adapters use; it is rebuilt")
         catalog.rebuild()
     return banks & needed

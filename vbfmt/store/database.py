@@ -1,4 +1,4 @@
-"""An SQLite database that can be rebuilt from other files, and is rebuilt if it is damaged."""
+"""An SQLite database that is rebuilt from the store's objects if it is damaged."""
 
 from __future__ import annotations
 
@@ -21,19 +21,19 @@ _PATIENCE = 60.0
 
 
 class Database:
-    """One connection to the database. Only one thread may use it at a time.
+    """A connection to the database. Only one thread may use it at a time.
 
     A damaged file is removed and created again. If the file cannot be written, the database is kept
-    in memory. Both give a warning.
+    in memory. Both cause a warning.
 
     Args:
-        fill: function that fills the tables from those files, in a transaction.
+        fill: a function that fills the tables from the objects. It is called in a transaction.
 
     Attributes:
-        fresh: whether this connection has created the tables, which are then empty.
+        fresh: whether this connection has created the tables, so that they are empty.
 
     Raises:
-        StoreError: another process locks it for a minute, or it fails again after a rebuild.
+        StoreError: another process keeps it locked, or it fails again after it was rebuilt.
     """
 
     def __init__(self, path: str, fill: Work[object]) -> None:
@@ -54,7 +54,7 @@ class Database:
         self._connection = self._opened()
 
     def rows(self, query: str, values: tuple[Any, ...] = ()) -> list[tuple[Any, ...]]:
-        """Return the rows that a query finds."""
+        """Return the rows of a query."""
 
         def found() -> list[tuple[Any, ...]]:
             return self._connection.execute(query, values).fetchall()
@@ -66,7 +66,8 @@ class Database:
         return self._tried(found, found_anew)
 
     def change(self, work: Work[T]) -> T:
-        """Call `work` in a transaction. It may be called twice."""
+        """Call `work` in a transaction. If the database is damaged, call it again after the
+        rebuild."""
 
         def done() -> T:
             return self._transaction(work)
@@ -134,7 +135,8 @@ class Database:
         )
         try:
             database.execute("PRAGMA journal_mode = WAL")
-            # Not flushed at each change: what a power cut loses is read from the objects again.
+            # Changes are not flushed: after a power failure, what is lost is read from the objects
+            # again.
             database.execute("PRAGMA synchronous = NORMAL")
             database.execute("PRAGMA cache_size = -32768")  # KiB: a long transaction's pages
             database.execute("BEGIN IMMEDIATE")
@@ -155,7 +157,7 @@ class Database:
         return database
 
     def _made_in_memory(self, error: sqlite3.Error) -> sqlite3.Connection:
-        warn(f"cannot use the catalog {self._path} ({error}); it is kept in memory")
+        warn(f"cannot write the catalog {self._path} ({error}); it is kept in memory")
         return self._made(":memory:")
 
     def _warn_of_damage(self) -> None:
@@ -175,7 +177,7 @@ class Database:
             "cannot use the catalog",
             file=self._path,
             found=str(error),
-            advice="end other processes that use the store, or remove this file to rebuild it",
+            advice="stop other processes that use the store, or remove this file to rebuild it",
         )
 
 

@@ -1,4 +1,4 @@
-"""A store in a folder, with durable writes."""
+"""The backend for a store in a folder. Writes are durable."""
 
 from __future__ import annotations
 
@@ -22,18 +22,18 @@ else:
     import fcntl
 
 LOCK = "lock"
-"""A file in the store that a process locks while it changes a small object."""
+"""The file that a process locks while it changes a small object."""
 
 
 _PAUSE = 0.01
-"""Seconds between two attempts to lock, on systems that do not wait for a lock."""
+"""Seconds between two attempts to lock, on systems without blocking locks."""
 
 _TICK = 2_000_000_000
-"""Nanoseconds: no file system's clock is coarser."""
+"""Nanoseconds. No file system's modification times are coarser."""
 
 
 class Folder:
-    """Objects as files, keys as their paths in the folder."""
+    """Objects as files. Keys are their paths within the folder."""
 
     def __init__(self, path: str) -> None:
         self._path = os.path.abspath(path)
@@ -56,7 +56,7 @@ class Folder:
         return path
 
     def content(self, key: str) -> Bytes | None:
-        """See `Backend.content`: mapped."""
+        """See `Backend.content`. The content is memory-mapped."""
         path = self.address(key)
         return storage.read(path, mmap=True) if os.path.lexists(path) else None
 
@@ -77,7 +77,7 @@ class Folder:
     def found(self, key: str) -> Found | None:
         """See `Backend.found`; the version is a hash of the content.
 
-        Of a file that is too long for a record, only the beginning is read.
+        If a file is too long for a record, only its beginning is read.
         """
         path = self.address(key)
         try:
@@ -136,8 +136,11 @@ class Folder:
                         yield Stored(key, status.st_size, status.st_mtime, version)
 
     def stamps(self, prefix: str) -> dict[str, str | None]:
-        """See `Backend.stamps`: each shard's modification time, None if it is very recent, because
-        the next change might then get the same time."""
+        """See `Backend.stamps`.
+
+        The stamp is the modification time of a subfolder. It is None if that time is very recent,
+        because the next change might get the same time.
+        """
         found: dict[str, str | None] = {}
         now = time.time_ns()
         for shard in layout.SHARDS:
@@ -159,7 +162,7 @@ class Folder:
                         staging.sweep(os.path.join(folder, target))
 
     def _make_folder(self, path: str) -> None:
-        """Create a folder in the store, durably. This is done once for each folder."""
+        """Create a folder in the store, durably. Do nothing if it was created before."""
         if path in self._made:
             return
         try:
@@ -174,7 +177,8 @@ class Folder:
 
     @contextlib.contextmanager
     def _locked(self) -> Iterator[None]:
-        """Hold the store's lock in the block. The lock ends with the process in any case."""
+        """Hold the store's lock in the block. If the process is killed, the system releases the
+        lock."""
         path = os.path.join(self._path, LOCK)
         try:
             file = os.open(path, os.O_RDWR | os.O_CREAT, 0o666)

@@ -1,13 +1,13 @@
-"""Mark the objects that nothing needs any more, and remove them after a grace period.
+"""Mark objects that are no longer needed, and remove them after a grace period.
 
-An adapter is needed if a name or a lease points to it, a bank if an adapter in the store uses it.
-An object that is not needed gets a mark with the time. A later collection removes it if the mark is
-still there and old enough. So a reader that has resolved a name has at least the grace period to
-read the adapter, and more with a lease.
+An adapter is needed if a name or a lease points to it; a bank is needed if an adapter in the store
+uses it. An object that is not needed gets a mark with the current time. A later collection removes
+the object if the mark is still there and old enough. So a reader that has resolved a name has at
+least the grace period to read the adapter, or longer with a lease.
 
-Writers and a collector may run at once, in several processes or on several machines. Every change
-of a mark is a compare-and-swap. A collector sets the mark to *removing* before it removes an
-object. A process that needs an object (to add it again, name it or lease it) removes its mark
+Writers and collectors may run at the same time, in several processes or on several machines. Every
+change of a mark is a compare-and-swap. A collector sets the mark to *removing* before it removes an
+object. A process that needs an object (to add it again, name it or lease it) removes the mark
 first. So one of the two always notices the other.
 """
 
@@ -23,27 +23,30 @@ from vbfmt.store import layout, record
 from vbfmt.store.backend import Backend, Found, Stored
 
 GRACE = 24 * 3600.0
-"""Seconds that an object stays after it was first found unneeded."""
+"""Seconds between an object's mark and its removal."""
 
 _PATIENCE = 60.0
-"""Seconds after which a collector that has not finished a removal is considered dead."""
+"""Seconds after which a collector that has not finished a removal is considered dead. Another one
+may then take over."""
 
 
 @dataclass(frozen=True)
 class Mark:
-    """The time since which an object is unneeded, or is being removed."""
+    """The time since when an object has been unneeded, or, if `removing`, when its removal
+    began."""
 
     since: float
     removing: bool
 
     def content(self) -> bytes:
-        """Return the mark as it is stored."""
+        """Return the mark in its stored form."""
         return json.dumps({"since": self.since, "removing": self.removing}).encode()
 
 
 def mark_of(backend: Backend, key: str, now: float) -> tuple[Mark | None, str] | None:
-    """Return an object's mark (None if it is damaged) and the mark's version; None if it has no
-    mark.
+    """Return an object's mark and the mark's version, or None if it has no mark.
+
+    Instead of a damaged mark, return None with its version.
 
     Args:
         now: seconds since 1970. A mark of a later time is damaged.
@@ -55,12 +58,12 @@ def mark_of(backend: Backend, key: str, now: float) -> tuple[Mark | None, str] |
 def revive(
     backend: Backend, key: str, *, now: Callable[[], float] = time.time, pause: float = 0.02
 ) -> bool:
-    """Remove the mark of an object that is about to be referenced, or was until now.
+    """Remove the mark of an object before a reference to it is added, or after one is removed.
 
-    Its grace period starts again when a later collection finds it unreferenced.
+    So its grace period starts again when a later collection finds it unneeded.
 
     Returns:
-        whether the object exists.
+        Whether the object exists.
 
     Raises:
         StorageError: another process is removing it and does not finish.
@@ -103,9 +106,10 @@ def is_due(backend: Backend, stored: Stored, before: float, now: float) -> bool:
 
 
 def claim(backend: Backend, key: str, before: float, now: float) -> bool:
-    """Reserve an object for removal if its mark is older than `before`; return whether it was.
+    """Reserve an object for removal if its mark is older than `before`. Return whether it was
+    reserved.
 
-    If so, the caller must `remove` it.
+    If it was, the caller must `remove` it.
     """
     found = mark_of(backend, key, now)
     if found is None or found[0] is None or not _is_due(found[0], before, now):
@@ -123,9 +127,9 @@ def remove(backend: Backend, key: str) -> None:
 def tidy(backend: Backend, key: str, now: float) -> None:
     """Remove the mark of an object that is needed or missing.
 
-    The object may have been named after a collector had read all names. A process that was killed
-    in `remove` leaves the mark of a missing object. A mark that says that a needed object is being
-    removed stays: its collector relies on it.
+    A needed object has a mark if it got a name after a collector had read all names. A missing
+    object has a mark if a process was killed in `remove`. If a needed object is being removed, its
+    mark stays, because the collector relies on it.
     """
     found = mark_of(backend, key, now)
     if found is None:

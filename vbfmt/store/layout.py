@@ -9,9 +9,9 @@
 ``unreferenced/<key of an object>``   JSON: time since which nothing needs the object
 ====================================  =============================================================
 
-``ab`` are the first two hexadecimal digits of the object's own hash, or of the SHA-256 of a name's
-file name. The file name of a name is the name in lower case with ``%`` for ``/``. So two names that
-differ only in case have one file on any file system.
+``ab`` stands for the first two hexadecimal digits of the object's hash, or of the SHA-256 of a
+name's file name. A name's file name is the name in lower case, with ``%`` instead of ``/``. So
+names that differ only in case have the same file on all file systems.
 """
 
 from __future__ import annotations
@@ -37,7 +37,8 @@ SHARDS = [f"{number:02x}" for number in range(256)]
 LONGEST_NAME = 180
 
 _RESERVED = re.compile(r"(con|prn|aux|nul|com[0-9]|lpt[0-9])(\..*)?|.*\.", re.IGNORECASE)
-"""File names that Windows reserves for devices, or whose last dot it drops."""
+"""File names that Windows reserves for devices, and names that end with a dot, which Windows
+drops."""
 
 _DIGEST = re.compile(r"sha256:([0-9a-f]{64})")
 _NAME = re.compile(r"[A-Za-z0-9_][A-Za-z0-9._@+-]*(/[A-Za-z0-9_][A-Za-z0-9._@+-]*)*")
@@ -49,15 +50,15 @@ def is_digest(text: str) -> bool:
 
 
 def is_like_digest(text: str) -> bool:
-    """Return whether `text` can only be meant as a digest: no name has a colon."""
+    """Return whether `text` is meant as a digest, valid or not. No name contains a colon."""
     return text.startswith("sha256:")
 
 
 def require_sha256(text: str) -> None:
-    """Check that a text may be a bank's SHA-256.
+    """Check that `text` has the form of a bank's SHA-256.
 
     Raises:
-        StoreError: `sha256` is not 64 lower-case hexadecimal digits.
+        StoreError: `text` is not 64 lower-case hexadecimal digits.
     """
     if not is_digest(f"sha256:{text}"):
         raise StoreError(
@@ -83,7 +84,7 @@ def adapter_key(digest: str) -> str:
 
 
 def digest_of(key: str) -> str | None:
-    """Return the digest of the adapter at a key; None if the key is not an adapter's."""
+    """Return the digest of the adapter at `key`, or None if `key` is not an adapter's."""
     match = re.fullmatch(r"adapters/([0-9a-f]{2})/(\1[0-9a-f]{62})\.vblora", key)
     return f"sha256:{match[2]}" if match else None
 
@@ -94,7 +95,7 @@ def bank_key(sha256: str) -> str:
 
 
 def bank_of(key: str) -> str | None:
-    """Return the SHA-256 of the bank at a key; None if the key is not a bank's."""
+    """Return the SHA-256 of the bank at `key`, or None if `key` is not a bank's."""
     match = re.fullmatch(r"banks/([0-9a-f]{2})/(\1[0-9a-f]{62})\.bank", key)
     return match[2] if match else None
 
@@ -111,8 +112,10 @@ def name_key(name: str) -> str:
 
 
 def require_name(name: str) -> None:
-    """Check a name: parts of letters, digits and ``. _ - + @`` with ``/`` between them, each of
-    which begins with a letter, a digit or ``_``. So no name leads out of the store.
+    """Check a name.
+
+    A name has one or more parts of letters, digits and ``. _ - + @``, separated by ``/``. Each part
+    begins with a letter, a digit or ``_``. So no name can refer to a file outside the store.
 
     Raises:
         StoreError: the name is not allowed.
@@ -121,8 +124,8 @@ def require_name(name: str) -> None:
         raise StoreError(
             "invalid name for an adapter",
             found=repr(name),
-            expected=f"letters, digits and . _ - + @ in parts with / between, at most "
-            f"{LONGEST_NAME}; each part begins with a letter, a digit or _",
+            expected=f"at most {LONGEST_NAME} letters, digits and . _ - + @, in parts separated "
+            "by /; each part begins with a letter, a digit or _",
         )
     if sys.platform == "win32" and _RESERVED.fullmatch(name):
         raise StoreError(

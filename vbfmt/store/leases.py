@@ -1,4 +1,4 @@
-"""Leases, which keep an adapter in the store while a server uses it."""
+"""Leases keep an adapter in the store while a server uses it."""
 
 from __future__ import annotations
 
@@ -15,18 +15,18 @@ from vbfmt.store.backend import Backend, Found
 SECONDS = 3600.0
 
 LONGEST = 366 * 24 * 3600.0
-"""Most seconds of a lease."""
+"""Longest duration of a lease, in seconds."""
 
 
 class Lease:
-    """A promise that an adapter and its bank stay in the store, until `expires`.
+    """Keeps an adapter and its bank in the store until `expires`.
 
-    Use it as a context manager, or `renew` and `close` it. A lease that is not renewed expires, so
-    a server that is killed leaves nothing behind.
+    Use it as a context manager, or call `renew` and `close`. A lease that is not renewed expires,
+    so the leases of a killed server do not last.
 
     Attributes:
         digest: digest of the adapter.
-        expires: seconds since 1970.
+        expires: the time when it expires, in seconds since 1970.
     """
 
     def __init__(self, backend: Backend, digest: str, seconds: float) -> None:
@@ -51,7 +51,7 @@ class Lease:
                 "the lease has expired",
                 file=self._backend.where,
                 part=self.digest,
-                advice="take a new one, and renew it in time",
+                advice="create a new lease, and renew it in time",
             )
 
     def close(self) -> None:
@@ -76,13 +76,15 @@ class Lease:
 def _after(seconds: float) -> float:
     if not 0 < seconds <= LONGEST:
         raise StoreError(
-            "a lease's time", found=seconds, expected=f"seconds above 0, at most {LONGEST:.0f}"
+            "invalid duration of a lease",
+            found=seconds,
+            expected=f"more than 0 and at most {LONGEST:.0f} seconds",
         )
     return time.time() + seconds
 
 
 def held(backend: Backend, now: float) -> Iterator[str]:
-    """Yield the digests with a lease, and remove expired leases."""
+    """Yield the digests of leased adapters, and remove expired leases."""
     for entry in backend.entries(layout.LEASES):
         found = backend.found(entry.key)
         if found is None:
@@ -99,7 +101,7 @@ def _parse(found: Found, where: str, now: float) -> tuple[str, float]:
         fields = record.fields(found.content)
         digest = fields["digest"]
         layout.adapter_key(digest)
-        # A lease without end would keep the adapter for ever.
+        # A lease that never expires would keep the adapter forever.
         latest = now + LONGEST + record.CLOCKS_APART
         return digest, record.time_in(fields, "expires", latest=latest)
     except (ValueError, TypeError, KeyError):
@@ -107,5 +109,5 @@ def _parse(found: Found, where: str, now: float) -> tuple[str, float]:
             "a lease is damaged",
             file=where,
             found=repr(found.content[:60]),
-            advice="remove it if nothing is served from this store",
+            advice="remove it if no server uses this store",
         ) from None

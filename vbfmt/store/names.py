@@ -1,4 +1,4 @@
-"""Names that point to digests. They are changed by compare-and-swap."""
+"""Names point to digests. They are changed by compare-and-swap."""
 
 from __future__ import annotations
 
@@ -13,10 +13,10 @@ from vbfmt.store.backend import Backend, Found
 
 @dataclass(frozen=True)
 class Name:
-    """A name as it is written in the store.
+    """The record of a name in the store.
 
     Attributes:
-        name: the name as it was given, in its own case.
+        name: the name in its original case.
         digest: the digest that it points to.
     """
 
@@ -25,10 +25,10 @@ class Name:
 
 
 def read(backend: Backend, name: str) -> tuple[Name, str] | None:
-    """Return a name and the version of its record; None if there is none. Case is ignored.
+    """Return a name's record and its version, or None if there is none. Case is ignored.
 
     Raises:
-        StoreError: no name at all, or its record is damaged.
+        StoreError: `name` is not valid, or its record is damaged.
     """
     key = layout.name_key(name)
     found = backend.found(key)
@@ -36,10 +36,10 @@ def read(backend: Backend, name: str) -> tuple[Name, str] | None:
 
 
 def parse(found: Found, backend: Backend, key: str) -> Name:
-    """Decode the record of a name, which was found at a key.
+    """Decode the record of a name that was found at `key`.
 
     Raises:
-        StoreError: it is damaged, or belongs to another key.
+        StoreError: the record is damaged, or belongs to another key.
     """
     try:
         fields = record.fields(found.content)
@@ -53,20 +53,21 @@ def parse(found: Found, backend: Backend, key: str) -> Name:
             file=backend.address(key),
             found=repr(found.content[:60]),
             expected='{"digest": "sha256:…", "name": …}, with the name of the file',
-            advice="give the name again: vbfmt store tag --force, or remove the file",
+            advice="set the name again (vbfmt store tag --force), or remove the file",
         ) from None
     return Name(name, digest)
 
 
 def write(backend: Backend, name: str, digest: str, replaces: str | None) -> None:
-    """Point a name to a digest.
+    """Make a name point to a digest.
 
     Args:
-        replaces: the digest that it points to now; None if it must be new.
+        replaces: the digest that the name must point to now; None if it must be new.
 
     Raises:
-        ConflictError: it points elsewhere, or a name that differs only in case exists.
-        StoreError: not a name.
+        ConflictError: the name points to another digest, or differs only in case from an existing
+            name.
+        StoreError: `name` is not valid.
     """
     key = layout.name_key(name)
     content = json.dumps({"digest": digest, "name": name}, ensure_ascii=False).encode()
@@ -97,10 +98,10 @@ def require_can_point(backend: Backend, name: str, digest: str, replaces: str | 
 
 
 def overwrite(backend: Backend, name: str, digest: str) -> None:
-    """Point a name to a digest, whatever it pointed to, even if its record is damaged.
+    """Make a name point to a digest, whatever its record says, even if that is damaged.
 
     Raises:
-        ConflictError: other processes change it again and again.
+        ConflictError: other processes keep changing the name.
     """
     key = layout.name_key(name)
     content = json.dumps({"digest": digest, "name": name}, ensure_ascii=False).encode()
@@ -115,13 +116,13 @@ def overwrite(backend: Backend, name: str, digest: str) -> None:
 
 
 def remove(backend: Backend, name: str, expected: str | None) -> bool:
-    """Remove a name, and return whether it existed.
+    """Remove a name. Return whether it existed.
 
     Args:
-        expected: the digest that it must point to; None for any.
+        expected: the digest that the name must point to; None for any.
 
     Raises:
-        ConflictError: it points elsewhere, or was changed meanwhile.
+        ConflictError: the name points to another digest, or was changed meanwhile.
     """
     found = read(backend, name)
     if found is None:
@@ -137,7 +138,7 @@ def every(backend: Backend) -> Iterator[Name]:
     """Yield all names.
 
     Raises:
-        StoreError: one is damaged.
+        StoreError: a name's record is damaged.
     """
     for entry in backend.entries(layout.NAMES):
         found = backend.found(entry.key)
@@ -153,19 +154,19 @@ def conflict(backend: Backend, name: str, expected: str | None) -> ConflictError
     found = read(backend, name)
     if found is not None and found[0].name != name:
         return ConflictError(
-            "a name that differs only in case is there",
+            "a name that differs only in case exists",
             file=backend.where,
             part=f"name {name}",
             found=found[0].name,
             advice="choose another name",
         )
     return ConflictError(
-        "the name points to something else" if found else "no such name",
+        "the name points to another digest" if found else "no such name",
         file=backend.where,
         part=f"name {name}",
         found=found[0].digest if found else None,
         expected=expected or "a new name",
-        advice="choose another name, or move this one: `replaces=ANY`"
+        advice="choose another name, or change this one: `replaces=ANY`"
         if expected is None
-        else "see what it points to now: vbfmt store list, or move it: `replaces=ANY`",
+        else "see what it points to (vbfmt store list), or change it: `replaces=ANY`",
     )

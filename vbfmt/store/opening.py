@@ -1,4 +1,4 @@
-"""Opening of a store: its backend, and the check that it is a store."""
+"""Open a store: choose its backend, and check that it is a store."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ PathLike = str | os.PathLike[str]
 
 
 def backend_at(path: str, cache: PathLike | None) -> tuple[Backend, str]:
-    """Return the backend of a path or address, and the path of its catalog."""
+    """Return the backend for a path or an address, and the path of the store's catalog."""
     if path.startswith(s3.SCHEME):
         folder = os.path.abspath(s3.cache_folder(path, cache))
         try:
@@ -29,9 +29,9 @@ def backend_at(path: str, cache: PathLike | None) -> tuple[Backend, str]:
             file=path,
             found="a file",
             expected="a folder",
-            advice="the store comes first: vbfmt store add STORE FILE",
+            advice="give the store first: vbfmt store add STORE FILE",
         )
-    folder = os.path.abspath(path)  # SQLite reads a relative `file:x` as the address of `x`
+    folder = os.path.abspath(path)  # SQLite would read a relative `file:x` as a URI
     return Folder(folder), os.path.join(folder, catalog.FILE)
 
 
@@ -78,7 +78,7 @@ def require_store(backend: Backend, *, create: bool) -> None:
 
     Raises:
         StoreError: there is no store, or something else is there.
-        VersionError: it has a newer layout.
+        VersionError: the store has a newer layout.
     """
     found = backend.found(layout.ROOT)
     if found is None:

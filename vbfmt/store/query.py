@@ -1,4 +1,4 @@
-"""Queries of the catalog."""
+"""Build queries of the catalog."""
 
 from __future__ import annotations
 
@@ -22,7 +22,8 @@ class Query:
     limit: int | None = None
 
     def statement(self) -> tuple[str, tuple[Any, ...]]:
-        """Return the SQL for rows of `COLUMNS` and names, newest first, and its parameters."""
+        """Return the SQL and its parameters. Each row has `COLUMNS` and the names; the newest is
+        first."""
         where: list[str] = ["1"]
         values: list[Any] = []
         for condition, value in (
@@ -48,7 +49,8 @@ class Query:
 
 
 def _is_possible(value: object) -> bool:
-    """Return whether a value can be in the catalog. Text with a lone surrogate cannot."""
+    """Return whether the catalog can contain a value. It cannot contain text with a lone
+    surrogate."""
     try:
         str(value).encode()
     except UnicodeEncodeError:

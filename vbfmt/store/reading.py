@@ -1,4 +1,4 @@
-"""Reading of a store: adapters, names and entries."""
+"""Read from a store: adapters, names and entries."""
 
 from __future__ import annotations
 
@@ -19,10 +19,10 @@ from vbfmt.store.rows import Entry
 
 
 class Reader:
-    """The methods of a store that only read (and lease).
+    """The methods of a store that read or lease adapters.
 
     Args:
-        catalog_path: path of the catalog, which is opened when it is first needed.
+        catalog_path: path of the catalog, which is opened when first needed.
     """
 
     def __init__(self, backend: Backend, catalog_path: str) -> None:
@@ -34,17 +34,17 @@ class Reader:
         return f"<vbfmt store {self._backend.where}>"
 
     def close(self) -> None:
-        """Close the catalog. It is opened again if the store is used after that."""
+        """Close the catalog. It is opened again when needed."""
         if self._catalog is not None:
             self._catalog.close()
             self._catalog = None
 
     def resolve(self, name: str) -> str:
-        """Return the digest that a name points to, or a digest itself if the store has it.
+        """Return the digest that a name points to. Return a digest itself if the store has it.
 
         Raises:
-            UnknownError: no such name or digest; the message names the nearest.
-            StoreError: not a name, or not a digest.
+            UnknownError: there is no such name or digest. The message suggests similar names.
+            StoreError: `name` is neither a valid name nor a valid digest.
         """
         if layout.is_like_digest(name):
             if not self._backend.exists(layout.adapter_key(name)):
@@ -56,9 +56,9 @@ class Reader:
         return found[0].digest
 
     def find(self, name: str) -> str | None:
-        """Return the digest that a name points to, None if there is no such name.
+        """Return the digest that a name points to, or None if there is no such name.
 
-        Meant for names from untrusted clients: it takes the same short time for every name.
+        Use it for names from untrusted clients: it takes the same short time for every name.
 
         Raises:
             StoreError: the name's record is damaged.
@@ -71,13 +71,14 @@ class Reader:
         return found[0].digest if found is not None and found[0].name == name else None
 
     def path(self, digest: str) -> str:
-        """Return the path of an adapter's file without its bank. Load it with ``banks=store``.
+        """Return the path of an adapter's file, which has no bank in it. Load it with
+        ``banks=store``.
 
         The file never changes. It stays as long as a name or a lease points to the adapter, and for
         the grace period after that.
 
         Raises:
-            UnknownError: no such digest.
+            UnknownError: the store has no adapter with this digest.
         """
         try:
             return self._backend.file(layout.adapter_key(digest))
@@ -85,15 +86,15 @@ class Reader:
             raise self._missing(digest) from None
 
     def open(self, name: str, *, verify: bool = True) -> Adapter:
-        """Load the adapter of a name or digest. Adapters with the same bank share one array.
+        """Load the adapter with a name or digest. Adapters with the same bank share one array.
 
         Args:
             verify: as in `vbfmt.load`.
 
         Raises:
             UnknownError: no such name or digest.
-            BankError: the bank is not in the store.
-            VbfmtError: the file is damaged. The message names it.
+            BankError: the store does not have its bank.
+            VbfmtError: the file is damaged.
         """
         digest = self.resolve(name)
         key = layout.adapter_key(digest)
@@ -106,7 +107,7 @@ class Reader:
             raise error.in_file(self._backend.address(key)) from None
 
     def read(self, sha256: str, length: int) -> Bytes | None:
-        """Return the unchecked bytes of a bank, so that a store can be a value of ``banks=``."""
+        """Return the unchecked bytes of a bank. This makes a store a valid value of ``banks=``."""
         content = self._backend.content(layout.bank_key(sha256))
         return content if content is None or len(content) != length else bytes(content)
 
@@ -115,7 +116,8 @@ class Reader:
         return self._backend.address(layout.bank_key(sha256))
 
     def lease(self, name: str, *, seconds: float = leases.SECONDS) -> leases.Lease:
-        """Lease the adapter of a name or digest. It is not removed while the lease lasts.
+        """Lease the adapter with a name or digest, so that it is not removed until the lease
+        expires.
 
         >>> with store.lease("alice") as lease:
         ...     adapter = store.open(lease.digest)
@@ -131,7 +133,7 @@ class Reader:
         return lease
 
     def names(self) -> dict[str, str]:
-        """Return name → digest, for all names."""
+        """Return all names, each with its digest."""
         return self._current().names()
 
     def entries(
@@ -143,14 +145,14 @@ class Reader:
         added_since: float | None = None,
         limit: int | None = None,
     ) -> list[Entry]:
-        """Return the adapters that meet all given conditions, newest first, from the catalog.
+        """Return the catalog's entries that meet all given conditions, the newest first.
 
         Args:
-            base_model: name of the base model, as in the adapter.
+            base_model: name of the base model, as the adapter records it.
             bank: SHA-256 of the bank, 64 hexadecimal digits.
             metadata: metadata that the adapter must have.
-            added_since: earliest time of adding, in seconds since 1970.
-            limit: largest number of adapters.
+            added_since: earliest time when the adapter was added, in seconds since 1970.
+            limit: maximum number of entries.
 
         Raises:
             StoreError: `bank` is not a SHA-256, or the catalog cannot be used.
@@ -195,7 +197,7 @@ _MOST_COMPARED = 5000
 
 
 def _similar(known: Mapping[str, str], name: str) -> list[str]:
-    """Return some names to compare `name` with. A million comparisons would take minutes."""
+    """Return some names to compare with `name`. Comparing a million names would take minutes."""
     start = name[:2].lower()
     alike = [one for one in known if one.lower().startswith(start)]
     return (alike or list(known))[:_MOST_COMPARED]

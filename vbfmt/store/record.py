@@ -1,6 +1,6 @@
 """The small JSON records of a store: names, leases, marks and the root.
 
-Whoever may write into a store may have written them, so size, types and ranges are checked.
+Anyone who may write to the store may have written them, so size, types and ranges are checked.
 """
 
 from __future__ import annotations
@@ -11,7 +11,7 @@ from typing import Any
 from vbfmt._format import strict_json
 
 LONGEST = 4096
-"""Bytes of a record. A name's takes 300."""
+"""Largest size of a record in bytes. The record of a name takes about 300."""
 
 CLOCKS_APART = 24 * 3600.0
 """Seconds that the clocks of two hosts may differ."""
@@ -21,7 +21,7 @@ def fields(content: bytes) -> dict[str, Any]:
     """Return the fields of a record.
 
     Raises:
-        ValueError: it is longer than `LONGEST`, or not a JSON object.
+        ValueError: the record is longer than `LONGEST`, or is not a JSON object.
     """
     if len(content) > LONGEST:
         raise ValueError(f"more than {LONGEST} bytes")
@@ -32,8 +32,8 @@ def time_in(record: Mapping[str, Any], key: str, *, latest: float) -> float:
     """Return a field that is a time, in seconds since 1970.
 
     Raises:
-        KeyError: there is none.
-        ValueError: it is not a finite number from 0 to `latest`.
+        KeyError: there is no such field.
+        ValueError: the field is not a number from 0 to `latest`.
     """
     value = record[key]
     if isinstance(value, bool) or not isinstance(value, int | float):

@@ -1,4 +1,4 @@
-"""The rows of the catalog's tables, and the entries that they hold."""
+"""The catalog's tables: their columns, and conversions between rows and entries."""
 
 from __future__ import annotations
 
@@ -30,8 +30,8 @@ CREATE INDEX names_of ON names (digest);
 CREATE TABLE banks (sha256 TEXT PRIMARY KEY, size INTEGER, added REAL) WITHOUT ROWID;
 CREATE TABLE seen (keys TEXT PRIMARY KEY, stamp TEXT) WITHOUT ROWID;
 """
-# Digests are stored as bytes, and rows refer to adapters by number: a large catalog's cost is the
-# random pages that are read.
+# Digests are stored as bytes, and rows refer to adapters by number, which keeps the tables small: a
+# query of a large catalog mainly costs random reads of pages.
 
 Statement = tuple[str, tuple[Any, ...]]
 
@@ -43,7 +43,7 @@ class Entry:
     Attributes:
         digest: ``sha256:…``.
         size: length of the file in bytes, without the bank.
-        added: time of adding, in seconds since 1970.
+        added: time when the adapter was added, in seconds since 1970.
         bank: SHA-256 of the bank, 64 hexadecimal digits.
         bank_size: length of the bank in bytes.
         base_model, base_revision, h, b, k, metadata: as in `Adapter`.
@@ -87,21 +87,21 @@ _FIELDS = (
     "rows",
     "modules",
 )
-"""Fields of an `Entry` in the order of the columns, but for the last two."""
+"""The fields of an `Entry` in the order of `COLUMNS`, without the last two fields."""
 
 
 def to_bytes(digest: str) -> bytes:
-    """Return a digest in the form of the tables."""
+    """Convert a digest to the form that the tables store."""
     return bytes.fromhex(digest.removeprefix("sha256:"))
 
 
 def to_digest(content: bytes) -> str:
-    """Return the digest, given the result of `to_bytes`."""
+    """Convert the result of `to_bytes` back to a digest."""
     return f"sha256:{content.hex()}"
 
 
 def entry_of(row: tuple[Any, ...]) -> Entry:
-    """Return the entry of a row of `COLUMNS` and its names.
+    """Return the entry for a row of `COLUMNS` and names.
 
     Raises:
         ValueError, TypeError, AttributeError: the row is damaged.
@@ -151,7 +151,7 @@ def bank_row(sha256: str, size: int, added: float) -> Statement:
 
 
 def name_row(key: str, name: str, digest: str, version: str | None) -> Statement:
-    """Return the statement that inserts a name, or changes what it points to."""
+    """Return the statement that inserts or updates a name."""
     row = (key, name, to_bytes(digest), version)
     return "INSERT OR REPLACE INTO names VALUES (?, ?, ?, ?)", row
 

@@ -1,10 +1,10 @@
-"""A store in a bucket of S3, or of a server with its protocol, through obstore.
+"""The backend for a store in a bucket of S3, or of a compatible server, through obstore.
 
-An object is created only if there is none (``If-None-Match``). A small object that may change is
-replaced only if its ETag is still the same (``If-Match``). Not all servers support conditional
-removal, so such an object is removed by making it empty; an empty object counts as missing.
+An object is created only if it does not exist (``If-None-Match``). A small object that may change
+is replaced only if its ETag is unchanged (``If-Match``). Not all servers support conditional
+removal, so a small object is removed by making it empty; an empty object counts as missing.
 
-Address and credentials come from the environment variables that AWS's own tools use
+The endpoint and the credentials come from the environment variables that AWS's tools use
 (``AWS_ACCESS_KEY_ID``, ``AWS_REGION``, ``AWS_ENDPOINT_URL``, …).
 """
 
@@ -28,7 +28,7 @@ _OPTIONS: dict[str, Any] = {"connect_timeout": "10s", "timeout": "120s"}
 
 
 def cache_folder(address: str, given: str | os.PathLike[str] | None) -> str:
-    """Return the local folder for the catalog and files of the store at an address."""
+    """Return the local folder for the catalog and the files of a store."""
     if given is not None:
         return os.path.abspath(given)
     home = os.environ.get("XDG_CACHE_HOME") or os.path.expanduser("~/.cache")
@@ -36,11 +36,11 @@ def cache_folder(address: str, given: str | os.PathLike[str] | None) -> str:
 
 
 class Bucket:
-    """Keys below an address ``s3://bucket/prefix``.
+    """The objects below an address ``s3://bucket/prefix``.
 
     Raises:
         MissingExtraError: obstore is not installed.
-        StorageError: obstore refuses the address or the environment.
+        StorageError: obstore does not accept the address or the environment variables.
     """
 
     def __init__(self, address: str, cache: str) -> None:
@@ -67,7 +67,7 @@ class Bucket:
         return f"{self._address}/{key}"
 
     def file(self, key: str) -> str:
-        """See `Backend.file`: a copy on this machine, fetched once."""
+        """See `Backend.file`. The path is that of a local copy, which is fetched once."""
         path = os.path.join(self._cache, *key.split("/"))
         if not os.path.exists(path):
             content = self.content(key)
@@ -98,7 +98,7 @@ class Bucket:
         found = self._read(key)
         if found is not None and not found.content:
             return self._put(key, content, {"e_tag": found.version})
-        # A request that was sent twice finds what it has written itself.
+        # If a request was sent twice, the second finds what the first has written.
         return found is not None and found.content == content and _changes(key)
 
     def found(self, key: str) -> Found | None:
@@ -135,7 +135,8 @@ class Bucket:
         """See `Backend.tidy`. There is nothing to do, because uploads leave no temporary files."""
 
     def stamps(self, prefix: str) -> dict[str, str | None]:
-        """See `Backend.stamps`: one group, whose changes only a listing can show."""
+        """See `Backend.stamps`. All keys are one group without a stamp: only a listing shows
+        changes."""
         return {prefix: None}
 
     def _read(self, key: str) -> Found | None:
@@ -149,7 +150,7 @@ class Bucket:
                 return None
 
     def _put(self, key: str, content: bytes, mode: object) -> bool:
-        """Write an object under a condition, and return whether the condition held."""
+        """Write an object under a condition. Return whether the condition held."""
         refused = self._obstore.exceptions
         with self._errors("cannot write", key):
             try:
@@ -172,5 +173,5 @@ class Bucket:
 
 
 def _changes(key: str) -> bool:
-    """Return whether the object at a key may change. Others need no version."""
+    """Return whether the object at `key` may change. Other objects need no version."""
     return not key.startswith(("adapters/", "banks/"))

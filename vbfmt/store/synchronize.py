@@ -1,4 +1,4 @@
-"""Updates of the catalog's tables: list changed objects, and read new ones."""
+"""Update the catalog's tables: list the objects of a group of keys, and read new ones."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ from vbfmt.store.rows import (
 )
 
 _YOUNG = 60.0
-"""Seconds. The writer of a younger object may not have updated the catalog yet."""
+"""Age in seconds. The writer of a younger object may not have updated the catalog yet."""
 
 
 _NEW = "new"
@@ -30,7 +30,8 @@ def sync_adapters(backend: Backend, database: sqlite3.Connection, keys: str) -> 
     """List the adapters under `keys`, and correct the table.
 
     Returns:
-        number of adapters that the table lacked, and number of its adapters that no longer exist.
+        The number of adapters that the table lacked, and the number of its adapters that no longer
+        exist.
     """
     start = to_bytes(keys.removeprefix(layout.ADAPTERS).removeprefix("/"))
     query = "SELECT digest FROM adapters WHERE digest BETWEEN ? AND ?"
@@ -58,7 +59,7 @@ def sync_adapters(backend: Backend, database: sqlite3.Connection, keys: str) -> 
 
 
 def sync_banks(backend: Backend, database: sqlite3.Connection, keys: str) -> tuple[int, int]:
-    """List the banks under `keys`, and correct the table. Returns as `sync_adapters`."""
+    """List the banks under `keys`, and correct the table. Return the same as `sync_adapters`."""
     start = keys.removeprefix(layout.BANKS).removeprefix("/")
     query = "SELECT sha256 FROM banks WHERE sha256 BETWEEN ? AND ?"
     known = {sha256 for (sha256,) in database.execute(query, (start, f"{start}~"))}
@@ -75,7 +76,7 @@ def sync_banks(backend: Backend, database: sqlite3.Connection, keys: str) -> tup
 
 
 def sync_names(backend: Backend, database: sqlite3.Connection, keys: str) -> tuple[int, int]:
-    """List the names under `keys`, and correct the table. Returns as `sync_adapters`."""
+    """List the names under `keys`, and correct the table. Return the same as `sync_adapters`."""
     query = "SELECT key, version FROM names WHERE key BETWEEN ? AND ?"
     known = dict(database.execute(query, (f"{keys}/", f"{keys}/~")))
     added = 0

@@ -1,4 +1,4 @@
-"""Verification of every object and every name of a store."""
+"""Verify every object and every name of a store."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from vbfmt.store.backend import Backend, Found
 
 
 def reports(backend: Backend, banks: Source) -> Iterator[Report]:
-    """Yield a report of each bank, adapter and name. The adapters' banks are read from `banks`."""
+    """Yield a report on each bank, adapter and name. The adapters' banks are read from `banks`."""
     for prefix in (layout.BANKS, layout.ADAPTERS):
         for stored in backend.entries(prefix):
             yield _of_object(backend, stored.key, banks)
@@ -29,13 +29,13 @@ def _of_object(backend: Backend, key: str, banks: Source) -> Report:
     content = backend.content(key)
     try:
         if content is None:
-            return Report(where, digest, ())  # removed by a collection in this moment
+            return Report(where, digest, ())  # a collection has just removed it
         if digest is not None:
             loads(content, digest=digest, banks=banks)
         elif (sha256 := layout.bank_of(key)) is not None:
             bank_files.require_intact(content, sha256, len(content), where)
         else:
-            raise StoreError("no object of a store", file=where, advice="remove it")
+            raise StoreError("not an object of a store", file=where, advice="remove it")
     except VbfmtError as error:
         problems.append(error.in_file(where))
     return Report(where, digest, tuple(problems))
@@ -52,7 +52,7 @@ def _of_name(backend: Backend, found: Found, key: str) -> Report:
         file=where,
         part=f"name {one.name}",
         found=one.digest,
-        advice="add it again, or remove the name",
+        advice="add the adapter again, or remove the name",
     )
     there = backend.exists(layout.adapter_key(one.digest))
     return Report(f"name {one.name}", one.digest, () if there else (problem,))

@@ -1,4 +1,4 @@
-"""A trainable adapter's tensors under the keys of PEFT's checkpoints, in memory."""
+"""Get and set a trainable adapter's tensors in memory, under the keys of PEFT's checkpoints."""
 
 from __future__ import annotations
 
@@ -20,7 +20,8 @@ from vbfmt.torch.tensors import cast_like
 
 
 def is_adapter_state(state: Mapping[str, object]) -> bool:
-    """Return whether the keys are those of `get_adapter_state_dict`, an adapter alone."""
+    """Return whether the keys are those of `get_adapter_state_dict`: an adapter without its
+    base."""
     return BANK in state and all(key.startswith("base_model.") for key in state)
 
 
@@ -31,7 +32,7 @@ def get_adapter_state_dict(model: nn.Module, adapter_name: str | None = None) ->
         adapter_name: the active adapter if not given.
 
     Returns:
-        PEFT's key → the tensor, detached. It shares memory with the adapter's parameter.
+        PEFT's key → detached tensor, which shares memory with the adapter's parameter.
 
     Raises:
         ModelError: there is no such adapter, or it is a packed one.
@@ -52,8 +53,8 @@ def set_adapter_state_dict(
         adapter_name: the active adapter if not given.
 
     Raises:
-        ModelError: there is no such adapter, it has other tensors, an adapter is merged, or a
-            frozen or shared bank would change. Nothing is copied then.
+        ModelError: there is no such adapter, its tensors are not those given, an adapter is merged,
+            or a frozen or shared bank would change. Nothing is copied then.
         ContentError: a logit or a bank value is NaN or infinite.
     """
     adapters = adapters_of(model)
@@ -74,11 +75,12 @@ def tensors_of(
     updates: Mapping[str, Admixture],
     values: Mapping[str, Tensor] | None = None,
 ) -> dict[str, Tensor]:
-    """Return the adapter's tensors under PEFT's keys. They are views of its parameters or, if these
-    are sharded, of gathered copies.
+    """Return the adapter's tensors under PEFT's keys.
+
+    They are views of its parameters, or of gathered copies if the parameters are sharded.
 
     Args:
-        values: parameters that have been gathered already, by their names in the model.
+        values: parameters that are gathered already, by their names in the model.
     """
     return _Tensors(root, adapter, updates, values or {}).by_key
 
@@ -92,8 +94,9 @@ def fill(
     """Copy a checkpoint's values into an adapter that has exactly these tensors.
 
     Raises:
-        ModelError: the adapter has other tensors, or in a dtype that cannot hold the values; its
-            logits are parametrized; or DeepSpeed trains it already. Nothing is changed then.
+        ModelError: the adapter's tensors are not those given, or their dtype cannot represent the
+            values; its logits are parametrized; or DeepSpeed trains it already. Nothing is changed
+            then.
     """
     parametrized = [key for key, update in updates.items() if update.parametrized]
     if parametrized:
@@ -119,11 +122,11 @@ def fill(
 
 
 class _Tensors:
-    """An adapter's tensors.
+    """An adapter's tensors under PEFT's keys.
 
     Attributes:
         by_key: PEFT's key → tensor, detached.
-        sources: the adapter's own tensors, each with its full values; `by_key` has views of these.
+        sources: pairs of the adapter's own tensor and its full values; `by_key` has views of these.
     """
 
     def __init__(
@@ -176,7 +179,7 @@ def _require_same(own: Mapping[str, Tensor], given: Mapping[str, Tensor]) -> Non
     other = [key for key in {**own, **given} if (key in own) != (key in given)]
     if other:
         raise ModelError(
-            "the adapter belongs to another model or config: tensors that only one of the two has",
+            "the adapter belongs to another model or config: some tensors are missing on one side",
             found=few(other),
         )
     for key, tensor in own.items():

@@ -31,7 +31,7 @@ class AttachedAdapter(nn.Module):
         config: its config; None for a packed adapter. Read-only, because k cannot change.
         bank: its vector bank; None for a packed adapter.
         stand_ins: its own versions of biases and heads of the base.
-        composition: its sub-vectors during a pass; None for a packed adapter.
+        composition: its sub-vectors during a forward pass; None for a packed adapter.
     """
 
     def __init__(
@@ -71,8 +71,8 @@ class AttachedAdapter(nn.Module):
         return self.bank is not None
 
     def get_extra_state(self) -> Tensor:
-        """Return what the tensors of a state dict do not show: k (0 for a packed adapter), and 1 if
-        the stand-ins are in the base's modules."""
+        """Return what a state dict's tensors do not show: k (0 for a packed adapter), and 1 if the
+        stand-ins are in the base's modules (else 0)."""
         k = 0 if self.composition is None else self.composition.topk
         return torch.tensor([k, int(self.stand_ins.standing)], device="cpu")
 
@@ -86,20 +86,20 @@ class VBLoRA(nn.Module):
     Attributes:
         adapters: name → `AttachedAdapter`.
         active: the name of the adapter whose update is applied, or None.
-        passed: whether the model was called, not compiled, since the last adapter was added.
-        switched: number of adapter switches.
+        has_run: whether an uncompiled forward pass has ended since the last adapter was added.
+        switches: number of adapter switches so far.
         merged_names: the adapters that are merged into the base's weights.
-        loaded_alone: whether the state dict that is being loaded is that of an adapter alone.
+        loading_adapter_only: whether the state dict being loaded holds an adapter without the base.
     """
 
     def __init__(self, root: nn.Module) -> None:
         super().__init__()
         self.adapters = nn.ModuleDict()
         self.active: str | None = None
-        self.passed = False
-        self.switched = 0
+        self.has_run = False
+        self.switches = 0
         self.merged_names: tuple[str, ...] = ()
-        self.loaded_alone = False
+        self.loading_adapter_only = False
         self.trained_before = frozenset(
             name for name, parameter in root.named_parameters() if parameter.requires_grad
         )
@@ -128,7 +128,7 @@ class VBLoRA(nn.Module):
             raise ModelError("an adapter is merged into the base's weights", advice=advice)
 
     def adapter(self, name: str | None = None) -> AttachedAdapter:
-        """Return an adapter by name; without a name the active one.
+        """Return the adapter with this name, or the active one if no name is given.
 
         Raises:
             ModelError: there is no such adapter, or none is active.
@@ -153,7 +153,8 @@ class VBLoRA(nn.Module):
             raise ModelError(
                 "a packed adapter holds no logits",
                 part=f"adapter {name or self.active}",
-                advice="resume from a checkpoint (load_checkpoint), or start anew: warm_start",
+                advice="resume from a checkpoint (load_checkpoint), or start a new training run "
+                "from the packed adapter (warm_start)",
             )
         return adapter
 
@@ -169,7 +170,7 @@ class VBLoRA(nn.Module):
         return [name for name in self.adapters if self.adapter(name).bank is bank]
 
     def all_layers(self) -> dict[str, VBLoRALinear]:
-        """Return name in the base model → layer, for every adapted layer."""
+        """Return every adapted layer, by its name in the base model."""
         return {
             without_wrappers(name): layer
             for name, layer in self.root.named_modules()
@@ -177,11 +178,11 @@ class VBLoRA(nn.Module):
         }
 
     def layers(self, name: str) -> dict[str, VBLoRALinear]:
-        """Return name → layer, for the layers that an adapter changes."""
+        """Return the layers that an adapter changes, by name."""
         return {key: layer for key, layer in self.all_layers().items() if name in layer.updates}
 
     def activate(self, name: str | None) -> None:
-        """Make another adapter, or none, the active one, without changing what is trained."""
+        """Make another adapter active, or none. Leave ``requires_grad`` as it is."""
         self.require_unmerged()
         for each in (self.active, name):
             if each is not None:
@@ -190,7 +191,7 @@ class VBLoRA(nn.Module):
                 require_local("exchange heads and biases", stand_ins.both(self.root))
         for adapter in self.adapters:
             self.drop_pass(adapter)
-        self.switched += 1
+        self.switches += 1
         if self.active is not None:
             self.adapter().stand_ins.swap(self.root)
         self.active = name
@@ -200,13 +201,14 @@ class VBLoRA(nn.Module):
             self.adapter(name).stand_ins.swap(self.root)
 
     def drop_pass(self, name: str) -> None:
-        """Discard a pass of an adapter that was interrupted."""
+        """Discard an adapter's interrupted forward pass."""
         composition = self.adapter(name).composition
         if composition is not None:
             composition.end()
 
     def parameters_of(self, name: str) -> dict[str, list[nn.Parameter]]:
-        """Return the parameters of an adapter: ``bank``, ``logits``, ``rest`` (biases, heads)."""
+        """Return an adapter's parameters by kind: ``bank``, ``logits``, ``rest`` (biases,
+        heads)."""
         adapter = self.adapter(name)
         if adapter.bank is None:
             return {"bank": [], "logits": [], "rest": []}
@@ -226,7 +228,7 @@ class VBLoRA(nn.Module):
         return [parameter for parameters in groups.values() for parameter in parameters]
 
     def train_only(self, name: str | None) -> None:
-        """Make the parameters of one adapter trainable, and those of no other."""
+        """Make one adapter's parameters trainable, and freeze those of all others."""
         for other in [key for key in self.adapters if key != name] + [name] * (name is not None):
             for parameters in self.parameters_of(cast(str, other)).values():
                 for parameter in parameters:
@@ -250,8 +252,8 @@ class VBLoRA(nn.Module):
         if seems_so and not self._warned:
             self._warned = True
             warn(
-                f"adapter {self.active} is a packed one, which does not train: to train, "
-                f"load_checkpoint or warm_start; otherwise call model.eval()"
+                f"adapter {self.active} is packed and cannot be trained: to train, call "
+                f"load_checkpoint or warm_start; for inference, call model.eval()"
             )
 
     def end_pass(self, module: nn.Module, args: Any, output: Any) -> None:
@@ -260,7 +262,7 @@ class VBLoRA(nn.Module):
         if composition is not None:
             composition.end()
         if output is not None and not torch.compiler.is_compiling():
-            self.passed = True
+            self.has_run = True
 
     def attach(self, hooks: Iterable[RemovableHandle]) -> None:
         """Register this module and its hooks with the model.
@@ -287,7 +289,7 @@ class VBLoRA(nn.Module):
 
 
 def adapters_of(model: nn.Module) -> VBLoRA:
-    """Return the adapters of a model, which DDP, FSDP1 or torch.compile may wrap.
+    """Return a model's adapters. The model may be wrapped by DDP, FSDP1 or torch.compile.
 
     Raises:
         ModelError: the model has no adapters.
@@ -303,7 +305,7 @@ def adapters_of(model: nn.Module) -> VBLoRA:
 
 
 def find_adapters(model: nn.Module) -> VBLoRA | None:
-    """Return the adapters of a model as `adapters_of`, or None if it has none.
+    """Return a model's adapters as `adapters_of` does, or None if it has none.
 
     Raises:
         ModelError: `model` is not a module.
@@ -349,7 +351,7 @@ def set_adapter(model: nn.Module, adapter_name: str | None) -> None:
 def disabled(model: nn.Module) -> Iterator[None]:
     """Use the base model alone in the block. This affects all threads that use the model.
 
-    Adapters that the block itself switches, injects or ejects stay so.
+    If the block itself switches, injects or ejects adapters, that remains in effect after it.
 
     Raises:
         ModelError: an adapter is merged.
@@ -360,9 +362,9 @@ def disabled(model: nn.Module) -> Iterator[None]:
         yield
         return
     adapters.activate(None)
-    switched = adapters.switched
+    switches = adapters.switches
     try:
         yield
     finally:
-        if adapters.switched == switched and active in adapters.adapters:
+        if adapters.switches == switches and active in adapters.adapters:
             adapters.activate(active)

@@ -58,8 +58,9 @@ class Admixture(LowRankUpdate):
     """The trainable update: a layer's logits over the vector bank.
 
     Attributes:
-        logits: (n, h) parameter, n = rank · (in_features + out_features) / b. Rows in the order of
-            Eq. 3.2: those of A, then those of B, in each by rank-one component, then by tile.
+        logits: (n, h) parameter, n = rank · (in_features + out_features) / b. One row per
+            sub-vector, in the order of the paper's Eq. 3.2: first A's, then B's; within each, by
+            rank-one component, then by position along the features.
     """
 
     def __init__(
@@ -91,7 +92,7 @@ class Admixture(LowRankUpdate):
 
     @property
     def topk(self) -> int:
-        """k, from the composition that all layers share, if there is one."""
+        """k: that of the composition that all layers share, if there is one."""
         return self._topk if self._shared is None else self._shared[0].topk
 
     @property
@@ -112,11 +113,11 @@ class Admixture(LowRankUpdate):
         return self._bank[0]
 
     def share(self, composition: Composition) -> None:
-        """Take the rows, from now on, from a composition that all layers share."""
+        """From now on, use the sub-vectors of a composition that all layers share."""
         self._shared = composition, composition.add(self)
 
     def forward(self, x: Tensor, result: Tensor) -> Tensor:
-        """Return result + B·(A·x), in one step of autograd if that gives the same values."""
+        """Return result + B·(A·x), as one step of autograd where that gives the same values."""
         rows = self._rows()
         if result.is_nested or not can_add_in_one_step(x):
             return self._add(x, result, *self._factors_of(rows))
@@ -136,7 +137,7 @@ class Admixture(LowRankUpdate):
         return self.training and self.dropout.p > 0
 
     def factors(self) -> tuple[Tensor, Tensor]:
-        """Return A and B, composed from the bank: views of this layer's rows."""
+        """Return A and B, composed from the bank. They are views of this layer's sub-vectors."""
         return self._factors_of(self._rows())
 
     def _factors_of(self, rows: Tensor) -> tuple[Tensor, Tensor]:
@@ -157,7 +158,7 @@ class Admixture(LowRankUpdate):
         if self._shared is not None:
             composition, slot = self._shared
             rows = composition.rows_of(slot)
-            # In replicas of nn.DataParallel the rows are on the first device.
+            # In replicas of nn.DataParallel, the sub-vectors are on the first device.
             if rows is not None and rows.device == self.logits.device:
                 return rows
         bank, logits = self._bank[0], gathered(self.logits)
@@ -172,7 +173,7 @@ class Admixture(LowRankUpdate):
 
 
 class FixedFactors(LowRankUpdate):
-    """The update of a packed adapter, for inference: its fixed factors, not trainable.
+    """The update of a packed adapter, for inference. Its factors cannot be trained.
 
     Attributes:
         a, b: (rank, in_features) and (out_features, rank) float32 buffers, not in state dicts.

@@ -18,18 +18,18 @@ SHARED_BOUND = 0.2
 
 
 class VectorBank(nn.Module):
-    """h trainable vectors of length b, initialised U(−bound, bound) (paper, Table 7: 0.02).
+    """h trainable vectors of length b, drawn from U(−bound, bound) (paper, Table 7: 0.02).
 
     Attributes:
         weight: (h, b) float32 parameter.
         frozen: whether the bank is never trained, whichever adapter is active.
-        train_unselected: logits that a sub-vector does not select get a gradient too, the one that
-            each would have in place of the smallest selected logit, so that training can find
-            better vectors. In the paper and in PEFT they get none. Meant for frozen banks. A step
-            takes 2 · N · h · b more operations for N sub-vectors.
-        starts_small: vector 0 is zero and has most of the weight in the initial sub-vectors of B,
-            so that the update starts small. In training, its weight lets a sub-vector have any
-            size.
+        train_unselected: whether unselected logits get a gradient too, so that training can find
+            better vectors. Each gets the gradient that it would have in place of the smallest
+            selected logit. In the paper and in PEFT, unselected logits get no gradient. Meant for
+            frozen banks. A training step takes 2 · N · h · b more operations for N sub-vectors.
+        starts_small: whether vector 0 is zero and has most of the weight in the initial sub-vectors
+            of B, so that the update starts small. During training, the weight of the zero vector
+            sets the size of a sub-vector.
 
     Raises:
         ConfigError: a size is not a whole number above 0, or the bound is not finite.
@@ -67,17 +67,17 @@ class VectorBank(nn.Module):
     def from_seed(
         cls, seed: int, num_vectors: int, vector_length: int, *, bound: float = SHARED_BOUND
     ) -> VectorBank:
-        """Return a frozen random bank for many adapters to share: a zero vector, U(−bound, bound).
+        """Return a frozen random bank for many adapters to share.
 
-        The same arguments give the same bytes everywhere, so the bank can be recreated from its
-        seed. Training only selects and mixes its vectors. For that, `train_unselected` and
-        `starts_small` are on, and `param_groups` uses a learning rate of 4e-2 for the logits. To
-        resume training, recreate the bank and pass it to `load_checkpoint`.
+        Vector 0 is zero; the others are drawn from U(−bound, bound). The same arguments give the
+        same bytes everywhere, so the bank can be recreated from its seed. Training only selects and
+        mixes its vectors. For that, `train_unselected` and `starts_small` are on, and
+        `param_groups` uses a learning rate of 4e-2 for the logits. To resume training, recreate the
+        bank and pass it to `load_checkpoint`.
 
         Args:
             seed: a whole number, at least 0.
-            bound: should be larger than for a trained bank, because vectors of a frozen bank cannot
-                grow.
+            bound: choose it larger than for a trained bank, because frozen vectors cannot grow.
 
         Raises:
             ConfigError: a size, the seed or the bound is out of range.
@@ -138,7 +138,7 @@ class VectorBank(nn.Module):
 
 
 def require_vector_bank(bank: object) -> None:
-    """Check that `bank` is a `VectorBank` and not, for example, its tensor.
+    """Check that `bank` is a `VectorBank` and not, for example, a tensor.
 
     Raises:
         ConfigError: it is not. The message says how to make one.

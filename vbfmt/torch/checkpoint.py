@@ -1,7 +1,7 @@
-"""Loading of checkpoints in PEFT's logits form, to resume training: ours and PEFT's.
+"""Load checkpoints in PEFT's logits form, to resume training. They may come from PEFT.
 
-Keys and shapes: peft/tuners/vblora/{layer,model}.py, PEFT 0.13 to 0.21. The caller keeps
-the optimizer's state. It stays valid, because loading copies into the existing parameters.
+Keys and shapes: peft/tuners/vblora/{layer,model}.py, PEFT 0.13 to 0.21. The optimizer's state stays
+valid, because loading copies into the existing parameters.
 """
 
 from __future__ import annotations
@@ -51,8 +51,8 @@ def load_checkpoint(
     """Load an adapter with its logits, to continue training.
 
     If the model has no adapter with that name yet, one is injected with the checkpoint's config.
-    Otherwise the values are copied into its parameters, which stay the same objects. Either way it
-    is the active adapter afterwards, and no other one trains. If anything does not fit, nothing is
+    Otherwise the values are copied into its parameters, which stay the same objects. Either way, it
+    becomes the active adapter and the only trainable one. If anything does not fit, nothing is
     changed.
 
     Args:
@@ -67,7 +67,7 @@ def load_checkpoint(
         SourceError: no such checkpoint, or one without logits.
         ModelError: it belongs to another model; the first modules that do not match are named. Or
             an adapter is merged, or a frozen or shared bank differs from the checkpoint's.
-        ContentError: a logit or a bank value is NaN or infinite, or a head's is NaN.
+        ContentError: a logit or a bank value is NaN or infinite, or a head's value is NaN.
     """
     folder = Path(local_checkpoint(path))
     if bank is not None:
@@ -115,8 +115,10 @@ def load_checkpoint(
 
 
 def _require_topk(adapter: AttachedAdapter, given: VBLoRAConfig) -> None:
-    """Refuse a checkpoint with another k. No tensor's shape shows k, and the outputs would
-    differ."""
+    """Refuse a checkpoint with another k.
+
+    The outputs would differ, and no tensor's shape would show it.
+    """
     own = cast(VBLoRAConfig, adapter.config).topk
     if given.topk != own:
         raise ModelError(
@@ -132,9 +134,9 @@ def _trainable(adapters: VBLoRA, name: str) -> AttachedAdapter:
     adapter = adapters.adapter(name)
     if not adapter.trainable:
         raise ModelError(
-            "a packed adapter has that name",
+            "the model has a packed adapter with that name",
             found=name,
-            advice="choose another name or eject it first",
+            advice="choose another name, or eject that adapter first",
         )
     return adapter
 
@@ -145,7 +147,7 @@ def _others(
     layers: Collection[str],
     tensors: Mapping[str, Tensor],
 ) -> list[str]:
-    """Return the base's names of the checkpoint's tensors that are neither bank nor logits.
+    """Return the checkpoint's tensors that are neither bank nor logits, by their names in the base.
 
     The names come from the tensors, because the config does not show which ones PEFT wrote: it may
     name both ``classifier`` and ``score`` for a model that has only one of them, and it does not
@@ -171,10 +173,10 @@ def _others(
         whole = names_to_train(modules, whole=config.modules_to_save, bias="none", targets=layers)
         lost = not astray and not set(missing) & set(whole)
         raise ModelError(
-            "the adapter belongs to another model or config: tensors that only one of the two has",
+            "the adapter belongs to another model or config: some tensors are missing on one side",
             found=few(astray + missing),
             advice="PEFT before 0.21 does not save VB-LoRA's biases: set bias to none in "
-            "adapter_config.json to go on with the base's"
+            "adapter_config.json to continue with the base's biases"
             if lost
             else None,
         )
@@ -190,7 +192,7 @@ def _has_tensor(modules: Mapping[str, nn.Module], name: str) -> bool:
 
 
 def _layers(model: nn.Module, names: Mapping[str, int]) -> dict[str, nn.Module]:
-    """Return the model's layers of these names.
+    """Return the model's layers with these names.
 
     Raises:
         ModelError: a layer is missing or is not linear.

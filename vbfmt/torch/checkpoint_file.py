@@ -1,4 +1,4 @@
-"""Reading of a checkpoint folder in PEFT's logits form. No model is needed."""
+"""Read a checkpoint folder in PEFT's logits form, without a model."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ _PICKLE = "adapter_model.bin"
 
 
 def read(folder: Path) -> tuple[VBLoRAConfig, dict[str, Tensor]]:
-    """Return config and tensors of a checkpoint folder.
+    """Return the config and the tensors of a checkpoint folder.
 
     Raises:
         SourceError: there is no such checkpoint.
@@ -30,7 +30,7 @@ def read(folder: Path) -> tuple[VBLoRAConfig, dict[str, Tensor]]:
         raise SourceError(
             "not a checkpoint folder",
             expected=f"a folder with {peft_layout.CONFIG}",
-            advice="a packed file is for inference (load_packed) or a new start (warm_start)",
+            advice="load a packed file with load_packed (inference) or warm_start (new training)",
         )
     config = json_file.read(folder / peft_layout.CONFIG)
     return VBLoRAConfig.from_peft(config, layers_known=True), _read_tensors(folder)
@@ -74,7 +74,7 @@ def ranks_of(tensors: Mapping[str, Tensor]) -> dict[str, int]:
             "a checkpoint without logits cannot be trained further",
             found="PEFT's top-k form" if short else f"keys like {next(iter(tensors), 'none')}",
             expected=f"{BANK} and keys ending in {_A}",
-            advice="pack it, then load_packed for inference or warm_start" if short else None,
+            advice="pack it, then load_packed or warm_start" if short else None,
         )
     return ranks
 
@@ -82,11 +82,11 @@ def ranks_of(tensors: Mapping[str, Tensor]) -> dict[str, int]:
 def unwrapped(tensors: Mapping[str, Tensor], modules: Collection[str]) -> dict[str, Tensor]:
     """Return the tensors under the keys that `save_checkpoint` writes.
 
-    With ``bias="all"`` PEFT writes the biases of modules that it saves whole a second time, under
-    the names of its wrappers.
+    With ``bias="all"``, PEFT writes the biases of fully trained modules twice, the second time
+    under the names of its wrappers.
 
     Raises:
-        SourceError: two tensors for one name.
+        SourceError: two tensors get the same key.
     """
     mixtures = {key: tensor for key, tensor in tensors.items() if key == BANK or LOGITS in key}
     names = names_of([key for key in tensors if key not in mixtures], PREFIX, modules)
@@ -106,8 +106,13 @@ def require_bank(tensors: Mapping[str, Tensor], config: VBLoRAConfig) -> None:
 
 
 def require_finite(tensors: Mapping[str, Tensor]) -> None:
-    """Raise ContentError for NaN and infinities in bank and logits, and for NaN in other tensors:
-    a head may have a mask with infinities."""
+    """Refuse NaN and infinity in the bank and the logits, and NaN in other tensors.
+
+    A head may hold a mask, which may contain infinities.
+
+    Raises:
+        ContentError: with the tensor's key.
+    """
     for key, tensor in tensors.items():
         mixture = key == BANK or LOGITS in key
         if mixture and not tensor.is_floating_point():

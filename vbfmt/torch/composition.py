@@ -42,14 +42,15 @@ def compose(
         logits: (n, h) each, of the bank's dtype and device.
         k: vectors per sub-vector, 1 ≤ k ≤ h.
         train_unselected: give the logits that are not selected a gradient too; see `VectorBank`.
-        select: another way to select: logits (N, h) and k → indices (N, k') or None for the whole
-            bank, and weights.
+        select: a custom selection. It gets logits (N, h) and k, and returns indices (N, k'), or
+            None for the whole bank, and the weights.
     """
     if select is not None:
         chosen, weights = select(torch.cat(list(logits)), k)
         weights = weights.to(bank.dtype)
         return weights @ bank if chosen is None else _mixed(bank, chosen, weights)
-    # Many small kernels cost a GPU more than one copy; a processor's caches prefer small blocks.
+    # On a GPU, one copy costs less than many small kernels. On a CPU, small blocks stay in the
+    # cache.
     blocks = logits if bank.device.type == "cpu" else [torch.cat(list(logits))]
     indices = select_top_k(blocks, k)
     if train_unselected and torch.is_grad_enabled():
@@ -78,11 +79,11 @@ def compose_alone(
     train_unselected: bool = False,
     select: Select | None = None,
 ) -> Tensor:
-    """Return `compose` of one layer, within that layer's own forward pass: (n, b).
+    """Compose the sub-vectors (n, b) of one layer, within its own forward pass.
 
-    The tensors that autograd saves for it are hidden from activation checkpointing, which runs a
-    layer twice and requires that both runs save equally many tensors. One run may use the rows of a
-    whole pass, and so save none, while the other composes its own.
+    The tensors that autograd saves here are hidden from activation checkpointing. It runs a layer
+    twice and requires that both runs save equally many tensors, but one run may use the sub-vectors
+    that were composed for all layers, and so save none.
     """
     with ExitStack() as stack:
         if torch.is_grad_enabled() and not torch.compiler.is_compiling():
@@ -92,12 +93,12 @@ def compose_alone(
 
 
 def _keep(tensor: Tensor) -> tuple[Tensor, int]:
-    return tensor.detach(), tensor._version  # detached, or an output would keep itself alive
+    return tensor.detach(), tensor._version  # detached: otherwise an output would keep itself alive
 
 
 def _kept(kept: tuple[Tensor, int]) -> Tensor:
     tensor, version = kept
-    if tensor._version != version:  # the check that autograd leaves to such hooks
+    if tensor._version != version:  # autograd does not check this for tensors that hooks save
         raise RuntimeError(
             "a tensor needed for the gradient of the vector bank or the logits was modified by an "
             "inplace operation between the forward and the backward pass"
@@ -115,7 +116,8 @@ class HasLogits(Protocol):
 class Composition:
     """The sub-vectors of one adapter during one forward pass of its model.
 
-    `begin` and `end` are called around the model's forward. What `rows_of` returns to a layer:
+    The model's hooks call `begin` before its forward pass and `end` after it. `rows_of` returns to
+    a layer, depending on when the layer asks:
 
     =====================================  ==================================================
     no pass, or it has ended               None: the layer composes its own rows
@@ -126,13 +128,16 @@ class Composition:
     bank or logits were written since      None: it was interrupted, and its rows are stale
     =====================================  ==================================================
 
-    Every thread has a pass of its own, so one may evaluate while another trains. In passes traced
-    by `torch.compile`, the rows are in the graph. If the graph breaks, they are kept between its
-    parts in the layers' slots, which all threads share. Compiled code reads a slot and never a
-    position, because dynamo would recompile a frame for every position.
+    Each thread has its own pass, so that one can evaluate while another trains. When
+    `torch.compile` traces a pass, the rows are part of the graph. If the graph breaks, the layers'
+    slots, which all threads share, hold the rows until the next part of the graph runs. Compiled
+    code reads a slot and never a position, because dynamo would recompile a frame for every
+    position.
+
+    A row is a sub-vector.
 
     Attributes:
-        training_passes: how many passes with gradients have begun, for schedules.
+        training_passes: number of passes with gradients that have begun, for schedules.
     """
 
     def __init__(
@@ -212,14 +217,14 @@ class Composition:
         return lambda logits, k: selection(logits, k, step)
 
     def end(self) -> None:
-        """Forget the sub-vectors: the pass is over, or was interrupted."""
+        """Discard the sub-vectors, when the pass has ended or was interrupted."""
         if not torch.compiler.is_compiling():
             self._mine.current = None
         for slot in self._slots:
             slot.rows = None
 
     def rows_of(self, slot: Slot) -> Tensor | None:
-        """Return a layer's sub-vectors (n, b), or None if it is to compose them itself."""
+        """Return a layer's sub-vectors (n, b), or None if the layer must compose them itself."""
         if torch.compiler.is_compiling():
             return slot.rows
         found, backward = self._mine.current, _backward_pass()
@@ -230,10 +235,10 @@ class Composition:
         return found.rows[slot.position]
 
     def _versions(self) -> list[int]:
-        """Return how often the logits of every layer and, last, the bank were written to.
+        """Return the version counters of all layers' logits and, last, of the bank.
 
-        Empty for inference tensors, which do not count writes, and for sharded ones, which FSDP
-        replaces during a pass.
+        They count writes. The list is empty for inference tensors, which have no counter, and for
+        sharded tensors, which FSDP replaces during a pass.
         """
         written = [*(layer.logits for layer in self.layers), self.bank.weight]
         if any(tensor.is_inference() or is_sharded(tensor) for tensor in written):
@@ -253,7 +258,7 @@ class Composition:
         self._mine = _PassOfThread()
 
     def __getstate__(self) -> dict[str, Any]:
-        """Leave out of copies and pickles what belongs to one pass."""
+        """Leave the state of passes out of copies and pickles."""
         return {name: value for name, value in self.__dict__.items() if name != "_mine"}
 
     def __setstate__(self, state: dict[str, Any]) -> None:
@@ -266,8 +271,8 @@ class Slot:
     """Holds a layer's rows between the parts of a compiled pass.
 
     Attributes:
-        position: of the layer in its composition; not read by compiled code.
-        rows: its sub-vectors (n, b), in such a pass.
+        position: the layer's position in its composition. Compiled code does not read it.
+        rows: the layer's sub-vectors (n, b) during a compiled pass.
     """
 
     position: int
@@ -280,13 +285,13 @@ class Slot:
 
 @dataclass(eq=False)
 class Pass:
-    """What was composed for one pass.
+    """The sub-vectors that were composed for one pass.
 
     Attributes:
         rows: a layer's position → its sub-vectors (n, b).
-        recording: whether with gradients.
-        versions: of every layer's logits and of the bank, when the rows were composed.
-        backward: the backward pass in which it began, if in one.
+        recording: whether the pass records gradients.
+        versions: result of `Composition._versions` when the rows were composed.
+        backward: number of the backward pass in which this pass began; `_FORWARD` if in none.
     """
 
     rows: dict[int, Tensor]
@@ -302,7 +307,7 @@ class _PassOfThread(threading.local):
 
 
 def _backward_pass() -> int:
-    """Return the number of this thread's backward pass, as activation checkpointing gets it."""
+    """Return the number of this thread's backward pass, which activation checkpointing uses too."""
     if torch.compiler.is_compiling():
         return _FORWARD
     return torch._C._current_graph_task_id()

@@ -1,4 +1,4 @@
-"""The config of an adapter: sizes, targets, initialisation; from and to PEFT's."""
+"""The config of an adapter, and its conversion from and to PEFT's config."""
 
 from __future__ import annotations
 
@@ -32,32 +32,35 @@ class VBLoRAConfig:
             at most 65536, which is what a packed file can hold.
         vector_length: b, which must divide the features of every adapted layer; 256 in the paper.
         topk: k, the number of vectors that a sub-vector mixes; 2 in the paper.
-        target_modules: which linear layers: names (whole, or the last components), one regular
-            expression for whole names, or ``"all-linear"``: all but the output embeddings and
-            subclasses of `nn.Linear` with a forward of their own (routers).
-        exclude_modules: names or a regular expression of layers to leave alone.
-        layers_to_transform: adapt only the blocks with these numbers: the last number in the
-            path of a layer, or the one after `layers_pattern`.
-        layers_pattern: names of the lists of blocks (``"layers"``, ``"h"``) that are numbered.
-        modules_to_save: names of modules to train whole (heads), kept with the adapter.
-            The heads that PEFT adds for `task_type` need not be named.
+        target_modules: the linear layers to adapt: a list of names (full names or their last
+            components), one regular expression for full names, or ``"all-linear"``.
+            ``"all-linear"`` leaves out the output embeddings and subclasses of `nn.Linear` that
+            override `forward`, such as routers.
+        exclude_modules: names, or a regular expression, of layers not to adapt.
+        layers_to_transform: numbers of the blocks to adapt. The number of a layer's block is the
+            last number in its name, or the number after `layers_pattern`.
+        layers_pattern: names of the lists that contain the blocks, such as ``"layers"`` or ``"h"``.
+        modules_to_save: names of modules to train fully and to save with the adapter, such as
+            heads. The heads that PEFT adds for `task_type` need not be named.
         bias: biases to train: ``"none"``, ``"vblora_only"`` (of the adapted layers) or ``"all"``.
-        rank_pattern: module name, last components or regular expression → its own rank; the first
-            match counts. Not in PEFT's VB-LoRA, which has one rank only.
+        rank_pattern: ranks of single modules: module name, last components or regular expression →
+            rank. The first match is used. PEFT's VB-LoRA has one rank only.
         vblora_dropout: dropout on the input of the update.
         init_vector_bank_bound: the bank starts as U(−bound, bound).
         init_logits_std: the logits start as N(0, std²). The paper's Table 7 says N(0, 0.01);
             PEFT, by the same authors, takes 0.01 as the variance, so the default is 0.1.
-        base_model_name_or_path, revision: the base model; by default as the model itself names it.
-        task_type: one of PEFT's names (``SEQ_CLS``, ``CAUSAL_LM``, …), by which PEFT chooses a
+        base_model_name_or_path, revision: the base model; by default, what the model itself
+            records.
+        task_type: one of PEFT's names (``SEQ_CLS``, ``CAUSAL_LM``, …), from which PEFT chooses a
             class. As in PEFT, modules whose names end in ``classifier`` or ``score`` (``SEQ_CLS``,
-            ``TOKEN_CLS``) or in ``qa_outputs`` (``QUESTION_ANS``) are then trained whole.
-        selection: how vectors are selected in training, see `vbfmt.torch.strategies`; by default
-            as in evaluation: the softmax of the k largest logits. Not saved with an adapter.
+            ``TOKEN_CLS``) or in ``qa_outputs`` (``QUESTION_ANS``) are then fully trained.
+        selection: a function that selects vectors during training; see `vbfmt.torch.strategies`. By
+            default, selection is the same as in evaluation: the softmax of the k largest logits. It
+            is not saved with an adapter.
 
-    For every field that PEFT lets be None, None is the default here too. `inject` warns about
-    entries of `target_modules`, `exclude_modules` and `rank_pattern` that match nothing; a name in
-    `modules_to_save` that matches nothing is an error.
+    A field that may be None in PEFT may be None here; None then stands for the default. `inject`
+    warns about entries of `target_modules`, `exclude_modules` and `rank_pattern` that match
+    nothing; a name in `modules_to_save` that matches nothing is an error.
 
     Raises:
         ConfigError: a value is not valid.
@@ -106,18 +109,18 @@ class VBLoRAConfig:
 
     @classmethod
     def from_peft(cls, config: object, *, layers_known: bool = False) -> VBLoRAConfig:
-        """Return the same settings from PEFT's config; fields without a meaning here are left out.
+        """Return the same settings from PEFT's config. Ignore fields that have no meaning here.
 
-        If the config has no ``target_modules``, which PEFT would choose by the model's type, they
-        are ``"all-linear"``, the default here.
+        If the config has no ``target_modules``, they become ``"all-linear"``, the default here.
+        PEFT would choose them by the model's type.
 
         Args:
             config: the content of ``adapter_config.json``, or PEFT's own object.
-            layers_known: the adapted layers are known from a checkpoint's tensors, so that
-                numbers of layers in the config do not matter.
+            layers_known: ignore the config's layer numbers, because the tensors of a checkpoint
+                show which layers are adapted.
 
         Raises:
-            ConfigError: the config is of another kind of adapter, or a value is not valid.
+            ConfigError: the config describes another kind of adapter, or a value is not valid.
         """
         config = config.to_dict() if hasattr(config, "to_dict") else config
         if not isinstance(config, Mapping):
@@ -153,7 +156,7 @@ class VBLoRAConfig:
                 named[name] = value if isinstance(value, int | str) else sorted(value)
         if not named.pop("rank_pattern"):
             return {"peft_type": "VBLORA", "inference_mode": True, **named}
-        # PEFT has one r: without it, it refuses the checkpoint instead of misreading it.
+        # PEFT has only one r. Without it, PEFT refuses the checkpoint instead of misreading it.
         ranks = {"rank": named.pop("r"), "rank_pattern": dict(self.rank_pattern)}
         return {"peft_type": "VBLORA", "inference_mode": True, **named, **ranks}
 
@@ -169,7 +172,7 @@ def require_config(config: object) -> None:
     kind = config if isinstance(config, type) else type(config)
     advice = "make one: VBLoRAConfig(r=…, num_vectors=…, vector_length=…)"
     if kind is not config and hasattr(config, "peft_type") and hasattr(config, "to_dict"):
-        advice = "that is PEFT's class: give VBLoRAConfig.from_peft(config)"
+        advice = "this is PEFT's class: give VBLoRAConfig.from_peft(config)"
     elif isinstance(config, Mapping):
         make = (
             "VBLoRAConfig.from_peft(config)" if "peft_type" in config else "VBLoRAConfig(**config)"
@@ -185,7 +188,8 @@ def require_config(config: object) -> None:
 
 
 def _require_sizes(config: VBLoRAConfig) -> None:
-    """Check that ranks, h, b and k are counts that fit each other, and that h can be packed."""
+    """Check that the ranks, h, b and k are positive integers, that k ≤ h, and that h can be
+    packed."""
     any_count = "a whole number, at least 1"
     ranks = {"r": config.r}
     ranks.update((f"rank_pattern {key!r}", rank) for key, rank in config.rank_pattern.items())
@@ -206,7 +210,7 @@ def _require_sizes(config: VBLoRAConfig) -> None:
 
 
 def _require_names(config: VBLoRAConfig) -> None:
-    """Check that names are lists of names, or a regular expression where that is allowed."""
+    """Check that each setting is a list of names, or a regular expression where that is allowed."""
     for what in ("target_modules", "exclude_modules"):
         value = getattr(config, what)
         fits = isinstance(value, str) or _are_names(value)
@@ -239,7 +243,7 @@ def _require(fits: bool, what: str, found: object, expected: str) -> None:
 
 
 def _shown(value: object) -> object:
-    """Return text in quotes, so that ``"4"`` does not look like 4."""
+    """Put a string in quotes, so that ``"4"`` does not look like 4."""
     return repr(value) if isinstance(value, str) else value
 
 
@@ -254,7 +258,7 @@ def is_count(value: object) -> bool:
 
 
 def is_number(value: object) -> bool:
-    """Return whether `value` is a number, also NaN or infinity."""
+    """Return whether `value` is a number. NaN and infinity count."""
     return isinstance(value, int | float) and not isinstance(value, bool)
 
 

@@ -1,7 +1,7 @@
-"""PyTorch's fast path of Transformer encoders, which does not call the layers that adapters change.
+"""Disable PyTorch's fast path of Transformer encoders, which bypasses the adapted layers.
 
-In evaluation `nn.TransformerEncoderLayer` hands its layers' weights to one kernel, and
-`nn.TransformerEncoder` packs a padded batch into a nested tensor for it.
+In evaluation, `nn.TransformerEncoderLayer` passes its layers' weights to one fused kernel, and
+`nn.TransformerEncoder` packs a padded batch into a nested tensor for that kernel.
 """
 
 from __future__ import annotations
@@ -17,15 +17,17 @@ from vbfmt.torch.linear import VBLoRALinear
 
 
 def keep_off(layer: VBLoRALinear) -> None:
-    """Make the encoder layer call this part of it: a hook on any part disables the fast path."""
+    """Make an encoder layer call its sub-layer `layer`: a hook on any sub-layer disables the fast
+    path."""
     layer.register_forward_pre_hook(_no_change)
 
 
 def keep_padded(root: nn.Module) -> list[RemovableHandle]:
     """Register hooks that keep encoders from packing a batch that needs a gradient.
 
-    Outside of the fast path, attention does not support nested tensors that require a gradient. An
-    encoder checks the base's weights for that, and does not notice that an adapter trains.
+    Outside the fast path, attention does not support nested tensors that require a gradient.
+    Encoders check only whether the base's weights require one, and do not notice a trainable
+    adapter.
     """
     encoders = [module for module in root.modules() if isinstance(module, nn.TransformerEncoder)]
     return [

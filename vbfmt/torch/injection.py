@@ -1,4 +1,4 @@
-"""Put adapters into a model, in place, and take them out again."""
+"""Add adapters to a model, in place, and remove them."""
 
 from __future__ import annotations
 
@@ -30,37 +30,38 @@ def inject(
     adapter_name: str = "default",
     bank: VectorBank | None = None,
 ) -> VBLoRA:
-    """Put a new adapter into a model, in place, and make it the active one.
+    """Add a new adapter to a model, in place, and make it the active one.
 
     Each target layer is wrapped in a `VBLoRALinear`, and the base is frozen. The factors of all
-    layers are composed once per call of `model`, so call the model itself (or its wrapper). Parts
-    of the model also work alone, but then each layer composes its own factors.
+    layers are composed once per call of `model`, so call the model itself (or its wrapper). If you
+    call a submodule instead, each layer composes its own factors.
 
-    A layer that a pass does not use gets a gradient of zeros, where PEFT has None: an optimizer
-    still applies momentum and weight decay to it. Second derivatives (``create_graph=True``) are
-    supported on CPUs only: on other devices, PyTorch's `embedding_bag` has none. `nn.DataParallel`
-    works, but each replica of a layer composes its own factors; prefer DistributedDataParallel.
+    The logits of a layer that a forward pass does not use get a gradient of zeros, where PEFT has
+    None. So an optimizer still applies momentum and weight decay to them. Second derivatives
+    (``create_graph=True``) are supported on CPUs only: on other devices, PyTorch's `embedding_bag`
+    has none. `nn.DataParallel` works, but each replica of a layer composes its own factors; prefer
+    DistributedDataParallel.
 
-    ``save_pretrained`` of a transformers model, and so the Trainer's ``checkpoint-N``, then writes
-    the active adapter as `save_checkpoint` does; to save the base, `eject` first.
+    Afterwards, ``save_pretrained`` of a transformers model writes the active adapter, as
+    `save_checkpoint` does; so do the Trainer's checkpoints. To save the base, call `eject` first.
 
     Args:
         adapter_name: letters, digits, ``_`` and ``-``.
-        bank: use this bank (of the config's h and b) instead of a fresh one; several adapters may
-            share one. See `VectorBank.from_packed`.
+        bank: a bank with the config's h and b, which several adapters may share; by default, a new
+            one is created. See `VectorBank.from_packed`.
 
     Returns:
         The model's adapters, ``model.vblora``.
 
     Warns:
         UserWarning: entries of the config's `target_modules` or `exclude_modules` match no module,
-            or entries of its `rank_pattern` match no adapted layer. As in PEFT, that is not an
-            error, so that one list can serve several kinds of models.
+            or entries of its `rank_pattern` match no adapted layer. As in PEFT, this is not an
+            error, so that one list can be used for several kinds of models.
 
     Raises:
-        ModelError: no target, a target that is not a linear layer, or the name is taken.
-        ConfigError: b does not divide a target's features, the bank has other sizes, or config or
-            bank have a wrong type.
+        ModelError: no layer is a target, a target is not a linear layer, or the name is taken.
+        ConfigError: b does not divide a target's features, the bank has other sizes, or `config` or
+            `bank` has a wrong type.
     """
     require_config(config)
     require_free_name(model, adapter_name)
@@ -74,7 +75,7 @@ def inject(
 def attach(
     model: nn.Module, plan: Plan, *, adapter_name: str, bank: VectorBank | None = None
 ) -> VBLoRA:
-    """Build the adapter of a plan and install it."""
+    """Build the adapter that a plan describes, and install it."""
     adapter, updates = build(model, plan, bank=bank)
     return install(model, adapter_name, adapter, updates)
 
@@ -82,7 +83,8 @@ def attach(
 def build(
     model: nn.Module, plan: Plan, *, bank: VectorBank | None = None
 ) -> tuple[AttachedAdapter, dict[str, Admixture]]:
-    """Return the parts of a planned adapter; the model is not changed yet.
+    """Return the adapter that a plan describes, and its update for each layer. The model does not
+    change.
 
     Raises:
         ConfigError: `bank` is not a bank, or has other sizes than the config.
@@ -121,7 +123,7 @@ def _require_fitting(bank: VectorBank, config: VBLoRAConfig) -> None:
 def install(
     model: nn.Module, name: str, adapter: AttachedAdapter, updates: Mapping[str, LowRankUpdate]
 ) -> VBLoRA:
-    """Put a finished adapter into a model and make it the active one.
+    """Add a finished adapter to a model and make it the active one.
 
     Args:
         name: an existing adapter with this name is replaced.
@@ -137,7 +139,7 @@ def install(
     if name in adapters.adapters:
         _remove(adapters, name, keep=updates)
     adapters.adapters[name] = adapter
-    adapters.passed = False
+    adapters.has_run = False
     adapters.register_banks()
     for key, update in updates.items():
         layer = _wrapped(model, key)
@@ -149,7 +151,7 @@ def install(
 
 
 def eject(model: nn.Module, adapter_name: str | None = None) -> None:
-    """Take an adapter out of the model; without a name, all of them.
+    """Remove an adapter from the model, or all of them if no name is given.
 
     After the last one, the model has its original layers, weights and ``requires_grad`` again.
 
@@ -174,7 +176,7 @@ def eject(model: nn.Module, adapter_name: str | None = None) -> None:
 
 
 def _remove(adapters: VBLoRA, name: str, keep: Collection[str] = ()) -> None:
-    """Take an inactive adapter out, and unwrap layers that no other adapter changes.
+    """Remove an inactive adapter, and unwrap the layers that no other adapter changes.
 
     Args:
         keep: layers to leave wrapped.
@@ -227,8 +229,10 @@ def _replace(root: nn.Module, name: str, module: nn.Module) -> nn.Module:
 
 
 def _renew_compiled(wrapper: Any) -> None:
-    """Make torch.compile's wrapper of a single layer call the layer that it contains now. It would
-    go on calling the layer that it was created with."""
+    """Make torch.compile's wrapper of a single layer call the layer that it contains now.
+
+    Otherwise it would keep calling the layer that it was created with.
+    """
     if not hasattr(wrapper, "_initialize"):
         raise ModelError(
             "a layer that this PyTorch has compiled cannot be replaced",

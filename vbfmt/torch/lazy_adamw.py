@@ -18,18 +18,18 @@ _OF_ENTRIES = state_checks.OF_ENTRIES
 class LazyAdamW(torch.optim.AdamW):
     """AdamW, but logits change only where their gradient is not zero.
 
-    For ``param_groups(model, sparse_logits=True)``. A pass selects k of the h logits of a row; the
-    gradient of the others is zero. AdamW still changes these by momentum and weight decay, and
-    keeps two moments for each logit. This class leaves them as they are and keeps moments for the
-    logits that were selected at least once. Each of these counts its own updates, for the bias
-    correction of its moments. If no gradient is zero, the result is AdamW's; otherwise training
-    proceeds differently than with AdamW, and than in the paper.
+    Use it with ``param_groups(model, sparse_logits=True)``. A forward pass selects k of the h
+    logits of a sub-vector; the gradient of the others is zero. AdamW still changes these by
+    momentum and weight decay, and keeps two moments for every logit. This class does not change
+    them, and keeps moments only for logits that were selected at least once. Each of these has its
+    own step count, for the bias correction of its moments. If no gradient is zero, the result
+    equals AdamW's. Otherwise training differs from AdamW's, and from the paper's.
 
-    Groups without ``sparse=True`` are updated as by AdamW.
+    Groups without ``sparse=True`` are updated as AdamW does.
 
     Args:
         params: parameter groups.
-        lr, betas, eps, weight_decay, fused: as in `torch.optim.AdamW`; `fused` concerns only the
+        lr, betas, eps, weight_decay, fused: as in `torch.optim.AdamW`; `fused` applies only to the
             groups that are not sparse.
     """
 
@@ -80,11 +80,12 @@ class LazyAdamW(torch.optim.AdamW):
         return loss
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
-        """Load the state; indices stay whole numbers, which torch would round to the dtype.
+        """Load the state. Keep indices as integers: PyTorch would cast them to the parameter's
+        dtype.
 
         Raises:
-            ContentError: the state of sparse logits does not fit them, or is damaged; or it is of
-                AdamW, or of another parameter. Nothing is loaded then.
+            ContentError: the state of sparse logits is damaged, or belongs to AdamW or to another
+                parameter. Nothing is loaded then.
             ValueError: the parameter groups do not fit.
         """
         saved = [index for group in state_dict["param_groups"] for index in group["params"]]
@@ -124,7 +125,8 @@ class LazyAdamW(torch.optim.AdamW):
         flat[entries] = flat[entries].mul_(kept).sub_(change, alpha=rate)
 
     def _entries_at(self, parameter: nn.Parameter, entries: Tensor) -> Tensor:
-        """Return the positions of these entries' state, after adding state for new entries.
+        """Return the positions of these entries in the state, after adding the entries that are
+        new.
 
         Args:
             entries: flat indices, ascending.

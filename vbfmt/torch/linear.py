@@ -21,24 +21,23 @@ _OTHER_STORAGE = ("torch.", "torchao.", "bitsandbytes.", "transformers.integrati
 class VBLoRALinear(nn.Module):
     """W·x + bias + B·(A·x), with A and B composed from the bank (paper, Algorithm 1; no scaling).
 
-    Works over `torch.nn.Linear` and transformers' ``Conv1D``. The base layer's parameters are
-    frozen and stay where they are.
+    The base layer is a `torch.nn.Linear` or transformers' ``Conv1D``. Its parameters are frozen.
 
     Args:
         base_layer: the layer to adapt.
-        bank: for use without `inject`: adds the update ``default`` on this bank. The bank is not
-            registered here; register it once in your own model.
-        r, topk, vblora_dropout, init_logits_std: of that update.
+        bank: for use without `inject`: add an update named ``default`` that uses this bank. The
+            bank is not registered here; register it once in your own model.
+        r, topk, vblora_dropout, init_logits_std: settings of that update.
 
     Attributes:
         base_layer: the original layer.
         updates: one `LowRankUpdate` per adapter that changes this layer.
-        active: name of the update that is added, None if none is.
+        active: name of the update that is added to the output; None for no update.
         name: its name in the model, for messages.
 
     Raises:
-        ModelError: the layer cannot be adapted; or, in a pass, its output is not a tensor of the
-            right shape.
+        ModelError: the layer cannot be adapted; or, in a forward pass, its output is not a tensor
+            of the right shape.
         ConfigError: b does not divide its features, k > h, r is not given, or `bank` is not a
             `VectorBank`.
     """
@@ -113,7 +112,7 @@ class VBLoRALinear(nn.Module):
         return self._called[0]
 
     def update(self) -> LowRankUpdate | None:
-        """The update that is added to the output now, None if there is none or it is merged."""
+        """The update that is added to the output now; None if there is none or it is merged."""
         if self.active is None or self.before_merge is not None:
             return None
         return cast(LowRankUpdate, self.updates[self.active])
@@ -153,10 +152,10 @@ def is_adaptable(layer: nn.Module) -> bool:
 
 
 def returns_plainly(layer: nn.Module) -> bool:
-    """Return whether a layer's result is that of a linear layer.
+    """Return whether a layer's output is that of a linear layer.
 
-    A subclass with a forward of its own may return anything (routers), except for classes that only
-    store their weight in another way.
+    A subclass that overrides `forward` may return anything, as routers do. Known classes that only
+    store their weight differently are accepted.
     """
     kind = type(layer)
     if is_conv1d(layer) or kind.forward is nn.Linear.forward:
@@ -165,7 +164,7 @@ def returns_plainly(layer: nn.Module) -> bool:
 
 
 def features_of(layer: nn.Module) -> tuple[int, int]:
-    """Return in_features and out_features of a layer.
+    """Return a layer's in_features and out_features.
 
     Raises:
         ModelError: not a layer that can be adapted.

@@ -1,7 +1,7 @@
-"""y + B·(A·x) as one step of autograd: for few tokens, bookkeeping takes longer than arithmetic.
+"""Compute y + B·(A·x) as one step of autograd, which is faster for few tokens.
 
-Where y is that of a plain `nn.Linear`, its product is a part of the step: B·(A·x) is then added to
-the output, and the gradient to that of x, without copies of either.
+If y is the output of a plain `nn.Linear`, the layer's own product is part of the step. Then B·(A·x)
+is added to the output in place, and so are the gradients of x.
 """
 
 from __future__ import annotations
@@ -18,15 +18,15 @@ _HOOKS_OF_ALL_MODULES = (
     "_global_backward_pre_hooks",
     "_global_backward_hooks",
 )
-"""PyTorch's own dictionaries of the hooks that every module calls."""
+"""Names of PyTorch's dictionaries of hooks that all modules call."""
 
 
 def can_add_in_one_step(x: Tensor) -> bool:
-    """Return whether one step gives the same as the separate operations.
+    """Return whether one step gives the same result as separate operations.
 
-    Not within autocast, which casts in forward but not in backward. Not under torch.compile and
-    torch.func transforms, which must see the separate operations. Not for nested tensors, which
-    cannot be reshaped to two dimensions.
+    It does not within autocast, which casts in forward but not in backward; not under torch.compile
+    and torch.func transforms, which must see the separate operations; and not for nested tensors,
+    which cannot be reshaped to two dimensions.
     """
     return not (
         torch.compiler.is_compiling()
@@ -61,7 +61,7 @@ def add_low_rank(x: Tensor, result: Tensor, rows: Tensor, rank: int) -> Tensor:
 
     Args:
         x: (…, in_features), any floating dtype.
-        result: (…, out_features), the dtype of what is returned.
+        result: (…, out_features). The returned tensor has its dtype.
         rows: the sub-vectors (n, b) of A (rank, in_features), then those of Bᵀ.
     """
     apply: Any = _AddLowRank.apply
@@ -70,16 +70,21 @@ def add_low_rank(x: Tensor, result: Tensor, rows: Tensor, rank: int) -> Tensor:
 
 
 def linear_with_low_rank(x: Tensor, layer: nn.Linear, rows: Tensor, rank: int) -> Tensor:
-    """Return W·x + bias + B·(A·x) of a layer that `is_plain_linear`; as `add_low_rank` of its
-    output."""
+    """Return W·x + bias + B·(A·x) for a layer for which `is_plain_linear` is true.
+
+    The result is that of `add_low_rank` for the layer's output.
+    """
     apply: Any = _LinearWithLowRank.apply
     result: Tensor = apply(x, layer.weight, layer.bias, rows.contiguous(), rank)
     return result
 
 
 class _AddLowRank(torch.autograd.Function):
-    """If the backward pass is to be differentiated itself, it consists of differentiable operations
-    on the inputs alone."""
+    """result + B·(A·x) with its own backward pass.
+
+    If the backward pass must be differentiable, it uses only differentiable operations on the
+    inputs.
+    """
 
     @staticmethod
     def forward(ctx: Any, x: Tensor, result: Tensor, rows: Tensor, rank: int) -> Tensor:

@@ -1,4 +1,4 @@
-"""Checks that an adapter fits a model: its layers and its other tensors."""
+"""Check that an adapter fits a model: its layers and its other tensors."""
 
 from __future__ import annotations
 
@@ -33,7 +33,7 @@ def matching_layers(model: nn.Module, adapter: Adapter) -> dict[str, nn.Module]:
 
 
 def _mismatch(layer: nn.Module | None, module: Module) -> str | None:
-    """Return how a layer differs from an entry of the module table, None if it does not."""
+    """Return how a layer differs from an adapter's module, or None if it fits."""
     if layer is None:
         return f"no {module.name}"
     if not is_adaptable(layer):

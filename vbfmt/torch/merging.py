@@ -1,4 +1,4 @@
-"""Merging adapters into the base's weights in memory, and undoing it exactly."""
+"""Merge adapters into the base's weights in memory, and undo it exactly."""
 
 from __future__ import annotations
 
@@ -21,31 +21,33 @@ from vbfmt.torch.stand_ins import owner_of
 from vbfmt.torch.wrapped import submodule
 
 AdapterNames = Collection[str] | Mapping[str, float] | None
-"""The adapters to add: names, or name → factor; None for the active adapter."""
+"""The adapters to add: a list of names, or name → factor; None for the active adapter."""
 
 
 def merge(model: nn.Module, adapter_names: AdapterNames = None) -> None:
-    """Add ΔW of the active adapter to the base's weights: inference at the base's own speed.
+    """Add the active adapter's ΔW to the base's weights, so that inference is as fast as the
+    base's.
 
-    The sum is computed in float32, or in float64 if the weight or the adapter is, and rounded once
-    to the weight's dtype. The original weights are kept, so that `unmerge` is exact. They take as
-    much memory as the adapted weights.
+    The sum is computed in float32 (in float64 if the weight or the adapter is float64) and rounded
+    once to the weight's dtype. The original weights are kept, so that `unmerge` is exact; this
+    takes as much memory as the adapted weights.
 
-    A weight that other modules use too (tied embeddings) does not change for them. Until
-    `unmerge` the model has no state dict: loaded again, it would have ΔW twice. For merged weights
-    in files there is ``vbfmt merge``.
+    If other modules share a weight (tied embeddings), it does not change for them. A merged model
+    refuses to make a state dict, because ΔW would be added twice when it is loaded. To write merged
+    weights to files, use ``vbfmt merge``.
 
     Args:
-        adapter_names: add the sum of these adapters instead; with a mapping, weighted by its
-            values. Heads and biases have no sum: only the active adapter may have some.
+        adapter_names: add the sum of these adapters instead; a mapping gives their factors. Heads
+            and biases cannot be summed, so only the active adapter may have them.
 
     Warns:
-        UserWarning: the model has never called a layer, so that its adapter did nothing until now.
+        UserWarning: the model has never called a layer, so the adapter had no effect there until
+            now.
 
     Raises:
-        ModelError: no adapter is active, there is no such adapter, or another than the active one
-            has heads or biases; one is merged already; a weight is quantized, parametrized or
-            offloaded, or ΔW is not finite. Nothing is changed then.
+        ModelError: no adapter is active; there is no such adapter; an inactive adapter has heads or
+            biases; an adapter is merged already; a weight is quantized, parametrized or offloaded;
+            or ΔW is not finite. Nothing is changed then.
     """
     adapters = adapters_of(model)
     factors = _factors(adapters, adapter_names)
@@ -79,7 +81,7 @@ def merge(model: nn.Module, adapter_names: AdapterNames = None) -> None:
 
 
 def _factors(adapters: VBLoRA, names: AdapterNames) -> dict[str, float]:
-    """Return the factor of each adapter that is to be merged.
+    """Return the factor of each adapter to merge.
 
     Raises:
         ModelError: there is no such adapter, or one that is not active has heads or biases.
@@ -98,7 +100,8 @@ def _factors(adapters: VBLoRA, names: AdapterNames) -> dict[str, float]:
             raise ModelError(
                 "heads and biases of an adapter that is not active cannot be merged",
                 part=f"adapter {name}",
-                advice=f"call set_adapter(model, {name!r}) first, and name no other with heads",
+                advice=f"call set_adapter(model, {name!r}) first; at most one of the adapters "
+                "can have heads or biases",
             )
     stays = adapters.active is not None and adapters.active not in factors
     if stays and adapters.adapter().stand_ins.names:
@@ -111,12 +114,12 @@ def _factors(adapters: VBLoRA, names: AdapterNames) -> dict[str, float]:
 
 
 def merge_and_unload(model: nn.Module, adapter_names: AdapterNames = None) -> nn.Module:
-    """Merge the active adapter for good and take all adapters out: the base with other weights.
+    """Merge the active adapter permanently, and remove all adapters from the model.
 
     Heads and biases of the active adapter stay in the model too.
 
     Args:
-        adapter_names: as in `merge`; what is merged already stays so.
+        adapter_names: as in `merge`. Adapters that are merged already stay merged.
 
     Returns:
         The model itself, changed in place.

@@ -28,15 +28,15 @@ def param_groups(
     """Return the active adapter's parameters for an optimizer: ``AdamW(param_groups(model))``.
 
     Args:
-        lr_bank: learning rate of the bank; by default that of the paper (Tables 7 to 9).
+        lr_bank: learning rate of the bank; the default is the paper's (Tables 7 to 9).
         lr_logits: learning rate of the logits; by default the paper's 1e-2, but 4e-2 on banks with
             `train_unselected` (`VectorBank.from_seed`).
         lr_rest: learning rate of heads and biases; in the paper's Table 7 between 2e-3 and 2e-2.
-        weight_decay: weight decay of all groups; by default that of the optimizer.
-        adapter_names: train these adapters with one optimizer instead, on a bank that they share
-            for example: call `set_adapter` before each batch. A shared bank is in the groups once.
-        sparse_logits: mark the logits' group ``sparse=True``, for `LazyAdamW`, which updates
-            only the logits that a pass has selected. Other optimizers do not look at it.
+        weight_decay: weight decay of all groups; by default, the optimizer's.
+        adapter_names: train these adapters with one optimizer instead, for example on a shared
+            bank. Call `set_adapter` before each batch. A shared bank appears only once.
+        sparse_logits: mark the logits' group ``sparse=True``, for `LazyAdamW`, which updates only
+            the logits that a pass has selected. Other optimizers ignore the mark.
 
     Returns:
         Up to three groups, each with its ``name``: bank, logits, rest.
@@ -57,8 +57,8 @@ def param_groups(
             raise ModelError(
                 "a packed adapter cannot be trained: it holds no logits",
                 part=f"adapter {name or adapters.active}",
-                advice="resume from a checkpoint (load_checkpoint), or start anew from it: "
-                "warm_start",
+                advice="resume from a checkpoint (load_checkpoint), or start a new training run "
+                "from the packed adapter (warm_start)",
             )
     adapters.require_unmerged()
     warn_of_others_that_train(adapters)

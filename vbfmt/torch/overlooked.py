@@ -1,4 +1,4 @@
-"""Warnings about layers where an adapter has no effect, and trainable tensors of no adapter."""
+"""Warn about adapted layers that have no effect, and about trainable tensors of no adapter."""
 
 from __future__ import annotations
 
@@ -9,14 +9,14 @@ from vbfmt.torch.adapters import VBLoRA
 
 
 def warn_of_layers_never_called(adapters: VBLoRA, name: str | None) -> None:
-    """Warn about layers of an adapter that no pass through the model has called.
+    """Warn about layers of an adapter that no forward pass has called.
 
-    Some models (WavLM's attention, Mamba's dt_proj) read a layer's weight and never call the
-    layer: an adapter does nothing there until it is merged. There is no warning before a complete
-    pass, and none for a compiled model, whose layers do not count their calls.
+    Some models (WavLM's attention, Mamba's dt_proj) read a layer's weight and never call the layer:
+    an adapter has no effect there until it is merged. There is no warning before the first complete
+    pass, and none for a compiled model, whose layers do not record calls.
     """
     dynamo = sys.modules.get("torch._dynamo.utils")
-    if not adapters.passed or (dynamo is not None and dynamo.counters["frames"]):
+    if not adapters.has_run or (dynamo is not None and dynamo.counters["frames"]):
         return
     layers = adapters.layers(name or adapters.active or "")
     dead = [key for key, layer in layers.items() if not layer.called]
@@ -28,7 +28,7 @@ def warn_of_layers_never_called(adapters: VBLoRA, name: str | None) -> None:
 
 
 def warn_of_others_that_train(adapters: VBLoRA) -> None:
-    """Warn about trainable parameters that belong to no adapter, and so are not saved with one."""
+    """Warn about trainable parameters that belong to no adapter and so will not be saved."""
     own = {
         id(parameter)
         for name in adapters.adapters

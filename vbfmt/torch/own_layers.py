@@ -1,4 +1,4 @@
-"""Models built from `VBLoRALinear` and `VectorBank` by their authors."""
+"""Register models that were built from `VBLoRALinear` and `VectorBank` without `inject`."""
 
 from __future__ import annotations
 
@@ -25,19 +25,19 @@ _OWN = "default"
 def adopt(model: nn.Module, *, task_type: str | None = None) -> VBLoRA:
     """Register the `VBLoRALinear` layers of a model as one adapter, ``default``.
 
-    `save_checkpoint`, `save_packed`, `param_groups` and everything else then work as after
-    `inject`, and sub-vectors are composed once per pass. Other parameters stay trainable or frozen
-    as they are.
+    Afterwards, `save_checkpoint`, `save_packed`, `param_groups` and all other functions work as
+    after `inject`, and sub-vectors are composed once per forward pass. Other parameters stay
+    trainable or frozen.
 
     Args:
-        task_type: for the config, as PEFT names it.
+        task_type: the config's `task_type`, one of PEFT's names.
 
     Returns:
         The model's adapters, ``model.vblora``.
 
     Raises:
         ModelError: the model has adapters already, or no such layers.
-        ConfigError: the layers have several banks, or several k.
+        ConfigError: the layers have different banks or different k.
     """
     if find_adapters(model) is not None:
         raise ModelError("the model has adapters already", advice="to add another one, call inject")
@@ -53,7 +53,7 @@ def adopt(model: nn.Module, *, task_type: str | None = None) -> VBLoRA:
     }
     if not updates:
         raise ModelError(
-            "the model has no layers of VB-LoRA",
+            "the model has no VB-LoRA layers",
             expected="VBLoRALinear(layer, bank) among its modules",
             advice="to adapt the layers of a model: inject(model, config)",
         )

@@ -1,4 +1,4 @@
-"""Packed files: saving a trained adapter, loading one for inference or to start a training."""
+"""Save a trained adapter as a packed file; load one for inference or as a start for training."""
 
 from __future__ import annotations
 
@@ -54,11 +54,11 @@ def save_packed(
 
     Args:
         adapter_name: the active adapter if not given.
-        bank, banks: ``bank="external"`` writes the bank to a file of its own that adapters share,
-            in the folder `banks` or beside `path`, as `vbfmt.save` does.
+        bank, banks: ``bank="external"`` writes the bank to a separate file, which adapters can
+            share, in the folder `banks` or beside `path`, as `vbfmt.save` does.
 
-    If several processes train the adapter, all of them may call this function, and one writes. If
-    parameters are sharded (FSDP2, ZeRO-3), all must.
+    If several processes train the adapter, one or all of them may call this function; only one
+    writes. If parameters are sharded (FSDP2, ZeRO-3), all must.
 
     Returns:
         The file's digest, ``sha256:…``.
@@ -69,10 +69,10 @@ def save_packed(
 
     Raises:
         ModelError: the adapter came from a packed file.
-        ContentError: a logit or a head is NaN, or the bank is not finite.
+        ContentError: a logit or a value of a head is NaN, or the bank is not finite.
         TargetError: `path` ends like another kind of file, such as ``.safetensors``.
-        OutputExistsError: `path` exists and `overwrite` is not set, unless another process has
-            written the same there.
+        OutputExistsError: `path` exists and `overwrite` is not set. It is not raised if another
+            process has written the same file there.
         StorageError: the operating system refused.
     """
     outputs.require_packed_name(path)
@@ -91,7 +91,8 @@ def save_packed(
 
 
 def to_adapter(model: nn.Module, *, adapter_name: str | None = None) -> Adapter:
-    """Return an adapter of the model as `save_packed` packs it; arguments and errors as there."""
+    """Return an adapter of the model as `save_packed` packs it. Arguments and errors are the
+    same."""
     adapters = adapters_of(model)
     config = peft_config(adapters, adapter_name)
     attached = adapters.adapter(adapter_name)
@@ -123,13 +124,13 @@ def load_packed(
     adapter_name: str = "default",
     digest: str | None = None,
 ) -> VBLoRA:
-    """Put a packed adapter into the model, for inference, and make it the active one.
+    """Add a packed adapter to the model, for inference, and make it the active one.
 
-    Its factors are composed once, by this call. A packed adapter of that name is replaced.
+    Its factors are composed once, by this call. A packed adapter with the same name is replaced.
 
     Args:
         source: an adapter, or the path of its packed file.
-        digest: refuse any other adapter than this one.
+        digest: the digest that the adapter must have; None for any.
 
     Raises:
         ModelError: it belongs to another model (the first modules that do not match are named), one
@@ -166,17 +167,18 @@ def warm_start(
     gap: float = 0.1,
     freeze_bank: bool = False,
 ) -> VBLoRA:
-    """Put a trainable adapter into the model, which computes the same as a packed one.
+    """Add a trainable adapter to the model that initially computes the same as a packed one.
 
-    This starts a new training; it does not resume one. A packed file holds the k selected weights
-    of each row, not the logits. So all h − k other logits of a row start `gap` below its smallest
-    selected one, a constant that the softmax ignores is chosen for each row, and the optimizer
-    starts without state. With a larger `gap`, fewer rows change their selection at first.
+    This starts a new training run; it does not resume one. A packed file holds the k selected
+    weights of each sub-vector, not its logits. So the h − k unselected logits all start `gap` below
+    the smallest selected one, and the largest selected logits need not equal the original ones: the
+    softmax ignores a constant that is added to all. The optimizer starts without state. With a
+    larger `gap`, fewer sub-vectors change their selection at first.
 
     Args:
         source: an adapter, or the path of its packed file.
-        gap: distance between selected and other logits, > 0 and finite. PEFT's initial logits have
-            a standard deviation of 0.1.
+        gap: distance between the smallest selected logit and the unselected ones; finite and > 0.
+            PEFT's initial logits have a standard deviation of 0.1.
         freeze_bank: train only the logits, biases and heads.
 
     Raises:
@@ -213,14 +215,15 @@ def warm_start(
 
 
 def _rows(updates: Mapping[str, Admixture]) -> dict[str, Rows]:
-    """Return the canonical rows of every module; the logits are in the format's order already."""
+    """Return the selected indices and weights of every module. The logits are in the format's
+    order."""
     blocks = {key: whole(update.logits).float().cpu().numpy() for key, update in updates.items()}
     first = next(iter(updates.values()))
     selection = select_top_k(blocks, first.topk)
     if selection.ties:
         warn(
-            f"{selection.ties} of {len(selection.indices)} rows have equal logits at the "
-            f"top-{first.topk} cut; the lowest index was taken"
+            f"{selection.ties} of {len(selection.indices)} sub-vectors have equal logits at the "
+            f"top-{first.topk} boundary; the lowest index was selected"
         )
     rows = rows_from_selection(selection, first.bank.num_vectors)
     ends = np.cumsum([len(block) for block in blocks.values()])
@@ -249,7 +252,7 @@ def _require_digest(adapter: Adapter, expected: str) -> None:
 
 
 def _config(adapter: Adapter) -> VBLoRAConfig:
-    """Return a config for training, from the packed config and the adapter's own sizes."""
+    """Return a config for training, made from the packed config and the adapter's sizes."""
     known = peft_layout.config_of(adapter)
     ranks = {module.name: module.rank for module in adapter}
     sizes = {"num_vectors": adapter.h, "vector_length": adapter.b, "topk": adapter.k}
@@ -269,7 +272,7 @@ def _config(adapter: Adapter) -> VBLoRAConfig:
 
 
 def _logits(adapter: Adapter, gap: float) -> np.ndarray[Any, np.dtype[np.float32]]:
-    """Return finite logits (N, h) whose top-k softmax gives the adapter's rows."""
+    """Return finite logits (N, h) whose top-k softmax gives the adapter's indices and weights."""
     weights = all_weights(adapter.weights).astype(np.float64)
     selected = np.log(np.maximum(weights, _LEAST_WEIGHT))
     logits = np.repeat(selected[:, -1:] - gap, adapter.h, axis=1)

@@ -1,4 +1,5 @@
-"""A trainable adapter's config in PEFT's form, with its exact modules."""
+"""Convert a trainable adapter's config to PEFT's form, with targets that match exactly its
+modules."""
 
 from __future__ import annotations
 
@@ -50,19 +51,20 @@ def peft_config(adapters: VBLoRA, name: str | None) -> dict[str, Any]:
 
 
 def updates_of(adapters: VBLoRA, name: str | None) -> dict[str, Admixture]:
-    """Return layer → update, for a trainable adapter."""
+    """Return a trainable adapter's updates, by layer."""
     name = name or adapters.active or ""
     layers = adapters.layers(name)
     return {key: cast(Admixture, layer.updates[name]) for key, layer in layers.items()}
 
 
 def rank_pattern_of(ranks: Mapping[str, int]) -> dict[str, int]:
-    """Return module → rank if there are several ranks, else nothing."""
+    """Return module → rank if the ranks differ, else an empty dict."""
     return dict(ranks) if len({*ranks.values()}) > 1 else {}
 
 
 def _exact_targets(root: nn.Module, layers: list[str]) -> str | list[str]:
-    """Return targets that match only these layers: last components, names, or an expression."""
+    """Return targets that match only these layers: last components, full names, or an
+    expression."""
     everything = [name for name, _ in base_modules(root) if name]
     leaves = sorted({name.rpartition(".")[2] for name in layers})
     for targets in (leaves, sorted(layers)):
@@ -72,7 +74,7 @@ def _exact_targets(root: nn.Module, layers: list[str]) -> str | list[str]:
 
 
 def _exactly_saved(root: nn.Module, adapter: AttachedAdapter) -> list[str]:
-    """Return the full names of the modules trained whole, which match no others in PEFT."""
+    """Return the full names of the fully trained modules. In PEFT, they match no other modules."""
     if adapter.config is None:
         return []
     saved = saved_by_peft(root, adapter.config.modules_to_save)

@@ -1,4 +1,4 @@
-"""The plan of `inject`, resolved before anything changes."""
+"""Decide what `inject` will do, before the model changes."""
 
 from __future__ import annotations
 
@@ -28,11 +28,11 @@ class Plan:
     """The plan of a new adapter.
 
     Attributes:
-        config: with the full names of the modules that are trained whole.
+        config: the config, with full names in `modules_to_save`.
         layers: the layers to adapt, by name, in the model's order.
         ranks: their ranks, by name.
         tensors: the names of the base's other tensors that are trained: biases and heads.
-        warnings: sentences about settings that match nothing.
+        warnings: warnings about settings that match nothing.
     """
 
     config: VBLoRAConfig
@@ -43,7 +43,7 @@ class Plan:
 
 
 def resolve(model: nn.Module, config: VBLoRAConfig) -> Plan:
-    """Return the plan that follows from a config.
+    """Return the plan for a config.
 
     Raises:
         ModelError: there is no target, a target is not a linear layer, or weights are offloaded.

@@ -1,4 +1,5 @@
-"""Checks that a model can get an adapter: bare, in memory, without one of that name."""
+"""Check that an adapter can be added: the model is not wrapped or offloaded, and the name is
+free."""
 
 from __future__ import annotations
 
@@ -18,11 +19,11 @@ def require_free_name(model: nn.Module, name: str) -> None:
     """Check that an adapter can have this name.
 
     Raises:
-        ConfigError: it is not a valid name.
-        ModelError: the model has an adapter of that name.
+        ConfigError: the name is not valid.
+        ModelError: the model is wrapped, or has PEFT's layers or an adapter with this name.
     """
     fits = isinstance(name, str) and re.fullmatch(r"[A-Za-z0-9_-]+", name)
-    if not fits or hasattr(nn.ModuleDict(), name):  # attributes of the instance too: training
+    if not fits or hasattr(nn.ModuleDict(), name):  # an instance has "training" too
         raise ConfigError(
             "not a name for an adapter", found=repr(name), expected="letters, digits, _ and -"
         )
@@ -31,15 +32,17 @@ def require_free_name(model: nn.Module, name: str) -> None:
     _require_no_others(model, adapters)
     if adapters is not None and name in adapters.adapters:
         raise ModelError(
-            "the model has an adapter of that name",
+            "the model has an adapter with that name",
             found=name,
-            advice="choose another name or eject it first",
+            advice="choose another name, or eject that adapter first",
         )
 
 
 def require_in_memory(model: nn.Module, names: Iterable[str]) -> None:
-    """Refuse modules whose weights accelerate has offloaded. Such weights are on the device "meta",
-    which holds no values, and the adapter's would be put there too.
+    """Refuse modules whose weights accelerate has offloaded.
+
+    Such weights are on the device "meta", which holds no values, and the adapter's tensors would be
+    created there too.
 
     Raises:
         ModelError: with the name of the first. A model that is wholly on "meta" is accepted.
@@ -59,21 +62,21 @@ def require_in_memory(model: nn.Module, names: Iterable[str]) -> None:
 
 
 def _require_bare(model: nn.Module, adapters: VBLoRA | None) -> None:
-    """Refuse wrappers, in which every layer has another name than in the model itself."""
+    """Refuse wrapped models, because a wrapper changes the names of all layers."""
     advice = "give the model itself and wrap it afterwards"
     wrapped = isinstance(model, nn.parallel.DistributedDataParallel | nn.DataParallel)
     wrapped = wrapped or {*model._modules} in ({"_orig_mod"}, {"_fsdp_wrapped_module"})
     wrapped = wrapped or (adapters is not None and adapters.root is not model)
     peft = sys.modules.get("peft")
     if peft is not None and isinstance(model, peft.PeftModel):
-        wrapped, advice = True, "take PEFT's adapter out first: model = model.unload()"
+        wrapped, advice = True, "remove PEFT's adapter first: model = model.unload()"
     if wrapped:
         raise ModelError("the model is wrapped", found=type(model).__name__, advice=advice)
 
 
 def _require_no_others(model: nn.Module, adapters: VBLoRA | None) -> None:
-    """Refuse PEFT's layers, and adapters of another model that contains this one or is part of
-    it."""
+    """Refuse a model with PEFT's layers, or one that contains, or is part of, a model with
+    adapters."""
     known = set() if adapters is None else set(adapters.adapters)
     tuners = sys.modules.get("peft.tuners.tuners_utils")
     for name, part in model.named_modules():
@@ -82,7 +85,7 @@ def _require_no_others(model: nn.Module, adapters: VBLoRA | None) -> None:
                 "the model has a PEFT adapter",
                 part=name,
                 found=type(part).__name__,
-                advice="take it out first (model.delete_adapter, or PEFT's unload)",
+                advice="remove it first (model.delete_adapter, or PEFT's unload)",
             )
         another = isinstance(part, VBLoRA) and part is not adapters
         if another or (isinstance(part, VBLoRALinear) and not known.issuperset(part.updates)):

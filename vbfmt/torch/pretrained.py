@@ -1,4 +1,5 @@
-"""Transformers models: `save_pretrained` writes the adapter, and the Trainer accepts the base."""
+"""Adapt transformers models: `save_pretrained` writes the adapter, and the Trainer accepts the
+base."""
 
 from __future__ import annotations
 
@@ -14,12 +15,13 @@ from vbfmt.torch.adapters import VBLoRA, find_adapters
 from vbfmt.torch.saving import write_checkpoint
 
 _HAS_ADAPTERS = "_hf_peft_config_loaded"
-"""The attribute by which transformers knows a model with adapters: a quantized one may be trained,
-and with gradient checkpointing the inputs of the first block require gradients."""
+"""The attribute that tells transformers that a model has adapters. It then lets a quantized model
+be trained, and makes the first block's inputs require gradients with gradient checkpointing."""
 
 
 def adopt(model: nn.Module) -> None:
-    """Have a transformers model with adapters save its active adapter instead of its weights."""
+    """Make a transformers model's `save_pretrained` save the active adapter instead of the
+    weights."""
     if callable(getattr(type(model), "save_pretrained", None)):
         model.__dict__["save_pretrained"] = partial(save_pretrained, model)
         if hasattr(type(model), _HAS_ADAPTERS):
@@ -40,14 +42,14 @@ def save_pretrained(
     push_to_hub: bool = False,
     **_: Any,
 ) -> None:
-    """Write the active adapter as `save_checkpoint` does, replacing an earlier one; not the base.
+    """Write the active adapter, not the base, as `save_checkpoint` does. Replace an earlier one.
 
     Args:
-        state_dict: the model's, gathered, if the model is sharded.
-        push_to_hub: not possible here.
+        state_dict: the model's gathered state dict, if the model is sharded.
+        push_to_hub: must be False.
 
     Raises:
-        ModelError: no adapter is active, or it is a packed one.
+        ModelError: no adapter is active, it is a packed one, or `push_to_hub` is set.
     """
     adapters = find_adapters(model)
     if push_to_hub:

@@ -1,4 +1,4 @@
-"""A frozen copy of a model with its adapter: the reference for DPO and similar methods."""
+"""Make a frozen copy of a model with its adapter, as the reference for DPO and similar methods."""
 
 from __future__ import annotations
 
@@ -10,12 +10,12 @@ from vbfmt.torch.adapters import adapters_of
 
 
 def reference_model(model: nn.Module) -> nn.Module:
-    """Return a frozen copy of a model that computes what it computes now, with its active adapter.
+    """Return a frozen copy of a model with its active adapter.
 
-    The copy shares the memory of everything that does not train; only the active adapter's own
-    parameters are copied. For trainers that compare a model with its state at the start:
-    ``DPOTrainer(model, ref_model=reference_model(model), …)``. Without it, TRL loads the bare base
-    as the reference, which is another model where training starts from an adapter.
+    Only the active adapter's own parameters are copied; all other memory is shared. Use it for
+    trainers that compare the model with its initial state: ``DPOTrainer(model,
+    ref_model=reference_model(model), …)``. Without it, TRL uses the base without an adapter as the
+    reference, which is wrong if training continues an adapter.
 
     Raises:
         ModelError: the model has no adapter, or one is merged.

@@ -1,4 +1,4 @@
-"""Writing of checkpoints in PEFT's logits form, to resume training here or in PEFT."""
+"""Write checkpoints in PEFT's logits form, to resume training here or in PEFT."""
 
 from __future__ import annotations
 
@@ -27,10 +27,10 @@ _OF_TRAINER = re.compile(r"checkpoint-\d+")  # transformers.trainer_utils.PREFIX
 def save_checkpoint(
     model: nn.Module, path: PathLike, *, adapter_name: str | None = None, overwrite: bool = False
 ) -> None:
-    """Write an adapter with its logits: a folder that PEFT and `load_checkpoint` load.
+    """Write an adapter with its logits into a folder that PEFT and `load_checkpoint` can load.
 
-    If several processes train the adapter, all of them may call this function, and one writes. If
-    parameters are sharded (FSDP2, ZeRO-3), all must.
+    If several processes train the adapter, one or all of them may call this function; only one
+    writes. If parameters are sharded (FSDP2, ZeRO-3), all must call it.
 
     Args:
         adapter_name: the active adapter if not given.
@@ -42,9 +42,9 @@ def save_checkpoint(
 
     Raises:
         ModelError: the adapter is a packed one, which has no logits.
-        ContentError: a logit or a bank value is NaN or infinite, or a head's is NaN.
-        OutputExistsError: `path` exists and `overwrite` is not set, unless another process has
-            written the same there.
+        ContentError: a logit or a bank value is NaN or infinite, or a head's value is NaN.
+        OutputExistsError: `path` exists and `overwrite` is not set. It is not raised if another
+            process has written the same checkpoint there.
         StorageError: the operating system refused.
     """
     adapters = adapters_of(model)
@@ -61,12 +61,14 @@ def write_checkpoint(
     write: bool = True,
     values: Mapping[str, Tensor] | None = None,
 ) -> None:
-    """Write a checkpoint. In a folder ``checkpoint-N``, which is the Trainer's, the weights get a
-    second name (a hard link), under which the Trainer looks for them.
+    """Write a checkpoint.
+
+    In a folder ``checkpoint-N``, which the Trainer names, the weights get a second name (a hard
+    link), under which the Trainer looks for them.
 
     Args:
-        write: whether this process writes the gathered tensors.
-        values: parameters that have been gathered already, by their names in the model.
+        write: whether this process writes the files.
+        values: parameters that are gathered already, by their names in the model.
     """
     from safetensors.torch import save_file
 
@@ -94,7 +96,7 @@ def write_checkpoint(
 
 
 def _holds(path: PathLike, text: bytes, tensors: Mapping[str, Tensor]) -> bool:
-    """Return whether a folder holds this checkpoint, as another process has written it."""
+    """Return whether a folder already holds this checkpoint, written by another process."""
     from safetensors import SafetensorError
     from safetensors.torch import load_file
 

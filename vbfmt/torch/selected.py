@@ -1,4 +1,5 @@
-"""Composing as one step of autograd, on CPUs: one buffer for all gradients of logits."""
+"""Compose sub-vectors as one step of autograd, on CPUs: one buffer holds all gradients of
+logits."""
 
 from __future__ import annotations
 
@@ -11,11 +12,11 @@ from torch import Tensor, nn
 
 
 def can_compose_in_one_step(bank: Tensor) -> bool:
-    """Return whether `compose_in_one_step` gives the same as the separate operations, in less time.
+    """Return whether `compose_in_one_step` gives the same as separate operations, in less time.
 
-    Not on a GPU, where `embedding_bag` starts fewer kernels. Not under torch.compile and torch.func
-    transforms, which must see the separate operations. Not in half precision, which the separate
-    operations sum more exactly.
+    It does not on a GPU, where `embedding_bag` starts fewer kernels; not under torch.compile and
+    torch.func transforms, which must see the separate operations; and not in half precision, which
+    the separate operations sum more exactly.
     """
     return (
         torch.is_grad_enabled()
@@ -40,7 +41,7 @@ def compose_in_one_step(bank: Tensor, indices: Tensor, blocks: Sequence[Tensor])
 
 
 def mix(bank: Tensor, indices: Tensor, blocks: Sequence[Tensor]) -> tuple[Tensor, Tensor]:
-    """Return Σ wᵢ α_i of all rows, (N, b), and the weights w, (N, k)."""
+    """Return the sums Σ wᵢ α_i, (N, b), and the weights w, (N, k)."""
     parts = torch.split(indices, [len(block) for block in blocks])
     top = torch.cat([block.gather(1, at) for block, at in zip(blocks, parts, strict=True)])
     weights = top.softmax(dim=1).to(bank.dtype)
@@ -71,7 +72,7 @@ class _Compose(torch.autograd.Function):
         """Return the gradients of bank and logits; the indices have none."""
         (gradient,) = gradients
         bank, indices, weights, *blocks = ctx.saved_tensors
-        if torch.is_grad_enabled():  # for a second derivative, compute them from the inputs again
+        if torch.is_grad_enabled():  # for a second derivative, recompute them from the inputs
             weights = torch.cat(blocks).gather(1, indices).softmax(dim=1).to(bank.dtype)
         of_bank = None
         if ctx.needs_input_grad[0]:

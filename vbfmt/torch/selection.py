@@ -1,4 +1,4 @@
-"""TopK of Eq. 3.3 on tensors: which k vectors of the bank each sub-vector selects."""
+"""Select the k largest logits of each sub-vector: TopK of the paper's Eq. 3.3."""
 
 from __future__ import annotations
 
@@ -9,15 +9,15 @@ import torch
 from torch import Tensor
 
 _CHUNK = 64
-_WORTH_CHUNKS = 512  # logits in a row; below, one pass of topk is faster than two stages
+_WORTH_CHUNKS = 512  # logits in a row; for fewer, one call of topk is faster than two stages
 
 
 def select_top_k(blocks: Sequence[Tensor], k: int) -> Tensor:
-    """Return indices (N, k) int64 of the k largest logits of each row of all blocks, descending.
+    """Return indices (N, k) int64 of the k largest logits of every row, in descending order.
 
     Args:
-        blocks: logits (n, h) each. NaN counts as the largest, as in `torch.topk`; among equal
-            logits the choice is undefined.
+        blocks: logits (n, h) each. NaN counts as the largest, as in `torch.topk`. Among equal
+            logits, the choice is undefined.
         k: 1 ≤ k ≤ h.
     """
     h = blocks[0].shape[1]
@@ -29,8 +29,11 @@ def select_top_k(blocks: Sequence[Tensor], k: int) -> Tensor:
 
 
 def _in_two_stages(blocks: Sequence[Tensor], k: int) -> Tensor:
-    """Return the same in two stages: the k largest logits of a row are in the k chunks with the
-    largest maxima, which CPUs find with vector instructions."""
+    """Select in two stages.
+
+    The k largest logits of a row are in the k chunks with the largest maxima, which CPUs find with
+    vector instructions.
+    """
     chunked = [block.view(len(block), -1, _CHUNK) for block in blocks]
     maxima = torch.cat([block.amax(2) for block in chunked])
     two = k == 2 and not torch.compiler.is_compiling()
@@ -42,7 +45,7 @@ def _in_two_stages(blocks: Sequence[Tensor], k: int) -> Tensor:
 
 
 def _two_largest(values: Tensor) -> Tensor:
-    """Return what `topk` returns for k = 2 (but for ties), in a third of the time."""
+    """Return what `topk` returns for k = 2 (except for ties), in a third of the time."""
     first = values.max(1, keepdim=True).indices
     second = values.scatter(1, first, -inf).max(1, keepdim=True).indices
     if bool((first == second).any()):  # all others are −∞
@@ -51,7 +54,12 @@ def _two_largest(values: Tensor) -> Tensor:
 
 
 def _take(part: Tensor, chunks: Tensor) -> Tensor:
-    """Return the chunks (n, k) of every row of (n, chunks, length): (n, k · length)."""
+    """Return the selected chunks of every row, joined: (n, k · length).
+
+    Args:
+        part: (n, number of chunks, length).
+        chunks: indices of chunks, (n, k).
+    """
     n, count, length = part.shape
     starts = torch.arange(0, n * count, count, device=part.device)
     rows = (chunks + starts[:, None]).flatten()

@@ -1,17 +1,17 @@
-"""Adapters of models whose parameters are sharded over processes.
+"""Support models whose parameters are sharded over processes.
 
 With FSDP2, `torch.distributed.fsdp.fully_shard` may be called before `inject` or after it:
 
 * before: FSDP does not manage the adapter's parameters, and every process holds all of them. This
-  module averages their gradients, as FSDP does for its own parameters.
-* after: FSDP shards them with the modules that they are in. They are gathered to compose
-  sub-vectors and to save an adapter; every process must take part in that.
+  module averages their gradients over the processes, as FSDP does for its own parameters.
+* after: FSDP shards the adapter's parameters too. They are gathered to compose sub-vectors and to
+  save an adapter, so all processes must make these calls.
 
 FSDP1 works if it wraps the whole model as one unit, with ``use_orig_params=True``; save within
 ``FullyShardedDataParallel.summon_full_params(model)``.
 
-DeepSpeed's ZeRO-1 and ZeRO-2 do not shard parameters. Those that ZeRO-3 shards are gathered like
-those of FSDP2.
+DeepSpeed's ZeRO-1 and ZeRO-2 do not shard parameters. Parameters that ZeRO-3 shards are gathered
+like those of FSDP2.
 """
 
 from __future__ import annotations
@@ -49,7 +49,7 @@ def is_partitioned(tensor: Tensor | None) -> bool:
 
 
 def _is_split(tensor: Tensor | None) -> bool:
-    """Return whether each process holds a part of the tensor."""
+    """Return whether each process holds only a part of the tensor."""
     return is_sharded(tensor) or is_partitioned(tensor)
 
 
@@ -59,7 +59,7 @@ def full_shape(tensor: Tensor) -> tuple[int, ...]:
 
 
 def gathered(tensor: Tensor) -> Tensor:
-    """Return the whole parameter, differentiably; the parameter itself if it is not sharded.
+    """Return the whole parameter, differentiably. If it is not sharded, return it as it is.
 
     The gradient is the mean over all processes, as with FSDP.
     """
@@ -80,9 +80,9 @@ def gathered(tensor: Tensor) -> Tensor:
 def _gathered_by_zero(parameter: Any) -> Tensor:
     """Return the whole of a parameter that ZeRO-3 shards. DeepSpeed averages its gradient.
 
-    The parameter is partitioned again at once, because a gathered one would still hold the old
-    values after the optimizer's next step. The returned view keeps the values for the backward
-    pass. Then the parameter is gathered once more, because PyTorch adds a gradient only to a
+    The parameter is partitioned again immediately; otherwise it would still hold the old values
+    after the optimizer's next step. The returned view keeps the values for the backward pass. In
+    the backward pass the parameter is gathered once more, because PyTorch adds a gradient only to a
     parameter of the same shape.
     """
 
@@ -103,7 +103,7 @@ def _gathered_by_zero(parameter: Any) -> Tensor:
 
 @torch.no_grad()
 def whole(tensor: Tensor) -> Tensor:
-    """Return all values of a tensor, detached. If it is not sharded, the memory is shared."""
+    """Return a tensor with all values, detached. If it is not sharded, memory is shared."""
     if getattr(tensor, "_fsdp_flattened", False):
         return tensor.detach().clone()  # FSDP1 frees the memory, even if NumPy still uses it
     return gathered(tensor).detach()
@@ -111,7 +111,7 @@ def whole(tensor: Tensor) -> Tensor:
 
 @torch.no_grad()
 def put_back(tensor: Tensor, values: Tensor) -> None:
-    """Write the values from `whole`, which have been changed since, to a sharded tensor."""
+    """Write values that `whole` returned, and that were changed since, back to a sharded tensor."""
     if getattr(tensor, "_fsdp_flattened", False):
         tensor.copy_(values)
     if is_sharded(tensor):
@@ -122,7 +122,7 @@ def put_back(tensor: Tensor, values: Tensor) -> None:
 
 
 def require_whole(matrices: Iterable[Tensor]) -> None:
-    """Refuse banks and logits of which this process sees only FSDP1's shard.
+    """Refuse banks and logits that FSDP1 has sharded.
 
     Raises:
         ModelError: the message says which settings work.
@@ -136,21 +136,21 @@ def require_whole(matrices: Iterable[Tensor]) -> None:
 
 
 def has_other_processes() -> bool:
-    """Return whether other processes train with this one, and may save the same."""
+    """Return whether other processes take part in the training and may save the same adapter."""
     return is_distributed() and torch.distributed.get_world_size() > 1
 
 
 def takes_part(tensors: Iterable[Tensor], *, first: bool) -> bool:
-    """Return whether a process must call a function that saves: all, if a tensor is split.
+    """Return whether this process must take part in saving. If a tensor is split, all must.
 
     Args:
-        first: whether it is the process that writes.
+        first: whether this process is the one that writes.
     """
     return first or any(_is_split(tensor) for tensor in tensors)
 
 
 def is_writer(tensors: Iterable[Tensor]) -> bool:
-    """Return whether this process writes the gathered tensors; True if nothing is split."""
+    """Return whether this process must write the gathered tensors. True if no tensor is sharded."""
     if not any(_is_split(tensor) for tensor in tensors):
         return True
     return torch.distributed.get_rank() == 0
@@ -173,8 +173,9 @@ def require_local(what: str, tensors: dict[str, Tensor]) -> None:
 
 
 def require_no_copies(tensors: Mapping[str, Tensor]) -> None:
-    """Refuse to load into parameters of which DeepSpeed's optimizer has copies: its next step would
-    restore the copies' values.
+    """Refuse to load into parameters that DeepSpeed's optimizer has copied.
+
+    Its next step would overwrite the loaded values with those of the copies.
 
     Raises:
         ModelError: with the names of the first.
@@ -211,13 +212,13 @@ def require_adaptable(model: nn.Module, layers: Iterable[str]) -> None:
 
 
 class GradientAverage:
-    """Averages, over the processes, the gradients of parameters that FSDP2 does not manage."""
+    """Averages gradients over the processes, for parameters that FSDP2 does not manage."""
 
     def __init__(self) -> None:
         self._known: set[int] = set()
 
     def cover(self, root: nn.Module, parameters: Iterable[nn.Parameter]) -> None:
-        """Have every gradient of these parameters averaged, if the model is sharded by FSDP2."""
+        """Average the gradients of these parameters from now on, if FSDP2 shards the model."""
         if not is_distributed():
             return
         new = [p for p in parameters if p.requires_grad and id(p) not in self._known]
@@ -233,15 +234,14 @@ class GradientAverage:
 
 
 def _groups(root: nn.Module) -> Iterator[Any]:
-    """Yield the process groups of the mesh over which FSDP2 shards the model; none if it does
-    not."""
+    """Yield the process groups of the mesh over which FSDP2 shards the model, if it does."""
     if not _is_sharded_by_fsdp2(root):
         return
     for parameter in root.parameters():
         if is_sharded(parameter):
             yield from cast(Any, parameter).device_mesh.get_all_groups()
             return
-    yield torch.distributed.group.WORLD  # during a pass all are gathered, so the mesh is not known
+    yield torch.distributed.group.WORLD  # all gathered, as during a pass: no mesh
 
 
 def _averaging(groups: list[Any]) -> Any:

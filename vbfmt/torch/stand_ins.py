@@ -1,8 +1,8 @@
 """An adapter's own versions of tensors of the base: biases and heads.
 
 While an adapter is active, its tensors are in the model and the base's are kept here; otherwise it
-is the other way round. So the base is unchanged after the adapter is switched, disabled or taken
-out, and a forward pass need not look anything up.
+is the other way round. So the base is unchanged after the adapter is switched off or removed, and a
+forward pass needs no lookup.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ from vbfmt.torch.wrapped import real_name, submodule
 
 
 class StandIns(nn.Module):
-    """An adapter's own versions of tensors of the model, by the names that the base gives them."""
+    """An adapter's own versions of tensors of the model, by their names in the base."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -28,7 +28,7 @@ class StandIns(nn.Module):
 
     @classmethod
     def trainable(cls, root: nn.Module, names: Iterable[str]) -> StandIns:
-        """Return copies of the model's tensors as parameters to train."""
+        """Return trainable copies of the model's tensors."""
         result = cls()
         for name in names:
             owner, leaf = owner_of(root, name)
@@ -43,11 +43,11 @@ class StandIns(nn.Module):
 
     @classmethod
     def fixed(cls, root: nn.Module, tensors: Mapping[str, Tensor]) -> StandIns:
-        """Return stand-ins with given tensors, on the device and in the dtype of those they
+        """Return stand-ins with the given tensors, on the device and in the dtype of those they
         replace.
 
         Raises:
-            ModelError: that dtype cannot hold the values of one.
+            ModelError: that dtype cannot represent the values of a tensor.
         """
         result = cls()
         for name, tensor in tensors.items():
@@ -62,7 +62,7 @@ class StandIns(nn.Module):
         return result
 
     def require_originals(self, root: nn.Module) -> None:
-        """Check that the model still has every tensor that is to be exchanged, in the same shape.
+        """Check that the model still has every tensor to be exchanged, in the same shape.
 
         Raises:
             ModelError: one is missing or has another shape.
@@ -76,15 +76,15 @@ class StandIns(nn.Module):
                 found = None
             if found != own:
                 raise ModelError(
-                    "a module that an adapter trains whole was replaced after inject",
+                    "a fully trained module was replaced after inject",
                     part=name,
                     found=found,
                     expected=own,
-                    advice="put it back; or make the model with it, and then inject",
+                    advice="restore it, or create the model with the new module before inject",
                 )
 
     def swap(self, root: nn.Module) -> None:
-        """Exchange each tensor with the one that is in the model now."""
+        """Exchange each tensor here with its counterpart in the model."""
         for name in self.names:
             owner, leaf = owner_of(root, name)
             for mine, theirs in (
@@ -96,29 +96,29 @@ class StandIns(nn.Module):
         self.standing = not self.standing
 
     def tensors(self, root: nn.Module) -> dict[str, Tensor]:
-        """Return name → tensor of the adapter, wherever it is now."""
+        """Return the adapter's own tensors, by name, wherever they are now."""
         if not self.standing:
             return {name: getattr(self, _key(name)) for name in self.names}
         owners = {name: owner_of(root, name) for name in self.names}
         return {name: getattr(owner, leaf) for name, (owner, leaf) in owners.items()}
 
     def both(self, root: nn.Module) -> dict[str, Tensor]:
-        """Return the adapter's own tensors and the base's of the same names."""
+        """Return the adapter's own tensors and the base's tensors that they replace."""
         waiting = {key: cast(Tensor, getattr(self, key)) for key in self.keys().values()}
         owners = {name: owner_of(root, name) for name in self.names}
         return {**waiting, **{name: getattr(owner, leaf) for name, (owner, leaf) in owners.items()}}
 
     def keys(self) -> dict[str, str]:
-        """Return name in the base → name here."""
+        """Return each tensor's name here, by its name in the base."""
         return {name: _key(name) for name in self.names}
 
     def parameters_of(self, root: nn.Module) -> list[nn.Parameter]:
-        """Return the tensors that are trained."""
+        """Return the trainable tensors."""
         return [t for t in self.tensors(root).values() if isinstance(t, nn.Parameter)]
 
 
 def owner_of(root: nn.Module, name: str) -> tuple[nn.Module, str]:
-    """Return the module that has a tensor of the base, and the tensor's name in it.
+    """Return the module that contains a tensor of the base, and the tensor's name in that module.
 
     Raises:
         AttributeError: there is none.
@@ -133,7 +133,7 @@ def owner_of(root: nn.Module, name: str) -> tuple[nn.Module, str]:
 
 
 def path_of(root: nn.Module, name: str) -> str:
-    """Return the current name of a base's tensor in the model; it may be inside an adapted
+    """Return the current name in the model of a tensor of the base. It may be in an adapted
     layer."""
     path, _, leaf = name.rpartition(".")
     inner = ".base_layer" if isinstance(submodule(root, path), VBLoRALinear) else ""
@@ -144,7 +144,7 @@ def path_of(root: nn.Module, name: str) -> str:
 def names_to_train(
     modules: Mapping[str, nn.Module], *, whole: Iterable[str], bias: str, targets: Iterable[str]
 ) -> list[str]:
-    """Return the names of all tensors of the modules `whole`, and of the biases that `bias`
+    """Return the names of all tensors in the modules `whole`, and of the biases that `bias`
     selects.
 
     Args:
@@ -164,7 +164,7 @@ def names_to_train(
 
 
 def _own_state(module: nn.Module) -> list[str]:
-    """Return the names of the tensors that a module itself saves."""
+    """Return the names of the tensors that a module itself has in a state dict."""
     parameters = [leaf for leaf, tensor in module._parameters.items() if tensor is not None]
     return parameters + [
         leaf

@@ -1,4 +1,4 @@
-"""Checks of a `LazyAdamW`'s state from a file: wrong indices would train other logits, silently."""
+"""Check a `LazyAdamW` state from a file. Wrong indices would silently train other logits."""
 
 from __future__ import annotations
 
@@ -15,13 +15,13 @@ OF_ENTRIES = ("mean", "square", "count")
 
 
 def require(state: Mapping[str, Any], parameter: nn.Parameter, sparse: bool, index: object) -> None:
-    """Refuse a state that cannot be of this parameter.
+    """Refuse a state that cannot belong to this parameter.
 
     Args:
         state: the saved state of one parameter; empty if it has none.
         parameter: the parameter that it is loaded for.
         sparse: whether the parameter's group is sparse.
-        index: its number, for the message.
+        index: the parameter's number, for messages.
 
     Raises:
         ContentError: the state does not fit, or is damaged.
@@ -49,7 +49,7 @@ def _require_entries(entries: object, parameter: nn.Parameter, index: object) ->
 
 
 def _require_values(name: str, values: object, count: int, index: object) -> None:
-    """Refuse values that no update gives: each entry was updated once at least."""
+    """Refuse values that updates cannot produce. Each entry was updated at least once."""
     if not isinstance(values, Tensor) or values.shape != (count,):
         found = list(values.shape) if isinstance(values, Tensor) else type(values).__name__
         raise _error(index, f"{name}: {found}", f"{name}: [{count}]")

@@ -1,10 +1,10 @@
-"""State dicts of a model with adapters: saved while one adapter is active, loaded while another is.
+"""Save a model's state dict while one adapter is active, and load it while another is.
 
 While an adapter is active, its own heads and biases are in the base's modules, and the base's are
-kept in the adapter (`StandIns`). A state dict names every tensor by where it is, as
-`named_parameters` does, so that filters by ``requires_grad`` find the trainable ones. Each
-adapter's ``_extra_state`` records whether its tensors were in the base's modules. Loading puts
-every tensor where its owner keeps it now. A model's `load_state_dict` also accepts the state dict
+kept in the adapter (`StandIns`). The keys of a state dict are the names that the tensors have at
+that moment, as in `named_parameters`, so that filters by ``requires_grad`` find the trainable ones.
+Each adapter's ``_extra_state`` records whether its tensors were in the base's modules. Loading
+copies every tensor to where it belongs now. A model's `load_state_dict` also accepts the state dict
 of its active adapter alone (`get_adapter_state_dict`), which the Trainer uses to resume.
 """
 
@@ -35,7 +35,7 @@ def order_state_dicts(root: nn.Module) -> list[RemovableHandle]:
 
 
 def get_base_state_dict(model: nn.Module) -> dict[str, Any]:
-    """Return the base's own state dict, as if no adapter were in the model; memory is shared.
+    """Return the base's state dict, as if the model had no adapter. Memory is shared.
 
     Raises:
         ModelError: the model has no adapter, or one is merged.
@@ -67,20 +67,20 @@ def _name_in_base(key: str, wrapped: Set[str]) -> str | None:
     return without_wrappers(key)
 
 
-# Functions and not methods of VBLoRA: PyTorch sets an attribute on them.
+# These are functions and not methods of VBLoRA, because PyTorch sets an attribute on them.
 def _require_unmerged(root: nn.Module, *_: Any) -> None:
-    """Refuse merged adapters: a merged weight, loaded again, would get the update twice."""
+    """Refuse merged adapters: a merged weight, once loaded, would get the update a second time."""
     adapters_of(root).require_unmerged(
         "call unmerge(model) first; for merged weights in files: vbfmt merge"
     )
 
 
 def _prepare_to_load(root: nn.Module, state: dict[str, Any], prefix: str, *_: Any) -> None:
-    """Check a state dict, and rename its tensors to where they are in this model now."""
+    """Check a state dict, and rename its tensors to their current names in this model."""
     _require_unmerged(root)
     adapters = adapters_of(root)
-    adapters.loaded_alone = not prefix and is_adapter_state(state)
-    if adapters.loaded_alone:
+    adapters.loading_adapter_only = not prefix and is_adapter_state(state)
+    if adapters.loading_adapter_only:
         set_adapter_state_dict(root, state)
         state.clear()
         return
@@ -96,15 +96,15 @@ def _prepare_to_load(root: nn.Module, state: dict[str, Any], prefix: str, *_: An
 
 
 def _expect_no_base(root: nn.Module, keys: Any) -> None:
-    """Report no key as missing when the state dict was that of an adapter alone."""
+    """Report no key as missing if the state dict holds an adapter without the base."""
     adapters = adapters_of(root)
-    if adapters.loaded_alone:
-        adapters.loaded_alone = False
+    if adapters.loading_adapter_only:
+        adapters.loading_adapter_only = False
         keys.missing_keys.clear()
 
 
 class _Standing:
-    """The keys of tensors, given which adapter's tensors are in the base's modules."""
+    """The keys of tensors in a state dict, given which adapter is active."""
 
     def __init__(self, adapters: VBLoRA, prefix: str, active: str | None) -> None:
         self._adapters, self._prefix, self._active = adapters, prefix, active
@@ -113,11 +113,11 @@ class _Standing:
     def of_state_dict(cls, adapters: VBLoRA, state: Mapping[str, Any], prefix: str) -> _Standing:
         """Return the keys of a state dict.
 
-        Its extra states show which adapter was active. If there are none, it is the model's active
-        adapter if the state dict holds logits of an adapter, and otherwise no adapter.
+        Its extra states show which adapter was active. Without extra states, it is the model's
+        active adapter if the state dict holds logits, and otherwise no adapter.
 
         Raises:
-            ModelError: it holds heads or biases, and logits of other adapters only.
+            ModelError: the state dict holds heads or biases, but only logits of inactive adapters.
         """
         extra = {name: state.get(_key(prefix, name, "_extra_state")) for name in adapters.adapters}
         known = {name: bool(value[1]) for name, value in extra.items() if value is not None}
@@ -130,8 +130,8 @@ class _Standing:
         return cls(adapters, prefix, adapters.active if found else None)
 
     def keys(self, base: str) -> list[str]:
-        """Return the keys for one name of the base: the base's own tensor, then every adapter's
-        version."""
+        """Return the keys of one tensor: the base's own, and then those of the adapters'
+        versions."""
         inside = self._prefix + path_of(self._adapters.root, base)
         owners = _owners(self._adapters, base)
         waiting = {
@@ -143,20 +143,22 @@ class _Standing:
 
 
 def _owners(adapters: VBLoRA, base: str) -> dict[str, str]:
-    """Return the adapters that have their own version of a tensor: adapter → its name there."""
+    """Return the adapters that have their own version of a tensor, each with its name for it."""
     stand_ins = {name: adapters.adapter(name).stand_ins for name in adapters.adapters}
     return {name: held.keys()[base] for name, held in stand_ins.items() if base in held.names}
 
 
 def _shared_names(adapters: VBLoRA) -> Iterator[str]:
-    """Yield the base's names of the tensors of which an adapter has its own version."""
+    """Yield the names of the base's tensors that an adapter has its own version of."""
     names = [adapters.adapter(name).stand_ins.names for name in adapters.adapters]
     yield from dict.fromkeys(base for each in names for base in each)
 
 
 def _require_same_k(adapters: VBLoRA, state: Mapping[str, Any], prefix: str) -> None:
-    """Refuse a state dict with another k. No tensor's shape shows k, and the outputs would
-    differ."""
+    """Refuse a state dict with another k.
+
+    The outputs would differ, and no tensor's shape would show it.
+    """
     for name in adapters.adapters:
         own = adapters.adapter(name).get_extra_state()
         given = state.get(_key(prefix, name, "_extra_state"), own)
@@ -173,7 +175,7 @@ def _require_same_k(adapters: VBLoRA, state: Mapping[str, Any], prefix: str) -> 
 def _require_no_heads(
     adapters: VBLoRA, state: Mapping[str, Any], prefix: str, found: set[str]
 ) -> None:
-    """Refuse heads and biases if nothing shows which adapter they belong to."""
+    """Refuse heads and biases if the state dict does not show which adapter they belong to."""
     bases = [prefix + path_of(adapters.root, base) for base in _shared_names(adapters)]
     if any(base in state for base in bases):
         raise ModelError(

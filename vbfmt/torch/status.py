@@ -1,4 +1,4 @@
-"""The trainable parameters of a model, and the state of each adapted layer."""
+"""Report the trainable parameters of a model, and the status of each adapted layer."""
 
 from __future__ import annotations
 
@@ -16,15 +16,15 @@ from vbfmt.torch.sharding import full_shape
 
 @dataclass(frozen=True)
 class LayerStatus:
-    """One adapted layer.
+    """The status of one adapted layer.
 
     Attributes:
         name: name in the base model.
         module_type: the class of the base layer.
-        in_features, out_features: of the base layer.
+        in_features, out_features: sizes of the base layer.
         ranks: adapter → rank.
         active_adapter: the adapter whose update is added to the output, if any.
-        merged: whether it is merged into the weight.
+        merged: whether an adapter is merged into the weight.
         called: whether the model has ever called the layer.
         trains: adapter → whether its logits require a gradient.
         devices: adapter → the device of its parameters.
@@ -76,9 +76,9 @@ def _status(name: str, layer: VBLoRALinear) -> LayerStatus:
 
 
 def num_trainable_parameters(model: nn.Module) -> tuple[int, int]:
-    """Return the number of trainable parameters, and of all parameters with adapters.
+    """Return the numbers of trainable parameters and of all parameters, adapters included.
 
-    Sharded and quantized parameters count as what they hold: a 4-bit weight has two numbers a byte.
+    A sharded parameter counts as a whole; a 4-bit weight counts two numbers per byte.
     """
     trained = total = 0
     for parameter in model.parameters():
@@ -95,8 +95,10 @@ def _count(parameter: nn.Parameter) -> int:
 
 
 def num_stored_parameters(model: nn.Module, adapter_name: str | None = None) -> int:
-    """Return the size of a packed adapter's bank, indices and weights in numbers of 4 bytes, as
-    the paper counts (Sec. 3.4), with heads and biases; rounded up.
+    """Return the size of an adapter's packed bank, indices, weights, heads and biases, in 4-byte
+    numbers.
+
+    The paper counts in this way (Sec. 3.4). The result is rounded up.
 
     Args:
         adapter_name: a trainable adapter; the active one if not given.
@@ -121,7 +123,7 @@ def num_stored_parameters(model: nn.Module, adapter_name: str | None = None) -> 
 
 
 def print_trainable_parameters(model: nn.Module) -> None:
-    """Print the number of trainable parameters, and how many of them a packed file stores."""
+    """Print the number of trainable parameters, and how many a packed file stores."""
     trained, total = num_trainable_parameters(model)
     line = f"trainable params: {trained:,} || all params: {total:,} || trainable%: "
     line += f"{100 * trained / max(total, 1):.4f}"

@@ -1,9 +1,9 @@
-"""How vectors are selected in training: the paper's Table 5, and functions of your own.
+"""Select vectors differently during training: the strategies of the paper's Table 5, or your own.
 
-A strategy gets the logits (N, h), k and the number of training passes so far, and returns indices
-(N, k') with weights (N, k'), or None with weights (N, h) over the whole bank. It acts in training
-mode; in evaluation, and in what is saved, selection is always the softmax of the k largest logits.
-The paper's Select-All is top-k with ``topk=num_vectors``.
+A strategy is a function. It gets the logits (N, h), k and the number of training passes so far, and
+returns indices (N, k') with weights (N, k'), or None with weights (N, h) over the whole bank. It is
+used in training mode only. In evaluation, and when an adapter is saved, selection is always the
+softmax of the k largest logits. The paper's Select-All is top-k with ``topk=num_vectors``.
 """
 
 from __future__ import annotations
@@ -24,11 +24,11 @@ Schedule = float | Callable[[int], float]
 
 @dataclass(frozen=True)
 class ScheduledTopK:
-    """The softmax of the k largest logits, with another k or temperature as training goes on.
+    """The softmax of the k largest logits, with a k or a temperature that changes during training.
 
     Attributes:
         topk: training pass → k; by default the config's k.
-        temperature: of the softmax; a number, or training pass → number.
+        temperature: the softmax temperature; a number, or training pass → number.
     """
 
     topk: Callable[[int], int] | None = None
@@ -43,10 +43,10 @@ class ScheduledTopK:
 
 @dataclass(frozen=True)
 class NoisyTopK:
-    """The softmax of the k largest of the logits plus normal noise.
+    """The softmax of the k largest logits after adding normal noise.
 
     Attributes:
-        std: the noise's standard deviation; a number, or training pass → number. Initial logits
+        std: standard deviation of the noise; a number, or training pass → number. Initial logits
             have a standard deviation of 0.1.
     """
 
@@ -61,16 +61,18 @@ class NoisyTopK:
 
 @dataclass(frozen=True)
 class GumbelSoftmax:
-    """Gumbel-softmax over the whole bank; straight-through: the k largest, with its gradient.
+    """Gumbel-softmax over the whole bank, or its straight-through variant.
 
-    The noise has a standard deviation of 1.28, initial logits one of 0.1. So at first, training
-    hardly uses the vectors that evaluation selects: in a bank of 104, the two largest logits have
-    2.6 % of the weight. With ``init_logits_std=3.0`` and ``lr_logits=0.1`` it trained on film
-    reviews; with 0.1 or 1.0 at either rate it hardly did (``python -m tests.examples.selection``).
+    The noise has a standard deviation of 1.28, and the initial logits have one of 0.1. So at first,
+    training hardly uses the vectors that evaluation selects: in a bank of 104 vectors, the two
+    largest logits have 2.6 % of the weight. On film reviews, training worked with
+    ``init_logits_std=3.0`` and ``lr_logits=0.1``. With ``init_logits_std`` of 0.1 or 1.0, it hardly
+    worked at either learning rate (``python -m tests.examples.selection``).
 
     Attributes:
         temperature: a number, or training pass → number. The paper's Table 5 has 1/3.
-        straight_through: compute with the k largest of the perturbed logits alone.
+        straight_through: use only the k largest perturbed logits in the forward pass, with the
+            gradient of the Gumbel-softmax.
     """
 
     temperature: Schedule = 1.0
@@ -89,9 +91,9 @@ class GumbelSoftmax:
 
 
 def selection_entropy(model: nn.Module, adapter_name: str | None = None) -> Tensor:
-    """Return the mean entropy of the rows' softmax over the bank, in nats, differentiable.
+    """Return the mean entropy of the sub-vectors' softmax over the bank, in nats, differentiably.
 
-    Added to a loss with a positive factor, it makes selections sharper.
+    Add it to the loss with a positive factor to make selections sharper.
 
     Raises:
         ModelError: there is no such adapter.
@@ -102,9 +104,9 @@ def selection_entropy(model: nn.Module, adapter_name: str | None = None) -> Tens
 
 
 def bank_usage(model: nn.Module, adapter_name: str | None = None) -> Tensor:
-    """Return each vector's share of the rows' softmax: (h,), its sum is 1, differentiable.
+    """Return each vector's share of the sub-vectors' softmax, differentiably: (h,), with the sum 1.
 
-    ``(usage * usage).sum() * h`` is 1 if all vectors are used alike, and h if only one is used.
+    ``(usage * usage).sum() * h`` is 1 if all vectors are used equally, and h if only one is used.
 
     Raises:
         ModelError: there is no such adapter.

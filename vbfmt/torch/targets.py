@@ -1,4 +1,4 @@
-"""Selection of the layers of a model that an adapter changes."""
+"""Select the layers of a model that an adapter changes."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from vbfmt.torch.config import ALL_LINEAR, VBLoRAConfig
 from vbfmt.torch.linear import VBLoRALinear, features_of, is_adaptable, returns_plainly
 from vbfmt.torch.wrapped import inner_of
 
-# Modules that PEFT trains whole for these tasks, whatever the config has (peft/peft_model.py).
+# Modules that PEFT fully trains for these tasks, whatever the config says (peft/peft_model.py).
 _HEADS = {
     "SEQ_CLS": ("classifier", "score"),
     "TOKEN_CLS": ("classifier", "score"),
@@ -28,16 +28,16 @@ _SHOWN = 3
 def find_targets(
     model: nn.Module, config: VBLoRAConfig, saved: Collection[str]
 ) -> dict[str, nn.Module]:
-    """Return the layers that the config names, by name, in the model's order.
+    """Return the layers that the config selects, by name, in the model's order.
 
     A layer that another adapter has wrapped counts as the layer inside.
 
     Args:
-        saved: full names of the modules that are trained whole, which are left out.
+        saved: full names of the fully trained modules, which are not adapted.
 
     Raises:
         ModelError: no module matches, or a named module is not a linear layer.
-        ConfigError: b does not divide a layer's features; the message says which b would do.
+        ConfigError: b does not divide a layer's features. The message suggests another b.
     """
     layers = dict(base_modules(model))
     targets = {
@@ -67,10 +67,10 @@ def find_targets(
 
 
 def unmatched(model: nn.Module, config: VBLoRAConfig, targets: Collection[str]) -> list[str]:
-    """Return a sentence for each list of the config that has entries without a match.
+    """Return a warning for each list in the config that has entries without a match.
 
-    As in PEFT, exclusions may match any module, but ranks only adapted ones. PEFT ignores names in
-    `target_modules` that match no module if others do.
+    As in PEFT, `exclude_modules` may match any module, but `rank_pattern` only adapted ones. PEFT
+    ignores names in `target_modules` that match no module if others do.
 
     Args:
         targets: the layers that are adapted.
@@ -99,8 +99,11 @@ def unmatched(model: nn.Module, config: VBLoRAConfig, targets: Collection[str]) 
 
 
 def left_out(model: nn.Module, config: VBLoRAConfig, targets: Mapping[str, nn.Module]) -> list[str]:
-    """Return a sentence if "all-linear" leaves out most of the weights: a mixture's experts,
-    stacked in three-dimensional parameters that are not linear layers."""
+    """Return a warning if "all-linear" leaves out most of the weights.
+
+    In some mixture-of-experts models, all experts of a layer are stacked in one three-dimensional
+    parameter, which is not a linear layer.
+    """
     if config.target_modules != ALL_LINEAR:
         return []
     adapted = sum(inner * outer for inner, outer in map(features_of, targets.values()))
@@ -127,8 +130,10 @@ def _fits_any(pattern: str, names: Collection[str], expression: bool) -> bool:
 
 
 def matches(name: str, pattern: str | Collection[str]) -> bool:
-    """Return whether a module name matches `pattern`: a regular expression for the whole name, or
-    names of which one equals the name or its last components.
+    """Return whether a module name matches `pattern`.
+
+    `pattern` is a regular expression for the full name, or a list of names. One of these must equal
+    the full name or its last components.
 
     Raises:
         ConfigError: `pattern` is not a regular expression, or takes too long.
@@ -139,8 +144,11 @@ def matches(name: str, pattern: str | Collection[str]) -> bool:
 
 
 def rank_of(name: str, config: VBLoRAConfig) -> int:
-    """Return the rank of a module: that of its full name in `rank_pattern`, else of the first
-    pattern that matches, else `r`."""
+    """Return the rank of a module.
+
+    It is that of the full name in `rank_pattern`, else of the first pattern that matches, else
+    `r`.
+    """
     if name in config.rank_pattern:
         return config.rank_pattern[name]
     for pattern, rank in config.rank_pattern.items():
@@ -150,10 +158,10 @@ def rank_of(name: str, config: VBLoRAConfig) -> int:
 
 
 def modules_to_save(model: nn.Module, config: VBLoRAConfig) -> list[str]:
-    """Return the full names of the modules to train whole: `modules_to_save` and the task's heads.
+    """Return the full names of the modules to train fully: `modules_to_save` and the task's heads.
 
     Raises:
-        ModelError: a name matches no module, or PEFT would train others whole too.
+        ModelError: a name matches no module, or PEFT would fully train other modules too.
     """
     names = [name for name, _ in base_modules(model) if name]
     wanted = config.modules_to_save
@@ -170,7 +178,7 @@ def modules_to_save(model: nn.Module, config: VBLoRAConfig) -> list[str]:
     others = [name for name in saved_by_peft(model, named) if name not in named]
     if others:
         raise ModelError(
-            "PEFT would train other modules whole too: it compares the ends of names",
+            "PEFT would also train other modules fully, because it compares the ends of names",
             part="modules_to_save",
             found=f"{', '.join(named[:_SHOWN])}, which also match {', '.join(others[:_SHOWN])}",
             advice="name those as well, or rename the module",
@@ -179,7 +187,7 @@ def modules_to_save(model: nn.Module, config: VBLoRAConfig) -> list[str]:
 
 
 def saved_by_peft(model: nn.Module, wanted: Collection[str]) -> list[str]:
-    """Return the full names of the modules that PEFT trains whole for these ``modules_to_save``.
+    """Return the full names of the modules that PEFT fully trains for these ``modules_to_save``.
 
     PEFT compares the ends of names, even within a component, and ignores names without a match
     (peft/utils/other.py, ``_set_trainable``).
@@ -189,12 +197,12 @@ def saved_by_peft(model: nn.Module, wanted: Collection[str]) -> list[str]:
 
 
 def _outermost(names: list[str]) -> list[str]:
-    """Return the names that are not inside another one."""
+    """Return the names of the modules that are not inside another one."""
     return [name for name in names if not any(name.startswith(f"{outer}.") for outer in names)]
 
 
 def base_modules(model: nn.Module) -> Iterator[tuple[str, nn.Module]]:
-    """Yield the model's modules, by their names without adapters and wrappers."""
+    """Yield the model's modules, with the names that they have without adapters and wrappers."""
     inside: tuple[str, ...] = ("vblora.",)
     for name, module in model.named_modules():
         if name == "vblora" or name.startswith(inside):
@@ -214,8 +222,10 @@ def _is_meant(name: str, layer: nn.Module, config: VBLoRAConfig) -> bool:
 
 
 def _is_in_block(name: str, config: VBLoRAConfig) -> bool:
-    """Return whether a layer is in one of the blocks in `layers_to_transform`, as in PEFT
-    (peft/tuners/tuners_utils.py, ``check_target_module_exists``)."""
+    """Return whether a layer is in one of the blocks in `layers_to_transform`.
+
+    This is decided as in PEFT (peft/tuners/tuners_utils.py, ``check_target_module_exists``).
+    """
     numbers = config.block_numbers
     if not numbers:
         return True
@@ -256,12 +266,12 @@ def _require_divisible(targets: dict[str, nn.Module], b: int) -> None:
     if few_are_odd:
         heads = list(dict.fromkeys(head for name in odd if (head := _head_of(name))))
         rest = [name for name in odd if not _head_of(name)]
-        ways = [f"train {few(heads)} whole (modules_to_save={heads[:_SHOWN]}, or by task_type)"]
+        ways = [f"train {few(heads)} fully (modules_to_save={heads[:_SHOWN]}, or task_type)"]
         ways = ways * bool(heads) + [f"leave out {few(rest)} (exclude_modules)"] * bool(rest)
         advice = (
             f"{' and '.join(ways)}: vector_length={most} divides the features "
-            f"of the other {len(sizes) - len(odd)} target modules, and for all of them only "
-            f"{all_of_them} would do"
+            f"of the other {len(sizes) - len(odd)} target modules; without that, use "
+            f"vector_length={all_of_them}"
         )
     raise ConfigError(
         "the vector length does not divide the layer's features",
@@ -272,7 +282,8 @@ def _require_divisible(targets: dict[str, nn.Module], b: int) -> None:
 
 
 def _head_of(name: str) -> str | None:
-    """Return the task's head, such as ``classifier``, that a module is or is part of."""
+    """Return the name of the task's head, such as ``classifier``, that contains a module or is
+    it."""
     parts = name.split(".")
     heads = {head for named in _HEADS.values() for head in named}
     at = next((at for at, part in enumerate(parts) if part in heads), None)

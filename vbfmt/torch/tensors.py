@@ -1,4 +1,4 @@
-"""Conversion of tensors between PyTorch and the format."""
+"""Convert tensors between PyTorch and the format."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ _DTYPES = {name: getattr(torch, torch_name) for torch_name, name in TORCH.items(
 
 
 def to_format(tensor: torch.Tensor) -> Tensor:
-    """Return a tensor of the format with the same dtype and values, in memory of its own.
+    """Copy a PyTorch tensor to a tensor of the format, with the same dtype and values.
 
     Raises:
         ContentError: the format has no such dtype.
@@ -26,7 +26,7 @@ def to_format(tensor: torch.Tensor) -> Tensor:
 
 
 def to_torch(tensor: Tensor) -> torch.Tensor:
-    """Return a PyTorch tensor with the same dtype and values, in memory of its own.
+    """Copy a tensor of the format to a PyTorch tensor, with the same dtype and values.
 
     Raises:
         ContentError: PyTorch has no such dtype.

@@ -1,4 +1,4 @@
-"""Composing with a gradient for every logit, so that training can look for better vectors."""
+"""Compose sub-vectors with a gradient for every logit, so that training can find better vectors."""
 
 from __future__ import annotations
 
@@ -26,11 +26,12 @@ def compose_with_all_gradients(bank: Tensor, indices: Tensor, blocks: Sequence[T
 
 
 class _ComposeWithAllGradients(torch.autograd.Function):
-    """u = Σ wᵢ α_i as `compose`, but logits that are not selected have a gradient, too.
+    """Return u = Σ wᵢ α_i as `compose` does, but give unselected logits a gradient too.
 
-    For a vector α_j that a row u does not select it is w₍ₖ₎ ⟨∂L/∂u, α_j − u⟩, with w₍ₖ₎ the row's
-    smallest weight: what it would be if α_j were the last of those selected, to first order. A
-    logit then rises as long as its vector would lower the loss, until it is selected.
+    For a vector α_j that a sub-vector u does not select, it is w₍ₖ₎ ⟨∂L/∂u, α_j − u⟩, where w₍ₖ₎ is
+    the smallest selected weight. To first order, this is the gradient if α_j were selected in place
+    of the vector with that weight. So a logit rises while its vector would lower the loss, until it
+    is selected.
     """
 
     @staticmethod
@@ -38,13 +39,13 @@ class _ComposeWithAllGradients(torch.autograd.Function):
         """Compose all rows (N, b), from bank (h, b), indices (N, k) and logits (n, h) each.
 
         Returns:
-            The rows, and the weights (N, k), which are not to be differentiated.
+            The rows, and the weights (N, k), which are not differentiable.
         """
         return mix(bank, indices, blocks)
 
     @staticmethod
     def setup_context(ctx: Any, inputs: tuple[Tensor, ...], output: tuple[Tensor, Tensor]) -> None:
-        """Keep what the gradients need."""
+        """Save the tensors that the backward pass needs."""
         bank, indices, *blocks = inputs
         rows, weights = output
         ctx.mark_non_differentiable(weights)

@@ -1,7 +1,7 @@
-"""Modules within wrappers, by their names without wrappers.
+"""Find modules inside wrappers by their plain names.
 
-``torch.compile`` and activation checkpointing may wrap some of a model's layers, before an adapter
-is put in or after. Adapters know every module by its plain name.
+``torch.compile`` and activation checkpointing may wrap some of a model's layers, before or after an
+adapter is added. Adapters refer to every module by its plain name, which has no wrappers in it.
 """
 
 from __future__ import annotations
@@ -12,7 +12,7 @@ from vbfmt._files.wrappers import WRAPPERS
 
 
 def real_name(root: nn.Module, name: str) -> str:
-    """Return the name of a module in the model with its wrappers.
+    """Return a module's name in the model, with its wrappers, from its plain name.
 
     Raises:
         AttributeError: there is no such module.
@@ -28,7 +28,7 @@ def real_name(root: nn.Module, name: str) -> str:
 
 
 def submodule(root: nn.Module, name: str) -> nn.Module:
-    """Return the module of a plain name, without wrappers around it.
+    """Return the module with a plain name, without the wrappers around it.
 
     Raises:
         AttributeError: there is none.
@@ -37,7 +37,7 @@ def submodule(root: nn.Module, name: str) -> nn.Module:
 
 
 def inner_of(module: nn.Module) -> str | None:
-    """Return the name under which a wrapper has its module; None for other modules."""
+    """Return the attribute in which a wrapper holds its module; None for other modules."""
     return next((name for name in module._modules if name in WRAPPERS), None)
 
 

@@ -311,7 +311,7 @@ def test_a_tensor_in_two_shards(sharded):
     tensors = {n: tensor_of(t.numpy().copy()) for n, t in tensors.items()}
     second.unlink()
     safetensors.write_tensors(second, tensors | {name: tensor_of(np.ones(3))})
-    refused(sharded, ["one tensor in two shards", name])
+    refused(sharded, ["one tensor is in two shards", name])
 
 
 def test_a_tensor_named_twice_in_the_index(sharded):

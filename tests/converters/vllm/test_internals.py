@@ -19,7 +19,7 @@ def test_tested_versions_are_accepted_silently(vllm, version, caplog):
 def test_another_version_is_a_warning(vllm, version, caplog):
     vllm.package.__version__ = version
     internals.require()
-    assert f"vbfmt was tested with vLLM 0.32.0 and 0.33.0, not with {version};" in caplog.text
+    assert f"vbfmt was tested with vLLM 0.32.0 and 0.33.0, but not with {version};" in caplog.text
 
 
 def broken(function):

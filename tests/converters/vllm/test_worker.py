@@ -244,7 +244,7 @@ def test_a_module_that_gets_lost_on_the_way_is_an_error(vllm, load, path, monkey
         return model
 
     monkeypatch.setattr(vllm.model, "from_lora_tensors", forgetful)
-    with pytest.raises(TargetError, match="has not loaded every module .*found 13 modules.*14"):
+    with pytest.raises(TargetError, match="did not load every module .*found 13 modules.*14"):
         load(lora_path(path))
 
 

@@ -20,8 +20,8 @@ def test_stretches_never_overlap_and_are_found_again(steps):
     taken: list[tuple[int, int]] = []
     for size, align, give in steps:
         if give and taken:
-            free.give(*taken.pop(len(taken) // 2))
-        start = free.take(size, align)
+            free.free(*taken.pop(len(taken) // 2))
+        start = free.allocate(size, align)
         if start is not None:
             assert start % align == 0
             assert all(start + size <= other or other + n <= start for other, n in taken)
@@ -29,17 +29,17 @@ def test_stretches_never_overlap_and_are_found_again(steps):
             taken.append((start, size))
         assert free.total == 64 - sum(n for _, n in taken)
     for each in taken:
-        free.give(*each)
-    assert free.take(64) == 0, "neighbours have become one stretch"
+        free.free(*each)
+    assert free.allocate(64) == 0, "neighbours have become one run"
 
 
 def test_pieces_are_all_that_is_free():
     free = FreeRuns(10)
-    taken = [free.take(2) for _ in range(5)]
-    free.give(taken[1], 2)
-    free.give(taken[3], 2)
-    assert free.take_pieces(3) == [(2, 2), (6, 1)]
-    assert free.take_pieces(3) == [(7, 1)]
+    taken = [free.allocate(2) for _ in range(5)]
+    free.free(taken[1], 2)
+    free.free(taken[3], 2)
+    assert free.allocate_pieces(3) == [(2, 2), (6, 1)]
+    assert free.allocate_pieces(3) == [(7, 1)]
 
 
 @given(st.lists(st.tuples(st.integers(1, 3 * PAGE), st.booleans()), max_size=30))
@@ -64,7 +64,7 @@ def test_banks_of_unlike_sizes_stay_where_they_are():
     arrays = [random.uniform(-1, 1, (5 + n, 4 + 3 * (n % 4))).astype("<f4") for n in range(12)]
     used = [banks.use(banks.key(array), array) for array in arrays]
     for bank in used[::3]:
-        assert banks.leave(bank)
+        assert banks.release(bank)
     more = random.uniform(-1, 1, (4, 5)).astype("<f4")
     again = banks.use(banks.key(more), more)
     assert again.start < used[-1].start, "it has the place of one that has left"

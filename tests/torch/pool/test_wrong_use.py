@@ -117,13 +117,13 @@ def test_a_nested_tensor_is_refused():
 def test_a_model_with_adapters_of_its_own():
     model = net()
     inject(model, config())
-    with pytest.raises(ModelError, match="eject it first"):
+    with pytest.raises(ModelError, match="eject that adapter first"):
         AdapterPool(model)
     eject(model)
     pool = AdapterPool(model)
     inject(model, config())
     for use in (lambda: pool.put("x", adapter(net, LAYERS, 1)), lambda: run(pool, [None], 1)):
-        with pytest.raises(ModelError, match="an adapter of its own beside the pool's"):
+        with pytest.raises(ModelError, match="an adapter was injected into the pool's model"):
             use()
 
 

@@ -1,4 +1,4 @@
-"""One copy of each vector bank on the device, however many adapters have it."""
+"""Keep one copy of each vector bank on the device, however many adapters use it."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ class Bank:
 
     Attributes:
         key: the digest of its content.
-        start: its first element in the memory, a multiple of b.
+        start: position of its first element in `Banks.memory`, a multiple of b.
         shape: (h, b).
         users: number of adapters that use it.
     """
@@ -47,12 +47,12 @@ class Bank:
 
 
 class Banks:
-    """All banks in one tensor, by their content.
+    """All banks, each once, in one tensor.
 
     Attributes:
-        memory: (elements,) float32; after it has grown it is another tensor, with the same
-            content at the same positions. Unused elements are finite, because rows of weight zero
-            refer to them.
+        memory: (elements,) float32. Growing replaces it by a larger tensor with the same content at
+            the same positions. Unused elements are finite, because rows with weight zero refer to
+            them.
     """
 
     def __init__(self, device: torch.device) -> None:
@@ -70,7 +70,7 @@ class Banks:
         return len(self._banks)
 
     def key(self, bank: NDArray[np.float32]) -> bytes:
-        """Return the digest of a bank's sizes and bits. No lock is needed.
+        """Return the digest of a bank's shape and bits. The caller need not hold the lock.
 
         Raises:
             ContentError: the bank is not finite.
@@ -78,11 +78,11 @@ class Banks:
         return self._keys.of(bank)
 
     def find(self, key: bytes) -> Bank | None:
-        """Return the bank with that digest, None if it is not on the device."""
+        """Return the bank with this digest, or None if it is not on the device."""
         return self._banks.get(key)
 
     def use(self, key: bytes, bank: NDArray[np.float32]) -> Bank:
-        """Return the bank on the device with one more user; copy it there if necessary."""
+        """Add a user of a bank, and copy the bank to the device if it is not there."""
         found = self._banks.get(key)
         if found is None:
             start = self._take(bank.size, bank.shape[1])
@@ -93,31 +93,31 @@ class Banks:
         found.users += 1
         return found
 
-    def leave(self, bank: Bank) -> bool:
-        """Remove a user, and return whether it was the last, so that the bank was freed."""
+    def release(self, bank: Bank) -> bool:
+        """Remove a user, and free the bank if it was the last. Return whether it was."""
         bank.users -= 1
         if bank.users:
             return False
         del self._banks[bank.key]
-        self._free.give(bank.start, bank.size)
+        self._free.free(bank.start, bank.size)
         return True
 
     def _take(self, size: int, align: int) -> int:
-        start = self._free.take(size, align)
+        start = self._free.allocate(size, align)
         if start is not None:
             return start
         old = self.memory
         more = max(size + align, old.numel() // _GROWTH)
         self.memory = _zeros(old.numel() + more, old.device)
         self.memory[: old.numel()].copy_(old)
-        self._free.give(old.numel(), more)
-        start = self._free.take(size, align)
+        self._free.free(old.numel(), more)
+        start = self._free.allocate(size, align)
         assert start is not None
         return start
 
 
 class _Keys:
-    """Digests of banks. The digest of an array that cannot be written to is computed only once."""
+    """Digests of banks. For a read-only array, the digest is computed only once."""
 
     def __init__(self) -> None:
         self._known: dict[int, tuple[weakref.ref[Any], bytes]] = {}

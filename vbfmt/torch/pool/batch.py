@@ -1,4 +1,4 @@
-"""Preparation of the tensors that layers read for the adapters of a batch."""
+"""Prepare the tensors that layers read for the adapters of a batch."""
 
 from __future__ import annotations
 
@@ -25,10 +25,10 @@ _LARGEST_INDEX = 2**31 - 1
 
 
 class Part(NamedTuple):
-    """The changes of a batch in one layer.
+    """What a batch's adapters change in one layer.
 
     Attributes:
-        rows: the rows of each group of samples; there is one group if the adapters are alike.
+        rows: the rows of each group of samples. Samples whose adapters share a frame are a group.
         own: the samples' own weights and biases.
     """
 
@@ -42,11 +42,11 @@ class Batch:
 
     Attributes:
         samples: number of samples.
-        copies: number of consecutive rows of the model's input for each sample (beams).
-        parts: the changes in each layer, by its index in the pool's list; None for no change.
-        positions: number of positions of all samples together, in the last input (samples,
-            positions, …, features); 0 if there was none. Compiled layers do not count them.
-        opener: the id of the frame that runs the batch.
+        copies: number of consecutive inputs per sample, as in beam search.
+        parts: the changes in each layer, by the layer's index in the pool; None for no change.
+        positions: total number of positions of all samples in the last input with the shape
+            (samples, positions, …, features); 0 if there was none. Compiled layers do not set it.
+        opener: the id of the frame that contains the batch's block.
         ended: whether its block has ended.
     """
 
@@ -58,19 +58,21 @@ class Batch:
     ended: bool = False
 
     def see(self, x: object) -> None:
-        """Take the number of positions from a layer's input: a later layer may see samples and
-        positions as one dimension."""
+        """Record the number of positions in a layer's input.
+
+        A later layer may get samples and positions as one dimension.
+        """
         if isinstance(x, Tensor) and x.dim() > 2 and not x.is_nested:
             mine = x.shape[0] in (self.samples, self.samples * self.copies)
             self.positions = x.shape[:-1].numel() if mine else 0
 
 
 class Staged(NamedTuple):
-    """The tensors of a batch, kept for the next one with the same adapters.
+    """The tensors of a batch, kept for a next batch with the same adapters.
 
     Attributes:
         residents: the adapters of its samples.
-        memory: all banks; the indices refer to it.
+        memory: `Banks.memory`, to which the indices refer.
         parts: as in `Batch`.
     """
 
@@ -80,10 +82,10 @@ class Staged(NamedTuple):
 
 
 class Staging:
-    """Gathers the rows of a batch's adapters, once for all layers.
+    """Gathers the rows of a batch's adapters, for all layers at once.
 
     Args:
-        modules: all modules that adapters may change, in the order of a batch's `parts`.
+        modules: all modules that adapters may change, in the order of `Batch.parts`.
         form: rank, k and vector length of every batch; None to use what its adapters need.
     """
 
@@ -104,9 +106,9 @@ class Staging:
         self._frames = OrderedDict()
         self._last: Staged | None = None
 
-    def know(self, layout: Layout) -> None:
-        """Register the modules of an adapter: if the form is fixed, a frame has those of all
-        adapters."""
+    def register(self, layout: Layout) -> None:
+        """Register the modules of an adapter. With a fixed form, every frame has all adapters'
+        modules."""
         new = {each.name: each for each in layout.modules if each.name not in self._known}
         if new and self._form is not None:
             with self._residents.lock:
@@ -114,22 +116,22 @@ class Staging:
                 self._frames.clear()
 
     def batch(self, residents: list[Resident | None], copies: int) -> Batch:
-        """Return the batch for these adapters, one for each sample. They must be pinned."""
+        """Return the batch for these adapters, one per sample. They must be pinned."""
         with self._residents.lock, torch.inference_mode(False), torch.no_grad():
             memory, last = self._residents.banks.memory, self._last
-            if last is None or not self._is_good(last, residents, memory):
+            if last is None or not self._can_reuse(last, residents, memory):
                 self._last = last = Staged(list(residents), memory, self._parts(residents))
             return Batch(len(residents), copies, last.parts)
 
-    def _is_good(
+    def _can_reuse(
         self, staged: Staged, residents: Sequence[Resident | None], memory: Tensor
     ) -> bool:
-        """Return whether the last batch's rows can be used for this one."""
+        """Return whether the last batch's tensors can be used for this batch."""
         same = staged.residents == residents and staged.memory is memory
-        return same and self._residents.same(residents)
+        return same and self._residents.are_resident(residents)
 
     def _bank(self, length: int) -> Tensor:
-        """Return the memory of all banks as vectors of that length."""
+        """Return the memory of all banks as vectors of this length."""
         memory = self._residents.banks.memory
         vectors = memory[: memory.numel() // length * length].view(-1, length)
         dynamo = sys.modules.get("torch._dynamo")
@@ -176,13 +178,13 @@ class Staging:
         if self._form is None:
             groups = grouped(layouts, self._device)
             return [(Frame(group, self._device), set(group)) for group in groups]
-        frame = Frame([], self._device, least=self._form, modules=self._known.values())
+        frame = Frame([], self._device, minimum=self._form, modules=self._known.values())
         return [(frame, set(layouts))]
 
     def _rows(
         self, frame: Frame, residents: Sequence[Resident | None], samples: Tensor | None
     ) -> dict[str, Rows]:
-        """Return the rows of every module for some samples, in the frame's form."""
+        """Return the rows of every module for these samples, in a frame's form."""
         self._require_indices_fit(frame)
         indices, weights = gathered(frame, residents, self._residents.pages, self._device)
         bank, cut = self._bank(frame.length), frame.cut(len(residents))

@@ -1,8 +1,8 @@
-"""One form for the rows of different adapters, so that a layer computes them together.
+"""Bring the rows of different adapters into one form, so that a layer can compute them together.
 
-Adapters of a batch may differ in ranks, k, b and adapted modules. In a frame they all have the
-largest rank and k and the smallest common vector length; what an adapter lacks has the weight zero.
-A vector of length b is b/g vectors of length g, one after another in the same memory.
+Adapters of a batch may differ in ranks, k, b and adapted modules. A frame has the largest rank and
+k among them, and g, the greatest common divisor of their vector lengths. A vector of length b is
+treated as b/g consecutive vectors of length g. Rows that an adapter lacks have weight zero.
 """
 
 from __future__ import annotations
@@ -29,11 +29,11 @@ _KEPT_CUTS = 4
 
 @dataclass(frozen=True)
 class Span:
-    """The position and number of a module's rows in a frame.
+    """The positions of one module's rows in a frame.
 
     Attributes:
-        rank: the module's rank in the frame; adapters may have a smaller one.
-        a_tiles, b_tiles: vectors of length g along in_features and out_features.
+        rank: the module's rank in the frame. Some adapters may have a smaller one.
+        a_tiles, b_tiles: number of vectors of length g along in_features and out_features.
         start: position of A's first row.
     """
 
@@ -44,26 +44,26 @@ class Span:
 
     @property
     def shape(self) -> tuple[int, int, int]:
-        """Rank, and the tiles of A and B."""
+        """(rank, a_tiles, b_tiles)."""
         return self.rank, self.a_tiles, self.b_tiles
 
     @property
     def middle(self) -> int:
-        """The position where A's rows end and B's begin."""
+        """Position of B's first row."""
         return self.start + self.rank * self.a_tiles
 
     @property
     def stop(self) -> int:
-        """The position where B's rows end."""
+        """Position after B's last row."""
         return self.middle + self.rank * self.b_tiles
 
 
 class Bags(NamedTuple):
-    """Offsets for `embedding_bag`: where each sum begins in a module's flat rows; all int32.
+    """Offsets for `embedding_bag`, int32: where each sum begins in a module's flattened rows.
 
     Attributes:
-        a, b: for sums over the k vectors of a row: multiples of k.
-        outputs: for sums over all vectors of one part of the output: multiples of rank · k.
+        a, b: for sums over the k vectors of one row of A or B: multiples of k.
+        outputs: for sums over all vectors of one tile of the output: multiples of rank · k.
     """
 
     a: Tensor
@@ -72,13 +72,13 @@ class Bags(NamedTuple):
 
 
 class Cut(NamedTuple):
-    """How the rows of a number of samples are reordered, and split by module.
+    """How to reorder the rows of several samples and split them by module.
 
     Attributes:
-        order: the permutation, (samples · n,) int64. The rows come sample by sample; afterwards,
-            A's rows of one module for all samples are together, then B's, then the next module's.
-        sizes: number of elements that A's and B's flat rows have, module by module.
-        bags: module name → its offsets.
+        order: the permutation, (samples · n,) int64. Before it, rows are ordered by sample. After
+            it, they are ordered by module, then by factor (A, B), then by sample.
+        sizes: number of elements of A's and of B's rows, module by module.
+        bags: offsets of each module, by name.
     """
 
     order: Tensor
@@ -87,16 +87,16 @@ class Cut(NamedTuple):
 
 
 class Frame:
-    """The common form of some layouts.
+    """The common form of several layouts.
 
     A's rows are ordered by component, then by tile. B's are ordered by tile, then by component, so
-    that rows that are summed for one part of the output are consecutive.
+    that the rows that are summed for one tile of the output are consecutive.
 
     Attributes:
-        length: g, the length of a vector.
+        length: g, the vector length.
         k: number of vectors that a row selects.
-        spans: module name → its rows.
-        rows: number of all rows, n.
+        spans: positions of each module's rows, by name.
+        rows: n, the number of rows.
     """
 
     def __init__(
@@ -104,18 +104,18 @@ class Frame:
         layouts: Iterable[Layout],
         device: torch.device,
         *,
-        least: Sequence[int] = (0, 0, 0),
+        minimum: Sequence[int] = (0, 0, 0),
         modules: Iterable[Module] = (),
     ) -> None:
         """Create the frame of `layouts`.
 
         Args:
             device: device of the adapters.
-            least: minimum rank, minimum k, and a multiple of the vector length (0: any).
-            modules: other modules that the frame must have.
+            minimum: smallest rank, smallest k, and a number that g must divide (0 for any).
+            modules: modules that the frame must have besides those of `layouts`.
         """
         layouts = list(layouts)
-        rank, k, length = least
+        rank, k, length = minimum
         self.k = max([k, *(layout.k for layout in layouts)])
         self.length = gcd(length, *(layout.b for layout in layouts))
         ranks: dict[str, int] = {}
@@ -135,20 +135,22 @@ class Frame:
 
     @property
     def cost(self) -> int:
-        """Number of vectors that are added up for one sample."""
+        """Number of vectors that are summed for one sample."""
         return self.rows * self.k
 
     def maps(self, layouts: Sequence[Layout]) -> tuple[Tensor, Tensor]:
-        """Return where the rows of the frame come from, for each layout and, last, for no adapter.
+        """Return where the frame's rows come from, for each layout and, last, for no adapter.
 
-        The first tensor, (layouts + 1, n) int64, holds the adapter's row for every row of the
-        frame, −1 if there is none. The second, int32, holds which part of that row's vectors it
-        is."""
+        Returns:
+            (layouts + 1, n) int64, the adapter's row for each row of the frame, or −1; and (layouts
+                + 1, n) int32, the number of the piece of length g that the frame's row takes of the
+                adapter's vectors.
+        """
         found = [self._map(layout) for layout in (*layouts, None)]
         return torch.stack([rows for rows, _ in found]), torch.stack([part for _, part in found])
 
     def cut(self, samples: int) -> Cut:
-        """Return how the rows of `samples` samples are cut."""
+        """Return how to reorder and split the rows of `samples` samples."""
         if samples not in self._cuts:
             self._cuts[samples] = self._new_cut(samples)
             if len(self._cuts) > _KEPT_CUTS:
@@ -191,10 +193,11 @@ class Frame:
 
 
 def grouped(layouts: Iterable[Layout], device: torch.device) -> list[list[Layout]]:
-    """Return groups of layouts that share a frame: all if that costs little, else by b, or single.
+    """Divide layouts into groups; each group gets one frame.
 
-    Without groups, one adapter of a large rank or a small b would make every sample of its batch as
-    costly.
+    All layouts share a frame if that costs little. Otherwise those with the same b share one, or
+    each has its own. Without groups, one adapter with a large rank or a small b would make every
+    sample of its batch as costly.
     """
     different = sorted(set(layouts), key=lambda layout: (layout.b, id(layout)))
     if _fits(different, device):

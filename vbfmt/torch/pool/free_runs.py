@@ -1,4 +1,4 @@
-"""Allocation of stretches of a memory."""
+"""Allocate runs of consecutive units of memory."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ from bisect import bisect_left
 
 
 class FreeRuns:
-    """Free stretches of a memory that consists of equal units, first fit.
+    """The free runs of a memory that consists of equal units. Allocation is first-fit.
 
     Attributes:
         total: number of free units.
@@ -16,35 +16,39 @@ class FreeRuns:
         self._starts: list[int] = []
         self._sizes: list[int] = []
         self.total = 0
-        self.give(0, size)
+        self.free(0, size)
 
-    def take(self, size: int, align: int = 1) -> int | None:
-        """Take one stretch and return its start, a multiple of `align`; None if there is none."""
+    def allocate(self, size: int, align: int = 1) -> int | None:
+        """Allocate a run of `size` units.
+
+        Returns:
+            its start, a multiple of `align`; None if there is no such free run.
+        """
         if size > self.total:
             return None
         for at, (start, free) in enumerate(zip(self._starts, self._sizes, strict=True)):
             first = -(-start // align) * align
             if first + size <= start + free:
                 self._remove(at)
-                self.give(start, first - start)
-                self.give(first + size, start + free - first - size)
+                self.free(start, first - start)
+                self.free(first + size, start + free - first - size)
                 return first
         return None
 
-    def take_pieces(self, size: int) -> list[tuple[int, int]]:
-        """Take up to `size` units in any stretches: (start, units) of each."""
+    def allocate_pieces(self, size: int) -> list[tuple[int, int]]:
+        """Allocate up to `size` units in any runs. Return the start and length of each run."""
         pieces = []
         while size and self._starts:
             start, free = self._starts[0], self._sizes[0]
             self._remove(0)
             taken = min(size, free)
-            self.give(start + taken, free - taken)
+            self.free(start + taken, free - taken)
             pieces.append((start, taken))
             size -= taken
         return pieces
 
-    def give(self, start: int, size: int) -> None:
-        """Free a stretch, and join it with its free neighbours."""
+    def free(self, start: int, size: int) -> None:
+        """Free a run, and join it with its free neighbours."""
         if not size:
             return
         at = bisect_left(self._starts, start)

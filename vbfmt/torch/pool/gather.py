@@ -1,7 +1,7 @@
-"""The rows of a batch's adapters, gathered out of the pool's memory in a frame's form.
+"""Gather the rows of a batch's adapters from the pool's memory, in a frame's form.
 
 The number of tensor operations does not depend on the numbers of samples, adapters and modules. All
-numbers are copied to the device in one transfer, because a GPU would wait for each.
+positions are copied to the device in one transfer, because a GPU would wait for each transfer.
 """
 
 from __future__ import annotations
@@ -22,7 +22,8 @@ from vbfmt.torch.pool.residents import Resident
 def gathered(
     frame: Frame, residents: Sequence[Resident | None], pages: Pages, device: torch.device
 ) -> tuple[Tensor, Tensor]:
-    """Return indices (int32) and weights (float32) of all samples, flat, in the frame's order.
+    """Return the indices (int32) and weights (float32) of all samples, flattened, in the frame's
+    order.
 
     Args:
         residents: the adapter of each sample, not all None.
@@ -44,7 +45,7 @@ def gathered(
 
 
 def to_device(device: torch.device, *lists: Sequence[int]) -> list[Tensor]:
-    """Copy whole numbers to a device, (n,) int64 each, in one asynchronous transfer."""
+    """Copy lists of integers to a device in one asynchronous transfer, as (n,) int64 each."""
     numbers: NDArray[np.int64] = np.concatenate([np.asarray(each, np.int64) for each in lists])
     tensor = torch.from_numpy(numbers)
     if device.type == "cuda":
@@ -66,7 +67,7 @@ def _by_layout(residents: Sequence[Resident | None]) -> Members:
 
 
 def _starts(members: Members, residents: Sequence[Resident | None]) -> list[int]:
-    """Return where the rows of each sample's adapter begin in the table."""
+    """Return where the rows of each sample's adapter begin in the result of `_table`."""
     starts: dict[Resident | None, int] = {None: 0}
     start = 0
     for layout, same in members.items():
@@ -77,19 +78,22 @@ def _starts(members: Members, residents: Sequence[Resident | None]) -> list[int]
 
 
 def _firsts(members: Members, frame: Frame) -> list[int]:
-    """Return the first vector of each adapter's bank."""
+    """Return the position of the first vector of each adapter's bank, in vectors of length g."""
     return [each.bank.start // frame.length for same in members.values() for each in same]
 
 
 def _kinds(members: Members, residents: Sequence[Resident | None]) -> list[int]:
-    """Return the frame's map of each sample. A sample without adapter has the last map."""
+    """Return the index of each sample's layout. Samples without an adapter have the last index."""
     kinds = {layout: kind for kind, layout in enumerate(members)}
     return [len(members) if each is None else kinds[each.layout] for each in residents]
 
 
 def _table(members: Members, firsts: Tensor, frame: Frame, pages: Pages) -> tuple[Tensor, Tensor]:
-    """Return all rows of these adapters and, last, one of weight zero: indices into the memory of
-    all banks, and weights, (rows, k) each."""
+    """Return all rows of these adapters and, last, one row with weight zero.
+
+    Returns:
+        indices into the memory of all banks, and weights, (rows, k) each.
+    """
     indices, weights, known = [], [], 0
     for layout, same in members.items():
         views = [view for each in same for view in pages.read(each.runs, layout.nbytes)]

@@ -1,4 +1,4 @@
-"""Preparation of an adapter for memory: the check of the model, its bytes and its bank."""
+"""Check an adapter against the model, and prepare it for the pool's memory."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ from vbfmt.torch.pool.residents import Prepared
 
 
 class Intake:
-    """Prepares adapters for a pool. No lock is needed.
+    """Prepares adapters for a pool. The caller need not hold the lock.
 
     Args:
         modules: all modules of the model, by name.
@@ -48,8 +48,8 @@ class Intake:
         Raises:
             ModelError: the adapter belongs to another model, or has a tensor that cannot differ
                 within a batch.
-            ConfigError: the adapter is larger than the form.
-            ContentError: unchecked values (``verify=False``) break a rule.
+            ConfigError: the adapter does not fit the form.
+            ContentError: values of an adapter that was loaded with ``verify=False`` break a rule.
         """
         layout = self._layout(adapter)
         self._require_form(layout)
@@ -58,7 +58,8 @@ class Intake:
         return Prepared(layout, pack(adapter), bank, adapter.bank, own)
 
     def _layout(self, adapter: Adapter) -> Layout:
-        """Return the shared object of the adapter's layout, checked once against the model."""
+        """Return the adapter's layout, one object per layout. Check a new layout against the
+        model."""
         fresh = Layout.of(adapter)
         known = self._layouts.get(fresh.key)
         if known is not None:
@@ -66,7 +67,7 @@ class Intake:
         for name, layer in matching_layers(self._model, adapter).items():
             if cast(Tensor, layer.weight).device != self._device:
                 raise ModelError(
-                    "a layer on another device than the pool's",
+                    "a layer is not on the pool's device",
                     part=name,
                     found=cast(Tensor, layer.weight).device,
                     expected=self._device,
@@ -83,5 +84,5 @@ class Intake:
                 "the adapter is larger than the pool's form",
                 found=f"rank {largest}, k {layout.k}, b {layout.b}",
                 expected=f"rank ≤ {rank}, k ≤ {k}, b a multiple of {length}",
-                advice="make the pool with another form, or with none",
+                advice="create the pool with another form, or without one",
             )

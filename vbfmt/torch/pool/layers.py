@@ -1,4 +1,4 @@
-"""Forward hooks that add the changes of a batch to the outputs of layers."""
+"""Forward hooks that add a batch's changes to the outputs of layers."""
 
 from __future__ import annotations
 
@@ -15,25 +15,26 @@ from vbfmt.torch.pool.running import running
 from vbfmt.torch.pool.update import low_rank_update
 
 NO_POOL = 0
-"""A key that no pool has."""
+"""The key of a hook that belongs to no pool."""
 
 _ROUTED = re.compile(r"(?:^|\.)experts\.")
-"""Matches names of layers that see the positions that a router chose, in the router's order."""
+"""Matches names of experts: their inputs are the positions that a router has chosen, in any
+order."""
 
 
 class LayerHook:
     """A forward hook that adds the running batch's change to a layer's output.
 
-    All layers that may ever be changed get a hook at the beginning, because code compiled by
-    `torch.compile` does not see later ones.
+    All layers that may ever be changed get a hook when the pool is created, because code that
+    `torch.compile` has compiled does not see later hooks.
 
     Attributes:
         pool: key of the pool.
         name: name of the layer, for messages.
         index: index of the layer in a batch's `parts`.
-        called: indices of the layers that batches have called, of all hooks of a pool.
-        routed: whether it is an expert, whose input has as many rows as there are samples only by
-            chance.
+        called: indices of the layers that batches have called, shared by all hooks of a pool.
+        routed: whether the layer is an expert. Its input may have one row per sample by chance, but
+            the rows are not the samples.
     """
 
     def __init__(self, pool: int, name: str, index: int, called: set[int]) -> None:
@@ -46,7 +47,7 @@ class LayerHook:
     def __call__(
         self, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], output: Any
     ) -> Any:
-        """Return the output with the batch's change; None for no change."""
+        """Return the output with the batch's change, or None for no change."""
         batch = running.batches.get(self.pool)
         if batch is None or batch.ended:
             return None
@@ -64,7 +65,8 @@ class LayerHook:
         tensors = isinstance(x, Tensor) and isinstance(output, Tensor)
         if not tensors or x.is_nested or x.dim() < 2 or x.shape[:-1] != output.shape[:-1]:
             raise ModelError(
-                "a layer that does not map samples to samples cannot have an adapter for each",
+                "samples cannot have different adapters in a layer that does not map samples to "
+                "samples",
                 part=self.name,
                 found=tuple(x.shape) if tensors and not x.is_nested else type(x).__name__,
                 expected="(samples, …, in_features)",
@@ -74,15 +76,15 @@ class LayerHook:
             if batch.samples == 1 and batch.positions:
                 return  # whichever they are, they are of this sample
             raise ModelError(
-                "an expert, which sees the positions that a router chose, cannot have an adapter "
-                "for each sample",
+                "samples cannot have different adapters in an expert, which gets the positions "
+                "that a router has chosen",
                 part=self.name,
                 advice="run batches of one sample, or load such adapters with load_packed",
             )
         rows = (batch.samples, batch.samples * batch.copies)
         if x.shape[0] not in rows and not (flat and x.shape[0] == batch.positions):
             raise ModelError(
-                "the batch has another number of samples than adapter names",
+                "the numbers of samples and of adapter names differ",
                 part=self.name,
                 found=f"{x.shape[0]} rows at this layer",
                 expected=batch.samples * batch.copies,
@@ -90,7 +92,7 @@ class LayerHook:
             )
 
     def __deepcopy__(self, memo: dict[int, Any]) -> LayerHook:
-        """Return a hook without a pool, because a copy of the model does not belong to it."""
+        """Return a hook without a pool, because a copy of the model does not belong to the pool."""
         return LayerHook(NO_POOL, self.name, self.index, set())
 
     def __reduce__(self) -> tuple[Any, ...]:
@@ -102,8 +104,10 @@ def _without_pool(name: str, index: int) -> LayerHook:
 
 
 def _changed(batch: Batch, part: Part, module: nn.Module, x: Tensor, output: Tensor) -> Tensor:
-    """Return the output with the batch's change. A sample's copies and positions are one
-    dimension."""
+    """Return the output with the batch's change.
+
+    For the computation, a sample's copies and positions become one dimension.
+    """
     positions = output.shape[:-1].numel() // batch.samples
     inputs = x.reshape(batch.samples, positions, x.shape[-1])
     result = output.reshape(batch.samples, positions, output.shape[-1])

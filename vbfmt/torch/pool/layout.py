@@ -1,4 +1,4 @@
-"""The rows of an adapter as bytes, and the layout of these bytes."""
+"""Store the rows of an adapter as bytes."""
 
 from __future__ import annotations
 
@@ -16,13 +16,13 @@ from vbfmt.module import Module
 
 @dataclass(frozen=True, eq=False)
 class Layout:
-    """The layout of an adapter's bytes. Adapters with equal layouts share one object.
+    """The layout of an adapter's rows as bytes. Adapters with equal layouts share one object.
 
     Attributes:
         modules: the adapted modules, in the order of their rows.
-        b: length of a vector.
+        b: vector length.
         k: number of vectors that a row selects.
-        index_size: bytes of an index.
+        index_size: number of bytes of an index.
         N: number of rows.
     """
 
@@ -48,8 +48,14 @@ class Layout:
         return self.N * (4 * (self.k - 1) + self.index_size * self.k)
 
     def unpack(self, data: Tensor) -> tuple[Tensor, Tensor]:
-        """Return indices (n, N, k) int32 and all k weights (n, N, k) float32 from the bytes (n,
-        nbytes) of n adapters."""
+        """Return the indices and weights in the bytes of n adapters.
+
+        Args:
+            data: (n, nbytes) uint8.
+
+        Returns:
+            indices (n, N, k) int32, and all k weights (n, N, k) float32.
+        """
         n, middle = len(data), 4 * self.N * (self.k - 1)
         stored = data[:, :middle].reshape(-1).view(torch.float32).view(n, self.N, self.k - 1)
         # w₀ = 1 − Σ wᵢ in float64, as the format requires; MPS has no float64.
@@ -65,18 +71,18 @@ class Layout:
 
 
 def pack(adapter: Adapter) -> Tensor:
-    """Return the bytes of an adapter's rows, (nbytes,) uint8: stored weights, then indices.
+    """Return an adapter's rows as bytes, (nbytes,) uint8: the stored weights, then the indices.
 
     Raises:
-        ContentError: an index beyond the bank or a weight that is not finite (an adapter that was
-            loaded with ``verify=False`` may have them).
+        ContentError: an index is outside the bank, or a weight is not finite. Only an adapter that
+            was loaded with ``verify=False`` can have these.
     """
     if adapter.N and int(adapter.indices.max()) >= adapter.h:
         raise ContentError(
-            "an index beyond the bank", part="indices", expected=f"below {adapter.h}"
+            "an index is outside the bank", part="indices", expected=f"below {adapter.h}"
         )
     if not np.isfinite(adapter.weights).all():
-        raise ContentError("a weight that is not finite", part="weights")
+        raise ContentError("a weight is not finite", part="weights")
     pieces = [_bytes(adapter.weights, "<f4"), _bytes(adapter.indices, f"<u{_size(adapter)}")]
     return torch.from_numpy(np.concatenate(pieces))
 

@@ -1,4 +1,4 @@
-"""An adapter's own biases and heads, used only for samples with that adapter."""
+"""Apply an adapter's own biases and heads, only to samples with that adapter."""
 
 from __future__ import annotations
 
@@ -16,13 +16,14 @@ from vbfmt.torch.tensors import cast_like, to_torch
 
 
 class Own(NamedTuple):
-    """The own tensors of a batch's samples in one module.
+    """The samples' own weights and biases in one module.
 
     Attributes:
-        samples: positions of the samples with a weight of their own, (M,) int64; None if none has.
+        samples: positions of the samples whose adapter has its own weight, (M,) int64; None if no
+            adapter has one.
         weights: these weights, (M, in_features, out_features).
         bias: what to add to the base's bias, (R, out_features) float32 for R samples; None if no
-            sample has a bias of its own.
+            adapter has its own bias.
     """
 
     samples: Tensor | None
@@ -35,8 +36,8 @@ class OwnTensors:
     """One adapter's own tensors, on the device.
 
     Attributes:
-        weights: module name → (in_features, out_features), in the base's dtype.
-        biases: module name → (out_features,) float32.
+        weights: module name → weight (in_features, out_features), in the base's dtype.
+        biases: module name → bias (out_features,) float32.
     """
 
     weights: dict[str, Tensor] = field(default_factory=dict)
@@ -50,15 +51,17 @@ class OwnTensors:
 
 
 def may_differ_by_sample(module: nn.Module) -> bool:
-    """Return whether a module's tensors may differ between samples: it is a linear layer, or a
-    LayerNorm, whose bias is added last."""
+    """Return whether a module's tensors may differ between samples.
+
+    The module must be a linear layer, or a LayerNorm, whose bias is added last.
+    """
     if isinstance(module, nn.LayerNorm):
         return type(module).forward is nn.LayerNorm.forward
     return is_adaptable(module)
 
 
 def own_tensors(adapter: Adapter, modules: Mapping[str, nn.Module]) -> OwnTensors:
-    """Return the other tensors of an adapter, on the device of the model.
+    """Return an adapter's own biases and heads, on the device of the model.
 
     Raises:
         ModelError: the model has no such tensor, or it cannot differ between the samples of a
@@ -97,7 +100,7 @@ def own_tensors(adapter: Adapter, modules: Mapping[str, nn.Module]) -> OwnTensor
 def staged(
     name: str, module: nn.Module, owners: Sequence[OwnTensors | None], device: torch.device
 ) -> Own | None:
-    """Return the own tensors of a batch's samples in a module; None if there are none."""
+    """Return the samples' own weights and biases in a module, or None if there are none."""
     with_weight = [at for at, own in enumerate(owners) if own and name in own.weights]
     biases = [own.biases.get(name) if own else None for own in owners]
     if not with_weight and all(bias is None for bias in biases):
@@ -124,7 +127,8 @@ def with_own_weights(x: Tensor, own: Own, base_bias: Tensor | None, result: Tens
 
 
 def with_own_biases(own: Own, result: Tensor) -> Tensor:
-    """Return the result, (R, T, out_features), with each sample's own bias, not the base's."""
+    """Return the result, (R, T, out_features), with each sample's own bias instead of the
+    base's."""
     if own.bias is None:
         return result
     return (result + own.bias[:, None]).to(result.dtype)

@@ -1,4 +1,4 @@
-"""The device's memory for the rows of adapters, in pages. It grows without being copied."""
+"""Keep the rows of adapters in pages of device memory, which grows without copying."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ class Run(NamedTuple):
 
 
 class Pages:
-    """Memory in pages, shared by adapters of any size. It is never moved."""
+    """Memory in pages for adapters of any size. Its content never moves."""
 
     def __init__(self, device: torch.device) -> None:
         self._device = device
@@ -43,8 +43,9 @@ class Pages:
 
         Args:
             data: (n,) uint8 on the CPU.
-            room: number of bytes by which it may grow to keep the pages together. If that is not
-                enough, free pages anywhere are used, and it grows by what is missing.
+            room: number of bytes by which the memory may grow to keep the pages together. If that
+                is not enough, free pages are used wherever they are, and the memory grows by the
+                number of missing pages.
         """
         runs = self._take(count(len(data)), room)
         at = 0
@@ -55,7 +56,7 @@ class Pages:
         return runs
 
     def read(self, runs: Sequence[Run], size: int) -> list[Tensor]:
-        """Return the first `size` bytes of these runs as views, (n,) uint8 each."""
+        """Return the first `size` bytes of these runs, as views: (n,) uint8 each."""
         views = []
         for run in runs:
             length = min(size, run.size * PAGE)
@@ -66,30 +67,30 @@ class Pages:
     def free(self, runs: Sequence[Run]) -> None:
         """Free pages."""
         for run in runs:
-            self._free[run.chunk].give(run.start, run.size)
+            self._free[run.chunk].free(run.start, run.size)
 
     def _take(self, pages: int, room: int) -> list[Run]:
         for chunk, free in enumerate(self._free):
-            start = free.take(pages)
+            start = free.allocate(pages)
             if start is not None:
                 return [Run(chunk, start, pages)]
         missing = pages - sum(free.total for free in self._free)
         if missing > 0 and room >= pages * PAGE:
             size = min(self._next_chunk(), room // PAGE)
             chunk = self._grow(max(1, size // pages) * pages)
-            return [Run(chunk, cast(int, self._free[chunk].take(pages)), pages)]
+            return [Run(chunk, cast(int, self._free[chunk].allocate(pages)), pages)]
         return self._take_pieces(pages)
 
     def _take_pieces(self, pages: int) -> list[Run]:
-        """Take free pages anywhere, and grow only by the number that is missing."""
+        """Allocate free pages wherever they are, and grow only by the number of missing pages."""
         runs: list[Run] = []
         for chunk, free in enumerate(self._free):
-            pieces = free.take_pieces(pages)
+            pieces = free.allocate_pieces(pages)
             runs += [Run(chunk, *piece) for piece in pieces]
             pages -= sum(size for _, size in pieces)
         if pages:
             chunk = self._grow(pages)
-            runs.append(Run(chunk, cast(int, self._free[chunk].take(pages)), pages))
+            runs.append(Run(chunk, cast(int, self._free[chunk].allocate(pages)), pages))
         return runs
 
     def _next_chunk(self) -> int:
@@ -105,5 +106,5 @@ class Pages:
 
 
 def count(size: int) -> int:
-    """Return the number of pages for `size` bytes."""
+    """Return the number of pages that `size` bytes need."""
     return -(-size // PAGE)

@@ -1,4 +1,4 @@
-"""`AdapterPool`: thousands of packed adapters beside one model, mixed in its batches."""
+"""`AdapterPool`: serve thousands of packed adapters with one model, mixed in a batch."""
 
 from __future__ import annotations
 
@@ -42,7 +42,7 @@ _keys = itertools.count(1)
 
 
 class AdapterPool:
-    """Packed adapters that a model serves together: every sample of a batch names its own.
+    """Packed adapters that one model serves together. Each sample of a batch has its own adapter.
 
     >>> pool = AdapterPool(model, limit=10 * 2**30)
     >>> pool.put("ada", "ada.vblora")
@@ -51,31 +51,31 @@ class AdapterPool:
     ...     logits = model(**three_samples).logits
     >>> pool.generate(**three_samples, adapter_names=["ada", None, "bob"])
 
-    On the device are the adapters' rows as they are packed, one copy of each bank, and the
-    adapters' own biases and heads. Factors are composed while a layer computes, and not kept.
-    Adapters come and go while the model runs, also from other threads. A model that runs without
-    `forward` or `generate` is the base alone.
+    The device holds the adapters' packed indices and weights, one copy of each bank, and the
+    adapters' own biases and heads. Factors are composed while a layer computes, and are not kept.
+    Any thread may add and remove adapters while the model runs. Outside `forward` and `generate`,
+    the model runs as the base alone.
 
-    Adapters may differ in rank, k, bank, and in the layers that they change; they are computed
-    together where that costs little. Every layer must see the samples as its input's first
-    dimension, or all positions of all samples in one; routed experts are refused in batches of
-    several samples.
+    Adapters may differ in rank, k, bank and adapted layers; they are computed together where that
+    costs little. The first dimension of every adapted layer's input must be the samples, or all
+    positions of all samples. Routed experts raise an error in batches of several samples.
 
-    The model only gets hooks; its state dict and names do not change. For `torch.compile` give
-    `form`; what was compiled before the pool was made is compiled again. On a GPU, use the pool
-    from the stream that it was made in.
+    The pool only adds hooks to the model; its state dict and names do not change. For
+    `torch.compile`, set `form`. Models compiled before the pool is created are compiled again. On a
+    GPU, use the pool only in the stream in which it was created.
 
     Args:
-        model: any that `inject` takes, without adapters, on its device.
-        limit: bytes that adapters and banks may use on the device. When a new one does not fit,
-            the least recently used leave, but none that a running batch uses. What is allocated
-            may be more by about 1/8, as memory grows in steps. None: no limit.
-        source: called with a name that is not in the pool, to get the adapter or the path of its
-            packed file. Without it such a name is refused.
-        form: rank, k and vector length (that divides every adapter's b) of every batch. With it a
-            compiled model is not compiled again when adapters of other sizes come; every batch
-            takes the time of these sizes, and larger adapters are refused. None: what a batch's
-            own adapters need.
+        model: a model without adapters that `inject` would accept, already on its device.
+        limit: bytes that adapters and banks may use on the device; None for no limit. If a new
+            adapter does not fit, the least recently used ones are evicted, except those that a
+            running batch uses. Up to about 1/8 more may be allocated, because memory grows in
+            steps.
+        source: a function from the name of an adapter that is not in the pool to the adapter or the
+            path of its packed file. Without `source`, such a name raises an error.
+        form: rank, k and vector length of every batch; the vector length must divide every
+            adapter's b. With `form`, a compiled model is not compiled again for adapters of other
+            sizes. But every batch takes the time of these sizes, and larger adapters are refused.
+            None for the sizes that a batch's adapters need.
 
     Warns:
         VbfmtWarning: the model did not call a layer that an adapter of a batch changes.
@@ -127,7 +127,7 @@ class AdapterPool:
 
     @property
     def names(self) -> list[str]:
-        """The adapters in the pool, the least recently used first."""
+        """Names of the adapters in the pool, the least recently used first."""
         return self._residents.names
 
     def __contains__(self, name: object) -> bool:
@@ -148,26 +148,30 @@ class AdapterPool:
 
     @property
     def evicted(self) -> int:
-        """Number of adapters that were evicted until now."""
+        """Number of adapters that have been evicted."""
         return self._residents.evicted
 
     def put(self, name: str, source: Adapter | PathLike, *, digest: str | None = None) -> None:
-        """Put a packed adapter into the pool. One of that name is replaced; running batches keep it
-        until they end.
+        """Add a packed adapter to the pool.
+
+        An adapter with the same name is replaced. Running batches use the old one until they end.
 
         Args:
-            name: what batches call it: any text but ``__base__``.
+            name: the name for batches: any non-empty string except ``__base__``.
             source: an adapter, or the path of its packed file.
-            digest: refuse a file of any other digest.
+            digest: the digest that the file must have; None for any.
 
         Raises:
-            ModelError: it belongs to another model; it has a tensor that cannot differ between the
-                samples of a batch; or it does not fit beside what running batches use.
-            ConfigError: not a name, or the adapter is larger than `form`.
+            ModelError: the adapter belongs to another model; it has a tensor that cannot differ
+                between the samples of a batch; or it does not fit beside the adapters of running
+                batches.
+            ConfigError: `name` is not a name, or the adapter does not fit `form`.
             VbfmtError: the file is damaged or cannot be read.
         """
         if not isinstance(name, str) or name in ("", BASE):
-            raise ConfigError("not a name for an adapter", found=repr(name), expected="a text")
+            raise ConfigError(
+                "not a name for an adapter", found=repr(name), expected="a non-empty string"
+            )
         self._require_usable()
         if isinstance(source, Adapter):
             if digest is not None:
@@ -182,7 +186,7 @@ class AdapterPool:
             raise error.in_file(source) from None
 
     def remove(self, name: str) -> None:
-        """Take an adapter out of the pool; running batches keep it until they end.
+        """Remove an adapter from the pool. Running batches use it until they end.
 
         Raises:
             ModelError: there is no such adapter.
@@ -191,19 +195,17 @@ class AdapterPool:
 
     @contextlib.contextmanager
     def forward(self, names: Sequence[str | None], *, copies: int = 1) -> Iterator[None]:
-        """In the block, and in this thread only, run the model on batches whose samples have these
-        adapters.
+        """Within the block and in this thread, run the model on batches with these adapters.
 
         Args:
             names: the adapter of each sample in order; None or ``__base__`` for the base alone.
-            copies: how many rows of the input belong to each sample, one after another, as in beam
-                search.
+            copies: number of consecutive inputs per sample, as in beam search.
 
         Raises:
             ModelError: an adapter is not in the pool and there is no `source`; a layer's input does
-                not consist of these samples; the pool is closed, or the model moved or given an
-                adapter, in the block; another block of this thread is suspended (in a generator or
-                coroutine); or gradients are to be computed with gradient checkpointing.
+                not consist of these samples; the pool is closed, the model is moved or an adapter
+                is injected within the block; another block of this thread is suspended (in a
+                generator or coroutine); or the model uses gradient checkpointing.
         """
         self._require_usable()
         require_no_checkpointing(self._model)
@@ -221,11 +223,11 @@ class AdapterPool:
             self._residents.unpin(residents)
 
     def generate(self, *args: Any, adapter_names: Sequence[str | None], **kwargs: Any) -> Any:
-        """Call `model.generate` with an adapter for each sample, as with PEFT's models.
+        """Call `model.generate` with one adapter per sample, as with PEFT's models.
 
         Args:
-            *args, **kwargs: of transformers' `generate`; beam search and several sequences per
-                sample too.
+            *args, **kwargs: arguments of transformers' `generate`. Beam search and several
+                sequences per sample are supported.
             adapter_names: as `names` of `forward`.
 
         Raises:
@@ -243,7 +245,7 @@ class AdapterPool:
             return generate(*args, **kwargs)
 
     def close(self) -> None:
-        """Remove the pool from the model, which is then what it was before."""
+        """Remove the pool's hooks from the model."""
         for hook in self._hooks:
             hook.remove()
         self._hooks = []
@@ -254,11 +256,11 @@ class AdapterPool:
 
     def _put(self, name: str, adapter: Adapter) -> None:
         prepared = self._intake.prepared(adapter)
-        self._staging.know(prepared.layout)
+        self._staging.register(prepared.layout)
         self._residents.put(name, prepared)
 
     def _pinned(self, names: list[str | None]) -> list[Resident | None]:
-        """Return the adapters of a batch, after fetching those that are missing."""
+        """Pin and return the adapters of a batch, after loading those that are missing."""
         if self._source is None:
             return self._residents.pin(names)
         different = [name for name in dict.fromkeys(names) if name is not None]
@@ -268,7 +270,7 @@ class AdapterPool:
                 while name not in held:
                     self.put(name, self._source(name))
                     held |= self._residents.pin_present([name])
-            # Not by name again: one that was replaced meanwhile may have left already.
+            # Not by name again: an adapter that was replaced meanwhile may have been evicted.
             found = [None if name is None else held[name] for name in names]
             self._residents.pin_again(found)
             return found
@@ -276,9 +278,11 @@ class AdapterPool:
             self._residents.unpin(list(held.values()))
 
     def _warn_of_layers_never_called(self, batch: Batch) -> None:
-        """Warn once about layers that were not called. Some models read a layer's weight instead,
-        so that an adapter has an effect there only if it is merged. Compiled layers do not count
-        their calls."""
+        """Warn once about layers that were not called.
+
+        Some models read a layer's weight instead of calling it. An adapter then has an effect there
+        only if it is merged. Compiled layers do not record calls.
+        """
         dynamo = sys.modules.get("torch._dynamo.utils")
         if self._warned or not self._called or (dynamo and dynamo.counters["frames"]):
             return
@@ -293,12 +297,12 @@ class AdapterPool:
             )
 
     def _require_usable(self) -> None:
-        """Refuse a batch that would be computed wrongly without an error."""
+        """Refuse a batch that would silently be computed wrongly."""
         if not self._hooks:
             raise ModelError("the pool is closed")
         if find_adapters(self._model) is not None:
             raise ModelError(
-                "the model has got an adapter of its own beside the pool's",
+                "an adapter was injected into the pool's model",
                 advice="eject it, or close the pool",
             )
         now = device_of(self._modules)
@@ -307,10 +311,10 @@ class AdapterPool:
                 "the model was moved",
                 found=now,
                 expected=self._device,
-                advice="move the model first, and then make the pool",
+                advice="move the model first, and then create the pool",
             )
         if stream_of(self._device) != self._stream:
             raise ModelError(
-                "another CUDA stream than the one in which the pool was made",
-                advice="use the pool in one stream",
+                "the current CUDA stream is not the one in which the pool was created",
+                advice="use the pool in one stream only",
             )

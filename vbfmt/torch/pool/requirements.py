@@ -1,4 +1,4 @@
-"""Checks of the model and settings of a pool, and the state of the model's device."""
+"""Check a pool's model and settings, and query the model's device."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from vbfmt.torch.pool.own_tensors import may_differ_by_sample
 from vbfmt.torch.preconditions import require_free_name
 
 BASE = "__base__"
-"""The name in a batch for no adapter, as in PEFT's `adapter_names`; None means the same."""
+"""The name that stands for no adapter, as in PEFT's `adapter_names`. None means the same."""
 
 _POSITIONS_FIRST = frozenset({"fsmt", "led", "longformer", "xlnet"})
 """The architectures of transformers whose layers see (positions, samples, …). In a batch of as many
@@ -27,7 +27,7 @@ pools: weakref.WeakSet[nn.Module] = weakref.WeakSet()
 
 
 def require_settings(limit: int | None, form: tuple[int, int, int] | None, source: object) -> None:
-    """Check a limit, a form and a source.
+    """Check the settings of a pool.
 
     Raises:
         ConfigError: one of them is not valid.
@@ -49,10 +49,10 @@ def require_settings(limit: int | None, form: tuple[int, int, int] | None, sourc
 
 
 def wanted(names: Iterable[str | None]) -> list[str | None]:
-    """Return the names of a batch's adapters, None for the base alone.
+    """Return the names of a batch's adapters, with None for the base alone.
 
     Raises:
-        ConfigError: there are none, or one is no text.
+        ConfigError: there are no names, or one is not a string.
     """
     found = [] if isinstance(names, str) or not isinstance(names, Iterable) else [*names]
     if not found or not all(name is None or isinstance(name, str) for name in found):
@@ -67,7 +67,7 @@ def require_bare(model: nn.Module) -> None:
     and that its layers see samples first.
 
     Raises:
-        ModelError: it is, or has one.
+        ModelError: the model is wrapped, or it or one of its modules has adapters or a pool.
     """
     require_free_name(model, "default")
     if find_adapters(model) is not None:
@@ -88,11 +88,11 @@ def require_bare(model: nn.Module) -> None:
 
 
 def require_no_checkpointing(model: nn.Module) -> None:
-    """Refuse gradient checkpointing, which computes layers again in the backward pass, where no
-    batch runs.
+    """Refuse gradient checkpointing, which computes layers again in the backward pass, after the
+    batch.
 
     Raises:
-        ModelError: the model would use it now.
+        ModelError: the model uses gradient checkpointing.
     """
     if not (model.training and torch.is_grad_enabled()):
         return

@@ -1,4 +1,4 @@
-"""The adapters in memory, and their eviction when the limit is reached."""
+"""Manage the adapters in memory, and evict some when the limit is reached."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ from vbfmt.torch.pool.pages import PAGE, Pages, Run, count
 
 @dataclass(eq=False)
 class Prepared:
-    """An adapter that is ready for memory.
+    """An adapter that is ready to be copied into memory.
 
     Attributes:
         layout: layout of its bytes.
@@ -48,13 +48,14 @@ class Resident:
     """An adapter that is in memory.
 
     Attributes:
-        name: what batches call it.
+        name: its name for batches.
         layout, runs: layout and location of its bytes.
         bank: location of its bank.
         own: its biases and heads.
         nbytes: bytes on the device, without the bank.
         batches: number of running batches that use it.
-        gone: whether it has lost its name, so that it is freed when the last of them ends.
+        removed: whether it was removed or replaced. It is then freed when the last of these batches
+            ends.
     """
 
     name: str
@@ -64,17 +65,18 @@ class Resident:
     own: OwnTensors
     nbytes: int
     batches: int = 0
-    gone: bool = False
+    removed: bool = False
 
 
 class Residents:
-    """The adapters in memory by name, the least recently used first. Threads may share it.
+    """The adapters in memory by name, the least recently used first. Safe to use from several
+    threads.
 
     Attributes:
         lock: held while memory is read or written.
         limit: bytes that adapters and banks may use together; None for any number.
-        used: bytes that they use.
-        evicted: number of adapters that were evicted until now.
+        used: bytes that adapters and banks use.
+        evicted: number of adapters that have been evicted.
     """
 
     def __init__(self, device: torch.device, limit: int | None) -> None:
@@ -107,10 +109,11 @@ class Residents:
             return self.pages.reserved + self.banks.reserved + own
 
     def put(self, name: str, adapter: Prepared) -> None:
-        """Put an adapter into memory. Another adapter of that name loses the name.
+        """Add an adapter. It replaces an adapter with the same name.
 
         Raises:
-            ModelError: it does not fit beside what running batches use. Nothing is changed then.
+            ModelError: the adapter does not fit beside those of running batches. Nothing is changed
+                then.
         """
         with self.lock:
             old = self._by_name.get(name)
@@ -148,10 +151,10 @@ class Residents:
             return found
 
     def pin_again(self, residents: Sequence[Resident | None]) -> None:
-        """Count another batch of adapters that are in memory or pinned already.
+        """Pin adapters for another batch; they are in memory or pinned already.
 
-        Their names may belong to others by now, or to none; a batch keeps the adapters it began
-        with.
+        Meanwhile, their names may have been given to other adapters or removed. A batch keeps the
+        adapters that it began with.
         """
         with self.lock:
             for resident in residents:
@@ -163,14 +166,14 @@ class Residents:
                     self._by_name.move_to_end(resident.name)
 
     def pin_present(self, names: Sequence[str]) -> dict[str, Resident]:
-        """Pin those of the adapters that are in memory, and return them by name."""
+        """Pin those of the named adapters that are in memory, and return them by name."""
         with self.lock:
             present = [name for name in names if name in self._by_name]
             found = cast("list[Resident]", self.pin(present))
             return dict(zip(present, found, strict=True))
 
     def unpin(self, residents: Sequence[Resident | None]) -> None:
-        """End the use of adapters by a batch."""
+        """Release the adapters of a batch that has ended."""
         with self.lock:
             for resident in residents:
                 if resident is None:
@@ -178,11 +181,11 @@ class Residents:
                 resident.batches -= 1
                 if not resident.batches:
                     self._running.discard(resident)
-                    if resident.gone:
+                    if resident.removed:
                         self._free(resident)
 
-    def same(self, residents: Sequence[Resident | None]) -> bool:
-        """Return whether all of these are still in memory."""
+    def are_resident(self, residents: Sequence[Resident | None]) -> bool:
+        """Return whether all of these adapters are still in memory under their names."""
         return all(each is None or self._by_name.get(each.name) is each for each in residents)
 
     def _named(self, name: str) -> Resident:
@@ -190,7 +193,7 @@ class Residents:
             raise ModelError(
                 "no such adapter in the pool",
                 found=name,
-                advice="put it into the pool, again if it was evicted",
+                advice="add it to the pool (again, if it was evicted)",
             )
         return self._by_name[name]
 
@@ -198,7 +201,7 @@ class Residents:
         return {*self._by_name.values(), *self._running}
 
     def _make_room(self, adapter: Prepared, first: Resident | None) -> None:
-        """Evict the least recently used adapters until this one fits, `first` before others."""
+        """Evict `first` and then the least recently used adapters, until this adapter fits."""
         if self.limit is None or self._fits(adapter):
             return
         needed = adapter.nbytes + adapter.bank.nbytes
@@ -211,11 +214,11 @@ class Residents:
                 "the adapter does not fit into the pool",
                 found=f"{needed} bytes, beside {least - needed} that running batches use",
                 expected=f"{self.limit} bytes in all",
-                advice="make the pool with a higher limit, or smaller batches",
+                advice="create the pool with a higher limit, or use smaller batches",
             )
         leaving = [each for each in (first, *self._by_name.values()) if each and not each.batches]
         for resident in leaving:
-            if not resident.gone:
+            if not resident.removed:
                 self._drop(resident)
                 self.evicted += resident is not first
             if self._fits(adapter):
@@ -226,19 +229,19 @@ class Residents:
         return self.limit is None or self.used + adapter.nbytes + bank <= self.limit
 
     def _room(self) -> int:
-        """Return the number of bytes that the pages may grow by."""
+        """Return the number of bytes by which the pages may grow."""
         if self.limit is None:
             return 1 << 62
         return max(0, self.limit - self.pages.reserved - self.banks.reserved)
 
     def _drop(self, resident: Resident) -> None:
         del self._by_name[resident.name]
-        resident.gone = True
+        resident.removed = True
         if not resident.batches:
             self._free(resident)
 
     def _free(self, resident: Resident) -> None:
         self.pages.free(resident.runs)
         self.used -= resident.nbytes
-        if self.banks.leave(resident.bank):
+        if self.banks.release(resident.bank):
             self.used -= resident.bank.nbytes

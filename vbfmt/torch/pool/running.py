@@ -1,4 +1,4 @@
-"""The batches that threads run now."""
+"""Record which batch each thread is running."""
 
 from __future__ import annotations
 
@@ -16,32 +16,33 @@ _HERE = os.path.dirname(__file__)
 
 
 class Running(threading.local):
-    """The batches that a thread runs, by the key of the pool."""
+    """The batches that a thread is running, by the key of the pool."""
 
     def __init__(self) -> None:
         self.batches: dict[int, Batch] = {}
 
 
 running = Running()
-"""Not an attribute of a hook, because `torch.compile` takes sizes in modules to be constant."""
+"""This is not an attribute of a hook, because `torch.compile` assumes that sizes in modules are
+constant."""
 
 
 @contextlib.contextmanager
 def run(pool: int, batch: Batch) -> Iterator[None]:
-    """In the block, have this thread run a batch.
+    """In the block, run a batch in this thread.
 
-    A generator or coroutine may be suspended within its block. If another one began a batch in the
-    same thread, the first would go on with the other's adapters.
+    A generator or coroutine may be suspended within its block. If another one then began a batch in
+    the same thread, the first would continue with the wrong adapters. So this is refused.
 
     Raises:
-        ModelError: such a block is suspended, or this block ends in another thread.
+        ModelError: another block of this thread is suspended, or this block ends in another thread.
     """
     outer = running.batches.get(pool)
     if outer is not None and outer.ended:  # in another thread
         outer = None
     if outer is not None and not _is_called_by(outer.opener):
         raise ModelError(
-            "a batch of this pool has begun in this thread, and is suspended",
+            "another batch of this pool is suspended in this thread",
             advice="do not yield or await within `forward`; run concurrent batches in threads",
         )
     batch.opener = _opener()
@@ -50,8 +51,8 @@ def run(pool: int, batch: Batch) -> Iterator[None]:
         yield
         if running.batches.get(pool) is not batch:
             raise ModelError(
-                "a batch has ended in another thread than it began in, where the model ran "
-                "without its adapters",
+                "a batch has ended in another thread than the one where it began; the model may "
+                "have run without its adapters",
                 advice="do not yield or await within `forward`",
             )
     finally:
@@ -62,7 +63,8 @@ def run(pool: int, batch: Batch) -> Iterator[None]:
 
 
 def _opener() -> int:
-    """Return the id of the frame that has the block; it is valid while that frame exists."""
+    """Return the id of the frame that contains the block. The id is valid while the frame
+    exists."""
     frame: FrameType | None = sys._getframe(1)
     while frame is not None and (_is_own(frame) or _is_own(frame.f_back)):
         frame = frame.f_back
@@ -70,14 +72,17 @@ def _opener() -> int:
 
 
 def _is_own(frame: FrameType | None) -> bool:
-    """Return whether a frame is of this package or of contextlib, whose context managers are
-    suspended while their blocks run."""
+    """Return whether a frame belongs to a context manager of this package or of contextlib.
+
+    Context managers are suspended while their blocks run.
+    """
     file = "" if frame is None else frame.f_code.co_filename
     return file == contextlib.__file__ or os.path.dirname(file) == _HERE
 
 
 def _is_called_by(opener: int) -> bool:
-    """Return whether a frame is running: it has called this function, directly or not."""
+    """Return whether the frame with this id is running, that is, has called this function, directly
+    or indirectly."""
     frame: FrameType | None = sys._getframe(1)
     while frame is not None and id(frame) != opener:
         frame = frame.f_back

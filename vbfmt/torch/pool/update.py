@@ -1,8 +1,8 @@
-"""B·(A·x) for every sample, with the factors of its adapter composed during the computation.
+"""Compute B·(A·x) for every sample, and compose the factors of its adapter during the computation.
 
-A is always composed. B is not if there is one position per sample, as in decoding: then its product
-with c = A·x is a sum over vectors of the bank, weighted by c·w. For more positions, composing B
-takes fewer operations. Neither is kept.
+A is always composed. B is not composed if there is one position per sample, as in decoding: its
+product with c = A·x is then a sum over vectors of the bank, weighted by c·w. For more positions,
+composing B takes fewer operations. Neither factor is kept.
 """
 
 from __future__ import annotations
@@ -14,13 +14,13 @@ from torch import Tensor
 
 
 class Pieces(NamedTuple):
-    """The rows of one module, cut out of those of a batch.
+    """The rows of one module, taken from those of a batch.
 
     Attributes:
-        a, b: indices, flat int32: (R, rank, a_tiles, k) and (R, b_tiles, rank, k).
-        a_weights, b_weights: their weights, flat float32.
-        a_bags, b_bags, sums: where each sum begins: multiples of k (for A and for B), and of
-            rank · k. int32.
+        a, b: indices, flattened int32: (R, rank, a_tiles, k) and (R, b_tiles, rank, k).
+        a_weights, b_weights: their weights, flattened float32.
+        a_bags, b_bags, sums: int32 offsets where each sum begins: multiples of k for A and for B,
+            and multiples of rank · k.
     """
 
     a: Tensor
@@ -36,12 +36,12 @@ class Rows(NamedTuple):
     """The rows of one module for the samples of a batch, in a frame's form.
 
     Attributes:
-        samples: which of the batch's samples have them, (R,) int64; None for all.
-        bank: the memory of all banks, (…, g) float32; the indices refer to it.
-        indices, weights: of all modules, flat, int32 and float32.
-        start, middle, stop: where, in these, A's rows begin, B's begin, and B's end.
-        rank, k: rows of A, and vectors that each row selects.
-        pieces: the module's part of it.
+        samples: positions of these samples in the batch, (R,) int64; None for all samples.
+        bank: the memory of all banks, (…, g) float32, to which the indices refer.
+        indices, weights: those of all modules, flattened, int32 and float32.
+        start, middle, stop: positions in `indices` where A's rows begin, B's begin and B's end.
+        rank, k: the rank, and the number of vectors that each row selects.
+        pieces: the module's part of `indices` and `weights`.
     """
 
     samples: Tensor | None
@@ -56,7 +56,7 @@ class Rows(NamedTuple):
     pieces: Pieces
 
     def cut(self) -> Pieces:
-        """Return the module's part, cut from the rows."""
+        """Return the module's part of `indices` and `weights`, as views."""
         a, b = slice(self.start, self.middle), slice(self.middle, self.stop)
 
         def multiples(stop: int, step: int) -> Tensor:
@@ -78,14 +78,14 @@ def low_rank_update(x: Tensor, rows: Rows, result: Tensor) -> Tensor:
 
     Args:
         x: (R, T, in_features).
-        rows: of R samples.
+        rows: rows of R samples.
         result: (R, T, out_features).
 
     Returns:
         (R, T, out_features) in the dtype of `result`.
     """
     n, positions, in_features = x.shape
-    # A compiled graph gets the uncut rows, because CUDA graphs copy every tensor they get.
+    # A compiled graph gets the whole rows, because CUDA graphs copy every tensor that they get.
     pieces = rows.cut() if torch.compiler.is_compiling() else rows.pieces
     a = _sums(rows.bank, pieces.a, pieces.a_bags, pieces.a_weights).view(n, rows.rank, in_features)
     low = torch.bmm(x.to(a.dtype), a.transpose(1, 2))
