@@ -46,6 +46,9 @@ def write(
         folders.new(path, overwrite=overwrite, whole=True) as folder,
         workers() as pool,
     ):
+        inner = _folders(plan.copies)
+        for name in sorted(inner):
+            os.mkdir(os.path.join(folder, name))
         for file in plan.files:
             stream = _counted(file_blocks(file, plan.factors, pool), report)
             _write_file(folder, file.name, stream, past_cache=True)
@@ -55,8 +58,8 @@ def write(
             _keep_executable(source, os.path.join(folder, name))
         for name, text in plan.texts.items():
             _write_file(folder, name, _counted([text], report))
-        for inner in _folders(plan.copies):
-            storage.sync_folder(os.path.join(folder, inner))
+        for name in inner:
+            storage.sync_folder(os.path.join(folder, name))
         plan.base.require_unchanged()
         # Another process may have created the output in the meantime.
         refusals.require_output(os.fspath(path), plan.base.path, overwrite=overwrite)
@@ -99,6 +102,4 @@ def _folders(names: Iterable[str]) -> set[str]:
 def _write_file(
     folder: str, name: str, contents: Iterable[Bytes], *, past_cache: bool = False
 ) -> None:
-    path = os.path.join(folder, name)
-    os.makedirs(os.path.dirname(path), exist_ok=True)
-    storage.write_in_new_folder(path, contents, past_cache=past_cache)
+    storage.write_in_new_folder(os.path.join(folder, name), contents, past_cache=past_cache)

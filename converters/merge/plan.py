@@ -8,6 +8,7 @@ import os
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
+from functools import cached_property
 from typing import Any
 
 from vbfmt import packed
@@ -47,14 +48,14 @@ class Plan:
     notices: tuple[str, ...] = ()
     digests: tuple[str, ...] = ()
 
-    @property
+    @cached_property
     def copies(self) -> tuple[str, ...]:
         """Names of the base's files that are copied byte for byte."""
         return tuple(name for name in self.base.side_files if name not in self.texts)
 
-    @property
+    @cached_property
     def size(self) -> int:
-        """Number of bytes to write."""
+        """Number of bytes to write, as the files are when it is first asked for."""
         copied = sum(os.path.getsize(os.path.join(self.base.path, name)) for name in self.copies)
         written = sum(len(file.header) + file.size for file in self.files)
         return written + copied + sum(map(len, self.texts.values()))

@@ -282,7 +282,7 @@ def require_readable(paths: Iterable[str]) -> None:
     """
     for path in paths:
         try:
-            open(path, "rb").close()
+            os.close(os.open(path, os.O_RDONLY))
         except OSError as error:
             raise storage.refusal("cannot read", path, error) from None
 

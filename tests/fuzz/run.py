@@ -14,7 +14,8 @@ from tests.fuzz.targets import Target
 from vbfmt.errors import VbfmtWarning
 
 SLOWEST = 1.0
-"""Seconds of processor time that one input may take."""
+"""Seconds of processor time that one input may take. The least of up to three runs counts: what
+else the machine does makes a run slower, never faster."""
 
 LARGEST = 64 << 20
 """Bytes that one input may add to the process; what was freed before may be used again. Of a
@@ -45,19 +46,12 @@ class Run:
         self.start = time.monotonic()
 
     def __call__(self, data: bytes) -> None:
-        begin, peak = time.thread_time(), _peak()
-        _limit(self.target.address_space)
-        try:
-            with warnings.catch_warnings():
-                warnings.simplefilter("error")
-                warnings.simplefilter("ignore", VbfmtWarning)
-                self.outcomes[self.target.run(data)] += 1
-        except BaseException:
-            _limit(None)
-            self._keep(data)
-            raise
-        _limit(None)
-        taken = time.thread_time() - begin
+        peak = _peak()
+        taken, outcome = self._timed(data)
+        for _ in range(2):
+            if taken > SLOWEST:
+                taken = min(taken, self._timed(data)[0])
+        self.outcomes[outcome] += 1
         self.slowest = max(self.slowest, taken)
         grown = _peak() - peak
         self.largest = max(self.largest, grown)
@@ -70,6 +64,22 @@ class Run:
         self.executions += 1
         if self.executions % _REPORT_EVERY == 0:
             print(self.report(), flush=True)
+
+    def _timed(self, data: bytes) -> tuple[float, str]:
+        """Seconds of processor time, and the outcome."""
+        begin = time.thread_time()
+        _limit(self.target.address_space)
+        try:
+            with warnings.catch_warnings():
+                warnings.simplefilter("error")
+                warnings.simplefilter("ignore", VbfmtWarning)
+                outcome = self.target.run(data)
+        except BaseException:
+            _limit(None)
+            self._keep(data)
+            raise
+        _limit(None)
+        return time.thread_time() - begin, outcome
 
     def report(self) -> str:
         """One line: how many, how fast, the slowest, the one that peak memory grew most in, and

@@ -2,7 +2,9 @@
 hurt, and over some at the documented limits, and prints seconds of processor time and memory beside
 the bounds. 1 if one is beyond. WORD chooses the cases whose name or line has it.
 
-Interpreter and imports are not counted: every line runs in a fork of a process that has them.
+Interpreter and imports are not counted: every line runs in a fork of a process that has them. A
+line that is beyond a bound runs twice more, and the least counts: other work on the machine makes
+a line take more of the processor's time, never less.
 """
 
 from __future__ import annotations
@@ -13,7 +15,7 @@ import resource
 import sys
 import tempfile
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import NamedTuple
 
@@ -23,6 +25,7 @@ from tests.limits.cases import AT_THE_LIMITS, CASES, Case
 MB = 1_000_000
 SECONDS, MEMORY = 1.0, 64 * MB
 PER_BYTE = 8
+TIMES = 3
 AT_LIMIT_SECONDS, AT_LIMIT_MEMORY = 60.0, 1000 * MB
 
 
@@ -72,7 +75,7 @@ def _status(key: str) -> int:
     return int(text.partition(f"{key}:")[2].split()[0]) * 1024
 
 
-def rows(cases: dict[str, Case], word: str) -> Iterator[tuple[str, str, int, Cost]]:
+def rows(cases: dict[str, Case], word: str, seconds: float) -> Iterator[tuple[str, str, int, Cost]]:
     """Case, line, bytes of the input and cost, as they are measured."""
     for name, (make, lines) in cases.items():
         chosen = [line for line in lines if word in name or word in line]
@@ -82,10 +85,22 @@ def rows(cases: dict[str, Case], word: str) -> Iterator[tuple[str, str, int, Cos
             make(Path(folder))
             size = sum(p.stat().st_size for p in Path(folder).rglob("*") if p.is_file())
             for line in chosen:
-                yield name, line, size, measured(line, Path(folder))
+                yield name, line, size, _least(make, line, measured(line, Path(folder)), seconds)
 
 
-def _import_everything() -> None:
+def _least(make: Callable[[Path], None], line: str, first: Cost, seconds: float) -> Cost:
+    """The least time of up to `TIMES` runs, until one takes no more than `seconds`; of memory and
+    status the worst."""
+    costs = [first]
+    while len(costs) < TIMES and min(costs).seconds > seconds:
+        with tempfile.TemporaryDirectory() as folder:
+            make(Path(folder))
+            costs.append(measured(line, Path(folder)))
+    failed = next((cost.status for cost in costs if cost.status not in (0, 1, 2)), first.status)
+    return Cost(min(costs).seconds, max(cost.memory for cost in costs), failed)
+
+
+def import_everything() -> None:
     """Commands and what they import where they use it."""
     from importlib import import_module
 
@@ -106,7 +121,7 @@ def _import_everything() -> None:
 def main() -> int:
     """See the module's own text."""
     word = sys.argv[1] if len(sys.argv) > 1 else ""
-    _import_everything()
+    import_everything()
     gc.freeze()  # nor walked by the collector, which would count them all the same
     beyond = 0
     for cases, seconds, memory in (
@@ -114,7 +129,7 @@ def main() -> int:
         (AT_THE_LIMITS, AT_LIMIT_SECONDS, AT_LIMIT_MEMORY),
     ):
         print(f"{'seconds':>8} {'MB':>6} {'bound':>6} status  input and command")
-        for name, line, size, cost in rows(cases, word):
+        for name, line, size, cost in rows(cases, word, seconds):
             most = memory + (PER_BYTE * size if cases is CASES else 0)
             bad = cost.seconds > seconds or cost.memory > most or cost.status not in (0, 1, 2)
             beyond += bad

@@ -17,6 +17,7 @@ from vbfmt._math.admixture import all_weights
 from vbfmt.adapter import Adapter
 
 _ROWS_AT_ONCE = 1 << 18
+_ELEMENTS_AT_ONCE = 1 << 16
 
 
 @dataclass(frozen=True)
@@ -122,6 +123,7 @@ def weight_sums(
     groups: NDArray[np.intp],
     count: int,
     vectors: NDArray[np.integer[Any]] | None = None,
+    bins: NDArray[np.intp] | None = None,
 ) -> NDArray[np.float64]:
     """Return the sum of admixture weights of each group of sub-vectors on each vector.
 
@@ -131,15 +133,19 @@ def weight_sums(
         groups: (N,) group of each sub-vector, below `count`.
         count: number of groups.
         vectors: (N, k) indices to use instead of the adapter's own.
+        bins: (h,) bin of each vector, to sum over bins. The last bin has a vector.
 
     Returns:
-        (count, h) float64, with sum N.
+        (count, h) or (count, bins) float64, with sum N.
     """
-    cells = groups[:, None] * adapter.h + (adapter.indices if vectors is None else vectors)
+    selected, columns = adapter.indices if vectors is None else vectors, adapter.h
+    if bins is not None:
+        selected, columns = bins[selected], int(bins.max()) + 1
+    cells = groups[:, None] * columns + selected
     weights = all_weights(adapter.weights).astype(np.float64)
-    sums = np.zeros(count * adapter.h)
+    sums = np.zeros(count * columns)
     sums += np.bincount(cells.reshape(-1), weights.reshape(-1), minlength=len(sums))
-    return sums.reshape(count, adapter.h)
+    return sums.reshape(count, columns)
 
 
 def weight_sum_spread(
@@ -217,12 +223,29 @@ def delta_norms(adapter: Adapter) -> NDArray[np.float64]:
 
     ‖B·A‖² = Σ (BᵀB ∘ AAᵀ) needs only two r × r matrices, whatever the layer's size.
     """
-    norms = np.empty(len(adapter))
-    for position, (_, a, b) in enumerate(adapter.iter_factors()):
-        wide_a, wide_b = a.astype(np.float64), b.astype(np.float64)
-        squared = float(((wide_b.T @ wide_b) * (wide_a @ wide_a.T)).sum())
-        norms[position] = np.sqrt(max(squared, 0.0))
+    squares = [_squared_norms(*pair) for pair in _stacked(adapter)]
+    norms: NDArray[np.float64] = np.sqrt(np.maximum(np.concatenate(squares), 0.0))
     return norms
+
+
+def _squared_norms(a: NDArray[np.float32], b: NDArray[np.float32]) -> NDArray[np.float64]:
+    """Return ‖B·A‖² of n pairs of factors, (n, r, in) and (n, out, r): (n,) float64."""
+    wide_a, wide_b = a.astype(np.float64), b.astype(np.float64)
+    products = (wide_b.transpose(0, 2, 1) @ wide_b) * (wide_a @ wide_a.transpose(0, 2, 1))
+    found: NDArray[np.float64] = products.sum(axis=(1, 2))
+    return found
+
+
+def _stacked(adapter: Adapter) -> Iterator[tuple[NDArray[np.float32], NDArray[np.float32]]]:
+    """Yield all factors in order, those of neighbouring small modules of one shape as one array."""
+    pairs: list[tuple[NDArray[np.float32], NDArray[np.float32]]] = []
+    for _, a, b in adapter.iter_factors():
+        full = pairs and len(pairs) * (a.size + b.size) >= _ELEMENTS_AT_ONCE
+        if full or (pairs and (a.shape, b.shape) != (pairs[0][0].shape, pairs[0][1].shape)):
+            yield np.stack([pair[0] for pair in pairs]), np.stack([pair[1] for pair in pairs])
+            pairs = []
+        pairs.append((a, b))
+    yield np.stack([pair[0] for pair in pairs]), np.stack([pair[1] for pair in pairs])
 
 
 def project(adapter: Adapter) -> Projection:

@@ -32,7 +32,7 @@ def draw(figure: Figure | SubFigure, scene: Scene) -> Drawn:
         cmap=style.SEQUENTIAL,
         vmin=0,
         vmax=float(np.nanmax(norms)) or 1.0,  # all norms are 0 if all vectors are
-        interpolation="nearest",
+        interpolation="none",
     )
     labels = distinct(names, 24)
     axes.set_yticks(range(len(names)), labels, fontsize=9)

@@ -8,6 +8,7 @@ import warnings
 from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
+from matplotlib.backends.backend_svg import FigureCanvasSVG
 from matplotlib.figure import Figure, SubFigure
 from matplotlib.layout_engine import ConstrainedLayoutEngine
 
@@ -153,10 +154,14 @@ def _panel(scene: Scene, name: str) -> html.Panel:
 
 def _save(figure: Figure, kind: str) -> bytes:
     stream = io.BytesIO()
-    # Without date and version, the same adapter gives the same bytes.
-    metadata = {"Date": None, "Creator": "vbfmt"} if kind == "svg" else {"Software": "vbfmt"}
     with warnings.catch_warnings():
         # Names from files may have any character; one that the font lacks is drawn as a box.
         warnings.filterwarnings("ignore", "Glyph .* missing from")
-        figure.savefig(stream, format=kind, metadata=metadata)
+        # Without date and version, the same adapter gives the same bytes.
+        if kind == "svg":
+            # `savefig` would draw the figure twice, once for the layout alone.
+            canvas: Any = FigureCanvasSVG(figure)
+            canvas.print_svg(stream, metadata={"Date": None, "Creator": "vbfmt"})
+        else:
+            figure.savefig(stream, format=kind, metadata={"Software": "vbfmt"})
     return stream.getvalue()

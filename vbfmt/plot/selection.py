@@ -65,7 +65,7 @@ def _draw_now(axes: Axes, scene: Scene) -> Drawn:
         counts,
         aspect="auto",
         cmap=ListedColormap([_PAPER, style.BLUE]) if exact else style.ON_PAPER,
-        interpolation="nearest",
+        interpolation="none",
         vmin=0,
         extent=_extent(adapter),
     )
@@ -134,7 +134,7 @@ def _draw_each(axes: Axes, adapter: Adapter, parts: dict[str, NDArray[np.int64]]
         np.asarray(numbers),
         aspect="auto",
         cmap=ListedColormap([_PAPER, *_COLOURS]),
-        interpolation="nearest",
+        interpolation="none",
         vmin=0,
         vmax=len(parts),
         extent=_extent(adapter),
@@ -161,7 +161,7 @@ def _draw_share(axes: Axes, adapter: Adapter, parts: dict[str, NDArray[np.int64]
         share,
         aspect="auto",
         cmap=style.ON_PAPER,
-        interpolation="nearest",
+        interpolation="none",
         vmin=0,
         vmax=float(np.nanmax(share)) or 1.0,
         extent=_extent(adapter),
@@ -178,9 +178,10 @@ def _extent(adapter: Adapter) -> tuple[float, float, float, float]:
 
 def _mark_layers(axes: Axes, scene: Scene) -> None:
     """Set ticks where layers begin, as many as fit."""
-    module, _ = scene.row_groups
+    module = scene.row_groups[0][scene.row_order]
+    firsts = np.flatnonzero(np.diff(module, prepend=-1))
     starts: dict[str, int] = {}
-    for position, number in enumerate(module[scene.row_order].tolist()):
+    for position, number in zip(firsts.tolist(), module[firsts].tolist(), strict=True):
         layer = scene.positions[scene.adapter.modules[number].name].layer
         starts.setdefault("outside" if layer is None else str(layer), position)
     step = -(-len(starts) // _MOST_TICKS)

@@ -95,9 +95,9 @@ def draw_kinds(figure: Figure | SubFigure, scene: Scene) -> Drawn:
     groups, count = 2 * of_module[module] + in_b, 2 * len(names)
     rows = np.bincount(groups, minlength=count).tolist()
     bounds = bins.bounds(scene.adapter.h)
-    far = _deviations(scene, groups, count, bounds)
+    far, at_random = _deviations(scene, groups, count, bounds)
     axes = figure.subplots()
-    most, at_random = float(np.abs(far).max()), _strongest_at_random(scene, groups, count, bounds)
+    most = float(np.abs(far).max())
     limit = max(_PALE * at_random, float(np.quantile(np.abs(far), 0.999))) or 1.0
     image = axes.imshow(
         far,
@@ -105,7 +105,7 @@ def draw_kinds(figure: Figure | SubFigure, scene: Scene) -> Drawn:
         cmap=style.AROUND_EVEN,
         vmin=-limit,
         vmax=limit,
-        interpolation="nearest",
+        interpolation="none",
         extent=(-0.5, scene.adapter.h - 0.5, count - 0.5, -0.5),
     )
     short = _with_factors(distinct(names, 24), rows)
@@ -145,36 +145,28 @@ def _with_factors(names: list[str], rows: list[int]) -> list[str]:
 
 
 def _deviations(
-    scene: Scene,
-    groups: NDArray[np.intp],
-    count: int,
-    bounds: NDArray[np.intp],
-    vectors: NDArray[np.int64] | None = None,
-) -> NDArray[np.float64]:
-    """Return how far each group's weight on each bin of vectors is from an even share.
+    scene: Scene, groups: NDArray[np.intp], count: int, bounds: NDArray[np.intp]
+) -> tuple[NDArray[np.float64], float]:
+    """Return how far each group's weight on each bin of vectors is from an even share, and the
+    largest such deviation of random selection, averaged over several draws.
 
     The unit is the standard deviation of random selection. The result is 0 where that is 0.
 
     Returns:
-        (count, bins) float64.
+        (count, bins) float64, and the deviation of random selection.
     """
     sizes = np.diff(bounds)
-    sums = weight_sums(scene.adapter, groups, count, vectors)[:, scene.by_norm]
-    even = sums.sum(axis=1, keepdims=True) / scene.adapter.h * sizes
+    of_vector = np.empty(scene.adapter.h, dtype=np.intp)
+    of_vector[scene.by_norm] = np.repeat(np.arange(len(sizes)), sizes)
     spread = weight_sum_spread(scene.adapter, groups, count, sizes)
-    away: NDArray[np.float64] = np.add.reduceat(sums, bounds[:-1], axis=1) - even
-    return np.divide(away, spread, out=np.zeros_like(away), where=spread > 0)
 
+    def away(vectors: NDArray[np.int64] | None = None) -> NDArray[np.float64]:
+        sums = weight_sums(scene.adapter, groups, count, vectors, of_vector)
+        sums -= sums.sum(axis=1, keepdims=True) / scene.adapter.h * sizes
+        return np.divide(sums, spread, out=np.zeros_like(sums), where=spread > 0)
 
-def _strongest_at_random(
-    scene: Scene, groups: NDArray[np.intp], count: int, bounds: NDArray[np.intp]
-) -> float:
-    """Return the largest deviation of random selection, averaged over several draws."""
-    found = [
-        np.abs(_deviations(scene, groups, count, bounds, vectors)).max()
-        for vectors in scene.at_random
-    ]
-    return float(np.mean(found))
+    at_random = [np.abs(away(vectors)).max() for vectors in scene.at_random]
+    return away(), float(np.mean(at_random))
 
 
 def _agreeing(sums: NDArray[np.float64]) -> float:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import os
+
 import pytest
 
 from tests.converters.merge.folders import (
@@ -95,12 +97,13 @@ def test_a_side_file_that_cannot_be_read_is_found_before_anything_is_written(bas
     """A dry run passed over it."""
     (base / "tokenizer.json").touch()
 
-    def denied(path, mode):
-        if path.endswith("tokenizer.json"):
+    def denied(path, *rest):
+        if str(path).endswith("tokenizer.json"):
             raise PermissionError(13, "Permission denied")
-        return open(path, mode)
+        return opened(path, *rest)
 
-    monkeypatch.setattr(refusals, "open", denied, raising=False)
+    opened = os.open
+    monkeypatch.setattr(os, "open", denied)
     refused(base, ["cannot read", "tokenizer.json", "permission denied"], kind=errors.StorageError)
 
 
