@@ -52,10 +52,10 @@ def train(engine, rank, steps=range(STEPS)):
 
 
 def save(model, stage, rank, folder):
-    if stage == 3 or rank == 0:  # all gather what ZeRO-3 has split, and one writes
-        save_checkpoint(model, folder / "checkpoint")
-        save_packed(model, folder / "adapter.vblora")
-        assert num_stored_parameters(model) > 0
+    # All gather what ZeRO-3 has split, and one writes. With the other stages all have the same.
+    save_checkpoint(model, folder / "checkpoint")
+    save_packed(model, folder / "adapter.vblora")
+    assert num_stored_parameters(model) > 0
 
 
 def trained(rank, folder, stage, zero, settings):
