@@ -10,8 +10,8 @@ from collections.abc import Callable, Collection, Iterator
 from contextlib import contextmanager
 from typing import Any
 
-from vbfmt.converters.hub.repository import Repo, is_safe
-from vbfmt.errors import MissingSourceError, SourceError, VbfmtError, warn
+from vbfmt.converters.hub.repository import Repo, is_id, is_safe
+from vbfmt.errors import MissingExtraError, MissingSourceError, SourceError, VbfmtError, warn
 
 Names = Collection[str]
 Choice = Callable[[Names], Collection[str]]
@@ -40,6 +40,7 @@ def fetched(repo: Repo, source: str, choice: Choice, what: str) -> tuple[str, li
         SourceError: the repository does not have the files, or cannot be downloaded.
         MissingSourceError: there is no such repository, or the Hub does not answer and the cache
             lacks the files.
+        MissingExtraError: huggingface_hub is not installed.
 
     Warns:
         VbfmtWarning: the cached copy is used because the Hub cannot be reached.
@@ -124,11 +125,15 @@ def _package(source: str) -> Any:
         import huggingface_hub.errors
         import huggingface_hub.utils
     except ImportError:
-        raise MissingSourceError(
-            "no such file or folder",
-            file=source,
-            advice="if it is a repository on the Hub: pip install 'vbfmt[hub]'",
-        ) from None
+        if is_id(source):  # it may be meant as a path
+            raise MissingSourceError(
+                "no such file or folder",
+                file=source,
+                advice="if it is a repository on the Hub: pip install 'vbfmt[hub]'",
+            ) from None
+        error = MissingExtraError.of("repositories on the Hub need huggingface_hub", "hub")
+        error.part = source
+        raise error from None
     return huggingface_hub
 
 
@@ -154,7 +159,7 @@ def _explained(error: Exception, repo: Repo, source: str) -> SourceError:
         )
     if isinstance(error, errors.RepositoryNotFoundError):
         return MissingSourceError(
-            "no such file, folder or repository on the Hub",
+            f"no such {'file, folder or ' if is_id(source) else ''}repository on the Hub",
             part=source,
             advice="if the repository is private, log in: hf auth login",
         )
@@ -162,7 +167,7 @@ def _explained(error: Exception, repo: Repo, source: str) -> SourceError:
         return SourceError("no such revision on the Hub", part=str(repo))
     if isinstance(error, errors.OfflineModeIsEnabled):
         return MissingSourceError(
-            "no such file or folder, and not in the Hub's cache",
+            f"{_no_path(source)}not in the Hub's cache",
             part=source,
             found="offline mode (HF_HUB_OFFLINE)",
         )
@@ -172,10 +177,15 @@ def _explained(error: Exception, repo: Repo, source: str) -> SourceError:
             "the Hub refused", part=source, found=f"status {status} from {constants.ENDPOINT}"
         )
     return MissingSourceError(
-        "no such file or folder, and no answer from the Hub",
+        f"{_no_path(source)}no answer from the Hub",
         part=source,
         found=f"{type(error).__name__} from {constants.ENDPOINT}",
     )
+
+
+def _no_path(source: str) -> str:
+    """Return what a message begins with if `source` may be meant as a path."""
+    return "no such file or folder, and " if is_id(source) else ""
 
 
 def _bar(hub: Any) -> type:

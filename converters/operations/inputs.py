@@ -12,7 +12,7 @@ from vbfmt.adapter import Adapter
 from vbfmt.converters import open_source, read, sources
 from vbfmt.converters._files import checkpoint as checkpoints
 from vbfmt.converters.hub.repository import is_id, is_model_name
-from vbfmt.errors import SourceError, warn
+from vbfmt.errors import MissingExtraError, SourceError, warn
 
 PathLike = str | os.PathLike[str]
 Given = PathLike | Adapter
@@ -107,6 +107,7 @@ def base_named_by(
 
     Raises:
         SourceError: the adapters name no repository or several, or it cannot be downloaded.
+        MissingExtraError: huggingface_hub is not installed.
     """
     named = list(dict.fromkeys(adapter.base_model for adapter in adapters))
     # A name from a file must never be opened as a path.
@@ -120,8 +121,9 @@ def base_named_by(
     source = f"hf://{named[0]}"
     try:
         path = locate(source, revision=revision or sources.revision_for(source, adapters))
-    except SourceError as error:
-        error.advice = "give the base: `base=PATH`"
+    except (SourceError, MissingExtraError) as error:
+        install = f"{error.advice}, or " if isinstance(error, MissingExtraError) else ""
+        error.advice = f"{install}give the base: `base=PATH`"
         raise
     warn(f"the base model is the one that the adapter names: {named[0]}")
     return path

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 import os
 import sys
@@ -215,3 +216,23 @@ def test_the_weight_zero_is_noted(vbfmt, base, files, tmp_path):
     assert "note: 1 of 2 adapters have --weight 0 and add nothing\n" in vbfmt("merge", *words).err
     expanded = vbfmt("expand", files[0], "-o", tmp_path / "c", "--weight", 0)
     assert "note: --weight 0: ΔW is 0" in expanded.err
+
+
+def test_without_huggingface_hub_a_named_base_is_not_called_a_missing_file(
+    vbfmt, tmp_path, monkeypatch
+):
+    named = dataclasses.replace(adapter_of(), base_model="me/base")
+    library.save(named, tmp_path / "x.vblora")
+    monkeypatch.setitem(sys.modules, "huggingface_hub", None)
+    assert vbfmt("merge", tmp_path / "x.vblora", "-o", tmp_path / "merged").err == (
+        "error: repositories on the Hub need huggingface_hub: hf://me/base; "
+        "pip install 'vbfmt[hub]', or give the base: --base PATH\n"
+    )
+
+
+def test_a_checkpoint_where_a_packed_file_is_needed_gets_the_command_that_packs(vbfmt, tmp_path):
+    (tmp_path / "checkpoint").mkdir()
+    for command in ("verify", "inspect"):
+        answer = vbfmt(command, tmp_path / "checkpoint")
+        assert answer.code == 1
+        assert "first: vbfmt pack CHECKPOINT -o FILE.vblora\n" in answer.out + answer.err

@@ -171,6 +171,8 @@ def test_without_an_answer_the_cache_serves(server, folder, monkeypatch):
     assert "using the cached copy" in messages[0]
     with pytest.raises(errors.SourceError, match="and no answer from the Hub: me/other"):
         sources.checkpoint("me/other")
+    with pytest.raises(errors.SourceError, match="^no answer from the Hub: hf://me/other"):
+        sources.checkpoint("hf://me/other")
 
 
 def test_offline_the_cache_serves_and_nobody_is_asked(server, folder, monkeypatch):
@@ -213,7 +215,7 @@ def test_load_takes_a_repository(server, tmp_path):
     assert Adapter.load("hf://me/packed@main/x.vblora", digest=adapter.digest) == adapter
     with pytest.raises(errors.DigestError, match=r"not the adapter that was asked for in /.*"):
         load("hf://me/packed", digest="sha256:" + "0" * 64)
-    with pytest.raises(FileNotFoundError, match=r"no such file, folder or repository on the Hub"):
+    with pytest.raises(FileNotFoundError, match=r"^no such repository on the Hub: hf://me/nothing"):
         load("hf://me/nothing")
     with pytest.raises(errors.SourceError, match=r"not a valid repository"):
         load("hf://me")
@@ -302,6 +304,9 @@ def test_without_the_package_a_missing_path_stays_missing(monkeypatch, tmp_path)
     monkeypatch.setitem(sys.modules, "huggingface_hub", None)
     with pytest.raises(errors.SourceError, match=r"no such file or folder: me/x; .*vbfmt\[hub\]"):
         sources.checkpoint("me/x")
+    for source in ("hf://me/x", "https://huggingface.co/me/x"):  # no path
+        with pytest.raises(errors.MissingExtraError, match=rf"{source}; .*'vbfmt\[hub\]'"):
+            sources.checkpoint(source)
     save(worked_example(), tmp_path / "x.vblora")
     assert sources.packed(str(tmp_path / "x.vblora")) == str(tmp_path / "x.vblora")
 

@@ -26,6 +26,14 @@ def test_it_is_short():
     assert len(prose.split()) < 1000
 
 
+def test_each_block_of_python_is_whole():
+    """Sections are read, and their code copied, one by one."""
+    for block in re.findall(r"^```python\n(.*?)^```$", TEXT, re.M | re.S):
+        for module in ("torch", "vbfmt"):
+            used = re.search(rf"(?<!from )\b{module}\.(?!torch import)\w", block)
+            assert not used or f"import {module}\n" in block, block
+
+
 def test_every_link_into_the_repository_leads_somewhere():
     assert len(RELATIVE) > 10
     for link in RELATIVE:

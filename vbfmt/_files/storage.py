@@ -232,7 +232,8 @@ def _read_descriptor(file: int, path: PathLike, *, mmap: bool, most: int | None)
 
 
 def _no_file(path: PathLike, found: str) -> StorageError:
-    advice = "pack a checkpoint first: vbfmt pack" if found == "a folder" else None
+    folder = found == "a folder"
+    advice = "pack a checkpoint first: vbfmt pack CHECKPOINT -o FILE.vblora" if folder else None
     return StorageError("cannot read", file=path, found=found, expected="a file", advice=advice)
 
 
