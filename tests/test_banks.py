@@ -19,7 +19,7 @@ from vbfmt import banks, digest, dumps, errors, load, loads, save, verify
 from vbfmt._files import banks as bank_files
 from vbfmt._format import external_bank
 from vbfmt._format.packed_file import PackedFile
-from vbfmt.packed import load_with_digest, write
+from vbfmt.packed import load_with_form, write
 
 ADAPTER = worked_example()
 BANK = ADAPTER.bank.tobytes()
@@ -76,7 +76,7 @@ def test_whatever_a_file_holds_stays_in_it(tmp_path, name):
     file.write_bytes(data)
     done = banks.split(file, without)
     assert without.read_bytes() == thin.thin(data)
-    assert done.digest == load_with_digest(file)[1] == load_with_digest(without)[1]
+    assert done.digest == load_with_form(file)[1] == load_with_form(without)[1]
     banks.join(without, joined)
     assert joined.read_bytes() == data
 

@@ -200,42 +200,27 @@ def load(
         SourceError: the repository, revision or file on the Hub does not exist or is not
             accessible.
     """
-    path = _local(path)
-    try:
-        where = bank_files.sources(banks, path)
-        return _loaded(storage.read(path, mmap=mmap), digest, verify, where)[0]
-    except VbfmtError as error:
-        raise _in_file(error, path) from None
+    return load_with_form(_local(path), digest=digest, verify=verify, mmap=mmap, banks=banks)[0]
 
 
-def load_with_digest(
+def load_with_form(
     path: PathLike,
     *,
     digest: str | None = None,
+    verify: bool = True,
     mmap: bool = True,
     banks: Sources | None = None,
-) -> tuple[Adapter, str]:
-    """Load the adapter in a packed file, and return it with the file's digest.
+) -> tuple[Adapter, str, Form]:
+    """Load the adapter in a packed file, and return it with the file's digest and form.
 
     The file's digest differs from the adapter's (`digest`) if the file has content that this
     version ignores: optional features, or keys of a later minor version.
 
-    Arguments and errors are those of `load`.
+    Arguments and errors are those of `load`, without ``hf://``.
     """
     try:
         where = bank_files.sources(banks, path)
-        return _loaded(storage.read(path, mmap=mmap), digest, True, where)[:2]
-    except VbfmtError as error:
-        raise _in_file(error, path) from None
-
-
-def load_with_form(path: PathLike, *, banks: Sources | None = None) -> tuple[Adapter, str, Form]:
-    """Load the adapter in a packed file, and return it with the file's digest and form.
-
-    Arguments and errors are those of `load`.
-    """
-    try:
-        return _loaded(storage.read(path, mmap=True), None, True, bank_files.sources(banks, path))
+        return _loaded(storage.read(path, mmap=mmap), digest, verify, where)
     except VbfmtError as error:
         raise _in_file(error, path) from None
 

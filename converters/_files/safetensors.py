@@ -126,16 +126,6 @@ def write(
     return storage.write(path, _pieces(specs, contents, metadata), overwrite=overwrite)
 
 
-def write_tensors(path: PathLike, tensors: Mapping[str, Tensor]) -> int:
-    """Write tensors in memory to a file, and return its number of bytes; errors as `write`.
-
-    The metadata has the ``format`` entry that transformers requires.
-    """
-    specs = [(name, tensor.dtype, tensor.shape) for name, tensor in tensors.items()]
-    contents = (tensor.data.data for tensor in tensors.values())
-    return write(path, specs, contents, metadata={"format": "pt"})
-
-
 def header(specs: Iterable[Spec], metadata: Mapping[str, str] | None = None) -> bytes:
     """Return the header of a file with these tensors, for writers that stream parts of tensors.
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import glob
+import logging
 import os
 import re
 import sys
@@ -12,6 +13,8 @@ from typing import Any
 
 from vbfmt.converters.hub.repository import Repo, is_id, is_safe
 from vbfmt.errors import MissingExtraError, MissingSourceError, SourceError, VbfmtError, warn
+
+_logger = logging.getLogger(__name__)
 
 Names = Collection[str]
 Choice = Callable[[Names], Collection[str]]
@@ -57,6 +60,7 @@ def fetched(repo: Repo, source: str, choice: Choice, what: str) -> tuple[str, li
                 part=source,
                 found=", ".join(names[:5]) or "nothing",
             )
+        _logger.info("fetching %d files of %s", len(chosen), repo)
         folder = hub.snapshot_download(
             repo.id,
             revision=repo.revision,

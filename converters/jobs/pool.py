@@ -6,6 +6,7 @@ started, CPython 3.11's executor waits forever for the new one.
 
 from __future__ import annotations
 
+import logging
 import multiprocessing
 from collections import deque
 from collections.abc import Generator, Iterator, Sequence
@@ -20,6 +21,8 @@ from vbfmt.converters.jobs.worker import (
     stop,
     stopped_at_end,
 )
+
+_logger = logging.getLogger(__name__)
 
 _GIVE_UP = 3
 """After this number of consecutive items whose processes died, the other items are not tried."""
@@ -56,6 +59,7 @@ def outcomes(
             if dead >= _GIVE_UP:
                 yield number, [_died(item) for item in shard]
                 continue
+            _logger.info("a worker process died; its %d inputs run again", len(shard))
             found, dead = _suspected(task, [item.for_retry() for item in shard])
             yield number, found
         if dead >= _GIVE_UP:

@@ -5,6 +5,7 @@ Inputs and outputs must have paths that all workers can read and write.
 
 from __future__ import annotations
 
+import logging
 import os
 from collections.abc import Iterator, Sequence
 from typing import Any
@@ -15,6 +16,9 @@ from vbfmt.errors import MissingExtraError
 _RETRIES = 3
 _AT_ONCE = 4
 """Number of shards that are queued for each worker."""
+
+
+_logger = logging.getLogger(__name__)
 
 
 def prepare(task: Task, workers: int) -> None:
@@ -75,11 +79,12 @@ def _outcomes(
         try:
             yield number, ray.get(ready)
         except ray.exceptions.RayError as error:
+            name = type(error).__name__
             tries[number] = tries.get(number, 0) + 1
             if tries[number] <= _RETRIES:
+                _logger.info("%s: %d inputs run again", name, len(shards[number]))
                 running[remote.remote(task, [each.for_retry() for each in shards[number]])] = number
                 continue
-            name = type(error).__name__
             yield (
                 number,
                 [

@@ -153,10 +153,10 @@ def _merge(task: Task, item: Item) -> tuple[None, None]:
 
 def _diff(task: Task, item: Item) -> tuple[str | None, str | None]:
     from vbfmt.analysis.difference import compare
-    from vbfmt.packed import load_with_digest
+    from vbfmt.packed import load_with_form
 
-    one, digest = load_with_digest(item.source, **task.options)
-    two, other = load_with_digest(item.output, **task.options)
+    one, digest, _ = load_with_form(item.source, **task.options)
+    two, other, _ = load_with_form(item.output, **task.options)
     if digest == other:
         return digest, None
     lines = list(compare(one, two).lines())

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import os
 import stat
 from collections.abc import Callable, Iterable, Iterator
@@ -11,6 +12,8 @@ from vbfmt._format.container import Bytes
 from vbfmt.converters.merge import paths, refusals
 from vbfmt.converters.merge.plan import PathLike, Plan
 from vbfmt.converters.merge.stream import file_blocks, workers
+
+_logger = logging.getLogger(__name__)
 
 
 def write(
@@ -102,4 +105,5 @@ def _folders(names: Iterable[str]) -> set[str]:
 def _write_file(
     folder: str, name: str, contents: Iterable[Bytes], *, past_cache: bool = False
 ) -> None:
+    _logger.info("writing %s", name)
     storage.write_in_new_folder(os.path.join(folder, name), contents, past_cache=past_cache)

@@ -14,7 +14,7 @@ from vbfmt._files import storage
 from vbfmt._files.banks import Sources
 from vbfmt.adapter import Adapter
 from vbfmt.errors import ConfigError, StorageError
-from vbfmt.packed import load_with_digest
+from vbfmt.packed import load_with_form
 
 PathLike = str | os.PathLike[str]
 
@@ -95,4 +95,4 @@ def _read(file: str, banks: Sources | None, digest: str | None = None) -> tuple[
             found=f"{size} bytes",
             expected=f"at most {LARGEST}",
         )
-    return load_with_digest(file, digest=digest, mmap=False, banks=banks)
+    return load_with_form(file, digest=digest, mmap=False, banks=banks)[:2]

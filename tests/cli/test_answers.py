@@ -13,6 +13,7 @@ import pytest
 from tests.cli.conftest import needs_matplotlib
 from tests.converters.merge.folders import adapter_of, save_base, weights_of
 from tests.converters.test_peft import CONFIG, logits_form, write_folder
+from tests.forge import write_tensors
 from vbfmt import load, save
 from vbfmt.cli import progress, show, upload
 from vbfmt.cli.upload import upload_line
@@ -171,7 +172,7 @@ def test_a_proof_against_the_topk_form_allows_its_rounding(vbfmt, tmp_path, pack
     def nudged(steps):
         values = tensors[name].numpy().copy()
         values[0, 0, 0] = values[0, 0, 0] + np.float32(steps * 2.0**-24)
-        safetensors.write_tensors(file, {**tensors, name: Tensor.of(values)})
+        write_tensors(file, {**tensors, name: Tensor.of(values)})
 
     file.unlink()
     nudged(1)

@@ -8,9 +8,9 @@ import pytest
 from tests import reference
 from tests.conftest import warned
 from tests.converters.test_peft import logits_form, write_folder
+from tests.forge import write_tensors
 from vbfmt import Tensor, errors
 from vbfmt.converters import READERS, open_source, read
-from vbfmt.converters._files import safetensors
 
 H, B, R, K = 12, 4, 2, 2
 
@@ -29,7 +29,7 @@ def saved(folder, arrays):
     folder.mkdir(exist_ok=True)
     path = folder / "x.safetensors"
     path.unlink(missing_ok=True)
-    safetensors.write_tensors(path, {key: Tensor.of(array) for key, array in arrays.items()})
+    write_tensors(path, {key: Tensor.of(array) for key, array in arrays.items()})
     return path
 
 

@@ -14,6 +14,7 @@ from hypothesis import strategies as st
 
 from tests import reference
 from tests.conftest import warned
+from tests.forge import write_tensors
 from tests.strategies import adapters
 from vbfmt import Adapter, Module, Rows, Tensor, digest, errors
 from vbfmt._math.admixture import all_weights
@@ -57,7 +58,7 @@ def read(arrays, config=CONFIG, **options):
 
 def write_folder(folder, arrays, config=CONFIG):
     folder.mkdir()
-    safetensors.write_tensors(folder / "adapter_model.safetensors", tensors_of(arrays))
+    write_tensors(folder / "adapter_model.safetensors", tensors_of(arrays))
     if config is not None:
         (folder / "adapter_config.json").write_text(json.dumps(config))
     return folder

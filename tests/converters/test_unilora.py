@@ -14,9 +14,9 @@ from peft import PeftModel, UniLoraConfig, get_peft_model  # noqa: E402
 
 from tests.conftest import warned  # noqa: E402
 from tests.converters import models  # noqa: E402
+from tests.forge import write_tensors  # noqa: E402
 from vbfmt import Tensor, dumps, errors, loads  # noqa: E402
 from vbfmt.converters import lora, open_source, read, unilora  # noqa: E402
-from vbfmt.converters._files import safetensors  # noqa: E402
 
 TARGETS = {"llama": ["q_proj", "v_proj", "down_proj"], "gpt2": ["c_attn", "c_fc"]}
 
@@ -160,7 +160,7 @@ def arrays(**changes):
 )
 def test_what_contradicts_itself_is_refused(tmp_path, changes, message):
     path = tmp_path / "adapter_model.safetensors"
-    safetensors.write_tensors(path, {k: Tensor.of(v) for k, v in arrays(**changes).items()})
+    write_tensors(path, {k: Tensor.of(v) for k, v in arrays(**changes).items()})
     with pytest.raises(errors.SourceError, match=message.replace("checkpoint: ", "checkpoint.*")):
         read(path)
 
@@ -170,7 +170,7 @@ def test_two_adapters_in_one_file_are_refused(tmp_path):
     for key in [key for key in both if "indices" in key or "scales" in key]:
         both[f"{key}.second"] = both[key]
     path = tmp_path / "adapter_model.safetensors"
-    safetensors.write_tensors(path, {k: Tensor.of(v) for k, v in both.items()})
+    write_tensors(path, {k: Tensor.of(v) for k, v in both.items()})
     with pytest.raises(errors.SourceError, match="one tensor under two keys"):
         read(path)
 
@@ -180,7 +180,7 @@ def test_indices_of_no_elements_and_a_size_beyond_memory_are_refused(tmp_path):
     tensors = {key: Tensor.of(value) for key, value in arrays().items()}
     huge = Tensor("I64", (0, 2**63), np.empty(0, np.uint8))
     tensors["base_model.model.q.unilora_indices_A"] = huge
-    safetensors.write_tensors(path, tensors)
+    write_tensors(path, tensors)
     with pytest.raises(errors.SourceError, match="incomplete checkpoint"):
         read(path)
 
@@ -264,7 +264,7 @@ def test_a_base_that_peft_cannot_use_is_one_error(tmp_path):
 
 def test_another_k_than_1_is_refused(tmp_path):
     path = tmp_path / "adapter_model.safetensors"
-    safetensors.write_tensors(path, {k: Tensor.of(v) for k, v in arrays().items()})
+    write_tensors(path, {k: Tensor.of(v) for k, v in arrays().items()})
     with pytest.raises(errors.SourceError, match="Uni-LoRA has k = 1 in .*: `topk`: found 2"):
         read(path, topk=2)
 
@@ -274,6 +274,6 @@ def test_a_second_vector_is_refused(tmp_path):
     both = arrays()
     theta = next(key for key in both if "theta" in key)
     both[f"{theta}.second"] = both[theta]
-    safetensors.write_tensors(path, {k: Tensor.of(v) for k, v in both.items()})
+    write_tensors(path, {k: Tensor.of(v) for k, v in both.items()})
     with pytest.raises(errors.SourceError, match="not exactly one Uni-LoRA vector"):
         read(path)

@@ -20,10 +20,10 @@ import numpy as np
 from spec.corpus.valid import adapter as tiny_adapter
 from tests import forge
 from tests.converters.merge.folders import adapter_of, save_base, tensor_of
+from tests.forge import write_tensors
 from tests.fuzz import unilora
 from tests.fuzz.folders import split
 from vbfmt import Adapter, Module, Rows, Tensor, dumps, save
-from vbfmt.converters._files import safetensors
 
 Case = tuple[Callable[[Path], None], tuple[str, ...]]
 
@@ -108,7 +108,7 @@ def _checkpoint(folder: Path, arrays: dict[str, Any], config: dict[str, Any] | b
     text = config if isinstance(config, bytes) else json.dumps(config).encode()
     (folder / "src" / "adapter_config.json").write_bytes(text)
     tensors = {name: Tensor.of(array) for name, array in arrays.items()}
-    safetensors.write_tensors(folder / "src" / "adapter_model.safetensors", tensors)
+    write_tensors(folder / "src" / "adapter_model.safetensors", tensors)
 
 
 _VBLORA = {"peft_type": "VBLORA", "r": 1, "topk": 1, "num_vectors": 1, "vector_length": 1}

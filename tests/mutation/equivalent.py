@@ -38,9 +38,9 @@ EQUIVALENT = (
         "the default of `int.from_bytes` from Python 3.11 on; on 3.10 the mutant fails",
     ),
     Equivalent(
-        "canonical.x_read__",
-        "position + items",
-        ("position - items",),
+        "canonical.x__value__",
+        "stop + items",
+        ("stop - items",),
         "a count beyond the bytes is refused when they run out; this only saves the walk there",
     ),
     Equivalent(

@@ -65,7 +65,7 @@ def test_what_has_nothing_newer_in_it_is_written_again_byte_by_byte(name):
 
 @pytest.mark.parametrize("name", VALID)
 def test_the_digest_is_the_files_own_whatever_is_passed_over(name):
-    _, digest = packed.load_with_digest(file("valid", name), banks=BANKS)
+    _, digest, _ = packed.load_with_form(file("valid", name), banks=BANKS)
     assert digest == VALID[name]["digest"]
 
 
@@ -124,8 +124,8 @@ def test_the_worked_example_without_its_bank_is_still_written(golden_folder):
     for name, data in without_bank().items():
         assert (golden_folder / name).read_bytes() == data
     thin = golden_folder / "thin" / "worked-example.vblora"
-    _, digest = packed.load_with_digest(thin)
-    assert digest == packed.load_with_digest(golden_folder / "worked-example.vblora")[1]
+    _, digest, _ = packed.load_with_form(thin)
+    assert digest == packed.load_with_form(golden_folder / "worked-example.vblora")[1]
     assert len(thin.read_bytes()) == 396
 
 

@@ -5,6 +5,8 @@ from __future__ import annotations
 import errno
 import os
 import re
+import sys
+import threading
 
 import pytest
 
@@ -64,3 +66,21 @@ def test_an_object_of_another_version_is_neither_replaced_nor_removed(folder):
 def test_there_is_no_file_of_what_is_not_there(folder):
     with pytest.raises(FileNotFoundError, match="names/00/y"):
         folder.file("names/00/y")
+
+
+@pytest.mark.skipif(sys.platform == "win32", reason="flock")
+def test_waiting_for_another_process_is_logged(folder, tmp_path, caplog):
+    import fcntl
+
+    caplog.set_level("INFO", "vbfmt")
+    version = folder.found(KEY).version
+    with open(tmp_path / LOCK, "w") as held:
+        fcntl.flock(held, fcntl.LOCK_EX)
+        work = threading.Thread(target=folder.replace, args=(KEY, b"new", version))
+        work.start()
+        work.join(0.2)
+        assert bytes(folder.content(KEY)) == b"content"
+    work.join()
+    assert bytes(folder.content(KEY)) == b"new"
+    assert caplog.messages == ["waiting for another process's change of the store"]
+    assert caplog.records[0].name.startswith("vbfmt.store")

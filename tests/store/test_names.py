@@ -12,6 +12,7 @@ from tests.store.adapters import adapter
 from vbfmt import errors
 from vbfmt.store import ANY, layout, names
 from vbfmt.store.catalog import FILE
+from vbfmt.store.folder import Folder
 
 
 def test_a_name_changes_by_compare_and_swap(store):
@@ -239,3 +240,22 @@ def test_a_record_in_the_file_of_another_name_is_damaged(store):
     assert store.tag("x", vbfmt.digest(adapter(1)), replaces=ANY) is None
     assert store.gc(grace=0).removed == ()
     assert store.open("x") == adapter(1)
+
+
+def test_a_name_that_changes_while_it_is_moved_is_moved_again(store, monkeypatch, caplog):
+    caplog.set_level("INFO", "vbfmt")
+    one, two = store.add(adapter(1), name="x"), store.add(adapter(2))
+    answers = iter([False, False])
+    replace = Folder.replace
+    monkeypatch.setattr(Folder, "replace", lambda *given: next(answers, True) and replace(*given))
+    store.tag("x", two, replaces=ANY)
+    assert store.resolve("x") == two != one
+    assert len([text for text in caplog.messages if "name x" in text]) == 2
+
+
+def test_a_name_that_never_stops_changing_is_refused(store, monkeypatch):
+    one, two = store.add(adapter(1), name="x"), store.add(adapter(2))
+    monkeypatch.setattr(Folder, "replace", lambda *_: False)
+    with pytest.raises(errors.ConflictError, match="expected unchanged while it is written"):
+        store.tag("x", two, replaces=ANY)
+    assert store.resolve("x") == one

@@ -153,26 +153,19 @@ def require_intact(content: Bytes, sha256: str, length: int, file: str) -> None:
     Raises:
         ChecksumError: the length or the SHA-256 is wrong.
     """
-    advice = "fetch the bank again"
-    what = "not the vector bank that the adapter needs"
+    wrong = None
     if len(content) != length:
+        wrong = f"{len(content)} bytes", f"{length} bytes"
+    elif (found := hashlib.sha256(content).hexdigest()) != sha256:
+        wrong = f"SHA-256 {found[:16]}…", f"{sha256[:16]}…"
+    if wrong is not None:
         raise ChecksumError(
-            what,
+            "not the vector bank that the adapter needs",
             file=file,
             part="bank",
-            found=f"{len(content)} bytes",
-            expected=f"{length} bytes",
-            advice=advice,
-        )
-    found = hashlib.sha256(content).hexdigest()
-    if found != sha256:
-        raise ChecksumError(
-            what,
-            file=file,
-            part="bank",
-            found=f"SHA-256 {found[:16]}…",
-            expected=f"{sha256[:16]}…",
-            advice=advice,
+            found=wrong[0],
+            expected=wrong[1],
+            advice="fetch the bank again",
         )
 
 

@@ -95,28 +95,14 @@ def read(data: bytes) -> Document:
             starts.append(position)
             if left[-1] % 2:
                 containers.append(0)
-        start, code = position, _code(data, position)
-        size, length_bytes, items = _SHAPES[code]
-        if code in _NUMBERS:
-            number = _number(data, start, length_bytes or size - 1)
-            if length_bytes:
-                size, items = (size, items * number) if items else (size + number, 0)
-        if not size:
-            raise _foreign(code)
-        position += size
-        if position + items > len(data):
-            raise _not_msgpack("the end within a value")
-        if code in _TEXTS:
-            _require_utf8(data, start + 1 + length_bytes, position)
+        start = position
+        code, position, items = _value(data, start)
         within = keys[-1]
         if within is not None and left[-1] % 2 == 0:
             _require_new_key(within, code, data[start:position])
         left[-1] -= 1
         if code in _CONTAINERS:
-            if len(left) > DEEPEST:
-                raise HeaderError(
-                    "nesting is too deep", part="header", expected=f"at most {DEEPEST}"
-                )
+            _require_depth(len(left))
             if containers:
                 containers[-1] += _A_MAP if code in _MAPS else 1
             left.append(items)
@@ -134,10 +120,30 @@ _A_MAP = 4
 """A map takes as much memory as this many arrays; tables have none."""
 
 
-def _code(data: bytes, position: int) -> int:
-    if position >= len(data):
+def _value(data: bytes, start: int) -> tuple[int, int, int]:
+    """Return the first byte of the value at `start`, where it ends, and how many items follow it if
+    it is an array or a map.
+
+    Raises:
+        HeaderError: a type that is not allowed, not the shortest form, text that is not UTF-8, or
+            the bytes end before.
+    """
+    if start >= len(data):
         raise _not_msgpack("the end within a value")
-    return data[position]
+    code = data[start]
+    size, length_bytes, items = _SHAPES[code]
+    if code in _NUMBERS:
+        number = _number(data, start, length_bytes or size - 1)
+        if length_bytes:
+            size, items = (size, items * number) if items else (size + number, 0)
+    if not size:
+        raise _foreign(code)
+    stop = start + size
+    if stop + items > len(data):
+        raise _not_msgpack("the end within a value")
+    if code in _TEXTS:
+        _require_utf8(data, start + 1 + length_bytes, stop)
+    return code, stop, items
 
 
 def _number(data: bytes, start: int, length: int) -> int:
@@ -163,6 +169,11 @@ def _require_utf8(data: bytes, start: int, stop: int) -> None:
         data[start:stop].decode()
     except UnicodeDecodeError as error:
         raise _not_msgpack(str(error)) from None
+
+
+def _require_depth(depth: int) -> None:
+    if depth > DEEPEST:
+        raise HeaderError("nesting is too deep", part="header", expected=f"at most {DEEPEST}")
 
 
 def _require_new_key(keys: set[bytes], code: int, key: bytes) -> None:

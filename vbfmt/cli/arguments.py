@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import click
@@ -103,6 +103,20 @@ BANKS = click.option(
     help="Folder to search for external banks, before a file's own folder. May be repeated.",
 )
 
+CARD = click.option("--card", is_flag=True, help="Write a model card (README.md) for the Hub, too.")
+
+
+def revision_option(whose: str) -> Callable[[Any], Any]:
+    """Return the option ``--revision`` for inputs that may be repositories on the Hub."""
+    return click.option(
+        "--revision", metavar="REV", help=f"Branch, tag or commit of {whose} on the Hub."
+    )
+
+
+def force_option(what: str) -> Callable[[Any], Any]:
+    """Return the option ``--force``, whose value is the library's parameter `overwrite`."""
+    return click.option("--force", "overwrite", is_flag=True, help=f"Replace {what}.")
+
 
 def output_option(
     what: str, *endings: str, required: bool = False, stream: bool = False
@@ -149,6 +163,12 @@ def output_option(
         callback=named,
         help=f"Where {what} is written; missing parent folders are created.",
     )
+
+
+def require_weights(weights: Sequence[float], files: Sequence[str]) -> None:
+    """Refuse --weight for some of the files only."""
+    if weights and len(weights) != len(files):
+        raise click.UsageError(f"{len(weights)} --weight for {len(files)} files; give one for each")
 
 
 def digest(ctx: click.Context, param: click.Parameter, value: str | None) -> str | None:

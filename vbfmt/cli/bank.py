@@ -2,15 +2,10 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any
-
 import click
 
-from vbfmt.cli.arguments import BANKS, JSON, PATH, output_option
+from vbfmt.cli.arguments import BANKS, JSON, PATH, force_option, output_option
 from vbfmt.cli.command import Command, Group
-
-if TYPE_CHECKING:
-    from vbfmt.packed import Written
 
 
 @click.group(
@@ -30,7 +25,7 @@ def command() -> None:
 
 
 _OUTPUT = output_option("a packed file (.vblora)", ".vblora")
-_FORCE = click.option("--force", is_flag=True, help="Replace an existing file.")
+_FORCE = force_option("an existing file")
 
 
 @command.command(
@@ -45,25 +40,19 @@ _FORCE = click.option("--force", is_flag=True, help="Replace an existing file.")
 )
 @_FORCE
 @JSON
-def split(file: str, output: str, banks: str | None, force: bool, as_json: bool) -> None:
+def split(file: str, output: str, banks: str | None, overwrite: bool, as_json: bool) -> None:
     """Write FILE without its bank, and the bank as <SHA-256>.bank.
 
     An existing bank with that name is checked and kept.
     """
     from vbfmt import banks as bank_files
     from vbfmt._files import outputs, parents
-    from vbfmt.cli import show
-    from vbfmt.cli.upload import show_upload_line
+    from vbfmt.cli.written import show_written
 
-    outputs.require_file(output, overwrite=force)
+    outputs.require_file(output, overwrite=overwrite)
     with parents.made(output):
-        done = bank_files.split(file, output, banks=banks, overwrite=force)
-    if as_json:
-        show.as_json(_as_dict(done, output))
-        return
-    show.say(f"{output}: {show.size(done.size)}, its bank in {done.bank}")
-    show.say(done.digest)
-    show_upload_line(output, done.bank)
+        done = bank_files.split(file, output, banks=banks, overwrite=overwrite)
+    show_written(done, output, as_json=as_json)
 
 
 @command.command(
@@ -76,29 +65,19 @@ def split(file: str, output: str, banks: str | None, force: bool, as_json: bool)
 @BANKS
 @_FORCE
 @JSON
-def join(file: str, output: str, banks: tuple[str, ...], force: bool, as_json: bool) -> None:
+def join(file: str, output: str, banks: tuple[str, ...], overwrite: bool, as_json: bool) -> None:
     """Write FILE with its bank embedded.
 
     The bank is searched for in --banks, in FILE's folder and in banks/ in that folder.
     """
     from vbfmt import banks as bank_files
     from vbfmt._files import outputs, parents
-    from vbfmt.cli import show
-    from vbfmt.cli.upload import show_upload_line
+    from vbfmt.cli.written import show_written
 
-    outputs.require_file(output, overwrite=force)
+    outputs.require_file(output, overwrite=overwrite)
     with parents.made(output):
-        done = bank_files.join(file, output, banks=banks, overwrite=force)
-    if as_json:
-        show.as_json(_as_dict(done, output))
-        return
-    show.say(f"{output}: {show.size(done.size)}")
-    show.say(done.digest)
-    show_upload_line(output)
-
-
-def _as_dict(done: Written, output: str) -> dict[str, Any]:
-    return {"output": output, "digest": done.digest, "bytes": done.size, "bank": done.bank}
+        done = bank_files.join(file, output, banks=banks, overwrite=overwrite)
+    show_written(done, output, as_json=as_json)
 
 
 @command.command("list", cls=Command, examples=("vbfmt bank list adapters --banks banks",))

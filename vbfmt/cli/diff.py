@@ -6,7 +6,7 @@ import dataclasses
 
 import click
 
-from vbfmt.cli.arguments import BANKS, JSON, PACKED
+from vbfmt.cli.arguments import BANKS, JSON, PACKED, revision_option
 from vbfmt.cli.command import Command
 
 _SHOWN = 20
@@ -26,7 +26,7 @@ _SHOWN = 20
 )
 @click.argument("a", type=PACKED)
 @click.argument("b", type=PACKED)
-@click.option("--revision", metavar="REV", help="Branch, tag or commit of A and B on the Hub.")
+@revision_option("A and B")
 @BANKS
 @JSON
 @click.pass_context

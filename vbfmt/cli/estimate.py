@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import dataclasses
-from typing import TYPE_CHECKING
+from collections.abc import Callable
+from typing import TYPE_CHECKING, Any
 
 import click
 
-from vbfmt.cli.arguments import JSON, PATH
+from vbfmt.cli.arguments import JSON, PATH, revision_option
 from vbfmt.cli.command import Command
 
 if TYPE_CHECKING:
@@ -15,6 +16,11 @@ if TYPE_CHECKING:
 
 _SHORT = 16
 """A shorter vector length gets a warning."""
+
+
+def _count(*names: str, **options: Any) -> Callable[[Any], Any]:
+    """Return an option that takes a number from 1."""
+    return click.option(*names, type=click.IntRange(min=1), show_default=True, **options)
 
 
 @click.command(
@@ -28,68 +34,27 @@ _SHORT = 16
 )
 @click.option("--model", metavar="NAME", help="One of the paper's models: llama-2-7b and others.")
 @click.option("--base", type=PATH, help="A model's folder, its config.json, or a repository.")
-@click.option("--revision", metavar="REV", help="Branch, tag or commit of the base on the Hub.")
+@revision_option("the base")
 @click.option(
     "--targets",
     default="all",
     show_default=True,
     help="Layers: all, qv (query and value), or leaf names separated by commas.",
 )
-@click.option(
-    "--num-vectors",
-    "--h",
-    "h",
-    type=click.IntRange(min=1),
-    default=256,
-    show_default=True,
-    help="Bank size, h.",
-)
-@click.option(
+@_count("--num-vectors", "--h", "h", default=256, help="Bank size, h.")
+@_count(
     "--vector-length",
     "--b",
     "b",
-    type=click.IntRange(min=1),
     help="Vector length, b.  [default: the largest that fits, up to 256]",
 )
-@click.option(
-    "--topk",
-    "--k",
-    "k",
-    type=click.IntRange(min=1),
-    default=2,
-    show_default=True,
-    help="Vectors per sub-vector, k.",
-)
-@click.option(
-    "--rank",
-    "--r",
-    "r",
-    type=click.IntRange(min=1),
-    default=4,
-    show_default=True,
-    help="Rank, r.",
-)
-@click.option("--lora-rank", type=click.IntRange(min=1), help="Rank of LoRA.  [default: r]")
-@click.option("--tied-rank", type=click.IntRange(min=1), help="Rank of Tied-LoRA.  [default: r]")
-@click.option(
-    "--vera-rank",
-    type=click.IntRange(min=1),
-    default=256,
-    show_default=True,
-    help="Rank of VeRA.",
-)
-@click.option(
-    "--xs-rank",
-    type=click.IntRange(min=1),
-    default=64,
-    show_default=True,
-    help="Rank of LoRA-XS.",
-)
-@click.option(
-    "--uni-length",
-    type=click.IntRange(min=1),
-    help="Length of Uni-LoRA's vector.  [default: h · b]",
-)
+@_count("--topk", "--k", "k", default=2, help="Vectors per sub-vector, k.")
+@_count("--rank", "--r", "r", default=4, help="Rank, r.")
+@_count("--lora-rank", help="Rank of LoRA.  [default: r]")
+@_count("--tied-rank", help="Rank of Tied-LoRA.  [default: r]")
+@_count("--vera-rank", default=256, help="Rank of VeRA.")
+@_count("--xs-rank", default=64, help="Rank of LoRA-XS.")
+@_count("--uni-length", help="Length of Uni-LoRA's vector.  [default: h · b]")
 @JSON
 @click.pass_context
 def command(

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from typing import TYPE_CHECKING, Any
 
 import click
 
 from vbfmt.cli.arguments import (
     BANKS,
+    CARD,
     DTYPE,
     JSON,
     LAYOUT,
@@ -15,7 +17,10 @@ from vbfmt.cli.arguments import (
     PATH,
     RUNTIME,
     WEIGHTS,
+    force_option,
     output_option,
+    require_weights,
+    revision_option,
 )
 from vbfmt.cli.command import Command
 
@@ -65,7 +70,7 @@ _SHOWN = 3
     help="Vectors per sub-vector, k; only for logits without a config.",
 )
 @click.option("--layout", type=LAYOUT, help="The layout of a checkpoint, as for pack.")
-@click.option("--revision", metavar="REV", help="Branch, tag or commit of FILEs on the Hub.")
+@revision_option("FILEs")
 @click.option(
     "--check",
     type=RUNTIME,
@@ -75,8 +80,8 @@ _SHOWN = 3
 @click.option("--strict", is_flag=True, help="Fail if --check finds anything.")
 @click.option("--drop-extras", is_flag=True, help="Leave out trained biases and heads.")
 @BANKS
-@click.option("--card", is_flag=True, help="Write a model card (README.md) for the Hub, too.")
-@click.option("--force", is_flag=True, help="Replace the files of an existing folder.")
+@CARD
+@force_option("the files of an existing folder")
 @JSON
 def command(
     files: tuple[str, ...],
@@ -84,18 +89,10 @@ def command(
     weights: tuple[float, ...],
     rank: int | None,
     dtype: str,
-    to: str | None,
-    base: str | None,
-    topk: int | None,
-    layout: str | None,
-    revision: str | None,
     check: tuple[str, ...],
     strict: bool,
-    drop_extras: bool,
-    banks: tuple[str, ...],
-    card: bool,
-    force: bool,
     as_json: bool,
+    **options: Any,
 ) -> None:
     """Expand FILE into standard LoRA.
 
@@ -106,51 +103,39 @@ def command(
     approximation of a lower rank is written instead, and the loss is printed. With --check, nothing
     is written if that runtime would refuse the result.
     """
-    if weights and len(weights) != len(files):
-        raise click.UsageError(f"{len(weights)} --weight for {len(files)} files; give one for each")
+    require_weights(weights, files)
     if strict and not check:
         raise click.UsageError("--strict needs --check")
     from vbfmt.cli import show
     from vbfmt.cli.packed_input import adapter_path
     from vbfmt.cli.progress import shown
+    from vbfmt.cli.upload import show_upload_line
     from vbfmt.converters.operations.expand import expand
 
+    options |= {"weights": weights, "rank": rank, "dtype": dtype, "check": check, "strict": strict}
     paths = [adapter_path(file) for file in files]
     with shown("modules") as progress:
-        done = expand(
-            paths,
-            output,
-            to=to,
-            rank=rank,
-            weights=weights,
-            dtype=dtype,
-            base=base,
-            topk=topk,
-            layout=layout,
-            revision=revision,
-            check=check,
-            strict=strict,
-            drop_extras=drop_extras,
-            banks=banks,
-            card=card,
-            overwrite=force,
-            progress=progress,
-        )
+        done = expand(paths, output, progress=progress, **options)
     if as_json:
         show.as_json(_as_dict(done, output, dtype, check))
         return
-    show.say(
-        f"{output}: {done.title} of rank {done.rank} in {dtype}, {done.modules} "
-        f"modules, {show.size(done.size)}"
+    for line in _lines(done, output, dtype, check):
+        show.say(line)
+    if rank is not None:
+        _print_losses(rank, done)
+    show_upload_line(output)
+
+
+def _lines(done: Expanded, output: str, dtype: str, check: tuple[str, ...]) -> Iterator[str]:
+    from vbfmt.cli.show import size
+
+    yield (
+        f"{output}: {done.title} of rank {done.rank} in {dtype}, {done.modules} modules, "
+        f"{size(done.size)}"
     )
     for runtime in check:
         if not any(finding.rule.runtime == runtime for finding in done.findings):
-            show.say(f"{runtime}: no problems found")
-    if rank is not None:
-        _print_losses(rank, done)
-    from vbfmt.cli.upload import show_upload_line
-
-    show_upload_line(output)
+            yield f"{runtime}: no problems found"
 
 
 def _as_dict(done: Expanded, output: str, dtype: str, check: tuple[str, ...]) -> dict[str, Any]:

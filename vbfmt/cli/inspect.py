@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from vbfmt.cli.arguments import BANKS, JSON, PACKED
+from vbfmt.cli.arguments import BANKS, JSON, PACKED, revision_option
 from vbfmt.cli.command import Command
 
 if TYPE_CHECKING:
@@ -27,7 +27,7 @@ if TYPE_CHECKING:
     ),
 )
 @click.argument("file", type=PACKED)
-@click.option("--revision", metavar="REV", help="Branch, tag or commit of FILE on the Hub.")
+@revision_option("FILE")
 @click.option("--modules", is_flag=True, help="List every module.")
 @BANKS
 @JSON

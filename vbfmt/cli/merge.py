@@ -7,7 +7,19 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from vbfmt.cli.arguments import BANKS, DTYPE, JSON, PACKED, PATH, WEIGHTS, output_option
+from vbfmt.cli.arguments import (
+    BANKS,
+    CARD,
+    DTYPE,
+    JSON,
+    PACKED,
+    PATH,
+    WEIGHTS,
+    force_option,
+    output_option,
+    require_weights,
+    revision_option,
+)
 from vbfmt.cli.command import Command
 
 if TYPE_CHECKING:
@@ -32,7 +44,7 @@ if TYPE_CHECKING:
 @click.option(
     "--base-revision", metavar="REV", help="Branch, tag or commit of the base on the Hub."
 )
-@click.option("--revision", metavar="REV", help="Branch, tag or commit of FILEs on the Hub.")
+@revision_option("FILEs")
 @output_option("a folder")
 @WEIGHTS
 @click.option(
@@ -52,30 +64,22 @@ if TYPE_CHECKING:
 )
 @click.option("--dry-run", is_flag=True, help="Check everything, print the plan, write nothing.")
 @BANKS
-@click.option("--card", is_flag=True, help="Write a model card (README.md) for the Hub, too.")
+@CARD
 @click.option(
     "--follow-links",
     is_flag=True,
     help="Copy the targets of links that lead out of the base's folder.",
 )
-@click.option("--force", is_flag=True, help="Replace the output of an earlier merge.")
+@force_option("the output of an earlier merge")
 @JSON
 def command(
     files: tuple[str, ...],
-    base: str | None,
-    base_revision: str | None,
-    revision: str | None,
     output: str,
+    base: str | None,
     weights: tuple[float, ...],
-    dtype: str | None,
-    part: str | None,
-    strict: bool,
     dry_run: bool,
-    banks: tuple[str, ...],
-    card: bool,
-    follow_links: bool,
-    force: bool,
     as_json: bool,
+    **options: Any,
 ) -> None:
     """Merge adapters into a base model: a folder that loads as if trained in full.
 
@@ -86,42 +90,25 @@ def command(
     --weight. A base from the Hub is taken at the revision that FILE was trained on, unless
     --base-revision is given.
     """
-    if weights and len(weights) != len(files):
-        raise click.UsageError(f"{len(weights)} --weight for {len(files)} files; give one for each")
+    require_weights(weights, files)
     from vbfmt.cli import show
     from vbfmt.cli.packed_input import adapter_path
     from vbfmt.cli.progress import shown
     from vbfmt.cli.suggestions import require_base_is_no_adapter
+    from vbfmt.cli.upload import show_upload_line
     from vbfmt.converters.operations.merge import merge
 
     require_base_is_no_adapter(base, files)
+    options |= {"base": base, "weights": weights, "dry_run": dry_run}
     paths = [adapter_path(file) for file in files]
     with shown("bytes") as progress:
-        plan = merge(
-            paths,
-            output,
-            base=base,
-            weights=weights,
-            dtype=dtype,
-            part=part,
-            strict=strict,
-            revision=revision,
-            base_revision=base_revision,
-            banks=banks,
-            card=card,
-            follow_links=follow_links,
-            overwrite=force,
-            dry_run=dry_run,
-            progress=progress,
-        )
+        plan = merge(paths, output, progress=progress, **options)
     if as_json:
         show.as_json({"output": output, "written": not dry_run, **_as_dict(plan)})
         return
     for line in _report(plan, output, dry_run):
         show.say(line)
     if not dry_run:
-        from vbfmt.cli.upload import show_upload_line
-
         show_upload_line(output)
 
 

@@ -9,7 +9,17 @@ from typing import TYPE_CHECKING, Any, Literal
 
 import click
 
-from vbfmt.cli.arguments import FORM, JSON, LAYOUT, PATH, STANDARD_STREAM, output_option
+from vbfmt.cli.arguments import (
+    CARD,
+    FORM,
+    JSON,
+    LAYOUT,
+    PATH,
+    STANDARD_STREAM,
+    force_option,
+    output_option,
+    revision_option,
+)
 from vbfmt.cli.command import Command
 
 if TYPE_CHECKING:
@@ -37,8 +47,8 @@ if TYPE_CHECKING:
 @click.option("--layout", type=LAYOUT, help="The layout of SRC, if it cannot be recognised.")
 @click.option("--base", type=PATH, help="For Uni-LoRA with only a seed: the base model's folder.")
 @click.option("--base-model", metavar="NAME", help="Base model name to record, instead of SRC's.")
-@click.option("--revision", metavar="REV", help="Branch, tag or commit of SRC on the Hub.")
-@click.option("--card", is_flag=True, help="Write a model card (README.md) for the Hub, too.")
+@revision_option("SRC")
+@CARD
 @click.option(
     "--bank",
     type=FORM,
@@ -51,21 +61,16 @@ if TYPE_CHECKING:
     metavar="DIR",
     help="Folder for an external bank; default: the output's folder.",
 )
-@click.option("--force", is_flag=True, help="Replace an existing file.")
+@force_option("an existing file")
 @JSON
 def command(
     source: str,
     output: str,
-    topk: int | None,
-    layout: str | None,
-    base: str | None,
-    base_model: str | None,
-    revision: str | None,
     card: bool,
     bank: Literal["embedded", "external"],
     banks: str | None,
-    force: bool,
     as_json: bool,
+    **options: Any,
 ) -> None:
     """Pack a VB-LoRA checkpoint SRC into one small file.
 
@@ -86,19 +91,8 @@ def command(
     if to_stream:
         _require_stream_is_alone(card, as_json)
         show.keep_output_for_data()
-    done = pack(
-        source,
-        sys.stdout.buffer if to_stream else output,
-        topk=topk,
-        layout=layout,
-        base=base,
-        base_model=base_model,
-        revision=revision,
-        bank=bank,
-        banks=banks,
-        card=card,
-        overwrite=force,
-    )
+    target = sys.stdout.buffer if to_stream else output
+    done = pack(source, target, card=card, bank=bank, banks=banks, **options)
     if as_json:
         show.as_json(_facts(done, source, output))
         return

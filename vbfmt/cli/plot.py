@@ -4,7 +4,15 @@ from __future__ import annotations
 
 import click
 
-from vbfmt.cli.arguments import BANKS, FIGURES, JSON, PACKED, output_option
+from vbfmt.cli.arguments import (
+    BANKS,
+    FIGURES,
+    JSON,
+    PACKED,
+    force_option,
+    output_option,
+    revision_option,
+)
 from vbfmt.cli.command import Command
 
 
@@ -32,9 +40,9 @@ from vbfmt.cli.command import Command
     metavar="FILE",
     help="An earlier state of the adapter, to show which selections have changed.",
 )
-@click.option("--revision", metavar="REV", help="Branch, tag or commit of FILE on the Hub.")
+@revision_option("FILE")
 @BANKS
-@click.option("--force", is_flag=True, help="Replace an existing file.")
+@force_option("an existing file")
 @JSON
 def command(
     file: str,
@@ -43,7 +51,7 @@ def command(
     before: str | None,
     revision: str | None,
     banks: tuple[str, ...],
-    force: bool,
+    overwrite: bool,
     as_json: bool,
 ) -> None:
     """Draw the adapter FILE: one page with all figures, or one of them.
@@ -64,7 +72,7 @@ def command(
 
     # It would print lines of its own if it cannot write its cache, or takes long to fill it.
     logging.getLogger("matplotlib").setLevel(logging.ERROR)
-    outputs.require_file(output, overwrite=force)
+    outputs.require_file(output, overwrite=overwrite)
     outputs.require_no_input(output, [file, *([before] if before else [])])
     try:
         from vbfmt.plot import Scene, write
@@ -79,7 +87,7 @@ def command(
     except VbfmtError as error:
         raise error.in_file(before or file) from None
     with parents.made(output), shown("figures") as progress:
-        written = write(scene, output, figures=figures, overwrite=force, progress=progress)
+        written = write(scene, output, figures=figures, overwrite=overwrite, progress=progress)
     if as_json:
         from vbfmt.packed import digest
 

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from vbfmt.cli.arguments import BANKS, FORM, JSON, PATH, output_option
+from vbfmt.cli.arguments import BANKS, FORM, JSON, PATH, force_option, output_option
 from vbfmt.cli.command import Command, Group
 
 if TYPE_CHECKING:
@@ -82,31 +82,22 @@ def add(
 @click.argument("name", metavar="NAME")
 @output_option("a packed file (.vblora)", ".vblora")
 @click.option("--bank", type=FORM, default="embedded", help="external: write it to <SHA-256>.bank.")
-@click.option("--force", is_flag=True, help="Replace an existing file.")
+@force_option("an existing file")
 @JSON
-def get(store: str, name: str, output: str, bank: str, force: bool, as_json: bool) -> None:
+def get(store: str, name: str, output: str, bank: str, overwrite: bool, as_json: bool) -> None:
     """Verify the adapter with that NAME or digest and write it to a file."""
     from vbfmt import banks as bank_files
     from vbfmt._files import outputs, parents
-    from vbfmt.cli import show
-    from vbfmt.cli.upload import show_upload_line
+    from vbfmt.cli.written import show_written
 
-    outputs.require_file(output, overwrite=force)
+    outputs.require_file(output, overwrite=overwrite)
     with _opened(store) as opened, parents.made(output):
         path = opened.path(opened.resolve(name))
         if bank == "embedded":
-            done = bank_files.join(path, output, banks=opened, overwrite=force)
+            done = bank_files.join(path, output, banks=opened, overwrite=overwrite)
         else:
-            done = bank_files.split(path, output, look_in=opened, overwrite=force)
-    if as_json:
-        show.as_json(
-            {"output": output, "digest": done.digest, "bytes": done.size, "bank": done.bank}
-        )
-        return
-    bank_file = f", its bank in {done.bank}" if done.bank else ""
-    show.say(f"{output}: {show.size(done.size)}{bank_file}")
-    show.say(done.digest)
-    show_upload_line(output, done.bank)
+            done = bank_files.split(path, output, look_in=opened, overwrite=overwrite)
+    show_written(done, output, as_json=as_json)
 
 
 @command.command(

@@ -2,9 +2,19 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import click
 
-from vbfmt.cli.arguments import BANKS, JSON, PACKED, output_option
+from vbfmt.cli.arguments import (
+    BANKS,
+    CARD,
+    JSON,
+    PACKED,
+    force_option,
+    output_option,
+    revision_option,
+)
 from vbfmt.cli.command import Command
 
 
@@ -18,20 +28,12 @@ from vbfmt.cli.command import Command
 )
 @click.argument("file", type=PACKED)
 @output_option("a folder")
-@click.option("--revision", metavar="REV", help="Branch, tag or commit of FILE on the Hub.")
+@revision_option("FILE")
 @BANKS
-@click.option("--card", is_flag=True, help="Write a model card (README.md) for the Hub, too.")
-@click.option("--force", is_flag=True, help="Replace the files of an existing folder.")
+@CARD
+@force_option("the files of an existing folder")
 @JSON
-def command(
-    file: str,
-    output: str,
-    revision: str | None,
-    banks: tuple[str, ...],
-    card: bool,
-    force: bool,
-    as_json: bool,
-) -> None:
+def command(file: str, output: str, as_json: bool, **options: Any) -> None:
     """Unpack FILE into a folder that PEFT loads as VB-LoRA (top-k form, float32).
 
     FILE is a packed file, a checkpoint, - for standard input, or owner/name for a repository on the
@@ -42,8 +44,7 @@ def command(
     from vbfmt.cli.upload import show_upload_line
     from vbfmt.converters.operations.unpack import unpack
 
-    path = adapter_path(file)
-    done = unpack(path, output, revision=revision, banks=banks, card=card, overwrite=force)
+    done = unpack(adapter_path(file), output, **options)
     if as_json:
         from vbfmt.packed import digest
 

@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from vbfmt.cli.arguments import BANKS, JSON, LAYOUT, PACKED, PATH
+from vbfmt.cli.arguments import BANKS, JSON, LAYOUT, PACKED, PATH, revision_option
 from vbfmt.cli.arguments import digest as checked
 from vbfmt.cli.command import Command
 from vbfmt.cli.failure import FIELDS
@@ -29,9 +29,7 @@ if TYPE_CHECKING:
 )
 @click.argument("files", metavar="FILE...", nargs=-1, required=True, type=PACKED)
 @click.option("--against", metavar="SRC", type=PATH, help="A checkpoint to compare with.")
-@click.option(
-    "--revision", metavar="REV", help="Branch, tag or commit of SRC, or of FILEs, on the Hub."
-)
+@revision_option("SRC, or of FILEs,")
 @click.option("--layout", type=LAYOUT, help="The layout of SRC, as for pack.")
 @click.option("--base", type=PATH, help="If SRC is Uni-LoRA: the base model's folder.")
 @BANKS

@@ -8,6 +8,7 @@ whatever happened to it or to the objects.
 from __future__ import annotations
 
 import contextlib
+import logging
 import sqlite3
 import threading
 import time
@@ -33,6 +34,8 @@ from vbfmt.store.rows import (
     to_digest,
     unseen,
 )
+
+_logger = logging.getLogger(__name__)
 
 T = TypeVar("T")
 
@@ -190,6 +193,7 @@ class Catalog:
 
     def rebuild(self) -> None:
         """Rebuild the catalog from the objects."""
+        _logger.info("rebuilding the catalog of %s from its objects", self._backend.where)
         with self._lock:
             self._notes.clear()
             self._database.renew()

@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import errno
 import hashlib
+import logging
 import os
 import sys
 import time
@@ -30,6 +31,9 @@ _PAUSE = 0.01
 
 _TICK = 2_000_000_000
 """Nanoseconds. No file system's modification times are coarser."""
+
+
+_logger = logging.getLogger(__name__)
 
 
 class Folder:
@@ -205,7 +209,11 @@ def _wait_for_lock(file: int) -> None:
                     raise
                 time.sleep(_PAUSE)
     else:
-        fcntl.flock(file, fcntl.LOCK_EX)
+        try:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            _logger.info("waiting for another process's change of the store")
+            fcntl.flock(file, fcntl.LOCK_EX)
 
 
 def _version(content: bytes) -> str:

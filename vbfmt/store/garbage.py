@@ -14,6 +14,7 @@ first. So one of the two always notices the other.
 from __future__ import annotations
 
 import json
+import logging
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -21,6 +22,8 @@ from dataclasses import dataclass
 from vbfmt.errors import StorageError
 from vbfmt.store import layout, record
 from vbfmt.store.backend import Backend, Found, Stored
+
+_logger = logging.getLogger(__name__)
 
 GRACE = 24 * 3600.0
 """Seconds between an object's mark and its removal."""
@@ -75,6 +78,7 @@ def revive(
             return backend.exists(key)
         mark, version = found
         if mark is not None and mark.removing and now() - mark.since < _PATIENCE:
+            _logger.info("waiting for another process that removes %s", backend.address(key))
             time.sleep(pause)
         elif backend.remove(layout.unreferenced_key(key), version):
             return backend.exists(key)

@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 import json
+import logging
 from collections.abc import Iterator
 from dataclasses import dataclass
 
 from vbfmt.errors import ConflictError, StoreError
 from vbfmt.store import layout, record
 from vbfmt.store.backend import Backend, Found
+
+_logger = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
@@ -112,6 +115,7 @@ def overwrite(backend: Backend, name: str, digest: str) -> None:
                 return
         elif backend.replace(key, content, found.version):
             return
+        _logger.info("name %s in %s changed meanwhile: trying again", name, backend.where)
     raise conflict(backend, name, "unchanged while it is written")
 
 

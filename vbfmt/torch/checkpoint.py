@@ -19,6 +19,7 @@ from vbfmt.errors import ModelError, VbfmtError, few
 from vbfmt.packed import local_checkpoint
 from vbfmt.torch.adapter_state import fill, require_own_bank
 from vbfmt.torch.adapters import AttachedAdapter, VBLoRA, find_adapters, set_adapter
+from vbfmt.torch.admixture import Admixture
 from vbfmt.torch.bank import VectorBank, require_vector_bank
 from vbfmt.torch.checkpoint_file import (
     LOGITS,
@@ -80,38 +81,61 @@ def load_checkpoint(
         adapters = find_adapters(model)
         if adapters is not None:
             adapters.require_unmerged()
-        if adapters is not None and adapter_name in adapters.adapters:
-            adapter = _trainable(adapters, adapter_name)
-            if bank is not None and bank is not adapter.bank:
-                raise ModelError(
-                    "the adapter has a bank already",
-                    part=f"adapter {adapter_name}",
-                    advice="eject it first",
-                )
-            _require_topk(adapter, config)
-            require_in_memory(model, adapters.layers(adapter_name))
-            require_own_bank(adapters, adapter, tensors)
-            fill(adapters.root, adapter, updates_of(adapters, adapter_name), tensors)
-            adapters.drop_pass(adapter_name)
-            if freeze_bank:
-                cast(VectorBank, adapter.bank).freeze()
-            if adapters.active != adapter_name:
-                set_adapter(model, adapter_name)
-            return adapters
-        require_free_name(model, adapter_name)
-        layers = _layers(model, ranks)
-        config = replace(config, rank_pattern=rank_pattern_of(ranks))
-        require_bank(tensors, config)
-        config = replace(config, modules_to_save=saved_by_peft(model, config.modules_to_save))
-        others = _others(model, config, layers, tensors)
-        adapter, updates = build(model, exact(model, config, layers, others), bank=bank)
-        require_own_bank(adapters, adapter, tensors)
-        fill(model, adapter, updates, tensors)
+        present = adapters is not None and adapter_name in adapters.adapters
+        if adapters is not None and present:
+            adapter = _fill_present(adapters, adapter_name, config, tensors, bank)
+        else:
+            require_free_name(model, adapter_name)
+            adapter, updates = _build_filled(model, config, ranks, tensors, bank)
     except VbfmtError as error:
         raise error.in_file(folder) from None
     if freeze_bank:
         cast(VectorBank, adapter.bank).freeze()
-    return install(model, adapter_name, adapter, updates)
+    if adapters is None or not present:
+        return install(model, adapter_name, adapter, updates)
+    if adapters.active != adapter_name:
+        set_adapter(model, adapter_name)
+    return adapters
+
+
+def _fill_present(
+    adapters: VBLoRA,
+    name: str,
+    config: VBLoRAConfig,
+    tensors: Mapping[str, Tensor],
+    bank: VectorBank | None,
+) -> AttachedAdapter:
+    """Copy a checkpoint's values into an adapter that the model has already."""
+    adapter = _trainable(adapters, name)
+    if bank is not None and bank is not adapter.bank:
+        raise ModelError(
+            "the adapter has a bank already", part=f"adapter {name}", advice="eject it first"
+        )
+    _require_topk(adapter, config)
+    require_in_memory(adapters.root, adapters.layers(name))
+    require_own_bank(adapters, adapter, tensors)
+    fill(adapters.root, adapter, updates_of(adapters, name), tensors)
+    adapters.drop_pass(name)
+    return adapter
+
+
+def _build_filled(
+    model: nn.Module,
+    config: VBLoRAConfig,
+    ranks: Mapping[str, int],
+    tensors: Mapping[str, Tensor],
+    bank: VectorBank | None,
+) -> tuple[AttachedAdapter, dict[str, Admixture]]:
+    """Return the parts of a new adapter with a checkpoint's values. The model is not changed."""
+    layers = _layers(model, ranks)
+    config = replace(config, rank_pattern=rank_pattern_of(ranks))
+    require_bank(tensors, config)
+    config = replace(config, modules_to_save=saved_by_peft(model, config.modules_to_save))
+    others = _others(model, config, layers, tensors)
+    adapter, updates = build(model, exact(model, config, layers, others), bank=bank)
+    require_own_bank(find_adapters(model), adapter, tensors)
+    fill(model, adapter, updates, tensors)
+    return adapter, updates
 
 
 def _require_topk(adapter: AttachedAdapter, given: VBLoRAConfig) -> None:

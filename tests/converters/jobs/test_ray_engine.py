@@ -112,9 +112,12 @@ def test_a_cluster_of_the_caller_stays(run):
     assert ray.calls == []
 
 
-def test_a_shard_whose_worker_dies_is_tried_again_and_may_replace_what_it_wrote(run):
+def test_a_shard_whose_worker_dies_is_tried_again_and_may_replace_what_it_wrote(run, caplog):
+    caplog.set_level("INFO", "vbfmt")
     outcomes, _ = run(5, deaths={"3": ray_cluster._RETRIES})
     assert outcomes["3"].digest == "3 again"
+    again = ["WorkerCrashedError: 1 inputs run again"] * ray_cluster._RETRIES
+    assert caplog.messages == again
     assert all(each.ok for each in outcomes.values())
 
 

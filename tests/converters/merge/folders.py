@@ -10,6 +10,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from tests.forge import write_tensors
 from vbfmt import Adapter, Module, Tensor
 from vbfmt._math.admixture import canonical_rows
 from vbfmt.converters._files import safetensors
@@ -80,7 +81,7 @@ def save_base(
         (folder / name).parent.mkdir(exist_ok=True)
         (folder / name).write_bytes(content)
     if shards == 1:
-        safetensors.write_tensors(folder / "model.safetensors", tensors)
+        write_tensors(folder / "model.safetensors", tensors)
         return folder
     names = list(tensors)
     places = {}
@@ -88,7 +89,7 @@ def save_base(
         file = f"model-{number + 1:05}-of-{shards:05}.safetensors"
         here = names[number::shards]
         places |= dict.fromkeys(here, file)
-        safetensors.write_tensors(folder / file, {name: tensors[name] for name in here})
+        write_tensors(folder / file, {name: tensors[name] for name in here})
     total = sum(tensor.data.size for tensor in tensors.values())
     index = {"metadata": {"total_size": total}, "weight_map": places}
     (folder / "model.safetensors.index.json").write_text(json.dumps(index))

@@ -14,6 +14,7 @@ from tests.converters.merge.folders import (
     tensor_of,
     weights_of,
 )
+from tests.forge import write_tensors
 from vbfmt import errors
 from vbfmt.converters import merge
 from vbfmt.converters._files import safetensors
@@ -139,7 +140,7 @@ def test_either_record_of_a_merge_is_enough(tmp_path, base, lost):
             for name, tensor in safetensors.read(out / "model.safetensors").tensors.items()
         }
         (out / "model.safetensors").unlink()
-        safetensors.write_tensors(out / "model.safetensors", tensors)
+        write_tensors(out / "model.safetensors", tensors)
     else:
         (out / lost).unlink()
     refused(out, ["merged into the base already"])
@@ -310,7 +311,7 @@ def test_a_tensor_in_two_shards(sharded):
     name = next(iter(safetensors.read(first).tensors))
     tensors = {n: tensor_of(t.numpy().copy()) for n, t in tensors.items()}
     second.unlink()
-    safetensors.write_tensors(second, tensors | {name: tensor_of(np.ones(3))})
+    write_tensors(second, tensors | {name: tensor_of(np.ones(3))})
     refused(sharded, ["one tensor is in two shards", name])
 
 

@@ -8,9 +8,9 @@ import numpy as np
 import pytest
 
 from tests.converters.merge.folders import adapter_of, save_base, tensor_of, weights_of
+from tests.forge import write_tensors
 from vbfmt import errors
 from vbfmt.converters import merge
-from vbfmt.converters._files import safetensors
 from vbfmt.converters.names import copies
 
 UNKNOWN = {"model_type": "somebodys"}
@@ -122,11 +122,11 @@ def test_a_config_that_names_other_weights(tmp_path):
 def test_a_file_of_the_same_tensors_is_not_copied(tmp_path):
     """vLLM loads all safetensors files of a folder without an index."""
     base = save_base(tmp_path / "base", weights_of())
-    safetensors.write_tensors(base / "ema.safetensors", weights_of(seed=2))
-    safetensors.write_tensors(base / "voices.safetensors", {"voice": tensor_of(np.ones(3))})
+    write_tensors(base / "ema.safetensors", weights_of(seed=2))
+    write_tensors(base / "voices.safetensors", {"voice": tensor_of(np.ones(3))})
     (base / "broken.safetensors").write_bytes(b"x")
     (base / "2_Dense").mkdir()
-    safetensors.write_tensors(base / "2_Dense" / "model.safetensors", weights_of())
+    write_tensors(base / "2_Dense" / "model.safetensors", weights_of())
     found = merge.base.read(base)
     assert found.left_out == ("ema.safetensors",)
     assert {"voices.safetensors", "broken.safetensors"} <= set(found.side_files)
