@@ -6,13 +6,10 @@ from __future__ import annotations
 import hashlib
 import struct
 import zlib
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from typing import Any
 
 import msgpack
-
-from vbfmt.converters._files import safetensors
-from vbfmt.tensors import Tensor
 
 PREAMBLE = struct.Struct("<8sHHIQI")
 
@@ -80,10 +77,3 @@ def header_of(data: bytes) -> bytes:
 def data_start(data: bytes) -> int:
     """D, where the first section stands."""
     return _align(32 + len(header_of(data)))
-
-
-def write_tensors(path: Any, tensors: Mapping[str, Tensor]) -> int:
-    """Write a safetensors file with the ``format`` entry that transformers requires."""
-    specs = [(name, tensor.dtype, tensor.shape) for name, tensor in tensors.items()]
-    contents = (tensor.data.data for tensor in tensors.values())
-    return safetensors.write(path, specs, contents, metadata={"format": "pt"})

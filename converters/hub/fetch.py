@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import glob
-import logging
 import os
 import re
 import sys
@@ -13,8 +12,6 @@ from typing import Any
 
 from vbfmt.converters.hub.repository import Repo, is_id, is_safe
 from vbfmt.errors import MissingExtraError, MissingSourceError, SourceError, VbfmtError, warn
-
-_logger = logging.getLogger(__name__)
 
 Names = Collection[str]
 Choice = Callable[[Names], Collection[str]]
@@ -48,6 +45,8 @@ def fetched(repo: Repo, source: str, choice: Choice, what: str) -> tuple[str, li
     Warns:
         VbfmtWarning: the cached copy is used because the Hub cannot be reached.
     """
+    import logging
+
     hub = _package(source)
     with _in_one_line(repo, source):
         names = _listed(hub, repo)
@@ -60,7 +59,7 @@ def fetched(repo: Repo, source: str, choice: Choice, what: str) -> tuple[str, li
                 part=source,
                 found=", ".join(names[:5]) or "nothing",
             )
-        _logger.info("fetching %d files of %s", len(chosen), repo)
+        logging.getLogger(__name__).info("fetching %d files of %s", len(chosen), repo)
         folder = hub.snapshot_download(
             repo.id,
             revision=repo.revision,

@@ -13,7 +13,7 @@ import pytest
 from tests.cli.conftest import needs_matplotlib
 from tests.converters.merge.folders import adapter_of, save_base, weights_of
 from tests.converters.test_peft import CONFIG, logits_form, write_folder
-from tests.forge import write_tensors
+from tests.tensor_files import write_tensors
 from vbfmt import load, save
 from vbfmt.cli import progress, show, upload
 from vbfmt.cli.upload import upload_line

@@ -8,7 +8,7 @@ import pytest
 from tests import reference
 from tests.conftest import warned
 from tests.converters.test_peft import logits_form, write_folder
-from tests.forge import write_tensors
+from tests.tensor_files import write_tensors
 from vbfmt import Tensor, errors
 from vbfmt.converters import READERS, open_source, read
 

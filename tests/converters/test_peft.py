@@ -14,8 +14,8 @@ from hypothesis import strategies as st
 
 from tests import reference
 from tests.conftest import warned
-from tests.forge import write_tensors
 from tests.strategies import adapters
+from tests.tensor_files import write_tensors
 from vbfmt import Adapter, Module, Rows, Tensor, digest, errors
 from vbfmt._math.admixture import all_weights
 from vbfmt.converters import peft

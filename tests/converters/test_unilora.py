@@ -14,7 +14,7 @@ from peft import PeftModel, UniLoraConfig, get_peft_model  # noqa: E402
 
 from tests.conftest import warned  # noqa: E402
 from tests.converters import models  # noqa: E402
-from tests.forge import write_tensors  # noqa: E402
+from tests.tensor_files import write_tensors  # noqa: E402
 from vbfmt import Tensor, dumps, errors, loads  # noqa: E402
 from vbfmt.converters import lora, open_source, read, unilora  # noqa: E402
 

@@ -20,9 +20,9 @@ import numpy as np
 from spec.corpus.valid import adapter as tiny_adapter
 from tests import forge
 from tests.converters.merge.folders import adapter_of, save_base, tensor_of
-from tests.forge import write_tensors
 from tests.fuzz import unilora
 from tests.fuzz.folders import split
+from tests.tensor_files import write_tensors
 from vbfmt import Adapter, Module, Rows, Tensor, dumps, save
 
 Case = tuple[Callable[[Path], None], tuple[str, ...]]

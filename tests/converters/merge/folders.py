@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from tests.forge import write_tensors
+from tests.tensor_files import write_tensors
 from vbfmt import Adapter, Module, Tensor
 from vbfmt._math.admixture import canonical_rows
 from vbfmt.converters._files import safetensors

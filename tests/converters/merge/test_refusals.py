@@ -14,7 +14,7 @@ from tests.converters.merge.folders import (
     tensor_of,
     weights_of,
 )
-from tests.forge import write_tensors
+from tests.tensor_files import write_tensors
 from vbfmt import errors
 from vbfmt.converters import merge
 from vbfmt.converters._files import safetensors

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 from tests.converters.merge.folders import adapter_of, save_base, tensor_of, weights_of
-from tests.forge import write_tensors
+from tests.tensor_files import write_tensors
 from vbfmt import errors
 from vbfmt.converters import merge
 from vbfmt.converters.names import copies
