@@ -297,6 +297,7 @@ def test_a_current_folder_that_was_removed_is_named(tmp_path, checkpoint):
 
 
 @posix
+@pytest.mark.usefixtures("unmeasured")  # that opens files, too
 @pytest.mark.parametrize("files", [16, 28, 40])
 def test_jobs_start_no_more_workers_than_the_limit_of_open_files_allows(packed, files):
     for number in range(40):
