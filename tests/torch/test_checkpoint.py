@@ -21,6 +21,7 @@ from vbfmt.errors import (
     StorageError,
 )
 from vbfmt.torch import (
+    VectorBank,
     adapters_of,
     inject,
     load_checkpoint,
@@ -392,3 +393,44 @@ def test_nothing_is_overwritten_unless_asked_for(saved):
             save(model, saved)
     save_checkpoint(model, saved, overwrite=True)
     load_checkpoint(net(), saved)
+
+
+def test_a_layer_whose_full_name_ends_others_is_named_by_an_expression(tmp_path):
+    def made():
+        torch.manual_seed(0)
+        return nn.ModuleDict(
+            {"out": nn.Linear(8, 8), "inner": nn.ModuleDict({"out": nn.Linear(8, 8)})}
+        )
+
+    model = made()
+    inject(model, config(target_modules="out"))
+    save_checkpoint(model, tmp_path / "c")
+    written = json.loads((tmp_path / "c" / "adapter_config.json").read_text())
+    assert written["target_modules"] == "out"
+    again = made()
+    load_checkpoint(again, tmp_path / "c")
+    assert list(again.vblora.all_layers()) == ["out"]
+
+
+def test_another_bank_for_an_adapter_that_has_one_is_refused(saved):
+    model = net()
+    load_checkpoint(model, saved)
+    before = {key: value.clone() for key, value in model.state_dict().items()}
+    with pytest.raises(ModelError, match="the adapter has a bank already in .*: adapter default"):
+        load_checkpoint(model, saved, bank=VectorBank(16, 8))
+    assert all(torch.equal(value, before[key]) for key, value in model.state_dict().items())
+
+
+def test_a_bank_of_other_sizes_than_the_config(saved):
+    file = saved / "adapter_config.json"
+    file.write_text(json.dumps(json.loads(file.read_text()) | {"num_vectors": 17}))
+    with pytest.raises(SourceError, match=r"found \(16, 8\), expected \(17, 8\)"):
+        load_checkpoint(net(), saved)
+
+
+def test_a_config_of_ones_own_comes_back_from_pefts_form():
+    settings = {"exclude_modules": ["head"], "layers_to_transform": [1, 3], "layers_pattern": "h"}
+    one = config(**settings)
+    written = one.as_peft()
+    assert {name: written[name] for name in settings} == settings
+    assert type(one).from_peft(written).as_peft() == written

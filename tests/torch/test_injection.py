@@ -230,3 +230,35 @@ def test_none_is_the_default_where_peft_lets_it_be_none():
     names = ("target_modules", "exclude_modules", "modules_to_save", "rank_pattern",
              "layers_to_transform", "layers_pattern")  # fmt: skip
     assert VBLoRAConfig(**dict.fromkeys(names)) == VBLoRAConfig()
+
+
+def test_a_name_that_vbfmt_torch_lacks():
+    import vbfmt.torch
+
+    with pytest.raises(AttributeError, match=r"module 'vbfmt\.torch' has no attribute 'injct'"):
+        vbfmt.torch.injct  # noqa: B018
+
+
+def test_a_model_of_another_library_that_saves_itself_saves_its_adapter(tmp_path):
+    class Saving(type(net())):
+        def save_pretrained(self, folder):
+            raise AssertionError("the base would be saved")
+
+    torch.manual_seed(0)
+    model = Saving()
+    inject(model, config())
+    model.save_pretrained(tmp_path / "c")
+    assert (tmp_path / "c" / "adapter_config.json").is_file()
+    eject(model)
+    with pytest.raises(AssertionError, match="the base would be saved"):
+        model.save_pretrained(tmp_path / "d")
+
+
+def test_a_compiled_layer_of_an_older_pytorch_is_refused(monkeypatch):
+    from torch._dynamo.eval_frame import OptimizedModule
+
+    model = net()
+    model.encoder[0] = torch.compile(model.encoder[0], backend="eager")
+    monkeypatch.delattr(OptimizedModule, "_initialize")
+    with pytest.raises(ModelError, match="compile it after inject, or compile the whole model"):
+        inject(model, config())

@@ -9,7 +9,7 @@ import torch
 from torch import nn
 
 from tests.torch.models import config, losses, net
-from vbfmt.errors import ContentError
+from vbfmt.errors import ContentError, ModelError
 from vbfmt.torch import LazyAdamW, inject, param_groups
 
 RATES = {"lr": 0.1, "weight_decay": 0.3}
@@ -164,3 +164,31 @@ def test_a_state_of_nan_is_loaded_as_it_was():
     state = trained_state(model)
     next(s for s in state["state"].values() if "entries" in s)["mean"].fill_(float("nan"))
     LazyAdamW(param_groups(model, sparse_logits=True)).load_state_dict(state)
+
+
+def test_groups_of_another_size_are_refused():
+    model = adapted()
+    optimizer = LazyAdamW(param_groups(model, sparse_logits=True))
+    state = optimizer.state_dict()
+    state["param_groups"][1]["params"] = state["param_groups"][1]["params"][:-1]
+    with pytest.raises(ValueError, match="doesn't match the size"):
+        optimizer.load_state_dict(state)
+
+
+def test_entries_that_are_no_tensor_are_refused():
+    model = adapted()
+    optimizer = LazyAdamW(param_groups(model, sparse_logits=True))
+    losses(model, optimizer, range(1))
+    state = optimizer.state_dict()
+    index = state["param_groups"][1]["params"][0]
+    state["state"][index]["entries"] = [1, 2]
+    with pytest.raises(ContentError, match="found list, expected ascending indices"):
+        optimizer.load_state_dict(state)
+
+
+def test_sharded_logits_are_refused(monkeypatch):
+    monkeypatch.setattr("vbfmt.torch.lazy_adamw.is_sharded", lambda _: True)
+    model = adapted()
+    optimizer = LazyAdamW(param_groups(model, sparse_logits=True))
+    with pytest.raises(ModelError, match="sparse logits cannot be sharded over processes"):
+        losses(model, optimizer, range(1))

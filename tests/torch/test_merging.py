@@ -219,3 +219,14 @@ def test_a_merged_adapter_is_neither_loaded_nor_trained(tmp_path):
     assert all(torch.equal(model.state_dict()[name], before[name]) for name in before)
     load_checkpoint(model, tmp_path / "checkpoint")
     assert len(param_groups(model)) == 2
+
+
+def test_one_adapter_may_be_given_by_its_name_alone(model):
+    other = net(seed=3)
+    x, _ = batch()
+    with torch.no_grad():
+        before = model(x)
+        merge(model, "default")
+        torch.testing.assert_close(model(x), before, rtol=1e-5, atol=1e-6)
+    assert model.vblora.merged_names == ("default",)
+    assert not torch.equal(model.encoder[0].base_layer.weight, other.encoder[0].weight)

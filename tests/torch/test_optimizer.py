@@ -161,3 +161,9 @@ def test_transformers_trainer_trains_and_resumes(settings, trainer_of, tmp_path)
     assert all(torch.equal(found[name], expected[name]) for name in expected)
     assert save_packed(resumed, tmp_path / "b.vblora") == save_packed(model, tmp_path / "a.vblora")
     assert adapters_of(resumed).active == "default"
+
+
+def test_one_adapter_may_be_given_by_its_name_alone(model):
+    groups = param_groups(model, adapter_names="default")
+    for one, other in zip(groups, param_groups(model), strict=True):
+        assert list(map(id, one["params"])) == list(map(id, other["params"]))

@@ -222,3 +222,34 @@ def test_nothing_of_it_is_left_when_the_last_adapter_is_taken_out():
     for hooks in ("_state_dict_pre_hooks", "_state_dict_hooks", "_load_state_dict_pre_hooks"):
         assert getattr(model, hooks) == getattr(bare, hooks)
     model.load_state_dict(bare.state_dict())
+
+
+def test_logits_of_an_adapter_that_is_not_active_alone():
+    """Where no adapter has heads, it does not matter which one was active."""
+    model = two_adapters()
+    state = {
+        key: torch.zeros_like(value)
+        for key, value in model.state_dict().items()
+        if key.endswith("updates.one.logits")
+    }
+    assert model.vblora.active == "two"
+    model.load_state_dict(state, strict=False)
+    for layer in model.vblora.layers("one").values():
+        assert not layer.updates["one"].logits.any()
+        assert layer.updates["two"].logits.any()
+
+
+def two_adapters():
+    model = net()
+    for name in ("one", "two"):
+        inject(model, config(), adapter_name=name)
+    return model
+
+
+def test_the_state_of_an_adapter_without_its_bank_is_refused(model):
+    state = get_adapter_state_dict(model)
+    bank = next(key for key in state if "bank" in key)
+    with pytest.raises(ModelError, match="tensors that only one of the two has: found " + bank):
+        set_adapter_state_dict(model, {k: v + 1 for k, v in state.items() if k != bank})
+    now = get_adapter_state_dict(model)
+    assert all(torch.equal(value, now[key]) for key, value in state.items())

@@ -139,3 +139,25 @@ def test_all_linear_says_when_it_leaves_out_most_of_the_weights():
     model(input_ids=tokens()).logits.sum().backward()
     plain = llama()
     inject(plain, config(target_modules="all-linear"))
+
+
+def test_a_packed_adapter_stores_no_trainable_numbers(model, capsys, tmp_path):
+    save_packed(model, tmp_path / "x.vblora")
+    load_packed(model, tmp_path / "x.vblora", adapter_name="packed")
+    print_trainable_parameters(model)
+    line = capsys.readouterr().out
+    assert line.startswith("trainable params: 0 || all params: ")
+    assert "stored" not in line
+
+
+def test_a_bank_that_the_users_model_does_not_register_trains_too():
+    bank = VectorBank(16, 8)
+    layers = [VBLoRALinear(nn.Linear(16, 16), bank, r=2) for _ in range(2)]
+    model = nn.Sequential(*layers)
+    assert all(parameter is not bank.weight for parameter in model.parameters())
+    adopt(model)
+    assert bank.weight.requires_grad
+    groups = {group["name"]: group["params"] for group in param_groups(model)}
+    assert groups["bank"] == [bank.weight]
+    model(torch.randn(3, 16)).sum().backward()
+    assert bank.weight.grad is not None

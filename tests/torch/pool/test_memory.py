@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import numpy as np
+import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
@@ -53,7 +54,9 @@ def test_bytes_are_read_as_they_were_written(steps):
         data = torch.full((size,), place, dtype=torch.uint8)
         data[-1] = 255
         # Without room, new pages fill the gaps that others left.
-        written.append((pages.write(data, room=0 if place % 2 else 1 << 30), data))
+        with pytest.MonkeyPatch.context() as patch:
+            patch.setattr("vbfmt.torch.pool.pages._FIRST_CHUNK", 4 * PAGE)
+            written.append((pages.write(data, room=0 if place % 2 else 1 << 30), data))
     for runs, data in written:
         assert torch.equal(torch.cat(pages.read(runs, len(data))), data)
 
@@ -82,3 +85,21 @@ def test_the_key_of_a_bank_is_its_content_and_shape():
     assert banks.key(one) == banks.key(np.asfortranarray(one))
     assert banks.key(one) != banks.key(one.reshape(4, 3))
     assert banks.key(one) != banks.key(-one), "−0 and 0 are not the same bits"
+
+
+def test_without_room_the_gaps_are_filled_and_only_the_rest_is_added(monkeypatch):
+    monkeypatch.setattr("vbfmt.torch.pool.pages._FIRST_CHUNK", 8 * PAGE)
+    pages = Pages(CPU)
+    pairs = [torch.full((2 * PAGE,), place, dtype=torch.uint8) for place in range(4)]
+    held = [pages.write(data, room=1 << 30) for data in pairs]
+    pages.free(held[0])
+    pages.free(held[2])
+    for size, runs, reserved in ((5, [2, 2, 1], 9), (4, [2, 2], 9)):
+        data = torch.arange(size * PAGE).to(torch.uint8)
+        written = pages.write(data, room=0)
+        assert [run.size for run in written] == runs
+        assert pages.reserved == reserved * PAGE
+        assert torch.equal(torch.cat(pages.read(written, len(data))), data)
+        pages.free(written)
+    for place in (1, 3):
+        assert torch.equal(torch.cat(pages.read(held[place], 2 * PAGE)), pairs[place])

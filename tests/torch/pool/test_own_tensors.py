@@ -138,3 +138,16 @@ def test_a_head_that_the_bases_dtype_cannot_hold_is_refused(value, what):
     with pytest.raises(ModelError, match=f"too {what} for float16"), pool.forward(["x"]):
         pass
     AdapterPool(bert().bfloat16()).put("x", found)
+
+
+def test_a_layer_without_a_bias_with_a_weight_of_its_own():
+    found = trained(net, ["encoder.0"], 1, modules_to_save=["out"])
+    assert list(found.tensors) == ["out.weight"]
+    pool = AdapterPool(net())
+    pool.put("x", found)
+    x = torch.randn(3, 4, 16)
+    with torch.no_grad(), pool.forward(["x", None, "x"]):
+        mixed = pool.model(x)
+    with torch.no_grad():
+        torch.testing.assert_close(mixed[::2], merged(net, found)(x[::2]), rtol=1e-5, atol=1e-6)
+        torch.testing.assert_close(mixed[1], net()(x[1]))

@@ -248,3 +248,22 @@ def test_rows_of_llama_2_7b_take_little_more_than_their_bytes():
 def test_a_limit_that_is_none(limit):
     with pytest.raises(ConfigError, match="limit is out of range"):
         AdapterPool(net(), limit=limit)
+
+
+def test_batches_of_ever_other_sizes_and_adapters(monkeypatch):
+    """What is prepared for sizes and layouts is kept for a few of them only."""
+    monkeypatch.setattr("vbfmt.torch.pool.batch._KEPT_FRAMES", 2)
+    pool = AdapterPool(net())
+    found = {str(rank): small(rank, r=rank) for rank in range(1, 5)}
+    for name, each in found.items():
+        pool.put(name, each)
+    x = torch.randn(8, 16, generator=torch.Generator().manual_seed(8))
+    expected = {}
+    with torch.no_grad():
+        for name, each in found.items():
+            expected[name] = merged(net, each)(x)
+    for _ in range(2):
+        for size in range(1, 8):
+            for name in found:
+                with torch.no_grad(), pool.forward([name] * size):
+                    same(pool.model(x[:size]), expected[name][:size])
