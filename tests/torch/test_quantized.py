@@ -126,7 +126,7 @@ def test_a_quantized_base_is_merged_after_dequantizing_it(tmp_path):
 
 def test_torchaos_tensors_are_not_merged(tmp_path):
     model = injected(quantized(tmp_path / "base", "llama", "torchao int8"))
-    with pytest.raises(ModelError, match=r"cannot be added to: .*Int8Tensor.*full precision"):
+    with pytest.raises(ModelError, match=r"cannot be merged into: .*Int8Tensor.*full precision"):
         merge(model)
 
 
