@@ -12,18 +12,18 @@ from vbfmt.errors import ModelError
 from vbfmt.torch import AdapterPool
 
 NAMES = ["a", None, "b", "a"]
-LAYERS = ["first", "flat"]
+LAYERS = ["first", "fc1"]
 
 
 class Flat(nn.Module):
     def __init__(self):
         super().__init__()
         torch.manual_seed(0)
-        self.first, self.flat = nn.Linear(16, 16), nn.Linear(16, 16)
+        self.first, self.fc1 = nn.Linear(16, 16), nn.Linear(16, 16)
 
     def forward(self, x):
         x = self.first(x)
-        return self.flat(x.reshape(-1, 16)).view(x.shape)
+        return self.fc1(x.reshape(-1, 16)).view(x.shape)
 
 
 class Mixture(nn.Module):
@@ -62,7 +62,7 @@ def pool_of(make, targets):
     return pool, {name: merged(make, name and found[name]) for name in (*found, None)}
 
 
-@pytest.mark.parametrize("targets", [LAYERS, ["flat"]])
+@pytest.mark.parametrize("targets", [LAYERS, ["fc1"]])
 def test_all_positions_in_their_order(targets):
     pool, alone = pool_of(Flat, targets)
     for positions in (1, 3, 4):
@@ -75,8 +75,8 @@ def test_all_positions_in_their_order(targets):
 
 @pytest.mark.parametrize("names", [["a"], ["a", "b"], ["a"] * 8])
 def test_as_many_names_as_samples_all_the_same(names):
-    pool, _ = pool_of(Flat, ["flat"])
-    with pytest.raises(ModelError, match="flat: found 12 rows"), pool.forward(names):
+    pool, _ = pool_of(Flat, ["fc1"])
+    with pytest.raises(ModelError, match="fc1: found 12 rows"), pool.forward(names):
         pool.model(torch.randn(4, 3, 16))
 
 
@@ -107,3 +107,19 @@ def test_experts_have_an_adapter_in_a_batch_of_one_sample():
             pool.model(x[:, :positions])
     with pytest.raises(ModelError, match=r"a router chose.*experts"), pool.forward(["a"]):
         pool.model(x)
+
+
+def test_a_table_of_as_many_positions_is_refused():
+    class Relative(nn.Module):
+        def __init__(self):
+            super().__init__()
+            torch.manual_seed(0)
+            self.first, self.key_proj = nn.Linear(16, 16), nn.Linear(16, 16)
+            self.table = nn.Parameter(torch.randn(12, 16))
+
+        def forward(self, x):
+            return self.first(x) @ self.key_proj(self.table).t()
+
+    pool, _ = pool_of(Relative, ["first", "key_proj"])
+    with pytest.raises(ModelError, match="key_proj: found 12 rows"), pool.forward(NAMES):
+        pool.model(torch.randn(4, 3, 16))

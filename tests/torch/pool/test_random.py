@@ -63,3 +63,20 @@ def test_each_sample_is_as_with_its_adapter_merged(seed):
             mixed = model(x)
         wanted = torch.cat([alone[name](x[at : at + 1]) for at, name in enumerate(names)])
         torch.testing.assert_close(mixed, wanted.detach(), rtol=1e-5, atol=1e-5)
+
+
+@pytest.mark.parametrize("positions", [1, 4])
+def test_gradients_of_the_input_are_those_with_the_adapter_merged(positions):
+    model = net().double()
+    pool, names = AdapterPool(model), ["0", None, "1", "2", "0"]
+    found = {str(number): random_adapter(model, number) for number in range(3)}
+    for name, each in found.items():
+        pool.put(name, each)
+    x = torch.randn(5, positions, 16, dtype=torch.float64, requires_grad=True)
+    with pool.forward(names):
+        result = model(x).square().sum()
+    result.backward()
+    for at, name in enumerate(names):
+        one = x.detach()[at : at + 1].requires_grad_()
+        merged(net, name and found[name], dtype=torch.float64)(one).square().sum().backward()
+        torch.testing.assert_close(x.grad[at : at + 1], one.grad, rtol=1e-5, atol=1e-5)

@@ -22,6 +22,13 @@ _ROUTED = re.compile(r"(?:^|\.)experts\.")
 order."""
 
 
+_FEED_FORWARD = re.compile(
+    r"(?:^|\.)(?:mlp|ffn|feed_forward|fc\d?|moe|block_sparse_moe|shared_experts?)(?:\.|$)"
+)
+"""Matches names of layers that models apply to each position alone, so that samples and positions
+may be one dimension. A table of positions may have as many rows by chance."""
+
+
 class LayerHook:
     """A forward hook that adds the running batch's change to a layer's output.
 
@@ -82,7 +89,7 @@ class LayerHook:
                 advice="run batches of one sample, or load such adapters with load_packed",
             )
         rows = (batch.samples, batch.samples * batch.copies)
-        if x.shape[0] not in rows and not (flat and x.shape[0] == batch.positions):
+        if x.shape[0] not in rows and not (flat and self._is_of_all_positions(batch, x)):
             raise ModelError(
                 "the numbers of samples and of adapter names differ",
                 part=self.name,
@@ -90,6 +97,9 @@ class LayerHook:
                 expected=batch.samples * batch.copies,
                 advice="name an adapter, or None, for every sample",
             )
+
+    def _is_of_all_positions(self, batch: Batch, x: Tensor) -> bool:
+        return x.shape[0] == batch.positions and _FEED_FORWARD.search(self.name) is not None
 
     def __deepcopy__(self, memo: dict[int, Any]) -> LayerHook:
         """Return a hook without a pool, because a copy of the model does not belong to the pool."""
