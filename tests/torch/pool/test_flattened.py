@@ -103,9 +103,9 @@ def test_experts_have_an_adapter_in_a_batch_of_one_sample():
             found = pool.model(x[:1])
         torch.testing.assert_close(found, alone[name](x[:1]), rtol=1e-5, atol=1e-5)
     for positions in (1, 5):
-        with pytest.raises(ModelError, match=r"a router chose.*experts"), pool.forward([*"ab"]):
+        with pytest.raises(ModelError, match="a router has chosen"), pool.forward([*"ab"]):
             pool.model(x[:, :positions])
-    with pytest.raises(ModelError, match=r"a router chose.*experts"), pool.forward(["a"]):
+    with pytest.raises(ModelError, match="a router has chosen"), pool.forward(["a"]):
         pool.model(x)
 
 
