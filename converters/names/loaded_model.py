@@ -212,6 +212,8 @@ def of_model(model: Any) -> LoadedModel | None:
     Returns:
         None if transformers 5 is not installed, or the model is not one of its models.
     """
+    if not hasattr(model, "base_model_prefix"):
+        return None
     try:
         return _described(model, {})
     except Exception:  # noqa: BLE001 - any module may be given

@@ -154,6 +154,7 @@ def expand(
         StorageError: the output cannot be written.
     """
     writer = WRITERS[form_of(dst, to, check)]
+    _require_rank(rank)
     _require_output(writer, dst, card=card, overwrite=overwrite)
     found = [inputs.located(each, revision=revision) for each in inputs.listed(src)]
     config = _config_of(base, writer, found)
@@ -197,6 +198,13 @@ def expand(
         if risk:
             warn(risk)
     return result
+
+
+def _require_rank(rank: object) -> None:
+    if rank is not None and (not isinstance(rank, int) or isinstance(rank, bool) or rank < 1):
+        raise ConfigError(
+            "not a rank", part="`rank`", found=repr(rank), expected="a whole number, at least 1"
+        )
 
 
 def _require_output(writer: Writer, dst: PathLike, *, card: bool, overwrite: bool) -> None:

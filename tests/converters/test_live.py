@@ -81,3 +81,11 @@ def test_a_name_that_peft_cannot_give_is_refused(tmp_path, kind, packed, name):
 def test_swapped_arguments_are_recognised(tmp_path, kind, packed):
     with pytest.raises(errors.TargetError, match="not a model.*the model, then the file"):
         peft.load_adapter(packed[0], models.base(kind, str(tmp_path)))
+
+
+def test_a_model_that_is_not_of_transformers_is_refused_by_what_it_lacks(packed):
+    from torch import nn
+
+    path, _ = packed
+    with pytest.raises(errors.TargetError, match="does not fit the adapter in .*no such module"):
+        peft.load_adapter(nn.Sequential(nn.Linear(4, 4)), path)

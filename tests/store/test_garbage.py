@@ -204,3 +204,10 @@ def test_nobody_waits_for_a_clock_that_was_set_back(store):
     times = iter([*[now + 1] * 4, now - 36000])
     with pytest.raises(errors.StorageError, match="another process is removing it"):
         garbage.revive(backend, key, now=lambda: next(times), pause=0)
+
+
+@pytest.mark.parametrize("grace", [-1, float("nan"), -float("inf")])
+def test_a_grace_period_is_not_negative(store, grace):
+    store.add(adapter(1))
+    with pytest.raises(errors.ConfigError, match="not a grace period"):
+        store.gc(grace=grace)

@@ -14,7 +14,7 @@ from vbfmt._files.banks import Source, Sources
 from vbfmt._format.container import Bytes
 from vbfmt._format.packed_file import PackedFile
 from vbfmt.adapter import Adapter
-from vbfmt.errors import StoreError, VbfmtError
+from vbfmt.errors import ConfigError, StoreError, VbfmtError
 from vbfmt.packed import Report, in_memory
 from vbfmt.store import collection, garbage, layout, verification
 from vbfmt.store import names as records
@@ -189,8 +189,13 @@ class Store(Reader):
                 process uses the store.
 
         Raises:
+            ConfigError: `grace` is negative or not a number.
             StoreError: a name or a lease is damaged. Nothing is removed then.
         """
+        if not grace >= 0:
+            raise ConfigError(
+                "not a grace period", part="grace", found=grace, expected="seconds, 0 or more"
+            )
         return collection.collect(self._backend, self._open_catalog(), grace)
 
     def stats(self) -> Stats:

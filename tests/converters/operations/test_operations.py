@@ -167,3 +167,11 @@ def test_contradictions_are_refused_in_the_words_of_the_functions(tmp_path, pack
     with pytest.raises((ConfigError, ValueError), match="weight"):
         vbfmt.expand([packed, packed], tmp_path / "x", weights=[1.0])
     assert not (tmp_path / "x").exists()
+
+
+@pytest.mark.parametrize("rank", [0, -1, True, "4", 2.5])
+def test_a_rank_that_is_none_is_refused_and_writes_nothing(tmp_path, packed, rank):
+    """Rank 0 was an empty LoRA."""
+    with pytest.raises(ConfigError, match="`rank`: found .*, expected a whole number, at least 1"):
+        vbfmt.expand(packed, tmp_path / "lora", rank=rank)
+    assert not (tmp_path / "lora").exists()
