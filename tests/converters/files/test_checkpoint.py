@@ -10,6 +10,7 @@ import numpy as np
 import pytest
 
 from tests.converters.test_peft import logits_form, write_folder
+from tests.tensor_files import write_tensors
 from vbfmt import Tensor, dumps
 from vbfmt.converters import open_source, read
 from vbfmt.converters._files import checkpoint, safetensors
@@ -102,7 +103,7 @@ def sharded(tmp_path):
             if name == names[0]:
                 content |= {key: Tensor.of(np.ones(3, "<f4")) for key in extra}
             (tmp_path / "shards" / name).unlink(missing_ok=True)
-            safetensors.write_tensors(tmp_path / "shards" / name, content)
+            write_tensors(tmp_path / "shards" / name, content)
         index = json.dumps({"weight_map": weight_map})
         (tmp_path / "shards" / "model.safetensors.index.json").write_text(index)
         return tmp_path / "shards", halves
@@ -178,7 +179,7 @@ def test_what_was_read_stays_as_it_is_when_the_file_changes(tmp_path):
     head = {"base_model.model.classifier.weight": Tensor.of(np.ones((2, 8), "<f4"))}
     mapped = safetensors.read(path).tensors
     path.unlink()
-    safetensors.write_tensors(path, mapped | head)
+    write_tensors(path, mapped | head)
     adapter = read(folder)
     before = dumps(adapter)
     with open(path, "r+b") as file:
