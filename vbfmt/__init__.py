@@ -5,9 +5,9 @@
 >>> a, b = adapter.factors("model.layers.0.self_attn.q_proj")
 
 `load`, `loads`, `save`, `dumps`, `digest` and `verify` read, write and check packed adapters;
-`Adapter`, `Module` and `Tensor` are what these files hold. `pack`, `unpack`, `expand` and `merge`
-do what the commands of these names do. Errors derive from `VbfmtError`. Foreign formats are in
-`vbfmt.converters`, training in `vbfmt.torch`.
+`Adapter`, `Module` and `Tensor` are the content of these files. `pack`, `unpack`, `expand` and
+`merge` do the same as the commands with these names. Errors derive from `VbfmtError`. Other formats
+are in `vbfmt.converters`, and training is in `vbfmt.torch`.
 """
 
 from __future__ import annotations
@@ -58,7 +58,7 @@ __all__ = ["__version__", *_HOMES]
 
 
 def __getattr__(name: str) -> object:
-    """Import a name when it is first used, so that ``vbfmt --help`` need not import numpy."""
+    """Import a name when it is first used, so that ``vbfmt --help`` does not import NumPy."""
     if name not in _HOMES:
         raise AttributeError(f"module 'vbfmt' has no attribute {name!r}")
     from importlib import import_module

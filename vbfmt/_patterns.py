@@ -1,4 +1,4 @@
-"""Regular expressions from configs of strangers, matched in limited time.
+"""Match regular expressions from untrusted configs in limited time.
 
 Python's ``re`` can take years for a pattern of a few characters.
 """
@@ -16,20 +16,20 @@ Match: TypeAlias = Any
 """A match object like that of Python's ``re``."""
 
 LONGEST_PATTERN = 10_000
-"""Characters of a pattern."""
+"""Largest length of a pattern, in characters."""
 
 TIME = 0.1
-"""Seconds of processor time for one name, a thousand times that of a usual pattern."""
+"""Limit of CPU time for one name, in seconds. A usual pattern takes a thousandth of it."""
 
 TIME_OF_ALL = 1.0
-"""Seconds for all names on which a pattern is slow. A file may have thousands of names."""
+"""Limit of CPU time for all slow names together, in seconds. A file may have thousands of names."""
 
 _SLOW = 0.001
 
 
 @lru_cache(maxsize=64)
 def matcher(pattern: str) -> Callable[[str], Match | None]:
-    """Return a function that matches a whole name against a pattern.
+    """Return a function that matches a full name against a pattern.
 
     The function raises a ConfigError if a name takes longer than `TIME`, or all names together take
     longer than `TIME_OF_ALL`.

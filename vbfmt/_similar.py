@@ -1,6 +1,6 @@
-"""Names similar to a misspelt one, for hints in messages, at a bounded cost.
+"""Find names that are similar to a misspelt name, for hints in messages, at a bounded cost.
 
-The time of ``difflib`` alone grows with the cube of a name's length, and names come from strangers.
+The time of ``difflib`` grows with the cube of a name's length, and names come from untrusted files.
 """
 
 from __future__ import annotations
@@ -10,18 +10,19 @@ from heapq import nlargest
 from itertools import islice
 
 _COMPARED = 5000
-"""Names that are considered."""
+"""Largest number of names that are considered."""
 _LENGTH = 80
-"""Characters that are compared: the last ones, in which names in a model differ."""
+"""Number of characters that are compared. They are the last ones, in which names in a model
+differ."""
 _CLOSE = 12
-"""Names that are compared in full."""
+"""Number of names that are compared completely."""
 
 
 def nearest(name: str, names: Iterable[str], count: int = 3, cutoff: float = 0.6) -> list[str]:
     """Return up to `count` of `names` that are similar to `name`, the most similar first.
 
     Args:
-        cutoff: least similarity, from 0 to 1, as in ``difflib``.
+        cutoff: smallest similarity, from 0 to 1, as in ``difflib``.
     """
     from difflib import get_close_matches
 

@@ -27,21 +27,22 @@ _ROWS_AT_ONCE = 16384
 class Adapter:
     """A VB-LoRA adapter in its canonical form, checked on construction. Do not write to its arrays.
 
-    Rows are in the order of Eq. 3.2: by module; within a module A, then B; within a factor by
-    rank-one component, then by tile along the features. Modules are sorted by name.
+    A row is the selection of one sub-vector: k indices and k − 1 weights. Rows are in the order of
+    Eq. 3.2: by module; within a module, first A, then B; within a factor, by rank-one component,
+    and then by position along the features. Modules are sorted by name.
 
     Attributes:
         bank: 𝓑, the vector bank, (h, b) float32.
         indices: 𝓘, (N, k) uint8 if h ≤ 256, else uint16.
-        weights: 𝓥, (N, k − 1) float32, without each row's largest.
+        weights: 𝓥, (N, k − 1) float32, without the largest weight of each row.
         modules: the adapted modules, sorted by the UTF-8 bytes of their names.
-        tensors: other trained tensors by name (biases, heads), sorted likewise.
-        base_model, base_revision: the model that was adapted, as the source names it.
-        config: the source's own adapter config as canonical JSON text, or None.
+        tensors: other trained tensors (biases, heads), by name, sorted in the same way.
+        base_model, base_revision: the adapted model, as the source names it.
+        config: the adapter config of the source as canonical JSON text, or None.
         metadata: arbitrary text by name.
 
     Raises:
-        ContentError: a rule of the format is broken; its `part` says where.
+        ContentError: a rule of the format is broken.
     """
 
     bank: NDArray[np.float32]
@@ -116,11 +117,11 @@ class Adapter:
         config: str | None = None,
         metadata: Mapping[str, str] | None = None,
     ) -> Adapter:
-        """Return an adapter, given each module's rows, with modules and names in any order.
+        """Return an adapter from the rows of its modules. Modules and names may be in any order.
 
         Args:
             bank: (h, b), converted to float32.
-            rows: module → its canonical rows: those of A, then those of B.
+            rows: module → its canonical rows, first those of A, then those of B.
             tensors, base_model, base_revision, config, metadata: as in `Adapter`.
 
         Raises:
@@ -159,7 +160,7 @@ class Adapter:
 
     @property
     def rank(self) -> int:
-        """The largest rank r of the modules; `Module.rank` has each one's own."""
+        """The largest rank of the modules. `Module.rank` is the rank of one module."""
         return max(module.rank for module in self.modules)
 
     @property
@@ -187,7 +188,8 @@ class Adapter:
         return module in (self.modules if isinstance(module, Module) else self._by_name)
 
     def _nearest(self, name: str) -> list[str]:
-        """Return up to three modules whose names end with `name`, or else are similar."""
+        """Return up to three names of modules that end with `name` or, if there are none, are
+        similar."""
         from vbfmt._similar import nearest
 
         ending = [known for known in self._by_name if known.endswith(f".{name}")]
@@ -200,7 +202,7 @@ class Adapter:
         """Return the module with that name.
 
         Raises:
-            KeyError: there is no such module; the message names the nearest.
+            KeyError: there is no such module. The message suggests similar names.
         """
         try:
             return self._by_name[name]
@@ -223,15 +225,15 @@ class Adapter:
         """Return the composed sub-vectors u = Σ wᵢ α_i (Eq. 3.3): (n, b) float32.
 
         Args:
-            rows: the n rows to compose; all if not given.
+            rows: the n rows to compose; by default, all.
         """
         return composition.subvectors(self.bank, self.indices[rows], self.weights[rows])
 
     def factors(self, name: str) -> tuple[NDArray[np.float32], NDArray[np.float32]]:
         """Return A (rank, in_features) and B (out_features, rank), float32, with ΔW = B·A.
 
-        Every element lies within (k + 1) · 2⁻²⁴ · max|bank| + 2⁻¹⁵⁰ of the exact value. There is no
-        scaling; as a LoRA, alpha = rank.
+        Every element is within (k + 1) · 2⁻²⁴ · max|bank| + 2⁻¹⁵⁰ of the exact value. There is no
+        scaling; for LoRA, this means alpha = rank.
 
         Raises:
             KeyError: there is no such module.
@@ -240,8 +242,10 @@ class Adapter:
         return a, b
 
     def delta(self, name: str) -> NDArray[np.float32]:
-        """Return ΔW, float32, as the layer stores its weight: B·A (out_features, in_features), or
-        its transpose (in_features, out_features) if `fan_in_fan_out`.
+        """Return ΔW, float32, in the orientation of the layer's weight.
+
+        It is B·A (out_features, in_features), or its transpose (in_features, out_features) if the
+        module's `fan_in_fan_out` is true.
 
         Raises:
             KeyError: there is no such module.

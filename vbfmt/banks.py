@@ -1,11 +1,11 @@
-"""Vector banks that adapters share: split from packed files, joined again, listed.
+"""Split vector banks from packed files, join them again, and list them.
 
-A packed file may leave its bank out (feature ``external_bank``, section 12 of the specification).
-The bank is then a file of its own, ``<SHA-256>.bank``. `vbfmt.load` finds it in the folders that it
-is given, in the adapter's folder, or in ``banks/`` there. The digest of an adapter is the same in
-both forms.
+A packed file may omit its bank (feature ``external_bank``, section 12 of the specification). The
+bank is then a separate file, ``<SHA-256>.bank``, which many adapters can share. `vbfmt.load`
+searches for it in the given folders, in the adapter's folder, and in its subfolder ``banks``. The
+digest of an adapter is the same in both forms.
 
-`split` and `join` change only the form of a file. They also keep content that this version ignores.
+`split` and `join` change only the form of a file. They keep content that this version ignores.
 """
 
 from __future__ import annotations
@@ -34,12 +34,12 @@ def split(
     look_in: Sources | None = None,
     overwrite: bool = False,
 ) -> Written:
-    """Write a packed file without its bank, and the bank as a file of its own.
+    """Write a packed file without its bank, and the bank as a separate file.
 
     Args:
         path: a packed file in either form. It is verified first.
         output: the file to write. With `overwrite`, it may be `path`.
-        banks: the folder for the bank; by default that of `output`.
+        banks: the folder for the bank; by default, the folder of `output`.
         look_in: folders to search for an external bank of `path`, as in `vbfmt.load`.
         overwrite: replace existing files.
 
@@ -96,8 +96,8 @@ class Listed:
         sha256: SHA-256 of the bank, 64 hexadecimal digits.
         size: length in bytes.
         file: path of the bank; None if it was not found.
-        problem: what is wrong with the bank, None if nothing.
-        adapters: those of the given packed files that need it.
+        problem: what is wrong with the bank, or None.
+        adapters: the given packed files that use it.
     """
 
     sha256: str
@@ -108,15 +108,15 @@ class Listed:
 
 
 def listing(paths: Iterable[PathLike], *, banks: Sources | None = None) -> list[Listed]:
-    """Return the banks in folders, and those that packed files need, sorted by SHA-256.
+    """Return the banks in folders and the banks that packed files use, sorted by SHA-256.
 
     Args:
-        paths: packed files, banks, or folders with them, also in ``banks/``.
+        paths: packed files, banks, or folders with them. Subfolders ``banks`` are included.
         banks: other folders to search for the banks that packed files need.
 
     Raises:
         StorageError: a path does not exist or cannot be read.
-        VbfmtError: preamble or header of a packed file is invalid.
+        VbfmtError: the preamble or the header of a packed file is invalid.
     """
     found: dict[str, Listed] = {}
     files = [file for path in paths for file in _files(os.fspath(path))]

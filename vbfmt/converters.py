@@ -1,7 +1,7 @@
 """Import `vbfmt.converters` from the folder ``converters`` of a checkout.
 
-In an installed package the folder is in ``vbfmt``, and Python prefers it to this file. In a
-checkout it is beside ``vbfmt``, and Python finds it through this file.
+In an installed package, the folder is in ``vbfmt``, and Python prefers it to this file. In a
+checkout, it is beside ``vbfmt``, and Python finds it through this file.
 """
 
 from __future__ import annotations

@@ -1,13 +1,13 @@
-"""One family of errors, with a class for each kind, and one kind of warning.
+"""The errors of this library, with a class for each kind, and its warning.
 
-Every message is one line: ``<what> in <file>: <part>: found …, expected …; <what to do>``. Where
-the file itself exists already or is missing, there is a colon instead of *in*.
-The fields stay available, so that a program need not parse the line. Each class is also the
-built-in exception that Python users catch: `ValueError` for bad content, `FileNotFoundError` for
-what is missing, `FileExistsError` for output that exists, `OSError` for what the operating system
-refuses, `ImportError` for an extra that is not installed.
+Every message is one line: ``<what> in <file>: <part>: found …, expected …; <what to do>``. If the
+file itself exists already or is missing, there is a colon instead of *in*. The parts are also
+attributes, so that programs need not parse the message. Each class also derives from a built-in
+exception: `ValueError` for bad content, `FileNotFoundError` for missing files, `FileExistsError`
+for output that exists, `OSError` if the operating system refuses, and `ImportError` for an extra
+that is not installed.
 
-What a user should know although nothing failed is a `VbfmtWarning`.
+A `VbfmtWarning` is something that a user should know although nothing failed.
 """
 
 from __future__ import annotations
@@ -20,18 +20,18 @@ from collections.abc import Sequence
 from typing import Any, ClassVar
 
 LONGEST_PIECE = 200
-"""Characters of one field that a message shows. The field itself has the whole text."""
+"""Largest number of characters of an attribute that a message shows."""
 
 
 class VbfmtError(Exception):
     """An error that says what is wrong, where, what was found and expected, and what to do.
 
     Attributes:
-        kind: short stable name of the kind of error, for programs (``verify --json``).
+        kind: short, stable name of the kind of error, for programs (``verify --json``).
         what: what is wrong, without a full stop.
         file: the file or folder with the error, if known.
         part: the part of the file: ``preamble``, ``header``, ``bank``, a tensor's name, …
-        found, expected: what is there, and what should be there.
+        found, expected: what was found, and what was expected.
         advice: what the user can do.
     """
 
@@ -66,7 +66,7 @@ class VbfmtError(Exception):
         return self
 
     def detail(self) -> str:
-        """Return the message without the file, for reports that name the file already."""
+        """Return the message without the file, for reports that already name the file."""
         return self._line(None)
 
     def __str__(self) -> str:
@@ -95,7 +95,7 @@ def few(names: Sequence[str]) -> str:
 
 
 def _cut(text: str) -> str:
-    """Return `text`, cut off at `LONGEST_PIECE`: text from a file may be as long as the file."""
+    """Return `text`, truncated to `LONGEST_PIECE`, because text from a file may be very long."""
     shown = printable(text[: LONGEST_PIECE + 1])
     return shown if len(shown) <= LONGEST_PIECE else f"{shown[: LONGEST_PIECE - 1]}…"
 
@@ -119,7 +119,7 @@ class VbfmtWarning(UserWarning):
 
 
 def warn(sentence: str) -> None:
-    """Issue a `VbfmtWarning` that points at the caller outside of this library."""
+    """Issue a `VbfmtWarning` that points to the caller outside this library."""
     level, frame = 1, sys._getframe()
     while frame.f_back is not None and _is_ours(frame.f_globals.get("__name__", "")):
         level, frame = level + 1, frame.f_back
@@ -153,7 +153,7 @@ class FeatureError(_BadValueError):
 
 
 class LengthError(_BadValueError):
-    """The file is cut off, or something was appended to it."""
+    """The file is truncated or extended."""
 
     kind = "length"
 
@@ -183,7 +183,7 @@ class UnknownError(VbfmtError, LookupError):
 
 
 class ConflictError(VbfmtError):
-    """Another process has meanwhile changed the name that was to be changed."""
+    """A name in a store is taken, or another process has changed it meanwhile."""
 
     kind = "conflict"
 
@@ -207,7 +207,7 @@ class LayoutError(_BadValueError):
 
 
 class ContentError(_BadValueError):
-    """A value breaks a rule: an index past the bank, a weight outside its range, …"""
+    """A value breaks a rule of the format, such as an index outside the bank."""
 
     kind = "content"
 
@@ -244,7 +244,7 @@ class MissingSourceError(SourceError, FileNotFoundError):
 
 
 class MissingExtraError(VbfmtError, ImportError):
-    """A package is not installed. The extra `extra` of vbfmt installs it.
+    """A package is not installed. One of vbfmt's extras installs it.
 
     Attributes:
         extra: the extra to install.
@@ -297,7 +297,7 @@ class StorageError(VbfmtError, OSError):
 
 
 class MissingFileError(StorageError, FileNotFoundError):
-    """A file to read, or a folder to write into, does not exist."""
+    """A file to read, or a folder to write to, does not exist."""
 
     kind = "no-file"
 

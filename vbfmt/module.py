@@ -1,4 +1,4 @@
-"""One row of the module table."""
+"""`Module`: one adapted linear layer."""
 
 from __future__ import annotations
 

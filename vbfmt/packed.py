@@ -1,4 +1,4 @@
-"""Adapters as packed files and bytes: save, load and verify."""
+"""Save, load and verify adapters as packed files and bytes."""
 
 from __future__ import annotations
 
@@ -22,7 +22,8 @@ from vbfmt.errors import ConfigError, DigestError, MagicError, VbfmtError
 
 PathLike = str | os.PathLike[str]
 Form = Literal["embedded", "external"]
-"""Where the bank of a packed file is: in the file, or in a file that adapters can share."""
+"""The form of a packed file: its bank is in the file, or in a separate file that adapters can
+share."""
 
 
 @dataclass(frozen=True)
@@ -31,7 +32,8 @@ class Report:
 
     Attributes:
         file: the path as it was given.
-        digest: the adapter's digest, ``sha256:…``, if preamble and header could be read.
+        digest: the adapter's digest, ``sha256:…``, or None if the preamble or the header cannot be
+            read.
         problems: all errors found; empty if the file is valid.
     """
 
@@ -53,7 +55,7 @@ def dumps(adapter: Adapter, *, bank: Form = "embedded") -> bytes:
     """Return the adapter's packed form. Equal adapters give equal bytes, on any machine.
 
     Args:
-        bank: ``"embedded"``, or ``"external"`` to leave the bank's bytes out. `loads` then needs
+        bank: ``"embedded"``, or ``"external"`` to omit the bank's bytes. `loads` then needs
             `banks`.
 
     Raises:
@@ -81,7 +83,7 @@ class Written:
     Attributes:
         digest: the adapter's digest, ``sha256:…``, the same for both forms.
         size: length of the file in bytes.
-        bank: path of the bank's file, None if the bank is embedded.
+        bank: path of the bank's file, or None if the bank is embedded.
     """
 
     digest: str
@@ -97,14 +99,14 @@ def write(
     bank: Form = "embedded",
     banks: PathLike | None = None,
 ) -> Written:
-    """Write the adapter's packed form durably, all or nothing.
+    """Write the adapter's packed form durably, completely or not at all.
 
     Args:
         overwrite: replace an existing file.
-        bank: ``"embedded"``, or ``"external"`` to write the bank first, to a file
-            ``<SHA-256>.bank`` that all adapters with this bank share. If that file exists, it is
+        bank: ``"embedded"``, or ``"external"`` to write the bank to a separate file,
+            ``<SHA-256>.bank``, which all adapters with this bank share. An existing bank file is
             checked and kept.
-        banks: folder for that file; by default the folder of `path`.
+        banks: folder for the bank file; by default, the folder of `path`.
 
     Raises:
         OutputExistsError: `path` exists and `overwrite` is not set.
@@ -135,7 +137,7 @@ def save(
     bank: Form = "embedded",
     banks: PathLike | None = None,
 ) -> str:
-    """Write the adapter's packed form durably, all or nothing, and return its digest.
+    """Write the adapter's packed form durably, completely or not at all. Return its digest.
 
     Arguments and errors are those of `write`.
     """
@@ -157,10 +159,10 @@ def loads(
     """Load an adapter from packed bytes. Its arrays are views of `data`.
 
     Args:
-        digest: refuse an adapter with another digest than this one, ``sha256:…`` from a source that
-            you trust. It covers every byte, but only if `verify` is set.
-        verify: check all hashes and values. Without it, preamble, header, layout, names and texts
-            are still checked, but damage to the data goes unnoticed. An external bank is always
+        digest: the digest that the adapter must have, ``sha256:…``, from a source that you trust.
+            It covers every byte, but only if `verify` is set.
+        verify: check all hashes and values. If False, the preamble, header, layout, names and texts
+            are still checked, but damage to the data is not noticed. An external bank is always
             checked.
         banks: folders to search for an external bank. Adapters with the same external bank share
             one array.
@@ -184,18 +186,19 @@ def load(
 
     Args:
         path: a path, or ``hf://owner/name[@revision][/file]`` for a repository on the Hugging Face
-            Hub (extra ``hub``). Without ``/file`` the repository must hold one packed file.
+            Hub (extra ``hub``). Without ``/file``, the repository must contain exactly one packed
+            file.
         digest, verify: as in `loads`.
-        mmap: map the file instead of reading it. The file must then not be truncated while the
-            adapter is in use, because reading past its new end would kill the process. It is safe
-            to replace the file, as `save` does.
+        mmap: memory-map the file instead of reading it. The file must then not be changed or
+            truncated while the adapter is in use: reading beyond its new end would kill the
+            process. It is safe to replace the file, as `save` does.
         banks: folders to search for an external bank, in order, before the file's own folder and
             ``banks/`` in that folder. An external bank is read, never mapped. All adapters of this
             process with the same bank share one array.
 
     Raises:
         VbfmtError: the file is invalid. The class is that of the first error found.
-        BankError: the external bank is in none of these folders.
+        BankError: the external bank is not in these folders.
         StorageError: the file cannot be read.
         SourceError: the repository, revision or file on the Hub does not exist or is not
             accessible.
@@ -242,7 +245,7 @@ def _loaded(
 
 
 def _in_file(error: VbfmtError, path: PathLike) -> VbfmtError:
-    """Return the error with the file that it is in, and other advice if that is a bank."""
+    """Add the file to an error, and replace the advice if the file is a bank."""
     if isinstance(error, MagicError) and os.fspath(path).endswith(bank_files.ENDING):
         error.advice = "it is named like a vector bank; give the packed file that uses it"
     return error.in_file(path)
@@ -251,7 +254,7 @@ def _in_file(error: VbfmtError, path: PathLike) -> VbfmtError:
 def _bank(
     packed: PackedFile, where: Sequence[Source], *, shared: bool = True
 ) -> NDArray[np.float32]:
-    """Return the bank, embedded or external. An external one is always checked."""
+    """Return the embedded or external bank. An external bank is always checked."""
     if not packed.bank.external:
         return packed.bank_in_place()
     head = packed.header
@@ -261,10 +264,10 @@ def _bank(
 def verify(path: PathLike, *, digest: str | None = None, banks: Sources | None = None) -> Report:
     """Check every byte and every rule of a packed file, and report all errors.
 
-    An external bank is checked too. It is an error if that is not found.
+    An external bank is checked too, and it is an error if it is not found.
 
     Args:
-        digest: the digest that you trust. It is an error if the file has another one.
+        digest: the digest that you trust. It is an error if the file has another digest.
         banks: folders to search for an external bank, as in `load`.
 
     Raises:
@@ -291,7 +294,7 @@ def verify(path: PathLike, *, digest: str | None = None, banks: Sources | None =
 
 
 def local_checkpoint(path: PathLike) -> PathLike:
-    """Return a checkpoint's path as it is, but for ``hf://…`` its folder in the Hub's cache.
+    """Return a checkpoint's path unchanged, but for ``hf://…``, its folder in the Hub's cache.
 
     Raises:
         SourceError: the repository or revision does not exist, has no checkpoint, or is not
@@ -305,7 +308,7 @@ def local_checkpoint(path: PathLike) -> PathLike:
 
 
 def _local(path: PathLike) -> PathLike:
-    """Return a path as it is, but for ``hf://…`` the path in the Hub's cache."""
+    """Return a path unchanged, but for ``hf://…``, the path in the Hub's cache."""
     if not (isinstance(path, str) and path.startswith("hf://")):
         return path
     from vbfmt.converters import sources
@@ -314,7 +317,7 @@ def _local(path: PathLike) -> PathLike:
 
 
 def _unchecked(**fields: Any) -> Adapter:
-    """Return an adapter whose values are not checked, as ``verify=False`` asks."""
+    """Return an adapter without checking its values, for ``verify=False``."""
     adapter = object.__new__(Adapter)
     for name, value in fields.items():
         object.__setattr__(adapter, name, value)
@@ -322,7 +325,7 @@ def _unchecked(**fields: Any) -> Adapter:
 
 
 def _pieces(adapter: Adapter, bank: Form) -> Iterator[Bytes]:
-    """Yield the packed file piece by piece. The first piece is preamble and header."""
+    """Yield the packed file in pieces. The first piece is the preamble and the header."""
     if bank not in get_args(Form):
         raise ConfigError(
             "bank is one of two forms", found=repr(bank), expected=" or ".join(get_args(Form))

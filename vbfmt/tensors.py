@@ -1,4 +1,4 @@
-"""Other trained tensors of an adapter, stored unchanged: biases and heads."""
+"""`Tensor`: a trained bias or head, which is stored unchanged."""
 
 from __future__ import annotations
 
@@ -74,15 +74,14 @@ TORCH = {
     "float32": "F32",
     "float64": "F64",
 }
-"""PyTorch's name of a dtype → that of safetensors."""
+"""PyTorch's name of a dtype → safetensors' name."""
 
 
 def numpy_dtype(name: str) -> np.dtype[Any]:
-    """Return the little-endian numpy dtype of a safetensors dtype, from ml_dtypes if necessary.
+    """Return the little-endian NumPy dtype of a safetensors dtype. Some are from ml_dtypes.
 
     Raises:
-        ContentError: there is none, because `name` is unknown or its elements are smaller than a
-            byte.
+        ContentError: `name` is unknown, or its elements are smaller than a byte.
     """
     if name in _NUMPY:
         return np.dtype(_NUMPY[name])
@@ -95,9 +94,9 @@ def numpy_dtype(name: str) -> np.dtype[Any]:
 
 
 def byte_length(dtype: str, shape: tuple[int, ...]) -> int | None:
-    """Return the length of a tensor in bytes, or None if dtype and shape are not possible.
+    """Return the length of a tensor in bytes, or None if its dtype and shape are impossible.
 
-    They are not if the bits do not fill whole bytes, or if there are 2⁶³ bytes or more.
+    They are impossible if the bits do not fill whole bytes, or if there are 2⁶³ bytes or more.
     """
     if 0 in shape:
         return 0
@@ -110,7 +109,7 @@ def byte_length(dtype: str, shape: tuple[int, ...]) -> int | None:
 
 
 WHOLE_BYTES = "whole bytes, fewer than 2⁶³"
-"""The expectation, for messages, where `byte_length` returns None."""
+"""The expected value in messages if `byte_length` returns None."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -147,7 +146,8 @@ class Tensor:
 
     @classmethod
     def of(cls, array: NDArray[Any]) -> Tensor:
-        """Return a tensor of a numpy array, without copying if it is contiguous and little-endian.
+        """Return a tensor with the values of a NumPy array. A contiguous little-endian array is not
+        copied.
 
         Raises:
             ContentError: safetensors has no such dtype.

@@ -1,1 +1,1 @@
-"""Files: durable writes, mapped reads, and the folders that PEFT reads."""
+"""Read and write files: durable writes, memory-mapped reads, and PEFT's folders."""

@@ -1,6 +1,6 @@
-"""External vector banks: files with the raw 4·h·b bytes, named by their SHA-256.
+"""Read and write external vector banks: files with the raw 4·h·b bytes, named by their SHA-256.
 
-All adapters in a process that have the same bank share one array.
+All adapters of a process that have the same bank share one array.
 """
 
 from __future__ import annotations
@@ -32,8 +32,9 @@ class Source(Protocol):
     def read(self, sha256: str, length: int) -> Bytes | None:
         """Return the unchecked bytes of the bank with a SHA-256 (64 hexadecimal digits), or None.
 
-        The caller refuses a bank of other than `length` bytes, so a longer one need not be read
-        whole."""
+        The caller refuses a bank that does not have `length` bytes, so a longer one need not be
+        read completely.
+        """
         ...
 
     def where(self, sha256: str) -> str:
@@ -90,12 +91,12 @@ def sources(given: Sources | None, adapter: PathLike | None = None) -> list[Sour
 def array(
     section: Section, h: int, b: int, where: Sequence[Source], *, shared: bool = True
 ) -> NDArray[np.float32]:
-    """Return the bank that a header names: (h, b) float32, read-only.
+    """Return the bank that a header describes: (h, b) float32, read-only.
 
     Args:
         section: the bank's entry in the header.
         h, b: number and length of the vectors.
-        where: sources to search in order. The first bank that is found must be the right one.
+        where: sources to search, in order. The first bank found must have the right content.
         shared: return the array that all callers in this process share. Otherwise read and check
             the bank again, into a new array.
 
@@ -120,7 +121,7 @@ def array(
 
 
 def located(sha256: str, length: int, where: Sequence[Source]) -> str:
-    """Return the path of the bank with that SHA-256, after checking its content.
+    """Check the content of the bank with this SHA-256, and return its path.
 
     Raises:
         BankError, ChecksumError, StorageError: as for `array`.
@@ -170,13 +171,13 @@ def require_intact(content: Bytes, sha256: str, length: int, file: str) -> None:
 
 
 def write(content: Bytes, folder: PathLike, *, overwrite: bool = False) -> str:
-    """Write a bank under its name, durably; an existing one is checked and kept.
+    """Write a bank under its name, durably. An existing bank is checked and kept.
 
     Args:
         overwrite: replace an existing bank that is damaged.
 
     Returns:
-        the path of the bank.
+        The path of the bank.
 
     Raises:
         ChecksumError: the existing bank is damaged, and `overwrite` is not set.

@@ -1,8 +1,8 @@
-"""Writing of long files without the page cache (O_DIRECT, Linux).
+"""Write long files without the page cache (O_DIRECT, Linux).
 
-A file that is flushed to the disk at once gains nothing from the page cache. Its pages are
-allocated, filled, written back, and kept instead of pages that other programs need. Direct
-writing of a model of gigabytes takes a fraction of the processor time.
+If a file is flushed to the disk immediately, the page cache does not help: its pages are allocated,
+filled and written back, and they displace pages that other programs need. Writing gigabytes
+directly takes a fraction of the CPU time.
 """
 
 from __future__ import annotations
@@ -26,15 +26,15 @@ ALIGNMENT = 4096
 
 
 def write(file: int, blocks: Iterable[Bytes]) -> None:
-    """Write blocks to an empty file, each while the next one is being computed.
+    """Write blocks to an empty file. Each is written while the next one is being computed.
 
-    Direct writing needs blocks that begin at a memory page and, except for the last one, sizes that
-    are multiples of `ALIGNMENT`. From the first other block on, the page cache is used. It is also
-    used if the file system has no direct writing.
+    For direct writing, blocks must begin at a memory page, and all sizes except the last must be
+    multiples of `ALIGNMENT`. From the first block that does not meet this, the page cache is used.
+    It is also used if the file system does not support direct writing.
 
     Args:
         file: a descriptor, open for writing.
-        blocks: the bytes. A block must not be changed until the next but one is requested.
+        blocks: the bytes. A block must not change until two more blocks have been requested.
 
     Raises:
         OSError: the operating system refused.
@@ -70,7 +70,7 @@ def _write_block(file: int, block: Bytes) -> None:
 
 
 def _set_direct(file: int, wanted: bool) -> bool:
-    """Switch direct writing on or off, and return whether that changed anything."""
+    """Switch direct writing on or off. Return whether this changed anything."""
     if sys.platform != "linux":
         return False
     import fcntl

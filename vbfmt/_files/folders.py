@@ -1,4 +1,4 @@
-"""Folders: filling one and putting it in place in one step."""
+"""Fill a temporary folder, and move it to its final path in one step."""
 
 from __future__ import annotations
 
@@ -15,18 +15,18 @@ PathLike = str | os.PathLike[str]
 
 @contextlib.contextmanager
 def new(path: PathLike, *, overwrite: bool, whole: bool = False) -> Iterator[str]:
-    """Create a temporary folder that is renamed to `path` if the block succeeds, else removed.
+    """Create a temporary folder. If the block succeeds, rename it to `path`, else remove it.
 
-    With `overwrite`, files of the same names in an existing folder are replaced once all new files
-    are complete, and its other files stay. If there are no other files, the whole folder is
-    replaced in one step (on Linux). Otherwise the files are replaced one by one. Permissions are
+    With `overwrite`, when all new files are complete, they replace the files with the same names in
+    an existing folder. Its other files stay. If there are no other files, the whole folder is
+    replaced in one step (on Linux). Otherwise, the files are replaced one by one. Permissions are
     kept.
 
     Args:
         whole: with `overwrite`, replace the existing folder and all of its files in one step.
 
     Yields:
-        the path of the temporary folder.
+        The path of the temporary folder.
 
     Raises:
         OutputExistsError: `path` exists, is not an empty folder, and `overwrite` is not set.
@@ -46,7 +46,7 @@ def new(path: PathLike, *, overwrite: bool, whole: bool = False) -> Iterator[str
             if os.path.isdir(target):
                 if not whole:
                     _keep_permissions_of_files(target, temporary)
-                # Last: until then the folder is private.
+                # This comes last, because the folder is private until then.
                 storage.keep_permissions(target, temporary)
             if not staging.move_if_free(temporary, target):
                 if not overwrite:
@@ -78,7 +78,7 @@ def _move_in(temporary: str, target: str) -> None:
         if os.path.isdir(os.path.join(target, name)):
             raise IsADirectoryError(errno.EISDIR, f"{name} is a folder there")
     if old.issubset(names) and os.access(target, os.W_OK) and staging.exchange(temporary, target):
-        # Files that another process has created in this moment:
+        # Files that another process may have created meanwhile:
         for name in _names_in(temporary).difference(names):
             os.replace(os.path.join(temporary, name), os.path.join(target, name))
         return

@@ -1,4 +1,4 @@
-"""JSON files with one object, such as configs: strict reading and uniform writing."""
+"""Read and write JSON files with one object, such as configs."""
 
 from __future__ import annotations
 
@@ -12,7 +12,8 @@ from vbfmt._format import strict_json
 from vbfmt.errors import SourceError, TargetError
 
 LONGEST = 67_108_864
-"""Bytes. The index of a model with a hundred thousand tensors takes a seventh of this."""
+"""Largest size in bytes. The index of a model with a hundred thousand tensors takes a seventh of
+it."""
 
 _WRONG = "not a JSON object"
 
@@ -32,7 +33,7 @@ def read(path: str | os.PathLike[str]) -> dict[str, Any]:
 
 
 def refusal(path: str | os.PathLike[str], error: Exception) -> SourceError:
-    """Return the error for a file in which `error` was found."""
+    """Return the error for a file that could not be parsed because of `error`."""
     if not isinstance(error, json.JSONDecodeError):
         return SourceError(_WRONG, file=path, found=error)
     if not error.doc:
@@ -43,7 +44,7 @@ def refusal(path: str | os.PathLike[str], error: Exception) -> SourceError:
 
 
 def content(path: str | os.PathLike[str]) -> bytes:
-    """Return the bytes of a JSON file, but refuse to read one that is too long.
+    """Return the bytes of a JSON file, unless it is too long.
 
     Raises:
         SourceError: the file is longer than `LONGEST`.
@@ -80,8 +81,8 @@ def text(value: Mapping[str, Any]) -> bytes:
 def encoded(written: str) -> bytes:
     """Return indented JSON as UTF-8 bytes that end with a line feed.
 
-    Characters that are not printable are escaped. Some of them act on a terminal, U+202E reverses
-    the text that follows it, and UTF-8 has no form of a lone surrogate.
+    Characters that are not printable are escaped: some of them control terminals, U+202E reverses
+    the text after it, and a lone surrogate cannot be encoded in UTF-8.
     """
     lines = written.split("\n")
     shown = [line if line.isprintable() else _escaped(line) for line in lines]

@@ -1,4 +1,4 @@
-"""Checks of an output's path, made before any input is read."""
+"""Check an output's path before any input is read."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ def require_packed_name(path: PathLike) -> None:
     """Check that a packed file would not have the name of another kind of file.
 
     Raises:
-        TargetError: `path` ends like a file of weights, a bank or a JSON file.
+        TargetError: `path` has the ending of a weight file, a bank or a JSON file.
     """
     ending = os.path.splitext(os.fspath(path))[1]
     if ending.lower() in _OTHER_ENDINGS:
@@ -73,7 +73,7 @@ def require_no_input(path: PathLike, inputs: Iterable[PathLike]) -> None:
 
 
 def require_no_inputs(folder: PathLike, names: Iterable[str], inputs: Iterable[PathLike]) -> None:
-    """Check that no output of these names in `folder` would replace an input.
+    """Check that no output in `folder` with one of these names would replace an input.
 
     Raises:
         TargetError: an output and one of `inputs` are the same file.

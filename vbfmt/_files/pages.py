@@ -1,7 +1,7 @@
-"""Loading of a mapped file's pages before they are used (Linux 5.14).
+"""Load the pages of a memory-mapped file before they are used (Linux 5.14).
 
-If a mapped file was cut off, access to a page beyond its end kills the process (SIGBUS). Loading
-the pages first raises an error instead. That is the only reason: it saves no time
+If a mapped file has been truncated, reading a page beyond its end kills the process (SIGBUS). If
+the pages are loaded first, there is an error instead. This is the only reason: it saves no time
 (docs/fidelity.md).
 """
 
@@ -22,15 +22,15 @@ _POPULATE_READ = 22
 
 
 def fetch(values: NDArray[Any], name: str) -> None:
-    """Load the bytes of `values` into memory, if they are in a mapped file.
+    """Load the bytes of `values` into memory if they are in a mapped file.
 
-    Do nothing for other memory, or if the system has no such call.
+    Do nothing for other memory, or if the system has no call for this.
 
     Args:
         name: name of the tensor, for the message.
 
     Raises:
-        StorageError: the file was cut off, or cannot be read.
+        StorageError: the file was truncated, or cannot be read.
     """
     mapping = _mapping_of(values)
     if mapping is None or sys.platform != "linux" or not values.flags.c_contiguous:

@@ -1,4 +1,4 @@
-"""Parent folders of an output: created when needed, removed if nothing was written."""
+"""Create the parent folders of an output, and remove them if nothing was written."""
 
 from __future__ import annotations
 
@@ -41,7 +41,7 @@ def nearest(path: PathLike) -> str:
 
 @contextlib.contextmanager
 def made(path: PathLike) -> Iterator[None]:
-    """Create the missing folders above `path`; if the block fails, remove those that are empty.
+    """Create the missing folders above `path`. If the block fails, remove those that are empty.
 
     Raises:
         TargetError: as for `nearest`.

@@ -1,4 +1,4 @@
-"""PEFT's VB-LoRA checkpoints: the keys of their state dicts, and their configs.
+"""The keys and configs of PEFT's VB-LoRA checkpoints.
 
 `vbfmt.torch` writes such checkpoints, `vbfmt.converters.peft` reads and writes them (PEFT 0.13 to
 0.21: peft/tuners/vblora/model.py, peft/utils/save_and_load.py).
@@ -33,7 +33,7 @@ _ABOUT_THE_BASE = ("base_model_name_or_path", "revision")
 
 
 class WithExtras(Protocol):
-    """The attributes, of an adapter or a sum of adapters, that concern its other tensors."""
+    """An adapter or a sum of adapters, with other trained tensors."""
 
     @property
     def modules(self) -> tuple[Module, ...]:
@@ -64,9 +64,9 @@ def key_of_tensor(name: str, modules: Collection[str]) -> str:
 
 
 def names_of(others: Iterable[str], prefix: str, modules: Collection[str]) -> dict[str, str]:
-    """Return name in the base model → key, for the tensors other than bank and logits.
+    """Return the key of each tensor that is neither bank nor logits, by its name in the base model.
 
-    The names are without the components that PEFT's wrappers add.
+    The names do not contain the components that PEFT's wrappers add.
 
     Args:
         others: keys of these tensors.
@@ -97,24 +97,26 @@ def names_of(others: Iterable[str], prefix: str, modules: Collection[str]) -> di
 
 
 def config_of(adapter: WithExtras) -> dict[str, Any]:
-    """Return the source's own config that the adapter keeps; empty if it keeps none."""
+    """Return the config of the source, as the adapter keeps it. It is empty if the adapter has
+    none."""
     config: dict[str, Any] = json.loads(adapter.config) if adapter.config else {}
     return config
 
 
 def base_of(config: Mapping[str, Any]) -> tuple[str | None, str | None]:
-    """Return the base model's name and revision in a config, None where it has none."""
+    """Return the base model's name and revision in a config, with None for what it lacks."""
     name, revision = (config.get(key) for key in _ABOUT_THE_BASE)
     return _text(name), _text(revision)
 
 
 def canonical(config: Mapping[str, Any], adapter: Adapter) -> str | None:
-    """Return the part of a config that the packed form keeps, as canonical text; None if empty.
+    """Return the part of a config that the packed form keeps, as canonical text, or None if empty.
 
     The packed form does not keep settings that the adapter itself has (sizes, rank, base model),
-    settings about the source's file, the name of code, and settings in `implied`. So unpacking and
-    packing again changes nothing. It does not keep nulls either: they are PEFT's defaults, and
-    older versions refuse keys that they do not know. Lists that PEFT treats as sets are sorted.
+    settings about the source's file, names of code, and settings in `implied`. So unpacking and
+    packing again changes nothing. It does not keep nulls either, because they are PEFT's defaults,
+    and older versions of PEFT refuse keys that they do not know. Lists that PEFT treats as sets are
+    sorted.
     """
     written_anyway = implied(adapter)
     left_out = {NAMES_CODE, *_ABOUT_THE_FILE, *_ABOUT_THE_BASE, *sizes(adapter, 0)}
@@ -129,7 +131,7 @@ def canonical(config: Mapping[str, Any], adapter: Adapter) -> str | None:
 
 
 def implied(adapter: Adapter) -> dict[str, Any]:
-    """Return the settings that are written if the source's config does not have them."""
+    """Return the settings that are added if the source's config does not have them."""
     return {
         **about_extras(adapter, "vblora_only"),
         "inference_mode": True,
@@ -139,7 +141,7 @@ def implied(adapter: Adapter) -> dict[str, Any]:
 
 
 def sizes(adapter: Adapter, rank: int) -> dict[str, Any]:
-    """Return the settings that the adapter determines, whatever the source's config holds."""
+    """Return the settings that follow from the adapter, whatever the source's config says."""
     return {
         "peft_type": "VBLORA",
         "r": rank,

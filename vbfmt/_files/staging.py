@@ -1,8 +1,8 @@
-"""Temporary files and folders: written beside their target, then moved to it.
+"""Write temporary files and folders beside their target, and then move them to it.
 
-Each is locked (flock) for as long as its process lives. The lock ends with the process, however it
-ends. So the next write to the same path can tell the abandoned ones, which it removes, from those
-that another process is still writing.
+Each is locked (flock) while its process runs. However the process ends, the lock ends with it. So
+the next write to the same path can remove abandoned temporary files, and keep those that another
+process is still writing.
 """
 
 from __future__ import annotations
@@ -18,20 +18,21 @@ import time
 from collections.abc import Callable, Iterable, Iterator
 from contextvars import ContextVar
 
-if sys.platform != "win32":  # on Windows nothing is locked, so nothing is swept
+if sys.platform != "win32":  # on Windows, nothing is locked, so nothing is removed
     import fcntl
 
 _ENDING = re.compile(r"\.[0-9a-f]{12}\.partial$")
 _ATTEMPTS = 3
 _SETTLED = 10.0
-"""Seconds after which a file that is not locked is taken to be abandoned."""
+"""Seconds after which a file that is not locked is considered abandoned."""
 
 _LONGEST_STEM = 200
-"""Bytes. With its ending, a name stays below 255, the limit of most file systems."""
+"""Largest length in bytes. With its ending, a name stays below 255, the limit of most file
+systems."""
 
 
 def name_beside(target: str, ending: str = "partial") -> str:
-    """Return a new hidden name beside `target`, for a temporary file that belongs to it.
+    """Return a new hidden name beside `target`, for a temporary file of this target.
 
     `sweep` may remove files whose names end with ``partial``.
     """
@@ -44,7 +45,7 @@ def name_beside(target: str, ending: str = "partial") -> str:
 def folder(target: str) -> Iterator[str]:
     """Create a locked folder beside `target`, and remove it at the end unless it was renamed.
 
-    Folders that earlier runs for the same target have left are removed first.
+    Folders that earlier runs for the same target left are removed first.
 
     Yields:
         the path of the folder.
@@ -66,10 +67,10 @@ def file(target: str, *, sweeps: bool = True) -> Iterator[tuple[str, int]]:
     """Create a locked file beside `target`, and remove it at the end unless it was renamed.
 
     Args:
-        sweeps: first remove files that earlier runs for the same target have left.
+        sweeps: first remove files that earlier runs for the same target left.
 
     Yields:
-        the path of the file, and a descriptor for writing that the caller closes.
+        The path of the file, and a descriptor for writing, which the caller must close.
 
     Raises:
         OSError: the operating system refused.
@@ -77,7 +78,7 @@ def file(target: str, *, sweeps: bool = True) -> Iterator[tuple[str, int]]:
     if sweeps:
         sweep(target)
     path, descriptor = _made_and_locked(target, _new_file, _mode(target, 0o666))
-    keeps_lock = sys.platform != "win32"  # where an open file cannot be renamed
+    keeps_lock = sys.platform != "win32"  # on Windows, an open file cannot be renamed
     try:
         # The caller closes a duplicate, so that the lock stays.
         yield path, os.dup(descriptor) if keeps_lock else descriptor
@@ -92,23 +93,23 @@ def file(target: str, *, sweeps: bool = True) -> Iterator[tuple[str, int]]:
 
 
 def target_of(temporary: str) -> str | None:
-    """Return the final name that the name of a temporary file contains, None for other files."""
+    """Return the final name that is part of a temporary file's name, or None for other files."""
     name, count = _ENDING.subn("", temporary)
     return name.removeprefix(".") if count else None
 
 
 def sweep(target: str) -> None:
-    """Remove the temporary files and folders beside `target` that no living process holds.
+    """Remove the temporary files and folders beside `target` that no running process has locked.
 
-    Those of other targets are kept for `_SETTLED` seconds, because their writer may not have locked
-    them yet. (A writer of `target` tries again if another one removes its file.) Nothing is renamed
-    to `target`, because anybody may have created a folder with a temporary name.
+    Those of other targets are kept for `_SETTLED` seconds, because their writers may not have
+    locked them yet. (A writer of `target` tries again if another one removes its file.) A temporary
+    file is never renamed to `target` here, because anybody may have created it.
     """
     if target in _swept.get():
         return
     where, stem = os.path.split(_stem(target))
     if any(map(_ENDING.search, where.split(os.sep))):
-        return  # nothing to sweep there, and listing it for each file takes quadratic time
+        return  # swept already; listing it again for each file would take quadratic time
     _sweep_folder(where, {stem})
 
 
@@ -116,8 +117,8 @@ def sweep(target: str) -> None:
 def swept(targets: Iterable[str]) -> Iterator[None]:
     """Sweep for many targets at once.
 
-    In the block, writing one of them does not list its folder again, which would take quadratic
-    time for all of them.
+    In the block, writing to one of these targets does not list its folder again, because this would
+    take quadratic time for all targets.
     """
     stems: dict[str, set[str]] = {}
     known = set()
@@ -152,7 +153,7 @@ def move_if_free(temporary: str, target: str) -> bool:
     """Rename a folder to `target` if that does not exist or is an empty folder.
 
     Returns:
-        False if `target` is anything else. Nothing is renamed then.
+        Whether it was renamed. If `target` is anything else, nothing is renamed.
 
     Raises:
         OSError: the operating system refused.
@@ -185,7 +186,7 @@ def replace_folder(temporary: str, target: str) -> None:
 
 
 def exchange(one: str, other: str) -> bool:
-    """Exchange two names in one step (renameat2, Linux 3.15), and return whether that succeeded."""
+    """Exchange two names in one step (renameat2, Linux 3.15). Return whether this succeeded."""
     if not sys.platform.startswith("linux"):
         return False
     here, flag = -100, 2  # AT_FDCWD, RENAME_EXCHANGE: linux/fcntl.h, linux/fs.h
@@ -210,8 +211,8 @@ def _stem(target: str) -> str:
 def _mode(target: str, usual: int) -> int:
     """Return the permissions, before the umask, of a temporary file or folder.
 
-    If it is to replace something, only its owner has access until `storage` gives it the
-    permissions of what it replaces.
+    If it will replace something, only its owner has access, until `storage` copies the permissions
+    of what it replaces.
     """
     try:
         os.stat(target)
@@ -232,10 +233,10 @@ def _new_file(path: str, mode: int) -> int:
 def _made_and_locked(target: str, make: Callable[[str, int], int], mode: int) -> tuple[str, int]:
     """Return the path of a new file or folder, and the open descriptor that holds its lock.
 
-    On a system without locks it is not locked, and nothing is swept there.
+    On a system without locks, it is not locked, and nothing is removed by `sweep`.
     """
     for _ in range(_ATTEMPTS if sys.platform != "win32" else 0):
-        # Between creation and locking, another process may take it for abandoned and remove it.
+        # Between creation and locking, another process may consider it abandoned and remove it.
         path = name_beside(target)
         with contextlib.suppress(FileNotFoundError):
             descriptor = make(path, mode)
@@ -248,7 +249,8 @@ def _made_and_locked(target: str, make: Callable[[str, int], int], mode: int) ->
 
 
 def _move_over_empty(temporary: str, target: str) -> bool:
-    """Remove the empty folder `target`, then rename: Windows does not rename over a folder."""
+    """Remove the empty folder `target`, and then rename, because Windows cannot replace a
+    folder."""
     try:
         os.rmdir(target)  # fails unless it is an empty folder
     except OSError:
@@ -288,10 +290,10 @@ def _remove_if_abandoned(path: str) -> None:
 
 
 def _lock(descriptor: int, path: str) -> bool:
-    """Lock a file or folder, and return whether that succeeded.
+    """Lock a file or folder. Return whether this succeeded.
 
     It fails if another process holds the lock, if `path` is another file by now, if it is neither a
-    file nor a folder, and if the system has no locks.
+    file nor a folder, or if the system has no locks.
     """
     if sys.platform == "win32":
         return False
@@ -307,7 +309,7 @@ def _lock(descriptor: int, path: str) -> bool:
 
 def _remove(path: str) -> None:
     """Remove a file or folder, if the system allows it."""
-    with contextlib.suppress(OSError):  # rmtree raises some of them in spite of ignore_errors
+    with contextlib.suppress(OSError):  # rmtree raises some errors in spite of ignore_errors
         if os.path.isdir(path) and not os.path.islink(path):
             import shutil
 

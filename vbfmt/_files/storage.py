@@ -1,4 +1,4 @@
-"""Files: reading or mapping one, and replacing one durably and in one step."""
+"""Read or memory-map a file, and replace a file durably and in one step."""
 
 from __future__ import annotations
 
@@ -19,10 +19,10 @@ PathLike = str | os.PathLike[str]
 
 
 def read(path: PathLike, *, mmap: bool, most: int | None = None) -> memoryview:
-    """Return the bytes of a regular file, mapped or read, up to the size that it reports.
+    """Return the bytes of a regular file, mapped or read, up to its reported size.
 
     Args:
-        most: read at most this many bytes; None for all. A mapped file is mapped whole.
+        most: read at most this many bytes; None for all. A mapped file is mapped completely.
 
     Raises:
         StorageError: the file cannot be read, or is not a regular file.
@@ -49,18 +49,18 @@ def write(
     past_cache: bool = False,
     sweeps: bool = True,
 ) -> int:
-    """Write a file whole or not at all.
+    """Write a file completely or not at all.
 
     The bytes are written to a temporary file in the same folder, which is flushed to the disk and
     renamed. A symbolic link is followed. An existing file keeps its permissions; a new one gets
     those of the umask.
 
     Args:
-        past_cache: bypass the page cache; for very large files.
-        sweeps: remove temporary files that a killed process has left. This lists the folder.
+        past_cache: bypass the page cache. This is for very large files.
+        sweeps: remove temporary files that killed processes left. This lists the folder.
 
     Returns:
-        number of bytes written.
+        The number of written bytes.
 
     Raises:
         OutputExistsError: `path` exists and `overwrite` is not set.
@@ -91,7 +91,7 @@ def write(
 def write_in_new_folder(
     path: PathLike, pieces: Iterable[Bytes], *, past_cache: bool = False
 ) -> int:
-    """Write a file into a folder of `folders.new`, which no other process uses.
+    """Write a file to a folder from `folders.new`, which no other process uses.
 
     The file is flushed to the disk, but its folder is not. `folders.new` flushes the folder once at
     the end; the caller flushes folders in it with `sync_folder`.
@@ -114,7 +114,7 @@ def write_in_new_folder(
 
 
 def require_path(path: PathLike, what: str) -> None:
-    """Refuse text that cannot be a path. Python would raise a ValueError."""
+    """Refuse text that cannot be a path. Python itself would raise a ValueError."""
     try:
         valid = b"\0" not in os.fsencode(path)
     except UnicodeEncodeError:  # a lone surrogate
@@ -126,7 +126,7 @@ def require_path(path: PathLike, what: str) -> None:
 
 
 def require_absent(path: PathLike) -> None:
-    """Check that nothing but an empty folder would be overwritten.
+    """Check that nothing would be overwritten, except an empty folder.
 
     Raises:
         OutputExistsError: `path` exists and is not an empty folder.
@@ -145,7 +145,7 @@ def already_there(path: PathLike) -> OutputExistsError:
 
 
 def refusal(what: str, path: PathLike, error: OSError) -> VbfmtError:
-    """Return a `StorageError` for an OSError; a `VbfmtError` is returned as it is."""
+    """Return a `StorageError` for an OSError. Return a `VbfmtError` unchanged."""
     if isinstance(error, VbfmtError):
         return error
     kind = MissingFileError if isinstance(error, FileNotFoundError) else StorageError
@@ -161,10 +161,10 @@ sharing violation, mapped section."""
 
 
 def keep_permissions(target: str, new: str | int) -> None:
-    """Give a new file or folder, by path or descriptor, the permissions of `target`, if it exists.
+    """Give a new file or folder, by path or descriptor, the permissions of `target` if it exists.
 
-    On Windows do nothing: there a file has no permissions but read-only, and such a file cannot be
-    replaced.
+    On Windows, do nothing: files have no permissions except read-only there, and a read-only file
+    cannot be replaced.
     """
     if sys.platform == "win32":
         return
@@ -176,7 +176,7 @@ def keep_permissions(target: str, new: str | int) -> None:
 
 
 def sync(file: int) -> None:
-    """Flush a file to the disk. On macOS this flushes the disk's own cache too, unlike fsync.
+    """Flush a file to the disk. Unlike fsync, this also flushes the disk's own cache on macOS.
 
     Args:
         file: a descriptor.
@@ -201,7 +201,7 @@ def sync_folder(path: str) -> None:
     """
     try:
         folder = os.open(path or ".", os.O_RDONLY)
-    except PermissionError:  # Windows; a folder that may be written but not read
+    except PermissionError:  # Windows, or a folder that may be written to but not read
         return
     try:
         sync(folder)
@@ -223,10 +223,10 @@ def _read_descriptor(file: int, path: PathLike, *, mmap: bool, most: int | None)
     if not stat.S_ISREG(status.st_mode):
         raise _no_file(path, "a folder" if stat.S_ISDIR(status.st_mode) else "not a regular file")
     if mmap and status.st_size:
-        with contextlib.suppress(ValueError):  # emptied since it was opened
+        with contextlib.suppress(ValueError):  # the file was emptied after it was opened
             return memoryview(mapping.mmap(file, 0, access=mapping.ACCESS_READ))
     with os.fdopen(os.dup(file), "rb") as stream:
-        # No more than its size: files in /proc say 0, and some of them have no end.
+        # Read no more than its size: files in /proc report 0, and some of them are endless.
         size = status.st_size if most is None else min(most, status.st_size)
         return memoryview(stream.read(size))
 
@@ -263,7 +263,8 @@ def _target_of(path: PathLike) -> str:
 
 
 def _require_no_device(target: str, path: PathLike) -> None:
-    """Refuse a device (``/dev/null``) or pipe: renaming would replace it by a regular file."""
+    """Refuse a device (``/dev/null``) or a pipe, because renaming would replace it by a regular
+    file."""
     try:
         mode = os.stat(target).st_mode
     except OSError:  # missing, or writing will report what is wrong

@@ -1,4 +1,4 @@
-"""Whether files are still as they were: so that what was read of them belongs together."""
+"""Check that files have not changed while they were read, so that their contents match."""
 
 from __future__ import annotations
 
@@ -10,11 +10,11 @@ from vbfmt.errors import StorageError
 PathLike = str | os.PathLike[str]
 
 Stamps = Mapping[PathLike, "tuple[int, int, int, int] | None"]
-"""Path → inode, size, time of modification and time of change; None if there is no such file."""
+"""Path → inode, size, modification time and change time, or None if the file does not exist."""
 
 
 def stamps(paths: Iterable[PathLike]) -> Stamps:
-    """Return the stamps of files, which need not exist. Take them before the files are read."""
+    """Return the stamps of files. Call this before the files are read. Files may be missing."""
     return {path: _stamp(path) for path in paths}
 
 
@@ -23,7 +23,7 @@ def require(before: Stamps, what: str) -> None:
 
     Args:
         before: the stamps.
-        what: what the files are together, for the message.
+        what: a description of the files, for the message.
 
     Raises:
         StorageError: with the first file that has changed.

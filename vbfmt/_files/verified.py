@@ -1,4 +1,4 @@
-"""Packed files of either form and their banks, read and verified."""
+"""Read and verify packed files and their banks, embedded or external."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ PathLike = str | os.PathLike[str]
 
 
 def read(path: PathLike, banks: Sources | None) -> tuple[PackedFile, memoryview]:
-    """Read a packed file into memory, verify it, and return it with its bank's bytes.
+    """Read a packed file into memory and verify it. Return it with its bank's bytes.
 
     Args:
         banks: where to search for an external bank, as in `vbfmt.load`.
@@ -32,7 +32,7 @@ def read(path: PathLike, banks: Sources | None) -> tuple[PackedFile, memoryview]
 
 
 def check(data: Bytes, where: list[bank_files.Source]) -> tuple[PackedFile, memoryview]:
-    """Verify the bytes of a packed file, and return the file with its bank's bytes.
+    """Verify the bytes of a packed file. Return the file with its bank's bytes.
 
     Raises:
         VbfmtError: as for `read`, but the error does not name the file.

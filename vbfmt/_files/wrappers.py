@@ -1,8 +1,8 @@
-"""Module names without the components that PyTorch's wrappers add.
+"""Remove the components that PyTorch's wrappers add to module names.
 
 ``torch.compile`` adds ``_orig_mod`` to the names of a module's tensors, activation checkpointing
 adds ``_checkpoint_wrapped_module``, and FSDP adds ``_fsdp_wrapped_module``. The component is at the
-start, or in the middle if only some layers are wrapped. DDP adds ``module`` at the start.
+start of a name, or in the middle if only some layers are wrapped. DDP adds ``module`` at the start.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ def without_wrappers(name: str) -> str:
 
 
 def parallel_prefix(names: Collection[str]) -> str:
-    """Return ``module.``, once for each level, if all names begin with it, as with DDP."""
+    """Return ``module.``, repeated for each level, if all names begin with it, as with DDP."""
     prefix = ""
     while names and all(name.startswith(f"{prefix}{_PARALLEL}") for name in names):
         prefix += _PARALLEL
@@ -31,7 +31,7 @@ def parallel_prefix(names: Collection[str]) -> str:
 
 
 def by_plain_name(names: Iterable[str]) -> dict[str, list[str]]:
-    """Return name without wrappers → names with wrappers."""
+    """Group names by their form without wrappers."""
     result: dict[str, list[str]] = {}
     for name in names:
         result.setdefault(without_wrappers(name), []).append(name)

@@ -1,4 +1,4 @@
-"""The subset of msgpack that a header may use: few types, one encoding of each value."""
+"""The subset of msgpack that a header may use: few types, and one encoding for each value."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ import msgpack
 from vbfmt.errors import HeaderError
 
 DEEPEST = 8
-"""Levels of nested arrays and maps, counting the outer map."""
+"""Largest number of levels of nested arrays and maps, including the outer map."""
 
 
 def pack(value: object) -> bytes:
@@ -23,14 +23,14 @@ def pack(value: object) -> bytes:
 
 @dataclass(frozen=True)
 class Document:
-    """A canonical map that is not decoded as a whole. Each value is decoded on request.
+    """A canonical map. Each of its values is decoded only on request.
 
     Attributes:
         data: the bytes of the map.
-        starts: offsets of the first key, its value, the second key, and so on, and the end of the
-            data.
-        containers: number of arrays and maps in each value, counting the value itself; a
-            map counts as `_A_MAP`.
+        starts: offsets of the first key, its value, the second key, and so on, and of the data's
+            end.
+        containers: number of arrays and maps in each value, including the value itself. A map
+            counts as `_A_MAP`.
     """
 
     data: bytes
@@ -56,7 +56,8 @@ class Document:
 
         Raises:
             HeaderError: the value has so many arrays and maps that they would take far more memory
-                than its bytes. A valid table has fewer: each row takes at least seven bytes.
+                than its bytes. A valid table has fewer, because each row takes at least seven
+                bytes.
         """
         start, stop = self.span(position)
         most = _FEW + (stop - start) // 3
@@ -73,8 +74,8 @@ class Document:
 def read(data: bytes) -> Document:
     """Return the map that `data` encodes, after checking that the encoding is canonical.
 
-    Types that are not allowed, deep nesting and counts beyond the end of `data` are refused here.
-    The decoder would allocate memory for every count that it reads, at all levels of nesting.
+    Types that are not allowed, deep nesting and counts beyond the end of `data` are refused before
+    anything is decoded, because the decoder would allocate memory for every count that it reads.
 
     Raises:
         HeaderError: not msgpack, not a map, a type that is not allowed, nesting too deep, not the
@@ -114,10 +115,10 @@ def read(data: bytes) -> Document:
 
 
 _FEW = 16
-"""Arrays and maps that a value may have, however short it is."""
+"""Number of arrays and maps that even a very short value may have."""
 
 _A_MAP = 4
-"""A map takes as much memory as this many arrays; tables have none."""
+"""A map takes as much memory as this number of arrays. Tables contain no maps."""
 
 
 def _value(data: bytes, start: int) -> tuple[int, int, int]:
@@ -150,7 +151,7 @@ def _number(data: bytes, start: int, length: int) -> int:
     """Return the number or count in the bytes after a value's first byte.
 
     Raises:
-        HeaderError: the bytes end before, or a shorter form could hold the number.
+        HeaderError: the bytes end too early, or a shorter form could hold the number.
     """
     if start + length >= len(data):
         raise _not_msgpack("the end within a value")
@@ -198,12 +199,12 @@ def _not_msgpack(found: str) -> HeaderError:
 
 
 def _shapes() -> list[tuple[int, int, int]]:
-    """Return how a value is laid out, for each first byte.
+    """Return the layout of a value for each possible first byte.
 
-    The first number is the value's size in bytes, without the content whose length is counted; 0
-    for a type that is not allowed. The second is the size of the count that follows the first byte.
-    The third is the number of items for each unit of that count, or the number of items if the
-    first byte itself holds the count.
+    The first number is the value's size in bytes, without the content that a count describes; 0 for
+    a type that is not allowed. The second number is the size of the count after the first byte. The
+    third number is the number of items per unit of that count, or the number of items if the first
+    byte itself contains the count.
     """
     shapes = [(0, 0, 0)] * 256
     shapes[0x00:0x80] = [(1, 0, 0)] * 128
@@ -232,7 +233,7 @@ _NUMBERS = {
     **dict(zip(range(0xD9, 0xDC), (1 << 5, 1 << 8, 1 << 16), strict=True)),  # of strings
     **dict(zip(range(0xDC, 0xE0), (1 << 4, 1 << 16) * 2, strict=True)),  # of arrays, of maps
 }
-"""First byte of a value with a number or count → least number that has no shorter form."""
+"""First byte of a value with a number or count → smallest number that has no shorter form."""
 _FOREIGN = {
     0xC1: "the byte that msgpack never uses",
     **dict.fromkeys((*range(0xD0, 0xD4), *range(0xE0, 0x100)), "a negative number"),

@@ -1,4 +1,4 @@
-"""The container: preamble, aligned sections and digests, without knowledge of VB-LoRA."""
+"""The container format: preamble, aligned sections and digests. It knows nothing about VB-LoRA."""
 
 from __future__ import annotations
 
@@ -43,7 +43,7 @@ class Preamble:
 
     @property
     def header_end(self) -> int:
-        """Where the header ends, in bytes from the start of the file."""
+        """End of the header, in bytes from the start of the file."""
         return PREAMBLE_LENGTH + self.header_length
 
 
@@ -56,7 +56,7 @@ class Section:
             after the header's end.
         length: number of bytes.
         sha256: SHA-256 of those bytes, 32 bytes.
-        external: whether the bytes are in another file and occupy none of this one.
+        external: whether the bytes are in another file and take no space in this one.
     """
 
     offset: int
@@ -66,7 +66,7 @@ class Section:
 
     @property
     def end(self) -> int:
-        """The end of the section's bytes in this file, counted like `offset`."""
+        """End of the section's bytes in this file, counted like `offset`."""
         return self.offset if self.external else self.offset + self.length
 
 
@@ -85,7 +85,7 @@ def offsets(lengths: Sequence[int]) -> list[int]:
 
 
 def sections_of(contents: Sequence[Bytes]) -> tuple[Section, ...]:
-    """Return the sections that hold these contents, in order."""
+    """Return the sections for these contents, in order."""
     lengths = [len(content) for content in contents]
     return tuple(
         Section(offset, length, hashlib.sha256(content).digest())
@@ -139,7 +139,7 @@ def minor_of(start: Bytes) -> int:
 
 
 def pieces(start: Bytes, contents: Sequence[Bytes]) -> Iterator[Bytes]:
-    """Yield the whole file piece by piece: `start`, padding and the sections' contents."""
+    """Yield the whole file in pieces: `start`, padding and the sections' contents."""
     yield start
     position = len(start)
     for content in contents:
@@ -149,7 +149,7 @@ def pieces(start: Bytes, contents: Sequence[Bytes]) -> Iterator[Bytes]:
 
 
 def digest(start: Bytes) -> str:
-    """Return the adapter's digest: the SHA-256 of `start`, which has the sections' hashes."""
+    """Return the adapter's digest: the SHA-256 of `start`, which contains the sections' hashes."""
     return "sha256:" + hashlib.sha256(start).hexdigest()
 
 
@@ -158,8 +158,8 @@ def read_preamble(data: memoryview) -> Preamble:
 
     Raises:
         MagicError: the file does not begin with the magic.
-        LengthError: the file is cut off, or something was appended.
-        ChecksumError: preamble or header is damaged.
+        LengthError: the file is truncated or extended.
+        ChecksumError: the preamble or the header is damaged.
         VersionError: the file has another major version.
         LayoutError: the reserved bytes are not zero.
     """
@@ -232,7 +232,7 @@ def require_layout(preamble: Preamble, sections: Sequence[Section], names: Seque
     """Check that sections follow each other without overlap or gap and end with the file.
 
     Raises:
-        LayoutError: they do not.
+        LayoutError: the sections have other positions.
     """
     data, position = align(preamble.header_end), 0
     for name, section in zip(names, sections, strict=True):

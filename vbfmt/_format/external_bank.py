@@ -1,4 +1,4 @@
-"""The two forms of a packed file: embedded, with its bank, and thin, without it (section 12).
+"""Convert between the two forms of a packed file: embedded, with its bank, and thin (section 12).
 
 Their fronts (preamble and header) differ only in offsets, lengths, CRC and required features, so
 each front can be computed from the other without the bank. Both forms have the same digest: that of
@@ -53,7 +53,7 @@ _FEATURES, _SECTIONS = KEYS.index("required_features"), KEYS.index("sections")
 
 @dataclass(frozen=True)
 class _Parts:
-    """A header and the parts of it in which the two forms differ. All other bytes stay.
+    """A header, with the parts that differ between the two forms. All other bytes are the same.
 
     Attributes:
         document: the header, which has been checked already.
@@ -74,7 +74,8 @@ class _Parts:
         return cls(document, document.value(_FEATURES), document.value(_SECTIONS), minor)
 
     def laid_out(self, features: Sequence[str], stored: Sequence[int]) -> bytes:
-        """Return the front with these features and sections of `stored` bytes in the file."""
+        """Return the front with these features, for sections that take `stored` bytes in the
+        file."""
         offsets = container.offsets(stored)
         end = offsets[-1] + stored[-1]
         container.require_length(end)

@@ -1,4 +1,4 @@
-"""The header, as canonical msgpack and as a dataclass."""
+"""Encode and decode the header: canonical msgpack and a dataclass."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from vbfmt.module import Module
 from vbfmt.tensors import BITS, WHOLE_BYTES, byte_length
 
 EXTERNAL_BANK = "external_bank"
-"""The feature of files whose bank is a file of its own (section 12)."""
+"""The feature of files whose bank is in a separate file (section 12)."""
 
 KNOWN_FEATURES = frozenset({EXTERNAL_BANK})
 """Required features that this reader implements."""
@@ -48,8 +48,8 @@ class Header:
         k: number of vectors that a sub-vector selects.
         modules: the module table.
         tensors: (name, dtype, shape) of the other tensors.
-        sections: the sections of bank, indices and weights, then of the other tensors. That of the
-            bank is `external` in a file with the feature `EXTERNAL_BANK`.
+        sections: the sections of bank, indices and weights, and then of the other tensors. The
+            bank's section is `external` in a file with the feature `EXTERNAL_BANK`.
         base_model, base_revision, config, metadata: as in `Adapter`.
         optional_features: names that the file declares, known or not.
     """
@@ -77,7 +77,7 @@ class Header:
         return [*TRIPLET, *(f"tensor {name}" for name, _, _ in self.tensors)]
 
     def lengths(self) -> list[int | None]:
-        """Return each section's length in bytes, None for a tensor whose shape is not possible."""
+        """Return each section's length in bytes, or None for a tensor with an impossible shape."""
         index_bytes = 1 if self.h <= 256 else 2
         triplet = [
             4 * self.h * self.b,
@@ -112,7 +112,7 @@ def decode(data: bytes, minor: int) -> Header:
     """Decode a header and check its rules.
 
     Args:
-        minor: the file's minor version. Above this reader's, unknown keys are ignored.
+        minor: the file's minor version. If it is above this reader's, unknown keys are ignored.
 
     Raises:
         HeaderError: `data` is not canonical msgpack, or a key or value is wrong.
@@ -160,7 +160,8 @@ def _require_features(document: Document) -> None:
 
 
 def _require_keys(document: Document, minor: int) -> None:
-    """Check that known keys come first, in order, then those of features or later versions."""
+    """Check that known keys come first, in order, followed by keys of features or later
+    versions."""
     keys = document.keys()
     for expected in KEYS:
         key = next(keys, None)

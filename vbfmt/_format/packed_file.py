@@ -1,4 +1,4 @@
-"""A packed file in memory: its front, its sections as views, and the errors in its data."""
+"""A packed file in memory: its front, views of its sections, and the errors in its data."""
 
 from __future__ import annotations
 
@@ -48,12 +48,12 @@ class PackedFile:
 
     @property
     def front(self) -> memoryview:
-        """Preamble and header as they are in the file."""
+        """The preamble and the header of this file."""
         return self.data[: self.preamble.header_end]
 
     @cached_property
     def embedded_front(self) -> Bytes:
-        """Preamble and header of the embedded form, whichever form this file has."""
+        """The preamble and the header of the embedded form, whichever form this file has."""
         return external_bank.embedded_front(self.front) if self.bank.external else self.front
 
     @property
@@ -95,13 +95,14 @@ class PackedFile:
         return container.pieces(bytes(self.embedded_front), contents)
 
     def damage(self) -> Iterator[VbfmtError]:
-        """Yield the errors of padding and hashes, except those of an external bank."""
+        """Yield the errors in padding and hashes, except those in an external bank."""
         return container.damage(
             self.data, self.preamble, self.header.sections, self.header.section_names
         )
 
     def broken_rules(self, bank: NDArray[np.float32] | None) -> Iterator[VbfmtError]:
-        """Yield the broken rules of texts and values, also of the bank's values if it is given."""
+        """Yield the broken rules of texts and values, including the bank's values if it is
+        given."""
         head = self.header
         yield from rules.broken_texts(
             head.base_model, head.base_revision, head.config, head.metadata or {}
@@ -128,7 +129,7 @@ class PackedFile:
         return self._array(WEIGHTS, np.dtype("<f4"), self.header.rows, self.header.k - 1)
 
     def fields(self, bank: NDArray[np.float32]) -> dict[str, Any]:
-        """Return the arguments of `Adapter`, with arrays that are views of the file."""
+        """Return the arguments for `Adapter`. The arrays are views of the file."""
         head = self.header
         return {
             "bank": bank,

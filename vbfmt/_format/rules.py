@@ -1,8 +1,8 @@
 """The rules that an adapter's content must obey.
 
-Each ``broken_…`` function yields an error for every rule that is broken. A reader raises the first
-one and `verify` lists all of them. An adapter that breaks a rule cannot be constructed, so a writer
-cannot write one.
+Each ``broken_…`` function yields an error for every broken rule. A reader raises the first error,
+and `verify` lists all. An adapter that breaks a rule cannot be constructed and so cannot be
+written.
 """
 
 from __future__ import annotations
@@ -137,7 +137,7 @@ def broken_texts(
 def broken_value_rules(
     bank: NDArray[np.float32], indices: NDArray[Any], weights: NDArray[np.float32]
 ) -> Iterator[ContentError]:
-    """Yield the broken rules of the arrays' values, with the first rows that break each."""
+    """Yield the broken rules of the arrays' values, with the first rows that break each rule."""
     yield from broken_bank_values(bank)
     yield from broken_index_values(indices, len(bank))
     yield from broken_weight_values(indices, weights)
@@ -151,7 +151,7 @@ def broken_bank_values(bank: NDArray[np.float32]) -> Iterator[ContentError]:
 
 
 def broken_index_values(indices: NDArray[Any], h: int) -> Iterator[ContentError]:
-    """Yield the broken rules of indices: below h, and distinct within a row."""
+    """Yield the broken rules of indices: they must be below h, and distinct within a row."""
     bad = _BadRows.of((indices >= h).any(axis=1))
     if bad.count:
         yield ContentError(
@@ -168,7 +168,7 @@ def broken_index_values(indices: NDArray[Any], h: int) -> Iterator[ContentError]
 def broken_weight_values(
     indices: NDArray[Any], weights: NDArray[np.float32]
 ) -> Iterator[ContentError]:
-    """Yield the broken rules of weights: in [0, 1], not −0, and in canonical order."""
+    """Yield the broken rules of weights: they must be in [0, 1], not −0, and in canonical order."""
     if not weights.shape[1]:
         return
     outside = ~((weights >= 0) & (weights <= 1)) | np.signbit(weights)
@@ -221,7 +221,7 @@ class _BadRows:
     """Rows that break a rule.
 
     Attributes:
-        first: the indices of the first three.
+        first: the indices of the first three bad rows.
         count: number of all bad rows. (A list of all would need eight times the memory of one-byte
             indices.)
     """
@@ -231,7 +231,7 @@ class _BadRows:
 
     @classmethod
     def of(cls, bad: Any) -> _BadRows:
-        """Return the rows where `bad`, (N,) bool, is true."""
+        """Return the rows for which `bad`, (N,) bool, is true."""
         first: list[int] = []
         start = 0
         while len(first) < _LONGEST_FAULT_LIST and bad[start:].any():

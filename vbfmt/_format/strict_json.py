@@ -1,4 +1,4 @@
-"""Strict parsing of JSON objects from untrusted files: no ambiguity, bounded time."""
+"""Parse JSON objects from untrusted files strictly, without ambiguity and in bounded time."""
 
 from __future__ import annotations
 
@@ -7,22 +7,24 @@ import math
 from typing import Any
 
 LONGEST_INTEGER = 1000
-"""Digits of an integer. The time to parse one grows with the square of its digits."""
+"""Largest number of digits of an integer. The time to parse one grows with the square of this
+number."""
 
 DEEPEST = 64
-"""Levels of nesting, counting the outermost object."""
+"""Largest number of levels of nesting, including the outermost object."""
 
 
 def parse_object(text: str, *, any_number: bool = False, sizes: bool = False) -> dict[str, Any]:
     """Return the JSON object in `text`.
 
     Args:
-        any_number: accept numbers beyond the largest float, as infinity.
-        sizes: treat every integer as a size: refuse a sign, also in ``-0``.
+        any_number: accept numbers above the largest float, as infinity.
+        sizes: treat every integer as a size, and refuse a sign, even in ``-0``.
 
     Raises:
-        ValueError: not JSON (RFC 8259, without NaN), not an object, a duplicate key, an integer
-            with too many digits, nesting too deep, or a number too large.
+        ValueError: the text is not JSON (RFC 8259, without NaN) or not an object, or it has a
+            duplicate key, an integer with too many digits, too deep nesting or a number that is too
+            large.
     """
     try:
         value = json.loads(

@@ -46,7 +46,7 @@ def rows_from_selection(selection: Selection, h: int) -> Rows:
     No mathematical library is used, so that the same logits give the same bytes on every machine.
     """
     logits = selection.logits
-    with np.errstate(over="ignore"):  # a difference beyond float64 is −∞: weight 0
+    with np.errstate(over="ignore"):  # a difference of −∞ gives weight 0
         below = logits - logits[:, :1]
     shares = _exp_of_non_positive(below)
     shares /= _sum_in_order(shares)[:, None]
@@ -84,8 +84,9 @@ def all_weights(weights: NDArray[np.float32]) -> NDArray[np.float32]:
 
 
 def out_of_order(indices: NDArray[Any], weights: NDArray[Any]) -> NDArray[np.bool_]:
-    """Return which rows are not in descending order of weight, or have equal weights whose indices
-    do not ascend.
+    """Return which rows are not in canonical order.
+
+    In canonical order, weights descend, and the indices of equal weights ascend.
 
     Args:
         indices, weights: (N, k).
@@ -116,7 +117,7 @@ def _sort_rows(indices: NDArray[Any], weights: NDArray[Any]) -> None:
 
 
 def _keep_first_largest(stored: NDArray[np.float32], exact: NDArray[np.float64]) -> None:
-    """Lower, in place, the stored weights of rows whose w₀ is less than w₁."""
+    """Lower the stored weights of rows whose w₀ is less than w₁, in place."""
     if not stored.shape[1]:
         return
     bad = np.flatnonzero(all_weights(stored)[:, 0] < stored[:, 0])
@@ -144,10 +145,10 @@ _TERMS = 14
 
 
 def _exp_of_non_positive(x: NDArray[np.float64]) -> NDArray[np.float64]:
-    """Return exp(x) for x ≤ 0, also −∞, to about 1 ulp, with basic IEEE arithmetic alone.
+    """Return exp(x) for x ≤ 0, including −∞, to about 1 ulp, with only basic IEEE arithmetic.
 
-    numpy's exp differs in the last bit between processors. One such bit in a million weights would
-    make two machines pack the same checkpoint into different bytes.
+    NumPy's exp differs in the last bit between processors. One such bit in a million weights would
+    make two machines pack the same checkpoint to different bytes.
     """
     x = np.maximum(x, -800.0)  # exp(−800) is 0 in float64
     n = np.rint(x * _LOG2_E)

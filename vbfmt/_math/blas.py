@@ -1,4 +1,4 @@
-"""Control of the threads of NumPy's BLAS, which slow down many small products."""
+"""Limit the threads of NumPy's BLAS, which slow down many small products."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from functools import cache
 from typing import Any
 
 _WORTH_THREADS = 1 << 27
-"""Multiplications of a decomposition that is large enough for several BLAS threads."""
+"""Number of multiplications from which a decomposition is faster with several BLAS threads."""
 
 
 @contextlib.contextmanager

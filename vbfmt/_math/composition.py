@@ -1,4 +1,4 @@
-"""Rows → sub-vectors u = Σ wᵢ α_i (Eq. 3.3) → the factors A and B.
+"""Compose sub-vectors u = Σ wᵢ α_i (Eq. 3.3) from rows, and the factors A and B from sub-vectors.
 
 Each element is a float64 sum of exact products, added to +0 in the order w₀ … w₍ₖ₋₁₎ and rounded
 once to float32. The result does not depend on block sizes or on the machine.
@@ -18,10 +18,11 @@ from vbfmt.module import Module
 Factors = tuple[NDArray[np.float32], NDArray[np.float32]]
 
 _BLOCK_ELEMENTS = 1 << 15
-"""Elements of a block, so few that its buffers stay in a core's own cache.
+"""Number of elements of a block, so few that its buffers stay in a core's cache.
 
-One step on such a block takes about 10 µs, too short for another thread to get the interpreter's
-lock. So one thread does all the work. With larger blocks two threads would run, each half as fast.
+One step on such a block takes about 10 µs, which is too short for another thread to get the
+interpreter's lock. So one thread does all the work. With larger blocks, two threads would run, each
+at half the speed.
 """
 
 
@@ -81,10 +82,10 @@ def factors(
 
 
 class _Block(NamedTuple):
-    """Some rows of a factor, and where to write what they compose.
+    """Some rows of a factor, and the array to compose them into.
 
     Attributes:
-        first: the first of these rows.
+        first: index of the first of these rows.
         out: a part of the factor, (components, features), with any strides.
     """
 
@@ -96,8 +97,8 @@ def _blocks(first: int, out: NDArray[np.float32], b: int) -> Iterator[_Block]:
     """Yield a factor in blocks, each of several components or of a part of one component.
 
     Args:
-        first: the factor's first row.
-        out: the factor, (components, features).
+        first: index of the factor's first row.
+                out: the factor, (components, features).
     """
     components, features = out.shape
     most = _most_rows(b)
@@ -161,8 +162,8 @@ def _sums(
     narrow, wide, total = space.narrow[:n], space.wide[:n], space.total[:n]
     if indices.shape[1] == 2:
         _widened(bank, indices, narrow, wide)
-        # Products of float32 are exact in float64, so the sum of two is rounded once, however
-        # matmul orders or fuses the operations.
+        # Products of float32 numbers are exact in float64. So the sum of two products is rounded
+        # once, however matmul orders or fuses the operations.
         np.matmul(shares[:, None, :], wide, out=total[:, None, :])
         return total
     total[...] = 0.0

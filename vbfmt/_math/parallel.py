@@ -1,4 +1,4 @@
-"""Threads on all cores, for numpy work that releases the interpreter's lock."""
+"""Use threads on all cores, for NumPy operations that release the interpreter's lock."""
 
 from __future__ import annotations
 
@@ -22,14 +22,14 @@ def cores() -> int:
 def for_each(
     items: Sequence[T], work: Callable[[T, S], None], scratch: Callable[[], S], *, alone: bool
 ) -> None:
-    """Call ``work(item, scratch)`` for every item, each worker with a scratch space of its own.
+    """Call ``work(item, scratch)`` for every item. Each worker has its own scratch space.
 
     Args:
-        scratch: makes the scratch space of a worker.
-        alone: use one worker only, for work that takes less time than starting threads.
+        scratch: a function that creates a worker's scratch space.
+        alone: use only one worker, for work that takes less time than starting threads.
 
     Raises:
-        Exception: what `work` raised for the earliest item that failed.
+        Exception: the error that `work` raised for the first item that failed.
     """
     workers = 1 if alone else min(cores(), len(items))
     if workers <= 1:

@@ -1,4 +1,4 @@
-"""TopK of Eq. 3.3: which k vectors of the bank each sub-vector selects, from its logits."""
+"""Select the k largest logits of each sub-vector: TopK of Eq. 3.3."""
 
 from __future__ import annotations
 
@@ -15,21 +15,21 @@ from vbfmt.errors import ContentError
 Logits = NDArray[Any]
 """A float array (n, h) of any float dtype, ml_dtypes' bfloat16 included."""
 
-_BLOCK_BYTES = 1 << 20  # half of a common L2 cache: the block is read k + 2 times
-_PASSES_AT_MOST = 8  # beyond this many maxima, partitioning the row once is cheaper
+_BLOCK_BYTES = 1 << 20  # half of a common L2 cache, because the block is read k + 2 times
+_PASSES_AT_MOST = 8  # for more maxima, partitioning the row once is cheaper
 _ROWS_AT_ONCE = 1024
 _WORTH_THREADS = 1 << 22  # logits; fewer take less time than starting threads
 
 
 @dataclass(frozen=True)
 class Selection:
-    """The k largest logits of every row, descending; equal ones by ascending index.
+    """The k largest logits of every row, in descending order; equal ones by ascending index.
 
     Attributes:
         indices: (N, k) intp, indices into the bank.
         logits: (N, k) float64, the unchanged values of the selected logits.
-        ties: number of rows in which a logit that is not selected equals the k-th largest. Which
-            of them the trained model selected is undefined; here it is the one of lowest index.
+        ties: number of rows in which an unselected logit equals the k-th largest. It is undefined
+            which of them the trained model selected; here, the lowest index is selected.
     """
 
     indices: NDArray[np.intp]
@@ -40,8 +40,8 @@ class Selection:
 def select_top_k(blocks: Mapping[str, Logits], k: int) -> Selection:
     """Select the k largest logits of each row of all `blocks`, in the order of the mapping.
 
-    The rows are processed on all cores, in pieces that fit the cache. The logits are not copied as
-    a whole.
+    The rows are processed on all cores, in pieces that fit into the cache. There is no copy of all
+    logits.
 
     Args:
         blocks: name → logits (n, h) of any float dtype. The names are used only in errors.
@@ -134,7 +134,8 @@ def _by_passes(
 def _by_partition(
     values: NDArray[Any], k: int
 ) -> tuple[NDArray[np.intp], NDArray[Any], NDArray[np.bool_]]:
-    """Return the same as `_by_passes`, by finding the k-th largest value first: for large k."""
+    """Return the same as `_by_passes`, by finding the k-th largest value first. Faster for large
+    k."""
     n, h = values.shape
     kth = np.partition(values, h - k, axis=1)[:, h - k, None]
     above, level = values > kth, values == kth
@@ -170,16 +171,16 @@ def _refuse_non_finite(largest: NDArray[Any], start: int) -> None:
 
 
 _NOT_USABLE = {"nan": "NaN", "inf": "infinity", "-inf": "minus infinity alone"}
-"""The largest logit of a refused row → what the message says about the row."""
+"""The largest logit of a refused row → description of the row, for the message."""
 
 
 def _fill_rows_with_too_few(
     block: Logits, indices: NDArray[np.intp], logits: NDArray[np.float64]
 ) -> None:
-    """Fill rows that have fewer than k finite logits with the lowest of the other indices.
+    """Complete rows that have fewer than k finite logits with the lowest other indices.
 
-    PEFT writes such rows, with −∞ for the vectors that are not selected, when a model that was
-    loaded from its top-k form is saved as logits.
+    PEFT writes such rows, with −∞ for unselected vectors, when a model that was loaded from the
+    top-k form is saved as logits.
     """
     few = np.flatnonzero(np.isneginf(logits[:, -1]))
     if few.size:

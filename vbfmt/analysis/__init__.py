@@ -1,1 +1,1 @@
-"""Analysis of adapters: statistics, summaries, differences."""
+"""Analyse adapters: statistics, summaries and differences."""

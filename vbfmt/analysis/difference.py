@@ -1,4 +1,4 @@
-"""What differs between two adapters, by part and module."""
+"""Compare two adapters by part and module."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ class ModuleDifference:
 
     Attributes:
         name: name of the module.
-        shapes: both shapes in words, if features, rank or orientation differ. The other attributes
+        shapes: both shapes as text, if features, rank or orientation differ. The other attributes
             are then None.
         rows_reselected: number of rows that select other vectors of the bank.
         largest_weight: largest difference of an admixture weight in rows that select the same
@@ -43,8 +43,8 @@ class Difference:
     If they are equal, `parts` and the tuples are empty and `bank` is 0.
 
     Attributes:
-        parts: part → difference in words, of sizes, texts and other tensors.
-        bank: largest difference of an element of the banks; 0 if they differ in shape.
+        parts: part → difference as text, for sizes, texts and other tensors.
+        bank: largest difference of an element of the banks; 0 if their shapes differ.
         only_in_a, only_in_b: names of modules that only one of them has.
         modules: modules in both that differ.
         compared: number of modules in both.
@@ -64,11 +64,11 @@ class Difference:
 
     @property
     def largest(self) -> float:
-        """The largest difference of an element, over the factors of modules in both."""
+        """The largest difference of an element of the factors, over the modules in both."""
         return max((module.largest_factor or 0.0 for module in self.modules), default=0.0)
 
     def lines(self) -> list[str]:
-        """Return the differences in words, one a line, with all differing modules in one line."""
+        """Return the differences as lines of text. All differing modules are in one line."""
         result = [f"{part}: {words}" for part, words in self.parts.items()]
         for where, names in (("first", self.only_in_a), ("second", self.only_in_b)):
             if names:
@@ -123,8 +123,8 @@ def _module(a: Adapter, b: Adapter, name: str) -> ModuleDifference | None:
 def _largest_of_factors(a: Adapter, b: Adapter, rows_a: slice, rows_b: slice) -> float:
     """Return the largest difference of an element of A or B.
 
-    It is computed in blocks, because factors may be far larger than the file. In both adapters a
-    module's sub-vectors, one after another, are the elements of A, then those of B.
+    It is computed in blocks, because factors may be far larger than the file. In both adapters, the
+    sub-vectors of a module, one after another, are first the elements of A, then those of B.
     """
     at_once = math.lcm(a.b, b.b)
     at_once *= max(1, _AT_ONCE // at_once)
@@ -151,7 +151,7 @@ def _same_factors(a: Adapter, b: Adapter) -> bool:
 
 
 _AT_ONCE = 1 << 18
-"""Elements of factors that are compared at once."""
+"""Number of elements of factors that are compared at a time."""
 
 
 def _in_words(module: Module) -> str:

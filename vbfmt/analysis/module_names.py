@@ -1,4 +1,4 @@
-"""Layers and kinds of modules, read from their names."""
+"""Derive the layer and the kind of modules from their names."""
 
 from __future__ import annotations
 
@@ -19,8 +19,8 @@ class Position:
     """The layer and kind of a module.
 
     Attributes:
-        layer: the first whole number among the components of its name, None if there is none.
-        kind: its role in the layer, such as ``q_proj`` or ``attention.output.dense``. It is a short
+        layer: the first integer among the components of its name, or None.
+        kind: its role in the layer, such as ``q_proj`` or ``attention.output.dense``, which is the
             end of the module's name. Modules whose names differ only in numbers have the same kind.
     """
 
@@ -47,13 +47,13 @@ def reading_order(found: Mapping[str, Position]) -> list[str]:
 def thirds(found: Mapping[str, Position]) -> tuple[list[str], NDArray[np.intp]]:
     """Group the modules into the first, middle and last third of the layers (paper, Fig. 6).
 
-    Modules outside the numbered layers are a group of their own.
+    Modules outside the numbered layers form a separate group.
 
     Args:
         found: as in `reading_order`.
 
     Returns:
-        names of the groups that have modules, and each module's group: (M,) intp.
+        The names of the groups that have modules, and the group of each module, (M,) intp.
     """
     layers = sorted({each.layer for each in found.values() if each.layer is not None})
     parts = [part.tolist() for part in np.array_split(np.array(layers, dtype=int), 3) if part.size]
@@ -74,7 +74,7 @@ def kinds(found: Mapping[str, Position], most: int) -> tuple[list[str], NDArray[
             one group, "others".
 
     Returns:
-        names of the groups, and each module's group: (M,) intp.
+        The names of the groups, and the group of each module, (M,) intp.
     """
     counts: dict[str, int] = {}
     for name in reading_order(found):
@@ -90,7 +90,7 @@ def kinds(found: Mapping[str, Position], most: int) -> tuple[list[str], NDArray[
 
 
 _NUMBER = re.compile(r"(?<![^.])[0-9]{1,9}(?![^.])")
-"""A whole number as a component of a name."""
+"""Matches an integer as a component of a name."""
 
 
 def _layer(name: str) -> int | None:
@@ -99,15 +99,15 @@ def _layer(name: str) -> int | None:
 
 
 def _shortest_ends(patterns: set[str]) -> dict[str, str]:
-    """Return a label for each pattern, different from all others.
+    """Return a different label for each pattern.
 
-    The label is the shortest end of the pattern that no other pattern has, if that end is after the
-    pattern's last number. Otherwise it is everything after the last number, if that is unique
-    (BERT's output.dense, which is also an end of attention.output.dense). Otherwise it is the
-    shortest unique end, numbers included.
+    The label is the shortest unique end of the pattern, that is, the shortest end that no other
+    pattern has, if it begins after the pattern's last number. Otherwise, it is everything after the
+    last number, if this is unique (BERT's output.dense, which is also an end of
+    attention.output.dense). Otherwise, it is the shortest unique end, which then contains numbers.
 
-    The patterns are sorted by their components from the last to the first. Patterns that share the
-    longest end are then neighbours, and the cost is linear in the length of the names.
+    The patterns are sorted by their components from the last to the first, so that patterns with
+    the longest common end are neighbours. So the cost is linear in the length of the names.
     """
     backwards = sorted("\0".join(reversed(pattern.split("."))) for pattern in patterns)
     tails = Counter(map(_tail, patterns))

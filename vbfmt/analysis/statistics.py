@@ -1,7 +1,7 @@
-"""What an adapter has learned, as numbers: its selections, its weights and the norms of ΔW.
+"""Compute statistics of an adapter: its selections, its weights and the norms of ΔW.
 
-The numbers are computed from bank, indices and weights. Only the norms of ΔW need the factors; ΔW
-itself is never computed.
+They are computed from the bank, the indices and the weights. Only the norms of ΔW need the factors.
+ΔW itself is never computed.
 """
 
 from __future__ import annotations
@@ -26,13 +26,13 @@ class Balance:
 
     Attributes:
         unused: number of vectors that no sub-vector selects.
-        least, most: how often the least and the most used vector is selected.
+        least, most: number of selections of the least used and of the most used vector.
         mean: mean number of selections of a vector, N·k / h.
         spread: standard deviation of the number of selections.
-        chance: `spread` if every sub-vector drew its k vectors at random: √(N·p·(1 − p)) with
-            p = k / h.
-        effective: effective number of vectors, e^entropy of their shares of all selections: h if
-            all are selected equally often, 1 if only one is selected.
+        chance: the spread if every sub-vector selected k vectors at random: √(N·p·(1 − p)) with p =
+            k / h.
+        effective: effective number of vectors, e^entropy of their shares of all selections. It is h
+            if all are selected equally often, and 1 if only one is selected.
         most_used: up to five (vector, number of selections), most used first.
     """
 
@@ -48,15 +48,16 @@ class Balance:
 
 @dataclass(frozen=True)
 class Projection:
-    """Bank and sub-vectors in the plane of the bank's two principal components (cf. Fig. 9).
+    """The bank and the sub-vectors, projected onto the bank's two principal components (cf. Fig.
+    9).
 
-    The projection is linear, so a sub-vector stays on the edge (k = 2) or in the simplex that its
-    vectors span.
+    The projection is linear, so a sub-vector is on the line between its vectors (k = 2), or in the
+    simplex that they span.
 
     Attributes:
         vectors: (h, 2) float64.
         subvectors: (N, 2) float64.
-        explained: shares of the bank's variance along the two axes.
+        explained: the shares of the bank's variance along the two axes.
     """
 
     vectors: NDArray[np.float64]
@@ -105,7 +106,7 @@ def _blocks(adapter: Adapter) -> Iterator[slice]:
 
 
 def rows_by_module(adapter: Adapter) -> tuple[NDArray[np.intp], NDArray[np.bool_]]:
-    """Return each row's module, (N,) intp, and whether the row is of B, (N,) bool."""
+    """Return the module of each row, (N,) intp, and whether the row belongs to B, (N,) bool."""
     lengths = np.array(
         [
             m.rank * features // adapter.b
@@ -125,7 +126,7 @@ def weight_sums(
     vectors: NDArray[np.integer[Any]] | None = None,
     bins: NDArray[np.intp] | None = None,
 ) -> NDArray[np.float64]:
-    """Return the sum of admixture weights of each group of sub-vectors on each vector.
+    """Return the sum of the admixture weights that each group of sub-vectors has on each vector.
 
     These are the sums of the paper's Figs. 6 and 7.
 
@@ -151,12 +152,11 @@ def weight_sums(
 def weight_sum_spread(
     adapter: Adapter, groups: NDArray[np.intp], count: int, sizes: NDArray[np.intp]
 ) -> NDArray[np.float64]:
-    """Return the standard deviation of `weight_sums`, summed over bins of vectors, if every
-    sub-vector kept its weights and drew its k vectors at random.
+    """Return the standard deviation of binned `weight_sums` for random selection.
 
-    A sub-vector with q = Σ wᵢ² has, in a bin of m of the h vectors, the variance
-    q·m/h + (1 − q)·m(m − 1)/(h(h − 1)) − (m/h)². Sub-vectors are independent, so their variances
-    add up.
+    That is, if every sub-vector kept its weights and selected its k vectors at random. In a bin of
+    m of the h vectors, a sub-vector with q = Σ wᵢ² has the variance q·m/h + (1 − q)·m(m − 1)/(h(h −
+    1)) − (m/h)². Sub-vectors are independent, so their variances add up.
 
     Args:
         groups: (N,) group of each sub-vector, below `count`.
@@ -164,7 +164,8 @@ def weight_sum_spread(
         sizes: (bins,) number of vectors in each bin.
 
     Returns:
-        (count, bins) float64; 0 for a group without sub-vectors and for a bin of all vectors.
+        (count, bins) float64. It is 0 for a group without sub-vectors and for a bin with all
+        vectors.
     """
     h, m = adapter.h, sizes.astype(np.float64)
     squares = (all_weights(adapter.weights).astype(np.float64) ** 2).sum(axis=1)
@@ -177,7 +178,7 @@ def weight_sum_spread(
 
 
 def drawn_at_random(adapter: Adapter, seed: int) -> NDArray[np.int64]:
-    """Return k different vectors for every sub-vector, drawn uniformly: (N, k) int64.
+    """Draw k different vectors uniformly at random for every sub-vector: (N, k) int64.
 
     The method is R. Floyd's sampling, followed by a random permutation.
     """
@@ -197,9 +198,9 @@ def selections(
     """Count the selections in a grid of bins of vectors and bins of sub-vectors.
 
     Args:
-        vectors: (N, k) indices, with sub-vectors in the order of the bins.
+        vectors: (N, k) indices. The sub-vectors are in the order of the bins.
         h: number of vectors in the bank.
-        size: number of bins of vectors, at most h, and of sub-vectors, at most N.
+        size: number of bins of vectors (at most h) and of bins of sub-vectors (at most N).
 
     Returns:
         int64 array of shape `size`, with sum N·k.
@@ -261,7 +262,8 @@ def project(adapter: Adapter) -> Projection:
 
 
 def _principal(centred: NDArray[np.float64]) -> tuple[NDArray[np.float64], list[float]]:
-    """Return two orthonormal directions of largest variance, (b, 2), and h times their variances.
+    """Return the two orthonormal directions with the largest variance, (b, 2), and h times their
+    variances.
 
     They are computed from the smaller of the two Gram matrices. Each direction's largest element is
     made positive, so that the picture does not depend on a library's choice of sign.

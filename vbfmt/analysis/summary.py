@@ -1,4 +1,4 @@
-"""An adapter in numbers: its sizes, its modules and its use of the bank."""
+"""Summarize an adapter: its sizes, its modules and its use of the bank."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from vbfmt.module import Module
 _USAGE_BINS = 8
 _WEIGHT_BINS = 5
 _FEW = 256
-"""Largest number of indices whose distinct values are found without sorting."""
+"""Largest number of indices whose distinct values are counted without sorting."""
 
 
 @dataclass(frozen=True)
@@ -25,10 +25,10 @@ class Group:
     Attributes:
         kind: their role in the layer, such as ``q_proj``.
         modules: number of modules.
-        in_features, out_features, rank: of each module.
+        in_features, out_features, rank: sizes of each module.
         rows: number of sub-vectors of all modules.
-        vectors: number of vectors of the bank that they select.
-        largest_weight: mean of the largest admixture weights of their sub-vectors.
+        vectors: number of different vectors of the bank that they select.
+        largest_weight: mean of their sub-vectors' largest admixture weights.
     """
 
     kind: str
@@ -61,10 +61,10 @@ class Sizes:
 
     Attributes:
         bank, indices, weights, tensors: the parts of the packed file.
-        file: the whole packed file, with header and padding; without the bank, if that is external.
+        file: the whole packed file, with header and padding, and with the bank if it is embedded.
         logits: a float32 checkpoint of the same adapter with its bank and logits.
         lora: the same factors as float32 LoRA.
-        external_bank: whether the bank is a file of its own.
+        external_bank: whether the bank is a separate file.
     """
 
     bank: int
@@ -78,12 +78,12 @@ class Sizes:
 
     @property
     def all_files(self) -> int:
-        """The packed file and its external bank, if it has one."""
+        """Size of the packed file and of its external bank, if it has one."""
         return self.file + self.bank * self.external_bank
 
     @property
     def rest(self) -> int:
-        """Header and padding."""
+        """Size of header and padding."""
         return self.all_files - self.bank - self.indices - self.weights - self.tensors
 
 
@@ -92,7 +92,7 @@ class Summary:
     """An adapter in numbers.
 
     Attributes:
-        sizes: in bytes.
+        sizes: sizes in bytes.
         balance: how evenly the bank is used.
         usage: histogram of how often vectors are selected.
         largest_weights: histogram of the sub-vectors' largest admixture weights, from 1/k to 1.
@@ -111,7 +111,7 @@ class Summary:
 def summarize(adapter: Adapter, file_length: int, *, external_bank: bool = False) -> Summary:
     """Return the summary of an adapter whose packed file has `file_length` bytes.
 
-    With `external_bank`, the bank is not in these.
+    With `external_bank`, `file_length` does not include the bank.
     """
     extras = sum(tensor.data.nbytes for tensor in adapter.tensors.values())
     weights = largest_weights(adapter)
@@ -159,7 +159,8 @@ def _group(
 ) -> Group:
     """Return the group of a kind's modules.
 
-    Rows are read module by module: a table of kinds × vectors may be far larger than the file.
+    Rows are processed module by module, because a table of kinds × vectors may be far larger than
+    the file.
     """
     slices = [adapter.rows(module.name) for module in modules]
     count = sum(rows.stop - rows.start for rows in slices)
