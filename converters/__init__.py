@@ -1,7 +1,7 @@
-"""Foreign formats, one file or small package each.
+"""Read and write other formats. Each has its own file or small package.
 
-`READERS` is the table of the formats that `read` recognises and reads, `WRITERS` that of the forms
-to which an adapter can be expanded.
+`READERS` lists the formats that `read` recognises, and `WRITERS` lists the forms to which an
+adapter can be expanded.
 """
 
 from __future__ import annotations
@@ -26,14 +26,14 @@ PathLike = str | os.PathLike[str]
 
 @dataclass(frozen=True)
 class Reader:
-    """A foreign format that can be read, by ``from_checkpoint`` of ``vbfmt.converters.<name>``.
+    """A format that ``vbfmt.converters.<name>.from_checkpoint`` can read.
 
     Attributes:
         name: its name, as in ``--layout``.
         title: its human-readable name.
-        claims: returns whether a state dict with these keys may be of this format.
+        claims: a function that returns whether a state dict with given keys may have this format.
         config: name of the config file that is read beside the weights; None if there is none.
-        may_need_base: whether the base model's folder may be needed.
+        may_need_base: whether reading may need the base model's folder.
     """
 
     name: str
@@ -67,14 +67,14 @@ READERS = (
     Reader("nlu", "the VB-LoRA authors' NLU checkpoint", _nlu, "config.json"),
     Reader("algorithm1", "the layout of the paper's Algorithm 1", _algorithm1, None),
 )
-"""The formats that `read` recognises. The last two have the same keys, unless every module has a
-copy of the bank, as in the authors' own checkpoints (``nlu``); without copies, the caller must
+"""The formats that `read` recognises. In the authors' own checkpoints (``nlu``), every module has a
+copy of the bank. Without copies, the last two formats have the same keys, and the caller must
 choose."""
 
 
 @dataclass(frozen=True)
 class Writer:
-    """A form of standard LoRA that can be written, by ``write`` of ``vbfmt.converters.<module>``.
+    """A form of standard LoRA that ``vbfmt.converters.<module>.write`` can write.
 
     Attributes:
         name: its name, as in ``--to``.
@@ -93,8 +93,10 @@ class Writer:
     uses_base: bool = False
 
     def write(self, adapter: LowRank, path: PathLike, **options: Any) -> int:
-        """Write the adapter and return the number of bytes; options and errors as that module's
-        ``write``."""
+        """Write the adapter and return the number of bytes.
+
+        Options and errors are those of that module's ``write``.
+        """
         written: int = import_module(f"vbfmt.converters.{self.module}").write(
             adapter, path, **options
         )
@@ -127,7 +129,8 @@ class Source:
         return (self.checkpoint.file, *self.checkpoint.shards, *found)
 
     def read(self, *, topk: int | None = None, base: PathLike | None = None) -> Adapter:
-        """Read and return the adapter; arguments and errors as `vbfmt.converters.read`."""
+        """Read and return the adapter. Arguments and errors are those of
+        `vbfmt.converters.read`."""
         module = import_module(f"vbfmt.converters.{self.reader.name}")
         options = {"base": base} if self.reader.may_need_base else {}
         adapter: Adapter = module.from_checkpoint(self.checkpoint, topk=topk, **options)
@@ -145,17 +148,17 @@ def read(
     """Read the adapter in a checkpoint of any format in `READERS`.
 
     Args:
-        path: the checkpoint's folder, or its weights file; a config beside that file is used if
+        path: the checkpoint's folder, or its weights file. A config beside that file is used if
             there is one.
         layout: name of the reader to use, needed if several formats are possible.
         topk: k, needed if the checkpoint has logits and no config.
-        base: the base model's folder, needed for Uni-LoRA checkpoints that hold only a seed.
+        base: the base model's folder, needed for Uni-LoRA checkpoints that contain only a seed.
 
     Raises:
-        SourceError: the checkpoint has none of the formats or several are possible, or it is
+        SourceError: the checkpoint has none of the formats, several formats are possible, or it is
             incomplete or contradicts itself.
-        ContentError: a value breaks a rule: NaN, an index past the end of the bank.
-        StorageError: a file cannot be read, or changes meanwhile.
+        ContentError: a value breaks a rule, for example NaN or an index outside the bank.
+                    StorageError: a file cannot be read, or changes meanwhile.
     """
     return open_source(path, layout=layout).read(topk=topk, base=base)
 

@@ -1,7 +1,8 @@
-"""The layout of the paper's Algorithm 1, for checkpoints of code that follows the paper.
+"""Read checkpoints of code that follows the paper's Algorithm 1.
 
-The checkpoint is a plain state dict: one ``vector_bank`` (h, b), and for every module ``logits_A``
-and ``logits_B`` of shape (features / b, r, h), with A at the output: ``x @ W + (x @ B) @ A``.
+The checkpoint is a plain state dict. It has one ``vector_bank`` (h, b), and for every module
+``logits_A`` and ``logits_B`` of shape (features / b, r, h). B is applied first: ``x @ W + (x @ B) @
+A``.
 """
 
 from __future__ import annotations
@@ -17,17 +18,17 @@ _BANK = re.compile(r"^(?:.*\.)?vector_bank$")
 
 
 def from_checkpoint(checkpoint: Checkpoint, *, topk: int | None = None) -> Adapter:
-    """Return the adapter in a state dict of this layout, without the other tensors in it.
+    """Return the adapter in a state dict with this layout, without other tensors.
 
     Args:
         checkpoint: the opened checkpoint.
-        topk: k, which must be given: the checkpoint does not contain it.
+        topk: k, which must be given, because the checkpoint does not contain it.
 
     Warns:
         VbfmtWarning: other tensors were left out.
 
     Raises:
-        SourceError: the checkpoint is not of this layout or is incomplete, or k is not given.
+        SourceError: the checkpoint does not have this layout or is incomplete, or k is not given.
         ContentError: a value breaks a rule.
     """
     tensors = checkpoint.tensors

@@ -1,4 +1,4 @@
-"""Standard LoRA: the folder that PEFT, vLLM, SGLang and llama.cpp's converter load."""
+"""Write standard LoRA: a folder that PEFT, vLLM, SGLang and llama.cpp's converter load."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ DTYPES = {"float32": "F32", "bfloat16": "BF16", "float16": "F16"}
 
 _LARGEST = {"F32": "3.403e38", "BF16": "3.39e38", "F16": "65504"}
 _SMALLEST = {"BF16": 2.0**-126, "F16": 2.0**-14}
-"""The smallest numbers that have the dtype's full precision."""
+"""dtype → the smallest number that has the dtype's full precision."""
 _ADVICE = {"F16": "give `dtype=bfloat16`", "BF16": "give `dtype=float32`"}
 
 
@@ -43,10 +43,10 @@ def write(
     experts: bool | None = None,
     names: Mapping[str, str] | None = None,
 ) -> int:
-    """Write the factors A and B of every module, streamed, as a PEFT LoRA folder.
+    """Write the factors A and B of every module as a PEFT LoRA folder.
 
-    The factors of an `Adapter` are exact; those of a sum of adapters are exact except for the
-    rounding of B times its weight (see `vbfmt.converters.lowrank.combine`).
+    The factors are streamed. Those of an `Adapter` are exact. Those of a sum of adapters are exact
+    except for the rounding of B times its weight (see `vbfmt.converters.lowrank.combine`).
 
     Modules with a smaller rank are padded with zeros to the largest rank, because several runtimes
     refuse or drop modules of different ranks.
@@ -55,12 +55,12 @@ def write(
         adapter: the factors and other trained tensors to write.
         path: the folder to write.
         dtype: dtype of the factors: float32, bfloat16 or float16, rounded once to nearest even.
-        drop_extras: leave out trained biases and heads. Otherwise they are written, and PEFT loads
-            them; some other runtimes do not (see `vbfmt.converters.runtimes`).
+        drop_extras: leave out trained biases and heads. If they are written, PEFT loads them, but
+            some other runtimes do not (see `vbfmt.converters.runtimes`).
         overwrite: replace the folder if it exists.
         card: content of a model card to write into the folder.
-        experts: whether the base is a mixture-of-experts model; None if that is not known.
-        names: module's name → its name in the keys, if that differs; see
+        experts: whether the base is a mixture-of-experts model; None if unknown.
+        names: module's name → its name in the keys, for modules with different names; see
             `vbfmt.converters.peft.on_base`.
 
     Returns:
@@ -103,7 +103,7 @@ def require_dtype(dtype: str) -> None:
     """Refuse a dtype that is not in `DTYPES`.
 
     Raises:
-        TargetError: with the dtype and those that are known.
+        TargetError: the dtype is unknown.
     """
     if dtype not in DTYPES:
         raise TargetError("unknown dtype", part="`dtype`", found=dtype, expected=", ".join(DTYPES))
@@ -129,7 +129,7 @@ def padded_factors(
 
 
 def extras_by_key(adapter: LowRank) -> dict[str, Tensor]:
-    """Return the other trained tensors by PEFT's keys."""
+    """Return the other trained tensors, by their keys in PEFT."""
     modules = {module.name for module in adapter.modules}
     return {key_of_tensor(name, modules): tensor for name, tensor in adapter.tensors.items()}
 
@@ -180,17 +180,17 @@ def rounded(factor: NDArray[np.float32], dtype: str, key: str) -> Bytes:
 def require_range(
     values: NDArray[np.float32], dtype: str, part: str, *, advice: str | None = None
 ) -> None:
-    """Refuse values that a dtype cannot hold.
+    """Refuse values that a dtype cannot represent.
 
     Args:
-        values: any shape.
-        dtype: safetensors name of the dtype (F32, BF16 or F16) that they are to be rounded to.
-        part: what they are, for messages.
-        advice: what to do about it.
+        values: the values, of any shape.
+        dtype: safetensors name of the dtype to round to (F32, BF16 or F16).
+        part: a name for the values, for messages.
+        advice: what to do, for messages.
 
     Raises:
-        TargetError: an element is too large for the dtype, or all of a matrix are too small for its
-            precision. (A bias that is as small makes no difference.)
+        TargetError: an element is too large for the dtype, or all elements of a matrix are too
+            small for its precision. (Small biases are accepted, because they make no difference.)
     """
     largest = np.abs(values).max(initial=0)
     if values.ndim > 1 and 0 < largest < _SMALLEST.get(dtype, 0):

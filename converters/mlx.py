@@ -1,10 +1,10 @@
-"""mlx-lm's adapter folder: ``adapters.safetensors`` and ``adapter_config.json``.
+"""Write mlx-lm's adapter folder: ``adapters.safetensors`` and ``adapter_config.json``.
 
 mlx-lm's loader defines the format (``load_adapters`` and ``linear_to_lora_layers`` in
 mlx_lm/tuner/utils.py, ``LoRALinear`` in mlx_lm/tuner/lora.py). The tensors are ``lora_a`` (in, r)
 and ``lora_b`` (r, out), with y += scale · x·a·b. The config's ``keys`` are names relative to a
-layer; the last ``num_layers`` layers get an adapter, or all if that is negative. The loader ignores
-names that its model does not have.
+layer. The last ``num_layers`` layers get an adapter, or all layers if the number is negative. The
+loader ignores names that its model does not have.
 """
 
 from __future__ import annotations
@@ -28,8 +28,8 @@ PathLike = str | os.PathLike[str]
 
 _IN_A_LAYER = re.compile(r"^(?P<stack>(?:.*\.)?)layers\.\d{1,5}\.(?P<key>.+)$")
 _OF_A_TOWER = re.compile(r"vision|visual|image|audio|speech|encoder|^model\.language_model\.$")
-"""Matches prefixes of layers that mlx-lm's language models do not have or name otherwise: its name
-for transformers 5's ``model.language_model.layers`` is ``language_model.model.layers``."""
+"""Matches prefixes of layers that mlx-lm's language models do not have, or have under another name:
+transformers 5's ``model.language_model.layers`` is ``language_model.model.layers`` in mlx-lm."""
 
 
 def write(
@@ -47,7 +47,7 @@ def write(
         adapter: the factors to write.
         path: the folder to write.
         dtype: dtype of the factors: float32, bfloat16 or float16.
-        drop_extras: leave out trained biases and heads, which mlx-lm's adapters cannot hold.
+        drop_extras: leave out trained biases and heads, which mlx-lm's adapters cannot contain.
         overwrite: replace the folder if it exists.
         card: content of a model card to write into the folder.
 
@@ -55,8 +55,8 @@ def write(
         Number of bytes written.
 
     Raises:
-        TargetError: the dtype is unknown, or the adapter has trained biases or heads, or modules
-            outside of the language model's ``layers.<n>``, which mlx-lm never adapts.
+        TargetError: the dtype is unknown, or the adapter has trained biases, heads or modules
+            outside the language model's ``layers.<n>``, which mlx-lm never adapts.
         OutputExistsError: `path` exists, and `overwrite` is not set.
         StorageError: the operating system refused.
     """

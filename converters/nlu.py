@@ -1,11 +1,11 @@
-"""The authors' checkpoints of their NLU experiments: a whole RoBERTa with its adapter.
+"""Read the authors' checkpoints of their NLU experiments: a whole RoBERTa with its adapter.
 
-The files are ``pytorch_model.bin`` and ``config.json`` as transformers 4.4 wrote them from the
-modified model of leo-yangli/VB-LoRA. There, ``NLU/vblora/vblora.py`` has the layer,
-``NLU/NLU/src/transformers/models/roberta/modeling_roberta.py`` the model that uses it, and
+The files are ``pytorch_model.bin`` and ``config.json``, as transformers 4.4 wrote them from the
+modified model of leo-yangli/VB-LoRA. In that repository, ``NLU/vblora/vblora.py`` has the layer,
+``NLU/NLU/src/transformers/models/roberta/modeling_roberta.py`` has the model that uses it, and
 ``NLU/NLU/examples/text-classification/run_glue.py`` trains the bank, the logits and every parameter
-outside of the encoder. In the published code (commit 2fa62a7) the DeBERTa models do not use the
-layer; a checkpoint of any model that does is read the same way.
+outside the encoder. In the published code (commit 2fa62a7), the DeBERTa models do not use the
+layer. Checkpoints of any model that uses it are read in the same way.
 """
 
 from __future__ import annotations
@@ -40,14 +40,16 @@ _TASKS = {
 
 
 def is_whole_model(keys: Collection[str]) -> bool:
-    """Return whether every module with logits also has a copy of the bank, which the authors' layer
-    registers."""
+    """Return whether every module with logits also has a copy of the bank.
+
+    The authors' layer registers these copies.
+    """
     owners = {match["module"] for key in keys if (match := tiled.LOGITS.match(key))}
     return bool(owners) and all(f"{owner}.vector_bank" in keys for owner in owners)
 
 
 def from_checkpoint(checkpoint: Checkpoint, *, topk: int | None = None) -> Adapter:
-    """Return the adapter and the trained head of such a checkpoint, without the base's weights.
+    """Return the adapter and the trained head in a checkpoint, without the base's weights.
 
     Args:
         checkpoint: the opened checkpoint.
@@ -57,7 +59,8 @@ def from_checkpoint(checkpoint: Checkpoint, *, topk: int | None = None) -> Adapt
         VbfmtWarning: how many tensors of the base were left out, and which head was kept.
 
     Raises:
-        SourceError: the checkpoint is of another kind or incomplete, or copies of the bank differ.
+        SourceError: the checkpoint has another layout or is incomplete, or copies of the bank
+            differ.
         ContentError: a value breaks a rule.
     """
     config = checkpoint.config(_CONFIG) or {}
@@ -96,7 +99,7 @@ def _bank_key(tensors: Mapping[str, Tensor]) -> str:
     """Return the key of the bank that is not a module's copy.
 
     Raises:
-        SourceError: there is none, or more than one.
+        SourceError: there is no such bank, or more than one.
     """
     banks = [key for key in tensors if key == "vector_bank" or key.endswith(".vector_bank")]
     owners = {match["module"] for key in tensors if (match := tiled.LOGITS.match(key))}
@@ -163,7 +166,7 @@ def _plain(value: object) -> object:
 
 
 def _peft_config(config: Mapping[str, Any], head: Mapping[str, Tensor]) -> dict[str, Any]:
-    """Return the fields with which a PEFT config describes the trained head."""
+    """Return the fields that describe the trained head in a PEFT config."""
     names = config.get("architectures")
     architecture = names[0] if isinstance(names, list) and names else ""
     tasks = [task for end, task in _TASKS.items() if str(architecture).endswith(end)]
@@ -174,7 +177,7 @@ def _peft_config(config: Mapping[str, Any], head: Mapping[str, Tensor]) -> dict[
 
 
 def _notice(tensors: Mapping[str, Tensor], head: Mapping[str, Tensor]) -> str:
-    """Return a sentence about the tensors that were left out and the head; "" if there are none."""
+    """Return a sentence about the omitted tensors and the head, or "" if there are none."""
     base = [
         key
         for key in tensors

@@ -1,4 +1,4 @@
-"""Rules for what each runtime refuses or silently drops in a LoRA, each with its source."""
+"""List what each runtime refuses or silently drops in a LoRA, with the source of each rule."""
 
 from __future__ import annotations
 
@@ -22,15 +22,17 @@ _VLLM_HEADS = ("score", "classifier")
 
 @dataclass(frozen=True)
 class Rule:
-    """A rule of a runtime for LoRAs as this package writes them.
+    """A rule of a runtime, for LoRAs that this package writes.
 
     Attributes:
         runtime: the runtime's name on the command line.
-        effect: the runtime refuses to load the adapter, silently drops something, may drop it
-            (depending on the model's class, which is not checked here), or needs a setting.
-        what: returns in words what the rule applies to in an adapter, nothing if it does not apply.
+        effect: whether the runtime refuses to load the adapter, silently drops something, may drop
+            something (depending on the model's class, which is not checked here), or needs a
+            setting.
+        what: a function that describes what the rule applies to in an adapter. It returns "" if the
+            rule does not apply.
         advice: what the user can do.
-        source: the runtime's own file that shows the rule.
+        source: the runtime's source file that shows the rule.
     """
 
     runtime: str
@@ -42,7 +44,7 @@ class Rule:
 
 @dataclass(frozen=True)
 class Finding:
-    """A rule that applies to an adapter, and what it applies to."""
+    """A rule that applies to an adapter, and a description of what it applies to."""
 
     rule: Rule
     what: str
@@ -113,13 +115,14 @@ def _query_without_value(adapter: LowRank) -> str:
 
 
 def _parameters(adapter: LowRank) -> str:
-    """Return dense layers of a mixture-of-experts model, which are not in ``target_modules``."""
+    """Return the dense layers of a mixture-of-experts model, which are not in
+    ``target_modules``."""
     found = targets.exact([module.name for module in adapter.modules]).parameters
     return few([name.removesuffix(".weight") for name in found])
 
 
 def _orphans(adapter: LowRank) -> str:
-    """Return the modules that SGLang fuses with another module, if the adapter lacks that one."""
+    """Return the modules that SGLang fuses with another module that the adapter lacks."""
     names = {module.name for module in adapter.modules}
     leader = {"k_proj": "q_proj", "v_proj": "q_proj", "up_proj": "gate_proj"}
     found = []
@@ -131,12 +134,12 @@ def _orphans(adapter: LowRank) -> str:
 
 
 def _towers(adapter: LowRank) -> str:
-    """Return modules of towers, which turn pictures or sound into tokens."""
+    """Return the modules of towers, the parts of a model that encode images or audio."""
     return few([module.name for module in adapter.modules if _TOWER.search(module.name)])
 
 
 def _language_part(adapter: LowRank) -> str:
-    """Return modules of the language model inside a model of several parts."""
+    """Return the modules of the language model inside a model with several parts."""
     names = [module.name for module in adapter.modules]
     return few([name for name in names if "language_model." in name and not _TOWER.search(name)])
 
@@ -242,11 +245,11 @@ RULES = (
     Rule("ollama", "refuses", _extras, _LEAVE_OUT, "src/llama-adapter.cpp of llama.cpp"),
 )
 """The rules come from the source code of vllm 0.33.0 and sglang 0.5.23 (which
-tests/converters/test_serving.py runs), of text-generation-inference at commit 45d95bd, and of
-llama.cpp as in llama-cpp-python 0.3.36. mlx-lm has no rules: `vbfmt.converters.mlx` refuses to
-write what mlx-lm would drop. Rules about configs are not listed, because every config written here
-obeys them: one integer rank, alpha equal to it, whole names as targets, no DoRA, no rank
-pattern."""
+tests/converters/test_serving.py runs), text-generation-inference at commit 45d95bd, and llama.cpp
+as in llama-cpp-python 0.3.36. There are no rules for mlx-lm, because `vbfmt.converters.mlx` refuses
+to write what mlx-lm would drop. Rules about configs are not listed, because every config that is
+written here obeys them: one integer rank, alpha equal to the rank, full names as targets, no DoRA
+and no rank pattern."""
 
 FORMS = {
     "vllm": "peft",
@@ -256,8 +259,8 @@ FORMS = {
     "ollama": "gguf",
     "mlx": "mlx",
 }
-"""Runtime → the form (in `vbfmt.converters.WRITERS`) that it loads without conversion. Ollama can
-convert folders of some architectures itself; that is not checked here."""
+"""Runtime → the form (in `vbfmt.converters.WRITERS`) that it loads without conversion. Ollama
+itself can convert folders of some architectures, which is not checked here."""
 
 
 def form_of(runtime: str) -> str:
@@ -277,7 +280,7 @@ def findings(adapter: LowRank, runtime: str, *, drop_extras: bool = False) -> li
     Args:
         adapter: the adapter.
         runtime: the runtime's name.
-        drop_extras: skip the rules about trained biases and heads, which are left out.
+        drop_extras: skip the rules about trained biases and heads, because they will be left out.
 
     Raises:
         ConfigError: the runtime is unknown.
@@ -287,9 +290,9 @@ def findings(adapter: LowRank, runtime: str, *, drop_extras: bool = False) -> li
 
 
 def require_loadable(adapter: LowRank, runtime: str, *, drop_extras: bool = False) -> list[Finding]:
-    """Refuse an adapter that a runtime would refuse; otherwise, return the findings.
+    """Refuse an adapter that a runtime would refuse. Otherwise, return the findings.
 
-    Arguments as `findings`.
+    Arguments are those of `findings`.
 
     Raises:
         TargetError: the runtime would refuse the adapter.

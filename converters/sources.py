@@ -1,9 +1,9 @@
-"""Resolve the inputs of commands, paths or repositories on the Hub, to local paths.
+"""Resolve the inputs of commands, which are paths or repositories on the Hub, to local paths.
 
-``owner/name`` is a model repository, unless a file or folder of that name exists.
+``owner/name`` is a model repository, unless a file or folder with that name exists.
 ``hf://owner/name[@revision][/file]`` is always a repository, as in huggingface_hub's HfFileSystem.
-The URL of a repository's page names it, too. Only the files that are needed are downloaded, into
-the Hub's own cache; huggingface_hub alone turns names from the Hub into paths. Its environment
+The URL of a repository's page is accepted too. Only the files that are needed are downloaded, into
+the Hub's cache. Only huggingface_hub converts names from the Hub to paths. Its environment
 variables apply (HF_HOME, HF_ENDPOINT, HF_TOKEN, HF_HUB_OFFLINE).
 """
 
@@ -25,11 +25,11 @@ _PACKED = ".vblora"
 def checkpoint(source: str, *, revision: str | None = None) -> str:
     """Return the local path of a checkpoint to pack.
 
-    Of a repository, the weights and the config are downloaded; pickles only if there are no other
-    weights.
+    From a repository, the weights and the config are downloaded. Pickles are downloaded only if
+    there are no other weights.
 
     Args:
-        source: a path, which is returned as it is, or a repository.
+        source: a path, which is returned unchanged, or a repository.
         revision: the repository's branch, tag or commit.
 
     Raises:
@@ -40,18 +40,20 @@ def checkpoint(source: str, *, revision: str | None = None) -> str:
 
 
 def packed(source: str, *, revision: str | None = None) -> str:
-    """Return the local path of a packed file: the one that ``hf://`` names, or the repository's
-    only one.
+    """Return the local path of a packed file.
 
-    Arguments and errors as `checkpoint`; also SourceError if the repository has several.
+    It is the file that ``hf://`` names, or the only packed file in the repository. Arguments and
+    errors are those of `checkpoint`. SourceError is also raised if the repository has several
+    packed files.
     """
     return _path_of(source, lambda names: _only_packed(names, source), revision, f"{_PACKED} file")
 
 
 def adapter(source: str, *, revision: str | None = None) -> str:
-    """Return the local path of an adapter: the repository's packed file, or else its checkpoint.
+    """Return the local path of an adapter: the repository's packed file or, without one, its
+    checkpoint.
 
-    Arguments and errors as `packed`.
+    Arguments and errors are those of `packed`.
     """
 
     def choice(names: Names) -> Collection[str]:
@@ -61,10 +63,10 @@ def adapter(source: str, *, revision: str | None = None) -> str:
 
 
 def config(source: str, *, revision: str | None = None) -> str:
-    """Return the local path of a base model of which only ``config.json`` is needed.
+    """Return the local path of a base model if only its ``config.json`` is needed.
 
-    Of a repository only that file is downloaded, or the file that ``hf://`` names, such as a GGUF
-    file. Arguments and errors as `checkpoint`.
+    From a repository, only this file is downloaded, or the file that ``hf://`` names, such as a
+    GGUF file. Arguments and errors are those of `checkpoint`.
     """
 
     from vbfmt.converters.merge import base as bases
@@ -86,7 +88,7 @@ def model(source: str, *, revision: str | None = None) -> str:
     repo = parse(source, revision)
     shards = bases.shards_of(path) if repo is not None else set()
     if repo is not None and shards:
-        # Use the commit that the index is from: the branch may have moved since.
+        # Use the commit of the index, because the branch may have moved meanwhile.
         commit = replace(repo, revision=os.path.basename(path))
         fetched(commit, source, lambda names: shards & set(names), "shards")
     return path
@@ -96,7 +98,8 @@ def revision_for(base: str, adapters: Sequence[Adapter]) -> str | None:
     """Return the revision that the adapters name for a base.
 
     Returns:
-        None if the base is a path or already has a revision, or no adapter names a revision of it.
+        The revision, or None if the base is a path or already has a revision, or if no adapter
+        names a revision of it.
     """
     repo = parse(base)
     if repo is None or repo.revision is not None:
@@ -106,10 +109,10 @@ def revision_for(base: str, adapters: Sequence[Adapter]) -> str | None:
 
 
 def _only_packed(names: Names, source: str) -> list[str]:
-    """Return the only packed file of a repository as a list, empty if there is none.
+    """Return the only packed file of a repository as a list, or an empty list if there is none.
 
     Raises:
-        SourceError: there are several.
+        SourceError: there are several packed files.
     """
     found = sorted(name for name in names if name.endswith(_PACKED))
     if len(found) > 1:
@@ -128,10 +131,10 @@ def _path_of(
     revision: str | None,
     what: str,
 ) -> str:
-    """Return `source` itself if it is a path; otherwise, download it and return its local path.
+    """Return `source` itself if it is a path. Otherwise, download it and return its local path.
 
-    That is the folder in the Hub's cache, or a file in it: the file that `source` names, or the
-    packed file if only that was chosen.
+    The local path is the folder in the Hub's cache, or a file in it: the file that `source` names,
+    or the packed file if only this file was chosen.
     """
     repo = parse(source, revision)
     if repo is None:

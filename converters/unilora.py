@@ -1,8 +1,8 @@
-"""PEFT's Uni-LoRA: one trained vector θ, and for every LoRA parameter an index into it.
+"""Read PEFT's Uni-LoRA: one trained vector θ, and for every LoRA parameter an index into θ.
 
 It is the case b = 1, k = 1 of VB-LoRA: each entry of θ times its scale, 1/√(number of its uses), is
 a vector of the bank. Keys and indices are those of peft/tuners/unilora/{layer,model}.py in PEFT
-0.21. spec/rationale.md says why the packed form holds the indices and not their seed.
+0.21. spec/rationale.md explains why the packed form stores the indices and not their seed.
 """
 
 from __future__ import annotations
@@ -41,7 +41,8 @@ _PART = re.compile(
 )
 _HIGHEST_RANK = 1024  # an untrusted config must not determine how much is allocated
 _MOST_PARAMETERS = 1 << 26
-"""Most LoRA parameters for which indices are made from a seed; that takes 16 bytes for each."""
+"""Largest number of LoRA parameters for which indices are generated from a seed. This takes 16
+bytes for each parameter."""
 _LARGEST_SEED = 1 << 64
 _SEED = 42
 """PEFT's default, if the config has no seed."""
@@ -56,8 +57,8 @@ def from_checkpoint(
     Args:
         checkpoint: the opened checkpoint.
         topk: 1 or None.
-        base: the base model's folder, needed if the checkpoint holds a seed instead of indices.
-            Its config gives the modules in PEFT's order; its weights are not read.
+        base: the base model's folder, needed if the checkpoint contains a seed instead of indices.
+            Its config gives the modules in PEFT's order. Its weights are not read.
 
     Warns:
         VbfmtWarning: the packed size, compared with that of θ and of LoRA.
@@ -119,10 +120,10 @@ Pair = tuple[NDArray[Any], NDArray[Any]]
 def _parts(
     tensors: Mapping[str, Tensor],
 ) -> tuple[set[str], dict[tuple[str, str, str], Tensor]]:
-    """Return the keys of stored indices and scales, and their tensors by (module, what, factor).
+    """Return the keys of stored indices and scales, and their tensors by (module, kind, factor).
 
     Raises:
-        SourceError: two keys have one meaning.
+        SourceError: two keys have the same meaning.
     """
     parts = {key: match for key in tensors if (match := _PART.match(key))}
     stored = {
@@ -186,10 +187,10 @@ def _stored_indices(stored: Mapping[tuple[str, str, str], Tensor], length: int) 
 def _one_scale_each(
     stored: Mapping[tuple[str, str, str], Tensor], indices: Mapping[str, Pair], length: int
 ) -> NDArray[np.float32]:
-    """Return the scale of every entry of θ, 0 for entries that are not used.
+    """Return the scale of every entry of θ, with 0 for unused entries.
 
     Raises:
-        SourceError: an entry has different scales where it is used.
+        SourceError: an entry has different scales at different uses.
     """
     result = np.full(length, np.nan, dtype=np.float32)
     for name, pair in indices.items():
@@ -211,7 +212,8 @@ def _one_scale_each(
 
 
 def _scales_of(indices: Mapping[str, Pair], length: int) -> NDArray[np.float32]:
-    """Return 1/√(number of uses) of every entry of θ, 0 for unused ones, computed as in PEFT."""
+    """Return 1/√(number of uses) for every entry of θ, with 0 for unused entries, computed as in
+    PEFT."""
     import torch
 
     flat = np.concatenate([part.reshape(-1) for pair in indices.values() for part in pair])
@@ -226,7 +228,7 @@ def _indices_of_seed(
 ) -> dict[str, Pair]:
     """Return the indices that PEFT generates when it loads the checkpoint.
 
-    They come from PEFT's own generator, in the order of the base's modules.
+    They come from PEFT's random generator, in the order of the base's modules.
 
     Raises:
         SourceError: the base or the config is missing or does not fit.
@@ -274,8 +276,8 @@ def _seed(value: object) -> int:
     """Return the seed of the indices.
 
     Raises:
-        SourceError: it is not a whole number in range. Null is refused, because numpy then draws
-            different indices each time.
+        SourceError: the seed is not an integer in range. Null is refused, because NumPy would then
+            draw different indices each time.
     """
     if type(value) is not int or not 0 <= value < _LARGEST_SEED:
         raise SourceError(

@@ -1,4 +1,4 @@
-"""A foreign checkpoint as a converter gets it: its tensors and its config, not yet interpreted."""
+"""Open a checkpoint of another format: its tensors and its config, not yet interpreted."""
 
 from __future__ import annotations
 
@@ -26,8 +26,8 @@ WEIGHTS = (
     "pytorch_model.bin",
     "pytorch_model_fsdp.bin",
 )
-"""Names of weights files, in the order in which a folder is searched: an adapter's own weights
-before a whole model's."""
+"""Names of weights files, in the order of search: an adapter's own weights come before those of a
+whole model."""
 
 CONFIGS = (peft_layout.CONFIG, "config.json")
 """Names of configs that a reader may use, beside the weights."""
@@ -53,7 +53,7 @@ class Checkpoint:
         file: path of the weights file, or of the index of shards.
         tensors: the tensors by the keys in the file, memory-mapped.
         shards: paths of the shards, if there are several.
-        stamps: the state of each file that may be read, when it was opened.
+        stamps: size and times of each file that may be read, when the checkpoint was opened.
     """
 
     file: Path
@@ -62,7 +62,8 @@ class Checkpoint:
     stamps: unchanged.Stamps = field(default_factory=dict)
 
     def require_unchanged(self) -> None:
-        """Check that the files are as they were opened, so that what was read belongs together.
+        """Check that the files have not changed since they were opened, so that their contents
+        match.
 
         Raises:
             StorageError: a file was written, replaced or removed meanwhile.
@@ -70,8 +71,9 @@ class Checkpoint:
         unchanged.require(self.stamps, "the checkpoint")
 
     def config(self, name: str) -> dict[str, Any] | None:
-        """Return the JSON object in the config of that name beside the weights, None if there is
-        no such file.
+        """Return the JSON object in the config with this name beside the weights.
+
+        If there is no such file, return None.
 
         Raises:
             SourceError: the file is not a JSON object, or is a folder.
@@ -88,26 +90,25 @@ class Checkpoint:
             raise storage.refusal("cannot read", path, error) from None
 
     def config_file(self, name: str) -> Path:
-        """Return the path of the config of that name beside the weights; it need not exist."""
+        """Return the path of the config with this name beside the weights. It need not exist."""
         return self.file.parent / name
 
 
 def needed(names: Collection[str]) -> list[str]:
-    """Return the names of the files that are read of a checkpoint: one weights file, and configs.
+    """Return the names of a checkpoint's files that are read: one weights file, and configs.
 
     Args:
-        names: names of all files in the checkpoint. If there are no weights among them, the result
-            is empty.
+        names: names of all files in the checkpoint. Without a weights file, the result is empty.
     """
     weights = next((name for name in WEIGHTS if name in names), None)
     return [weights, *(name for name in CONFIGS if name in names)] if weights else []
 
 
 def open_checkpoint(path: PathLike) -> Checkpoint:
-    """Open the checkpoint in a folder, or the one whose weights file is given.
+    """Open the checkpoint in a folder, or the checkpoint with a given weights file.
 
     Raises:
-        SourceError: there are no weights, or the file holds anything but tensors.
+        SourceError: there are no weights, or the file contains anything except tensors.
         MissingSourceError: there is no such file or folder.
         StorageError: a file cannot be read.
     """
@@ -123,7 +124,7 @@ def open_checkpoint(path: PathLike) -> Checkpoint:
 
 
 def owned(tensor: Tensor) -> Tensor:
-    """Return a copy of a tensor in memory, which stays as it is if the file changes."""
+    """Return a copy of a tensor in memory, which does not change if the file changes."""
     return Tensor(tensor.dtype, tensor.shape, np.array(tensor.data))
 
 
@@ -134,7 +135,7 @@ def _tensors(file: Path) -> Mapping[str, Tensor]:
 
 
 def _shards(index: Path) -> dict[Path, set[str]]:
-    """Return the shards that an index names → the keys that it gives to each."""
+    """Return the keys that an index gives to each shard, by the shard's path."""
     weight_map = json_file.read(index).get("weight_map")
     if not isinstance(weight_map, dict) or not weight_map:
         raise SourceError("not an index of weights", file=index, expected="a weight_map")
@@ -148,7 +149,8 @@ def _shards(index: Path) -> dict[Path, set[str]]:
 
 
 def _sharded(index: Path, shards: Mapping[Path, set[str]]) -> dict[str, Tensor]:
-    """Return the tensors of all shards, which must be those that the index gives to each."""
+    """Return the tensors of all shards. Each shard must have exactly the tensors that the index
+    says."""
     result: dict[str, Tensor] = {}
     for path, keys in shards.items():
         tensors = _tensors(path)
@@ -170,7 +172,7 @@ def agreed_k(sources: Mapping[str, object]) -> int:
     """Return k, on which all sources must agree.
 
     Args:
-        sources: name of the source → k, None if the source does not give it.
+        sources: name of the source → k, or None if the source does not give k.
 
     Raises:
         SourceError: no source gives k, sources disagree, or k is not a positive integer.
@@ -194,12 +196,12 @@ def agreed_k(sources: Mapping[str, object]) -> int:
 
 
 def size_in(source: str, key: str, value: object) -> int:
-    """Return a size from a source.
+    """Check a size from a source, and return it.
 
     Args:
         source: name of the source, for messages.
-        key: the size's key in it, for messages.
-        value: the value. ``true`` and ``"2"`` are refused.
+        key: the size's key in the source, for messages.
+        value: the value. Even ``true`` and ``"2"`` are refused.
 
     Raises:
         SourceError: the value is not a whole number of at least 1.
@@ -215,7 +217,8 @@ def size_in(source: str, key: str, value: object) -> int:
 
 
 def shown(value: object) -> str:
-    """Return a config's value as JSON, at most 80 characters, so that ``"2"`` and ``2`` differ."""
+    """Return a config's value as JSON with at most 80 characters, so that ``"2"`` and ``2``
+    differ."""
     return json.dumps(value, ensure_ascii=False)[:80]
 
 
@@ -223,7 +226,7 @@ def require_gathered(tensors: Mapping[str, Tensor]) -> None:
     """Refuse tensors without elements, which DeepSpeed's ZeRO-3 saves for partitioned parameters.
 
     Raises:
-        SourceError: with the first such tensor.
+        SourceError: there are such tensors.
     """
     empty = [key for key, tensor in tensors.items() if tensor.shape == (0,)]
     if empty:
@@ -241,8 +244,8 @@ def bank_of(tensor: Tensor) -> NDArray[np.float32]:
 
     Raises:
         SourceError: the tensor is not a matrix of floats.
-        ContentError: a value is NaN, infinite or too large for float32, or all are too small for
-            its precision.
+        ContentError: a value is NaN, infinite or too large for float32, or all values are too small
+            for float32's full precision.
     """
     if tensor.dtype not in FLOATS or len(tensor.shape) != 2 or 0 in tensor.shape:
         raise SourceError("not a vector bank", part="vector bank", found=tensor, expected="(h, b)")

@@ -1,10 +1,9 @@
-"""Read tensors from PyTorch's own file format (``.bin``, ``.pt``), without PyTorch and without
-running code from the file.
+"""Read tensors from PyTorch's file format (``.bin``, ``.pt``) without PyTorch or running code.
 
 There are two forms: a zip archive with a pickle and a record for each storage (PyTorch 1.6 and
 later), and a sequence of pickles followed by the storages. Every size is compared with the file
-before it is used, and a tensor is a view of the memory-mapped file. The values are those of
-``torch.load(weights_only=True)``, and every file that it refuses is refused here, too.
+before it is used, and a tensor is a view of the memory-mapped file. The values are the same as with
+``torch.load(weights_only=True)``, and every file that it refuses is refused here too.
 """
 
 from __future__ import annotations
@@ -24,38 +23,38 @@ from vbfmt.errors import SourceError
 from vbfmt.tensors import BITS, Tensor
 
 LONGEST_PROGRAM = 64 << 20
-"""Most bytes of the pickle in a file, which has the names and shapes of the tensors."""
+"""Largest size in bytes of the pickle in a file, which has the names and shapes of the tensors."""
 
 MEMORY = 40 << 20
-"""Most bytes of memory for the objects of a pickle, enough for about 25,000 tensors."""
+"""Largest memory for the objects of a pickle, in bytes. It is enough for about 25,000 tensors."""
 
 _MOST_TIMES = 4
-"""The tensors of a file may together be this many times as large as the file: tied weights are
-stored once and have several names."""
+"""The tensors of a file may have this many times the size of the file in total, because tied
+weights are stored once but have several names."""
 
 _MAGIC = 0x1950A86A20F9469CFC6C
 _PROTOCOL = 1001
 _VERSIONS = range(1, 11)
 _LONGEST_TEXT = 256
-"""Most bytes of a record that describes the archive."""
+"""Largest size in bytes of a record that describes the archive."""
 
 _SHARDED = b"DTensor"
 _MODEL = ("model", "state_dict", "model_state_dict")
-"""Keys under which training loops, and accelerate after consolidation, save a model's state
+"""Keys under which training loops, and accelerate after consolidation, store a model's state
 dict."""
 
 Contents = Mapping[str, NDArray[np.uint8]]
-"""Bytes of the storages, by key."""
+"""Key of a storage → its bytes."""
 
 
 def read(path: str | os.PathLike[str]) -> dict[str, Tensor]:
-    """Read a state dict. Only tensors that are not row-major are copied; others are mapped.
+    """Read a state dict. Row-major tensors are memory-mapped; others are copied.
 
     Returns:
         The tensors by name.
 
     Raises:
-        SourceError: the file is not a state dict, holds anything but tensors, or contradicts
+        SourceError: the file is not a state dict, contains anything except tensors, or contradicts
             itself.
         StorageError: the file cannot be read.
     """
@@ -145,7 +144,7 @@ def _not_gathered() -> SourceError:
 
 
 def _text(records: Mapping[str, memoryview], name: str, default: str) -> str:
-    """Return the content of a short record, `default` if there is none."""
+    """Return the content of a short record, or `default` if there is no such record."""
     content = records.get(name)
     if content is None:
         return default
@@ -155,7 +154,7 @@ def _text(records: Mapping[str, memoryview], name: str, default: str) -> str:
 
 
 def _of_sequence(data: memoryview) -> tuple[Any, Contents]:
-    """Return the object and the storages in a file of the form before PyTorch 1.6."""
+    """Return the object and the storages in a file of PyTorch before 1.6."""
     storages: dict[str, Storage] = {}
     program = data[:LONGEST_PROGRAM]
     results = []

@@ -61,7 +61,7 @@ def read(path: PathLike) -> SafetensorsFile:
 
 
 def parse(data: memoryview) -> SafetensorsFile:
-    """Return the tensors and metadata in the bytes of a file; errors as `read`."""
+    """Return the tensors and metadata in the bytes of a file. Errors are those of `read`."""
     described, start = _header(data)
     metadata = described.pop("__metadata__", {})
     if not isinstance(metadata, dict) or not all(isinstance(v, str) for v in metadata.values()):
@@ -107,7 +107,7 @@ def write(
     metadata: Mapping[str, str] | None = None,
     overwrite: bool = False,
 ) -> int:
-    """Write a stream of tensors to a file, which is then on the disk as a whole or not at all.
+    """Write a stream of tensors to a file, completely or not at all.
 
     Args:
         path: the file to write.
@@ -129,10 +129,10 @@ def write(
 def header(specs: Iterable[Spec], metadata: Mapping[str, str] | None = None) -> bytes:
     """Return the header of a file with these tensors, for writers that stream parts of tensors.
 
-    The tensors' bytes must follow it in the same order, without gaps.
+    The tensors' bytes must follow the header, in the same order and without gaps.
 
     Raises:
-        ValueError: two tensors have one name, or a tensor is not a whole number of bytes.
+        ValueError: two tensors have the same name, or a tensor does not fill whole bytes.
     """
     return bytes(_laid_out(specs, metadata)[0])
 
@@ -207,10 +207,10 @@ def _header(data: memoryview) -> tuple[dict[str, Any], int]:
 
 
 def _require_unicode(header: Mapping[str, Any]) -> None:
-    """Refuse half a surrogate pair in a name or in the metadata: JSON allows it, UTF-8 does not.
+    """Refuse a lone surrogate in a name or in the metadata: JSON allows it, but UTF-8 does not.
 
     Raises:
-        UnicodeEncodeError: a string has half a surrogate pair.
+        UnicodeEncodeError: a string has a lone surrogate.
     """
     metadata = header.get("__metadata__")
     texts = [*metadata, *metadata.values()] if isinstance(metadata, dict) else []
@@ -219,7 +219,8 @@ def _require_unicode(header: Mapping[str, Any]) -> None:
 
 
 def _require_short_names(header: Mapping[str, Any]) -> None:
-    """Refuse long names: the time to split names at their dots grows faster than their length.
+    """Refuse long names, because the time to split names at their dots grows faster than their
+    length.
 
     Raises:
         ValueError: a name has more than `LONGEST_NAME` characters.

@@ -31,21 +31,21 @@ _MOST_DIMENSIONS = 64  # numpy's limit, and PyTorch's
 
 
 class Ordered(dict[str, Any]):
-    """An `OrderedDict` of the program."""
+    """An `OrderedDict` that the program creates."""
 
     __slots__ = ()
 
 
 @dataclass(frozen=True, slots=True)
 class StorageType:
-    """A storage class of PyTorch, by the safetensors name of its dtype."""
+    """A storage class of PyTorch, identified by the safetensors name of its dtype."""
 
     dtype: str
 
 
 @dataclass(frozen=True, slots=True)
 class Storage:
-    """A storage that the file claims to hold.
+    """A storage that the file claims to contain.
 
     Attributes:
         key: its key in the file.
@@ -131,10 +131,10 @@ CALLABLE: dict[tuple[str, str], Callable[..., Any]] = {
     ("torch._utils", "_rebuild_tensor_v2"): _tensor,
     ("torch._utils", "_rebuild_parameter"): _parameter,
 }
-"""(module, name) of the functions that a program may call → what is called instead."""
+"""(module, name) of a function that a program may call → the function that is called instead."""
 ARGUMENTS: dict[Callable[..., Any], tuple[int, int]] = {
     Ordered: (0, 0),
     _tensor: (6, 7),
     _parameter: (3, 3),
 }
-"""Function → its least and its greatest number of arguments."""
+"""Function → its smallest and its largest number of arguments."""

@@ -1,7 +1,7 @@
-"""An interpreter for the pickle programs of state dicts, and for nothing else.
+"""Interpret the pickle programs of state dicts, and no others.
 
-It executes the instructions of pickle's protocol 2 that ``torch.save`` uses, creates only the
-objects in `state_dict_objects`, and limits the memory that they take. It refuses everything that
+The interpreter executes the instructions of pickle's protocol 2 that ``torch.save`` uses, creates
+only the objects in `state_dict_objects`, and limits their memory. It refuses everything that
 PyTorch refuses with ``weights_only=True``, and everything else that a state dict does not need.
 """
 
@@ -26,15 +26,15 @@ from vbfmt.tensors import TORCH
 def run(
     program: memoryview, start: int, memory: int, storages: dict[str, Storage], *, arity: int
 ) -> tuple[Any, int]:
-    """Run a program, and return its result and the position after it.
+    """Run a program. Return its result and the position after it.
 
     Args:
         program: bytes that contain the program.
         start: position of its first instruction.
-        memory: most bytes that all its objects together may take.
-        storages: storages by key; the program's storages are added.
+        memory: largest total size in bytes of its objects.
+        storages: storages by key. The program's storages are added to it.
         arity: number of items in a storage's description after ``"storage"``: 4 in an archive, 5
-            before PyTorch 1.6 (the last describes a view, and must be None).
+            before PyTorch 1.6 (the fifth item describes a view, and must be None).
 
     Raises:
         ValueError: the bytes are not the program of a state dict, or it needs too much memory.
@@ -255,7 +255,7 @@ def _as_many(arguments: tuple[Any, ...], least: int, most: int) -> tuple[Any, ..
 
 _NOTHING = object()
 _MARK = 160
-"""Bytes of memory of a stack, which each mark creates."""
+"""Memory in bytes of the stack that each mark creates."""
 _STOP = ord(".")
 
 _INSTRUCTIONS: dict[int, Callable[[_Machine], None]] = {
@@ -293,4 +293,4 @@ _INSTRUCTIONS: dict[int, Callable[[_Machine], None]] = {
         "Q": _Machine.stored,
     }.items()
 }
-"""Opcode → method; Python's ``pickletools`` documents each opcode."""
+"""Opcode → method. Python's ``pickletools`` documents each opcode."""

@@ -1,4 +1,4 @@
-"""Recognise folders of training runs without a weights file, and advise how to get one."""
+"""Recognise folders of training runs that have no weights file, and advise how to get one."""
 
 from __future__ import annotations
 
@@ -12,7 +12,8 @@ _DEEPSPEED = re.compile(r"zero_to_fp32\.py|.*_(model|optim)_states\.pt")
 
 
 def refusal(folder: Path) -> SourceError | None:
-    """Return an error that says how to get weights from a folder, None if its kind is unknown."""
+    """Return an error that says how to get weights from a folder, or None if its kind is
+    unknown."""
     names = sorted(entry.name for entry in folder.iterdir())
     sharded = _sharded(folder, names)
     if sharded is not None:
@@ -44,7 +45,8 @@ def refusal(folder: Path) -> SourceError | None:
 
 
 def _sharded(folder: Path, names: list[str]) -> Path | None:
-    """Return the folder that torch.distributed.checkpoint has written: this one, or one in it."""
+    """Return the folder that torch.distributed.checkpoint has written: this folder or a
+    subfolder."""
     if any(name.endswith(".distcp") for name in names):
         return folder
     for name in names:

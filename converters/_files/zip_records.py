@@ -11,7 +11,7 @@ from collections.abc import Iterator
 from itertools import pairwise
 
 MOST_RECORDS = 50_000
-"""Most records in an archive; PyTorch writes one for each storage."""
+"""Largest number of records in an archive. PyTorch writes one for each storage."""
 
 BEGINS = b"PK\x03\x04"
 """The first bytes of a record, and so of an archive."""
@@ -23,7 +23,7 @@ _ENTRY = struct.Struct("<4s6H3I5H2I")
 _LOCAL = struct.Struct("<4s5H3I2H")
 _FULL_16, _FULL_32 = 0xFFFF, 0xFFFFFFFF
 _SIZES_64 = 1
-"""Id of the extra field that holds 64-bit sizes."""
+"""Id of the extra field with 64-bit sizes."""
 _DESCRIPTOR_FOLLOWS, _UTF8 = 1 << 3, 1 << 11
 _FLAGS = _DESCRIPTOR_FOLLOWS | _UTF8
 _FOLDER = 0x10
@@ -31,12 +31,13 @@ _FOLDER = 0x10
 
 
 def read(data: memoryview) -> dict[str, tuple[int, int]]:
-    """Return (begin, end) in `data` of each record's content, by name, in the directory's order.
+    """Return the begin and end of each record's content in `data`, by name, in the directory's
+    order.
 
     Raises:
-        ValueError: the archive's directory is not at the end of the file or contradicts it, or a
-            record is compressed, encrypted, past the end of the file, overlaps another or has the
-            name of another.
+        ValueError: the archive's directory is not at the end of the file or contradicts the file;
+            or a record is compressed, encrypted or beyond the end of the file, overlaps another, or
+            has the same name as another.
     """
     start, end, count = _directory(data)
     records: dict[str, tuple[int, int]] = {}
@@ -56,7 +57,7 @@ def read(data: memoryview) -> dict[str, tuple[int, int]]:
 
 
 def _directory(data: memoryview) -> tuple[int, int, int]:
-    """Return where the central directory starts and ends, and its number of entries."""
+    """Return the start and end of the central directory, and its number of entries."""
     end = len(data) - _END.size
     if end < 0:
         raise ValueError("not a zip archive")
@@ -109,7 +110,8 @@ def _entries(
 
 
 def _widened(extra: memoryview, *fields: int) -> Iterator[int]:
-    """Yield 32-bit fields, each replaced by its 64-bit value in the extra field if it is full."""
+    """Yield the values of 32-bit fields. If all bits of a field are set, its 64-bit value in the
+    extra field is used."""
     wide = memoryview(b"")
     position, found = 0, 0
     while position + 4 <= len(extra):
@@ -125,7 +127,7 @@ def _widened(extra: memoryview, *fields: int) -> Iterator[int]:
 
 
 def _content_of(data: memoryview, name: str, offset: int, limit: int) -> int:
-    """Return where a record's content begins, after its local header."""
+    """Return the position where a record's content begins, after its local header."""
     if offset + _LOCAL.size > limit:
         raise ValueError(f"record {name[:80]!r} lies outside the file")
     magic, _, flags, method, *_, names, extras = _LOCAL.unpack_from(data, offset)

@@ -1,10 +1,10 @@
-"""llama.cpp's GGUF LoRA: one file with tensors ``<name>.lora_a`` and ``<name>.lora_b``.
+"""Write llama.cpp's GGUF LoRA: one file with tensors ``<name>.lora_a`` and ``<name>.lora_b``.
 
-src/llama-adapter.cpp of llama.cpp shows what such a file must have: ``general.type``,
+src/llama-adapter.cpp of llama.cpp shows what such a file must contain: ``general.type``,
 ``adapter.type``, the architecture, ``adapter.lora.alpha`` and the shapes. llama.cpp's converter,
-convert_lora_to_gguf.py, writes the same except for GPT-2's Conv1D layers: it transposes their
-factors as if they were weights. llama.cpp refuses that, or loads it wrongly if a layer is square;
-so the factors are not transposed here.
+convert_lora_to_gguf.py, writes the same, except for GPT-2's Conv1D layers: it transposes their
+factors as if they were weights. llama.cpp refuses such a file, or loads it wrongly if a layer is
+square. So the factors are not transposed here.
 """
 
 from __future__ import annotations
@@ -45,10 +45,10 @@ def write(
     Args:
         adapter: the factors to write.
         path: the file to write.
-        base: the base model's folder (of which config.json is read) or its GGUF file, against which
-            names and shapes are checked. It must be given.
+        base: the base model's folder, from which config.json is read, or its GGUF file, against
+            which names and shapes are checked. It must be given.
         dtype: dtype of the factors: float32, bfloat16 or float16.
-        drop_extras: leave out trained biases and heads, which GGUF adapters cannot hold.
+        drop_extras: leave out trained biases and heads, which GGUF adapters cannot contain.
         overwrite: replace an existing file.
 
     Returns:
@@ -114,10 +114,10 @@ def _base_of(adapter: LowRank, base: PathLike | None) -> Base:
 
 
 def _names(adapter: LowRank, base: Base) -> dict[str, str]:
-    """Return, for each module name, the tensor of the base that its ΔW changes.
+    """Return the tensor of the base that each module's ΔW changes, by module name.
 
     Raises:
-        TargetError: a module has no such tensor, or two have the same one.
+        TargetError: a module has no such tensor, or two modules have the same tensor.
     """
     known = names(base.architecture, base.layers)
     owners: dict[str, str] = {}
@@ -139,11 +139,11 @@ def _checked(module: Module, found: str | None, base: Base) -> str:
 
     Args:
         module: the adapted module.
-        found: the tensor's name in llama.cpp without ``.weight``, None if it has none.
+        found: the tensor's name in llama.cpp without ``.weight``, or None if it has no name there.
         base: the base model.
 
     Raises:
-        TargetError: the base has no such tensor of its own, or one of another shape.
+        TargetError: the base has no separate tensor for it, or a tensor with another shape.
     """
     if found is None:
         raise TargetError(

@@ -1,7 +1,7 @@
-"""The model architectures whose LoRA can be written as GGUF: facts about llama.cpp, kept as data.
+"""The model architectures whose LoRA can be written as GGUF.
 
-Names of tensors come from the ``gguf`` package's own map (gguf-py/gguf/tensor_mapping.py). This
-table adds what the map lacks: which GGUF architecture a transformers class becomes, and in which
+Names of tensors come from the ``gguf`` package (gguf-py/gguf/tensor_mapping.py). This table adds
+what that package lacks: which GGUF architecture a transformers class becomes, and in which
 architectures llama.cpp reorders the rows of q and k for its rotary embedding (conversion/*.py,
 ``undo_permute`` and ``permute``). The source is llama.cpp as vendored by llama-cpp-python 0.3.36.
 """
@@ -18,8 +18,8 @@ class Architecture:
     Attributes:
         name: value of ``general.architecture``.
         classes: names of the transformers classes that become this architecture.
-        permuted: leaf names of modules whose output rows are reordered per head.
-        source: the file of llama.cpp that shows it.
+        permuted: last components of the names of modules whose output rows are reordered per head.
+        source: the source file of llama.cpp that shows this.
     """
 
     name: str

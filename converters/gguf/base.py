@@ -19,7 +19,7 @@ PathLike = str | os.PathLike[str]
 
 _LARGEST_COUNT = 65536
 MOST_LAYERS = 1024
-"""Most layers of a base: the gguf package makes a table of 50 kB for each layer."""
+"""Largest number of layers of a base. The gguf package creates a table of 50 kB for each layer."""
 _BLOCKS, _HEADS, _KEY_VALUE_HEADS = (
     f".{key}" for key in ("block_count", "attention.head_count", "attention.head_count_kv")
 )
@@ -34,9 +34,9 @@ class Base:
         layers: number of transformer blocks.
         heads: number of attention heads.
         key_value_heads: number of attention heads for keys and values.
-        tied: whether the output shares the embedding's tensor; None if that is not known.
-        shapes: tensor's name → (out, in). Read from a GGUF file, it has all tensors; from a
-            config, only the linear layers that follow from it.
+        tied: whether the output shares the embedding's tensor; None if unknown.
+        shapes: tensor's name → (out, in). From a GGUF file, it has all tensors; from a config, only
+            the linear layers that the config determines.
     """
 
     architecture: Architecture
@@ -51,7 +51,7 @@ def package() -> ModuleType:
     """Import and return the ``gguf`` package.
 
     Raises:
-        MissingExtraError: it is not installed.
+        MissingExtraError: the package is not installed.
     """
     try:
         import gguf
@@ -68,8 +68,8 @@ def read_base(path: PathLike) -> Base:
         path: a folder with transformers' ``config.json``, that file, or a GGUF file.
 
     Raises:
-        SourceError: the path is none of these, the file is damaged, or its architecture is not in
-            the table.
+        SourceError: the path is none of these, the file is damaged, or its architecture is not
+            supported.
         MissingExtraError: the gguf package is not installed.
         StorageError: the file cannot be read.
     """
@@ -110,8 +110,10 @@ def _of_config(config: Mapping[str, Any]) -> Base:
 def _shapes(
     config: Mapping[str, Any], architecture: Architecture, layers: int
 ) -> dict[str, tuple[int, ...]]:
-    """Return the shapes of the linear layers of a config's model, and of its output if the config
-    has the size of the vocabulary."""
+    """Return the shapes of a model's linear layers, from its config.
+
+    If the config has the size of the vocabulary, the output layer is included.
+    """
     known = names(architecture, layers)
     blocks = linears(config)
     shapes: dict[str, tuple[int, ...]] = {
@@ -125,7 +127,7 @@ def _shapes(
 
 
 def names(architecture: Architecture, layers: int) -> Any:
-    """Return the gguf package's map of names; its ``get_name`` gives a module's tensor."""
+    """Return the gguf package's map of names, whose ``get_name`` returns a module's tensor."""
     gguf = package()
     numbers = {name: number for number, name in gguf.MODEL_ARCH_NAMES.items()}
     return gguf.get_tensor_name_map(numbers[architecture.name], layers)
@@ -165,9 +167,9 @@ def _of_gguf(file: Path) -> Base:
 
 
 def _one_for_all(fields: Mapping[str, Any]) -> dict[str, Any]:
-    """Return the fields, with every array of equal numbers as that number.
+    """Return the fields, with every array of equal numbers replaced by that number.
 
-    An array of different numbers stays as it is; `_count` refuses it.
+    An array of different numbers is not replaced; `_count` refuses it.
     """
     return {
         key: value[0]

@@ -1,8 +1,8 @@
 """Read the metadata and the tensors' shapes of a GGUF file, in one pass.
 
-The gguf package is not used: it makes an object of every element of every array, and trusts counts,
-so an array of 2⁴⁰ elements in a file of 100 bytes exhausts the memory. Here every count is compared
-with the bytes that follow, and long arrays are skipped.
+The gguf package is not used for this. It creates an object for every element of every array, and
+does not check counts, so an array of 2⁴⁰ elements in a file of 100 bytes exhausts the memory. Here,
+every count is compared with the bytes that follow, and long arrays are skipped.
 """
 
 from __future__ import annotations
@@ -16,20 +16,21 @@ from vbfmt._files import storage
 from vbfmt.errors import SourceError
 
 MOST_TENSORS = 100_000
-"""Most tensors in a file."""
+"""Largest number of tensors in a file."""
 
 _SIZES = {0: 1, 1: 1, 2: 2, 3: 2, 4: 4, 5: 4, 6: 4, 7: 1, 10: 8, 11: 8, 12: 8}
-"""Bytes of a value by its type (gguf.md in ggml: GGUF metadata value types)."""
+"""Type of a value → its size in bytes (gguf.md in ggml: GGUF metadata value types)."""
 
 _INTEGERS = {0: "B", 1: "b", 2: "H", 3: "h", 4: "I", 5: "i", 10: "Q", 11: "q"}
-"""The format character in `struct` of each type of whole number."""
+"""Type of an integer → its format character in `struct`."""
 
 _STRING, _ARRAY = 8, 9
 _DEEPEST = 8
 _MOST_DIMENSIONS = 4  # GGML_MAX_DIMS
 _LONGEST_TEXT = 1024
 _LONGEST_ARRAY = 4096
-"""Most elements of an array that is read and not skipped; it has a number for each layer."""
+"""Largest number of elements of an array that is read and not skipped. Such an array has a number
+for each layer."""
 _BEGIN = struct.Struct("<4sIQQ")  # magic, version, tensors, metadata entries
 _VERSIONS = (2, 3)
 
@@ -39,8 +40,8 @@ class Metadata:
     """Metadata and shapes from a GGUF file.
 
     Attributes:
-        fields: strings, whole numbers and short arrays of whole numbers, by key.
-        shapes: shapes of the tensors by name, with the row's length last, which GGUF stores first.
+        fields: strings, integers and short arrays of integers, by key.
+        shapes: shapes of the tensors, by name. The length of a row is last; in GGUF, it is first.
     """
 
     fields: Mapping[str, str | int | list[int]]
@@ -86,7 +87,7 @@ def read(path: str | os.PathLike[str], wanted: tuple[str, ...]) -> Metadata:
 
 
 class _Walk:
-    """A position in a file that moves forward over values, never past the end."""
+    """A position in a file that moves forward over values, but never beyond the end."""
 
     def __init__(self, data: memoryview, position: int) -> None:
         self._data = data
@@ -106,7 +107,8 @@ class _Walk:
         return int(value)
 
     def count(self, announced: int, least: int) -> int:
-        """Return `announced`, a number of entries of at least `least` bytes each, if all fit."""
+        """Check that `announced` entries of at least `least` bytes each fit into the rest of the
+        file. Return `announced`."""
         if announced * least > len(self._data) - self._position:
             raise _unreadable(f"{announced} entries at {self._position} of {len(self._data)}")
         return announced
@@ -116,7 +118,7 @@ class _Walk:
         self.skip(self.number("<Q"))
 
     def text(self) -> str | None:
-        """Read a string; return None if it is too long or not UTF-8."""
+        """Read a string. Return None if it is too long or not UTF-8."""
         size = self.number("<Q")
         start = self._position
         self.skip(size)
@@ -128,9 +130,9 @@ class _Walk:
             return None
 
     def kept(self, kind: int) -> str | int | list[int]:
-        """Read a string, a whole number or a short array of whole numbers.
+        """Read a string, an integer or a short array of integers.
 
-        Skip a value of another type, and return an empty string for it.
+        Skip a value of another type, and return an empty string.
         """
         if kind == _STRING:
             return self.text() or ""

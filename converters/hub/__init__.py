@@ -1,1 +1,1 @@
-"""The Hugging Face Hub: names of repositories, downloads from them, and model cards."""
+"""Work with the Hugging Face Hub: names of repositories, downloads and model cards."""

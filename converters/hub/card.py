@@ -1,4 +1,4 @@
-"""Model cards for the Hub: the README.md of a repository, with the metadata that the Hub reads.
+"""Write model cards for the Hub: the README.md of a repository, with metadata for the Hub.
 
 huggingface_hub's ModelCardData writes the metadata. The Hub's documentation of model cards explains
 its fields: ``base_model``, ``base_model_relation``, ``library_name``, ``pipeline_tag``, ``tags``.
@@ -29,7 +29,7 @@ _PAPER = "[VB-LoRA](https://arxiv.org/abs/2405.15179)"
 
 
 def packed(adapter: Adapter, file: str, digest: str) -> bytes:
-    """Return the card of a repository that holds a packed file.
+    """Return the card for a repository with a packed file.
 
     Args:
         adapter: the packed adapter.
@@ -57,7 +57,7 @@ def packed(adapter: Adapter, file: str, digest: str) -> bytes:
 
 
 def vblora(adapter: Adapter) -> bytes:
-    """Return the card of a PEFT VB-LoRA folder; errors as `packed`."""
+    """Return the card for a PEFT VB-LoRA folder. Errors are those of `packed`."""
     return _card(
         adapter,
         "peft",
@@ -68,7 +68,8 @@ def vblora(adapter: Adapter) -> bytes:
 
 
 def lora(adapter: LowRank, library: str) -> bytes:
-    """Return the card of a LoRA folder for the library ``peft`` or ``mlx``; errors as `packed`."""
+    """Return the card for a LoRA folder for the library ``peft`` or ``mlx``. Errors are those of
+    `packed`."""
     use = _WITH_PEFT if library == "peft" else _WITH_MLX
     return _card(
         adapter,
@@ -80,7 +81,7 @@ def lora(adapter: LowRank, library: str) -> bytes:
 
 
 def merged(adapter: LowRank, base_model: str | None, digests: Sequence[str]) -> bytes:
-    """Return the card of a model that adapters were merged into; errors as `packed`.
+    """Return the card for a model that adapters were merged into. Errors are those of `packed`.
 
     Args:
         adapter: the merged sum.
@@ -136,7 +137,8 @@ def _card(
 
 
 def _base(adapter: LowRank) -> str | None:
-    """Return the base's name if it is valid on the Hub, which refuses other names; else None."""
+    """Return the base's name if it is valid on the Hub, else None, because the Hub refuses other
+    names."""
     name = adapter.base_model
     return name if name and is_model_name(name) else None
 

@@ -25,9 +25,6 @@ _COMMIT = re.compile(r"[0-9a-f]{40}")
 def fetched(repo: Repo, source: str, choice: Choice, what: str) -> tuple[str, list[str]]:
     """Download files of a repository.
 
-    Returns:
-        The snapshot's folder in the cache, and the names of the files.
-
     If the Hub cannot be reached, files that were downloaded before are used.
 
     Args:
@@ -35,6 +32,9 @@ def fetched(repo: Repo, source: str, choice: Choice, what: str) -> tuple[str, li
         source: the repository as the user wrote it, for messages.
         choice: chooses the files to download.
         what: a description of the wanted files, for messages.
+
+    Returns:
+        The snapshot's folder in the cache, and the names of the files.
 
     Raises:
         SourceError: the repository does not have the files, or cannot be downloaded.
@@ -100,7 +100,7 @@ def _require_commit(name: str, repo: Repo) -> None:
 
 
 def _from_cache(hub: Any, repo: Repo, choice: Choice, error: Exception) -> tuple[str, list[str]]:
-    """Choose among the files that were downloaded earlier; raise `error` if none is chosen."""
+    """Choose among the files that were downloaded earlier. Raise `error` if no file is chosen."""
     try:
         folder = hub.snapshot_download(repo.id, revision=repo.revision, local_files_only=True)
     except hub.errors.LocalEntryNotFoundError as missing:
@@ -142,7 +142,7 @@ def _package(source: str) -> Any:
 
 @contextmanager
 def _in_one_line(repo: Repo, source: str) -> Iterator[None]:
-    """Turn whatever huggingface_hub raises into a SourceError of one line."""
+    """Convert any error of huggingface_hub to a SourceError of one line."""
     try:
         yield
     except VbfmtError:

@@ -45,19 +45,19 @@ class Repo:
 
 
 def parse(source: str, revision: str | None = None) -> Repo | None:
-    """Return the repository that a user's text names, or None if it is a local path.
+    """Return the repository that a user's input names, or None if the input is a local path.
 
-    Text that names an existing path is a path, except with ``hf://``. So is text that is not a
-    valid name or URL of a repository, or that ends with the suffix of a file (``.vblora``), even if
-    no such path exists.
+    The input is a path if that path exists, unless it begins with ``hf://``. It is also a path,
+    existing or not, if it is not a valid name or URL of a repository, or if it has the suffix of a
+    file (``.vblora``).
 
     Args:
         source: a path, ``owner/name``, ``hf://owner/name[@revision][/file]``, or the URL of a page.
-        revision: a revision that the user gave separately.
+        revision: the revision, if the user gave it separately.
 
     Raises:
-        SourceError: after ``hf://`` or in the URL there is no valid repository, the revision is
-            not valid, or it contradicts the one in `source`.
+        SourceError: the text after ``hf://`` or in the URL is not a valid repository, the revision
+            is not valid, or `revision` contradicts the revision in `source`.
     """
     page = _WEB.fullmatch(source)
     if page is not None and not os.path.lexists(source):
@@ -87,15 +87,19 @@ def parse(source: str, revision: str | None = None) -> Repo | None:
 
 
 def is_id(text: str) -> bool:
-    """Return whether `text` is valid as a repository's name, ``owner/name``, by huggingface_hub's
-    rules; the repository need not exist."""
+    """Return whether `text` is a valid name of a repository, ``owner/name``.
+
+    huggingface_hub's rules apply. The repository need not exist.
+    """
     plain = len(text) <= _LONGEST_ID and "--" not in text and ".." not in text
     return plain and not text.endswith(".git") and bool(_ID.fullmatch(text))
 
 
 def is_model_name(text: str) -> bool:
-    """Return whether `text` is valid as a model's name: as `is_id`, or without an owner like the
-    Hub's oldest models, ``gpt2``."""
+    """Return whether `text` is a valid name of a model.
+
+    The name may lack an owner, like those of the Hub's oldest models, such as ``gpt2``.
+    """
     return is_id(text) or is_id(f"owner/{text}")
 
 

@@ -1,4 +1,4 @@
-"""The interface that writers of LoRA accept: modules with their factors A and B."""
+"""The interface of adapters for writers of LoRA: modules with their factors A and B."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ Factor = NDArray[np.float32]
 
 
 class LowRank(Protocol):
-    """The interface that an `Adapter`, a sum of adapters and a reduced sum have in common."""
+    """The common interface of an `Adapter`, a sum of adapters and a reduced sum."""
 
     @property
     def modules(self) -> tuple[Module, ...]:
@@ -27,7 +27,7 @@ class LowRank(Protocol):
 
     @property
     def base_model(self) -> str | None:
-        """The model that was adapted, as the source names it."""
+        """The adapted model, as the source names it."""
 
     @property
     def base_revision(self) -> str | None:

@@ -1,7 +1,7 @@
-"""Add adapters up: ΔW = Σ wᵢ ΔWᵢ, by concatenating their factors.
+"""Add adapters, ΔW = Σ wᵢ ΔWᵢ, by concatenating their factors.
 
 B·A of the sum is [w₁B₁ w₂B₂ …]·[A₁; A₂; …]. It is exact except for the rounding of wᵢBᵢ. Its rank
-is the sum of the ranks; `reduction` lowers it.
+is the sum of the ranks, which `reduction` can lower.
 """
 
 from __future__ import annotations
@@ -35,7 +35,7 @@ class Sum:
 
     Raises:
         SourceError: a module has different shapes in two adapters, or two adapters have different
-            tensors of one name.
+            tensors with the same name.
     """
 
     parts: tuple[tuple[Adapter, float], ...]
@@ -84,7 +84,7 @@ class Sum:
 
     @property
     def base_model(self) -> str | None:
-        """The base model, if all adapters name the same, else None."""
+        """The base model, if all adapters name the same one, else None."""
         return _the_same(self.base_models)
 
     @property
@@ -94,7 +94,7 @@ class Sum:
 
     @property
     def base_revision(self) -> str | None:
-        """The base model's revision, if all adapters name the same, else None."""
+        """The base model's revision, if all adapters name the same one, else None."""
         return _the_same([adapter.base_revision for adapter, _ in self.parts])
 
     @property
@@ -133,7 +133,7 @@ class Sum:
         )
 
     def iter_factors(self) -> Iterator[tuple[Module, Factor, Factor]]:
-        """Yield (module, A, B) for all modules in order; errors as `factors`."""
+        """Yield (module, A, B) for all modules in order. Errors are those of `factors`."""
         if len(self.parts) == 1 and self.parts[0][1] == 1:
             yield from self.parts[0][0].iter_factors()
             return
@@ -148,13 +148,13 @@ def weighted(
 
     Args:
         adapters: at least one.
-        weights: one for each adapter; all 1 if left out.
+        weights: one weight for each adapter; by default, all are 1.
         drop_extras: leave out trained biases and heads.
 
     Raises:
-        TargetError: there is no adapter, one is given twice, or there is not one finite weight for
-            each.
-        SourceError: the adapters do not fit each other, as `Sum`.
+        TargetError: there is no adapter, one is given twice, or there is not exactly one finite
+            weight for each.
+        SourceError: the adapters do not fit each other, as in `Sum`.
     """
     chosen = tuple(weights) or (1.0,) * len(adapters)
     if not adapters or len(chosen) != len(adapters) or not all(map(math.isfinite, chosen)):
@@ -220,7 +220,7 @@ def _scaled(b: Factor, weight: float, name: str) -> Factor:
     """Return w·B in float32, computed in float64 and rounded once.
 
     Raises:
-        TargetError: it is too large for float32, or too small for its precision.
+        TargetError: the product is too large for float32, or too small for its full precision.
     """
     if weight == 1:
         return b

@@ -1,4 +1,4 @@
-"""Lower the rank of a sum of adapters without ever forming ΔW."""
+"""Lower the rank of a sum of adapters without computing ΔW."""
 
 from __future__ import annotations
 
@@ -20,10 +20,10 @@ class Reduced:
     """The best approximation of a LoRA by modules of rank at most `rank`.
 
     Attributes:
-        whole: the LoRA that is approximated.
+        whole: the LoRA to approximate.
         rank: the largest rank of a module, at least 1.
-        report: called for each module when its factors are computed, with its name and the
-            relative error that `reduced` returns.
+        report: called with the name and the relative error (from `reduced`) of each module when its
+            factors are computed.
     """
 
     whole: LowRank
@@ -32,34 +32,34 @@ class Reduced:
 
     @property
     def modules(self) -> tuple[Module, ...]:
-        """The modules of the whole, with the lower ranks."""
+        """The modules of `whole`, with the lower ranks."""
         return tuple(self._module(module) for module in self.whole.modules)
 
     @property
     def tensors(self) -> Mapping[str, Tensor]:
-        """The other trained tensors of the whole."""
+        """The other trained tensors of `whole`."""
         return self.whole.tensors
 
     @property
     def base_model(self) -> str | None:
-        """The base model of the whole."""
+        """The base model of `whole`."""
         return self.whole.base_model
 
     @property
     def base_revision(self) -> str | None:
-        """The revision of the whole's base model."""
+        """The revision of the base model of `whole`."""
         return self.whole.base_revision
 
     @property
     def config(self) -> str | None:
-        """The config of the whole."""
+        """The config of `whole`."""
         return self.whole.config
 
     def factors(self, name: str) -> tuple[Factor, Factor]:
         """Return a module's reduced A (rank, in_features) and B (out_features, rank), float32.
 
         Raises:
-            TargetError: a factor leaves the range of float32.
+            TargetError: a factor is too large for float32.
         """
         return self._factors(name, *self.whole.factors(name))
 
@@ -87,12 +87,12 @@ def reduced(a: Factor, b: Factor, rank: int) -> tuple[Factor, Factor, float]:
     Args:
         a: A, (R, in_features).
         b: B, (out_features, R).
-        rank: the new rank, at least 1. If R is not greater, `a` and `b` are returned as they are.
+        rank: the new rank, at least 1. If R is not greater, `a` and `b` are returned unchanged.
 
     Returns:
-        A (rank, in_features) and B (out_features, rank), float32, each scaled by the square roots
-        of the singular values; and the relative error of their product in the Frobenius norm,
-        before the rounding to float32.
+        A (rank, in_features) and B (out_features, rank), float32, both scaled by the square roots
+        of the singular values, and the relative error of their product in the Frobenius norm before
+        it is rounded to float32.
 
     Raises:
         TargetError: a factor leaves the range of float32.
@@ -116,7 +116,7 @@ def reduced(a: Factor, b: Factor, rank: int) -> tuple[Factor, Factor, float]:
 def _truncated(a: Factor, b: Factor, rank: int) -> tuple[Factor, Factor, NDArray[np.float64]]:
     """Return A and B of the lower rank, and all singular values.
 
-    Elements that leave the range of float32 are infinite.
+    Elements that are too large for float32 are infinite.
     """
     q1, r1 = np.linalg.qr(b.astype(np.float64))
     q2, r2 = np.linalg.qr(a.T.astype(np.float64))

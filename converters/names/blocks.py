@@ -1,4 +1,4 @@
-"""The blocks of a weight: which tensors on the disk hold its rows, and in which order."""
+"""Find the blocks of a weight: the tensors on the disk that hold its rows, and their order."""
 
 from __future__ import annotations
 
@@ -17,17 +17,17 @@ Positions = NDArray[np.int64]
 
 @dataclass(frozen=True)
 class Block:
-    """A tensor on the disk that holds a module's weight, or some rows of it.
+    """A module's weight, or some rows of it, in a tensor on the disk.
 
     Attributes:
         tensor: the tensor's name on the disk.
-        rows: for each of `own_rows`, the row of the tensor that holds it (the column, if
-            `transposed`); None if the tensor is the whole weight.
-        columns: for each column of the weight, the column of the tensor (the row, if
-            `transposed`); None if the tensor is the whole weight.
-        own_rows: the rows of the loaded model's weight that are in this tensor; None if all are.
+        rows: for each of `own_rows`, its row in the tensor (its column if `transposed`); None if
+            the tensor is the whole weight.
+        columns: for each column of the weight, its column in the tensor (its row if `transposed`);
+            None if the tensor is the whole weight.
+        own_rows: the rows of the loaded model's weight that are in this tensor; None for all rows.
         transposed: whether rows of the weight are columns of the tensor.
-        index: for a tensor of three dimensions, the index of its matrix that holds the weight.
+        index: for a three-dimensional tensor, the index of the matrix that holds the weight.
     """
 
     tensor: str
@@ -43,10 +43,10 @@ def of_converted(loaded: LoadedModel, target: str) -> tuple[Block, ...]:
 
     Args:
         loaded: the model.
-        target: the weight's name in it.
+        target: the weight's name in the loaded model.
 
     Raises:
-        SourceError: the weight is not made of whole rows of those tensors.
+        SourceError: the weight does not consist of whole rows of those tensors.
     """
     source = loaded.sources[target]
     try:
@@ -68,12 +68,13 @@ def of_converted(loaded: LoadedModel, target: str) -> tuple[Block, ...]:
 
 
 def _block(name: str, numbers: Positions, start: int, shape: Shape) -> Block | None:
-    """Return the block of a weight in one tensor on the disk, None if no row of it is there.
+    """Return the block of a weight in one tensor on the disk, or None if the tensor has no row of
+    it.
 
     Args:
         name: the tensor's name.
         numbers: result of `LoadedModel.indices` for the weight, (out, in).
-        start: the number there of the tensor's first element.
+        start: the number of the tensor's first element in `numbers`.
         shape: the tensor's shape.
 
     Raises:
@@ -106,7 +107,7 @@ def of_fused(
     """Return the block of an expert's weight in the tensor that holds all experts.
 
     To find the rows, the conversion that transformers applies to the weights of single experts is
-    applied to numbers that stand for their rows.
+    applied to row numbers instead.
 
     Args:
         loaded: the model.
@@ -116,7 +117,7 @@ def of_fused(
         pattern: the pattern of transformers' converter that `weight` matches.
 
     Returns:
-        One block, or None if the expert's rows cannot be found that way.
+        One block, or None if the expert's rows cannot be found in this way.
     """
     number, shape = number_in(pattern, weight), loaded.disk[fused]
     if number is None or len(shape) != 3 or number >= shape[0]:
@@ -151,13 +152,13 @@ def of_fused(
 def _numbered_rows(
     loaded: LoadedModel, fused: str, pattern: str, *, experts: int, rows: int
 ) -> tuple[Positions, int]:
-    """Convert numbers that stand for the rows of all experts' weights, as the weights would be.
+    """Convert the row numbers of all experts' weights, as transformers would convert the weights.
 
-    One number stands for a whole row, so each matrix has a single column; in the result, the
+    One number stands for a whole row, so each matrix has a single column. In the result, the
     dimension of size 1 shows whether transformers transposes the matrices.
 
     Returns:
-        the converted numbers, and the first number of the weights that match `pattern`.
+        The converted numbers, and the first number of the weights that match `pattern`.
     """
     import torch
 

@@ -1,13 +1,14 @@
 """Refuse to change a weight that a base's files hold more than once.
 
 A base may hold a weight under two names (with and without the model's prefix, as ``gamma`` and as
-``weight``), or fused and split (``qkv_proj`` beside ``q_proj``, stacked experts beside single
-ones). Which copy is loaded depends on the runtime and its version: transformers 5 takes the first
-name in its own order, combines two forms or raises, and initialises what it cannot convert. So a
-merge that changes one copy may have no effect.
+``weight``), or both fused and split (``qkv_proj`` beside ``q_proj``, stacked experts beside single
+ones). Which copy is loaded depends on the runtime and its version: transformers 5 uses the first
+name in its own order, combines two forms or raises an error, and initialises what it cannot
+convert. So a merge that changes one copy may have no effect.
 
-Where transformers has built the model, it shows which tensors become one weight. Otherwise names
-alone show which may; the model is then built to decide, and what cannot be decided is refused.
+If transformers has built the model, it shows which tensors become one weight. Otherwise, the names
+show which tensors may become one weight. The model is then built to decide. If that is not
+possible, the merge is refused.
 """
 
 from __future__ import annotations
@@ -43,7 +44,7 @@ _FUSED = (
         (("gate_proj", "up_proj"), ("w1", "w3")),
     ),
 )
-"""Last components of the names of fused layers, and of those that they are made of."""
+"""Last components of the names of fused layers → those of the layers that they consist of."""
 
 _OTHERS: dict[str, tuple[str, ...]] = {}
 for _whole, _groups in _FUSED:
@@ -61,7 +62,8 @@ _PARAMETRISED = {
     ),
     "bias": ("beta",),
 }
-"""Name of a parameter → names of the parameters of the same module that may stand for it."""
+"""Name of a parameter → names of other parameters of the same module that may hold the same
+weight."""
 
 _EXPERTS = re.compile(r"(?P<stack>(?:.*\.)?experts\.)(?P<rest>.+)", re.DOTALL)
 _DIGITS = re.compile(r"\d+")
@@ -69,7 +71,7 @@ _DIGITS = re.compile(r"\d+")
 
 @dataclass(frozen=True)
 class _Pair:
-    """A tensor that the adapter changes, and another that may hold the same weight."""
+    """A tensor that the adapter changes, and another tensor that may hold the same weight."""
 
     changed: str
     other: str
@@ -83,10 +85,10 @@ def require_single(disk: Mapping[str, Shape], locations: Locations) -> str | Non
         locations: the tensors that an adapter changes.
 
     Returns:
-        A sentence for the user if there are other forms that transformers does not load, or None.
+        A sentence for the user if there are copies that transformers does not load, else None.
 
     Raises:
-        SourceError: with two names of the weight.
+        SourceError: there is such a tensor. The message has both names.
     """
     changed = _changed(locations)
     pairs = list(_alike(changed, disk))
@@ -122,7 +124,7 @@ def _changed(locations: Locations) -> dict[str, None]:
 
 
 def _alike(changed: Collection[str], disk: Mapping[str, Shape]) -> Iterator[_Pair]:
-    """Yield the pairs of tensors that may be one weight, as far as names show it."""
+    """Yield the pairs of tensors that may be the same weight, judged by their names."""
     yield from _of_other_prefix(changed, disk)
     for name in changed:
         yield from (_Pair(name, other) for other in _siblings(name) if other in disk)
@@ -139,7 +141,7 @@ def _of_other_prefix(changed: Collection[str], disk: Mapping[str, Shape]) -> Ite
 
 
 def _ends(name: str, lengths: Collection[int]) -> Iterator[str]:
-    """Yield the ends of a name that follow a dot and have one of these lengths."""
+    """Yield the ends of a name that come after a dot and have one of these lengths."""
     position = name.find(".") + 1
     while position:
         if len(name) - position in lengths:
@@ -148,7 +150,7 @@ def _ends(name: str, lengths: Collection[int]) -> Iterator[str]:
 
 
 def _siblings(name: str) -> Iterator[str]:
-    """Yield the names in the same module, or beside it, that may hold the weight `name`."""
+    """Yield names in the same module, or in a module beside it, that may hold the weight `name`."""
     module, _, parameter = name.rpartition(".")
     for other in _PARAMETRISED.get(parameter, ()):
         yield f"{module}.{other}"
@@ -160,7 +162,7 @@ def _siblings(name: str) -> Iterator[str]:
 
 
 def _of_experts(changed: Collection[str], disk: Mapping[str, Shape]) -> Iterator[_Pair]:
-    """Yield single experts beside stacked ones."""
+    """Yield pairs of a single expert and the stacked experts."""
     first: dict[tuple[str, bool], str] = {}
     for name, shape in disk.items():
         if match := _EXPERTS.fullmatch(name):
@@ -177,7 +179,7 @@ def _of_experts(changed: Collection[str], disk: Mapping[str, Shape]) -> Iterator
 def _conflicts(
     loaded: LoadedModel, targets: Mapping[str, tuple[str, str | None]], changed: Collection[str]
 ) -> Iterator[_Pair]:
-    """Yield pairs of tensors from each of which transformers would make the same weight.
+    """Yield pairs of tensors that transformers would load as the same weight.
 
     Args:
         loaded: the model.
@@ -201,7 +203,8 @@ def _conflicts(
 
 
 def _made(loaded: LoadedModel, target: str, pattern: str | None) -> Iterable[str]:
-    """Return the loaded model's tensors that transformers makes from one on the disk."""
+    """Return the tensors of the loaded model that transformers makes from one tensor on the
+    disk."""
     converter = None if pattern is None else loaded.converter(pattern)
     if converter is None:
         return (target,)
@@ -214,8 +217,8 @@ def _twice(
 ) -> tuple[str, str] | None:
     """Return two of the tensors that become one weight, if one of them would be enough.
 
-    The experts of a stack have different numbers, and parts that are joined have different
-    patterns; they are all needed.
+    Stacked experts have different numbers, and joined parts have different patterns. All of these
+    are needed.
     """
     seen: dict[tuple[object, ...], str] = {}
     ways = {targets[name][1] is None for name in names}

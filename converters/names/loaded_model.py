@@ -1,8 +1,7 @@
-"""The names that a base's tensors have once transformers has loaded them.
+"""Find the names that a base's tensors get when transformers loads them.
 
 The model is built on PyTorch's meta device from the base's config, and the names in the base's
-files go through the same steps as in `from_pretrained`. No values are loaded, and no code of the
-base is run.
+files are processed as in `from_pretrained`. No values are loaded, and no code of the base is run.
 """
 
 from __future__ import annotations
@@ -24,14 +23,15 @@ Index = NDArray[np.int64]
 
 @dataclass(frozen=True)
 class Source:
-    """The tensors on the disk that a tensor of the loaded model is made of.
+    """The tensors on the disk from which a tensor of the loaded model is made.
 
     Attributes:
         names: their names.
-        first: name of the first tensor that transformers makes of them, under which its converter
-            collects them.
-        converter: the `WeightConverter` that transformers applies; None if it only renames.
-        patterns: for each of `names`, the pattern of the converter that it matches.
+        first: name of the first tensor that transformers makes from them. Its converter collects
+            them under this name.
+        converter: the `WeightConverter` that transformers applies; None if it only renames a
+            tensor.
+        patterns: for each of `names`, the converter's pattern that it matches.
     """
 
     names: tuple[str, ...]
@@ -45,12 +45,12 @@ class LoadedModel:
     """A model as transformers would load it from the tensors on the disk.
 
     Attributes:
-        model: the model, on the meta device unless it is an existing one.
+        model: the model, on the meta device unless it is an existing model.
         disk: shapes of the tensors on the disk, by name.
         shapes: shapes of the tensors of the loaded model, by name.
-        sources: name in the loaded model → what the tensor is made of. Tensors that the disk lacks
-            are not among the keys.
-        ties: groups of names of tied tensors, which the model keeps equal.
+        sources: name in the loaded model → the tensor's source. Tensors that the disk lacks have no
+            entry.
+        ties: groups of names of tied tensors, which share one parameter.
     """
 
     model: Any
@@ -62,10 +62,11 @@ class LoadedModel:
     _traces: dict[str, dict[str, Index]] = field(default_factory=dict)
 
     def renamed(self, names: Iterable[str]) -> dict[str, tuple[str, str | None]]:
-        """Return for each name on the disk its name in the loaded model, and the pattern of the
-        converter that it matches, if any.
+        """Return each disk name's name in the loaded model, and the converter pattern that it
+        matches.
 
-        Give all names at once: some renamings of transformers depend on the names before.
+        The pattern is None if the name matches none. Give all names in one call, because some
+        renamings of transformers depend on earlier names.
         """
         from transformers.core_model_loading import dot_natural_key
 
@@ -74,18 +75,17 @@ class LoadedModel:
         return {name: _renamed(name, self.model, self.shapes, transforms) for name in ordered}
 
     def indices(self, name: str) -> Index:
-        """Return for every element of a tensor of the loaded model the element on the disk that it
-        comes from.
+        """Return the element on the disk from which each element of a loaded tensor comes.
 
         Args:
-            name: the tensor's name in the loaded model; it must have a converter.
+            name: the tensor's name in the loaded model. It must have a converter.
 
         Returns:
-            int64 numbers, of the tensor's shape. The elements of all tensors in `Source.names` are
-            numbered consecutively, in that order.
+            int64 numbers, with the tensor's shape. The elements of all tensors in `Source.names`
+            are numbered consecutively, in this order.
 
         Raises:
-            ValueError: the converter does more than move elements.
+            ValueError: the converter does not only move elements.
         """
         source = self.sources[name]
         if source.first not in self._traces:
@@ -117,12 +117,12 @@ class LoadedModel:
     def earlier(self, name: str) -> Iterator[str]:
         """Yield candidates for names that transformers renames to `name`.
 
-        They come from undoing one renaming of transformers, then all in turn, then two of them.
-        The caller must check which candidate is right.
+        They are found by undoing one renaming of transformers, all renamings in turn, or two of
+        them. The caller must check which candidate is right.
         """
         undone = []
         for each in reversed(self._transforms[0]):
-            with suppress(Exception):  # some cannot be undone
+            with suppress(Exception):  # some renamings cannot be undone
                 undone.append(each.reverse_transform())
         seen = {name}
         singles = [other for each in undone if (other := _applied(each, name)) != name]
@@ -136,7 +136,7 @@ class LoadedModel:
                 yield other
 
     def converter(self, pattern: str) -> Any:
-        """Return the converter that has this pattern among its sources, None if there is none."""
+        """Return the converter with this pattern among its sources, or None."""
         return next((each for each in self._transforms[1] if pattern in each.source_patterns), None)
 
 
@@ -148,10 +148,11 @@ def build(
     Args:
         config: content of the base's ``config.json``.
         disk: shapes of the tensors in the base's files, by name.
-        name: name of the transformers class; the one that the config names if left out.
+        name: name of the transformers class; by default, the class that the config names.
 
     Returns:
-        None if transformers 5 is not installed, or does not know the model or cannot build it.
+        The model, or None if transformers 5 is not installed, does not know the model or cannot
+        build it.
     """
     try:
         import torch
@@ -181,10 +182,10 @@ def is_installed() -> bool:
 
 
 def has_experts(model: Any) -> bool | None:
-    """Return whether PEFT would convert a LoRA on this model to one for fused experts.
+    """Return whether PEFT would convert a LoRA on this model to a LoRA for fused experts.
 
     Returns:
-        None if transformers 5 is not installed.
+        The answer, or None if transformers 5 is not installed.
     """
     try:
         from transformers.conversion_mapping import get_checkpoint_conversion_mapping
@@ -197,8 +198,8 @@ def has_experts(model: Any) -> bool | None:
 
 
 def _decoded(value: Any) -> Any:
-    """Return a config's value with every ``{"__float__": …}`` as a float, as transformers reads
-    it."""
+    """Return a config's value, with every ``{"__float__": …}`` decoded as a float, as in
+    transformers."""
     if isinstance(value, Mapping):
         if set(value) == {"__float__"}:
             return float(value["__float__"])
@@ -210,7 +211,7 @@ def of_model(model: Any) -> LoadedModel | None:
     """Return an existing model as a `LoadedModel` without tensors on the disk.
 
     Returns:
-        None if transformers 5 is not installed, or the model is not one of its models.
+        The model, or None if transformers 5 is not installed or has no such model.
     """
     if not hasattr(model, "base_model_prefix"):
         return None
@@ -221,7 +222,8 @@ def of_model(model: Any) -> LoadedModel | None:
 
 
 def _described(model: Any, disk: Mapping[str, Shape]) -> LoadedModel:
-    """Return the names and shapes of a model, and how transformers makes its tensors of `disk`."""
+    """Describe a model: the names and shapes of its tensors, and how transformers makes them from
+    `disk`."""
     from transformers.conversion_mapping import get_model_conversion_mapping
     from transformers.core_model_loading import WeightConverter, WeightRenaming
 
@@ -242,10 +244,10 @@ def _ties(model: Any) -> tuple[frozenset[str], ...]:
 
 
 def class_of(config: Mapping[str, Any], name: str | None = None) -> Any:
-    """Return the transformers class of that name, by default of the first one in the config.
+    """Return the transformers class with this name; by default, the first class in the config.
 
     Returns:
-        None if transformers has no such model class.
+        The class, or None if transformers has no such model class.
     """
     import transformers
 
@@ -316,8 +318,10 @@ def _renamed(
 
 
 def number_in(pattern: str, name: str) -> int | None:
-    """Return the number that a name has at the ``*`` of a converter's pattern, such as the index
-    of an expert; None if the name does not match."""
+    """Return the number in a name at the ``*`` of a converter's pattern, such as an expert's index.
+
+    If the name does not match the pattern, return None.
+    """
     body = r"(\d+)".join(part if "\\" in part else re.escape(part) for part in pattern.split("*"))
     match = re.search(body, name)
     return int(match[1]) if match and match.groups() else None

@@ -1,4 +1,4 @@
-"""The locations in a base's files of the tensors that an adapter changes."""
+"""Find the locations in a base's files of the tensors that an adapter changes."""
 
 from __future__ import annotations
 
@@ -14,18 +14,19 @@ from vbfmt.module import Module
 
 @dataclass(frozen=True)
 class Locations:
-    """The locations in a base's files of the weights and tensors that an adapter changes.
+    """Where the weights and tensors that an adapter changes are in a base's files.
 
     Attributes:
         modules: module's name → the blocks of its weight.
         tensors: trained tensor's name → name of the tensor on the disk that it replaces.
-        composed: trained tensor's name → its name in the loaded model, for a tensor that is made of
+        composed: trained tensor's name → its name in the loaded model, for tensors that consist of
             several tensors on the disk, or of a part of one.
         added: name of a trained tensor that the base lacks → its name in the output.
-        rule: how a name in the adapter becomes a name on the disk.
+        rule: how names in the adapter become names on the disk.
         loaded_model: the model as transformers builds it, if it was built.
-        notice: a sentence that the user should read, if any.
-        build: builds that model if it is needed after all; returns None if it cannot.
+        notice: a sentence for the user, or None.
+        build: a function that builds `loaded_model` when it is needed, and returns None if it
+            cannot.
     """
 
     modules: Mapping[str, tuple[Block, ...]]
@@ -41,7 +42,7 @@ class Locations:
         """Return the names of tied tensors, on the disk and in the loaded model.
 
         Returns:
-            None if transformers cannot build the model, so that they are not known.
+            The names, or None if they are unknown because transformers cannot build the model.
         """
         loaded = self.loaded_model or self.build()
         if loaded is None:
@@ -64,10 +65,10 @@ def in_loaded_model(
         loaded: the model.
         modules: the adapter's modules.
         tensors: shapes of the other trained tensors, by name.
-        part: prefix of names in the loaded model that selects a part of it.
+        part: prefix of the names of one part of the loaded model, to search only in it.
 
     Raises:
-        SourceError: a module has no weight in those files.
+        SourceError: a module has no weight in the files.
     """
     front = part or ""
     weights = {module.name: f"{front}{module.name}.weight" for module in modules}
@@ -103,16 +104,16 @@ def by_rule(
     *,
     part: str | None = None,
 ) -> Locations:
-    """Return the locations from names alone, which may differ by one prefix.
+    """Return the locations by comparing names, which may differ by one prefix.
 
     Args:
         modules: the adapter's modules.
         tensors: names of the other trained tensors.
         disk: shapes of the base's tensors, by their names on the disk.
-        part: prefix of the base's names that selects a part of it.
+        part: prefix of the names of one part of the base, to search only in it.
 
     Raises:
-        SourceError: as `find_rule`.
+        SourceError: as in `find_rule`.
     """
     shapes = {module.name: (module.out_features, module.in_features) for module in modules}
     rule = find_rule(shapes, disk, part=part)
@@ -129,10 +130,11 @@ def by_rule(
 
 
 def _targets(loaded: LoadedModel, names: Collection[str]) -> dict[str, tuple[str, str | None]]:
-    """Return for each name its name in the loaded model, and the pattern of its converter, if any.
+    """Return the name of each tensor in the loaded model, and the pattern of its converter or None.
 
-    A name that the loaded model does not have is renamed as transformers would: it may be a name
-    on the disk, or one of an earlier version of transformers. If that fails, a prefix is tried.
+    If the loaded model does not have a name, it is renamed as transformers would rename it, because
+    it may be a name on the disk or from an earlier version of transformers. If this fails, a prefix
+    is tried.
     """
     renamed = loaded.renamed(names)
     result: dict[str, tuple[str, str | None]] = {}
@@ -146,7 +148,7 @@ def _targets(loaded: LoadedModel, names: Collection[str]) -> dict[str, tuple[str
 
 
 def _prefix(loaded: LoadedModel, lost: Collection[str]) -> Rule | None:
-    """Return the rule by which all lost names become the loaded model's, None if there is none."""
+    """Return a rule that converts all lost names to names of the loaded model, or None."""
     weights = [name.removesuffix(".weight") for name in lost if name.endswith(".weight")]
     try:
         return find_rule(weights, loaded.shapes) if weights else None
@@ -157,13 +159,13 @@ def _prefix(loaded: LoadedModel, lost: Collection[str]) -> Rule | None:
 def _blocks(
     loaded: LoadedModel, module: Module, weight: str, target: str, pattern: str | None
 ) -> tuple[Block, ...] | None:
-    """Return the blocks of a module's weight, None if the base's files do not have it.
+    """Return the blocks of a module's weight, or None if the base's files do not have it.
 
     Args:
         loaded: the model.
         module: the adapted module.
         weight: the name of its weight in the adapter.
-        target: that name in the loaded model.
+        target: the weight's name in the loaded model.
         pattern: the pattern of the converter that `weight` matches, if any.
     """
     source = loaded.sources.get(target)
@@ -183,7 +185,7 @@ def _blocks(
 
 
 def _name_on_disk(loaded: LoadedModel, target: str) -> str:
-    """Return the name under which a tensor must be stored to be loaded as `target`.
+    """Return the name on the disk with which a tensor is loaded as `target`.
 
     Raises:
         SourceError: transformers would rename `target` when it loads it.
@@ -201,8 +203,8 @@ def _name_on_disk(loaded: LoadedModel, target: str) -> str:
 def _rule(blocks: Mapping[str, tuple[Block, ...]], loaded: LoadedModel) -> Rule:
     """Return the rule for the prefix by which names on the disk and in the adapter differ.
 
-    If they differ by more, return a rule that says so; it drops the model's own prefix if the
-    names in the adapter have it and those in the base do not.
+    If they differ by more than a prefix, return a rule with `mapped` set. It drops the model's own
+    prefix if the names in the adapter have it and those in the base do not.
     """
     rules = set()
     for name, (block, *_) in blocks.items():

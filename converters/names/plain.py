@@ -1,4 +1,4 @@
-"""Types of models whose tensors have the same names on the disk and in the loaded model.
+"""Look up model types whose tensors have the same names on the disk and in the loaded model.
 
 ``model_types.json`` lists the types of one version of transformers, with and without renaming.
 Update it for the installed version with
@@ -30,7 +30,8 @@ def kind_of(config: Mapping[str, Any], tensors: Collection[str]) -> Kind | None:
         tensors: names of the tensors in the base's files.
 
     Returns:
-        ``plain`` if it renames none, ``renamed`` if it may, None if the type is not in the table.
+        ``plain`` if it renames none, ``renamed`` if it may rename some, None if the type is
+        unknown.
     """
     types = list(_types(config))
     table = _table()

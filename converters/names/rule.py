@@ -1,9 +1,8 @@
 """Map names of modules in an adapter to names of tensors in a base.
 
-The names in a file and in the loaded model may differ by the model's own prefix: a BERT saved
-without a head has ``encoder.layer.0…`` where the classifier around it has
-``bert.encoder.layer.0…``. The prefix is found by comparing the names, and one rule holds for all
-modules of the adapter.
+The names in a file and in the loaded model may differ by the model's own prefix: a BERT that was
+saved without a head has ``encoder.layer.0…``, while a classifier has ``bert.encoder.layer.0…``. The
+prefix is found by comparing the names. The same rule applies to all modules of the adapter.
 """
 
 from __future__ import annotations
@@ -20,12 +19,12 @@ _LISTED = 5
 
 @dataclass(frozen=True)
 class Rule:
-    """A rule that turns a name in the adapter into the name in the base.
+    """A rule that converts names in the adapter to names in the base.
 
     Attributes:
         add: a prefix, such as ``model.``, that only the base has.
         drop: a prefix that only the adapter has.
-        mapped: whether no prefix explains the names, and transformers maps them.
+        mapped: whether transformers maps the names, because they differ by more than a prefix.
     """
 
     add: str = ""
@@ -49,26 +48,27 @@ class Rule:
 
 
 class SeveralPartsError(SourceError):
-    """Modules match several parts of a base, and neither names nor shapes decide which."""
+    """Modules match several parts of a base, and neither names nor shapes show which part is
+    meant."""
 
 
 def find_rule(
     modules: Collection[str], tensors: Collection[str], *, part: str | None = None
 ) -> Rule:
-    """Return the one rule by which every module has its ``.weight`` among `tensors`.
+    """Return the rule with which every module has its ``.weight`` among `tensors`.
 
-    Equal names are preferred to any prefix.
+    If the names are equal, no other rule is considered.
 
     Args:
         modules: names of the adapter's modules, or a mapping of names to shapes (out, in).
-        tensors: names of the base's tensors, or a mapping of names to shapes. If both arguments
-            are mappings and several parts of the base match by name, the shapes decide.
+        tensors: names of the base's tensors, or a mapping of names to shapes. If both arguments are
+            mappings and the names match several parts of the base, the shapes decide.
         part: prefix of the base's names that selects a part of it.
 
     Raises:
-        SourceError: no rule gives every module a weight. The message lists the modules without
-            one under the best rule, with the nearest names.
-        SeveralPartsError: several rules do.
+        SourceError: no rule gives every module a weight. The message lists modules that have no
+            weight with the best rule, and similar names.
+        SeveralPartsError: several rules give every module a weight.
     """
     owners = {name.removesuffix(".weight") for name in tensors if name.endswith(".weight")}
     counts = _counts(modules, owners)
@@ -109,7 +109,7 @@ def _fits(
 
 
 def _counts(modules: Iterable[str], owners: set[str]) -> Counter[Rule]:
-    """Return the number of modules for which each possible rule finds a weight."""
+    """Return the number of modules that have a weight, for each possible rule."""
     counts: Counter[Rule] = Counter({Rule(): 0})
     wanted = set(modules)
     for owner in owners:  # count only endings that are modules: hostile names have very many dots

@@ -1,12 +1,12 @@
-"""``target_modules`` that match exactly an adapter's modules.
+"""Find ``target_modules`` that match exactly an adapter's modules.
 
-For PEFT a name matches every module whose name ends with it. So the last component alone (``0``,
-``head``) may match other modules, too, some of which are not layers. Whole names match exactly.
+In PEFT, a name matches every module whose name ends with it. So the last component alone (``0``,
+``head``) may also match other modules, some of which are not layers. Full names match exactly.
 
 In a mixture-of-experts model, PEFT 0.18 and later with transformers 5 treats every target that ends
 in ``gate_proj`` and the like as part of the fused experts (`_convert_peft_config_moe` in
-peft/utils/transformers_weight_conversion.py). It thereby loses dense layers and shared experts of
-these names. Targeting their weights in ``target_parameters`` instead gives the same layers.
+peft/utils/transformers_weight_conversion.py). So it loses dense layers and shared experts with
+these names. Naming their weights in ``target_parameters`` instead gives the same layers.
 """
 
 from __future__ import annotations
@@ -22,10 +22,10 @@ _LOST = {
     "embed_action_time": "pi0",
     "sam_encoder": "unlimited_ocr",
 }
-"""Component of a module's name → types of models in which PEFT 0.21 loses modules with it when it
-loads a LoRA, because it renames the LoRA's keys as if they were names in the base's files. `make
-architectures` found them. The table is used only if the base is not given; with the base,
-`vbfmt.converters.peft.on_base` tries what PEFT loads."""
+"""Component of a module's name → types of models in which PEFT 0.21 loses modules with this
+component. When PEFT loads a LoRA, it renames the keys as if they were names in the base's files.
+`make architectures` found these components. The table is used only if the base is not given; with
+the base, `vbfmt.converters.peft.on_base` tests what PEFT loads."""
 _ROUTED = re.compile(r"(^|\.)experts\.\d+\.")
 _LAYER = re.compile(r"^(?P<stack>.*?)\.(?P<number>\d+)\.(?P<kind>.+)$")
 
@@ -48,8 +48,8 @@ def exact(names: Collection[str], *, experts: bool | None = None) -> Targets:
     """Return targets that match exactly these modules.
 
     Args:
-        names: whole names of the modules.
-        experts: whether the base is a mixture-of-experts model; None to judge by the names.
+        names: full names of the modules.
+        experts: whether the base is a mixture-of-experts model; None to decide from the names.
     """
     mixed = experts if experts is not None else _of_experts(names)
     lost = {name for name in names if mixed and _leaf(name) in _FUSED and not _ROUTED.search(name)}
@@ -68,7 +68,7 @@ def loading_risk(names: Collection[str]) -> str | None:
     """Return a sentence for the user if PEFT may load such a LoRA wrongly, else None.
 
     Args:
-        names: whole names of the adapter's modules.
+        names: full names of the adapter's modules.
     """
     experts = routed(names)
     if experts:
@@ -94,7 +94,7 @@ def loading_risk(names: Collection[str]) -> str | None:
 def _of_experts(names: Collection[str]) -> bool:
     """Return whether the names are those of a mixture-of-experts model.
 
-    They are if there are experts among them, or if some layers lack a projection that other layers
+    This is so if some modules are experts, or if some layers lack a projection that other layers
     have.
     """
     if any("expert" in part for name in names for part in name.split(".")):

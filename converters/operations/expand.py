@@ -1,4 +1,4 @@
-"""Expand adapters into standard LoRA, in the form that a runtime loads."""
+"""Expand adapters into standard LoRA, in a form that a runtime loads."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ from vbfmt.errors import ConfigError, TargetError, few, warn
 PathLike = str | os.PathLike[str]
 
 MUCH = 0.1
-"""Warn if a lower rank loses more than this part of ΔW's norm, on average over the modules."""
+"""Warn if a lower rank loses more than this share of ΔW's norm, on average over the modules."""
 
 
 @dataclass(frozen=True)
@@ -33,13 +33,13 @@ class Expanded:
 
     Attributes:
         form: name of the form in `vbfmt.converters.WRITERS`.
-        title: that form's human-readable name.
+        title: human-readable name of the form.
         rank: the largest rank of a module.
         rank_before: the largest rank of a module before it was reduced.
-        digests: digests of the adapters, in the order in which they were given.
+        digests: digests of the adapters, in the given order.
         modules: number of modules.
-        size: size of the files that were written, in bytes.
-        lost: module's name → the part of ΔW's Frobenius norm that the lower rank loses.
+        size: size of the written files in bytes.
+        lost: module's name → the share of ΔW's Frobenius norm that the lower rank loses.
         findings: what the runtimes in `check` would drop or need.
     """
 
@@ -60,11 +60,11 @@ class Expanded:
 
 
 def form_of(dst: PathLike, to: str | None = None, check: Sequence[str] = ()) -> str:
-    """Return the form in which an output is written: `to`, or else by the output's name.
+    """Return the form of an output: `to` or, without it, the form that the output's name implies.
 
     Args:
         dst: the output's path.
-        to: name of a form in `vbfmt.converters.WRITERS`, if one is asked for.
+        to: name of a form in `vbfmt.converters.WRITERS`, or None.
         check: runtimes that must load the form.
 
     Raises:
@@ -117,25 +117,26 @@ def expand(
 ) -> Expanded:
     """Expand adapters into one standard LoRA.
 
-    The factors are exact, and alpha equals the rank. Several adapters become the weighted sum of
-    their ΔW; its rank is the sum of their ranks.
+    The factors are exact, and alpha equals the rank. From several adapters, the weighted sum of
+    their ΔW is written. Its rank is the sum of their ranks.
 
     Args:
         src: packed files, checkpoints, repositories on the Hugging Face Hub, or adapters.
         dst: the folder or ``.gguf`` file to write. Missing parent folders are created.
-        to: name of a form in `vbfmt.converters.WRITERS`. If left out, it is ``gguf`` if `dst` ends
-            in ``.gguf``, otherwise ``peft``.
-        rank: reduce higher ranks to this one, with the best approximation of ΔW.
-        weights: one factor for each adapter's ΔW; all 1 if left out.
+        to: name of a form in `vbfmt.converters.WRITERS`. The default is ``gguf`` if `dst` ends in
+            ``.gguf``, otherwise ``peft``.
+        rank: reduce higher ranks to this rank, with the best approximation of ΔW.
+        weights: one factor for each adapter's ΔW; by default, all are 1.
         dtype: dtype of the factors: float32, bfloat16 or float16.
-        base: the base model. For GGUF: its folder, repository or GGUF file; if left out, the
-            repository that the adapters name. For PEFT's folder: its folder or repository; names
-            are then chosen so that PEFT loads every module on it. For Uni-LoRA checkpoints: its
+        base: the base model. For GGUF: its folder, repository or GGUF file; by default, the
+            repository that the adapters name. For PEFT: its folder or repository; names are then
+            chosen so that PEFT loads every module on this base. For Uni-LoRA checkpoints: its
             folder.
         topk, layout: for checkpoints, as in `vbfmt.pack`.
         revision: branch, tag or commit of adapters that are repositories.
         check: runtimes in `vbfmt.converters.runtimes.FORMS` that must load the result.
-        strict: also refuse an adapter of which a runtime in `check` would drop or need something.
+        strict: also refuse an adapter if a runtime in `check` would drop a part of it or needs a
+            setting.
         drop_extras: leave out trained biases and heads.
         banks: where to look for external banks, as in `vbfmt.load`.
         card: write a model card for the Hub, too.
@@ -143,8 +144,8 @@ def expand(
         progress: called after each module with 1 and the number of all modules.
 
     Warns:
-        VbfmtWarning: what the runtimes in `check` drop or need; other trained tensors; a lower rank
-            that loses much; base models that differ or are not named.
+        VbfmtWarning: a runtime in `check` drops a part or needs a setting; there are other trained
+            tensors; a lower rank loses much; base models differ or are not named.
 
     Raises:
         ConfigError: arguments contradict each other.
@@ -221,7 +222,7 @@ def _require_output(writer: Writer, dst: PathLike, *, card: bool, overwrite: boo
 def _config_of(
     base: PathLike | None, writer: Writer, found: Sequence[inputs.Given]
 ) -> PathLike | None:
-    """Return the local path of the base's config, None if no base is given."""
+    """Return the local path of the base's config, or None if no base is given."""
     if base is None:
         return None
     paths = [each for each in found if not isinstance(each, Adapter)]
@@ -259,7 +260,8 @@ def _findings(
     """Return what the runtimes would drop or need.
 
     Raises:
-        TargetError: a runtime would refuse the adapter or, with `strict`, drop or need something.
+        TargetError: a runtime would refuse the adapter or, with `strict`, would drop a part or
+            needs a setting.
     """
     found = [
         finding

@@ -1,4 +1,5 @@
-"""Read the inputs of an operation: packed files, checkpoints, repositories on the Hub, adapters."""
+"""Read the inputs of an operation: packed files, checkpoints, repositories on the Hub or
+adapters."""
 
 from __future__ import annotations
 
@@ -25,7 +26,7 @@ def listed(given: Given | Sequence[Given]) -> list[Given]:
 
 
 def located(given: Given, *, revision: str | None = None) -> Given:
-    """Return the local path of an input; an adapter in memory is returned as it is.
+    """Return the local path of an input. An adapter in memory is returned unchanged.
 
     Raises:
         SourceError: there is no such repository, revision or file.
@@ -43,12 +44,12 @@ def loaded(
     base: PathLike | None = None,
     banks: Sources | None = None,
 ) -> Adapter:
-    """Return the adapter at a local path; an adapter in memory is returned as it is.
+    """Return the adapter at a local path. An adapter in memory is returned unchanged.
 
     Args:
         given: the path of a packed file or a checkpoint, or an adapter.
         topk, layout, base: for checkpoints, as in `vbfmt.converters.read`.
-        banks: where to look for external banks, as in `vbfmt.load`.
+        banks: where to search for external banks, as in `vbfmt.load`.
 
     Raises:
         VbfmtError: the adapter cannot be read.
@@ -61,7 +62,8 @@ def loaded(
 
 
 def files_of(given: Given) -> list[PathLike]:
-    """Return the files that are read for an input at a local path; none for one in memory."""
+    """Return the files that are read for an input at a local path, or none for an adapter in
+    memory."""
     if isinstance(given, Adapter):
         return []
     return list(open_source(given).files) if is_checkpoint(given) else [given]
@@ -70,8 +72,8 @@ def files_of(given: Given) -> list[PathLike]:
 def is_checkpoint(path: PathLike) -> bool:
     """Return whether a path is read as a checkpoint, not as a packed file.
 
-    Folders are, and files that have the suffix of a weights file and do not begin with the magic
-    bytes of a packed file.
+    Folders are read as checkpoints. So are files that have the suffix of a weights file and do not
+    begin with the magic of a packed file.
     """
     named = os.fspath(path).endswith(checkpoints.SUFFIXES)
     return os.path.isdir(path) or (named and not _begins_as_packed(path))
@@ -86,7 +88,7 @@ def _begins_as_packed(path: PathLike) -> bool:
 
 
 def configs(base: PathLike | None) -> list[PathLike]:
-    """Return the paths that are read of a base model of which only the config is needed."""
+    """Return the paths of a base model that are read if only its config is needed."""
     return [] if base is None else [base, os.path.join(base, "config.json")]
 
 
@@ -99,14 +101,16 @@ def base_named_by(
 
     Args:
         adapters: the adapters.
-        locate: function that downloads it: `sources.model` or `sources.config`.
-        revision: the repository's branch, tag or commit; if left out, what the adapters name.
+        locate: the function that downloads the repository: `sources.model` or `sources.config`.
+        revision: the repository's branch, tag or commit; by default, the revision that the adapters
+            name.
 
     Warns:
         VbfmtWarning: the name of the base model.
 
     Raises:
-        SourceError: the adapters name no repository or several, or it cannot be downloaded.
+        SourceError: the adapters name no repository or several, or the repository cannot be
+            downloaded.
         MissingExtraError: huggingface_hub is not installed.
     """
     named = list(dict.fromkeys(adapter.base_model for adapter in adapters))

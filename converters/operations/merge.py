@@ -36,28 +36,30 @@ def merge(
     """Merge adapters into a base model, and write a folder that loads like a fully trained model.
 
     Args:
-        src: packed files, checkpoints, repositories on the Hugging Face Hub, or adapters; several
-            are merged as the weighted sum of their ΔW.
+        src: packed files, checkpoints, repositories on the Hugging Face Hub, or adapters. The
+            weighted sum of their ΔW is merged.
         dst: the folder to write. Missing parent folders are created.
-        base: the base model's folder, or a repository on the Hub. If left out, it is the repository
+        base: the base model's folder, or a repository on the Hub. The default is the repository
             that the adapters name; a path that they name is never opened.
-        weights: one factor for each adapter's ΔW; all 1 if left out.
-        dtype: dtype of all floating-point tensors (float32, bfloat16, float16); the base's own
-            dtypes if left out.
-        part: prefix of the base's names that selects the part to change, such as
-            ``text_model.encoder``, if the adapters' names match several parts.
-        strict: refuse a base that is not known to be the one that the adapters name.
+        weights: one factor for each adapter's ΔW; by default, all are 1.
+        dtype: dtype for all floating-point tensors (float32, bfloat16, float16); by default, the
+            base's dtypes are kept.
+        part: if the adapters' names match several parts of the base, the prefix of the names of the
+            part to change, such as ``text_model.encoder``.
+        strict: refuse the base unless it is known to be the one that the adapters name.
         revision: branch, tag or commit of adapters that are repositories.
-        base_revision: branch, tag or commit of the base; if left out, what the adapters name.
-        banks: where to look for external banks, as in `vbfmt.load`.
+        base_revision: branch, tag or commit of the base; by default, the revision that the adapters
+            name.
+        banks: where to search for external banks, as in `vbfmt.load`.
         card: write a model card for the Hub instead of the base's own card.
         follow_links: also follow the base's links that lead out of its folder.
         overwrite: replace the output of an earlier merge.
         dry_run: check everything that can be checked, and write nothing.
-        progress: called after each write with its number of bytes, and the total to write.
+        progress: called after each write with the number of written bytes and the total number of
+            bytes.
 
     Returns:
-        The plan that was carried out or, with `dry_run`, that would be.
+        The plan that was carried out or, with `dry_run`, would be carried out.
 
     Warns:
         VbfmtWarning: each of the plan's notices.
@@ -96,5 +98,6 @@ def merge(
 def _with_total(
     progress: Callable[[int, int], None] | None, total: int
 ) -> Callable[[int], None] | None:
-    """Return a function that calls `progress` with its argument and `total`, if there is one."""
+    """Return a function that calls `progress` with its argument and `total`, or None without
+    `progress`."""
     return None if progress is None else lambda done: progress(done, total)

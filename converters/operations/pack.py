@@ -25,11 +25,11 @@ class Packed:
     Attributes:
         digest: the adapter's digest, ``sha256:…``.
         size: size of the packed file in bytes.
-        source_size: size of the files that were read, in bytes.
+        source_size: size in bytes of the files that were read.
         layout: name of the source's format in `vbfmt.converters.READERS`.
-        title: that format's human-readable name.
+        title: human-readable name of the source's format.
         adapter: the adapter.
-        bank: path of the bank's own file; None if the bank is in the packed file.
+        bank: path of the bank's file; None if the bank is embedded.
     """
 
     digest: str
@@ -63,8 +63,8 @@ def pack(
             created.
         topk: k, needed if the checkpoint has logits and no config.
         layout: name of the format in `vbfmt.converters.READERS`, needed if several are possible.
-        base: the base model's folder, needed for Uni-LoRA checkpoints that hold only a seed.
-        base_model: the base model's name to record, instead of the source's own.
+        base: the base model's folder, needed for Uni-LoRA checkpoints that contain only a seed.
+        base_model: the base model's name to record instead of the name in the source.
         revision: the repository's branch, tag or commit.
         bank, banks: where the bank is written, as in `vbfmt.save`.
         card: write a model card for the Hub beside the file.
@@ -72,7 +72,7 @@ def pack(
 
     Warns:
         VbfmtWarning: the base model's name is a path on the machine that trained the adapter, and
-            is not recorded; also what the reader warns of.
+            is not recorded. The reader of the format may also warn.
 
     Raises:
         SourceError: the source cannot be read as a VB-LoRA adapter.
@@ -110,11 +110,11 @@ def pack(
 def recorded(adapter: Adapter, base_model: str | None = None) -> Adapter:
     """Return the adapter with the base model's name that is recorded in the packed file.
 
-    That is `base_model` if it is given. Otherwise it is the source's own, or None if that is a path
-    on the machine that trained the adapter.
+    This is `base_model` if it is given. Otherwise, it is the name in the source, or None if that is
+    a path on the machine that trained the adapter.
 
     Warns:
-        VbfmtWarning: such a path is left out.
+        VbfmtWarning: such a path was not recorded.
     """
     named = adapter.base_model
     if base_model is not None:

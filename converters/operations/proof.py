@@ -36,9 +36,9 @@ class Comparison:
     """The result of `against`.
 
     Attributes:
-        difference: the difference between the adapter and the checkpoint.
-        bound: the largest difference of an element of a factor that the rounding of PEFT's top-k
-            form explains; 0 if the checkpoint is not in that form.
+        difference: the differences between the adapter and the checkpoint.
+        bound: the largest difference of an element of a factor that rounding in PEFT's top-k form
+            can cause; 0 if the checkpoint is not in this form.
     """
 
     difference: Difference
@@ -46,7 +46,7 @@ class Comparison:
 
     @property
     def same(self) -> bool:
-        """Whether nothing differs, or only factors do, by at most `bound`."""
+        """Whether nothing differs, or only factors differ, by at most `bound`."""
         rest = self.difference
         factors_alone = not (rest.parts or rest.only_in_a or rest.only_in_b)
         shapes_agree = all(module.shapes is None for module in rest.modules)
@@ -62,7 +62,7 @@ def reference(
     base_model: str | None = None,
     revision: str | None = None,
 ) -> Reference:
-    """Pack a checkpoint again, in memory; arguments and errors as `vbfmt.pack`."""
+    """Pack a checkpoint again, in memory. Arguments and errors are those of `vbfmt.pack`."""
     opened = open_source(sources.checkpoint(os.fspath(src), revision=revision), layout=layout)
     config = None if base is None else sources.config(os.fspath(base))
     adapter = recorded(opened.read(topk=topk, base=config), base_model)
@@ -72,9 +72,9 @@ def reference(
 def against(adapter: Adapter, checkpoint: Reference) -> Comparison:
     """Compare an adapter with a checkpoint.
 
-    The factors of a checkpoint in PEFT's top-k form are rounded once more than those of the logits
-    that it was made from. Both are within (k + 1)·2⁻²⁴·max|bank| of the exact values, so they may
-    differ by twice that.
+    In PEFT's top-k form, weights are rounded once more than when they are computed from logits. In
+    both cases, the factors are within (k + 1)·2⁻²⁴·max|bank| of the exact values, so they may
+    differ by twice this bound.
     """
     bound = 0.0
     if checkpoint.rounded:

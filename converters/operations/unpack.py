@@ -20,7 +20,7 @@ class Unpacked:
     """The result of `unpack`.
 
     Attributes:
-        size: size of the files that were written, in bytes.
+        size: size of the written files in bytes.
         adapter: the adapter.
     """
 
@@ -43,7 +43,7 @@ def unpack(
         src: a packed file, a checkpoint, a repository on the Hugging Face Hub, or an adapter.
         dst: the folder to write. Missing parent folders are created.
         revision: the repository's branch, tag or commit.
-        banks: where to look for external banks, as in `vbfmt.load`.
+        banks: where to search for external banks, as in `vbfmt.load`.
         card: write a model card for the Hub, too.
         overwrite: replace the files of an existing folder.
 

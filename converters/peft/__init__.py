@@ -1,4 +1,4 @@
-"""PEFT's VB-LoRA checkpoints: read in every form that PEFT has written, written in its top-k form.
+"""Read PEFT's VB-LoRA checkpoints in all of PEFT's forms, and write them in its top-k form.
 
 `load_adapter` loads a packed adapter into a transformers model with PEFT.
 """

@@ -1,4 +1,4 @@
-"""PEFT's ``adapter_config.json`` of VB-LoRA and LoRA: check one that is read, make one to write."""
+"""Check and create PEFT's ``adapter_config.json`` for VB-LoRA and LoRA."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ def require_type(config: Mapping[str, Any], kind: str, file: PathLike) -> None:
     """Refuse a config whose ``peft_type`` is not `kind`.
 
     Raises:
-        SourceError: with the type found and `file`.
+        SourceError: the config has another type.
     """
     if config.get("peft_type") != kind:
         raise SourceError(
@@ -36,7 +36,7 @@ def require_sizes(config: Mapping[str, Any], h: int, b: int) -> None:
     """Refuse a config that contradicts the size of the vector bank, (h, b).
 
     Raises:
-        SourceError: with the key and both numbers.
+        SourceError: a number in the config differs.
     """
     for key, size in (("num_vectors", h), ("vector_length", b)):
         if key in config and size_in(CONFIG, key, config[key]) != size:
@@ -52,7 +52,7 @@ def orientation(config: Mapping[str, Any]) -> bool:
     """Return ``fan_in_fan_out``: whether the base stores its weights transposed.
 
     Raises:
-        SourceError: the value is not true, false or null; ``"false"``, for example.
+        SourceError: the value is not true, false or null, but for example ``"false"``.
     """
     value = config.get("fan_in_fan_out")
     if value is not None and not isinstance(value, bool):
@@ -69,7 +69,8 @@ def for_vblora(adapter: Adapter, rank: int) -> dict[str, Any]:
     """Return the config with which PEFT loads the adapter as VB-LoRA in its top-k form.
 
     Args:
-        adapter: the adapter; values of its own config are kept where they do not contradict it.
+        adapter: the adapter. Values in its own config are kept if they do not contradict the
+            adapter.
         rank: the rank r of all modules.
     """
     config = config_of(adapter)
@@ -89,13 +90,14 @@ def for_lora(
 ) -> dict[str, Any]:
     """Return the config with which PEFT, vLLM and llama.cpp's converter load the adapter as LoRA.
 
-    All modules have one rank, alpha equals it (so the scale is 1), and targets are whole names.
+    All modules have the same rank, alpha equals the rank (so the scale is 1), and targets are full
+    names.
 
     Args:
         adapter: the factors and other trained tensors that are written.
         rank: the rank of all factors.
-        extras: whether biases and heads are written, too.
-        experts: whether the base is a mixture-of-experts model; None if that is not known.
+        extras: whether biases and heads are written too.
+        experts: whether the base is a mixture-of-experts model; None if unknown.
     """
     config = config_of(adapter)
     target = targets.exact([module.name for module in adapter.modules], experts=experts)
@@ -125,9 +127,9 @@ def for_lora(
 def _about_extras(adapter: LowRank) -> dict[str, Any]:
     """Return `bias` and `modules_to_save` of a LoRA.
 
-    If one adapter of a sum has trained a module whole that another one adapts, the module is not in
-    `modules_to_save`: PEFT then loads the trained weight into the layer that it adapts. It cannot
-    load a module that is in both lists.
+    In a sum, one adapter may have fully trained a module that another one adapts. Such a module is
+    not in `modules_to_save`, because PEFT cannot load a module that is in both lists. PEFT then
+    loads the trained weight into the adapted layer.
     """
     found = about_extras(adapter, "lora_only")
     whole = [m.name for m in adapter.modules if f"{m.name}.weight" in adapter.tensors]

@@ -1,7 +1,7 @@
-"""PEFT's VB-LoRA checkpoints: read in every form that PEFT has written, written in its top-k form.
+"""Read and write folders with PEFT's VB-LoRA checkpoints.
 
 Keys and shapes are those of peft/tuners/vblora/{layer,model}.py and peft/utils/save_and_load.py in
-PEFT 0.13 to 0.21: A's tensors are (r, in/b, …), B's are (out/b, r, …).
+PEFT 0.13 to 0.21. A's tensors are (r, in/b, …), and B's are (out/b, r, …).
 """
 
 from __future__ import annotations
@@ -44,7 +44,7 @@ def read(path: PathLike, *, topk: int | None = None) -> Adapter:
     """Read the adapter in a PEFT checkpoint.
 
     Args:
-        path: the checkpoint's folder, or its weights file (``.safetensors`` or ``.bin``); a config
+        path: the checkpoint's folder, or its weights file (``.safetensors`` or ``.bin``). A config
             beside that file is used if there is one.
         topk: k, needed if the checkpoint has logits and no config.
 
@@ -60,7 +60,7 @@ def read(path: PathLike, *, topk: int | None = None) -> Adapter:
 
 
 def from_checkpoint(checkpoint: Checkpoint, *, topk: int | None = None) -> Adapter:
-    """Return the adapter in an opened checkpoint; `topk` and errors as for `read`."""
+    """Return the adapter in an opened checkpoint. `topk` and errors are those of `read`."""
     config = checkpoint.config(peft_layout.CONFIG)
     if config is not None:
         peft_config.require_type(config, "VBLORA", checkpoint.config_file(peft_layout.CONFIG))
@@ -81,10 +81,10 @@ def from_tensors(
     Args:
         tensors: the tensors by key.
         config: the content of ``adapter_config.json``, if there is one.
-        topk: as for `read`.
+        topk: as in `read`.
 
     Raises:
-        SourceError, ContentError: as `read`.
+        SourceError, ContentError: as in `read`.
     """
     keys = parse(tensors, bias=str((config or {}).get("bias", "none")))
     require_gathered({key: tensors[key] for key in keys.all})
@@ -118,7 +118,7 @@ def from_tensors(
 def _warn_of_lost_biases(keys: Keys, config: Mapping[str, Any]) -> None:
     """Warn if biases were trained according to the config, but the checkpoint has none.
 
-    PEFT 0.13 to 0.20 trained VB-LoRA's biases and did not save them. The checkpoint is not refused,
+    PEFT 0.13 to 0.20 trained VB-LoRA's biases but did not save them. The checkpoint is not refused,
     because it may be complete: the base may have no biases.
     """
     bias = config.get("bias")
@@ -141,14 +141,14 @@ def write(
 ) -> int:
     """Write a folder that PEFT loads as VB-LoRA, in its top-k form (for inference only).
 
-    PEFT leaves out the smallest weight of each row. If restoring that one would round, the largest
-    is left out instead, so that the weights are exact; PEFT reads either order.
+    PEFT does not store the smallest weight of each row. If it could not be restored exactly, the
+    largest weight is not stored instead, so that all weights are exact. PEFT can read both orders.
 
     Args:
         adapter: the adapter.
         path: the folder to write.
         overwrite: replace the folder if it exists.
-        card: content of a model card to write there, too.
+        card: content of a model card to write into the folder.
 
     Returns:
         Number of bytes written.
@@ -193,10 +193,10 @@ def write(
 
 
 def _by_key(adapter: Adapter) -> dict[str, Tensor]:
-    """Return the other trained tensors by their keys in PEFT, which no factor can have.
+    """Return the other trained tensors, by their keys in PEFT. No factor has such a key.
 
     Raises:
-        TargetError: two have one key.
+        TargetError: two tensors have the same key.
     """
     modules = {module.name for module in adapter}
     found = {}
@@ -209,7 +209,7 @@ def _by_key(adapter: Adapter) -> dict[str, Tensor]:
 
 
 def _unwrapped(config: Mapping[str, Any]) -> Mapping[str, Any]:
-    """Return the config with wrappers' prefixes removed from ``target_modules``."""
+    """Return the config without wrappers' prefixes in ``target_modules``."""
     targets = config.get("target_modules")
     if not isinstance(targets, list):
         return config
@@ -218,7 +218,7 @@ def _unwrapped(config: Mapping[str, Any]) -> Mapping[str, Any]:
 
 
 def _require_one_bank(keys: Keys, tensors: Mapping[str, Tensor]) -> None:
-    """Refuse a whole model whose layers hold different banks."""
+    """Refuse a whole model whose layers have different banks."""
     for key in keys.copies:
         if tensors[key] != tensors[keys.bank]:
             raise SourceError(
@@ -235,7 +235,7 @@ def _agreed_k(
     """Return k from the tensors, the config and the caller.
 
     Raises:
-        SourceError: they disagree, or none of them gives k.
+        SourceError: they give different k, or none gives k.
     """
     sources: dict[str, object] = {"`topk`": topk, "adapter_config.json": (config or {}).get("topk")}
     if not keys.in_logits_form:
@@ -251,7 +251,7 @@ def _module(
     agreed: tuple[int, int, int],
     config: Mapping[str, Any] | None,
 ) -> Module:
-    """Return a module with the sizes that the shapes of its tensors show.
+    """Return a module. Its sizes follow from the shapes of its tensors.
 
     Args:
         name: the module's name.
@@ -290,7 +290,8 @@ def _shape_of(
     """Return the first two dimensions of a factor's tensors.
 
     Raises:
-        SourceError: the tensors' dtypes or last dimensions are wrong, or their first two differ.
+        SourceError: the tensors' dtypes or last dimensions are wrong, or their first two dimensions
+            differ.
     """
     h, k = h_and_k
     last = {"logits": h, "indices": k, "weights": k - 1}

@@ -1,4 +1,4 @@
-"""Sort the keys of PEFT's VB-LoRA state dicts by what they hold."""
+"""Sort the keys of PEFT's VB-LoRA state dicts by the kind of tensor."""
 
 from __future__ import annotations
 
@@ -29,12 +29,13 @@ class Keys:
 
     Attributes:
         bank: key of the vector bank.
-        copies: further keys of the bank; a whole model's state dict has one for each layer.
+        copies: other keys of the bank. A whole model's state dict has one for each layer.
         modules: module's name → factor → kind of tensor → key. The kinds are ``logits``, or
             ``indices`` and ``weights``.
-        others: name in the base model → key, for the other trained tensors.
-        in_logits_form: whether the state dict holds logits; otherwise it holds their top k.
-        left_out: keys of the base model's own weights, in a whole model's state dict.
+        others: name in the base model → key, for other trained tensors.
+        in_logits_form: whether the state dict has logits. If False, it has indices and weights
+            (top-k form).
+        left_out: keys of the base model's own weights, if the state dict is that of a whole model.
     """
 
     bank: str
@@ -55,7 +56,7 @@ class Keys:
         ]
 
     def in_order(self, what: str) -> list[str]:
-        """Return the keys of one kind of tensor, module by module, A then B."""
+        """Return the keys of one kind of tensor, by module, and for each module first A, then B."""
         return [
             self.modules[name][factor][what]
             for name in self.modules
@@ -69,7 +70,7 @@ _FACTORS: tuple[Factor, Factor] = ("A", "B")
 
 @dataclass(frozen=True)
 class _Row:
-    """A key of logits, indices or weights, parsed."""
+    """A parsed key of logits, indices or weights."""
 
     key: str
     module: str
@@ -81,17 +82,17 @@ class _Row:
 def parse(keys: Collection[str], *, bias: str = "none") -> Keys:
     """Sort the keys of the state dict of an adapter, or of a whole model.
 
-    The names in the result are without the prefixes that torch.compile, FSDP, DDP and activation
+    The names in the result do not have the prefixes that torch.compile, FSDP, DDP and activation
     checkpointing add.
 
     Args:
         keys: the keys.
-        bias: PEFT's setting of which biases are trained. Needed for a whole model's state dict,
-            which does not show it.
+        bias: PEFT's setting for trained biases. It is needed for a whole model's state dict, which
+            does not show which biases were trained.
 
     Raises:
-        SourceError: no bank or several, several adapters, an incomplete factor, or both logits and
-            their top k.
+        SourceError: there is no bank or several, there are several adapters, a factor is
+            incomplete, or there are both logits and top-k tensors.
     """
     plain = _plain(keys)
     rows = [row for name, key in sorted(plain.items()) if (row := _row(name, key))]
@@ -124,7 +125,7 @@ def _plain(keys: Collection[str]) -> dict[str, str]:
     """Return the keys by their names without wrappers' prefixes.
 
     Raises:
-        SourceError: two keys have one name.
+        SourceError: two keys have the same name.
     """
     result = {}
     for name, found in by_plain_name(keys).items():
@@ -144,12 +145,12 @@ def _row(name: str, key: str) -> _Row | None:
 
 
 def _prefix(bank: str, rows: Collection[_Row]) -> str:
-    """Return the prefix that all names have before those in the base model."""
+    """Return the prefix of all names before their names in the base model."""
     names = [row.module for row in rows]
     wrap = _wrap(bank)
     if wrap and wrap.removesuffix(".") not in names:
         prefix = f"{wrap}model."
-    else:  # the bank's name does not show the prefix
+    else:  # the bank's name does not contain the prefix
         match = _ROOT.match(names[0]) if names else None
         prefix = match[0] if match else ""
     if not all(name.startswith(prefix) for name in names):
@@ -165,8 +166,8 @@ def _wrap(bank: str) -> str:
 def _trained(rest: Mapping[str, str], modules: Collection[str], bias: str) -> dict[str, str]:
     """Return the trained tensors among those that are not part of the factors.
 
-    In an adapter's state dict, all are trained. In a whole model's, these are the modules that PEFT
-    saves whole, and the biases that are trained according to `bias`.
+    In an adapter's state dict, all of them are trained. In a whole model's state dict, the trained
+    tensors are the modules that PEFT saves completely, and the biases that `bias` selects.
     """
     if not any(f"{module}{_UNDER}.weight" in rest for module in modules):
         return dict(rest)
@@ -216,10 +217,10 @@ def _the_bank(
 
 
 def _one_form(modules: Mapping[str, Mapping[Factor, Mapping[str, str]]]) -> bool:
-    """Return whether all factors are logits, not their top k.
+    """Return whether all factors have logits, and not top-k tensors.
 
     Raises:
-        SourceError: there are no factors, one is incomplete, or they are of both forms.
+        SourceError: there are no factors, one is incomplete, or there are factors of both forms.
     """
     if not modules:
         raise SourceError(

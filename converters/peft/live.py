@@ -26,20 +26,21 @@ def load_adapter(
     adapter_name: str = "default",
     form: str = "lora",
 ) -> PeftModel:
-    """Load the adapter of a ``.vblora`` file into a model, and activate it for inference.
+    """Load the adapter in a ``.vblora`` file into a model, and activate it for inference.
 
     Args:
-        model: a transformers model, or a PeftModel, which then has one more adapter.
+        model: a transformers model, or a PeftModel, to which the adapter is added.
         path: the packed file.
         adapter_name: PEFT's name for the adapter.
         form: ``lora`` (exact factors) or ``vblora`` (PEFT's own VB-LoRA layers).
 
     Returns:
-        The PeftModel that wraps `model`, in evaluation mode; `model` itself if it is one.
+        The PeftModel that wraps `model`, or `model` itself if it is a PeftModel. It is in
+        evaluation mode.
 
     Raises:
-        TargetError: the form is unknown, `model` is no module or has an adapter of that name, the
-            model lacks a module of the adapter (which PEFT ignores silently), or PEFT has not
+        TargetError: the form is unknown; `model` is not a module or has an adapter with that name;
+            the model lacks a module of the adapter (which PEFT silently ignores); or PEFT has not
             loaded the adapter's values.
         MissingExtraError: PEFT is not installed.
         VbfmtError: the file is damaged or cannot be read.
@@ -101,7 +102,7 @@ def _loaded(model: nn.Module, written: str, adapter_name: str, path: PathLike) -
 
 
 def _require_free_name(model: nn.Module, name: str) -> None:
-    """Refuse what is not a model, and a name that PEFT cannot give or would load over."""
+    """Refuse anything except a model, and a name that PEFT does not allow or that is taken."""
     from torch import nn
 
     if not isinstance(model, nn.Module):
@@ -124,7 +125,7 @@ def _require_free_name(model: nn.Module, name: str) -> None:
 
 
 def _require_modules(bare: Any, adapter: LowRank, path: PathLike) -> None:
-    """Refuse a model that lacks a module of the adapter, or has it in another shape."""
+    """Refuse a model that lacks a module of the adapter, or has it with another shape."""
     modules: dict[str, Any] = dict(bare.named_modules())
     for module in adapter.modules:
         found = modules.get(module.name)

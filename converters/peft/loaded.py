@@ -1,8 +1,8 @@
-"""Check layer by layer that PEFT has loaded an adapter's values, and restore what it has lost.
+"""Check layer by layer that PEFT has loaded an adapter's values, and restore lost values.
 
 PEFT renames the keys of a LoRA as transformers renames tensors on the disk
-(`convert_peft_adapter_state_dict_for_transformers`). If a name of the loaded model looks like one
-to be renamed, PEFT loses its factors, with a warning at most.
+(`convert_peft_adapter_state_dict_for_transformers`). If PEFT renames a key that already has its
+name in the loaded model, it loses the factors, with a warning at most.
 """
 
 from __future__ import annotations
@@ -20,12 +20,12 @@ if TYPE_CHECKING:
     from peft import PeftModel
 
 _TOLERANCE = 0.02
-"""Largest error of PEFT's own ΔW, relative to its largest element."""
+"""Largest accepted error of PEFT's own ΔW, relative to its largest element."""
 _ADVICE = "merge the adapter into its base instead, or load it with form='vblora'"
 
 
 def require_lora_loaded(model: PeftModel, adapter: LowRank, adapter_name: str) -> None:
-    """Check that PEFT's LoRA layers have the adapter's factors, and restore those it has lost.
+    """Check that PEFT's LoRA layers have the adapter's factors, and restore lost factors.
 
     In other LoRA layers, B must be zero. The model must have the adapter's other trained tensors.
 
@@ -35,7 +35,7 @@ def require_lora_loaded(model: PeftModel, adapter: LowRank, adapter_name: str) -
         adapter_name: PEFT's name for the adapter.
 
     Raises:
-        TargetError: the model does not compute what the adapter does; the error names the first
+        TargetError: the model does not compute the adapter's updates. The error names the first
             part that differs.
     """
     import torch
@@ -67,7 +67,7 @@ def require_lora_loaded(model: PeftModel, adapter: LowRank, adapter_name: str) -
 
 
 def require_vblora_loaded(model: PeftModel, adapter: Adapter, adapter_name: str) -> None:
-    """Check that PEFT's own VB-LoRA layers compute the adapter's ΔW, and that no other layer does.
+    """Check that PEFT's own VB-LoRA layers compute the adapter's ΔW, and that there are no others.
 
     PEFT composes ΔW in the model's dtype, so its elements may differ by 2 % of the largest.
 
@@ -124,7 +124,7 @@ def _require_trained(bare: Any, adapter: LowRank, adapter_name: str) -> None:
 
 
 def _trained(bare: Any, name: str, adapter_name: str) -> Any:
-    """Return the tensor of that name that the model uses with the adapter, None if it has none."""
+    """Return the tensor with this name that the model uses with the adapter, or None."""
     owner = bare
     *path, leaf = name.split(".")
     for part in path:

@@ -1,9 +1,10 @@
 """Choose the keys of a LoRA folder so that PEFT loads every layer on a given base.
 
 PEFT renames the keys of a LoRA as transformers renames the names in the base's files
-(`convert_peft_adapter_state_dict_for_transformers`). If a name of the loaded model looks like one
-to be renamed, PEFT loses its factors. So PEFT's own function is tried on every key, with the base
-on PyTorch's meta device; a module that it loses gets a key with its name in the base's files.
+(`convert_peft_adapter_state_dict_for_transformers`). If PEFT renames a key that already has its
+name in the loaded model, it loses the factors. So PEFT's own function is tried on every key, with
+the base on PyTorch's meta device. A module that it loses gets a key with its name in the base's
+files.
 """
 
 from __future__ import annotations
@@ -34,12 +35,12 @@ _MERGE = "merge the adapter into the base instead"
 
 @dataclass(frozen=True)
 class OnBase:
-    """An adapter, and how to write it as a LoRA folder for a base.
+    """An adapter, with the names for writing it as a LoRA folder for a base.
 
     Attributes:
         adapter: the adapter, with the names that its modules have in the loaded model.
-        experts: whether the base is a mixture-of-experts model; None if that is not known.
-        names: module's name → its name in the keys, if that differs.
+        experts: whether the base is a mixture-of-experts model; None if unknown.
+        names: module's name → its name in the keys, for modules with different names.
     """
 
     adapter: LowRank
@@ -48,14 +49,14 @@ class OnBase:
 
 
 def fitted(adapter: LowRank, base: PathLike) -> OnBase:
-    """Return an adapter with the names under which PEFT loads it on a base.
+    """Return an adapter with names that make PEFT load all of it on a base.
 
     Args:
         adapter: the adapter to write as LoRA.
         base: the base model's folder. Its config.json is read; no code in it is run.
 
     Warns:
-        VbfmtWarning: what PEFT loads cannot be checked, or some keys have the names of the base's
+        VbfmtWarning: it cannot be checked what PEFT loads, or some keys have names from the base's
             files.
 
     Raises:
@@ -87,7 +88,8 @@ def fitted(adapter: LowRank, base: PathLike) -> OnBase:
 
 
 def _models(config: Mapping[str, Any], adapter: Mapping[str, Any]) -> Iterator[LoadedModel]:
-    """Yield the base as each class that the adapter may have been trained on, likeliest first."""
+    """Yield the base as each class that the adapter may have been trained on, the likeliest
+    first."""
     mapping = adapter.get("auto_mapping")
     trained = mapping.get("base_model_class") if isinstance(mapping, Mapping) else None
     seen = set()
@@ -99,7 +101,7 @@ def _models(config: Mapping[str, Any], adapter: Mapping[str, Any]) -> Iterator[L
 
 
 def _missing(loaded: LoadedModel, adapter: LowRank) -> list[str]:
-    """Return the modules that the base lacks or has in another shape."""
+    """Return the modules that the base lacks or has with another shape."""
     return [
         module.name
         for module in adapter.modules
@@ -112,10 +114,10 @@ def _missing(loaded: LoadedModel, adapter: LowRank) -> list[str]:
 
 
 def _checked(loaded: LoadedModel, adapter: LowRank) -> OnBase:
-    """Return the adapter with names in keys by which PEFT finds every module.
+    """Return the adapter with names with which PEFT finds every module.
 
     Raises:
-        TargetError: there are none for some module.
+        TargetError: there is no such name for a module.
     """
     experts = loaded_model.has_experts(loaded.model)
     adapted = _adapted(loaded.model, adapter, experts)
@@ -142,7 +144,7 @@ def _checked(loaded: LoadedModel, adapter: LowRank) -> OnBase:
 
 
 def _adapted(model: Any, adapter: LowRank, experts: bool | None) -> Any:
-    """Return the base with empty LoRA layers of PEFT in the adapter's modules; None without PEFT.
+    """Return the base with PEFT's empty LoRA layers in the adapter's modules, or None without PEFT.
 
     Raises:
         TargetError: PEFT refuses the config, or adapts other modules.
@@ -213,7 +215,7 @@ def _found_under_other_names(
 ) -> list[str]:
     """Try other names for the lost modules until PEFT finds them.
 
-    Names that PEFT finds are put into `names`. Returns the modules that are still lost.
+    Names that PEFT finds are added to `names`. Return the modules that are still lost.
     """
     waiting = {name: loaded.earlier(f"{name}.lora_A.weight") for name in lost}
     suffix = ".lora_A.weight"

@@ -1,6 +1,6 @@
 """Rename an adapter's modules and tensors to their names in a loaded model.
 
-They may differ: transformers 5 has changed names of transformers 4.
+The names may differ, because transformers 5 has changed some names of transformers 4.
 """
 
 from __future__ import annotations
@@ -21,15 +21,15 @@ def renamed(adapter: LowRank, model: Any) -> LowRank:
     """Return the adapter with the names of a transformers model.
 
     Returns:
-        `adapter` itself if its names are the model's already, or if transformers 5 is not
-        installed or does not know the model.
+        The renamed adapter, or `adapter` itself if it already has the model's names, or if
+        transformers 5 is not installed or does not know the model.
     """
     loaded = loaded_model.of_model(model)
     return adapter if loaded is None else renamed_in(adapter, loaded)
 
 
 def renamed_in(adapter: LowRank, loaded: LoadedModel) -> LowRank:
-    """Return the adapter with the names of a loaded model, or as it is, as `renamed`."""
+    """Return the adapter with the names of a loaded model, or unchanged, as in `renamed`."""
     names = [f"{module.name}.weight" for module in adapter.modules]
     if all(name in loaded.shapes for name in names):
         return adapter
@@ -46,11 +46,11 @@ def renamed_in(adapter: LowRank, loaded: LoadedModel) -> LowRank:
 
 @dataclass(frozen=True)
 class _Renamed:
-    """An adapter under other names.
+    """An adapter with other names.
 
     Attributes:
         inner: the adapter.
-        names: its tensor's name, or ``….weight`` of its module → the new name.
+        names: name of its tensor, or ``….weight`` for its module → the new name.
     """
 
     inner: LowRank

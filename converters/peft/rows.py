@@ -1,4 +1,8 @@
-"""Convert PEFT's tensors into rows, where A is (rank, tile, …) and B is (tile, rank, …)."""
+"""Convert PEFT's tensors to rows.
+
+In PEFT, A is (rank, tile, …) and B is (tile, rank, …), where a tile is a position along the
+features. A row is the selection of one sub-vector: indices and weights.
+"""
 
 from __future__ import annotations
 
@@ -21,10 +25,11 @@ _SUMMED = 2.0**-22
 
 
 def rows_by_module(keys: Keys, tensors: Mapping[str, Tensor], k: int, h: int) -> dict[str, Rows]:
-    """Return the canonical rows of every module, A's and then B's, in the order of Eq. 3.2.
+    """Return the canonical rows of every module, first A's, then B's, in the order of the packed
+    format.
 
     Raises:
-        ContentError: NaN among the logits, an index past the end of the bank, weights out of range.
+        ContentError: a logit is NaN, an index is outside the bank, or weights are out of range.
     """
     if keys.in_logits_form:
         return _rows_of_logits(keys, tensors, k, h)
@@ -38,10 +43,10 @@ def _rows_of_logits(keys: Keys, tensors: Mapping[str, Tensor], k: int, h: int) -
 
 
 def rows_of_blocks(blocks: Mapping[str, Logits], k: int, h: int) -> Rows:
-    """Return the canonical rows of all blocks of logits (n, h), concatenated; warn about ties.
+    """Return the canonical rows of all blocks of logits (n, h), concatenated. Warn about ties.
 
     Raises:
-        ContentError: NaN among the logits, k out of range.
+        ContentError: a logit is NaN, or k is out of range.
     """
     selection = select_top_k(blocks, k)
     if selection.ties:
@@ -54,7 +59,7 @@ def rows_of_blocks(blocks: Mapping[str, Logits], k: int, h: int) -> Rows:
 
 
 def _rows_of_weights(keys: Keys, tensors: Mapping[str, Tensor], k: int, h: int) -> dict[str, Rows]:
-    """Return the rows of PEFT's top-k form, which lacks the weight of the last index."""
+    """Return the rows from PEFT's top-k form, which lacks the weight of the last index."""
     parts = [
         _given_row(tensors, indices, weights, k, h)
         for indices, weights in zip(keys.in_order("indices"), keys.in_order("weights"), strict=True)
@@ -75,7 +80,8 @@ def _rows_of_weights(keys: Keys, tensors: Mapping[str, Tensor], k: int, h: int) 
 def _given_row(
     tensors: Mapping[str, Tensor], indices_key: str, weights_key: str, k: int, h: int
 ) -> tuple[NDArray[np.int64], NDArray[np.float64]]:
-    """Return indices and all k weights (n, k) of a factor; the last is 1 minus the others."""
+    """Return indices and all k weights (n, k) of a factor. The last weight is 1 minus the
+    others."""
     indices = tensors[indices_key].numpy().reshape(-1, k).astype(np.int64)
     weights = tensors[weights_key]
     with np.errstate(over="ignore", invalid="ignore"):  # values out of range are refused below
@@ -112,7 +118,7 @@ def _given_row(
 
 
 def _split(rows: Rows, keys: Keys, tensors: Mapping[str, Tensor], what: str) -> dict[str, Rows]:
-    """Return the rows of A and B by module, B's reordered from (tile, rank) to (rank, tile)."""
+    """Return the rows of A and B by module. B's are reordered from (tile, rank) to (rank, tile)."""
     result: dict[str, Rows] = {}
     start = 0
     for name, factors in keys.modules.items():
@@ -130,7 +136,8 @@ def _split(rows: Rows, keys: Keys, tensors: Mapping[str, Tensor], what: str) -> 
 
 
 def swap(rows: NDArray[Any], first: int, second: int) -> NDArray[Any]:
-    """Reorder (first · second, k) rows to the order (second, first)."""
+    """Reorder rows from the order (first, second) to (second, first). They are (first · second,
+    k)."""
     columns = rows.shape[1]
     by_second = rows.reshape(first, second, columns).swapaxes(0, 1)
     swapped: NDArray[Any] = by_second.reshape(first * second, columns)
@@ -138,5 +145,5 @@ def swap(rows: NDArray[Any], first: int, second: int) -> NDArray[Any]:
 
 
 def joined(a: Rows, b: Rows) -> Rows:
-    """Concatenate A's rows and B's."""
+    """Concatenate A's and B's rows."""
     return Rows(np.concatenate([a.indices, b.indices]), np.concatenate([a.weights, b.weights]))

@@ -13,7 +13,7 @@ from vbfmt.errors import MissingExtraError, SourceError, VbfmtError
 
 MOST_LAYERS = 1024
 MOST_EXPERTS = 65_536
-"""Most experts in all layers together."""
+"""Largest number of experts in all layers together."""
 
 _PLAIN = re.compile(r"[\w.\-]*")
 
@@ -28,8 +28,7 @@ _CLASSES = {
 
 
 def class_for_task(config: Mapping[str, Any], task: object) -> str | None:
-    """Return the name of transformers' class for a task of PEFT and a base's config, None if there
-    is none."""
+    """Return the name of transformers' class for a task of PEFT and a base's config, or None."""
     import transformers
 
     auto = getattr(transformers, _CLASSES.get(str(task), ""), None)
@@ -43,8 +42,9 @@ def class_for_task(config: Mapping[str, Any], task: object) -> str | None:
 def shapes_in_order(
     config: Mapping[str, Any], base: str | os.PathLike[str]
 ) -> dict[str, tuple[int, int]]:
-    """Return (in_features, out_features) of the modules that PEFT adapts, by name, in the base's
-    order.
+    """Return (in_features, out_features) of the modules that PEFT adapts, by name.
+
+    They are in the base's order.
 
     The base is built on PyTorch's meta device, and PEFT itself adds its layers to it.
 
@@ -91,7 +91,7 @@ def shapes_in_order(
 
 
 def _model(config: Mapping[str, Any], base: str) -> Any:
-    """Return the base on PyTorch's meta device, as the class of the task in PEFT's config."""
+    """Return the base on PyTorch's meta device, with the class for the task in PEFT's config."""
     import torch
     import transformers
 
@@ -112,12 +112,13 @@ def _model(config: Mapping[str, Any], base: str) -> Any:
 def _without_patterns(settings: Mapping[str, Any], names: list[str]) -> dict[str, Any]:
     """Return the settings that are regular expressions, as lists of the names that they match.
 
-    PEFT would match them with Python's own engine, which a hostile pattern keeps busy forever.
+    PEFT would match them with Python's own engine, for which a hostile pattern can take forever.
 
     Raises:
         ConfigError: a setting is not a regular expression, or takes too long.
-        SourceError: the pattern matches no module, or cannot be replaced by a list: PEFT compares a
-            listed name with the ends of modules' names, and would choose other modules, too.
+        SourceError: the pattern matches no module, or cannot be replaced by a list, because PEFT
+            compares listed names with the ends of modules' names and would also select other
+            modules.
     """
     plain: dict[str, Any] = {}
     for key in ("target_modules", "exclude_modules"):
@@ -153,7 +154,8 @@ def _ends(name: str) -> list[str]:
 
 
 def _require_few_layers(config: Mapping[str, Any], file: str) -> None:
-    """Refuse a config with too many layers or experts: building each takes time and memory."""
+    """Refuse a config with too many layers or experts, because building each takes time and
+    memory."""
     levels = [config, *(value for value in config.values() if isinstance(value, Mapping))]
     for level in levels:
         counts = {"layer": 1, "expert": 1}

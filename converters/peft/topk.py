@@ -1,4 +1,8 @@
-"""Convert rows into PEFT's top-k tensors, where A is (rank, tile, …) and B is (tile, rank, …)."""
+"""Convert rows to PEFT's top-k tensors.
+
+In PEFT, A is (rank, tile, …) and B is (tile, rank, …), where a tile is a position along the
+features.
+"""
 
 from __future__ import annotations
 
@@ -16,17 +20,17 @@ from vbfmt.converters._files.safetensors import Spec
 from vbfmt.converters.peft.rows import swap
 
 _DTYPES = {"u1": "U8", "<i2": "I16", "<i4": "I32"}
-"""NumPy's code of the indices' dtype → its name in safetensors."""
+"""NumPy's code of a dtype for indices → its name in safetensors."""
 
 
 @dataclass(frozen=True)
 class TopK:
-    """PEFT's top-k tensors of all modules: their names and shapes, then their bytes, one by one.
+    """PEFT's top-k tensors of all modules.
 
     Attributes:
         adapter: the adapter.
         indices: (N, k), in PEFT's order.
-        weights: (N, k − 1) float32, likewise.
+        weights: (N, k − 1) float32, in PEFT's order.
         dtype: safetensors name of the indices' dtype.
     """
 
@@ -39,9 +43,9 @@ class TopK:
     def of(cls, adapter: Adapter) -> TopK:
         """Return the tensors of an adapter, from which PEFT restores every weight exactly.
 
-        PEFT leaves out the last weight of a row, which is the smallest, and restores it as 1 − Σ of
-        the others. If that is not exact, the row is rotated by one column, so that the largest
-        weight is left out, as in a packed file.
+        PEFT does not store the last weight of a row, which is the smallest, and restores it as 1
+        minus the sum of the others. If that is not exact, the row is rotated by one column, so that
+        the largest weight is not stored, as in a packed file.
         """
         code = "u1" if adapter.h < 1 << 8 else "<i2" if adapter.h < 1 << 15 else "<i4"
         indices = adapter.indices.astype(code)

@@ -1,4 +1,4 @@
-"""The command line: thin commands, each imported when it is called.
+"""The command line. Commands contain little code, and are imported when they are called.
 
 An error of the library is printed as one line on stderr, or as JSON on stdout with ``--json``, and
 the exit status is 1. Wrong usage has exit status 2.

@@ -43,11 +43,12 @@ _WRITTEN_BY = {
     ".tar": "no command writes archives",
     ".gz": "no command writes archives",
 }
-"""Known endings of file names → how to get such a file, or what is written instead."""
+"""Ending of a file name → how to get such a file, or what is written instead."""
 
 
 class _Path(click.Path):
-    """A path or the name of a repository. An empty one would mean the current folder."""
+    """A path or the name of a repository. An empty string is refused, because it would mean the
+    current folder."""
 
     def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> Any:
         if not value:
@@ -69,7 +70,7 @@ class _Input(_Path):
 
 
 class _Dtype(click.Choice[str]):
-    """A dtype, by NumPy's name or a common short one."""
+    """A dtype: NumPy's name or a common short name."""
 
     def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> Any:
         name = str(value).lower().removeprefix("torch.")
@@ -125,7 +126,8 @@ def output_option(
 
     Args:
         what: what is written, for the help.
-        endings: endings of this kind of file. A name with an unknown ending, or none, is accepted.
+        endings: endings of this kind of file. Names with an unknown ending, or no ending, are
+            accepted.
         required: accept only names with one of `endings`.
         stream: accept ``-`` for standard output.
     """

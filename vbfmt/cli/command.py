@@ -1,5 +1,6 @@
-"""The classes of commands and groups: --quiet and --verbose, examples in the help, errors as
-`Failure`.
+"""The classes of commands and groups.
+
+They add --quiet and --verbose, show examples in the help, and raise errors as `Failure`.
 """
 
 from __future__ import annotations
@@ -20,7 +21,7 @@ class Command(click.Command):
     Args:
         examples: command lines, as a user would type them.
         error_status: the exit status after an error.
-        has_jobs: whether ``vbfmt jobs`` has a command of that name for many inputs.
+        has_jobs: whether ``vbfmt jobs`` has a command with this name, for many inputs.
     """
 
     def __init__(
@@ -42,7 +43,7 @@ class Command(click.Command):
         _write_examples(self.examples, formatter)
 
     def parse_args(self, ctx: click.Context, args: list[str]) -> list[str]:
-        """Parse the arguments; if there are too many inputs, suggest the ``vbfmt jobs`` command."""
+        """Parse the arguments. If there are too many inputs, suggest the ``vbfmt jobs`` command."""
         try:
             return super().parse_args(ctx, args)
         except click.UsageError as error:
@@ -55,7 +56,7 @@ class Command(click.Command):
         """Run the command.
 
         Raises:
-            Failure: the command met an error that the user should see.
+            Failure: an error that the user should see.
         """
         from vbfmt.cli.failure import Failure, is_for_user
 

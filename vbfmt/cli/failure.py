@@ -1,4 +1,4 @@
-"""Errors of commands, printed as one line on stderr, or as JSON on stdout with ``--json``."""
+"""Print errors of commands as one line to stderr, or as JSON to stdout with ``--json``."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ if TYPE_CHECKING:
     from vbfmt.errors import VbfmtError
 
 FIELDS = ("kind", "part", "what", "found", "expected", "advice")
-"""The attributes of a `VbfmtError` that its JSON has, besides ``message`` and ``file``."""
+"""The attributes of a `VbfmtError` that are in its JSON, besides ``message`` and ``file``."""
 
 
 class Failure(click.ClickException):
@@ -30,7 +30,7 @@ class Failure(click.ClickException):
 def is_for_user(error: Exception) -> bool:
     """Return whether to print an error in one line.
 
-    Other errors are bugs of this program, or mean that the reader of the output has closed it.
+    Other errors are bugs in this program, or mean that the reader of the output has closed it.
     """
     from vbfmt.errors import VbfmtError
 
@@ -40,7 +40,7 @@ def is_for_user(error: Exception) -> bool:
 
 
 def report(error: click.ClickException, arguments: Sequence[str]) -> int:
-    """Print an error, as JSON if `arguments` has ``--json``, and return the exit status.
+    """Print an error, as JSON if `arguments` contains ``--json``. Return the exit status.
 
     If standard output cannot be written, the error is one line on standard error.
     """
@@ -68,9 +68,9 @@ def _print(error: click.ClickException) -> None:
         text = io.StringIO()
         error.show(file=text)
         lines = text.getvalue().rstrip("\n").split("\n")
-    with contextlib.suppress(OSError):  # nobody can be told
+    with contextlib.suppress(OSError):  # there is nowhere to print it
         for line in lines:
-            # A shell may have put the names of a stranger's files among the arguments.
+            # A shell pattern may have put untrusted file names into the arguments.
             click.echo(show.fitted(printable(line), sys.stderr), file=sys.stderr)
 
 
@@ -88,7 +88,8 @@ def as_dict(error: click.ClickException) -> dict[str, Any]:
 
 
 def in_user_terms(error: VbfmtError) -> VbfmtError:
-    """Name options and files in an error, in place, as the user gave them, and return it."""
+    """Replace parameters and paths in an error by the options and files that the user gave. Return
+    it."""
     from vbfmt.cli.packed_input import shown_as
     from vbfmt.cli.translation import in_options
 

@@ -1,7 +1,8 @@
-"""JSON as ``json.dumps(value, indent=2)`` writes it, piece by piece, but faster.
+"""Write JSON like ``json.dumps(value, indent=2)``, in pieces and faster.
 
 With an indent, the standard library uses its encoder in Python, which takes a second for 20,000
-modules. Here the encoder in C writes every dict and list that contains no others; most do not.
+modules. Here, the encoder in C writes every dict and list that does not contain another one, and
+most do not.
 """
 
 from __future__ import annotations
@@ -13,7 +14,7 @@ from typing import Any
 
 
 def pieces(value: object, *, ensure_ascii: bool, indent: str = "\n") -> Iterator[str]:
-    """Yield the text of a value. An iterator is written as a list, item by item.
+    """Yield the text of a value in pieces. An iterator is written as a list.
 
     Args:
         indent: the line feed and spaces before each line of the value.

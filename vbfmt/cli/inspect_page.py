@@ -40,7 +40,7 @@ _ACCENT, _SECOND, _THIRD = "blue", "magenta", "green"
 def print_page(
     adapter: Adapter, summary: Summary, file: str, digest: str, console: Console | None = None
 ) -> None:
-    """Print the page, onto standard output if no other console is given."""
+    """Print the page, by default to standard output."""
     # Rich would take a width of 0 from the environment, and print nothing.
     width = shutil.get_terminal_size().columns
     console = console or Console(highlight=False, markup=False, emoji=False, width=width)
@@ -128,7 +128,7 @@ def _kinds(adapter: Adapter, summary: Summary, width: int) -> RenderableType:
         box=SIMPLE_HEAD, show_edge=False, pad_edge=False, collapse_padding=True, header_style="dim"
     )
     table.add_column("kind", overflow="fold")
-    # On a narrow terminal leave out columns rather than shorten the kinds' names.
+    # On a narrow terminal, leave out columns and do not shorten the names of kinds.
     titles = ["modules", "vectors"] if width < _NARROW else list(_COLUMNS)
     for title in titles:
         table.add_column(title, justify="right", no_wrap=True)

@@ -1,4 +1,4 @@
-"""``vbfmt jobs``: one command on a whole fleet of adapters."""
+"""``vbfmt jobs``: run a command on many adapters."""
 
 from __future__ import annotations
 
@@ -274,8 +274,10 @@ def _items(
 
 
 def _in_store(store: Store, base: str | None) -> dict[str, str]:
-    """Return the path of each named adapter of a store → the name of its output, with ``__`` for
-    ``/``."""
+    """Return the name of the output for the path of each named adapter in a store.
+
+    In these names, ``__`` replaces ``/``.
+    """
     return {
         store.path(entry.digest): entry.names[0].replace("/", "__")
         for entry in store.entries(base_model=base)

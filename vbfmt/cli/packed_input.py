@@ -1,4 +1,4 @@
-"""The packed files that a command reads: paths, standard input, or repositories on the Hub."""
+"""Find the packed files that a command reads: paths, standard input, or repositories on the Hub."""
 
 from __future__ import annotations
 
@@ -19,7 +19,8 @@ _SHOWN_AS = "vbfmt.shown_as"
 
 
 def path_of(file: str, *, revision: str | None = None) -> str:
-    """Return the local path of a packed file, after copying standard input or fetching it.
+    """Return the local path of a packed file. Copy standard input or download the file if
+    necessary.
 
     Args:
         revision: a branch, tag or commit of a repository on the Hub.
@@ -38,7 +39,7 @@ def path_of(file: str, *, revision: str | None = None) -> str:
 
 
 def adapter_path(file: str) -> str:
-    """Return the path or name as it was given; for ``-``, the path of a copy of standard input.
+    """Return the given path or name; for ``-``, the path of a copy of standard input.
 
     Raises:
         click.UsageError: standard input was read before, or is a terminal.
@@ -69,7 +70,7 @@ def adapter_at(file: str, *, revision: str | None = None, banks: Sequence[str] =
 
 
 def shown_as(path: str | None) -> str | None:
-    """Return the name that the user knows a path by."""
+    """Return the name by which the user knows a path."""
     context = click.get_current_context(silent=True)
     names: dict[str, str] = context.meta.get(_SHOWN_AS, {}) if context else {}
     return names.get(path, path) if path is not None else None

@@ -1,4 +1,4 @@
-"""The process around a command: the encoding of its output, and signals that end it."""
+"""Set up the process of a command: its standard streams, encodings and signals."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ _IN_ASCII = {
 """Characters of our messages → ASCII, for terminals that cannot show them."""
 
 _TERMINATING = ("SIGTERM", "SIGHUP", "SIGBREAK")
-"""Signals that would end the process at once; not every system has all of them."""
+"""Signals that would end the process immediately. Not every system has all of them."""
 
 
 closed: set[str] = set()
@@ -35,10 +35,10 @@ closed: set[str] = set()
 
 
 def open_closed_streams() -> None:
-    """Open the null device for standard streams that are closed (``>&-``), and note them.
+    """Open the null device for standard streams that are closed (``>&-``), and record them.
 
-    Python has no object for such a stream then, and the next file that is opened gets its number:
-    what other code writes to that stream would go into the file.
+    Python has no object for a closed stream, and the next opened file gets its descriptor. So what
+    other code writes to that stream would go into the file.
     """
     for name, mode in (("stdin", "r"), ("stdout", "w"), ("stderr", "w")):
         if getattr(sys, name) is None:
@@ -48,14 +48,14 @@ def open_closed_streams() -> None:
 
 
 def read_any_name() -> None:
-    """Let names of files on standard input hold any bytes, as those in arguments may."""
+    """Allow any bytes in file names on standard input, as in arguments."""
     if isinstance(sys.stdin, io.TextIOWrapper):
         with contextlib.suppress(OSError, ValueError):  # closed, or detached
             sys.stdin.reconfigure(errors="surrogateescape")
 
 
 def write_in_any_encoding() -> None:
-    """Replace the characters that standard output and error cannot encode."""
+    """Replace characters that standard output and standard error cannot encode."""
     codecs.register_error("vbfmt", _replaced)
     for stream in (sys.stdout, sys.stderr):
         if isinstance(stream, io.TextIOWrapper):
@@ -75,7 +75,7 @@ def collect_less_often() -> None:
 def clean_up_on_signals() -> None:
     """Raise SystemExit on signals that would otherwise end the process without clean-up.
 
-    A signal that the caller has set to be ignored (``nohup``) stays ignored.
+    Signals that the caller ignores (``nohup``) stay ignored.
     """
     for name in _TERMINATING:
         number = getattr(signal, name, None)

@@ -1,4 +1,4 @@
-"""A progress bar for long work, on a terminal only."""
+"""Show a progress bar for long work, only on a terminal."""
 
 from __future__ import annotations
 
@@ -18,10 +18,10 @@ Progress = Callable[[int, int], None]
 
 @contextmanager
 def shown(unit: str) -> Iterator[Progress | None]:
-    """Show a bar on standard error, if that is a terminal and not --quiet; else yield None.
+    """Show a bar on standard error. If it is not a terminal, or with --quiet, yield None.
 
     Args:
-        unit: what is counted, ``bytes`` or a plural.
+        unit: what is counted: ``bytes``, or a plural noun.
     """
     from vbfmt.cli.show import verbosity
 

@@ -1,9 +1,9 @@
-"""How a command prints: lines, notes, JSON, sizes, counts.
+"""Print the output of commands: lines, notes, JSON, sizes and counts.
 
-Each call of `click.echo` names its stream. Otherwise click replaces a standard stream whose
+Each call of `click.echo` names its stream. Otherwise, click would replace a standard stream whose
 encoding is ASCII.
 
-Text from files reaches the terminal only through the functions here. They escape control
+Text from files is printed to the terminal only by the functions here, which escape control
 characters.
 """
 
@@ -37,7 +37,7 @@ def set_verbosity(ctx: click.Context, level: int) -> None:
 
 
 def keep_output_for_data() -> None:
-    """Print lines on stderr from now on, because the command writes a file to stdout."""
+    """Print lines to stderr from now on, because the command writes a file to stdout."""
     click.get_current_context().meta[_OUTPUT_IS_DATA] = True
 
 
@@ -58,7 +58,7 @@ def say_always(text: str) -> None:
 def say_whole(text: str) -> None:
     """Print one line of output, unless --quiet, without breaking it.
 
-    The terminal then wraps it, and joins it again where the user copies it.
+    The terminal then wraps the line, and joins it again when the user copies it.
     """
     from vbfmt.errors import printable
 
@@ -85,9 +85,9 @@ def note(text: str) -> None:
 
 
 def fitted(line: str, stream: TextIO) -> str:
-    """Return a line, broken between words if `stream` is a terminal that is narrower.
+    """Return a line, broken between words if `stream` is a narrower terminal.
 
-    For a file or a pipe the line stays whole, so that programs can read it.
+    For a file or a pipe, the line is not broken, so that programs can read it.
     """
     if not stream.isatty():
         return line
@@ -109,7 +109,7 @@ def fitted(line: str, stream: TextIO) -> str:
 def as_json(value: object) -> None:
     """Print a value as JSON.
 
-    Characters that could act on a terminal, or that the output's encoding lacks, are escaped. An
+    Characters that could control a terminal, or that the output's encoding lacks, are escaped. An
     iterator is printed as a list.
     """
     pieces: list[str] = []
@@ -122,7 +122,7 @@ def as_json(value: object) -> None:
 
 
 _PIECES = 1000
-"""Pieces of JSON that are printed at once."""
+"""Number of pieces of JSON that are printed at a time."""
 
 
 def _escaped(text: str) -> str:
@@ -163,7 +163,7 @@ def counted(number: int, thing: str) -> str:
 
 
 def than(ours: float, other: float) -> str:
-    """Return how `ours` compares with `other`: ``104× smaller than``."""
+    """Compare `ours` with `other`, as text: ``104× smaller than``."""
     if ours <= other:
         return f"{times(other / ours)} smaller than"
     return f"{times(ours / other)} larger than"

@@ -161,7 +161,8 @@ def _answer(
 
 
 def _elsewhere(problem: VbfmtError, path: str) -> str | None:
-    """Return the message with the file's name if the problem is in another file, such as a bank."""
+    """Return the message, with the file's name, if the problem is in another file, such as a
+    bank."""
     return None if problem.file in (None, path, shown_as(path)) else str(problem)
 
 
@@ -173,7 +174,7 @@ def _problem(problem: VbfmtError, message: str | None = None) -> dict[str, Any]:
 def _compared(
     report: Report, banks: tuple[str, ...], source: Reference, against: str | None
 ) -> tuple[float | None, list[dict[str, Any]]]:
-    """Return the largest difference of a factor if the contents match, and else the problems."""
+    """Return the largest difference of a factor if the contents match, else the problems."""
     from vbfmt.converters.operations.proof import against as compared
     from vbfmt.packed import load
 

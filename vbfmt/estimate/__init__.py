@@ -1,4 +1,4 @@
-"""The cost of adapters before training: a model's layers, and what each method stores.
+"""Estimate the cost of adapters before training: a model's layers, and what each method stores.
 
 >>> from vbfmt.estimate import Shape, compare, linears
 >>> layers = linears({"model_type": "llama", "hidden_size": 4096, ...})

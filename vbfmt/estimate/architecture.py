@@ -1,7 +1,7 @@
-"""The linear layers of a model, from its ``config.json`` alone: no weights, no PyTorch.
+"""Find the linear layers of a model from its ``config.json``, without weights or PyTorch.
 
-An architecture is data: the name of the block that repeats, and the names and dimensions of its
-layers. The names are those of transformers' own modules.
+An architecture is described by the name of its repeated block, and the names and dimensions of the
+layers in a block. The names are those of transformers' modules.
 """
 
 from __future__ import annotations
@@ -39,7 +39,7 @@ class Linear:
 
 @dataclass(frozen=True)
 class _Architecture:
-    """An architecture of equal blocks.
+    """An architecture that consists of equal blocks.
 
     Attributes:
         block: name of a block, with ``{}`` for its number.
@@ -47,7 +47,7 @@ class _Architecture:
             a sum of these terms: ``d``, the hidden size; ``f``, the feed-forward size; ``q`` and
             ``kv``, the number of query heads and of key-value heads, times their size.
         keys: config keys of d, f, the number of blocks and the number of heads.
-        derived: keys that a config may leave out, because they follow from the others.
+        derived: keys that a config may omit, because they follow from others.
         fan_in_fan_out: whether the layers store their weights as (in, out).
     """
 
@@ -250,10 +250,10 @@ def _advice_for_fused(leaves: Iterable[str]) -> str | None:
 
 
 def checked(value: Any, key: str, largest: int = _LARGEST_DIMENSION) -> int:
-    """Return `value` if it is a whole number from 1 to `largest`.
+    """Return `value` if it is an integer from 1 to `largest`.
 
     Raises:
-        SourceError: it is not. The error names `key`.
+        SourceError: `value` is anything else. The error names `key`.
     """
     if isinstance(value, bool) or not isinstance(value, int) or not 1 <= value <= largest:
         found = "nothing" if value is None else repr(value)[:40]

@@ -1,4 +1,4 @@
-"""The linear layers of any model that transformers can build, without weights."""
+"""Find the linear layers of any model that transformers can build, without weights."""
 
 from __future__ import annotations
 
@@ -62,7 +62,7 @@ def linears_on_meta(config: dict[str, Any]) -> tuple[Linear, ...]:
 
 
 def _other_matrices(model: Any, counted: set[str]) -> dict[str, int]:
-    """Return name → number of parameters, for matrices in blocks that are not of counted layers."""
+    """Return the number of parameters of each matrix in blocks that belongs to no counted layer."""
     return {
         name: parameter.numel()
         for name, parameter in model.named_parameters()
@@ -80,7 +80,7 @@ def _linear(name: str, module: Any) -> Linear:
 
 
 def require_few_layers(config: dict[str, Any]) -> None:
-    """Check that a config, with the configs nested in it, does not have too many layers.
+    """Check that a config and the configs nested in it do not have too many layers.
 
     Building a model of a billion layers would take forever, even without weights.
 

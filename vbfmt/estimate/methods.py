@@ -1,4 +1,4 @@
-"""How many parameters each method trains and stores, for the same layers.
+"""Count the parameters that each method trains and stores for the same layers.
 
 They are counted as in the methods' papers: LoRA (Hu et al. 2021), VeRA (Kopiczko et al. 2024),
 Tied-LoRA (Renduchintala et al. 2024), LoRA-XS (Bałazy et al. 2024), Uni-LoRA (Li et al. 2025),
@@ -27,8 +27,8 @@ class Cost:
         trained: number of trained parameters.
         stored: number of stored parameters in float32-equivalents (paper, Sec. 3.4): an 8-bit index
             counts as a quarter.
-        bytes: size on disk. For VB-LoRA that is the whole packed file (without the source's config
-            and metadata), for other methods four bytes for each stored parameter.
+        bytes: size on disk. For VB-LoRA, this is the whole packed file (without the source's config
+            and metadata); for other methods, four bytes for each stored parameter.
     """
 
     method: str
@@ -79,8 +79,8 @@ def compare(layers: Sequence[Linear], shape: Shape, ranks: Ranks | None = None) 
 def vblora(layers: Sequence[Linear], shape: Shape) -> Cost:
     """Return the cost of VB-LoRA.
 
-    Bank and logits are trained; the bank, and k indices and k − 1 weights for each sub-vector, are
-    stored.
+    The bank and the logits are trained. The bank, and k indices and k − 1 weights for each
+    sub-vector, are stored.
 
     Raises:
         ContentError: h, b, k or r break a rule of the format.
@@ -103,7 +103,7 @@ def float32_equivalents(shape: Shape, rows: int) -> float:
 
 
 def full(layers: Sequence[Linear]) -> int:
-    """Return the number of the layers' own weights: L·M·d² of Sec. 3.4."""
+    """Return the number of weights of the layers: L·M·d² in Sec. 3.4."""
     return sum(layer.in_features * layer.out_features for layer in layers)
 
 

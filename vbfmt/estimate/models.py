@@ -1,4 +1,4 @@
-"""The linear layers of a model: one of the paper's, or any that has a ``config.json``."""
+"""Find the linear layers of one of the paper's models, or of any model with a ``config.json``."""
 
 from __future__ import annotations
 
@@ -52,7 +52,7 @@ PRESETS: Mapping[str, Mapping[str, Any]] = MappingProxyType(
         "gemma-7b": _decoder("gemma", 3072, 24576, 28, 16, 16, 256),
     }
 )
-"""Model → the part of its published config that determines its linear layers."""
+"""Name of a model → the part of its published config that determines its linear layers."""
 
 
 def from_folder(path: str | os.PathLike[str]) -> tuple[Linear, ...]:

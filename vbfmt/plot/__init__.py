@@ -1,4 +1,4 @@
-"""Pictures of an adapter, with matplotlib (``pip install 'vbfmt[plot]'``).
+"""Draw pictures of an adapter with matplotlib (``pip install 'vbfmt[plot]'``).
 
 >>> from vbfmt.plot import Scene, write
 >>> write(Scene(adapter, "adapter.vblora"), "adapter.html")

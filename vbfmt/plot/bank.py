@@ -1,4 +1,4 @@
-"""The vector bank: its norms, and its projection onto a plane (the paper's Fig. 9)."""
+"""Draw the vector bank: its norms, and its projection onto a plane (the paper's Fig. 9)."""
 
 from __future__ import annotations
 
@@ -41,7 +41,7 @@ def draw_norms(figure: Figure | SubFigure, scene: Scene) -> Drawn:
 
 
 def _strips(axes: Axes, scene: Scene, norms: NDArray[np.float64]) -> Strips:
-    """Return the values of each vector, or of each bin where there are too many."""
+    """Return the values of each vector, or of each bin if there are too many vectors."""
     order, bounds = scene.by_norm, bins.bounds(len(norms), bins.MOST_NAMED)
     edges, times = (bounds - 0.5).tolist(), scene.usage[order]
     if bins.are_named(len(norms)):
@@ -124,7 +124,7 @@ def _draw_subvectors(axes: Axes, points: NDArray[np.float64]) -> None:
 
 def _draw_vectors(axes: Axes, points: NDArray[np.float64], usage: NDArray[np.int64]) -> None:
     h = len(points)
-    if h > _MOST_DOTS:  # as many equal dots are drawn ten times as fast
+    if h > _MOST_DOTS:  # drawing equal dots is ten times as fast
         axes.plot(
             *points.T,
             linestyle="none",

@@ -1,4 +1,4 @@
-"""Bins of neighbouring vectors, where a bank has more vectors than a screen shows."""
+"""Group neighbouring vectors into bins if a bank has more vectors than a screen can show."""
 
 from __future__ import annotations
 
@@ -7,20 +7,21 @@ from matplotlib.axes import Axes
 from numpy.typing import NDArray
 
 MOST = 320
-"""Most bars that are drawn."""
+"""Largest number of bars."""
 
 MOST_NAMED = 4096
-"""Most vectors of which a page has each one's values."""
+"""Largest number of vectors for which a page has the values of each."""
 
 
 def bounds(h: int, most: int = MOST) -> NDArray[np.intp]:
-    """Return the bounds of bins of vectors: a bin for each, or `most` bins."""
+    """Return the bounds of bins of vectors: one bin for each vector, or `most` bins."""
     count = min(h, most)
     return np.arange(count + 1, dtype=np.intp) * h // count
 
 
 def draw_bars(axes: Axes, values: NDArray[np.float64], colour: str) -> None:
-    """Draw a bar for each vector, or for each bin of vectors its mean and, pale, its maximum."""
+    """Draw a bar for each vector. For bins of vectors, draw the mean, and the maximum in a pale
+    colour."""
     found = bounds(len(values))
     edges = found - 0.5
     means = means_of(values, found)

@@ -1,4 +1,4 @@
-"""How much the adapter changes each layer: ‖ΔW‖ by layer and kind of module."""
+"""Draw how much the adapter changes each layer: ‖ΔW‖ by layer and kind of module."""
 
 from __future__ import annotations
 
@@ -21,8 +21,8 @@ _FEW_CELLS = 200
 def draw(figure: Figure | SubFigure, scene: Scene) -> Drawn:
     """Draw a cell for each kind of module in each layer.
 
-    A cell of several modules shows the root mean square of their norms. Their sum would be far
-    larger than the norms in cells of one module.
+    A cell with several modules shows the root mean square of their norms, because the sum would be
+    far larger than the norms in cells with one module.
     """
     names, layers, norms, several = _grid(scene)
     axes = figure.subplots()

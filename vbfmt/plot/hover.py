@@ -1,7 +1,7 @@
 """Values that a page shows under the pointer, and the areas of a figure that they belong to.
 
-A page stores the values in columns, and one sentence with ``{column}`` in it for all of them. So a
-bank of thousands of vectors adds kilobytes, not megabytes.
+A page stores the values in columns, and one sentence with placeholders such as ``{column}`` for all
+values. So a bank with thousands of vectors adds kilobytes, not megabytes.
 """
 
 from __future__ import annotations
@@ -54,7 +54,7 @@ class Cells:
 
 @dataclass(frozen=True)
 class Points:
-    """Points. The values of the one nearest to the pointer are shown.
+    """Points. The values of the point nearest to the pointer are shown.
 
     Attributes:
         axes: the axes that contain the points.

@@ -1,4 +1,4 @@
-"""A self-contained page: pictures as inline SVG, values under the pointer, no network access.
+"""Write a self-contained page: pictures as inline SVG, values under the pointer, no network access.
 
 Text from an adapter's file is escaped everywhere: in HTML, in SVG, and in the data of the script,
 which inserts it into the page as text only.

@@ -1,4 +1,4 @@
-"""Pictures as files: PNG, SVG, or one HTML page that opens offline."""
+"""Write pictures to files: PNG, SVG, or one HTML page that works offline."""
 
 from __future__ import annotations
 
@@ -39,12 +39,12 @@ def write(
     overwrite: bool = False,
     progress: Callable[[int, int], None] | None = None,
 ) -> int:
-    """Draw the scene into a file, all or nothing.
+    """Draw the scene to a file, which is written completely or not at all.
 
     Args:
         path: the file, which ends with .png, .svg or .html.
         figures: names in `FIGURES`. If empty, all figures are drawn on one page.
-        progress: called with 1 and the number of figures after each figure is drawn.
+        progress: called with 1 and the number of figures after each figure.
 
     Returns:
         number of bytes written.

@@ -79,7 +79,7 @@ class Scene:
 
     @cached_property
     def row_groups(self) -> tuple[NDArray[np.intp], NDArray[np.bool_]]:
-        """Each row's module, (N,) intp, and whether the row is of B, (N,) bool."""
+        """The module of each row, (N,) intp, and whether the row belongs to B, (N,) bool."""
         return rows_by_module(self.adapter)
 
     @cached_property
@@ -90,7 +90,7 @@ class Scene:
         counts = np.bincount(self.row_groups[0], minlength=len(numbers))
         starts = (np.cumsum(counts) - counts)[order]
         counts = counts[order]
-        # A row's place in the order, moved by as much as its module was.
+        # A row's position in the order, shifted by as much as its module was.
         moved = np.repeat(starts - (np.cumsum(counts) - counts), counts)
         found: NDArray[np.intp] = np.arange(len(moved), dtype=np.intp) + moved
         return found
@@ -119,9 +119,9 @@ def layer_name(layer: int | None) -> str:
 
 
 def shortened(text: str, most: int) -> str:
-    """Return `text` on one line, with its middle left out if it has more than `most` characters.
+    """Return `text` on one line, without its middle if it has more than `most` characters.
 
-    Names come from files of strangers and may be of any length.
+    Names come from untrusted files and may have any length.
     """
     text = printable(text)
     if len(text) <= most:
@@ -132,8 +132,8 @@ def shortened(text: str, most: int) -> str:
 def distinct(names: Sequence[str], most: int) -> list[str]:
     """Return the names, shortened to at most `most` characters and all different.
 
-    Where `shortened` would make names equal, the parts that they share are left out instead. If
-    that is not enough, a number is added.
+    If `shortened` would make names equal, the parts that they have in common are left out instead.
+    If that is not enough, a number is added.
     """
     labels = [shortened(name, most) for name in names]
     for label in {label for label in labels if labels.count(label) > 1}:

@@ -1,4 +1,4 @@
-"""Which sub-vector selects which vector: the paper's Figs. 3 to 5."""
+"""Draw which sub-vector selects which vector: the paper's Figs. 3 to 5."""
 
 from __future__ import annotations
 
@@ -24,7 +24,8 @@ _MOST_EXACT_ACROSS, _MOST_EXACT_DOWN = 1500, 128
 _MOST_ACROSS, _MOST_DOWN = 600, 256
 _SELECTIONS_PER_CELL = 4
 _COMPARED_PER_CELL = 24
-"""Selections per cell, if it shows a share. Shares of fewer selections would be noise."""
+"""Number of selections per cell if a cell shows a share. A share of fewer selections would be
+noise."""
 _ASPECT = 3  # a map is about three times as wide as it is high
 _MOST_TICKS = 24
 _COLOURS = (style.ORANGE, style.BLUE, style.INK)
@@ -46,8 +47,9 @@ def draw(figure: Figure | SubFigure, scene: Scene) -> Drawn:
 def _size(adapter: Adapter, per_cell: int) -> tuple[int, int]:
     """Return the number of cells down and across.
 
-    A small map has a cell for each vector and sub-vector. A large one has so few that a cell holds
-    several selections: single ones among hundreds of thousands of cells would look like dust.
+    A small map has a cell for each vector and sub-vector. In a large map, cells are so large that
+    each has several selections: single selections among hundreds of thousands of cells would look
+    like dust.
     """
     if adapter.h <= _MOST_EXACT_DOWN and adapter.N <= _MOST_EXACT_ACROSS:
         return adapter.h, adapter.N
@@ -152,7 +154,7 @@ def _draw_each(axes: Axes, adapter: Adapter, parts: dict[str, NDArray[np.int64]]
 def _draw_share(axes: Axes, adapter: Adapter, parts: dict[str, NDArray[np.int64]]) -> None:
     """Draw, for each cell, the share of its selections before and after that has changed.
 
-    A cell has many selections here, and a mixture of their colours would have no meaning.
+    A cell has many selections here, and a mixture of their colours would be meaningless.
     """
     changed = (parts["before"] + parts["after"]).astype(np.float64)
     total = changed + 2 * parts["both"]

@@ -1,4 +1,4 @@
-"""The style of pictures: colours that colour-blind readers can distinguish, plain axes."""
+"""The style of pictures: simple axes, and colours that colour-blind readers can distinguish."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""How often vectors are selected: the paper's Fig. 8."""
+"""Draw how often vectors are selected: the paper's Fig. 8."""
 
 from __future__ import annotations
 

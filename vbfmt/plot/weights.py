@@ -1,4 +1,4 @@
-"""Which modules use which vectors: weights by depth (Fig. 6) and by kind (Fig. 7)."""
+"""Draw which modules use which vectors: weights by depth (Fig. 6) and by kind (Fig. 7)."""
 
 from __future__ import annotations
 
@@ -66,8 +66,8 @@ def _agreement(
 ) -> list[str]:
     """Return a note on the share of weight on which the groups of layers agree.
 
-    The note also has this share for random selection. Modules outside the layers are left out,
-    since they are too few to agree with others. Without two groups there is no note.
+    The note also gives this share for random selection. Modules outside the layers are not
+    included, because they are too few. If there are fewer than two groups, there is no note.
     """
     inside = len(names) - (OUTSIDE in names)
     if inside < 2:
@@ -87,8 +87,9 @@ def _agreement(
 def draw_kinds(figure: Figure | SubFigure, scene: Scene) -> Drawn:
     """Draw a row for each kind of module and factor, and a column for each vector.
 
-    A cell shows how far the vector's weight is from an even share, in standard deviations of random
-    selection. With the difference alone, rows with few sub-vectors would look strongest.
+    A cell shows the difference between the vector's weight and an even share, in standard
+    deviations of random selection. Without this unit, rows with few sub-vectors would look
+    strongest.
     """
     names, of_module = kinds(scene.positions, _MOST_KINDS)
     module, in_b = scene.row_groups
@@ -150,7 +151,7 @@ def _deviations(
     """Return how far each group's weight on each bin of vectors is from an even share, and the
     largest such deviation of random selection, averaged over several draws.
 
-    The unit is the standard deviation of random selection. The result is 0 where that is 0.
+    The unit is the standard deviation of random selection. If it is 0, so is the result.
 
     Returns:
         (count, bins) float64, and the deviation of random selection.
@@ -170,7 +171,8 @@ def _deviations(
 
 
 def _agreeing(sums: NDArray[np.float64]) -> float:
-    """Return the share of weight, from 0 to 1, on which two groups agree; mean of all pairs."""
+    """Return the share of weight, from 0 to 1, on which two groups agree, averaged over all
+    pairs."""
     totals = np.maximum(sums.sum(axis=1, keepdims=True), np.finfo(float).tiny)
     pairs = [np.minimum(*two).sum() for two in itertools.combinations(sums / totals, 2)]
     return float(np.mean(pairs))
