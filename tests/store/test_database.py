@@ -195,3 +195,38 @@ def test_any_limit(filled, limit):
 def test_texts_that_no_adapter_has(filled):
     assert filled.entries(base_model="\udcff") == []
     assert filled.entries(metadata={"\0": "\ud800"}) == []
+
+
+def test_a_store_that_another_thread_closes_in_between_still_answers(filled):
+    before = filled.entries()
+    catalog = filled._open_catalog()
+    filled.close()
+    catalog.refresh()
+    assert filled.entries() == before
+    assert filled._open_catalog() is catalog
+
+
+def test_a_catalog_in_memory_that_is_closed_in_between_is_filled_again(filled):
+    before = filled.names()
+    filled._catalog._database._connection = Failing("disk I/O error")
+    with pytest.warns(errors.VbfmtWarning, match="in memory"):
+        assert filled.names() == before
+    catalog = filled._open_catalog()
+    catalog.close()
+    assert catalog.names() == before
+
+
+@pytest.mark.skipif(not hasattr(os, "fork"), reason="needs fork")
+def test_a_forked_process_has_a_connection_of_its_own(filled):
+    """SQLite forbids to use or close one that was opened before."""
+    before = filled.entries()
+    connection = filled._catalog._database._connection
+    child = os.fork()
+    if child == 0:
+        same = filled.entries() == before
+        own = filled._catalog._database._connection is not connection
+        filled.close()
+        os._exit(0 if same and own else 1)
+    assert os.waitpid(child, 0)[1] == 0
+    assert filled._catalog._database._connection is connection
+    assert filled.entries() == before

@@ -211,3 +211,36 @@ def test_a_grace_period_is_not_negative(store, grace):
     store.add(adapter(1))
     with pytest.raises(errors.ConfigError, match="not a grace period"):
         store.gc(grace=grace)
+
+
+@pytest.mark.parametrize("error", [PermissionError, KeyboardInterrupt])
+def test_nobody_waits_for_a_collector_that_could_not_remove(store, monkeypatch, error):
+    key = layout.adapter_key(store.add(adapter(1)))
+    unlink = os.unlink
+
+    def refused(path, **options):
+        if path == store._backend.address(key):
+            raise error(1, "refused")
+        unlink(path, **options)
+
+    monkeypatch.setattr(os, "unlink", refused)
+    with pytest.raises((errors.StorageError, KeyboardInterrupt)):
+        store.gc(grace=0)
+    assert garbage.mark_of(store._backend, key, time.time()) is None
+    monkeypatch.undo()
+    assert store.open(store.add(adapter(1))) == adapter(1)
+
+
+def test_nobody_waits_for_a_collector_whose_catalog_failed(store, monkeypatch):
+    store.add(adapter(1))
+
+    def failing(key):
+        raise errors.StoreError("cannot use the catalog")
+
+    monkeypatch.setattr(store._open_catalog(), "forget", failing)
+    with pytest.raises(errors.StoreError, match="cannot use the catalog"):
+        store.gc(grace=0)
+    monkeypatch.undo()
+    start = time.monotonic()
+    assert store.open(store.add(adapter(1))) == adapter(1)
+    assert time.monotonic() - start < 30

@@ -50,8 +50,8 @@ def collect(backend: Backend, catalog: Catalog, grace: float) -> Collected:
         needed = _needed_after_all(backend, catalog, due)
         for key in due:
             if key not in needed and garbage.claim(backend, key, now - grace, now):
-                catalog.forget(key)
                 garbage.remove(backend, key)
+                catalog.forget(key)
                 removed[key] = unneeded[key].size
     backend.tidy()
     waiting = len(unneeded.keys() - removed.keys())

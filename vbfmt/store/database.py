@@ -21,7 +21,8 @@ _PATIENCE = 60.0
 
 
 class Database:
-    """A connection to the database. Only one thread may use it at a time.
+    """A connection to the database, which is opened when it is needed, also after `close` and in a
+    forked process. Only one thread may use it at a time.
 
     A damaged file is removed and created again. If the file cannot be written, the database is kept
     in memory. Both cause a warning.
@@ -40,30 +41,45 @@ class Database:
         self._path = path
         self._fill = fill
         self.fresh = False
-        self._connection = self._opened()
+        self._connection: sqlite3.Connection | None = None
+        self._process = os.getpid()
+        self._inherited: list[sqlite3.Connection | None] = []
 
     def close(self) -> None:
         """Close the connection."""
-        with contextlib.suppress(sqlite3.Error):
-            self._connection.close()
+        if self._is_open():
+            with contextlib.suppress(sqlite3.Error):
+                self._opened().close()
+        self._connection = None
+
+    def _is_open(self) -> bool:
+        if self._process != os.getpid():
+            # SQLite forbids to use or close a connection in a forked process.
+            self._inherited.append(self._connection)
+            self._connection, self._process = None, os.getpid()
+        return self._connection is not None
+
+    def _opened(self) -> sqlite3.Connection:
+        if not self._is_open() or self._connection is None:
+            self._connection = self._connected()
+        return self._connection
 
     def renew(self) -> None:
         """Remove the file and open an empty one."""
         self.close()
         self._unlink()
-        self._connection = self._opened()
 
     def rows(self, query: str, values: tuple[Any, ...] = ()) -> list[tuple[Any, ...]]:
         """Return the rows of a query."""
 
         def found() -> list[tuple[Any, ...]]:
-            return self._connection.execute(query, values).fetchall()
+            return self._opened().execute(query, values).fetchall()
 
         def found_anew() -> list[tuple[Any, ...]]:
             self._transaction(self._fill)
             return found()
 
-        return self._tried(found, found_anew)
+        return self._tried(found if self._is_open() else found_anew, found_anew)
 
     def change(self, work: Work[T]) -> T:
         """Call `work` in a transaction. If the database is damaged, call it again after the
@@ -101,18 +117,19 @@ class Database:
             self.damaged()
 
     def _transaction(self, work: Work[T]) -> T:
-        self._connection.execute("BEGIN IMMEDIATE")
+        connection = self._opened()
+        connection.execute("BEGIN IMMEDIATE")
         try:
-            done = work(self._connection)
-            self._connection.execute("COMMIT")
+            done = work(connection)
+            connection.execute("COMMIT")
         except BaseException:
             with contextlib.suppress(sqlite3.Error):
-                if self._connection.in_transaction:  # SQLite may have rolled back by itself
-                    self._connection.execute("ROLLBACK")
+                if connection.in_transaction:  # SQLite may have rolled back by itself
+                    connection.execute("ROLLBACK")
             raise
         return done
 
-    def _opened(self) -> sqlite3.Connection:
+    def _connected(self) -> sqlite3.Connection:
         try:
             return self._made(self._path)
         except sqlite3.Error as error:

@@ -13,6 +13,7 @@ first. So one of the two always notices the other.
 
 from __future__ import annotations
 
+import contextlib
 import json
 import logging
 import time
@@ -123,8 +124,17 @@ def claim(backend: Backend, key: str, before: float, now: float) -> bool:
 
 
 def remove(backend: Backend, key: str) -> None:
-    """Remove an object that was claimed, and then its mark."""
-    backend.delete(key)
+    """Remove an object that was claimed, and then its mark.
+
+    If the object cannot be removed, its mark no longer says that it is being removed: whoever needs
+    it would wait.
+    """
+    try:
+        backend.delete(key)
+    except BaseException:
+        with contextlib.suppress(StorageError):
+            backend.delete(layout.unreferenced_key(key))
+        raise
     backend.delete(layout.unreferenced_key(key))
 
 

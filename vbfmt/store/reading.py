@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import threading
 from collections.abc import Mapping
 
 from vbfmt._format.container import Bytes
@@ -29,15 +30,16 @@ class Reader:
         self._backend = backend
         self._catalog_path = catalog_path
         self._catalog: Catalog | None = None
+        self._opening = threading.Lock()
 
     def __repr__(self) -> str:
         return f"<vbfmt store {self._backend.where}>"
 
     def close(self) -> None:
         """Close the catalog. It is opened again when needed."""
-        if self._catalog is not None:
-            self._catalog.close()
-            self._catalog = None
+        with self._opening:
+            if self._catalog is not None:
+                self._catalog.close()
 
     def resolve(self, name: str) -> str:
         """Return the digest that a name points to. Return a digest itself if the store has it.
@@ -163,11 +165,12 @@ class Reader:
         return self._current().entries(query)
 
     def _open_catalog(self) -> Catalog:
-        if self._catalog is None:
-            self._catalog = Catalog(
-                self._backend, self._catalog_path, shared=isinstance(self._backend, Folder)
-            )
-        return self._catalog
+        with self._opening:
+            if self._catalog is None:
+                self._catalog = Catalog(
+                    self._backend, self._catalog_path, shared=isinstance(self._backend, Folder)
+                )
+            return self._catalog
 
     def _current(self) -> Catalog:
         catalog = self._open_catalog()
