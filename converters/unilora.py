@@ -24,6 +24,7 @@ from vbfmt.converters._files.checkpoint import (
     Checkpoint,
     owned,
     require_gathered,
+    require_kept,
     shown,
     size_in,
 )
@@ -154,6 +155,7 @@ def _theta(tensors: Mapping[str, Tensor]) -> NDArray[np.float32]:
             expected=f"at most {LARGEST_BANK}",
             advice="keep this checkpoint as it is: it is smaller than its indices would be",
         )
+    require_kept(tensor.numpy(), keys[0])
     return tensor.numpy().astype("<f4")
 
 

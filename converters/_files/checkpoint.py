@@ -262,16 +262,27 @@ def bank_of(tensor: Tensor) -> NDArray[np.float32]:
             expected="finite numbers",
             advice="the training diverged, or the file is damaged: use another checkpoint",
         )
-    largest = np.abs(given).max()
-    if given.dtype == np.float64 and 0 < largest < _SMALLEST:
+    require_kept(given, "vector bank")
+    return bank
+
+
+def require_kept(values: NDArray[Any], part: str) -> None:
+    """Refuse values that are all too small for float32's precision.
+
+    Raises:
+        ContentError: with the largest of them.
+    """
+    if values.dtype != np.float64:  # the others have no smaller numbers
+        return
+    largest = np.abs(values).max(initial=0)
+    if 0 < largest < _SMALLEST:
         raise ContentError(
             "values are too small for float32",
-            part="vector bank",
+            part=part,
             found=f"at most {largest:.3g}",
             expected=f"at least {_SMALLEST:.2g}",
             advice="the training diverged, or the file is damaged: use another checkpoint",
         )
-    return bank
 
 
 def _locate(path: Path) -> Path:

@@ -165,6 +165,14 @@ def test_what_contradicts_itself_is_refused(tmp_path, changes, message):
         read(path)
 
 
+def test_a_vector_that_float32_would_round_away_is_refused(tmp_path):
+    path = tmp_path / "adapter_model.safetensors"
+    small = arrays(theta_d=np.full(5, 1e-50))
+    write_tensors(path, {key: Tensor.of(value) for key, value in small.items()})
+    with pytest.raises(errors.ContentError, match="too small for float32.*theta_d"):
+        read(path)
+
+
 def test_two_adapters_in_one_file_are_refused(tmp_path):
     both = arrays()
     for key in [key for key in both if "indices" in key or "scales" in key]:
