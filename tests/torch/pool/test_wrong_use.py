@@ -12,6 +12,7 @@ import torch
 from torch import nn
 
 import vbfmt
+from tests.conftest import warned
 from tests.torch.models import NET_TARGETS, config, llama, net, peft_model, tokens
 from tests.torch.pool.adapters import ALL, adapter, logits
 from vbfmt.errors import ConfigError, ContentError, ModelError, VbfmtWarning
@@ -222,6 +223,26 @@ def test_a_layer_that_the_model_never_calls():
     with warnings.catch_warnings():
         warnings.simplefilter("error")
         run(pool, ["x"], 1)
+
+
+def test_each_layer_that_is_not_called_is_named_once():
+    class Reads(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.called, self.one, self.two = (nn.Linear(16, 16) for _ in range(3))
+            self.experts = nn.ModuleList([nn.Linear(16, 16)])
+
+        def forward(self, x):
+            return self.called(x) @ self.one.weight @ self.two.weight
+
+    torch._dynamo.utils.counters.clear()
+    pool = AdapterPool(Reads())
+    for name, targets in {"a": ["one"], "b": ["one", "two"], "c": ["experts.0"]}.items():
+        pool.put(name, adapter(Reads, ["called", *targets], 1))
+    for name, named in {"a": "one", "b": "two", "c": None}.items():
+        with warned() as messages:
+            run(pool, [name], 1)
+        assert [message.partition(":")[0] for message in messages] == ([named] if named else [])
 
 
 @pytest.mark.parametrize(

@@ -49,7 +49,7 @@ class LayerHook:
         self.name = name
         self.index = index
         self.called = called
-        self.routed = _ROUTED.search(name) is not None
+        self.routed = is_routed(name)
 
     def __call__(
         self, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], output: Any
@@ -107,6 +107,11 @@ class LayerHook:
 
     def __reduce__(self) -> tuple[Any, ...]:
         return _without_pool, (self.name, self.index)
+
+
+def is_routed(name: str) -> bool:
+    """Return whether a layer is an expert, by its name."""
+    return _ROUTED.search(name) is not None
 
 
 def _without_pool(name: str, index: int) -> LayerHook:

@@ -5,18 +5,17 @@ from __future__ import annotations
 import contextlib
 import itertools
 import os
-import sys
 from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
 from torch import nn
 
 from vbfmt.adapter import Adapter
-from vbfmt.errors import ConfigError, ModelError, VbfmtError, few, warn
+from vbfmt.errors import ConfigError, ModelError, VbfmtError
 from vbfmt.packed import load
 from vbfmt.torch.adapters import find_adapters
 from vbfmt.torch.config import is_count
-from vbfmt.torch.pool.batch import Batch, Staging
+from vbfmt.torch.pool.batch import Staging
 from vbfmt.torch.pool.intake import Intake
 from vbfmt.torch.pool.layers import LayerHook
 from vbfmt.torch.pool.own_tensors import may_differ_by_sample
@@ -33,6 +32,7 @@ from vbfmt.torch.pool.requirements import (
 )
 from vbfmt.torch.pool.residents import Resident, Residents
 from vbfmt.torch.pool.running import run
+from vbfmt.torch.pool.uncalled import Uncalled
 from vbfmt.torch.preconditions import require_in_memory
 from vbfmt.torch.targets import base_modules
 
@@ -108,12 +108,10 @@ class AdapterPool:
         self._staging = Staging(self._residents, served, self._device, form)
         self._intake = Intake(model, modules, self._device, self._residents.banks, form)
         self._key = next(_keys)
-        self._served = served
-        self._called: set[int] = set()
-        self._warned = False
+        self._uncalled = Uncalled([*served])
         self._hooks = [
             each.register_forward_hook(
-                LayerHook(self._key, name, index, self._called), with_kwargs=True
+                LayerHook(self._key, name, index, self._uncalled.called), with_kwargs=True
             )
             for index, (name, each) in enumerate(served.items())
         ]
@@ -218,7 +216,7 @@ class AdapterPool:
             with run(self._key, batch):
                 yield
                 self._require_usable()
-            self._warn_of_layers_never_called(batch)
+            self._uncalled.warn(batch)
         finally:
             self._residents.unpin(residents)
 
@@ -276,25 +274,6 @@ class AdapterPool:
             return found
         finally:
             self._residents.unpin(list(held.values()))
-
-    def _warn_of_layers_never_called(self, batch: Batch) -> None:
-        """Warn once about layers that were not called.
-
-        Some models read a layer's weight instead of calling it. An adapter then has an effect there
-        only if it is merged. Compiled layers do not record calls.
-        """
-        dynamo = sys.modules.get("torch._dynamo.utils")
-        if self._warned or not self._called or (dynamo and dynamo.counters["frames"]):
-            return
-        changed = [index for index, part in enumerate(batch.parts) if part is not None]
-        dead = [index for index in changed if index not in self._called]
-        if dead:
-            self._warned = True
-            names = [*self._served]
-            warn(
-                f"{few([names[index] for index in dead])}: these layers were not called, so "
-                f"adapters have no effect there"
-            )
 
     def _require_usable(self) -> None:
         """Refuse a batch that would silently be computed wrongly."""
