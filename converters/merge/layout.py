@@ -160,9 +160,9 @@ def layout(base: Base, adapter: LowRank, dtype: str | None, *, part: str | None 
         items[-1].append(
             Item(name, tensor, (dtype or _usual_dtype(base)) if is_float else tensor.dtype)
         )
+    dtypes = {id(item.source): item.dtype for item in itertools.chain(*items)}
     for name, tensor in {**replaced, **added}.items():
-        found = next(each for each in itertools.chain(*items) if each.source is tensor)
-        rounding.require_kept(tensor, name, found.dtype)
+        rounding.require_kept(tensor, name, dtypes[id(tensor)])
     return Layout(
         files=tuple(
             File(_as_safetensors(shard.name), tuple(inside), {"format": "pt", **shard.metadata})

@@ -4,7 +4,8 @@ the bounds. 1 if one is beyond. WORD chooses the cases whose name or line has it
 
 Interpreter and imports are not counted: every line runs in a fork of a process that has them. A
 line that is beyond a bound runs twice more, and the least counts: other work on the machine makes
-a line take more of the processor's time, never less.
+a line take more of the processor's time, never less. Files are in memory where the system has a
+folder for that, unless TMPDIR names another one: what a disk takes depends on the disk.
 """
 
 from __future__ import annotations
@@ -81,11 +82,17 @@ def rows(cases: dict[str, Case], word: str, seconds: float) -> Iterator[tuple[st
         chosen = [line for line in lines if word in name or word in line]
         if not chosen:
             continue
-        with tempfile.TemporaryDirectory() as folder:
+        with _folder() as folder:
             make(Path(folder))
             size = sum(p.stat().st_size for p in Path(folder).rglob("*") if p.is_file())
             for line in chosen:
                 yield name, line, size, _least(make, line, measured(line, Path(folder)), seconds)
+
+
+def _folder() -> tempfile.TemporaryDirectory[str]:
+    memory = "/dev/shm"
+    chosen = "TMPDIR" in os.environ or not os.path.isdir(memory)
+    return tempfile.TemporaryDirectory(dir=None if chosen else memory)
 
 
 def _least(make: Callable[[Path], None], line: str, first: Cost, seconds: float) -> Cost:
@@ -93,7 +100,7 @@ def _least(make: Callable[[Path], None], line: str, first: Cost, seconds: float)
     status the worst."""
     costs = [first]
     while len(costs) < TIMES and min(costs).seconds > seconds:
-        with tempfile.TemporaryDirectory() as folder:
+        with _folder() as folder:
             make(Path(folder))
             costs.append(measured(line, Path(folder)))
     failed = next((cost.status for cost in costs if cost.status not in (0, 1, 2)), first.status)

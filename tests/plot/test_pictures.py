@@ -16,7 +16,7 @@ from PIL import Image
 from tests.plot.conftest import HOSTILE, made
 from vbfmt.analysis.module_names import reading_order
 from vbfmt.errors import ContentError, OutputExistsError, TargetError
-from vbfmt.plot import FIGURES, Scene, bank, bins, write
+from vbfmt.plot import FIGURES, Scene, bank, bins, delta, write
 from vbfmt.plot.hover import Cells, Points, Strips, as_json
 from vbfmt.plot.style import BY_INDEX, BY_NORM, settings
 
@@ -411,3 +411,14 @@ def test_more_sub_vectors_than_dots_are_shown_by_their_density(trained, monkeypa
         if isinstance(each, PolyCollection)
     ]
     assert cells.get_array().sum() == trained.N
+
+
+def test_more_layers_than_columns_share_them():
+    """A page had a value for each of 12,000 layers and 24 kinds."""
+    count = 2 * delta._MOST_COLUMNS + 1
+    found, figure = drawn(made(names=tuple(f"layers.{n}.q" for n in range(count))), "delta")
+    (cells,) = found.hovers
+    assert cells.columns[0] == "layers 0–2"
+    assert cells.columns[-1] == f"layer {count - 1}"
+    assert len(cells.columns) == cells.values["value"].shape[1] <= delta._MOST_COLUMNS
+    assert figure.axes[0].get_images()[0].get_array().shape == cells.values["value"].shape

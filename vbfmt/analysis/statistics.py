@@ -8,6 +8,8 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import dataclass
+from itertools import groupby, islice
+from operator import attrgetter
 from typing import Any
 
 import numpy as np
@@ -239,14 +241,16 @@ def _squared_norms(a: NDArray[np.float32], b: NDArray[np.float32]) -> NDArray[np
 
 def _stacked(adapter: Adapter) -> Iterator[tuple[NDArray[np.float32], NDArray[np.float32]]]:
     """Yield all factors in order, those of neighbouring small modules of one shape as one array."""
-    pairs: list[tuple[NDArray[np.float32], NDArray[np.float32]]] = []
-    for _, a, b in adapter.iter_factors():
-        full = pairs and len(pairs) * (a.size + b.size) >= _ELEMENTS_AT_ONCE
-        if full or (pairs and (a.shape, b.shape) != (pairs[0][0].shape, pairs[0][1].shape)):
-            yield np.stack([pair[0] for pair in pairs]), np.stack([pair[1] for pair in pairs])
-            pairs = []
-        pairs.append((a, b))
-    yield np.stack([pair[0] for pair in pairs]), np.stack([pair[1] for pair in pairs])
+    factors = adapter.iter_factors()
+    shapes = groupby(adapter, key=attrgetter("rank", "in_features", "out_features"))
+    for (rank, columns, rows), modules in shapes:
+        at_once = max(1, _ELEMENTS_AT_ONCE // (rank * (columns + rows)))
+        while count := sum(1 for _ in islice(modules, at_once)):
+            _, a, b = zip(*islice(factors, count), strict=True)
+            yield (
+                np.concatenate(a).reshape(count, rank, columns),
+                np.concatenate(b).reshape(count, rows, rank),
+            )
 
 
 def project(adapter: Adapter) -> Projection:

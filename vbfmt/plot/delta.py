@@ -15,6 +15,7 @@ from vbfmt.plot.hover import Cells
 from vbfmt.plot.scene import Scene, distinct, layer_name, shortened
 
 _MOST_KINDS = 24
+_MOST_COLUMNS = 600
 _FEW_CELLS = 200
 
 
@@ -22,9 +23,9 @@ def draw(figure: Figure | SubFigure, scene: Scene) -> Drawn:
     """Draw a cell for each kind of module in each layer.
 
     A cell with several modules shows the root mean square of their norms, because the sum would be
-    far larger than the norms in cells with one module.
+    far larger than the norms in cells with one module. More layers than fit share columns.
     """
-    names, layers, norms, several = _grid(scene)
+    names, columns, norms, several = _grid(scene)
     axes = figure.subplots()
     image = axes.imshow(
         norms,
@@ -36,20 +37,20 @@ def draw(figure: Figure | SubFigure, scene: Scene) -> Drawn:
     )
     labels = distinct(names, 24)
     axes.set_yticks(range(len(names)), labels, fontsize=9)
-    step = -(-len(layers) // 16)
-    shown = ["outside" if layer is None else str(layer) for layer in layers]
-    axes.set_xticks(range(0, len(layers), step), shown[::step])
+    step = -(-len(columns) // 16)
+    shown = ["outside" if layers[0] is None else str(layers[0]) for layers in columns]
+    axes.set_xticks(range(0, len(columns), step), shown[::step])
     axes.set_xlabel("layer")
     axes.spines[:].set_visible(False)
     axes.tick_params(length=0)
-    if norms.size <= _FEW_CELLS and len(layers) <= 16:
+    if norms.size <= _FEW_CELLS and len(columns) <= 16:
         _write_values(axes, norms)
     bar = figure.colorbar(image, ax=axes, pad=0.02, fraction=0.05)
     bar.set_label("Frobenius norm of ΔW" + (" (root mean square of several)" if several else ""))
     bar.outline.set_visible(False)
     title = "How much each layer changes"
     row, column = np.unravel_index(int(np.nanargmax(norms)), norms.shape)
-    where = [layer_name(layer) for layer in layers]
+    where = [_column_name(layers) for layers in columns]
     caption = (
         f"‖ΔW‖ from {np.nanmin(norms):.3g} to {np.nanmax(norms):.3g}; "
         f"most: {labels[row]}, {where[column]}"
@@ -62,23 +63,36 @@ def draw(figure: Figure | SubFigure, scene: Scene) -> Drawn:
 
 def _grid(
     scene: Scene,
-) -> tuple[list[str], list[int | None], NDArray[np.float64], bool]:
-    """Return kinds (rows), layers (columns), norms, and whether a cell has several modules.
+) -> tuple[list[str], list[list[int | None]], NDArray[np.float64], bool]:
+    """Return kinds (rows), the layers of each column, norms, and whether a cell has several
+    modules.
 
     The norms are (rows, columns) float64, NaN where there is no module.
     """
     names, kind = kinds(scene.positions, _MOST_KINDS)
-    numbers = {each.layer for each in scene.positions.values()}
-    layers: list[int | None] = [*sorted(number for number in numbers if number is not None)]
-    layers += [None] if None in numbers else []
-    position = {layer: column for column, layer in enumerate(layers)}
+    columns = _columns({each.layer for each in scene.positions.values()})
+    position = {layer: column for column, layers in enumerate(columns) for layer in layers}
     column = np.array([position[scene.positions[module.name].layer] for module in scene.adapter])
-    cell, size = kind * len(layers) + column, len(names) * len(layers)
+    cell, size = kind * len(columns) + column, len(names) * len(columns)
     squares = np.bincount(cell, delta_norms(scene.adapter) ** 2, minlength=size)
     counts = np.bincount(cell, minlength=size)
     means = np.divide(squares, counts, out=np.full(size, np.nan), where=counts > 0)
-    norms: NDArray[np.float64] = np.sqrt(means).reshape(len(names), len(layers))
-    return names, layers, norms, bool((counts > 1).any())
+    norms: NDArray[np.float64] = np.sqrt(means).reshape(len(names), len(columns))
+    return names, columns, norms, bool((counts > 1).any())
+
+
+def _columns(layers: set[int | None]) -> list[list[int | None]]:
+    """Return the layers of each column: one, or as many neighbours as `_MOST_COLUMNS` needs."""
+    numbers = sorted(number for number in layers if number is not None)
+    each = max(1, -(-len(numbers) // _MOST_COLUMNS))
+    columns: list[list[int | None]] = [
+        [*numbers[start : start + each]] for start in range(0, len(numbers), each)
+    ]
+    return columns + ([[None]] if None in layers else [])
+
+
+def _column_name(layers: list[int | None]) -> str:
+    return layer_name(layers[0]) if len(layers) == 1 else f"layers {layers[0]}–{layers[-1]}"
 
 
 def _write_values(axes: Axes, norms: NDArray[np.float64]) -> None:
