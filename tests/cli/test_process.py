@@ -6,6 +6,8 @@ import importlib
 import io
 import json
 import os
+import re
+import shutil
 import signal
 import subprocess
 import sys
@@ -168,6 +170,20 @@ def test_the_completion_of_shells_knows_the_commands():
     assert b"verify" in found
     options = run(_VBFMT_COMPLETE="bash_complete", COMP_WORDS="vbfmt pack --b", COMP_CWORD="2")
     assert b"--base-model" in options.stdout
+
+
+@pytest.mark.skipif(not shutil.which("bash"), reason="no bash")
+def test_completion_is_installed_by_the_line_of_the_help(vbfmt, tmp_path):
+    (line,) = re.findall(r"Completion: +(.*)", vbfmt("--help").out)
+    command = tmp_path / "vbfmt"
+    command.write_text(f'#!/bin/sh\nexec "{sys.executable}" -m vbfmt "$@"\n', encoding="utf-8")
+    command.chmod(0o755)
+    path = f"{tmp_path}{os.pathsep}{os.environ['PATH']}"
+    environment = {**os.environ, "PATH": path, "PYTHONPATH": str(ROOT)}
+    shown = subprocess.check_output(
+        ["bash", "-c", f"{line}\ncomplete -p vbfmt"], env=environment, text=True
+    )
+    assert "-F _vbfmt_completion vbfmt" in shown
 
 
 @pytest.mark.parametrize(

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import os
+
 import pytest
 
 from tests.terminal import on_terminal
@@ -54,6 +56,15 @@ def test_lines_break_between_words_with_an_indent(monkeypatch):
     ]
     assert show.fitted(line, Terminal(False)) == line
     assert show.fitted("  a   b", Terminal(True)) == "  a   b"
+
+
+def test_a_terminal_that_reports_no_width_has_80_columns(monkeypatch):
+    """Python 3.10 returns the 0 that a pseudo-terminal reports."""
+    import shutil
+
+    monkeypatch.setattr(shutil, "get_terminal_size", lambda: os.terminal_size((0, 24)))
+    assert show.terminal_width() == 80
+    assert max(map(len, show.fitted("word " * 40, Terminal(True)).splitlines())) <= 80
 
 
 def test_a_line_to_copy_is_not_broken(tmp_path, packed):

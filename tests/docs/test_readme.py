@@ -9,6 +9,7 @@ import sys
 import pytest
 
 from tests.conftest import ROOT
+from vbfmt import __version__
 
 TEXT = (ROOT / "README.md").read_text("utf-8")
 LINKS = re.findall(r"\]\(([^)]*)\)", TEXT)
@@ -60,3 +61,17 @@ def test_the_links_are_to_the_source_that_the_project_names(setup):
     project = tomllib.loads((ROOT / "pyproject.toml").read_text("utf-8"))["project"]
     assert project["urls"]["Source"] == setup["REPOSITORY"]
     assert "readme" in project["dynamic"]
+
+
+def test_what_a_project_has_is_there_and_of_this_version():
+    project = (ROOT / "pyproject.toml").read_text("utf-8").partition("[project.urls]")[2]
+    for name in ("Source", "Issues", "Changelog", "Specification"):
+        assert f'\n{name} = "https://' in project
+    assert f"\n## {__version__}\n" in (ROOT / "CHANGELOG.md").read_text("utf-8")
+    assert "make test" in (ROOT / "CONTRIBUTING.md").read_text("utf-8")
+
+
+def test_what_was_not_tried_is_said():
+    support = (ROOT / "docs" / "reference" / "support.md").read_text("utf-8")
+    assert "Windows and macOS" in support
+    assert "was not run there" in support

@@ -7,6 +7,7 @@ import sys
 
 import pytest
 
+from tests.cli.test_help import EVERY
 from tests.conftest import ROOT
 from tests.plot.test_html import browser as browser
 from tests.plot.test_html import requests_of
@@ -23,6 +24,18 @@ def pages(tmp_path_factory):
     command = [sys.executable, "-m", "mkdocs", "build", "--quiet", "--strict", "--site-dir"]
     subprocess.run([*command, str(folder)], cwd=ROOT, check=True)
     return sorted(set(folder.rglob("*.html")) - {folder / "404.html"})  # for a server's root
+
+
+def test_the_references_are_made_from_the_code(pages):
+    text = {page.parent.name: page.read_text("utf-8") for page in pages}
+    for words in EVERY:  # the commands, from click
+        assert f">{' '.join(words)}</h" in text["commands"].replace("vbfmt ", "") or (
+            f'id="{"-".join(("vbfmt", *words))}"' in text["commands"]
+        ), words
+    for name in ("load", "pack", "Adapter", "Report"):
+        assert f'id="vbfmt.{name}"' in text["python"]
+    assert "VBLoRAConfig" in text["torch"]
+    assert 'id="vbfmt.errors.ChecksumError"' in text["errors"]
 
 
 def test_every_page_opens_without_an_error_and_asks_nobody(browser, pages):

@@ -11,7 +11,7 @@ import torch
 from transformers import AutoModelForCausalLM, LlamaForCausalLM, Trainer, TrainingArguments
 
 from tests.torch.models import config, llama, tokens
-from vbfmt import load
+from vbfmt import load, pack
 from vbfmt.errors import ModelError, VbfmtWarning
 from vbfmt.torch import (
     VBLoRACallback,
@@ -115,6 +115,13 @@ def test_the_callback_packs_every_checkpoint(tmp_path):
     assert load(tmp_path / "checkpoint-6" / "adapter.vblora") == to_adapter(made.model)
     other = llama()
     load_packed(other, tmp_path / "checkpoint-3" / "adapter.vblora")
+
+
+def test_a_checkpoint_of_the_trainer_packs_directly(tmp_path):
+    made = trainer(tmp_path, max_steps=1, save_steps=1)
+    made.train()
+    pack(tmp_path / "checkpoint-1", tmp_path / "x.vblora")
+    assert load(tmp_path / "x.vblora") == to_adapter(made.model)
 
 
 def test_the_callback_warns_of_checkpoints_elsewhere(tmp_path):

@@ -7,7 +7,6 @@ them off. Names from a file are printed as plain text: markup in them has no eff
 from __future__ import annotations
 
 import itertools
-import shutil
 from collections.abc import Sequence
 
 from rich.bar import Bar
@@ -20,7 +19,7 @@ from rich.text import Text
 from vbfmt.adapter import Adapter
 from vbfmt.analysis.summary import Summary
 from vbfmt.cli.inspect_lines import files, parts, ranges, ranks
-from vbfmt.cli.show import counted, size, than
+from vbfmt.cli.show import counted, size, terminal_width, than
 from vbfmt.errors import printable
 
 _WIDE = 100
@@ -42,8 +41,7 @@ def print_page(
 ) -> None:
     """Print the page, by default to standard output."""
     # Rich would take a width of 0 from the environment, and print nothing.
-    width = shutil.get_terminal_size().columns
-    console = console or Console(highlight=False, markup=False, emoji=False, width=width)
+    console = console or Console(highlight=False, markup=False, emoji=False, width=terminal_width())
     console.print(_head(adapter, summary, file))
     # Print the digest without line breaks: copied from a terminal, wrapped lines are joined.
     named = Text.assemble("  ", ("digest", "dim"), "      ", digest)

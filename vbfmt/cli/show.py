@@ -91,19 +91,28 @@ def fitted(line: str, stream: TextIO) -> str:
     """
     if not stream.isatty():
         return line
-    import shutil
     import textwrap
 
     indent = line[: len(line) - len(line.lstrip())]
     pieces = textwrap.wrap(
         line.lstrip(),
-        shutil.get_terminal_size().columns,
+        terminal_width(),
         initial_indent=indent,
         subsequent_indent=f"{indent}  ",
         break_long_words=False,
         break_on_hyphens=False,
     )
     return "\n".join(pieces) if len(pieces) > 1 else line
+
+
+def terminal_width() -> int:
+    """Return the width of the terminal, 80 if it is unknown.
+
+    A terminal may report a width of 0, and Python before 3.11 returns that.
+    """
+    import shutil
+
+    return shutil.get_terminal_size().columns or 80
 
 
 def as_json(value: object) -> None:
