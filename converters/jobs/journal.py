@@ -13,15 +13,15 @@ another digest or a folder with other files.
 from __future__ import annotations
 
 import errno
-import hashlib
 import json
 import os
 import re
 import stat
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping
 from typing import Any, BinaryIO, TypedDict, cast
 
 from vbfmt._files import outputs, storage
+from vbfmt.converters.jobs import fingerprints
 from vbfmt.converters.jobs.tasks import Item, Outcome, Task
 from vbfmt.errors import StorageError
 from vbfmt.store.layout import is_digest
@@ -57,7 +57,7 @@ class Journal:
         except OSError as error:
             raise storage.refusal("cannot write", folder, error) from None
         self.path = os.path.join(folder, NAME)
-        self._task = _fingerprint_of_task(task)
+        self._task = fingerprints.of_task(task)
         self._packs = task.operation == "pack"
         self._keys: dict[str, str] = {}
         self._known = self._read()
@@ -85,8 +85,8 @@ class Journal:
     def _is_as_written(self, item: Item, entry: Entry) -> bool:
         """Return whether an output is unchanged since the job wrote it."""
         if self._packs:
-            return _digest_of(item.output) == entry.get("digest")
-        return fingerprint(item.output, times=("st_mtime_ns",)) == entry.get("written")
+            return fingerprints.digest_of(item.output) == entry.get("digest")
+        return fingerprints.of_source(item.output, times=("st_mtime_ns",)) == entry.get("written")
 
     def begin(self, items: Iterable[Item]) -> None:
         """Record the outputs that do not exist yet and are about to be written."""
@@ -110,7 +110,7 @@ class Journal:
         done = {"done": self._key(item), "digest": outcome.digest}
         if self._packs:
             return done
-        return {**done, "written": fingerprint(item.output, times=("st_mtime_ns",))}
+        return {**done, "written": fingerprints.of_source(item.output, times=("st_mtime_ns",))}
 
     def _key(self, item: Item) -> str:
         """Return the fingerprint of the task and of an item's source, as it was at the first call.
@@ -118,7 +118,7 @@ class Journal:
         So if a source changes while it is read, the item does not count as done.
         """
         if item.source not in self._keys:
-            self._keys[item.source] = f"{self._task}:{fingerprint(item.source)}"
+            self._keys[item.source] = f"{self._task}:{fingerprints.of_source(item.source)}"
         return self._keys[item.source]
 
     def _append(self, entries: Iterable[Mapping[str, Any]]) -> None:
@@ -188,6 +188,8 @@ class Journal:
                     entry = _parsed(line)
                 except (ValueError, TypeError, KeyError, RecursionError):
                     continue  # cut off when a run was killed, or not written by a job
+                if entry.get("failed") and "done" in known.get(entry["output"], {}):
+                    continue  # nothing was written, so the output is still that of the earlier run
                 known[entry["output"]] = entry
         return known
 
@@ -242,53 +244,6 @@ def _parsed(line: bytes) -> Entry:
                 raise ValueError("written")
             entry["written"] = found["written"]
     return entry
-
-
-def fingerprint(source: str, times: Sequence[str] = ("st_mtime_ns", "st_ctime_ns")) -> str:
-    """Return a hash of the names, sizes and times of a source's files.
-
-    Args:
-        source: a file or folder.
-        times: attributes of `os.stat_result` to include. Programs that copy or unpack files can set
-            the modification time (``st_mtime_ns``), and weights of the same shape have the same
-            size. Only the system sets the time of the last change (``st_ctime_ns``).
-
-    Returns:
-        32 hexadecimal digits, or "" if the source is a repository. A repository may have changed,
-        so an item with such a source never counts as done.
-    """
-    found = hashlib.sha256()
-    paths = [source]
-    if os.path.isdir(source):
-        paths += sorted(entry.path for entry in os.scandir(source) if entry.is_file())
-    for path in paths:
-        try:
-            status = os.stat(path)
-        except OSError:
-            return ""
-        size = 0 if os.path.isdir(path) else status.st_size
-        numbers = "\0".join(str(getattr(status, name)) for name in times)
-        text = f"{os.path.basename(path)}\0{size}\0{numbers}\0"
-        found.update(text.encode(errors="surrogatepass"))  # a name may not be valid UTF-8
-    return found.hexdigest()[:32]
-
-
-def _digest_of(path: str) -> str | None:
-    """Return the digest of a packed file from its header, or None if it is not a packed file."""
-    from vbfmt._format.packed_file import PackedFile
-    from vbfmt.errors import VbfmtError
-
-    try:
-        return PackedFile.parse(storage.read(path, mmap=True)).digest
-    except VbfmtError:
-        return None
-
-
-def _fingerprint_of_task(task: Task) -> str:
-    options = sorted(task.options.items())
-    base = task.options.get("base")  # its content may change, too
-    text = json.dumps([task.operation, options, base and fingerprint(str(base))], default=str)
-    return hashlib.sha256(text.encode()).hexdigest()[:16]
 
 
 def _ends_whole(stream: BinaryIO) -> bool:

@@ -12,7 +12,7 @@ from tests.converters.merge.folders import adapter_of, save_base, weights_of
 from tests.converters.test_peft import logits_form, write_folder
 from vbfmt import save
 from vbfmt.converters import jobs
-from vbfmt.converters.jobs import tasks
+from vbfmt.converters.jobs import journal, tasks
 
 
 def run(operation, source, folder, **options):
@@ -83,3 +83,28 @@ def test_an_output_whose_permissions_change_is_still_the_jobs(tmp_path):
     run("expand", tmp_path / "x.vblora", tmp_path / "out")
     os.chmod(tmp_path / "out" / "x" / "adapter_config.json", 0o600)
     assert run("expand", tmp_path / "x.vblora", tmp_path / "out").status == "present"
+
+
+def test_an_output_of_the_job_is_replaced_after_a_run_that_failed(tmp_path):
+    source = write_folder(tmp_path / "alice", logits_form(seed=1))
+    first = run("pack", source, tmp_path / "out")
+    good = (source / "adapter_model.safetensors").read_bytes()
+    (source / "adapter_model.safetensors").write_bytes(b"broken")
+    assert run("pack", source, tmp_path / "out").status == "failed"
+    (source / "adapter_model.safetensors").write_bytes(good)
+    again = run("pack", source, tmp_path / "out")
+    assert (again.status, again.digest) == ("done", first.digest)
+
+
+def test_another_job_that_was_slower_does_not_make_an_output_a_strangers(tmp_path):
+    """Two jobs began at once; the second one found the output of the first."""
+    save(adapter_of(), tmp_path / "x.vblora")
+    task = jobs.Task("expand")
+    items = jobs.items([str(tmp_path / "x.vblora")], tmp_path / "out", task)
+    slower = journal.Journal(str(tmp_path / "out"), task)
+    slower.begin(items)
+    (outcome,) = jobs.run(task, items, workers=1)
+    failed = jobs.Outcome(outcome.source, outcome.output, "failed", kind="output")
+    slower.end([(items[0], failed)])
+    (again,) = jobs.run(task, items, workers=1)
+    assert again.status == "present"

@@ -10,7 +10,7 @@ from tests.converters.merge.folders import adapter_of, save_base, weights_of
 from tests.converters.test_peft import logits_form, write_folder
 from vbfmt import errors, load, save
 from vbfmt.converters import jobs
-from vbfmt.converters.jobs import journal, tasks
+from vbfmt.converters.jobs import fingerprints, journal, tasks
 from vbfmt.store import Store
 
 
@@ -137,4 +137,20 @@ def test_an_output_that_is_no_packed_file_any_more_is_somebody_elses(tmp_path):
 
 
 def test_what_has_no_files_here_has_no_fingerprint():
-    assert journal.fingerprint("owner/repository") == ""
+    assert fingerprints.of_source("owner/repository") == ""
+
+
+def test_a_folder_that_cannot_be_read_fails_alone(tmp_path, monkeypatch):
+    (tmp_path / "secret").mkdir()
+    source = str(write_folder(tmp_path / "user", logits_form()))
+    scandir = os.scandir
+
+    def refused(path):
+        if path == str(tmp_path / "secret"):
+            raise PermissionError(13, "Permission denied", path)
+        return scandir(path)
+
+    monkeypatch.setattr(os, "scandir", refused)
+    task = jobs.Task("pack")
+    items = jobs.items([str(tmp_path / "secret"), source], tmp_path / "out", task)
+    assert [each.status for each in jobs.run(task, items, workers=1)] == ["failed", "done"]
