@@ -117,8 +117,8 @@ def _changed(locations: Locations) -> dict[str, None]:
     loaded = locations.loaded_model
     changed = [block.tensor for blocks in locations.modules.values() for block in blocks]
     changed += [*locations.tensors.values(), *locations.added.values()]
-    for target in locations.composed.values():
-        if loaded is not None:
+    if loaded is not None:
+        for target in locations.composed.values():
             changed += loaded.sources[target].names
     return dict.fromkeys(changed)
 

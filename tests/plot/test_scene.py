@@ -37,3 +37,10 @@ def test_what_tells_names_apart_may_be_longer_than_a_label():
     labels = distinct(names, 8)
     assert len(set(labels)) == 2
     assert all(len(label) <= 8 for label in labels)
+
+
+def test_what_tells_names_apart_is_cut_too_if_it_is_longer_than_the_label():
+    names = [f"layer.{letter * 40}.weight" for letter in "ab"]
+    labels = distinct(names, 12)
+    assert len(set(labels)) == 2
+    assert all(len(label) <= 12 for label in labels)

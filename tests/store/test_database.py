@@ -230,3 +230,13 @@ def test_a_forked_process_has_a_connection_of_its_own(filled):
     assert os.waitpid(child, 0)[1] == 0
     assert filled._catalog._database._connection is connection
     assert filled.entries() == before
+
+
+def test_a_transaction_that_sqlite_has_rolled_back_itself(filled):
+    def work(connection):
+        connection.execute("ROLLBACK")
+        raise ZeroDivisionError
+
+    with pytest.raises(ZeroDivisionError):
+        filled._open_catalog()._database.change(work)
+    assert filled.stats().adapters == 2

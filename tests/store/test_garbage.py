@@ -244,3 +244,13 @@ def test_nobody_waits_for_a_collector_whose_catalog_failed(store, monkeypatch):
     start = time.monotonic()
     assert store.open(store.add(adapter(1))) == adapter(1)
     assert time.monotonic() - start < 30
+
+
+def test_an_object_whose_mark_was_taken_off_meanwhile_is_not_claimed(store):
+    digest = store.add(adapter(1))
+    key = layout.adapter_key(digest)
+    (stored,) = store._backend.entries(layout.ADAPTERS)
+    now = time.time()
+    assert not garbage.is_due(store._backend, stored, now, now)
+    assert not garbage.claim(store._backend, key, now, now)
+    assert store.open(digest) == adapter(1)

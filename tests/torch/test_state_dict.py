@@ -249,7 +249,7 @@ def two_adapters():
 def test_the_state_of_an_adapter_without_its_bank_is_refused(model):
     state = get_adapter_state_dict(model)
     bank = next(key for key in state if "bank" in key)
-    with pytest.raises(ModelError, match="tensors that only one of the two has: found " + bank):
+    with pytest.raises(ModelError, match=f"another model or config.*found {bank}"):
         set_adapter_state_dict(model, {k: v + 1 for k, v in state.items() if k != bank})
     now = get_adapter_state_dict(model)
     assert all(torch.equal(value, now[key]) for key, value in state.items())

@@ -27,7 +27,7 @@ class Command(click.Command):
     def __init__(
         self,
         *arguments: Any,
-        examples: Sequence[str] = (),
+        examples: Sequence[str],
         error_status: int = 1,
         has_jobs: bool = False,
         **options: Any,
@@ -82,7 +82,7 @@ class Group(click.Group):
         examples: command lines, as a user would type them.
     """
 
-    def __init__(self, *arguments: Any, examples: Sequence[str] = (), **options: Any) -> None:
+    def __init__(self, *arguments: Any, examples: Sequence[str], **options: Any) -> None:
         super().__init__(*arguments, **options)
         self.examples = tuple(examples)
 
@@ -109,10 +109,9 @@ _WHOLE = 1000
 
 
 def _write_examples(examples: Sequence[str], formatter: click.HelpFormatter) -> None:
-    if examples:
-        with formatter.section("Examples"):
-            for example in examples:
-                formatter.write(f"  {example}\n")
+    with formatter.section("Examples"):
+        for example in examples:
+            formatter.write(f"  {example}\n")
 
 
 def _verbosity() -> list[click.Parameter]:

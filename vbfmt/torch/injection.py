@@ -12,6 +12,7 @@ from vbfmt.errors import ConfigError, ModelError, warn
 from vbfmt.torch.adapters import AttachedAdapter, VBLoRA, adapters_of, disabled, find_adapters
 from vbfmt.torch.admixture import Admixture, LowRankUpdate
 from vbfmt.torch.bank import VectorBank, require_vector_bank
+from vbfmt.torch.composition import Composition
 from vbfmt.torch.config import VBLoRAConfig, require_config
 from vbfmt.torch.fast_path import keep_off, keep_padded
 from vbfmt.torch.linear import VBLoRALinear, features_of
@@ -201,8 +202,7 @@ def _fresh_update(
         init_logits_std=config.init_logits_std,
         device=cast(Tensor, layer.weight).device,
     )
-    if adapter.composition is not None:
-        update.share(adapter.composition)
+    update.share(cast(Composition, adapter.composition))
     return update
 
 

@@ -219,8 +219,6 @@ class GradientAverage:
 
     def cover(self, root: nn.Module, parameters: Iterable[nn.Parameter]) -> None:
         """Average the gradients of these parameters from now on, if FSDP2 shards the model."""
-        if not is_distributed():
-            return
         new = [p for p in parameters if p.requires_grad and id(p) not in self._known]
         if not new:
             return

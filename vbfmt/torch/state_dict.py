@@ -41,7 +41,7 @@ def get_base_state_dict(model: nn.Module) -> dict[str, Any]:
         ModelError: the model has no adapter, or one is merged.
     """
     adapters = adapters_of(model)
-    adapters.require_unmerged("call unmerge(model) first")
+    adapters.require_unmerged()
     modules = adapters.root.named_modules(remove_duplicate=False)
     wrapped = {f"{name}." for name, module in modules if isinstance(module, VBLoRALinear)}
     state = {}

@@ -175,3 +175,17 @@ def test_a_rank_that_is_none_is_refused_and_writes_nothing(tmp_path, packed, ran
     with pytest.raises(ConfigError, match="`rank`: found .*, expected a whole number, at least 1"):
         vbfmt.expand(packed, tmp_path / "lora", rank=rank)
     assert not (tmp_path / "lora").exists()
+
+
+def test_progress_is_reported_after_every_module_and_every_block(tmp_path, packed):
+    calls = []
+    vbfmt.expand(packed, tmp_path / "lora", progress=lambda *given: calls.append(given))
+    modules = len(vbfmt.load(packed))
+    assert calls == [(1, modules)] * modules
+    base = save_base(tmp_path / "base", weights_of())
+    adapter, sizes = adapter_of(), []
+    plan = vbfmt.merge(
+        adapter, tmp_path / "merged", base=base, progress=lambda *given: sizes.append(given)
+    )
+    assert {total for _, total in sizes} == {plan.size}
+    assert sum(done for done, _ in sizes) == plan.size

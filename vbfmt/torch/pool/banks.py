@@ -66,9 +66,6 @@ class Banks:
         """Number of bytes that are allocated, in use or not."""
         return 4 * self.memory.numel()
 
-    def __len__(self) -> int:
-        return len(self._banks)
-
     def key(self, bank: NDArray[np.float32]) -> bytes:
         """Return the digest of a bank's shape and bits. The caller need not hold the lock.
 

@@ -160,8 +160,7 @@ class Staging:
 
     def _own(self, owners: Sequence[OwnTensors | None]) -> dict[str, Own]:
         names = dict.fromkeys(name for own in owners if own for name in (*own.weights, *own.biases))
-        found = {name: staged(name, self._modules[name], owners, self._device) for name in names}
-        return {name: own for name, own in found.items() if own is not None}
+        return {name: staged(name, self._modules[name], owners, self._device) for name in names}
 
     def _groups(self, residents: Sequence[Resident | None]) -> list[tuple[Frame, set[Layout]]]:
         layouts = frozenset(each.layout for each in residents if each is not None)

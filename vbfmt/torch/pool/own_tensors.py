@@ -99,12 +99,10 @@ def own_tensors(adapter: Adapter, modules: Mapping[str, nn.Module]) -> OwnTensor
 
 def staged(
     name: str, module: nn.Module, owners: Sequence[OwnTensors | None], device: torch.device
-) -> Own | None:
-    """Return the samples' own weights and biases in a module, or None if there are none."""
+) -> Own:
+    """Return the samples' own weights and biases in a module. At least one sample has some."""
     with_weight = [at for at, own in enumerate(owners) if own and name in own.weights]
     biases = [own.biases.get(name) if own else None for own in owners]
-    if not with_weight and all(bias is None for bias in biases):
-        return None
     samples = weights = bias = None
     if with_weight:
         samples = torch.tensor(with_weight, device=device)
