@@ -10,6 +10,7 @@ the features of a layer.
 * `layout`, `frame`, `gather`, `batch`: make a batch's tensors from the rows in memory
 * `update`, `own_tensors`: compute what is added to a layer's output
 * `layers`: the hooks that add it
+* `names`: what a layer's name shows about the rows of its input
 * `uncalled`: a warning about layers that the model never calls
 * `running`: which batch each thread is running
 """

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import re
 from typing import Any
 
 import torch
@@ -10,23 +9,13 @@ from torch import Tensor, nn
 
 from vbfmt.errors import ModelError
 from vbfmt.torch.pool.batch import Batch, Part
+from vbfmt.torch.pool.names import is_feed_forward, is_routed
 from vbfmt.torch.pool.own_tensors import with_own_biases, with_own_weights
 from vbfmt.torch.pool.running import running
 from vbfmt.torch.pool.update import low_rank_update
 
 NO_POOL = 0
 """The key of a hook that belongs to no pool."""
-
-_ROUTED = re.compile(r"(?:^|\.)experts\.")
-"""Matches names of experts: their inputs are the positions that a router has chosen, in any
-order."""
-
-
-_FEED_FORWARD = re.compile(
-    r"(?:^|\.)(?:mlp|ffn|feed_forward|fc\d?|moe|block_sparse_moe|shared_experts?)(?:\.|$)"
-)
-"""Matches names of layers that models apply to each position alone, so that samples and positions
-may be one dimension. A table of positions may have as many rows by chance."""
 
 
 class LayerHook:
@@ -42,14 +31,18 @@ class LayerHook:
         called: indices of the layers that batches have called, shared by all hooks of a pool.
         routed: whether the layer is an expert. Its input may have one row per sample by chance, but
             the rows are not the samples.
+        of_media: whether the input's rows are images or sounds, of which a sample may have several.
     """
 
-    def __init__(self, pool: int, name: str, index: int, called: set[int]) -> None:
+    def __init__(
+        self, pool: int, name: str, index: int, called: set[int], *, of_media: bool = False
+    ) -> None:
         self.pool = pool
         self.name = name
         self.index = index
         self.called = called
         self.routed = is_routed(name)
+        self.of_media = of_media
 
     def __call__(
         self, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], output: Any
@@ -79,17 +72,23 @@ class LayerHook:
                 expected="(samples, …, in_features)",
             )
         flat = x.dim() == 2
-        if flat and self.routed:
-            if batch.samples == 1 and batch.positions:
-                return  # whichever they are, they are of this sample
+        if self.of_media or (flat and self.routed):
+            if batch.samples == 1 and (self.of_media or batch.positions):
+                return  # whatever the rows are, they are of this sample
+            what = (
+                "a layer of images or sounds, of which a sample may have any number"
+                if self.of_media
+                else "an expert, which gets the positions that a router has chosen"
+            )
             raise ModelError(
-                "samples cannot have different adapters in an expert, which gets the positions "
-                "that a router has chosen",
+                f"samples cannot have different adapters in {what}",
                 part=self.name,
                 advice="run batches of one sample, or load such adapters with load_packed",
             )
         rows = (batch.samples, batch.samples * batch.copies)
-        if x.shape[0] not in rows and not (flat and self._is_of_all_positions(batch, x)):
+        if x.shape[0] not in rows and not (
+            flat and x.shape[0] == batch.positions and is_feed_forward(self.name)
+        ):
             raise ModelError(
                 "the numbers of samples and of adapter names differ",
                 part=self.name,
@@ -98,20 +97,12 @@ class LayerHook:
                 advice="name an adapter, or None, for every sample",
             )
 
-    def _is_of_all_positions(self, batch: Batch, x: Tensor) -> bool:
-        return x.shape[0] == batch.positions and _FEED_FORWARD.search(self.name) is not None
-
     def __deepcopy__(self, memo: dict[int, Any]) -> LayerHook:
         """Return a hook without a pool, because a copy of the model does not belong to the pool."""
         return LayerHook(NO_POOL, self.name, self.index, set())
 
     def __reduce__(self) -> tuple[Any, ...]:
         return _without_pool, (self.name, self.index)
-
-
-def is_routed(name: str) -> bool:
-    """Return whether a layer is an expert, by its name."""
-    return _ROUTED.search(name) is not None
 
 
 def _without_pool(name: str, index: int) -> LayerHook:

@@ -18,6 +18,7 @@ from vbfmt.torch.config import is_count
 from vbfmt.torch.pool.batch import Staging
 from vbfmt.torch.pool.intake import Intake
 from vbfmt.torch.pool.layers import LayerHook
+from vbfmt.torch.pool.names import media_layers
 from vbfmt.torch.pool.own_tensors import may_differ_by_sample
 from vbfmt.torch.pool.requirements import (
     BASE,
@@ -109,9 +110,11 @@ class AdapterPool:
         self._intake = Intake(model, modules, self._device, self._residents.banks, form)
         self._key = next(_keys)
         self._uncalled = Uncalled([*served])
+        of_media = media_layers(model, served)
         self._hooks = [
             each.register_forward_hook(
-                LayerHook(self._key, name, index, self._uncalled.called), with_kwargs=True
+                LayerHook(self._key, name, index, self._uncalled.called, of_media=name in of_media),
+                with_kwargs=True,
             )
             for index, (name, each) in enumerate(served.items())
         ]

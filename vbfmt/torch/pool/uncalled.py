@@ -7,7 +7,7 @@ from collections.abc import Sequence
 
 from vbfmt.errors import few, warn
 from vbfmt.torch.pool.batch import Batch
-from vbfmt.torch.pool.layers import is_routed
+from vbfmt.torch.pool.names import is_routed
 
 
 class Uncalled:
