@@ -7,6 +7,7 @@ import os
 from collections.abc import Iterable, Mapping, Sequence
 from typing import TextIO
 
+from vbfmt.converters._files.checkpoint import WEIGHTS
 from vbfmt.converters.jobs.tasks import Item, Task, name_of
 from vbfmt.errors import ConfigError, MissingSourceError
 
@@ -66,6 +67,15 @@ def items(
         made[source] = Item(source, path, overwrite)
     require_distinct(made.values())
     return list(made.values())
+
+
+def is_folder_of_packed(path: str) -> bool:
+    """Return whether a path is a folder with packed files that is not a checkpoint itself."""
+    try:
+        names = os.listdir(path)
+    except OSError:  # not a folder, or one that cannot be read
+        return False
+    return any(name.endswith(".vblora") for name in names) and not set(names) & set(WEIGHTS)
 
 
 def require_distinct(items: Iterable[Item]) -> None:

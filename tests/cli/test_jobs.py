@@ -171,3 +171,14 @@ def test_banks_are_found_in_the_folder_that_is_given(vbfmt, tmp_path, files, ope
     assert vbfmt(*words, "--banks", tmp_path / "shelf").code == 0
     both = vbfmt(*words, "--banks", tmp_path / "shelf", "--from-store", tmp_path / "store")
     assert (both.code, "exclude each other" in both.err) == (2, True)
+
+
+def test_a_checkpoint_with_its_packed_file_beside_it_is_a_checkpoint(vbfmt, tmp_path):
+    source = write_folder(tmp_path / "alice", logits_form())
+    assert vbfmt("pack", source, "-o", source / "alice.vblora").code == 0
+    assert vbfmt("jobs", "pack", source, "-o", tmp_path / "packed").code == 0
+    assert vbfmt("jobs", "expand", source, "-o", tmp_path / "loras").code == 0
+    (source / "adapter_model.safetensors").unlink()
+    assert "no adapter weights" in vbfmt("jobs", "pack", source, "-o", tmp_path / "packed").out
+    result = vbfmt("jobs", "expand", source, "-o", tmp_path / "loras")
+    assert (result.code, "is a folder of packed files" in result.err) == (2, True)

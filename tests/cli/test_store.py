@@ -127,3 +127,27 @@ def test_an_impossible_time_is_no_traceback(added):
     """A file in a store may have any time."""
     assert command._time(added) == "unknown time"
     assert command._time(86400.0 * 365).startswith("197")
+
+
+@pytest.mark.parametrize("force", [[], ["--force"]])
+@pytest.mark.parametrize("names", ["xx", "xX"])
+def test_one_name_for_two_files_is_wrong_usage(vbfmt, tmp_path, files, force, names):
+    """The second adapter would take the name from the first."""
+    options = [word for name in names for word in ("--name", name)]
+    result = vbfmt("store", "add", tmp_path / "s", *files[:2], *options, *force)
+    assert result.code == 2
+    assert f"the name {names[1]} is given twice" in result.err
+    assert not (tmp_path / "s").exists()
+
+
+def test_nothing_is_added_if_a_name_is_invalid(vbfmt, tmp_path, files):
+    result = vbfmt("store", "add", tmp_path / "s", *files[:2], "--name", "x", "--name", "a b")
+    assert (result.code, "invalid name" in result.err) == (1, True)
+    assert not (tmp_path / "s").exists()
+
+
+@pytest.mark.parametrize("words", [["x", "x"], ["x", digest(adapter(0))], ["x", "a b"]])
+def test_nothing_is_removed_if_a_name_is_wrong(vbfmt, tmp_path, files, words):
+    vbfmt("store", "add", tmp_path / "s", files[0], "--name", "x")
+    assert vbfmt("store", "remove", tmp_path / "s", *words).code in (1, 2)
+    assert vbfmt("store", "get", tmp_path / "s", "x", "-o", tmp_path / "y.vblora").code == 0

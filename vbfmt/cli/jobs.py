@@ -210,6 +210,7 @@ def _run(
 ) -> None:
     from vbfmt.cli import process, progress, show
     from vbfmt.converters import jobs
+    from vbfmt.converters.jobs.inputs import is_folder_of_packed
 
     if "-" in sources and "stdin" in process.closed:
         raise click.UsageError("- reads standard input, which is closed")
@@ -220,8 +221,10 @@ def _run(
     if not sources and from_store is None:
         raise click.UsageError("no inputs: give SRC... or --from-store")
     given = {name: value for name, value in options.items() if value is not None}
-    for source in sources:
-        _require_no_folder_of_packed(source)
+    if operation != "pack":
+        for source in filter(is_folder_of_packed, sources):
+            pattern = os.path.join(source, "*.vblora")
+            raise click.UsageError(f"{source} is a folder of packed files; give them: '{pattern}'")
     found = jobs.collected(sources, sys.stdin)
     names: dict[str, str] = {}
     if banks:
@@ -249,12 +252,6 @@ def _run(
     _summarise(counts, as_json=as_json)
     if set(counts) - {"done", "present"}:
         ctx.exit(1)
-
-
-def _require_no_folder_of_packed(source: str) -> None:
-    if os.path.isdir(source) and any(name.endswith(".vblora") for name in os.listdir(source)):
-        pattern = os.path.join(source, "*.vblora")
-        raise click.UsageError(f"{source} is a folder of packed files; give them: '{pattern}'")
 
 
 def _items(

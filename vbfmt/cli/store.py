@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import datetime
+from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
 import click
@@ -63,7 +64,11 @@ def add(
     if names and len(names) != len(files):
         raise click.UsageError(f"{len(names)} --name for {len(files)} files; give one for each")
     from vbfmt.cli import show
-    from vbfmt.store import ANY
+    from vbfmt.store import ANY, layout
+
+    _require_distinct(names)
+    for name in names:
+        layout.require_name(name)
 
     answers = []
     with _opened(store, create=True) as opened:
@@ -75,6 +80,15 @@ def add(
                 show.say(f"{digest}  {file}" + (f"  {name}" if name else ""))
     if as_json:
         show.as_json(answers)
+
+
+def _require_distinct(names: Sequence[str]) -> None:
+    """Refuse names of which two are the same; a store ignores their case."""
+    seen: set[str] = set()
+    for name in names:
+        if name.lower() in seen:
+            raise click.UsageError(f"the name {name} is given twice")
+        seen.add(name.lower())
 
 
 @command.command("get", cls=Command, examples=("vbfmt store get adapters alice -o alice.vblora",))
@@ -229,7 +243,11 @@ def verify(ctx: click.Context, store: str, as_json: bool) -> None:
 def remove(store: str, names: tuple[str, ...], as_json: bool) -> None:
     """Remove names. Adapters without a name are removed by a later gc."""
     from vbfmt.cli import show
+    from vbfmt.store import layout
 
+    _require_distinct(names)
+    for name in names:
+        layout.require_name(name)
     with _opened(store) as opened:
         known = {name: opened.resolve(name) for name in names}  # before any is removed
         for name in names:
