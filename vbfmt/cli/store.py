@@ -64,11 +64,9 @@ def add(
     if names and len(names) != len(files):
         raise click.UsageError(f"{len(names)} --name for {len(files)} files; give one for each")
     from vbfmt.cli import show
-    from vbfmt.store import ANY, layout
+    from vbfmt.store import ANY
 
-    _require_distinct(names)
-    for name in names:
-        layout.require_name(name)
+    _require_valid(names)
 
     answers = []
     with _opened(store, create=True) as opened:
@@ -82,10 +80,13 @@ def add(
         show.as_json(answers)
 
 
-def _require_distinct(names: Sequence[str]) -> None:
-    """Refuse names of which two are the same; a store ignores their case."""
+def _require_valid(names: Sequence[str]) -> None:
+    """Refuse an invalid name, and names of which two are the same; a store ignores their case."""
+    from vbfmt.store import layout
+
     seen: set[str] = set()
     for name in names:
+        layout.require_name(name)
         if name.lower() in seen:
             raise click.UsageError(f"the name {name} is given twice")
         seen.add(name.lower())
@@ -243,11 +244,8 @@ def verify(ctx: click.Context, store: str, as_json: bool) -> None:
 def remove(store: str, names: tuple[str, ...], as_json: bool) -> None:
     """Remove names. Adapters without a name are removed by a later gc."""
     from vbfmt.cli import show
-    from vbfmt.store import layout
 
-    _require_distinct(names)
-    for name in names:
-        layout.require_name(name)
+    _require_valid(names)
     with _opened(store) as opened:
         known = {name: opened.resolve(name) for name in names}  # before any is removed
         for name in names:
