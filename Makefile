@@ -178,6 +178,7 @@ version-4: $(VENV)/dev
 
 architectures: $(VENV)/dev
 	$(BIN)/python -m tests.architectures --table tests/architectures/table.md
+	$(BIN)/python -m tests.architectures.pool
 
 bench: $(VENV)/dev
 	$(BIN)/python -m tests.bench

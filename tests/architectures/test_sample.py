@@ -7,7 +7,7 @@ import pytest
 pytest.importorskip("peft")
 pytest.importorskip("transformers.conversion_mapping")
 
-from tests.architectures import check
+from tests.architectures import check, pool
 
 SAMPLE = {
     "LlamaForCausalLM": "causal",  # the same names everywhere
@@ -26,3 +26,16 @@ def test_every_step_equals_peft(name, tmp_path):
     assert not result.without
     assert result.steps == dict.fromkeys(("pack", "merge", "expand", "load"), "equal")
     assert result.modules
+
+
+@pytest.mark.parametrize(
+    ("name", "outcome"),
+    [
+        ("LlamaForCausalLM", "equal"),
+        ("Qwen2MoeForCausalLM", "equal"),  # shared experts see all positions in one dimension
+        ("XLNetLMHeadModel", "refused"),  # layers see positions first
+    ],
+)
+def test_a_mixed_batch_of_the_pool(name, outcome):
+    with check.quiet():
+        assert pool.compared("causal", name).startswith(outcome)
