@@ -89,7 +89,7 @@ def run(data: bytes) -> str:
 @contextlib.contextmanager
 def _built_once(files: folders.Files) -> Iterator[None]:
     """In the block, build a base for the same two configs once: that takes most of the time. One
-    in eight pairs of configs is built each time, and must have the same modules each time."""
+    small base in eight is built each time, and must have the same modules each time."""
     configs = [files.get(name, b"") for name in ("adapter_config.json", "base/config.json")]
     key = hashlib.sha256(b"\0".join(configs)).digest()
     build = skeleton.shapes_in_order
@@ -102,7 +102,8 @@ def _built_once(files: folders.Files) -> Iterator[None]:
         return _built[key]
 
     with pytest.MonkeyPatch.context() as patch:
-        if key[0] % 8 and not any(name.endswith(folders.LINK) for name in files):
+        again = key[0] % 8 == 0 and b'"num_hidden_layers": 1,' in configs[1]
+        if not again and not any(name.endswith(folders.LINK) for name in files):
             patch.setattr(skeleton, "shapes_in_order", shapes_in_order)
         yield
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import re
 from collections import Counter
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass
+from typing import NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
@@ -14,8 +14,7 @@ OUTSIDE = "outside the layers"
 """The label of modules that are in no numbered layer."""
 
 
-@dataclass(frozen=True)
-class Position:
+class Position(NamedTuple):
     """The layer and kind of a module.
 
     Attributes:
@@ -30,9 +29,15 @@ class Position:
 
 def positions(names: Iterable[str]) -> dict[str, Position]:
     """Return the position of every module, by name."""
-    patterns = {name: _NUMBER.sub("*", name) for name in names}
+    numbers = {name: _NUMBER.search(name) for name in names}
+    patterns = {
+        name: name if number is None else _NUMBER.sub("*", name) for name, number in numbers.items()
+    }
     kinds = _shortest_ends(set(patterns.values()))
-    return {name: Position(_layer(name), kinds[pattern]) for name, pattern in patterns.items()}
+    return {
+        name: Position(None if number is None else int(number[0]), kinds[patterns[name]])
+        for name, number in numbers.items()
+    }
 
 
 def reading_order(found: Mapping[str, Position]) -> list[str]:
@@ -41,7 +46,15 @@ def reading_order(found: Mapping[str, Position]) -> list[str]:
     Args:
         found: `positions` of an adapter's modules, in the adapter's order.
     """
-    return sorted(found, key=lambda name: (found[name].layer is None, found[name].layer or 0, name))
+    names = list(found)
+    return [names[number] for number in np.argsort(layers(found), kind="stable").tolist()]
+
+
+def layers(found: Mapping[str, Position]) -> NDArray[np.float64]:
+    """Return the layer of every module, infinity if it is outside the layers: (M,) float64."""
+    outside = float("inf")
+    numbers = [outside if each.layer is None else each.layer for each in found.values()]
+    return np.array(numbers, dtype=np.float64)
 
 
 def thirds(found: Mapping[str, Position]) -> tuple[list[str], NDArray[np.intp]]:
@@ -55,8 +68,8 @@ def thirds(found: Mapping[str, Position]) -> tuple[list[str], NDArray[np.intp]]:
     Returns:
         The names of the groups that have modules, and the group of each module, (M,) intp.
     """
-    layers = sorted({each.layer for each in found.values() if each.layer is not None})
-    parts = [part.tolist() for part in np.array_split(np.array(layers, dtype=int), 3) if part.size]
+    numbers = sorted({each.layer for each in found.values() if each.layer is not None})
+    parts = [part.tolist() for part in np.array_split(np.array(numbers, dtype=int), 3) if part.size]
     names = [_span(part) for part in parts]
     group = {layer: position for position, part in enumerate(parts) for layer in part}
     chosen = [len(parts) if each.layer is None else group[each.layer] for each in found.values()]
@@ -91,11 +104,6 @@ def kinds(found: Mapping[str, Position], most: int) -> tuple[list[str], NDArray[
 
 _NUMBER = re.compile(r"(?<![^.])[0-9]{1,9}(?![^.])")
 """Matches an integer as a component of a name."""
-
-
-def _layer(name: str) -> int | None:
-    number = _NUMBER.search(name)
-    return None if number is None else int(number[0])
 
 
 def _shortest_ends(patterns: set[str]) -> dict[str, str]:

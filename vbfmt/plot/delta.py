@@ -70,9 +70,7 @@ def _grid(
     The norms are (rows, columns) float64, NaN where there is no module.
     """
     names, kind = kinds(scene.positions, _MOST_KINDS)
-    columns = _columns({each.layer for each in scene.positions.values()})
-    position = {layer: column for column, layers in enumerate(columns) for layer in layers}
-    column = np.array([position[scene.positions[module.name].layer] for module in scene.adapter])
+    columns, column = _columns(scene.layers)
     cell, size = kind * len(columns) + column, len(names) * len(columns)
     squares = np.bincount(cell, delta_norms(scene.adapter) ** 2, minlength=size)
     counts = np.bincount(cell, minlength=size)
@@ -81,14 +79,21 @@ def _grid(
     return names, columns, norms, bool((counts > 1).any())
 
 
-def _columns(layers: set[int | None]) -> list[list[int | None]]:
-    """Return the layers of each column: one, or as many neighbours as `_MOST_COLUMNS` needs."""
-    numbers = sorted(number for number in layers if number is not None)
+def _columns(layers: NDArray[np.float64]) -> tuple[list[list[int | None]], NDArray[np.intp]]:
+    """Return the layers of each column, one or as many neighbours as `_MOST_COLUMNS` needs, and the
+    column of each module, (M,) intp.
+
+    Args:
+        layers: the layer of each module, infinity if it is outside the layers.
+    """
+    found, position = np.unique(layers, return_inverse=True)
+    numbers = found[np.isfinite(found)].astype(int).tolist()
     each = max(1, -(-len(numbers) // _MOST_COLUMNS))
     columns: list[list[int | None]] = [
         [*numbers[start : start + each]] for start in range(0, len(numbers), each)
     ]
-    return columns + ([[None]] if None in layers else [])
+    column = np.where(position < len(numbers), position // each, len(columns))
+    return columns + ([[None]] if len(found) > len(numbers) else []), column
 
 
 def _column_name(layers: list[int | None]) -> str:

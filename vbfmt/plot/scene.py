@@ -10,7 +10,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from vbfmt.adapter import Adapter
-from vbfmt.analysis.module_names import OUTSIDE, Position, positions, reading_order
+from vbfmt.analysis.module_names import OUTSIDE, Position, layers, positions
 from vbfmt.analysis.statistics import bank_norms, drawn_at_random, rows_by_module, usage
 from vbfmt.errors import ContentError, printable
 
@@ -78,6 +78,11 @@ class Scene:
         return positions(module.name for module in self.adapter)
 
     @cached_property
+    def layers(self) -> NDArray[np.float64]:
+        """The layer of each module, infinity if it is outside the layers: (M,) float64."""
+        return layers(self.positions)
+
+    @cached_property
     def row_groups(self) -> tuple[NDArray[np.intp], NDArray[np.bool_]]:
         """The module of each row, (N,) intp, and whether the row belongs to B, (N,) bool."""
         return rows_by_module(self.adapter)
@@ -85,9 +90,8 @@ class Scene:
     @cached_property
     def row_order(self) -> NDArray[np.intp]:
         """The rows from the first layer to the last: (N,) intp."""
-        numbers = {module.name: number for number, module in enumerate(self.adapter)}
-        order = [numbers[name] for name in reading_order(self.positions)]
-        counts = np.bincount(self.row_groups[0], minlength=len(numbers))
+        order = np.argsort(self.layers, kind="stable")
+        counts = np.bincount(self.row_groups[0], minlength=len(order))
         starts = (np.cumsum(counts) - counts)[order]
         counts = counts[order]
         # A row's position in the order, shifted by as much as its module was.

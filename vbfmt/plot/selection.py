@@ -180,15 +180,12 @@ def _extent(adapter: Adapter) -> tuple[float, float, float, float]:
 
 def _mark_layers(axes: Axes, scene: Scene) -> None:
     """Set ticks where layers begin, as many as fit."""
-    module = scene.row_groups[0][scene.row_order]
-    firsts = np.flatnonzero(np.diff(module, prepend=-1))
-    starts: dict[str, int] = {}
-    for position, number in zip(firsts.tolist(), module[firsts].tolist(), strict=True):
-        layer = scene.positions[scene.adapter.modules[number].name].layer
-        starts.setdefault("outside" if layer is None else str(layer), position)
+    layers = scene.layers[scene.row_groups[0][scene.row_order]]
+    starts = np.flatnonzero(np.append(True, layers[1:] != layers[:-1]))
     step = -(-len(starts) // _MOST_TICKS)
-    shown = list(starts.items())[::step]
-    axes.set_xticks([start - 0.5 for _, start in shown], [layer for layer, _ in shown])
+    shown = starts[::step]
+    names = ["outside" if np.isinf(layer) else f"{layer:.0f}" for layer in layers[shown]]
+    axes.set_xticks((shown - 0.5).tolist(), names)
     axes.set_xlabel("sub-vectors, by layer (ticks: where a layer begins)")
 
 
