@@ -207,3 +207,39 @@ def test_a_folder_is_not_replaced_by_a_file(tmp_path):
     assert (tmp_path / "d" / "a").is_dir()
     assert (tmp_path / "d" / "b").read_bytes() == b"old"
     assert names(tmp_path) == ["d"]
+
+
+@pytest.mark.parametrize("error", [PermissionError, KeyboardInterrupt])
+@pytest.mark.parametrize("has_links", [True, False])
+def test_files_are_restored_if_another_one_cannot_be_replaced(
+    tmp_path, monkeypatch, error, has_links
+):
+    """New weights with an old config would be another adapter."""
+    link = os.link
+    filled(tmp_path / "d", a=b"1", c=b"1")
+    (tmp_path / "d" / "diary").write_bytes(b"precious")
+    os.symlink("diary", tmp_path / "d" / "b")
+    replace = os.replace
+
+    def refused(source, target):
+        if target == str(tmp_path / "d" / "c") and "kept" not in source:
+            raise error(1, "refused")
+        replace(source, target)
+
+    def linked(source, target, **options):
+        if not has_links:
+            raise PermissionError(1, "Operation not permitted")
+        link(source, target, **options)
+
+    monkeypatch.setattr(os, "replace", refused)
+    monkeypatch.setattr(os, "link", linked)
+    with pytest.raises((errors.StorageError, KeyboardInterrupt)):
+        filled(tmp_path / "d", a=b"2", aa=b"2", b=b"2", c=b"2")
+    monkeypatch.undo()
+    found = {path.name: path.read_bytes() for path in (tmp_path / "d").iterdir()}
+    assert found == {"a": b"1", "b": b"precious", "c": b"1", "diary": b"precious"}
+    assert (tmp_path / "d" / "b").is_symlink()
+    assert names(tmp_path) == ["d"]
+    filled(tmp_path / "d", a=b"2", aa=b"2", b=b"2", c=b"2")
+    assert sorted(names(tmp_path / "d")) == ["a", "aa", "b", "c", "diary"]
+    assert (tmp_path / "d" / "c").read_bytes() == b"2"

@@ -19,8 +19,8 @@ def new(path: PathLike, *, overwrite: bool, whole: bool = False) -> Iterator[str
 
     With `overwrite`, when all new files are complete, they replace the files with the same names in
     an existing folder. Its other files stay. If there are no other files, the whole folder is
-    replaced in one step (on Linux). Otherwise, the files are replaced one by one. Permissions are
-    kept.
+    replaced in one step (on Linux). Otherwise, the files are replaced one by one, and if one cannot
+    be replaced, the others are restored. Permissions are kept.
 
     Args:
         whole: with `overwrite`, replace the existing folder and all of its files in one step.
@@ -82,9 +82,43 @@ def _move_in(temporary: str, target: str) -> None:
         for name in _names_in(temporary).difference(names):
             os.replace(os.path.join(temporary, name), os.path.join(target, name))
         return
-    for name in names:
-        os.replace(os.path.join(temporary, name), os.path.join(target, name))
+    moved: list[str] = []
+    try:
+        for name in names:
+            moved.append(name)
+            _move_file_in(temporary, target, name)
+    except BaseException:
+        for name in moved:
+            _move_file_back(temporary, target, name)
+        raise
     storage.sync_folder(target)
+
+
+def _move_file_in(temporary: str, target: str, name: str) -> None:
+    """Move a file into `target`. A file that it replaces is kept in `temporary`."""
+    there, kept = os.path.join(target, name), _kept(temporary, name)
+    try:
+        os.link(there, kept, follow_symlinks=False)
+    except FileNotFoundError:
+        pass
+    except (OSError, NotImplementedError):  # a file system without hard links
+        os.replace(there, kept)
+    os.replace(os.path.join(temporary, name), there)
+
+
+def _move_file_back(temporary: str, target: str, name: str) -> None:
+    """Undo `_move_file_in`, as far as the system allows."""
+    there, kept = os.path.join(target, name), _kept(temporary, name)
+    new = os.path.join(temporary, name)
+    with contextlib.suppress(OSError):
+        if os.path.lexists(kept):
+            os.replace(kept, there)
+        elif not os.path.lexists(new):
+            os.replace(there, new)
+
+
+def _kept(temporary: str, name: str) -> str:
+    return os.path.join(temporary, f".{name}.kept")
 
 
 def _names_in(folder: str) -> set[str]:
