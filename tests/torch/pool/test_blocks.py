@@ -85,6 +85,30 @@ def test_a_block_that_goes_on_in_another_thread(pool):
     assert torch.equal(logits(pool.model, IDS), base)
 
 
+def test_a_model_that_runs_in_another_thread_than_its_block(pool):
+    """As with transformers' streamers."""
+    how = {"max_new_tokens": 2, "do_sample": False, "pad_token_id": 0, "eos_token_id": None}
+    thread = threading.Thread(target=pool.model.generate, args=(IDS,), kwargs=how)
+    with pytest.raises(ModelError, match="ran in another thread"), pool.forward(["a"]):
+        thread.start()
+        thread.join()
+    with pool.forward([None]):  # the base is what it gets
+        logits_of_the_base = threading.Thread(target=logits, args=(pool.model, IDS))
+        logits_of_the_base.start()
+        logits_of_the_base.join()
+    found = []
+
+    def target():
+        found.append(pool.generate(IDS, adapter_names=["a"], **how))
+
+    thread = threading.Thread(target=target)
+    with pool.forward(["b"]):
+        logits(pool.model, IDS)
+        thread.start()
+        thread.join()
+    assert torch.equal(found[0], pool.generate(IDS, adapter_names=["a"], **how))
+
+
 def test_helpers_around_a_block_may_lie_within_each_other(pool):
     @contextlib.contextmanager
     def served(name):

@@ -11,7 +11,7 @@ the features of a layer.
 * `update`, `own_tensors`: compute what is added to a layer's output
 * `layers`: the hooks that add it
 * `names`: what a layer's name shows about the rows of its input
-* `uncalled`: a warning about layers that the model never calls
+* `calls`: checks that the model calls the layers, and for the batch
 * `running`: which batch each thread is running
 """
 

@@ -46,6 +46,7 @@ class Batch:
         parts: the changes in each layer, by the layer's index in the pool; None for no change.
         positions: total number of positions of all samples in the last input with the shape
             (samples, positions, …, features); 0 if there was none. Compiled layers do not set it.
+        used: whether the model has called a layer with the batch. Compiled layers do not set it.
         opener: the id of the frame that contains the batch's block.
         ended: whether its block has ended.
     """
@@ -54,14 +55,16 @@ class Batch:
     copies: int
     parts: Sequence[Part | None]
     positions: int = 0
+    used: bool = False
     opener: int = 0
     ended: bool = False
 
     def see(self, x: object) -> None:
-        """Record the number of positions in a layer's input.
+        """Record that a layer was called, and the number of positions in its input.
 
         A later layer may get samples and positions as one dimension.
         """
+        self.used = True
         if isinstance(x, Tensor) and x.dim() > 2 and not x.is_nested:
             mine = x.shape[0] in (self.samples, self.samples * self.copies)
             self.positions = x.shape[:-1].numel() if mine else 0

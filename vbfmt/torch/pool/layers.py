@@ -9,6 +9,7 @@ from torch import Tensor, nn
 
 from vbfmt.errors import ModelError
 from vbfmt.torch.pool.batch import Batch, Part
+from vbfmt.torch.pool.calls import Calls
 from vbfmt.torch.pool.names import is_feed_forward, is_routed
 from vbfmt.torch.pool.own_tensors import with_own_biases, with_own_weights
 from vbfmt.torch.pool.running import running
@@ -28,19 +29,19 @@ class LayerHook:
         pool: key of the pool.
         name: name of the layer, for messages.
         index: index of the layer in a batch's `parts`.
-        called: indices of the layers that batches have called, shared by all hooks of a pool.
+        calls: the calls of all layers of a pool.
         routed: whether the layer is an expert. Its input may have one row per sample by chance, but
             the rows are not the samples.
         of_media: whether the input's rows are images or sounds, of which a sample may have several.
     """
 
     def __init__(
-        self, pool: int, name: str, index: int, called: set[int], *, of_media: bool = False
+        self, pool: int, name: str, index: int, calls: Calls, *, of_media: bool = False
     ) -> None:
         self.pool = pool
         self.name = name
         self.index = index
-        self.called = called
+        self.calls = calls
         self.routed = is_routed(name)
         self.of_media = of_media
 
@@ -50,10 +51,12 @@ class LayerHook:
         """Return the output with the batch's change, or None for no change."""
         batch = running.batches.get(self.pool)
         if batch is None or batch.ended:
+            if not torch.compiler.is_compiling():
+                self.calls.outside += 1
             return None
         x = args[0] if args else next(iter(kwargs.values()))
         if not torch.compiler.is_compiling():
-            self.called.add(self.index)
+            self.calls.layers.add(self.index)
             batch.see(x)
         part = batch.parts[self.index]
         if part is None:
@@ -99,14 +102,14 @@ class LayerHook:
 
     def __deepcopy__(self, memo: dict[int, Any]) -> LayerHook:
         """Return a hook without a pool, because a copy of the model does not belong to the pool."""
-        return LayerHook(NO_POOL, self.name, self.index, set())
+        return LayerHook(NO_POOL, self.name, self.index, Calls([]))
 
     def __reduce__(self) -> tuple[Any, ...]:
         return _without_pool, (self.name, self.index)
 
 
 def _without_pool(name: str, index: int) -> LayerHook:
-    return LayerHook(NO_POOL, name, index, set())
+    return LayerHook(NO_POOL, name, index, Calls([]))
 
 
 def _changed(batch: Batch, part: Part, module: nn.Module, x: Tensor, output: Tensor) -> Tensor:

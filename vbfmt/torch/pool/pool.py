@@ -16,6 +16,7 @@ from vbfmt.packed import load
 from vbfmt.torch.adapters import find_adapters
 from vbfmt.torch.config import is_count
 from vbfmt.torch.pool.batch import Staging
+from vbfmt.torch.pool.calls import Calls
 from vbfmt.torch.pool.intake import Intake
 from vbfmt.torch.pool.layers import LayerHook
 from vbfmt.torch.pool.names import media_layers
@@ -33,7 +34,6 @@ from vbfmt.torch.pool.requirements import (
 )
 from vbfmt.torch.pool.residents import Resident, Residents
 from vbfmt.torch.pool.running import run
-from vbfmt.torch.pool.uncalled import Uncalled
 from vbfmt.torch.preconditions import require_in_memory
 from vbfmt.torch.targets import base_modules
 
@@ -109,11 +109,11 @@ class AdapterPool:
         self._staging = Staging(self._residents, served, self._device, form)
         self._intake = Intake(model, modules, self._device, self._residents.banks, form)
         self._key = next(_keys)
-        self._uncalled = Uncalled([*served])
+        self._calls = Calls([*served])
         of_media = media_layers(model, served)
         self._hooks = [
             each.register_forward_hook(
-                LayerHook(self._key, name, index, self._uncalled.called, of_media=name in of_media),
+                LayerHook(self._key, name, index, self._calls, of_media=name in of_media),
                 with_kwargs=True,
             )
             for index, (name, each) in enumerate(served.items())
@@ -205,8 +205,9 @@ class AdapterPool:
         Raises:
             ModelError: an adapter is not in the pool and there is no `source`; a layer's input does
                 not consist of these samples; the pool is closed, the model is moved or an adapter
-                is injected within the block; another block of this thread is suspended (in a
-                generator or coroutine); or the model uses gradient checkpointing.
+                is injected within the block; the model ran in another thread only; another block
+                of this thread is suspended (in a generator or coroutine); or the model uses
+                gradient checkpointing.
         """
         self._require_usable()
         require_no_checkpointing(self._model)
@@ -216,10 +217,11 @@ class AdapterPool:
         residents = self._pinned(found)
         try:
             batch = self._staging.batch(residents, copies)
+            outside = self._calls.outside
             with run(self._key, batch):
                 yield
                 self._require_usable()
-            self._uncalled.warn(batch)
+            self._calls.check(batch, outside)
         finally:
             self._residents.unpin(residents)
 
