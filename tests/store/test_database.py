@@ -181,7 +181,7 @@ def test_a_bank_that_the_catalog_does_not_know_of_is_not_collected(filled, tmp_p
     filled.tag("y2", filled.entries()[1].digest)
     with sqlite3.connect(tmp_path / "s" / FILE) as other:
         other.execute("UPDATE adapters SET bank = 'x'")
-    with pytest.warns(errors.VbfmtWarning, match="lacks banks that adapters use"):
+    with pytest.warns(errors.VbfmtWarning, match="lacked banks that adapters use"):
         filled.gc(grace=0)
     assert all(report.ok for report in filled.verify())
     assert filled.gc(grace=0).removed == ()
@@ -240,3 +240,19 @@ def test_a_transaction_that_sqlite_has_rolled_back_itself(filled):
     with pytest.raises(ZeroDivisionError):
         filled._open_catalog()._database.change(work)
     assert filled.stats().adapters == 2
+
+
+@pytest.mark.parametrize("how", ["closed", "open"])
+@pytest.mark.parametrize("damage", [overwrite, drop_tables])
+def test_a_damaged_catalog_is_rebuilt_though_its_warning_is_an_error(filled, tmp_path, damage, how):
+    before = filled.names()
+    if how == "closed":
+        filled.close()
+    damage(tmp_path / "s" / FILE)
+    with warnings.catch_warnings(), pytest.raises(errors.VbfmtWarning):
+        warnings.simplefilter("error", errors.VbfmtWarning)
+        filled.names()
+    with warnings.catch_warnings():
+        warnings.simplefilter("error", errors.VbfmtWarning)
+        assert filled.names() == before
+        assert len(filled.entries()) == 2

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import time
+from pathlib import Path
 
 import pytest
 
@@ -254,3 +255,22 @@ def test_an_object_whose_mark_was_taken_off_meanwhile_is_not_claimed(store):
     assert not garbage.is_due(store._backend, stored, now, now)
     assert not garbage.claim(store._backend, key, now, now)
     assert store.open(digest) == adapter(1)
+
+
+@pytest.mark.parametrize("is_damaged", [False, True])
+def test_the_bank_of_an_adapter_that_cannot_be_read_stays(store, is_damaged):
+    """The adapter may be of a later version, which another host of the store can read."""
+    digest = store.add(adapter(1, bank=1), name="x")
+    store.add(adapter(2, bank=2))
+    path = Path(store.path(digest))
+    content = bytearray(path.read_bytes())
+    content[8 if not is_damaged else 40] ^= 0xFF
+    path.write_bytes(content)
+    store.rebuild()
+    with pytest.warns(errors.VbfmtWarning, match="no bank is removed, because an adapter may use"):
+        removed = store.gc(grace=0).removed
+    assert [key.split("/")[0] for key in removed] == ["adapters"]
+    content[8 if not is_damaged else 40] ^= 0xFF
+    path.write_bytes(content)
+    assert store.open("x") == adapter(1, bank=1)
+    assert len(store.gc(grace=0).removed) == 1

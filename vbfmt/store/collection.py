@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import contextlib
 import time
 from collections.abc import Iterable
 from dataclasses import dataclass
@@ -85,7 +84,8 @@ def _unneeded(backend: Backend, catalog: Catalog, now: float) -> dict[str, Store
 def _needed_after_all(backend: Backend, catalog: Catalog, due: Iterable[str]) -> set[str]:
     """Return those banks among `due` that an adapter uses according to its header.
 
-    A damaged catalog may give wrong answers, and a removed bank cannot be restored.
+    A damaged catalog may give wrong answers, and a removed bank cannot be restored. If an adapter
+    cannot be read (it may be of a later version), its bank is not known, so all banks are returned.
     """
     banks = {key for key in due if layout.bank_of(key)}
     if not banks:
@@ -93,10 +93,14 @@ def _needed_after_all(backend: Backend, catalog: Catalog, due: Iterable[str]) ->
     needed = set()
     for stored in backend.entries(layout.ADAPTERS):
         content = backend.content(stored.key)
-        with contextlib.suppress(VbfmtError):  # `Store.verify` reports it
-            if content is not None:
-                needed.add(layout.bank_key(PackedFile.parse(content).bank.sha256.hex()))
+        if content is None:
+            continue
+        try:
+            needed.add(layout.bank_key(PackedFile.parse(content).bank.sha256.hex()))
+        except VbfmtError as error:
+            warn(f"no bank is removed, because an adapter may use it: {error.in_file(stored.key)}")
+            return banks
     if banks & needed:
-        warn(f"the catalog of {backend.where} lacks banks that adapters use; it is rebuilt")
         catalog.rebuild()
+        warn(f"the catalog of {backend.where} lacked banks that adapters use; it was rebuilt")
     return banks & needed

@@ -92,8 +92,9 @@ class Database:
 
     def damaged(self) -> None:
         """Rebuild the database, because a row is damaged."""
-        self._warn_of_damage()
         self.renew()
+        self._opened()
+        self._warn_of_damage()
 
     def _tried(self, first: Callable[[], T], again: Callable[[], T]) -> T:
         try:
@@ -139,12 +140,14 @@ class Database:
                 raise self._refusal(error) from None
             if _cannot_write(error):
                 return self._made_in_memory(error)
-        self._warn_of_damage()
         self._unlink()
         try:
-            return self._made(self._path)
+            made = self._made(self._path)
         except sqlite3.Error as error:
             raise self._refusal(error) from None
+        self._connection = made  # before the warning, which the caller may turn into an error
+        self._warn_of_damage()
+        return made
 
     def _made(self, path: str) -> sqlite3.Connection:
         database = sqlite3.connect(
@@ -174,8 +177,9 @@ class Database:
         return database
 
     def _made_in_memory(self, error: sqlite3.Error) -> sqlite3.Connection:
+        self._connection = made = self._made(":memory:")
         warn(f"cannot write the catalog {self._path} ({error}); it is kept in memory")
-        return self._made(":memory:")
+        return made
 
     def _warn_of_damage(self) -> None:
         warn(f"the catalog {self._path} is damaged; it is rebuilt from the objects")
