@@ -282,7 +282,8 @@ def require_readable(paths: Iterable[str]) -> None:
     """
     for path in paths:
         try:
-            os.close(os.open(path, os.O_RDONLY))
+            # O_NONBLOCK: opening a named pipe would wait for a writer.
+            os.close(os.open(path, os.O_RDONLY | getattr(os, "O_NONBLOCK", 0)))
         except OSError as error:
             raise storage.refusal("cannot read", path, error) from None
 

@@ -21,7 +21,8 @@ LARGEST = 64 << 20
 """Bytes that one input may add to the process; what was freed before may be used again. Of a
 target's address space beyond its limit an allocation fails (RLIMIT_AS)."""
 
-_REPORT_EVERY = 50_000
+_REPORT_EVERY = 60.0
+"""Seconds."""
 _UNLIMITED = resource.getrlimit(resource.RLIMIT_AS)
 
 
@@ -43,7 +44,7 @@ class Run:
         self.executions, self.slowest, self.largest = 0, 0.0, 0
         for data in target.seeds():  # imports happen here, not under the limits
             target.run(data)
-        self.start = time.monotonic()
+        self.start = self.reported = time.monotonic()
 
     def __call__(self, data: bytes) -> None:
         peak = _peak()
@@ -62,8 +63,9 @@ class Run:
             self._keep(data)
             raise TooLargeError(f"{grown >> 20} MiB")
         self.executions += 1
-        if self.executions % _REPORT_EVERY == 0:
+        if time.monotonic() - self.reported > _REPORT_EVERY:
             print(self.report(), flush=True)
+            self.reported = time.monotonic()
 
     def _timed(self, data: bytes) -> tuple[float, str]:
         """Seconds of processor time, and the outcome."""
