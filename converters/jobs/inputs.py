@@ -44,6 +44,9 @@ def items(
 ) -> list[Item]:
     """Return an item for each source. Its output is named after the source.
 
+    A packed file that is the output of another source is no input of ``pack``: an earlier run with
+    the same pattern has written it.
+
     Args:
         sources: paths or repositories.
         output: the folder for the outputs. It is not used if the `task` has a store, because the
@@ -65,8 +68,11 @@ def items(
         name += ending
         path = name if task.store is not None else os.path.join(os.fspath(output), name)
         made[source] = Item(source, path, overwrite)
-    require_distinct(made.values())
-    return list(made.values())
+    result = list(made.values())
+    if ending:
+        result = _without_outputs(result)
+    require_distinct(result)
+    return result
 
 
 def is_folder_of_packed(path: str) -> bool:
@@ -88,12 +94,23 @@ def require_distinct(items: Iterable[Item]) -> None:
     for item in items:
         other = sources.setdefault(item.output.lower(), item.source)
         if other != item.source:
+            is_output = _whole(item.output) in (_whole(other), _whole(item.source))
             raise ConfigError(
                 "two inputs would have the same output",
                 part=os.path.basename(item.output),
                 found=f"{other} and {item.source}",
-                advice="rename one, or run two jobs with different output folders",
+                advice="one is an output: choose an output folder without inputs"
+                if is_output
+                else "rename one, or run two jobs with different output folders",
             )
+
+
+def _without_outputs(items: list[Item]) -> list[Item]:
+    """Return the items without those whose source is the output of another item."""
+    packed = (item for item in items if item.source.endswith(".vblora"))
+    own = {item.source for item in packed if _whole(item.source) == _whole(item.output)}
+    others = {item.output for item in items if item.source not in own}
+    return [item for item in items if item.source not in own or item.output not in others]
 
 
 def _whole(source: str) -> str:

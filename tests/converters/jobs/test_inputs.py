@@ -72,3 +72,21 @@ def test_outputs_in_different_folders_are_refused():
     with pytest.raises(errors.ConfigError, match="in one folder: found one and two"):
         list(jobs.run(PACK, items, workers=1))
     assert not os.path.exists("one")
+
+
+def test_a_job_into_the_folder_of_its_inputs_can_be_run_again(tmp_path):
+    write_folder(tmp_path / "bob", logits_form(seed=1))
+    for expected in ("done", "present"):
+        found = jobs.collected([f"{tmp_path}/*"])
+        items = jobs.items(found, tmp_path, PACK)
+        assert [os.path.basename(item.source) for item in items] == ["alice", "bob"]
+        assert {each.status for each in jobs.run(PACK, items, workers=1)} == {expected}
+    (item,) = jobs.items(["alice.vblora"], ".", PACK)  # alone, it fails: it is packed already
+    assert item.source == "alice.vblora"
+
+
+def test_outputs_among_the_inputs_are_said_to_be_that(tmp_path):
+    with pytest.raises(errors.ConfigError, match="one is an output: choose an output folder"):
+        jobs.items(["alice.vblora", "alice"], ".", EXPAND)
+    with pytest.raises(errors.ConfigError, match="rename one"):
+        jobs.items(["alice.vblora", "alice"], "out", EXPAND)
