@@ -69,7 +69,7 @@ def write(
     Raises:
         TargetError: the dtype is unknown, or a factor is too large or too small for it.
         OutputExistsError: `path` exists, and `overwrite` is not set.
-        StorageError: the operating system refused.
+        StorageError: the operating system reported an error.
     """
     require_dtype(dtype)
     rank = rank_of(adapter)

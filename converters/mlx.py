@@ -58,7 +58,7 @@ def write(
         TargetError: the dtype is unknown, or the adapter has trained biases, heads or modules
             outside the language model's ``layers.<n>``, which mlx-lm never adapts.
         OutputExistsError: `path` exists, and `overwrite` is not set.
-        StorageError: the operating system refused.
+        StorageError: the operating system reported an error.
     """
     lora.require_dtype(dtype)
     _require_supported(adapter, drop_extras)

@@ -48,7 +48,7 @@ def split(
         TargetError: `output` ends like another kind of file, such as ``.safetensors``.
         OutputExistsError: `output` exists and `overwrite` is not set.
         ChecksumError: the existing bank file is damaged, and `overwrite` is not set.
-        StorageError: the operating system refused.
+        StorageError: the operating system reported an error.
     """
     outputs.require_packed_name(output)
     packed, bank = verified.read(path, look_in)
@@ -80,7 +80,7 @@ def join(
         BankError: the external bank was not found.
         TargetError: `output` ends like another kind of file, such as ``.safetensors``.
         OutputExistsError: `output` exists and `overwrite` is not set.
-        StorageError: the operating system refused.
+        StorageError: the operating system reported an error.
     """
     outputs.require_packed_name(output)
     packed, bank = verified.read(path, banks)

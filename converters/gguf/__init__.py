@@ -59,7 +59,7 @@ def write(
         TargetError: the dtype is unknown, or llama.cpp could not load the result.
         MissingExtraError: the gguf package is not installed.
         OutputExistsError: `path` exists, and `overwrite` is not set.
-        StorageError: the operating system refused.
+        StorageError: the operating system reported an error.
     """
     gguf = package()
     lora.require_dtype(dtype)

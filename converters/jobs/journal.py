@@ -47,7 +47,7 @@ class Journal:
 
     Raises:
         TargetError: the path exists and is not a folder.
-        StorageError: the operating system refused.
+        StorageError: the operating system reported an error.
     """
 
     def __init__(self, folder: str, task: Task) -> None:
@@ -143,7 +143,7 @@ class Journal:
 
         Raises:
             StorageError: the journal is not a regular file, or is too long.
-            OSError: the operating system refused.
+            OSError: the operating system reported an error.
         """
         if os.path.islink(self.path):  # where O_NOFOLLOW is unknown
             raise self._irregular()

@@ -70,7 +70,7 @@ class Sum:
             for name, tensor in adapter.tensors.items():
                 if result.setdefault(name, tensor) != tensor:
                     raise SourceError(
-                        "two adapters have different trained tensors of one name",
+                        "two adapters have different trained tensors with the same name",
                         part=name,
                         expected="biases and heads from at most one adapter",
                         advice="such tensors cannot be summed: use the adapters one by one",
@@ -121,8 +121,8 @@ class Sum:
         """Return A (rank, in_features) and B (out_features, rank) of the sum, float32.
 
         Raises:
-            TargetError: a weight times B is too large for float32, or too small for its
-                precision.
+            TargetError: a weight times B is too large for float32, or so small that float32
+                loses precision.
         """
         pairs = [(*adapter.factors(name), weight) for adapter, weight in self._shares[name]]
         if len(pairs) == 1 and pairs[0][2] == 1:
@@ -220,7 +220,8 @@ def _scaled(b: Factor, weight: float, name: str) -> Factor:
     """Return w·B in float32, computed in float64 and rounded once.
 
     Raises:
-        TargetError: the product is too large for float32, or too small for its full precision.
+        TargetError: the product is too large for float32, or so small that float32 loses
+            precision.
     """
     if weight == 1:
         return b

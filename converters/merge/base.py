@@ -240,7 +240,11 @@ def _index(path: str) -> tuple[dict[str, Any], dict[str, str]]:
     for tensor, name in weight_map.items():
         if not isinstance(name, str) or os.path.basename(name) != name or "\\" in name:
             raise SourceError(
-                "a shard outside the folder", file=path, part=tensor, found=name, expected="a name"
+                "a shard outside the folder",
+                file=path,
+                part=tensor,
+                found=name,
+                expected="a file name",
             )
         if not name.endswith((".safetensors", ".bin")):
             raise SourceError("not a file of weights", file=path, part=tensor, found=name)
@@ -293,7 +297,7 @@ def _require_agreement(
         path = os.path.join(os.path.dirname(index), shard.name)
         for name in shard.tensors:
             if name not in weight_map:
-                raise SourceError("the index does not name a tensor", file=path, part=name)
+                raise SourceError("a tensor is not in the index", file=path, part=name)
             if weight_map[name] != shard.name:
                 raise SourceError(
                     "one tensor is in two shards",

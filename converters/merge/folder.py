@@ -40,7 +40,7 @@ def write(
     Raises:
         OutputExistsError: `path` exists, and `overwrite` is not set.
         TargetError: `path` is refused, or a value is too large for the dtype.
-        StorageError: the operating system refused, or the disk has not enough space.
+        StorageError: the operating system reported an error, or the disk has not enough space.
     """
     require_output(plan, path, overwrite=overwrite)
     report = progress or (lambda count: None)

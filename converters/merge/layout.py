@@ -11,7 +11,7 @@ from functools import cached_property
 
 from vbfmt.converters._files import safetensors
 from vbfmt.converters.lowrank import LowRank
-from vbfmt.converters.merge import composed, config, refusals, rounding
+from vbfmt.converters.merge import config, converted, refusals, rounding
 from vbfmt.converters.merge.arithmetic import FLOATS
 from vbfmt.converters.merge.base import PICKLE, SAFETENSORS, Base
 from vbfmt.converters.names import locate
@@ -210,8 +210,8 @@ def _replaced(base: Base, adapter: LowRank, locations: Locations) -> dict[str, T
     _require_one_each(locations.tensors, base)
     replaced = {target: adapter.tensors[name] for name, target in locations.tensors.items()}
     _require_fit(replaced, base, adapter, locations)
-    trained = {target: adapter.tensors[name] for name, target in locations.composed.items()}
-    for name, tensor in composed.tensors(base, locations, trained).items():
+    trained = {target: adapter.tensors[name] for name, target in locations.converted.items()}
+    for name, tensor in converted.tensors(base, locations, trained).items():
         if name in replaced:
             raise SourceError(
                 "two trained tensors replace one tensor of the base", file=base.path, part=name

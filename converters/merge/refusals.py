@@ -70,7 +70,7 @@ def require_not_merged_before(base: Base, digests: Collection[str]) -> None:
     """Refuse a base into which one of the adapters was merged before.
 
     Raises:
-        SourceError: one was; its digest is in the message.
+        SourceError: an adapter was merged before. The message has its digest.
     """
     before = set(record.earlier_digests(base))
     for digest in digests:

@@ -118,7 +118,7 @@ def _changed(locations: Locations) -> dict[str, None]:
     changed = [block.tensor for blocks in locations.modules.values() for block in blocks]
     changed += [*locations.tensors.values(), *locations.added.values()]
     if loaded is not None:
-        for target in locations.composed.values():
+        for target in locations.converted.values():
             changed += loaded.sources[target].names
     return dict.fromkeys(changed)
 
@@ -217,8 +217,8 @@ def _twice(
 ) -> tuple[str, str] | None:
     """Return two of the tensors that become one weight, if one of them would be enough.
 
-    Stacked experts have different numbers, and joined parts have different patterns. All of these
-    are needed.
+    All tensors are needed if they are experts to be stacked, whose names have different numbers, or
+    parts to be joined, whose names match different patterns.
     """
     seen: dict[tuple[object, ...], str] = {}
     ways = {targets[name][1] is None for name in names}

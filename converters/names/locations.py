@@ -19,7 +19,7 @@ class Locations:
     Attributes:
         modules: module's name → the blocks of its weight.
         tensors: trained tensor's name → name of the tensor on the disk that it replaces.
-        composed: trained tensor's name → its name in the loaded model, for tensors that consist of
+        converted: trained tensor's name → its name in the loaded model, for tensors that consist of
             several tensors on the disk, or of a part of one.
         added: name of a trained tensor that the base lacks → its name in the output.
         rule: how names in the adapter become names on the disk.
@@ -31,7 +31,7 @@ class Locations:
 
     modules: Mapping[str, tuple[Block, ...]]
     tensors: Mapping[str, str]
-    composed: Mapping[str, str]
+    converted: Mapping[str, str]
     added: Mapping[str, str]
     rule: Rule
     loaded_model: LoadedModel | None = None
@@ -84,7 +84,7 @@ def in_loaded_model(
             blocks[module.name] = found
     if missing:
         raise _no_weight(loaded, missing, len(blocks), len(modules))
-    replaced, composed, added = {}, {}, {}
+    replaced, converted, added = {}, {}, {}
     for name in tensors:
         target, _ = targets[front + name]
         source = loaded.sources.get(target)
@@ -93,8 +93,8 @@ def in_loaded_model(
         elif source.converter is None:
             replaced[name] = source.names[0]
         else:
-            composed[name] = target
-    return Locations(blocks, replaced, composed, added, _rule(blocks, loaded), loaded)
+            converted[name] = target
+    return Locations(blocks, replaced, converted, added, _rule(blocks, loaded), loaded)
 
 
 def by_rule(

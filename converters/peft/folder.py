@@ -50,7 +50,7 @@ def read(path: PathLike, *, topk: int | None = None) -> Adapter:
 
     Raises:
         SourceError: the checkpoint is not VB-LoRA, is incomplete or contradicts itself.
-        ContentError: a value breaks a rule: NaN, an index past the end of the bank.
+        ContentError: a value is invalid, such as NaN or an index past the end of the bank.
         StorageError: a file cannot be read.
     """
     checkpoint = open_checkpoint(path)
@@ -93,7 +93,7 @@ def from_tensors(
     bank = bank_of(tensors[keys.bank])
     if keys.left_out:
         warn(
-            f"the state dict is of a whole model: {len(keys.left_out)} tensors of the base model "
+            f"the state dict contains the base too: {len(keys.left_out)} tensors of the base model "
             f"were left out, {len(keys.others)} other trained tensors were kept"
         )
     peft_config.require_sizes(config or {}, *bank.shape)
@@ -156,7 +156,7 @@ def write(
     Raises:
         TargetError: modules differ in rank, which PEFT's VB-LoRA cannot express.
         OutputExistsError: `path` exists, and `overwrite` is not set.
-        StorageError: the operating system refused.
+        StorageError: the operating system reported an error.
     """
     ranks = sorted({module.rank for module in adapter})
     if len(ranks) > 1:
@@ -203,7 +203,7 @@ def _by_key(adapter: Adapter) -> dict[str, Tensor]:
     for name, tensor in adapter.tensors.items():
         key = peft_layout.key_of_tensor(name, modules)
         if key in found:
-            raise TargetError("two trained tensors have one key", part=key)
+            raise TargetError("two trained tensors have the same key", part=key)
         found[key] = tensor
     return found
 
@@ -235,7 +235,7 @@ def _agreed_k(
     """Return k from the tensors, the config and the caller.
 
     Raises:
-        SourceError: they give different k, or none gives k.
+        SourceError: they give different values of k, or none gives k.
     """
     sources: dict[str, object] = {"`topk`": topk, "adapter_config.json": (config or {}).get("topk")}
     if not keys.in_logits_form:

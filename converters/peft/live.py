@@ -59,7 +59,7 @@ def load_adapter(
     writers: dict[str, Any] = {"lora": lora.write, "vblora": peft.write}
     if form not in writers:
         raise TargetError("unknown form", found=form, expected="lora or vblora")
-    _require_free_name(model, adapter_name)
+    _require_can_add(model, adapter_name)
     adapter = load(path)
     bare: Any = model.base_model.model if isinstance(model, PeftModel) else model
     given: Any = adapter if form == "vblora" else renamed(adapter, bare)
@@ -101,7 +101,7 @@ def _loaded(model: nn.Module, written: str, adapter_name: str, path: PathLike) -
         ) from None
 
 
-def _require_free_name(model: nn.Module, name: str) -> None:
+def _require_can_add(model: nn.Module, name: str) -> None:
     """Refuse anything except a model, and a name that PEFT does not allow or that is taken."""
     from torch import nn
 

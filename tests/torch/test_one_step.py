@@ -19,7 +19,7 @@ from vbfmt.torch.low_rank import (
     is_plain_linear,
     linear_with_low_rank,
 )
-from vbfmt.torch.selected import compose_in_one_step
+from vbfmt.torch.one_step import compose_in_one_step
 from vbfmt.torch.selection import select_top_k
 
 RANK, B = 3, 4

@@ -311,7 +311,9 @@ def test_a_base_whose_weights_are_offloaded_is_refused(tmp_path):
         lambda: load_packed(away, adapter),
         lambda: warm_start(away, adapter),
     ):
-        with pytest.raises(ModelError, match=r"offloaded.*: encoder\.0.*; load the model whole"):
+        with pytest.raises(
+            ModelError, match=r"offloaded.*: encoder\.0.*; load the model into memory"
+        ):
             wrong()
         assert repr(away) == before
     cpu_offload(model, execution_device="cpu")

@@ -37,7 +37,7 @@ def write(file: int, blocks: Iterable[Bytes]) -> None:
         blocks: the bytes. A block must not change until two more blocks have been requested.
 
     Raises:
-        OSError: the operating system refused.
+        OSError: the operating system reported an error.
     """
     from concurrent.futures import ThreadPoolExecutor  # slow to import
 

@@ -30,7 +30,7 @@ def new(path: PathLike, *, overwrite: bool, whole: bool = False) -> Iterator[str
 
     Raises:
         OutputExistsError: `path` exists, is not an empty folder, and `overwrite` is not set.
-        StorageError: the operating system refused.
+        StorageError: the operating system reported an error.
     """
     storage.require_path(path, "cannot write")
     target = os.path.realpath(path)

@@ -51,7 +51,7 @@ def folder(target: str) -> Iterator[str]:
         the path of the folder.
 
     Raises:
-        OSError: the operating system refused.
+        OSError: the operating system reported an error.
     """
     sweep(target)
     path, lock = _made_and_locked(target, _new_folder, _mode(target, 0o777))
@@ -73,7 +73,7 @@ def file(target: str, *, sweeps: bool = True) -> Iterator[tuple[str, int]]:
         The path of the file, and a descriptor for writing, which the caller must close.
 
     Raises:
-        OSError: the operating system refused.
+        OSError: the operating system reported an error.
     """
     if sweeps:
         sweep(target)
@@ -156,7 +156,7 @@ def move_if_free(temporary: str, target: str) -> bool:
         Whether it was renamed. If `target` is anything else, nothing is renamed.
 
     Raises:
-        OSError: the operating system refused.
+        OSError: the operating system reported an error.
     """
     try:
         os.rename(temporary, target)
@@ -176,7 +176,7 @@ def replace_folder(temporary: str, target: str) -> None:
 
     Raises:
         NotADirectoryError: `target` is not a folder.
-        OSError: the operating system refused.
+        OSError: the operating system reported an error.
     """
     if not os.path.isdir(target):
         raise NotADirectoryError(errno.ENOTDIR, "Not a directory")

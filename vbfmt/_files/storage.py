@@ -64,8 +64,8 @@ def write(
 
     Raises:
         OutputExistsError: `path` exists and `overwrite` is not set.
-        StorageError: the operating system refused, or `path` is a device or pipe. An existing file
-            is unchanged, unless only the last step failed, which flushes the folder.
+        StorageError: the operating system reported an error, or `path` is a device or pipe. An
+            existing file is unchanged, unless only the last step failed, which flushes the folder.
     """
     require_path(path, "cannot write")
     target = _target_of(path)
@@ -100,7 +100,7 @@ def write_in_new_folder(
 
     Raises:
         OutputExistsError: `path` exists.
-        StorageError: the operating system refused.
+        StorageError: the operating system reported an error.
     """
     require_path(path, "cannot write")
     try:

@@ -26,7 +26,7 @@ def require(before: Stamps, what: str) -> None:
         what: a description of the files, for the message.
 
     Raises:
-        StorageError: with the first file that has changed.
+        StorageError: a file has changed. The message names the first one.
     """
     for path, stamp in before.items():
         if _stamp(path) != stamp:

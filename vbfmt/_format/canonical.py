@@ -78,8 +78,9 @@ def read(data: bytes) -> Document:
     anything is decoded, because the decoder would allocate memory for every count that it reads.
 
     Raises:
-        HeaderError: not msgpack, not a map, a type that is not allowed, nesting too deep, not the
-            shortest form, or a duplicate key.
+        HeaderError: `data` is not msgpack, is not a map, or is not canonical: it has a type that is
+            not allowed, nesting that is too deep, a value in a longer form than the shortest, or a
+            duplicate key.
     """
     if data and data[0] not in _MAPS and _SHAPES[data[0]][0]:
         raise HeaderError("the header is not a map", part="header", found=f"byte 0x{data[0]:02x}")
@@ -126,8 +127,8 @@ def _value(data: bytes, start: int) -> tuple[int, int, int]:
     it is an array or a map.
 
     Raises:
-        HeaderError: a type that is not allowed, not the shortest form, text that is not UTF-8, or
-            the bytes end before.
+        HeaderError: the item has a type that is not allowed, is not in the shortest form, is text
+            that is not UTF-8, or is truncated.
     """
     if start >= len(data):
         raise _not_msgpack("the end within a value")

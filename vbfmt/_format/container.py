@@ -122,7 +122,7 @@ def require_length(length: int) -> None:
     """Check that a file may have `length` bytes.
 
     Raises:
-        LengthError: it would be longer than the format allows.
+        LengthError: the file would be longer than the format allows.
     """
     if length > _LONGEST_FILE:
         raise LengthError(

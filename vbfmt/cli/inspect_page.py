@@ -43,7 +43,7 @@ def print_page(
     # Rich would take a width of 0 from the environment, and print nothing.
     console = console or Console(highlight=False, markup=False, emoji=False, width=terminal_width())
     console.print(_head(adapter, summary, file))
-    # Print the digest without line breaks: copied from a terminal, wrapped lines are joined.
+    # Do not break the digest into lines, so that it can be copied as one line.
     named = Text.assemble("  ", ("digest", "dim"), "      ", digest)
     whole = named if named.cell_len <= console.width else Text(f"  {digest}")
     console.print(whole, soft_wrap=True)

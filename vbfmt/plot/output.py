@@ -53,7 +53,7 @@ def write(
         TargetError: `path` has another ending, a figure is unknown, or several are given for a PNG
             or SVG.
         OutputExistsError: `path` exists and `overwrite` is not set.
-        StorageError: the operating system refused.
+        StorageError: the operating system reported an error.
     """
     kind = os.path.splitext(os.fspath(path))[1].lower().removeprefix(".")
     if kind not in KINDS:

@@ -89,8 +89,8 @@ def require_can_point(backend: Backend, name: str, digest: str, replaces: str | 
     """Check that `write` would point a name to a digest, or that the name does so already.
 
     Raises:
-        ConflictError: it points elsewhere, or a name that differs only in case exists.
-        StoreError: not a name, or its record is damaged.
+        ConflictError: the name points elsewhere, or a name that differs only in case exists.
+        StoreError: `name` is not a valid name, or its record is damaged.
     """
     found = read(backend, name)
     now = None if found is None else found[0]

@@ -36,10 +36,10 @@ def backend_at(path: str, cache: PathLike | None) -> tuple[Backend, str]:
 
 
 def _require_outside(path: str) -> None:
-    """Refuse a folder in another store, which would take what is in it for its own.
+    """Refuse a folder in another store, which would treat the contents as its own.
 
     Raises:
-        StoreError: with the other store.
+        StoreError: the folder is in another store, which the message names.
     """
     above = os.path.dirname(os.path.realpath(path))
     while not os.path.exists(os.path.join(above, layout.ROOT)):

@@ -94,7 +94,7 @@ class Reader:
             verify: as in `vbfmt.load`.
 
         Raises:
-            UnknownError: no such name or digest.
+            UnknownError: the store has no such name or digest.
             BankError: the store does not have its bank.
             VbfmtError: the file is damaged.
         """
@@ -125,7 +125,7 @@ class Reader:
         ...     adapter = store.open(lease.digest)
 
         Raises:
-            UnknownError: no such name or digest.
+            UnknownError: the store has no such name or digest.
         """
         digest = self.resolve(name)
         lease = leases.Lease(self._backend, digest, seconds)

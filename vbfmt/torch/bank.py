@@ -141,7 +141,7 @@ def require_vector_bank(bank: object) -> None:
     """Check that `bank` is a `VectorBank` and not, for example, a tensor.
 
     Raises:
-        ConfigError: it is not. The message says how to make one.
+        ConfigError: `bank` is of another class. The message says how to make one.
     """
     if isinstance(bank, VectorBank):
         return

@@ -34,7 +34,7 @@ from vbfmt.torch.injection import build, install
 from vbfmt.torch.linear import is_adaptable
 from vbfmt.torch.peft_config import rank_pattern_of, updates_of
 from vbfmt.torch.plan import exact
-from vbfmt.torch.preconditions import require_free_name, require_in_memory
+from vbfmt.torch.preconditions import require_can_add, require_in_memory
 from vbfmt.torch.stand_ins import names_to_train
 from vbfmt.torch.targets import base_modules, saved_by_peft
 
@@ -65,9 +65,9 @@ def load_checkpoint(
 
     Raises:
         ConfigError: `bank` is not a `VectorBank`, or has other sizes than the checkpoint's.
-        SourceError: no such checkpoint, or one without logits.
-        ModelError: it belongs to another model; the first modules that do not match are named. Or
-            an adapter is merged, or a frozen or shared bank differs from the checkpoint's.
+        SourceError: the checkpoint does not exist, or has no logits.
+        ModelError: the checkpoint belongs to another model (the first modules that do not match are
+            named), an adapter is merged, or a frozen or shared bank differs from the checkpoint's.
         ContentError: a logit or a bank value is NaN or infinite, or a head's value is NaN.
     """
     folder = Path(local_checkpoint(path))
@@ -85,7 +85,7 @@ def load_checkpoint(
         if adapters is not None and present:
             adapter = _fill_present(adapters, adapter_name, config, tensors, bank)
         else:
-            require_free_name(model, adapter_name)
+            require_can_add(model, adapter_name)
             adapter, updates = _build_filled(model, config, ranks, tensors, bank)
     except VbfmtError as error:
         raise error.in_file(folder) from None

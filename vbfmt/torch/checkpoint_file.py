@@ -111,7 +111,7 @@ def require_finite(tensors: Mapping[str, Tensor]) -> None:
     A head may hold a mask, which may contain infinities.
 
     Raises:
-        ContentError: with the tensor's key.
+        ContentError: a tensor has such a value. The message has its key.
     """
     for key, tensor in tensors.items():
         mixture = key == BANK or LOGITS in key

@@ -13,11 +13,11 @@ from torch import Tensor, nn
 from torch.autograd.graph import saved_tensors_hooks
 
 from vbfmt.errors import ModelError
+from vbfmt.torch.all_gradients import compose_with_all_gradients
 from vbfmt.torch.bank import VectorBank
-from vbfmt.torch.selected import can_compose_in_one_step, compose_in_one_step
+from vbfmt.torch.one_step import can_compose_in_one_step, compose_in_one_step
 from vbfmt.torch.selection import select_top_k
 from vbfmt.torch.sharding import gathered, is_sharded, require_whole
-from vbfmt.torch.unselected import compose_with_all_gradients
 
 Select = Callable[[Tensor, int], "tuple[Tensor | None, Tensor]"]
 

@@ -165,7 +165,7 @@ def require_config(config: object) -> None:
     """Check that `config` is a `VBLoRAConfig`, and not PEFT's class of the same name.
 
     Raises:
-        ConfigError: it is not. The message says how to make one.
+        ConfigError: `config` is of another class. The message says how to make one.
     """
     if isinstance(config, VBLoRAConfig):
         return

@@ -16,13 +16,13 @@ from vbfmt.torch.admixture import Admixture
 from vbfmt.torch.linear import VBLoRALinear
 
 
-def keep_off(layer: VBLoRALinear) -> None:
+def disable_fast_path(layer: VBLoRALinear) -> None:
     """Make an encoder layer call its sub-layer `layer`: a hook on any sub-layer disables the fast
     path."""
     layer.register_forward_pre_hook(_no_change)
 
 
-def keep_padded(root: nn.Module) -> list[RemovableHandle]:
+def keep_batches_padded(root: nn.Module) -> list[RemovableHandle]:
     """Register hooks that keep encoders from packing a batch that needs a gradient.
 
     Outside the fast path, attention does not support nested tensors that require a gradient.

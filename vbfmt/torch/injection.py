@@ -14,10 +14,10 @@ from vbfmt.torch.admixture import Admixture, LowRankUpdate
 from vbfmt.torch.bank import VectorBank, require_vector_bank
 from vbfmt.torch.composition import Composition
 from vbfmt.torch.config import VBLoRAConfig, require_config
-from vbfmt.torch.fast_path import keep_off, keep_padded
+from vbfmt.torch.fast_path import disable_fast_path, keep_batches_padded
 from vbfmt.torch.linear import VBLoRALinear, features_of
 from vbfmt.torch.plan import Plan, resolve
-from vbfmt.torch.preconditions import require_free_name
+from vbfmt.torch.preconditions import require_can_add
 from vbfmt.torch.pretrained import adopt, release
 from vbfmt.torch.stand_ins import StandIns
 from vbfmt.torch.state_dict import order_state_dicts
@@ -65,7 +65,7 @@ def inject(
             `bank` has a wrong type.
     """
     require_config(config)
-    require_free_name(model, adapter_name)
+    require_can_add(model, adapter_name)
     plan = resolve(model, config)
     adapter, updates = build(model, plan, bank=bank)
     for sentence in plan.warnings:
@@ -134,7 +134,7 @@ def install(
     if adapters is None:
         adapters = VBLoRA(model)
         model.requires_grad_(False)
-        adapters.attach([*order_state_dicts(model), *keep_padded(model)])
+        adapters.attach([*order_state_dicts(model), *keep_batches_padded(model)])
         adopt(model)
     adapters.activate(None)
     if name in adapters.adapters:
@@ -215,7 +215,7 @@ def _wrapped(root: nn.Module, name: str) -> VBLoRALinear:
     wrapper.name = name
     parent = _replace(root, name, wrapper)
     if isinstance(parent, nn.TransformerEncoderLayer):
-        keep_off(wrapper)
+        disable_fast_path(wrapper)
     return wrapper
 
 

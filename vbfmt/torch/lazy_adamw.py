@@ -53,7 +53,7 @@ class LazyAdamW(torch.optim.AdamW):
         """Update all parameters once.
 
         Raises:
-            ModelError: sparse logits that FSDP has sharded.
+            ModelError: FSDP has sharded sparse logits.
         """
         loss = None
         if closure is not None:

@@ -167,7 +167,7 @@ def features_of(layer: nn.Module) -> tuple[int, int]:
     """Return a layer's in_features and out_features.
 
     Raises:
-        ModelError: not a layer that can be adapted.
+        ModelError: the layer cannot be adapted.
     """
     if not is_adaptable(layer):
         raise ModelError(
@@ -185,7 +185,7 @@ def require_divisible(name: str, in_features: int, out_features: int, b: int) ->
     """Check that the vector length divides a layer's features.
 
     Raises:
-        ConfigError: it does not.
+        ConfigError: the vector length does not divide them.
     """
     if in_features % b or out_features % b:
         raise ConfigError(

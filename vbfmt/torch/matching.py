@@ -50,7 +50,7 @@ def require_tensors(model: nn.Module, adapter: Adapter) -> None:
     """Check that the model has the adapter's other tensors, in the same shapes.
 
     Raises:
-        ModelError: it does not.
+        ModelError: a tensor is missing or has another shape.
     """
     for name, tensor in adapter.tensors.items():
         try:

@@ -14,10 +14,10 @@ from vbfmt.torch.adapters import VBLoRA, adapters_of
 from vbfmt.torch.admixture import LowRankUpdate
 from vbfmt.torch.injection import eject
 from vbfmt.torch.linear import VBLoRALinear
-from vbfmt.torch.overlooked import warn_of_layers_never_called
 from vbfmt.torch.preconditions import require_in_memory
 from vbfmt.torch.sharding import require_local
 from vbfmt.torch.stand_ins import owner_of
+from vbfmt.torch.training_warnings import warn_of_layers_never_called
 from vbfmt.torch.wrapped import submodule
 
 AdapterNames = Collection[str] | Mapping[str, float] | None

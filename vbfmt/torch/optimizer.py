@@ -9,7 +9,7 @@ from torch import nn
 
 from vbfmt.errors import ModelError
 from vbfmt.torch.adapters import adapters_of
-from vbfmt.torch.overlooked import warn_of_others_that_train
+from vbfmt.torch.training_warnings import warn_of_others_that_train
 
 LR_LOGITS = 1e-2  # the paper's
 LR_LOGITS_OF_SHARED = 4e-2

@@ -27,13 +27,13 @@ from vbfmt.torch.config import VBLoRAConfig, is_number
 from vbfmt.torch.injection import attach, install
 from vbfmt.torch.linear import VBLoRALinear
 from vbfmt.torch.matching import matching_layers, require_tensors
-from vbfmt.torch.overlooked import warn_of_layers_never_called, warn_of_others_that_train
 from vbfmt.torch.peft_config import peft_config, updates_of
 from vbfmt.torch.plan import exact
-from vbfmt.torch.preconditions import require_free_name, require_in_memory
+from vbfmt.torch.preconditions import require_can_add, require_in_memory
 from vbfmt.torch.sharding import has_other_processes, is_writer, require_whole, whole
 from vbfmt.torch.stand_ins import StandIns, owner_of
 from vbfmt.torch.tensors import cast_like, to_format, to_torch
+from vbfmt.torch.training_warnings import warn_of_layers_never_called, warn_of_others_that_train
 
 PathLike = str | os.PathLike[str]
 
@@ -73,7 +73,7 @@ def save_packed(
         TargetError: `path` ends like another kind of file, such as ``.safetensors``.
         OutputExistsError: `path` exists and `overwrite` is not set. It is not raised if another
             process has written the same file there.
-        StorageError: the operating system refused.
+        StorageError: the operating system reported an error.
     """
     outputs.require_packed_name(path)
     adapter = to_adapter(model, adapter_name=adapter_name)
@@ -133,8 +133,9 @@ def load_packed(
         digest: the digest that the adapter must have; None for any.
 
     Raises:
-        ModelError: it belongs to another model (the first modules that do not match are named), one
-            of its heads does not fit the model's dtype, or a trainable adapter has that name.
+        ModelError: the adapter belongs to another model (the first modules that do not match are
+            named), one of its heads does not fit the model's dtype, or a trainable adapter has that
+            name.
         VbfmtError: the file is damaged or cannot be read.
     """
     adapter = source if isinstance(source, Adapter) else load(source, digest=digest)
@@ -143,7 +144,7 @@ def load_packed(
     adapters = find_adapters(model)
     taken = adapters is not None and adapter_name in adapters.adapters
     if adapters is None or not taken or adapters.adapter(adapter_name).trainable:
-        require_free_name(model, adapter_name)
+        require_can_add(model, adapter_name)
     try:
         layers = matching_layers(model, adapter)
         require_tensors(model, adapter)
@@ -182,8 +183,8 @@ def warm_start(
         freeze_bank: train only the logits, biases and heads.
 
     Raises:
-        ModelError: it belongs to another model, one of its heads does not fit the model's dtype, or
-            the name is taken.
+        ModelError: the adapter belongs to another model, one of its heads does not fit the model's
+            dtype, or the name is taken.
         ConfigError: `gap` is out of range.
         VbfmtError: the file is damaged or cannot be read.
     """
@@ -192,7 +193,7 @@ def warm_start(
             "gap is out of range", found=gap, expected="a finite number above 0, such as 0.1"
         )
     adapter = source if isinstance(source, Adapter) else load(source)
-    require_free_name(model, adapter_name)
+    require_can_add(model, adapter_name)
     layers = matching_layers(model, adapter)
     require_tensors(model, adapter)
     bank = VectorBank.from_packed(adapter, frozen=freeze_bank)

@@ -15,15 +15,15 @@ from vbfmt.torch.linear import VBLoRALinear
 from vbfmt.torch.targets import base_modules
 
 
-def require_free_name(model: nn.Module, name: str) -> None:
-    """Check that an adapter can have this name.
+def require_can_add(model: nn.Module, name: str) -> None:
+    """Check that an adapter with this name can be added to the model.
 
     Raises:
         ConfigError: the name is not valid.
         ModelError: the model is wrapped, or has PEFT's layers or an adapter with this name.
     """
     fits = isinstance(name, str) and re.fullmatch(r"[A-Za-z0-9_-]+", name)
-    if not fits or hasattr(nn.ModuleDict(), name):  # an instance has "training" too
+    if not fits or hasattr(nn.ModuleDict(), name):  # such as "training"
         raise ConfigError(
             "not a name for an adapter", found=repr(name), expected="letters, digits, _ and -"
         )
@@ -45,7 +45,8 @@ def require_in_memory(model: nn.Module, names: Iterable[str]) -> None:
     created there too.
 
     Raises:
-        ModelError: with the name of the first. A model that is wholly on "meta" is accepted.
+        ModelError: a module is offloaded. Weights on "meta" without accelerate's hooks
+            are accepted.
     """
     modules = dict(base_modules(model))
     away = [
@@ -57,7 +58,7 @@ def require_in_memory(model: nn.Module, names: Iterable[str]) -> None:
         raise ModelError(
             "the base's weights are offloaded",
             part=few(away),
-            advice="load the model whole, without device_map or offloading",
+            advice="load the model into memory, without device_map or offloading",
         )
 
 

@@ -14,9 +14,9 @@ from vbfmt.errors import OutputExistsError, VbfmtError
 from vbfmt.torch.adapter_state import tensors_of
 from vbfmt.torch.adapters import adapters_of
 from vbfmt.torch.checkpoint_file import require_finite
-from vbfmt.torch.overlooked import warn_of_layers_never_called, warn_of_others_that_train
 from vbfmt.torch.peft_config import peft_config, updates_of
 from vbfmt.torch.sharding import has_other_processes, is_writer
+from vbfmt.torch.training_warnings import warn_of_layers_never_called, warn_of_others_that_train
 
 PathLike = str | os.PathLike[str]
 
@@ -45,7 +45,7 @@ def save_checkpoint(
         ContentError: a logit or a bank value is NaN or infinite, or a head's value is NaN.
         OutputExistsError: `path` exists and `overwrite` is not set. It is not raised if another
             process has written the same checkpoint there.
-        StorageError: the operating system refused.
+        StorageError: the operating system reported an error.
     """
     adapters = adapters_of(model)
     write = is_writer(adapters.root.parameters())

@@ -160,7 +160,7 @@ def require_local(what: str, tensors: dict[str, Tensor]) -> None:
     """Refuse an operation, such as merging, on tensors that are sharded over processes.
 
     Raises:
-        ModelError: with the names of the first.
+        ModelError: a tensor is sharded. The message names the first such tensors.
     """
     split = [name for name, tensor in tensors.items() if _is_split(tensor)]
     if split:
@@ -178,7 +178,7 @@ def require_no_copies(tensors: Mapping[str, Tensor]) -> None:
     Its next step would overwrite the loaded values with those of the copies.
 
     Raises:
-        ModelError: with the names of the first.
+        ModelError: the optimizer has such copies. The message names the first such parameters.
     """
     copied = [
         name
@@ -197,7 +197,7 @@ def require_adaptable(model: nn.Module, layers: Iterable[str]) -> None:
     """Refuse layers whose features are split over processes (tensor parallelism).
 
     Raises:
-        ModelError: with the names of the first.
+        ModelError: a layer is split. The message names the first such layers.
     """
     modules = dict(model.named_modules())
     by_fsdp = _is_sharded_by_fsdp2(model)

@@ -65,7 +65,7 @@ class StandIns(nn.Module):
         """Check that the model still has every tensor to be exchanged, in the same shape.
 
         Raises:
-            ModelError: one is missing or has another shape.
+            ModelError: a tensor is missing or has another shape.
         """
         for name in self.names:
             own = tuple(getattr(self, _key(name)).shape)
@@ -121,7 +121,7 @@ def owner_of(root: nn.Module, name: str) -> tuple[nn.Module, str]:
     """Return the module that contains a tensor of the base, and the tensor's name in that module.
 
     Raises:
-        AttributeError: there is none.
+        AttributeError: there is no such module or tensor.
     """
     path, _, leaf = name.rpartition(".")
     owner = submodule(root, path)

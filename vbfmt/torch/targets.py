@@ -76,7 +76,7 @@ def unmatched(model: nn.Module, config: VBLoRAConfig, targets: Collection[str]) 
         targets: the layers that are adapted.
 
     Raises:
-        ConfigError: not a regular expression.
+        ConfigError: a pattern is not a regular expression.
     """
     everything = [name for name, _ in base_modules(model) if name]
     named: dict[str, tuple[str | Collection[str], Collection[str]]] = {

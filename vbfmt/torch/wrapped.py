@@ -31,7 +31,7 @@ def submodule(root: nn.Module, name: str) -> nn.Module:
     """Return the module with a plain name, without the wrappers around it.
 
     Raises:
-        AttributeError: there is none.
+        AttributeError: there is no such module.
     """
     return root.get_submodule(real_name(root, name))
 

@@ -301,7 +301,7 @@ def test_a_tensor_missing(sharded):
 
 def test_a_tensor_that_no_index_names(sharded):
     change_index(sharded, lambda places: places.pop("model.norm.weight"))
-    refused(sharded, ["the index does not name", "model.norm.weight"])
+    refused(sharded, ["a tensor is not in the index", "model.norm.weight"])
 
 
 def test_a_tensor_in_two_shards(sharded):
@@ -379,7 +379,7 @@ def test_a_new_head_of_a_base_without_an_embedding_has_nothing_to_be_tied_to(tmp
 
 def test_a_tensor_that_is_replaced_whole_and_in_part(sharded, monkeypatch):
     norm = {"model.norm.weight": tensor_of(np.ones(24))}
-    monkeypatch.setattr(layout.composed, "tensors", lambda *_: norm)
+    monkeypatch.setattr(layout.converted, "tensors", lambda *_: norm)
     refused(
         sharded,
         ["two trained tensors replace one tensor of the base", "model.norm.weight"],

@@ -56,7 +56,7 @@ def test_bytes_are_read_as_they_were_written(steps):
         # Without room, new pages fill the gaps that others left.
         with pytest.MonkeyPatch.context() as patch:
             patch.setattr("vbfmt.torch.pool.pages._FIRST_CHUNK", 4 * PAGE)
-            written.append((pages.write(data, room=0 if place % 2 else 1 << 30), data))
+            written.append((pages.write(data, growth=0 if place % 2 else 1 << 30), data))
     for runs, data in written:
         assert torch.equal(torch.cat(pages.read(runs, len(data))), data)
 
@@ -91,12 +91,12 @@ def test_without_room_the_gaps_are_filled_and_only_the_rest_is_added(monkeypatch
     monkeypatch.setattr("vbfmt.torch.pool.pages._FIRST_CHUNK", 8 * PAGE)
     pages = Pages(CPU)
     pairs = [torch.full((2 * PAGE,), place, dtype=torch.uint8) for place in range(4)]
-    held = [pages.write(data, room=1 << 30) for data in pairs]
+    held = [pages.write(data, growth=1 << 30) for data in pairs]
     pages.free(held[0])
     pages.free(held[2])
     for size, runs, reserved in ((5, [2, 2, 1], 9), (4, [2, 2], 9)):
         data = torch.arange(size * PAGE).to(torch.uint8)
-        written = pages.write(data, room=0)
+        written = pages.write(data, growth=0)
         assert [run.size for run in written] == runs
         assert pages.reserved == reserved * PAGE
         assert torch.equal(torch.cat(pages.read(written, len(data))), data)

@@ -82,7 +82,7 @@ class Banks:
         """Add a user of a bank, and copy the bank to the device if it is not there."""
         found = self._banks.get(key)
         if found is None:
-            start = self._take(bank.size, bank.shape[1])
+            start = self._allocate(bank.size, bank.shape[1])
             found = Bank(key, start, (bank.shape[0], bank.shape[1]))
             values = torch.from_numpy(np.array(bank, dtype=np.float32).reshape(-1))
             self.memory[start : start + bank.size].copy_(values)
@@ -99,7 +99,7 @@ class Banks:
         self._free.free(bank.start, bank.size)
         return True
 
-    def _take(self, size: int, align: int) -> int:
+    def _allocate(self, size: int, align: int) -> int:
         start = self._free.allocate(size, align)
         if start is not None:
             return start

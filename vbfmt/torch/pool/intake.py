@@ -42,7 +42,7 @@ class Intake:
         self._layouts: weakref.WeakValueDictionary[tuple[object, ...], Layout]
         self._layouts = weakref.WeakValueDictionary()
 
-    def prepared(self, adapter: Adapter) -> Prepared:
+    def prepare(self, adapter: Adapter) -> Prepared:
         """Return the adapter's bytes, its bank's digest and its own tensors on the device.
 
         Raises:

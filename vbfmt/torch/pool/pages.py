@@ -38,16 +38,16 @@ class Pages:
         """Number of bytes that are allocated, in use or not."""
         return sum(chunk.numel() for chunk in self._chunks)
 
-    def write(self, data: Tensor, room: int) -> list[Run]:
+    def write(self, data: Tensor, growth: int) -> list[Run]:
         """Copy bytes to the device and return where they are.
 
         Args:
             data: (n,) uint8 on the CPU.
-            room: number of bytes by which the memory may grow to keep the pages together. If that
+            growth: number of bytes by which the memory may grow to keep the pages together. If that
                 is not enough, free pages are used wherever they are, and the memory grows by the
                 number of missing pages.
         """
-        runs = self._take(count(len(data)), room)
+        runs = self._allocate(count(len(data)), growth)
         at = 0
         for run in runs:
             part = data[at : at + run.size * PAGE]
@@ -69,19 +69,19 @@ class Pages:
         for run in runs:
             self._free[run.chunk].free(run.start, run.size)
 
-    def _take(self, pages: int, room: int) -> list[Run]:
+    def _allocate(self, pages: int, growth: int) -> list[Run]:
         for chunk, free in enumerate(self._free):
             start = free.allocate(pages)
             if start is not None:
                 return [Run(chunk, start, pages)]
         missing = pages - sum(free.total for free in self._free)
-        if missing > 0 and room >= pages * PAGE:
-            size = min(self._next_chunk(), room // PAGE)
+        if missing > 0 and growth >= pages * PAGE:
+            size = min(self._next_chunk(), growth // PAGE)
             chunk = self._grow(max(1, size // pages) * pages)
             return [Run(chunk, cast(int, self._free[chunk].allocate(pages)), pages)]
-        return self._take_pieces(pages)
+        return self._allocate_pieces(pages)
 
-    def _take_pieces(self, pages: int) -> list[Run]:
+    def _allocate_pieces(self, pages: int) -> list[Run]:
         """Allocate free pages wherever they are, and grow only by the number of missing pages."""
         runs: list[Run] = []
         for chunk, free in enumerate(self._free):

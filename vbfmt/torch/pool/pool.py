@@ -258,7 +258,7 @@ class AdapterPool:
             self._residents.remove(name)
 
     def _put(self, name: str, adapter: Adapter) -> None:
-        prepared = self._intake.prepared(adapter)
+        prepared = self._intake.prepare(adapter)
         self._staging.register(prepared.layout)
         self._residents.put(name, prepared)
 

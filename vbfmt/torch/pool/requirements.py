@@ -13,7 +13,7 @@ from vbfmt.errors import ConfigError, ModelError
 from vbfmt.torch.adapters import find_adapters
 from vbfmt.torch.config import is_count
 from vbfmt.torch.pool.own_tensors import may_differ_by_sample
-from vbfmt.torch.preconditions import require_free_name
+from vbfmt.torch.preconditions import require_can_add
 
 BASE = "__base__"
 """The name that stands for no adapter, as in PEFT's `adapter_names`. None means the same."""
@@ -30,7 +30,7 @@ def require_settings(limit: int | None, form: tuple[int, int, int] | None, sourc
     """Check the settings of a pool.
 
     Raises:
-        ConfigError: one of them is not valid.
+        ConfigError: a setting is not valid.
     """
     if limit is not None and not is_count(limit):
         raise ConfigError(
@@ -69,7 +69,7 @@ def require_bare(model: nn.Module) -> None:
     Raises:
         ModelError: the model is wrapped, or it or one of its modules has adapters or a pool.
     """
-    require_free_name(model, "default")
+    require_can_add(model, "default")
     if find_adapters(model) is not None:
         raise ModelError(
             "the model has an adapter", advice="eject it first: a pool serves the bare model"

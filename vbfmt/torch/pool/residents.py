@@ -118,7 +118,7 @@ class Residents:
         with self.lock:
             old = self._by_name.get(name)
             self._make_room(adapter, first=old)
-            runs = self.pages.write(adapter.data, self._room())
+            runs = self.pages.write(adapter.data, self._allowed_growth())
             try:
                 bank = self.banks.use(adapter.key, adapter.bank)
             except BaseException:  # the device has no memory left
@@ -228,7 +228,7 @@ class Residents:
         bank = 0 if self.banks.find(adapter.key) else adapter.bank.nbytes
         return self.limit is None or self.used + adapter.nbytes + bank <= self.limit
 
-    def _room(self) -> int:
+    def _allowed_growth(self) -> int:
         """Return the number of bytes by which the pages may grow."""
         if self.limit is None:
             return 1 << 62

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from vbfmt.errors import ModelError
-from vbfmt.torch.selected import gradient_of_bank, mix
+from vbfmt.torch.one_step import gradient_of_bank, mix
 
 
 def compose_with_all_gradients(bank: Tensor, indices: Tensor, blocks: Sequence[Tensor]) -> Tensor:
