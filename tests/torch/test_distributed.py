@@ -58,6 +58,8 @@ def worker(rank, folder):
     for times in range(5):  # both at once
         save_checkpoint(called, os.path.join(folder, "both", str(times)))
         digest = save_packed(called, os.path.join(folder, f"{times}.vblora"))
+        thin = os.path.join(folder, "thin", f"{times}.vblora")
+        assert save_packed(called, thin, bank="external") == digest
         save_checkpoint(called, os.path.join(folder, "both", "last"), overwrite=True)
         save_packed(called, os.path.join(folder, "last.vblora"), overwrite=True)
     torch.save(digest, os.path.join(folder, f"digest{rank}.pt"))
@@ -75,6 +77,7 @@ def worker(rank, folder):
 
 def test_two_processes_end_at_the_parameters_of_one(tmp_path: Path):
     (tmp_path / "both").mkdir()
+    (tmp_path / "thin").mkdir()
     multiprocessing.spawn(worker, (str(tmp_path),), nprocs=2)
     model = made()
     expected = train(model, model, slice(None))
@@ -88,6 +91,7 @@ def test_two_processes_end_at_the_parameters_of_one(tmp_path: Path):
 
 def test_every_process_may_save_and_one_writes(tmp_path: Path):
     (tmp_path / "both").mkdir()
+    (tmp_path / "thin").mkdir()
     multiprocessing.spawn(worker, (str(tmp_path),), nprocs=2)
     assert len([*tmp_path.glob("done*")]) == 2
     expected = net()
@@ -99,6 +103,7 @@ def test_every_process_may_save_and_one_writes(tmp_path: Path):
         load_checkpoint(loaded, each)
         assert to_adapter(loaded) == to_adapter(expected)
     digests = {torch.load(tmp_path / f"digest{rank}.pt") for rank in range(2)}
-    files = [*tmp_path.glob("*.vblora")]
-    assert len(files) == 6
+    files = [*tmp_path.glob("*.vblora"), *tmp_path.glob("thin/*.vblora")]
+    assert len(files) == 11
+    assert len([*tmp_path.glob("thin/*.bank")]) == 1
     assert {digest(load(each)) for each in files} == digests
