@@ -331,3 +331,13 @@ def test_a_packed_file_is_not_named_like_another_kind(tmp_path, ending):
         with pytest.raises(errors.TargetError, match=f"found {ending}, expected a name with"):
             write()
     assert [each.name for each in tmp_path.iterdir()] == ["m.vblora"]
+
+
+def test_a_report_is_true_exactly_if_the_file_is_valid(tmp_path):
+    path = tmp_path / "x.vblora"
+    save(worked_example(), path)
+    assert verify(path)
+    data = bytearray(path.read_bytes())
+    data[-1] ^= 1
+    path.write_bytes(data)
+    assert not verify(path)

@@ -170,17 +170,7 @@ def expand(
     reduced = total if rank is None else reduction.Reduced(total, rank, lost.__setitem__)
     findings = _findings(reduced, check, drop_extras=drop_extras, strict=strict)
     options: dict[str, Any] = {"dtype": dtype, "drop_extras": drop_extras, "overwrite": overwrite}
-    if writer.needs_base:
-        options["base"] = config
-    given: Any = reduced if progress is None else _Watched(reduced, progress)
-    if writer.uses_base and config is not None:
-        fit = on_base.fitted(given, config)
-        given = fit.adapter
-        options |= {"experts": fit.experts, "names": fit.names}
-    if card:
-        options["card"] = cards.lora(reduced, writer.name)
-    with parents.made(dst):
-        size = writer.write(given, dst, **options)
+    size = _write(writer, reduced, dst, config, options, card=card, progress=progress)
     result = Expanded(
         writer.name,
         writer.title,
@@ -199,6 +189,30 @@ def expand(
         if risk:
             warn(risk)
     return result
+
+
+def _write(
+    writer: Writer,
+    reduced: LowRank,
+    dst: PathLike,
+    config: PathLike | None,
+    options: dict[str, Any],
+    *,
+    card: bool,
+    progress: Callable[[int, int], None] | None,
+) -> int:
+    """Write the LoRA in a writer's form, under the names that fit the base, and return its size."""
+    if writer.needs_base:
+        options["base"] = config
+    given: Any = reduced if progress is None else _Watched(reduced, progress)
+    if writer.uses_base and config is not None:
+        fit = on_base.fitted(given, config)
+        given = fit.adapter
+        options |= {"experts": fit.experts, "names": fit.names}
+    if card:
+        options["card"] = cards.lora(reduced, writer.name)
+    with parents.made(dst):
+        return writer.write(given, dst, **options)
 
 
 def _require_rank(rank: object) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 import shlex
 from collections.abc import Iterator
 from importlib import import_module
@@ -9,6 +10,7 @@ from importlib import import_module
 import click
 import pytest
 
+import vbfmt as vbfmt_package
 from vbfmt.cli import COMMANDS
 
 
@@ -136,3 +138,13 @@ def test_more_inputs_than_a_command_takes_get_the_command_for_many(vbfmt):
     assert (answer.code, answer.out) == (2, "")
     assert "For many inputs: vbfmt jobs pack --help" in answer.err
     assert "vbfmt jobs" not in vbfmt("unpack", "a", "b", "-o", "x").err
+
+
+@pytest.mark.parametrize("name", ["pack", "unpack", "expand", "merge"])
+def test_the_function_of_a_command_takes_its_options(name):
+    """The command adds how it prints; the function, a progress to call."""
+    function = set(inspect.signature(getattr(vbfmt_package, name)).parameters)
+    printing = {"quiet", "verbose", "as_json"}
+    inputs = {"source", "file", "files", "output"}
+    options = {each.name for each in command(name).params} - printing
+    assert options - inputs == function - {"src", "dst", "progress"}
