@@ -5,6 +5,7 @@ from __future__ import annotations
 import copy
 import dataclasses
 import pickle
+import time
 
 import numpy as np
 import pytest
@@ -42,6 +43,17 @@ def test_rows_stand_as_equation_3_2_reads():
             component, tile = divmod(number - 4, 6)
             found = b[tile * 4 : tile * 4 + 4, component]
         np.testing.assert_allclose(found, vector, rtol=1e-7)
+
+
+def test_the_nearest_of_hostile_names_is_found_in_little_time():
+    """``difflib`` alone took up to 28 minutes."""
+    names = ["ab" * 500 + f"{number:05}" for number in range(10_000)]
+    rows = Rows(np.zeros((2, 1), "u1"), np.empty((2, 0), "f4"))
+    made = Adapter.from_rows(np.ones((1, 1)), {Module(name, 1, 1, 1): rows for name in names})
+    begin = time.process_time()
+    with pytest.raises(KeyError):
+        made["ba" * 500]
+    assert time.process_time() - begin < 5
 
 
 @given(adapters())

@@ -205,6 +205,14 @@ def dotted_base(folder: Path) -> None:
     _base(folder, ["a." * 450 + f"{n:04}" for n in range(800)])
 
 
+def one_shape(folder: Path) -> None:
+    """Weights that each could be an embedding or the head tied to it."""
+    names = [f"m{n}" for n in range(4000)]
+    save(adapter_of(dict.fromkeys(names, (2, 2)), b=2), folder / "a.vblora")
+    weights = {f"{name}.weight": tensor_of(np.full((2, 2), n)) for n, name in enumerate(names)}
+    save_base(folder / "base", weights, config={"model_type": "llama", "vocab_size": 2})
+
+
 def index(folder: Path) -> None:
     _base(folder, ["l.q.weight"])
     (folder / "base" / "model.safetensors").unlink()
@@ -358,6 +366,7 @@ CASES: dict[str, Case] = {
     "archive of 9,000 records": (records, _PICKLE),
     "base of 5,000 near names": (near_base, _MERGE),
     "base of 800 dotted names": (dotted_base, _MERGE),
+    "4,000 modules of one shape": (one_shape, _MERGE),
     "index of 18,000 shards": (index, _MERGE),
     "base of 5,000 files": (many_files, _MERGE),
     "base's config of 40,000 keys": (wide_config, (*_MERGE, "estimate --base base")),
