@@ -151,3 +151,34 @@ def test_a_layer_without_a_bias_with_a_weight_of_its_own():
     with torch.no_grad():
         torch.testing.assert_close(mixed[::2], merged(net, found)(x[::2]), rtol=1e-5, atol=1e-6)
         torch.testing.assert_close(mixed[1], net()(x[1]))
+
+
+def test_a_base_that_changes_between_batches():
+    head = Tensor.of(np.ones((2, 8), "<f4"))
+    bias = Tensor.of(np.full(32, 2, "<f4"))
+    found = replace(
+        adapter(net, ["encoder.0"], 1), tensors={"classifier.weight": head, "encoder.1.bias": bias}
+    )
+    model, x = net(), torch.randn(2, 16)
+    pool = AdapterPool(model)
+    pool.put("x", found)
+
+    def assert_same_as_merged():
+        def make():
+            other = net().to(model.out.weight.dtype)
+            other.load_state_dict(model.state_dict())
+            return other
+
+        values = x.to(model.out.weight.dtype)
+        with torch.no_grad(), pool.forward(["x", None]):
+            mixed = model(values)[:1]
+        wanted = merged(make, found)(values[:1]).detach()
+        torch.testing.assert_close(mixed, wanted, rtol=1e-5, atol=1e-5)
+
+    assert_same_as_merged()
+    with torch.no_grad():
+        model.encoder[1].bias.fill_(5.0)
+        model.classifier.bias.fill_(3.0)
+    assert_same_as_merged()
+    model.double()
+    assert_same_as_merged()

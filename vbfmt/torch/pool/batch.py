@@ -6,7 +6,7 @@ import sys
 from collections import OrderedDict
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import NamedTuple
+from typing import NamedTuple, cast
 
 import torch
 from torch import Tensor, nn
@@ -77,11 +77,13 @@ class Staged(NamedTuple):
         residents: the adapters of its samples.
         memory: `Banks.memory`, to which the indices refer.
         parts: as in `Batch`.
+        base: index of a part with own tensors → the state of the base's tensors that it depends on.
     """
 
     residents: list[Resident | None]
     memory: Tensor
     parts: Sequence[Part | None]
+    base: Mapping[int, object]
 
 
 class Staging:
@@ -102,6 +104,7 @@ class Staging:
         self._residents = residents
         self._modules = modules
         self._indices = {name: index for index, name in enumerate(modules)}
+        self._layers = [*modules.values()]
         self._device = device
         self._form = form
         self._known: dict[str, Module] = {}
@@ -123,15 +126,29 @@ class Staging:
         with self._residents.lock, torch.inference_mode(False), torch.no_grad():
             memory, last = self._residents.banks.memory, self._last
             if last is None or not self._can_reuse(last, residents, memory):
-                self._last = last = Staged(list(residents), memory, self._parts(residents))
+                parts = self._parts(residents)
+                own = [index for index, part in enumerate(parts) if part and part.own]
+                base = {index: self._state_of(index) for index in own}
+                self._last = last = Staged(list(residents), memory, parts, base)
             return Batch(len(residents), copies, last.parts)
 
     def _can_reuse(
         self, staged: Staged, residents: Sequence[Resident | None], memory: Tensor
     ) -> bool:
         """Return whether the last batch's tensors can be used for this batch."""
-        same = staged.residents == residents and staged.memory is memory
-        return same and self._residents.are_resident(residents)
+        if staged.residents != residents or staged.memory is not memory:
+            return False
+        base = all(self._state_of(index) == state for index, state in staged.base.items())
+        return base and self._residents.are_resident(residents)
+
+    def _state_of(self, index: int) -> object:
+        """Return what changes if a layer's dtype or bias does."""
+        layer = self._layers[index]
+        weight, bias = cast(Tensor, layer.weight), cast("Tensor | None", layer.bias)
+        if bias is None:
+            return weight.dtype
+        version = None if bias.is_inference() else bias._version
+        return weight.dtype, bias.data_ptr(), version
 
     def _bank(self, length: int) -> Tensor:
         """Return the memory of all banks as vectors of this length."""
