@@ -149,7 +149,7 @@ def _theta(tensors: Mapping[str, Tensor]) -> NDArray[np.float32]:
         raise SourceError("not a vector", part=keys[0], found=tensor, expected="(d,)")
     if tensor.shape[0] > LARGEST_BANK:
         raise SourceError(
-            "θ is longer than a bank with indices of 16 bits can be",
+            "θ is too long for a bank with 16-bit indices",
             part=keys[0],
             found=tensor.shape[0],
             expected=f"at most {LARGEST_BANK}",

@@ -73,7 +73,7 @@ def parse(data: memoryview) -> SafetensorsFile:
     for name, dtype, shape, begin, end in entries:
         if begin != position or end < begin or start + end > len(data):
             raise SourceError(
-                "tensors overlap, leave a hole or run past the end of the file: damaged or cut off",
+                "tensors overlap, leave a gap or go past the end of the file: damaged or truncated",
                 part=name,
                 found=f"bytes {begin} to {end}",
                 expected=f"from {position}, within {len(data) - start}",
@@ -184,7 +184,7 @@ def _pieces(
 def _header(data: memoryview) -> tuple[dict[str, Any], int]:
     if len(data) < _LENGTH.size:
         raise SourceError(
-            "not a safetensors file, or cut off",
+            "not a safetensors file, or truncated",
             found=f"{len(data)} bytes",
             expected=f"at least {_LENGTH.size}",
         )
@@ -192,7 +192,7 @@ def _header(data: memoryview) -> tuple[dict[str, Any], int]:
     start = _LENGTH.size + length
     if length > _LONGEST_HEADER or start > len(data):
         raise SourceError(
-            "not a safetensors file, or cut off",
+            "not a safetensors file, or truncated",
             part="header",
             found=f"a length of {length} bytes",
             expected=f"at most {min(_LONGEST_HEADER, len(data) - _LENGTH.size)}",

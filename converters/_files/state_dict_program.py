@@ -88,7 +88,7 @@ class _Machine:
     def _take(self, size: int) -> memoryview:
         begin = self._position
         if size > len(self._program) - begin:
-            raise ValueError("the pickle is cut off")
+            raise ValueError("the pickle is truncated")
         self._position = begin + size
         return self._program[begin : begin + size]
 

@@ -63,7 +63,7 @@ def _directory(data: memoryview) -> tuple[int, int, int]:
         raise ValueError("not a zip archive")
     magic, disk, first_disk, here, count, size, start, comment = _END.unpack_from(data, end)
     if magic != b"PK\x05\x06" or comment:
-        raise ValueError("the file does not end with a zip archive's directory: is it cut off?")
+        raise ValueError("the file does not end with a zip archive's directory: is it truncated?")
     locator = end - _LOCATOR_64.size
     if locator >= _END_64.size and bytes(data[locator : locator + 4]) == b"PK\x06\x07":
         end = locator - _END_64.size

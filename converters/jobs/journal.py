@@ -187,7 +187,7 @@ class Journal:
                 try:
                     entry = _parsed(line)
                 except (ValueError, TypeError, KeyError, RecursionError):
-                    continue  # cut off when a run was killed, or not written by a job
+                    continue  # truncated when a run was killed, or not written by a job
                 if entry.get("failed") and "done" in known.get(entry["output"], {}):
                     continue  # nothing was written, so the output is still that of the earlier run
                 known[entry["output"]] = entry

@@ -85,7 +85,7 @@ class LoadedModel:
             are numbered consecutively, in this order.
 
         Raises:
-            ValueError: the converter does not only move elements.
+            ValueError: the converter also changes or combines elements.
         """
         source = self.sources[name]
         if source.first not in self._traces:

@@ -130,7 +130,7 @@ def _plain(keys: Collection[str]) -> dict[str, str]:
     result = {}
     for name, found in by_plain_name(keys).items():
         if len(found) > 1:
-            raise SourceError("two keys have one name", part=name, found=", ".join(found[:2]))
+            raise SourceError("two keys have the same name", part=name, found=", ".join(found[:2]))
         result[name] = found[0]
     return result
 
@@ -189,7 +189,7 @@ def _require_one_adapter(names: Collection[str]) -> None:
             "more than one adapter",
             found=", ".join(sorted(name or "(no name)" for name in names)),
             expected="one",
-            advice="save each adapter into a folder of its own",
+            advice="save each adapter into its own folder",
         )
 
 

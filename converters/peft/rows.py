@@ -19,9 +19,9 @@ from vbfmt.errors import ContentError, warn
 from vbfmt.tensors import Tensor
 
 _ROUNDING = {"F64": 2.0**-52, "F32": 2.0**-23, "F16": 2.0**-10, "BF16": 2.0**-7}
-"""dtype → twice the amount by which weights that sum to 1 may exceed 1 after rounding to it."""
+"""dtype → tolerance for the rounding of weights to it: twice its largest effect on their sum."""
 _SUMMED = 2.0**-22
-"""The same bound for the rounding of each of the k terms of PEFT's softmax in float32."""
+"""Tolerance for the rounding of each of the k terms of PEFT's softmax in float32."""
 
 
 def rows_by_module(keys: Keys, tensors: Mapping[str, Tensor], k: int, h: int) -> dict[str, Rows]:
@@ -80,8 +80,10 @@ def _rows_of_weights(keys: Keys, tensors: Mapping[str, Tensor], k: int, h: int) 
 def _given_row(
     tensors: Mapping[str, Tensor], indices_key: str, weights_key: str, k: int, h: int
 ) -> tuple[NDArray[np.int64], NDArray[np.float64]]:
-    """Return indices and all k weights (n, k) of a factor. The last weight is 1 minus the
-    others."""
+    """Return a factor's indices and weights, (n, k) each.
+
+    The last weight is 1 minus the sum of the others.
+    """
     indices = tensors[indices_key].numpy().reshape(-1, k).astype(np.int64)
     weights = tensors[weights_key]
     with np.errstate(over="ignore", invalid="ignore"):  # values out of range are refused below

@@ -180,8 +180,8 @@ def test_a_checkpoint_whose_header_lies_is_refused_without_its_memory(vbfmt, tmp
     entry = {"dtype": "F32", "shape": [1 << 58], "data_offsets": [0, 1 << 60]}
     text = json.dumps({"base_model.vblora_vector_bank": entry}).encode()
     for data, found in (
-        (struct.pack("<Q", 1 << 63), "not a safetensors file, or cut off"),
-        (struct.pack("<Q", len(text)) + text + bytes(64), "run past the end of the file"),
+        (struct.pack("<Q", 1 << 63), "not a safetensors file, or truncated"),
+        (struct.pack("<Q", len(text)) + text + bytes(64), "go past the end of the file"),
     ):
         (tmp_path / "adapter_model.safetensors").write_bytes(data)
         result = vbfmt("pack", tmp_path, "-o", tmp_path / "x.vblora")

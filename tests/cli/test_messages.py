@@ -99,7 +99,7 @@ def test_two_adapters_in_the_same_modules_are_two_adapters(message_about, names)
     assert message_about({BANK: arrays[BANK], **named}) == (
         "more than one adapter in /adapter_model.safetensors: found "
         f"{', '.join(name or '(no name)' for name in names)}, expected one; "
-        "save each adapter into a folder of its own"
+        "save each adapter into its own folder"
     )
 
 

@@ -208,7 +208,7 @@ def test_two_keys_that_differ_in_the_prefix_alone_are_refused():
 
 def test_two_keys_that_differ_in_a_wrapper_alone_are_refused():
     keys = [BANK_KEY, *keys_of(f"{ROOT}.model.x", f"{ROOT}.model._orig_mod.x")]
-    with pytest.raises(errors.SourceError, match="two keys have one name"):
+    with pytest.raises(errors.SourceError, match="two keys have the same name"):
         parse(keys)
 
 

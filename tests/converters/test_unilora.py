@@ -154,7 +154,7 @@ def arrays(**changes):
         ({"theta_d": np.ones((5, 1), np.float32)}, "not a vector"),
         (
             {"theta_d": np.ones(65537, np.float32)},
-            "indices of 16 bits can be.*65537.*at most 65536",
+            "16-bit indices.*65537.*at most 65536",
         ),
     ],
 )

@@ -59,11 +59,11 @@ def test_pages_are_there_before_they_are_read(path, start, stop):
 
 
 @pytest.mark.skipif(not linux_since(5, 14), reason="Linux 5.14")
-def test_a_file_that_was_cut_off_is_an_error_and_not_the_end(path):
+def test_a_file_that_was_truncated_is_an_error_and_not_the_end(path):
     values = mapped(path)
     os.truncate(path, SIZE // 2)
     pages.fetch(values[: SIZE // 2], "w")
-    with pytest.raises(errors.StorageError, match=r"cut off while it was read.*: w"):
+    with pytest.raises(errors.StorageError, match=r"truncated while it was read.*: w"):
         pages.fetch(values, "w")
 
 

@@ -25,7 +25,7 @@ def test_text_mode_transfers_are_recognised():
 
 
 @pytest.mark.parametrize("data", [b"", b"\x89VB"])
-def test_the_beginning_of_a_file_is_a_cut_off_file(data):
+def test_the_beginning_of_a_file_is_a_truncated_file(data):
     assert type(refusal(data)) is errors.LengthError
 
 
@@ -89,7 +89,7 @@ def test_the_longest_header_is_written_and_read():
     start = container.front(bytes(container.LONGEST_HEADER))
     preamble = container.read_preamble(memoryview(start))
     assert preamble.header_length == container.LONGEST_HEADER == 16 * 2**20
-    with pytest.raises(errors.LengthError, match="cut off"):
+    with pytest.raises(errors.LengthError, match="truncated"):
         container.read_preamble(memoryview(start)[:-1])
 
 

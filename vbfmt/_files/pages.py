@@ -42,7 +42,7 @@ def fetch(values: NDArray[Any], name: str) -> None:
     except OSError as error:
         if error.errno in (errno.EFAULT, errno.EIO):
             raise StorageError(
-                "the file was cut off while it was read, or cannot be read", part=name
+                "the file was truncated while it was read, or cannot be read", part=name
             ) from None
 
 

@@ -165,7 +165,7 @@ def read_preamble(data: memoryview) -> Preamble:
     """
     _require_magic(data)
     if len(data) < PREAMBLE_LENGTH:
-        raise _cut_off(len(data), f"at least {PREAMBLE_LENGTH} bytes")
+        raise _truncated(len(data), f"at least {PREAMBLE_LENGTH} bytes")
     _, major, minor, header_length, file_length, reserved = _FIELDS.unpack_from(data)
     preamble = Preamble(major, minor, header_length, file_length)
     _require_checksum(data, preamble)
@@ -178,7 +178,7 @@ def read_preamble(data: memoryview) -> Preamble:
             advice="update vbfmt" if major > MAJOR else None,
         )
     if len(data) != file_length:
-        raise _cut_off(len(data), f"{file_length} bytes")
+        raise _truncated(len(data), f"{file_length} bytes")
     if reserved:
         raise LayoutError("reserved bytes are not zero", part="preamble", found=hex(reserved))
     return preamble
@@ -189,7 +189,7 @@ def _require_magic(data: memoryview) -> None:
     if start == MAGIC:
         return
     if not start or MAGIC.startswith(start):
-        raise _cut_off(len(start), f"at least {PREAMBLE_LENGTH} bytes")
+        raise _truncated(len(start), f"at least {PREAMBLE_LENGTH} bytes")
     text_mode = start[1:4] == MAGIC[1:4]
     raise MagicError(
         "not a packed VB-LoRA adapter",
@@ -207,7 +207,7 @@ def _require_checksum(data: memoryview, preamble: Preamble) -> None:
     length = preamble.header_length
     if length > LONGEST_HEADER or preamble.header_end > len(data):
         if len(data) < preamble.file_length and length <= LONGEST_HEADER:
-            raise _cut_off(len(data), f"{preamble.file_length} bytes")
+            raise _truncated(len(data), f"{preamble.file_length} bytes")
         raise ChecksumError(
             "the header's length is impossible",
             part="preamble",
@@ -285,9 +285,9 @@ def damage(
 _FETCH_AGAIN = "fetch or pack the file again"
 
 
-def _cut_off(found: int, expected: str) -> LengthError:
+def _truncated(found: int, expected: str) -> LengthError:
     return LengthError(
-        "the file's length is wrong: it is cut off or something was appended",
+        "the file's length is wrong: it is truncated or something was appended",
         part="whole file",
         found=f"{found} bytes",
         expected=expected,

@@ -101,7 +101,7 @@ def _blocks(first: int, out: NDArray[np.float32], b: int) -> Iterator[_Block]:
                 out: the factor, (components, features).
     """
     components, features = out.shape
-    most = _most_rows(b)
+    most = _rows_per_block(b)
     tiles = features // b
     if tiles > most:
         for component in range(components):
@@ -114,7 +114,7 @@ def _blocks(first: int, out: NDArray[np.float32], b: int) -> Iterator[_Block]:
             yield _Block(first + component * tiles, out[component : component + step])
 
 
-def _most_rows(b: int) -> int:
+def _rows_per_block(b: int) -> int:
     return max(1, _BLOCK_ELEMENTS // b)
 
 
@@ -136,7 +136,7 @@ def _compose(
     b, k = bank.shape[1], indices.shape[1]
     chosen = indices.astype(np.intp)
     shares = all_weights(weights).astype(np.float64)
-    most = min(_most_rows(b), len(indices))
+    most = min(_rows_per_block(b), len(indices))
 
     at_once = 2 if k == 2 else 1
     space = _Space(
@@ -180,7 +180,10 @@ def _widened(
     narrow: NDArray[np.float32],
     wide: NDArray[np.float64],
 ) -> None:
-    """Gather vectors into `narrow`, which has half the bytes, and convert them into `wide`."""
+    """Gather vectors into `narrow`, and convert them to float64 in `wide`.
+
+    Gathering in float32 moves half as many bytes.
+    """
     # mode="clip" fills `out` in place; indices are known to be below h.
     bank.take(indices, axis=0, out=narrow, mode="clip")
     np.copyto(wide, narrow)

@@ -70,7 +70,7 @@ def command(
     from vbfmt.cli.progress import shown
     from vbfmt.errors import MissingExtraError, VbfmtError
 
-    # It would print lines of its own if it cannot write its cache, or takes long to fill it.
+    # It would print to the terminal if it cannot write its cache, or is slow to fill it.
     logging.getLogger("matplotlib").setLevel(logging.ERROR)
     outputs.require_file(output, overwrite=overwrite)
     outputs.require_no_input(output, [file, *([before] if before else [])])

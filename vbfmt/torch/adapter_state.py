@@ -170,7 +170,7 @@ def require_own_bank(
         raise ModelError(
             "the checkpoint's bank differs from the adapter's, which must not change",
             part=f"shared with adapter {', '.join(others)}" if others else "a frozen bank",
-            advice="load it under a new name, with a bank of its own",
+            advice="load it under a new name, with its own bank",
         )
 
 

@@ -37,8 +37,11 @@ def can_add_in_one_step(x: Tensor) -> bool:
 
 
 def is_plain_linear(layer: nn.Module) -> bool:
-    """Return whether a call of the layer is `nn.functional.linear` of a frozen weight, and no more:
-    no hooks, no forward of its own, no compiled call, and a weight in plain storage."""
+    """Return whether a call of the layer only computes `nn.functional.linear` with a frozen weight.
+
+    Such a layer has no hooks, no replaced `forward` and no compiled call, and its weight is in
+    plain storage.
+    """
     if type(layer) is not nn.Linear or "forward" in layer.__dict__:
         return False
     weight, bias = layer._parameters.get("weight"), layer._parameters.get("bias")

@@ -119,7 +119,7 @@ def test_the_error_names_file_and_tensor(tmp_path):
     with pytest.raises(errors.SourceError) as error:
         ours.read(path)
     assert str(error.value) == (
-        "tensors overlap, leave a hole or run past the end of the file: damaged or cut off in "
+        "tensors overlap, leave a gap or go past the end of the file: damaged or truncated in "
         f"{path}: a: found bytes 0 to 4, expected from 0, within 3"
     )
 

@@ -51,7 +51,7 @@ def test_every_truncation_is_refused():
 def test_a_comment_is_refused():
     data = archive()
     data[-2] = 1
-    assert "cut off?" in refusal(data)
+    assert "truncated?" in refusal(data)
 
 
 @pytest.mark.parametrize(
@@ -121,7 +121,7 @@ def test_records_that_overlap_are_refused():
 @pytest.mark.parametrize(
     "extra",
     [
-        b"\x07\x00\x05",  # cut off
+        b"\x07\x00\x05",  # truncated
         b"\x07\x00\xff\xff",  # longer than there is
         b"\x01\x00\x08\x00" + bytes(8),  # a size of 64 bits that no field asks for
         2 * (b"\x01\x00\x00\x00"),  # twice

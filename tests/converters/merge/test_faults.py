@@ -232,7 +232,7 @@ def test_an_interrupt_leaves_nothing(base, tmp_path):
 
 @pytest.mark.skipif(not linux_since(5, 14), reason="Linux 5.14")
 @pytest.mark.parametrize("pickled", [False, True], ids=["safetensors", "pickle"])
-def test_a_shard_that_is_cut_off_after_the_plan_is_one_error(tmp_path, base, pickled):
+def test_a_shard_that_is_truncated_after_the_plan_is_one_error(tmp_path, base, pickled):
     """The system ended the process."""
     changed = tmp_path / "base"
     if pickled:
@@ -242,6 +242,6 @@ def test_a_shard_that_is_cut_off_after_the_plan_is_one_error(tmp_path, base, pic
         shard = changed / "model-00002-of-00002.safetensors"
     plan = merge.plan(adapter(0), changed)
     os.truncate(shard, shard.stat().st_size // 2)
-    with pytest.raises(errors.StorageError, match=r"cut off while it was read.*layers\.\d\.q"):
+    with pytest.raises(errors.StorageError, match=r"truncated while it was read.*layers\.\d\.q"):
         merge.write(plan, tmp_path / "out")
     assert os.listdir(tmp_path) == [changed.name]

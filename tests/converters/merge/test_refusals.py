@@ -283,10 +283,10 @@ def test_a_base_without_a_config_is_told_of(base):
     assert any("no config.json" in notice for notice in merge.plan(adapter_of(), base).notices)
 
 
-def test_a_shard_cut_off(sharded):
+def test_a_shard_truncated(sharded):
     path = sharded / "model-00002-of-00002.safetensors"
     path.write_bytes(path.read_bytes()[:-100])
-    refused(sharded, ["cut off", path.name])
+    refused(sharded, ["truncated", path.name])
 
 
 def test_a_shard_missing(sharded):

@@ -19,8 +19,8 @@ BASE = "__base__"
 """The name that stands for no adapter, as in PEFT's `adapter_names`. None means the same."""
 
 _POSITIONS_FIRST = frozenset({"fsmt", "led", "longformer", "xlnet"})
-"""The architectures of transformers whose layers see (positions, samples, …). In a batch of as many
-positions as samples, that could not be noticed."""
+"""The architectures of transformers whose layers see (positions, samples, …). The shapes would not
+show this if a batch had as many positions as samples."""
 
 pools: weakref.WeakSet[nn.Module] = weakref.WeakSet()
 """The models that have a pool."""
@@ -67,7 +67,8 @@ def require_bare(model: nn.Module) -> None:
     and that its layers see samples first.
 
     Raises:
-        ModelError: the model is wrapped, or it or one of its modules has adapters or a pool.
+        ModelError: the model is wrapped, it or one of its modules has adapters or a pool, or its
+            layers see positions first.
     """
     require_can_add(model, "default")
     if find_adapters(model) is not None:
@@ -80,8 +81,8 @@ def require_bare(model: nn.Module) -> None:
         kind = getattr(getattr(part, "config", None), "model_type", None)
         if kind in _POSITIONS_FIRST:
             raise ModelError(
-                "layers of this architecture see positions before samples, so that samples cannot "
-                "have adapters of their own",
+                "layers of this architecture see positions before samples, so samples cannot "
+                "have different adapters",
                 found=kind,
                 advice="serve its adapters one at a time, with load_packed",
             )
@@ -122,6 +123,6 @@ def stream_of(device: torch.device) -> object:
 
 
 def forget_compiled() -> None:
-    """Discard all code that torch.compile has compiled, because it does not see new hooks."""
+    """Discard all code that torch.compile has compiled, because it would not call new hooks."""
     if "torch._dynamo" in sys.modules:
         torch.compiler.reset()
