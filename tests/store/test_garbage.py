@@ -274,3 +274,21 @@ def test_the_bank_of_an_adapter_that_cannot_be_read_stays(store, is_damaged):
     path.write_bytes(content)
     assert store.open("x") == adapter(1, bank=1)
     assert len(store.gc(grace=0).removed) == 1
+
+
+def test_a_collector_that_was_suspended_removes_nothing_that_others_need_since(store, monkeypatch):
+    """Between its two steps it slept for longer than a collector may take."""
+    digest = store.add(adapter(1))
+    claim = garbage.claim
+
+    def claimed_and_suspended(backend, key, before, now):
+        done = claim(backend, key, before, now)
+        with monkeypatch.context() as later:
+            later.setattr(garbage.time, "time", lambda: now + garbage._PATIENCE + 1)
+            assert store.add(adapter(1), name="x") == digest
+        return done
+
+    monkeypatch.setattr(garbage, "claim", claimed_and_suspended)
+    assert store.gc(grace=0).removed == ()
+    assert store.open("x") == adapter(1)
+    assert all(report.ok for report in store.verify())

@@ -87,6 +87,11 @@ class Backend(Protocol):
         """Remove a small object if it still has this version. Return whether it was removed."""
         ...
 
+    def discard(self, key: str, mark: str, content: bytes) -> bool:
+        """Remove an object and its mark if the mark has this content. Return whether they were
+        removed."""
+        ...
+
     def delete(self, key: str) -> None:
         """Remove an object, if it exists."""
         ...

@@ -48,8 +48,11 @@ def collect(backend: Backend, catalog: Catalog, grace: float) -> Collected:
         ]
         needed = _needed_after_all(backend, catalog, due)
         for key in due:
-            if key not in needed and garbage.claim(backend, key, now - grace, now):
-                garbage.remove(backend, key)
+            if (
+                key not in needed
+                and garbage.claim(backend, key, now - grace, now)
+                and garbage.remove(backend, key, now)
+            ):
                 catalog.forget(key)
                 removed[key] = unneeded[key].size
     backend.tidy()

@@ -108,6 +108,16 @@ class Folder:
             self.delete(key)
             return True
 
+    def discard(self, key: str, mark: str, content: bytes) -> bool:
+        """See `Backend.discard`. No other process can change the mark meanwhile."""
+        with self._locked():
+            found = self.found(mark)
+            if found is None or found.content != content:
+                return False
+            self.delete(key)
+            self.delete(mark)
+            return True
+
     def delete(self, key: str) -> None:
         """See `Backend.delete`."""
         path = self.address(key)

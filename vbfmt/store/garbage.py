@@ -123,19 +123,24 @@ def claim(backend: Backend, key: str, before: float, now: float) -> bool:
     return backend.replace(layout.unreferenced_key(key), claimed, found[1])
 
 
-def remove(backend: Backend, key: str) -> None:
-    """Remove an object that was claimed, and then its mark.
+def remove(backend: Backend, key: str, now: float) -> bool:
+    """Remove an object that was claimed, and then its mark. Return whether they were removed.
+
+    They are not if this process was suspended for so long that another one took it for dead.
 
     If the object cannot be removed, its mark no longer says that it is being removed: whoever needs
     it would wait.
+
+    Args:
+        now: the time of the claim.
     """
+    mark = layout.unreferenced_key(key)
     try:
-        backend.delete(key)
+        return backend.discard(key, mark, Mark(now, removing=True).content())
     except BaseException:
         with contextlib.suppress(StorageError):
-            backend.delete(layout.unreferenced_key(key))
+            backend.delete(mark)
         raise
-    backend.delete(layout.unreferenced_key(key))
 
 
 def tidy(backend: Backend, key: str, now: float) -> None:

@@ -117,6 +117,15 @@ class Bucket:
         """See `Backend.remove`."""
         return self._put(key, b"", {"e_tag": version})
 
+    def discard(self, key: str, mark: str, content: bytes) -> bool:
+        """See `Backend.discard`. The server cannot compare and remove in one step."""
+        found = self.found(mark)
+        if found is None or found.content != content:
+            return False
+        self.delete(key)
+        self.delete(mark)
+        return True
+
     def delete(self, key: str) -> None:
         """See `Backend.delete`."""
         with self._errors("cannot remove", key), contextlib.suppress(FileNotFoundError):
