@@ -59,6 +59,7 @@ class Journal:
         self.path = os.path.join(folder, NAME)
         self._task = fingerprints.of_task(task)
         self._packs = task.operation == "pack"
+        self._banks = task.options.get("banks")
         self._keys: dict[str, str] = {}
         self._known = self._read()
 
@@ -73,6 +74,8 @@ class Journal:
         key = self._key(item)
         if key.endswith(":") or entry.get("done") != key or not self._is_as_written(item, entry):
             return None
+        if self._packs and fingerprints.lacks_bank(item.output, self._banks):
+            return None
         return entry.get("digest") or ""
 
     def is_begun(self, item: Item) -> bool:
@@ -86,7 +89,7 @@ class Journal:
         """Return whether an output is unchanged since the job wrote it."""
         if self._packs:
             return fingerprints.digest_of(item.output) == entry.get("digest")
-        return fingerprints.of_source(item.output, times=("st_mtime_ns",)) == entry.get("written")
+        return fingerprints.of_output(item.output) == entry.get("written")
 
     def begin(self, items: Iterable[Item]) -> None:
         """Record the outputs that do not exist yet and are about to be written."""
@@ -110,7 +113,7 @@ class Journal:
         done = {"done": self._key(item), "digest": outcome.digest}
         if self._packs:
             return done
-        return {**done, "written": fingerprints.of_source(item.output, times=("st_mtime_ns",))}
+        return {**done, "written": fingerprints.of_output(item.output)}
 
     def _key(self, item: Item) -> str:
         """Return the fingerprint of the task and of an item's source, as it was at the first call.

@@ -108,3 +108,30 @@ def test_another_job_that_was_slower_does_not_make_an_output_a_strangers(tmp_pat
     slower.end([(items[0], failed)])
     (again,) = jobs.run(task, items, workers=1)
     assert again.status == "present"
+
+
+@pytest.mark.parametrize("banks", [None, "banks"])
+@pytest.mark.parametrize("damage", ["removed", "cut off"])
+def test_a_bank_that_is_gone_is_written_again(tmp_path, banks, damage):
+    source = write_folder(tmp_path / "alice", logits_form(seed=1))
+    options = {"bank": "external"} | ({"banks": str(tmp_path / banks)} if banks else {})
+    run("pack", source, tmp_path / "out", **options)
+    assert run("pack", source, tmp_path / "out", **options).status == "present"
+    (bank,) = (tmp_path / (banks or "out")).glob("*.bank")
+    content = bank.read_bytes()
+    bank.unlink()
+    if damage == "cut off":
+        bank.write_bytes(content[:-4])
+    assert run("pack", source, tmp_path / "out", **options).status == "done"
+    assert bank.read_bytes() == content
+
+
+def test_a_file_that_is_gone_from_a_subfolder_of_an_output_is_noticed(tmp_path):
+    save(adapter_of(), tmp_path / "x.vblora")
+    side = {"1_Pooling/config.json": b"{}"}
+    base = str(save_base(tmp_path / "base", weights_of(), side_files=side))
+    assert run("merge", tmp_path / "x.vblora", tmp_path / "out", base=base).ok
+    assert run("merge", tmp_path / "x.vblora", tmp_path / "out", base=base).status == "present"
+    (tmp_path / "out" / "x" / "1_Pooling" / "config.json").unlink()
+    again = run("merge", tmp_path / "x.vblora", tmp_path / "out", base=base)
+    assert (again.status, again.kind) == ("failed", "exists")
