@@ -24,14 +24,19 @@ READERS = (
     "converters/_files/pickle.py",
     "converters/_files/safetensors.py",
     "converters/_files/state_dict_objects.py",
-    "converters/_files/state_dict_objects.py",
     "converters/_files/state_dict_program.py",
     "converters/_files/zip_records.py",
+    "converters/gguf/base.py",
     "converters/gguf/metadata.py",
+    "converters/merge/base.py",
+    "converters/merge/paths.py",
+    "converters/merge/side_files.py",
     "converters/peft/folder.py",
     "converters/peft/config.py",
     "converters/peft/keys.py",
     "converters/peft/rows.py",
+    "converters/peft/skeleton.py",
+    "converters/unilora.py",
 )
 
 LOWEST = 80
