@@ -45,7 +45,7 @@ def write(
     require_output(plan, path, overwrite=overwrite)
     report = progress or (lambda count: None)
     with (
-        parents.made(path),
+        parents.created(path),
         folders.new(path, overwrite=overwrite, whole=True) as folder,
         workers() as pool,
     ):

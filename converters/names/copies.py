@@ -189,7 +189,7 @@ def _conflicts(
     forms: dict[str, list[str]] = {}
     for name, (target, pattern) in targets.items():
         if target in loaded.shapes:
-            for each in _made(loaded, target, pattern):
+            for each in _loaded_as(loaded, target, pattern):
                 forms.setdefault(each, []).append(name)
     for names in forms.values():
         if (
@@ -202,7 +202,7 @@ def _conflicts(
             yield _Pair(mine or next(name for name in names if name in changed), other)
 
 
-def _made(loaded: LoadedModel, target: str, pattern: str | None) -> Iterable[str]:
+def _loaded_as(loaded: LoadedModel, target: str, pattern: str | None) -> Iterable[str]:
     """Return the tensors of the loaded model that transformers makes from one tensor on the
     disk."""
     converter = None if pattern is None else loaded.converter(pattern)

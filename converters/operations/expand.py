@@ -211,7 +211,7 @@ def _write(
         options |= {"experts": fit.experts, "names": fit.names}
     if card:
         options["card"] = cards.lora(reduced, writer.name)
-    with parents.made(dst):
+    with parents.created(dst):
         return writer.write(given, dst, **options)
 
 

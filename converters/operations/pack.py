@@ -95,7 +95,7 @@ def pack(
     adapter = recorded(opened.read(topk=topk, base=config), base_model)
     if isinstance(dst, (str, os.PathLike)):
         text = _card(adapter, dst) if card else None
-        with parents.made(dst):
+        with parents.created(dst):
             done = packed.write(adapter, dst, overwrite=overwrite, bank=bank, banks=banks)
             if readme is not None and text is not None:
                 storage.write(readme, [text], overwrite=False)

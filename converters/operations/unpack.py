@@ -58,7 +58,7 @@ def unpack(
     written = (peft_layout.WEIGHTS, peft_layout.CONFIG, *([cards.NAME] if card else []))
     outputs.require_no_inputs(dst, written, inputs.files_of(found))
     adapter = inputs.loaded(found, banks=banks)
-    with parents.made(dst):
+    with parents.created(dst):
         text = cards.vblora(adapter) if card else None
         size = peft.write(adapter, dst, overwrite=overwrite, card=text)
     return Unpacked(size, adapter)

@@ -40,7 +40,7 @@ def nearest(path: PathLike) -> str:
 
 
 @contextlib.contextmanager
-def made(path: PathLike) -> Iterator[None]:
+def created(path: PathLike) -> Iterator[None]:
     """Create the missing folders above `path`. If the block fails, remove those that are empty.
 
     Raises:

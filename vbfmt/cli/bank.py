@@ -50,7 +50,7 @@ def split(file: str, output: str, banks: str | None, overwrite: bool, as_json: b
     from vbfmt.cli.written import show_written
 
     outputs.require_file(output, overwrite=overwrite)
-    with parents.made(output):
+    with parents.created(output):
         done = bank_files.split(file, output, banks=banks, overwrite=overwrite)
     show_written(done, output, as_json=as_json)
 
@@ -75,7 +75,7 @@ def join(file: str, output: str, banks: tuple[str, ...], overwrite: bool, as_jso
     from vbfmt.cli.written import show_written
 
     outputs.require_file(output, overwrite=overwrite)
-    with parents.made(output):
+    with parents.created(output):
         done = bank_files.join(file, output, banks=banks, overwrite=overwrite)
     show_written(done, output, as_json=as_json)
 

@@ -86,7 +86,7 @@ def command(
         scene = Scene(adapter, file, earlier)
     except VbfmtError as error:
         raise error.in_file(before or file) from None
-    with parents.made(output), shown("figures") as progress:
+    with parents.created(output), shown("figures") as progress:
         written = write(scene, output, figures=figures, overwrite=overwrite, progress=progress)
     if as_json:
         from vbfmt.packed import digest

@@ -106,7 +106,7 @@ def get(store: str, name: str, output: str, bank: str, overwrite: bool, as_json:
     from vbfmt.cli.written import show_written
 
     outputs.require_file(output, overwrite=overwrite)
-    with _opened(store) as opened, parents.made(output):
+    with _opened(store) as opened, parents.created(output):
         path = opened.path(opened.resolve(name))
         if bank == "embedded":
             done = bank_files.join(path, output, banks=opened, overwrite=overwrite)
