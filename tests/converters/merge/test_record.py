@@ -8,12 +8,12 @@ import pytest
 
 pytest.importorskip("safetensors")
 
-from safetensors.numpy import load_file, save_file  # noqa: E402
+from safetensors.numpy import load_file, save_file
 
-from tests.converters.merge.folders import adapter_of, save_base, weights_of  # noqa: E402
-from vbfmt import digest, errors  # noqa: E402
-from vbfmt.converters import merge  # noqa: E402
-from vbfmt.converters.merge import record  # noqa: E402
+from tests.converters.merge.folders import adapter_of, save_base, weights_of
+from vbfmt import digest, errors
+from vbfmt.converters import merge
+from vbfmt.converters.merge import record
 
 
 @pytest.mark.parametrize(
