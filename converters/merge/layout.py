@@ -100,8 +100,8 @@ class Layout:
     Attributes:
         files: the weight files, in the base's order.
         rule: how a name in the adapter becomes a name in the base.
-        prefix: prefix that all the base's names get in the output, so that an added head and the
-            base's tensors have the names that they have in one model.
+        prefix: prefix that is added to all the base's names in the output, because a model with an
+            added head has them with this prefix.
         replaced: names in the base of the tensors that trained tensors replace.
         added: names in the output of the trained tensors that the base lacks.
         notice: a sentence about the names for the user, if there is one.

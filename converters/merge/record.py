@@ -113,8 +113,8 @@ def unrecorded_in(folder: str) -> str | None:
     This is a file that the record does not name, an empty folder, or a link.
 
     Returns:
-        The path, or None if there is nothing. If the record is missing or unreadable, a description
-        of that.
+        The path, or None if there is nothing. If the record is missing or unreadable, return a
+        phrase that says so.
     """
     path = os.path.join(folder, NAME)
     if not os.path.isfile(path):

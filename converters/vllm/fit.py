@@ -23,8 +23,8 @@ def require_no_larger(adapter: Adapter, manager: Any, file: PathLike) -> None:
     """Check that an adapter's layers have no more features in total than the model's layers.
 
     A small packed file can describe gigabytes of factors, and a worker that runs out of memory
-    stops the engine. So this check must come before any factor is composed. vLLM has checked the
-    rank before.
+    stops the engine. So this check must come before any factor is composed. vLLM has already
+    checked the LoRA rank.
 
     Args:
         adapter: the packed adapter.
@@ -36,8 +36,8 @@ def require_no_larger(adapter: Adapter, manager: Any, file: PathLike) -> None:
     """
     found = sum(module.in_features + module.out_features for module in adapter.modules)
     there = sum(sum(size) for _, size in _layers(manager) if size)
-    # The sizes of layers on other ranks are unknown. For each, allow as much as for all layers
-    # here.
+    # The sizes of layers in other processes are unknown. For each, assume the size of all layers
+    # in this process together.
     there *= 1 + sum(1 for _ in _on_other_ranks(manager.model))
     if found > there:
         raise ModelError(

@@ -16,7 +16,7 @@ from torch import Tensor
 from vbfmt.errors import ContentError
 from vbfmt.torch.pool.free_runs import FreeRuns
 
-_GROWTH = 8  # it grows by at least 1/8, because growing copies it
+_GROWTH = 8  # the memory grows by at least 1/8, because growing copies it
 
 
 @dataclass(eq=False)
