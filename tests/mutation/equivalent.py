@@ -219,7 +219,7 @@ EQUIVALENT = (
         ("module.rank >= 1",),
         "a factor of one component is in the order of its rows: only slower",
     ),
-    Equivalent("composition.x__most_rows__", "max(1,", ("max(2,",), _AS_MUCH_AT_ONCE),
+    Equivalent("composition.x__rows_per_block__", "max(1,", ("max(2,",), _AS_MUCH_AT_ONCE),
     Equivalent(
         "rules.x_broken_names__",
         "previous = b''",
