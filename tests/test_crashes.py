@@ -51,6 +51,7 @@ def test_a_limit_of_file_size_leaves_the_old_file(play, count):
     assert play("size_limit", count)["refused"] >= count
 
 
+@pytest.mark.usefixtures("unmeasured")  # that allocates, too
 def test_every_allocation_may_fail(play):
     pytest.importorskip("_testcapi", reason="this Python was built without it")
     assert play("memory", 0)["failed"] > 100
