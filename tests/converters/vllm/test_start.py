@@ -55,7 +55,7 @@ def test_without_a_folder_nothing_is_changed():
 def test_another_version_is_a_warning(tmp_path):
     done = started(tmp_path, "vllm.__version__ = '0.99.0'")
     assert done.returncode == 0, output(done)
-    assert "vbfmt was tested with vLLM 0.32.0 and 0.33.0, not with 0.99.0" in output(done)
+    assert "vbfmt was tested with vLLM 0.32.0 and 0.33.0, but not with 0.99.0" in output(done)
 
 
 @pytest.mark.parametrize(
