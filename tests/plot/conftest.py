@@ -1,4 +1,4 @@
-"""Adapters to be drawn."""
+"""Adapters and their figures."""
 
 from __future__ import annotations
 
@@ -41,3 +41,15 @@ def made(
         rows[module] = canonical_rows(indices, rng.dirichlet(np.ones(k), len(indices)), h)
     bank = (rng.standard_normal((h, b)) * scale).astype("f4")
     return Adapter.from_rows(bank, rows, base_model=base_model)
+
+
+def drawn(adapter, name, before=None):
+    """Return what a figure says of an adapter, and the figure."""
+    from matplotlib.figure import Figure
+
+    from vbfmt.plot import FIGURES, Scene
+    from vbfmt.plot.style import settings
+
+    with settings():
+        figure = Figure(layout="constrained")
+        return FIGURES[name].draw(figure, Scene(adapter, "x", before)), figure
