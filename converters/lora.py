@@ -60,7 +60,7 @@ def write(
         overwrite: replace the folder if it exists.
         card: content of a model card to write into the folder.
         experts: whether the base is a mixture-of-experts model; None if unknown.
-        names: module's name → its name in the keys, for modules with different names; see
+        names: module's name → the name in its keys, for modules where the two differ; see
             `vbfmt.converters.peft.on_base`.
 
     Returns:

@@ -57,7 +57,8 @@ def from_checkpoint(
 
     Args:
         checkpoint: the opened checkpoint.
-        topk: 1 or None.
+        topk: the number k of vectors per sub-vector. Uni-LoRA's is always 1, so any other number is
+            refused.
         base: the base model's folder, needed if the checkpoint contains a seed instead of indices.
             Its config gives the modules in PEFT's order. Its weights are not read.
 
@@ -65,7 +66,7 @@ def from_checkpoint(
         VbfmtWarning: the packed size, compared with that of θ and of LoRA.
 
     Raises:
-        SourceError: the checkpoint is not Uni-LoRA or is incomplete, or the base is needed.
+        SourceError: the checkpoint is not Uni-LoRA, is incomplete, or needs a base.
         ContentError: a value breaks a rule.
     """
     try:

@@ -187,7 +187,7 @@ def _explained(error: Exception, repo: Repo, source: str) -> SourceError:
 
 
 def _no_path(source: str) -> str:
-    """Return what a message begins with if `source` may be meant as a path."""
+    """Return the first words of a message about a `source` that may be meant as a path, or none."""
     return "no such file or folder, and " if is_id(source) else ""
 
 

@@ -89,7 +89,8 @@ def require_range(out: NDArray[Any], old: NDArray[Any], name: str, dtype: str) -
 
 
 def require_kept(tensor: Tensor, name: str, dtype: str) -> None:
-    """Refuse a matrix if a narrower dtype would round all of its values with a loss of precision.
+    """Refuse a matrix if all of its values are too small for the full precision of a narrower
+    dtype.
 
     Args:
         tensor: the tensor. Only matrices are checked.
@@ -118,10 +119,10 @@ def require_kept(tensor: Tensor, name: str, dtype: str) -> None:
 
 
 def magnitude_bound(value: float, dtype: str) -> int:
-    """Return a number that is greater than `magnitudes` of all rounded values below `value`.
+    """Return an upper bound for `magnitudes` of small values.
 
-    That is, of every number whose magnitude is below `value` before it is rounded to `dtype` (F16
-    or BF16).
+    If the magnitude of a number is below `value`, and the number is then rounded to `dtype` (F16 or
+    BF16), its `magnitudes` is below the bound.
     """
     if value == 0:
         return 0

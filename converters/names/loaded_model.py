@@ -27,8 +27,8 @@ class Source:
 
     Attributes:
         names: their names.
-        first: name of the first tensor that transformers makes from them. Its converter collects
-            them under this name.
+        first: name of the first tensor that transformers makes from them. The converter collects
+            its inputs under this name.
         converter: the `WeightConverter` that transformers applies; None if it only renames a
             tensor.
         patterns: for each of `names`, the converter's pattern that it matches.
@@ -136,7 +136,7 @@ class LoadedModel:
                 yield other
 
     def converter(self, pattern: str) -> Any:
-        """Return the converter with this pattern among its sources, or None."""
+        """Return the converter that has `pattern` among its source patterns, or None."""
         return next((each for each in self._transforms[1] if pattern in each.source_patterns), None)
 
 

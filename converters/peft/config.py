@@ -127,9 +127,9 @@ def for_lora(
 def _about_extras(adapter: LowRank) -> dict[str, Any]:
     """Return `bias` and `modules_to_save` of a LoRA.
 
-    In a sum, one adapter may have fully trained a module that another one adapts. Such a module is
-    not in `modules_to_save`, because PEFT cannot load a module that is in both lists. PEFT then
-    loads the trained weight into the adapted layer.
+    In a sum of adapters, one adapter may have fully trained a module that another one adapts. Such
+    a module is not in `modules_to_save`, because PEFT cannot load a module that is in both lists.
+    PEFT then loads the trained weight into the adapted layer.
     """
     found = about_extras(adapter, "lora_only")
     whole = [m.name for m in adapter.modules if f"{m.name}.weight" in adapter.tensors]

@@ -40,7 +40,7 @@ class OnBase:
     Attributes:
         adapter: the adapter, with the names that its modules have in the loaded model.
         experts: whether the base is a mixture-of-experts model; None if unknown.
-        names: module's name → its name in the keys, for modules with different names.
+        names: module's name → the name in its keys, for modules where the two differ.
     """
 
     adapter: LowRank
@@ -88,7 +88,7 @@ def fitted(adapter: LowRank, base: PathLike) -> OnBase:
 
 
 def _models(config: Mapping[str, Any], adapter: Mapping[str, Any]) -> Iterator[LoadedModel]:
-    """Yield the base as each class that the adapter may have been trained on, the likeliest
+    """Yield the base, built as each class that the adapter may have been trained on, the likeliest
     first."""
     mapping = adapter.get("auto_mapping")
     trained = mapping.get("base_model_class") if isinstance(mapping, Mapping) else None
@@ -114,7 +114,7 @@ def _missing(loaded: LoadedModel, adapter: LowRank) -> list[str]:
 
 
 def _checked(loaded: LoadedModel, adapter: LowRank) -> OnBase:
-    """Return the adapter with names with which PEFT finds every module.
+    """Return the adapter with names under which PEFT finds every module.
 
     Raises:
         TargetError: there is no such name for a module.
@@ -136,8 +136,8 @@ def _checked(loaded: LoadedModel, adapter: LowRank) -> OnBase:
     other = {name: key for name, key in names.items() if name != key}
     if other:
         warn(
-            f"the keys of {len(other)} modules have their names in the base's files "
-            f"({few(list(other.values()))}): PEFT with transformers 5 renames these when it loads "
+            f"the keys of {len(other)} modules contain the names in the base's files "
+            f"({few(list(other.values()))}), which PEFT with transformers 5 renames when it loads "
             "them"
         )
     return OnBase(adapter, experts, other)
@@ -181,7 +181,7 @@ def _lost(adapted: Any, names: Mapping[str, str]) -> list[str]:
 
     Args:
         adapted: result of `_adapted`.
-        names: module's name → its name in the keys.
+        names: module's name → the name in its keys.
     """
     try:
         import torch

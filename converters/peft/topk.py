@@ -1,7 +1,7 @@
 """Convert rows to PEFT's top-k tensors.
 
-In PEFT, A is (rank, tile, …) and B is (tile, rank, …), where a tile is a position along the
-features.
+PEFT's tensors for A have the shape (rank, tiles, …), and those for B (tiles, rank, …). A tile is a
+group of b consecutive features, which one sub-vector fills.
 """
 
 from __future__ import annotations
@@ -79,7 +79,7 @@ class TopK:
                 yield f"{key}{factor}_topk_weights", "F32", (*lead, k - 1)
 
     def contents(self) -> Iterator[Bytes]:
-        """Yield the bytes of every tensor, in the same order."""
+        """Yield the bytes of every tensor, in the order of `specs`."""
         b, start = self.adapter.b, 0
         for module in self.adapter:
             middle = start + module.rank * (module.in_features // b)

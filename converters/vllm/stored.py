@@ -13,8 +13,8 @@ PathLike = str | os.PathLike[str]
 class Stored:
     """The named adapters of a store. Digests are not accepted as names.
 
-    No lease is needed: a worker reads an adapter immediately and keeps it in memory, and the store
-    keeps an adapter for a day after its name was changed.
+    Adapters need no lease against garbage collection. A worker reads an adapter immediately and
+    keeps it in memory, and the store keeps an adapter for a day after its name was changed.
 
     Raises:
         StoreError: there is no store at this path.

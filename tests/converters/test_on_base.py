@@ -50,7 +50,9 @@ def test_layers_that_peft_would_lose_have_the_names_of_the_files(tmp_path):
     expected = {
         name: model.state_dict()[f"{name}.weight"].numpy() + adapter.delta(name) for name in names
     }
-    with pytest.warns(VbfmtWarning, match="keys of 1 modules have their names in the base's files"):
+    with pytest.warns(
+        VbfmtWarning, match="keys of 1 modules contain the names in the base's files"
+    ):
         vbfmt.expand(adapter, tmp_path / "lora", base=tmp_path / "base")
     found = merged_by_peft(model, tmp_path / "lora")
     for name, tensor in expected.items():

@@ -150,7 +150,7 @@ def test_experts_that_are_not_counted_are_reported(tmp_path):
     assert suggested_length(found) == 32
     rest = 2 * (4 * 64 + 4 * 2 * 32 * 64 + 4 * 64 * 32 + 64)  # router, experts, gate
     assert messages == [
-        f"not counted: {rest:,} parameters in 8 matrices of the blocks that are not linear layers "
+        f"not counted: {rest:,} parameters in blocks, in 8 matrices that are not linear layers "
         "or have one output (mlp.gate.weight, mlp.experts.gate_up_proj, mlp.experts.down_proj, "
         "mlp.shared_expert_gate.weight)"
     ]

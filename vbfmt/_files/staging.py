@@ -102,14 +102,14 @@ def sweep(target: str) -> None:
     """Remove the temporary files and folders beside `target` that no running process has locked.
 
     Those of other targets are kept for `_SETTLED` seconds, because their writers may not have
-    locked them yet. (A writer of `target` tries again if another one removes its file.) A temporary
-    file is never renamed to `target` here, because anybody may have created it.
+    locked them yet. (A writer of `target` tries again if another one removes its file.) An
+    abandoned file is never renamed to `target`, because anybody may have created it.
     """
     if target in _swept.get():
         return
     where, stem = os.path.split(_stem(target))
     if any(map(_ENDING.search, where.split(os.sep))):
-        return  # swept already; listing it again for each file would take quadratic time
+        return  # in a new temporary folder: listing it for each file would take quadratic time
     _sweep_folder(where, {stem})
 
 

@@ -39,7 +39,7 @@ _OPTIONS = {
 """Parameter → option. Other text in such quotes comes from a file and is not translated."""
 
 _VALUES = {("replaces", "ANY"): "--force"}
-"""Parameter and value → option, where that option is named otherwise."""
+"""Parameter and value → option, for pairs that have an option of their own."""
 
 _PARAMETER = re.compile(rf"`({'|'.join(_OPTIONS)})(?:=([^`]*))?`")
 

@@ -20,8 +20,8 @@ def show_upload_line(*paths: str | None) -> None:
 def upload_line(path: str) -> str:
     """Return the line with the command that uploads a file or folder.
 
-    It is quoted for this system's shell, and no path is an option. The user fills in the
-    repository's name.
+    The path is quoted for this system's shell, and never begins with a dash, so that it is not
+    taken as an option. The user fills in the repository's name.
     """
     quoted = subprocess.list2cmdline if sys.platform == "win32" else shlex.join
     plain = os.path.join(os.curdir, path) if path.startswith("-") else path

@@ -55,8 +55,8 @@ def linears_on_meta(config: dict[str, Any]) -> tuple[Linear, ...]:
     if others := _other_matrices(model, {layer.name for layer in found}):
         kinds = list(dict.fromkeys(_IN_A_BLOCK.split(name)[-1] for name in others))
         warn(
-            f"not counted: {sum(others.values()):,} parameters in {len(others)} matrices of the "
-            f"blocks that are not linear layers or have one output ({', '.join(kinds[:4])})"
+            f"not counted: {sum(others.values()):,} parameters in blocks, in {len(others)} "
+            f"matrices that are not linear layers or have one output ({', '.join(kinds[:4])})"
         )
     return found
 

@@ -21,8 +21,8 @@ _PATIENCE = 60.0
 
 
 class Database:
-    """A connection to the database, which is opened when it is needed, also after `close` and in a
-    forked process. Only one thread may use it at a time.
+    """A connection to the database. It is opened at the first use, and again at the first use after
+    `close` or in a forked process. Only one thread may use it at a time.
 
     A damaged file is removed and created again. If the file cannot be written, the database is kept
     in memory. Both cause a warning.
@@ -155,8 +155,8 @@ class Database:
         )
         try:
             database.execute("PRAGMA journal_mode = WAL")
-            # Changes are not flushed: after a power failure, what is lost is read from the objects
-            # again.
+            # Changes are not flushed to the disk. After a power failure, lost changes are read from
+            # the objects again.
             database.execute("PRAGMA synchronous = NORMAL")
             database.execute("PRAGMA cache_size = -32768")  # KiB: a long transaction's pages
             database.execute("BEGIN IMMEDIATE")

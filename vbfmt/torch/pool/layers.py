@@ -77,7 +77,7 @@ class LayerHook:
         flat = x.dim() == 2
         if self.of_media or (flat and self.routed):
             if batch.samples == 1 and (self.of_media or batch.positions):
-                return  # whatever the rows are, they are of this sample
+                return  # all rows belong to the only sample
             what = (
                 "a layer of images or sounds, of which a sample may have any number"
                 if self.of_media
