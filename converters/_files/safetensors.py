@@ -105,9 +105,8 @@ def write(
     contents: Iterable[Bytes],
     *,
     metadata: Mapping[str, str] | None = None,
-    overwrite: bool = False,
 ) -> int:
-    """Write a stream of tensors to a file, completely or not at all.
+    """Write a stream of tensors to a new file, completely or not at all.
 
     Args:
         path: the file to write.
@@ -115,7 +114,6 @@ def write(
         contents: bytes of each tensor, little-endian and row-major, of the length that its spec
             implies.
         metadata: the header's ``__metadata__``.
-        overwrite: replace an existing file.
 
     Returns:
         Number of bytes written.
@@ -123,7 +121,7 @@ def write(
     Raises:
         OutputExistsError, StorageError: as `storage.write`.
     """
-    return storage.write(path, _pieces(specs, contents, metadata), overwrite=overwrite)
+    return storage.write(path, _pieces(specs, contents, metadata), overwrite=False)
 
 
 def header(specs: Iterable[Spec], metadata: Mapping[str, str] | None = None) -> bytes:

@@ -105,16 +105,16 @@ class Folder:
             )
 
 
-def tree(folder: str, *, hidden: bool = True, most: int = MOST_FILES) -> Iterator[Entry]:
+def tree(folder: str, *, hidden: bool = True) -> Iterator[Entry]:
     """Yield everything below a folder, sorted by name. Each folder comes before its content.
 
     Args:
         folder: the folder's path.
         hidden: include folders whose names begin with a dot.
-        most: largest number of entries.
 
     Raises:
-        SourceError: there are more than `DEEPEST` nested folders, or more than `most` entries.
+        SourceError: there are more than `DEEPEST` nested folders, or more than `MOST_FILES`
+            entries.
         StorageError: a folder cannot be read.
     """
     levels = [_listed(folder, "")]
@@ -125,8 +125,8 @@ def tree(folder: str, *, hidden: bool = True, most: int = MOST_FILES) -> Iterato
             levels.pop()
             continue
         count += 1
-        if count > most:
-            raise SourceError("too many files", file=folder, expected=f"at most {most}")
+        if count > MOST_FILES:
+            raise SourceError("too many files", file=folder, expected=f"at most {MOST_FILES}")
         if entry.folder and not hidden and os.path.basename(entry.path).startswith("."):
             continue
         yield entry

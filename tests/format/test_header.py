@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import time
 import tracemalloc
 
@@ -248,6 +249,16 @@ def test_a_higher_minor_version_may_add_keys_in_order():
     assert loads(added) == worked_example()
     error = refusal(forge.with_header(newer, lambda h: h.update(beta=1, alpha=1)))
     assert error.what == "further keys are not in order"
+
+
+def test_keys_of_a_higher_minor_version_are_any_texts_in_the_order_of_their_utf8_bytes():
+    newer = forge.with_preamble(FILE, minor=1)
+    keys = ("", "A", "a", "é", "\uffff", "\U00010000")  # in UTF-16, the last two change places
+    added = forge.with_header(newer, lambda h: h.update(dict.fromkeys(keys)))
+    assert loads(added) == worked_example()
+    for first, second in itertools.pairwise(keys):
+        wrong = forge.with_header(newer, lambda h, k=(second, first): h.update(dict.fromkeys(k)))
+        assert refusal(wrong).what == "further keys are not in order"
 
 
 def test_another_major_version_is_refused_with_both_numbers():

@@ -220,12 +220,6 @@ EQUIVALENT = (
         "a factor of one component is in the order of its rows: only slower",
     ),
     Equivalent("composition.x__rows_per_block__", "max(1,", ("max(2,",), _AS_MUCH_AT_ONCE),
-    Equivalent(
-        "rules.x_broken_names__",
-        "previous = b''",
-        ("previous = None", "previous = b'XXXX'"),
-        "the first name is compared with nothing",
-    ),
     Equivalent("rules.x_broken_modules__", "b > 0", ("b > 1",), "1 divides everything"),
     Equivalent(
         "header.x__texts__",

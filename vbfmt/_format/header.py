@@ -174,14 +174,13 @@ def _require_keys(document: Document, minor: int) -> None:
             )
     features = document.value(KEYS.index("optional_features"))
     declared = set(_names(features, "optional_features")) if minor == 0 else None
-    previous = b""
-    for number, key in enumerate(keys):
-        encoded = key.encode()
-        if number and encoded <= previous:
+    previous = ""
+    for key in keys:  # none occurs twice; code points have the order of their UTF-8 bytes
+        if key < previous:
             raise HeaderError("further keys are not in order", part="header", found=repr(key))
         if declared is not None and key not in declared:
             raise HeaderError("unknown key", part="header", found=repr(key))
-        previous = encoded
+        previous = key
 
 
 def _require_lengths(header: Header) -> None:

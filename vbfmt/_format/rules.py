@@ -107,7 +107,7 @@ def broken_names(names: Sequence[str], kind: str) -> Iterator[ContentError]:
             yield ContentError(f"{kind} name {fault}", part=f"{kind} {position}", found=repr(name))
             return
         encoded = name.encode()
-        if position and encoded <= previous:
+        if encoded <= previous:
             again = "appears twice" if encoded == previous else "is not sorted by its bytes"
             yield ContentError(f"{kind} name {again}", part=f"{kind} {position}", found=repr(name))
         previous = encoded

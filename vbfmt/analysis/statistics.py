@@ -136,7 +136,7 @@ def weight_sums(
         groups: (N,) group of each sub-vector, below `count`.
         count: number of groups.
         vectors: (N, k) indices to use instead of the adapter's own.
-        bins: (h,) bin of each vector, to sum over bins. The last bin has a vector.
+        bins: (h,) bin of each vector, to sum over bins. The last bin must not be empty.
 
     Returns:
         (count, h) or (count, bins) float64, with sum N.
@@ -200,7 +200,7 @@ def selections(
     """Count the selections in a grid of bins of vectors and bins of sub-vectors.
 
     Args:
-        vectors: (N, k) indices. The sub-vectors are in the order of the bins.
+        vectors: (N, k) indices. Each bin of sub-vectors is a range of these rows.
         h: number of vectors in the bank.
         size: number of bins of vectors (at most h) and of bins of sub-vectors (at most N).
 

@@ -24,8 +24,7 @@ _MOST_EXACT_ACROSS, _MOST_EXACT_DOWN = 1500, 128
 _MOST_ACROSS, _MOST_DOWN = 600, 256
 _SELECTIONS_PER_CELL = 4
 _COMPARED_PER_CELL = 24
-"""Number of selections per cell if a cell shows a share. A share of fewer selections would be
-noise."""
+"""Number of selections per cell in a map of shares. A share of fewer selections would be noise."""
 _ASPECT = 3  # a map is about three times as wide as it is high
 _MOST_TICKS = 24
 _COLOURS = (style.ORANGE, style.BLUE, style.INK)
