@@ -83,7 +83,7 @@ def test_a_short_b_is_warned_of(vbfmt):
     short = vbfmt("estimate", "--model", "llama-2-7b", "--b", 8)
     assert short.code == 0
     assert short.err.startswith(
-        "note: b = 8 is short: every 8 parameters of LoRA take 2 indices; b must"
+        "note: b = 8 is short: there are 2 indices for every 8 parameters of LoRA; b must"
     )
 
 

@@ -281,6 +281,5 @@ def test_a_pipe_is_not_replaced_by_a_file(tmp_path, overwrite):
 @pytest.mark.parametrize("past_cache", [False, True])
 def test_what_was_written_is_counted(tmp_path, past_cache):
     pieces = [b"ab", b"", memoryview(bytes(5))]
-    written = storage.write_in_new_folder(tmp_path / "x", pieces, past_cache=past_cache)
+    written = storage.write(tmp_path / "x", pieces, overwrite=False, past_cache=past_cache)
     assert written == (tmp_path / "x").stat().st_size == 7
-    assert storage.write(tmp_path / "y", pieces, overwrite=False) == 7

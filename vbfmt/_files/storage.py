@@ -46,6 +46,7 @@ def write(
     pieces: Iterable[Bytes],
     *,
     overwrite: bool,
+    past_cache: bool = False,
     sweeps: bool = True,
 ) -> int:
     """Write a file completely or not at all.
@@ -55,6 +56,7 @@ def write(
     those of the umask.
 
     Args:
+        past_cache: bypass the page cache. This is for very large files.
         sweeps: remove temporary files that killed processes left. This lists the folder.
 
     Returns:
@@ -76,7 +78,7 @@ def write(
             with os.fdopen(file, "wb") as stream:
                 if overwrite:
                     keep_permissions(target, stream.fileno())
-                length = _fill(stream, pieces)
+                length = _fill(stream, pieces, past_cache=past_cache)
             _put_in_place(temporary, target, overwrite=overwrite)
         sync_folder(os.path.dirname(target))
     except FileExistsError:
@@ -94,11 +96,7 @@ def write_in_new_folder(
     The file is flushed to the disk, but its folder is not. `folders.new` flushes the folder once at
     the end; the caller flushes folders in it with `sync_folder`.
 
-    Args:
-        past_cache: bypass the page cache. This is for very large files.
-
-    Returns:
-        The number of written bytes.
+    Args and Returns: as for `write`.
 
     Raises:
         OutputExistsError: `path` exists.
@@ -239,7 +237,7 @@ def _no_file(path: PathLike, found: str) -> StorageError:
     return StorageError("cannot read", file=path, found=found, expected="a file", advice=advice)
 
 
-def _fill(stream: BinaryIO, pieces: Iterable[Bytes], *, past_cache: bool = False) -> int:
+def _fill(stream: BinaryIO, pieces: Iterable[Bytes], *, past_cache: bool) -> int:
     """Write the pieces into an open file and flush it to the disk; return the bytes written."""
     length = 0
 

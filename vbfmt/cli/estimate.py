@@ -220,6 +220,6 @@ def _warn_of_short_vectors(layers: tuple[Linear, ...], shape: Shape) -> None:
     if shape.b < _SHORT:
         divided = ", ".join(map(str, dimensions(layers)))
         note(
-            f"b = {shape.b} is short: every {shape.b} parameters of LoRA take {shape.k} indices; "
-            f"b must divide {divided}: for a longer one, choose other layers with --targets"
+            f"b = {shape.b} is short: there are {shape.k} indices for every {shape.b} parameters "
+            f"of LoRA; b must divide {divided}: to allow a longer b, choose other --targets"
         )

@@ -37,8 +37,8 @@ closed: set[str] = set()
 def open_closed_streams() -> None:
     """Open the null device for standard streams that are closed (``>&-``), and record them.
 
-    Python has no object for a closed stream, and the next opened file gets its descriptor. So what
-    other code writes to that stream would go into the file.
+    Python has no object for a closed stream, and the next opened file gets its descriptor. Anything
+    that other code writes to that stream would then go into the file.
     """
     for name, mode in (("stdin", "r"), ("stdout", "w"), ("stderr", "w")):
         if getattr(sys, name) is None:

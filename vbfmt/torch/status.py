@@ -78,7 +78,7 @@ def _status(name: str, layer: VBLoRALinear) -> LayerStatus:
 def num_trainable_parameters(model: nn.Module) -> tuple[int, int]:
     """Return the numbers of trainable parameters and of all parameters, adapters included.
 
-    A sharded parameter counts as a whole; a 4-bit weight counts two numbers per byte.
+    A sharded parameter is counted in its full size, and a 4-bit weight as two numbers per byte.
     """
     trained = total = 0
     for parameter in model.parameters():
