@@ -62,7 +62,10 @@ def test_after_a_compiled_pass_nothing_is_held():
 
 def nothing_is_held(model):
     composition = adapters_of(model).adapter().composition
-    return all(composition.rows_of(slot) is None for slot in composition._slots)
+    return all(
+        composition.matrices_of(slot, layer.logits) is None
+        for slot, layer in zip(composition._slots, composition.layers, strict=True)
+    )
 
 
 class BrokenNet(Net):

@@ -22,29 +22,28 @@ from vbfmt.torch.low_rank import (
 from vbfmt.torch.one_step import compose_in_one_step
 from vbfmt.torch.selection import select_top_k
 
-RANK, B = 3, 4
+RANK = 3
 SHAPES = [(8,), (5, 8), (2, 3, 8), (0, 8)]
 
 
-def operands(shape=(2, 3, 8), out=12, dtype=torch.float64, of_rows=torch.float64):
+def operands(shape=(2, 3, 8), out=12, dtype=torch.float64, of_factors=torch.float64):
     torch.manual_seed(0)
     x = torch.randn(*shape, dtype=dtype, requires_grad=True)
     result = torch.randn(*shape[:-1], out, dtype=dtype, requires_grad=True)
-    rows = torch.randn(RANK * (shape[-1] + out) // B, B, dtype=of_rows, requires_grad=True)
-    return x, result, rows
+    a = torch.randn(RANK, shape[-1], dtype=of_factors, requires_grad=True)
+    bt = torch.randn(RANK, out, dtype=of_factors, requires_grad=True)
+    return x, result, a, bt
 
 
-def separately(x, result, rows):
-    a = rows[: RANK * x.shape[-1] // B].reshape(RANK, -1)
-    b = rows[RANK * x.shape[-1] // B :].reshape(RANK, -1).t()
-    low = nn.functional.linear(x.to(rows.dtype), a)
-    return (result + nn.functional.linear(low, b)).to(result.dtype)
+def separately(x, result, a, bt):
+    low = nn.functional.linear(x.to(a.dtype), a)
+    return (result + nn.functional.linear(low, bt.t())).to(result.dtype)
 
 
 @pytest.mark.parametrize("shape", SHAPES)
 def test_adding_is_what_the_operations_give(shape):
     given = operands(shape)
-    one, other = add_low_rank(*given, RANK), separately(*given)
+    one, other = add_low_rank(*given), separately(*given)
     torch.testing.assert_close(one, other)
     upstream = torch.randn_like(one)
     found = torch.autograd.grad(one, given, upstream)
@@ -54,27 +53,27 @@ def test_adding_is_what_the_operations_give(shape):
 
 
 def test_a_base_of_lower_precision_is_rounded_once():
-    x, result, rows = operands(dtype=torch.bfloat16, of_rows=torch.float32)
-    one, other = add_low_rank(x, result, rows, RANK), separately(x, result, rows)
+    x, result, a, bt = operands(dtype=torch.bfloat16, of_factors=torch.float32)
+    one, other = add_low_rank(x, result, a, bt), separately(x, result, a, bt)
     assert torch.equal(one, other)
-    found = torch.autograd.grad(one.sum(), (x, rows))
-    expected = torch.autograd.grad(other.sum(), (x, rows))
+    found = torch.autograd.grad(one.sum(), (x, a, bt))
+    expected = torch.autograd.grad(other.sum(), (x, a, bt))
     assert found[0].dtype == torch.bfloat16
     torch.testing.assert_close(found, expected)
 
 
 def test_inputs_that_do_not_lie_in_one_piece():
-    x, result, rows = operands((2, 5, 8))
+    x, result, a, bt = operands((2, 5, 8))
     x = x.detach().transpose(0, 1).contiguous().transpose(0, 1)
     result = result.detach().transpose(1, 2).contiguous().transpose(1, 2)
     assert not x.is_contiguous()
-    torch.testing.assert_close(add_low_rank(x, result, rows, RANK), separately(x, result, rows))
+    torch.testing.assert_close(add_low_rank(x, result, a, bt), separately(x, result, a, bt))
 
 
 def test_gradients_of_first_and_second_order():
     given = operands((2, 8))
-    assert gradcheck(lambda *each: add_low_rank(*each, RANK), given)
-    assert gradgradcheck(lambda *each: add_low_rank(*each, RANK), given)
+    assert gradcheck(lambda *each: add_low_rank(*each), given)
+    assert gradgradcheck(lambda *each: add_low_rank(*each), given)
 
 
 def test_a_penalty_on_the_gradient_of_the_input_reaches_the_adapter():
@@ -86,8 +85,16 @@ def test_a_penalty_on_the_gradient_of_the_input_reaches_the_adapter():
     assert model.out.updates["default"].logits.grad.abs().sum() > 0
 
 
+def test_frozen_factors_take_no_time_for_gradients(monkeypatch):
+    x, result, a, bt = operands()
+    a, bt = a.detach(), bt.detach()
+    monkeypatch.setattr("vbfmt.torch.low_rank._gradients_of_factors", None)
+    for one in (add_low_rank(x, result, a, bt), linear_with_low_rank(x, linear(), a, bt)):
+        assert torch.autograd.grad(one.sum(), x)[0].any()
+
+
 def test_autocast_goes_operation_by_operation():
-    x, _, _ = operands(of_rows=torch.float32, dtype=torch.float32)
+    x, *_ = operands(of_factors=torch.float32, dtype=torch.float32)
     assert can_add_in_one_step(x)
     with torch.autocast("cpu", torch.bfloat16):
         assert not can_add_in_one_step(x)
@@ -100,45 +107,49 @@ def linear(dtype=torch.float64, *, bias=True):
 
 @pytest.mark.parametrize("shape", SHAPES)
 @pytest.mark.parametrize("bias", [True, False])
-@pytest.mark.parametrize("of_rows", [torch.float64, torch.float32])
-def test_a_linear_layer_with_its_update_is_what_the_operations_give(shape, bias, of_rows):
-    x, _, rows = operands(shape, of_rows=of_rows)
+@pytest.mark.parametrize("of_factors", [torch.float64, torch.float32])
+def test_a_linear_layer_with_its_update_is_what_the_operations_give(shape, bias, of_factors):
+    x, _, a, bt = operands(shape, of_factors=of_factors)
     layer = linear(bias=bias)
     assert is_plain_linear(layer)
-    one, other = linear_with_low_rank(x, layer, rows, RANK), separately(x, layer(x), rows)
+    one, other = linear_with_low_rank(x, layer, a, bt), separately(x, layer(x), a, bt)
     assert one.shape == other.shape
     torch.testing.assert_close(one, other)
     upstream = torch.randn_like(one)
-    found = torch.autograd.grad(one, (x, rows), upstream)
-    expected = torch.autograd.grad(other, (x, rows), upstream)
+    found = torch.autograd.grad(one, (x, a, bt), upstream)
+    expected = torch.autograd.grad(other, (x, a, bt), upstream)
     for each, right in zip(found, expected, strict=True):
         torch.testing.assert_close(each, right)
 
 
 def test_a_linear_layer_of_lower_precision_is_rounded_once():
-    x, _, rows = operands(dtype=torch.bfloat16, of_rows=torch.float32)
+    x, _, a, bt = operands(dtype=torch.bfloat16, of_factors=torch.float32)
     layer = linear(torch.bfloat16)
-    one, other = linear_with_low_rank(x, layer, rows, RANK), separately(x, layer(x), rows)
+    one, other = linear_with_low_rank(x, layer, a, bt), separately(x, layer(x), a, bt)
     assert torch.equal(one, other)
     upstream = torch.randn_like(one)
     (found,) = torch.autograd.grad(one, x, upstream)
-    exact = separately(x.double(), layer.double()(x.double()), rows.double())
+    exact = separately(x.double(), layer.double()(x.double()), a.double(), bt.double())
     (expected,) = torch.autograd.grad(exact, x, upstream.double())
     torch.testing.assert_close(found, expected, rtol=2**-7, atol=2**-7)
 
 
 def test_inputs_of_a_linear_layer_that_do_not_lie_in_one_piece():
-    x, _, rows = operands((2, 5, 8))
+    x, _, a, bt = operands((2, 5, 8))
     x, layer = x.detach().transpose(0, 1), linear()
-    one = linear_with_low_rank(x, layer, rows, RANK)
-    torch.testing.assert_close(one, separately(x, layer(x), rows))
+    one = linear_with_low_rank(x, layer, a, bt)
+    torch.testing.assert_close(one, separately(x, layer(x), a, bt))
 
 
 def test_gradients_of_a_linear_layer_of_first_and_second_order():
-    x, _, rows = operands((2, 8))
+    x, _, a, bt = operands((2, 8))
     layer = linear()
-    assert gradcheck(lambda x, rows: linear_with_low_rank(x, layer, rows, RANK), (x, rows))
-    assert gradgradcheck(lambda x, rows: linear_with_low_rank(x, layer, rows, RANK), (x, rows))
+
+    def apply(x, a, bt):
+        return linear_with_low_rank(x, layer, a, bt)
+
+    assert gradcheck(apply, (x, a, bt))
+    assert gradgradcheck(apply, (x, a, bt))
 
 
 class Doubled(nn.Linear):

@@ -9,11 +9,12 @@ from torch import Tensor, nn
 from torch.nn.utils import parametrize
 
 from vbfmt.torch.bank import VectorBank
-from vbfmt.torch.composition import Composition, Slot, compose_alone
+from vbfmt.torch.composition import Composition, Matrices, Slot, compose_alone, split_rows
 from vbfmt.torch.low_rank import (
     add_low_rank,
     can_add_in_one_step,
     is_plain_linear,
+    is_special,
     linear_with_low_rank,
 )
 from vbfmt.torch.sharding import gathered
@@ -118,19 +119,19 @@ class Admixture(LowRankUpdate):
 
     def forward(self, x: Tensor, result: Tensor) -> Tensor:
         """Return result + B·(A·x), as one step of autograd where that gives the same values."""
-        rows = self._rows()
+        a, bt = self._matrices()
         if result.is_nested or not can_add_in_one_step(x):
-            return self._add(x, result, *self._factors_of(rows))
+            return self._add(x, result, a, bt.t())
         if self._drops:
-            x = self.dropout(x.to(rows.dtype))
-        return add_low_rank(x, result, rows, self.rank)
+            x = self.dropout(x.to(a.dtype))
+        return add_low_rank(x, result, a, bt)
 
     def with_linear(self, x: Tensor, layer: nn.Module) -> Tensor | None:
         """Return the layer's output for x with the update, both in one step of autograd; None
-        where they take two."""
-        if self._drops or not can_add_in_one_step(x) or not is_plain_linear(layer):
+        where they take two. Not for use within torch.compile."""
+        if self._drops or is_special(x) or not is_plain_linear(layer):
             return None
-        return linear_with_low_rank(x, cast(nn.Linear, layer), self._rows(), self.rank)
+        return linear_with_low_rank(x, cast(nn.Linear, layer), *self._matrices())
 
     @property
     def _drops(self) -> bool:
@@ -138,12 +139,8 @@ class Admixture(LowRankUpdate):
 
     def factors(self) -> tuple[Tensor, Tensor]:
         """Return A and B, composed from the bank. They are views of this layer's sub-vectors."""
-        return self._factors_of(self._rows())
-
-    def _factors_of(self, rows: Tensor) -> tuple[Tensor, Tensor]:
-        rows_a, rows_b = torch.split(rows, self.rows)
-        a = rows_a.reshape(self.rank, self.in_features)
-        return a, rows_b.reshape(self.rank, self.out_features).t()
+        a, bt = self._matrices()
+        return a, bt.t()
 
     def prepare(self, x: Tensor) -> Tensor:
         """Apply dropout to the input, as LoRA does."""
@@ -154,22 +151,24 @@ class Admixture(LowRankUpdate):
         """Return sizes, rank and k."""
         return f"{self.in_features} → {self.out_features}, rank={self.rank}, k={self.topk}"
 
-    def _rows(self) -> Tensor:
+    def _matrices(self) -> Matrices:
         if self._shared is not None:
             composition, slot = self._shared
-            rows = composition.rows_of(slot)
+            now = self.logits
+            found = composition.matrices_of(slot, now)
             # In replicas of nn.DataParallel, the sub-vectors are on the first device.
-            if rows is not None and rows.device == self.logits.device:
-                return rows
+            if found is not None and found[0].device == now.device:
+                return found
         bank, logits = self._bank[0], gathered(self.logits)
         weight = gathered(bank.weight).to(logits.device)
-        return compose_alone(
+        composed = compose_alone(
             weight,
             logits,
             self.topk,
             train_unselected=bank.train_unselected,
             select=None if self._shared is None else self._shared[0].select_for(self),
         )
+        return split_rows(composed, [self])[0]
 
 
 class FixedFactors(LowRankUpdate):

@@ -20,6 +20,7 @@ from vbfmt.torch.selection import select_top_k
 from vbfmt.torch.sharding import gathered, is_sharded, require_whole
 
 Select = Callable[[Tensor, int], "tuple[Tensor | None, Tensor]"]
+Matrices = tuple[Tensor, Tensor]  # A (rank, in_features) and Bᵀ (rank, out_features) of a layer
 
 _FORWARD = -1  # PyTorch's number of the current backward pass if none is running
 
@@ -107,34 +108,50 @@ def _kept(kept: tuple[Tensor, int]) -> Tensor:
 
 
 class HasLogits(Protocol):
-    """One layer of a composition."""
+    """One layer of a composition.
+
+    Attributes:
+        logits: (n, h).
+        rows: how many of its n sub-vectors belong to A, and how many to B.
+        rank: of its update.
+        training: whether it is in training mode.
+    """
 
     logits: nn.Parameter
+    rows: list[int]
+    rank: int
     training: bool
+
+
+def split_rows(rows: Tensor, layers: Sequence[HasLogits]) -> list[Matrices]:
+    """Return the matrices of these layers, as views of their sub-vectors (N, b)."""
+    parts = iter(torch.split(rows, [n for layer in layers for n in layer.rows]))
+    return [
+        (next(parts).reshape(layer.rank, -1), next(parts).reshape(layer.rank, -1))
+        for layer in layers
+    ]
 
 
 class Composition:
     """The sub-vectors of one adapter during one forward pass of its model.
 
-    The model's hooks call `begin` before its forward pass and `end` after it. `rows_of` returns to
-    a layer, depending on when the layer asks:
+    The model's hooks call `begin` before its forward pass and `end` after it. `matrices_of`
+    returns to a layer, depending on when the layer asks:
 
     =====================================  ==================================================
-    no pass, or it has ended               None: the layer composes its own rows
-    in a pass of this thread               the layer's slice of what `begin` composed
+    no pass, or it has ended               None: the layer composes its own
+    in a pass of this thread               the layer's part of what `begin` composed
     in a backward pass that began since    None: activation checkpointing runs the layer again
     the pass recorded no gradients and     None: it was interrupted (Ctrl-C calls no hook)
     they are recorded now
-    bank or logits were written since      None: it was interrupted, and its rows are stale
+    bank or logits were written since      None: it was interrupted, and it is stale
     =====================================  ==================================================
 
     Each thread has its own pass, so that one can evaluate while another trains. When
-    `torch.compile` traces a pass, the rows are part of the graph. If the graph breaks, the layers'
-    slots, which all threads share, hold the rows until the next part of the graph runs. Compiled
-    code reads a slot and never a position, because dynamo would recompile a frame for every
-    position.
-
-    A row is a sub-vector.
+    `torch.compile` traces a pass, the matrices are part of the graph. If the graph breaks, the
+    layers' slots, which all threads share, hold them until the next part of the graph runs.
+    Compiled code reads a slot and never a position, because dynamo would recompile a frame for
+    every position.
 
     Attributes:
         training_passes: number of passes with gradients that have begun, for schedules.
@@ -162,7 +179,7 @@ class Composition:
         return self._topk
 
     def add(self, layer: HasLogits) -> Slot:
-        """Add a layer, and return the slot for its rows in compiled passes."""
+        """Add a layer, and return the slot for its matrices in compiled passes."""
         slot = Slot(len(self.layers))
         self.layers.append(layer)
         self._slots.append(slot)
@@ -172,29 +189,28 @@ class Composition:
         """Compose the sub-vectors of all layers."""
         self.end()
         require_whole([self.bank.weight, *(layer.logits for layer in self.layers)])
-        rows: dict[int, Tensor] = {}
+        matrices: dict[int, Matrices] = {}
         by_device: dict[torch.device, list[int]] = {}
         for position, layer in enumerate(self.layers):
             by_device.setdefault(layer.logits.device, []).append(position)
         for device, positions in by_device.items():
-            logits = [gathered(self.layers[position].logits) for position in positions]
+            layers = [self.layers[position] for position in positions]
             composed = compose(
                 gathered(self.bank.weight).to(device),
-                logits,
+                [gathered(layer.logits) for layer in layers],
                 self.topk,
                 train_unselected=self.bank.train_unselected,
                 select=self.select_for(self.layers[0]),
             )
-            parts = torch.split(composed, [len(block) for block in logits])
-            rows.update(zip(positions, parts, strict=True))
+            matrices.update(zip(positions, split_rows(composed, layers), strict=True))
         if torch.is_grad_enabled() and self._selection is not None:
             self.training_passes += 1
         if torch.compiler.is_compiling():  # it cannot trace thread-local data
             for position, slot in enumerate(self._slots):
-                slot.rows = rows[position]
+                slot.matrices = matrices[position]
             return
         recording, backward = torch.is_grad_enabled(), _backward_pass()
-        self._mine.current = Pass(rows, recording, self._versions(), backward)
+        self._mine.current = Pass(matrices, recording, self._versions(), backward)
 
     def select_for(self, layer: HasLogits) -> Select | None:
         """Return the function that selects a layer's vectors now; None for the k largest logits.
@@ -221,18 +237,23 @@ class Composition:
         if not torch.compiler.is_compiling():
             self._mine.current = None
         for slot in self._slots:
-            slot.rows = None
+            slot.matrices = None
 
-    def rows_of(self, slot: Slot) -> Tensor | None:
-        """Return a layer's sub-vectors (n, b), or None if the layer must compose them itself."""
+    def matrices_of(self, slot: Slot, logits: Tensor) -> Matrices | None:
+        """Return a layer's matrices, or None if the layer must compose them itself.
+
+        Args:
+            slot: the layer's, from `add`.
+            logits: the layer's, as they are now.
+        """
         if torch.compiler.is_compiling():
-            return slot.rows
-        found, backward = self._mine.current, _backward_pass()
+            return slot.matrices
+        found, backward = self._mine.current, torch._C._current_graph_task_id()
         if found is None:
-            return slot.rows if backward == _FORWARD else None
-        if found.backward != backward or self._is_stale(found, slot.position):
+            return slot.matrices if backward == _FORWARD else None
+        if found.backward != backward or self._is_stale(found, slot.position, logits):
             return None
-        return found.rows[slot.position]
+        return found.matrices[slot.position]
 
     def _versions(self) -> list[int]:
         """Return the version counters of all layers' logits and, last, of the bank.
@@ -245,14 +266,16 @@ class Composition:
             return []
         return [tensor._version for tensor in written]
 
-    def _is_stale(self, found: Pass, position: int) -> bool:
-        """Return whether `found` was interrupted, so that its rows must not be used any more."""
-        if not found.versions:
+    def _is_stale(self, found: Pass, position: int, logits: Tensor) -> bool:
+        """Return whether `found` was interrupted, so that it must not be used any more."""
+        versions = found.versions
+        if not versions:
             return False
-        if torch.is_grad_enabled() and not found.recording:
+        if not found.recording and torch.is_grad_enabled():
             return True
-        now = self.layers[position].logits._version, self.bank.weight._version
-        return now != (found.versions[position], found.versions[-1])
+        return (
+            logits._version != versions[position] or self._bank[0].weight._version != versions[-1]
+        )
 
     def _forget_passes(self) -> None:
         self._mine = _PassOfThread()
@@ -268,33 +291,33 @@ class Composition:
 
 @dataclass(eq=False)
 class Slot:
-    """Holds a layer's rows between the parts of a compiled pass.
+    """Holds a layer's matrices between the parts of a compiled pass.
 
     Attributes:
         position: the layer's position in its composition. Compiled code does not read it.
-        rows: the layer's sub-vectors (n, b) during a compiled pass.
+        matrices: the layer's, during a compiled pass.
     """
 
     position: int
-    rows: Tensor | None = None
+    matrices: Matrices | None = None
 
     def __getstate__(self) -> dict[str, Any]:
-        """Leave the rows out of copies and pickles."""
-        return {"position": self.position, "rows": None}
+        """Leave the matrices out of copies and pickles."""
+        return {"position": self.position, "matrices": None}
 
 
 @dataclass(eq=False)
 class Pass:
-    """The sub-vectors that were composed for one pass.
+    """The matrices that were composed for one pass.
 
     Attributes:
-        rows: a layer's position → its sub-vectors (n, b).
+        matrices: a layer's position → its matrices.
         recording: whether the pass records gradients.
-        versions: result of `Composition._versions` when the rows were composed.
+        versions: result of `Composition._versions` when they were composed.
         backward: number of the backward pass in which this pass began; `_FORWARD` if in none.
     """
 
-    rows: dict[int, Tensor]
+    matrices: dict[int, Matrices]
     recording: bool
     versions: list[int]
     backward: int
