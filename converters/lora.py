@@ -18,7 +18,7 @@ from vbfmt.converters.lowrank import LowRank
 from vbfmt.converters.peft import config as peft_config
 from vbfmt.errors import TargetError
 from vbfmt.module import Module
-from vbfmt.tensors import Tensor, numpy_dtype
+from vbfmt.tensors import SMALLEST_NORMAL, Tensor, numpy_dtype
 
 PathLike = str | os.PathLike[str]
 
@@ -27,8 +27,6 @@ DTYPES = {"float32": "F32", "bfloat16": "BF16", "float16": "F16"}
 
 
 _LARGEST = {"F32": "3.403e38", "BF16": "3.39e38", "F16": "65504"}
-_SMALLEST = {"BF16": 2.0**-126, "F16": 2.0**-14}
-"""dtype → the smallest number that has the dtype's full precision."""
 _ADVICE = {"F16": "give `dtype=bfloat16`", "BF16": "give `dtype=float32`"}
 
 
@@ -193,12 +191,12 @@ def require_range(
             small for its precision. (Small biases are accepted, because they make no difference.)
     """
     largest = np.abs(values).max(initial=0)
-    if values.ndim > 1 and 0 < largest < _SMALLEST.get(dtype, 0):
+    if values.ndim > 1 and dtype != "F32" and 0 < largest < SMALLEST_NORMAL[dtype]:
         raise TargetError(
             f"too small for {_named(dtype)}",
             part=part,
             found=f"at most {largest:.3g}",
-            expected=f"at least {_SMALLEST[dtype]:.3g}",
+            expected=f"at least {SMALLEST_NORMAL[dtype]:.3g}",
             advice=advice,
         )
     with np.errstate(over="ignore"):

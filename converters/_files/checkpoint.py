@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 from vbfmt._files import json_file, peft_layout, storage, unchanged
 from vbfmt.converters._files import pickle, safetensors, training_run
 from vbfmt.errors import ContentError, MissingSourceError, SourceError
-from vbfmt.tensors import Tensor
+from vbfmt.tensors import SMALLEST_NORMAL, Tensor
 
 PathLike = str | os.PathLike[str]
 
@@ -34,9 +34,6 @@ CONFIGS = (peft_layout.CONFIG, "config.json")
 
 FLOATS = ("F32", "F16", "BF16", "F64")
 """Accepted dtypes of banks and logits, by their safetensors names."""
-
-_SMALLEST = 2.0**-126
-"""The smallest number that has float32's full precision."""
 
 _INDEXES = ("model.safetensors.index.json", "pytorch_model.bin.index.json")
 """Names of index files, for a whole model in shards."""
@@ -275,12 +272,12 @@ def require_kept(values: NDArray[Any], part: str) -> None:
     if values.dtype != np.float64:  # the others have no smaller numbers
         return
     largest = np.abs(values).max(initial=0)
-    if 0 < largest < _SMALLEST:
+    if 0 < largest < SMALLEST_NORMAL["F32"]:
         raise ContentError(
             "values are too small for float32",
             part=part,
             found=f"at most {largest:.3g}",
-            expected=f"at least {_SMALLEST:.2g}",
+            expected=f"at least {SMALLEST_NORMAL['F32']:.2g}",
             advice="the training diverged, or the file is damaged: use another checkpoint",
         )
 

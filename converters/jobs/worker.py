@@ -40,8 +40,8 @@ Shard = tuple[int, Sequence[Item]]
 
 
 def affordable(workers: int) -> int:
-    """Return `workers`, or the number that the limit on open files allows if that is smaller, at
-    least 1.
+    """Return the smaller of `workers` and the number of workers that the limit on open files
+    allows, at least 1.
 
     This process opens three files per worker; the fork server opens one.
     """
@@ -184,8 +184,8 @@ def _begin(environment: Mapping[str, str]) -> None:
 def _keep_freed_memory() -> None:
     """Make glibc keep freed blocks for reuse.
 
-    Otherwise it returns each large block to the system, which has to clear it again. Freeing a
-    block raises the limit up to which glibc keeps blocks to its size, at most 32 MiB (mallopt,
+    Otherwise it returns each large block to the system, which has to clear it again. After a block
+    is freed, glibc keeps all freed blocks up to its size, at most 32 MiB (mallopt,
     M_MMAP_THRESHOLD). Other C libraries are not affected.
     """
     bytearray(31 << 20)

@@ -2,28 +2,24 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 from typing import Protocol
 
 import numpy as np
 from numpy.typing import NDArray
 
+from vbfmt._files.peft_layout import WithExtras
 from vbfmt.module import Module
-from vbfmt.tensors import Tensor
 
 Factor = NDArray[np.float32]
 
 
-class LowRank(Protocol):
+class LowRank(WithExtras, Protocol):
     """The common interface of an `Adapter`, a sum of adapters and a reduced sum."""
 
     @property
     def modules(self) -> tuple[Module, ...]:
         """The adapted modules with the ranks of their factors, sorted by name."""
-
-    @property
-    def tensors(self) -> Mapping[str, Tensor]:
-        """Other trained tensors by name."""
 
     @property
     def base_model(self) -> str | None:
@@ -32,10 +28,6 @@ class LowRank(Protocol):
     @property
     def base_revision(self) -> str | None:
         """The revision of that model."""
-
-    @property
-    def config(self) -> str | None:
-        """The source's adapter config as JSON text."""
 
     def factors(self, name: str) -> tuple[Factor, Factor]:
         """Return a module's A (rank, in_features) and B (out_features, rank), float32."""

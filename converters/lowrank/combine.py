@@ -19,10 +19,7 @@ from vbfmt.adapter import Adapter
 from vbfmt.converters.lowrank import Factor
 from vbfmt.errors import SourceError, TargetError, few
 from vbfmt.module import Module
-from vbfmt.tensors import Tensor
-
-_SMALLEST = 2.0**-126
-"""The smallest number that has float32's full precision."""
+from vbfmt.tensors import SMALLEST_NORMAL, Tensor
 
 
 @dataclass(frozen=True)
@@ -236,12 +233,13 @@ def _scaled(b: Factor, weight: float, name: str) -> Factor:
             advice="give smaller `weights`",
         )
     largest = float(np.abs(b).max(initial=0))
-    if weight and largest * abs(weight) < _SMALLEST <= largest:
+    smallest = SMALLEST_NORMAL["F32"]
+    if weight and largest * abs(weight) < smallest <= largest:
         raise TargetError(
             "too small for float32",
             part=name,
             found=f"factors up to {largest:.3g} times {weight:g}",
-            expected=f"at least {_SMALLEST:.2g}, or the weight 0",
+            expected=f"at least {smallest:.2g}, or the weight 0",
             advice="give larger `weights`",
         )
     return scaled

@@ -8,12 +8,10 @@ import numpy as np
 from numpy.typing import NDArray
 
 from vbfmt.errors import TargetError
-from vbfmt.tensors import Tensor, numpy_dtype
+from vbfmt.tensors import SMALLEST_NORMAL, Tensor, numpy_dtype
 
 NEAR_OVERFLOW = 1e38
 """Values below this cannot overflow float32 or bfloat16, whose largest value is 3.4e38."""
-_SMALLEST = {"F16": 2.0**-14, "BF16": 2.0**-126}
-"""dtype → the smallest number that has the dtype's full precision (normal number)."""
 _AT_ONCE = 1 << 18
 INFINITE = {"F16": 2 * 0x7C00, "BF16": 2 * 0x7F80}
 """dtype → the result of `magnitudes` for infinity. For NaN, `magnitudes` gives larger numbers."""
@@ -100,9 +98,9 @@ def require_kept(tensor: Tensor, name: str, dtype: str) -> None:
     Raises:
         TargetError: all values are too small for `dtype`.
     """
-    least = _SMALLEST.get(dtype)
-    if least is None or tensor.dtype not in ("F32", "F64") or len(tensor.shape) < 2:
+    if dtype not in ("F16", "BF16") or tensor.dtype not in ("F32", "F64") or len(tensor.shape) < 2:
         return
+    least = SMALLEST_NORMAL[dtype]
     values, largest = tensor.numpy().reshape(-1), 0.0
     for start in range(0, len(values), _AT_ONCE):
         largest = max(largest, float(np.abs(values[start : start + _AT_ONCE]).max()))

@@ -104,6 +104,12 @@ BANKS = click.option(
     help="Folder to search for external banks, before a file's own folder. May be repeated.",
 )
 
+TOPK = click.option(
+    "--topk",
+    type=click.IntRange(min=1),
+    help="Vectors per sub-vector, k; only for logits without a config.",
+)
+
 CARD = click.option("--card", is_flag=True, help="Write a model card (README.md) for the Hub, too.")
 
 

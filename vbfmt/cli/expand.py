@@ -16,6 +16,7 @@ from vbfmt.cli.arguments import (
     PACKED,
     PATH,
     RUNTIME,
+    TOPK,
     WEIGHTS,
     force_option,
     output_option,
@@ -64,11 +65,7 @@ _SHOWN = 3
     help="The base model's folder or repository, or its GGUF file. For peft, the module names are "
     "checked against it.  [default for gguf: the repository that FILE names]",
 )
-@click.option(
-    "--topk",
-    type=click.IntRange(min=1),
-    help="Vectors per sub-vector, k; only for logits without a config.",
-)
+@TOPK
 @click.option("--layout", type=LAYOUT, help="The layout of a checkpoint, as for pack.")
 @revision_option("FILEs")
 @click.option(

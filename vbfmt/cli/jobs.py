@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from vbfmt.cli.arguments import BANKS, DTYPE, FORM, LAYOUT, PATH
+from vbfmt.cli.arguments import BANKS, DTYPE, FORM, LAYOUT, PATH, TOPK
 from vbfmt.cli.command import Command, Group
 
 if TYPE_CHECKING:
@@ -95,11 +95,7 @@ _FORCE = click.option("--force", is_flag=True, help="Replace existing outputs.")
     "--store", type=PATH, help="Add the adapters to this store instead; create it if needed."
 )
 @click.option("--bank", type=FORM, default="embedded", help="external: write it to <SHA-256>.bank.")
-@click.option(
-    "--topk",
-    type=click.IntRange(min=1),
-    help="Vectors per sub-vector, k; only for logits without a config.",
-)
+@TOPK
 @click.option("--layout", type=LAYOUT, help="The layout of the inputs.")
 @click.option("--base-model", metavar="NAME", help="The base model's name to record.")
 @_FORCE

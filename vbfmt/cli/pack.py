@@ -16,6 +16,7 @@ from vbfmt.cli.arguments import (
     LAYOUT,
     PATH,
     STANDARD_STREAM,
+    TOPK,
     force_option,
     output_option,
     revision_option,
@@ -39,11 +40,7 @@ if TYPE_CHECKING:
 )
 @click.argument("source", metavar="SRC", type=PATH)
 @output_option("a packed file (.vblora)", ".vblora", stream=True)
-@click.option(
-    "--topk",
-    type=click.IntRange(min=1),
-    help="Vectors per sub-vector, k; only for logits without a config.",
-)
+@TOPK
 @click.option("--layout", type=LAYOUT, help="The layout of SRC, if it cannot be recognised.")
 @click.option("--base", type=PATH, help="For Uni-LoRA with only a seed: the base model's folder.")
 @click.option("--base-model", metavar="NAME", help="Base model name to record, instead of SRC's.")

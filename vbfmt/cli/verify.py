@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from vbfmt.cli.arguments import BANKS, JSON, LAYOUT, PACKED, PATH, revision_option
+from vbfmt.cli.arguments import BANKS, JSON, LAYOUT, PACKED, PATH, TOPK, revision_option
 from vbfmt.cli.arguments import digest as checked
 from vbfmt.cli.command import Command
 from vbfmt.cli.failure import FIELDS
@@ -35,11 +35,7 @@ if TYPE_CHECKING:
 @BANKS
 @click.option("--base-model", metavar="NAME", help="The base model name that was given to pack.")
 @click.option("--digest", callback=checked, metavar="sha256:HEX", help="The digest that you trust.")
-@click.option(
-    "--topk",
-    type=click.IntRange(min=1),
-    help="Vectors per sub-vector, k; only if SRC has logits and no config.",
-)
+@TOPK
 @JSON
 @click.pass_context
 def command(

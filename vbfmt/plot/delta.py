@@ -23,7 +23,8 @@ def draw(figure: Figure | SubFigure, scene: Scene) -> Drawn:
     """Draw a cell for each kind of module in each layer.
 
     A cell with several modules shows the root mean square of their norms, because the sum would be
-    far larger than the norms in cells with one module. More layers than fit share columns.
+    far larger than the norms in cells with one module. If there are too many layers, neighbouring
+    layers share a cell.
     """
     names, columns, norms, several = _grid(scene)
     axes = figure.subplots()
@@ -80,8 +81,10 @@ def _grid(
 
 
 def _columns(layers: NDArray[np.float64]) -> tuple[list[list[int | None]], NDArray[np.intp]]:
-    """Return the layers of each column, one or as many neighbours as `_MOST_COLUMNS` needs, and the
-    column of each module, (M,) intp.
+    """Return the layers of each column, and the column of each module, (M,) intp.
+
+    There are at most `_MOST_COLUMNS` columns of layers. If there are more layers, neighbouring
+    layers share a column.
 
     Args:
         layers: the layer of each module, infinity if it is outside the layers.

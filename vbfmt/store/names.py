@@ -154,7 +154,8 @@ _ATTEMPTS = 20
 
 
 def conflict(backend: Backend, name: str, expected: str | None) -> ConflictError:
-    """Return the error for a name that does not point to what was expected, None for nothing."""
+    """Return the error for a name that does not point to the digest `expected`, or that exists
+    although `expected` is None."""
     found = read(backend, name)
     if found is not None and found[0].name != name:
         return ConflictError(

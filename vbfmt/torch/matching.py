@@ -8,7 +8,7 @@ from vbfmt.adapter import Adapter
 from vbfmt.errors import ModelError
 from vbfmt.module import Module
 from vbfmt.torch.linear import features_of, is_adaptable
-from vbfmt.torch.stand_ins import owner_of
+from vbfmt.torch.stand_ins import shape_of
 from vbfmt.torch.targets import base_modules
 
 _SHOWN = 3
@@ -53,11 +53,7 @@ def require_tensors(model: nn.Module, adapter: Adapter) -> None:
         ModelError: a tensor is missing or has another shape.
     """
     for name, tensor in adapter.tensors.items():
-        try:
-            owner, leaf = owner_of(model, name)
-            shape = tuple(getattr(owner, leaf).shape)
-        except AttributeError:
-            shape = None
+        shape = shape_of(model, name)
         if shape != tensor.shape:
             raise ModelError(
                 "the adapter has a tensor that the model lacks, or has in another shape",

@@ -69,11 +69,7 @@ class StandIns(nn.Module):
         """
         for name in self.names:
             own = tuple(getattr(self, _key(name)).shape)
-            try:
-                owner, leaf = owner_of(root, name)
-                found = tuple(getattr(owner, leaf).shape)
-            except AttributeError:
-                found = None
+            found = shape_of(root, name)
             if found != own:
                 raise ModelError(
                     "a fully trained module was replaced after inject",
@@ -130,6 +126,15 @@ def owner_of(root: nn.Module, name: str) -> tuple[nn.Module, str]:
     if owner._parameters.get(leaf) is None and owner._buffers.get(leaf) is None:
         raise AttributeError(f"no tensor {name!r}")
     return owner, leaf
+
+
+def shape_of(root: nn.Module, name: str) -> tuple[int, ...] | None:
+    """Return the shape of a tensor of the base, or None if the base lacks it."""
+    try:
+        owner, leaf = owner_of(root, name)
+    except AttributeError:
+        return None
+    return tuple(getattr(owner, leaf).shape)
 
 
 def path_of(root: nn.Module, name: str) -> str:
