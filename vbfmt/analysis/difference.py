@@ -123,8 +123,8 @@ def _module(a: Adapter, b: Adapter, name: str) -> ModuleDifference | None:
 def _largest_of_factors(a: Adapter, b: Adapter, rows_a: slice, rows_b: slice) -> float:
     """Return the largest difference of an element of A or B.
 
-    It is computed in blocks, because factors may be far larger than the file. In both adapters, the
-    sub-vectors of a module, one after another, are first the elements of A, then those of B.
+    It is computed in blocks, because factors may be far larger than the file. Whatever b is, the
+    concatenated sub-vectors of a module are the elements of A, followed by those of B.
     """
     at_once = math.lcm(a.b, b.b)
     at_once *= max(1, _AT_ONCE // at_once)

@@ -94,7 +94,7 @@ class Scene:
         counts = np.bincount(self.row_groups[0], minlength=len(order))
         starts = (np.cumsum(counts) - counts)[order]
         counts = counts[order]
-        # A row's position in the order, shifted by as much as its module was.
+        # Each row moves by as many positions as the first row of its module.
         moved = np.repeat(starts - (np.cumsum(counts) - counts), counts)
         found: NDArray[np.intp] = np.arange(len(moved), dtype=np.intp) + moved
         return found

@@ -56,8 +56,8 @@ class Catalog:
     A note is a change that is recorded in memory, and written to the database later.
 
     Args:
-        shared: whether every writer of the store also updates this catalog, so that a difference
-            between the two deserves a warning.
+        shared: whether every writer of the store also updates this catalog, so that a catalog that
+            differs from the store deserves a warning.
     """
 
     def __init__(self, backend: Backend, path: str, *, shared: bool) -> None:
@@ -98,9 +98,9 @@ class Catalog:
         """Keep statements to write later.
 
         A transaction for each adapter would cost more than the adapter. If the process ends before
-        the notes are written, the next refresh finds what is missing. When they are written, other
-        processes may have changed or removed the objects, and updated the catalog. So notes come
-        with `unseen`.
+        the notes are written, the next refresh finds what is missing. By the time they are written,
+        other processes may have changed or removed the objects. So each note also marks its group
+        of keys as not seen (`unseen`), and the next refresh lists the group again.
         """
         with self._lock:
             self._notes += statements

@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import sqlite3
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, fields
 from typing import Any
 
 from vbfmt._format.header import Header
@@ -73,20 +73,7 @@ COLUMNS = (
 )
 
 
-_FIELDS = (
-    "digest",
-    "size",
-    "added",
-    "bank",
-    "bank_size",
-    "base_model",
-    "base_revision",
-    "h",
-    "b",
-    "k",
-    "rows",
-    "modules",
-)
+_FIELDS = tuple(each.name for each in fields(Entry))[:-2]
 """The fields of an `Entry` in the order of `COLUMNS`, without the last two fields."""
 
 

@@ -172,9 +172,9 @@ def warm_start(
 
     This starts a new training run; it does not resume one. A packed file holds the k selected
     weights of each sub-vector, not its logits. So the h − k unselected logits all start `gap` below
-    the smallest selected one, and the largest selected logits need not equal the original ones: the
-    softmax ignores a constant that is added to all. The optimizer starts without state. With a
-    larger `gap`, fewer sub-vectors change their selection at first.
+    the smallest selected one. The selected logits may differ from the original ones by a constant,
+    which the softmax ignores. The optimizer starts without state. With a larger `gap`, fewer
+    sub-vectors change their selection at first.
 
     Args:
         source: an adapter, or the path of its packed file.
