@@ -33,7 +33,7 @@ class Pieces(NamedTuple):
 
 
 class Rows(NamedTuple):
-    """The rows of one module for the samples of a batch, in a frame's form.
+    """The rows of one module for the samples of a batch, as a `Frame` stores them.
 
     Attributes:
         samples: positions of these samples in the batch, (R,) int64; None for all samples.
