@@ -65,8 +65,6 @@ def merged(
     weight: Tensor,
     factors: tuple[NDArray[np.float32], NDArray[np.float32]],
     dtype: str,
-    *,
-    transposed: bool,
 ) -> Iterator[Piece]:
     """Yield the pieces of W + B·A in order.
 
@@ -76,15 +74,13 @@ def merged(
 
     Args:
         name: the tensor's name, for messages.
-        weight: W, (out_features, in_features), or (in_features, out_features) if `transposed`.
-        factors: A (rank, in_features) and B (out_features, rank), float32.
+        weight: W, (rows, columns).
+        factors: A (rank, columns) and B (rows, rank), float32.
         dtype: safetensors name of the result's dtype.
-        transposed: whether W is stored as (in_features, out_features).
 
     `Piece.compute` raises TargetError if a weight becomes too large for `dtype`.
     """
-    a, b = factors
-    left, right = (a.T, b.T) if transposed else (b, a)
+    right, left = factors
     values, itemsize = weight.numpy(), numpy_dtype(dtype).itemsize
     threshold = np.inf
     if itemsize == 2 and values.dtype != np.float64:

@@ -1,4 +1,4 @@
-"""Join the factors A and B for a tensor that holds the weights of several modules."""
+"""Join the factors A and B of the modules whose weights a tensor holds."""
 
 from __future__ import annotations
 
@@ -30,13 +30,15 @@ def factors(
     for part in parts:
         here = slice(start, start + part.module.rank)
         own_a, own_b = adapter.factors(part.module.name)
-        block = part.block
-        own_b = own_b[block.own_rows]
-        if block.transposed:
-            a[here, block.rows] = own_b.T
-            b[block.columns, here] = own_a.T
+        rows, columns, own = (
+            slice(None) if positions is None else positions
+            for positions in (part.block.rows, part.block.columns, part.block.own_rows)
+        )
+        if part.block.transposed:
+            a[here, rows] = own_b[own].T
+            b[columns, here] = own_a.T
         else:
-            a[here, block.columns] = own_a
-            b[block.rows, here] = own_b
+            a[here, columns] = own_a
+            b[rows, here] = own_b[own]
         start = here.stop
     return a, b

@@ -25,7 +25,7 @@ from vbfmt.tensors import Tensor, byte_length
 
 @dataclass(frozen=True)
 class Part:
-    """A module's weight, or some rows of it, inside a larger tensor.
+    """A module's weight, or some rows of it, in a tensor.
 
     Attributes:
         module: the adapted module.
@@ -44,16 +44,12 @@ class Item:
         name: its name in the output.
         source: the base's tensor, or the trained tensor that replaces it.
         dtype: safetensors name of its dtype in the output.
-        module: the module whose B·A is added, if the tensor is the weight of a single module.
-        transposed: whether that weight is stored as (in, out).
-        parts: the modules whose B·A are added, if the tensor holds the weights of several modules.
+        parts: the modules whose B·A are added. Only fused tensors hold the weights of several.
     """
 
     name: str
     source: Tensor
     dtype: str
-    module: Module | None = None
-    transposed: bool = False
     parts: tuple[Part, ...] = ()
 
     @property
@@ -64,13 +60,12 @@ class Item:
     @property
     def modules(self) -> set[str]:
         """Names of the modules whose B·A is added to the tensor."""
-        alone = {self.module.name} if self.module is not None else set()
-        return alone | {part.module.name for part in self.parts}
+        return {part.module.name for part in self.parts}
 
     @property
     def copied(self) -> bool:
         """Whether the output has the same bytes as `source`."""
-        return not self.modules and self.dtype == self.source.dtype
+        return not self.parts and self.dtype == self.source.dtype
 
 
 @dataclass(frozen=True)
@@ -189,20 +184,18 @@ def _touched(base: Base, adapter: LowRank, locations: Locations) -> dict[str, It
             )
             if block.rows is None:
                 whole[module] = block.tensor, tensor
-            else:
-                parts.setdefault(block.tensor, []).append(Part(module, block))
-    transposed = refusals.orientations(whole, base)
-    result = {}
-    for module, (name, tensor) in whole.items():
-        if name in result or name in parts:
+            parts.setdefault(block.tensor, []).append(Part(module, block))
+    for module, transposed in refusals.orientations(whole, base).items():
+        name, _ = whole[module]
+        if len(parts[name]) > 1:
             raise SourceError(
                 "two modules of the adapter change the same weight", file=base.path, part=name
             )
-        result[name] = Item(name, tensor, tensor.dtype, module, transposed[module])
-    for name, inside in parts.items():
-        tensor = base.tensors[name]
-        result[name] = Item(name, tensor, tensor.dtype, parts=tuple(inside))
-    return result
+        parts[name] = [Part(module, Block(name, transposed=transposed))]
+    return {
+        name: Item(name, base.tensors[name], base.tensors[name].dtype, tuple(inside))
+        for name, inside in parts.items()
+    }
 
 
 def _replaced(base: Base, adapter: LowRank, locations: Locations) -> dict[str, Tensor]:

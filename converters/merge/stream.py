@@ -140,23 +140,15 @@ def _file_pieces(file: File, factors: LowRank) -> Iterator[Piece]:
 
 
 def _pieces(item: Item, factors: LowRank) -> Iterator[Piece]:
-    if item.module is not None:
-        return arithmetic.merged(
-            item.name,
-            item.source,
-            factors.factors(item.module.name),
-            item.dtype,
-            transposed=item.transposed,
-        )
     if item.parts:
-        return _pieces_of_parts(item, factors)
+        return _merged(item, factors)
     if item.copied:
         return _copied(item.name, item.source.data)
     return arithmetic.converted(item.name, item.source, item.dtype)
 
 
-def _pieces_of_parts(item: Item, factors: LowRank) -> Iterator[Piece]:
-    """Yield the pieces of a tensor that holds the weights of several modules.
+def _merged(item: Item, factors: LowRank) -> Iterator[Piece]:
+    """Yield the pieces of a tensor that holds weights of adapted modules.
 
     A three-dimensional tensor is a stack of matrices, which are computed one after another.
     """
@@ -170,7 +162,7 @@ def _pieces_of_parts(item: Item, factors: LowRank) -> Iterator[Piece]:
             yield from arithmetic.converted(item.name, matrix, item.dtype)
             continue
         pair = composed.factors(parts, factors, (rows, columns))
-        yield from arithmetic.merged(item.name, matrix, pair, item.dtype, transposed=False)
+        yield from arithmetic.merged(item.name, matrix, pair, item.dtype)
 
 
 def _copied(name: str, data: NDArray[np.uint8]) -> Iterator[Piece]:

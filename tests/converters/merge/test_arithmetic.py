@@ -25,7 +25,7 @@ def computed(piece: arithmetic.Piece) -> bytes:
 
 
 def merged(weight: Tensor, a, b, dtype, *, transposed=False):
-    pieces = arithmetic.merged("w", weight, (a, b), dtype, transposed=transposed)
+    pieces = arithmetic.merged("w", weight, (b.T, a.T) if transposed else (a, b), dtype)
     data = b"".join(map(computed, pieces))
     return np.frombuffer(data, numpy_dtype(dtype)).reshape(weight.shape)
 
@@ -180,7 +180,7 @@ def test_a_row_longer_than_a_piece(monkeypatch):
     random = np.random.default_rng(0)
     weight = tensor_of(random.standard_normal((3, 50)), "BF16")
     a, b = (random.standard_normal(shape).astype(np.float32) for shape in ((2, 50), (3, 2)))
-    pieces = list(arithmetic.merged("w", weight, (a, b), "F32", transposed=False))
+    pieces = list(arithmetic.merged("w", weight, (a, b), "F32"))
     assert {piece.size for piece in pieces} == {64, 8}
     assert_right(merged(weight, a, b, "F32"), *exact(weight, a, b, "F32"), "F32")
 
