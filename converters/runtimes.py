@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Literal, TypeAlias
 
@@ -286,7 +286,12 @@ def findings(adapter: LowRank, runtime: str, *, drop_extras: bool = False) -> li
         ConfigError: the runtime is unknown.
     """
     form_of(runtime)
-    return list(_findings(adapter, runtime, drop_extras=drop_extras))
+    skipped = _ABOUT_EXTRAS if drop_extras else ()
+    return [
+        Finding(rule, what)
+        for rule in RULES
+        if rule.runtime == runtime and rule.what not in skipped and (what := rule.what(adapter))
+    ]
 
 
 def require_loadable(adapter: LowRank, runtime: str, *, drop_extras: bool = False) -> list[Finding]:
@@ -307,11 +312,3 @@ def require_loadable(adapter: LowRank, runtime: str, *, drop_extras: bool = Fals
                 advice=finding.rule.advice,
             )
     return found
-
-
-def _findings(adapter: LowRank, runtime: str, *, drop_extras: bool) -> Iterator[Finding]:
-    for rule in RULES:
-        if rule.runtime == runtime and not (drop_extras and rule.what in _ABOUT_EXTRAS):
-            what = rule.what(adapter)
-            if what:
-                yield Finding(rule, what)

@@ -15,8 +15,10 @@ from vbfmt.adapter import Adapter
 from vbfmt.converters import lora
 from vbfmt.converters.lowrank import LowRank
 from vbfmt.errors import TargetError
+from vbfmt.tensors import TORCH, Tensor
 
 if TYPE_CHECKING:
+    import torch
     from peft import PeftModel
 
 _TOLERANCE = 0.02
@@ -107,20 +109,25 @@ def _require_trained(bare: Any, adapter: LowRank, adapter_name: str) -> None:
     """Check that the model has the adapter's other trained tensors."""
     import torch
 
-    from vbfmt.tensors import TORCH
-
-    names = {word: name for name, word in TORCH.items()}
     for name, tensor in adapter.tensors.items():
         found = _trained(bare, name, adapter_name)
-        flat = torch.from_numpy(tensor.data.copy()).view(getattr(torch, names[tensor.dtype]))
         if found is None or tuple(found.shape) != tensor.shape:
             raise _not_loaded(name, "no such tensor" if found is None else tuple(found.shape))
-        values = flat.reshape(tensor.shape)
+        values = as_torch(tensor)
         wanted = values.to(found.device, found.dtype)
         if bool((values.isfinite() & ~wanted.isfinite().cpu()).any()):
             raise _not_loaded(name, f"values that are too large for {found.dtype}")
         if not torch.equal(found.detach().nan_to_num(), wanted.nan_to_num()):
             raise _not_loaded(name, "other values")
+
+
+def as_torch(tensor: Tensor) -> torch.Tensor:
+    """Return a copy of a tensor as PyTorch's."""
+    import torch
+
+    name = next(name for name, code in TORCH.items() if code == tensor.dtype)
+    flat = torch.from_numpy(tensor.data.copy()).view(getattr(torch, name))
+    return flat.reshape(tensor.shape)
 
 
 def _trained(bare: Any, name: str, adapter_name: str) -> Any:

@@ -23,6 +23,7 @@ from vbfmt.adapter import Adapter
 from vbfmt.converters import lora, runtimes
 from vbfmt.converters._files.checkpoint import FLOATS
 from vbfmt.converters.peft import config as peft_config
+from vbfmt.converters.peft.loaded import as_torch
 from vbfmt.converters.vllm import fit
 from vbfmt.converters.vllm.pinned import Pinned
 from vbfmt.errors import TargetError, VbfmtError
@@ -219,7 +220,7 @@ def _tensors(adapter: Adapter, dtype: torch.dtype | None, file: str) -> dict[str
             key = f"base_model.model.{module.name}.lora_{factor}.weight"
             tensors[key] = torch.from_numpy(np.ascontiguousarray(array))
     for key, tensor in lora.extras_by_key(adapter).items():
-        tensors[key] = _as_torch(tensor)
+        tensors[key] = as_torch(tensor)
         if tensor.dtype in FLOATS:
             values = tensor.numpy().astype(np.float32)
             _require_range(np.where(np.isfinite(values), values, 0), kind, key, file)
@@ -239,13 +240,3 @@ def _require_range(values: NDArray[np.float32], dtype: str, part: str, file: str
         )
     except TargetError as error:
         raise error.in_file(file) from None
-
-
-def _as_torch(tensor: Tensor) -> torch.Tensor:
-    import torch
-
-    from vbfmt.tensors import TORCH
-
-    names = {code: name for name, code in TORCH.items()}
-    dtype = getattr(torch, names[tensor.dtype])
-    return torch.from_numpy(tensor.data.copy()).view(dtype).reshape(tensor.shape)
