@@ -11,6 +11,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from tests.torch.models import llama, tokens
 from tests.torch.pool.adapters import ALL, adapter, logits
 from vbfmt.torch import AdapterPool
+from vbfmt.torch.pool.tiles import Tiles
 
 LAYERS = 2 * len(ALL)
 
@@ -45,6 +46,7 @@ def preparing(pool, names):
         pass  # what a number of samples needs once
     with Operations() as operations, pool.forward(names):
         pass
+    assert operations.count.pop("aten::sparse_compressed_tensor") == LAYERS  # not on a GPU
     return operations.count
 
 
@@ -65,8 +67,9 @@ def test_the_same_batch_is_prepared_once(adapters):
 
 
 @pytest.mark.parametrize(("dtype", "most"), [(torch.float32, 5), (torch.bfloat16, 6)])
-def test_a_layer_takes_few_while_decoding(adapters, dtype, most):
-    """Compose A, apply it, weigh, apply B, add; and the input in float32."""
+def test_a_layer_takes_few_while_decoding(adapters, dtype, most, monkeypatch):
+    """As on a GPU: compose A, apply it, weigh, apply B, add; and the input in float32."""
+    monkeypatch.setattr(Tiles, "of", lambda *_: None)
     pool = pool_of(adapters, 4, dtype)
     ids, names = tokens(rows=4)[:, :1], ["0", "1", "2", "3"]
 

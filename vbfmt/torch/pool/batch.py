@@ -6,6 +6,7 @@ import sys
 from collections import OrderedDict
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from math import prod
 from typing import NamedTuple, cast
 
 import torch
@@ -18,6 +19,7 @@ from vbfmt.torch.pool.gather import gathered, to_device
 from vbfmt.torch.pool.layout import Layout
 from vbfmt.torch.pool.own_tensors import Own, OwnTensors, staged
 from vbfmt.torch.pool.residents import Resident, Residents
+from vbfmt.torch.pool.tiles import Tiles
 from vbfmt.torch.pool.update import Pieces, Rows
 
 _KEPT_FRAMES = 16
@@ -65,9 +67,17 @@ class Batch:
         A later layer may get samples and positions as one dimension.
         """
         self.used = True
-        if isinstance(x, Tensor) and x.dim() > 2 and not x.is_nested:
-            mine = x.shape[0] in (self.samples, self.samples * self.copies)
-            self.positions = x.shape[:-1].numel() if mine else 0
+        if isinstance(x, Tensor) and not x.is_nested and x.dim() > 2:
+            shape = x.shape
+            mine = shape[0] in (self.samples, self.samples * self.copies)
+            self.positions = prod(shape[:-1]) if mine else 0
+
+    def is_usual(self, x: object, output: object) -> bool:
+        """Return whether a layer maps (samples, positions, …) to the same, as most do."""
+        if not isinstance(x, Tensor) or not isinstance(output, Tensor) or x.is_nested:
+            return False
+        shape = x.shape
+        return len(shape) == 3 and shape[0] == self.samples and shape[:2] == output.shape[:-1]
 
 
 class Staged(NamedTuple):
@@ -211,11 +221,16 @@ class Staging:
         weight_parts = iter(weights.split_with_sizes(cut.sizes))
         found, start = {}, 0
         for name, span in frame.spans.items():
-            a, b, a_weights, b_weights = (
-                next(parts) for parts in (index_parts, index_parts, weight_parts, weight_parts)
-            )
+            bags = cut.bags[name]
+            tiles = None
+            if frame.tiled:
+                by_tile = next(index_parts)
+                tiles = Tiles.of(bank, by_tile, next(weight_parts), bags)
+                start += len(by_tile)
+            a, b = next(index_parts), next(index_parts)
+            a_weights, b_weights = next(weight_parts), next(weight_parts)
             middle, stop = start + len(a), start + len(a) + len(b)
-            pieces = Pieces(a, b, a_weights, b_weights, *cut.bags[name])
+            pieces = Pieces(a, b, a_weights, b_weights, bags.a, bags.b, bags.outputs, tiles)
             found[name] = Rows(
                 samples, bank, indices, weights, start, middle, stop, span.rank, frame.k, pieces
             )

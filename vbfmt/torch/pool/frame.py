@@ -63,21 +63,27 @@ class Bags(NamedTuple):
 
     Attributes:
         a, b: for sums over the k vectors of one row of A or B: multiples of k.
+        inputs: for all vectors of one tile of the input: multiples of rank · k, and the end.
         outputs: for sums over all vectors of one tile of the output: multiples of rank · k.
+        sums: float32, (a_tiles · rank · k, rank · k): 1 where a dot product belongs to the
+            component of a vector of B.
     """
 
     a: Tensor
     b: Tensor
+    inputs: Tensor
     outputs: Tensor
+    sums: Tensor
 
 
 class Cut(NamedTuple):
     """How to reorder the rows of several samples and split them by module.
 
     Attributes:
-        order: the permutation, (samples · n,) int64. Before it, rows are ordered by sample. After
-            it, they are ordered by module, then by factor (A, B), then by sample.
-        sizes: number of elements of A's and of B's rows, module by module.
+        order: int64, which of the samples' rows to take. Before it, rows are ordered by sample.
+            After it, they are ordered by module, then by block, then by sample. The blocks are A's
+            rows by tile and then by component (on a processor only), A's rows, and B's.
+        sizes: number of elements of each block, module by module.
         bags: offsets of each module, by name.
     """
 
@@ -94,6 +100,7 @@ class Frame:
 
     Attributes:
         length: g, the vector length.
+        tiled: whether a cut also has A's rows by tile, which only a processor reads.
         k: number of vectors that a row selects.
         spans: positions of each module's rows, by name.
         rows: n, the number of rows.
@@ -129,6 +136,7 @@ class Frame:
             tiles = module.in_features // self.length, module.out_features // self.length
             self.spans[name] = Span(ranks[name], *tiles, self.rows)
             self.rows = self.spans[name].stop
+        self.tiled = device.type == "cpu"
         self._device = device
         self._maps: dict[Layout | None, tuple[Tensor, Tensor]] = {}
         self._cuts: OrderedDict[int, Cut] = OrderedDict()
@@ -169,11 +177,11 @@ class Frame:
 
     def _new_cut(self, samples: int) -> Cut:
         rows = np.arange(samples * self.rows).reshape(samples, self.rows)
-        blocks = [
-            rows[:, one:other].reshape(-1)
-            for span in self.spans.values()
-            for one, other in ((span.start, span.middle), (span.middle, span.stop))
-        ]
+        blocks = []
+        for span in self.spans.values():
+            a, b = rows[:, span.start : span.middle], rows[:, span.middle : span.stop]
+            by_tile = a.reshape(samples, span.rank, span.a_tiles).swapaxes(1, 2)
+            blocks += [each.reshape(-1) for each in ((by_tile, a, b) if self.tiled else (a, b))]
         order = torch.from_numpy(np.concatenate(blocks)).to(self._device)
         sizes = [len(block) * self.k for block in blocks]
         shapes = {span.shape for span in self.spans.values()}
@@ -182,13 +190,17 @@ class Frame:
 
     def _bags(self, samples: int, rank: int, a_tiles: int, b_tiles: int) -> Bags:
         def multiples(count: int, step: int) -> Tensor:
-            stop = samples * count * step
+            stop = samples * count * step + 1
             return torch.arange(0, stop, step, dtype=torch.int32, device=self._device)
 
+        component = torch.arange(rank).repeat_interleave(self.k)
+        sums = component.repeat(a_tiles)[:, None] == component
         return Bags(
-            multiples(rank * a_tiles, self.k),
-            multiples(rank * b_tiles, self.k),
-            multiples(b_tiles, rank * self.k),
+            multiples(rank * a_tiles, self.k)[:-1],
+            multiples(rank * b_tiles, self.k)[:-1],
+            multiples(a_tiles, rank * self.k),
+            multiples(b_tiles, rank * self.k)[:-1],
+            sums.float().to(self._device),
         )
 
 

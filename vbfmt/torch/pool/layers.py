@@ -50,17 +50,20 @@ class LayerHook:
     ) -> Any:
         """Return the output with the batch's change, or None for no change."""
         batch = running.batches.get(self.pool)
+        compiling = torch.compiler.is_compiling()
         if batch is None or batch.ended:
-            if not torch.compiler.is_compiling():
+            if not compiling:
                 self.calls.outside += 1
             return None
         x = args[0] if args else next(iter(kwargs.values()))
-        if not torch.compiler.is_compiling():
+        if not compiling:
             self.calls.layers.add(self.index)
             batch.see(x)
         part = batch.parts[self.index]
         if part is None:
             return None
+        if not compiling and not self.of_media and batch.is_usual(x, output):
+            return _with_changes(part, module, x, output)
         self._require_rows(batch, x, output)
         return _changed(batch, part, module, x, output)
 
@@ -120,6 +123,11 @@ def _changed(batch: Batch, part: Part, module: nn.Module, x: Tensor, output: Ten
     positions = output.shape[:-1].numel() // batch.samples
     inputs = x.reshape(batch.samples, positions, x.shape[-1])
     result = output.reshape(batch.samples, positions, output.shape[-1])
+    return _with_changes(part, module, inputs, result).view(output.shape)
+
+
+def _with_changes(part: Part, module: nn.Module, inputs: Tensor, result: Tensor) -> Tensor:
+    """Return (samples, positions, out_features) with the changes of a part."""
     if part.own is not None:
         bias = getattr(module, "bias", None)
         result = with_own_weights(inputs, part.own, bias, result)
@@ -132,4 +140,4 @@ def _changed(batch: Batch, part: Part, module: nn.Module, x: Tensor, output: Ten
             result = result.index_copy(0, rows.samples, some)
     if part.own is not None:
         result = with_own_biases(part.own, result)
-    return result.view(output.shape)
+    return result

@@ -1,8 +1,8 @@
 """Compute B·(A·x) for every sample, and compose the factors of its adapter during the computation.
 
-A is always composed. B is not composed if there is one position per sample, as in decoding: its
-product with c = A·x is then a sum over vectors of the bank, weighted by c·w. For more positions,
-composing B takes fewer operations. Neither factor is kept.
+With one position per sample, as in decoding, B is not composed: its product with c = A·x is a sum
+over vectors of the bank, weighted by c·w. On a processor and without gradients, A is not composed
+then either. For more positions, composing takes fewer operations. Neither factor is kept.
 """
 
 from __future__ import annotations
@@ -11,6 +11,8 @@ from typing import NamedTuple
 
 import torch
 from torch import Tensor
+
+from vbfmt.torch.pool.tiles import Tiles
 
 
 class Pieces(NamedTuple):
@@ -21,6 +23,7 @@ class Pieces(NamedTuple):
         a_weights, b_weights: their weights, flattened float32.
         a_bags, b_bags, sums: int32 offsets where each sum begins: multiples of k for A and for B,
             and multiples of rank · k.
+        tiles: A's rows by tile; None where A is composed in any case, as on a GPU.
     """
 
     a: Tensor
@@ -30,6 +33,7 @@ class Pieces(NamedTuple):
     a_bags: Tensor
     b_bags: Tensor
     sums: Tensor
+    tiles: Tiles | None
 
 
 class Rows(NamedTuple):
@@ -70,6 +74,7 @@ class Rows(NamedTuple):
             multiples(self.middle - self.start, self.k),
             multiples(self.stop - self.middle, self.k),
             multiples(self.stop - self.middle, self.k * self.rank),
+            None,
         )
 
 
@@ -84,22 +89,37 @@ def low_rank_update(x: Tensor, rows: Rows, result: Tensor) -> Tensor:
     Returns:
         (R, T, out_features) in the dtype of `result`.
     """
-    n, positions, in_features = x.shape
     # A compiled graph gets the whole rows, because CUDA graphs copy every tensor that they get.
     pieces = rows.cut() if torch.compiler.is_compiling() else rows.pieces
-    a = _sums(rows.bank, pieces.a, pieces.a_bags, pieces.a_weights).view(n, rows.rank, in_features)
-    low = torch.bmm(x.to(a.dtype), a.transpose(1, 2))
-    if positions == 1:
-        weights = pieces.b_weights.view(n, -1, rows.rank, rows.k)
-        weights = weights * low.view(n, 1, rows.rank, 1).to(weights.dtype)  # c·w
-        added = _sums(rows.bank, pieces.b, pieces.sums, weights.view(-1)).view(n, 1, -1)
+    if x.shape[1] == 1:
+        return _sum(result, _decoded(x, rows, pieces))
+    low = _times_a(x, rows, pieces)
+    b = _sums(rows.bank, pieces.b, pieces.b_bags, pieces.b_weights)
+    b = b.view(len(x), -1, rows.rank, rows.bank.shape[1]).transpose(1, 2)
+    b = b.reshape(len(x), rows.rank, -1)
+    if low.dtype == result.dtype == b.dtype:
+        return torch.baddbmm(result, low, b)
+    return _sum(result, torch.bmm(low, b.to(low.dtype)))
+
+
+def _decoded(x: Tensor, rows: Rows, pieces: Pieces) -> Tensor:
+    """Return B·(A·x) for one position per sample, (R, 1, out_features) float32."""
+    n = len(x)
+    if pieces.tiles is None or torch.is_grad_enabled():
+        low = _times_a(x, rows, pieces).to(pieces.b_weights.dtype)
+        low = low.unsqueeze(3).expand(n, 1, rows.rank, rows.k)
+        weights = pieces.b_weights.view(n, -1, rows.rank, rows.k) * low
     else:
-        b = _sums(rows.bank, pieces.b, pieces.b_bags, pieces.b_weights)
-        b = b.view(n, -1, rows.rank, rows.bank.shape[1]).transpose(1, 2).reshape(n, rows.rank, -1)
-        if low.dtype == result.dtype == b.dtype:
-            return torch.baddbmm(result, low, b)
-        added = torch.bmm(low, b.to(low.dtype))
-    return _sum(result, added)
+        low = pieces.tiles.product(x, rows.bank)
+        weights = pieces.b_weights.view(n, -1, low.shape[2]) * low
+    return _sums(rows.bank, pieces.b, pieces.sums, weights.view(-1)).view(n, 1, -1)
+
+
+def _times_a(x: Tensor, rows: Rows, pieces: Pieces) -> Tensor:
+    """Return A·x, (R, T, rank)."""
+    a = _sums(rows.bank, pieces.a, pieces.a_bags, pieces.a_weights)
+    a = a.view(len(x), rows.rank, -1)
+    return torch.bmm(x.to(a.dtype), a.transpose(1, 2))
 
 
 def _sum(result: Tensor, added: Tensor) -> Tensor:

@@ -1,0 +1,81 @@
+"""Compute A·x on a processor for one position per sample, without composing A.
+
+A component of A·x is a weighted sum of dot products: of a vector of the bank and a tile of x. For a
+large batch, A is larger than a processor's caches, and reading the bank is faster.
+"""
+
+from __future__ import annotations
+
+import warnings
+from functools import lru_cache
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+from vbfmt.torch.pool.frame import Bags
+
+
+class Tiles(NamedTuple):
+    """A's rows of one module, ordered by sample, then by tile of the input, then by component.
+
+    Attributes:
+        pattern: which dot products to compute: sparse CSR of the shape (R · a_tiles, vectors of the
+            bank), with rank · k entries per row. The entries of a row may be in any order. Its
+            values are not used.
+        weights: the weight of each dot product, flattened float32.
+        sums: as in `Bags`.
+    """
+
+    pattern: Tensor
+    weights: Tensor
+    sums: Tensor
+
+    @staticmethod
+    def of(bank: Tensor, indices: Tensor, weights: Tensor, bags: Bags) -> Tiles | None:
+        """Return the rows with these indices and weights, or None if PyTorch cannot compute them.
+
+        PyTorch refuses more entries than all rows of a matrix have places.
+
+        Args:
+            bank: (vectors, g).
+            indices, weights: flattened, int32 and float32.
+            bags: the module's offsets.
+        """
+        shape = (len(bags.inputs) - 1, len(bank))
+        if len(indices) > shape[0] * shape[1] or not _entries_in_any_order():
+            return None
+        pattern = torch.sparse_csr_tensor(
+            bags.inputs, indices, weights, shape, check_invariants=False
+        )
+        return Tiles(pattern, weights, bags.sums)
+
+    def product(self, x: Tensor, bank: Tensor) -> Tensor:
+        """Return A·x, each component k times: (R, 1, rank · k) float32.
+
+        Args:
+            x: (R, 1, in_features).
+            bank: (vectors, g).
+        """
+        vectors = x.to(bank.dtype).reshape(-1, bank.shape[1])
+        found: Tensor = torch.sparse.sampled_addmm(self.pattern, vectors, bank.t(), beta=0.0)
+        products = found.values()
+        return products.mul_(self.weights).view(len(x), -1).mm(self.sums).unsqueeze(1)
+
+
+@lru_cache
+def _entries_in_any_order() -> bool:
+    """Return whether this PyTorch computes a row's entries in their order, repeated ones too.
+
+    Its documentation asks for sorted and different entries, so a later version may not.
+    """
+    bank = torch.tensor([[1.0, 2.0], [3.0, 5.0], [7.0, 11.0]])
+    x = torch.tensor([[13.0, 17.0], [19.0, 23.0]])
+    indices = torch.tensor([2, 0, 0, 1, 1, 0], dtype=torch.int32)
+    starts = torch.tensor([0, 3, 6], dtype=torch.int32)
+    with warnings.catch_warnings():  # PyTorch warns once that sparse CSR tensors are in beta
+        warnings.simplefilter("ignore")
+        zero = torch.zeros(6)
+        pattern = torch.sparse_csr_tensor(starts, indices, zero, (2, 3), check_invariants=False)
+        found = torch.sparse.sampled_addmm(pattern, x, bank.t(), beta=0.0).values()
+    return torch.equal(found, (bank[indices] * x.repeat_interleave(3, dim=0)).sum(1))
