@@ -30,16 +30,19 @@ def test_any_bank_size_selects_what_topk_selects(h, counts, k, seed):
     k = min(k, h)
     generator = torch.Generator().manual_seed(seed)
     blocks = [torch.randn(n, h, generator=generator, dtype=torch.float64) for n in counts]
-    expected = torch.cat(blocks).topk(k, dim=1).indices
-    assert torch.equal(select_top_k(blocks, k), expected)
+    values, expected = torch.cat(blocks).topk(k, dim=1)
+    indices, top = select_top_k(blocks, k)
+    assert torch.equal(indices, expected)
+    assert torch.equal(top, values)
 
 
 @given(h=st.sampled_from([5, 64, 512]), k=st.integers(1, 5), seed=st.integers(0, 2**32 - 1))
 def test_equal_logits_never_select_a_vector_twice(h, k, seed):
     logits = torch.randint(0, 2, (4, h), generator=torch.Generator().manual_seed(seed)).float()
-    chosen = select_top_k([logits], k)
+    chosen, top = select_top_k([logits], k)
     assert all(len(set(row)) == k for row in chosen.tolist())
-    assert torch.equal(logits.gather(1, chosen), logits.topk(k, dim=1).values)
+    assert torch.equal(logits.gather(1, chosen), top)
+    assert torch.equal(top, logits.topk(k, dim=1).values)
 
 
 @pytest.mark.parametrize("h", [16, 512])

@@ -15,8 +15,8 @@ from vbfmt.torch import VectorBank, inject
 from vbfmt.torch.composition import _mixed
 from vbfmt.torch.low_rank import (
     add_low_rank,
-    can_add_in_one_step,
     is_plain_linear,
+    is_special,
     linear_with_low_rank,
 )
 from vbfmt.torch.one_step import compose_in_one_step
@@ -95,9 +95,11 @@ def test_frozen_factors_take_no_time_for_gradients(monkeypatch):
 
 def test_autocast_goes_operation_by_operation():
     x, *_ = operands(of_factors=torch.float32, dtype=torch.float32)
-    assert can_add_in_one_step(x)
+    assert not is_special(x)
     with torch.autocast("cpu", torch.bfloat16):
-        assert not can_add_in_one_step(x)
+        assert is_special(x)
+        with torch.autocast("cpu", enabled=False):
+            assert not is_special(x)
 
 
 def linear(dtype=torch.float64, *, bias=True):
@@ -206,8 +208,8 @@ def test_composing_is_what_the_operations_give(k, frozen):
     torch.manual_seed(0)
     bank = torch.randn(16, 8, dtype=torch.float64, requires_grad=not frozen)
     blocks = [torch.randn(n, 16, dtype=torch.float64, requires_grad=True) for n in (3, 1, 6)]
-    indices = select_top_k(blocks, k)
-    one = compose_in_one_step(bank, indices, blocks)
+    indices, top = select_top_k(blocks, k)
+    one = compose_in_one_step(bank, indices, top, blocks)
     other = _mixed(bank, indices, torch.cat(blocks).gather(1, indices).softmax(1))
     assert torch.equal(one, other)
     upstream, inputs = torch.randn_like(one), [*blocks] if frozen else [bank, *blocks]
@@ -220,11 +222,14 @@ def test_composing_has_second_derivatives():
     torch.manual_seed(0)
     bank = torch.randn(5, 4, dtype=torch.float64, requires_grad=True)
     blocks = [torch.randn(n, 5, dtype=torch.float64, requires_grad=True) for n in (2, 1)]
-    indices = select_top_k(blocks, 2)
-    assert gradcheck(lambda *each: compose_in_one_step(each[0], indices, each[1:]), (bank, *blocks))
-    assert gradgradcheck(
-        lambda *each: compose_in_one_step(each[0], indices, each[1:]), (bank, *blocks)
-    )
+    indices, _ = select_top_k(blocks, 2)
+
+    def apply(bank, *blocks):
+        top = torch.cat(blocks).detach().gather(1, indices)
+        return compose_in_one_step(bank, indices, top, blocks)
+
+    assert gradcheck(apply, (bank, *blocks))
+    assert gradgradcheck(apply, (bank, *blocks))
 
 
 def test_none_where_logits_that_are_not_selected_have_a_gradient():
@@ -262,13 +267,13 @@ def test_two_largest_of_many(others):
     rows[1, [3, 70]] = torch.tensor([2.0, 1.0])
     rows[2, [900, 901]] = torch.tensor([2.0, 1.0])
     rows[3, [5, 600]] = torch.tensor([nan, 1.0])
-    found = select_top_k([rows], 2)
+    found, _ = select_top_k([rows], 2)
     assert found.tolist() == [[70, 3], [3, 70], [900, 901], [5, 600]]
 
 
 def test_one_finite_logit_among_infinities_is_selected_once():
     rows = torch.full((1, 1024), -inf)
     rows[0, 5] = 1.0
-    first, second = select_top_k([rows], 2)[0].tolist()
+    first, second = select_top_k([rows], 2)[0][0].tolist()
     assert first == 5
     assert second != 5

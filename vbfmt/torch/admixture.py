@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import cast
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -12,7 +12,6 @@ from vbfmt.torch.bank import VectorBank
 from vbfmt.torch.composition import Composition, Matrices, Slot, compose_alone, split_rows
 from vbfmt.torch.low_rank import (
     add_low_rank,
-    can_add_in_one_step,
     is_plain_linear,
     is_special,
     linear_with_low_rank,
@@ -119,19 +118,20 @@ class Admixture(LowRankUpdate):
 
     def forward(self, x: Tensor, result: Tensor) -> Tensor:
         """Return result + B·(A·x), as one step of autograd where that gives the same values."""
-        a, bt = self._matrices()
-        if result.is_nested or not can_add_in_one_step(x):
+        compiling = torch.compiler.is_compiling()
+        a, bt = self._matrices(compiling)
+        if compiling or result.is_nested or is_special(x):
             return self._add(x, result, a, bt.t())
         if self._drops:
             x = self.dropout(x.to(a.dtype))
         return add_low_rank(x, result, a, bt)
 
-    def with_linear(self, x: Tensor, layer: nn.Module) -> Tensor | None:
+    def with_linear(self, x: Tensor, layer: Any) -> Tensor | None:
         """Return the layer's output for x with the update, both in one step of autograd; None
         where they take two. Not for use within torch.compile."""
         if self._drops or is_special(x) or not is_plain_linear(layer):
             return None
-        return linear_with_low_rank(x, cast(nn.Linear, layer), *self._matrices())
+        return linear_with_low_rank(x, layer, *self._matrices(compiling=False))
 
     @property
     def _drops(self) -> bool:
@@ -139,7 +139,7 @@ class Admixture(LowRankUpdate):
 
     def factors(self) -> tuple[Tensor, Tensor]:
         """Return A and B, composed from the bank. They are views of this layer's sub-vectors."""
-        a, bt = self._matrices()
+        a, bt = self._matrices(torch.compiler.is_compiling())
         return a, bt.t()
 
     def prepare(self, x: Tensor) -> Tensor:
@@ -151,11 +151,11 @@ class Admixture(LowRankUpdate):
         """Return sizes, rank and k."""
         return f"{self.in_features} → {self.out_features}, rank={self.rank}, k={self.topk}"
 
-    def _matrices(self) -> Matrices:
+    def _matrices(self, compiling: bool) -> Matrices:
         if self._shared is not None:
             composition, slot = self._shared
             now = self.logits
-            found = composition.matrices_of(slot, now)
+            found = composition.matrices_of(slot, now, compiling=compiling)
             # In replicas of nn.DataParallel, the sub-vectors are on the first device.
             if found is not None and found[0].device == now.device:
                 return found

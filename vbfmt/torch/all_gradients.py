@@ -12,16 +12,19 @@ from vbfmt.errors import ModelError
 from vbfmt.torch.one_step import gradient_of_bank, mix
 
 
-def compose_with_all_gradients(bank: Tensor, indices: Tensor, blocks: Sequence[Tensor]) -> Tensor:
+def compose_with_all_gradients(
+    bank: Tensor, indices: Tensor, top: Tensor, blocks: Sequence[Tensor]
+) -> Tensor:
     """Return the rows (N, b) of `compose`, with a gradient for the logits of every vector.
 
     Args:
         bank: (h, b).
         indices: (N, k), the vectors that each row selects.
+        top: their logits (N, k), without a gradient.
         blocks: logits (n, h) each, N rows in all.
     """
     apply: Any = _ComposeWithAllGradients.apply
-    rows: Tensor = apply(bank, indices, *blocks)[0]
+    rows: Tensor = apply(bank, indices, top, *blocks)[0]
     return rows
 
 
@@ -35,18 +38,20 @@ class _ComposeWithAllGradients(torch.autograd.Function):
     """
 
     @staticmethod
-    def forward(bank: Tensor, indices: Tensor, *blocks: Tensor) -> tuple[Tensor, Tensor]:
-        """Compose all rows (N, b), from bank (h, b), indices (N, k) and logits (n, h) each.
+    def forward(
+        bank: Tensor, indices: Tensor, top: Tensor, *blocks: Tensor
+    ) -> tuple[Tensor, Tensor]:
+        """Compose all rows (N, b), from bank (h, b), indices and their logits (N, k).
 
         Returns:
             The rows, and the weights (N, k), which are not differentiable.
         """
-        return mix(bank, indices, blocks)
+        return mix(bank, indices, top)
 
     @staticmethod
     def setup_context(ctx: Any, inputs: tuple[Tensor, ...], output: tuple[Tensor, Tensor]) -> None:
         """Save the tensors that the backward pass needs."""
-        bank, indices, *blocks = inputs
+        bank, indices, _, *blocks = inputs
         rows, weights = output
         ctx.mark_non_differentiable(weights)
         ctx.save_for_backward(bank, indices, weights, rows)
@@ -54,7 +59,7 @@ class _ComposeWithAllGradients(torch.autograd.Function):
 
     @staticmethod
     def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor | None, ...]:
-        """Return the gradients of bank and logits; the indices have none."""
+        """Return the gradients of bank and logits; what was selected has none."""
         gradient, _ = gradients
         if torch.is_grad_enabled():
             raise ModelError(
@@ -70,4 +75,4 @@ class _ComposeWithAllGradients(torch.autograd.Function):
         of_bank = None
         if ctx.needs_input_grad[0]:
             of_bank = gradient_of_bank(bank, indices, weights, gradient)
-        return (of_bank, None, *blocks)
+        return (of_bank, None, None, *blocks)

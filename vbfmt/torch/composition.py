@@ -53,11 +53,11 @@ def compose(
     # On a GPU, one copy costs less than many small kernels. On a CPU, small blocks stay in the
     # cache.
     blocks = logits if bank.device.type == "cpu" else [torch.cat(list(logits))]
-    indices = select_top_k(blocks, k)
+    indices, top = select_top_k(blocks, k)
     if train_unselected and torch.is_grad_enabled():
-        return compose_with_all_gradients(bank, indices, blocks)
+        return compose_with_all_gradients(bank, indices, top, blocks)
     if can_compose_in_one_step(bank):
-        return compose_in_one_step(bank, indices, blocks)
+        return compose_in_one_step(bank, indices, top, blocks)
     parts = torch.split(indices, [len(block) for block in blocks])
     top = torch.cat([block.gather(1, at) for block, at in zip(blocks, parts, strict=True)])
     weights = top.softmax(dim=1).to(bank.dtype)
@@ -239,14 +239,17 @@ class Composition:
         for slot in self._slots:
             slot.matrices = None
 
-    def matrices_of(self, slot: Slot, logits: Tensor) -> Matrices | None:
+    def matrices_of(
+        self, slot: Slot, logits: Tensor, *, compiling: bool = False
+    ) -> Matrices | None:
         """Return a layer's matrices, or None if the layer must compose them itself.
 
         Args:
             slot: the layer's, from `add`.
             logits: the layer's, as they are now.
+            compiling: whether torch.compile traces the call.
         """
-        if torch.compiler.is_compiling():
+        if compiling:
             return slot.matrices
         found, backward = self._mine.current, torch._C._current_graph_task_id()
         if found is None:

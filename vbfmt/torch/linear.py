@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import sys
 from math import gcd
-from typing import cast
+from typing import Any, cast
 
 import torch
 from torch import Tensor, nn
@@ -115,7 +115,9 @@ class VBLoRALinear(nn.Module):
         """The update that is added to the output now; None if there is none or it is merged."""
         if self.active is None or self.before_merge is not None:
             return None
-        return cast(LowRankUpdate, self.updates[self.active])
+        modules: dict[str, Any] = self._modules  # attributes of a module take longer
+        update: LowRankUpdate = modules["updates"]._modules[self.active]
+        return update
 
     def forward(self, x: Tensor) -> Tensor:
         """Return the output (…, out_features) for x (…, in_features), in the base layer's dtype."""
@@ -123,7 +125,7 @@ class VBLoRALinear(nn.Module):
         if not torch.compiler.is_compiling():
             self._called[0] = True
             if isinstance(update, Admixture):
-                both = update.with_linear(x, self.base_layer)
+                both = update.with_linear(x, self._modules["base_layer"])
                 if both is not None:
                     return both
         result: Tensor = self.base_layer(x)

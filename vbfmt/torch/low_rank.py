@@ -7,6 +7,7 @@ that product, which evicts x, the gradient and the code from the caches.
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any
 
 import torch
@@ -22,26 +23,22 @@ _HOOKS_OF_ALL_MODULES = (
 )
 """PyTorch's dictionaries of hooks that all modules call. It only writes to them."""
 
-
-def can_add_in_one_step(x: Tensor) -> bool:
-    """Return whether one step gives the same result as separate operations.
-
-    It does not under torch.compile, which must see the separate operations, nor where `is_special`.
-    """
-    return not (torch.compiler.is_compiling() or is_special(x))
+# Each of these is called for each layer.
+_any_autocast: Callable[[], bool] = torch._C._is_any_autocast_enabled
+_level_of_transforms: Callable[[], int | None] = torch._C._functorch.maybe_current_level
 
 
 def is_special(x: Tensor) -> bool:
-    """Return whether operations on x need more than one step of autograd, outside of torch.compile.
+    """Return whether operations on x must be separate, besides under torch.compile.
 
-    They do within autocast, which casts in forward but not in backward; under torch.func
-    transforms, which must see the separate operations; and for nested tensors, which cannot be
-    reshaped to two dimensions.
+    They must within autocast, which casts in forward but not in backward; under torch.func
+    transforms, which must see them; and for nested tensors, which cannot be reshaped to two
+    dimensions.
     """
     return (
-        (torch._C._is_any_autocast_enabled() and torch.is_autocast_enabled(x.device.type))
+        (_any_autocast() and torch.is_autocast_enabled(x.device.type))
         or x.is_nested
-        or torch._C._functorch.maybe_current_level() is not None
+        or _level_of_transforms() is not None
     )
 
 
@@ -102,9 +99,9 @@ class _AddLowRank(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, x: Tensor, result: Tensor, a: Tensor, bt: Tensor) -> Tensor:
         """Return the sum; A·x is kept for the backward pass too."""
-        low = linear(_flat(x, a.dtype), a)
+        low = linear(_flat(x, a), a)
         ctx.save_for_backward(x, a, bt, low)
-        outer = _flat(result, result.dtype)
+        outer = result.reshape(-1, bt.size(1))
         if result.dtype == low.dtype:
             return torch.addmm(outer, low, bt).view(result.shape)
         return (outer + torch.mm(low, bt)).to(result.dtype).view(result.shape)
@@ -114,11 +111,11 @@ class _AddLowRank(torch.autograd.Function):
         """Return the gradients of x, result, A and Bᵀ."""
         (gradient,) = gradients
         x, a, bt, low = ctx.saved_tensors
-        outer = _flat(gradient, a.dtype)
+        outer = _flat(gradient, bt)
         inner = linear(outer, bt)
         of_x = of_a = of_bt = None
         if ctx.needs_input_grad[2]:
-            of_a, of_bt = _gradients_of_factors(_flat(x, a.dtype), a, low, inner, outer)
+            of_a, of_bt = _gradients_of_factors(_flat(x, a), a, low, inner, outer)
         if ctx.needs_input_grad[0]:
             of_x = torch.mm(inner, a).to(x.dtype).view(x.shape)
         return of_x, gradient, of_a, of_bt
@@ -132,36 +129,34 @@ class _LinearWithLowRank(torch.autograd.Function):
         ctx: Any, x: Tensor, weight: Tensor, bias: Tensor | None, a: Tensor, bt: Tensor
     ) -> Tensor:
         """Return the sum; A·x is kept for the backward pass too."""
-        low = linear(_flat(x, a.dtype), a)
+        flat, shape = x.reshape(-1, a.size(1)), (*x.shape[:-1], bt.size(1))
+        low = linear(flat if flat.dtype == a.dtype else flat.to(a.dtype), a)
         ctx.save_for_backward(x, weight, a, bt, low)
-        result = linear(x, weight, bias).contiguous()
-        outer = result.view(-1, bt.shape[1])
+        result = linear(flat, weight, bias)
         if result.dtype == low.dtype:
-            outer.addmm_(low, bt)
+            result.addmm_(low, bt)
         else:
-            outer.copy_(torch.mm(low, bt).add_(outer))
-        return result
+            result.copy_(torch.mm(low, bt).add_(result))
+        return result.view(shape)
 
     @staticmethod
     def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor | None, ...]:
         """Return the gradients of x, A and Bᵀ."""
         (gradient,) = gradients
         x, weight, a, bt, low = ctx.saved_tensors
-        given = _flat(gradient, gradient.dtype)
-        outer = _flat(given, a.dtype)
+        given, shape = gradient.reshape(-1, bt.size(1)), x.shape
+        outer = given if given.dtype == bt.dtype else given.to(bt.dtype)
         inner = linear(outer, bt)
         of_x = of_a = of_bt = None
         if ctx.needs_input_grad[3]:
-            of_a, of_bt = _gradients_of_factors(_flat(x, a.dtype), a, low, inner, outer)
+            of_a, of_bt = _gradients_of_factors(_flat(x, a), a, low, inner, outer)
         if ctx.needs_input_grad[0]:
             of_x = torch.mm(given, weight)
-            if of_x.dtype != a.dtype:
+            if torch.is_grad_enabled() or of_x.dtype != a.dtype:
                 of_x = (of_x + torch.mm(inner, a)).to(of_x.dtype)
-            elif torch.is_grad_enabled():
-                of_x = torch.addmm(of_x, inner, a)
             else:
                 of_x.addmm_(inner, a)
-            of_x = of_x.view(x.shape)
+            of_x = of_x.view(shape)
         return of_x, None, None, of_a, of_bt
 
 
@@ -174,7 +169,7 @@ def _gradients_of_factors(
     return torch.mm(inner.t(), flat), torch.mm(low.t(), outer)
 
 
-def _flat(x: Tensor, dtype: torch.dtype) -> Tensor:
-    """Return x (…, features) in two dimensions and in this dtype."""
-    flat = x.reshape(-1, x.shape[-1])
-    return flat if flat.dtype == dtype else flat.to(dtype)
+def _flat(x: Tensor, factor: Tensor) -> Tensor:
+    """Return x (…, features) in two dimensions and in the dtype of a factor (rank, features)."""
+    flat = x.reshape(-1, factor.size(1))
+    return flat if flat.dtype == factor.dtype else flat.to(factor.dtype)

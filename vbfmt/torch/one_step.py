@@ -27,23 +27,24 @@ def can_compose_in_one_step(bank: Tensor) -> bool:
     )
 
 
-def compose_in_one_step(bank: Tensor, indices: Tensor, blocks: Sequence[Tensor]) -> Tensor:
+def compose_in_one_step(
+    bank: Tensor, indices: Tensor, top: Tensor, blocks: Sequence[Tensor]
+) -> Tensor:
     """Return the rows (N, b) of `compose`.
 
     Args:
         bank: (h, b).
         indices: (N, k), the vectors that each row selects.
+        top: their logits (N, k), without a gradient.
         blocks: logits (n, h) each, N rows in all.
     """
     apply: Any = _Compose.apply
-    rows: Tensor = apply(bank, indices, *blocks)
+    rows: Tensor = apply(bank, indices, top, *blocks)
     return rows
 
 
-def mix(bank: Tensor, indices: Tensor, blocks: Sequence[Tensor]) -> tuple[Tensor, Tensor]:
-    """Return the sums Σ wᵢ α_i, (N, b), and the weights w, (N, k)."""
-    parts = torch.split(indices, [len(block) for block in blocks])
-    top = torch.cat([block.gather(1, at) for block, at in zip(blocks, parts, strict=True)])
+def mix(bank: Tensor, indices: Tensor, top: Tensor) -> tuple[Tensor, Tensor]:
+    """Return the sums Σ wᵢ α_i, (N, b), and the weights w = Softmax(top), (N, k)."""
     weights = top.softmax(dim=1).to(bank.dtype)
     rows = nn.functional.embedding_bag(indices, bank, per_sample_weights=weights, mode="sum")
     return rows, weights
@@ -61,15 +62,15 @@ class _Compose(torch.autograd.Function):
     """u = Σ wᵢ α_i; logits that are not selected have a zero gradient."""
 
     @staticmethod
-    def forward(ctx: Any, bank: Tensor, indices: Tensor, *blocks: Tensor) -> Tensor:
+    def forward(ctx: Any, bank: Tensor, indices: Tensor, top: Tensor, *blocks: Tensor) -> Tensor:
         """Compose all rows (N, b)."""
-        rows, weights = mix(bank, indices, blocks)
+        rows, weights = mix(bank, indices, top)
         ctx.save_for_backward(bank, indices, weights, *blocks)
         return rows
 
     @staticmethod
     def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor | None, ...]:
-        """Return the gradients of bank and logits; the indices have none."""
+        """Return the gradients of bank and logits; what was selected has none."""
         (gradient,) = gradients
         bank, indices, weights, *blocks = ctx.saved_tensors
         if torch.is_grad_enabled():  # for a second derivative, recompute them from the inputs
@@ -87,4 +88,4 @@ class _Compose(torch.autograd.Function):
         sizes = [len(block) for block in blocks]
         ends = accumulate(sizes)
         parts = [of_logits[end - n : end] for end, n in zip(ends, sizes, strict=True)]
-        return (of_bank, None, *parts)
+        return (of_bank, None, None, *parts)

@@ -12,8 +12,9 @@ _CHUNK = 64
 _WORTH_CHUNKS = 512  # logits in a row; for fewer, one call of topk is faster than two stages
 
 
-def select_top_k(blocks: Sequence[Tensor], k: int) -> Tensor:
-    """Return indices (N, k) int64 of the k largest logits of every row, in descending order.
+def select_top_k(blocks: Sequence[Tensor], k: int) -> tuple[Tensor, Tensor]:
+    """Return indices (N, k) int64 of the k largest logits of every row, in descending order, and
+    these logits (N, k), without a gradient.
 
     Args:
         blocks: logits (n, h) each. NaN counts as the largest, as in `torch.topk`. Among equal
@@ -25,23 +26,30 @@ def select_top_k(blocks: Sequence[Tensor], k: int) -> Tensor:
     with torch.no_grad():
         if blocks[0].device.type == "cpu" and in_chunks:
             return _in_two_stages([block.detach() for block in blocks], k)
-        return torch.cat([block.detach().topk(k, dim=1).indices for block in blocks])
+        found = [block.detach().topk(k, dim=1) for block in blocks]
+        return torch.cat([at for _, at in found]), torch.cat([values for values, _ in found])
 
 
-def _in_two_stages(blocks: Sequence[Tensor], k: int) -> Tensor:
+def _in_two_stages(blocks: Sequence[Tensor], k: int) -> tuple[Tensor, Tensor]:
     """Select in two stages.
 
     The k largest logits of a row are in the k chunks with the largest maxima, which CPUs find with
     vector instructions.
     """
-    chunked = [block.view(len(block), -1, _CHUNK) for block in blocks]
-    maxima = torch.cat([block.amax(2) for block in chunked])
+    count = blocks[0].shape[1] // _CHUNK
+    chunked = [block.view(-1, _CHUNK) for block in blocks]
+    maxima = torch.cat([chunks.amax(1) for chunks in chunked]).view(-1, count)
     two = k == 2 and not torch.compiler.is_compiling()
     best = _two_largest(maxima) if two else maxima.topk(k, dim=1, sorted=False).indices
-    parts = torch.split(best, [len(block) for block in blocks])
-    candidates = torch.cat([_take(block, at) for block, at in zip(chunked, parts, strict=True)])
-    found = candidates.topk(k, dim=1).indices
-    return best.gather(1, found // _CHUNK) * _CHUNK + found % _CHUNK
+    # Positions of the selected chunks in those of their block.
+    rows = torch.arange(0, max(len(chunks) for chunks in chunked), count)
+    starts = torch.cat([rows[: len(block)] for block in blocks])
+    chosen = torch.split((starts[:, None] + best).flatten(), [len(block) * k for block in blocks])
+    candidates = torch.cat(
+        [chunks.index_select(0, at) for chunks, at in zip(chunked, chosen, strict=True)]
+    )
+    top, found = candidates.view(-1, k * _CHUNK).topk(k, dim=1)
+    return best.gather(1, found // _CHUNK) * _CHUNK + found % _CHUNK, top
 
 
 def _two_largest(values: Tensor) -> Tensor:
@@ -51,16 +59,3 @@ def _two_largest(values: Tensor) -> Tensor:
     if bool((first == second).any()):  # all others are −∞
         return values.topk(2, dim=1, sorted=False).indices
     return torch.cat([first, second], dim=1)
-
-
-def _take(part: Tensor, chunks: Tensor) -> Tensor:
-    """Return the selected chunks of every row, joined: (n, k · length).
-
-    Args:
-        part: (n, number of chunks, length).
-        chunks: indices of chunks, (n, k).
-    """
-    n, count, length = part.shape
-    starts = torch.arange(0, n * count, count, device=part.device)
-    rows = (chunks + starts[:, None]).flatten()
-    return part.view(n * count, length).index_select(0, rows).view(n, -1)
