@@ -239,15 +239,15 @@ def _names(value: object, what: str) -> list[str]:
     return names
 
 
+_OF_A_MODULE = [str, int, int, int, bool]
+
+
 def _module(row: object) -> Module:
-    name, in_features, out_features, rank, fan_in_fan_out = _list(row, "modules", 5)
-    return Module(
-        _typed(name, str, "modules"),
-        _uint(in_features, "modules"),
-        _uint(out_features, "modules"),
-        _uint(rank, "modules"),
-        _typed(fan_in_fan_out, bool, "modules"),
-    )
+    fields = _list(row, "modules", 5)
+    if [*map(type, fields)] != _OF_A_MODULE:
+        for value, kind in zip(fields, _OF_A_MODULE, strict=True):
+            _typed(value, kind, "modules")
+    return Module(*fields)
 
 
 def _tensor(row: object) -> tuple[str, str, tuple[int, ...]]:

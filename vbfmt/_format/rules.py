@@ -84,15 +84,19 @@ def broken_modules(modules: Sequence[Module], b: int) -> Iterator[ContentError]:
         yield ContentError("the adapter has no modules", part="module table")
     yield from broken_names([module.name for module in modules], "module")
     for module in modules:
-        part = f"module {module.name}"
         if module.rank < 1:
-            yield ContentError("rank is out of range", part=part, found=module.rank, expected="≥ 1")
+            yield ContentError(
+                "rank is out of range",
+                part=f"module {module.name}",
+                found=module.rank,
+                expected="≥ 1",
+            )
         for what in ("in_features", "out_features"):
             features = getattr(module, what)
             if features < 1 or (b > 0 and features % b):
                 yield ContentError(
                     f"{what} is not a multiple of the vector length",
-                    part=part,
+                    part=f"module {module.name}",
                     found=features,
                     expected=f"a positive multiple of b = {b}",
                 )

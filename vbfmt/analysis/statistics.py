@@ -16,6 +16,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from vbfmt._math.admixture import all_weights
+from vbfmt._math.composition import subvectors
 from vbfmt.adapter import Adapter
 
 _ROWS_AT_ONCE = 1 << 18
@@ -232,25 +233,30 @@ def delta_norms(adapter: Adapter) -> NDArray[np.float64]:
 
 
 def _squared_norms(a: NDArray[np.float32], b: NDArray[np.float32]) -> NDArray[np.float64]:
-    """Return ‖B·A‖² of n pairs of factors, (n, r, in) and (n, out, r): (n,) float64."""
+    """Return ‖B·A‖² of n pairs of factors, A (n, r, in) and Bᵀ (n, r, out): (n,) float64."""
     wide_a, wide_b = a.astype(np.float64), b.astype(np.float64)
-    products = (wide_b.transpose(0, 2, 1) @ wide_b) * (wide_a @ wide_a.transpose(0, 2, 1))
+    products = (wide_b @ wide_b.transpose(0, 2, 1)) * (wide_a @ wide_a.transpose(0, 2, 1))
     found: NDArray[np.float64] = products.sum(axis=(1, 2))
     return found
 
 
 def _stacked(adapter: Adapter) -> Iterator[tuple[NDArray[np.float32], NDArray[np.float32]]]:
-    """Yield all factors in order, those of neighbouring small modules of one shape as one array."""
-    factors = adapter.iter_factors()
+    """Yield all factors in order, A and Bᵀ. Neighbouring small modules of one shape are in one
+    array."""
+    first = 0
     shapes = groupby(adapter, key=attrgetter("rank", "in_features", "out_features"))
     for (rank, columns, rows), modules in shapes:
+        of_a, of_both = rank * columns // adapter.b, rank * (columns + rows) // adapter.b
         at_once = max(1, _ELEMENTS_AT_ONCE // (rank * (columns + rows)))
         while count := sum(1 for _ in islice(modules, at_once)):
-            _, a, b = zip(*islice(factors, count), strict=True)
+            these = slice(first, first + count * of_both)
+            found = subvectors(adapter.bank, adapter.indices[these], adapter.weights[these])
+            found = found.reshape(count, of_both, adapter.b)
             yield (
-                np.concatenate(a).reshape(count, rank, columns),
-                np.concatenate(b).reshape(count, rows, rank),
+                found[:, :of_a].reshape(count, rank, columns),
+                found[:, of_a:].reshape(count, rank, rows),
             )
+            first = these.stop
 
 
 def project(adapter: Adapter) -> Projection:
