@@ -154,6 +154,21 @@ def test_gradients_of_a_linear_layer_of_first_and_second_order():
     assert gradgradcheck(apply, (x, a, bt))
 
 
+def test_the_result_of_a_transform_that_has_ended():
+    """It is still wrapped, and its gradient must reach what it was computed from."""
+    model, (x, _) = net(), batch()
+    inject(model, config())
+    x.requires_grad_()
+    kept = []
+    torch.func.grad(lambda scale: kept.append(3 * x) or (scale * x).sum())(torch.tensor(1.0))
+    layer = model.encoder[0]
+    found = layer(kept[0])
+    assert torch.equal(found, layer(3 * x))
+    (slope,) = torch.autograd.grad(found.sum(), x)
+    (expected,) = torch.autograd.grad(layer(3 * x).sum(), x)
+    assert torch.equal(slope, expected)
+
+
 class Doubled(nn.Linear):
     def forward(self, x):
         return 2 * super().forward(x)

@@ -135,7 +135,9 @@ class Admixture(LowRankUpdate):
 
     @property
     def _drops(self) -> bool:
-        return self.training and self.dropout.p > 0
+        modules: dict[str, Any] = self._modules  # attributes of a module take longer
+        drops: bool = self.training and modules["dropout"].p > 0
+        return drops
 
     def factors(self) -> tuple[Tensor, Tensor]:
         """Return A and B, composed from the bank. They are views of this layer's sub-vectors."""

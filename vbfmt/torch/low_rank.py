@@ -12,6 +12,7 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.autograd.function import _SingleLevelFunction
 from torch.nn.functional import linear
 from torch.nn.modules import module as all_modules
 
@@ -23,9 +24,10 @@ _HOOKS_OF_ALL_MODULES = (
 )
 """PyTorch's dictionaries of hooks that all modules call. It only writes to them."""
 
-# Each of these is called for each layer.
+# Each of these is called for every layer.
 _any_autocast: Callable[[], bool] = torch._C._is_any_autocast_enabled
 _level_of_transforms: Callable[[], int | None] = torch._C._functorch.maybe_current_level
+_unwrapped: Callable[[Tensor], Tensor] = torch._C._functorch.unwrap_if_dead
 
 
 def is_special(x: Tensor) -> bool:
@@ -53,6 +55,7 @@ def is_plain_linear(layer: nn.Module) -> bool:
     weight, bias = layer._parameters.get("weight"), layer._parameters.get("bias")
     return not (
         weight is None
+        or "bias" not in layer._parameters
         or type(weight) is not nn.Parameter
         or weight.requires_grad
         or (bias is not None and bias.requires_grad)
@@ -82,10 +85,13 @@ def add_low_rank(x: Tensor, result: Tensor, a: Tensor, bt: Tensor) -> Tensor:
 def linear_with_low_rank(x: Tensor, layer: nn.Linear, a: Tensor, bt: Tensor) -> Tensor:
     """Return W·x + bias + B·(A·x) for a layer for which `is_plain_linear` is true.
 
-    The result is that of `add_low_rank` for the layer's output.
+    The result is that of `add_low_rank` for the layer's output. Not for use within torch.compile
+    and torch.func transforms.
     """
-    apply: Any = _LinearWithLowRank.apply
-    result: Tensor = apply(x, layer.weight, layer.bias, a, bt)
+    function: Any = _LinearWithLowRank
+    weight, bias = layer._parameters["weight"], layer._parameters["bias"]
+    # A result of a transform that has ended is still wrapped.
+    result: Tensor = function.apply(_unwrapped(x), weight, bias, a, bt)
     return result
 
 
@@ -121,8 +127,12 @@ class _AddLowRank(torch.autograd.Function):
         return of_x, gradient, of_a, of_bt
 
 
-class _LinearWithLowRank(torch.autograd.Function):
-    """The same with the frozen layer's own product; weight and bias have no gradients."""
+class _LinearWithLowRank(_SingleLevelFunction):
+    """The same with the frozen layer's own product; weight and bias have no gradients.
+
+    `torch.autograd.Function.apply` does more, for torch.func transforms and default arguments. For
+    few tokens, that takes as long as the update's products.
+    """
 
     @staticmethod
     def forward(
