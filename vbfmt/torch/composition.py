@@ -188,16 +188,17 @@ class Composition:
     def begin(self) -> None:
         """Compose the sub-vectors of all layers."""
         self.end()
-        require_whole([self.bank.weight, *(layer.logits for layer in self.layers)])
+        logits = [layer.logits for layer in self.layers]
+        require_whole([self.bank.weight, *logits])
         matrices: dict[int, Matrices] = {}
         by_device: dict[torch.device, list[int]] = {}
-        for position, layer in enumerate(self.layers):
-            by_device.setdefault(layer.logits.device, []).append(position)
+        for position, each in enumerate(logits):
+            by_device.setdefault(each.device, []).append(position)
         for device, positions in by_device.items():
             layers = [self.layers[position] for position in positions]
             composed = compose(
                 gathered(self.bank.weight).to(device),
-                [gathered(layer.logits) for layer in layers],
+                [gathered(logits[position]) for position in positions],
                 self.topk,
                 train_unselected=self.bank.train_unselected,
                 select=self.select_for(self.layers[0]),
@@ -210,7 +211,9 @@ class Composition:
                 slot.matrices = matrices[position]
             return
         recording, backward = torch.is_grad_enabled(), _backward_pass()
-        self._mine.current = Pass(matrices, recording, self._versions(), backward)
+        self._mine.current = Pass(
+            matrices, recording, _versions([*logits, self.bank.weight]), backward
+        )
 
     def select_for(self, layer: HasLogits) -> Select | None:
         """Return the function that selects a layer's vectors now; None for the k largest logits.
@@ -257,17 +260,6 @@ class Composition:
         if found.backward != backward or self._is_stale(found, slot.position, logits):
             return None
         return found.matrices[slot.position]
-
-    def _versions(self) -> list[int]:
-        """Return the version counters of all layers' logits and, last, of the bank.
-
-        They count writes. The list is empty for inference tensors, which have no counter, and for
-        sharded tensors, which FSDP replaces during a pass.
-        """
-        written = [*(layer.logits for layer in self.layers), self.bank.weight]
-        if any(tensor.is_inference() or is_sharded(tensor) for tensor in written):
-            return []
-        return [tensor._version for tensor in written]
 
     def _is_stale(self, found: Pass, position: int, logits: Tensor) -> bool:
         """Return whether `found` was interrupted, so that it must not be used any more."""
@@ -316,7 +308,7 @@ class Pass:
     Attributes:
         matrices: a layer's position → its matrices.
         recording: whether the pass records gradients.
-        versions: result of `Composition._versions` when they were composed.
+        versions: of all layers' logits and, last, of the bank, when they were composed.
         backward: number of the backward pass in which this pass began; `_FORWARD` if in none.
     """
 
@@ -324,6 +316,17 @@ class Pass:
     recording: bool
     versions: list[int]
     backward: int
+
+
+def _versions(tensors: Sequence[Tensor]) -> list[int]:
+    """Return the version counters of tensors, which count writes.
+
+    The list is empty for inference tensors, which have no counter, and for sharded tensors, which
+    FSDP replaces during a pass.
+    """
+    if any(tensor.is_inference() or is_sharded(tensor) for tensor in tensors):
+        return []
+    return [tensor._version for tensor in tensors]
 
 
 class _PassOfThread(threading.local):

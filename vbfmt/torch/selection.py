@@ -25,8 +25,8 @@ def select_top_k(blocks: Sequence[Tensor], k: int) -> tuple[Tensor, Tensor]:
     in_chunks = h >= _WORTH_CHUNKS and h % _CHUNK == 0 and k <= h // _CHUNK // 4
     with torch.no_grad():
         if blocks[0].device.type == "cpu" and in_chunks:
-            return _in_two_stages([block.detach() for block in blocks], k)
-        found = [block.detach().topk(k, dim=1) for block in blocks]
+            return _in_two_stages(blocks, k)
+        found = [block.topk(k, dim=1) for block in blocks]
         return torch.cat([at for _, at in found]), torch.cat([values for values, _ in found])
 
 
