@@ -40,10 +40,10 @@ def rows(vectors):
 def test_products_are_those_of_the_composed_factor():
     indices, weights = rows(VECTORS)
     bank, x = torch.randn(VECTORS, LENGTH), torch.randn(SAMPLES, 1, TILES * LENGTH)
-    found = Tiles.of(bank, indices.view(-1), weights.view(-1), bags()).product(x, bank)
+    found = Tiles.of(bank, indices.view(-1), weights.view(-1), bags()).product(x)
     composed = (weights[..., None].double() * bank.double()[indices.long()]).sum(3)
     a = composed.transpose(1, 2).reshape(SAMPLES, RANK, -1)
-    expected = (a @ x.double().transpose(1, 2)).view(SAMPLES, 1, RANK).repeat_interleave(K, dim=2)
+    expected = (a @ x.double().transpose(1, 2)).view(SAMPLES, RANK).repeat_interleave(K, dim=1)
     torch.testing.assert_close(found.double(), expected, rtol=1e-5, atol=1e-5)
 
 

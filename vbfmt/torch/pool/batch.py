@@ -61,23 +61,25 @@ class Batch:
     opener: int = 0
     ended: bool = False
 
-    def see(self, x: object) -> None:
+    def see(self, x: object, output: object) -> bool:
         """Record that a layer was called, and the number of positions in its input.
 
         A later layer may get samples and positions as one dimension.
+
+        Returns:
+            Whether the layer maps (samples, positions, …) to the same, as most do.
         """
         self.used = True
-        if isinstance(x, Tensor) and not x.is_nested and x.dim() > 2:
-            shape = x.shape
-            mine = shape[0] in (self.samples, self.samples * self.copies)
-            self.positions = prod(shape[:-1]) if mine else 0
-
-    def is_usual(self, x: object, output: object) -> bool:
-        """Return whether a layer maps (samples, positions, …) to the same, as most do."""
-        if not isinstance(x, Tensor) or not isinstance(output, Tensor) or x.is_nested:
+        if not isinstance(x, Tensor) or x.is_nested:
             return False
         shape = x.shape
-        return len(shape) == 3 and shape[0] == self.samples and shape[:2] == output.shape[:-1]
+        if len(shape) == 3 and shape[0] == self.samples:
+            self.positions = shape[0] * shape[1]
+            return isinstance(output, Tensor) and output.shape[:-1] == shape[:2]
+        if len(shape) > 2:
+            mine = shape[0] in (self.samples, self.samples * self.copies)
+            self.positions = prod(shape[:-1]) if mine else 0
+        return False
 
 
 class Staged(NamedTuple):

@@ -56,13 +56,14 @@ class LayerHook:
                 self.calls.outside += 1
             return None
         x = args[0] if args else next(iter(kwargs.values()))
+        usual = False
         if not compiling:
             self.calls.layers.add(self.index)
-            batch.see(x)
+            usual = batch.see(x, output) and not self.of_media
         part = batch.parts[self.index]
         if part is None:
             return None
-        if not compiling and not self.of_media and batch.is_usual(x, output):
+        if usual:
             return _with_changes(part, module, x, output)
         self._require_rows(batch, x, output)
         return _changed(batch, part, module, x, output)

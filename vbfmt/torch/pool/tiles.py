@@ -23,11 +23,13 @@ class Tiles(NamedTuple):
         pattern: which dot products to compute: sparse CSR of the shape (R · a_tiles, vectors of the
             bank), with rank · k entries per row. The entries of a row may be in any order. Its
             values are not used.
-        weights: the weight of each dot product, flattened float32.
+        vectors: those of the bank, (g, vectors).
+        weights: the weight of each dot product, (R, a_tiles · rank · k) float32.
         sums: as in `Bags`.
     """
 
     pattern: Tensor
+    vectors: Tensor
     weights: Tensor
     sums: Tensor
 
@@ -48,19 +50,17 @@ class Tiles(NamedTuple):
         pattern = torch.sparse_csr_tensor(
             bags.inputs, indices, weights, shape, check_invariants=False
         )
-        return Tiles(pattern, weights, bags.sums)
+        return Tiles(pattern, bank.t(), weights.view(-1, len(bags.sums)), bags.sums)
 
-    def product(self, x: Tensor, bank: Tensor) -> Tensor:
-        """Return A·x, each component k times: (R, 1, rank · k) float32.
+    def product(self, x: Tensor) -> Tensor:
+        """Return A·x, each component k times: (R, rank · k) float32.
 
         Args:
             x: (R, 1, in_features).
-            bank: (vectors, g).
         """
-        vectors = x.to(bank.dtype).reshape(-1, bank.shape[1])
-        found: Tensor = torch.sparse.sampled_addmm(self.pattern, vectors, bank.t(), beta=0.0)
-        products = found.values()
-        return products.mul_(self.weights).view(len(x), -1).mm(self.sums).unsqueeze(1)
+        tiles = x.to(self.weights.dtype).reshape(-1, len(self.vectors))
+        found: Tensor = torch.sparse.sampled_addmm(self.pattern, tiles, self.vectors, beta=0.0)
+        return found.values().view(self.weights.shape).mul_(self.weights).mm(self.sums)
 
 
 @lru_cache

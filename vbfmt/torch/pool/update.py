@@ -110,8 +110,8 @@ def _decoded(x: Tensor, rows: Rows, pieces: Pieces) -> Tensor:
         low = low.unsqueeze(3).expand(n, 1, rows.rank, rows.k)
         weights = pieces.b_weights.view(n, -1, rows.rank, rows.k) * low
     else:
-        low = pieces.tiles.product(x, rows.bank)
-        weights = pieces.b_weights.view(n, -1, low.shape[2]) * low
+        low = pieces.tiles.product(x).unsqueeze(1)
+        weights = pieces.b_weights.view(n, -1, rows.rank * rows.k) * low
     return _sums(rows.bank, pieces.b, pieces.sums, weights.view(-1)).view(n, 1, -1)
 
 
