@@ -154,7 +154,7 @@ class _LinearWithLowRank(_SingleLevelFunction):
         """Return the gradients of x, A and Bᵀ."""
         (gradient,) = gradients
         x, weight, a, bt, low = ctx.saved_tensors
-        given, shape = gradient.reshape(-1, bt.size(1)), x.shape
+        given = gradient.reshape(-1, bt.size(1))
         outer = given if given.dtype == bt.dtype else given.to(bt.dtype)
         inner = linear(outer, bt)
         of_x = of_a = of_bt = None
@@ -166,7 +166,7 @@ class _LinearWithLowRank(_SingleLevelFunction):
                 of_x = (of_x + torch.mm(inner, a)).to(of_x.dtype)
             else:
                 of_x.addmm_(inner, a)
-            of_x = of_x.view(shape)
+            of_x = of_x.view_as(x)
         return of_x, None, None, of_a, of_bt
 
 
