@@ -286,6 +286,17 @@ def test_two_largest_of_many(others):
     assert found.tolist() == [[70, 3], [3, 70], [900, 901], [5, 600]]
 
 
+def test_nan_beside_a_row_of_one_finite_logit():
+    rows = torch.full((2, 1024), -inf)
+    rows[0, [5, 600]] = nan
+    rows[1, 5] = 1.0
+    found, top = select_top_k([rows], 2)
+    assert sorted(found[0].tolist()) == [5, 600]
+    assert found[1, 0] == 5
+    assert found[1, 1] != 5
+    assert top[1].tolist() == [1.0, -inf]
+
+
 def test_one_finite_logit_among_infinities_is_selected_once():
     rows = torch.full((1, 1024), -inf)
     rows[0, 5] = 1.0

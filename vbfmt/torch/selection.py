@@ -49,13 +49,14 @@ def _in_two_stages(blocks: Sequence[Tensor], k: int) -> tuple[Tensor, Tensor]:
         [chunks.index_select(0, at) for chunks, at in zip(chunked, chosen, strict=True)]
     )
     top, found = candidates.view(-1, k * _CHUNK).topk(k, dim=1)
-    return best.gather(1, found // _CHUNK) * _CHUNK + found % _CHUNK, top
+    at = found // _CHUNK
+    return torch.add(found, best.gather(1, at) - at, alpha=_CHUNK), top
 
 
 def _two_largest(values: Tensor) -> Tensor:
     """Return what `topk` returns for k = 2 (except for ties), in a third of the time."""
     first = values.max(1, keepdim=True).indices
-    second = values.scatter(1, first, -inf).max(1, keepdim=True).indices
-    if bool((first == second).any()):  # all others are −∞
+    largest, second = values.scatter(1, first, -inf).max(1, keepdim=True)
+    if not float(largest.min()) > -inf:  # then `second` may be `first`; or NaN hides −∞
         return values.topk(2, dim=1, sorted=False).indices
     return torch.cat([first, second], dim=1)
