@@ -3,7 +3,7 @@
 ``python -m tests.bench serving --device cuda`` measures on a GPU: all 22 layers, in bfloat16, in
 about two minutes. With ``--compile``, decoding alone, base and pool as CUDA graphs. On a processor
 times are those that one thread spent on it, not the clock's: other work on the machine changes
-them little.
+them little. With ``--threads``, PyTorch has more threads, and times are the clock's.
 
 * `speed`: time of a step; `memory`: bytes, and adapters that come
 * `models`: what is measured; `setting`: where and how
@@ -32,7 +32,7 @@ def rows() -> Iterator[Row]:
 
 @torch.inference_mode()
 def _rows(setting: Setting) -> Iterator[Row]:
-    torch.set_num_threads(1)
+    torch.set_num_threads(setting.threads)
     adapters = random_adapters(modules_of(TINYLLAMA, setting.layers), SAMPLES)
     base = base_of(setting)
     if setting.compiled:
@@ -51,6 +51,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument("--layers", type=int, help="2 on cpu, else 22")
     parser.add_argument("--dtype", help="of the base: float32 on cpu, else bfloat16")
     parser.add_argument("--compile", action="store_true", help="decode alone, with CUDA graphs")
+    parser.add_argument("--threads", type=int, default=1, help="of PyTorch on a processor")
     given = parser.parse_args(arguments)
     setting = usual(given.device)
     setting = replace(
@@ -58,5 +59,6 @@ def main(arguments: Sequence[str] | None = None) -> int:
         layers=given.layers or setting.layers,
         dtype=getattr(torch, given.dtype) if given.dtype else setting.dtype,
         compiled=given.compile,
+        threads=given.threads,
     )
     return 0 if print_table(_rows(setting)) else 1

@@ -26,27 +26,36 @@ class Setting:
         layers: of the model; TinyLlama has 22.
         dtype: of the base; adapters compute in float32, PEFT's too.
         compiled: whether base and pool are compiled with CUDA graphs.
+        threads: of PyTorch on a processor.
     """
 
     device: str
     layers: int
     dtype: torch.dtype
     compiled: bool = False
+    threads: int = 1
 
     def __str__(self) -> str:
-        name = "CPU, one thread" if self.device == "cpu" else torch.cuda.get_device_name()
+        if self.device == "cpu":
+            name = "CPU, one thread" if self.threads == 1 else f"CPU, {self.threads} threads"
+        else:
+            name = torch.cuda.get_device_name()
         dtype = str(self.dtype).removeprefix("torch.")
         return f"{name}, {self.layers} layers, {dtype}{', compiled' * self.compiled}"
 
     def seconds(self, work: Callable[[], object]) -> float:
-        """What a call takes: on a processor its thread's time, on a GPU the clock's."""
-        if self.device == "cpu":
+        """What a call takes: with one thread its time on the processor, otherwise the clock's."""
+        if self.device == "cpu" and self.threads == 1:
             return cpu_seconds(work)
-        torch.cuda.synchronize()
+        self._wait()
         start = time.perf_counter()
         work()
-        torch.cuda.synchronize()
+        self._wait()
         return time.perf_counter() - start
+
+    def _wait(self) -> None:
+        if self.device != "cpu":
+            torch.cuda.synchronize()
 
     def token_ids(self, samples: int, length: int) -> Tensor:
         """Random ones, (samples, length)."""
