@@ -24,7 +24,7 @@ def bags():
         b=none,
         inputs=torch.arange(0, entries + 1, RANK * K, dtype=torch.int32),
         outputs=none,
-        sums=(component.repeat(TILES)[:, None] == component).float(),
+        components=(component.repeat(TILES)[:, None] == component).float(),
     )
 
 

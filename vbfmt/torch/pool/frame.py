@@ -59,13 +59,13 @@ class Span:
 
 
 class Bags(NamedTuple):
-    """Offsets for `embedding_bag`, int32: where each sum begins in a module's flattened rows.
+    """How to sum a module's flattened rows: where each sum begins, int32, and what belongs to it.
 
     Attributes:
         a, b: for sums over the k vectors of one row of A or B: multiples of k.
         inputs: for all vectors of one tile of the input: multiples of rank · k, and the end.
         outputs: for sums over all vectors of one tile of the output: multiples of rank · k.
-        sums: float32, (a_tiles · rank · k, rank · k): 1 where a dot product belongs to the
+        components: float32, (a_tiles · rank · k, rank · k): 1 where a dot product belongs to the
             component of a vector of B.
     """
 
@@ -73,7 +73,7 @@ class Bags(NamedTuple):
     b: Tensor
     inputs: Tensor
     outputs: Tensor
-    sums: Tensor
+    components: Tensor
 
 
 class Cut(NamedTuple):
@@ -194,13 +194,13 @@ class Frame:
             return torch.arange(0, stop, step, dtype=torch.int32, device=self._device)
 
         component = torch.arange(rank).repeat_interleave(self.k)
-        sums = component.repeat(a_tiles)[:, None] == component
+        components = component.repeat(a_tiles)[:, None] == component
         return Bags(
             multiples(rank * a_tiles, self.k)[:-1],
             multiples(rank * b_tiles, self.k)[:-1],
             multiples(a_tiles, rank * self.k),
             multiples(b_tiles, rank * self.k)[:-1],
-            sums.float().to(self._device),
+            components.float().to(self._device),
         )
 
 

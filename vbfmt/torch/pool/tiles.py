@@ -25,13 +25,13 @@ class Tiles(NamedTuple):
             values are not used.
         vectors: those of the bank, (g, vectors).
         weights: the weight of each dot product, (R, a_tiles · rank · k) float32.
-        sums: as in `Bags`.
+        components: as in `Bags`.
     """
 
     pattern: Tensor
     vectors: Tensor
     weights: Tensor
-    sums: Tensor
+    components: Tensor
 
     @staticmethod
     def of(bank: Tensor, indices: Tensor, weights: Tensor, bags: Bags) -> Tiles | None:
@@ -50,7 +50,7 @@ class Tiles(NamedTuple):
         pattern = torch.sparse_csr_tensor(
             bags.inputs, indices, weights, shape, check_invariants=False
         )
-        return Tiles(pattern, bank.t(), weights.view(-1, len(bags.sums)), bags.sums)
+        return Tiles(pattern, bank.t(), weights.view(-1, len(bags.components)), bags.components)
 
     def product(self, x: Tensor) -> Tensor:
         """Return A·x, each component k times: (R, rank · k) float32.
@@ -60,7 +60,7 @@ class Tiles(NamedTuple):
         """
         tiles = x.to(self.weights.dtype).reshape(-1, len(self.vectors))
         found: Tensor = torch.sparse.sampled_addmm(self.pattern, tiles, self.vectors, beta=0.0)
-        return found.values().view(self.weights.shape).mul_(self.weights).mm(self.sums)
+        return found.values().view(self.weights.shape).mul_(self.weights).mm(self.components)
 
 
 @lru_cache

@@ -106,12 +106,10 @@ def _decoded(x: Tensor, rows: Rows, pieces: Pieces) -> Tensor:
     """Return B·(A·x) for one position per sample, (R, 1, out_features) float32."""
     n = len(x)
     if pieces.tiles is None or torch.is_grad_enabled():
-        low = _times_a(x, rows, pieces).to(pieces.b_weights.dtype)
-        low = low.unsqueeze(3).expand(n, 1, rows.rank, rows.k)
-        weights = pieces.b_weights.view(n, -1, rows.rank, rows.k) * low
+        low = _times_a(x, rows, pieces).to(pieces.b_weights.dtype).unsqueeze(3)
     else:
-        low = pieces.tiles.product(x).unsqueeze(1)
-        weights = pieces.b_weights.view(n, -1, rows.rank * rows.k) * low
+        low = pieces.tiles.product(x).view(n, 1, rows.rank, rows.k)
+    weights = pieces.b_weights.view(n, -1, rows.rank, rows.k) * low  # c·w
     return _sums(rows.bank, pieces.b, pieces.sums, weights.view(-1)).view(n, 1, -1)
 
 
