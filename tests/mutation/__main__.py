@@ -14,7 +14,7 @@ import collections
 import difflib
 import json
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import NamedTuple
 
@@ -26,9 +26,11 @@ LOWEST = 0.99
 """The share of mutants that tests must notice in each module, as docs/fidelity.md claims it."""
 
 _SURVIVED = 0
-_NOTICED = {1, 3, 36, -24, 24, 152, 255, -11, -9}
+_TIMED_OUT = {36, -24, 24, 152, 255}
+_NOTICED = {1, 3, -11, -9} | _TIMED_OUT
 """Exit codes of noticed mutants (mutmut/stats.py): a test failed, pytest failed, timeout, killed.
-Not 2, 5, 33, 34 and None: interrupted, no tests, skipped, unchecked."""
+Not 2, 5, 33, 34 and None: interrupted, no tests, skipped, unchecked. A mutant that is explained as
+equivalent and exceeds the time limit is not noticed: the machine was busy."""
 
 
 class Mutant(NamedTuple):
@@ -60,16 +62,14 @@ class Score(NamedTuple):
         return self.killed / (self.killed + self.survived or 1)
 
 
-def survivors(file: Path, results: dict[str, int | None]) -> Iterator[Mutant]:
-    """Return the mutants that no test noticed, with their changes."""
+def with_changes(file: Path, names: Iterable[str]) -> Iterator[Mutant]:
+    """Yield the mutants of these names, with their changes."""
     functions = {
         node.name: node
         for node in ast.walk(ast.parse(file.read_text(encoding="utf-8")))
         if isinstance(node, ast.FunctionDef)
     }
-    for name, code in results.items():
-        if code != _SURVIVED:
-            continue
+    for name in names:
         inner = name.rpartition(".")[2]
         original = _lines(functions[inner.rpartition("__mutmut_")[0] + "__mutmut_orig"])
         mutated = _lines(functions[inner])
@@ -114,17 +114,23 @@ def scored(folder: Path, module: str) -> Score:
     if not meta.is_file():
         return Score(0, 0, 0, 0, 0, [], [])
     results = json.loads(meta.read_text(encoding="utf-8"))["exit_code_by_key"]
-    survived = list(survivors(meta.with_suffix(""), results))
-    left = [mutant for mutant in survived if reason(mutant.name, mutant.change) is None]
-    killed = sum(code in _NOTICED for code in results.values())
+    doubtful = [name for name, code in results.items() if code in {_SURVIVED} | _TIMED_OUT]
+    left, same = [], []
+    for mutant in with_changes(meta.with_suffix(""), doubtful):
+        if reason(mutant.name, mutant.change) is not None:
+            same.append(mutant)
+        elif results[mutant.name] == _SURVIVED:
+            left.append(mutant)
+    explained = {mutant.name for mutant in same}
+    killed = sum(code in _NOTICED for name, code in results.items() if name not in explained)
     return Score(
         mutants=len(results),
         killed=killed,
-        explained=len(survived) - len(left),
+        explained=len(same),
         survived=len(left),
-        undecided=len(results) - killed - len(survived),
+        undecided=len(results) - killed - len(same) - len(left),
         left=left,
-        same=[mutant for mutant in survived if mutant not in left],
+        same=same,
     )
 
 

@@ -75,6 +75,14 @@ def test_an_explanation_that_no_survivor_needs_fails_the_report(report, monkeypa
     assert "explains no survivor: rules.x_f__ 'a - 1'" in text
 
 
+def test_an_explained_mutant_that_exceeds_the_time_limit_is_explained(report, monkeypatch):
+    used = equivalent.Equivalent("rules.x_f__", "a + 1", ("a + 2",), "for the test")
+    monkeypatch.setattr(equivalent, "EQUIVALENT", (used,))
+    status, text = report(KILLED, 36)
+    assert status == 0
+    assert text.splitlines()[1].split() == ["rules", "2", "1", "1", "0", "0", "100.0%"]
+
+
 def test_a_module_without_results_fails_the_report(report):
     assert report(KILLED, modules=["vbfmt/_format/rules.py", "vbfmt/_format/header.py"])[0] == 1
     assert report()[0] == 1
