@@ -1,6 +1,8 @@
-"""All subjects, one table each: ``python -m tests.bench [SUBJECT ...]``.
+"""Run the benchmarks, one table for each subject: ``python -m tests.bench [SUBJECT ...]``.
 
-A subject alone takes options of its own: ``python -m tests.bench training --device cuda``.
+Options of a subject may follow its name, if it is the only one::
+
+    python -m tests.bench training --device cuda
 """
 
 from __future__ import annotations
@@ -14,7 +16,7 @@ SUBJECTS = (
     "start",
     "mathematics",
     "packing",
-    "seeing",
+    "plot",
     "merge",
     "training",
     "store",
@@ -24,7 +26,7 @@ SUBJECTS = (
 
 
 def main(subjects: list[str]) -> int:
-    """Measure; the status is 1 if a bound is missed."""
+    """Run the benchmarks and return the exit status: 1 if a bound is missed."""
     if len(subjects) > 1 and subjects[1].startswith("-"):
         subject, *options = subjects
         run: int = import_module(f"tests.bench.{subject}").main(options)

@@ -1,1 +1,1 @@
-"""Which set-ups work with vbfmt, with PEFT's VB-LoRA and with PEFT's LoRA: a table."""
+"""Which setups work with vbfmt, with PEFT's VB-LoRA and with PEFT's LoRA: a table."""

@@ -1,7 +1,7 @@
-"""Which set-ups work: train, save, resume, pack, load, merge; ours, PEFT's VB-LoRA, PEFT's LoRA.
+"""Which setups work: train, save, resume, pack, load, merge; ours, PEFT's VB-LoRA, PEFT's LoRA.
 
 ``python -m tests.matrix [WORDS]``: in each cell ``yes``, or the first words of the error; ``–``
-where the adapter could not be made. WORDS choose the set-ups whose names have them. Set-ups that
+where the adapter could not be made. WORDS choose the setups whose names have them. Setups that
 need a package that is not installed are left out: bitsandbytes, torchao, hqq, deepspeed. Trainers:
 `tests/torch/test_trainer.py`, `test_trl.py`, `test_lightning.py`, `test_accelerate.py`.
 """
@@ -31,7 +31,7 @@ def main() -> None:
     """Print the table."""
     warnings.simplefilter("ignore")
     words = " ".join(sys.argv[1:])
-    print(f"| set-up | method | {' | '.join(STEPS)} |")
+    print(f"| setup | method | {' | '.join(STEPS)} |")
     print(f"|---|---|{'---|' * len(STEPS)}")
     for name, setup in setups().items():
         for method in METHODS if words in name else ():
@@ -49,7 +49,7 @@ def _print(name: str, method: type[Any], cells: Iterable[str]) -> None:
 
 
 def _cells(method: type[Any], setup: Setup, folder: Path) -> Any:
-    """The table's cells of one method in one set-up; after a failure the later ones go on."""
+    """The table's cells of one method in one setup; after a failure the later ones go on."""
     ids, made = tokens(), None
 
     def outputs(model: nn.Module) -> Tensor:

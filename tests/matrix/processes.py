@@ -1,4 +1,4 @@
-"""Set-ups of two processes, each compared with one process that sees both halves of a batch."""
+"""Setups with two processes, each compared with one process that trains on whole batches."""
 
 from __future__ import annotations
 
@@ -27,10 +27,10 @@ RATE = 1e-2
 
 
 class Parallel:
-    """A model of two processes: DistributedDataParallel.
+    """Training in two processes with DistributedDataParallel.
 
     Attributes:
-        all_save: whether saving is a work of both processes, because parameters are sharded.
+        all_save: whether both processes must call `save`, because parameters are sharded.
     """
 
     all_save = False
@@ -51,22 +51,22 @@ class Parallel:
         self.optimizer.step()
 
     def whole(self) -> AbstractContextManager[Any]:
-        """A block in which parameters are whole."""
+        """Return a context manager within which parameters are not partitioned."""
         return nullcontext()
 
     def trained(self) -> dict[str, torch.Tensor]:
-        """Return what has been trained, whole."""
+        """Return copies of the trained parameters, gathered from all processes."""
         parameters = self.made.model.named_parameters()
         return {n: _whole(p).detach().clone() for n, p in parameters if p.requires_grad}
 
     def save(self, write: Callable[..., None], rank: int) -> None:
-        """Save as the method's documentation has it."""
+        """Save in the way that the method's documentation describes."""
         if rank == 0:
             write()
 
 
 class FullyShard(Parallel):
-    """FSDP2, layer by layer, after the adapter is in the model."""
+    """FSDP2, applied layer by layer to a model that already has the adapter."""
 
     all_save = True
 
@@ -124,7 +124,7 @@ class DeepSpeed(Parallel):
 
 
 def setups() -> dict[str, Callable[[Any], Parallel]]:
-    """All that can be tried here."""
+    """Return the setups whose packages are installed, by name."""
     found: dict[str, Callable[[Any], Parallel]] = {
         "DistributedDataParallel": Parallel,
         "fully_shard (FSDP2)": FullyShard,
@@ -136,7 +136,7 @@ def setups() -> dict[str, Callable[[Any], Parallel]]:
 
 
 def cells(name: str, method: type[Any], folder: Path) -> dict[str, str]:
-    """Return step → cell: what two processes did, and what one process makes of it."""
+    """Run a method in two processes, compare with one process, and return the cell of each step."""
     work = partial(_work, name=name, method=method)
     run_in_two_processes({"work": work}, folder)
     here = folder / "work"
@@ -179,7 +179,8 @@ def cells(name: str, method: type[Any], folder: Path) -> dict[str, str]:
 
 
 def _resumed(alone: Any) -> Callable[[nn.Module], nn.Module]:
-    """Loading without the comparison of values to the bit, which is that of one process."""
+    """Return the function that resumes. `Ours.resume` also compares values bit for bit, which two
+    processes do not reach; so it is replaced by a plain load."""
     if not isinstance(alone, Ours):
         resume: Callable[[nn.Module], nn.Module] = alone.resume
         return resume
@@ -194,7 +195,7 @@ def _resumed(alone: Any) -> Callable[[nn.Module], nn.Module]:
 
 
 def _work(rank: int, folder: Path, name: str, method: type[Any]) -> None:
-    """Train, save, pack and merge in two processes; the first one writes what came of it."""
+    """Train, save, pack and merge in one of two processes. The first one writes the results."""
     parallel: Any = None
 
     def train() -> None:
@@ -222,7 +223,7 @@ def cell(work: Callable[[], object]) -> str:
     """Return "yes", or the first words of the error."""
     try:
         work()
-    except Exception as error:  # noqa: BLE001 - it is shown
+    except Exception as error:  # noqa: BLE001 - the table shows it
         return f"{type(error).__name__}: {str(error).splitlines()[0][:90] if str(error) else ''}"
     return "yes"
 

@@ -1,4 +1,4 @@
-"""Set-ups of one process: bases in several storages, and what is around a model."""
+"""Setups of one process: bases in several storages, and what is around a model."""
 
 from __future__ import annotations
 
@@ -33,7 +33,7 @@ class Setup:
 
 
 def setups() -> dict[str, Setup]:
-    """All that can be tried here."""
+    """Return the setups whose packages are installed, by name."""
     quantized = {}
     if importlib.util.find_spec("bitsandbytes"):
         four, eight = BitsAndBytesConfig(load_in_4bit=True), BitsAndBytesConfig(load_in_8bit=True)

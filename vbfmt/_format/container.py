@@ -139,7 +139,7 @@ def minor_of(start: Bytes) -> int:
 
 
 def pieces(start: Bytes, contents: Sequence[Bytes]) -> Iterator[Bytes]:
-    """Yield the whole file in pieces: `start`, padding and the sections' contents."""
+    """Yield the whole file in pieces: the front, padding and the sections' contents."""
     yield start
     position = len(start)
     for content in contents:
@@ -149,7 +149,8 @@ def pieces(start: Bytes, contents: Sequence[Bytes]) -> Iterator[Bytes]:
 
 
 def digest(start: Bytes) -> str:
-    """Return the adapter's digest: the SHA-256 of `start`, which contains the sections' hashes."""
+    """Return the adapter's digest: the SHA-256 of its front, which contains the sections'
+    hashes."""
     return "sha256:" + hashlib.sha256(start).hexdigest()
 
 

@@ -23,7 +23,11 @@ BANK, INDICES, WEIGHTS, OTHERS = range(4)
 
 @dataclass(frozen=True)
 class PackedFile:
-    """A packed file whose front (preamble, header, layout) has been checked."""
+    """A packed file whose front (preamble, header, layout) has been checked.
+
+    In the embedded form, the bank is a section of the file; in the thin form, it is in another
+    file.
+    """
 
     data: memoryview
     preamble: container.Preamble

@@ -1,4 +1,4 @@
-"""The config of a sum, and what PEFT makes of it."""
+"""The config of a sum of adapters, and how PEFT reads it."""
 
 from __future__ import annotations
 
@@ -19,11 +19,11 @@ def config_of(total):
     return json.loads(total.config or "{}")
 
 
-@pytest.mark.parametrize("turned", [False, True])
-def test_the_config_is_of_the_adapter_that_has_a_trained_head(turned):
+@pytest.mark.parametrize("swapped", [False, True])
+def test_the_config_of_the_adapter_with_a_trained_head_is_kept(swapped):
     plain = adapter_of(config='{"task_type":"CAUSAL_LM"}')
     classifier = adapter_of(config='{"task_type":"SEQ_CLS"}', tensors=HEAD, seed=1)
-    parts = [classifier, plain] if turned else [plain, classifier]
+    parts = [classifier, plain] if swapped else [plain, classifier]
     total = combine.weighted(parts)
     assert config_of(total) == {"task_type": "SEQ_CLS"}
     assert combine.disagreement(total) == (
@@ -32,7 +32,7 @@ def test_the_config_is_of_the_adapter_that_has_a_trained_head(turned):
     assert sorted(total.tasks) == ["CAUSAL_LM", "SEQ_CLS"]
 
 
-def test_one_config_is_the_config():
+def test_if_one_adapter_has_a_config_it_is_kept():
     config = '{"modules_to_save":["head"],"task_type":"SEQ_CLS"}'
     parts = [adapter_of(), adapter_of(config=config, tensors=HEAD, seed=1)]
     assert combine.weighted(parts).config == config
@@ -40,7 +40,7 @@ def test_one_config_is_the_config():
     assert combine.disagreement(combine.weighted(parts)) is None
 
 
-def test_modules_that_two_adapters_have_trained_whole_are_all_named(tmp_path):
+def test_modules_to_save_of_all_adapters_are_kept(tmp_path):
     parts = [
         adapter_of(tensors=HEAD, config='{"modules_to_save":["head"]}'),
         adapter_of(tensors=EMBEDDING, config='{"modules_to_save":["embedding"]}', seed=1),
@@ -51,7 +51,7 @@ def test_modules_that_two_adapters_have_trained_whole_are_all_named(tmp_path):
 
 
 @pytest.mark.parametrize("named", [None, '{"modules_to_save":["head"]}'])
-def test_peft_loads_a_head_that_one_adapter_has_trained_and_another_one_adapts(tmp_path, named):
+def test_peft_loads_a_head_fully_trained_by_one_adapter_and_adapted_by_another(tmp_path, named):
     torch, peft = pytest.importorskip("torch"), pytest.importorskip("peft")
     shapes = {"inner.layer": (16, 24), "inner.head": (8, 24)}
     trained = {"inner.head.weight": tensor_of(np.ones((8, 24)))}

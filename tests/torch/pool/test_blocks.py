@@ -77,7 +77,7 @@ def test_a_block_that_goes_on_in_another_thread(pool):
     thread = threading.Thread(target=begin)
     thread.start()
     assert going.wait(60)
-    with pytest.raises(ModelError, match="has ended in another thread"):
+    with pytest.raises(ModelError, match="has ended in a different thread"):
         next(steps)
     ended.set()
     thread.join()

@@ -47,7 +47,7 @@ class Calls:
         changed = {index for index, part in enumerate(batch.parts) if part is not None}
         if changed and not batch.used and self.outside > outside:
             raise ModelError(
-                "the model ran in another thread than the batch, and so without its adapters",
+                "the model ran in a different thread from the batch, so without its adapters",
                 advice="enter `forward` in the thread that runs the model, or call the pool's "
                 "`generate` there",
             )

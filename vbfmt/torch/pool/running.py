@@ -29,7 +29,7 @@ constant."""
 
 @contextlib.contextmanager
 def run(pool: int, batch: Batch) -> Iterator[None]:
-    """In the block, run a batch in this thread.
+    """Make `batch` the running batch of a pool in this thread, within the block.
 
     A generator or coroutine may be suspended within its block. If another one then began a batch in
     the same thread, the first would continue with the wrong adapters. So this is refused.
@@ -38,7 +38,7 @@ def run(pool: int, batch: Batch) -> Iterator[None]:
         ModelError: another block of this thread is suspended, or this block ends in another thread.
     """
     outer = running.batches.get(pool)
-    if outer is not None and outer.ended:  # in another thread
+    if outer is not None and outer.ended:  # it ended in another thread
         outer = None
     if outer is not None and not _is_called_by(outer.opener):
         raise ModelError(
@@ -51,8 +51,8 @@ def run(pool: int, batch: Batch) -> Iterator[None]:
         yield
         if running.batches.get(pool) is not batch:
             raise ModelError(
-                "a batch has ended in another thread than the one where it began; the model may "
-                "have run without its adapters",
+                "a batch has ended in a different thread from the one where it began; the model "
+                "may have run without its adapters",
                 advice="do not yield or await within `forward`",
             )
     finally:

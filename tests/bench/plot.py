@@ -1,4 +1,4 @@
-"""Pictures of an adapter of the Llama-2-7B shape: seconds and memory. Nobody else draws them."""
+"""Time and memory of plots and pages of an adapter with the Llama-2-7B shape. There is no peer."""
 
 from __future__ import annotations
 
