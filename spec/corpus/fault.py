@@ -1,4 +1,4 @@
-"""How a valid file is given one fault, and the files that get one."""
+"""Put one fault into a valid file, and the base files for this."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ class Invalid(NamedTuple):
 
     Attributes:
         data: the file.
-        kind, part: of the error, in the words of the README.
+        kind, part: kind and part of the error, as the README names them.
         rule: the section of the specification that is broken.
     """
 
@@ -38,7 +38,8 @@ class Invalid(NamedTuple):
 
 
 def put(*path: Any) -> Change:
-    """Sets the value at a path of keys and positions; the last of `path` is the value."""
+    """Set a value of the header. `path` gives keys and positions, and the value as its last
+    item."""
     *route, last, value = path
 
     def change(header: dict[str, Any]) -> None:
@@ -51,8 +52,8 @@ def put(*path: Any) -> Change:
 
 
 def with_contents(data: bytes, change: Change, *contents: tuple[int, bytes]) -> bytes:
-    """The file with its header changed and with other bytes in some sections, by number (a number
-    past the last is one more section): offsets, lengths and hashes are true again."""
+    """Return the file with a changed header and new bytes for some sections, by number (the number
+    after the last adds a section). Offsets, lengths and hashes are updated."""
     fields, header, rest = forge.parts(data)
     held = [rest[offset : offset + length] for offset, length, _ in header["sections"]]
     for number, content in contents:

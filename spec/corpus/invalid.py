@@ -1,4 +1,5 @@
-"""The invalid files of the corpus: one fault each, all checksums and lengths around it right."""
+"""The invalid files of the corpus. Each has one fault; its checksums and other lengths are
+correct."""
 
 from __future__ import annotations
 
@@ -128,7 +129,8 @@ def _hash(section: int) -> bytes:
 
 
 def _unknown_values() -> Iterator[tuple[str, Invalid]]:
-    """What may not stand even in the value of a key that is passed over."""
+    """Yield files with a forbidden value under an unknown key. Readers skip the key, but check its
+    value."""
     start = forge.header_of(forge.with_header(PLAIN, put("optional_features", ["z"])))
     start = b"\x8c" + start[1:] + b"\xa1z"
     for what, value in (
@@ -336,7 +338,7 @@ def _values() -> Iterator[tuple[str, Invalid]]:
 
 
 def files() -> dict[str, Invalid]:
-    """Name → the file and its verdict."""
+    """Return name → the file and its verdict."""
     groups = (
         _preambles,
         _encodings,

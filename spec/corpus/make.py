@@ -1,7 +1,7 @@
-"""Writes the corpus: the files in `valid/`, `invalid/` and `banks/`, and `verdicts.json`.
+"""Write the corpus: the files in `valid/`, `invalid/` and `banks/`, and `verdicts.json`.
 
-They are kept as bytes. A file that exists and would now be written differently is an error, either
-of this script or of the library: run with ``--force`` only when you know which.
+The files are committed. If an existing file would now be written differently, this script or the
+library has changed, which is an error: run with ``--force`` only if you know which one is wrong.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ VERDICTS = "verdicts.json"
 
 
 def corpus() -> dict[str, bytes]:
-    """Every file of the corpus by its path in this folder."""
+    """Return every file of the corpus by its path in this folder."""
     good, bad = valid.files(), invalid.files()
     # What a file without its bank says is what its embedded form says, the digest included.
     without = {f"thin-{name}": pair for name, pair in thin.valid().items()}
@@ -46,7 +46,7 @@ def corpus() -> dict[str, bytes]:
 
 
 def _text(verdicts: dict[str, dict[str, Any]]) -> bytes:
-    """JSON with one file on a line."""
+    """Return JSON text with one file per line."""
     groups = []
     for group, files in verdicts.items():
         lines = (f"{json.dumps(name)}:{_json(verdict)}" for name, verdict in files.items())
@@ -59,8 +59,8 @@ def _json(value: Any) -> str:
 
 
 def content(data: bytes, adapter: Adapter) -> dict[str, Any]:
-    """What a reader must find, worked out here from the adapter that was put in, with the plain
-    arithmetic of Python's own floats and none of the library's reading or composing."""
+    """Return the content that a reader must find. It is computed from the adapter that was written,
+    with Python's floats and without the library's code for reading or composing."""
     rows = [_all_weights(stored) for stored in adapter.weights.tolist()]
     return {
         "digest": "sha256:" + sha256(data[: 32 + len(forge.header_of(data))]),
@@ -104,7 +104,7 @@ def _all_weights(stored: Sequence[float]) -> list[float]:
 
 
 def _factors(adapter: Adapter, name: str, weights: Sequence[Sequence[float]]) -> dict[str, str]:
-    """Hashes of A, row by row, and of B's transpose, row by row."""
+    """Return the hashes of A and of Bᵀ, each row by row."""
     here = adapter.rows(name)
     bank = adapter.bank.tolist()
     values = []
@@ -132,12 +132,12 @@ def _sha256_of(values: Iterable[Sequence[Any]], form: str) -> str:
 
 
 def sha256(data: bytes) -> str:
-    """In hexadecimal digits."""
+    """Return the SHA-256 in hexadecimal digits."""
     return hashlib.sha256(data).hexdigest()
 
 
 def main(force: bool = False) -> int:
-    """Write what is missing; say what would differ."""
+    """Write missing files; report files that would differ."""
     wanted = corpus()
     changed = 0
     for name, data in wanted.items():

@@ -1,5 +1,5 @@
-"""Invalid rows of the header's tables (modules, tensors, sections), and invalid names anywhere. All
-that stands in the sections is what a reader would expect that lacks the rule in question."""
+"""Invalid rows of the header's tables (modules, tensors, sections), and invalid names anywhere. The
+sections have the content that a reader without the broken rule would expect."""
 
 from __future__ import annotations
 
@@ -35,7 +35,8 @@ FAULTY_NAMES = {
 
 
 def modules() -> Iterator[tuple[str, Invalid]]:
-    """Rows of the module table, with as many rows of indices and weights as they would ask for."""
+    """Yield invalid module tables, each with the number of indices and weights that its rows
+    require."""
     for name, row, rows, kind in (
         ("in-features-0", ["layer", 0, 2, 2, False], 2, "content"),
         ("in-features-3", ["layer", 3, 2, 2, False], 5, "content"),
@@ -65,7 +66,7 @@ def modules() -> Iterator[tuple[str, Invalid]]:
 
 
 def _with_tensors(*tensors: tuple[Any, int]) -> bytes:
-    """PLAIN with these rows in its table of tensors, and sections of so many bytes."""
+    """Return PLAIN with these rows in its table of tensors, and sections of these lengths."""
     return with_contents(
         PLAIN,
         put("tensors", [row for row, _ in tensors]),
@@ -74,7 +75,7 @@ def _with_tensors(*tensors: tuple[Any, int]) -> bytes:
 
 
 def tensors() -> Iterator[tuple[str, Invalid]]:
-    """Rows of the table of other tensors, each with its section."""
+    """Yield invalid tables of other tensors, each with its sections."""
     for name, row, length, part, rule in (
         ("of-2", ["t", "U8"], 1, "header, tensors", "5"),
         ("of-4", ["t", "U8", [1], 0], 1, "header, tensors", "5"),
@@ -103,7 +104,7 @@ def tensors() -> Iterator[tuple[str, Invalid]]:
 
 
 def sections() -> Iterator[tuple[str, Invalid]]:
-    """Rows of the table of sections."""
+    """Yield invalid tables of sections."""
     _, header, rest = forge.parts(PLAIN)
     for number, name, length in (
         (BANK, "bank", 28),
@@ -132,8 +133,8 @@ def sections() -> Iterator[tuple[str, Invalid]]:
 
 
 def booleans() -> Iterator[tuple[str, Invalid]]:
-    """True and false where 1 and 0 stand in a file whose every number is 1 or 0: they are no
-    integers."""
+    """Yield a file whose numbers are all 1 or 0, with one number replaced by a boolean. Booleans
+    are not integers."""
     for name, change, what in (
         ("h", put("h", True), "h"),
         ("b", put("b", True), "b"),
@@ -149,7 +150,7 @@ def booleans() -> Iterator[tuple[str, Invalid]]:
 
 
 def names() -> Iterator[tuple[str, Invalid]]:
-    """What no name may be: of a module, a tensor, a feature, or in the metadata."""
+    """Yield files with an invalid name: of a module, a tensor, a feature, or in the metadata."""
     for fault, name in FAULTY_NAMES.items():
         module = forge.with_header(PLAIN, put("modules", 0, 0, name))
         yield f"module-name-{fault}", Invalid(module, "content", "module 0", "3")

@@ -1,4 +1,5 @@
-"""Files without their bank (section 12), made of files with it: by the text, not by the library."""
+"""Files with an external bank (section 12), made from embedded files as the specification says,
+without the library."""
 
 from __future__ import annotations
 
@@ -18,7 +19,7 @@ NAME = "external_bank"
 
 
 def thin(data: bytes) -> bytes:
-    """An embedded file without its bank."""
+    """Return an embedded file without its bank."""
     fields, header, rest = forge.parts(data)
     held = [rest[offset : offset + length] for offset, length, _ in header["sections"]]
     header["required_features"] = sorted([*header["required_features"], NAME])
@@ -31,19 +32,19 @@ def thin(data: bytes) -> bytes:
 
 
 def bank_of(data: bytes) -> bytes:
-    """The bank in an embedded file."""
+    """Return the bank in an embedded file."""
     _, header, rest = forge.parts(data)
     offset, length, _ = header["sections"][BANK]
     return rest[offset : offset + length]
 
 
 def file_name(bank: bytes) -> str:
-    """Of a bank."""
+    """Return the file name of a bank."""
     return f"{hashlib.sha256(bank).hexdigest()}.bank"
 
 
 def valid() -> dict[str, tuple[bytes, Adapter]]:
-    """Name → the embedded form, and what it holds."""
+    """Return name → the embedded form and its content."""
     plain = adapter()
     large = adapter(h=17, b=16)
     made = {
@@ -72,7 +73,7 @@ def valid() -> dict[str, tuple[bytes, Adapter]]:
 
 
 def _huge(b: int) -> bytes:
-    """A bank of one vector of `b` elements, of which the file has two rows."""
+    """Return a file whose header claims a bank of one vector with `b` elements, and two rows."""
 
     def change(header: dict[str, Any]) -> None:
         header["b"] = b
@@ -83,7 +84,7 @@ def _huge(b: int) -> bytes:
 
 
 def invalid() -> Iterator[tuple[str, Invalid]]:
-    """Name → the file without its bank, and its verdict."""
+    """Yield each name with its thin file and verdict."""
     plain, embedded = thin(PLAIN), PLAIN
     _, header, _ = forge.parts(embedded)
     offsets = [entry[0] for entry in header["sections"]]
@@ -143,7 +144,7 @@ def invalid() -> Iterator[tuple[str, Invalid]]:
 
 
 def banks() -> dict[str, bytes]:
-    """Name → the bank's file: of the valid ones, and of the invalid ones that have any."""
+    """Return name → bank file, for the valid files and the invalid files that have one."""
     good = [bank_of(data) for data, _ in valid().values()]
     good += [bank_of(PLAIN), _NAN]
     wrong = {

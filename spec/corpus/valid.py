@@ -1,4 +1,4 @@
-"""The valid files of the corpus: every switch and every boundary of the format, one each."""
+"""The valid files of the corpus: one for every option and every boundary of the format."""
 
 from __future__ import annotations
 
@@ -25,8 +25,8 @@ def adapter(
     first: int = 0,
     **rest: Any,
 ) -> Adapter:
-    """An adapter of the given sizes: row i selects vectors i + first, i + first + 1, … modulo h,
-    all rows with the same stored weights (by default ½, ¼, … of what the format allows)."""
+    """Return an adapter of these sizes. Row i selects vectors i + first, i + first + 1, … modulo h,
+    all rows with the same stored weights (by default ¼, ⅛, …)."""
     modules = modules or (Module("layer", 2 * b, b, 1),)
     stored = [2.0 ** -(i + 2) for i in range(k - 1)] if weights is None else weights
     rows = {}
@@ -44,14 +44,14 @@ def adapter(
 
 
 def tensor(dtype: str, *shape: int) -> Tensor:
-    """A tensor of counted bytes."""
+    """Return a tensor with the bytes 0, 37, 74, … modulo 251."""
     length = byte_length(dtype, shape)
     assert length is not None
     return Tensor(dtype, shape, (np.arange(length) * 37 % 251).astype("u1"))
 
 
 def _with_header_end(remainder: int) -> Adapter:
-    """The header ends that many bytes after a multiple of 64."""
+    """Return a file whose header ends this number of bytes after a multiple of 64."""
     for length in range(1, 66):
         made = adapter(base_model="x" * length)
         if (32 + len(forge.header_of(dumps(made)))) % 64 == remainder:
@@ -60,27 +60,30 @@ def _with_header_end(remainder: int) -> Adapter:
 
 
 def _near_thirds() -> Adapter:
-    """Three all but equal weights: rounded towards zero, so that w₀ is not below w₁."""
+    """Return a file with three almost equal weights, rounded towards zero so that w₀ is not below
+    w₁."""
     third = float(np.nextafter(np.float32(1 / 3), np.float32(0)))
     return adapter(k=3, weights=[third, third])
 
 
 def _remainder_by_order() -> Adapter:
-    """w₀ depends on the order of the float64 sum: from the large to the small, as section 7 says;
-    and it is rounded to float32 once, in the end."""
+    """Return a file whose w₀ depends on the order of the float64 sum: from large to small, as
+    section 7 says, and rounded to float32 once, at the end."""
     weights = [0.3, 0.2, 0.1, 0.05, 1e-9, 1e-12, 1e-17]
     return adapter(h=8, k=8, weights=weights)
 
 
 def _products_by_order() -> Adapter:
-    """½ · 2 is lost in ¼ · 2⁶² and comes back, or not, when that is taken away again."""
+    """Return a file whose products must be added in order: ½ · 2 is lost
+    when it is added to ¼ · 2⁶²."""
     return adapter(
         Module("layer", 1, 1, 1), b=1, k=3, weights=[0.25, 0.25], bank=[2, 2**62, -(2**62)]
     )
 
 
 def _names_by_bytes() -> Adapter:
-    """Names that ascend by UTF-8 bytes and not by UTF-16 units, collation or normal form."""
+    """Return a file with names in ascending order of UTF-8 bytes, but not of UTF-16 units,
+    collation or normal form."""
     names = [
         "Z",
         "a",
@@ -101,7 +104,7 @@ def _minor(data: bytes, minor: int, change: Callable[[dict[str, Any]], object]) 
 
 
 def optional(*features: str, **keys: Any) -> bytes:
-    """A file that declares optional features, with these further keys."""
+    """Return a file that declares optional features and has these extra keys."""
 
     def change(header: dict[str, Any]) -> None:
         header["optional_features"] = list(features)
@@ -111,7 +114,8 @@ def optional(*features: str, **keys: Any) -> bytes:
 
 
 def _every_type() -> dict[str, Any]:
-    """A value of an unknown key: every type and every length that a header may use, 8 deep."""
+    """Return a value for an unknown key with every type and length that a header may use, 8 levels
+    deep."""
     return {
         "": [None, True, False, 0, 127, 128, 255, 256, 65535, 65536, 2**32 - 1, 2**32, 2**64 - 1],
         "bin": [bytes(0), bytes(255), bytes(256)],
@@ -242,7 +246,7 @@ def _texts() -> dict[str, Adapter]:
 
 
 def files() -> dict[str, tuple[bytes, Adapter]]:
-    """Name → the file and what it holds."""
+    """Return name → the file and its content."""
     plain = adapter()
     made = {**_sizes(), **_values(), **_tensors(), **_texts()}
     newer = forge.with_preamble(dumps(plain), minor=1)

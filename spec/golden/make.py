@@ -1,5 +1,5 @@
-"""Write the golden files of this folder. Existing files are never rewritten: if this script makes
-other bytes for one, the library writes other bytes than before, which is an error."""
+"""Write the golden files of this folder. Existing files are never rewritten: if this script
+makes different bytes for one, the library has changed what it writes, which is an error."""
 
 from __future__ import annotations
 
@@ -46,7 +46,7 @@ def wide_indices() -> Adapter:
 
 
 def one_vector() -> Adapter:
-    """h = b = k = 1: no weights at all."""
+    """Return an adapter with h = b = k = 1, which has no weights."""
     module = Module("w", 1, 1, rank=1)
     rows = Rows(np.zeros((2, 1), dtype="u1"), np.zeros((2, 0), dtype="<f4"))
     return Adapter.from_rows(np.array([[0.5]], dtype="<f4"), {module: rows})

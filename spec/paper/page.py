@@ -1,4 +1,5 @@
-"""The page that sets the paper's parameter columns beside ours: ``python -m spec.paper.page``."""
+"""Write the page that compares the paper's parameter counts with ours: ``python -m
+spec.paper.page``."""
 
 from __future__ import annotations
 
@@ -67,13 +68,15 @@ _COLUMNS = (
 
 
 def page() -> str:
-    """The whole page. Takes under a second: it builds and packs an adapter for every row."""
+    """Return the whole page. It builds and packs an adapter for every row, in less than a
+    second."""
     rows = paper.rows()
     return "\n".join([_HEAD, *_table(rows), "", _TAIL.format(**_figures(rows))])
 
 
 def on_disk(row: paper.Row) -> int:
-    """Bytes: of a packed file that is really made, or four per number."""
+    """Return the size in bytes: of a packed file, which is built, or four bytes per number for
+    other methods."""
     if row.shape is None:
         return 4 * row.count
     return len(dumps(paper.random_adapter(row.layers, row.shape)))
@@ -142,7 +145,7 @@ def _lora_on_gpt2(rows: Mapping[tuple[str, str], paper.Row]) -> dict[str, int]:
 
 
 def half(row: paper.Row) -> int:
-    """Sec. 3.4's count of a VB-LoRA row with half the sub-vectors."""
+    """Return the count of Sec. 3.4 for a VB-LoRA row with half the sub-vectors."""
     if row.shape is None:
         raise ValueError("not a row of VB-LoRA")
     return paper.CONVENTIONS[0].count(row.shape, row.rows // 2)

@@ -1,8 +1,8 @@
 """The parameter columns of the paper's Tables 1 to 4, counted again.
 
-The paper prints float32-equivalents, rounded, and does not say of every table how an index was
-counted. So each of its VB-LoRA rows is counted in every plausible way, and a row names those that
-give the printed figure; there are rows that none of them gives.
+The paper prints rounded float32-equivalents, and does not say for every table how an index is
+counted. So each VB-LoRA row is counted in every plausible way, and the row lists the ways that give
+the printed figure. For some rows, no way does.
 """
 
 from __future__ import annotations
@@ -27,15 +27,16 @@ class Convention:
     """A way to count a sub-vector's selection in float32-equivalents.
 
     Attributes:
-        index_bits: of each of the k indices.
-        all_weights: k weights are counted, not k − 1.
+        index_bits: bits of each of the k indices.
+        all_weights: whether k weights are counted, not k − 1.
     """
 
     index_bits: int
     all_weights: bool
 
     def count(self, shape: Shape, rows: int) -> int:
-        """The bank, the indices and the weights of `rows` sub-vectors, rounded up."""
+        """Return the count for the bank, and the indices and weights of `rows` sub-vectors, rounded
+        up."""
         weights = shape.k if self.all_weights else shape.k - 1
         return shape.h * shape.b + rows * weights + -(-rows * shape.k * self.index_bits // 32)
 
@@ -48,16 +49,16 @@ CONVENTIONS = tuple(Convention(bits, full) for full in (False, True) for bits in
 
 @dataclass(frozen=True)
 class Row:
-    """One figure of the paper.
+    """One parameter count in the paper.
 
     Attributes:
-        table: 1 to 4.
-        model, method: as the paper has them.
+        table: number of the table, 1 to 4.
+        model, method: as the paper names them.
         printed: the figure, in millions, with its decimals.
-        layers: what is adapted.
-        shape: of VB-LoRA, else None.
-        count: of the other methods; for VB-LoRA that of Sec. 3.4 (8 bits if h ≤ 256, else 16).
-        size: the other method's rank.
+        layers: the adapted layers.
+        shape: h, b and k for VB-LoRA, else None.
+        count: our count; for VB-LoRA with the formula of Sec. 3.4 (8 bits if h ≤ 256, else 16).
+        size: the rank, for other methods.
     """
 
     table: int
@@ -71,29 +72,30 @@ class Row:
 
     @property
     def rows(self) -> int:
-        """N of VB-LoRA."""
+        """Return N, the number of sub-vectors."""
         return self.shape.subvectors(self.layers) if self.shape else 0
 
     @property
     def conventions(self) -> list[Convention]:
-        """Those that give the printed figure of a VB-LoRA row."""
+        """Return the conventions that give the printed figure of a VB-LoRA row."""
         if self.shape is None:
             return []
         return [c for c in CONVENTIONS if self.gives(c.count(self.shape, self.rows))]
 
     @property
     def fits(self) -> bool:
-        """Whether a count gives the printed figure."""
+        """Return whether a count gives the printed figure."""
         return bool(self.conventions) if self.shape else self.gives(self.count)
 
     def gives(self, count: int) -> bool:
-        """Whether `count`, rounded to the printed decimals, is the printed figure."""
+        """Return whether `count`, rounded to the printed decimals, is the printed figure."""
         printed = Decimal(self.printed)
         return (Decimal(count) / 1_000_000).quantize(printed, ROUND_HALF_UP) == printed
 
 
 def random_adapter(layers: Sequence[Linear], shape: Shape, seed: int = 0) -> Adapter:
-    """An adapter of this shape with random content, whose file has the length of a trained one."""
+    """Return an adapter of this shape with random content. Its file is as long as that of a trained
+    one."""
     generator = np.random.default_rng(seed)
     rows = {}
     for layer in layers:
@@ -111,7 +113,8 @@ def random_adapter(layers: Sequence[Linear], shape: Shape, seed: int = 0) -> Ada
 
 
 def rows() -> tuple[Row, ...]:
-    """Every row of Tables 1 to 4 with a parameter count of an adapter, in the paper's order."""
+    """Return every row of Tables 1 to 4 that gives the parameter count of an adapter, in the
+    paper's order."""
     return (*_table_1(), *_table_2(), *_table_3(), *_table_4())
 
 
@@ -206,7 +209,8 @@ def _other(
 
 
 def _with_separate_projections(layers: Sequence[Linear]) -> tuple[Linear, ...]:
-    """GPT-2's one layer for query, key and value as the three matrices that the paper counts."""
+    """Split GPT-2's fused layer for query, key and value into the three matrices that the paper
+    counts."""
     found: list[Linear] = []
     for layer in layers:
         if layer.leaf != "c_attn":

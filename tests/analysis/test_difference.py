@@ -26,7 +26,7 @@ def test_an_adapter_does_not_differ_from_itself(adapter):
 
 @st.composite
 def pairs(draw):
-    """An adapter, and one that differs from it in one thing at the most."""
+    """Draw an adapter, and one that differs from it in at most one field."""
     a = draw(adapters())
     part = draw(st.sampled_from(["config", "metadata", "tensors", "base_model", "bank", "modules"]))
     drawn = {
@@ -58,12 +58,12 @@ def test_adapters_differ_exactly_when_they_are_not_equal(pair):
 
 @pytest.mark.parametrize("one", [None, *CONFIGS])
 @pytest.mark.parametrize("other", [None, *CONFIGS])
-def test_configs_that_python_holds_equal_differ(one, other):
+def test_configs_that_are_equal_in_python_but_not_in_json_differ(one, other):
     a, b = (dataclasses.replace(worked_example(), config=text) for text in (one, other))
     assert compare(a, b).same == (one == other)
 
 
-def test_a_changed_weight_is_measured_where_a_model_feels_it():
+def test_the_effect_of_a_changed_weight_on_the_factors_is_measured():
     a = worked_example()
     weights = a.weights.copy()
     weights[0] = 0.125
@@ -75,7 +75,7 @@ def test_a_changed_weight_is_measured_where_a_model_feels_it():
     assert not difference.parts
 
 
-def test_another_selection_is_counted():
+def test_rows_with_a_different_selection_are_counted():
     a = worked_example()
     indices = a.indices.copy()
     indices[0] = [2, 1]
@@ -111,7 +111,7 @@ def test_bytes_of_other_tensors_are_counted():
     assert line.endswith(" of 24 bytes")
 
 
-def test_other_modules_are_named():
+def test_modules_of_only_one_adapter_are_named():
     difference = compare(worked_example(), wide_indices())
     assert difference.only_in_a == ("layer",)
     assert difference.only_in_b == ("h.0.attn.c_attn", "h.0.mlp.c_fc")
@@ -127,7 +127,7 @@ def test_a_bank_that_differs_in_the_sign_of_zero_differs():
 
 
 def test_factors_far_larger_than_their_file_are_compared_in_little_memory():
-    """70 kB took 2 GB: all elements of both adapters' factors at once."""
+    """A file of 70 kB took 2 GB, because all factors of both adapters were in memory at once."""
     vast = tiny_adapter(Module("m", 1 << 20, 1 << 20, 4), h=1, b=1 << 14, k=1)
     other = dataclasses.replace(vast, bank=vast.bank + 1)
     tracemalloc.start()
@@ -139,7 +139,7 @@ def test_factors_far_larger_than_their_file_are_compared_in_little_memory():
         tracemalloc.stop()
 
 
-def test_adapters_of_another_vector_length_are_compared_element_by_element():
+def test_adapters_with_different_vector_lengths_are_compared_by_element():
     one = tiny_adapter(Module("m", 12, 24, 2), h=1, b=4, k=1)
     other = tiny_adapter(Module("m", 12, 24, 2), h=1, b=6, k=1)
     expected = max(
@@ -149,8 +149,9 @@ def test_adapters_of_another_vector_length_are_compared_element_by_element():
     assert compare(one, other).modules[0].largest_factor == expected
 
 
-def test_adapters_of_another_k_are_compared_by_their_factors():
-    """The worked example, once with its rows filled up to k = 3 by a weight of zero."""
+def test_adapters_with_different_k_are_compared_by_their_factors():
+    """Compare the worked example with a copy whose rows are padded to k = 3 with a weight of
+    zero."""
     two = worked_example()
     three = dataclasses.replace(
         two,

@@ -1,4 +1,4 @@
-"""Where modules stand, read from their names."""
+"""The layer and kind of modules, found from their names."""
 
 from __future__ import annotations
 
@@ -33,7 +33,7 @@ def test_llama():
     assert found["model.layers.0.mlp.up_proj"] == Position(0, "up_proj")
 
 
-def test_bert_has_three_kinds_of_dense_and_a_pooler():
+def test_dense_layers_of_bert_are_of_three_kinds_and_a_pooler():
     stems = ("attention.output.dense", "intermediate.dense", "output.dense", "attention.self.query")
     found = positions([*(f"bert.encoder.layer.3.{stem}" for stem in stems), "bert.pooler.dense"])
     assert [place.kind for place in found.values()] == [
@@ -69,7 +69,7 @@ def test_kinds_differ_exactly_where_names_differ_by_more_than_numbers(found):
             assert (where[one].kind == where[other].kind) == same
 
 
-def test_reading_order_counts_as_people_do():
+def test_numbers_in_names_are_ordered_as_numbers():
     adapter = adapter_of("head", "layers.10.a", "layers.2.b", "layers.2.a")
     assert reading_order(found_in(adapter)) == ["layers.2.a", "layers.2.b", "layers.10.a", "head"]
 
@@ -95,6 +95,6 @@ def test_every_module_is_in_a_group_and_no_group_is_empty(adapter, most):
 
 
 @pytest.mark.parametrize(("most", "expected"), [(3, ["a", "b", "c"]), (2, ["a", "others"])])
-def test_the_rarest_kinds_are_put_together(most, expected):
+def test_the_rarest_kinds_are_grouped(most, expected):
     adapter = adapter_of("layers.0.a", "layers.1.a", "layers.0.b", "layers.0.c")
     assert kinds(found_in(adapter), most)[0] == expected

@@ -1,4 +1,4 @@
-"""Counts and norms, each against the plainest way to get them."""
+"""Counts and norms, compared with the simplest way to compute them."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from vbfmt.analysis import statistics as s
 
 
 def small() -> Adapter:
-    """Two modules, four vectors of two elements, five sub-vectors."""
+    """Return an adapter with two modules, four vectors of two elements, and five sub-vectors."""
     bank = np.array([[1, 0], [0, 1], [3, 4], [0, 0]], "f4")
     indices = np.array([[0, 1], [0, 2], [0, 1], [2, 1], [0, 2]], "u1")
     weights = np.array([[0.5], [0.25], [0.0], [0.25], [0.5]], "f4")
@@ -26,11 +26,11 @@ def small() -> Adapter:
     )
 
 
-def test_usage_by_hand():
+def test_usage_of_a_small_example():
     assert s.usage(small()).tolist() == [4, 3, 3, 0]
 
 
-def test_balance_by_hand():
+def test_balance_of_a_small_example():
     found = s.balance(small())
     assert (found.unused, found.least, found.most, found.mean) == (1, 0, 4, 2.5)
     assert found.spread == pytest.approx(1.5)
@@ -46,7 +46,7 @@ def test_rows_belong_to_modules_and_factors():
     assert in_b.tolist() == [False, True, True, False, True]
 
 
-def test_chance_is_what_random_drawing_gives():
+def test_the_chance_level_is_that_of_random_selection():
     rng = np.random.default_rng(0)
     h, k, n = 40, 3, 2000
     indices = np.sort(np.argsort(rng.random((n, h)), axis=1)[:, :k], axis=1).astype("u1")
@@ -90,7 +90,7 @@ def test_selections_in_bins(adapter, data):
 
 
 @given(adapters())
-def test_norms_of_delta_without_delta(adapter):
+def test_norms_of_delta_are_computed_without_delta(adapter):
     found = s.delta_norms(adapter)
     for norm, module in zip(found, adapter, strict=True):
         a, b = (factor.astype(float) for factor in adapter.factors(module.name))
@@ -138,7 +138,7 @@ def test_projection_finds_the_plane_that_the_bank_lies_in():
 
 
 @pytest.mark.parametrize("shape", [(5, 9), (9, 5)])
-def test_both_ways_to_the_components_agree(shape):
+def test_both_ways_to_compute_the_components_agree(shape):
     bank = np.random.default_rng(1).standard_normal(shape).astype("f4")
     rows = Rows(np.zeros((2, 1), "u1"), np.zeros((2, 0), "f4"))
     found = s.project(Adapter.from_rows(bank, {Module("m", shape[1], shape[1], 1): rows}))
@@ -169,7 +169,7 @@ def test_spread_of_weight_sums_is_that_of_all_possible_draws(k):
     np.testing.assert_allclose(found, np.sqrt(expected), atol=1e-7)
 
 
-def test_vectors_drawn_at_random_are_k_different_ones_and_all_as_likely():
+def test_random_selection_draws_k_distinct_vectors_with_equal_probability():
     h, k, n = 7, 3, 20001
     bank = np.ones((h, 1), "f4")
     rows = Rows(np.tile(np.arange(k, dtype="u1"), (n, 1)), np.full((n, k - 1), 0.25, "f4"))

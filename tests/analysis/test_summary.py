@@ -1,4 +1,4 @@
-"""What an adapter weighs and how it uses its bank."""
+"""The summary of an adapter: its bytes, and how it uses its bank."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ def test_everything_is_counted_once(adapter):
 
 
 @given(adapters())
-def test_the_histogram_of_usage_covers_least_to_most(adapter):
+def test_the_histogram_of_usage_covers_the_range_of_counts(adapter):
     found = summarize(adapter, 1)
     assert found.usage.edges[0] == found.balance.least
     assert found.usage.edges[-1] > found.balance.most

@@ -1,4 +1,4 @@
-"""``make architectures``: every architecture of the installed transformers, tiny, checked.
+"""``make architectures``: check a tiny model of every architecture of the installed transformers.
 
 python -m tests.architectures [--only REGEX] [--json FILE] [--jobs N]
 """
@@ -20,7 +20,7 @@ _SECONDS = 240
 
 
 def main() -> None:
-    """Check, one architecture after the other, and write what was found as JSON lines."""
+    """Check one architecture after the other, and write the results as JSON lines."""
     parser = argparse.ArgumentParser()
     parser.add_argument("--only", default="")
     parser.add_argument("--json", default="build/architectures.jsonl")

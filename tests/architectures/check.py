@@ -1,4 +1,5 @@
-"""One architecture: PEFT's adapter packed, merged, expanded and loaded, each compared with PEFT."""
+"""Check one architecture: pack, merge, expand and load PEFT's adapter, and compare each step with
+PEFT."""
 
 from __future__ import annotations
 
@@ -32,19 +33,19 @@ State = dict[str, torch.Tensor]
 
 
 class NotComparableError(Exception):
-    """transformers or PEFT alone cannot do what is to be compared."""
+    """Transformers or PEFT fails without vbfmt, so there is nothing to compare."""
 
 
 @dataclass(frozen=True)
 class Result:
-    """What became of an architecture.
+    """The result for an architecture.
 
     Attributes:
-        name: its class.
-        task: what for.
+        name: name of its class.
+        task: the task of that class.
         steps: step → ``equal``, ``refused: …``, ``failed: …`` or ``wrong: …``.
-        modules: how many were adapted.
-        without: why there is nothing to compare, if so.
+        modules: number of adapted modules.
+        without: why there is nothing to compare, or None.
     """
 
     name: str
@@ -55,7 +56,7 @@ class Result:
 
 
 def check(task: str, name: str, folder: str) -> Result:
-    """Make the model, adapt it, and compare every step."""
+    """Build the model, adapt it with PEFT, and compare every step."""
     try:
         model, built = _base(name, folder)
         adapted = _adapted(model, built, folder)
@@ -139,7 +140,8 @@ def _adapted(model: nn.Module, build: Build, folder: str) -> Any:
 
 
 def _targets(model: nn.Module) -> tuple[list[str], int]:
-    """Linear layers of every kind, of all one orientation, and a length of vectors for them."""
+    """Return linear layers of every kind, all with the same orientation, and a vector length that
+    fits them."""
     output = _output(model)
     layers = {
         name: module
@@ -170,7 +172,7 @@ def _output(model: nn.Module) -> nn.Module | None:
 
 
 def _heads(model: nn.Module, targets: list[str]) -> list[str]:
-    """Heads and routers to be trained whole."""
+    """Return heads and routers to train fully (`modules_to_save`)."""
     found = set()
     for name, module in model.named_modules():
         leaf = name.rpartition(".")[2]
@@ -254,7 +256,7 @@ def _short(error: Exception) -> str:
 
 @contextlib.contextmanager
 def quiet() -> Iterator[None]:
-    """transformers without its progress and its warnings."""
+    """Silence transformers' progress bars and warnings."""
     transformers.logging.set_verbosity(50)
     transformers.logging.disable_progress_bar()
     yield

@@ -1,8 +1,10 @@
-"""A mixed batch of the pool, beside merged models, with every text architecture of transformers.
+"""Compare a mixed batch of the pool with merged models, for every text architecture of
+transformers.
 
-``python -m tests.architectures.pool [REGEX]``: five samples, with two adapters or none, of 7, 5 and
-1 positions. One line each: the largest difference of the logits, relative to the largest logit.
-A length at which the base's own logits depend on the batch is left out (RWKV, 1 position).
+``python -m tests.architectures.pool [REGEX]``: run five samples, each with one of
+two adapters or none, at lengths of 7, 5 and 1 positions. Print one line per architecture: the
+largest difference of the logits, relative to the largest logit. A length at which the base's own
+logits depend on the batch is left out (RWKV, 1 position).
 """
 
 from __future__ import annotations
@@ -30,7 +32,7 @@ TOLERANCE = 1e-4
 
 
 def main() -> None:
-    """Print what became of each architecture, and how many of each outcome there are."""
+    """Print the outcome of each architecture, and the number of each outcome."""
     os.environ["HF_HUB_OFFLINE"] = "1"
     torch.set_num_threads(1)
     outcomes: Counter[str] = Counter()
@@ -94,7 +96,7 @@ def _maker(name: str) -> Any:
 
 
 def _adapters(model: nn.Module) -> dict[str, Adapter]:
-    """Two adapters of other layers, ranks, k and banks."""
+    """Return two adapters with different layers, ranks, k and banks."""
     names, b = check._targets(model)
     if not names:
         raise check.NotComparableError("no linear layer of a size that VB-LoRA takes")
@@ -126,8 +128,8 @@ def _batch(task: str, length: int) -> dict[str, Tensor]:
 def _one_by_one(
     make: Any, adapters: dict[str, Adapter], batch: dict[str, Tensor]
 ) -> tuple[Tensor, float]:
-    """Return each sample's logits with its adapter merged, and how far the base's own logits of the
-    batch are from those of its samples."""
+    """Return each sample's logits with its adapter merged, and how much the base's logits of the
+    batch differ from those of single samples."""
     models = {None: make()}
     for name, adapter in adapters.items():
         models[name] = make()

@@ -1,4 +1,4 @@
-"""The table of what ``make architectures`` found."""
+"""The table of the results of ``make architectures``."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ _FOLDER = re.compile(r"/tmp/\S*?/(base|lora|x\.vblora)\b")
 
 
 def outcome(result: Result) -> str:
-    """The worst of what became of the steps, or ``not compared``."""
+    """Return the worst outcome of the steps, or ``not compared``."""
     if result.without:
         return "not compared"
     kinds = {step.partition(":")[0] for step in result.steps.values()}
@@ -24,7 +24,7 @@ def outcome(result: Result) -> str:
 
 
 def text(results: Sequence[Result]) -> str:
-    """Markdown: counts, then every architecture, then the reasons."""
+    """Return Markdown: the counts, then every architecture, then the reasons."""
     counts = Counter(map(outcome, results))
     compared = len(results) - counts["not compared"]
     lines = [

@@ -1,4 +1,5 @@
-"""A quick sample of ``make architectures``: one of each way in which names and weights differ."""
+"""A sample of ``make architectures``: one architecture for each way in which names and weights
+differ."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Configs of every architecture of transformers, made small enough to be built in a moment."""
+"""Configs of every architecture of transformers, small enough to build quickly."""
 
 from __future__ import annotations
 
@@ -62,7 +62,7 @@ _SPECIAL = re.compile(
 
 
 def architectures() -> Iterator[tuple[str, str, str]]:
-    """(task, model type, class) of every architecture, each class once."""
+    """Return (task, model type, class) of every architecture, each class once."""
     seen = set()
     for task, table in TASKS.items():
         for kind, names in getattr(modeling_auto, table).items():
@@ -73,10 +73,10 @@ def architectures() -> Iterator[tuple[str, str, str]]:
 
 
 def config(cls: type[PretrainedConfig]) -> PretrainedConfig:
-    """A small config of that class.
+    """Return a small config for a class.
 
     Raises:
-        whatever the class has against it
+        Exception: whatever the class raises for it.
     """
     return cls(**_small(cls(), iter(range(4, VOCABULARY))))
 
@@ -119,7 +119,7 @@ def _smaller(key: str, value: Any, layers: set[int], ids: Iterator[int]) -> Any:
 
 
 def _few(values: list[Any]) -> list[Any]:
-    """As many as there are layers, of as many kinds as can be."""
+    """Shorten a list with one item per layer, and keep as many kinds of layers as possible."""
     kinds = list(dict.fromkeys(map(str, values)))
     chosen = [next(v for v in values if str(v) == kind) for kind in kinds[:LAYERS]]
     return (chosen + [values[-1]] * LAYERS)[:LAYERS]

@@ -1,1 +1,2 @@
-"""Measurements beside the peer, in one go, as ratios. Run them with ``python -m tests.bench``."""
+"""Benchmarks against a peer, both measured in one run and given as a ratio: ``python -m
+tests.bench``."""

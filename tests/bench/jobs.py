@@ -1,4 +1,5 @@
-"""Jobs over a fleet on two processes beside the same on one, and how fast one core verifies.
+"""Jobs over many adapters, with two processes compared with one, and the speed of verifying on one
+core.
 
 ``python -m tests.bench jobs`` makes ``BENCH_ADAPTERS`` checkpoints (5,000) in the folder that
 ``BENCH_FOLDER`` names (a temporary one if not given).
@@ -44,7 +45,7 @@ CONFIG = (
 
 
 def rows() -> Iterator[Row]:
-    """Pack and verify with one process and with two; verify large ones with one."""
+    """Pack and verify with one process and with two; verify large files with one."""
     home = Path(tempfile.mkdtemp(dir=os.environ.get("BENCH_FOLDER")))
     count = int(os.environ.get("BENCH_ADAPTERS", "5000"))
     try:
@@ -69,7 +70,7 @@ def _packing(home: Path, count: int) -> Row:
 
 
 def _verifying(folder: Path, count: int) -> Iterator[Row]:
-    """Adapters of Llama-2-7B's shape; some files stand under many names."""
+    """Measure verifying adapters of Llama-2-7B's shape. A few files are linked under many names."""
     folder.mkdir()
     for number, adapter in enumerate(large_adapters(LARGE)):
         save(adapter, folder / f"{number}.vblora")
@@ -105,7 +106,7 @@ def _rate(what: str, seconds: dict[int, float], count: int) -> Row:
 
 
 def _write_checkpoints(folder: Path, count: int) -> None:
-    """PEFT's small form, each with other indices."""
+    """Write checkpoints in PEFT's top-k form, each with different indices."""
     folder.mkdir()
     generator = np.random.default_rng(0)
     bank = generator.uniform(-0.02, 0.02, (H, LENGTH)).astype("f4")

@@ -1,4 +1,4 @@
-"""In one process beside torch: top-k of logits, and all factors from rows."""
+"""Top-k of logits, and all factors from rows, compared with torch in one process."""
 
 from __future__ import annotations
 
@@ -72,7 +72,7 @@ _peft_inputs: dict[int, list] = {}
 
 
 def _peft_factors(adapter: Adapter) -> list:
-    """As peft/tuners/vblora/layer.py composes A and B, given its top-k weights and indices."""
+    """Compose A and B from top-k weights and indices as peft/tuners/vblora/layer.py does."""
     import torch
 
     if id(adapter) not in _peft_inputs:
@@ -103,7 +103,7 @@ def _peft_factors(adapter: Adapter) -> list:
 
 
 def _peft_subvectors(adapter: Adapter) -> object:
-    """The same expression over all rows at once."""
+    """Compute PEFT's expression for all rows at once."""
     import torch
 
     if -1 not in _peft_inputs:

@@ -1,6 +1,6 @@
-"""``vbfmt merge`` beside PEFT's merge_and_unload + save_pretrained and beside a plain copy, whole
-processes in turn, on a base of TinyLlama's shape (bfloat16, 2.2 GB) and on one four times as large;
-and the reduction of a sum's rank beside the SVD of ΔW."""
+"""``vbfmt merge`` compared with PEFT's merge_and_unload + save_pretrained and with a plain copy:
+whole processes, in turns, on a base of TinyLlama's shape (bfloat16, 2.2 GB) and on one four times
+as large. Also the reduction of a sum's rank compared with the SVD of ΔW."""
 
 from __future__ import annotations
 
@@ -43,14 +43,14 @@ PeftModel.from_pretrained(model, adapter).merge_and_unload().save_pretrained(out
 
 @dataclass(frozen=True)
 class Measured:
-    """Seconds of a process, and its most resident memory without mapped files, in bytes."""
+    """Seconds of a process, and its peak resident memory without mapped files, in bytes."""
 
     seconds: float
     peak: int
 
 
 def rows() -> list[Row]:
-    """The rows of this subject; they take some minutes and 20 GB of disk for a while."""
+    """Return the rows of this subject. They take a few minutes and temporarily 20 GB of disk."""
     folder = tempfile.mkdtemp(prefix="vbfmt-bench-")
     try:
         merged = _merge_rows(folder)
@@ -102,7 +102,8 @@ def _merge_rows(folder: str) -> list[Row]:
 
 
 def _memory_row(folder: str, small: float) -> Row:
-    """A base four times as large beside one that took `small` MB."""
+    """Compare the memory for a base four times as large with `small` MB, the memory for the smaller
+    one."""
     folder = os.path.join(folder, "large")
     base, _, packed = inputs(folder, MANY_LAYERS)
     size = os.path.getsize(os.path.join(base, "model.safetensors"))
@@ -118,7 +119,7 @@ def _memory_row(folder: str, small: float) -> Row:
 
 
 def _reduction_rows() -> list[Row]:
-    """Two adapters of rank 4 on one 2048 × 5632 weight, summed (rank 8), back to rank 4."""
+    """Reduce a sum of two adapters of rank 4 on one 2048 × 5632 weight (rank 8) to rank 4."""
     random = np.random.default_rng(0)
     a = random.standard_normal((8, 2048)).astype(np.float32)
     b = random.standard_normal((5632, 8)).astype(np.float32)
@@ -149,7 +150,7 @@ def _reduction_rows() -> list[Row]:
 
 
 def inputs(folder: str, layers: int) -> tuple[str, str, str]:
-    """A base, a checkpoint for PEFT with all linear layers adapted, and the same packed."""
+    """Write a base, a PEFT checkpoint that adapts all linear layers, and its packed file."""
     base, source, packed = (os.path.join(folder, name) for name in ("base", "logits", "x.vblora"))
     _write_base(base, layers)
     write_tinyllama_logits(source, base, layers=layers)
@@ -178,7 +179,7 @@ _NORMS = ("input", "post_attention")
 
 
 def _values(shapes: Iterable[tuple[int, ...]]) -> Iterator[memoryview]:
-    """Random bfloat16, the same for tensors of the same shape."""
+    """Return random bfloat16 values, the same for tensors of the same shape."""
     random = np.random.default_rng(0)
     made: dict[tuple[int, ...], memoryview] = {}
     for shape in shapes:
@@ -202,7 +203,7 @@ def _run(command: Sequence[str]) -> Measured:
 
 
 def _unmapped(pid: int) -> int:
-    """Bytes of a process's resident memory that belong to no file (Linux)."""
+    """Return the bytes of a process's resident memory that belong to no file (Linux)."""
     try:
         with open(f"/proc/{pid}/status") as file:
             lines = dict(line.split(":", 1) for line in file)

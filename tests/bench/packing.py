@@ -1,4 +1,5 @@
-"""Whole processes beside PEFT: a checkpoint of logits → packed → LoRA."""
+"""Packing a checkpoint of logits and expanding it to LoRA, compared with PEFT as whole
+processes."""
 
 from __future__ import annotations
 
@@ -33,7 +34,7 @@ _READ = "import sys, numpy, click, msgpack; open(sys.argv[1], 'rb').read()"
 
 
 def rows(*, with_svd: bool = True) -> list[Row]:
-    """The rows of this subject; the SVD of PEFT's ``save_as_lora`` takes some minutes."""
+    """Return the rows of this subject. The SVD of PEFT's ``save_as_lora`` takes a few minutes."""
     import json
 
     folder = tempfile.mkdtemp(prefix="vbfmt-bench-")

@@ -1,4 +1,4 @@
-"""Adapters of the shapes that are measured, made of random numbers from a fixed seed."""
+"""Random adapters of the measured shapes, from a fixed seed."""
 
 from __future__ import annotations
 
@@ -46,7 +46,7 @@ LLAMA_CONFIG = {
 def write_tinyllama_logits(
     folder: str, base: str, *, h: int = 2048, b: int = 256, r: int = 4, layers: int = LAYERS
 ) -> None:
-    """A PEFT checkpoint in its logits form: 103 MB, if it has TinyLlama's layers."""
+    """Write a PEFT checkpoint with logits: 103 MB with TinyLlama's layers."""
     os.makedirs(folder)
     rng = np.random.default_rng(0)
     specs: list[safetensors.Spec] = [("base_model.vblora_vector_bank", "F32", (h, b))]
@@ -77,12 +77,13 @@ def write_tinyllama_logits(
 
 
 def llama_7b_logits() -> NDArray[np.float32]:
-    """The 39,040 rows of Llama-2-7B with r = 4 and b = 256 (paper, Sec. 4.3), h = 2048: 320 MB."""
+    """Return the logits for the 39,040 rows of Llama-2-7B with r = 4 and b = 256 (paper, Sec. 4.3),
+    h = 2048: 320 MB."""
     return np.random.default_rng(0).standard_normal((39040, 2048), dtype=np.float32)
 
 
 def large_adapters(count: int) -> Iterator[Adapter]:
-    """Adapters of Llama-2-7B's shape with one bank (h = b = 256, k = 2, r = 4)."""
+    """Return adapters of Llama-2-7B's shape with one bank (h = b = 256, k = 2, r = 4)."""
     modules = [
         Module(f"model.layers.{layer}.{name}", i, o, 4)
         for layer in range(32)

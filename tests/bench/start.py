@@ -1,4 +1,4 @@
-"""How long a user waits before anything happens."""
+"""Start-up times: imports and short commands."""
 
 from __future__ import annotations
 
@@ -44,7 +44,8 @@ def rows() -> list[Row]:
 
 
 def _smollm2() -> Adapter:
-    """The shape of a real adapter of SmolLM2-135M: 210 modules, h 256, b 64, k 2, r 4."""
+    """Return an adapter with the shape of a real one of SmolLM2-135M: 210 modules, h 256, b 64, k
+    2, r 4."""
     rng = np.random.default_rng(0)
     shapes = [(576, 576), (576, 192), (576, 192), (576, 576), (576, 1536), (576, 1536), (1536, 576)]
     modules = {}

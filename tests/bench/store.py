@@ -1,7 +1,7 @@
-"""A store of many small adapters beside the same bytes written as files.
+"""A store of many small adapters, compared with writing the same bytes as files.
 
 ``python -m tests.bench store`` fills a store in the folder that ``BENCH_FOLDER`` names (a
-temporary one if not given) with ``BENCH_ADAPTERS`` adapters (100,000), and prints what that took.
+temporary one if not given) with ``BENCH_ADAPTERS`` adapters (100,000), and prints the times.
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ BANKS, BASES = 10, 1000
 
 
 def plain_write(folder: Path, name: str, content: bytes) -> None:
-    """Bytes in a file for good: a temporary one, flushed, renamed, and its folder flushed."""
+    """Write a file durably: a temporary file, flushed and renamed, and its folder flushed."""
     path = folder / name[:2] / name
     temporary = f"{path}.new"
     with open(temporary, "wb") as stream:
@@ -48,7 +48,7 @@ def shards(folder: Path) -> Path:
 
 
 def rows() -> list[Row]:
-    """Add, get, list, verify, rebuild and collect."""
+    """Measure add, get, list, verify, rebuild and collect."""
     count = int(os.environ.get("BENCH_ADAPTERS", "100000"))
     home = Path(tempfile.mkdtemp(dir=os.environ.get("BENCH_FOLDER")))
     try:
@@ -135,7 +135,8 @@ def measured(home: Path, count: int) -> list[Row]:
 
 
 def large_row(folder: Path) -> Row:
-    """Open adapters of Llama-2-7B's shape whose bank is known, each many times."""
+    """Measure opening adapters of Llama-2-7B's shape whose bank is already in memory, each many
+    times."""
     with Store(folder, create=True) as store:
         digests = [store.add(one) for one in large_adapters(20)]
         kept = [store.open(digest) for digest in digests[:1]]  # whoever uses it keeps the bank

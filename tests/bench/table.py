@@ -1,4 +1,4 @@
-"""One row of the table, and how both sides of it are measured."""
+"""The rows of a benchmark's table, and functions that measure processes."""
 
 from __future__ import annotations
 
@@ -12,13 +12,13 @@ from dataclasses import dataclass
 
 @dataclass(frozen=True)
 class Row:
-    """Ours beside the peer's, and the bound that we set ourselves.
+    """A measurement of vbfmt and of its peer, and the bound for their ratio.
 
     Attributes:
-        what: the job.
-        ours, peer: in words, with units.
-        ratio: ours / peer, or the figure itself where there is no peer.
-        bound: the most that `ratio` may be; None where the row has no bound.
+        what: what is measured.
+        ours, peer: the measurements as text, with units.
+        ratio: ours / peer, or ours if there is no peer.
+        bound: the largest `ratio` that is accepted; None for a row without a bound.
     """
 
     what: str
@@ -29,20 +29,21 @@ class Row:
 
     @property
     def reached(self) -> bool:
-        """Whether the bound holds."""
+        """Return whether the ratio is within the bound."""
         return self.bound is None or self.ratio <= self.bound
 
 
 @dataclass(frozen=True)
 class Run:
-    """What a process took: wall-clock seconds and peak resident bytes."""
+    """The wall-clock seconds and peak resident bytes of a process."""
 
     seconds: float
     peak: int
 
 
 def print_table(rows: Iterable[Row]) -> bool:
-    """Print the rows as Markdown, each as it is measured; return whether all are reached."""
+    """Print the rows as Markdown, each when it is measured. Return whether all bounds are
+    reached."""
     print("| what | vbfmt | peer | ratio | bound | |")
     print("|---|---|---|---|---|---|", flush=True)
     reached = True
@@ -59,21 +60,21 @@ def print_table(rows: Iterable[Row]) -> bool:
 
 
 def run(command: Sequence[str], *, times: int = 1) -> Run:
-    """Run a process, `times` times, and take the fastest; it must succeed."""
+    """Run a process `times` times and return the fastest run. Every run must succeed."""
     return in_turns(command, times=times)[0]
 
 
 def in_turns(*commands: Sequence[str], times: int) -> list[Run]:
-    """Run several processes in turns, `times` times, and take the fastest of each.
+    """Run several processes in turns, `times` times, and return the fastest run of each.
 
-    What slows the machine down for a while slows all of them.
+    In turns, other work on the machine slows all of them.
     """
     rounds = [[_run_once(command) for command in commands] for _ in range(times)]
     return [min(runs, key=lambda run: run.seconds) for runs in zip(*rounds, strict=True)]
 
 
 def run_python(code: str, *arguments: str, times: int = 1) -> Run:
-    """The same for a Python program given as text."""
+    """Run a Python program, given as text, as `run` does."""
     return run(python(code, *arguments), times=times)
 
 
@@ -83,7 +84,7 @@ def python(code: str, *arguments: str) -> list[str]:
 
 
 def best(work: Callable[[], object], times: int = 7) -> float:
-    """Seconds of the fastest of several calls."""
+    """Return the seconds of the fastest of several calls."""
     seconds = []
     for _ in range(times):
         start = time.perf_counter()

@@ -1,4 +1,4 @@
-"""Training steps beside PEFT's VB-LoRA and LoRA: TinyLlama's layers, h 2048, b 256, k 2, r 4.
+"""Training steps compared with PEFT's VB-LoRA and LoRA (TinyLlama, h 2048, b 256, k 2, r 4).
 
 On a GPU, in about five minutes, with compiled steps and all layers of Llama-2-7B (61 GiB of GPU
 memory): ``python -m tests.bench training --device cuda --layers 22``
@@ -44,14 +44,14 @@ SHAPES = {
 
 @dataclass(frozen=True)
 class Setting:
-    """Where and on how much to measure.
+    """The device and the model to measure on.
 
     Attributes:
         device: cpu or cuda.
-        layers: of the model; TinyLlama has 22.
-        threads: of PyTorch on a processor.
-        dtype: of the base; all methods train in float32.
-        shape: of the layers, one of `SHAPES`.
+        layers: number of layers of the model; TinyLlama has 22.
+        threads: number of PyTorch's threads on a CPU.
+        dtype: dtype of the base; all methods train in float32.
+        shape: shape of the layers, a key of `SHAPES`.
         compiled: whether steps go through torch.compile.
     """
 
@@ -63,13 +63,13 @@ class Setting:
     compiled: bool = False
 
     def arguments(self) -> list[str]:
-        """The same for another process."""
+        """Return these settings as command-line arguments for another process."""
         names = [field.name for field in fields(self) if field.name != "compiled"]
         return [f"--{name}={getattr(self, name)}" for name in names]
 
 
 def rows(setting: Setting = Setting()) -> Iterator[Row]:
-    """The rows of this subject; steps on a base in bfloat16, too."""
+    """Return the rows of this subject. Steps are also measured on a base in bfloat16."""
     torch.set_num_threads(setting.threads)
     # Before anything large is here: a process begins with the peak of the one that started it.
     peaks = {name: _peak(name, setting) for name in ("vbfmt", PEFT)}
@@ -85,7 +85,7 @@ def rows(setting: Setting = Setting()) -> Iterator[Row]:
 
 
 def _rows_of_parts(setting: Setting) -> list[Row]:
-    """Composing without the model around it, and another adapter in a running model."""
+    """Measure composition without a model, and replacing the adapter in a running model."""
     models = {name: MODELS[name](setting) for name in ("vbfmt", PEFT)}
     where = f"{setting.device}, {setting.layers} layers"
     composing = _alternately({n: _composition(m, n) for n, m in models.items()}, setting)
@@ -105,7 +105,7 @@ def _rows_of_parts(setting: Setting) -> list[Row]:
 
 
 def _rows_of_optimizers(setting: Setting) -> list[Row]:
-    """`LazyAdamW`, which updates the logits that a pass selected, beside fused AdamW."""
+    """Compare `LazyAdamW`, which updates only the logits that a pass selected, with fused AdamW."""
     works, states = {}, {}
     for name, sparse in (("LazyAdamW", True), ("AdamW", False)):
         model = _ours(setting)
@@ -148,7 +148,7 @@ def _bytes_of(optimizer: torch.optim.Optimizer) -> int:
 
 
 def _rows_of_steps(setting: Setting) -> list[Row]:
-    """Whole steps on one base."""
+    """Measure whole training steps on one base."""
     models = {name: make(setting) for name, make in MODELS.items()}
     long, short = (
         _rounds({n: _step(m, tokens, setting) for n, m in models.items()}, setting, times)
@@ -229,8 +229,8 @@ MODELS: dict[str, Callable[[Setting], nn.Module]] = {
 
 
 def _composition(model: nn.Module, name: str) -> Callable[[], object]:
-    """All factors of all layers from logits and bank, and their gradients from those of the
-    factors; without the model."""
+    """Return a function that composes the factors of all layers and computes the gradients of
+    logits and bank, without a model."""
     if name == "vbfmt":
         composition = adapters_of(model).adapter().composition
         assert composition is not None
@@ -262,7 +262,7 @@ def _swap_packed(model: nn.Module, folder: Path) -> Callable[[], object]:
 
 
 def _swap_top_k(model: nn.Module, folder: Path) -> Callable[[], object]:
-    """From PEFT's own small form: load it under another name, and drop what had that name."""
+    """Load PEFT's top-k form under another name, and drop the adapter that had that name."""
     assert isinstance(model, peft.PeftModel)
     cast(peft.VBLoRAConfig, model.peft_config["default"]).save_only_topk_weights = True
     model.save_pretrained(str(folder / "topk"))
@@ -278,7 +278,8 @@ def _swap_top_k(model: nn.Module, folder: Path) -> Callable[[], object]:
 
 
 def _step(model: nn.Module, tokens: int, setting: Setting) -> Callable[[], object]:
-    """Forward, backward and AdamW, fused as transformers' Trainer has it by default."""
+    """Return a training step: forward, backward and fused AdamW, the default of transformers'
+    Trainer."""
     own = "vblora" in model._modules
     groups = param_groups(model) if own else [p for p in model.parameters() if p.requires_grad]
     optimizer = torch.optim.AdamW(groups, lr=1e-3, fused=True) if groups else None
@@ -300,14 +301,15 @@ def _step(model: nn.Module, tokens: int, setting: Setting) -> Callable[[], objec
 def _alternately(
     works: dict[str, Callable[[], object]], setting: Setting, times: int = 9
 ) -> dict[str, float]:
-    """Seconds of the fastest call of each."""
+    """Return the seconds of the fastest call of each."""
     return _fastest(_rounds(works, setting, times))
 
 
 def _rounds(
     works: dict[str, Callable[[], object]], setting: Setting, times: int
 ) -> dict[str, list[float]]:
-    """Seconds of every call of each; they take turns, so that all meet the same machine."""
+    """Return the seconds of every call of each. They take turns, so that other work on the machine
+    affects all."""
     seconds: dict[str, list[float]] = {name: [] for name in works}
     for round_ in range(times + 1):
         for name, work in works.items():
@@ -325,8 +327,8 @@ def _fastest(seconds: dict[str, list[float]]) -> dict[str, float]:
 
 
 def _difference(one: list[float], other: list[float]) -> float:
-    """Median of the differences within a round: the machine changes less within one than between
-    two."""
+    """Return the median of the differences within a round. The machine changes less within a round
+    than between rounds."""
     return statistics.median(a - b for a, b in zip(one, other, strict=True))
 
 
@@ -336,7 +338,8 @@ def _synchronize(setting: Setting) -> None:
 
 
 def _peak(name: str, setting: Setting) -> int:
-    """Peak bytes of a process that trains: on a GPU what PyTorch allocated, else the process's."""
+    """Return the peak bytes of a process that trains: those that PyTorch allocated on a GPU, else
+    the resident ones."""
     if setting.device != "cpu":
         torch.cuda.empty_cache()
         torch.cuda.reset_peak_memory_stats()
@@ -354,7 +357,8 @@ def _train(name: str, setting: Setting) -> None:
 
 
 def main(options: list[str] | None = None) -> int:
-    """Measure with the settings of the command line; the status is 1 if a bound is missed."""
+    """Measure with the settings of the command line and return the exit status: 1 if a bound is
+    missed."""
     parser = argparse.ArgumentParser(description="Training steps beside PEFT's.")
     parser.add_argument("--device", default="cpu")
     parser.add_argument("--layers", type=int, default=4)

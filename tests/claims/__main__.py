@@ -1,9 +1,10 @@
-"""Whether the tests that SECURITY.md names would fail if what it says were false:
-``python -m tests.claims [WORD]`` breaks the code in a copy, one change at a time, and runs the
-test.
+"""Check that the tests that SECURITY.md names fail if its claims are false.
 
-1 if a test passes all the same, cannot be run here, or if a line to break is not found. WORD
-chooses tests. A run of all takes a quarter of an hour on an idle core.
+``python -m tests.claims [WORD]`` breaks a copy of the code, one change at a time, and runs the test
+of the claim.
+
+The exit status is 1 if a test passes all the same, if it cannot be run here, or if a line to break
+is not found. WORD selects tests by name. A run of all takes a quarter of an hour on an idle core.
 """
 
 from __future__ import annotations
@@ -21,7 +22,7 @@ _COPIED = ("pyproject.toml", "vbfmt", "converters", "spec", "tests", "docs", "SE
 
 
 def main() -> int:
-    """See the module's own text."""
+    """Run the command (see the module's docstring)."""
     word = sys.argv[1] if len(sys.argv) > 1 else ""
     wrong = 0
     with tempfile.TemporaryDirectory() as name:
@@ -42,7 +43,7 @@ def main() -> int:
 
 
 def outcome(broken: Break, copy: Path) -> str:
-    """``fails`` if the test notices the change, ``passes``, or ``not found``."""
+    """Return ``fails`` if the test detects the change, ``passes`` if not, or ``not found``."""
     path = copy / broken.file
     text = path.read_text()
     if broken.old not in text:
@@ -60,7 +61,7 @@ def outcome(broken: Break, copy: Path) -> str:
 
 
 def _run(copy: Path, *tests: str) -> int:
-    """The status of pytest."""
+    """Run a test and return pytest's exit status."""
     named = [f"tests/{test}" for test in tests]
     command = [sys.executable, "-m", "pytest", "-qx", "-m", "not slow", "-p", "no:cacheprovider"]
     done = subprocess.run(

@@ -1,7 +1,8 @@
-"""Changes of the code that each make a claim of SECURITY.md false, and the tests that must notice.
+"""Changes of the code that each make a claim of SECURITY.md false, and the tests that must then
+fail.
 
-They stand in the ``.txt`` files beside: the test, the file, lines that begin with ``-`` as they are
-in it, and with ``+`` as they are then.
+They are in the ``.txt`` files of this folder: the test, the file to change, the lines to remove
+(``-``) and the lines to put in their place (``+``).
 """
 
 from __future__ import annotations
@@ -16,9 +17,10 @@ class Break(NamedTuple):
     """A test that SECURITY.md names, and a change that makes its claim false.
 
     Attributes:
-        test: in ``tests``; with ``[…]`` one set of its parameters, where others take long.
-        file: that is changed.
-        old, new: text of it.
+        test: path and name of the test in ``tests``; ``[…]`` selects one set of parameters if
+        others are slow.
+        file: the file that is changed.
+        old, new: text of the file before and after the change.
     """
 
     test: str
@@ -28,12 +30,12 @@ class Break(NamedTuple):
 
     @property
     def named(self) -> str:
-        """The test as SECURITY.md names it."""
+        """Return the name of the test as SECURITY.md gives it."""
         return self.test.partition("[")[0]
 
 
 def breaks() -> list[Break]:
-    """Return all of them."""
+    """Return all changes."""
     texts = [path.read_text() for path in sorted(HERE.glob("*.txt"))]
     return [_break(block) for text in texts for block in text.split("\n\n")]
 

@@ -25,7 +25,8 @@ class Result:
 
 @pytest.fixture
 def vbfmt(monkeypatch, capsys) -> Callable[..., Result]:
-    """Call the command with these words; what it says and its exit status."""
+    """Return a function that runs the command with these arguments and returns its output and exit
+    status."""
 
     def call(*words: object) -> Result:
         monkeypatch.setattr(sys, "argv", ["vbfmt", *map(str, words)])
@@ -47,6 +48,6 @@ def checkpoint(tmp_path) -> Path:
 
 @pytest.fixture
 def packed(tmp_path, checkpoint, vbfmt) -> Path:
-    """The same packed."""
+    """Return a packed file of that checkpoint."""
     assert vbfmt("pack", checkpoint, "-o", tmp_path / "x.vblora").code == 0
     return tmp_path / "x.vblora"

@@ -1,11 +1,12 @@
-"""Batches of many adapters beside the base alone and PEFT's LoRA, TinyLlama's layers, r 4, k 2.
+"""Batches of many adapters, compared with the base alone and with PEFT's LoRA (TinyLlama, r 4, k
+2).
 
 ``python -m tests.bench serving --device cuda`` measures on a GPU: all 22 layers, in bfloat16, in
-about two minutes. With ``--compile``, decoding alone, base and pool as CUDA graphs. On a processor
-times are those that one thread spent on it, not the clock's: other work on the machine changes
-them little. With ``--threads``, PyTorch has more threads, and times are the clock's.
+about two minutes. With ``--compile``, only decoding is measured, with base and pool as CUDA graphs.
+On a CPU, times are the CPU time of one thread, which other work on the machine changes little. With
+``--threads``, PyTorch has more threads, and times are wall-clock times.
 
-* `speed`: time of a step; `memory`: bytes, and adapters that come
+* `speed`: time of a step; `memory`: bytes and times of adapters that are added
 * `models`: what is measured; `setting`: where and how
 """
 
@@ -45,7 +46,8 @@ def _rows(setting: Setting) -> Iterator[Row]:
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Measure with the settings of a command line; the status is 1 if a bound is missed."""
+    """Measure with the settings of a command line and return the exit status: 1 if a bound is
+    missed."""
     parser = argparse.ArgumentParser(description="Mixed batches beside PEFT's.")
     parser.add_argument("--device", default="cpu")
     parser.add_argument("--layers", type=int, help="2 on cpu, else 22")

@@ -1,4 +1,4 @@
-"""Bytes and times of adapters that come into a pool."""
+"""Bytes and times of adapters that are added to a pool."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from vbfmt.torch import AdapterPool
 
 
 def residency() -> list[Row]:
-    """10,000 adapters of the whole of TinyLlama, in this machine's memory."""
+    """Measure 10,000 adapters of all layers of TinyLlama in main memory."""
     modules = modules_of(TINYLLAMA, LAYERS)
     adapters = random_adapters(modules, 64)
     pool = AdapterPool(empty_of(modules))
@@ -73,6 +73,6 @@ def _bytes_of_rows(adapter: Adapter) -> int:
 
 
 def _resident_bytes() -> int:
-    """Bytes of this process in memory; 0 where the system does not say."""
+    """Return the resident bytes of this process; 0 if the system does not report them."""
     status = Path("/proc/self/statm")
     return int(status.read_text().split()[1]) * 4096 if status.exists() else 0

@@ -1,4 +1,4 @@
-"""Adapters of random numbers, the models that they belong to, and PEFT's LoRA of the same."""
+"""Random adapters, models for them, and the same adapters as LoRA in PEFT."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ def modules_of(shapes: dict[str, tuple[int, int]], layers: int) -> list[Module]:
 
 
 def random_adapters(modules: Sequence[Module], count: int) -> dict[str, Adapter]:
-    """Random adapters of these modules on one bank, by number."""
+    """Return random adapters of these modules with one bank, by number."""
     generator = np.random.default_rng(0)
     bank = generator.uniform(-0.02, 0.02, (H, LENGTH)).astype("<f4")
     total = sum(module.rows(LENGTH) for module in modules)
@@ -61,7 +61,8 @@ def base_of(setting: Setting) -> nn.Module:
 
 
 def sharing(base: nn.Module) -> nn.Module:
-    """Another model with the same tensors: hooks and layers of one are not the other's."""
+    """Return another model with the same tensors. Hooks and layers that are added to one do not
+    affect the other."""
     with torch.inference_mode(False), torch.device("meta"):
         model = type(base)(base.config)
     model.load_state_dict(base.state_dict(), assign=True)
@@ -72,7 +73,7 @@ def sharing(base: nn.Module) -> nn.Module:
 
 
 def empty_of(modules: Sequence[Module]) -> nn.Module:
-    """A model of layers without values: pools of adapters are measured without running it."""
+    """Return a model whose layers have no values, to measure a pool without running the model."""
     root = nn.Module()
     for module in modules:
         at = root
@@ -89,7 +90,7 @@ def empty_of(modules: Sequence[Module]) -> nn.Module:
 
 
 def lora_of(base: nn.Module, adapters: Mapping[str, Adapter]) -> peft.PeftModel:
-    """The same adapters expanded, as PEFT serves them together."""
+    """Return a PEFT model with the same adapters, expanded to LoRA."""
     config = peft.LoraConfig(
         r=RANK, lora_alpha=RANK, target_modules=[name.rpartition(".")[2] for name in TINYLLAMA]
     )

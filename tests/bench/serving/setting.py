@@ -1,4 +1,4 @@
-"""Where serving is measured, and by which clock."""
+"""The settings of the serving benchmark, and its clocks."""
 
 from __future__ import annotations
 
@@ -19,14 +19,14 @@ VOCABULARY = 1000
 
 @dataclass(frozen=True)
 class Setting:
-    """Where and on how much to measure.
+    """The device and the model to measure on.
 
     Attributes:
         device: cpu or cuda.
-        layers: of the model; TinyLlama has 22.
-        dtype: of the base; adapters compute in float32, PEFT's too.
+        layers: number of layers of the model; TinyLlama has 22.
+        dtype: dtype of the base; adapters compute in float32, in PEFT too.
         compiled: whether base and pool are compiled with CUDA graphs.
-        threads: of PyTorch on a processor.
+        threads: number of PyTorch's threads on a CPU.
     """
 
     device: str
@@ -44,7 +44,7 @@ class Setting:
         return f"{name}, {self.layers} layers, {dtype}{', compiled' * self.compiled}"
 
     def seconds(self, work: Callable[[], object]) -> float:
-        """What a call takes: with one thread its time on the processor, otherwise the clock's."""
+        """Return the time of a call: CPU time with one thread, else wall-clock time."""
         if self.device == "cpu" and self.threads == 1:
             return cpu_seconds(work)
         self._wait()
@@ -58,13 +58,13 @@ class Setting:
             torch.cuda.synchronize()
 
     def token_ids(self, samples: int, length: int) -> Tensor:
-        """Random ones, (samples, length)."""
+        """Return random token ids, (samples, length)."""
         generator = torch.Generator().manual_seed(1)
         return torch.randint(0, VOCABULARY, (samples, length), generator=generator).to(self.device)
 
 
 def usual(device: str) -> Setting:
-    """What is measured on that device if nothing else is asked for."""
+    """Return the default settings for a device."""
     if device == "cpu":
         return Setting(device, 2, torch.float32)
     return Setting(device, LAYERS, torch.bfloat16)
@@ -75,8 +75,8 @@ class Work:
     """Something to measure.
 
     Attributes:
-        call: what is measured.
-        times: how often, besides once or more for warming up.
+        call: the function to measure.
+        times: number of measured calls; warm-up calls are not counted.
     """
 
     call: Callable[[], object]
@@ -86,8 +86,8 @@ class Work:
 def take_turns(
     setting: Setting, works: Mapping[str, Work], *, warm_up: int = 1
 ) -> dict[str, list[float]]:
-    """Seconds of every call. The works take turns in random order, so that all meet the same
-    machine and none always follows the same other."""
+    """Return the seconds of every call. The works take turns in random order, so that changes of
+    the machine affect all of them, and none always follows the same other one."""
     found: dict[str, list[float]] = {name: [] for name in works}
     shuffle = random.Random(0).shuffle
     for turn in range(warm_up + max(work.times for work in works.values())):
@@ -101,17 +101,17 @@ def take_turns(
 
 
 def fastest(found: Mapping[str, list[float]]) -> dict[str, float]:
-    """The fastest call of each."""
+    """Return the time of the fastest call of each work."""
     return {name: min(seconds) for name, seconds in found.items()}
 
 
 def usually(found: Mapping[str, list[float]]) -> dict[str, float]:
-    """The median call of each."""
+    """Return the median time of each work."""
     return {name: median(seconds) for name, seconds in found.items()}
 
 
 def cpu_seconds(work: Callable[[], object]) -> float:
-    """What a call takes of its thread's time."""
+    """Return the CPU time of this thread for a call."""
     start = time.thread_time()
     work()
     return time.thread_time() - start

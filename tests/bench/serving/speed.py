@@ -1,4 +1,5 @@
-"""The time of a step: beside the base alone, beside PEFT's mixed batch, by resident adapters."""
+"""The time of a step, compared with the base alone and with PEFT's mixed batch, and by number of
+adapters in the pool."""
 
 from __future__ import annotations
 
@@ -29,7 +30,7 @@ NAMES = [str(place) for place in range(SAMPLES)]
 
 
 def pool_of(base: nn.Module, adapters: Mapping[str, Adapter], count: int) -> AdapterPool:
-    """A pool of so many adapters, some of them with the same content."""
+    """Return a pool with `count` adapters, some of them with the same content."""
     pool = AdapterPool(sharing(base))
     for place in range(count):
         pool.put(str(place), adapters[str(place % len(adapters))])
@@ -39,7 +40,7 @@ def pool_of(base: nn.Module, adapters: Mapping[str, Adapter], count: int) -> Ada
 def beside_peft(
     setting: Setting, base: nn.Module, adapters: Mapping[str, Adapter]
 ) -> Iterator[Row]:
-    """Decoding, prefill and memory, of the same adapters in PEFT."""
+    """Compare decoding, prefill and memory with PEFT and the same adapters."""
     pool = pool_of(base, adapters, SAMPLES)
     lora = lora_of(sharing(base), adapters)
     _require_the_same(pool, lora)
@@ -49,7 +50,7 @@ def beside_peft(
 
 
 def beside_base(setting: Setting, base: nn.Module, pool: AdapterPool) -> Row:
-    """Decoding alone, both compiled if the setting says so."""
+    """Compare decoding with the base alone, both compiled if the setting says so."""
     ids = setting.token_ids(SAMPLES, 1)
     ours, alone = pool.model, base
     if setting.compiled:
@@ -85,7 +86,8 @@ def _decoding(
 
 
 def _added(seconds: Sequence[float], base: Sequence[float]) -> float:
-    """The median difference within a turn. The difference of two minima is mostly noise."""
+    """Return the median of the differences within a turn. The difference of two minima is mostly
+    noise."""
     return median(one - other for one, other in zip(seconds, base, strict=False))
 
 
@@ -104,9 +106,10 @@ def _prefilling(setting: Setting, pool: AdapterPool, lora: peft.PeftModel) -> Ro
 
 
 def by_residents(setting: Setting, base: nn.Module, adapters: Mapping[str, Adapter]) -> Row:
-    """Every step is for others, as requests come, so rows are gathered anew.
+    """Measure a step by the number of adapters in the pool. Every step has other adapters, so rows
+    are gathered again.
 
-    Every batch has 64 different adapters, but where there is only one.
+    Every batch has 64 different adapters, except if the pool has only one.
     """
     ids = setting.token_ids(SAMPLES, 1)
     pools = {str(count): pool_of(base, adapters, count) for count in RESIDENT}
@@ -131,7 +134,7 @@ def by_residents(setting: Setting, base: nn.Module, adapters: Mapping[str, Adapt
 
 
 def _memory(pool: AdapterPool, adapters: Mapping[str, Adapter]) -> Row:
-    """Bank and all; PEFT keeps its factors in float32."""
+    """Compare the bytes of the adapters and their bank with those of PEFT's factors in float32."""
     ours = pool.used_bytes
     theirs = sum(
         4 * module.rank * (module.in_features + module.out_features)

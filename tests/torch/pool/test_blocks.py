@@ -89,7 +89,7 @@ def test_a_model_that_runs_in_another_thread_than_its_block(pool):
     """As with transformers' streamers."""
     how = {"max_new_tokens": 2, "do_sample": False, "pad_token_id": 0, "eos_token_id": None}
     thread = threading.Thread(target=pool.model.generate, args=(IDS,), kwargs=how)
-    with pytest.raises(ModelError, match="ran in another thread"), pool.forward(["a"]):
+    with pytest.raises(ModelError, match="ran in a different thread"), pool.forward(["a"]):
         thread.start()
         thread.join()
     with pool.forward([None]):  # the base is what it gets
