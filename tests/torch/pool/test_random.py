@@ -12,7 +12,9 @@ from torch import nn
 
 from tests.torch.models import net
 from tests.torch.pool.adapters import merged
-from vbfmt import Adapter, Module, Rows, Tensor
+from vbfmt import Adapter, Module, Tensor
+from vbfmt._math.admixture import rows_from_selection
+from vbfmt._math.selection import select_top_k
 from vbfmt.torch import AdapterPool
 
 
@@ -29,10 +31,7 @@ def random_adapter(model, seed):
         out_features, in_features = layers[name].weight.shape
         module = Module(name, in_features, out_features, choice.randint(1, 5))
         logits = numbers.normal(size=(module.rows(b), h))
-        indices = np.argsort(-logits, axis=1)[:, :k]
-        weights = np.exp(np.take_along_axis(logits, indices, 1))
-        weights = (weights / weights.sum(1, keepdims=True))[:, 1:].astype("<f4")
-        rows[module] = Rows(indices.astype("u1" if h <= 256 else "<u2"), weights)
+        rows[module] = rows_from_selection(select_top_k({name: logits}, k), h)
     others = {
         f"{name}.bias": Tensor.of(numbers.normal(size=len(each.bias)).astype("<f4"))
         for name, each in layers.items()
