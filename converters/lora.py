@@ -5,6 +5,7 @@ from __future__ import annotations
 import itertools
 import os
 from collections.abc import Iterator, Mapping
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -132,6 +133,11 @@ def extras_by_key(adapter: LowRank) -> dict[str, Tensor]:
     return {key_of_tensor(name, modules): tensor for name, tensor in adapter.tensors.items()}
 
 
+def finite_values(tensor: Tensor) -> NDArray[np.float64]:
+    """Return the values of a floating-point tensor, with 0 for NaN and infinities."""
+    return np.nan_to_num(tensor.numpy().astype(np.float64), posinf=0, neginf=0)
+
+
 def _specs(
     adapter: LowRank, keys: Mapping[str, tuple[str, str]], rank: int, dtype: str
 ) -> Iterator[safetensors.Spec]:
@@ -176,7 +182,7 @@ def rounded(factor: NDArray[np.float32], dtype: str, key: str) -> Bytes:
 
 
 def require_range(
-    values: NDArray[np.float32], dtype: str, part: str, *, advice: str | None = None
+    values: NDArray[np.floating[Any]], dtype: str, part: str, *, advice: str | None = None
 ) -> None:
     """Refuse values that a dtype cannot represent.
 
@@ -191,7 +197,8 @@ def require_range(
             small for its precision. (Small biases are accepted, because they make no difference.)
     """
     largest = np.abs(values).max(initial=0)
-    if values.ndim > 1 and dtype != "F32" and 0 < largest < SMALLEST_NORMAL[dtype]:
+    narrower = values.dtype != numpy_dtype(dtype)
+    if values.ndim > 1 and narrower and 0 < largest < SMALLEST_NORMAL[dtype]:
         raise TargetError(
             f"too small for {_named(dtype)}",
             part=part,

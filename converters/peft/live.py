@@ -40,8 +40,8 @@ def load_adapter(
 
     Raises:
         TargetError: the form is unknown; `model` is not a module or has an adapter with that name;
-            the model lacks a module of the adapter (which PEFT silently ignores); or PEFT has not
-            loaded the adapter's values.
+            the model lacks a module of the adapter (which PEFT silently ignores); PEFT has not
+            loaded the adapter's values; or the model's dtype cannot represent a trained head.
         MissingExtraError: PEFT is not installed.
         VbfmtError: the file is damaged or cannot be read.
     """

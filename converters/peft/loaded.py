@@ -13,6 +13,7 @@ import numpy as np
 
 from vbfmt.adapter import Adapter
 from vbfmt.converters import lora
+from vbfmt.converters._files.checkpoint import FLOATS
 from vbfmt.converters.lowrank import LowRank
 from vbfmt.errors import TargetError
 from vbfmt.tensors import TORCH, Tensor
@@ -37,8 +38,8 @@ def require_lora_loaded(model: PeftModel, adapter: LowRank, adapter_name: str) -
         adapter_name: PEFT's name for the adapter.
 
     Raises:
-        TargetError: the model does not compute the adapter's updates. The error names the first
-            part that differs.
+        TargetError: the model does not compute the adapter's updates, or its dtype cannot represent
+            a trained tensor. The error names the first part that differs.
     """
     import torch
 
@@ -106,17 +107,19 @@ def require_vblora_loaded(model: PeftModel, adapter: Adapter, adapter_name: str)
 
 
 def _require_trained(bare: Any, adapter: LowRank, adapter_name: str) -> None:
-    """Check that the model has the adapter's other trained tensors."""
+    """Check that the model has the adapter's other trained tensors, which its dtype represents."""
     import torch
 
     for name, tensor in adapter.tensors.items():
         found = _trained(bare, name, adapter_name)
         if found is None or tuple(found.shape) != tensor.shape:
             raise _not_loaded(name, "no such tensor" if found is None else tuple(found.shape))
-        values = as_torch(tensor)
-        wanted = values.to(found.device, found.dtype)
-        if bool((values.isfinite() & ~wanted.isfinite().cpu()).any()):
-            raise _not_loaded(name, f"values that are too large for {found.dtype}")
+        dtype = str(found.dtype).removeprefix("torch.")
+        if tensor.dtype in FLOATS and dtype in lora.DTYPES:
+            wider = "bfloat16" if dtype == "float16" else "float32"
+            values, code = lora.finite_values(tensor), lora.DTYPES[dtype]
+            lora.require_range(values, code, name, advice=f"load the model in {wider}")
+        wanted = as_torch(tensor).to(found.device, found.dtype)
         if not torch.equal(found.detach().nan_to_num(), wanted.nan_to_num()):
             raise _not_loaded(name, "other values")
 

@@ -222,12 +222,11 @@ def _tensors(adapter: Adapter, dtype: torch.dtype | None, file: str) -> dict[str
     for key, tensor in lora.extras_by_key(adapter).items():
         tensors[key] = as_torch(tensor)
         if tensor.dtype in FLOATS:
-            values = tensor.numpy().astype(np.float32)
-            _require_range(np.where(np.isfinite(values), values, 0), kind, key, file)
+            _require_range(lora.finite_values(tensor), kind, key, file)
     return tensors
 
 
-def _require_range(values: NDArray[np.float32], dtype: str, part: str, file: str) -> None:
+def _require_range(values: NDArray[np.floating[Any]], dtype: str, part: str, file: str) -> None:
     """Refuse values that vLLM would round to infinities or to zeros."""
     wider = {"float16": "bfloat16", "bfloat16": "float32"}.get(dtype)
     try:

@@ -151,3 +151,21 @@ def test_a_trained_tensor_that_the_model_lacks_or_has_in_another_shape_is_refuse
     trained = adapter_of({NAME: (16, 16)}, tensors={name: tensor_of(np.ones(4))})
     with pytest.raises(errors.TargetError, match=f"{name}: found {found}"):
         require_lora_loaded(result, trained, "default")
+
+
+@pytest.mark.parametrize("form", ["lora", "vblora"])
+@pytest.mark.parametrize(("scale", "what"), [(1e6, "too large"), (1e-9, "too small")])
+def test_a_head_that_the_models_dtype_cannot_represent_is_refused(tmp_path, form, scale, what):
+    """Small values became zeros, with success."""
+    head = {
+        "classifier.weight": tensor_of(np.full((3, 16), scale)),
+        "classifier.bias": tensor_of(np.zeros(3)),
+    }
+    save(adapter_of({NAME: (16, 16)}, tensors=head), tmp_path / "x.vblora")
+    with pytest.raises(
+        errors.TargetError, match=rf"{what} for float16 in .*x\.vblora: classifier.* in bfloat16"
+    ):
+        load_adapter(model().half(), tmp_path / "x.vblora", form=form)
+    loaded = load_adapter(model().bfloat16(), tmp_path / "x.vblora", form=form)
+    found = loaded.base_model.model.classifier.modules_to_save["default"].weight
+    assert found.float().numpy() == pytest.approx(scale, rel=0.01)

@@ -223,6 +223,14 @@ def test_a_head_that_the_servers_dtype_cannot_hold_is_refused(tmp_path, adapter,
     worker._tensors(loaded, torch.bfloat16, "")
 
 
+@pytest.mark.parametrize(("value", "what"), [(1e300, "too large"), (1e-300, "too small")])
+def test_a_float64_head_is_not_checked_by_way_of_float32(adapter, value, what):
+    """There, its values were infinite, which counted as the adapter's own infinities, or 0."""
+    head = {"score.weight": Tensor.of(np.full((3, 32), value))}
+    with pytest.raises(TargetError, match=rf"{what} for float32 .*score"):
+        worker._tensors(dataclasses.replace(adapter, tensors=head), torch.float32, "")
+
+
 def test_expert_parallelism_is_refused(load, path):
     with pytest.raises(TargetError, match="cannot be served with expert parallelism"):
         load(lora_path(path), moe_ep_spec=object())
