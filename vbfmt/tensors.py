@@ -108,7 +108,7 @@ def byte_length(dtype: str, shape: tuple[int, ...]) -> int | None:
     return bits // 8 if bits % 8 == 0 else None
 
 
-SMALLEST_NORMAL = {"F32": 2.0**-126, "BF16": 2.0**-126, "F16": 2.0**-14}
+SMALLEST_NORMAL = {"F64": 2.0**-1022, "F32": 2.0**-126, "BF16": 2.0**-126, "F16": 2.0**-14}
 """dtype → the smallest number that has the dtype's full precision."""
 
 WHOLE_BYTES = "whole bytes, fewer than 2⁶³"

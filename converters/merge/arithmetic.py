@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 
 from vbfmt._files import pages
 from vbfmt.converters.merge import rounding
-from vbfmt.tensors import Tensor, numpy_dtype
+from vbfmt.tensors import SMALLEST_NORMAL, Tensor, numpy_dtype
 
 FLOATS = ("F32", "BF16", "F16", "F64")
 
@@ -78,7 +78,10 @@ def merged(
         factors: A (rank, columns) and B (rows, rank), float32.
         dtype: safetensors name of the result's dtype.
 
-    `Piece.compute` raises TargetError if a weight becomes too large for `dtype`.
+    Raises:
+        TargetError: all values of W, and of the result, are too small for the full precision of
+            `dtype`. `Piece.compute` raises it, too, if a weight becomes too large for `dtype`.
+        StorageError: W can no longer be read.
     """
     right, left = factors
     values, itemsize = weight.numpy(), numpy_dtype(dtype).itemsize
@@ -87,6 +90,11 @@ def merged(
         threshold = _recompute_threshold(left, right, dtype)
     working = np.float32 if threshold < np.inf else np.float64
     left, right = (np.ascontiguousarray(side, dtype=working) for side in (left, right))
+    if rounding.largest(values, name, dtype) < SMALLEST_NORMAL[dtype]:
+        sums = _Part(name, values, left, right, dtype).sums()
+        with np.errstate(over="ignore", invalid="ignore"):  # `Piece.compute` checks the result
+            largest = max((float(np.abs(total).max()) for _, total in sums), default=0.0)
+        rounding.require_magnitude(largest, name, dtype)
     most = PIECE_BYTES // itemsize
     rows = max(1, most // max(1, values.shape[1]))
     for top in range(0, len(values), rows):
@@ -147,7 +155,7 @@ class _Part:
         with np.errstate(
             over="ignore", invalid="ignore"
         ):  # `rounding.round_into` checks the result
-            for here, total in self._sums():
+            for here, total in self.sums():
                 rounding.round_into(out[here], total, self.weight[here], self.name, self.dtype)
 
     def _in_float32(self, data: NDArray[np.uint8], limit: int) -> None:
@@ -159,7 +167,7 @@ class _Part:
         """
         out = self._out(data)
         with np.errstate(over="ignore", invalid="ignore"):
-            for here, total in self._sums():
+            for here, total in self.sums():
                 np.copyto(out[here], total, casting="unsafe")
         magnitude = rounding.magnitudes(data)
         low = np.flatnonzero(magnitude < limit)
@@ -172,7 +180,7 @@ class _Part:
     def _with_float64_factors(self) -> _Part:
         return replace(self, left=self.left.astype(np.float64), right=self.right.astype(np.float64))
 
-    def _sums(self) -> Iterator[tuple[tuple[slice, slice], NDArray[Any]]]:
+    def sums(self) -> Iterator[tuple[tuple[slice, slice], NDArray[Any]]]:
         """Yield each block's slices and its W + B·A. The next block overwrites the array."""
         rows, columns = self.weight.shape
         high, wide = _block_shape(rows, columns)

@@ -128,7 +128,8 @@ def layout(base: Base, adapter: LowRank, dtype: str | None, *, part: str | None 
     Raises:
         SourceError: a module or a trained tensor of the adapter has no tensor in the base, or the
             tensor does not fit.
-        TargetError: all values of a trained tensor are too small for the output's dtype.
+        TargetError: all values of a matrix without an adapted module are too small for the output's
+            dtype.
     """
     try:
         locations = locate(base.tensors, base.config, adapter, part=part)
@@ -155,9 +156,9 @@ def layout(base: Base, adapter: LowRank, dtype: str | None, *, part: str | None 
         items[-1].append(
             Item(name, tensor, (dtype or _usual_dtype(base)) if is_float else tensor.dtype)
         )
-    dtypes = {id(item.source): item.dtype for item in itertools.chain(*items)}
-    for name, tensor in {**replaced, **added}.items():
-        rounding.require_kept(tensor, name, dtypes[id(tensor)])
+    for item in itertools.chain(*items):
+        if not item.parts:
+            rounding.require_kept(item.source, item.name, item.dtype)
     return Layout(
         files=tuple(
             File(_as_safetensors(shard.name), tuple(inside), {"format": "pt", **shard.metadata})

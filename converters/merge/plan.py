@@ -90,7 +90,8 @@ def plan(
     Raises:
         SourceError: the base is quantised or damaged, does not fit the adapters, or already
             contains one of them.
-        TargetError: the dtype is unknown, or there is not one weight for each adapter.
+        TargetError: the dtype is unknown; all values of a matrix are too small for it; or there is
+            not one weight for each adapter.
         StorageError: a file cannot be read.
     """
     if dtype is not None:

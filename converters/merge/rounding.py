@@ -7,12 +7,15 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from vbfmt._files import pages
 from vbfmt.errors import TargetError
 from vbfmt.tensors import SMALLEST_NORMAL, Tensor, numpy_dtype
 
 NEAR_OVERFLOW = 1e38
 """Values below this cannot overflow float32 or bfloat16, whose largest value is 3.4e38."""
-_AT_ONCE = 1 << 18
+_AT_FIRST, _AT_ONCE = 1 << 10, 1 << 18
+_WORDS = {"F16": "float16", "F32": "float32", "BF16": "bfloat16", "F64": "float64"}
+_ADVICE = {"F16": "give `dtype=bfloat16` or float32", "BF16": "give `dtype=float32`"}
 INFINITE = {"F16": 2 * 0x7C00, "BF16": 2 * 0x7F80}
 """dtype → the result of `magnitudes` for infinity. For NaN, `magnitudes` gives larger numbers."""
 
@@ -78,41 +81,59 @@ def require_range(out: NDArray[Any], old: NDArray[Any], name: str, dtype: str) -
             for values in (out, old)
         )
     if not finite.all() and not np.array_equal(finite, before):
-        word = {"F16": "float16", "F32": "float32", "BF16": "bfloat16", "F64": "float64"}[dtype]
         raise TargetError(
-            f"a value is too large for {word}",
+            f"a value is too large for {_WORDS[dtype]}",
             part=name,
-            advice="give `dtype=bfloat16` or float32" if dtype == "F16" else None,
+            advice=_ADVICE["F16"] if dtype == "F16" else None,
         )
 
 
 def require_kept(tensor: Tensor, name: str, dtype: str) -> None:
-    """Refuse a matrix if all of its values are too small for the full precision of a narrower
+    """Refuse to convert a matrix if all of its values are too small for the full precision of a
     dtype.
 
     Args:
-        tensor: the tensor. Only matrices are checked.
+        tensor: the tensor. Only floating-point matrices and stacks of matrices are checked.
         name: its name, for messages.
         dtype: safetensors name of the result's dtype.
 
     Raises:
         TargetError: all values are too small for `dtype`.
+        StorageError: the tensor can no longer be read.
     """
-    if dtype not in ("F16", "BF16") or tensor.dtype not in ("F32", "F64") or len(tensor.shape) < 2:
-        return
+    if tensor.dtype in _WORDS and tensor.dtype != dtype and len(tensor.shape) > 1:
+        require_magnitude(largest(tensor.numpy(), name, dtype), name, dtype)
+
+
+def largest(values: NDArray[Any], name: str, dtype: str) -> float:
+    """Return the largest magnitude of a contiguous array.
+
+    After the first value that has the full precision of `dtype`, the rest is not read.
+
+    Raises:
+        StorageError: the values can no longer be read.
+    """
+    flat, found = values.reshape(-1), 0.0
+    start, count = 0, _AT_FIRST
+    while start < len(flat) and found < SMALLEST_NORMAL[dtype]:
+        block = flat[start : start + count]
+        pages.fetch(block, name)
+        with np.errstate(invalid="ignore"):  # a signalling NaN would warn
+            found = max(found, float(np.abs(block).max()))
+        start, count = start + count, _AT_ONCE
+    return found
+
+
+def require_magnitude(largest: float, name: str, dtype: str) -> None:
+    """Refuse a matrix by the largest magnitude of its values; see `require_kept`."""
     least = SMALLEST_NORMAL[dtype]
-    values, largest = tensor.numpy().reshape(-1), 0.0
-    for start in range(0, len(values), _AT_ONCE):
-        largest = max(largest, float(np.abs(values[start : start + _AT_ONCE]).max()))
-        if largest >= least:
-            return
-    if largest:
+    if 0 < largest < least:
         raise TargetError(
-            f"all values are too small for {'float16' if dtype == 'F16' else 'bfloat16'}",
+            f"all values are too small for {_WORDS[dtype]}",
             part=name,
             found=f"at most {largest:.3g}",
             expected=f"at least {least:.3g}",
-            advice="give `dtype=bfloat16` or float32" if dtype == "F16" else "give `dtype=float32`",
+            advice=_ADVICE.get(dtype),
         )
 
 

@@ -15,7 +15,7 @@ from vbfmt._files import direct
 from vbfmt._format.container import Bytes
 from vbfmt._math.parallel import cores
 from vbfmt.converters.lowrank import LowRank
-from vbfmt.converters.merge import arithmetic
+from vbfmt.converters.merge import arithmetic, rounding
 from vbfmt.converters.merge import factors as composed
 from vbfmt.converters.merge.arithmetic import PIECE_BYTES, Piece
 from vbfmt.converters.merge.layout import File, Item
@@ -42,7 +42,7 @@ def tensors(plan: Plan) -> Iterator[tuple[str, Tensor]]:
     An unchanged tensor is the base's own memory-mapped tensor. A changed tensor is in memory.
 
     Raises:
-        TargetError: a value is too large for the dtype.
+        TargetError: a value is too large for the dtype, or all values of a matrix are too small.
         StorageError: the base has changed meanwhile. This is raised after the last tensor.
     """
     with workers() as pool:
@@ -159,6 +159,7 @@ def _merged(item: Item, factors: LowRank) -> Iterator[Piece]:
         matrix = Tensor(item.source.dtype, (rows, columns), data[index])
         parts = [part for part in item.parts if part.block.index in (None, index)]
         if not parts:
+            rounding.require_kept(matrix, item.name, item.dtype)
             yield from arithmetic.converted(item.name, matrix, item.dtype)
             continue
         pair = composed.factors(parts, factors, (rows, columns))

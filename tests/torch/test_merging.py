@@ -230,3 +230,17 @@ def test_one_adapter_may_be_given_by_its_name_alone(model):
         torch.testing.assert_close(model(x), before, rtol=1e-5, atol=1e-6)
     assert model.vblora.merged_names == ("default",)
     assert not torch.equal(model.encoder[0].base_layer.weight, other.encoder[0].weight)
+
+
+def test_a_weight_that_its_dtype_would_round_away_is_refused():
+    """It became zeros, with success."""
+    model = net().half()
+    inject(model, config(init_vector_bank_bound=1e-6))
+    layer = next(iter(adapters_of(model).all_layers().values()))
+    layer.base_layer.weight.data.zero_()
+    with pytest.raises(ModelError, match="too small for torch.float16.*load the model in bfloat16"):
+        merge(model)
+    assert not layer.weight.any()
+    model.bfloat16()
+    merge(model)
+    assert layer.weight.any()

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Collection, Mapping
 from functools import reduce
 from typing import cast
@@ -41,13 +42,13 @@ def merge(model: nn.Module, adapter_names: AdapterNames = None) -> None:
             and biases cannot be summed, so only the active adapter may have them.
 
     Warns:
-        UserWarning: the model has never called a layer, so the adapter had no effect there until
+        VbfmtWarning: the model has never called a layer, so the adapter had no effect there until
             now.
 
     Raises:
         ModelError: no adapter is active; there is no such adapter; an inactive adapter has heads or
             biases; an adapter is merged already; a weight is quantized, parametrized or offloaded;
-            or ΔW is not finite. Nothing is changed then.
+            or the sum is not finite or too small for the weight's dtype. Nothing is changed then.
     """
     adapters = adapters_of(model)
     factors = _factors(adapters, adapter_names)
@@ -66,14 +67,7 @@ def merge(model: nn.Module, adapter_names: AdapterNames = None) -> None:
     merged: list[tuple[VBLoRALinear, Tensor]] = []
     for name, layer in layers.items():
         _require_plain(name, layer)
-        weight = _with_updates(layer, factors)
-        if not bool(weight.isfinite().all()):
-            raise ModelError(
-                "the merged weight is not finite",
-                part=name,
-                advice="the training run diverged, or the weight's dtype is too small",
-            )
-        merged.append((layer, weight))
+        merged.append((layer, _merged(name, layer, factors)))
     for layer, weight in merged:
         layer.before_merge = (cast(nn.Parameter, layer.weight),)
         layer.base_layer.weight = nn.Parameter(weight, requires_grad=False)
@@ -203,4 +197,31 @@ def _with_updates(layer: VBLoRALinear, factors: Mapping[str, float]) -> Tensor:
         if factor != 1:
             delta = factor * delta
         total = total.to(dtype) + (delta.t() if layer.fan_in_fan_out else delta)
-    return total.to(layer.weight.dtype)
+    return total
+
+
+def _merged(name: str, layer: VBLoRALinear, factors: Mapping[str, float]) -> Tensor:
+    """Return the sum of a layer's weight and ΔW in the weight's dtype.
+
+    Raises:
+        ModelError: it is not finite, or all values are too small for the dtype's precision.
+    """
+    total = _with_updates(layer, factors)
+    weight = total.to(layer.weight.dtype)
+    low, high = (each.item() for each in weight.aminmax())
+    if not (math.isfinite(low) and math.isfinite(high)):
+        raise ModelError(
+            "the merged weight is not finite",
+            part=name,
+            advice="the training run diverged, or the weight's dtype is too small",
+        )
+    least = torch.finfo(weight.dtype).smallest_normal
+    if max(-low, high) < least and bool(total.any()) and total.dtype != weight.dtype:
+        raise ModelError(
+            f"all values of the merged weight are too small for {weight.dtype}",
+            part=name,
+            found=f"at most {total.abs().max():.3g}",
+            expected=f"at least {least:.3g}",
+            advice="load the model in bfloat16 or float32",
+        )
+    return weight

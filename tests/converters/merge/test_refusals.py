@@ -385,3 +385,45 @@ def test_a_tensor_that_is_replaced_whole_and_in_part(sharded, monkeypatch):
         ["two trained tensors replace one tensor of the base", "model.norm.weight"],
         adapter_of(tensors=norm),
     )
+
+
+def small(*names, value=1e-9, dtype="F32"):
+    """The weights of a base, of which some matrices have only tiny values."""
+    weights = weights_of(dtype=dtype)
+    return weights | {name: tensor_of(np.full(weights[name].shape, value), dtype) for name in names}
+
+
+@pytest.mark.parametrize("dtype", ["F32", "BF16", "F64"])
+def test_a_matrix_of_the_base_that_the_output_would_round_away(tmp_path, dtype):
+    """It became zeros, with success."""
+    folder = save_base(tmp_path / "base", small("model.embed.weight", dtype=dtype))
+    with pytest.raises(
+        errors.TargetError, match=r"too small for float16: model.embed.weight.*dtype=bfloat16"
+    ):
+        merge.plan(adapter_of(), folder, dtype="float16")
+    for wider in ("bfloat16", "float32"):
+        merge.plan(adapter_of(), folder, dtype=wider)
+    merge.plan(adapter_of(), save_base(tmp_path / "norm", small("model.norm.weight")))
+
+
+def test_a_matrix_that_is_zero_or_has_one_value_of_the_dtypes_precision_is_converted(tmp_path):
+    large = weights_of() | {"model.embed.weight": tensor_of(np.zeros((700, 400)))}
+    merge.plan(adapter_of(), save_base(tmp_path / "zero", large), dtype="float16")
+    values = np.full((700, 400), 1e-9)
+    values[-1, -1] = 1e-3
+    large["model.embed.weight"] = tensor_of(values)
+    merge.plan(adapter_of(), save_base(tmp_path / "one", large), dtype="float16")
+
+
+@pytest.mark.parametrize("value", [0, 1e-9])
+def test_an_adapted_matrix_that_the_output_would_round_away(tmp_path, value):
+    folder = save_base(tmp_path / "base", small("model.layers.0.q.weight", value=value))
+    tiny = adapter_of(scale=1e-5)
+    with pytest.raises(errors.TargetError, match=r"too small for float16: model.layers.0.q"):
+        list(merge.tensors(merge.plan(tiny, folder, dtype="float16")))
+    with pytest.raises(errors.TargetError, match=r"too small for float16: model.layers.0.q"):
+        merge.write(merge.plan(tiny, folder, dtype="float16"), tmp_path / "out")
+    assert not (tmp_path / "out").exists()
+    found = dict(merge.tensors(merge.plan(adapter_of(), folder, dtype="float16")))
+    delta = adapter_of().delta("model.layers.0.q")
+    np.testing.assert_allclose(found["model.layers.0.q.weight"].numpy(), delta, atol=1e-4)
