@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ast
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -180,3 +181,9 @@ def test_the_heavy_packages_are_imported_where_they_are_used():
     )
     done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True)
     assert done.stdout == "[]\n", done.stderr
+
+
+def test_docstrings_name_the_class_of_the_librarys_warnings():
+    """Some named its base class, by which a caller would also filter the warnings of others."""
+    for path in FILES:
+        assert not re.search(r"^ +UserWarning:", path.read_text(encoding="utf-8"), re.M), path

@@ -8,7 +8,7 @@ from torch import nn
 
 from tests.torch.models import batch, config, llama, net, tokens
 from vbfmt import load
-from vbfmt.errors import ConfigError, ModelError
+from vbfmt.errors import ConfigError, ModelError, VbfmtWarning
 from vbfmt.torch import (
     VBLoRALinear,
     VectorBank,
@@ -99,9 +99,9 @@ def test_layers_of_ones_own_are_trained_and_saved(tmp_path):
     assert model.head.weight.requires_grad, "stays as it was"
     groups = {group["name"]: len(group["params"]) for group in param_groups(model)}
     assert groups == {"bank": 1, "logits": 2}
-    with pytest.warns(UserWarning, match=r"head\.bias"):
+    with pytest.warns(VbfmtWarning, match=r"head\.bias"):
         save_checkpoint(model, tmp_path / "checkpoint")
-    with pytest.warns(UserWarning, match=r"head\.bias"):
+    with pytest.warns(VbfmtWarning, match=r"head\.bias"):
         save_packed(model, tmp_path / "adapter.vblora")
     torch.manual_seed(1)
     other = Own()
@@ -134,7 +134,7 @@ def test_all_linear_says_when_it_leaves_out_most_of_the_weights():
     )
     if not any(p.ndim == 3 for p in model.parameters()):
         pytest.skip("this transformers holds each expert in layers of its own")
-    with pytest.warns(UserWarning, match=r"all-linear leaves out 9\d % of the weights: .*experts"):
+    with pytest.warns(VbfmtWarning, match=r"all-linear leaves out 9\d % of the weights: .*experts"):
         inject(model, config(target_modules="all-linear"))
     model(input_ids=tokens()).logits.sum().backward()
     plain = llama()

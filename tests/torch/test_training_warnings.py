@@ -77,7 +77,7 @@ def test_a_layer_that_the_model_never_calls_is_named(tmp_path):
     packed = Reader().eval()
     load_packed(packed, to_adapter(model))
     packed(batch()[0])
-    with pytest.warns(UserWarning, match="out: these layers were never called"):
+    with pytest.warns(VbfmtWarning, match="out: these layers were never called"):
         merge(packed)
 
 

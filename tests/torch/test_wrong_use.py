@@ -12,7 +12,7 @@ from torch import nn
 from tests.data.train_minilm import load_base
 from tests.torch.models import NET_TARGETS, SIZES, config, llama, net, peft_model
 from tests.torch.test_injection import names
-from vbfmt.errors import ConfigError, ModelError
+from vbfmt.errors import ConfigError, ModelError, VbfmtWarning
 from vbfmt.torch import (
     VBLoRAConfig,
     VBLoRALinear,
@@ -71,7 +71,7 @@ def test_wrong_use(settings, error, words):
     ],
 )  # fmt: skip
 def test_entries_without_a_match_are_reported(settings, words):
-    with pytest.warns(UserWarning, match=words) as caught:
+    with pytest.warns(VbfmtWarning, match=words) as caught:
         inject(net(), config(**settings))
     assert len(caught) == 1
     assert caught[0].filename == __file__
@@ -79,7 +79,7 @@ def test_entries_without_a_match_are_reported(settings, words):
 
 def test_each_list_is_told_of_in_a_warning_of_its_own():
     vain = {"target_modules": ["out", "x"], "exclude_modules": ["y"], "rank_pattern": {"z": 1}}
-    with pytest.warns(UserWarning, match=" matches ") as caught:
+    with pytest.warns(VbfmtWarning, match=" matches ") as caught:
         inject(net(), config(**vain))
     assert [str(each.message).partition(":")[0] for each in caught] == list(vain)
 

@@ -55,7 +55,7 @@ def inject(
         The model's adapters, ``model.vblora``.
 
     Warns:
-        UserWarning: entries of the config's `target_modules` or `exclude_modules` match no module,
+        VbfmtWarning: entries of the config's `target_modules` or `exclude_modules` match no module,
             or entries of its `rank_pattern` match no adapted layer. As in PEFT, this is not an
             error, so that one list can be used for several kinds of models.
 

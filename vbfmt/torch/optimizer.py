@@ -42,7 +42,7 @@ def param_groups(
         Up to three groups, each with its ``name``: bank, logits, rest.
 
     Warns:
-        UserWarning: a parameter is trainable but not part of any adapter.
+        VbfmtWarning: a parameter is trainable but not part of any adapter.
 
     Raises:
         ModelError: there is no such adapter, none is active, it is merged, or it is a packed one,

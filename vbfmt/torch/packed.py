@@ -64,7 +64,7 @@ def save_packed(
         The file's digest, ``sha256:…``.
 
     Warns:
-        UserWarning: the model never called an adapted layer, or a trainable parameter is not part
+        VbfmtWarning: the model never called an adapted layer, or a trainable parameter is not part
             of any adapter.
 
     Raises:

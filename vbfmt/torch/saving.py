@@ -37,7 +37,7 @@ def save_checkpoint(
         overwrite: replace the files of an earlier checkpoint in that folder.
 
     Warns:
-        UserWarning: the model never called an adapted layer, or a trainable parameter is not part
+        VbfmtWarning: the model never called an adapted layer, or a trainable parameter is not part
             of any adapter.
 
     Raises:
