@@ -190,7 +190,7 @@ def test_a_packed_file_cannot_be_trained_further(tmp_path):
     save_checkpoint(model, tmp_path / "checkpoint")
     with pytest.raises(ModelError, match="a packed adapter with that name"):
         load_checkpoint(packed, tmp_path / "checkpoint")
-    with pytest.raises(ModelError, match="cannot be saved again"):
+    with pytest.raises(ModelError, match="saved again"):
         save_checkpoint(packed, tmp_path / "again")
 
 

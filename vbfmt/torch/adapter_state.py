@@ -3,18 +3,15 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import cast
 
 import torch
 from torch import Tensor, nn
 
 from vbfmt._files.peft_layout import BANK, key_of_logits, key_of_tensor
 from vbfmt.errors import ModelError, few
-from vbfmt.torch.adapters import AttachedAdapter, VBLoRA, adapters_of
+from vbfmt.torch.adapters import TrainableAdapter, adapters_of, find_adapters
 from vbfmt.torch.admixture import Admixture
-from vbfmt.torch.bank import VectorBank
 from vbfmt.torch.checkpoint_file import require_finite
-from vbfmt.torch.peft_config import peft_config, updates_of
 from vbfmt.torch.sharding import put_back, require_no_copies, require_whole, whole
 from vbfmt.torch.tensors import cast_like
 
@@ -38,9 +35,7 @@ def get_adapter_state_dict(model: nn.Module, adapter_name: str | None = None) ->
         ModelError: there is no such adapter, or it is a packed one.
     """
     adapters = adapters_of(model)
-    peft_config(adapters, adapter_name)  # refuses packed adapters
-    adapter, updates = adapters.adapter(adapter_name), updates_of(adapters, adapter_name)
-    return tensors_of(adapters.root, adapter, updates)
+    return tensors_of(adapters.root, adapters.trainable(adapter_name))
 
 
 def set_adapter_state_dict(
@@ -59,21 +54,13 @@ def set_adapter_state_dict(
     """
     adapters = adapters_of(model)
     adapters.require_unmerged()
-    peft_config(adapters, adapter_name)
-    adapter = adapters.adapter(adapter_name)
+    adapter = adapters.trainable(adapter_name)
     require_finite(tensors)
-    updates = updates_of(adapters, adapter_name)
-    if BANK in tensors:
-        require_own_bank(adapters, adapter, tensors)
-    fill(adapters.root, adapter, updates, tensors)
-    adapters.drop_pass(adapter_name or adapters.active or "")
+    fill(adapters.root, adapter, tensors)
 
 
 def tensors_of(
-    root: nn.Module,
-    adapter: AttachedAdapter,
-    updates: Mapping[str, Admixture],
-    values: Mapping[str, Tensor] | None = None,
+    root: nn.Module, adapter: TrainableAdapter, values: Mapping[str, Tensor] | None = None
 ) -> dict[str, Tensor]:
     """Return the adapter's tensors under PEFT's keys.
 
@@ -82,43 +69,39 @@ def tensors_of(
     Args:
         values: parameters that are gathered already, by their names in the model.
     """
-    return _Tensors(root, adapter, updates, values or {}).by_key
+    return _Tensors(root, adapter, values or {}).by_key
 
 
-def fill(
-    root: nn.Module,
-    adapter: AttachedAdapter,
-    updates: Mapping[str, Admixture],
-    tensors: Mapping[str, Tensor],
-) -> None:
+def fill(root: nn.Module, adapter: TrainableAdapter, tensors: Mapping[str, Tensor]) -> None:
     """Copy a checkpoint's values into an adapter that has exactly these tensors.
 
     Raises:
         ModelError: the adapter's tensors are not those given, or their dtype cannot represent the
-            values; its logits are parametrized; or DeepSpeed trains it already. Nothing is changed
-            then.
+            values; its logits are parametrized; a frozen or shared bank would change; or DeepSpeed
+            trains it already. Nothing is changed then.
     """
-    parametrized = [key for key, update in updates.items() if update.parametrized]
+    parametrized = [key for key, update in adapter.updates.items() if update.parametrized]
     if parametrized:
         raise ModelError(
             "logits that a parametrization computes cannot be loaded",
             part=few(parametrized),
             advice="load first, and register the parametrization afterwards",
         )
-    logits = {key: update.logits for key, update in updates.items()}
-    require_no_copies(
-        {BANK: cast(VectorBank, adapter.bank).weight, **logits, **adapter.stand_ins.tensors(root)}
-    )
-    held = _Tensors(root, adapter, updates, {})
+    logits = {key: update.logits for key, update in adapter.updates.items()}
+    require_no_copies({BANK: adapter.bank.weight, **logits, **adapter.stand_ins.tensors(root)})
+    held = _Tensors(root, adapter, {})
     own = dict(held.by_key)
     _require_same(own, tensors)
     given = {key: cast_like(tensors[key], tensor, key) for key, tensor in own.items()}
     if torch.equal(own[BANK], given[BANK]):
         del own[BANK]  # other adapters may use the bank: write to it only if needed
+    else:
+        _require_own_bank(root, adapter)
     for key, tensor in own.items():
         tensor.copy_(given[key])
     for parameter, values in held.sources:
         put_back(parameter, values)
+    adapter.composition.end()  # an interrupted pass would use the old values
 
 
 class _Tensors:
@@ -130,19 +113,14 @@ class _Tensors:
     """
 
     def __init__(
-        self,
-        root: nn.Module,
-        adapter: AttachedAdapter,
-        updates: Mapping[str, Admixture],
-        values: Mapping[str, Tensor],
+        self, root: nn.Module, adapter: TrainableAdapter, values: Mapping[str, Tensor]
     ) -> None:
         names = {id(p): name for name, p in root.named_parameters()} if values else {}
         self._values = {at: values[name] for at, name in names.items() if name in values}
-        require_whole(
-            [cast(VectorBank, adapter.bank).weight, *(u.logits for u in updates.values())]
-        )
+        bank, updates = adapter.bank.weight, adapter.updates
+        require_whole([bank, *(update.logits for update in updates.values())])
         self.sources: list[tuple[Tensor, Tensor]] = []
-        self.by_key = {BANK: self._whole(cast(VectorBank, adapter.bank).weight)}
+        self.by_key = {BANK: self._whole(bank)}
         for key, update in updates.items():
             for factor, logits in _as_peft(update, self._whole(update.logits)).items():
                 self.by_key[key_of_logits(key, factor)] = logits
@@ -156,17 +134,11 @@ class _Tensors:
         return values
 
 
-def require_own_bank(
-    adapters: VBLoRA | None, adapter: AttachedAdapter, tensors: Mapping[str, Tensor]
-) -> None:
+def _require_own_bank(root: nn.Module, adapter: TrainableAdapter) -> None:
     """Refuse to overwrite a bank that is frozen or that other adapters share."""
-    bank = cast(VectorBank, adapter.bank)
-    sharers = [] if adapters is None else adapters.sharers(bank)
-    others = [name for name in sharers if adapters and adapters.adapter(name) is not adapter]
-    weight, given = whole(bank.weight), tensors[BANK]
-    if not (bank.frozen or others) or weight.shape != given.shape:
-        return
-    if not torch.equal(weight, given.to(weight)):
+    adapters = find_adapters(root)
+    others = [] if adapters is None else adapters.others_with_bank_of(adapter)
+    if adapter.bank.frozen or others:
         raise ModelError(
             "the checkpoint's bank differs from the adapter's, which must not change",
             part=f"shared with adapter {', '.join(others)}" if others else "a frozen bank",

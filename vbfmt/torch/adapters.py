@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Iterable, Iterator
+import itertools
+from collections.abc import Iterable, Iterator, Mapping
 from typing import Any, cast
 
 import torch
@@ -12,7 +13,7 @@ from torch.utils.hooks import RemovableHandle
 
 from vbfmt._files.wrappers import without_wrappers
 from vbfmt.errors import ModelError, warn
-from vbfmt.torch.admixture import Admixture
+from vbfmt.torch.admixture import Admixture, LowRankUpdate
 from vbfmt.torch.bank import VectorBank
 from vbfmt.torch.composition import Composition
 from vbfmt.torch.config import VBLoRAConfig
@@ -25,50 +26,25 @@ _WRAPPED = ("module", "_orig_mod", "_fsdp_wrapped_module")
 
 
 class AttachedAdapter(nn.Module):
-    """One adapter of a model. Its logits (or factors) are in the layers that it changes.
+    """One adapter of a model: a packed one, or a `TrainableAdapter`.
 
     Attributes:
-        config: its config; None for a packed adapter. Read-only, because k cannot change.
-        bank: its vector bank; None for a packed adapter.
+        updates: layer name → what it adds to that layer's output. The layers register these.
         stand_ins: its own versions of biases and heads of the base.
         composition: its sub-vectors during a forward pass; None for a packed adapter.
     """
 
-    def __init__(
-        self,
-        stand_ins: StandIns,
-        *,
-        config: VBLoRAConfig | None = None,
-        bank: VectorBank | None = None,
-    ) -> None:
-        super().__init__()
-        self.stand_ins = stand_ins
-        self._config = config
-        self._held = (bank,)  # in a tuple, so that PyTorch does not register it; see `own_bank`
-        self.composition = (
-            Composition(bank, config.topk, config.selection) if bank and config else None
-        )
+    composition: Composition | None = None
 
-    @property
-    def config(self) -> VBLoRAConfig | None:
-        """Its config; None for a packed adapter."""
-        return self._config
+    def __init__(self, updates: Mapping[str, LowRankUpdate], stand_ins: StandIns) -> None:
+        super().__init__()
+        self.updates = updates
+        self.stand_ins = stand_ins
 
     @property
     def bank(self) -> VectorBank | None:
-        """Its vector bank, which other adapters may share."""
-        return self._held[0]
-
-    def own_bank(self, owned: bool) -> None:
-        """Register the bank as a submodule, or leave that to another adapter that shares it."""
-        self._modules.pop("bank", None)
-        if owned and self.bank is not None:
-            self._modules["bank"] = self.bank
-
-    @property
-    def trainable(self) -> bool:
-        """Whether it has logits; a packed adapter has none."""
-        return self.bank is not None
+        """Its vector bank, which other adapters may share; None for a packed adapter."""
+        return None if self.composition is None else self.composition.bank
 
     def get_extra_state(self) -> Tensor:
         """Return what a state dict's tensors do not show: k (0 for a packed adapter), and 1 if the
@@ -78,6 +54,36 @@ class AttachedAdapter(nn.Module):
 
     def set_extra_state(self, state: Tensor) -> None:
         """Do nothing: the state was checked before anything was loaded."""
+
+
+class TrainableAdapter(AttachedAdapter):
+    """An adapter with logits."""
+
+    updates: Mapping[str, Admixture]
+    composition: Composition
+
+    def __init__(
+        self,
+        config: VBLoRAConfig,
+        bank: VectorBank,
+        updates: Mapping[str, Admixture],
+        stand_ins: StandIns,
+    ) -> None:
+        super().__init__(updates, stand_ins)
+        self._config = config
+        self.composition = Composition(bank, config.topk, config.selection)
+        for update in updates.values():
+            update.share(self.composition)
+
+    @property
+    def config(self) -> VBLoRAConfig:
+        """Its config. Read-only, because k cannot change."""
+        return self._config
+
+    @property
+    def bank(self) -> VectorBank:
+        """Its vector bank, which other adapters may share."""
+        return self.composition.bank
 
 
 class VBLoRA(nn.Module):
@@ -142,19 +148,19 @@ class VBLoRA(nn.Module):
             )
         return cast(AttachedAdapter, self.adapters[name])
 
-    def require_trainable(self, name: str | None = None) -> AttachedAdapter:
-        """Return an adapter that has logits.
+    def trainable(self, name: str | None = None) -> TrainableAdapter:
+        """Return the adapter as `adapter` does, if it has logits.
 
         Raises:
             ModelError: the adapter is a packed one, or there is none of that name.
         """
         adapter = self.adapter(name)
-        if not adapter.trainable:
+        if not isinstance(adapter, TrainableAdapter):
             raise ModelError(
-                "a packed adapter holds no logits",
+                "a packed adapter cannot be trained or saved again: it holds no logits",
                 part=f"adapter {name or self.active}",
-                advice="resume from a checkpoint (load_checkpoint), or start a new training run "
-                "from the packed adapter (warm_start)",
+                advice="copy the file it was loaded from; to train, resume from a checkpoint "
+                "(load_checkpoint), or start a new training run from the file (warm_start)",
             )
         return adapter
 
@@ -162,12 +168,15 @@ class VBLoRA(nn.Module):
         """Register every bank with the first adapter that uses it, and with no other."""
         seen: set[int] = set()
         for adapter in cast("Iterator[AttachedAdapter]", self.adapters.values()):
-            adapter.own_bank(id(adapter.bank) not in seen)
-            seen.add(id(adapter.bank))
+            adapter._modules.pop("bank", None)
+            if adapter.bank is not None and id(adapter.bank) not in seen:
+                adapter._modules["bank"] = adapter.bank
+                seen.add(id(adapter.bank))
 
-    def sharers(self, bank: VectorBank) -> list[str]:
-        """Return the names of the adapters that share this bank."""
-        return [name for name in self.adapters if self.adapter(name).bank is bank]
+    def others_with_bank_of(self, adapter: TrainableAdapter) -> list[str]:
+        """Return the names of the other adapters that share an adapter's bank."""
+        found = {name: self.adapter(name) for name in self.adapters}
+        return [n for n, a in found.items() if a.bank is adapter.bank and a is not adapter]
 
     def all_layers(self) -> dict[str, VBLoRALinear]:
         """Return every adapted layer, by its name in the base model."""
@@ -177,8 +186,9 @@ class VBLoRA(nn.Module):
             if isinstance(layer, VBLoRALinear)
         }
 
-    def layers(self, name: str) -> dict[str, VBLoRALinear]:
-        """Return the layers that an adapter changes, by name."""
+    def layers(self, name: str | None = None) -> dict[str, VBLoRALinear]:
+        """Return the layers that an adapter, by default the active one, changes, by name."""
+        name = (self.active or "") if name is None else name
         return {key: layer for key, layer in self.all_layers().items() if name in layer.updates}
 
     def activate(self, name: str | None) -> None:
@@ -189,8 +199,9 @@ class VBLoRA(nn.Module):
                 stand_ins = self.adapter(each).stand_ins
                 stand_ins.require_originals(self.root)
                 require_local("exchange heads and biases", stand_ins.both(self.root))
-        for adapter in self.adapters:
-            self.drop_pass(adapter)
+        for adapter in cast("Iterator[AttachedAdapter]", self.adapters.values()):
+            if adapter.composition is not None:
+                adapter.composition.end()
         self.switches += 1
         if self.active is not None:
             self.adapter().stand_ins.swap(self.root)
@@ -200,37 +211,22 @@ class VBLoRA(nn.Module):
         if name is not None:
             self.adapter(name).stand_ins.swap(self.root)
 
-    def drop_pass(self, name: str) -> None:
-        """Discard an adapter's interrupted forward pass."""
-        composition = self.adapter(name).composition
-        if composition is not None:
-            composition.end()
-
-    def parameters_of(self, name: str) -> dict[str, list[nn.Parameter]]:
+    def parameters_of(self, name: str | None = None) -> dict[str, list[nn.Parameter]]:
         """Return an adapter's parameters by kind: ``bank``, ``logits``, ``rest`` (biases,
         heads)."""
         adapter = self.adapter(name)
-        if adapter.bank is None:
+        if not isinstance(adapter, TrainableAdapter):
             return {"bank": [], "logits": [], "rest": []}
         return {
             "bank": [] if adapter.bank.frozen else [adapter.bank.weight],
-            "logits": [
-                parameter
-                for layer in self.layers(name).values()
-                for parameter in cast(Admixture, layer.updates[name]).trained
-            ],
+            "logits": [each for update in adapter.updates.values() for each in update.trained],
             "rest": adapter.stand_ins.parameters_of(self.root),
         }
-
-    def _trained(self) -> list[nn.Parameter]:
-        """Return the parameters of the active adapter."""
-        groups = self.parameters_of(cast(str, self.active))
-        return [parameter for parameters in groups.values() for parameter in parameters]
 
     def train_only(self, name: str | None) -> None:
         """Make one adapter's parameters trainable, and freeze those of all others."""
         for other in [key for key in self.adapters if key != name] + [name] * (name is not None):
-            for parameters in self.parameters_of(cast(str, other)).values():
+            for parameters in self.parameters_of(other).values():
                 for parameter in parameters:
                     parameter.requires_grad_(other == name)
 
@@ -243,7 +239,8 @@ class VBLoRA(nn.Module):
             self._warn_that_it_does_not_train()
         elif not self.merged:
             if not torch.compiler.is_compiling() and is_distributed():
-                self._average.cover(self.root, self._trained())
+                own = self.parameters_of().values()
+                self._average.cover(self.root, itertools.chain.from_iterable(own))
             composition.begin()
 
     def _warn_that_it_does_not_train(self) -> None:
@@ -322,6 +319,12 @@ def find_adapters(model: nn.Module) -> VBLoRA | None:
         wrapped = (inner._modules.get(name) for name in _WRAPPED)
         inner = next((module for module in wrapped if module is not None), None)
     return None
+
+
+def find_adapter(model: nn.Module, name: str) -> AttachedAdapter | None:
+    """Return the adapter of a model with this name, or None if it has none."""
+    adapters = find_adapters(model)
+    return adapters.adapter(name) if adapters is not None and name in adapters.adapters else None
 
 
 def set_adapter(model: nn.Module, adapter_name: str | None) -> None:

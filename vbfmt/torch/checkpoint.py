@@ -10,16 +10,20 @@ import os
 from collections.abc import Collection, Mapping
 from dataclasses import replace
 from pathlib import Path
-from typing import cast
 
 from torch import Tensor, nn
 
 from vbfmt._files.peft_layout import BANK, PREFIX
 from vbfmt.errors import ModelError, VbfmtError, few
 from vbfmt.packed import local_checkpoint
-from vbfmt.torch.adapter_state import fill, require_own_bank
-from vbfmt.torch.adapters import AttachedAdapter, VBLoRA, find_adapters, set_adapter
-from vbfmt.torch.admixture import Admixture
+from vbfmt.torch.adapter_state import fill
+from vbfmt.torch.adapters import (
+    TrainableAdapter,
+    VBLoRA,
+    find_adapter,
+    find_adapters,
+    set_adapter,
+)
 from vbfmt.torch.bank import VectorBank, require_vector_bank
 from vbfmt.torch.checkpoint_file import (
     LOGITS,
@@ -32,7 +36,7 @@ from vbfmt.torch.checkpoint_file import (
 from vbfmt.torch.config import VBLoRAConfig
 from vbfmt.torch.injection import build, install
 from vbfmt.torch.linear import is_adaptable
-from vbfmt.torch.peft_config import rank_pattern_of, updates_of
+from vbfmt.torch.peft_config import rank_pattern_of
 from vbfmt.torch.plan import exact
 from vbfmt.torch.preconditions import require_can_add, require_in_memory
 from vbfmt.torch.stand_ins import names_to_train
@@ -81,42 +85,40 @@ def load_checkpoint(
         adapters = find_adapters(model)
         if adapters is not None:
             adapters.require_unmerged()
-        present = adapters is not None and adapter_name in adapters.adapters
-        if adapters is not None and present:
-            adapter = _fill_present(adapters, adapter_name, config, tensors, bank)
+        present = find_adapter(model, adapter_name)
+        if adapters is not None and isinstance(present, TrainableAdapter):
+            adapter = present
+            _fill_present(adapters.root, adapter_name, adapter, config, tensors, bank)
         else:
             require_can_add(model, adapter_name)
-            adapter, updates = _build_filled(model, config, ranks, tensors, bank)
+            adapter = _build_filled(model, config, ranks, tensors, bank)
     except VbfmtError as error:
         raise error.in_file(folder) from None
     if freeze_bank:
-        cast(VectorBank, adapter.bank).freeze()
-    if adapters is None or not present:
-        return install(model, adapter_name, adapter, updates)
+        adapter.bank.freeze()
+    if adapters is None or adapter is not present:
+        return install(model, adapter_name, adapter)
     if adapters.active != adapter_name:
         set_adapter(model, adapter_name)
     return adapters
 
 
 def _fill_present(
-    adapters: VBLoRA,
+    root: nn.Module,
     name: str,
+    adapter: TrainableAdapter,
     config: VBLoRAConfig,
     tensors: Mapping[str, Tensor],
     bank: VectorBank | None,
-) -> AttachedAdapter:
+) -> None:
     """Copy a checkpoint's values into an adapter that the model has already."""
-    adapter = _trainable(adapters, name)
     if bank is not None and bank is not adapter.bank:
         raise ModelError(
             "the adapter has a bank already", part=f"adapter {name}", advice="eject it first"
         )
     _require_topk(adapter, config)
-    require_in_memory(adapters.root, adapters.layers(name))
-    require_own_bank(adapters, adapter, tensors)
-    fill(adapters.root, adapter, updates_of(adapters, name), tensors)
-    adapters.drop_pass(name)
-    return adapter
+    require_in_memory(root, adapter.updates)
+    fill(root, adapter, tensors)
 
 
 def _build_filled(
@@ -125,25 +127,24 @@ def _build_filled(
     ranks: Mapping[str, int],
     tensors: Mapping[str, Tensor],
     bank: VectorBank | None,
-) -> tuple[AttachedAdapter, dict[str, Admixture]]:
-    """Return the parts of a new adapter with a checkpoint's values. The model is not changed."""
+) -> TrainableAdapter:
+    """Return a new adapter with a checkpoint's values. The model is not changed."""
     layers = _layers(model, ranks)
     config = replace(config, rank_pattern=rank_pattern_of(ranks))
     require_bank(tensors, config)
     config = replace(config, modules_to_save=saved_by_peft(model, config.modules_to_save))
     others = _others(model, config, layers, tensors)
-    adapter, updates = build(model, exact(model, config, layers, others), bank=bank)
-    require_own_bank(find_adapters(model), adapter, tensors)
-    fill(model, adapter, updates, tensors)
-    return adapter, updates
+    adapter = build(model, exact(model, config, layers, others), bank=bank)
+    fill(model, adapter, tensors)
+    return adapter
 
 
-def _require_topk(adapter: AttachedAdapter, given: VBLoRAConfig) -> None:
+def _require_topk(adapter: TrainableAdapter, given: VBLoRAConfig) -> None:
     """Refuse a checkpoint with another k.
 
     The outputs would differ, and no tensor's shape would show it.
     """
-    own = cast(VBLoRAConfig, adapter.config).topk
+    own = adapter.config.topk
     if given.topk != own:
         raise ModelError(
             "the adapter in the model has another k",
@@ -152,17 +153,6 @@ def _require_topk(adapter: AttachedAdapter, given: VBLoRAConfig) -> None:
             expected=own,
             advice="eject it first, or load the checkpoint under another name",
         )
-
-
-def _trainable(adapters: VBLoRA, name: str) -> AttachedAdapter:
-    adapter = adapters.adapter(name)
-    if not adapter.trainable:
-        raise ModelError(
-            "the model has a packed adapter with that name",
-            found=name,
-            advice="choose another name, or eject that adapter first",
-        )
-    return adapter
 
 
 def _others(

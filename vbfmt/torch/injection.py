@@ -2,17 +2,23 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection, Mapping
+from collections.abc import Collection
 from contextlib import nullcontext
 from typing import Any, cast
 
 from torch import Tensor, nn
 
 from vbfmt.errors import ConfigError, ModelError, warn
-from vbfmt.torch.adapters import AttachedAdapter, VBLoRA, adapters_of, disabled, find_adapters
-from vbfmt.torch.admixture import Admixture, LowRankUpdate
+from vbfmt.torch.adapters import (
+    AttachedAdapter,
+    TrainableAdapter,
+    VBLoRA,
+    adapters_of,
+    disabled,
+    find_adapters,
+)
+from vbfmt.torch.admixture import Admixture
 from vbfmt.torch.bank import VectorBank, require_vector_bank
-from vbfmt.torch.composition import Composition
 from vbfmt.torch.config import VBLoRAConfig, require_config
 from vbfmt.torch.fast_path import disable_fast_path, keep_batches_padded
 from vbfmt.torch.linear import VBLoRALinear, features_of
@@ -67,25 +73,14 @@ def inject(
     require_config(config)
     require_can_add(model, adapter_name)
     plan = resolve(model, config)
-    adapter, updates = build(model, plan, bank=bank)
+    adapter = build(model, plan, bank=bank)
     for sentence in plan.warnings:
         warn(sentence)
-    return install(model, adapter_name, adapter, updates)
+    return install(model, adapter_name, adapter)
 
 
-def attach(
-    model: nn.Module, plan: Plan, *, adapter_name: str, bank: VectorBank | None = None
-) -> VBLoRA:
-    """Build the adapter that a plan describes, and install it."""
-    adapter, updates = build(model, plan, bank=bank)
-    return install(model, adapter_name, adapter, updates)
-
-
-def build(
-    model: nn.Module, plan: Plan, *, bank: VectorBank | None = None
-) -> tuple[AttachedAdapter, dict[str, Admixture]]:
-    """Return the adapter that a plan describes, and its update for each layer. The model does not
-    change.
+def build(model: nn.Module, plan: Plan, *, bank: VectorBank | None = None) -> TrainableAdapter:
+    """Return the adapter that a plan describes. The model does not change.
 
     Raises:
         ConfigError: `bank` is not a bank, or has other sizes than the config.
@@ -102,12 +97,19 @@ def build(
     _require_fitting(bank, config)
     with disabled(model) if find_adapters(model) else nullcontext():
         stand_ins = StandIns.trainable(model, plan.tensors)
-    adapter = AttachedAdapter(stand_ins, config=config, bank=bank)
     updates = {
-        name: _fresh_update(layer, plan.ranks[name], config, adapter)
+        name: Admixture(
+            *features_of(layer),
+            bank,
+            rank=plan.ranks[name],
+            topk=config.topk,
+            dropout=config.vblora_dropout,
+            init_logits_std=config.init_logits_std,
+            device=cast(Tensor, layer.weight).device,
+        )
         for name, layer in plan.layers.items()
     }
-    return adapter, updates
+    return TrainableAdapter(config, bank, updates, stand_ins)
 
 
 def _require_fitting(bank: VectorBank, config: VBLoRAConfig) -> None:
@@ -121,14 +123,11 @@ def _require_fitting(bank: VectorBank, config: VBLoRAConfig) -> None:
         )
 
 
-def install(
-    model: nn.Module, name: str, adapter: AttachedAdapter, updates: Mapping[str, LowRankUpdate]
-) -> VBLoRA:
+def install(model: nn.Module, name: str, adapter: AttachedAdapter) -> VBLoRA:
     """Add a finished adapter to a model and make it the active one.
 
     Args:
         name: an existing adapter with this name is replaced.
-        updates: layer name → what the adapter adds to that layer's output.
     """
     adapters = find_adapters(model)
     if adapters is None:
@@ -138,11 +137,11 @@ def install(
         adopt(model)
     adapters.activate(None)
     if name in adapters.adapters:
-        _remove(adapters, name, keep=updates)
+        _remove(adapters, name, keep=adapter.updates)
     adapters.adapters[name] = adapter
     adapters.has_run = False
     adapters.register_banks()
-    for key, update in updates.items():
+    for key, update in adapter.updates.items():
         layer = _wrapped(model, key)
         layer.updates[name] = update.train(layer.training)
     adapters.train(model.training)
@@ -188,22 +187,6 @@ def _remove(adapters: VBLoRA, name: str, keep: Collection[str] = ()) -> None:
             _replace(adapters.root, key, layer.base_layer)
     del adapters.adapters[name]
     adapters.register_banks()
-
-
-def _fresh_update(
-    layer: nn.Module, rank: int, config: VBLoRAConfig, adapter: AttachedAdapter
-) -> Admixture:
-    update = Admixture(
-        *features_of(layer),
-        cast(VectorBank, adapter.bank),
-        rank=rank,
-        topk=config.topk,
-        dropout=config.vblora_dropout,
-        init_logits_std=config.init_logits_std,
-        device=cast(Tensor, layer.weight).device,
-    )
-    update.share(cast(Composition, adapter.composition))
-    return update
 
 
 def _wrapped(root: nn.Module, name: str) -> VBLoRALinear:

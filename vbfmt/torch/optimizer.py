@@ -7,7 +7,6 @@ from typing import Any
 
 from torch import nn
 
-from vbfmt.errors import ModelError
 from vbfmt.torch.adapters import adapters_of
 from vbfmt.torch.training_warnings import warn_of_others_that_train
 
@@ -52,25 +51,17 @@ def param_groups(
     if isinstance(adapter_names, str):
         adapter_names = [adapter_names]
     names = [adapters.active] if adapter_names is None else list(adapter_names)
-    for name in names:
-        if not adapters.adapter(name).trainable:
-            raise ModelError(
-                "a packed adapter cannot be trained: it holds no logits",
-                part=f"adapter {name or adapters.active}",
-                advice="resume from a checkpoint (load_checkpoint), or start a new training run "
-                "from the packed adapter (warm_start)",
-            )
+    banks = [adapters.trainable(name).bank for name in names]
     adapters.require_unmerged()
     warn_of_others_that_train(adapters)
     if lr_logits is None:
-        banks = [adapters.adapter(name).bank for name in names]
-        searched = all(bank is not None and bank.train_unselected for bank in banks)
+        searched = all(bank.train_unselected for bank in banks)
         lr_logits = LR_LOGITS_OF_SHARED if searched else LR_LOGITS
     rates = {"bank": lr_bank, "logits": lr_logits, "rest": lr_rest}
     common = {} if weight_decay is None else {"weight_decay": weight_decay}
     groups: dict[str, dict[int, nn.Parameter]] = {}
     for name in names:
-        for kind, parameters in adapters.parameters_of(name or "").items():
+        for kind, parameters in adapters.parameters_of(name).items():
             groups.setdefault(kind, {}).update((id(each), each) for each in parameters)
     marks = {"logits": {"sparse": True}} if sparse_logits else {}
     return [

@@ -9,9 +9,8 @@ from torch import nn
 
 from vbfmt._files.wrappers import without_wrappers
 from vbfmt.errors import ConfigError, ModelError
-from vbfmt.torch.adapters import AttachedAdapter, VBLoRA, find_adapters
+from vbfmt.torch.adapters import TrainableAdapter, VBLoRA, find_adapters
 from vbfmt.torch.admixture import Admixture
-from vbfmt.torch.composition import Composition
 from vbfmt.torch.config import VBLoRAConfig
 from vbfmt.torch.injection import install
 from vbfmt.torch.linear import VBLoRALinear
@@ -60,11 +59,10 @@ def adopt(model: nn.Module, *, task_type: str | None = None) -> VBLoRA:
     config = _config(updates, task_type)
     requires_grad = {name: p.requires_grad for name, p in model.named_parameters()}
     bank = next(iter(updates.values())).bank
-    adapter = AttachedAdapter(StandIns.trainable(model, []), config=config, bank=bank)
-    for name, update in updates.items():
+    for name in updates:
         layers[name].name = name
-        update.share(cast(Composition, adapter.composition))
-    adapters = install(model, _OWN, adapter, updates)
+    adapter = TrainableAdapter(config, bank, updates, StandIns.trainable(model, []))
+    adapters = install(model, _OWN, adapter)
     for name, parameter in model.named_parameters():
         if name in requires_grad:
             parameter.requires_grad_(requires_grad[name])

@@ -19,19 +19,25 @@ from vbfmt.errors import ConfigError, DigestError, OutputExistsError, VbfmtError
 from vbfmt.module import Module
 from vbfmt.packed import Form, load, save
 from vbfmt.packed import digest as digest_of
-from vbfmt.torch.adapters import AttachedAdapter, VBLoRA, adapters_of, find_adapters
+from vbfmt.torch.adapters import (
+    AttachedAdapter,
+    TrainableAdapter,
+    VBLoRA,
+    adapters_of,
+    find_adapter,
+)
 from vbfmt.torch.admixture import Admixture, FixedFactors
 from vbfmt.torch.bank import VectorBank
 from vbfmt.torch.checkpoint_file import require_finite
 from vbfmt.torch.config import VBLoRAConfig, is_number
-from vbfmt.torch.injection import attach, install
+from vbfmt.torch.injection import build, install
 from vbfmt.torch.linear import VBLoRALinear
 from vbfmt.torch.matching import matching_layers, require_tensors
-from vbfmt.torch.peft_config import peft_config, updates_of
+from vbfmt.torch.peft_config import peft_config, rank_pattern_of
 from vbfmt.torch.plan import exact
 from vbfmt.torch.preconditions import require_can_add, require_in_memory
 from vbfmt.torch.sharding import has_other_processes, is_writer, require_whole, whole
-from vbfmt.torch.stand_ins import StandIns, owner_of
+from vbfmt.torch.stand_ins import StandIns
 from vbfmt.torch.tensors import cast_like, to_format, to_torch
 from vbfmt.torch.training_warnings import warn_of_layers_never_called, warn_of_others_that_train
 
@@ -95,15 +101,13 @@ def to_adapter(model: nn.Module, *, adapter_name: str | None = None) -> Adapter:
     same."""
     adapters = adapters_of(model)
     config = peft_config(adapters, adapter_name)
-    attached = adapters.adapter(adapter_name)
-    name = adapter_name or adapters.active or ""
-    layers = adapters.layers(name)
-    updates = updates_of(adapters, name)
+    attached, layers = adapters.trainable(adapter_name), adapters.layers(adapter_name)
+    updates = attached.updates
     base_model, base_revision = peft_layout.base_of(config)
     others = attached.stand_ins.tensors(adapters.root)
-    require_whole([cast(VectorBank, attached.bank).weight, *(u.logits for u in updates.values())])
+    require_whole([attached.bank.weight, *(update.logits for update in updates.values())])
     require_finite(others)
-    bank = whole(cast(VectorBank, attached.bank).weight)
+    bank = whole(attached.bank.weight)
     adapter = Adapter.from_rows(
         cast_like(bank, torch.empty(0), "bank").numpy().copy(),
         {
@@ -141,9 +145,8 @@ def load_packed(
     adapter = source if isinstance(source, Adapter) else load(source, digest=digest)
     if isinstance(source, Adapter) and digest is not None:
         _require_digest(adapter, digest)
-    adapters = find_adapters(model)
-    taken = adapters is not None and adapter_name in adapters.adapters
-    if adapters is None or not taken or adapters.adapter(adapter_name).trainable:
+    present = find_adapter(model, adapter_name)
+    if present is None or isinstance(present, TrainableAdapter):
         require_can_add(model, adapter_name)
     try:
         layers = matching_layers(model, adapter)
@@ -157,7 +160,7 @@ def load_packed(
         factors = (torch.from_numpy(factor).to(device) for factor in (a, b))
         updates[module.name] = FixedFactors(*factors)
     others = {key: to_torch(tensor) for key, tensor in adapter.tensors.items()}
-    return install(model, adapter_name, AttachedAdapter(StandIns.fixed(model, others)), updates)
+    return install(model, adapter_name, AttachedAdapter(updates, StandIns.fixed(model, others)))
 
 
 def warm_start(
@@ -198,21 +201,15 @@ def warm_start(
     require_tensors(model, adapter)
     bank = VectorBank.from_packed(adapter, frozen=freeze_bank)
     bank = bank.to(cast(torch.Tensor, next(iter(layers.values())).weight).device)
-    values = {}
-    for key, tensor in adapter.tensors.items():
-        owner, leaf = owner_of(model, key)
-        values[key] = cast_like(to_torch(tensor), getattr(owner, leaf), key)
     plan = exact(model, _config(adapter), layers, adapter.tensors)
-    adapters = attach(model, plan, adapter_name=adapter_name, bank=bank)
+    attached = build(model, plan, bank=bank)
     logits = _logits(adapter, gap)
-    own = adapters.adapter(adapter_name).stand_ins.tensors(adapters.root)
     with torch.no_grad():
-        for key, layer in adapters.layers(adapter_name).items():
-            rows = torch.from_numpy(logits[adapter.rows(key)])
-            cast(Admixture, layer.updates[adapter_name]).logits.copy_(rows)
-        for key, value in values.items():
-            own[key].copy_(value)
-    return adapters
+        for key, update in attached.updates.items():
+            update.logits.copy_(torch.from_numpy(logits[adapter.rows(key)]))
+        for key, own in attached.stand_ins.tensors(model).items():
+            own.copy_(cast_like(to_torch(adapter.tensors[key]), own, key))
+    return install(model, adapter_name, attached)
 
 
 def _rows(updates: Mapping[str, Admixture]) -> dict[str, Rows]:
@@ -264,7 +261,7 @@ def _config(adapter: Adapter) -> VBLoRAConfig:
             **sizes,
             "peft_type": "VBLORA",
             "r": max(ranks.values()),
-            "rank_pattern": ranks if len(set(ranks.values())) > 1 else {},
+            "rank_pattern": rank_pattern_of(ranks),
             "base_model_name_or_path": adapter.base_model,
             "revision": adapter.base_revision,
         },

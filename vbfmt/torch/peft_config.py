@@ -6,13 +6,11 @@ from __future__ import annotations
 import re
 from collections.abc import Mapping
 from dataclasses import replace
-from typing import Any, cast
+from typing import Any
 
 from torch import nn
 
-from vbfmt.errors import ModelError
-from vbfmt.torch.adapters import AttachedAdapter, VBLoRA
-from vbfmt.torch.admixture import Admixture
+from vbfmt.torch.adapters import TrainableAdapter, VBLoRA
 from vbfmt.torch.targets import base_modules, matches, saved_by_peft
 
 
@@ -22,15 +20,8 @@ def peft_config(adapters: VBLoRA, name: str | None) -> dict[str, Any]:
     Raises:
         ModelError: the adapter is a packed one.
     """
-    adapter = adapters.adapter(name)
-    if adapter.config is None:
-        raise ModelError(
-            "a packed adapter cannot be saved again: it holds no logits",
-            part=f"adapter {name or adapters.active}",
-            advice="copy the file it was loaded from",
-        )
-    layers = adapters.layers(name or adapters.active or "")
-    ranks = {key: update.rank for key, update in updates_of(adapters, name).items()}
+    adapter, layers = adapters.trainable(name), adapters.layers(name)
+    ranks = {key: update.rank for key, update in adapter.updates.items()}
     known = getattr(adapters.root, "name_or_path", None)
     config = replace(
         adapter.config,
@@ -50,13 +41,6 @@ def peft_config(adapters: VBLoRA, name: str | None) -> dict[str, Any]:
     return {**config.as_peft(), "fan_in_fan_out": fan_in_fan_out}
 
 
-def updates_of(adapters: VBLoRA, name: str | None) -> dict[str, Admixture]:
-    """Return a trainable adapter's updates, by layer."""
-    name = name or adapters.active or ""
-    layers = adapters.layers(name)
-    return {key: cast(Admixture, layer.updates[name]) for key, layer in layers.items()}
-
-
 def rank_pattern_of(ranks: Mapping[str, int]) -> dict[str, int]:
     """Return module → rank if the ranks differ, else an empty dict."""
     return dict(ranks) if len({*ranks.values()}) > 1 else {}
@@ -73,10 +57,8 @@ def _exact_targets(root: nn.Module, layers: list[str]) -> str | list[str]:
     return "|".join(re.escape(name) for name in sorted(layers))
 
 
-def _exactly_saved(root: nn.Module, adapter: AttachedAdapter) -> list[str]:
+def _exactly_saved(root: nn.Module, adapter: TrainableAdapter) -> list[str]:
     """Return the full names of the fully trained modules. In PEFT, they match no other modules."""
-    if adapter.config is None:
-        return []
     saved = saved_by_peft(root, adapter.config.modules_to_save)
     names = adapter.stand_ins.names
     return [module for module in saved if any(name.startswith(f"{module}.") for name in names)]

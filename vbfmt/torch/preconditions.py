@@ -10,7 +10,7 @@ from collections.abc import Iterable
 from torch import nn
 
 from vbfmt.errors import ConfigError, ModelError, few
-from vbfmt.torch.adapters import VBLoRA, find_adapters
+from vbfmt.torch.adapters import TrainableAdapter, VBLoRA, find_adapter, find_adapters
 from vbfmt.torch.linear import VBLoRALinear
 from vbfmt.torch.targets import base_modules
 
@@ -30,9 +30,11 @@ def require_can_add(model: nn.Module, name: str) -> None:
     adapters = find_adapters(model)
     _require_bare(model, adapters)
     _require_no_others(model, adapters)
-    if adapters is not None and name in adapters.adapters:
+    present = find_adapter(model, name)
+    if present is not None:
+        kind = "a trainable" if isinstance(present, TrainableAdapter) else "a packed"
         raise ModelError(
-            "the model has an adapter with that name",
+            f"the model has {kind} adapter with that name",
             found=name,
             advice="choose another name, or eject that adapter first",
         )

@@ -14,7 +14,7 @@ from vbfmt.errors import OutputExistsError, VbfmtError
 from vbfmt.torch.adapter_state import tensors_of
 from vbfmt.torch.adapters import adapters_of
 from vbfmt.torch.checkpoint_file import require_finite
-from vbfmt.torch.peft_config import peft_config, updates_of
+from vbfmt.torch.peft_config import peft_config
 from vbfmt.torch.sharding import has_other_processes, is_writer
 from vbfmt.torch.training_warnings import warn_of_layers_never_called, warn_of_others_that_train
 
@@ -74,8 +74,7 @@ def write_checkpoint(
 
     adapters = adapters_of(model)
     config = peft_config(adapters, adapter_name)
-    adapter, updates = adapters.adapter(adapter_name), updates_of(adapters, adapter_name)
-    tensors = tensors_of(adapters.root, adapter, updates, values)
+    tensors = tensors_of(adapters.root, adapters.trainable(adapter_name), values)
     require_finite(tensors)
     warn_of_layers_never_called(adapters, adapter_name)
     warn_of_others_that_train(adapters)

@@ -8,7 +8,7 @@ from typing import cast
 
 from torch import nn
 
-from vbfmt.torch.adapters import VBLoRA, adapters_of
+from vbfmt.torch.adapters import TrainableAdapter, adapters_of
 from vbfmt.torch.admixture import Admixture, LowRankUpdate
 from vbfmt.torch.linear import VBLoRALinear
 from vbfmt.torch.sharding import full_shape
@@ -107,18 +107,16 @@ def num_stored_parameters(model: nn.Module, adapter_name: str | None = None) -> 
         ModelError: there is no such adapter, or it is a packed one.
     """
     adapters = adapters_of(model)
-    adapter = adapters.require_trainable(adapter_name)
-    composition, bank = adapter.composition, adapter.bank
-    assert composition is not None
-    assert bank is not None
-    k, h = composition.topk, bank.num_vectors
-    rows = sum(full_shape(layer.logits)[0] for layer in composition.layers)
+    adapter = adapters.trainable(adapter_name)
+    k, h = adapter.composition.topk, adapter.bank.num_vectors
+    rows = sum(full_shape(update.logits)[0] for update in adapter.updates.values())
     index_bytes = 1 if h <= 256 else 2
     others = sum(
         prod(full_shape(t)) * t.element_size()
         for t in adapter.stand_ins.tensors(adapters.root).values()
     )
-    size = 4 * prod(full_shape(bank.weight)) + rows * (k * index_bytes + 4 * (k - 1)) + others
+    bank = 4 * prod(full_shape(adapter.bank.weight))
+    size = bank + rows * (k * index_bytes + 4 * (k - 1)) + others
     return -(-size // 4)
 
 
@@ -127,10 +125,7 @@ def print_trainable_parameters(model: nn.Module) -> None:
     trained, total = num_trainable_parameters(model)
     line = f"trainable params: {trained:,} || all params: {total:,} || trainable%: "
     line += f"{100 * trained / max(total, 1):.4f}"
-    if _trainable_is_active(adapters_of(model)):
+    adapters = adapters_of(model)
+    if adapters.active is not None and isinstance(adapters.adapter(), TrainableAdapter):
         line += f" || stored: {num_stored_parameters(model):,}"
     print(line)
-
-
-def _trainable_is_active(adapters: VBLoRA) -> bool:
-    return adapters.active is not None and adapters.adapter().trainable

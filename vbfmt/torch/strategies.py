@@ -16,7 +16,6 @@ import torch
 from torch import Tensor, nn
 
 from vbfmt.torch.adapters import adapters_of
-from vbfmt.torch.peft_config import updates_of
 
 Selected = tuple["Tensor | None", Tensor]
 Schedule = float | Callable[[int], float]
@@ -96,7 +95,7 @@ def selection_entropy(model: nn.Module, adapter_name: str | None = None) -> Tens
     Add it to the loss with a positive factor to make selections sharper.
 
     Raises:
-        ModelError: there is no such adapter.
+        ModelError: there is no such adapter, or it is a packed one.
     """
     return torch.cat(
         [-(p * p.clamp_min(1e-30).log()).sum(1) for p in _distributions(model, adapter_name)]
@@ -109,15 +108,14 @@ def bank_usage(model: nn.Module, adapter_name: str | None = None) -> Tensor:
     ``(usage * usage).sum() * h`` is 1 if all vectors are used equally, and h if only one is used.
 
     Raises:
-        ModelError: there is no such adapter.
+        ModelError: there is no such adapter, or it is a packed one.
     """
     return torch.cat(_distributions(model, adapter_name)).mean(0)
 
 
 def _distributions(model: nn.Module, adapter_name: str | None) -> list[Tensor]:
-    adapters = adapters_of(model)
-    adapters.adapter(adapter_name)
-    return [u.logits.softmax(dim=1) for u in updates_of(adapters, adapter_name).values()]
+    updates = adapters_of(model).trainable(adapter_name).updates
+    return [update.logits.softmax(dim=1) for update in updates.values()]
 
 
 def _now(value: Any, step: int) -> float:

@@ -18,8 +18,7 @@ def warn_of_layers_never_called(adapters: VBLoRA, name: str | None) -> None:
     dynamo = sys.modules.get("torch._dynamo.utils")
     if not adapters.has_run or (dynamo is not None and dynamo.counters["frames"]):
         return
-    layers = adapters.layers(name or adapters.active or "")
-    dead = [key for key, layer in layers.items() if not layer.called]
+    dead = [key for key, layer in adapters.layers(name).items() if not layer.called]
     if dead:
         warn(
             f"{few(dead)}: these layers were never called, so the adapter has no effect there; "
