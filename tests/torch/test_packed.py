@@ -223,7 +223,7 @@ def test_equal_logits_are_told():
 def test_a_gap_that_cannot_work(gap):
     model = net()
     inject(model, config())
-    with pytest.raises(ConfigError, match=f"gap is out of range: found {gap}, expected a finite"):
+    with pytest.raises(ConfigError, match=f"gap: found {gap!r}, expected a finite"):
         warm_start(net(), to_adapter(model), gap=gap)
 
 

@@ -11,7 +11,7 @@ from torch import nn
 from vbfmt.adapter import Adapter
 from vbfmt.errors import ConfigError
 from vbfmt.packed import load
-from vbfmt.torch.config import is_count, is_spread
+from vbfmt.torch.config import COUNT, SPREAD, is_count, is_spread, require_setting
 from vbfmt.torch.sharding import full_shape
 
 SHARED_BOUND = 0.2
@@ -44,19 +44,9 @@ class VectorBank(nn.Module):
         device: torch.device | str | None = None,
     ) -> None:
         super().__init__()
-        for what, size in (("num_vectors", num_vectors), ("vector_length", vector_length)):
-            if not is_count(size):
-                raise ConfigError(
-                    f"{what} is out of range",
-                    found=repr(size),
-                    expected="a whole number, at least 1",
-                )
-        if not is_spread(init_bound):
-            raise ConfigError(
-                "init_bound is out of range",
-                found=init_bound,
-                expected="a finite number, 0 or above",
-            )
+        require_setting(is_count(num_vectors), "num_vectors", num_vectors, COUNT)
+        require_setting(is_count(vector_length), "vector_length", vector_length, COUNT)
+        require_setting(is_spread(init_bound), "init_bound", init_bound, SPREAD)
         weight = torch.empty(num_vectors, vector_length, dtype=torch.float32, device=device)
         self.weight = nn.Parameter(weight.uniform_(-init_bound, init_bound))
         self.frozen = False
@@ -82,10 +72,8 @@ class VectorBank(nn.Module):
         Raises:
             ConfigError: a size, the seed or the bound is out of range.
         """
-        if not (seed == 0 and type(seed) is int) and not is_count(seed):
-            raise ConfigError(
-                "seed is out of range", found=repr(seed), expected="a whole number, at least 0"
-            )
+        fits = is_count(seed) or (seed == 0 and type(seed) is int)
+        require_setting(fits, "seed", seed, "a whole number, at least 0")
         bank = cls(num_vectors, vector_length, init_bound=bound, device="meta")
         # numpy promises the same raw output in all versions, but not the same uniform numbers.
         raw = np.random.PCG64(seed).random_raw(num_vectors * vector_length) >> np.uint64(40)

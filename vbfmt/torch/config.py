@@ -21,6 +21,10 @@ Selection = Callable[..., Any]
 
 _LISTS = ("target_modules", "exclude_modules", "modules_to_save")
 
+COUNT = "a whole number, at least 1"
+SPREAD = "a finite number, 0 or above"
+"""What `is_count` and `is_spread` expect."""
+
 
 @dataclass(frozen=True, kw_only=True)
 class VBLoRAConfig:
@@ -90,16 +94,16 @@ class VBLoRAConfig:
         for name in (*_LISTS, "layers_to_transform", "layers_pattern", "rank_pattern"):
             if getattr(self, name) is None:
                 object.__setattr__(self, name, defaults.get(name, ()))
-        _require_names(self)
-        _require_sizes(self)
-        _require(self.bias in BIASES, "bias", self.bias, " or ".join(BIASES))
-        fits = self.task_type in (None, *TASKS)
-        _require(fits, "task_type", self.task_type, " or ".join(TASKS))
-        fits = is_number(self.vblora_dropout) and 0 <= self.vblora_dropout < 1
-        _require(fits, "vblora_dropout", self.vblora_dropout, "0 ≤ p < 1")
-        for what in ("init_vector_bank_bound", "init_logits_std"):
-            value = getattr(self, what)
-            _require(is_spread(value), what, value, "a finite number, 0 or above")
+        for name, (fits, expected) in _VALID.items():
+            require_setting(fits(getattr(self, name)), name, getattr(self, name), expected)
+        for key, rank in self.rank_pattern.items():
+            require_setting(is_count(rank), f"rank_pattern {key!r}", rank, COUNT)
+        require_setting(
+            is_count(self.topk) and self.topk <= self.num_vectors,
+            "topk",
+            self.topk,
+            f"1 to {self.num_vectors} (k ≤ h, num_vectors)",
+        )
 
     @property
     def block_numbers(self) -> frozenset[int]:
@@ -187,69 +191,14 @@ def require_config(config: object) -> None:
     )
 
 
-def _require_sizes(config: VBLoRAConfig) -> None:
-    """Check that the ranks, h, b and k are positive integers, that k ≤ h, and that h can be
-    packed."""
-    any_count = "a whole number, at least 1"
-    ranks = {"r": config.r}
-    ranks.update((f"rank_pattern {key!r}", rank) for key, rank in config.rank_pattern.items())
-    for what, size in {**ranks, "vector_length": config.vector_length}.items():
-        _require(is_count(size), what, size, any_count)
-    _require(
-        is_count(config.num_vectors) and config.num_vectors <= LARGEST_BANK,
-        "num_vectors",
-        config.num_vectors,
-        f"1 to {LARGEST_BANK} (what a packed file can hold)",
-    )
-    _require(
-        is_count(config.topk) and config.topk <= config.num_vectors,
-        "topk",
-        config.topk,
-        f"1 to {config.num_vectors} (k ≤ h, num_vectors)",
-    )
+def require_setting(fits: bool, name: str, value: object, expected: str) -> None:
+    """Check that a setting's value `fits`.
 
-
-def _require_names(config: VBLoRAConfig) -> None:
-    """Check that each setting is a list of names, or a regular expression where that is allowed."""
-    for what in ("target_modules", "exclude_modules"):
-        value = getattr(config, what)
-        fits = isinstance(value, str) or _are_names(value)
-        _require(fits, what, value, "a list of names, or one regular expression")
-    value = config.modules_to_save
-    _require(_are_names(value), "modules_to_save", value, "a list of names")
-    value = config.selection
-    _require(value is None or callable(value), "selection", value, "a function, or None")
-    value = config.layers_pattern
-    fits = isinstance(value, str) or _are_names(value)
-    _require(fits, "layers_pattern", value, "a name, or a list of names")
-    numbers = config.layers_to_transform
-    listed = isinstance(numbers, Collection) and not isinstance(numbers, str | bytes | Mapping)
-    each = list(cast("Collection[object]", numbers)) if listed else [numbers]
-    fits = all(isinstance(n, int) and not isinstance(n, bool) and n >= 0 for n in each)
-    _require(fits, "layers_to_transform", numbers, "numbers of layers, from 0")
-    pattern = config.rank_pattern
-    fits = isinstance(pattern, Mapping) and _are_names([*pattern])
-    _require(fits, "rank_pattern", pattern, "module names with their ranks")
-    for what in ("base_model_name_or_path", "revision", "task_type"):
-        value = getattr(config, what)
-        _require(value is None or isinstance(value, str), what, value, "text")
-
-
-def _require(fits: bool, what: str, found: object, expected: str) -> None:
+    Raises:
+        ConfigError: it does not. The message has the name, the value and what is expected.
+    """
     if not fits:
-        raise ConfigError(
-            "a setting is not valid", part=what, found=_shown(found), expected=expected
-        )
-
-
-def _shown(value: object) -> object:
-    """Put a string in quotes, so that ``"4"`` does not look like 4."""
-    return repr(value) if isinstance(value, str) else value
-
-
-def _are_names(value: object) -> bool:
-    texts = isinstance(value, Collection) and not isinstance(value, str | bytes | Mapping)
-    return texts and all(isinstance(name, str) for name in cast(Collection[object], value))
+        raise ConfigError("a setting is not valid", part=name, found=repr(value), expected=expected)
 
 
 def is_count(value: object) -> bool:
@@ -265,3 +214,50 @@ def is_number(value: object) -> bool:
 def is_spread(value: object) -> bool:
     """Return whether `value` can be a standard deviation or bound of random numbers."""
     return is_number(value) and 0 <= cast(float, value) < inf
+
+
+def _is_text(value: object) -> bool:
+    return value is None or isinstance(value, str)
+
+
+def _are_names(value: object) -> bool:
+    texts = isinstance(value, Collection) and not isinstance(value, str | bytes | Mapping)
+    return texts and all(isinstance(name, str) for name in cast(Collection[object], value))
+
+
+def _is_name_or_names(value: object) -> bool:
+    return isinstance(value, str) or _are_names(value)
+
+
+def _are_block_numbers(value: object) -> bool:
+    listed = isinstance(value, Collection) and not isinstance(value, str | bytes | Mapping)
+    each = list(cast("Collection[object]", value)) if listed else [value]
+    return all(is_count(number) or (number == 0 and type(number) is int) for number in each)
+
+
+_VALID: dict[str, tuple[Callable[[Any], bool], str]] = {
+    "r": (is_count, COUNT),
+    "num_vectors": (
+        lambda h: is_count(h) and h <= LARGEST_BANK,
+        f"1 to {LARGEST_BANK} (what a packed file can hold)",
+    ),
+    "vector_length": (is_count, COUNT),
+    "target_modules": (_is_name_or_names, "a list of names, or one regular expression"),
+    "exclude_modules": (_is_name_or_names, "a list of names, or one regular expression"),
+    "layers_to_transform": (_are_block_numbers, "numbers of layers, from 0"),
+    "layers_pattern": (_is_name_or_names, "a name, or a list of names"),
+    "modules_to_save": (_are_names, "a list of names"),
+    "bias": (lambda bias: bias in BIASES, " or ".join(BIASES)),
+    "rank_pattern": (
+        lambda ranks: isinstance(ranks, Mapping) and _are_names([*ranks]),
+        "module names with their ranks",
+    ),
+    "vblora_dropout": (lambda p: is_number(p) and 0 <= p < 1, "0 ≤ p < 1"),
+    "init_vector_bank_bound": (is_spread, SPREAD),
+    "init_logits_std": (is_spread, SPREAD),
+    "base_model_name_or_path": (_is_text, "text"),
+    "revision": (_is_text, "text"),
+    "task_type": (lambda task: task in (None, *TASKS), " or ".join(TASKS)),
+    "selection": (lambda function: function is None or callable(function), "a function, or None"),
+}
+"""Field of `VBLoRAConfig` → whether a value is valid, and what is expected."""

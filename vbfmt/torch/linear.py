@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from vbfmt.errors import ConfigError, ModelError
 from vbfmt.torch.admixture import Admixture, LowRankUpdate
 from vbfmt.torch.bank import VectorBank, require_vector_bank
-from vbfmt.torch.config import is_count
+from vbfmt.torch.config import COUNT, is_count, require_setting
 from vbfmt.torch.sharding import full_shape
 
 _OTHER_STORAGE = ("torch.", "torchao.", "bitsandbytes.", "transformers.integrations.")
@@ -64,14 +64,9 @@ class VBLoRALinear(nn.Module):
         if bank is not None:
             require_vector_bank(bank)
             require_divisible("the layer", in_features, out_features, bank.vector_length)
-            if not is_count(r):
-                raise ConfigError(
-                    "r is out of range", found=r, expected="a whole number, at least 1"
-                )
-            if not is_count(topk) or topk > bank.num_vectors:
-                raise ConfigError(
-                    "k is out of range", found=topk, expected=f"1 to {bank.num_vectors} (h)"
-                )
+            require_setting(is_count(r), "r", r, COUNT)
+            fits = is_count(topk) and topk <= bank.num_vectors
+            require_setting(fits, "topk", topk, f"1 to {bank.num_vectors} (h)")
             self.updates["default"] = Admixture(
                 in_features,
                 out_features,

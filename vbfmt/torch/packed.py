@@ -15,7 +15,7 @@ from vbfmt._files import outputs, peft_layout
 from vbfmt._math.admixture import Rows, all_weights, rows_from_selection
 from vbfmt._math.selection import select_top_k
 from vbfmt.adapter import Adapter
-from vbfmt.errors import ConfigError, DigestError, OutputExistsError, VbfmtError, warn
+from vbfmt.errors import DigestError, OutputExistsError, VbfmtError, warn
 from vbfmt.module import Module
 from vbfmt.packed import Form, load, save
 from vbfmt.packed import digest as digest_of
@@ -29,7 +29,7 @@ from vbfmt.torch.adapters import (
 from vbfmt.torch.admixture import Admixture, FixedFactors
 from vbfmt.torch.bank import VectorBank
 from vbfmt.torch.checkpoint_file import require_finite
-from vbfmt.torch.config import VBLoRAConfig, is_number
+from vbfmt.torch.config import VBLoRAConfig, is_number, require_setting
 from vbfmt.torch.injection import build, install
 from vbfmt.torch.linear import VBLoRALinear
 from vbfmt.torch.matching import matching_layers, require_tensors
@@ -191,10 +191,8 @@ def warm_start(
         ConfigError: `gap` is out of range.
         VbfmtError: the file is damaged or cannot be read.
     """
-    if not (is_number(gap) and 0 < gap < np.inf):
-        raise ConfigError(
-            "gap is out of range", found=gap, expected="a finite number above 0, such as 0.1"
-        )
+    fits = is_number(gap) and 0 < gap < np.inf
+    require_setting(fits, "gap", gap, "a finite number above 0, such as 0.1")
     adapter = source if isinstance(source, Adapter) else load(source)
     require_can_add(model, adapter_name)
     layers = matching_layers(model, adapter)

@@ -167,7 +167,7 @@ def test_a_model_without_layers():
 
 @pytest.mark.parametrize("form", [(1, 2), (0, 1, 1), (2, 2, 2.0), (1, -1, 4)])
 def test_no_form(form):
-    with pytest.raises(ConfigError, match="not a form"):
+    with pytest.raises(ConfigError, match="form: found"):
         AdapterPool(net(), form=form)
 
 

@@ -11,7 +11,7 @@ from torch import nn
 
 from vbfmt.errors import ConfigError, ModelError
 from vbfmt.torch.adapters import find_adapters
-from vbfmt.torch.config import is_count
+from vbfmt.torch.config import is_count, require_setting
 from vbfmt.torch.pool.own_tensors import may_differ_by_sample
 from vbfmt.torch.preconditions import require_can_add
 
@@ -32,20 +32,16 @@ def require_settings(limit: int | None, form: tuple[int, int, int] | None, sourc
     Raises:
         ConfigError: a setting is not valid.
     """
-    if limit is not None and not is_count(limit):
-        raise ConfigError(
-            "limit is out of range", found=repr(limit), expected="a number of bytes, or None"
-        )
-    if form is not None and not (
-        isinstance(form, Sequence) and len(form) == 3 and all(is_count(size) for size in form)
-    ):
-        raise ConfigError("not a form", found=repr(form), expected="(rank, k, vector length)")
-    if source is not None and not callable(source):
-        raise ConfigError(
-            "not a source of adapters",
-            found=repr(source),
-            expected="a function from a name to an adapter or the path of a packed file",
-        )
+    fits = limit is None or is_count(limit)
+    require_setting(fits, "limit", limit, "a number of bytes, or None")
+    three = isinstance(form, Sequence) and len(form) == 3 and all(is_count(size) for size in form)
+    require_setting(form is None or three, "form", form, "(rank, k, vector length)")
+    require_setting(
+        source is None or callable(source),
+        "source",
+        source,
+        "a function from a name to an adapter or the path of a packed file",
+    )
 
 
 def wanted(names: Iterable[str | None]) -> list[str | None]:
