@@ -180,11 +180,7 @@ class VBLoRA(nn.Module):
 
     def all_layers(self) -> dict[str, VBLoRALinear]:
         """Return every adapted layer, by its name in the base model."""
-        return {
-            without_wrappers(name): layer
-            for name, layer in self.root.named_modules()
-            if isinstance(layer, VBLoRALinear)
-        }
+        return adapted_layers(self.root)
 
     def layers(self, name: str | None = None) -> dict[str, VBLoRALinear]:
         """Return the layers that an adapter, by default the active one, changes, by name."""
@@ -283,6 +279,15 @@ class VBLoRA(nn.Module):
     def forward(self, *inputs: Any) -> Any:
         """Return the input, so that this module can be a part of an `nn.Sequential`."""
         return inputs[0] if len(inputs) == 1 else inputs
+
+
+def adapted_layers(root: nn.Module) -> dict[str, VBLoRALinear]:
+    """Return every adapted layer of a model, by its name in the base model."""
+    return {
+        without_wrappers(name): layer
+        for name, layer in root.named_modules()
+        if isinstance(layer, VBLoRALinear)
+    }
 
 
 def adapters_of(model: nn.Module) -> VBLoRA:

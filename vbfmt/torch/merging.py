@@ -17,7 +17,7 @@ from vbfmt.torch.injection import eject
 from vbfmt.torch.linear import VBLoRALinear
 from vbfmt.torch.preconditions import require_in_memory
 from vbfmt.torch.sharding import require_local
-from vbfmt.torch.stand_ins import owner_of
+from vbfmt.torch.stand_ins import tensor_of
 from vbfmt.torch.training_warnings import warn_of_layers_never_called
 from vbfmt.torch.wrapped import submodule
 
@@ -136,9 +136,8 @@ def merge_and_unload(model: nn.Module, adapter_names: AdapterNames = None) -> nn
     for name, weight in merged.items():
         submodule(root, name).weight = nn.Parameter(weight, requires_grad=False)
     for name, tensor in own.items():
-        owner, leaf = owner_of(root, name)
         with torch.no_grad():
-            getattr(owner, leaf).copy_(tensor)
+            tensor_of(root, name).copy_(tensor)
     return root
 
 

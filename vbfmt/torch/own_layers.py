@@ -7,13 +7,11 @@ from typing import cast
 
 from torch import nn
 
-from vbfmt._files.wrappers import without_wrappers
 from vbfmt.errors import ConfigError, ModelError
-from vbfmt.torch.adapters import TrainableAdapter, VBLoRA, find_adapters
+from vbfmt.torch.adapters import TrainableAdapter, VBLoRA, adapted_layers, find_adapters
 from vbfmt.torch.admixture import Admixture
 from vbfmt.torch.config import VBLoRAConfig
 from vbfmt.torch.injection import install
-from vbfmt.torch.linear import VBLoRALinear
 from vbfmt.torch.peft_config import rank_pattern_of
 from vbfmt.torch.stand_ins import StandIns
 
@@ -40,11 +38,7 @@ def adopt(model: nn.Module, *, task_type: str | None = None) -> VBLoRA:
     """
     if find_adapters(model) is not None:
         raise ModelError("the model has adapters already", advice="to add another one, call inject")
-    layers = {
-        without_wrappers(name): module
-        for name, module in model.named_modules()
-        if isinstance(module, VBLoRALinear)
-    }
+    layers = adapted_layers(model)
     updates = {
         name: cast(Admixture, layer.updates[_OWN])
         for name, layer in layers.items()

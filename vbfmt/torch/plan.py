@@ -12,7 +12,7 @@ from vbfmt.torch.adapters import disabled, find_adapters
 from vbfmt.torch.config import VBLoRAConfig
 from vbfmt.torch.preconditions import require_in_memory
 from vbfmt.torch.sharding import require_adaptable, require_local
-from vbfmt.torch.stand_ins import names_to_train, owner_of
+from vbfmt.torch.stand_ins import names_to_train, tensor_of
 from vbfmt.torch.targets import (
     base_modules,
     find_targets,
@@ -76,7 +76,7 @@ def exact(
     owners = {name.rpartition(".")[0] for name in tensors}
     require_in_memory(model, [*layers, *owners])
     require_adaptable(model, layers)
-    own = {name: getattr(*owner_of(model, name)) for name in tensors}
+    own = {name: tensor_of(model, name) for name in tensors}
     require_local("train heads and biases of the base", own)
     ranks = {name: rank_of(name, config) for name in layers}
     return Plan(config, dict(layers), ranks, tensors, tuple(warnings))

@@ -21,25 +21,21 @@ from vbfmt.torch.wrapped import real_name, submodule
 class StandIns(nn.Module):
     """An adapter's own versions of tensors of the model, by their names in the base."""
 
-    def __init__(self) -> None:
+    def __init__(self, root: nn.Module, tensors: Mapping[str, Tensor], *, trained: bool) -> None:
         super().__init__()
-        self.names: list[str] = []
+        self.names = list(tensors)
         self.standing = False
+        for name, tensor in tensors.items():
+            if isinstance(tensor_of(root, name), nn.Parameter):
+                self.register_parameter(_key(name), nn.Parameter(tensor, requires_grad=trained))
+            else:
+                self.register_buffer(_key(name), tensor)
 
     @classmethod
     def trainable(cls, root: nn.Module, names: Iterable[str]) -> StandIns:
         """Return trainable copies of the model's tensors."""
-        result = cls()
-        for name in names:
-            owner, leaf = owner_of(root, name)
-            original = getattr(owner, leaf)
-            if isinstance(original, nn.Parameter):
-                copy = nn.Parameter(original.detach().clone())
-                result.register_parameter(_key(name), copy)
-            else:
-                result.register_buffer(_key(name), original.detach().clone())
-            result.names.append(name)
-        return result
+        copies = {name: tensor_of(root, name).detach().clone() for name in names}
+        return cls(root, copies, trained=True)
 
     @classmethod
     def fixed(cls, root: nn.Module, tensors: Mapping[str, Tensor]) -> StandIns:
@@ -49,17 +45,10 @@ class StandIns(nn.Module):
         Raises:
             ModelError: that dtype cannot represent the values of a tensor.
         """
-        result = cls()
-        for name, tensor in tensors.items():
-            owner, leaf = owner_of(root, name)
-            original = getattr(owner, leaf)
-            tensor = cast_like(tensor, original, name)
-            if isinstance(original, nn.Parameter):
-                result.register_parameter(_key(name), nn.Parameter(tensor, requires_grad=False))
-            else:
-                result.register_buffer(_key(name), tensor)
-            result.names.append(name)
-        return result
+        fitting = {
+            name: cast_like(tensor, tensor_of(root, name), name) for name, tensor in tensors.items()
+        }
+        return cls(root, fitting, trained=False)
 
     def require_originals(self, root: nn.Module) -> None:
         """Check that the model still has every tensor to be exchanged, in the same shape.
@@ -93,16 +82,15 @@ class StandIns(nn.Module):
 
     def tensors(self, root: nn.Module) -> dict[str, Tensor]:
         """Return the adapter's own tensors, by name, wherever they are now."""
-        if not self.standing:
-            return {name: getattr(self, _key(name)) for name in self.names}
-        owners = {name: owner_of(root, name) for name in self.names}
-        return {name: getattr(owner, leaf) for name, (owner, leaf) in owners.items()}
+        return {
+            name: tensor_of(root, name) if self.standing else getattr(self, _key(name))
+            for name in self.names
+        }
 
     def both(self, root: nn.Module) -> dict[str, Tensor]:
         """Return the adapter's own tensors and the base's tensors that they replace."""
         waiting = {key: cast(Tensor, getattr(self, key)) for key in self.keys().values()}
-        owners = {name: owner_of(root, name) for name in self.names}
-        return {**waiting, **{name: getattr(owner, leaf) for name, (owner, leaf) in owners.items()}}
+        return waiting | {name: tensor_of(root, name) for name in self.names}
 
     def keys(self) -> dict[str, str]:
         """Return each tensor's name here, by its name in the base."""
@@ -128,13 +116,22 @@ def owner_of(root: nn.Module, name: str) -> tuple[nn.Module, str]:
     return owner, leaf
 
 
+def tensor_of(root: nn.Module, name: str) -> Tensor:
+    """Return a tensor of the base.
+
+    Raises:
+        AttributeError: there is no such module or tensor.
+    """
+    tensor: Tensor = getattr(*owner_of(root, name))
+    return tensor
+
+
 def shape_of(root: nn.Module, name: str) -> tuple[int, ...] | None:
     """Return the shape of a tensor of the base, or None if the base lacks it."""
     try:
-        owner, leaf = owner_of(root, name)
+        return tuple(tensor_of(root, name).shape)
     except AttributeError:
         return None
-    return tuple(getattr(owner, leaf).shape)
 
 
 def path_of(root: nn.Module, name: str) -> str:

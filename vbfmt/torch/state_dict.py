@@ -85,11 +85,12 @@ def _prepare_to_load(root: nn.Module, state: dict[str, Any], prefix: str, *_: An
         state.clear()
         return
     _require_same_k(adapters, state, prefix)
-    given = _Standing.of_state_dict(adapters, state, prefix)
-    now = _Standing(adapters, prefix, adapters.active)
+    active = _active_in(adapters, state, prefix)
     moved = {}
     for base in _shared_names(adapters):
-        for old, new in zip(given.keys(base), now.keys(base), strict=True):
+        given = _keys(adapters, prefix, active, base)
+        now = _keys(adapters, prefix, adapters.active, base)
+        for old, new in zip(given, now, strict=True):
             if old in state:
                 moved[new] = state.pop(old)
     state.update(moved)
@@ -103,49 +104,42 @@ def _expect_no_base(root: nn.Module, keys: Any) -> None:
         keys.missing_keys.clear()
 
 
-class _Standing:
-    """The keys of tensors in a state dict, given which adapter is active."""
+def _active_in(adapters: VBLoRA, state: Mapping[str, Any], prefix: str) -> str | None:
+    """Return which adapter was active when a state dict was made.
 
-    def __init__(self, adapters: VBLoRA, prefix: str, active: str | None) -> None:
-        self._adapters, self._prefix, self._active = adapters, prefix, active
+    Its extra states show that. Without extra states, it is the model's active adapter if the state
+    dict holds logits, and otherwise no adapter.
 
-    @classmethod
-    def of_state_dict(cls, adapters: VBLoRA, state: Mapping[str, Any], prefix: str) -> _Standing:
-        """Return the keys of a state dict.
-
-        Its extra states show which adapter was active. Without extra states, it is the model's
-        active adapter if the state dict holds logits, and otherwise no adapter.
-
-        Raises:
-            ModelError: the state dict holds heads or biases, but only logits of inactive adapters.
-        """
-        extra = {name: state.get(_key(prefix, name, "_extra_state")) for name in adapters.adapters}
-        known = {name: bool(value[1]) for name, value in extra.items() if value is not None}
-        if known:
-            return cls(adapters, prefix, next((name for name in known if known[name]), None))
-        logits = [key.removesuffix(".logits") for key in state if key.endswith(".logits")]
-        found = {key.rpartition(".updates.")[2] for key in logits} & set(adapters.adapters)
-        if found and adapters.active not in found:
-            _require_no_heads(adapters, state, prefix, found)
-        return cls(adapters, prefix, adapters.active if found else None)
-
-    def keys(self, base: str) -> list[str]:
-        """Return the keys of one tensor: the base's own, and then those of the adapters'
-        versions."""
-        inside = self._prefix + path_of(self._adapters.root, base)
-        owners = _owners(self._adapters, base)
-        waiting = {
-            name: _key(self._prefix, name, f"stand_ins.{key}") for name, key in owners.items()
-        }
-        active = self._active if self._active in owners else None
-        own = inside if active is None else waiting[active]
-        return [own, *(inside if name == active else key for name, key in waiting.items())]
+    Raises:
+        ModelError: the state dict holds heads or biases, but only logits of inactive adapters.
+    """
+    extra = {name: state.get(_key(prefix, name, "_extra_state")) for name in adapters.adapters}
+    known = {name: bool(value[1]) for name, value in extra.items() if value is not None}
+    if known:
+        return next((name for name in known if known[name]), None)
+    logits = [key.removesuffix(".logits") for key in state if key.endswith(".logits")]
+    found = {key.rpartition(".updates.")[2] for key in logits} & set(adapters.adapters)
+    if found and adapters.active not in found:
+        _require_no_heads(adapters, state, prefix, found)
+    return adapters.active if found else None
 
 
-def _owners(adapters: VBLoRA, base: str) -> dict[str, str]:
-    """Return the adapters that have their own version of a tensor, each with its name for it."""
+def _keys(adapters: VBLoRA, prefix: str, active: str | None, base: str) -> list[str]:
+    """Return the keys of one tensor in a state dict: the base's own, and then those of the
+    adapters' versions.
+
+    Args:
+        active: the adapter whose version is in the base's module.
+    """
+    inside = prefix + path_of(adapters.root, base)
     stand_ins = {name: adapters.adapter(name).stand_ins for name in adapters.adapters}
-    return {name: held.keys()[base] for name, held in stand_ins.items() if base in held.names}
+    waiting = {
+        name: _key(prefix, name, f"stand_ins.{held.keys()[base]}")
+        for name, held in stand_ins.items()
+        if base in held.names
+    }
+    own = waiting.get(active or "", inside)
+    return [own, *(inside if name == active else key for name, key in waiting.items())]
 
 
 def _shared_names(adapters: VBLoRA) -> Iterator[str]:
