@@ -38,13 +38,14 @@ def data_folder() -> Path:
 
 @pytest.fixture
 def unmeasured(monkeypatch):
-    """Do not measure the coverage of processes: that imports packages and writes a file in them."""
+    """Do not measure the coverage of child processes: this imports packages and writes a file
+    there."""
     monkeypatch.delenv("COVERAGE_PROCESS_CONFIG", raising=False)
 
 
 @contextmanager
 def warned() -> Iterator[list[str]]:
-    """The messages of the library's warnings, once the block has ended."""
+    """Yield a list that holds the messages of the library's warnings after the block."""
     messages: list[str] = []
     with warnings.catch_warnings(record=True) as caught:
         warnings.simplefilter("always")

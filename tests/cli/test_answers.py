@@ -1,4 +1,4 @@
-"""Answers for programs: JSON, exit statuses, quiet and verbose; proofs against checkpoints."""
+"""Output for scripts: JSON, exit statuses, --quiet and --verbose; comparison with checkpoints."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ from vbfmt.cli.upload import upload_line
 ERROR = {"message", "file", "kind", "part", "what", "found", "expected", "advice"}
 
 
-def test_every_answer_with_an_adapter_has_its_digest(vbfmt, tmp_path, checkpoint, packed):
+def test_json_about_an_adapter_has_its_digest(vbfmt, tmp_path, checkpoint, packed):
     pytest.importorskip("matplotlib")
     digest = vbfmt("verify", packed).out.split()[-1]
     for words, key in (
@@ -45,7 +45,7 @@ def test_a_merge_has_the_digests_of_its_adapters(vbfmt, tmp_path):
     assert json.loads(result.out)["digests"] == [digest]
 
 
-def test_the_sum_that_sha256sum_prints_is_there_too(vbfmt, packed):
+def test_json_has_the_sum_that_sha256sum_prints(vbfmt, packed):
     expected = hashlib.sha256(packed.read_bytes()).hexdigest()
     assert json.loads(vbfmt("inspect", packed, "--json").out)["sha256"] == expected
     assert json.loads(vbfmt("verify", packed, "--json").out)[0]["sha256"] == expected
@@ -76,7 +76,9 @@ def test_the_sum_that_sha256sum_prints_is_there_too(vbfmt, packed):
         (("expand", "x", "--to", "mlx", "-o", "x.gguf"), 2, "config"),
     ],
 )
-def test_errors_are_json_where_the_answer_would_be(vbfmt, tmp_path, monkeypatch, words, code, kind):
+def test_errors_are_printed_as_json_on_standard_output(
+    vbfmt, tmp_path, monkeypatch, words, code, kind
+):
     monkeypatch.chdir(tmp_path)
     result = vbfmt(*words, "--json")
     assert (result.code, result.err) == (code, "")
@@ -88,7 +90,7 @@ def test_errors_are_json_where_the_answer_would_be(vbfmt, tmp_path, monkeypatch,
     assert error["message"] in " ".join(plain.err.split())
 
 
-def test_diff_has_the_statuses_of_diff_and_cmp(vbfmt, tmp_path, packed, checkpoint):
+def test_diff_has_the_exit_statuses_of_diff_and_cmp(vbfmt, tmp_path, packed, checkpoint):
     other = write_folder(tmp_path / "other", logits_form(seed=1))
     assert vbfmt("diff", packed, packed).code == 0
     assert vbfmt("diff", packed, checkpoint).code == 0
@@ -97,7 +99,7 @@ def test_diff_has_the_statuses_of_diff_and_cmp(vbfmt, tmp_path, packed, checkpoi
     assert vbfmt("diff", packed).code == 2
 
 
-def test_diff_is_readable_where_shapes_differ(vbfmt, tmp_path):
+def test_diff_is_readable_if_shapes_differ(vbfmt, tmp_path):
     save(adapter_of(), tmp_path / "a.vblora")
     wide = adapter_of(shapes=dict.fromkeys(("model.layers.0.q",), (16, 8)))
     save(wide, tmp_path / "b.vblora")
@@ -107,7 +109,7 @@ def test_diff_is_readable_where_shapes_differ(vbfmt, tmp_path):
 
 
 @pytest.mark.parametrize("words", [("verify",), ("inspect",), ("diff", "{packed}")])
-def test_quiet_prints_nothing_where_all_is_well(vbfmt, packed, words):
+def test_quiet_prints_nothing_on_success(vbfmt, packed, words):
     words = [word.format(packed=packed) for word in words]
     result = vbfmt(*words, packed, "-q")
     assert (result.code, result.out, result.err) == (0, "", "")
@@ -130,7 +132,7 @@ def test_quiet_prints_what_failed_and_no_notes(vbfmt, tmp_path, packed):
 KEY = "base_model.model.layers.0.q.vblora_logits_A"
 
 
-def test_several_checks_all_count_and_strict_gates(vbfmt, tmp_path, packed):
+def test_every_check_is_reported_and_strict_makes_problems_errors(vbfmt, tmp_path, packed):
     from tests.converters.test_lora import wide_indices
 
     save(wide_indices(), tmp_path / "w.vblora")
@@ -160,7 +162,7 @@ def test_strict_names_what_every_runtime_needs_or_drops(vbfmt, tmp_path, data_fo
     assert not (tmp_path / "x").exists()
 
 
-def test_a_proof_against_the_topk_form_allows_its_rounding(vbfmt, tmp_path, packed):
+def test_comparison_with_the_topk_form_allows_its_rounding(vbfmt, tmp_path, packed):
     assert vbfmt("unpack", packed, "-o", tmp_path / "topk").code == 0
     from vbfmt.converters._files import safetensors
 
@@ -187,7 +189,7 @@ def test_a_proof_against_the_topk_form_allows_its_rounding(vbfmt, tmp_path, pack
     assert (result.code, "FAILED" in result.out) == (1, True)
 
 
-def test_against_logits_nothing_but_equality_counts(vbfmt, packed, checkpoint):
+def test_comparison_with_logits_requires_equality(vbfmt, packed, checkpoint):
     answer = json.loads(vbfmt("verify", packed, "--against", checkpoint, "--json").out)[0]
     assert (answer["ok"], answer["largest_difference"]) == (True, 0.0)
 
@@ -216,7 +218,7 @@ def test_the_name_of_the_base_model_can_be_set(vbfmt, tmp_path, checkpoint):
 
 
 @pytest.mark.parametrize("path", ["/home/me/models/llama", "../llama", "C:\\models\\llama", "~/l"])
-def test_a_path_of_the_training_machine_is_not_kept_unasked(vbfmt, tmp_path, path):
+def test_a_path_on_the_training_machine_is_not_kept_unless_requested(vbfmt, tmp_path, path):
     config = CONFIG | {"base_model_name_or_path": path}
     folder = write_folder(tmp_path / "local", logits_form(), config)
     file = tmp_path / "x.vblora"
@@ -231,7 +233,7 @@ def test_a_path_of_the_training_machine_is_not_kept_unasked(vbfmt, tmp_path, pat
     assert load(file).base_model == path
 
 
-def test_a_rank_that_loses_much_is_a_note(vbfmt, tmp_path, packed):
+def test_a_rank_that_loses_much_gives_a_note(vbfmt, tmp_path, packed):
     result = vbfmt("expand", packed, "-o", tmp_path / "x", "--rank", "1")
     assert result.code == 0
     lost = json.loads(vbfmt("expand", packed, "-o", tmp_path / "y", "--rank", "1", "--json").out)[
@@ -243,14 +245,14 @@ def test_a_rank_that_loses_much_is_a_note(vbfmt, tmp_path, packed):
 
 
 @pytest.mark.parametrize("command", ["pack", "unpack", "expand"])
-def test_what_was_written_comes_with_the_line_that_uploads_it(vbfmt, tmp_path, checkpoint, command):
+def test_the_upload_command_is_printed_after_writing(vbfmt, tmp_path, checkpoint, command):
     output = tmp_path / ("x.vblora" if command == "pack" else "folder")
     done = vbfmt(command, checkpoint, "-o", output)
     assert done.out.splitlines()[-1] == f"to upload: hf upload OWNER/NAME {output}"
     assert vbfmt(command, checkpoint, "-o", output, "--force", "-q").out == ""
 
 
-def test_a_merged_model_comes_with_the_line_that_uploads_it(vbfmt, tmp_path):
+def test_the_upload_command_is_printed_for_a_merged_model(vbfmt, tmp_path):
     base = save_base(tmp_path / "base", weights_of())
     save(adapter_of(), tmp_path / "x.vblora")
     words = ("merge", tmp_path / "x.vblora", "--base", base, "-o", tmp_path / "m")
@@ -259,7 +261,7 @@ def test_a_merged_model_comes_with_the_line_that_uploads_it(vbfmt, tmp_path):
     assert vbfmt(*words).out.splitlines()[-1] == upload
 
 
-def test_a_thin_file_and_its_bank_are_uploaded_together(vbfmt, tmp_path, checkpoint, packed):
+def test_the_upload_command_of_a_thin_file_includes_its_bank(vbfmt, tmp_path, checkpoint, packed):
     store = tmp_path / "store"
     vbfmt("store", "add", store, packed, "--name", "alice")
     for name, words in {
@@ -278,13 +280,13 @@ def test_a_thin_file_and_its_bank_are_uploaded_together(vbfmt, tmp_path, checkpo
     assert joined.out.splitlines()[-1] == f"to upload: hf upload OWNER/NAME {tmp_path}/y.vblora"
 
 
-def test_the_line_that_uploads_is_quoted_for_the_shell_of_the_system(monkeypatch):
+def test_the_upload_command_is_quoted_for_the_systems_shell(monkeypatch):
     assert upload_line("my x.vblora") == "to upload: hf upload OWNER/NAME 'my x.vblora'"
     monkeypatch.setattr(upload.sys, "platform", "win32")
     assert upload_line("my x.vblora") == 'to upload: hf upload OWNER/NAME "my x.vblora"'
 
 
-def test_a_card_comes_with_the_line_that_uploads_it(vbfmt, tmp_path, checkpoint, packed):
+def test_the_upload_command_includes_the_card(vbfmt, tmp_path, checkpoint, packed):
     pytest.importorskip("huggingface_hub")
     folder = tmp_path / "my repository"
     done = vbfmt("pack", checkpoint, "-o", folder / "x.vblora", "--card")
@@ -297,7 +299,7 @@ def test_a_card_comes_with_the_line_that_uploads_it(vbfmt, tmp_path, checkpoint,
         assert done.out.splitlines()[-1] == f"to upload: hf upload OWNER/NAME {tmp_path / command}"
 
 
-def test_json_of_any_length_is_printed_whole(capsys):
+def test_json_of_any_length_is_printed_completely(capsys):
     """It is printed in pieces."""
     value = {"rows": list(range(3 * show._PIECES))}
     show.as_json(value)
@@ -340,7 +342,7 @@ def test_many_modules_that_differ_are_counted(vbfmt, tmp_path):
     assert "  … and 5 more (--json lists all)" in result.out
 
 
-def test_a_file_of_weights_is_compared_with_a_packed_one(vbfmt, packed, checkpoint):
+def test_a_weights_file_is_compared_with_a_packed_file(vbfmt, packed, checkpoint):
     result = vbfmt("diff", packed, checkpoint / "adapter_model.safetensors")
     assert (result.code, "hold the same adapter" in result.out) == (0, True), result.err
 

@@ -17,7 +17,7 @@ def thin(vbfmt, packed, tmp_path):
     return path
 
 
-def test_split_and_join_name_the_same_digest(vbfmt, packed, thin, tmp_path):
+def test_split_and_join_print_the_same_digest(vbfmt, packed, thin, tmp_path):
     (bank,) = (tmp_path / "shelf").iterdir()
     assert bank.stat().st_size + thin.stat().st_size < packed.stat().st_size + 64
     done = vbfmt("bank", "join", thin, "-o", tmp_path / "j.vblora", "--banks", tmp_path / "shelf")
@@ -49,7 +49,7 @@ def test_pack_external_writes_what_split_writes(vbfmt, checkpoint, thin, tmp_pat
     ],
     ids=lambda words: words[0],
 )
-def test_every_command_that_reads_finds_the_bank_where_it_is_told(
+def test_every_reading_command_searches_the_folder_given_by_banks(
     vbfmt, packed, thin, tmp_path, words
 ):
     paths = {"THIN": thin, "PACKED": packed, "OUT": tmp_path / "out"}
@@ -80,7 +80,7 @@ def test_list(vbfmt, thin, tmp_path):
     assert "1 adapter" in missing.out
 
 
-def test_inspect_counts_an_external_bank_beside_the_file(vbfmt, packed, thin, tmp_path):
+def test_inspect_gives_the_size_of_an_external_bank_separately(vbfmt, packed, thin, tmp_path):
     for file, form, words in ((packed, "embedded", ()), (thin, "external", ("--banks", "shelf"))):
         words = [tmp_path / word if word == "shelf" else word for word in words]
         found = json.loads(vbfmt("inspect", file, "--json", *words).out)
@@ -104,7 +104,7 @@ def test_a_missing_bank_is_listed_with_the_option_that_helps(vbfmt, thin, tmp_pa
 
 
 @pytest.mark.parametrize("command", ["verify", "inspect", "unpack"])
-def test_a_bank_is_not_taken_for_a_checkpoint(vbfmt, thin, tmp_path, command):
+def test_a_bank_is_not_mistaken_for_a_checkpoint(vbfmt, thin, tmp_path, command):
     (bank,) = (tmp_path / "shelf").iterdir()
     out = () if command != "unpack" else ("-o", tmp_path / "out")
     answer = vbfmt(command, bank, *out)

@@ -1,4 +1,4 @@
-"""What users type, what they read, what is left on the disk."""
+"""The main commands: their arguments, their output, and the files that they write."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from vbfmt.cli import COMMANDS
 from vbfmt.converters import peft
 
 
-def test_pack_says_what_was_won(vbfmt, tmp_path, checkpoint):
+def test_pack_prints_how_much_smaller_the_file_is(vbfmt, tmp_path, checkpoint):
     result = vbfmt("pack", checkpoint, "-o", tmp_path / "x.vblora")
     assert result.code == 0
     assert result.err == ""
@@ -26,12 +26,12 @@ def test_pack_says_what_was_won(vbfmt, tmp_path, checkpoint):
     assert "smaller than" in first
     assert second == "1 module, 10 sub-vectors, read as PEFT VB-LoRA"
     assert third.startswith("sha256:")
-    assert fourth == "the digest is of the content; sha256sum prints another sum, of the file"
+    assert fourth == "this digest is of the content; sha256sum of the file prints another value"
     assert fifth == f"to upload: hf upload OWNER/NAME {tmp_path / 'x.vblora'}"
     assert load(tmp_path / "x.vblora") == peft.read(checkpoint)
 
 
-def test_pack_tells_of_ties(vbfmt, tmp_path):
+def test_pack_notes_equal_logits(vbfmt, tmp_path):
     arrays = logits_form()
     arrays["base_model.model.layers.0.q.vblora_logits_A"][:] = 0
     folder = write_folder(tmp_path / "tied", arrays)
@@ -40,7 +40,7 @@ def test_pack_tells_of_ties(vbfmt, tmp_path):
     assert result.err.startswith("note: 4 of 10 sub-vectors have equal logits")
 
 
-def test_pack_takes_k_where_there_is_no_config(vbfmt, tmp_path):
+def test_pack_needs_topk_if_there_is_no_config(vbfmt, tmp_path):
     folder = write_folder(tmp_path / "bare", logits_form(), config=None)
     output = tmp_path / "x.vblora"
     result = vbfmt("pack", folder, "-o", output)
@@ -51,7 +51,7 @@ def test_pack_takes_k_where_there_is_no_config(vbfmt, tmp_path):
     assert load(output).k == 3
 
 
-def test_unpack_and_pack_again_is_the_same_file(vbfmt, tmp_path, packed):
+def test_unpacking_and_packing_again_gives_the_same_file(vbfmt, tmp_path, packed):
     assert vbfmt("unpack", packed, "-o", tmp_path / "peft").code == 0
     assert vbfmt("pack", tmp_path / "peft", "-o", tmp_path / "y.vblora").code == 0
     assert (tmp_path / "y.vblora").read_bytes() == packed.read_bytes()
@@ -86,7 +86,7 @@ def test_verify_of_good_files(vbfmt, packed):
     assert result.out.count(f"{packed}: ok\n  sha256:") == 2
 
 
-def test_verify_names_what_is_wrong_and_goes_on(vbfmt, tmp_path, packed):
+def test_verify_reports_each_invalid_file_and_continues(vbfmt, tmp_path, packed):
     damaged = tmp_path / "damaged.vblora"
     data = bytearray(packed.read_bytes())
     data[-1] ^= 1
@@ -125,7 +125,7 @@ def test_verify_against_a_trusted_digest(vbfmt, packed):
         assert "is not sha256: and 64 digits" in result.err
 
 
-def test_inspect_in_words_and_in_numbers(vbfmt, packed):
+def test_inspect_as_text_and_as_json(vbfmt, packed):
     words = vbfmt("inspect", packed, "--modules")
     assert words.code == 0
     assert "h 12, b 4, k 2, r 2, N 10" in words.out
@@ -140,7 +140,7 @@ def test_inspect_in_words_and_in_numbers(vbfmt, packed):
     assert numbers["modules"][0]["name"] == "layers.0.q"
 
 
-def test_diff_of_the_same_and_of_others(vbfmt, tmp_path, packed):
+def test_diff_of_equal_and_of_different_adapters(vbfmt, tmp_path, packed):
     same = vbfmt("diff", packed, packed)
     assert same.code == 0
     assert "hold the same adapter" in same.out
@@ -162,7 +162,7 @@ def test_diff_of_the_same_and_of_others(vbfmt, tmp_path, packed):
     assert numbers["modules"][0]["largest_factor"] == pytest.approx(max(expected))
 
 
-def test_wrong_files_are_one_line_and_leave_nothing(vbfmt, tmp_path):
+def test_invalid_files_give_one_line_and_no_output(vbfmt, tmp_path):
     text = tmp_path / "text.vblora"
     text.write_text("not it")
     for words in (
@@ -187,13 +187,13 @@ def test_wrong_files_are_one_line_and_leave_nothing(vbfmt, tmp_path):
     "words",
     [("pack",), ("pack", "x"), ("expand", "x", "-o", "y", "--dtype", "int8"), ("verify",), ("no",)],
 )
-def test_wrong_usage_is_status_2(vbfmt, words):
+def test_wrong_usage_has_exit_status_2(vbfmt, words):
     result = vbfmt(*words)
     assert result.code == 2
     assert "Usage: vbfmt" in result.err
 
 
-def test_names_from_files_cannot_write_on_the_terminal(vbfmt, tmp_path):
+def test_names_from_files_cannot_control_the_terminal(vbfmt, tmp_path):
     import dataclasses
 
     adapter = dataclasses.replace(worked_example(), base_model="evil\x1b[2J\nname")
@@ -203,13 +203,13 @@ def test_names_from_files_cannot_write_on_the_terminal(vbfmt, tmp_path):
     assert "evil\\x1b[2J\\nname" in result.out
 
 
-def test_the_topk_form_packs_too(vbfmt, tmp_path):
+def test_the_topk_form_can_be_packed(vbfmt, tmp_path):
     folder = write_folder(tmp_path / "topk", topk_form())
     assert vbfmt("pack", folder, "-o", tmp_path / "x.vblora").code == 0
 
 
 @pytest.mark.parametrize("command", COMMANDS)
-def test_every_command_explains_itself(vbfmt, command):
+def test_every_command_has_help(vbfmt, command):
     result = vbfmt(command, "--help")
     assert result.code == 0
     assert result.out.startswith(f"Usage: vbfmt {command} ")
@@ -245,7 +245,7 @@ def test_nothing_is_imported_before_it_is_needed(tmp_path, words, kept_out):
     assert not kept_out & set(done.stderr.split())
 
 
-def test_importing_the_package_brings_numpy_and_msgpack_at_most():
+def test_importing_the_package_imports_only_numpy_and_msgpack():
     program = "import sys, vbfmt; vbfmt.load; vbfmt.Adapter; print(*sys.modules)"
     done = subprocess.run(
         [sys.executable, "-c", program], capture_output=True, text=True, check=True
@@ -255,7 +255,7 @@ def test_importing_the_package_brings_numpy_and_msgpack_at_most():
     assert not loaded & {"torch", "click", "ml_dtypes", "safetensors", "transformers", "rich"}
 
 
-def test_pack_asks_for_the_layout_where_nothing_tells_it(vbfmt, tmp_path):
+def test_pack_asks_for_the_layout_if_it_is_ambiguous(vbfmt, tmp_path):
     from tests.converters.test_algorithm1 import saved, state
 
     path = saved(tmp_path, state())
@@ -266,7 +266,7 @@ def test_pack_asks_for_the_layout_where_nothing_tells_it(vbfmt, tmp_path):
     assert ", read as the layout of the paper's Algorithm 1\n" in done.out
 
 
-def test_the_layouts_are_those_that_are_read():
+def test_the_choices_of_layout_are_the_readers():
     from vbfmt.cli.arguments import LAYOUTS
     from vbfmt.converters import READERS
 
@@ -286,7 +286,7 @@ def test_an_unknown_choice_is_wrong_usage(vbfmt, words):
 FIELDS = {"message", "kind", "part", "what", "found", "expected", "advice"}
 
 
-def test_verify_answers_in_json_whatever_is_wrong(vbfmt, tmp_path, packed):
+def test_verify_prints_json_for_every_kind_of_problem(vbfmt, tmp_path, packed):
     other = write_folder(tmp_path / "other", logits_form(seed=1))
     differs = vbfmt("verify", packed, "--json", "--against", other)
     assert differs.code == 1

@@ -9,7 +9,7 @@ import pytest
 from vbfmt.estimate.models import PRESETS
 
 
-def test_llama_2_7b_in_words(vbfmt):
+def test_llama_2_7b_as_text(vbfmt):
     result = vbfmt("estimate", "--model", "llama-2-7b", "--h", "2048")
     assert result.code == 0
     lines = result.out.splitlines()
@@ -31,7 +31,7 @@ def test_the_warning_comes_when_h_crosses_256(vbfmt):
         assert ("above 256" in result.err) == warned
 
 
-def test_in_numbers(vbfmt):
+def test_the_estimate_as_json(vbfmt):
     words = ("--model", "roberta-base", "--targets", "qv", "--h", 90, "--lora-rank", 8, "--json")
     found = json.loads(vbfmt("estimate", *words).out)
     assert (found["N"], found["b"], found["layers"]) == (576, 256, 24)
@@ -68,7 +68,7 @@ def test_a_folder(vbfmt, tmp_path):
         (("--base", "nowhere"), 1, "cannot read nowhere"),
     ],
 )
-def test_wrong_wishes(vbfmt, words, code, says):
+def test_impossible_settings_are_refused(vbfmt, words, code, says):
     result = vbfmt("estimate", *words)
     assert result.code == code
     assert says in result.err
@@ -77,7 +77,7 @@ def test_wrong_wishes(vbfmt, words, code, says):
         assert result.err.count("\n") == 1
 
 
-def test_a_short_b_is_warned_of(vbfmt):
+def test_a_small_b_gives_a_warning(vbfmt):
     long = vbfmt("estimate", "--model", "llama-2-7b", "--b", 16)
     assert (long.code, long.err) == (0, "")
     short = vbfmt("estimate", "--model", "llama-2-7b", "--b", 8)

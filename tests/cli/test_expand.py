@@ -20,7 +20,7 @@ def test_expand_writes_lora(vbfmt, tmp_path, packed):
     ]
 
 
-def test_expand_says_what_becomes_of_extras(vbfmt, tmp_path):
+def test_expand_notes_whether_extras_are_kept(vbfmt, tmp_path):
     save(wide_indices(), tmp_path / "w.vblora")
     kept = vbfmt("expand", tmp_path / "w.vblora", "-o", tmp_path / "a")
     assert kept.code == 0
@@ -44,7 +44,7 @@ def test_expand_to_other_runtimes(vbfmt, tmp_path, packed, monkeypatch):
     assert useless.code == 2
 
 
-def test_expand_checks_before_it_writes(vbfmt, tmp_path):
+def test_expand_checks_before_writing(vbfmt, tmp_path):
     save(wide_indices(), tmp_path / "w.vblora")
     words = ("expand", tmp_path / "w.vblora", "-o", tmp_path / "a")
     refused = vbfmt(*words, "--check", "vllm")
@@ -58,7 +58,7 @@ def test_expand_checks_before_it_writes(vbfmt, tmp_path):
     assert "--check" not in result.err  # it was given
 
 
-def test_no_objection_is_said_and_not_left_to_silence(vbfmt, tmp_path):
+def test_a_check_without_findings_is_reported(vbfmt, tmp_path):
     save(wide_indices(), tmp_path / "w.vblora")
     words = ("expand", tmp_path / "w.vblora", "-o", tmp_path / "a", "--drop-extras")
     result = vbfmt(*words, "--check", "vllm")
@@ -76,7 +76,7 @@ def test_no_objection_is_said_and_not_left_to_silence(vbfmt, tmp_path):
         ("tgi", "mlx", "peft"),
     ],
 )
-def test_a_form_that_the_runtime_does_not_take_is_not_written(
+def test_a_form_that_the_runtime_cannot_load_is_not_written(
     vbfmt, tmp_path, packed, runtime, form, takes
 ):
     to = ("--to", form) if form else ()
@@ -87,8 +87,8 @@ def test_a_form_that_the_runtime_does_not_take_is_not_written(
     assert not (tmp_path / "x").exists()
 
 
-def test_what_mlx_would_drop_is_one_refusal(vbfmt, tmp_path):
-    """First it was reported as dropped, then the writer refused it."""
+def test_extras_for_mlx_are_refused_once(vbfmt, tmp_path):
+    """They were reported as dropped, and then refused by the writer."""
     save(wide_indices(), tmp_path / "w.vblora")
     words = ("expand", tmp_path / "w.vblora", "-o", tmp_path / "a", "--to", "mlx")
     refused = vbfmt(*words, "--check", "mlx")
@@ -97,14 +97,14 @@ def test_what_mlx_would_drop_is_one_refusal(vbfmt, tmp_path):
     assert refused.err.count("\n") == 1
 
 
-def test_the_runtimes_are_those_with_rules():
+def test_the_choices_of_runtime_are_those_with_rules():
     from vbfmt.cli.arguments import RUNTIMES
     from vbfmt.converters.runtimes import FORMS
 
     assert tuple(FORMS) == RUNTIMES
 
 
-def test_a_rank_that_is_not_lower_loses_nothing(vbfmt, tmp_path, packed):
+def test_no_loss_is_printed_if_the_rank_is_not_lower(vbfmt, tmp_path, packed):
     """It printed a line of 0 for every module."""
     result = vbfmt("expand", packed, "-o", tmp_path / "x", "--rank", "20")
     assert result.code == 0

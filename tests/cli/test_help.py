@@ -1,4 +1,4 @@
-"""What the help says: examples that hold, commands that were meant."""
+"""The help texts: examples are valid, and mistyped commands get a suggestion."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from vbfmt.cli import COMMANDS
 
 
 def leaves(command: click.Command, *words: str) -> Iterator[tuple[str, ...]]:
-    """The words of a command, or of each command of a group."""
+    """Return the words of a command, or of each command of a group."""
     if isinstance(command, click.Group):
         for name, inner in command.commands.items():
             yield from leaves(inner, *words, name)
@@ -35,7 +35,7 @@ each_command = pytest.mark.parametrize("name", EVERY, ids=" ".join)
 
 
 @each_command
-def test_every_help_has_examples_that_are_right_usage(vbfmt, name):
+def test_every_help_text_has_valid_examples(vbfmt, name):
     shown = vbfmt(*name, "--help").out
     assert "\nExamples:\n" in shown
     for example in command(*name).examples:
@@ -46,7 +46,7 @@ def test_every_help_has_examples_that_are_right_usage(vbfmt, name):
 
 
 @each_command
-def test_every_command_answers_in_json_and_takes_quiet_and_verbose(name):
+def test_every_command_accepts_json_quiet_and_verbose(name):
     options = {word for each in command(*name).params for word in each.opts}
     assert {"--json", "--quiet", "-q", "--verbose", "-v"} <= options
 
@@ -61,7 +61,7 @@ def test_help_fits_eighty_columns(vbfmt, name, monkeypatch):
 
 
 @pytest.mark.parametrize("name", GROUPS, ids=" ".join)
-def test_the_list_of_commands_cuts_no_summary_short(vbfmt, name):
+def test_the_list_of_commands_truncates_no_summary(vbfmt, name):
     shown = " ".join(vbfmt(*name, "--help").out.split())
     for inner in command(*name).commands if name else COMMANDS:
         first = command(*name, inner).help.partition("\n\n")[0]
@@ -69,7 +69,7 @@ def test_the_list_of_commands_cuts_no_summary_short(vbfmt, name):
 
 
 @pytest.mark.parametrize("name", GROUPS[1:], ids=" ".join)
-def test_the_help_of_a_group_has_examples_that_are_those_of_its_commands(vbfmt, name):
+def test_examples_of_a_group_are_examples_of_its_commands(vbfmt, name):
     examples = command(*name).examples
     assert all(f"\n  {example}\n" in vbfmt(*name, "--help").out for example in examples)
     inner = {one for words in EVERY if words[:1] == name for one in command(*words).examples}
@@ -94,7 +94,7 @@ def test_a_mistyped_command_gets_a_suggestion(vbfmt, typed, meant):
     assert f"No such command {typed!r}. Did you mean {meant!r}?" in result.err
 
 
-def test_a_word_like_none_gets_the_list(vbfmt):
+def test_an_unknown_command_gets_the_list_of_commands(vbfmt):
     assert f"Commands: {', '.join(COMMANDS)}." in vbfmt("zzzzzz").err
 
 
@@ -124,7 +124,7 @@ def test_a_mistyped_option_gets_a_suggestion(vbfmt):
     assert "--output" in message
 
 
-def test_estimate_takes_the_names_of_the_config(vbfmt):
+def test_estimate_accepts_the_names_of_the_config(vbfmt):
     long = vbfmt("estimate", "--model", "llama-2-7b", "--num-vectors", "64", "--vector-length",
                  "128", "--topk", "3", "--rank", "8", "--json")  # fmt: skip
     short = vbfmt("estimate", "--model", "llama-2-7b", "--h", "64", "--b", "128", "--k", "3",
@@ -133,7 +133,7 @@ def test_estimate_takes_the_names_of_the_config(vbfmt):
     assert long.out == short.out
 
 
-def test_more_inputs_than_a_command_takes_get_the_command_for_many(vbfmt):
+def test_too_many_inputs_get_the_advice_to_use_jobs(vbfmt):
     answer = vbfmt("pack", "a", "b", "-o", "x.vblora")
     assert (answer.code, answer.out) == (2, "")
     assert "For many inputs: vbfmt jobs pack --help" in answer.err
@@ -142,7 +142,8 @@ def test_more_inputs_than_a_command_takes_get_the_command_for_many(vbfmt):
 
 @pytest.mark.parametrize("name", ["pack", "unpack", "expand", "merge"])
 def test_the_function_of_a_command_takes_its_options(name):
-    """The command adds how it prints; the function, a progress to call."""
+    """Only the command has options for its output, and only the function has a progress
+    callback."""
     function = set(inspect.signature(getattr(vbfmt_package, name)).parameters)
     printing = {"quiet", "verbose", "as_json"}
     inputs = {"source", "file", "files", "output"}

@@ -1,5 +1,5 @@
-"""Files from strangers through every command: an answer or one line, no traceback, and nothing
-anywhere but where it was asked for."""
+"""Hostile files with every command: a result or one line of error, no traceback, and no files
+except the requested output."""
 
 from __future__ import annotations
 
@@ -49,7 +49,7 @@ def assert_one_line(result) -> None:
 
 
 @pytest.mark.parametrize("path", sorted(CORPUS.glob("valid/*")), ids=lambda path: path.stem)
-def test_whatever_is_valid_gets_an_answer_from_every_command(vbfmt, tmp_path, path):
+def test_valid_files_are_accepted_by_every_command(vbfmt, tmp_path, path):
     for words in (
         ("inspect", path),
         ("inspect", path, "--modules", "--json"),
@@ -64,7 +64,7 @@ def test_whatever_is_valid_gets_an_answer_from_every_command(vbfmt, tmp_path, pa
 
 
 @pytest.mark.parametrize("path", sorted(CORPUS.glob("invalid/*")), ids=lambda path: path.stem)
-def test_whatever_is_invalid_is_refused_by_every_command(vbfmt, tmp_path, path):
+def test_invalid_files_are_refused_by_every_command(vbfmt, tmp_path, path):
     out = tmp_path / "out"
     for words in (
         ("inspect", path),
@@ -78,7 +78,7 @@ def test_whatever_is_invalid_is_refused_by_every_command(vbfmt, tmp_path, path):
 
 
 def test_names_are_never_paths(vbfmt, tmp_path):
-    """Modules, tensors, base model and metadata that are named like files."""
+    """Modules, tensors, the base model and metadata may have names that look like paths."""
     pytest.importorskip("matplotlib")
     hostile = tiny_adapter(
         *(Module(name, 2, 2, 1) for name in sorted(PATHS, key=str.encode)),
@@ -108,9 +108,9 @@ def test_names_are_never_paths(vbfmt, tmp_path):
     assert made == {f"a/b/deep/{name}" for name in files}
 
 
-def test_an_enormous_promise_is_not_believed(vbfmt, tmp_path):
-    """A small file may say truly that it expands to terabytes: one vector of many elements,
-    selected by every row."""
+def test_a_file_that_expands_to_terabytes_is_refused(vbfmt, tmp_path):
+    """A small valid file can expand to terabytes: one vector of many elements, selected by every
+    row."""
     vast = tiny_adapter(Module("m", 1 << 20, 1 << 20, 64), h=1, b=1 << 14, k=1)
     save(vast, tmp_path / "x.vblora")
     assert (tmp_path / "x.vblora").stat().st_size < 100_000
@@ -136,14 +136,14 @@ def base(tmp_path) -> Path:
     return Path(folder)
 
 
-def test_a_named_pipe_in_a_base_is_not_waited_for(vbfmt, tmp_path, base):
+def test_a_named_pipe_in_a_base_does_not_block(vbfmt, tmp_path, base):
     os.mkfifo(base / "tokenizer.json")
     result = vbfmt("merge", tmp_path / "x.vblora", "--base", base, "-o", tmp_path / "out")
     assert result.code == 0, result.err
     assert not (tmp_path / "out" / "tokenizer.json").exists()
 
 
-def test_an_index_of_a_base_that_leads_elsewhere_is_refused(vbfmt, tmp_path, base):
+def test_an_index_that_names_files_outside_the_base_is_refused(vbfmt, tmp_path, base):
     weights = next(base.glob("*.safetensors"))
     (tmp_path / "secret.safetensors").write_bytes(weights.read_bytes())  # it would fit
     for name in ("../secret.safetensors", "/etc/passwd", "sub/x.safetensors", ".."):
@@ -157,7 +157,7 @@ def test_an_index_of_a_base_that_leads_elsewhere_is_refused(vbfmt, tmp_path, bas
         assert not (tmp_path / "out").exists()
 
 
-def test_code_beside_a_base_is_neither_run_nor_asked_about(tmp_path):
+def test_code_in_a_base_folder_is_not_run_and_causes_no_prompt(tmp_path):
     """A config.json with auto_map makes transformers ask whether to run the model's own code."""
     pytest.importorskip("transformers")
     pytest.importorskip("peft")
@@ -175,8 +175,8 @@ def test_code_beside_a_base_is_neither_run_nor_asked_about(tmp_path):
     assert not ran.exists()
 
 
-def test_a_checkpoint_whose_header_lies_is_refused_without_its_memory(vbfmt, tmp_path):
-    """safetensors: a header of 2^63 bytes, a tensor of 2^60."""
+def test_a_checkpoint_with_false_sizes_is_refused_in_little_memory(vbfmt, tmp_path):
+    """Safetensors files that claim a header of 2^63 bytes or a tensor of 2^60."""
     entry = {"dtype": "F32", "shape": [1 << 58], "data_offsets": [0, 1 << 60]}
     text = json.dumps({"base_model.vblora_vector_bank": entry}).encode()
     for data, found in (
@@ -190,7 +190,7 @@ def test_a_checkpoint_whose_header_lies_is_refused_without_its_memory(vbfmt, tmp
         assert not (tmp_path / "x.vblora").exists()
 
 
-def test_what_was_loaded_does_not_follow_the_file(tmp_path):
+def test_a_loaded_adapter_does_not_change_with_its_file(tmp_path):
     """With `mmap=False` a later change of the file, even in place, is not seen."""
     path = tmp_path / "x.vblora"
     made = tiny_adapter()
@@ -202,7 +202,7 @@ def test_what_was_loaded_does_not_follow_the_file(tmp_path):
 
 
 def test_the_line_of_an_error_is_bounded(vbfmt, tmp_path):
-    """Long names and values of a stranger's do not fill the terminal."""
+    """Long names and values from a file do not fill the terminal."""
     entry = {"x" * 5000: {"dtype": "F32" * 5000, "shape": [1] * 5000, "data_offsets": [0, 4]}}
     text = json.dumps(entry).encode()
     (tmp_path / "adapter_model.safetensors").write_bytes(struct.pack("<Q", len(text)) + text)
@@ -215,7 +215,7 @@ HALF = '"half": "\\ud800"'
 """JSON's grammar allows half a surrogate pair; UTF-8 has no form of it."""
 
 
-def test_half_a_surrogate_pair_in_a_base_is_written_as_it_came(vbfmt, tmp_path, base):
+def test_a_lone_surrogate_in_a_base_is_copied_unchanged(vbfmt, tmp_path, base):
     for name in ("config.json", "model.safetensors.index.json"):
         config = json.loads((base / name).read_text()) if (base / name).exists() else None
         if config is not None:
@@ -226,8 +226,8 @@ def test_half_a_surrogate_pair_in_a_base_is_written_as_it_came(vbfmt, tmp_path, 
 
 
 @pytest.mark.parametrize("where", ["tensor", "metadata"])
-def test_half_a_surrogate_pair_in_safetensors_is_refused(vbfmt, tmp_path, where):
-    """As the package of that name does."""
+def test_a_lone_surrogate_in_safetensors_is_refused(vbfmt, tmp_path, where):
+    """The package safetensors refuses it, too."""
     entry = '{"dtype":"U8","shape":[0],"data_offsets":[0,0]}'
     text = (
         f'{{"a\\ud800":{entry}}}'
@@ -245,8 +245,8 @@ def test_half_a_surrogate_pair_in_safetensors_is_refused(vbfmt, tmp_path, where)
     assert "not a safetensors file" in result.err
 
 
-def test_file_names_that_are_no_unicode(vbfmt, tmp_path):
-    """Linux takes any bytes as a name."""
+def test_file_names_that_are_not_valid_unicode(vbfmt, tmp_path):
+    """Linux accepts any bytes as a file name."""
     path = tmp_path / "\udcff.vblora"
     save(tiny_adapter(), path)
     for words in (("verify", path), ("verify", path, "--json"), ("inspect", path)):
@@ -256,7 +256,7 @@ def test_file_names_that_are_no_unicode(vbfmt, tmp_path):
 
 
 @pytest.mark.parametrize("command", ["pack", "merge"])
-def test_a_json_file_without_end_is_not_read(vbfmt, tmp_path, monkeypatch, command):
+def test_an_endless_json_file_is_not_read(vbfmt, tmp_path, monkeypatch, command):
     base = tmp_path / "base"
     save_base(base, {"q.weight": Tensor.of(np.ones((2, 2), np.float32))})
     save(tiny_adapter(), tmp_path / "a.vblora")

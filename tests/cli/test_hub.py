@@ -24,7 +24,8 @@ def server():
 
 @pytest.fixture
 def run(server, tmp_path):
-    """Call the command in a process of its own, which reads HF_ENDPOINT; its words and status."""
+    """Run the command in a new process, which reads HF_ENDPOINT. Return its output and exit
+    status."""
     environment = {**os.environ, "HF_ENDPOINT": server.url, "HF_HOME": str(tmp_path / "hf")}
     environment.pop("HF_HUB_OFFLINE", None)
 
@@ -88,7 +89,7 @@ def test_expand_and_merge_take_repositories(server, run, tmp_path):
         ("expand", "x.vblora", "--revision", "v2", "-o", "out"),
     ],
 )
-def test_what_is_not_there_is_one_line(server, run, tmp_path, words):
+def test_a_missing_repository_or_file_is_one_line(server, run, tmp_path, words):
     save(adapter_of(), tmp_path / "x.vblora")
     server.add("me/adapter").commit({"README.md": b""})
     done = run(*words)
@@ -99,7 +100,7 @@ def test_what_is_not_there_is_one_line(server, run, tmp_path, words):
     assert not (tmp_path / "out").exists()
 
 
-def test_a_packed_file_that_came_from_the_hub_is_the_file(server, run, tmp_path):
+def test_a_packed_file_from_the_hub_is_unchanged(server, run, tmp_path):
     save(adapter_of(), tmp_path / "here.vblora")
     data = (tmp_path / "here.vblora").read_bytes()
     server.add("me/packed").commit({"a/x.vblora": data, "b/x.vblora": data})
@@ -148,7 +149,7 @@ def test_every_command_that_reads_takes_a_repository(server, run, tmp_path, sour
         assert (done.returncode, done.stderr) == (0, ""), words
 
 
-def test_a_checkpoint_on_the_hub_needs_not_be_packed_first(server, run, tmp_path, data_folder):
+def test_a_checkpoint_on_the_hub_need_not_be_packed_first(server, run, tmp_path, data_folder):
     server.add("me/adapter").commit_folder(data_folder / "minilm-vblora")
     assert run("pack", "me/adapter", "-o", "x.vblora").returncode == 0
     assert run("diff", "me/adapter", "x.vblora").returncode == 0
@@ -158,7 +159,7 @@ def test_a_checkpoint_on_the_hub_needs_not_be_packed_first(server, run, tmp_path
     assert (tmp_path / "direct" / name).read_bytes() == (tmp_path / "by-file" / name).read_bytes()
 
 
-def test_the_base_is_taken_from_the_adapter_where_it_can_be_found(server, run, tmp_path):
+def test_the_base_that_the_adapter_names_is_used_if_it_is_found(server, run, tmp_path):
     import dataclasses
 
     wanted = server.add("me/base").commit_folder(save_base(tmp_path / "one", weights_of()))
@@ -175,8 +176,8 @@ def test_the_base_is_taken_from_the_adapter_where_it_can_be_found(server, run, t
 
 
 @pytest.mark.parametrize("named", [None, "me/nothing", "{folder}"])
-def test_a_base_that_is_not_found_is_asked_for(server, run, tmp_path, named):
-    """A folder that a file names is never opened, even if it is there."""
+def test_a_base_that_is_not_found_must_be_given(server, run, tmp_path, named):
+    """A folder that the packed file names is never opened, even if it exists."""
     import dataclasses
 
     folder = save_base(tmp_path / "one", weights_of())

@@ -1,4 +1,4 @@
-"""JSON as the command line prints it: the text of ``json.dumps(value, indent=2)``."""
+"""The JSON that the command line prints is the text of ``json.dumps(value, indent=2)``."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ def test_the_text_is_that_of_the_standard_library(value, ensure_ascii):
 
 
 @pytest.mark.parametrize("items", [[], [1], [{"a": 1}, {}, [], [[2]]]])
-def test_an_iterator_is_a_list(items):
+def test_an_iterator_is_printed_as_a_list(items):
     found = "".join(indented.pieces({"x": iter(items), "y": 1}, ensure_ascii=True))
     assert found == json.dumps({"x": items, "y": 1}, indent=2)
 

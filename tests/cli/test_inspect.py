@@ -27,7 +27,7 @@ def trained(tmp_path_factory):
 
 
 def on_terminal(*words: object, columns: int = 80, **environment: str) -> str:
-    """What the command writes onto a terminal of that width."""
+    """Return what the command writes to a terminal of this width."""
     pty = pytest.importorskip("pty", reason="no pseudo-terminals on this system")
     import fcntl
     import struct
@@ -70,7 +70,7 @@ def test_the_page_fits_the_terminal(trained, columns):
 
 
 @pytest.mark.parametrize("columns", [40, 80, 120])
-def test_the_digest_was_broken_so_that_it_could_not_be_copied(trained, vbfmt, columns):
+def test_the_digest_is_on_one_line_so_that_it_can_be_copied(trained, vbfmt, columns):
     page = ANSI.sub("", on_terminal("inspect", trained, columns=columns))
     (digest,) = re.findall(r"sha256:[0-9a-f]{64}", page)
     assert vbfmt("verify", trained, "--digest", digest).code == 0
@@ -78,13 +78,13 @@ def test_the_digest_was_broken_so_that_it_could_not_be_copied(trained, vbfmt, co
         assert max(map(len, page.splitlines())) <= columns
 
 
-def test_narrow_terminals_lost_the_kinds_of_modules(trained):
+def test_narrow_terminals_show_the_kinds_of_modules(trained):
     page = ANSI.sub("", on_terminal("inspect", trained, columns=40))
     for word in ("vector bank", "query", "key", "value", "pooler.dense", "intermediate.dense"):
         assert re.search(rf"^ +{word} ", page, re.M)
 
 
-def test_a_pipe_said_1_modules_and_called_sub_vectors_rows(tmp_path, vbfmt):
+def test_a_pipe_gets_singular_nouns_and_the_word_sub_vectors(tmp_path, vbfmt):
     rows = Rows(np.zeros((2, 1), "u1"), np.zeros((2, 0), "f4"))
     adapter = Adapter.from_rows(np.ones((1, 4), "f4"), {Module("layers.0.q", 4, 4, 1): rows})
     save(adapter, tmp_path / "one.vblora")
@@ -96,7 +96,7 @@ def test_a_pipe_said_1_modules_and_called_sub_vectors_rows(tmp_path, vbfmt):
 
 
 @pytest.mark.parametrize("columns", [80, 120])
-def test_the_page_says_it_all(trained, columns):
+def test_the_page_shows_every_field(trained, columns):
     text = ANSI.sub("", on_terminal("inspect", trained, columns=columns))
     for word in (
         size(trained.stat().st_size),

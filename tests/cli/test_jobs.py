@@ -33,7 +33,7 @@ def files(tmp_path):
 
 @pytest.fixture
 def store(tmp_path):
-    """A store with the same, by their names, and one without a name."""
+    """Return a store with the same adapters, by their names, and one adapter without a name."""
     with Store(tmp_path / "store", create=True) as store:
         for number, name in enumerate(NAMES):
             store.add(adapter_of(seed=number, base_model=f"base-{number}"), name=name)
@@ -129,7 +129,7 @@ def test_progress_is_counted_in_adapters(vbfmt, files, monkeypatch):
     assert steps == [(1, 2), (1, 2)]
 
 
-def test_outputs_where_no_folder_can_be_are_one_error(vbfmt, tmp_path):
+def test_an_output_folder_that_cannot_be_created_is_one_error(vbfmt, tmp_path):
     write_folder(tmp_path / "user", logits_form(seed=0))
     (tmp_path / "file").write_bytes(b"precious")
     done = vbfmt("jobs", "pack", tmp_path / "user", "-o", tmp_path / "file")
@@ -138,7 +138,7 @@ def test_outputs_where_no_folder_can_be_are_one_error(vbfmt, tmp_path):
     assert (tmp_path / "file").read_bytes() == b"precious"
 
 
-def test_a_folder_of_packed_files_is_refused_with_the_pattern_to_give(vbfmt, files):
+def test_a_folder_of_packed_files_is_refused_and_a_pattern_suggested(vbfmt, files):
     done = vbfmt("jobs", "verify", files)
     assert done.code == 2
     assert f"give them: '{files}/*.vblora'" in done.err
@@ -160,7 +160,7 @@ def test_notes_and_errors_name_options(vbfmt, tmp_path, data_folder):
 
 
 @pytest.mark.parametrize("operation", ["verify", "expand", "diff"])
-def test_banks_are_found_in_the_folder_that_is_given(vbfmt, tmp_path, files, operation):
+def test_banks_are_found_in_the_given_folder(vbfmt, tmp_path, files, operation):
     thin = tmp_path / "thin"
     for file in files.iterdir():
         split = vbfmt("bank", "split", file, "-o", thin / file.name, "--banks", tmp_path / "shelf")
@@ -173,7 +173,7 @@ def test_banks_are_found_in_the_folder_that_is_given(vbfmt, tmp_path, files, ope
     assert (both.code, "exclude each other" in both.err) == (2, True)
 
 
-def test_a_checkpoint_with_its_packed_file_beside_it_is_a_checkpoint(vbfmt, tmp_path):
+def test_a_checkpoint_folder_may_contain_its_packed_file(vbfmt, tmp_path):
     source = write_folder(tmp_path / "alice", logits_form())
     assert vbfmt("pack", source, "-o", source / "alice.vblora").code == 0
     assert vbfmt("jobs", "pack", source, "-o", tmp_path / "packed").code == 0

@@ -1,4 +1,4 @@
-"""The JSON fields of every command are those that the documentation has, no more and no fewer."""
+"""The JSON fields of every command are exactly those in the documentation."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ OPEN = {"lost", "files", "tensors", "metadata", "parts", "removed"}
 
 
 def documented() -> dict[str, set[str]]:
-    """Fields by section of the page."""
+    """Return the fields by section of the page."""
     sections = re.split(r"^## ", PAGE, flags=re.M)[1:]
     return {
         section.splitlines()[0].strip("` "): {
@@ -34,7 +34,8 @@ def documented() -> dict[str, set[str]]:
 
 
 def fields(value: object, prefix: str = "") -> set[str]:
-    """The paths of all fields: ``a``, ``a.b`` for both an object and a list of objects in a."""
+    """Return the paths of all fields: ``a``, ``a.b`` for both an object and a list of objects in
+    a."""
     if isinstance(value, list):
         return {path for item in value for path in fields(item, prefix)}
     if not isinstance(value, dict):
@@ -48,7 +49,7 @@ def fields(value: object, prefix: str = "") -> set[str]:
 
 @pytest.fixture
 def answers(vbfmt, tmp_path, monkeypatch):
-    """The fields of what a command prints, by a function of its words."""
+    """Return a function that runs a command and returns the fields that it prints."""
     monkeypatch.chdir(tmp_path)
     save(adapter_of(), "x.vblora")
     write_folder(tmp_path / "checkpoint", logits_form())
@@ -180,7 +181,7 @@ ANSWERS = {
 
 
 @pytest.mark.parametrize("command", ANSWERS)
-def test_the_page_has_the_fields_of_the_answer(command, answers, vbfmt, tmp_path):
+def test_the_page_has_the_printed_fields(command, answers, vbfmt, tmp_path):
     assert ANSWERS[command](answers, vbfmt, tmp_path) == documented()[command]
 
 
@@ -191,7 +192,7 @@ def test_every_command_has_its_section():
 
 
 def kinds() -> set[str]:
-    """The kinds of all errors that a command can meet."""
+    """Return the kinds of all errors that a command can print."""
     found, left = {"usage", "memory", "difference"}, [VbfmtError]
     while left:
         cls = left.pop()

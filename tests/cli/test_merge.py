@@ -38,7 +38,7 @@ def files(tmp_path):
     return paths
 
 
-def test_it_says_how_many_modules_were_applied(vbfmt, base, files, tmp_path):
+def test_the_number_of_applied_modules_is_printed(vbfmt, base, files, tmp_path):
     out = tmp_path / "out"
     result = vbfmt("merge", files[0], "--base", base, "-o", out)
     assert (result.code, result.err) == (0, "")
@@ -60,7 +60,7 @@ def test_a_checkpoint_need_not_be_packed_first(vbfmt, base, files, tmp_path):
         assert abs(tensor.numpy() - by_file[name].numpy()).max() <= 1e-6
 
 
-def test_a_dry_run_says_the_same_and_writes_nothing(vbfmt, base, files, tmp_path):
+def test_a_dry_run_prints_the_same_and_writes_nothing(vbfmt, base, files, tmp_path):
     out = tmp_path / "out"
     foretold = vbfmt("merge", files[0], "--base", base, "-o", out, "--dry-run")
     assert foretold.code == 0
@@ -73,7 +73,7 @@ def test_a_dry_run_says_the_same_and_writes_nothing(vbfmt, base, files, tmp_path
     assert "exists already" in again.err
 
 
-def test_json_is_for_scripts(vbfmt, base, files, tmp_path):
+def test_json_output(vbfmt, base, files, tmp_path):
     out = tmp_path / "out"
     answer = json.loads(vbfmt("merge", files[0], "--base", base, "-o", out, "--json").out)
     assert answer["written"] is True
@@ -93,7 +93,7 @@ def test_several_files_and_weights(vbfmt, base, files, tmp_path):
 
 
 @pytest.mark.parametrize("name", ["merge", "expand"])
-def test_weights_for_other_than_all_files_are_wrong_usage(vbfmt, base, files, tmp_path, name):
+def test_a_wrong_number_of_weights_is_wrong_usage(vbfmt, base, files, tmp_path, name):
     where = ("--base", base) if name == "merge" else ()
     result = vbfmt(name, *files, *where, "-o", tmp_path / "out", "--weight", "1")
     assert result.code == 2
@@ -109,7 +109,7 @@ def test_weights_for_other_than_all_files_are_wrong_usage(vbfmt, base, files, tm
         (lambda base: (base / "adapter_config.json").write_text("{}"), "holds an adapter"),
     ],
 )
-def test_what_is_wrong_is_one_line(vbfmt, base, files, tmp_path, change, words):
+def test_errors_are_one_line(vbfmt, base, files, tmp_path, change, words):
     change(base)
     result = vbfmt("merge", files[0], "--base", base, "-o", tmp_path / "out")
     assert result.code == 1
@@ -120,7 +120,7 @@ def test_what_is_wrong_is_one_line(vbfmt, base, files, tmp_path, change, words):
     assert not (tmp_path / "out").exists()
 
 
-def test_a_terminal_gets_bytes_and_rate(monkeypatch):
+def test_progress_on_a_terminal_shows_bytes_and_rate(monkeypatch):
     pty = pytest.importorskip("pty", reason="pseudo-terminals are POSIX")
     ours, theirs = pty.openpty()
     with os.fdopen(theirs, "w") as terminal:
@@ -138,7 +138,7 @@ def test_a_terminal_gets_bytes_and_rate(monkeypatch):
     assert "/s" in shown
 
 
-def test_a_pipe_gets_no_bar():
+def test_a_pipe_gets_no_progress():
     with progress.shown("bytes") as advance:
         assert advance is None
 
@@ -151,7 +151,7 @@ def test_expand_adds_ranks(vbfmt, files, tmp_path):
     assert {min(tensor.shape) for tensor in tensors.values()} == {4}
 
 
-def test_expand_reduces_the_rank_and_says_what_is_lost(vbfmt, files, tmp_path):
+def test_expand_reduces_the_rank_and_prints_the_loss(vbfmt, files, tmp_path):
     result = vbfmt("expand", *files, "--weight", "1", "--weight", "0.1", "-o", tmp_path / "lora",
                    "--rank", "2")  # fmt: skip
     assert result.code == 0
@@ -184,7 +184,7 @@ def test_force_does_not_merge_over_the_packed_file(vbfmt, base, files, tmp_path,
     assert file.read_bytes() == library.dumps(adapter_of(seed=1))
 
 
-def test_it_says_how_names_of_a_base_without_a_head_change(vbfmt, tmp_path):
+def test_changed_names_of_a_base_without_a_head_are_noted(vbfmt, tmp_path):
     head = {"score.weight": tensor_of(np.ones((3, 24)))}
     bare = {name.removeprefix("model."): tensor for name, tensor in weights_of().items()}
     base = save_base(tmp_path / "base", bare)
@@ -195,7 +195,7 @@ def test_it_says_how_names_of_a_base_without_a_head_change(vbfmt, tmp_path):
     assert "the adapter's names begin with 'model.', the base's do not" in result.out
 
 
-def test_it_says_that_heads_are_not_scaled(vbfmt, tmp_path):
+def test_heads_that_are_not_scaled_are_noted(vbfmt, tmp_path):
     head = {"score.weight": tensor_of(np.ones((3, 24)))}
     library.save(adapter_of(tensors=head), tmp_path / "a.vblora")
     library.save(adapter_of(seed=2), tmp_path / "b.vblora")
@@ -205,7 +205,7 @@ def test_it_says_that_heads_are_not_scaled(vbfmt, tmp_path):
     assert "are not scaled by --weight" in " ".join(result.err.split())
 
 
-def test_the_weight_zero_is_noted(vbfmt, base, files, tmp_path):
+def test_a_weight_of_zero_is_noted(vbfmt, base, files, tmp_path):
     alone = vbfmt("merge", files[0], "--base", base, "-o", tmp_path / "a", "--weight", 0)
     assert (alone.code, alone.err) == (0, "note: --weight 0: ΔW is 0, so no module changes\n")
     before, after = tensors_in(base), tensors_in(tmp_path / "a")
@@ -218,9 +218,7 @@ def test_the_weight_zero_is_noted(vbfmt, base, files, tmp_path):
     assert "note: --weight 0: ΔW is 0" in expanded.err
 
 
-def test_without_huggingface_hub_a_named_base_is_not_called_a_missing_file(
-    vbfmt, tmp_path, monkeypatch
-):
+def test_without_huggingface_hub_a_repository_is_not_a_missing_file(vbfmt, tmp_path, monkeypatch):
     named = dataclasses.replace(adapter_of(), base_model="me/base")
     library.save(named, tmp_path / "x.vblora")
     monkeypatch.setitem(sys.modules, "huggingface_hub", None)
@@ -230,7 +228,7 @@ def test_without_huggingface_hub_a_named_base_is_not_called_a_missing_file(
     )
 
 
-def test_a_checkpoint_where_a_packed_file_is_needed_gets_the_command_that_packs(vbfmt, tmp_path):
+def test_a_checkpoint_instead_of_a_packed_file_gets_the_pack_command(vbfmt, tmp_path):
     (tmp_path / "checkpoint").mkdir()
     for command in ("verify", "inspect"):
         answer = vbfmt(command, tmp_path / "checkpoint")

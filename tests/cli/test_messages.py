@@ -1,4 +1,4 @@
-"""Messages about wrong sources: one line with what was found, and where."""
+"""Errors about invalid sources: one line with what was found, and where."""
 
 from __future__ import annotations
 
@@ -17,8 +17,8 @@ BANK = "base_model.vblora_vector_bank"
 
 @pytest.fixture
 def message_about(vbfmt, tmp_path):
-    """Pack a checkpoint of these arrays and this config; the one line without what is before its
-    part."""
+    """Pack a checkpoint with these arrays and this config, and return the error line from its part
+    on."""
 
     def call(arrays, config=CONFIG):
         folder = write_folder(tmp_path / "bad", arrays, config)
@@ -56,12 +56,12 @@ def test_values_of_a_config_are_shown_as_they_are_written(message_about, changes
     assert expected in message_about(logits_form(), CONFIG | changes)
 
 
-def test_a_config_without_topk_is_not_called_missing(message_about):
+def test_a_config_without_topk_is_not_reported_as_missing(message_about):
     config = {key: value for key, value in CONFIG.items() if key != "topk"}
     assert "there is no config" not in message_about(logits_form(), config)
 
 
-def test_a_config_that_is_a_folder_is_not_passed_over(vbfmt, tmp_path):
+def test_a_config_that_is_a_folder_is_not_ignored(vbfmt, tmp_path):
     folder = write_folder(tmp_path / "bad", topk_form(), config=None)
     (folder / "adapter_config.json").mkdir()
     result = vbfmt("pack", folder, "-o", tmp_path / "x.vblora")
@@ -81,7 +81,7 @@ def test_a_config_that_is_not_utf8_is_refused(vbfmt, tmp_path):
     assert "can't decode byte 0xff" in result.err
 
 
-def test_weights_that_are_a_folder_are_called_one(vbfmt, tmp_path):
+def test_weights_that_are_a_folder_are_reported_as_one(vbfmt, tmp_path):
     (tmp_path / "bad" / "adapter_model.safetensors").mkdir(parents=True)
     result = vbfmt("pack", tmp_path / "bad", "-o", tmp_path / "x.vblora")
     assert ": found adapter_model.safetensors (a folder), expected a file adapter_m" in result.err
@@ -103,7 +103,7 @@ def test_two_adapters_in_the_same_modules_are_two_adapters(message_about, names)
     )
 
 
-def test_an_index_twice_is_found_where_the_tensor_has_it(message_about):
+def test_a_repeated_index_is_reported_at_its_position_in_the_tensor(message_about):
     arrays = topk_form()
     indices = arrays[f"{KEY}.vblora_logits_B_topk_indices"]
     indices[1, 0] = 7  # B is (tile, rank): its third row, in the format's order its second
@@ -142,7 +142,7 @@ def test_a_tensor_without_values_in_a_pickle_is_one_line(vbfmt, tmp_path):
     assert result.err.count("\n") == 1
 
 
-def test_logits_as_far_apart_as_float64_goes_pack_without_a_warning(vbfmt, tmp_path):
+def test_logits_at_the_limits_of_float64_pack_without_a_warning(vbfmt, tmp_path):
     arrays = logits_form(np.float64)
     arrays[f"{KEY}.vblora_logits_A"][0, 0] = -1e308
     arrays[f"{KEY}.vblora_logits_A"][0, 0, 5] = 1e308
@@ -180,7 +180,7 @@ def test_a_weight_that_rounds_an_adapter_away_is_refused(vbfmt, tmp_path, packed
     assert not (tmp_path / "out").exists()
 
 
-def test_the_weight_zero_is_no_adapter(vbfmt, tmp_path, packed):
+def test_a_weight_of_zero_is_accepted(vbfmt, tmp_path, packed):
     for dtype in ("float32", "float16", "bfloat16"):
         words = ("expand", packed, "-o", tmp_path / dtype, "--weight", 0, "--dtype", dtype)
         assert vbfmt(*words).code == 0
@@ -200,14 +200,14 @@ def test_factors_beyond_bfloat16_are_refused(vbfmt, tmp_path):
     assert vbfmt(*words).code == 0
 
 
-def test_one_weight_is_shown_in_a_range_that_it_can_have(vbfmt, tmp_path):
+def test_the_expected_range_of_a_single_weight_is_shown(vbfmt, tmp_path):
     folder = write_folder(tmp_path / "one", topk_form(k=1), CONFIG | {"topk": 1})
     assert vbfmt("pack", folder, "-o", tmp_path / "x.vblora").code == 0
     out = vbfmt("inspect", tmp_path / "x.vblora").out
     assert "largest weight  mean 1; 0–0.2 0%, 0.2–0.4 0%, 0.4–0.6 0%, 0.6–0.8 0%, 0.8–1 100%" in out
 
 
-def test_ties_are_counted_at_a_place(vbfmt, tmp_path):
+def test_sub_vectors_with_equal_logits_are_counted(vbfmt, tmp_path):
     arrays = logits_form()
     arrays[f"{KEY}.vblora_logits_A"][:] = 0
     folder = write_folder(tmp_path / "tied", arrays)
@@ -223,8 +223,8 @@ def hostile(text):
 
 @pytest.fixture
 def evil(vbfmt, tmp_path):
-    """Two packed files, and the checkpoint of the first, with everything that a stranger can name
-    named to turn a terminal around."""
+    """Return two packed files, and the checkpoint of the first. All names in them contain
+    characters that reverse the direction of text on a terminal."""
     turned = "a\u202eb\u2066"
     arrays = {
         key.replace("layers.0.q", f"layers.0.{turned}"): a for key, a in logits_form().items()
@@ -261,7 +261,7 @@ def evil(vbfmt, tmp_path):
         (("pack", "{source}", "-o", "{turned}"), 0, "out\\u202e"),
     ],
 )
-def test_no_command_lets_a_file_write_on_the_terminal(vbfmt, tmp_path, evil, words, code, shows):
+def test_no_command_lets_a_file_control_the_terminal(vbfmt, tmp_path, evil, words, code, shows):
     names = {
         "source": tmp_path / "evil1",
         "out": tmp_path / "out",
@@ -275,7 +275,7 @@ def test_no_command_lets_a_file_write_on_the_terminal(vbfmt, tmp_path, evil, wor
         assert json.loads(result.out)
 
 
-def test_what_turns_text_around_is_escaped_in_the_json_that_is_written(vbfmt, tmp_path, evil):
+def test_direction_marks_are_escaped_in_json(vbfmt, tmp_path, evil):
     for command in ("unpack", "expand"):
         assert vbfmt(command, evil[0], "-o", tmp_path / command).code == 0
         text = (tmp_path / command / "adapter_config.json").read_text()
@@ -293,8 +293,8 @@ def test_a_page_on_a_terminal_shows_no_direction_marks(vbfmt, evil, monkeypatch)
     assert (result.code, hostile(result.out)) == (0, False)
 
 
-def test_a_state_dict_without_a_base_is_not_said_to_leave_one_out(vbfmt, tmp_path):
-    """Without a whole model around it the count was −1."""
+def test_no_count_of_ignored_tensors_for_a_state_dict_without_a_base(vbfmt, tmp_path):
+    """Without a base model in the file, the count was −1."""
     from tests.converters.test_algorithm1 import saved, state
 
     words = ("pack", saved(tmp_path, state()), "-o", tmp_path / "x.vblora", "--topk", 2)
@@ -317,10 +317,8 @@ def test_a_state_dict_without_a_base_is_not_said_to_leave_one_out(vbfmt, tmp_pat
     ],
 )
 @pytest.mark.parametrize("evil", ["\x1b[2J", "\x9b2J", "\u202ex", "\x07", "\x85y", "\u2028z"])
-def test_names_of_files_that_a_shell_put_in_do_not_act_on_the_terminal(
-    vbfmt, tmp_path, words, evil
-):
-    """``vbfmt verify *`` in a stranger's folder."""
+def test_file_names_cannot_control_the_terminal(vbfmt, tmp_path, words, evil):
+    """As in ``vbfmt verify *`` in a folder with hostile file names."""
     result = vbfmt(*(word.format(evil=evil, folder=tmp_path) for word in words))
     assert result.code in (1, 2)
     assert not hostile(result.out + result.err)
@@ -329,7 +327,7 @@ def test_names_of_files_that_a_shell_put_in_do_not_act_on_the_terminal(
 
 
 @pytest.mark.parametrize("evil", ["\x1b[2J", "\x9b2J", "\u202ex", "a\nb", "[bold]m", "$(id)", "-x"])
-def test_the_lines_about_what_was_written_show_such_names_as_text(vbfmt, packed, tmp_path, evil):
+def test_lines_about_written_files_escape_their_names(vbfmt, packed, tmp_path, evil):
     for command, name in (
         ("unpack", evil),
         ("expand", f"{evil}2"),
@@ -342,7 +340,7 @@ def test_the_lines_about_what_was_written_show_such_names_as_text(vbfmt, packed,
         assert len(result.out.splitlines()) <= 8
 
 
-def test_a_name_like_an_option_is_none_in_the_line_that_uploads():
+def test_a_file_name_like_an_option_is_no_option_in_the_upload_command():
     from vbfmt.cli.upload import upload_line
 
     assert upload_line("--token") == f"to upload: hf upload OWNER/NAME .{os.sep}--token"

@@ -27,7 +27,7 @@ from vbfmt import save
         (("plot", "{packed}"), "x", "does not end with .png, .svg, .html"),
     ],
 )
-def test_the_name_of_another_form_is_refused(
+def test_an_ending_of_another_form_is_refused(
     vbfmt, tmp_path, checkpoint, packed, words, name, advice
 ):
     before = sorted(os.listdir(tmp_path))
@@ -38,7 +38,7 @@ def test_the_name_of_another_form_is_refused(
     assert sorted(os.listdir(tmp_path)) == before
 
 
-def test_a_gguf_name_makes_a_gguf_file(vbfmt, tmp_path):
+def test_an_output_named_gguf_is_a_gguf_file(vbfmt, tmp_path):
     pytest.importorskip("gguf")
     from tests.converters.gguf.bases import base
     from tests.converters.gguf.random_adapter import random_adapter
@@ -61,7 +61,7 @@ def test_a_gguf_name_for_a_folder_is_refused(vbfmt, tmp_path, packed, to):
 @pytest.mark.parametrize(
     "words", [("unpack", "x"), ("expand", "x"), ("merge", "x", "--base", "b"), ("plot", "x")]
 )
-def test_standard_output_is_for_packed_files_alone(vbfmt, words):
+def test_standard_output_is_only_for_packed_files(vbfmt, words):
     result = vbfmt(*words, "-o", "-")
     assert (result.code, "standard output" in result.err) == (2, True)
 
@@ -76,7 +76,7 @@ def test_standard_output_is_for_packed_files_alone(vbfmt, words):
         ("estimate", "--base", "-"),
     ],
 )
-def test_standard_input_is_for_packed_files_alone(vbfmt, words):
+def test_standard_input_is_only_for_packed_files(vbfmt, words):
     result = vbfmt(*words)
     assert (result.code, "standard input" in result.err) == (2, True)
 

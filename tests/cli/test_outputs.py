@@ -1,4 +1,4 @@
-"""Outputs of commands: never an input or a device; no leftovers; the sizes that are printed."""
+"""Outputs of commands: never an input or a device, and no leftovers. The printed sizes."""
 
 from __future__ import annotations
 
@@ -83,7 +83,9 @@ def test_force_does_not_draw_over_the_packed_file(vbfmt, tmp_path, packed):
 
 
 @pytest.mark.parametrize("words", [("pack", "-o", "{}/"), ("expand", "--to", "gguf", "-o", "{}/")])
-def test_the_name_of_a_folder_for_a_file_leaves_nothing(vbfmt, tmp_path, checkpoint, packed, words):
+def test_an_output_file_named_like_a_folder_leaves_nothing(
+    vbfmt, tmp_path, checkpoint, packed, words
+):
     before = os.listdir(tmp_path)
     words = [word.format(tmp_path / "new") for word in words]
     result = vbfmt(words[0], checkpoint if words[0] == "pack" else packed, *words[1:])
@@ -108,7 +110,7 @@ def test_an_existing_pipe_is_not_replaced(vbfmt, tmp_path, checkpoint, packed, c
 
 
 @pytest.mark.parametrize("force", [[], ["--force"]])
-def test_a_folder_where_a_file_should_be_and_a_file_where_a_folder(
+def test_an_existing_folder_or_file_of_the_wrong_type_is_refused(
     vbfmt, tmp_path, checkpoint, packed, force
 ):
     (tmp_path / "full").mkdir()
@@ -127,13 +129,15 @@ def test_a_folder_where_a_file_should_be_and_a_file_where_a_folder(
 @pytest.mark.parametrize(
     "command", ["pack", "unpack", "expand", pytest.param("plot", marks=needs_matplotlib)]
 )
-def test_missing_folders_above_the_output_are_made(vbfmt, tmp_path, checkpoint, packed, command):
+def test_missing_parent_folders_of_the_output_are_created(
+    vbfmt, tmp_path, checkpoint, packed, command
+):
     output = tmp_path / "new" / "deep" / ("x.svg" if command == "plot" else "x")
     result = vbfmt(command, checkpoint if command == "pack" else packed, "-o", output)
     assert (result.code, output.exists()) == (0, True)
 
 
-def test_missing_folders_above_the_output_of_a_merge_are_made(vbfmt, tmp_path):
+def test_missing_parent_folders_of_a_merge_are_created(vbfmt, tmp_path):
     save(adapter_of(), tmp_path / "x.vblora")
     base = save_base(tmp_path / "base", weights_of())
     output = tmp_path / "new" / "deep" / "merged"
@@ -144,14 +148,14 @@ def test_missing_folders_above_the_output_of_a_merge_are_made(vbfmt, tmp_path):
 
 
 @pytest.mark.parametrize("command", ["pack", "unpack", "expand", "plot"])
-def test_folders_are_not_made_if_nothing_is_written(vbfmt, tmp_path, command):
+def test_parent_folders_are_not_created_if_nothing_is_written(vbfmt, tmp_path, command):
     result = vbfmt(command, tmp_path / "nothing", "-o", tmp_path / "new" / "deep" / "x.svg"[:-4])
     assert result.code in (1, 2)
     assert os.listdir(tmp_path) == []
 
 
 @pytest.mark.parametrize("command", ["pack", "unpack", "expand", "plot"])
-def test_a_file_cannot_be_a_folder_above_the_output(vbfmt, tmp_path, packed, command):
+def test_a_file_cannot_be_a_parent_folder(vbfmt, tmp_path, packed, command):
     output = packed / ("x.svg" if command == "plot" else "x")
     result = vbfmt(command, packed.parent / "checkpoint", "-o", output)
     assert result.code == 1
@@ -209,14 +213,16 @@ def test_a_larger_output_is_not_called_smaller(vbfmt, packed):
 
 
 @pytest.mark.parametrize("to", ["peft", "mlx"])
-def test_a_writer_names_what_it_writes(vbfmt, tmp_path, packed, to):
+def test_a_writer_lists_the_files_that_it_writes(vbfmt, tmp_path, packed, to):
     from vbfmt.converters import WRITERS
 
     assert vbfmt("expand", packed, "-o", tmp_path / "out", "--to", to).code == 0
     assert sorted(os.listdir(tmp_path / "out")) == sorted(WRITERS[to].files)
 
 
-def test_a_card_that_cannot_be_made_leaves_no_packed_file(vbfmt, tmp_path, checkpoint, monkeypatch):
+def test_a_card_that_cannot_be_written_leaves_no_packed_file(
+    vbfmt, tmp_path, checkpoint, monkeypatch
+):
     monkeypatch.setitem(sys.modules, "huggingface_hub", None)
     (tmp_path / "out").mkdir()
     result = vbfmt("pack", checkpoint, "-o", tmp_path / "out" / "x.vblora", "--card")

@@ -29,8 +29,8 @@ def test_a_checkpoint_need_not_be_packed_first(vbfmt, packed, checkpoint, tmp_pa
     assert digests[0] == digests[1]
 
 
-def test_matplotlib_prints_no_lines_of_its_own(packed, tmp_path):
-    """It does where it cannot write its cache."""
+def test_no_messages_of_matplotlib_are_printed(packed, tmp_path):
+    """Matplotlib prints some if it cannot write its cache."""
     pytest.importorskip("matplotlib")
     (tmp_path / "file").write_bytes(b"")
     environment = {
@@ -47,7 +47,7 @@ def test_matplotlib_prints_no_lines_of_its_own(packed, tmp_path):
     assert (done.returncode, done.stderr) == (0, "")
 
 
-def test_one_figure_and_a_file_from_before(vbfmt, packed, tmp_path):
+def test_one_figure_with_an_adapter_to_compare(vbfmt, packed, tmp_path):
     pytest.importorskip("matplotlib")
     out = tmp_path / "x.html"
     assert vbfmt("plot", packed, "-o", out, "--figure", "selection", "--before", packed).code == 0
@@ -55,7 +55,7 @@ def test_one_figure_and_a_file_from_before(vbfmt, packed, tmp_path):
     assert 'id="norms"' not in out.read_text("utf-8")
 
 
-def test_nothing_is_overwritten_unless_asked_for(vbfmt, packed, tmp_path):
+def test_nothing_is_overwritten_without_force(vbfmt, packed, tmp_path):
     pytest.importorskip("matplotlib")
     out = tmp_path / "x.png"
     out.write_text("mine")
@@ -80,14 +80,14 @@ def test_without_matplotlib_one_line_says_what_to_install(vbfmt, packed, tmp_pat
 
 
 class _NoMatplotlib:
-    """As if it were not installed."""
+    """An import finder that behaves as if matplotlib were not installed."""
 
     def find_spec(self, name, path=None, target=None):
         if name.partition(".")[0] == "matplotlib":
             raise ModuleNotFoundError(f"No module named {name!r}", name=name)
 
 
-def test_wrong_wishes_are_one_line_and_leave_nothing(vbfmt, packed, tmp_path):
+def test_impossible_plots_give_one_line_and_no_output(vbfmt, packed, tmp_path):
     pytest.importorskip("matplotlib")
     before = sorted(path.name for path in tmp_path.iterdir())
     for words in (
@@ -116,7 +116,7 @@ def test_unknown_figures_and_endings_are_wrong_usage(vbfmt, packed, words, messa
     assert message in result.err
 
 
-def test_the_figures_are_those_that_are_drawn():
+def test_the_choices_of_figures_are_those_that_exist():
     pytest.importorskip("matplotlib")
     from vbfmt.cli.arguments import FIGURES
     from vbfmt.plot import FIGURES as DRAWN
@@ -124,7 +124,7 @@ def test_the_figures_are_those_that_are_drawn():
     assert tuple(DRAWN) == FIGURES
 
 
-def test_other_adapters_are_not_a_time_before(vbfmt, packed, tmp_path):
+def test_an_adapter_of_another_model_cannot_be_compared(vbfmt, packed, tmp_path):
     pytest.importorskip("matplotlib")
     from tests.plot.conftest import made
     from vbfmt import save
@@ -136,7 +136,9 @@ def test_other_adapters_are_not_a_time_before(vbfmt, packed, tmp_path):
     assert "--before needs the same model" in result.err
 
 
-def test_a_broken_installation_is_not_called_a_missing_extra(vbfmt, packed, tmp_path, monkeypatch):
+def test_a_broken_installation_is_not_reported_as_a_missing_extra(
+    vbfmt, packed, tmp_path, monkeypatch
+):
     monkeypatch.setitem(sys.modules, "vbfmt.plot", None)
     with pytest.raises(ModuleNotFoundError, match=r"vbfmt\.plot"):
         vbfmt("plot", packed, "-o", tmp_path / "x.png")

@@ -86,7 +86,7 @@ def test_any_encoding_gets_all_of_the_output(tmp_path, encoding):
     assert json.loads(answer)["base_model"] == "модель/\u732b-é"
 
 
-def test_our_own_characters_are_replaced_by_what_they_mean(tmp_path):
+def test_special_characters_are_replaced_by_ascii(tmp_path):
     save(adapter_of(), tmp_path / "x.vblora")
     words = run("inspect", tmp_path / "x.vblora", PYTHONIOENCODING="ascii").stdout.decode("ascii")
     assert "x larger than" in words or "x smaller than" in words
@@ -102,7 +102,7 @@ def test_the_locale_c(tmp_path):
 
 
 @posix
-def test_a_reader_that_leaves_is_no_error(tmp_path):
+def test_a_closed_pipe_is_no_error(tmp_path):
     save(adapter_of(), tmp_path / "x.vblora")
     reading, writing = os.pipe()
     os.close(reading)
@@ -153,7 +153,7 @@ def test_a_signal_leaves_nothing(tmp_path, number, status):
 
 
 @posix
-def test_a_hangup_that_is_ignored_stays_ignored():
+def test_an_ignored_hangup_signal_stays_ignored():
     program = (
         "import signal; signal.signal(signal.SIGHUP, signal.SIG_IGN)\n"
         "from vbfmt.cli.process import clean_up_on_signals\n"
@@ -163,7 +163,7 @@ def test_a_hangup_that_is_ignored_stays_ignored():
 
 
 @posix
-def test_the_completion_of_shells_knows_the_commands():
+def test_shell_completion_lists_the_commands():
     script = run(_VBFMT_COMPLETE="bash_source").stdout
     assert b"complete" in script
     found = run(_VBFMT_COMPLETE="bash_complete", COMP_WORDS="vbfmt ver", COMP_CWORD="1").stdout
@@ -173,7 +173,7 @@ def test_the_completion_of_shells_knows_the_commands():
 
 
 @pytest.mark.skipif(not shutil.which("bash"), reason="no bash")
-def test_completion_is_installed_by_the_line_of_the_help(vbfmt, tmp_path):
+def test_the_line_in_the_help_installs_shell_completion(vbfmt, tmp_path):
     (line,) = re.findall(r"Completion: +(.*)", vbfmt("--help").out)
     command = tmp_path / "vbfmt"
     command.write_text(f'#!/bin/sh\nexec "{sys.executable}" -m vbfmt "$@"\n', encoding="utf-8")
@@ -198,22 +198,20 @@ def test_completion_is_installed_by_the_line_of_the_help(vbfmt, tmp_path):
         (OSError(), "OSError", {"kind": "storage", "file": None, "what": None}),
     ],
 )
-def test_what_the_system_refuses_outside_of_a_command_is_one_line(
-    vbfmt, monkeypatch, error, message, fields
-):
+def test_a_system_error_outside_a_command_is_one_line(vbfmt, monkeypatch, error, message, fields):
     monkeypatch.setattr(cli, "import_module", raiser(error))
     assert vbfmt("inspect", "x") == Result(1, "", f"error: {message}\n")
     found = json.loads(vbfmt("inspect", "x", "--json").out)["error"]
     assert found == {**dict.fromkeys(found), "message": message, **fields}
 
 
-def test_a_bug_outside_of_a_command_is_not_hidden(vbfmt, monkeypatch):
+def test_a_bug_outside_a_command_is_not_hidden(vbfmt, monkeypatch):
     monkeypatch.setattr(cli, "import_module", raiser(ZeroDivisionError()))
     with pytest.raises(ZeroDivisionError):
         vbfmt("inspect", "x")
 
 
-def test_an_interrupt_has_the_status_that_shells_report(vbfmt, monkeypatch):
+def test_an_interrupt_has_the_exit_status_of_shells(vbfmt, monkeypatch):
     monkeypatch.setattr(cli, "import_module", raiser(KeyboardInterrupt()))
     result = vbfmt("inspect", "x")
     assert (result.code, result.err.strip()) == (130, "interrupted")
@@ -226,7 +224,7 @@ def raiser(error):
     return raising
 
 
-def test_a_command_that_is_none_has_no_completion():
+def test_an_unknown_command_has_no_completion():
     context = cli.group.make_context("vbfmt", ["none"], resilient_parsing=True)
     assert cli.group.get_command(context, "none") is None
 
@@ -238,7 +236,7 @@ def test_standard_output_need_not_be_a_text_file(monkeypatch):
     assert sys.stdout.getvalue() == "×\n"
 
 
-def test_only_what_is_written_is_replaced():
+def test_bytes_that_cannot_be_decoded_are_not_replaced():
     process.write_in_any_encoding()
     assert "a→×ß".encode("ascii", "vbfmt") == b"a->x?"
     with pytest.raises(UnicodeDecodeError):
@@ -250,7 +248,7 @@ def test_the_module_runs_the_command():
 
 
 @pytest.mark.parametrize("option", ["--card", "--json"])
-def test_a_file_on_standard_output_is_alone_there(vbfmt, checkpoint, option):
+def test_nothing_else_is_printed_with_a_file_on_standard_output(vbfmt, checkpoint, option):
     result = vbfmt("pack", checkpoint, "-o", "-", option)
     assert result.code == 2
     assert f"{option} cannot be used with -o -" in " ".join((result.out + result.err).split())
@@ -293,8 +291,8 @@ def test_a_command_runs_with_closed_streams(packed, words, closed):
         (("pack", "checkpoint", "-o", "-"), ">&-"),
     ],
 )
-def test_what_must_be_open_and_is_closed_is_refused(packed, words, closed):
-    """An empty list of inputs would succeed, and the output would be lost."""
+def test_closed_streams_that_a_command_needs_are_refused(packed, words, closed):
+    """An empty list of inputs would count as success, and the output would be lost."""
     line = " ".join([*COMMAND, *words, closed])
     done = subprocess.run(line, shell=True, capture_output=True, text=True, cwd=packed.parent)
     assert done.returncode == 2
@@ -302,7 +300,7 @@ def test_what_must_be_open_and_is_closed_is_refused(packed, words, closed):
 
 
 @posix
-def test_a_current_folder_that_was_removed_is_named(tmp_path, checkpoint):
+def test_a_removed_current_folder_is_reported(tmp_path, checkpoint):
     (tmp_path / "gone").mkdir()
     line = " ".join(["rmdir ../gone;", *COMMAND, "pack", str(checkpoint), "-o", "x.vblora"])
     environment = {**os.environ, "PYTHONPATH": str(ROOT)}
@@ -323,7 +321,7 @@ def test_jobs_start_no_more_workers_than_the_limit_of_open_files_allows(packed, 
     assert (done.returncode, done.stdout, done.stderr) == (0, "40 done\n", "")
 
 
-def test_an_error_without_a_code_is_still_said():
+def test_an_error_without_errno_is_reported():
     error = OSError("AF_UNIX path too long")
     assert Failure(error).format_message() == "AF_UNIX path too long"
 

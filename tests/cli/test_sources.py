@@ -1,4 +1,4 @@
-"""Every kind of source, packed and proven on the command line."""
+"""Every kind of source, packed and verified on the command line."""
 
 from __future__ import annotations
 
@@ -33,7 +33,7 @@ def test_the_layout_of_algorithm_1(vbfmt, tmp_path):
     assert (other.code, "FAILED" in other.out) == (1, True)
 
 
-def test_a_seed_with_the_base(vbfmt, tmp_path):
+def test_a_uni_lora_checkpoint_with_a_seed_needs_the_base(vbfmt, tmp_path):
     trained("llama", str(tmp_path), save_indices=False).save_pretrained(tmp_path / "uni")
     packed = tmp_path / "x.vblora"
     how = ("--base", tmp_path / "base")
@@ -44,7 +44,7 @@ def test_a_seed_with_the_base(vbfmt, tmp_path):
 
 
 @pytest.mark.parametrize("words", [("--layout", "nlu"), ("--base", "b"), ("--topk", 2)])
-def test_options_about_a_source_want_one(vbfmt, packed, words):
+def test_options_about_a_source_need_a_source(vbfmt, packed, words):
     assert vbfmt("verify", packed, *words).code == 2
 
 
@@ -54,7 +54,7 @@ def test_an_unknown_layout_names_the_known_ones(vbfmt, packed, checkpoint):
     assert "not one of 'peft', 'unilora', 'nlu', 'algorithm1'" in result.err
 
 
-def test_a_packed_file_that_is_larger_is_not_called_smaller(vbfmt, tmp_path):
+def test_a_larger_packed_file_is_not_reported_as_smaller(vbfmt, tmp_path):
     trained("llama", str(tmp_path), save_indices=False).save_pretrained(tmp_path / "uni")
     weights = tmp_path / "uni" / "adapter_model.safetensors"
     result = vbfmt("pack", weights, "-o", tmp_path / "x.vblora", "--base", tmp_path / "base")

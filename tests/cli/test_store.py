@@ -92,7 +92,9 @@ def test_a_fault_in_the_store_is_named(vbfmt, tmp_path, files):
         (("tag", "S", "a", "b", "--force", "--replaces", "x"), 2, "exclude each other"),
     ],
 )
-def test_what_cannot_be_is_one_line_and_changes_nothing(vbfmt, tmp_path, files, words, code, line):
+def test_an_impossible_request_is_one_line_and_changes_nothing(
+    vbfmt, tmp_path, files, words, code, line
+):
     store, other = tmp_path / "s", tmp_path / "t"
     vbfmt("store", "add", store, files[0], "--name", "alice")
     other.mkdir()
@@ -123,8 +125,8 @@ def test_a_name_that_is_taken_adds_nothing(vbfmt, tmp_path, files):
 
 
 @pytest.mark.parametrize("added", [1e15, -1e12, 9223372036854775.0, 1e300])
-def test_an_impossible_time_is_no_traceback(added):
-    """A file in a store may have any time."""
+def test_an_impossible_file_time_gives_no_traceback(added):
+    """A file in a store may have any modification time."""
     assert command._time(added) == "unknown time"
     assert command._time(86400.0 * 365).startswith("197")
 
@@ -132,7 +134,7 @@ def test_an_impossible_time_is_no_traceback(added):
 @pytest.mark.parametrize("force", [[], ["--force"]])
 @pytest.mark.parametrize("names", ["xx", "xX"])
 def test_one_name_for_two_files_is_wrong_usage(vbfmt, tmp_path, files, force, names):
-    """The second adapter would take the name from the first."""
+    """The second adapter would replace the first under that name."""
     options = [word for name in names for word in ("--name", name)]
     result = vbfmt("store", "add", tmp_path / "s", *files[:2], *options, *force)
     assert result.code == 2

@@ -1,4 +1,4 @@
-"""The authors' NLU models, made again: what their code computes and how it is saved.
+"""A reimplementation of the authors' NLU models, which computes and saves as their code does.
 
 After leo-yangli/VB-LoRA: NLU/vblora/vblora.py for the layer, RobertaModel.__init__ of
 NLU/NLU/src/transformers/models/roberta/modeling_roberta.py for the tied bank.
@@ -55,7 +55,7 @@ class VBLinear(nn.Linear):
         self.k = k
 
     def factors(self) -> tuple[torch.Tensor, torch.Tensor]:
-        """A (in, rank) and B (rank, out)."""
+        """Return A (in, rank) and B (rank, out)."""
         a, b = self._composed(self.logits_A), self._composed(self.logits_B)
         rank = a.shape[1]
         return a.transpose(1, 2).reshape(-1, rank), b.transpose(0, 1).reshape(rank, -1)
@@ -76,7 +76,7 @@ def base_model() -> RobertaForSequenceClassification:
 
 
 def model(words: str = ",".join(PLACES), *, rank: int = RANK) -> RobertaForSequenceClassification:
-    """The base with their layer in it, and a head that has moved."""
+    """Return the base with their layers and a changed head."""
     result = base_model()
     torch.manual_seed(1)
     bank = nn.Parameter(torch.empty(H, B).uniform_(-0.5, 0.5))
@@ -92,7 +92,7 @@ def model(words: str = ",".join(PLACES), *, rank: int = RANK) -> RobertaForSeque
 
 
 def saved(folder: Path, vb: PreTrainedModel, **config: object) -> Path:
-    """Their ``trainer.save_model``: everything in one pickle, and the config."""
+    """Save as their ``trainer.save_model`` does: everything in one pickle, and the config."""
     folder.mkdir(exist_ok=True)
     torch.save(vb.state_dict(), folder / "pytorch_model.bin")
     written = {
@@ -110,7 +110,8 @@ def saved(folder: Path, vb: PreTrainedModel, **config: object) -> Path:
 
 
 def deberta(rank: int = RANK) -> DebertaV2ForSequenceClassification:
-    """Their layer in a DeBERTa, which their published code does not do; made as for RoBERTa."""
+    """Return a DeBERTa with their layers. Their published code does not do this; it is made as for
+    RoBERTa."""
     torch.manual_seed(0)
     sizes = {**SIZES, "relative_attention": True, "pos_att_type": ["c2p", "p2c"]}
     result = DebertaV2ForSequenceClassification(DebertaV2Config(**sizes))

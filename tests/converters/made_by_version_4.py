@@ -1,7 +1,7 @@
 """Make tiny bases and PEFT's VB-LoRA adapters for them with transformers 4: PYTHON FILE FOLDER.
 
-Runs in an environment of its own, which has transformers 4 and not vbfmt. Of every family that
-changed names between versions 4 and 5 it writes the base, the adapter, and PEFT's own merge.
+This runs in an environment with transformers 4 and without vbfmt. For every model family that
+changed names between versions 4 and 5, it writes the base, the adapter, and PEFT's own merge.
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ VISION = {"hidden_size": 32, "embed_dim": 32, "depth": 2, "num_heads": 4, "patch
 
 
 def of(name: str, **settings: Any) -> Callable[[], Any]:
-    """A function that makes the model of that class."""
+    """Return a function that makes a model of this class."""
 
     def made() -> Any:
         cls = getattr(transformers, name)
@@ -112,7 +112,7 @@ FAMILIES = {
 
 
 def layers(model: Any) -> list[str]:
-    """Linear layers of all kinds whose features 8 divides, by their whole names."""
+    """Return the full names of linear layers of all kinds whose features are multiples of 8."""
     return [
         name
         for name, module in model.named_modules()

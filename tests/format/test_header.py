@@ -159,7 +159,7 @@ WRONG = {
 
 
 @pytest.mark.parametrize("change", WRONG)
-def test_refused(change):
+def test_invalid_headers_are_refused(change):
     edit, kind, message = WRONG[change]
     error = refusal(forge.with_header(FILE, edit))
     assert type(error) is kind

@@ -42,7 +42,7 @@ def test_what_json_writes_is_read_as_json_reads_it(value):
         ("{} {}", "Extra data"),
     ],
 )
-def test_refused(text, message):
+def test_invalid_json_is_refused(text, message):
     with pytest.raises(ValueError, match=message):
         strict_json.parse_object(text)
     assert not strict_json.is_object(text)

@@ -127,7 +127,7 @@ def _lines(done: Packed, source: str, output: str) -> Iterator[str]:
     modules = counted(len(done.adapter), "module")
     yield f"{modules}, {done.adapter.N} sub-vectors, read as {done.title}"
     yield done.digest
-    yield "the digest is of the content; sha256sum prints another sum, of the file"
+    yield "this digest is of the content; sha256sum of the file prints another value"
 
 
 def _require_stream_is_alone(card: bool, as_json: bool) -> None:

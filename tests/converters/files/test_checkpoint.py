@@ -1,4 +1,4 @@
-"""What every reader of foreign checkpoints asks first: how large is k, and which is the bank."""
+"""What every reader of foreign checkpoints needs first: k and the bank."""
 
 from __future__ import annotations
 
@@ -20,17 +20,17 @@ from vbfmt.converters.peft import folder as peft_folder
 from vbfmt.errors import ContentError, SourceError, StorageError
 
 
-def test_sources_that_agree_or_are_silent():
+def test_sources_of_k_may_agree_or_be_missing():
     assert agreed_k({"--topk": None, "config": 3, "shape": 3}) == 3
 
 
 @pytest.mark.parametrize("sources", [{}, {"--topk": None, "config": None}])
-def test_nobody_knows_k(sources):
+def test_an_unknown_k_is_refused(sources):
     with pytest.raises(SourceError, match="`topk=K`"):
         agreed_k(sources)
 
 
-def test_sources_that_disagree():
+def test_sources_of_k_that_disagree_are_refused():
     for sources in ({"a": 1, "b": 2}, {"b": 2, "a": 1}):
         with pytest.raises(SourceError, match="sources disagree on k"):
             agreed_k(sources)
@@ -40,8 +40,8 @@ def test_sources_that_disagree():
     ("value", "found"),
     [(True, "true"), (1.0, "1.0"), ("1", '"1"'), ([1], "[1]"), (0, "0"), (-1, "-1")],
 )
-def test_what_is_no_whole_number_from_1_on_is_no_k(value, found):
-    """True and 1.0 equal 1 in Python; in a config they are a mistake, shown as it is written."""
+def test_k_must_be_a_positive_integer(value, found):
+    """True and 1.0 equal 1 in Python. In a config they are mistakes, and are shown as written."""
     for sources in (
         {"config": value},
         {"config": value, "--topk": 1},
@@ -58,8 +58,8 @@ def test_what_is_no_whole_number_from_1_on_is_no_k(value, found):
     ("bits", "found"),
     [(0x7FF4000000000000, "nan"), (0x7FF0000000000000, "inf"), (0x7E37E43C8800759C, "1e+300")],
 )
-def test_a_bank_that_is_not_finite_is_refused_in_our_words(bits, found):
-    """Not in numpy's: of a signalling NaN, and of a number beyond float32."""
+def test_a_bank_that_is_not_finite_gives_an_error_of_the_library(bits, found):
+    """Not a warning of NumPy: for a signalling NaN, and for a number beyond float32."""
     values = np.zeros((3, 2))
     values.view("<u8")[1, 1] = bits
     with warnings.catch_warnings(), pytest.raises(ContentError) as error:
@@ -71,7 +71,7 @@ def test_a_bank_that_is_not_finite_is_refused_in_our_words(bits, found):
 
 
 @pytest.mark.parametrize("array", [np.ones((2, 2), int), np.ones(4), np.ones((2, 0))])
-def test_no_bank(array):
+def test_a_checkpoint_without_a_bank_is_refused(array):
     with pytest.raises(SourceError, match="not a vector bank"):
         bank_of(Tensor.of(array))
 
@@ -111,7 +111,7 @@ def sharded(tmp_path):
     return write
 
 
-def test_a_checkpoint_in_shards_is_the_same_as_in_one_file(sharded, tmp_path):
+def test_a_checkpoint_in_shards_is_read_like_one_file(sharded, tmp_path):
     folder, _ = sharded()
     assert read(folder) == read(tmp_path / "whole")
     files = [path.name for path in open_source(folder).files]
@@ -173,7 +173,7 @@ def write_folder_again(folder):
     write_folder(folder, logits_form())
 
 
-def test_what_was_read_stays_as_it_is_when_the_file_changes(tmp_path):
+def test_tensors_do_not_change_with_the_file(tmp_path):
     folder = write_folder(tmp_path / "x", logits_form())
     path = folder / "adapter_model.safetensors"
     head = {"base_model.model.classifier.weight": Tensor.of(np.ones((2, 8), "<f4"))}

@@ -1,4 +1,4 @@
-"""PyTorch's own files, read without running them."""
+"""PyTorch's own files (pickles), read without running their code."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ def test_a_bin_file_is_the_same_adapter(tmp_path):
 
 
 @pytest.mark.parametrize("dtype", ["bfloat16", "float16", "float64", "int64", "bool"])
-def test_every_dtype_and_layout_comes_through(tmp_path, dtype):
+def test_every_dtype_and_layout_is_read(tmp_path, dtype):
     tensor = torch.arange(6).reshape(2, 3).to(getattr(torch, dtype))
     torch.save({"a": tensor.T, "s": tensor[0, 1]}, tmp_path / "x.bin")
     found = ours.read(tmp_path / "x.bin")
@@ -59,7 +59,7 @@ def test_code_in_a_pickle_is_not_run(tmp_path, monkeypatch, writer):
 
 
 @pytest.mark.parametrize("data", [b"", b"no pickle", b"\x80\x04.", b"PK\x03\x04"])
-def test_what_is_no_pickle_is_one_error(tmp_path, data):
+def test_a_file_that_is_no_pickle_is_one_error(tmp_path, data):
     (tmp_path / "x.bin").write_bytes(data)
     with pytest.raises(errors.SourceError, match="refused"):
         ours.read(tmp_path / "x.bin")
@@ -75,7 +75,7 @@ def test_what_is_no_pickle_is_one_error(tmp_path, data):
         {"a": torch.zeros(2, device="meta")},
     ],
 )
-def test_what_is_no_state_dict_is_refused(tmp_path, state):
+def test_a_pickle_that_is_no_state_dict_is_refused(tmp_path, state):
     torch.save(state, tmp_path / "x.bin")
     with pytest.raises(errors.SourceError, match="not a"):
         ours.read(tmp_path / "x.bin")
@@ -83,7 +83,7 @@ def test_what_is_no_state_dict_is_refused(tmp_path, state):
 
 @pytest.mark.parametrize("sizes", [(2**40,), (2**33,), (2**20, 2**20), (2,)])
 def test_elements_that_are_not_stored_are_refused(tmp_path, sizes):
-    """A file of 2 kB that names 4 TB."""
+    """A file of 2 kB that claims 4 TB."""
     torch.save({"a": torch.ones(1).expand(sizes)}, tmp_path / "x.bin")
     with pytest.raises(errors.SourceError, match="more elements than the file holds"):
         ours.read(tmp_path / "x.bin")
@@ -102,7 +102,7 @@ def test_a_tensor_that_is_stored_negated_is_refused(tmp_path):
         ours.read(tmp_path / "x.bin")
 
 
-def test_a_file_that_is_not_there(tmp_path):
+def test_a_missing_file_is_one_error(tmp_path):
     with pytest.raises(errors.StorageError, match="cannot read"):
         ours.read(tmp_path / "x.bin")
 
@@ -137,7 +137,7 @@ def refusal(data: bytes) -> str:
 
 
 @pytest.mark.parametrize("archive", [ARCHIVE, ROW])
-def test_both_forms_give_what_torch_gives(archive):
+def test_both_file_formats_are_read_as_torch_reads_them(archive):
     linear = torch.nn.Linear(3, 2).half()
     state = {**STATE, **linear.state_dict(), "p": torch.nn.Parameter(torch.ones(2)[1:])}
     found = ours.parse(memoryview(saved(state, archive=archive)))
@@ -156,15 +156,15 @@ def test_torch_is_not_imported_to_read_a_pickle(tmp_path):
     subprocess.run([sys.executable, "-c", code], check=True)
 
 
-def test_a_row_of_pickles_that_leaves_storages_out():
-    """PyTorch gives memory of the process in their place, different each time."""
+def test_a_legacy_file_that_leaves_storages_out_is_refused():
+    """PyTorch returns uninitialized memory in their place."""
     data = saved({"a": torch.zeros(300_000)}, archive=ROW)
     keys = data.rindex(b"\x80\x02]")
     short = data[:keys] + b"\x80\x02]q\x00."
     assert "storages are missing" in refusal(short)
 
 
-def test_a_row_of_pickles_with_fewer_elements_than_claimed():
+def test_a_legacy_file_with_fewer_elements_than_claimed_is_refused():
     data = saved({"a": torch.ones(4)}, archive=ROW)
     assert data.endswith(struct.pack("<q4f", 4, 1, 1, 1, 1))
     cut = data[:-24] + struct.pack("<q2f", 2, 1, 1)
@@ -173,34 +173,34 @@ def test_a_row_of_pickles_with_fewer_elements_than_claimed():
 
 
 @pytest.mark.parametrize("change", [lambda x: x[:-4], lambda x: x + b"\0" * 4, lambda x: b""])
-def test_a_record_of_another_length_than_claimed(change):
+def test_a_record_of_the_wrong_length_is_refused(change):
     records = records_of(saved(STATE))
     name = next(name for name in records if name.endswith("data/0"))
     records[name] = change(records[name])
     assert "storage '0' has" in refusal(archive_of(records))
 
 
-def test_a_record_that_is_missing():
+def test_a_missing_record_is_refused():
     records = records_of(saved(STATE))
     kept = {name: data for name, data in records.items() if not name.endswith("data/1")}
     assert "storage '1' is missing" in refusal(archive_of(kept))
 
 
 def test_compressed_records_are_refused():
-    """Mapped, they would be other numbers."""
+    """If they were mapped, the values would be wrong."""
     assert "is compressed" in refusal(archive_of(records_of(saved(STATE)), zipfile.ZIP_DEFLATED))
 
 
-def test_a_record_that_says_it_is_a_folder_is_refused():
-    """PyTorch gives memory of the process in its place."""
+def test_a_record_marked_as_a_folder_is_refused():
+    """PyTorch returns uninitialized memory in its place."""
     data = bytearray(archive_of(records_of(saved(STATE))))
     entry = data.index(b"PK\x01\x02")
     data[entry + 38] |= 0x10
     assert "is a folder" in refusal(bytes(data))
 
 
-def test_a_bomb_is_refused_in_little_memory():
-    """A file of 3 MB that unpacks to 3 GB, and one with records that are all the same bytes."""
+def test_a_decompression_bomb_is_refused_in_little_memory():
+    """A file of 3 MB that unpacks to 3 GB, and one whose records all share the same bytes."""
     records = records_of(saved(STATE))
     name = next(name for name in records if name.endswith("data.pkl"))
     bomb = archive_of({**records, name: b"]" * (32 << 20)}, zipfile.ZIP_DEFLATED)
@@ -227,7 +227,7 @@ def test_records_that_overlap_are_refused():
 
 
 def test_many_names_for_one_storage_are_refused():
-    """300 names of one tensor of 1 MB would be 300 MB; tied weights are named a few times."""
+    """300 names of one tensor of 1 MB would be 300 MB. Tied weights have a few names only."""
     tensor = torch.ones(1 << 18)
     assert "more than 4 times the file's size" in refusal(
         saved({str(n): tensor for n in range(300)})
@@ -238,7 +238,7 @@ def test_many_names_for_one_storage_are_refused():
     )
 
 
-def test_a_key_that_is_no_unicode_is_one_line():
+def test_a_key_that_is_not_valid_unicode_is_one_line():
     data = saved({"abc": torch.ones(1)}, archive=ROW)
     assert refusal(data.replace(b"abc", b"\xed\xb3\xbf")).isprintable()
 
@@ -250,7 +250,7 @@ def test_a_nested_tensor_is_one_line():
 
 @pytest.mark.parametrize("archive", [ARCHIVE, ROW])
 def test_a_tensor_beyond_its_storage_is_refused(archive):
-    """PyTorch makes the storage larger, with whatever stands in memory."""
+    """PyTorch enlarges the storage with uninitialized memory."""
     data = saved({"a": torch.ones(200)[:77]}, archive=archive)
     if archive:
         records = records_of(data)
@@ -263,7 +263,7 @@ def test_a_tensor_beyond_its_storage_is_refused(archive):
     assert "a tensor past the end of its storage" in refusal(data)
 
 
-def test_values_of_the_other_byte_order_are_refused():
+def test_big_endian_values_are_refused():
     records = records_of(saved(STATE))
     name = next(name for name in records if name.endswith("byteorder"))
     assert "big-endian" in refusal(archive_of({**records, name: b"big"}))
@@ -278,14 +278,14 @@ def test_every_truncation_is_refused():
 
 @pytest.mark.parametrize("archive", [True, False])
 def test_a_bool_that_is_neither_true_nor_false_is_refused(archive):
-    """PyTorch keeps such a byte, or makes it 1 where it copies."""
+    """PyTorch keeps such a byte, or replaces it with 1 when it copies."""
     whole = torch.tensor([5, 1, 0], dtype=torch.uint8).view(torch.bool)
     data = saved({"x": whole}, archive=archive)
     assert "not a boolean: x: found byte 5" in refusal(data)
 
 
 def changed(name: str, change) -> bytes:
-    """An archive of `STATE` with another content of one record."""
+    """Return an archive of `STATE` with one record changed."""
     records = records_of(saved(STATE))
     whole = next(each for each in records if each.endswith(name))
     before = records[whole]
@@ -299,7 +299,7 @@ def changed(name: str, change) -> bytes:
     [("archive/data.pkl", None), (None, "constants.pkl"), (None, ".data/version")],
 )
 def test_an_archive_that_torch_save_did_not_write_is_refused(without, also):
-    """TorchScript's archives have code beside their tensors."""
+    """TorchScript's archives have code as well as tensors."""
     records = records_of(saved(STATE))
     kept = {name: content for name, content in records.items() if name != without}
     if also:
@@ -307,7 +307,7 @@ def test_an_archive_that_torch_save_did_not_write_is_refused(without, also):
     assert "not an archive of torch.save" in refusal(archive_of(kept))
 
 
-def test_a_short_record_that_is_long_is_refused():
+def test_an_overlong_metadata_record_is_refused():
     assert "record 'byteorder' has 10000 bytes" in refusal(
         changed("byteorder", lambda content: b"little".ljust(10_000))
     )
@@ -318,14 +318,14 @@ def test_a_program_that_is_too_long_is_refused_before_it_is_run(monkeypatch):
     assert "bytes, more than 100" in refusal(saved(STATE))
 
 
-def test_copies_of_overlapping_views_are_limited_to_the_files_size():
+def test_copies_of_overlapping_views_are_limited_by_the_file_size():
     stored = torch.ones(100, 100)
     assert "copies of more than the file's size" in refusal(
         saved({"a": stored.T, "b": stored[:90].T})
     )
 
 
-def test_one_name_twice_is_refused():
+def test_a_repeated_name_is_refused():
     data = changed("data.pkl", lambda program: program.replace(b"X\x01\0\0\0b", b"X\x01\0\0\0a"))
     assert "duplicate key 'a'" in refusal(data)
 
@@ -335,7 +335,7 @@ def test_a_shape_and_strides_of_different_lengths_are_refused():
     assert "an invalid description of a tensor" in refusal(data)
 
 
-def test_a_parameter_of_something_else_than_a_tensor_is_refused():
+def test_a_parameter_that_is_no_tensor_is_refused():
     program = (
         b"\x80\x02}X\x01\0\0\0actorch._utils\n_rebuild_parameter\n"
         b"N\x89ccollections\nOrderedDict\n)R\x87Rs."
@@ -350,6 +350,6 @@ def test_a_view_of_a_storage_is_refused():
     assert "a view of a storage" in refusal(data.replace(b"K\x04Nt", b"K\x04K\x01t"))
 
 
-def test_numbers_beside_a_models_state_are_passed_over():
+def test_numbers_in_addition_to_the_state_are_ignored():
     found = ours.parse(memoryview(saved({"lr": 0.5, "state_dict": STATE})))
     assert list(found) == list(STATE)

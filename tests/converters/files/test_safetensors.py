@@ -108,7 +108,7 @@ WRONG = {
 
 
 @pytest.mark.parametrize("what", WRONG)
-def test_refused(what):
+def test_invalid_files_are_refused(what):
     with pytest.raises(errors.SourceError):
         ours.parse(memoryview(WRONG[what]))
 
@@ -124,7 +124,7 @@ def test_the_error_names_file_and_tensor(tmp_path):
     )
 
 
-def test_a_writer_that_is_given_the_wrong_bytes_leaves_nothing(tmp_path):
+def test_a_write_with_too_few_or_too_many_bytes_leaves_nothing(tmp_path):
     path = tmp_path / "x.safetensors"
     for contents in ([b"123"], [], [b"1234", b"5"]):
         with pytest.raises(ValueError, match="got|shorter|longer"):
@@ -134,7 +134,7 @@ def test_a_writer_that_is_given_the_wrong_bytes_leaves_nothing(tmp_path):
     assert list(tmp_path.iterdir()) == []
 
 
-def test_a_name_longer_than_any_is_refused():
+def test_an_overlong_name_is_refused():
     """A name of 100 kB with many dots took 4.9 GB in a merge."""
     entry = b'":{"dtype":"U8","shape":[0],"data_offsets":[0,0]}}'
     text = b'{"' + b"a." * 50_000 + entry

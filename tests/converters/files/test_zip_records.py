@@ -28,7 +28,7 @@ def refusal(data: bytes) -> str:
     return str(caught.value)
 
 
-def test_records_are_where_they_say():
+def test_records_are_found_at_their_offsets():
     data = archive()
     found = zip_records.read(memoryview(data))
     assert {name: bytes(data[a:b]) for name, (a, b) in found.items()} == {
@@ -38,7 +38,7 @@ def test_records_are_where_they_say():
 
 
 @pytest.mark.parametrize("length", [0, 1, _END - 1])
-def test_what_is_too_short_is_no_archive(length):
+def test_a_file_that_is_too_short_is_refused(length):
     assert refusal(bytes(length)) == "not a zip archive"
 
 
@@ -70,7 +70,7 @@ def test_the_end_of_the_directory_must_be_consistent(field, value, message):
     assert message in refusal(data)
 
 
-def test_more_records_than_fit_into_the_directory_are_refused_unread():
+def test_more_records_than_the_directory_can_hold_are_refused_unread():
     data = archive()
     struct.pack_into("<2H", data, len(data) - _END + 8, 60_000, 60_000)
     assert refusal(data) == "a zip archive of 60000 records"
@@ -101,7 +101,7 @@ def test_an_entry_that_does_not_describe_a_stored_record_is_refused(offset, valu
     assert message in refusal(data)
 
 
-def test_two_records_of_one_name_are_refused():
+def test_two_records_with_one_name_are_refused():
     data = archive(one=b"first", two=b"second")
     for name in (_LOCAL + len("one") + len(b"first") + _LOCAL, directory(data) + 2 * _ENTRY + 3):
         assert data[name : name + 3] == b"two"

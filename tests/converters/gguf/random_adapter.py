@@ -1,4 +1,4 @@
-"""Adapters of random numbers with the modules of a Llama, large enough to matter."""
+"""Random adapters with the modules of a Llama, whose effect on the outputs is visible."""
 
 from __future__ import annotations
 

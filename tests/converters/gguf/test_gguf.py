@@ -23,7 +23,7 @@ def tensors_of(path):
     return reader, {tensor.name: np.array(tensor.data) for tensor in reader.tensors}
 
 
-def test_metadata_is_what_llama_cpp_asks_for(tmp_path, adapter):
+def test_metadata_is_what_llama_cpp_needs(tmp_path, adapter):
     gguf.write(adapter, tmp_path / "x.gguf", base=base(tmp_path))
     reader, tensors = tensors_of(tmp_path / "x.gguf")
     fields = {name: field.contents() for name, field in reader.fields.items()}
@@ -61,7 +61,7 @@ def test_factors_are_exact_and_only_q_and_k_are_permuted(tmp_path, adapter):
 
 
 @pytest.mark.parametrize("dtype", ["float16", "bfloat16"])
-def test_half_precision_is_the_same_rounding_as_in_a_lora_folder(tmp_path, adapter, dtype):
+def test_half_precision_is_rounded_as_in_a_lora_folder(tmp_path, adapter, dtype):
     gguf.write(adapter, tmp_path / "x.gguf", base=base(tmp_path), dtype=dtype)
     reader, tensors = tensors_of(tmp_path / "x.gguf")
     exact, _ = adapter.factors("model.layers.0.mlp.up_proj")
@@ -93,7 +93,7 @@ SHAPES = {
 }
 
 
-def test_a_gguf_base_says_the_same_as_its_config(tmp_path, adapter):
+def test_a_gguf_base_gives_the_same_file_as_its_config(tmp_path, adapter):
     file = write_base(tmp_path / "base.gguf", SHAPES)
     gguf.write(adapter, tmp_path / "one.gguf", base=file)
     gguf.write(adapter, tmp_path / "two.gguf", base=base(tmp_path))
@@ -105,8 +105,8 @@ def test_a_gguf_base_says_the_same_as_its_config(tmp_path, adapter):
 
 
 @pytest.mark.parametrize("counts", [{"kv": [2, 2]}, {"heads": [4, 4], "kv": [2, 2]}])
-def test_head_counts_of_each_layer_are_not_passed_over(tmp_path, adapter, counts):
-    """As an array they were, and the rows of k were ordered by the heads of q."""
+def test_an_array_of_head_counts_is_read(tmp_path, adapter, counts):
+    """It was ignored, and the rows of k were permuted with the number of heads of q."""
     file = write_base(tmp_path / "each.gguf", SHAPES, **counts)
     gguf.write(adapter, tmp_path / "one.gguf", base=file)
     gguf.write(adapter, tmp_path / "two.gguf", base=write_base(tmp_path / "all.gguf", SHAPES))
@@ -155,12 +155,12 @@ NAMES = {
 SIZES_OF = {"gpt2": {"n_embd": 32, "n_layer": 2, "n_head": 4}}
 
 
-def test_every_class_in_the_table_is_tried():
+def test_every_class_in_the_table_is_tested():
     assert set(NAMES) == {name for a in ARCHITECTURES for name in a.classes}
 
 
 @pytest.mark.parametrize("architecture", NAMES)
-def test_every_promised_architecture_has_names(tmp_path, architecture):
+def test_every_supported_architecture_has_names(tmp_path, architecture):
     kind, name, *sizes = NAMES[architecture]
     single = adapter_of([Module(name, *sizes, 4)], b=8)
     changes = {"model_type": kind, "head_dim": 8, **SIZES_OF.get(kind, {})}
@@ -208,8 +208,8 @@ def test_a_base_that_does_not_fit_is_one_error(tmp_path, adapter, changes, messa
     assert not (tmp_path / "x.gguf").exists()
 
 
-def test_two_modules_of_one_tensor_are_one_error(tmp_path):
-    """llama.cpp has one name for both: the gguf package raised a ValueError."""
+def test_two_modules_with_one_gguf_name_are_one_error(tmp_path):
+    """llama.cpp has one name for both, for which the gguf package raised a ValueError."""
     names = ("model.layers.0.self_attn.q_proj", "layers.0.attention.wq")
     twice = adapter_of([Module(name, 32, 32, 4) for name in names], b=8)
     with pytest.raises(errors.TargetError, match=r"two modules.*found blk\.0\.attn_q\.weight, as"):
@@ -224,14 +224,14 @@ def test_a_tied_output_is_refused(tmp_path):
 
 
 @pytest.mark.parametrize("tied", [None, "no"])
-def test_an_output_is_refused_where_nobody_says_whether_it_is_tied(tmp_path, tied):
+def test_an_output_is_refused_if_it_is_unknown_whether_it_is_tied(tmp_path, tied):
     single = adapter_of([Module("lm_head", 32, 96, 4)], b=8)
     folder = base(tmp_path, tie_word_embeddings=tied, vocab_size=96)
     with pytest.raises(errors.TargetError, match="does not say whether its output is tied.*GGUF"):
         gguf.write(single, tmp_path / "x.gguf", base=folder)
 
 
-def test_an_output_of_its_own_is_written_and_measured(tmp_path):
+def test_an_untied_output_is_written_and_its_size_checked(tmp_path):
     single = adapter_of([Module("lm_head", 32, 96, 4)], b=8)
     folder = base(tmp_path, tie_word_embeddings=False, vocab_size=96)
     gguf.write(single, tmp_path / "x.gguf", base=folder)
@@ -244,12 +244,12 @@ def test_an_output_of_its_own_is_written_and_measured(tmp_path):
         gguf.write(single, tmp_path / "y.gguf", base=folder)
 
 
-def test_without_a_base_the_error_says_what_to_give(tmp_path, adapter):
+def test_the_error_without_a_base_asks_for_one(tmp_path, adapter):
     with pytest.raises(errors.SourceError, match="`base=PATH`"):
         gguf.write(adapter, tmp_path / "x.gguf")
 
 
-def test_a_folder_that_the_adapter_itself_names_as_its_base_is_not_opened(tmp_path, adapter):
+def test_a_folder_that_the_adapter_names_as_its_base_is_not_opened(tmp_path, adapter):
     named = dataclasses.replace(adapter, base_model=str(base(tmp_path)))
     with pytest.raises(errors.SourceError, match="give its folder"):
         gguf.write(named, tmp_path / "x.gguf")
@@ -270,19 +270,19 @@ def test_a_name_that_ggml_cannot_hold_is_refused(tmp_path, adapter, monkeypatch)
     assert not (tmp_path / "x.gguf").exists()
 
 
-def test_an_adapter_without_a_base_model_names_none(tmp_path, adapter):
+def test_no_base_model_is_written_if_the_adapter_names_none(tmp_path, adapter):
     nameless = dataclasses.replace(adapter, base_model=None)
     gguf.write(nameless, tmp_path / "x.gguf", base=base(tmp_path))
     reader, _ = tensors_of(tmp_path / "x.gguf")
     assert not any(name.startswith("general.base_model") for name in reader.fields)
 
 
-def test_a_base_that_is_not_there_is_one_error(tmp_path, adapter):
+def test_a_missing_base_is_one_error(tmp_path, adapter):
     with pytest.raises(errors.SourceError, match="no base model in .*: expected a folder with"):
         gguf.write(adapter, tmp_path / "x.gguf", base=tmp_path / "none")
 
 
-def test_without_the_gguf_package_the_extra_is_named(tmp_path, adapter, monkeypatch):
+def test_without_the_gguf_package_the_error_names_the_extra(tmp_path, adapter, monkeypatch):
     monkeypatch.setitem(sys.modules, "gguf", None)
     with pytest.raises(errors.MissingExtraError, match=r"vbfmt\[gguf\]"):
         gguf.write(adapter, tmp_path / "x.gguf", base=base(tmp_path))

@@ -1,4 +1,4 @@
-"""GPT-2, whose Conv1D layers store their weights the other way round, in llama.cpp itself."""
+"""GPT-2 in llama.cpp. Its Conv1D layers store transposed weights."""
 
 from __future__ import annotations
 
@@ -44,7 +44,7 @@ def model():
 
 @pytest.fixture(scope="module")
 def base(tmp_path_factory, model):
-    """(its folder, the same as a GGUF file)."""
+    """Return the folder of a base, and the base as a GGUF file."""
     folder = tmp_path_factory.mktemp("gpt2")
     model.save_pretrained(folder)
     write_gguf(folder / "base.gguf", model)
@@ -90,8 +90,8 @@ def write_gguf(path, model):
                 names[f"blk.{number}.{theirs}.{kind}"] = f"transformer.h.{number}.{ours}.{kind}"
     for name, source in names.items():
         value = state[source]
-        turned = source.rpartition(".")[0].endswith(tuple(SHAPES)) and value.ndim == 2
-        writer.add_tensor(name, np.ascontiguousarray(value.T if turned else value, np.float32))
+        transposed = source.rpartition(".")[0].endswith(tuple(SHAPES)) and value.ndim == 2
+        writer.add_tensor(name, np.ascontiguousarray(value.T if transposed else value, np.float32))
     writer.write_header_to_file()
     writer.write_kv_data_to_file()
     writer.write_tensors_to_file()

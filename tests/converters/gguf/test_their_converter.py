@@ -1,4 +1,4 @@
-"""Beside llama.cpp's own convert_lora_to_gguf.py; ``LLAMA_CPP`` names its source folder."""
+"""Comparison with llama.cpp's convert_lora_to_gguf.py, from the source folder ``LLAMA_CPP``."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""A server that answers as the Hub does, as far as huggingface_hub asks when it downloads.
+"""A server that answers the Hub's requests that huggingface_hub makes for downloads.
 
 Paths, headers and error codes: huggingface_hub/{hf_api,file_download}.py and utils/_http.py.
 """
@@ -19,12 +19,12 @@ from urllib.parse import unquote, urlsplit
 
 @dataclass
 class Repository:
-    """Files by revision.
+    """The files of a repository by revision.
 
     Attributes:
-        revisions: branch or tag → commit.
-        commits: commit → files by name.
-        gated: whether the files themselves are refused.
+        revisions: branch or tag → id of the commit.
+        commits: id of a commit → files by name.
+        gated: whether downloads of files are refused.
     """
 
     revisions: dict[str, str] = field(default_factory=dict)
@@ -32,14 +32,14 @@ class Repository:
     gated: bool = False
 
     def commit(self, files: dict[str, bytes], revision: str = "main") -> str:
-        """Files as they stand from now on at that branch; their commit."""
+        """Commit these files to a branch, and return the id of the commit."""
         sha = hashlib.sha1(repr(sorted(files.items())).encode()).hexdigest()
         self.commits[sha] = files
         self.revisions[revision] = sha
         return sha
 
     def commit_folder(self, folder: Path, revision: str = "main") -> str:
-        """The same with a folder's files."""
+        """Commit the files of a folder, and return the id of the commit."""
         files = {
             path.relative_to(folder).as_posix(): path.read_bytes()
             for path in folder.rglob("*")
@@ -48,19 +48,19 @@ class Repository:
         return self.commit(files, revision)
 
     def found(self, revision: str) -> str | None:
-        """The commit of a branch, a tag or a commit."""
+        """Return the id of the commit that a branch, tag or id names."""
         return self.revisions.get(revision, revision if revision in self.commits else None)
 
 
 @dataclass
 class Hub:
-    """What the server has, and what it was asked for.
+    """The repositories of the server, and the requests that it received.
 
     Attributes:
-        url: where it listens.
-        repositories: by ``owner/name``.
+        url: address of the server.
+        repositories: repositories by ``owner/name``.
         fetched: names of files that were sent, in order.
-        status: what it answers to everything, if not None.
+        status: if not None, the HTTP status of every answer.
     """
 
     url: str = ""
@@ -75,7 +75,7 @@ class Hub:
 
 @contextlib.contextmanager
 def serving() -> Iterator[Hub]:
-    """A hub on a free port of this machine."""
+    """Run a hub on a free local port."""
     hub = Hub()
 
     class Handler(_Handler):
@@ -148,7 +148,8 @@ class _Handler(BaseHTTPRequestHandler):
             self._send(200, {"X-Repo-Commit": sha, "ETag": f'"{_oid(data)}"'}, data)
 
     def _commit(self, name: str, revision: str) -> tuple[str, dict[str, bytes]]:
-        """Commit and files, or empty and the error sent."""
+        """Return the commit and its files. If there are none, send the error and return empty
+        values."""
         repository = self.state.repositories.get(name)
         sha = repository.found(unquote(revision)) if repository else None
         if repository and sha:

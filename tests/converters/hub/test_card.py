@@ -30,7 +30,7 @@ def parsed(text):
     return read.data.to_dict(), read.text
 
 
-def test_of_a_packed_file(adapter):
+def test_the_card_of_a_packed_file(adapter):
     data, text = parsed(card.packed(adapter, "x.vblora", DIGEST))
     assert data == {
         "base_model": "owner/base",
@@ -51,7 +51,7 @@ def test_of_a_packed_file(adapter):
         (card.vblora, "peft", ["vb-lora"]),
     ],
 )
-def test_of_folders(adapter, text, library, tags):
+def test_the_cards_of_folders(adapter, text, library, tags):
     data, _ = parsed(text(adapter))
     assert (data["library_name"], data["tags"]) == (library, tags)
     assert (data["base_model"], data["base_model_relation"]) == ("owner/base", "adapter")
@@ -61,7 +61,7 @@ def test_of_folders(adapter, text, library, tags):
     "name",
     [None, "/home/me/base", "../base", "a: b\n---", "x/y/z", "`$(id)`", "C:\\base", "x" * 99],
 )
-def test_only_what_can_be_a_model_on_the_hub_is_named(adapter, name):
+def test_only_names_that_are_valid_on_the_hub_are_base_models(adapter, name):
     text = card.lora(dataclasses.replace(adapter, base_model=name), "peft")
     data, _ = parsed(text)
     assert "base_model" not in data
@@ -70,12 +70,12 @@ def test_only_what_can_be_a_model_on_the_hub_is_named(adapter, name):
 
 
 @pytest.mark.parametrize("name", ["gpt2", "owner/base", "yes/no", "1/2"])
-def test_names_come_back_as_text(adapter, name):
+def test_names_are_escaped(adapter, name):
     data, _ = parsed(card.vblora(dataclasses.replace(adapter, base_model=name)))
     assert data["base_model"] == name
 
 
-def test_writers_put_it_into_the_folder(tmp_path):
+def test_writers_add_the_card_to_the_folder(tmp_path):
     adapter = adapter_of()
     lora.write(adapter, tmp_path / "lora", card=b"card")
     mlx.write(adapter, tmp_path / "mlx", card=b"card")
@@ -84,7 +84,7 @@ def test_writers_put_it_into_the_folder(tmp_path):
         assert (tmp_path / name / "README.md").read_bytes() == b"card"
 
 
-def test_of_a_merged_model_in_place_of_the_bases_own(tmp_path):
+def test_the_card_of_a_merged_model_replaces_that_of_the_base(tmp_path):
     adapter = dataclasses.replace(adapter_of(), base_model="owner/base")
     save(adapter, tmp_path / "x.vblora")
     base = save_base(tmp_path / "base", weights_of(), side_files={"README.md": b"the base's"})
@@ -101,7 +101,7 @@ def test_of_a_merged_model_in_place_of_the_bases_own(tmp_path):
     merge.write(merge.plan(adapter, base), tmp_path / "out", overwrite=True)
 
 
-def test_without_huggingface_hub_it_is_one_error(adapter, monkeypatch):
+def test_a_card_without_huggingface_hub_is_one_error(adapter, monkeypatch):
     monkeypatch.setitem(sys.modules, "huggingface_hub", None)
     with pytest.raises(errors.MissingExtraError, match=r"pip install 'vbfmt\[hub\]'"):
         card.vblora(adapter)

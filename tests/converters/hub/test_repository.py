@@ -1,4 +1,4 @@
-"""Names of repositories as users write them, addresses of pages among them."""
+"""The ways to name a repository, including the addresses of its pages."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ SITE = "https://huggingface.co"
         (f"{SITE}/me/a/raw/v2/my%20x.vblora", Repo("me/a", "v2", "my x.vblora")),
     ],
 )
-def test_the_address_of_a_page_names_its_repository(address, repo):
+def test_the_url_of_a_page_names_its_repository(address, repo):
     assert parse(address) == repo
 
 
@@ -50,12 +50,12 @@ def test_any_other_page_is_refused(address):
         parse(address)
 
 
-def test_a_page_with_a_revision_of_its_own_takes_no_other():
+def test_a_url_with_a_revision_accepts_no_other_revision():
     with pytest.raises(SourceError, match="two different revisions"):
         parse(f"{SITE}/me/adapter/tree/main", "v2")
     assert parse(f"{SITE}/me/adapter", "v2") == Repo("me/adapter", "v2")
 
 
 @pytest.mark.parametrize("address", ["https://example.org/me/adapter", "huggingface.co.evil/me/x"])
-def test_other_sites_are_paths(address):
+def test_urls_of_other_sites_are_paths(address):
     assert parse(address) is None

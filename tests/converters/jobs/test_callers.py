@@ -1,4 +1,4 @@
-"""Jobs from every kind of caller: scripts, threads, daemons, and names of any bytes."""
+"""Jobs started from scripts, threads and daemons, and file names that are not UTF-8."""
 
 from __future__ import annotations
 
@@ -51,18 +51,18 @@ def run(tmp_path, packed, text, *, given=False):
 
 
 @pytest.mark.parametrize("given", [False, True], ids=["file", "standard input"])
-def test_a_script_needs_no_guard(tmp_path, packed, given):
+def test_a_script_needs_no_main_guard(tmp_path, packed, given):
     done = run(tmp_path, packed, "print([o.status for o in outcomes()])", given=given)
     assert (done.returncode, done.stderr) == (0, "")
     assert done.stdout == f"{['done'] * len(packed)}\n"
 
 
-def test_the_interpreter_ends_while_a_job_is_half_done(tmp_path, packed):
+def test_the_interpreter_may_exit_during_a_job(tmp_path, packed):
     done = run(tmp_path, packed, "half = outcomes()\nprint(next(half).status)")
     assert (done.returncode, done.stdout, done.stderr) == (0, "done\n", "")
 
 
-def test_a_daemon_runs_a_job_itself(tmp_path, packed):
+def test_a_daemonic_process_runs_a_job_without_workers(tmp_path, packed):
     text = """
 def work():
     print([o.status for o in outcomes()])
@@ -79,7 +79,7 @@ if __name__ == "__main__":
     assert done.stdout == f"{['done'] * len(packed)}\n"
 
 
-def test_jobs_in_threads_leave_the_environment_as_it_was(tmp_path, packed):
+def test_jobs_in_threads_do_not_change_the_environment(tmp_path, packed):
     text = """
 import os, threading
 before = dict(os.environ)
@@ -97,7 +97,7 @@ print(len(found), {o.status for o in found}, dict(os.environ) == before)
 
 
 @posix
-def test_an_interrupt_while_the_workers_start_is_one_word(tmp_path, packed):
+def test_an_interrupt_during_the_start_prints_one_word(tmp_path, packed):
     for wait in (0.1, 0.2, 0.3, 0.4):
         process = subprocess.Popen(
             [sys.executable, "-c", WAITS, *packed],
@@ -128,7 +128,7 @@ except KeyboardInterrupt:
 
 
 @posix
-def test_names_that_are_no_utf8_are_names(tmp_path):
+def test_file_names_need_not_be_utf8(tmp_path):
     source = os.fsdecode(os.fsencode(tmp_path) + b"/checkpoint\xff")
     try:
         write_folder(tmp_path / "checkpoint", logits_form(seed=1))

@@ -1,4 +1,4 @@
-"""A job that is started again after something has changed."""
+"""A job that is run again after its inputs or outputs have changed."""
 
 from __future__ import annotations
 
@@ -22,7 +22,8 @@ def run(operation, source, folder, **options):
 
 
 def rewrite(path, content):
-    """Write other content of the same size, and restore the times, as unpacking an archive does."""
+    """Write different content of the same size, and restore the times, as unpacking an archive
+    does."""
     before = path.stat()
     assert len(content) == before.st_size
     path.write_bytes(content)
@@ -96,8 +97,8 @@ def test_an_output_of_the_job_is_replaced_after_a_run_that_failed(tmp_path):
     assert (again.status, again.digest) == ("done", first.digest)
 
 
-def test_another_job_that_was_slower_does_not_make_an_output_a_strangers(tmp_path):
-    """Two jobs began at once; the second one found the output of the first."""
+def test_a_slower_concurrent_job_does_not_disown_an_output(tmp_path):
+    """Two jobs start at the same time, and the second finds the output of the first."""
     save(adapter_of(), tmp_path / "x.vblora")
     task = jobs.Task("expand")
     items = jobs.items([str(tmp_path / "x.vblora")], tmp_path / "out", task)
@@ -112,7 +113,7 @@ def test_another_job_that_was_slower_does_not_make_an_output_a_strangers(tmp_pat
 
 @pytest.mark.parametrize("banks", [None, "banks"])
 @pytest.mark.parametrize("damage", ["removed", "cut off"])
-def test_a_bank_that_is_gone_is_written_again(tmp_path, banks, damage):
+def test_a_missing_bank_is_written_again(tmp_path, banks, damage):
     source = write_folder(tmp_path / "alice", logits_form(seed=1))
     options = {"bank": "external"} | ({"banks": str(tmp_path / banks)} if banks else {})
     run("pack", source, tmp_path / "out", **options)
@@ -126,7 +127,7 @@ def test_a_bank_that_is_gone_is_written_again(tmp_path, banks, damage):
     assert bank.read_bytes() == content
 
 
-def test_a_file_that_is_gone_from_a_subfolder_of_an_output_is_noticed(tmp_path):
+def test_a_missing_file_in_a_subfolder_of_an_output_is_detected(tmp_path):
     save(adapter_of(), tmp_path / "x.vblora")
     side = {"1_Pooling/config.json": b"{}"}
     base = str(save_base(tmp_path / "base", weights_of(), side_files=side))

@@ -19,7 +19,7 @@ def _in_the_folder(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
 
 
-def test_a_path_that_is_written_in_several_ways_is_one_input(tmp_path):
+def test_different_spellings_of_a_path_are_one_input(tmp_path):
     words = [
         "alice",
         "./alice",
@@ -37,13 +37,13 @@ def test_a_link_is_an_input_of_its_own():
     assert jobs.collected(["alice", "bob", "here/alice", "here/bob"]) == ["alice", "bob"]
 
 
-def test_what_does_not_exist_is_left_as_it_is():
+def test_a_missing_path_is_kept_unchanged():
     words = ["hf://owner/name", "./nothing", "nothing", "nothing/"]
     assert jobs.collected(words) == words
 
 
 @pytest.mark.parametrize("source", [".", "../alice", "./", "../alice/.", "../alice/../alice", ""])
-def test_an_output_has_the_name_of_the_folder_that_is_meant(monkeypatch, source):
+def test_an_output_is_named_after_the_resolved_folder(monkeypatch, source):
     monkeypatch.chdir("alice")
     (item,) = jobs.items([source], "out", PACK)
     assert item.output == os.path.join("out", "alice.vblora")
@@ -67,14 +67,14 @@ def test_no_output_is_the_folder_itself():
 
 
 def test_outputs_in_different_folders_are_refused():
-    """Their journal knows them by name."""
+    """The journal identifies outputs by name."""
     items = [jobs.Item("alice", os.path.join(folder, "x")) for folder in ("one", "two")]
     with pytest.raises(errors.ConfigError, match="in one folder: found one and two"):
         list(jobs.run(PACK, items, workers=1))
     assert not os.path.exists("one")
 
 
-def test_a_job_into_the_folder_of_its_inputs_can_be_run_again(tmp_path):
+def test_a_job_that_writes_into_its_input_folder_can_be_run_again(tmp_path):
     write_folder(tmp_path / "bob", logits_form(seed=1))
     for expected in ("done", "present"):
         found = jobs.collected([f"{tmp_path}/*"])
@@ -85,7 +85,7 @@ def test_a_job_into_the_folder_of_its_inputs_can_be_run_again(tmp_path):
     assert item.source == "alice.vblora"
 
 
-def test_outputs_among_the_inputs_are_said_to_be_that(tmp_path):
+def test_outputs_among_the_inputs_are_reported(tmp_path):
     with pytest.raises(errors.ConfigError, match="one is an output: choose an output folder"):
         jobs.items(["alice.vblora", "alice"], ".", EXPAND)
     with pytest.raises(errors.ConfigError, match="rename one"):

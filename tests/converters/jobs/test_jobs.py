@@ -1,4 +1,4 @@
-"""Jobs over many adapters: complete, resumable, and the same whoever does them."""
+"""Jobs over many adapters: complete, resumable, and the same with any number of workers."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ COUNT = 12
 
 @pytest.fixture
 def checkpoints(tmp_path):
-    """Twelve checkpoints, one of them broken."""
+    """Return twelve checkpoints, one of them broken."""
     folder = tmp_path / "checkpoints"
     folder.mkdir()
     for number in range(COUNT):
@@ -47,7 +47,7 @@ def files(folder):
 
 
 @pytest.mark.parametrize("workers", [1, 2])
-def test_one_broken_input_is_named_and_the_others_are_done(checkpoints, tmp_path, workers):
+def test_a_broken_input_is_named_and_the_others_are_processed(checkpoints, tmp_path, workers):
     outcomes = run(checkpoints, tmp_path / "packed", workers=workers)
     failed = [each for each in outcomes if each.status == "failed"]
     assert [os.path.basename(each.source) for each in failed] == ["user07"]
@@ -64,7 +64,7 @@ def test_any_number_of_workers_writes_what_pack_writes(checkpoints, tmp_path):
     assert files(tmp_path / "one")["user00.vblora"] == (tmp_path / "x.vblora").read_bytes()
 
 
-def test_what_is_done_is_not_done_again_unless_its_source_changes(checkpoints, tmp_path):
+def test_a_finished_item_is_skipped_unless_its_source_changes(checkpoints, tmp_path):
     output = tmp_path / "packed"
     run(checkpoints, output)
     before = {path.name: path.stat().st_mtime_ns for path in output.glob("*.vblora")}
@@ -80,8 +80,8 @@ def test_what_is_done_is_not_done_again_unless_its_source_changes(checkpoints, t
     assert third["user04"].status == "present"
 
 
-def test_a_repository_is_never_taken_for_done(tmp_path):
-    """It may have changed on the Hub; the output is this job's, and is written again."""
+def test_a_repository_is_never_skipped(tmp_path):
+    """It may have changed on the Hub. The output belongs to this job and is written again."""
     task = jobs.Task("expand")
     item = jobs.Item("owner/name", str(tmp_path / "out" / "name"))
     first = journal.Journal(str(tmp_path / "out"), task)
@@ -93,14 +93,14 @@ def test_a_repository_is_never_taken_for_done(tmp_path):
     assert second.is_begun(item)
 
 
-def test_other_options_are_another_job(checkpoints, tmp_path):
+def test_different_options_are_a_different_job(checkpoints, tmp_path):
     run(checkpoints, tmp_path / "packed")
     again = run(checkpoints, tmp_path / "packed", base_model="some/base")
     assert {each.status for each in again} == {"done", "failed"}
     assert load(tmp_path / "packed" / "user00.vblora").base_model == "some/base"
 
 
-def test_somebody_elses_file_is_never_replaced(checkpoints, tmp_path):
+def test_a_file_that_no_job_wrote_is_never_replaced(checkpoints, tmp_path):
     (tmp_path / "packed").mkdir()
     (tmp_path / "packed" / "user00.vblora").write_bytes(b"precious")
     outcomes = {
@@ -110,7 +110,7 @@ def test_somebody_elses_file_is_never_replaced(checkpoints, tmp_path):
     assert (tmp_path / "packed" / "user00.vblora").read_bytes() == b"precious"
 
 
-def test_a_file_that_replaced_an_output_is_neither_done_nor_replaced(checkpoints, tmp_path):
+def test_a_file_in_place_of_an_output_is_an_error_and_is_kept(checkpoints, tmp_path):
     run(checkpoints, tmp_path / "packed")
     other = (tmp_path / "packed" / "user01.vblora").read_bytes()
     (tmp_path / "packed" / "user00.vblora").write_bytes(other)
@@ -120,7 +120,7 @@ def test_a_file_that_replaced_an_output_is_neither_done_nor_replaced(checkpoints
     assert (tmp_path / "packed" / "user00.vblora").read_bytes() == other
 
 
-def test_a_folder_that_replaced_an_output_is_neither_done_nor_replaced(checkpoints, tmp_path):
+def test_a_folder_in_place_of_an_output_is_an_error_and_is_kept(checkpoints, tmp_path):
     run(checkpoints, tmp_path / "packed")
     found = jobs.collected([f"{tmp_path}/packed/*.vblora"])
     task = jobs.Task("expand")
@@ -137,7 +137,7 @@ def test_a_folder_that_replaced_an_output_is_neither_done_nor_replaced(checkpoin
     assert (replaced / "adapter_model.safetensors").read_bytes() == before
 
 
-def test_an_output_that_failed_is_not_this_jobs(checkpoints, tmp_path):
+def test_the_output_of_a_failed_item_does_not_belong_to_the_job(checkpoints, tmp_path):
     run(checkpoints, tmp_path / "packed")
     (tmp_path / "packed" / "user07.vblora").write_bytes(b"precious")
     write_folder(checkpoints / "again", logits_form(seed=7))
@@ -150,7 +150,7 @@ def test_an_output_that_failed_is_not_this_jobs(checkpoints, tmp_path):
     assert (tmp_path / "packed" / "user07.vblora").read_bytes() == b"precious"
 
 
-def test_a_journal_that_was_cut_off_is_read_as_far_as_it_goes(checkpoints, tmp_path):
+def test_a_truncated_journal_is_read_up_to_its_end(checkpoints, tmp_path):
     run(checkpoints, tmp_path / "packed")
     path = tmp_path / "packed" / journal.NAME
     path.write_bytes(path.read_bytes()[:-20])
@@ -178,8 +178,8 @@ def test_a_job_that_is_killed_at_any_moment_is_finished_by_the_next(checkpoints,
     assert files(tmp_path / "packed") == files(expected)
 
 
-def test_a_worker_that_dies_costs_nothing_but_time(checkpoints, tmp_path):
-    """Whichever process is killed, its shard is done by another one."""
+def test_the_shard_of_a_killed_worker_is_done_by_another(checkpoints, tmp_path):
+    """Any process of the pool may be killed."""
     killed = []
 
     def kill_once(outcomes):
@@ -242,7 +242,7 @@ def deadly(folder, *sources):
     )  # fmt: skip
 
 
-def test_an_item_that_kills_its_worker_is_named_and_the_others_are_done(tmp_path):
+def test_an_item_that_kills_its_worker_is_named_and_the_job_continues(tmp_path):
     sources = [f"item{number}" for number in range(40)]
     sources[13] = "deadly13"
     output, _ = deadly(tmp_path, *sources).communicate(timeout=300)
@@ -251,7 +251,7 @@ def test_an_item_that_kills_its_worker_is_named_and_the_others_are_done(tmp_path
     assert found == dict.fromkeys([s for s in sources if s != "deadly13"], "done None")
 
 
-def test_where_every_worker_dies_the_job_ends(tmp_path):
+def test_a_job_ends_if_every_worker_dies(tmp_path):
     sources = [f"deadly{number}" for number in range(40)]
     output, _ = deadly(tmp_path, *sources).communicate(timeout=300)
     assert sorted(output.splitlines()) == sorted(f"{s} failed worker" for s in sources)
@@ -261,7 +261,7 @@ def test_where_every_worker_dies_the_job_ends(tmp_path):
     ("number", "status"), [(signal.SIGKILL, -signal.SIGKILL), (signal.SIGINT, 1)]
 )
 @pytest.mark.skipif(not os.path.isdir("/proc"), reason="looks for processes")
-def test_workers_end_with_the_process_that_began_the_job(tmp_path, number, status):
+def test_workers_end_with_the_process_that_started_the_job(tmp_path, number, status):
     process = deadly(tmp_path, "slow1", "slow2")
     until = time.monotonic() + 120
     while len(left := list(tmp_path.glob("slow*"))) < 2:
@@ -281,7 +281,7 @@ def test_workers_end_with_the_process_that_began_the_job(tmp_path, number, statu
         time.sleep(0.05)
 
 
-def test_a_fault_of_an_operation_is_raised_with_its_traceback(tmp_path):
+def test_a_bug_in_an_operation_is_raised_with_its_traceback(tmp_path):
     process = deadly(tmp_path, *(f"item{number}" for number in range(12)), "faulty")
     _, error = process.communicate(timeout=300)
     assert process.returncode == 1
@@ -290,7 +290,7 @@ def test_a_fault_of_an_operation_is_raised_with_its_traceback(tmp_path):
 
 
 @pytest.mark.parametrize(("count", "workers"), [(1, 2), (5, 2), (100, 8), (5000, 2), (300, 1)])
-def test_shards_cover_the_items_and_become_smaller(count, workers):
+def test_shards_cover_all_items_and_become_smaller(count, workers):
     items = [jobs.Item(str(number)) for number in range(count)]
     shards = list(divided(items, workers, 256))
     assert [item for shard in shards for item in shard] == items
@@ -301,7 +301,7 @@ def test_shards_cover_the_items_and_become_smaller(count, workers):
 
 
 @pytest.mark.parametrize("operation", ["verify", "expand", "diff"])
-def test_packed_files_by_every_operation(checkpoints, tmp_path, operation):
+def test_every_operation_on_packed_files(checkpoints, tmp_path, operation):
     run(checkpoints, tmp_path / "packed")
     found = jobs.collected([f"{tmp_path}/packed/*.vblora"])
     task = jobs.Task(operation)
@@ -334,13 +334,13 @@ def test_inputs_are_collected_from_patterns_and_a_list_once_each(tmp_path):
         jobs.collected([f"{tmp_path}/none*"])
 
 
-def test_two_inputs_of_one_output_are_refused():
+def test_two_inputs_with_one_output_are_refused():
     task = jobs.Task("pack")
     with pytest.raises(errors.ConfigError, match=r"found a/User and b/user"):
         jobs.items(["a/User", "b/user"], "out", task)
 
 
-def test_two_items_of_one_output_are_refused_wherever_they_come_from(checkpoints, tmp_path):
+def test_two_items_with_one_output_are_refused_in_any_input(checkpoints, tmp_path):
     items = [jobs.Item("a", f"{tmp_path}/out/x"), jobs.Item("b", f"{tmp_path}/out/X")]
     with pytest.raises(errors.ConfigError, match="two inputs would have the same output"):
         list(jobs.run(jobs.Task("expand"), items))

@@ -1,4 +1,4 @@
-"""Output folders from strangers: their journal is anything but what a job writes."""
+"""Output folders with a hostile journal."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from vbfmt.errors import StorageError
 
 @pytest.fixture
 def expand(tmp_path):
-    """Run a job into ``out``, whose journal is there already."""
+    """Run a job with the output folder ``out``, which already has a journal."""
     save(worked_example(), tmp_path / "a.vblora")
     (tmp_path / "out").mkdir()
 
@@ -59,7 +59,7 @@ def test_lines_that_no_job_writes_are_ignored(tmp_path, expand, line):
 
 
 def test_a_link_is_not_appended_to(tmp_path, expand):
-    """Whoever made the folder would choose the file."""
+    """The author of the folder could make a job append to any file."""
     (tmp_path / "victim").write_text("theirs")
     (tmp_path / "out" / NAME).symlink_to(tmp_path / "victim")
     with pytest.raises(StorageError, match="not a regular file"):
@@ -69,13 +69,13 @@ def test_a_link_is_not_appended_to(tmp_path, expand):
 
 
 @pytest.mark.skipif(not hasattr(os, "mkfifo"), reason="no named pipes")
-def test_a_pipe_is_not_waited_for(tmp_path, expand):
+def test_a_pipe_does_not_block(tmp_path, expand):
     os.mkfifo(tmp_path / "out" / NAME)
     with pytest.raises(StorageError, match="not a regular file"):
         expand()
 
 
-def test_a_long_line_takes_no_memory_and_hides_none_of_the_others(tmp_path):
+def test_a_long_line_takes_no_memory_and_other_lines_are_read(tmp_path):
     whole = b'{"output": "b"}\n'
     (tmp_path / NAME).write_bytes(whole[:-1].replace(b"b", b"a" * 50_000_000) + b"\n" + whole)
     tracemalloc.start()
@@ -96,7 +96,7 @@ def test_an_endless_journal_is_not_read(tmp_path, expand):
 
 
 def test_a_link_put_in_place_after_the_check_is_not_followed(tmp_path, monkeypatch):
-    """O_NOFOLLOW decides, not the look beforehand."""
+    """O_NOFOLLOW protects against this; the check beforehand cannot."""
     journal = Journal(str(tmp_path), jobs.Task("expand"))
     (tmp_path / "victim").write_text("theirs")
     (tmp_path / NAME).symlink_to(tmp_path / "victim")

@@ -1,4 +1,4 @@
-"""The Ray engine: the same files as the pool's, and complete although a worker dies."""
+"""The Ray engine: the same files as with the pool, and all of them even if a worker dies."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ def test_the_same_bytes_as_the_pool(checkpoints, tmp_path):
 
 
 def workers():
-    """Processes of Ray that run a task."""
+    """Return the processes of Ray that run a task."""
     for folder in Path("/proc").iterdir():
         if folder.name.isdigit():
             try:
@@ -39,7 +39,7 @@ def workers():
                 yield int(folder.name)
 
 
-def test_a_job_ends_complete_although_a_worker_is_killed(checkpoints, tmp_path):
+def test_a_job_completes_although_a_worker_is_killed(checkpoints, tmp_path):
     killed: list[int] = []
     stop = threading.Event()
 

@@ -1,6 +1,6 @@
-"""The Ray engine on a stand-in for Ray: what it asks of it, and what it makes of workers that die.
+"""The Ray engine with a fake Ray: its calls, and its reaction to workers that die.
 
-`test_ray` runs the same on Ray itself, where that is installed.
+`test_ray` tests the engine with the real Ray, if it is installed.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ WORKERS = 2
 
 
 class WorkerCrashedError(Exception):
-    """As Ray names it."""
+    """Ray's error for a worker that died."""
 
 
 class Ray(ModuleType):
@@ -67,7 +67,7 @@ class Ray(ModuleType):
 
 @pytest.fixture
 def run(monkeypatch):
-    """Run a job of `count` items on a stand-in; the outcomes by source, and the stand-in."""
+    """Run a job of `count` items on a fake Ray, and return the outcomes by source and the fake."""
 
     def operation(task, item):
         return f"{item.source} {'again' if item.overwrite else 'first'}", None
@@ -84,7 +84,7 @@ def run(monkeypatch):
     return run
 
 
-def test_every_item_is_done_and_few_wait_at_a_time(run):
+def test_every_item_is_processed_and_few_tasks_wait_at_a_time(run):
     outcomes, ray = run(50)
     assert {source: each.digest for source, each in outcomes.items()} == {
         f"{number}": f"{number} first" for number in range(50)
@@ -97,7 +97,7 @@ def test_every_item_is_done_and_few_wait_at_a_time(run):
     ("address", "options"),
     [(None, {"num_cpus": WORKERS, "include_dashboard": False}), ("ray://head:10001", {})],
 )
-def test_a_cluster_is_started_here_or_found_and_left(run, monkeypatch, address, options):
+def test_a_cluster_is_started_or_an_existing_one_is_used(run, monkeypatch, address, options):
     monkeypatch.delenv("RAY_ADDRESS", raising=False)
     if address is not None:
         monkeypatch.setenv("RAY_ADDRESS", address)
@@ -106,7 +106,7 @@ def test_a_cluster_is_started_here_or_found_and_left(run, monkeypatch, address, 
     assert ray.calls == [("init", {**options, **quiet}), ("shutdown", {})]
 
 
-def test_a_cluster_of_the_caller_stays(run):
+def test_a_cluster_of_the_caller_is_not_shut_down(run):
     outcomes, ray = run(1, initialized=True)
     assert outcomes["0"].ok
     assert ray.calls == []
@@ -133,7 +133,7 @@ def test_a_shard_that_kills_every_worker_has_failed_and_the_others_are_done(run)
     assert ray.deaths["3"] == 1_000 - 1 - ray_cluster._RETRIES
 
 
-def test_without_ray_the_extra_is_named(monkeypatch):
+def test_without_ray_the_error_names_the_extra(monkeypatch):
     monkeypatch.setitem(sys.modules, "ray", None)
     with pytest.raises(errors.MissingExtraError, match=r"pip install 'vbfmt\[ray\]'"):
         list(jobs.run(jobs.Task("verify"), [jobs.Item("x")], engine="ray"))

@@ -1,4 +1,4 @@
-"""One operation on one item: what a worker makes of it."""
+"""The outcome of one operation on one item, in a worker."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ def one(task, *items):
     return outcome
 
 
-def test_a_checkpoint_is_packed_into_a_store_that_is_made(tmp_path):
+def test_packing_into_a_store_creates_the_store(tmp_path):
     source = str(write_folder(tmp_path / "user", logits_form()))
     task = jobs.Task("pack", {"base_model": "some/base"}, str(tmp_path / "store"))
     items = jobs.items([source], "", task)
@@ -31,7 +31,7 @@ def test_a_checkpoint_is_packed_into_a_store_that_is_made(tmp_path):
         assert store.open("user").base_model == "some/base"
 
 
-def test_a_name_in_a_store_is_moved_only_if_asked(tmp_path):
+def test_a_name_in_a_store_is_moved_only_with_overwrite(tmp_path):
     folders = [str(write_folder(tmp_path / f"{n}", logits_form(seed=n))) for n in range(2)]
     task = jobs.Task("pack", {}, str(tmp_path / "store"))
     (first,) = jobs.run(task, [jobs.Item(folders[0], "x")], workers=1)
@@ -108,13 +108,13 @@ def test_outputs_can_be_given_names(tmp_path):
         jobs.items(["a/1.vblora", "b"], "out", task, names={"a/1.vblora": "B"})
 
 
-def test_a_list_that_nobody_gives_is_refused():
+def test_a_missing_list_of_inputs_is_refused():
     with pytest.raises(errors.ConfigError, match="no list to read"):
         jobs.collected(["-"])
 
 
 @pytest.mark.parametrize("line", ['{"output": 1}', "[]", "7", '"x"'])
-def test_lines_of_the_journal_that_say_nothing_are_passed_over(tmp_path, line):
+def test_meaningless_lines_of_the_journal_are_skipped(tmp_path, line):
     source = str(write_folder(tmp_path / "user", logits_form()))
     task = jobs.Task("pack")
     items = jobs.items([source], tmp_path / "out", task)
@@ -125,7 +125,7 @@ def test_lines_of_the_journal_that_say_nothing_are_passed_over(tmp_path, line):
     assert load(tmp_path / "out" / "user.vblora", digest=done.digest)
 
 
-def test_an_output_that_is_no_packed_file_any_more_is_somebody_elses(tmp_path):
+def test_an_output_that_is_no_packed_file_does_not_belong_to_the_job(tmp_path):
     source = str(write_folder(tmp_path / "user", logits_form()))
     task = jobs.Task("pack")
     items = jobs.items([source], tmp_path / "out", task)
@@ -136,7 +136,7 @@ def test_an_output_that_is_no_packed_file_any_more_is_somebody_elses(tmp_path):
     assert (tmp_path / "out" / "user.vblora").read_bytes() == b"text"
 
 
-def test_what_has_no_files_here_has_no_fingerprint():
+def test_a_source_without_local_files_has_no_fingerprint():
     assert fingerprints.of_source("owner/repository") == ""
 
 

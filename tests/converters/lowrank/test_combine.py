@@ -1,4 +1,4 @@
-"""Several adapters as one."""
+"""The weighted sum of several adapters."""
 
 from __future__ import annotations
 
@@ -44,7 +44,7 @@ def test_without_weights_concatenation_is_exact():
         np.testing.assert_array_equal(b, np.concatenate([b1, b2], axis=1))
 
 
-def test_one_adapter_is_itself():
+def test_the_sum_of_one_adapter_is_that_adapter():
     adapter = adapter_of()
     total = combine.weighted([adapter])
     assert total.modules == adapter.modules
@@ -53,7 +53,7 @@ def test_one_adapter_is_itself():
         np.testing.assert_array_equal(b, b1)
 
 
-def test_a_module_of_one_adapter_alone_keeps_its_rank():
+def test_a_module_of_only_one_adapter_keeps_its_rank():
     names = list(SHAPES)
     total = combine.weighted([adapter_of(), adapter_of({names[0]: SHAPES[names[0]]}, seed=1)])
     assert {module.name: module.rank for module in total.modules} == {
@@ -61,7 +61,7 @@ def test_a_module_of_one_adapter_alone_keeps_its_rank():
     }
 
 
-def test_what_adapters_disagree_on_is_told():
+def test_disagreements_of_adapters_are_reported():
     one, two = (adapter_of(seed=n, base_model=f"m{n}") for n in (1, 2))
     total = combine.weighted([one, two])
     assert total.base_model is None
@@ -69,7 +69,7 @@ def test_what_adapters_disagree_on_is_told():
     assert combine.disagreement(combine.weighted([one])) is None
 
 
-def test_extras_of_one_name_are_refused_unless_dropped_or_alike():
+def test_extras_with_one_name_are_refused_unless_dropped_or_equal():
     def with_head(seed, value):
         return adapter_of(seed=seed, tensors={"score.bias": tensor_of([value])})
 
@@ -80,8 +80,8 @@ def test_extras_of_one_name_are_refused_unless_dropped_or_alike():
     assert list(combine.weighted([with_head(1, 1.0), with_head(2, 1.0)]).tensors) == ["score.bias"]
 
 
-def test_peft_takes_the_sum_for_what_it_is(tmp_path):
-    """A LoRA of two adapters in PEFT computes W·x + Σ wᵢ Bᵢ·Aᵢ·x."""
+def test_peft_computes_the_same_sum(tmp_path):
+    """With the sum as a LoRA, PEFT computes W·x + Σ wᵢ Bᵢ·Aᵢ·x."""
     torch, peft = pytest.importorskip("torch"), pytest.importorskip("peft")
     shape = {"layer": (16, 24)}
     adapters = [adapter_of(shape, seed=n) for n in (1, 2)]
@@ -94,7 +94,7 @@ def test_peft_takes_the_sum_for_what_it_is(tmp_path):
     np.testing.assert_allclose(found.numpy(), wanted, atol=1e-6)
 
 
-def test_a_weight_says_what_it_does_not_scale():
+def test_tensors_that_a_weight_does_not_scale_are_reported():
     head = {"score.weight": tensor_of(np.ones((2, 24)))}
     parts = [adapter_of(seed=1), adapter_of(seed=2, tensors=head)]
     notice = combine.unweighted(combine.weighted(parts, [1, 0.5]))
@@ -104,13 +104,13 @@ def test_a_weight_says_what_it_does_not_scale():
     assert combine.unweighted(combine.weighted(parts, [1, 0.5], drop_extras=True)) is None
 
 
-def test_an_unnamed_base_is_no_model_called_none():
+def test_an_unnamed_base_is_not_a_model_named_none():
     parts = [adapter_of(seed=n, base_model=name) for n, name in enumerate(["a/b", None])]
     assert combine.disagreement(combine.weighted(parts)) == (
         "one adapter names no base model, another names a/b"
     )
 
 
-def test_one_adapter_twice_is_refused_for_expand_as_for_merge():
+def test_a_repeated_adapter_is_refused_by_expand_and_merge():
     with pytest.raises(errors.TargetError, match="given twice"):
         combine.weighted([adapter_of(), adapter_of()], [1, 2])

@@ -1,4 +1,4 @@
-"""The rank of a sum reduced, beside the SVD of ΔW."""
+"""Reducing the rank of a sum, compared with the SVD of ΔW."""
 
 from __future__ import annotations
 
@@ -42,7 +42,7 @@ def test_reduction_is_optimal(out_features, in_features, whole, rank, seed):
     assert abs(lost - best) < 1e-6
 
 
-def test_two_adapters_of_rank_four_back_to_four():
+def test_the_sum_of_two_adapters_of_rank_four_is_reduced_to_four():
     shapes = {"q": (256, 384)}
     total = combine.weighted([adapter_of(shapes, seed=n, rank=4, b=64) for n in (1, 2)], [0.7, 0.3])
     lost = {}
@@ -57,12 +57,12 @@ def test_two_adapters_of_rank_four_back_to_four():
     assert lost == {"q": pytest.approx(best, rel=1e-5)}
 
 
-def test_a_change_of_nothing_is_reduced_to_nothing():
+def test_a_zero_change_stays_zero():
     a, b, lost = reduction.reduced(np.zeros((4, 8), "f4"), np.zeros((8, 4), "f4"), 2)
     assert (a.any(), b.any(), lost) == (False, False, 0.0)
 
 
-def test_a_rank_that_is_low_enough_is_left_alone():
+def test_a_rank_that_is_low_enough_is_unchanged():
     adapter = adapter_of()
     for module, a, b in reduction.Reduced(combine.weighted([adapter]), 7).iter_factors():
         exact_a, exact_b = adapter.factors(module.name)
@@ -81,7 +81,7 @@ def test_a_reduced_sum_is_written_as_lora(tmp_path):
 
 
 def test_reduced_factors_beyond_float32_are_refused():
-    """They became infinite without a word."""
+    """They became infinite without an error."""
     a, b = np.full((2, 4000), 3e38, "f4"), np.full((4000, 2), 3e38, "f4")
     with pytest.raises(errors.TargetError, match="too large for float32"):
         reduction.reduced(a, b, 1)
