@@ -256,7 +256,7 @@ def test_the_upload_command_is_printed_for_a_merged_model(vbfmt, tmp_path):
     base = save_base(tmp_path / "base", weights_of())
     save(adapter_of(), tmp_path / "x.vblora")
     words = ("merge", tmp_path / "x.vblora", "--base", base, "-o", tmp_path / "m")
-    assert "upload" not in vbfmt(*words, "--dry-run").out
+    assert "to upload:" not in vbfmt(*words, "--dry-run").out
     upload = f"to upload: hf upload OWNER/NAME {tmp_path / 'm'}"
     assert vbfmt(*words).out.splitlines()[-1] == upload
 

@@ -62,13 +62,13 @@ SAVES_BIASES = tuple(map(int, peft.__version__.split(".")[:2])) >= (0, 21)
 
 
 def require_biases_saved(bias: str | None) -> None:
-    """Skip the test where this PEFT trains biases and does not save them."""
+    """Skip the test if this version of PEFT trains biases but does not save them."""
     if bias not in (None, "none") and not SAVES_BIASES:
         pytest.skip(f"PEFT {peft.__version__} does not save VB-LoRA's biases (0.21 does)")
 
 
 def base(kind: str, folder: str) -> PreTrainedModel:
-    """Return the base model of that kind from the folder; make it first if it is not there."""
+    """Return the base model of a kind from the folder; create it if it is missing."""
     classes = {
         "llama": (LlamaForCausalLM, LlamaConfig, LLAMA),
         "gpt2": (GPT2LMHeadModel, GPT2Config, GPT2),
@@ -83,7 +83,7 @@ def base(kind: str, folder: str) -> PreTrainedModel:
 
 
 def trained(kind: str, folder: str, *, topk: int = 2, num_vectors: int = 20) -> PeftModel:
-    """Return PEFT's model after some steps, in which every trainable parameter has changed."""
+    """Return PEFT's model after a few steps that change every trainable parameter."""
     model = base(kind, folder)
     torch.manual_seed(1)
     config = VBLoRAConfig(
@@ -103,13 +103,13 @@ def trained(kind: str, folder: str, *, topk: int = 2, num_vectors: int = 20) -> 
 
 
 def outputs(model: torch.nn.Module) -> torch.Tensor:
-    """The model's logits for fixed inputs."""
+    """Return the model's logits for fixed inputs."""
     ids = torch.arange(24).reshape(2, 12) % 64
     return model(input_ids=ids).logits
 
 
 def saved(model: PeftModel, folder: str, *, only_topk: bool = False) -> str:
-    """PEFT's own checkpoint of the model; skips where PEFT would leave trained biases out."""
+    """Save PEFT's checkpoint of the model. Skip the test if PEFT would leave trained biases out."""
     if model.peft_config["default"].bias != "none":
         pytest.importorskip("peft", minversion="0.21")
     path = os.path.join(folder, "topk" if only_topk else "logits")
@@ -120,5 +120,5 @@ def saved(model: PeftModel, folder: str, *, only_topk: bool = False) -> str:
 
 
 def loaded(kind: str, folder: str, adapter: str) -> PeftModel:
-    """The base with an adapter folder loaded by PEFT."""
+    """Return the base with an adapter folder, loaded by PEFT."""
     return PeftModel.from_pretrained(base(kind, folder), adapter).eval()

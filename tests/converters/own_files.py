@@ -1,6 +1,6 @@
-"""Modules of a package that need not be installed, run out of its wheel as they are.
+"""Import modules of a package from its wheel, without installing the package.
 
-All other modules of the package are stand-ins.
+All other modules of the package are fakes.
 """
 
 from __future__ import annotations
@@ -17,7 +17,8 @@ import pytest
 
 
 class OwnFiles:
-    """Imports the named modules of a package from its wheel, and makes up the others."""
+    """An importer that loads the named modules of a package from its wheel, and fakes the
+    others."""
 
     def __init__(self, wheel, folder, *modules):
         self.package = modules[0].partition(".")[0]

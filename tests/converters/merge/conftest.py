@@ -1,4 +1,4 @@
-"""What several of the tests begin with."""
+"""Fixtures of the merge tests."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Small adapters and base folders, made of random numbers."""
+"""Small random adapters and base folders."""
 
 from __future__ import annotations
 
@@ -35,7 +35,8 @@ def adapter_of(
     fan_in_fan_out: bool = False,
     **others: Any,
 ) -> Adapter:
-    """An adapter with k = 2 and h = 16 over modules of (out_features, in_features)."""
+    """Return an adapter with k = 2 and h = 16 for modules of these shapes, (out_features,
+    in_features)."""
     random = np.random.default_rng(seed)
     rows = {}
     for name, (out_features, in_features) in shapes.items():
@@ -52,7 +53,7 @@ def adapter_of(
 def weights_of(
     shapes: Mapping[str, tuple[int, ...]] = SHAPES, *, dtype: str = "F32", seed: int = 1
 ) -> dict[str, Tensor]:
-    """Random weights of modules, and an embedding and a norm beside them."""
+    """Return random weights of modules, with an embedding and a norm."""
     random = np.random.default_rng(seed)
     named = {f"{name}.weight": shape for name, shape in shapes.items()}
     named |= {"model.embed.weight": (32, 24), "model.norm.weight": (24,)}
@@ -60,7 +61,7 @@ def weights_of(
 
 
 def tensor_of(values: NDArray[Any], dtype: str = "F32") -> Tensor:
-    """A tensor of these values, rounded to a dtype."""
+    """Return a tensor of these values, rounded to a dtype."""
     from vbfmt.tensors import numpy_dtype
 
     return Tensor.of(np.asarray(values).astype(numpy_dtype(dtype)))
@@ -74,7 +75,7 @@ def save_base(
     config: Mapping[str, Any] | None = None,
     side_files: Mapping[str, bytes] | None = None,
 ) -> Path:
-    """A model's folder of these tensors, in so many files."""
+    """Write a model's folder with these tensors, in this number of files."""
     folder.mkdir(parents=True)
     (folder / "config.json").write_text(json.dumps(config or {"model_type": "llama"}))
     for name, content in (side_files or {}).items():
@@ -97,7 +98,7 @@ def save_base(
 
 
 def tensors_in(folder: Path) -> dict[str, Tensor]:
-    """All tensors of a folder's safetensors files."""
+    """Return all tensors of a folder's safetensors files."""
     return {
         name: tensor
         for path in sorted(folder.glob("*.safetensors"))
@@ -106,5 +107,5 @@ def tensors_in(folder: Path) -> dict[str, Tensor]:
 
 
 def others_beside(path: Path) -> Sequence[str]:
-    """What lies beside a path, hidden things too."""
+    """Return the names of other files in a path's folder, including hidden ones."""
     return sorted(entry.name for entry in path.parent.iterdir() if entry != path)

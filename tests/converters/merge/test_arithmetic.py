@@ -1,4 +1,4 @@
-"""W + B·A against float64, element by element."""
+"""W + B·A compared with float64, element by element."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ def merged(weight: Tensor, a, b, dtype, *, transposed=False):
 
 
 def exact(weight: Tensor, a, b, dtype):
-    """W + B·A in float64, and how far the arithmetic for a result of this dtype may be from it."""
+    """Return W + B·A in float64, and the tolerance of the arithmetic for a result of this dtype."""
     bits = 23 if dtype in ("BF16", "F16") and weight.dtype != "F64" else 51
     wide = weight.numpy().astype(np.float64)
     a, b = a.astype(np.float64), b.astype(np.float64)
@@ -41,7 +41,8 @@ def exact(weight: Tensor, a, b, dtype):
 
 
 def rounded(values, dtype):
-    """float64 rounded once to nearest even, by way of integers of the dtype's own spacing."""
+    """Return float64 values rounded once to nearest even, computed as integer multiples of the
+    dtype's spacing."""
     if dtype == "F64":
         return values
     bits, least = {"F32": (24, -149), "F16": (11, -24), "BF16": (8, -133)}[dtype]
@@ -50,7 +51,8 @@ def rounded(values, dtype):
 
 
 def assert_right(found, total, noise, dtype):
-    """Every element is the rounded float64 result; near a rounding boundary, one of the two."""
+    """Check that every element is the rounded float64 result, or near a rounding boundary one of
+    the two neighbours."""
     found = found.astype(np.float64)
     low, high = rounded(total - noise, dtype), rounded(total + noise, dtype)
     assert ((low <= found) & (found <= high)).all()
@@ -74,7 +76,7 @@ def test_every_element_is_the_float64_result_rounded_once(dtype, transposed):
 
 
 @pytest.mark.parametrize("dtype", ["BF16", "F16"])
-def test_where_weight_and_product_cancel_out_what_is_left_is_right(dtype):
+def test_the_result_is_exact_where_weight_and_product_cancel_out(dtype):
     random = np.random.default_rng(0)
     a = random.standard_normal((4, 300)).astype(np.float32)
     b = random.standard_normal((200, 4)).astype(np.float32)
@@ -117,14 +119,14 @@ def test_conversion_rounds_once(given, wanted, values):
 
 
 @pytest.mark.parametrize("value", [1 + 2**-8 + 2**-40, -1 - 2**-8 - 2**-40, 1 + 2**-8 - 2**-40])
-def test_float64_is_not_rounded_to_bfloat16_by_way_of_float32(value):
+def test_float64_is_rounded_to_bfloat16_directly_not_through_float32(value):
     (piece,) = arithmetic.converted("w", tensor_of(np.array([value]), "F64"), "BF16")
     found = np.frombuffer(computed(piece), numpy_dtype("BF16")).astype(np.float64)
     assert found == rounded(np.array([value]), "BF16")
     assert abs(found) == (1 + 2**-7 if abs(value) > 1 + 2**-8 else 1)
 
 
-def test_pieces_come_in_order_and_whole():
+def test_pieces_are_complete_and_in_order():
     random = np.random.default_rng(0)
     tensor = tensor_of(random.standard_normal(9_000_000), "F32")
     pieces = list(arithmetic.converted("w", tensor, "BF16"))
@@ -150,7 +152,7 @@ def test_a_weight_that_leaves_the_range_of_float16_is_refused():
 @pytest.mark.parametrize("factor", [1e19, 3e38])
 @pytest.mark.parametrize("dtype", ["BF16", "F32"])
 def test_a_sum_that_leaves_the_range_is_refused_in_any_dtype(dtype, factor):
-    """bfloat16 became infinite without a word."""
+    """bfloat16 became infinite without an error."""
     weight = tensor_of(np.array([[1e38, 3e38]]), dtype)
     a, b = np.full((1, 2), 2e19, "f4"), np.full((1, 1), factor, "f4")
     with pytest.raises(errors.TargetError, match="too large for"):
@@ -175,7 +177,7 @@ def test_products_beyond_float32_that_cancel_out_are_right():
     np.testing.assert_array_equal(merged(weight, a, b, "BF16"), rounded(total, "BF16"))
 
 
-def test_a_row_longer_than_a_piece(monkeypatch):
+def test_a_row_may_be_longer_than_a_piece(monkeypatch):
     monkeypatch.setattr(arithmetic, "PIECE_BYTES", 64)
     random = np.random.default_rng(0)
     weight = tensor_of(random.standard_normal((3, 50)), "BF16")
@@ -186,9 +188,9 @@ def test_a_row_longer_than_a_piece(monkeypatch):
 
 
 @pytest.mark.parametrize(("rank", "columns"), [(1, 3), (4, 5632), (64, 14336), (300, 131_072)])
-def test_products_are_small_and_of_several_rows(monkeypatch, rank, columns):
-    """Rows of 14336 and a rank of 64 were multiplied one by one, for each of which OpenBLAS began
-    threads: a hundred times slower."""
+def test_products_have_several_rows_at_a_time(monkeypatch, rank, columns):
+    """Rows of 14336 elements and a rank of 64 were multiplied one by one. OpenBLAS started threads
+    for each, which was a hundred times slower."""
     seen = []
 
     def multiply(left, right, out):
@@ -206,7 +208,7 @@ def test_products_are_small_and_of_several_rows(monkeypatch, rank, columns):
 
 @pytest.mark.parametrize("dtype", ["BF16", "F16"])
 @pytest.mark.parametrize("share", [1 / 64, 1 / 2, 1])
-def test_however_many_are_computed_again(dtype, share):
+def test_any_number_of_elements_may_be_computed_again(dtype, share):
     random = np.random.default_rng(0)
     a = random.standard_normal((16, 300)).astype(np.float32)
     b = random.standard_normal((200, 16)).astype(np.float32)
@@ -219,7 +221,7 @@ def test_however_many_are_computed_again(dtype, share):
 
 
 def test_factors_whose_squares_are_zero_in_float32_cancel_out_too():
-    """Their norms were zero, so that nothing was computed again."""
+    """Their norms were zero in float32, so nothing was computed again in float64."""
     random = np.random.default_rng(0)
     a = (random.standard_normal((8, 50)) * 1e-24).astype(np.float32)
     b = (random.standard_normal((40, 8)) * 1e16).astype(np.float32)
@@ -243,19 +245,20 @@ def test_a_nan_that_signals_is_passed_on_without_a_warning(values):
     np.testing.assert_array_equal(found.view(np.uint16) & 0x7FC0, [[0x7FC0, 0x4000]])
 
 
-def test_a_sum_that_only_float32_takes_over_the_edge_is_no_error():
+def test_a_sum_that_overflows_only_by_float32s_rounding_is_no_error():
     weight = tensor_of(np.array([[65519.996]], np.float32), "F32")
     found = merged(weight, np.full((1, 1), 0.003, "f4"), np.ones((1, 1), "f4"), "F16")
     assert found == 65504
 
 
-def test_no_number_is_below_0_however_it_is_rounded():
+def test_magnitude_bounds_are_never_negative():
     assert [rounding.magnitude_bound(0.0, dtype) for dtype in ("F16", "BF16")] == [0, 0]
     assert rounding.magnitude_bound(1.0, "BF16") == 2 * (0x3F80 + 1)
 
 
 def test_factors_of_a_part_that_is_stored_transposed():
-    """Rows 1 and 3 of the weight are columns 2 and 0 of the tensor, its columns reversed rows."""
+    """Rows 1 and 3 of the weight are columns 2 and 0 of the stored tensor, and the weight's columns
+    are the tensor's rows in reverse order."""
     adapter = adapter_of({"m": (4, 8)})
     own, columns = np.array([1, 3]), np.arange(8)[::-1].copy()
     block = Block("t", np.array([2, 0]), columns, own, transposed=True)

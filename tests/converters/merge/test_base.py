@@ -1,4 +1,4 @@
-"""A base as it is read: equal tensors, needed files, its config."""
+"""Reading a base: equal tensors, needed files and the config."""
 
 from __future__ import annotations
 

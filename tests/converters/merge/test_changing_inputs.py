@@ -1,4 +1,4 @@
-"""Inputs that somebody else changes while a merge runs: it fails, or they do not matter."""
+"""Inputs that change while a merge runs: the merge fails, or the change has no effect."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ def sharded(tmp_path):
 
 
 def rewrite(path):
-    """Write a file in place, with the same content and time of modification."""
+    """Write a file in place, with the same content and modification time."""
     before = path.stat()
     with open(path, "r+b") as file:
         file.write(path.read_bytes())
@@ -47,9 +47,7 @@ def test_a_base_that_changes_while_it_is_merged_is_refused(tmp_path, sharded, na
         list(merging.tensors(plan))
 
 
-def test_a_packed_file_that_is_overwritten_after_it_was_read_does_not_matter(
-    tmp_path, sharded, monkeypatch
-):
+def test_overwriting_a_packed_file_after_it_was_read_has_no_effect(tmp_path, sharded, monkeypatch):
     save(adapter_of(), tmp_path / "x.vblora")
     merge(tmp_path / "x.vblora", tmp_path / "right", base=sharded)
     expand(tmp_path / "x.vblora", tmp_path / "lora")

@@ -24,7 +24,7 @@ def class_of(name, task, added):
         ("MyEncoderForTokenClassification", "TOKEN_CLS", ["tags"], None),
     ],
 )
-def test_the_class_of_the_head_is_named_where_it_can_be_derived(name, task, added, expected):
+def test_the_class_with_the_head_is_named_if_it_can_be_derived(name, task, added, expected):
     found, notices = class_of(name, task, added)
     assert found == (expected or name)
     doubt = [each for each in notices if "may not have" in each]

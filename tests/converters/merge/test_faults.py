@@ -1,4 +1,5 @@
-"""Killed at any moment, out of room at any byte: the whole folder is there, or nothing is."""
+"""Merges that are killed at any moment or run out of space at any byte: the output is complete or
+absent."""
 
 from __future__ import annotations
 
@@ -53,7 +54,7 @@ def base(tmp_path_factory):
 
 
 def pickled_base(folder: Path, tensors) -> Path:
-    """A base with one pickle of weights; its path."""
+    """Return the path of a base with one pickle of weights."""
     torch = pytest.importorskip("torch")
     folder.mkdir()
     file = folder / "pytorch_model.bin"
@@ -63,7 +64,7 @@ def pickled_base(folder: Path, tensors) -> Path:
 
 @pytest.fixture(scope="module")
 def whole(base, tmp_path_factory):
-    """What the output holds for each of two adapters, and how long one takes."""
+    """Return the content of the output for each of two adapters, and the time of a merge."""
     found = []
     for seed in (0, 1):
         out = tmp_path_factory.mktemp("whole") / "out"
@@ -90,7 +91,8 @@ def start(base, out, seed) -> subprocess.Popen[str]:
 
 
 def kill_many(base, whole, out, times):
-    """Kill runs that replace one adapter's output by the other's; how often each was found."""
+    """Kill runs that replace the output of one adapter by that of the other. Return how often each
+    was found."""
     contents, duration = whole
     random = np.random.default_rng(0)
     seen = {"nothing": 0, "old": 0, "new": 0}
@@ -128,7 +130,7 @@ def test_killed_at_sixty_moments(base, whole, tmp_path):
 
 
 def merged_within(limit: int, base, folder: Path, adapter: Adapter):
-    """The command, in a process that may make no file longer than `limit` bytes."""
+    """Run the command in a process that cannot write files longer than `limit` bytes."""
     script = (
         f"import resource; resource.setrlimit(resource.RLIMIT_FSIZE, ({limit}, {limit}))\n"
         "import sys; from vbfmt.cli import main; main()"
@@ -150,13 +152,13 @@ def assert_nothing_left(done, folder: Path, file: str = "") -> None:
 
 @pytest.mark.usefixtures("unmeasured")
 @pytest.mark.parametrize("share", [i / 11 for i in range(11)] + [0.999999])
-def test_out_of_room_at_any_byte_of_the_first_shard(base, tmp_path, share):
+def test_out_of_space_at_any_byte_of_the_first_shard(base, tmp_path, share):
     limit = int(share * (LAYERS // 2) * SIZE[0] * SIZE[1] * 4)
     assert_nothing_left(merged_within(limit, base, tmp_path, adapter(0)), tmp_path)
 
 
 def with_the_largest(file: str, folder: Path) -> Path:
-    """A base whose output's largest file is this one."""
+    """Return a base for which this file is the largest of the output."""
     tensors = {"a.q.weight": tensor_of(np.ones((16, 24)))}
     side_files: dict[str, bytes] = {}
     if file.startswith("model-00002"):
@@ -182,7 +184,7 @@ def with_the_largest(file: str, folder: Path) -> Path:
         "vbfmt_merge.json",
     ],
 )
-def test_out_of_room_in_what_comes_after_the_first_shard(tmp_path, file, short):
+def test_out_of_space_after_the_first_shard(tmp_path, file, short):
     base = with_the_largest(file, tmp_path / "of" / "base")
     one = adapter_of({"a.q": (16, 24)})
     merge.write(merge.plan(one, base), tmp_path / "of" / "whole")
@@ -198,8 +200,9 @@ def test_out_of_room_in_what_comes_after_the_first_shard(tmp_path, file, short):
     assert_nothing_left(done, tmp_path / "in", file)
 
 
-def test_a_run_leaves_the_folder_of_a_living_one_alone(base, tmp_path):
-    """Two runs for one output: the later sweeps nothing of the earlier, and both end whole."""
+def test_a_run_does_not_remove_the_folder_of_a_running_one(base, tmp_path):
+    """Two runs write one output: the later one removes nothing of the earlier one, and both
+    complete."""
     out = tmp_path / "out"
     processes = [start(base, out, seed) for seed in (0, 1, 0)]
     codes = [process.wait() for process in processes]
@@ -233,7 +236,7 @@ def test_an_interrupt_leaves_nothing(base, tmp_path):
 @pytest.mark.skipif(not linux_since(5, 14), reason="Linux 5.14")
 @pytest.mark.parametrize("pickled", [False, True], ids=["safetensors", "pickle"])
 def test_a_shard_that_is_truncated_after_the_plan_is_one_error(tmp_path, base, pickled):
-    """The system ended the process."""
+    """The process was ended by SIGBUS."""
     changed = tmp_path / "base"
     if pickled:
         shard = pickled_base(changed, tensors_in(base))

@@ -1,4 +1,4 @@
-"""transformers loads the output, and it computes what PEFT computes with base and adapter."""
+"""Transformers loads the merged model, and its outputs equal PEFT's with base and adapter."""
 
 from __future__ import annotations
 
@@ -29,7 +29,8 @@ def two_threads():
 
 
 def trained(model, targets, folder: Path, **options):
-    """The model with a VB-LoRA adapter of visible effect in PEFT, and the adapter packed."""
+    """Return the model with a VB-LoRA adapter in PEFT whose effect is visible, and the adapter
+    packed."""
     config = peft_library.VBLoRAConfig(
         target_modules=targets, r=4, num_vectors=32, vector_length=16, topk=2, **options
     )
@@ -49,7 +50,7 @@ def trained(model, targets, folder: Path, **options):
 def compare(
     adapted, base, adapter, out, auto, *, dtype=torch.float32, rtol=1e-4, ids=IDS, **options
 ):
-    """The outputs of PEFT's model and of the merged folder, on the same input."""
+    """Compare the outputs of PEFT's model and of the merged folder for the same input."""
     plan = merge.plan(adapter, base)
     merge.write(plan, out)
     model, info = auto.from_pretrained(out, **{DTYPE: dtype}, output_loading_info=True, **options)
@@ -85,7 +86,7 @@ LINEAR = ["q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_
 
 @pytest.mark.parametrize("tied", [True, False])
 @pytest.mark.parametrize("size", ["60KB", "1GB"])
-def test_llama_sharded_or_not_tied_or_not(tmp_path, tied, size):
+def test_llama_with_and_without_shards_and_tied_embeddings(tmp_path, tied, size):
     base = tmp_path / "base"
     model = llama(tie_word_embeddings=tied)
     model.save_pretrained(base, max_shard_size=size)
@@ -100,8 +101,9 @@ def test_llama_sharded_or_not_tied_or_not(tmp_path, tied, size):
 
 
 @pytest.mark.parametrize(("dtype", "rtol"), [(torch.bfloat16, 0.03), (torch.float16, 0.004)])
-def test_llama_in_sixteen_bits_to_their_rounding(tmp_path, dtype, rtol):
-    """PEFT adds at run time in two steps, each rounded; hence a few units of the dtype."""
+def test_llama_in_16_bits_within_rounding(tmp_path, dtype, rtol):
+    """PEFT adds at run time in two steps, each rounded, so outputs differ by a few units of the
+    dtype."""
     model = llama().to(dtype)
     model.save_pretrained(tmp_path / "base")
     adapted, adapter = trained(model, LINEAR, tmp_path / "peft")
@@ -117,8 +119,8 @@ def test_llama_in_sixteen_bits_to_their_rounding(tmp_path, dtype, rtol):
     assert (wanted - untouched).abs().max() / wanted.abs().max() > 10 * error
 
 
-def test_a_whole_llama_beside_peft_merging(tmp_path):
-    """merge_and_unload in float32: the same weights but for the last bits."""
+def test_a_llama_compared_with_pefts_merge(tmp_path):
+    """Compared with merge_and_unload in float32, weights differ only in the last bits."""
     model = llama()
     model.save_pretrained(tmp_path / "base")
     adapted, adapter = trained(model, LINEAR, tmp_path / "peft")
@@ -172,7 +174,7 @@ def small_gemma():
         (small_gemma, ["q_proj"], "lm_head"),
     ],
 )
-def test_trained_ends_of_a_model_that_is_tied_by_its_class(tmp_path, model, targets, saved):
+def test_trained_embeddings_of_a_model_that_is_tied_by_its_class(tmp_path, model, targets, saved):
     """GPT-2's and Gemma's configs on the Hub leave tie_word_embeddings out."""
     base = tmp_path / "base"
     model().save_pretrained(base)
@@ -186,7 +188,7 @@ def test_trained_ends_of_a_model_that_is_tied_by_its_class(tmp_path, model, targ
         merge.plan(adapter, base)
 
 
-def test_gpt2_without_its_head_and_names_without_prefix(tmp_path):
+def test_gpt2_without_its_head_has_names_without_prefix(tmp_path):
     config = transformers.GPT2Config(n_embd=64, n_layer=2, n_head=4, vocab_size=80)
     transformers.GPT2Model(config).save_pretrained(tmp_path / "base")
     model = transformers.GPT2LMHeadModel.from_pretrained(tmp_path / "base")
@@ -202,7 +204,7 @@ def minilm() -> Path:
     return Path(os.path.dirname(package.__file__)) / "model"
 
 
-def test_minilm_as_shipped(minilm, tmp_path):
+def test_minilm_as_published(minilm, tmp_path):
     model = transformers.AutoModel.from_pretrained(minilm)
     adapted, adapter = trained(model, ["query", "value", "dense"], tmp_path / "peft")
     plan = compare(adapted, minilm, adapter, tmp_path / "out", transformers.AutoModel)
@@ -294,10 +296,8 @@ def small_bart():
          "BartForSequenceClassification"),
     ],
 )  # fmt: skip
-def test_a_new_head_loads_whatever_the_adapter_says_of_its_task(
-    tmp_path, model, targets, options, named
-):
-    """Without a task's type, or with BART's names, the config kept two labels."""
+def test_a_new_head_is_loaded_for_every_task_type(tmp_path, model, targets, options, named):
+    """Without a task type, or with BART's names, the config kept its default of two labels."""
     base = tmp_path / "base"
     model().save_pretrained(base)
     auto = transformers.AutoModelForSequenceClassification

@@ -1,4 +1,4 @@
-"""Whole folders: what changes, what stays, what goes along."""
+"""Merging into whole folders: which tensors change, and which files are copied."""
 
 from __future__ import annotations
 
@@ -50,7 +50,7 @@ def merged_into(base, out, adapters=None, **options):
 
 @pytest.mark.parametrize("shards", [1, 3])
 @pytest.mark.parametrize("dtype", ["F32", "BF16", "F16"])
-def test_every_weight_is_right_and_everything_else_untouched(tmp_path, shards, dtype):
+def test_every_weight_is_correct_and_everything_else_unchanged(tmp_path, shards, dtype):
     adapter, tensors = adapter_of(), weights_of(dtype=dtype)
     base = save_base(tmp_path / "base", tensors, shards=shards, side_files=SIDE_FILES)
     found = merged_into(base, tmp_path / "out", adapter)
@@ -64,7 +64,7 @@ def test_every_weight_is_right_and_everything_else_untouched(tmp_path, shards, d
             assert found[name] == tensor
 
 
-def test_nothing_of_the_folder_is_lost_and_nothing_old_kept(tmp_path):
+def test_other_files_are_copied_and_old_weights_are_not(tmp_path):
     base = save_base(tmp_path / "base", weights_of(), shards=2, side_files=SIDE_FILES | OLD_WEIGHTS)
     plan = merge.plan(adapter_of(), base)
     merge.write(plan, tmp_path / "out")
@@ -78,9 +78,7 @@ def test_nothing_of_the_folder_is_lost_and_nothing_old_kept(tmp_path):
 
 
 @pytest.mark.skipif(os.name == "nt", reason="modes are POSIX's")
-def test_a_script_beside_the_weights_stays_one_and_folders_between_are_flushed(
-    tmp_path, monkeypatch
-):
+def test_scripts_stay_executable_and_all_folders_are_flushed(tmp_path, monkeypatch):
     base = save_base(tmp_path / "base", weights_of())
     (base / "a" / "b").mkdir(parents=True)
     (base / "a" / "b" / "run.sh").touch(mode=0o755)
@@ -92,7 +90,7 @@ def test_a_script_beside_the_weights_stays_one_and_folders_between_are_flushed(
     assert any(path.endswith(os.path.join(".partial", "a")) for path in flushed)
 
 
-def test_shards_and_index_say_where_everything_is(tmp_path):
+def test_shards_and_index_are_consistent(tmp_path):
     base = save_base(tmp_path / "base", weights_of(), shards=3)
     merged_into(base, tmp_path / "out")
     name = "model.safetensors.index.json"
@@ -111,7 +109,7 @@ def test_total_size_is_that_of_the_new_dtype(tmp_path):
     assert total == sum(tensor.data.size for tensor in weights_of().values()) // 2
 
 
-def test_metadata_stays_and_says_what_was_merged(tmp_path):
+def test_metadata_is_kept_and_records_the_merge(tmp_path):
     base = tmp_path / "base"
     base.mkdir()
     tensors = weights_of()
@@ -146,7 +144,7 @@ def test_the_same_merge_gives_the_same_bytes(tmp_path):
         assert path.read_bytes() == (tmp_path / "two" / path.name).read_bytes()
 
 
-def test_a_dtype_for_all_leaves_integers_and_names_itself_in_the_config(tmp_path):
+def test_a_dtype_does_not_change_integers_and_is_written_to_the_config(tmp_path):
     tensors = weights_of() | {"positions": Tensor.of(np.arange(7))}
     config = {"model_type": "llama", "dtype": "float32", "text_config": {"torch_dtype": "float32"}}
     base = save_base(tmp_path / "base", tensors, config=config)
@@ -186,7 +184,7 @@ def test_conv1d_weights_get_the_transpose(tmp_path):
         np.testing.assert_allclose(change, adapter.delta(name), atol=1e-6)
 
 
-def test_shapes_are_believed_before_a_wrong_fan_in_fan_out(tmp_path):
+def test_shapes_override_a_wrong_fan_in_fan_out(tmp_path):
     adapter = adapter_of({"h.0.c_attn": (48, 16)}, fan_in_fan_out=False)
     tensors = weights_of({"h.0.c_attn": (16, 48)})
     found = merged_into(save_base(tmp_path / "base", tensors), tmp_path / "out", adapter)
@@ -194,14 +192,14 @@ def test_shapes_are_believed_before_a_wrong_fan_in_fan_out(tmp_path):
     np.testing.assert_allclose(change, adapter.delta("h.0.c_attn").T, atol=1e-6)
 
 
-def test_a_square_weight_beside_a_contradiction_is_refused(tmp_path):
+def test_a_square_weight_is_refused_if_others_contradict_fan_in_fan_out(tmp_path):
     shapes = {"h.0.c_attn": (48, 16), "h.0.c_proj": (16, 16)}
     base = save_base(tmp_path / "base", weights_of({n: s[::-1] for n, s in shapes.items()}))
     with pytest.raises(errors.SourceError, match=r"h\.0\.c_proj\.weight: found h\.0\.c_attn"):
         merge.plan(adapter_of(shapes, fan_in_fan_out=False), base)
 
 
-def test_trained_biases_take_the_places_of_the_bases(tmp_path):
+def test_trained_biases_replace_those_of_the_base(tmp_path):
     bias = tensor_of(np.arange(16.0))
     tensors = weights_of(dtype="BF16") | {"model.layers.0.q.bias": tensor_of(np.zeros(16), "BF16")}
     base = save_base(tmp_path / "base", tensors)
@@ -262,7 +260,7 @@ def test_the_iterator_gives_what_the_folder_holds(tmp_path):
     assert dict(merge.tensors(plan)) == tensors_in(tmp_path / "out")
 
 
-def test_progress_adds_up_to_the_size_that_was_foretold(tmp_path):
+def test_progress_adds_up_to_the_announced_size(tmp_path):
     base = save_base(tmp_path / "base", weights_of(), shards=2, side_files=SIDE_FILES)
     plan, advances = merge.plan(adapter_of(), base), []
     merge.write(plan, tmp_path / "out", progress=advances.append)

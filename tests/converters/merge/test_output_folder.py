@@ -32,7 +32,7 @@ def test_a_folder_that_appears_in_the_meantime_is_left_alone(tmp_path, base):
     assert others_beside(out) == ["base"]
 
 
-def test_output_inside_the_base(base):
+def test_an_output_inside_the_base_is_refused(base):
     plan = merge.plan(adapter_of(), base)
     for path in (base, base / "out", base / ".." / "base" / "deep" / "out"):
         with pytest.raises(errors.TargetError, match="inside the base"):
@@ -40,14 +40,14 @@ def test_output_inside_the_base(base):
     assert sorted(path.name for path in base.iterdir()) == ["config.json", "model.safetensors"]
 
 
-def test_no_folder_to_write_into(tmp_path, base):
+def test_a_missing_parent_folder_is_refused(tmp_path, base):
     plan = merge.plan(adapter_of(), base)
     (tmp_path / "file").write_text("")
     with pytest.raises(errors.TargetError, match="no folder to write into"):
         merge.require_output(plan, tmp_path / "file" / "out", overwrite=False)
 
 
-def test_a_disk_too_small(tmp_path, base, monkeypatch):
+def test_a_disk_that_is_too_small_is_reported(tmp_path, base, monkeypatch):
     usage = type("Usage", (), {"free": 1000})
     monkeypatch.setattr(refusals.shutil, "disk_usage", lambda path: usage)
     with pytest.raises(errors.StorageError, match=r"not enough space .* found 1000 bytes free"):
@@ -55,7 +55,7 @@ def test_a_disk_too_small(tmp_path, base, monkeypatch):
     assert others_beside(tmp_path / "out") == ["base"]
 
 
-def test_what_exists_is_replaced_only_when_asked_for(tmp_path, base):
+def test_existing_output_is_replaced_only_on_request(tmp_path, base):
     out = tmp_path / "out"
     plan = merge.plan(adapter_of(), base)
     merge.write(plan, out)
@@ -70,7 +70,7 @@ def test_what_exists_is_replaced_only_when_asked_for(tmp_path, base):
 
 
 @pytest.mark.parametrize("stranger", ["an empty folder", "a link", "a link to a folder"])
-def test_an_empty_folder_or_a_link_in_an_output_is_somebodys_too(tmp_path, base, stranger):
+def test_an_output_with_an_unknown_empty_folder_or_link_is_not_replaced(tmp_path, base, stranger):
     """--force removed them."""
     out = tmp_path / "out"
     plan = merge.plan(adapter_of(), base)
@@ -85,7 +85,7 @@ def test_an_empty_folder_or_a_link_in_an_output_is_somebodys_too(tmp_path, base,
 
 
 def test_a_mount_point_is_refused_before_anything_is_written(tmp_path, base, monkeypatch):
-    """All was written to the disk above it, and then it could not be put in place."""
+    """Everything was written to the parent's disk, and could then not be moved into place."""
     out = tmp_path / "out"
     out.mkdir()
     monkeypatch.setattr(refusals.os.path, "ismount", lambda path: path == str(out))
@@ -94,7 +94,7 @@ def test_a_mount_point_is_refused_before_anything_is_written(tmp_path, base, mon
 
 
 def test_a_side_file_that_cannot_be_read_is_found_before_anything_is_written(base, monkeypatch):
-    """A dry run passed over it."""
+    """A dry run did not detect it."""
     (base / "tokenizer.json").touch()
 
     def denied(path, *rest):
@@ -108,7 +108,7 @@ def test_a_side_file_that_cannot_be_read_is_found_before_anything_is_written(bas
 
 
 @pytest.mark.parametrize("stranger", ["notes.txt", "gguf/model.gguf"])
-def test_a_folder_with_somebodys_files_is_never_replaced(tmp_path, base, stranger):
+def test_a_folder_with_unknown_files_is_never_replaced(tmp_path, base, stranger):
     out = tmp_path / "out"
     plan = merge.plan(adapter_of(), base)
     merge.write(plan, out)

@@ -1,4 +1,4 @@
-"""Links of a base, aliases of its path, and files whose size is not what is read."""
+"""Links in a base, aliases of its path, and files whose size is not what the system reports."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ def secret(tmp_path):
 
 
 def linked(folder, stored):
-    """A folder of links to the files of another one."""
+    """Return a folder of links to the files of another one."""
     folder.mkdir(parents=True)
     for path in stored.iterdir():
         (folder / path.name).symlink_to(os.path.relpath(path, folder))
@@ -51,7 +51,7 @@ def test_links_into_the_hubs_cache_are_followed(tmp_path):
 
 
 @pytest.mark.parametrize("name", ["README.md", "config.json", "model.safetensors", "sub/x"])
-def test_a_link_that_leaves_the_base_is_refused_unless_asked_for(tmp_path, base, secret, name):
+def test_a_link_that_leaves_the_base_is_refused_unless_allowed(tmp_path, base, secret, name):
     (base / "sub").mkdir()
     target = secret
     if name == "model.safetensors":
@@ -66,7 +66,7 @@ def test_a_link_that_leaves_the_base_is_refused_unless_asked_for(tmp_path, base,
         assert (tmp_path / "out" / name).read_bytes() == secret.read_bytes()
 
 
-def test_a_cache_ends_where_the_repository_ends(tmp_path, secret):
+def test_links_may_not_leave_the_repository_in_the_cache(tmp_path, secret):
     repository = tmp_path / "models--owner--name"
     base = save_base(repository / "snapshots" / COMMIT, weights_of())
     (base / "README.md").symlink_to(secret)
@@ -105,7 +105,7 @@ def test_a_pipe_is_not_copied(tmp_path):
         list(paths.content(os.fspath(tmp_path / "x")))
 
 
-def test_folders_without_end_are_one_line(base):
+def test_folders_that_are_nested_too_deeply_are_one_line(base):
     path = base
     for _ in range(200):
         path = path / "d"
@@ -114,8 +114,8 @@ def test_folders_without_end_are_one_line(base):
         merge.plan(adapter_of(), base)
 
 
-def test_fifteen_hundred_folders_within_each_other_are_one_line(tmp_path, base):
-    """It ended in a RecursionError; beyond 4096 characters no path reaches them."""
+def test_1500_nested_folders_are_one_line(tmp_path, base):
+    """It was a RecursionError. No path of more than 4096 characters can be opened."""
     here = os.getcwd()
     os.chdir(base)
     try:
@@ -196,7 +196,7 @@ def test_a_base_within_the_output_is_not_replaced(tmp_path, base):
         merge.write(merge.plan(adapter_of(), inner), out, overwrite=True)
 
 
-def test_a_sibling_is_not_within(tmp_path):
+def test_a_folder_with_the_same_prefix_is_not_inside(tmp_path):
     for name in ("a", "a/b", "ab"):
         (tmp_path / name).mkdir()
     top = os.fspath(tmp_path)
@@ -207,7 +207,7 @@ def test_a_sibling_is_not_within(tmp_path):
     assert not paths.within(f"{top}/a", f"{top}/a/b")
 
 
-def test_hidden_folders_are_left_out_unless_asked_for(tmp_path):
+def test_hidden_folders_are_copied_only_on_request(tmp_path):
     (tmp_path / ".git").mkdir()
     (tmp_path / ".git" / "HEAD").touch()
     (tmp_path / "seen").mkdir()
@@ -227,7 +227,7 @@ def test_a_folder_that_cannot_be_read_is_one_error(tmp_path, monkeypatch):
 
 @pytest.mark.skipif(not os.path.exists("/proc/self/fd"), reason="only Linux can tell")
 def test_a_link_put_in_place_after_the_plan_is_not_copied(tmp_path):
-    """What was a file when the base was read leads out of it when it is copied."""
+    """A file of the base is replaced by a link out of it before it is copied."""
     base = save_base(tmp_path / "base", weights_of(), side_files={"tokenizer.json": b"{}"})
     (tmp_path / "secret").write_text("theirs")
     plan = merge.plan(adapter_of(), base)

@@ -26,7 +26,7 @@ from vbfmt.converters.merge import record
         ('{"files": ["./other"]}', None),
     ],
 )
-def test_what_a_record_does_not_name_is_somebodys(tmp_path, content, words):
+def test_files_that_a_record_does_not_name_are_not_removed(tmp_path, content, words):
     (tmp_path / "other").touch()
     if content is not None:
         (tmp_path / record.NAME).write_text(content)
@@ -52,13 +52,13 @@ def test_a_shard_whose_earlier_record_cannot_be_read_is_refused(tmp_path, digest
         merge.plan(adapter_of(), path.parent)
 
 
-def test_an_earlier_record_names_what_was_merged(tmp_path):
+def test_an_earlier_record_names_the_merged_adapters(tmp_path):
     folder = merged(tmp_path)
     assert record.earlier_digests(merge.base.read(folder)) == [digest(adapter_of())]
 
 
 def merged(tmp_path):
-    """Merge an adapter into a base; return the folder."""
+    """Merge an adapter into a base, and return the folder."""
     base = save_base(tmp_path / "base", weights_of())
     merge.write(merge.plan(adapter_of(), base), tmp_path / "out")
     return tmp_path / "out"

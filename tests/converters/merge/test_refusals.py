@@ -1,4 +1,4 @@
-"""What is not merged into: the reason in one line, and nothing written."""
+"""Bases and adapters that a merge refuses: one line of reason, and no output."""
 
 from __future__ import annotations
 
@@ -44,7 +44,7 @@ def change_index(folder, change):
 
 
 @pytest.mark.parametrize("method", ["bitsandbytes", "gptq", "awq", "fp8"])
-def test_a_base_whose_config_says_quantised(tmp_path, method):
+def test_a_base_that_is_quantized_by_its_config(tmp_path, method):
     config = {"quantization_config": {"quant_method": method}}
     folder = save_base(tmp_path / "base", weights_of(), config=config)
     refused(folder, ["quantised", method, "full precision"])
@@ -62,7 +62,7 @@ def test_a_base_whose_config_says_quantised(tmp_path, method):
         "weight.quant_state.nf4",
     ],
 )
-def test_a_base_whose_tensors_say_quantised(tmp_path, name):
+def test_a_base_that_is_quantized_by_its_tensors(tmp_path, name):
     tensors = weights_of() | {f"model.layers.0.q.{name}": tensor_of(np.ones(4))}
     refused(save_base(tmp_path / "base", tensors), ["quantised", name])
 
@@ -73,18 +73,18 @@ def test_a_base_in_fp8(tmp_path):
 
 
 @pytest.mark.parametrize("dtype", ["F8_E4M3", "F8_E5M2", "I8", "U8"])
-def test_a_base_whose_other_weights_have_eight_bits(tmp_path, dtype):
-    """Those that the adapter leaves alone were let through."""
+def test_a_base_with_other_weights_in_8_bits(tmp_path, dtype):
+    """Weights that the adapter does not change were not checked."""
     tensors = weights_of() | {"model.layers.0.up.weight": tensor_of(np.ones((4, 4)), dtype)}
     refused(save_base(tmp_path / "base", tensors), ["quantised", "layers.0.up.weight", dtype])
 
 
-def test_a_mask_of_eight_bits_is_no_weight(tmp_path):
+def test_a_mask_in_8_bits_is_accepted(tmp_path):
     tensors = weights_of() | {"model.layers.0.attn.bias": tensor_of(np.ones((1, 1, 4, 4)), "U8")}
     merge.plan(adapter_of(), save_base(tmp_path / "base", tensors))
 
 
-def test_a_base_of_other_shapes(tmp_path):
+def test_a_base_with_different_shapes(tmp_path):
     tensors = weights_of() | {"model.layers.1.k.weight": tensor_of(np.ones((8, 20)))}
     message = refused(
         save_base(tmp_path / "base", tensors), ["model.layers.1.k.weight", "does not fit"]
@@ -92,19 +92,19 @@ def test_a_base_of_other_shapes(tmp_path):
     assert "found [8, 20], expected [8, 24]" in message
 
 
-def test_a_trained_tensor_of_another_shape(tmp_path, base):
+def test_a_trained_tensor_with_a_different_shape(tmp_path, base):
     adapter = adapter_of(tensors={"model.norm.weight": tensor_of(np.ones(20))})
     refused(base, ["trained tensor", "model.norm.weight", "[24]", "[20]"], adapter)
 
 
-def test_two_trained_tensors_for_one_place(tmp_path):
+def test_two_trained_tensors_for_one_tensor_of_the_base(tmp_path):
     tensors = {name.removeprefix("model."): tensor for name, tensor in weights_of().items()}
     trained = {name: tensor_of(np.ones(24)) for name in ("norm.weight", "model.norm.weight")}
     folder = save_base(tmp_path / "base", tensors)
     refused(folder, ["two trained tensors", "norm.weight"], adapter_of(tensors=trained))
 
 
-def test_a_record_made_to_hurt(tmp_path, base):
+def test_a_hostile_record(tmp_path, base):
     tensors = safetensors.read(base / "model.safetensors").tensors
     folder = tmp_path / "hostile"
     folder.mkdir()
@@ -146,7 +146,7 @@ def test_either_record_of_a_merge_is_enough(tmp_path, base, lost):
     refused(out, ["merged into the base already"])
 
 
-def test_another_adapter_may_follow_and_both_are_remembered(tmp_path, base):
+def test_a_second_adapter_may_be_merged_and_both_are_recorded(tmp_path, base):
     merge.write(merge.plan(adapter_of(seed=1), base), tmp_path / "one")
     merge.write(merge.plan(adapter_of(seed=2), tmp_path / "one"), tmp_path / "two")
     digests = [vbfmt.digest(adapter_of(seed=seed)) for seed in (1, 2)]
@@ -156,16 +156,16 @@ def test_another_adapter_may_follow_and_both_are_remembered(tmp_path, base):
         refused(tmp_path / "two", ["already"], adapter_of(seed=seed))
 
 
-def test_one_adapter_given_twice(base):
+def test_a_repeated_adapter(base):
     refused(base, ["given twice"], [adapter_of(), adapter_of()], errors.TargetError)
 
 
-def test_two_heads_of_one_name(base):
+def test_two_heads_with_one_name(base):
     heads = [adapter_of(seed=n, tensors={"score.weight": tensor_of([n])}) for n in (1, 2)]
     refused(base, ["two adapters", "score.weight"], heads)
 
 
-def test_adapters_of_two_shapes(base):
+def test_adapters_with_different_shapes(base):
     refused(base, ["do not fit each other", "layers.0.q"], [
         adapter_of(),
         adapter_of({"model.layers.0.q": (24, 16)}),
@@ -204,7 +204,7 @@ def test_a_trained_head_for_a_base_that_ties_it(tmp_path):
 
 
 def test_lora_on_a_tied_head_that_the_base_does_not_hold(tmp_path):
-    """It was taken for another model's adapter."""
+    """It was reported as an adapter of another model."""
     folder = save_base(
         tmp_path / "base", weights_of(), config={"vocab_size": 32, "tie_word_embeddings": True}
     )
@@ -212,8 +212,8 @@ def test_lora_on_a_tied_head_that_the_base_does_not_hold(tmp_path):
     refused(folder, ["two tied tensors", "lm_head", "tied to model.embed.weight"], adapter)
 
 
-def test_a_trained_embedding_of_a_base_that_says_nothing_of_tying(tmp_path):
-    """transformers ties unless the config says otherwise; the head would have changed with it."""
+def test_a_trained_embedding_of_a_base_whose_config_does_not_mention_tying(tmp_path):
+    """transformers ties unless the config says otherwise, so the head would change too."""
     adapter = adapter_of(tensors={"model.embed.weight": tensor_of(np.ones((32, 24)))})
     folder = save_base(tmp_path / "base", weights_of(), config={"vocab_size": 32})
     refused(folder, ["two tied tensors", "model.embed", "no tie_word_embeddings"], adapter)
@@ -231,14 +231,14 @@ def test_a_trained_embedding_of_a_classifier_has_no_head_to_be_tied_to(tmp_path)
     assert merge.plan(adapter, folder).layout.replaced == ("model.embed.weight",)
 
 
-def test_a_head_of_its_own_is_merged(tmp_path):
+def test_an_untied_head_is_merged(tmp_path):
     head = {"lm_head.weight": tensor_of(np.ones((32, 24)))}
     folder = save_base(tmp_path / "base", weights_of() | head, config={"vocab_size": 32})
     plan = merge.plan(adapter_of({"lm_head": (32, 24)}), folder)
     assert plan.layout.applied == 1
 
 
-def test_a_head_that_the_output_would_round_away(tmp_path):
+def test_a_head_that_the_output_dtype_rounds_to_zero(tmp_path):
     head = {"score.weight": tensor_of(np.full((3, 24), 1e-6)), "score.bias": tensor_of(np.ones(3))}
     adapter = adapter_of(tensors=head, config='{"task_type":"SEQ_CLS"}')
     folder = save_base(tmp_path / "base", weights_of())
@@ -257,7 +257,7 @@ def test_a_head_that_the_output_would_round_away(tmp_path):
     merge.plan(adapter_of(tensors=small_bias, config='{"task_type":"SEQ_CLS"}'), half)
 
 
-def test_no_folder_no_weights(tmp_path, base):
+def test_a_missing_folder_and_a_folder_without_weights(tmp_path, base):
     refused(tmp_path / "nowhere", ["no base model", "nothing"])
     refused(base / "config.json", ["no base model", "a file"])
     (base / "model.safetensors").unlink()
@@ -265,8 +265,9 @@ def test_no_folder_no_weights(tmp_path, base):
 
 
 @pytest.mark.parametrize("name", ["config.json", "tokenizer.json", "model.safetensors"])
-def test_a_link_that_leads_nowhere(base, name):
-    """It was left out with exit 0, and with the config everything that it would have shown."""
+def test_a_broken_link(base, name):
+    """It was left out with exit status 0. If the config is the link, its checks were skipped as
+    well."""
     (base / name).unlink(missing_ok=True)
     (base / name).symlink_to("gone")
     refused(base, ["a broken link", name, "a link to gone"])
@@ -278,7 +279,7 @@ def test_a_config_that_is_a_folder(base):
     refused(base, ["not a regular file", "config.json"])
 
 
-def test_a_base_without_a_config_is_told_of(base):
+def test_a_base_without_a_config_gives_a_warning(base):
     (base / "config.json").unlink()
     assert any("no config.json" in notice for notice in merge.plan(adapter_of(), base).notices)
 
@@ -324,18 +325,18 @@ def test_a_tensor_named_twice_in_the_index(sharded):
 
 
 @pytest.mark.parametrize("name", ["../x.safetensors", "/etc/x.safetensors", "a\\b.safetensors", 7])
-def test_an_index_that_leads_out_of_the_folder(sharded, name):
+def test_an_index_with_a_path_outside_the_folder(sharded, name):
     change_index(sharded, lambda places: places.update({"model.norm.weight": name}))
     refused(sharded, ["a shard outside the folder", "model.norm.weight"])
 
 
-def test_a_dtype_that_is_none(base):
+def test_an_unknown_dtype(base):
     refused(
         base, ["unknown dtype", "found int8", "bfloat16"], kind=errors.TargetError, dtype="int8"
     )
 
 
-def test_a_weight_of_whole_numbers(tmp_path):
+def test_an_integer_weight(tmp_path):
     name = "model.layers.0.q.weight"
     integers = vbfmt.Tensor.of(np.ones(weights_of()[name].shape, np.int8))
     folder = save_base(tmp_path / "base", {**weights_of(), name: integers})
@@ -362,7 +363,7 @@ def test_two_modules_for_one_weight(base):
             layout._touched(model, adapter, Locations(blocks, {}, {}, {}, Rule()))
 
 
-def test_two_outputs_of_one_name(base):
+def test_two_outputs_with_one_name(base):
     from vbfmt.converters.merge.plan import _require_distinct
 
     with pytest.raises(errors.SourceError, match="two output files would have the same name.*: x"):

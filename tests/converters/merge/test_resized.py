@@ -18,7 +18,8 @@ OLD, NEW = 64, 70
 
 @pytest.fixture(scope="module")
 def trained(tmp_path_factory):
-    """The base as it was, the base resized, an adapter with both embeddings, and its logits."""
+    """Return the original base, the resized base, an adapter with both embeddings, and its
+    logits."""
     folder = tmp_path_factory.mktemp("resized")
     torch.manual_seed(0)
     config = transformers.LlamaConfig(
@@ -53,7 +54,7 @@ def trained(tmp_path_factory):
     return folder, ids, model(ids).logits
 
 
-def test_it_is_merged_into_a_base_resized_alike(trained):
+def test_an_adapter_is_merged_into_a_base_that_is_resized_likewise(trained):
     folder, ids, expected = trained
     vbfmt.merge(folder / "a.vblora", folder / "merged", base=folder / "resized")
     merged = transformers.LlamaForCausalLM.from_pretrained(folder / "merged").eval()
@@ -61,7 +62,7 @@ def test_it_is_merged_into_a_base_resized_alike(trained):
     torch.testing.assert_close(merged(ids).logits, expected, rtol=1e-5, atol=1e-5)
 
 
-def test_the_base_as_it_was_is_refused_and_what_to_do_is_named(trained):
+def test_the_original_base_is_refused_with_advice_to_resize(trained):
     folder, _, _ = trained
     with pytest.raises(errors.SourceError, match=rf"model\.resize_token_embeddings\({NEW}\)"):
         vbfmt.merge(folder / "a.vblora", folder / "refused", base=folder / "base")

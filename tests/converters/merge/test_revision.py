@@ -1,4 +1,4 @@
-"""Whether a base is the one that an adapter names."""
+"""Check whether a base is the one that an adapter names."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ COMMIT = "0123456789abcdef0123456789abcdef01234567"
 
 @pytest.fixture
 def cached(tmp_path):
-    """A base in a cache as huggingface_hub keeps it."""
+    """Return a base in the cache of huggingface_hub."""
     home = tmp_path / "models--a--b"
     (home / "refs").mkdir(parents=True)
     (home / "refs" / "main").write_text(COMMIT)
@@ -36,7 +36,7 @@ def cached(tmp_path):
         ("a/b", "../../../main", "revision ../../../main"),
     ],
 )
-def test_a_base_of_another_revision(cached, model, revision, warned):
+def test_a_base_of_another_model_or_revision_gives_a_warning(cached, model, revision, warned):
     adapter = adapter_of(base_model=model, base_revision=revision)
     plan = merge.plan(adapter, cached)
     assert len(plan.notices) == (warned is not None)
@@ -52,7 +52,7 @@ def test_a_model_whose_name_has_two_hyphens_keeps_them(tmp_path):
     assert merge.plan(adapter_of(base_model="a/b--c"), folder, strict=True).notices == ()
 
 
-def test_strict_refuses_a_base_that_does_not_tell(base):
+def test_strict_refuses_a_base_of_unknown_revision(base):
     adapter = adapter_of(base_model="a/b", base_revision="main")
     assert merge.plan(adapter, base).notices == ()
     refused(base, ["whose revision is unknown"], adapter, strict=True)
@@ -63,7 +63,7 @@ def test_a_base_given_as_the_adapter_names_it_is_that_base(base):
     assert plan.notices == ()
 
 
-def test_strict_refuses_a_base_whose_model_nobody_names(base):
+def test_strict_refuses_a_base_of_unknown_model(base):
     adapter = adapter_of(base_model="a/b")
     assert merge.plan(adapter, base).notices == ()
     refused(base, ["whose model is unknown", "expected a/b"], adapter, strict=True)

@@ -1,4 +1,4 @@
-"""Pieces computed on all cores come out as the bytes of one file, in blocks for the disk."""
+"""Pieces that are computed on all cores are written as one file, in large blocks."""
 
 from __future__ import annotations
 
@@ -35,7 +35,7 @@ def pieces_of(sizes):
 @given(sizes=st.lists(st.one_of(st.integers(0, 40), st.integers(0, SMALL)), max_size=60))
 @example(sizes=[SMALL] * 20)
 @example(sizes=[SMALL - 1] * 20)
-def test_blocks_are_the_pieces_in_order_and_stay_for_one_turn(sizes):
+def test_blocks_have_the_pieces_in_order_and_are_valid_until_the_next(sizes):
     found, before = [], None
     with pytest.MonkeyPatch.context() as patch, ThreadPoolExecutor(2) as pool:
         patch.setattr(stream, "_BLOCK", SMALL)
@@ -51,13 +51,13 @@ def test_blocks_are_the_pieces_in_order_and_stay_for_one_turn(sizes):
     assert all(found)
 
 
-def test_blocks_begin_at_a_page():
+def test_blocks_are_aligned_to_pages():
     with ThreadPoolExecutor(2) as pool:
         for block in stream.blocks(pieces_of([1 << 20] * 30), pool):
             assert np.frombuffer(block, np.uint8).ctypes.data % direct.ALIGNMENT == 0
 
 
-def test_a_piece_that_fails_fails_all():
+def test_an_error_in_one_piece_is_raised():
     def fails(out):
         raise errors.TargetError("no", part="piece")
 
@@ -66,7 +66,8 @@ def test_a_piece_that_fails_fails_all():
 
 
 def test_small_tensors_between_large_ones_and_a_slow_disk(tmp_path, monkeypatch):
-    """Biases beside weights: nothing is overwritten before it has reached the disk."""
+    """For example, biases between weights: no buffer is overwritten before it is written to the
+    disk."""
     real = os.write
 
     def slow(file, data):
@@ -99,7 +100,7 @@ def test_the_iterator_gives_the_tensors_of_the_file(tmp_path):
     assert dict(merge.tensors(plan)) == merge.base.read(tmp_path / "out").tensors
 
 
-def test_there_is_work_for_every_thread(monkeypatch):
+def test_every_thread_has_work(monkeypatch):
     """Of eight threads, two had nothing to do."""
     monkeypatch.setattr(stream, "cores", lambda: 8)
     together = threading.Barrier(8)

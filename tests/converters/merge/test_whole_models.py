@@ -1,4 +1,5 @@
-"""Every element of whole models is the float64 result rounded once; nothing else is touched."""
+"""Every element of whole merged models is the float64 result, rounded once. Nothing else
+changes."""
 
 from __future__ import annotations
 
@@ -25,9 +26,9 @@ def check(base: Base, out: Base, adapter) -> tuple[int, float, float]:
     """Compare all tensors of two models.
 
     Returns:
-        How many elements the merge should have changed; the share of them that is not the float64
-        result rounded (all lie within float32's noise); the share that is further from it than the
-        dtype's next value.
+        The number of elements that the merge should change; the share of them that is not the
+        rounded float64 result (all are within float32's rounding error); the share that is not even
+        a neighbour of it.
     """
     assert {name: (t.dtype, t.shape) for name, t in base.tensors.items()} == {
         name: (t.dtype, t.shape) for name, t in out.tensors.items()
@@ -44,7 +45,8 @@ def check(base: Base, out: Base, adapter) -> tuple[int, float, float]:
 
 
 def differences(weight: Tensor, found: Tensor, a, b) -> Iterator[tuple[int, int, int]]:
-    """Elements, those that are not the float64 result, those that are not its neighbours either."""
+    """Return the number of elements, of those that are not the rounded float64 result, and of those
+    that are not a neighbour of it either."""
     for start in range(0, len(b), ROWS):
         here = slice(start, start + ROWS)
         old = Tensor.of(np.ascontiguousarray(weight.numpy()[here]))

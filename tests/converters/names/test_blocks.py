@@ -1,4 +1,5 @@
-"""Where the rows of a weight are, from what transformers would make of the tensors on the disk."""
+"""The rows of stored tensors that form a weight, found from the model that transformers would
+load."""
 
 from __future__ import annotations
 
@@ -15,7 +16,8 @@ COUNT = 18
 
 
 def running(numbers, disk=SHAPES):
-    """A model of one weight, whose elements have these numbers among those on the disk."""
+    """Return a model with one weight, whose elements have these numbers among the stored
+    elements."""
 
     def indices(name):
         if isinstance(numbers, Exception):
@@ -27,7 +29,8 @@ def running(numbers, disk=SHAPES):
 
 
 def values(found, disk=SHAPES):
-    """The weight, put together from the blocks, each element being its number on the disk."""
+    """Return the weight that the blocks form; each element is its number among the stored
+    elements."""
     starts = np.cumsum([0, *(np.prod(shape) for shape in disk.values())])
     stored = {
         name: np.arange(start, start + np.prod(shape)).reshape(shape)
@@ -78,13 +81,14 @@ SHUFFLED[0, 0], SHUFFLED[1, 1] = SHUFFLED[1, 1], SHUFFLED[0, 0]
     ],
     ids=["a row of two tensors", "a vector", "three dimensions", "shuffled", "not only moved"],
 )
-def test_what_is_not_rows_of_matrices_is_refused(numbers, disk, message):
+def test_a_weight_that_does_not_consist_of_rows_is_refused(numbers, disk, message):
     with pytest.raises(errors.SourceError, match=message):
         blocks.of_converted(running(numbers, disk), "weight")
 
 
 class Converter:
-    """Stacks the experts' pieces as transformers does, or does what is given."""
+    """A converter that stacks the experts' parts as transformers does, or applies a given
+    function."""
 
     source_patterns = ("experts.*.w1", "experts.*.w3")
 
@@ -111,14 +115,14 @@ def fused(convert=None, shape=(3, 8, 5), name="experts.2.w3", in_features=5):
     return blocks.of_fused(known, module, name, "fused", "experts.*.w3")
 
 
-def test_an_expert_in_the_tensor_of_all_is_found():
+def test_an_expert_is_found_in_the_tensor_of_all_experts():
     (block,) = fused()
     assert (block.tensor, block.index, block.transposed) == ("fused", 2, False)
     assert block.rows.tolist() == [4, 5, 6, 7]
     assert block.columns.tolist() == [0, 1, 2, 3, 4]
-    (turned,) = fused(lambda joined: joined.transpose(1, 2), shape=(3, 5, 8))
-    assert (turned.index, turned.transposed) == (2, True)
-    assert turned.rows.tolist() == [4, 5, 6, 7]
+    (transposed,) = fused(lambda joined: joined.transpose(1, 2), shape=(3, 5, 8))
+    assert (transposed.index, transposed.transposed) == (2, True)
+    assert transposed.rows.tolist() == [4, 5, 6, 7]
     (listed,) = fused(lambda joined: [joined])
     assert listed.rows.tolist() == block.rows.tolist()
 

@@ -1,4 +1,4 @@
-"""A weight that a base's files hold twice: which copy transformers loads, and what a merge says."""
+"""Weights that a base's files hold twice: which copy transformers loads, and what a merge does."""
 
 from __future__ import annotations
 
@@ -48,7 +48,7 @@ def refused(adapter, base, *words):
         ("0.norm.bias", "0.norm.beta"),
     ],
 )
-def test_two_names_of_one_weight(changed, other):
+def test_pairs_of_names_for_one_weight(changed, other):
     disk = {changed: (3, 4, 4), other: (3, 4, 4), "unrelated.weight": (4, 4)}
     assert list(copies._alike([changed], disk)) == [copies._Pair(changed, other)]
 
@@ -69,13 +69,13 @@ def test_two_names_of_one_weight(changed, other):
         ("0.weight", "0.weight_scale"),
     ],
 )
-def test_names_of_two_weights(changed, other):
+def test_pairs_of_names_for_different_weights(changed, other):
     disk = {changed: (4, 4), other: (4, 4)}
     assert not list(copies._alike([changed], disk))
 
 
 def test_hostile_names_take_little_time():
-    """100,000 names of 500 components: their ends are not copied."""
+    """100,000 names of 500 components each: suffixes are not copied."""
     import time
 
     disk = {f"{number}." + "a." * 500 + "weight": (1,) for number in range(20_000)}
@@ -91,7 +91,7 @@ def test_a_merge_by_names_alone_is_refused(tmp_path):
     refused(adapter_of({name: (16, 24)}), base, f"{name}.weight", "qkv_proj.weight, too")
 
 
-def test_copies_of_what_the_adapter_leaves_alone_do_not_matter(tmp_path):
+def test_copies_of_other_weights_are_accepted(tmp_path):
     name = "model.layers.0.o_proj"
     shapes = {name: (16, 24), "model.layers.0.q_proj": (16, 24)}
     tensors = weights_of({**shapes, "model.layers.0.qkv_proj": (48, 24)})
@@ -99,15 +99,16 @@ def test_copies_of_what_the_adapter_leaves_alone_do_not_matter(tmp_path):
     assert merge.plan(adapter_of({name: (16, 24)}), base).layout.applied == 1
 
 
-def test_a_trained_head_that_the_base_has_under_another_name(tmp_path):
-    """transformers loads ``bert.classifier`` as ``classifier``, and before the trained one."""
+def test_a_trained_head_for_which_the_base_has_another_name(tmp_path):
+    """transformers loads ``bert.classifier`` as ``classifier``, in preference to the trained
+    one."""
     tensors = weights_of({"bert.layer.0.q": (16, 24), "bert.classifier": (3, 24)})
     base = save_base(tmp_path / "base", tensors, config=UNKNOWN)
     head = {"classifier.weight": tensor_of(np.ones((3, 24)))}
     refused(adapter_of({"bert.layer.0.q": (16, 24)}, tensors=head), base, "bert.classifier")
 
 
-def test_a_config_that_names_other_weights(tmp_path):
+def test_a_config_that_names_another_weights_file(tmp_path):
     """transformers 5 loads what `transformers_weights` names."""
     config = {"model_type": "llama", "transformers_weights": "other.safetensors"}
     base = save_base(tmp_path / "base", weights_of(), config=config)
@@ -151,7 +152,7 @@ SEVENS = 7.0
 
 
 def with_copies(make, folder, others):
-    """A saved model with more tensors, all of sevens: name → shape."""
+    """Return a saved model with more tensors, all filled with 7. `others` gives name → shape."""
     from safetensors.torch import load_file, save_file
 
     cls = saved(made(make), folder)
@@ -163,7 +164,7 @@ def with_copies(make, folder, others):
 
 
 def loads(cls, folder, name):
-    """What transformers makes of it: ``copy``, ``own``, or ``raises``."""
+    """Return what transformers loads: ``copy``, ``own``, or ``raises`` for an error."""
     try:
         loaded = cls.from_pretrained(folder).state_dict()[name]
     except RuntimeError:  # issues during automatic conversion of the weights
@@ -211,7 +212,7 @@ def test_two_copies_of_a_weight(tmp_path, make, weight, others, loaded, modules)
     refused(adapter_of(modules), tmp_path / "base")
 
 
-def test_a_norm_of_two_names(tmp_path):
+def test_a_norm_with_two_names(tmp_path):
     old = NORM.replace("weight", "gamma")
     cls = with_copies(bert, tmp_path / "base", {old: (16,)})
     assert loads(cls, tmp_path / "base", NORM) == "copy"
@@ -235,7 +236,7 @@ def test_a_head_under_two_prefixes(tmp_path):
         (phi3, "qkv_proj", {"q_proj": (16, 16), "k_proj": (8, 16), "v_proj": (8, 16)}),
     ],
 )
-def test_the_form_that_is_loaded_is_changed_and_the_other_named(tmp_path, make, own, others):
+def test_the_loaded_copy_is_changed_and_the_other_is_reported(tmp_path, make, own, others):
     stem = "model.layers.0.self_attn"
     more = {f"{stem}.{leaf}.weight": shape for leaf, shape in others.items()}
     cls = with_copies(make, tmp_path / "base", more)
@@ -260,7 +261,7 @@ def test_without_transformers_both_are_refused(tmp_path, monkeypatch):
     refused(adapter_of({f"model.{QUERY}": (16, 16)}), tmp_path / "base", "qkv_proj")
 
 
-def test_a_base_as_transformers_saves_it_has_one_copy_of_each(tmp_path):
+def test_transformers_saves_one_copy_of_each_weight(tmp_path):
     with_copies(llama, tmp_path / "base", {f"{QUERY}.weight": (16, 16)})
     model = transformers.AutoModelForCausalLM.from_pretrained(tmp_path / "base")
     model.save_pretrained(tmp_path / "again")

@@ -1,4 +1,4 @@
-"""What transformers itself says of a model's names."""
+"""The names and shapes of the model that transformers loads."""
 
 from __future__ import annotations
 
@@ -29,23 +29,23 @@ def test_the_rows_of_a_shared_tensor_have_the_numbers_of_its_elements():
         assert known.indices(part).tolist() == rows.tolist()
 
 
-def test_a_shared_tensor_of_another_size_is_no_source():
+def test_a_shared_tensor_with_a_different_size_is_an_error():
     known = on_disk({QKV: (96, 16)})
     with pytest.raises(ValueError, match=f"{PARTS[0]} is not made of {QKV}"):
         known.indices(PARTS[0])
 
 
-def test_a_part_that_the_files_have_twice_is_read_once():
+def test_a_part_that_is_stored_twice_is_read_once():
     sources = on_disk({QKV: (48, 16), PARTS[0]: (16, 16)}).sources
     assert sources[PARTS[0]].names == (QKV,)
 
 
-def test_a_name_of_the_running_model_is_kept_although_it_would_be_renamed():
+def test_a_name_of_the_loaded_model_is_not_renamed():
     known = on_disk({})
     assert known.renamed(PARTS) == {part: (part, None) for part in PARTS}
 
 
-def test_earlier_names_are_found_once_each():
+def test_each_earlier_name_is_found_once():
     known = loaded_model.of_model(vit())
     name = "vit.layers.0.attention.q_proj.lora_A.weight"
     found = list(known.earlier(name))
@@ -69,7 +69,7 @@ def test_a_config_that_transformers_cannot_build_gives_no_model(config):
     assert loaded_model.build(config, {}) is None
 
 
-def test_numbers_that_json_lacks_are_read_as_transformers_writes_them():
+def test_infinity_and_nan_are_read_as_transformers_writes_them():
     config = {"a": [{"__float__": "Infinity"}], "b": {"c": 1}}
     assert loaded_model._decoded(config) == {"a": [float("inf")], "b": {"c": 1}}
 
@@ -78,7 +78,7 @@ def test_a_module_that_is_no_model_has_no_names():
     assert loaded_model.of_model(object()) is None
 
 
-def test_whether_transformers_says_what_it_renames(monkeypatch):
+def test_transformers_without_a_table_of_renamings(monkeypatch):
     config = transformers.MixtralConfig(**TEXT, num_local_experts=3)
     with torch.device("meta"):
         model = transformers.MixtralForCausalLM(config)

@@ -1,4 +1,4 @@
-"""Where an adapter's weights lie in the files of bases that transformers renames."""
+"""The location of an adapter's weights in the files of bases that transformers renames."""
 
 from __future__ import annotations
 
@@ -56,7 +56,7 @@ def gte():
 
 
 def made(make):
-    """The model; the test is skipped where transformers has no such class."""
+    """Return the model. Skip the test if transformers has no such class."""
     try:
         return make()
     except AttributeError as error:
@@ -72,7 +72,7 @@ def saved(model, folder, **options):
 
 
 def merged(cls, folder, adapter, tmp_path):
-    """The state dict of the merged model as transformers loads it, and the base's."""
+    """Return the state dicts of the merged model, loaded by transformers, and of the base."""
     merge.write(merge.plan(adapter, folder), tmp_path / "out")
     return tuple(
         {name: tensor.numpy() for name, tensor in cls.from_pretrained(path).state_dict().items()}
@@ -81,7 +81,7 @@ def merged(cls, folder, adapter, tmp_path):
 
 
 def check(found, before, expected):
-    """Exactly the expected tensors are other than before, and are what they should be."""
+    """Check that exactly the expected tensors have changed, and that their values are correct."""
     for name, tensor in found.items():
         np.testing.assert_allclose(tensor, expected.get(name, before[name]), atol=1e-6)
     assert expected.keys() <= found.keys()
@@ -113,7 +113,7 @@ def test_names_of_both_versions_of_transformers(tmp_path, names, version):
     )
 
 
-def test_a_language_model_within_another(tmp_path):
+def test_a_language_model_within_a_multimodal_model(tmp_path):
     cls = saved(llava(), tmp_path / "base")
     for index, name in enumerate(
         (
@@ -128,7 +128,7 @@ def test_a_language_model_within_another(tmp_path):
         check(found, before, {run: before[run] + adapter.delta(name)})
 
 
-def test_a_trained_router_replaces_the_one_of_another_name(tmp_path):
+def test_a_trained_router_replaces_the_one_with_another_name(tmp_path):
     cls = saved(mixtral(), tmp_path / "base")
     router = tensor_of(np.full((3, 16), 0.5))
     name = "model.layers.0.self_attn.q_proj"
@@ -162,7 +162,7 @@ def test_an_adapter_of_single_experts_merges_into_both_forms_of_a_base(tmp_path,
     check(found, before, expected)
 
 
-def test_experts_trained_whole_replace_single_experts(tmp_path):
+def test_fully_trained_experts_replace_single_experts(tmp_path):
     cls = saved(mixtral(), tmp_path / "base")
     name, experts = "model.layers.0.self_attn.q_proj", "model.layers.0.mlp.experts.gate_up_proj"
     trained = tensor_of(np.random.default_rng(0).standard_normal((3, 64, 16)))
@@ -183,7 +183,7 @@ def test_experts_trained_whole_replace_single_experts(tmp_path):
         (gte, {"mlp.gate_proj": (32, 16), "mlp.up_proj": (32, 16), "self_attn.k_proj": (16, 16)}),
     ],
 )
-def test_modules_that_share_a_tensor_on_the_disk_change_their_rows_of_it(tmp_path, make, shapes):
+def test_modules_that_share_a_stored_tensor_change_only_their_rows(tmp_path, make, shapes):
     cls = saved(made(make), tmp_path / "base")
     adapter = adapter_of({f"layers.1.{name}": shape for name, shape in shapes.items()})
     found, before = merged(cls, tmp_path / "base", adapter, tmp_path)
@@ -197,7 +197,7 @@ def test_modules_that_share_a_tensor_on_the_disk_change_their_rows_of_it(tmp_pat
     )
 
 
-def test_a_part_of_a_shared_tensor_of_another_shape_is_refused(tmp_path):
+def test_a_part_of_a_shared_tensor_with_a_different_shape_is_refused(tmp_path):
     saved(made(nomic), tmp_path / "base")
     adapter = adapter_of({"layers.0.self_attn.q_proj": (16, 32)})
     with pytest.raises(errors.SourceError, match=r"no weight for layers\.0\.self_attn\.q_proj"):
@@ -238,7 +238,7 @@ def test_names_without_the_prefix_of_the_model_that_was_saved(tmp_path):
     )
 
 
-def test_a_weight_that_the_files_lack_is_refused(tmp_path):
+def test_a_weight_that_is_missing_in_the_files_is_refused(tmp_path):
     from safetensors.torch import load_file, save_file
 
     saved(mixtral(), tmp_path / "base")
@@ -299,7 +299,7 @@ def test_without_transformers_nothing_is_added_to_a_model_that_it_renames(tmp_pa
         merge.plan(dataclasses.replace(adapter, tensors=router), tmp_path / "base")
 
 
-def test_the_table_of_types_says_what_the_installed_transformers_does():
+def test_the_table_of_types_is_that_of_the_installed_transformers():
     shipped = plain._table()
     now = model_types.table_of_installed()
     wrong = [kind for kind in now["renamed"] if kind in shipped["plain"]]
@@ -319,11 +319,11 @@ def test_the_table_of_types_says_what_the_installed_transformers_does():
         ({}, [], None),
     ],
 )
-def test_kinds_of_models(config, names, kind):
+def test_the_kind_of_a_model_is_found_from_its_config_and_names(config, names, kind):
     assert plain.kind_of(config, names) == kind
 
 
-def test_of_two_equal_towers_the_chosen_one_is_merged(tmp_path):
+def test_the_selected_one_of_two_equal_towers_is_merged(tmp_path):
     config = transformers.CLIPConfig(
         text_config={**SIZES, "vocab_size": 40},
         vision_config={**SIZES, "image_size": 8, "patch_size": 4},

@@ -1,4 +1,4 @@
-"""Which weight belongs to which module."""
+"""The rule that finds the weight of each module by name."""
 
 from __future__ import annotations
 
@@ -33,17 +33,17 @@ def modules(prefix: str) -> list[str]:
         ("", "any.thing.", Rule(add="any.thing.")),
     ],
 )
-def test_the_prefix_is_found(adapter, base, rule):
+def test_a_prefix_is_found(adapter, base, rule):
     found = find_rule(modules(adapter), weights(base))
     assert found == rule
     assert [found(name) for name in modules(adapter)] == modules(base)
 
 
-def test_the_same_names_come_before_any_prefix():
+def test_identical_names_are_preferred_to_a_prefix():
     assert find_rule(modules("m."), weights("m.") + weights("") + weights("x.m.")) == Rule()
 
 
-def test_a_rule_that_misses_one_module_is_no_rule():
+def test_a_rule_must_match_every_module():
     base = [name for name in weights("bert.") if "layers.7.v_proj" not in name]
     with pytest.raises(errors.SourceError) as caught:
         find_rule(modules(""), base)
@@ -53,12 +53,12 @@ def test_a_rule_that_misses_one_module_is_no_rule():
     assert "nothing was written" in message
 
 
-def test_names_that_differ_in_the_middle_are_listed_with_the_nearest():
+def test_unmatched_names_are_listed_with_the_nearest():
     with pytest.raises(errors.SourceError, match=r"^0 of the adapter's 24 modules .* and 19 more"):
         find_rule([f"h.{n}.attn.{leaf}" for n in range(12) for leaf in "qv"], weights("model."))
 
 
-def test_two_parts_that_fit_are_refused():
+def test_two_matching_parts_of_a_model_are_refused():
     with pytest.raises(errors.SourceError, match=r"several parts .*'text.'.*'vision.'"):
         find_rule(modules(""), weights("text.") + weights("vision."))
 
@@ -68,11 +68,11 @@ def test_a_prefix_ends_at_a_dot():
         find_rule(["layers.0.q"], ["sublayers.0.q.weight"])
 
 
-def test_a_rule_does_not_apply_to_names_without_what_it_drops():
+def test_a_rule_does_not_apply_to_names_without_its_prefix():
     assert Rule(drop="bert.")("classifier") is None
 
 
-def test_a_part_can_be_chosen():
+def test_a_part_of_a_model_can_be_selected():
     both = weights("text.") + weights("vision.")
     assert find_rule(modules(""), both, part="text.") == Rule(add="text.")
     with pytest.raises(errors.SourceError, match=r"in the part 'audio.' of the base"):
@@ -88,12 +88,12 @@ def test_a_part_can_be_chosen():
         (Rule(drop="bert.", mapped=True), "transformers maps the adapter's names to the base's"),
     ],
 )
-def test_a_rule_in_words(rule, words):
+def test_the_description_of_a_rule(rule, words):
     assert str(rule) == words
 
 
 def test_names_decide_where_the_model_of_transformers_has_no_such_weight(monkeypatch):
-    """A type that the table of types does not know may be named as the adapter is."""
+    """A model type that is not in the table may have the adapter's names."""
     monkeypatch.setattr(names.loaded_model, "build", lambda *_: object())
 
     def without(*_, **__):

@@ -11,7 +11,7 @@ def names(*leaves, layers=(0, 1), stack="model.layers"):
     return [f"{stack}.{n}.{leaf}" for n in layers for leaf in leaves]
 
 
-def test_whole_names_are_targeted_never_last_components():
+def test_targets_are_full_names_never_last_components():
     modules = ["visual.merger.mlp.0", "visual.merger.mlp.2", "head"]
     assert targets.exact(modules) == targets.Targets(tuple(sorted(modules)))
 
@@ -44,13 +44,13 @@ def test_a_dense_model_needs_no_parameters(modules):
     assert targets.exact(modules).parameters == ()
 
 
-def test_what_is_known_of_the_base_goes_before_what_names_tell():
+def test_the_base_overrides_what_names_suggest():
     modules = names("mlp.gate_proj")
     assert targets.exact(modules, experts=True).modules == ()
     assert targets.exact(names("mlp.experts.0.w1", "w2"), experts=False).parameters == ()
 
 
-def test_what_peft_would_convert_is_told():
+def test_targets_that_peft_would_convert_are_reported():
     assert "transformers 5 fuses" in targets.loading_risk(names("mlp.experts.0.up_proj"))
     assert "mixture-of-experts" in targets.loading_risk(names("mlp.up_proj"))
     assert targets.loading_risk(names("self_attn.q_proj", "mlp.up_proj")) is None
@@ -60,5 +60,5 @@ def test_what_peft_would_convert_is_told():
     )
 
 
-def test_layers_that_peft_loses_are_told():
+def test_layers_that_peft_loses_are_reported():
     assert "laguna" in targets.loading_risk(names("mlp.shared_experts.up_proj"))

@@ -31,7 +31,7 @@ def files_of(folder):
     return {path.name: path.read_bytes() for path in folder.iterdir()}
 
 
-def test_pack_writes_what_save_writes_and_returns_what_it_wrote(tmp_path, checkpoint):
+def test_pack_writes_the_same_file_as_save_and_returns_the_adapter(tmp_path, checkpoint):
     done = vbfmt.pack(checkpoint, tmp_path / "new" / "x.vblora")
     vbfmt.save(read(checkpoint), tmp_path / "y.vblora")
     data = (tmp_path / "new" / "x.vblora").read_bytes()
@@ -47,14 +47,14 @@ def test_pack_writes_into_an_open_file(packed, checkpoint):
     assert done.size == len(stream.getvalue())
 
 
-def test_pack_takes_the_bank_out(tmp_path, checkpoint, packed):
+def test_pack_writes_an_external_bank(tmp_path, checkpoint, packed):
     done = vbfmt.pack(checkpoint, tmp_path / "thin.vblora", bank="external", banks=tmp_path / "b")
     assert done.bank is not None
     assert done.digest == vbfmt.digest(vbfmt.load(packed))
     assert vbfmt.load(tmp_path / "thin.vblora", banks=tmp_path / "b") == vbfmt.load(packed)
 
 
-def test_pack_records_the_name_that_is_given_and_no_path_of_the_trainer(tmp_path):
+def test_pack_records_the_given_name_and_no_path_of_the_training_machine(tmp_path):
     local = write_folder(
         tmp_path / "local", logits_form(), CONFIG | {"base_model_name_or_path": "/home/me/base"}
     )
@@ -97,7 +97,7 @@ def test_expand_of_several_is_the_weighted_sum(tmp_path):
         np.testing.assert_allclose(b @ a, expected, atol=1e-6)
 
 
-def test_expand_to_a_lower_rank_returns_what_is_lost(tmp_path, packed):
+def test_expand_to_a_lower_rank_returns_the_loss(tmp_path, packed):
     with warned():
         done = vbfmt.expand(packed, tmp_path / "a", rank=1)
     assert (done.rank_before, done.rank) == (2, 1)
@@ -125,7 +125,7 @@ def test_merge_takes_checkpoints_as_well_as_packed_files(tmp_path):
         )
 
 
-def test_merge_of_a_dry_run_writes_nothing(tmp_path):
+def test_a_dry_run_of_merge_writes_nothing(tmp_path):
     base = save_base(tmp_path / "base", weights_of())
     plan = vbfmt.merge(adapter_of(), tmp_path / "merged", base=base, dry_run=True)
     assert plan.size > 0
@@ -140,7 +140,7 @@ OPERATIONS = {
 
 
 @pytest.mark.parametrize("name", OPERATIONS)
-def test_existing_output_stays_unless_it_may_be_replaced(tmp_path, checkpoint, name):
+def test_existing_output_is_kept_without_overwrite(tmp_path, checkpoint, name):
     function, output = OPERATIONS[name]
     (tmp_path / "out").mkdir()
     target = tmp_path / "out" / output
@@ -159,7 +159,7 @@ def test_a_refused_source_leaves_nothing_behind(tmp_path, name):
     assert not (tmp_path / "new").exists()
 
 
-def test_contradictions_are_refused_in_the_words_of_the_functions(tmp_path, packed):
+def test_errors_about_contradictions_name_parameters_not_options(tmp_path, packed):
     with pytest.raises(ConfigError, match="`to=gguf`"):
         vbfmt.expand(packed, tmp_path / "x.gguf", to="peft")
     with pytest.raises(ConfigError, match="unknown form"):
@@ -170,8 +170,8 @@ def test_contradictions_are_refused_in_the_words_of_the_functions(tmp_path, pack
 
 
 @pytest.mark.parametrize("rank", [0, -1, True, "4", 2.5])
-def test_a_rank_that_is_none_is_refused_and_writes_nothing(tmp_path, packed, rank):
-    """Rank 0 was an empty LoRA."""
+def test_an_invalid_rank_is_refused_and_nothing_is_written(tmp_path, packed, rank):
+    """Rank 0 gave an empty LoRA."""
     with pytest.raises(ConfigError, match="`rank`: found .*, expected a whole number, at least 1"):
         vbfmt.expand(packed, tmp_path / "lora", rank=rank)
     assert not (tmp_path / "lora").exists()

@@ -12,7 +12,7 @@ def checkpoint(tmp_path):
     return write_folder(tmp_path / "topk", topk_form())
 
 
-def test_a_stream_gets_the_files_bytes(tmp_path, checkpoint):
+def test_a_stream_gets_the_same_bytes_as_a_file(tmp_path, checkpoint):
     stream = io.BytesIO()
     to_stream = vbfmt.pack(checkpoint, stream)
     to_file = vbfmt.pack(checkpoint, tmp_path / "x.vblora")
@@ -27,14 +27,14 @@ def test_a_card_needs_a_folder(checkpoint):
     assert stream.getvalue() == b""
 
 
-def test_a_card_is_written_beside_the_file_and_names_its_digest(tmp_path, checkpoint):
+def test_a_card_is_written_next_to_the_file_and_has_its_digest(tmp_path, checkpoint):
     pytest.importorskip("huggingface_hub")
     done = vbfmt.pack(checkpoint, tmp_path / "new" / "x.vblora", card=True)
     assert done.digest in (tmp_path / "new" / "README.md").read_text()
 
 
 @pytest.mark.parametrize("overwrite", [False, True])
-def test_a_card_replaces_nothing(tmp_path, checkpoint, overwrite):
+def test_a_card_replaces_no_existing_file(tmp_path, checkpoint, overwrite):
     (tmp_path / "README.md").write_text("mine")
     with pytest.raises(TargetError, match="exists already"):
         vbfmt.pack(checkpoint, tmp_path / "x.vblora", card=True, overwrite=overwrite)
@@ -61,7 +61,7 @@ def test_a_folder_that_cannot_be_made_is_named(tmp_path, checkpoint, monkeypatch
         vbfmt.pack(checkpoint, tmp_path / "new" / "x.vblora")
 
 
-def test_what_begins_as_a_packed_file_is_one_whatever_its_name(tmp_path, checkpoint):
+def test_a_packed_file_is_recognized_by_its_first_bytes_not_its_name(tmp_path, checkpoint):
     vbfmt.pack(checkpoint, tmp_path / "x.vblora")
     (tmp_path / "x.vblora").rename(tmp_path / "adapter_model.bin")
     done = vbfmt.expand(tmp_path / "adapter_model.bin", tmp_path / "lora")
