@@ -13,7 +13,9 @@ from tests.converters.test_peft import logits_form, write_folder
 from vbfmt import load, save
 from vbfmt.cli import jobs as command
 from vbfmt.cli import progress
+from vbfmt.converters import jobs
 from vbfmt.converters.jobs import Outcome
+from vbfmt.errors import StorageError
 from vbfmt.store import Store
 
 NAMES = ("team/alice", "bob")
@@ -182,3 +184,17 @@ def test_a_checkpoint_folder_may_contain_its_packed_file(vbfmt, tmp_path):
     assert "no adapter weights" in vbfmt("jobs", "pack", source, "-o", tmp_path / "packed").out
     result = vbfmt("jobs", "expand", source, "-o", tmp_path / "loras")
     assert (result.code, "is a folder of packed files" in result.err) == (2, True)
+
+
+def test_a_run_that_fails_half_way_leaves_its_lines_of_json_alone(vbfmt, packed, monkeypatch):
+    """After them came the error, over several lines."""
+    run = jobs.run
+
+    def failing(*arguments, **options):
+        yield from run(*arguments, **options)
+        raise StorageError("cannot write", file="journal")
+
+    monkeypatch.setattr(jobs, "run", failing)
+    done = vbfmt("jobs", "verify", packed, "--json")
+    assert (done.code, done.err) == (1, "error: cannot write journal\n")
+    assert [json.loads(line)["status"] for line in done.out.splitlines()] == ["done"]

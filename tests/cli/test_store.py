@@ -10,6 +10,8 @@ import pytest
 from tests.store.adapters import adapter
 from vbfmt import digest, save
 from vbfmt.cli import store as command
+from vbfmt.errors import ConflictError
+from vbfmt.store import Store
 
 
 @pytest.fixture
@@ -153,3 +155,60 @@ def test_nothing_is_removed_if_a_name_is_wrong(vbfmt, tmp_path, files, words):
     vbfmt("store", "add", tmp_path / "s", files[0], "--name", "x")
     assert vbfmt("store", "remove", tmp_path / "s", *words).code in (1, 2)
     assert vbfmt("store", "get", tmp_path / "s", "x", "-o", tmp_path / "y.vblora").code == 0
+
+
+def test_after_a_failure_json_has_what_was_added(vbfmt, tmp_path, files):
+    """It was one error, and nobody knew which files were in the store."""
+    files[1].write_bytes(b"no adapter")
+    done = vbfmt("store", "add", tmp_path / "s", *files, "--json")
+    assert done.code == 1
+    assert [one["file"] for one in json.loads(done.out)] == [str(files[0])]
+    assert done.err.startswith("error: not a packed VB-LoRA adapter")
+    assert str(files[1]) in done.err
+    assert done.err.count("\n") == 1
+    assert vbfmt("store", "stats", tmp_path / "s").out.startswith("1 adapter,")
+    first = vbfmt("store", "add", tmp_path / "s", files[1], files[2], "--json")
+    assert (first.code, first.err) == (1, "")
+    assert json.loads(first.out)["error"]["kind"] == "magic"
+
+
+def test_after_a_failure_json_has_what_was_removed(vbfmt, tmp_path, files, monkeypatch):
+    names = [word for name in "abc" for word in ("--name", name)]
+    vbfmt("store", "add", tmp_path / "s", *files, *names)
+    untag = Store.untag
+
+    def failing(self, name):
+        if name == "b":
+            raise ConflictError("the name points to another digest", part=name)
+        untag(self, name)
+
+    monkeypatch.setattr(Store, "untag", failing)
+    done = vbfmt("store", "remove", tmp_path / "s", "a", "b", "c", "--json")
+    assert (done.code, json.loads(done.out)) == (1, {"removed": {"a": digest(adapter(0))}})
+    assert done.err == "error: the name points to another digest: b\n"
+
+
+def test_a_damaged_name_is_reported_beside_the_others(vbfmt, tmp_path, files):
+    """It was the only line of the list."""
+    store = tmp_path / "s"
+    vbfmt("store", "add", store, *files[:2], "--name", "a", "--name", "b")
+    (record,) = store.glob("names/*/a")
+    record.write_text("{")
+    for words in ((), ("--quiet",)):
+        done = vbfmt("store", "list", store, "--json", *words)
+        assert done.code == 1
+        assert sorted(one["names"] for one in json.loads(done.out)) == [[], ["b"]]
+        assert done.err.startswith(f"error: a name's record is damaged in {record}: found")
+        assert done.err.count("\n") == 1
+    plain = vbfmt("store", "list", store)
+    assert (plain.code, plain.out.count("\n"), plain.err) == (1, 2, done.err)
+    stats = vbfmt("store", "stats", store)
+    assert (stats.code, "1 name\n" in stats.out) == (0, True)
+    assert stats.err.startswith("note: a name's record is damaged")
+    jobs = vbfmt("jobs", "verify", "--from-store", store)
+    assert (jobs.code, jobs.out, jobs.err) == (1, "1 done\n", done.err)
+    assert vbfmt("store", "gc", store).code == 1
+    removed = vbfmt("store", "remove", store, "a")
+    assert (removed.code, "record is damaged" in removed.err) == (1, True)
+    assert vbfmt("store", "tag", store, "a", "b", "--force").code == 0
+    assert vbfmt("store", "list", store).err == ""

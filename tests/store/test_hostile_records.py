@@ -10,8 +10,8 @@ from pathlib import Path
 import pytest
 
 from tests.store.adapters import adapter
-from vbfmt.errors import StorageError, StoreError, VbfmtError
-from vbfmt.store import Store, garbage, layout
+from vbfmt.errors import StorageError, StoreError, VbfmtError, VbfmtWarning
+from vbfmt.store import ANY, Store, garbage, layout
 from vbfmt.store.record import LONGEST
 
 TEXTS = {
@@ -128,3 +128,34 @@ def test_a_damaged_mark_does_not_hinder_adding(tmp_path, text):
     assert store.add(adapter(1)) == digest
     assert time.monotonic() - begin < 10
     assert not mark.exists()
+
+
+@pytest.mark.parametrize("text", TEXTS)
+def test_a_damaged_name_is_left_out_with_a_warning_until_it_is_repaired(tmp_path, text):
+    path = record(tmp_path / "s", "name")
+    with Store(tmp_path / "s") as store:
+        other = store.add(adapter(2), name="other")
+        assert store.names() == {"other": other}
+        path.write_text(TEXTS[text])
+        os.utime(path.parent, (1, 1))  # long ago: the folder's time shows no change from now on
+        for _ in range(2):
+            with pytest.warns(VbfmtWarning, match="a name's record is damaged"):
+                assert store.names() == {"other": other}
+        damaged: list[StoreError] = []
+        assert len(store.entries(damaged=damaged)) == 2
+        assert [error.file for error in damaged] == [str(path)]
+        with pytest.warns(VbfmtWarning, match="a name's record is damaged"):
+            store.rebuild()
+        for needs in (store.resolve, store.untag, lambda name: store.gc()):
+            with pytest.raises(StoreError, match="a name's record is damaged"):
+                needs("n")
+        store.tag("n", other, replaces=ANY)
+        assert store.names() == {"n": other, "other": other}
+
+
+def test_a_name_whose_record_is_damaged_later_no_longer_points_anywhere(tmp_path):
+    with Store(tmp_path / "s", create=True) as store:
+        store.add(adapter(1), name="n")
+        assert store.entries()[0].names == ("n",)
+        next((tmp_path / "s").glob("names/*/n")).write_text("{")
+        assert store.entries(damaged=[])[0].names == ()

@@ -67,7 +67,8 @@ class Command(click.Command):
         except Exception as error:
             if not is_for_user(error):
                 raise
-            raise Failure(error, self._status(error)) from error
+            after_json = show.has_printed_json(ctx)
+            raise Failure(error, self._status(error), after_json=after_json) from error
 
     def _status(self, error: Exception) -> int:
         from vbfmt.errors import ConfigError

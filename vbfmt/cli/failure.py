@@ -19,12 +19,14 @@ FIELDS = ("kind", "part", "what", "found", "expected", "advice")
 
 
 class Failure(click.ClickException):
-    """The failure of a command: its error and its exit status."""
+    """The failure of a command: its error, its exit status, and whether the command has printed
+    JSON before it failed."""
 
-    def __init__(self, error: Exception, status: int = 1) -> None:
+    def __init__(self, error: Exception, status: int = 1, *, after_json: bool = False) -> None:
         super().__init__(_message(error))
         self.error = error
         self.status = status
+        self.after_json = after_json
 
 
 def is_for_user(error: Exception) -> bool:
@@ -42,23 +44,25 @@ def is_for_user(error: Exception) -> bool:
 def report(error: click.ClickException, arguments: Sequence[str]) -> int:
     """Print an error, as JSON if `arguments` contains ``--json``. Return the exit status.
 
-    If standard output cannot be written, the error is one line on standard error.
+    If standard output cannot be written, or the command has printed JSON already, the error is one
+    line on standard error.
     """
     from vbfmt.cli import show
 
-    if "--json" in arguments:
+    if "--json" in arguments and not getattr(error, "after_json", False):
         try:
             show.as_json({"error": as_dict(error)})
         except BrokenPipeError:
             pass
         except OSError:
-            _print(error)
+            print_error(error)
     else:
-        _print(error)
+        print_error(error)
     return error.status if isinstance(error, Failure) else error.exit_code
 
 
-def _print(error: click.ClickException) -> None:
+def print_error(error: click.ClickException) -> None:
+    """Print an error on standard error."""
     from vbfmt.cli import show
     from vbfmt.errors import printable
 
@@ -72,6 +76,12 @@ def _print(error: click.ClickException) -> None:
         for line in lines:
             # A shell pattern may have put untrusted file names into the arguments.
             click.echo(show.fitted(printable(line), sys.stderr), file=sys.stderr)
+
+
+def print_each(errors: Sequence[VbfmtError]) -> None:
+    """Print errors that have not kept the command from doing the rest, on standard error."""
+    for error in errors:
+        print_error(Failure(error))
 
 
 def as_dict(error: click.ClickException) -> dict[str, Any]:

@@ -15,6 +15,7 @@ from vbfmt.cli.command import Command, Group
 
 if TYPE_CHECKING:
     from vbfmt.converters.jobs import Item, Outcome, Task
+    from vbfmt.errors import StoreError
     from vbfmt.store import Store
 
 _ENGINES = ("pool", "ray")
@@ -204,7 +205,7 @@ def _run(
     force: bool = False,
     store: str | None = None,
 ) -> None:
-    from vbfmt.cli import process, progress, show
+    from vbfmt.cli import failure, process, progress, show
     from vbfmt.converters import jobs
     from vbfmt.converters.jobs.inputs import is_folder_of_packed
 
@@ -223,13 +224,14 @@ def _run(
             raise click.UsageError(f"{source} is a folder of packed files; give them: '{pattern}'")
     found = jobs.collected(sources, sys.stdin)
     names: dict[str, str] = {}
+    damaged: list[StoreError] = []
     if banks:
         given["banks"] = banks
     if from_store is not None:
         from vbfmt.store import Store
 
         with Store(from_store) as opened:
-            names = _in_store(opened, base_is)
+            names = _in_store(opened, base_is, damaged)
         given["banks"] = opened
     task = jobs.Task(operation, given, store)
     items = _items(task, [*found, *names], names, output, force=force)
@@ -246,7 +248,8 @@ def _run(
             "vbfmt store list shows them"
         )
     _summarise(counts, as_json=as_json)
-    if set(counts) - {"done", "present"}:
+    failure.print_each(damaged)
+    if damaged or set(counts) - {"done", "present"}:
         ctx.exit(1)
 
 
@@ -266,14 +269,14 @@ def _items(
     return jobs.items(found, output, task, overwrite=force, names=names)
 
 
-def _in_store(store: Store, base: str | None) -> dict[str, str]:
+def _in_store(store: Store, base: str | None, damaged: list[StoreError]) -> dict[str, str]:
     """Return the name of the output for the path of each named adapter in a store.
 
-    In these names, ``__`` replaces ``/``.
+    In these names, ``__`` replaces ``/``. The errors of damaged names are appended to `damaged`.
     """
     return {
         store.path(entry.digest): entry.names[0].replace("/", "__")
-        for entry in store.entries(base_model=base)
+        for entry in store.entries(base_model=base, damaged=damaged)
         if entry.names
     }
 
@@ -290,9 +293,7 @@ def _show(outcome: Outcome, names: Mapping[str, str] = {}, *, as_json: bool) -> 
         notes=tuple(map(in_options, outcome.notes)),
     )
     if as_json:
-        import json
-
-        click.echo(json.dumps(asdict(outcome)))
+        show.as_json_line(asdict(outcome))
         return
     source = names.get(outcome.source, outcome.source)
     for note in outcome.notes:

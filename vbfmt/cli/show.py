@@ -23,6 +23,7 @@ PathLike = str | os.PathLike[str]
 
 _VERBOSITY = "vbfmt.verbosity"
 _OUTPUT_IS_DATA = "vbfmt.output_is_data"
+_PRINTED_JSON = "vbfmt.printed_json"
 
 
 def verbosity(ctx: click.Context | None = None) -> int:
@@ -121,6 +122,7 @@ def as_json(value: object) -> None:
     Characters that could control a terminal, or that the output's encoding lacks, are escaped. An
     iterator is printed as a list.
     """
+    _meta()[_PRINTED_JSON] = True
     pieces: list[str] = []
     for piece in indented.pieces(value, ensure_ascii=not _encodes_unicode()):
         pieces.append(piece)
@@ -128,6 +130,17 @@ def as_json(value: object) -> None:
             click.echo(_escaped("".join(pieces)), file=sys.stdout, nl=False)
             pieces.clear()
     click.echo(_escaped("".join(pieces)), file=sys.stdout)
+
+
+def as_json_line(value: object) -> None:
+    """Print a value as JSON in ASCII, in one line."""
+    _meta()[_PRINTED_JSON] = True
+    click.echo(json.dumps(value), file=sys.stdout)
+
+
+def has_printed_json(ctx: click.Context) -> bool:
+    """Return whether the running command has printed JSON."""
+    return bool(_meta(ctx).get(_PRINTED_JSON, False))
 
 
 _PIECES = 1000

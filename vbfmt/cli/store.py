@@ -13,6 +13,7 @@ from vbfmt.cli.arguments import BANKS, FORM, JSON, PATH, force_option, output_op
 from vbfmt.cli.command import Command, Group
 
 if TYPE_CHECKING:
+    from vbfmt.errors import StoreError
     from vbfmt.store import Entry, Store
 
 _STORE = click.argument("store", metavar="STORE", type=PATH)
@@ -59,7 +60,8 @@ def add(
 ) -> None:
     """Add packed files, under their names if given; create STORE if there is none.
 
-    Each FILE is verified first. Its digest is printed.
+    Each FILE is verified first. Its digest is printed. If a FILE fails, those before it stay added,
+    and those after it are not added.
     """
     if names and len(names) != len(files):
         raise click.UsageError(f"{len(names)} --name for {len(files)} files; give one for each")
@@ -68,16 +70,18 @@ def add(
 
     _require_valid(names)
 
-    answers = []
-    with _opened(store, create=True) as opened:
-        for file, name in zip(files, names or (None,) * len(files), strict=True):
-            replaces = ANY if force else None
-            digest = opened.add(file, name=name, replaces=replaces, banks=banks)
-            answers.append({"file": file, "digest": digest, "name": name})
-            if not as_json:
-                show.say(f"{digest}  {file}" + (f"  {name}" if name else ""))
-    if as_json:
-        show.as_json(answers)
+    answers: list[dict[str, Any]] = []
+    try:
+        with _opened(store, create=True) as opened:
+            for file, name in zip(files, names or (None,) * len(files), strict=True):
+                replaces = ANY if force else None
+                digest = opened.add(file, name=name, replaces=replaces, banks=banks)
+                answers.append({"file": file, "digest": digest, "name": name})
+                if not as_json:
+                    show.say(f"{digest}  {file}" + (f"  {name}" if name else ""))
+    finally:  # before an error, too: so a script knows which files were added
+        if as_json and answers:
+            show.as_json(answers)
 
 
 def _require_valid(names: Sequence[str]) -> None:
@@ -128,7 +132,9 @@ def get(store: str, name: str, output: str, bank: str, overwrite: bool, as_json:
 )
 @click.option("--limit", type=click.IntRange(min=0), help="Maximum number of adapters.")
 @JSON
+@click.pass_context
 def listing(
+    ctx: click.Context,
     store: str,
     base_model: str | None,
     bank: str | None,
@@ -136,24 +142,29 @@ def listing(
     limit: int | None,
     as_json: bool,
 ) -> None:
-    """List adapters, newest first."""
+    """List adapters, newest first. Exit status 1 if a name's record is damaged."""
     for text in metadata:
         if "=" not in text:
             raise click.UsageError(f"--metadata must be KEY=VALUE, found {text!r}")
-    from vbfmt.cli import show
+    from vbfmt.cli import failure, show
 
+    damaged: list[StoreError] = []
     with _opened(store) as opened:
         found = opened.entries(
             base_model=base_model,
             bank=bank,
             metadata=dict(text.split("=", 1) for text in metadata),
             limit=limit,
+            damaged=damaged,
         )
     if as_json:
         show.as_json([_as_dict(entry) for entry in found])
     else:
         for entry in found:
             show.say(_line(entry))
+    failure.print_each(damaged)
+    if damaged:
+        ctx.exit(1)
 
 
 def _as_dict(entry: Entry) -> dict[str, Any]:
@@ -246,14 +257,18 @@ def remove(store: str, names: tuple[str, ...], as_json: bool) -> None:
     from vbfmt.cli import show
 
     _require_valid(names)
-    with _opened(store) as opened:
-        known = {name: opened.resolve(name) for name in names}  # before any is removed
-        for name in names:
-            opened.untag(name)
-            if not as_json:
-                show.say(f"{name}: removed")
-    if as_json:
-        show.as_json({"removed": known})
+    removed: dict[str, str] = {}
+    try:
+        with _opened(store) as opened:
+            known = {name: opened.resolve(name) for name in names}  # before any is removed
+            for name, digest in known.items():
+                opened.untag(name)
+                removed[name] = digest
+                if not as_json:
+                    show.say(f"{name}: removed")
+    finally:
+        if as_json and removed:
+            show.as_json({"removed": removed})
 
 
 @command.command("gc", cls=Command, examples=("vbfmt store gc adapters",))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import time
 from collections.abc import Iterator
@@ -145,7 +146,9 @@ class Store(Reader):
             layout.adapter_key(replaces)
         if not garbage.revive(self._backend, layout.adapter_key(digest)):
             raise self._missing(digest)
-        before = self._renew(name)
+        before = None
+        with contextlib.suppress(StoreError):  # its record is damaged; `replaces=ANY` repairs it
+            before = self._renew(name)
         if replaces == ANY:
             records.overwrite(self._backend, name, digest)
         elif replaces is not None or before != records.Name(name, digest):
@@ -161,6 +164,7 @@ class Store(Reader):
         Raises:
             UnknownError: there is no such name.
             ConflictError: the name points to another digest.
+            StoreError: the name's record is damaged.
         """
         layout.require_name(name)
         before = self._renew(name)
@@ -230,10 +234,7 @@ class Store(Reader):
 
     def _renew(self, name: str) -> records.Name | None:
         """Return a name's record, and restart the grace period of its adapter."""
-        try:
-            found = records.read(self._backend, name)
-        except StoreError:  # damaged; `replaces=ANY` repairs it
-            return None
+        found = records.read(self._backend, name)
         if found is None:
             return None
         garbage.revive(self._backend, layout.adapter_key(found[0].digest))

@@ -14,6 +14,7 @@ import threading
 import time
 import weakref
 from collections.abc import Callable
+from functools import partial
 from typing import Any, TypeVar
 
 from vbfmt._format.header import Header
@@ -67,6 +68,7 @@ class Catalog:
         self._notes: list[Statement] = []
         self._text = 0
         self._written = time.monotonic()
+        self._damaged: list[StoreError] = []
         self._database = Database(path, self._synchronize)
         weakref.finalize(self, _write_rest, self._notes, path)
 
@@ -133,13 +135,22 @@ class Catalog:
 
         self._change(work)
 
-    def refresh(self) -> None:
+    def refresh(self, damaged: list[StoreError] | None = None) -> None:
         """Update the catalog from the objects.
 
+        Args:
+            damaged: a list for the errors of names whose records are damaged.
+
         Warns:
-            VbfmtWarning: the catalog lacked objects, or had objects that no longer exist.
+            VbfmtWarning: the catalog lacked objects, or had objects that no longer exist; or a
+                name's record is damaged, and `damaged` is not given.
         """
         unknown, gone = self._change(self._synchronize)
+        if damaged is not None:
+            damaged += self._damaged
+        else:
+            for error in self._damaged:
+                warn(str(error))
         if (unknown or gone) and self._shared and not self._database.fresh:
             warn(
                 f"the catalog of {self._backend.where} was out of date and has been updated: "
@@ -149,18 +160,21 @@ class Catalog:
 
     def _synchronize(self, database: sqlite3.Connection) -> tuple[int, int]:
         unknown = gone = 0
+        self._damaged = []
         for prefix, sync in (
             (layout.ADAPTERS, synchronize.sync_adapters),
             (layout.BANKS, synchronize.sync_banks),
-            (layout.NAMES, synchronize.sync_names),
+            (layout.NAMES, partial(synchronize.sync_names, damaged=self._damaged)),
         ):
             seen = dict(database.execute("SELECT keys, stamp FROM seen"))
             for keys, stamp in self._backend.stamps(prefix).items():
                 if stamp is not None and seen.get(keys) == stamp:
                     continue
+                before = len(self._damaged)
                 more, less = sync(self._backend, database, keys)
                 unknown, gone = unknown + more, gone + less
-                row = (keys, stamp)
+                # The next refresh lists a group with a damaged record again, to report it again.
+                row = (keys, stamp if len(self._damaged) == before else None)
                 database.execute("INSERT OR REPLACE INTO seen VALUES (?, ?)", row)
         return unknown, gone
 

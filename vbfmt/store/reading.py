@@ -135,7 +135,11 @@ class Reader:
         return lease
 
     def names(self) -> dict[str, str]:
-        """Return all names, each with its digest."""
+        """Return all names, each with its digest.
+
+        Warns:
+            VbfmtWarning: a name's record is damaged; the name is left out.
+        """
         return self._current().names()
 
     def entries(
@@ -146,6 +150,7 @@ class Reader:
         metadata: Mapping[str, str] | None = None,
         added_since: float | None = None,
         limit: int | None = None,
+        damaged: list[StoreError] | None = None,
     ) -> list[Entry]:
         """Return the catalog's entries that meet all given conditions, the newest first.
 
@@ -155,6 +160,11 @@ class Reader:
             metadata: metadata that the adapter must have.
             added_since: earliest time when the adapter was added, in seconds since 1970.
             limit: maximum number of entries.
+            damaged: a list for the errors of names whose records are damaged. Such a name is in no
+                entry.
+
+        Warns:
+            VbfmtWarning: a name's record is damaged, and `damaged` is not given.
 
         Raises:
             StoreError: `bank` is not a SHA-256, or the catalog cannot be used.
@@ -162,7 +172,7 @@ class Reader:
         if bank is not None:
             layout.require_sha256(bank)
         query = Query(base_model, bank, metadata, added_since, limit)
-        return self._current().entries(query)
+        return self._current(damaged).entries(query)
 
     def _open_catalog(self) -> Catalog:
         with self._opening:
@@ -172,9 +182,9 @@ class Reader:
                 )
             return self._catalog
 
-    def _current(self) -> Catalog:
+    def _current(self, damaged: list[StoreError] | None = None) -> Catalog:
         catalog = self._open_catalog()
-        catalog.refresh()
+        catalog.refresh(damaged)
         return catalog
 
     def _missing(self, digest: str) -> UnknownError:

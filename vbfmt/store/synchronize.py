@@ -7,7 +7,7 @@ import sqlite3
 import time
 
 from vbfmt._format.packed_file import PackedFile
-from vbfmt.errors import VbfmtError
+from vbfmt.errors import StoreError, VbfmtError
 from vbfmt.store import layout, names
 from vbfmt.store.backend import Backend
 from vbfmt.store.rows import (
@@ -75,8 +75,13 @@ def sync_banks(backend: Backend, database: sqlite3.Connection, keys: str) -> tup
     return added, len(known)
 
 
-def sync_names(backend: Backend, database: sqlite3.Connection, keys: str) -> tuple[int, int]:
-    """List the names under `keys`, and correct the table. Return the same as `sync_adapters`."""
+def sync_names(
+    backend: Backend, database: sqlite3.Connection, keys: str, damaged: list[StoreError]
+) -> tuple[int, int]:
+    """List the names under `keys`, and correct the table. Return the same as `sync_adapters`.
+
+    A name whose record is damaged is left out, and the error is appended to `damaged`.
+    """
     query = "SELECT key, version FROM names WHERE key BETWEEN ? AND ?"
     known = dict(database.execute(query, (f"{keys}/", f"{keys}/~")))
     added = 0
@@ -87,7 +92,12 @@ def sync_names(backend: Backend, database: sqlite3.Connection, keys: str) -> tup
         found = backend.found(stored.key)
         if found is None:
             continue
-        one = names.parse(found, backend, stored.key)
+        try:
+            one = names.parse(found, backend, stored.key)
+        except StoreError as error:
+            damaged.append(error)
+            database.execute("DELETE FROM names WHERE key = ?", (stored.key,))
+            continue
         database.execute(*name_row(stored.key, one.name, one.digest, stored.version))
         added += before == _NEW and time.time() - stored.modified > _YOUNG
     for key in known:
