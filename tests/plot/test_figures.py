@@ -10,7 +10,7 @@ from matplotlib.collections import PolyCollection
 
 from tests.plot.conftest import drawn, made
 from vbfmt.plot import Scene, bank, bins, delta
-from vbfmt.plot.hover import Cells, Strips
+from vbfmt.plot.drawn import Cells, Strips
 
 
 def test_the_strongest_of_many_vectors_is_named_as_the_axis_has_it():

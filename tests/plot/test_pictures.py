@@ -15,7 +15,7 @@ from tests.plot.conftest import HOSTILE, drawn, made
 from vbfmt.analysis.module_names import reading_order
 from vbfmt.errors import ContentError, OutputExistsError, TargetError
 from vbfmt.plot import FIGURES, Scene, bins, write
-from vbfmt.plot.hover import Points, as_json
+from vbfmt.plot.drawn import Points, as_json
 from vbfmt.plot.style import BY_INDEX, BY_NORM
 
 ODD = {

@@ -196,7 +196,10 @@ def drawn_at_random(adapter: Adapter, seed: int) -> NDArray[np.int64]:
 
 
 def selections(
-    vectors: NDArray[np.unsignedinteger[Any]], h: int, size: tuple[int, int]
+    vectors: NDArray[np.unsignedinteger[Any]],
+    h: int,
+    size: tuple[int, int],
+    among: NDArray[np.bool_] | None = None,
 ) -> NDArray[np.int64]:
     """Count the selections in a grid of bins of vectors and bins of sub-vectors.
 
@@ -204,14 +207,17 @@ def selections(
         vectors: (N, k) indices. Each bin of sub-vectors is a range of these rows.
         h: number of vectors in the bank.
         size: number of bins of vectors (at most h) and of bins of sub-vectors (at most N).
+        among: (N, k), which selections to count; by default, all.
 
     Returns:
-        int64 array of shape `size`, with sum N·k.
+        int64 array of shape `size`, with the number of these selections as sum.
     """
     n, k = vectors.shape
     across = np.repeat(np.arange(n, dtype=np.int64) * size[1] // n, k)
     down = vectors.reshape(-1).astype(np.int64) * size[0] // h
-    return np.bincount(down * size[1] + across, minlength=size[0] * size[1]).reshape(size)
+    cells = down * size[1] + across
+    counted = cells if among is None else cells[among.reshape(-1)]
+    return np.bincount(counted, minlength=size[0] * size[1]).reshape(size)
 
 
 def bank_norms(adapter: Adapter) -> NDArray[np.float64]:

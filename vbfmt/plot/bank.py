@@ -11,8 +11,7 @@ from numpy.typing import NDArray
 
 from vbfmt.analysis.statistics import project
 from vbfmt.plot import bins, style
-from vbfmt.plot.drawn import Drawn
-from vbfmt.plot.hover import Column, Points, Strips
+from vbfmt.plot.drawn import Column, Drawn, Points, Strips
 from vbfmt.plot.scene import Scene
 
 _MOST_EDGES = 4000
@@ -31,13 +30,11 @@ def draw_norms(figure: Figure | SubFigure, scene: Scene) -> Drawn:
     axes.margins(x=0)
     axes.set_ylim(0, None if norms[0] else 1)
     style.whole_numbers(axes.xaxis)
-    title = "Norms of the bank's vectors"
     caption = (
         f"from {norms[-1]:.3g} to {norms[0]:.3g}, median {np.median(norms):.3g}; "
         f"the longest is vector {order[0]} (index)"
     )
-    style.title(axes, title, caption)
-    return Drawn(title, caption, (_strips(axes, scene, norms),))
+    return Drawn("Norms of the bank's vectors", caption, (_strips(axes, scene, norms),))
 
 
 def _strips(axes: Axes, scene: Scene, norms: NDArray[np.float64]) -> Strips:
@@ -80,13 +77,11 @@ def draw_projection(figure: Figure | SubFigure, scene: Scene) -> Drawn:
     axes.set_xlabel(f"1st principal component ({first:.1%} of the variance)")
     axes.set_ylabel(f"2nd ({second:.1%})")
     style.legend_above(axes, handles=_legend_handles(scene.adapter.N), ncols=2)
-    title = "Vector bank and sub-vectors"
     caption = f"{scene.adapter.h} vectors and {scene.adapter.N:,} sub-vectors that they compose" + (
         ", on the edges between two vectors" if scene.adapter.k == 2 else ""
     )
     if scene.adapter.h <= _MOST_LABELS:
         caption += "; numbers: index in the bank"
-    style.title(axes, title, caption)
     named = np.sort(np.argsort(-scene.usage, kind="stable")[: bins.MOST_NAMED])
     hover = Points(
         axes,
@@ -94,7 +89,7 @@ def draw_projection(figure: Figure | SubFigure, scene: Scene) -> Drawn:
         "vector {vector}: selected {times} times, norm {norm}",
         {"vector": named, "times": scene.usage[named], "norm": scene.norms[named]},
     )
-    return Drawn(title, caption, (hover,))
+    return Drawn("Vector bank and sub-vectors", caption, (hover,))
 
 
 def _draw_subvectors(axes: Axes, points: NDArray[np.float64]) -> None:

@@ -10,8 +10,7 @@ from numpy.typing import NDArray
 from vbfmt.analysis.module_names import kinds
 from vbfmt.analysis.statistics import delta_norms
 from vbfmt.plot import style
-from vbfmt.plot.drawn import Drawn
-from vbfmt.plot.hover import Cells
+from vbfmt.plot.drawn import Cells, Drawn
 from vbfmt.plot.scene import Scene, distinct, layer_name, shortened
 
 _MOST_KINDS = 24
@@ -28,13 +27,12 @@ def draw(figure: Figure | SubFigure, scene: Scene) -> Drawn:
     """
     names, columns, norms, several = _grid(scene)
     axes = figure.subplots()
-    image = axes.imshow(
+    image = style.cells(
+        axes,
         norms,
-        aspect="auto",
         cmap=style.SEQUENTIAL,
         vmin=0,
         vmax=float(np.nanmax(norms)) or 1.0,  # all norms are 0 if all vectors are
-        interpolation="none",
     )
     labels = distinct(names, 24)
     axes.set_yticks(range(len(names)), labels, fontsize=9)
@@ -42,24 +40,21 @@ def draw(figure: Figure | SubFigure, scene: Scene) -> Drawn:
     shown = ["outside" if layers[0] is None else str(layers[0]) for layers in columns]
     axes.set_xticks(range(0, len(columns), step), shown[::step])
     axes.set_xlabel("layer")
-    axes.spines[:].set_visible(False)
     axes.tick_params(length=0)
     if norms.size <= _FEW_CELLS and len(columns) <= 16:
         _write_values(axes, norms)
-    bar = figure.colorbar(image, ax=axes, pad=0.02, fraction=0.05)
-    bar.set_label("Frobenius norm of ΔW" + (" (root mean square of several)" if several else ""))
-    bar.outline.set_visible(False)
-    title = "How much each layer changes"
+    scale = "Frobenius norm of ΔW" + (" (root mean square of several)" if several else "")
+    style.colour_bar(axes, image, scale, pad=0.02, fraction=0.05)
     row, column = np.unravel_index(int(np.nanargmax(norms)), norms.shape)
     where = [_column_name(layers) for layers in columns]
     caption = (
         f"‖ΔW‖ from {np.nanmin(norms):.3g} to {np.nanmax(norms):.3g}; "
         f"most: {labels[row]}, {where[column]}"
     )
-    style.title(axes, title, caption)
     text = "{row}, {column}: ‖ΔW‖ = {value}"
     long = [shortened(name, 120) for name in names]
-    return Drawn(title, caption, (Cells(axes, text, where, long, {"value": norms}),))
+    hover = Cells(axes, text, where, long, {"value": norms})
+    return Drawn("How much each layer changes", caption, (hover,))
 
 
 def _grid(

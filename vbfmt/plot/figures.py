@@ -9,7 +9,7 @@ from typing import TypeAlias
 
 from matplotlib.figure import Figure, SubFigure
 
-from vbfmt.plot import bank, delta, selection, usage, weights
+from vbfmt.plot import bank, delta, selection, style, usage, weights
 from vbfmt.plot.drawn import Drawn
 from vbfmt.plot.scene import Scene
 
@@ -21,12 +21,18 @@ class Picture:
     """A figure.
 
     Attributes:
-        draw: function that draws it onto an empty matplotlib figure.
+        content: function that draws it, without its title, onto an empty matplotlib figure.
         wide: whether it has the whole width of a page.
     """
 
-    draw: Draw
+    content: Draw
     wide: bool = False
+
+    def draw(self, figure: Figure | SubFigure, scene: Scene) -> Drawn:
+        """Draw the figure, with its title and caption, onto an empty matplotlib figure."""
+        drawn = self.content(figure, scene)
+        style.title(drawn.hovers[0].axes, drawn.title, drawn.caption)
+        return drawn
 
 
 FIGURES: Mapping[str, Picture] = MappingProxyType(

@@ -5,7 +5,7 @@ from __future__ import annotations
 import io
 import os
 import warnings
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 from matplotlib.backends.backend_svg import FigureCanvasSVG
@@ -15,9 +15,8 @@ from matplotlib.layout_engine import ConstrainedLayoutEngine
 from vbfmt._files import storage
 from vbfmt.errors import TargetError
 from vbfmt.plot import html, style
-from vbfmt.plot.drawn import Drawn
+from vbfmt.plot.drawn import Drawn, as_json
 from vbfmt.plot.figures import FIGURES
-from vbfmt.plot.hover import as_json
 from vbfmt.plot.scene import Scene, shortened
 
 KINDS = ("png", "svg", "html")
@@ -133,16 +132,12 @@ def _layout() -> ConstrainedLayoutEngine:
 
 
 def _html(scene: Scene, figures: Sequence[str], after_each: Callable[[], None]) -> bytes:
-    def panels() -> Iterator[html.Panel]:
-        for name in figures:
-            yield _panel(scene, name)
-            after_each()
-
-    return html.page(
-        shortened(os.path.basename(scene.name), 120),
-        scene.heading(),
-        list(panels()),
-    ).encode()
+    panels = []
+    for name in figures:
+        panels.append(_panel(scene, name))
+        after_each()
+    title = shortened(os.path.basename(scene.name), 120)
+    return html.page(title, scene.heading(), panels).encode()
 
 
 def _panel(scene: Scene, name: str) -> html.Panel:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import itertools
-from typing import Any
 
 import numpy as np
 from matplotlib.axes import Axes
@@ -16,8 +15,7 @@ from numpy.typing import NDArray
 from vbfmt.adapter import Adapter
 from vbfmt.analysis.statistics import selections
 from vbfmt.plot import style
-from vbfmt.plot.drawn import Drawn
-from vbfmt.plot.hover import Cells
+from vbfmt.plot.drawn import Cells, Drawn
 from vbfmt.plot.scene import Scene, shortened
 
 _MOST_EXACT_ACROSS, _MOST_EXACT_DOWN = 1500, 128
@@ -38,8 +36,6 @@ def draw(figure: Figure | SubFigure, scene: Scene) -> Drawn:
     axes.set_ylabel(style.BY_INDEX)
     style.whole_numbers(axes.yaxis)
     _mark_layers(axes, scene)
-    axes.spines[:].set_visible(False)
-    style.title(axes, drawn.title, drawn.caption)
     return drawn
 
 
@@ -62,11 +58,10 @@ def _draw_now(axes: Axes, scene: Scene) -> Drawn:
     size = _size(adapter, _SELECTIONS_PER_CELL)
     counts = selections(adapter.indices[scene.row_order], adapter.h, size)
     exact = size == (adapter.h, adapter.N)
-    image = axes.imshow(
+    image = style.cells(
+        axes,
         counts,
-        aspect="auto",
         cmap=ListedColormap([_PAPER, style.BLUE]) if exact else style.ON_PAPER,
-        interpolation="none",
         vmin=0,
         extent=_extent(adapter),
     )
@@ -75,9 +70,7 @@ def _draw_now(axes: Axes, scene: Scene) -> Drawn:
             f"each of {adapter.N} sub-vectors (across) selects {adapter.k} of {adapter.h} (blue)"
         )
     else:
-        bar = axes.figure.colorbar(image, ax=axes, pad=0.01, fraction=0.03)
-        bar.set_label("selections in a cell")
-        bar.outline.set_visible(False)
+        bar = style.colour_bar(axes, image, "selections in a cell", pad=0.01, fraction=0.03)
         bar.locator = MaxNLocator(integer=True, nbins=6)
         bar.update_ticks()
         caption = (
@@ -97,9 +90,9 @@ def _draw_change(axes: Axes, scene: Scene) -> Drawn:
     same = old[:, :, None] == new[:, None, :]
     left, kept = ~same.any(axis=2), same.any(axis=1)
     parts = {
-        "before": _counted(old, left, adapter.h, size),
-        "after": _counted(new, ~kept, adapter.h, size),
-        "both": _counted(new, kept, adapter.h, size),
+        "before": selections(old, adapter.h, size, left),
+        "after": selections(new, adapter.h, size, ~kept),
+        "both": selections(new, adapter.h, size, kept),
     }
     if size == (adapter.h, adapter.N):
         _draw_each(axes, adapter, parts)
@@ -114,28 +107,13 @@ def _draw_change(axes: Axes, scene: Scene) -> Drawn:
     return Drawn("Selections before and after", caption, (cells,))
 
 
-def _counted(
-    vectors: NDArray[np.unsignedinteger[Any]],
-    mask: NDArray[np.bool_],
-    h: int,
-    size: tuple[int, int],
-) -> NDArray[np.int64]:
-    """Count the selections in `mask`, (N, k) bool, in the grid of `statistics.selections`."""
-    row, column = np.nonzero(mask)
-    down = vectors[row, column].astype(np.int64) * size[0] // h
-    across = row * size[1] // len(vectors)
-    counts = np.bincount(down * size[1] + across, minlength=size[0] * size[1])
-    return counts.reshape(size).astype(np.int64)
-
-
 def _draw_each(axes: Axes, adapter: Adapter, parts: dict[str, NDArray[np.int64]]) -> None:
     """Draw each selection as a cell, coloured by whether it was made before, after or both."""
     numbers = sum(number * parts[name] for number, name in enumerate(parts, start=1))
-    axes.imshow(
+    style.cells(
+        axes,
         np.asarray(numbers),
-        aspect="auto",
         cmap=ListedColormap([_PAPER, *_COLOURS]),
-        interpolation="none",
         vmin=0,
         vmax=len(parts),
         extent=_extent(adapter),
@@ -158,19 +136,17 @@ def _draw_share(axes: Axes, adapter: Adapter, parts: dict[str, NDArray[np.int64]
     changed = (parts["before"] + parts["after"]).astype(np.float64)
     total = changed + 2 * parts["both"]
     share = np.divide(changed, total, out=np.full_like(changed, np.nan), where=total > 0)
-    image = axes.imshow(
+    image = style.cells(
+        axes,
         share,
-        aspect="auto",
         cmap=style.ON_PAPER,
-        interpolation="none",
         vmin=0,
         vmax=float(np.nanmax(share)) or 1.0,
         extent=_extent(adapter),
     )
-    bar = axes.figure.colorbar(image, ax=axes, pad=0.01, fraction=0.03)
-    bar.set_label("share of selections that changed")
+    scale = "share of selections that changed"
+    bar = style.colour_bar(axes, image, scale, pad=0.01, fraction=0.03)
     bar.ax.yaxis.set_major_formatter(PercentFormatter(1, decimals=0))
-    bar.outline.set_visible(False)
 
 
 def _extent(adapter: Adapter) -> tuple[float, float, float, float]:

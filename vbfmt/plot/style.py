@@ -12,6 +12,9 @@ from matplotlib.ticker import MaxNLocator
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
     from matplotlib.axis import Axis
+    from matplotlib.colorbar import Colorbar
+    from matplotlib.image import AxesImage
+    from numpy.typing import NDArray
 
 BLUE, ORANGE, GREEN, VERMILLION, PURPLE = "#0072B2", "#E69F00", "#009E73", "#D55E00", "#CC79A7"
 """Colours of the palette of Okabe and Ito (2008)."""
@@ -54,9 +57,9 @@ def settings() -> Iterator[None]:
         yield
 
 
-def title(axes: Axes, text: str, below: str = "") -> None:
+def title(axes: Axes, text: str, below: str) -> None:
     """Write a bold title at the left, and a grey caption below it."""
-    axes.set_title(text, loc="left", fontweight="bold", fontsize=12, pad=24 if below else 8)
+    axes.set_title(text, loc="left", fontweight="bold", fontsize=12, pad=24)
     axes.annotate(
         below,
         (0, 1),
@@ -68,6 +71,20 @@ def title(axes: Axes, text: str, below: str = "") -> None:
         in_layout=False,
         annotation_clip=False,
     )
+
+
+def cells(axes: Axes, values: NDArray[Any], **settings: Any) -> AxesImage:
+    """Draw a cell for each value, as `Axes.imshow` does. The cells fill the axes."""
+    axes.spines[:].set_visible(False)
+    return axes.imshow(values, aspect="auto", interpolation="none", **settings)
+
+
+def colour_bar(axes: Axes, image: AxesImage, label: str, **settings: Any) -> Colorbar:
+    """Draw the scale of an image's colours beside its axes."""
+    bar = axes.figure.colorbar(image, ax=axes, **settings)
+    bar.set_label(label)
+    bar.outline.set_visible(False)
+    return bar
 
 
 def whole_numbers(axis: Axis) -> None:

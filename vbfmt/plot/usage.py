@@ -8,8 +8,7 @@ from matplotlib.figure import Figure, SubFigure
 
 from vbfmt.analysis.statistics import Balance, balance
 from vbfmt.plot import style
-from vbfmt.plot.drawn import Drawn
-from vbfmt.plot.hover import Strips
+from vbfmt.plot.drawn import Drawn, Strips
 from vbfmt.plot.scene import Scene
 
 _MOST_BARS = 40
@@ -31,14 +30,12 @@ def draw(figure: Figure | SubFigure, scene: Scene) -> Drawn:
     style.whole_numbers(axes.xaxis)
     style.whole_numbers(axes.yaxis)
     style.legend_above(axes, ncols=3)
-    caption = _caption(scene.adapter.h, found)
-    title = "How often each vector is selected"
-    style.title(axes, title, caption)
     starts = (edges[:-1] + 0.5).astype(int)
     times = [f"{s} times" if width == 1 else f"{s} to {s + width - 1} times" for s in starts]
     hover = Strips(axes, edges.tolist(), "{vectors} vectors are selected {times}",
                    {"vectors": counts, "times": times})  # fmt: skip
-    return Drawn(title, caption, (hover,))
+    caption = _caption(scene.adapter.h, found)
+    return Drawn("How often each vector is selected", caption, (hover,))
 
 
 def _draw_chance(axes: Axes, found: Balance, area: float, low: float, high: float) -> None:

@@ -11,8 +11,7 @@ from numpy.typing import NDArray
 from vbfmt.analysis.module_names import OUTSIDE, kinds, thirds
 from vbfmt.analysis.statistics import weight_sum_spread, weight_sums
 from vbfmt.plot import bins, style
-from vbfmt.plot.drawn import Drawn
-from vbfmt.plot.hover import Cells, Strips
+from vbfmt.plot.drawn import Cells, Drawn, Strips
 from vbfmt.plot.scene import Scene, distinct, shortened
 
 _MOST_KINDS = 12
@@ -51,14 +50,11 @@ def draw_depth(figure: Figure | SubFigure, scene: Scene) -> Drawn:
     style.whole_numbers(panels[-1].xaxis)
     panels[-1].set_xlabel(style.BY_NORM)
     figure.supylabel("sum of admixture weights", fontsize=10)
-    title = "Vectors by depth"
     notes = ["dotted: mean"]
     if scene.adapter.h > bins.MOST:
         notes.append("pale: the maximum of neighbours")
     notes += _agreement(scene, names, groups, sums)
-    caption = "; ".join(notes)
-    style.title(panels[0], title, caption)
-    return Drawn(title, caption, tuple(hovers))
+    return Drawn("Vectors by depth", "; ".join(notes), tuple(hovers))
 
 
 def _agreement(
@@ -100,13 +96,12 @@ def draw_kinds(figure: Figure | SubFigure, scene: Scene) -> Drawn:
     axes = figure.subplots()
     most = float(np.abs(far).max())
     limit = max(_PALE * at_random, float(np.quantile(np.abs(far), 0.999))) or 1.0
-    image = axes.imshow(
+    image = style.cells(
+        axes,
         far,
-        aspect="auto",
         cmap=style.AROUND_EVEN,
         vmin=-limit,
         vmax=limit,
-        interpolation="none",
         extent=(-0.5, scene.adapter.h - 0.5, count - 0.5, -0.5),
     )
     short = _with_factors(distinct(names, 24), rows)
@@ -114,13 +109,9 @@ def draw_kinds(figure: Figure | SubFigure, scene: Scene) -> Drawn:
     style.whole_numbers(axes.xaxis)
     axes.set_xlabel(style.BY_NORM)
     axes.set_ylabel("kind and factor (sub-vectors)")
-    axes.spines[:].set_visible(False)
-    bar = figure.colorbar(
-        image, ax=axes, extend="both" if most > limit else "neither", pad=0.02, fraction=0.05
-    )
-    bar.set_label("σ from an even share (σ: of vectors drawn at random)")
-    bar.outline.set_visible(False)
-    title = "Vectors by kind of module and factor"
+    scale = "σ from an even share (σ: of vectors drawn at random)"
+    extend = "both" if most > limit else "neither"
+    style.colour_bar(axes, image, scale, extend=extend, pad=0.02, fraction=0.05)
     top = np.unravel_index(int(np.abs(far).argmax()), far.shape)
     columns = bins.names(scene.by_norm, bounds)
     first, end = bounds[top[1]], bounds[top[1] + 1]
@@ -133,10 +124,10 @@ def draw_kinds(figure: Figure | SubFigure, scene: Scene) -> Drawn:
         f"strongest: {short[int(top[0])].rpartition(' ')[0]} on {where}, {far[top]:+.1f} σ "
         f"(at random ±{at_random:.1f})"
     )
-    style.title(axes, title, caption)
     text = "{row}: {value} σ from an even share to {column}"
     long = _with_factors([shortened(name, 120) for name in names], rows)
-    return Drawn(title, caption, (Cells(axes, text, columns, long, {"value": far}),))
+    hover = Cells(axes, text, columns, long, {"value": far})
+    return Drawn("Vectors by kind of module and factor", caption, (hover,))
 
 
 def _with_factors(names: list[str], rows: list[int]) -> list[str]:
