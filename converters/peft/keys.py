@@ -21,6 +21,7 @@ _ROWS = re.compile(
 _ROOT = re.compile(r"^(?:.*?\.)?base_model\.model\.")
 _TRAINED_WHOLE = ".modules_to_save."
 _UNDER = ".base_layer"
+_EMBEDDINGS = 2  # input and output
 
 
 @dataclass(frozen=True)
@@ -109,7 +110,7 @@ def parse(keys: Collection[str], *, bias: str = "none") -> Keys:
     in_logits_form = _one_form(modules)
     taken = {row.key for row in rows}
     rest = {n: key for n, key in plain.items() if n not in banks and key not in taken}
-    kept = _trained(rest, {row.module for row in rows}, bias)
+    kept = _trained(rest, rows, bias)
     names = names_of(kept, prefix, modules)
     return Keys(
         bank=plain[bank],
@@ -163,14 +164,19 @@ def _wrap(bank: str) -> str:
     return match["wrap"] if match else ""
 
 
-def _trained(rest: Mapping[str, str], modules: Collection[str], bias: str) -> dict[str, str]:
+def _trained(rest: Mapping[str, str], rows: Collection[_Row], bias: str) -> dict[str, str]:
     """Return the trained tensors among those that are not part of the factors.
 
-    In an adapter's state dict, all of them are trained. In a whole model's state dict, the trained
+    In an adapter's state dict, all of them are trained, except the base's weights of an adapted
+    embedding and output head, which PEFT saves as well. In a whole model's state dict, the trained
     tensors are the modules that PEFT saves completely, and the biases that `bias` selects.
     """
-    if not any(f"{module}{_UNDER}.weight" in rest for module in modules):
-        return dict(rest)
+    modules = {row.module for row in rows}
+    of_base = {f"{module}{_UNDER}.weight" for module in modules} & rest.keys()
+    # PEFT names the adapter in a model's state dict, and removes its name when it saves an adapter.
+    is_whole = any(row.adapter for row in rows) or len(of_base) > _EMBEDDINGS
+    if not of_base or not is_whole:
+        return {name: key for name, key in rest.items() if name not in of_base}
 
     def is_trained(name: str) -> bool:
         if _TRAINED_WHOLE in name:

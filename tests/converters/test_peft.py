@@ -153,6 +153,21 @@ def test_extras_get_the_names_of_the_base_model():
     assert adapter.tensors["score.weight"].numpy() == 0
 
 
+def test_trained_tensors_are_kept_beside_the_bases_weight_of_an_adapted_head():
+    """PEFT saves the weight of the base too if the output head is a target."""
+    extras = {
+        f"{KEY}.base_layer.weight": np.ones((OUT, IN), np.float32),
+        "base_model.model.embed_tokens.weight": np.ones((2, 2), np.float32),
+    }
+    with warned() as messages:
+        adapter = read(logits_form() | extras)
+    assert list(adapter.tensors) == ["embed_tokens.weight"]
+    assert messages == [
+        "the state dict contains the base too: 1 tensors of the base model were left out, "
+        "1 other trained tensors were kept"
+    ]
+
+
 @pytest.mark.parametrize("saved", [[["a"]], [{}], [None, 5], "a", 5])
 def test_a_config_with_anything_in_modules_to_save_is_read(tmp_path, saved):
     folder = write_folder(tmp_path / "x", logits_form())
