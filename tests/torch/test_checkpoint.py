@@ -12,6 +12,7 @@ from torch import nn
 
 from tests.torch.models import batch, config, llama, net, peft_model
 from vbfmt.converters import peft as peft_format
+from vbfmt.errors import ModelError
 from vbfmt.torch import (
     adapters_of,
     inject,
@@ -192,3 +193,24 @@ def test_a_config_of_ones_own_comes_back_from_pefts_form():
     written = one.as_peft()
     assert {name: written[name] for name in settings} == settings
     assert type(one).from_peft(written).as_peft() == written
+
+
+@pytest.mark.filterwarnings("ignore:Setting `save_embedding_layers`")
+def test_the_bases_weight_of_an_adapted_head_is_not_trained(tmp_path):
+    """PEFT saves this weight, too, and does not train it."""
+    peft_model(llama(vocab_size=48), ["q_proj", "lm_head"]).save_pretrained(tmp_path)
+    assert any(
+        key.endswith("base_layer.weight") for key in load_file(*tmp_path.glob("*.safetensors"))
+    )
+    model = llama(vocab_size=48)
+    for _ in range(2):  # the second time into the adapter that is there
+        load_checkpoint(model, tmp_path)
+        trained = [name for name, each in model.named_parameters() if each.requires_grad]
+        assert [name for name in trained if not name.endswith("logits")] == [
+            "vblora.adapters.default.bank.weight"
+        ]
+    for other in (llama(seed=1, vocab_size=48), model):
+        with torch.no_grad():
+            model.lm_head.base_layer.weight[3, 4] += 1
+        with pytest.raises(ModelError, match="another weight for a layer that it adapts.*lm_head"):
+            load_checkpoint(other, tmp_path)

@@ -10,10 +10,12 @@ import os
 from collections.abc import Collection, Mapping
 from dataclasses import replace
 from pathlib import Path
+from typing import cast
 
+import torch
 from torch import Tensor, nn
 
-from vbfmt._files.peft_layout import BANK, PREFIX
+from vbfmt._files.peft_layout import BANK, PREFIX, key_of_tensor
 from vbfmt.errors import ModelError, VbfmtError, few
 from vbfmt.packed import local_checkpoint
 from vbfmt.torch.adapter_state import fill
@@ -39,6 +41,7 @@ from vbfmt.torch.linear import is_adaptable
 from vbfmt.torch.peft_config import rank_pattern_of
 from vbfmt.torch.plan import exact
 from vbfmt.torch.preconditions import require_can_add, require_in_memory
+from vbfmt.torch.sharding import whole
 from vbfmt.torch.stand_ins import names_to_train
 from vbfmt.torch.targets import base_modules, saved_by_peft
 
@@ -118,7 +121,9 @@ def _fill_present(
         )
     _require_topk(adapter, config)
     require_in_memory(root, adapter.updates)
-    fill(root, adapter, tensors)
+    modules = dict(base_modules(root))
+    layers = {key: modules[key] for key in adapter.updates}
+    fill(root, adapter, _without_base_weights(layers, tensors))
 
 
 def _build_filled(
@@ -130,6 +135,7 @@ def _build_filled(
 ) -> TrainableAdapter:
     """Return a new adapter with a checkpoint's values. The model is not changed."""
     layers = _layers(model, ranks)
+    tensors = _without_base_weights(layers, tensors)
     config = replace(config, rank_pattern=rank_pattern_of(ranks))
     require_bank(tensors, config)
     config = replace(config, modules_to_save=saved_by_peft(model, config.modules_to_save))
@@ -137,6 +143,30 @@ def _build_filled(
     adapter = build(model, exact(model, config, layers, others), bank=bank)
     fill(model, adapter, tensors)
     return adapter
+
+
+def _without_base_weights(
+    layers: Mapping[str, nn.Module], tensors: Mapping[str, Tensor]
+) -> dict[str, Tensor]:
+    """Return the tensors without copies of the adapted layers' own weights.
+
+    PEFT saves such copies for an adapted embedding and output head. They are not trained.
+
+    Raises:
+        ModelError: such a copy differs from the model's weight.
+    """
+    copies = {key_of_tensor(f"{name}.weight", layers): layer for name, layer in layers.items()}
+    for key in copies.keys() & tensors.keys():
+        weight = whole(cast(Tensor, copies[key].weight))
+        if weight.shape != tensors[key].shape or not torch.equal(weight, tensors[key].to(weight)):
+            raise ModelError(
+                "the checkpoint has another weight for a layer that it adapts",
+                part=key,
+                found=f"{tuple(tensors[key].shape)} with other values",
+                expected=f"the model's weight, {tuple(weight.shape)}",
+                advice="load this weight into the model first",
+            )
+    return {key: tensor for key, tensor in tensors.items() if key not in copies}
 
 
 def _require_topk(adapter: TrainableAdapter, given: VBLoRAConfig) -> None:
