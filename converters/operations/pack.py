@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import errno
+import io
 import os
 from dataclasses import dataclass, replace
 from typing import BinaryIO
@@ -9,7 +11,7 @@ from typing import BinaryIO
 from vbfmt import packed
 from vbfmt._files import outputs, parents, storage
 from vbfmt.adapter import Adapter
-from vbfmt.converters import Source, open_source, sources
+from vbfmt.converters import READERS, Source, open_source, sources
 from vbfmt.converters.hub import card as cards
 from vbfmt.converters.operations import inputs
 from vbfmt.errors import ConfigError, TargetError, warn
@@ -77,7 +79,8 @@ def pack(
     Raises:
         SourceError: the source cannot be read as a VB-LoRA adapter.
         ContentError: a value breaks a rule of the format.
-        ConfigError: `card` is set and `dst` is not a path.
+        ConfigError: `card` is set and `dst` is not a path, or `base` is given for a checkpoint that
+            is read without one.
         OutputExistsError: `dst` exists, and `overwrite` is not set.
         TargetError, StorageError: the file cannot be written, or a file cannot be read.
     """
@@ -138,7 +141,27 @@ def _opened(
 ) -> tuple[Source, str | None]:
     path = sources.checkpoint(os.fspath(src), revision=revision)
     opened = open_source(path, layout=layout)
-    return opened, None if base is None else sources.config(os.fspath(base))
+    return opened, base_of(opened, base)
+
+
+def base_of(opened: Source, base: PathLike | None) -> str | None:
+    """Return the local path of the base model that is given for a checkpoint, None if none is.
+
+    Raises:
+        ConfigError: checkpoints of this format are read without a base.
+        SourceError: there is no such folder or repository.
+    """
+    if base is None:
+        return None
+    if not opened.reader.may_need_base:
+        raise ConfigError(
+            "this checkpoint is read without a base model",
+            part="`base`",
+            found=opened.reader.title,
+            expected=" or ".join(reader.title for reader in READERS if reader.may_need_base),
+            advice="leave it out",
+        )
+    return sources.config(os.fspath(base))
 
 
 def _require_no_card(readme: str | None) -> None:
@@ -155,6 +178,14 @@ def _card(adapter: Adapter, file: PathLike) -> bytes:
 
 
 def _write_stream(data: bytes, digest: str, stream: BinaryIO) -> packed.Written:
-    stream.write(data)
+    rest = memoryview(data)
+    if isinstance(stream, io.RawIOBase):  # without a buffer, which may write only a part at a time
+        while rest:
+            written = stream.write(rest)
+            if written is None:
+                raise BlockingIOError(errno.EAGAIN, os.strerror(errno.EAGAIN))
+            rest = rest[written:]
+    else:
+        stream.write(data)
     stream.flush()
     return packed.Written(digest, len(data))

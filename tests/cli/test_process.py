@@ -102,12 +102,16 @@ def test_the_locale_c(tmp_path):
 
 
 @posix
-def test_a_closed_pipe_is_no_error(tmp_path):
+@pytest.mark.parametrize("unbuffered", ["", "1"])
+def test_a_closed_pipe_is_no_error(tmp_path, unbuffered):
     save(adapter_of(), tmp_path / "x.vblora")
     reading, writing = os.pipe()
     os.close(reading)
     done = subprocess.run(
-        [*COMMAND, "inspect", str(tmp_path / "x.vblora")], stdout=writing, stderr=subprocess.PIPE
+        [*COMMAND, "inspect", str(tmp_path / "x.vblora")],
+        stdout=writing,
+        stderr=subprocess.PIPE,
+        env={**os.environ, "PYTHONUNBUFFERED": unbuffered},
     )
     os.close(writing)
     assert (done.returncode, done.stderr) == (1, b"")
@@ -327,12 +331,48 @@ def test_an_error_without_errno_is_reported():
 
 
 @pytest.mark.skipif(not os.path.exists("/dev/full"), reason="needs a full device")
+@pytest.mark.parametrize("unbuffered", ["", "1"])
 @pytest.mark.parametrize(
     "words", [("inspect",), ("verify",), ("inspect", "--json"), ("verify", "--json")]
 )
-def test_a_full_disk_behind_standard_output_is_one_line(packed, words):
+def test_a_full_disk_behind_standard_output_is_one_line(packed, words, unbuffered):
     with open("/dev/full", "wb") as full:
         done = subprocess.run(
-            [*COMMAND, *words, str(packed)], stdout=full, stderr=subprocess.PIPE, text=True
+            [*COMMAND, *words, str(packed)],
+            stdout=full,
+            stderr=subprocess.PIPE,
+            text=True,
+            env={**os.environ, "PYTHONUNBUFFERED": unbuffered},
         )
-    assert (done.returncode, done.stderr) == (1, "error: No space left on device\n")
+    message = "error: cannot write standard output: no space left on device\n"
+    assert (done.returncode, done.stderr) == (1, message)
+
+
+LIMITED = """
+import resource, signal, sys
+resource.setrlimit(resource.RLIMIT_FSIZE, (100, resource.RLIM_INFINITY))
+sys.argv = ["vbfmt", *sys.argv[1:]]
+from vbfmt.cli import main
+main()
+"""
+
+
+@posix
+@pytest.mark.usefixtures("unmeasured")  # that writes files, too
+@pytest.mark.parametrize("unbuffered", ["", "1"])
+@pytest.mark.parametrize("words", [("pack", "-q", "-o", "-"), ("inspect", "--json")])
+def test_output_that_is_written_in_part_is_an_error(
+    tmp_path, checkpoint, packed, words, unbuffered
+):
+    """The system writes the first 100 bytes, as on a disk that becomes full."""
+    given = checkpoint if words[0] == "pack" else packed
+    with open(tmp_path / "out", "wb") as out:
+        done = subprocess.run(
+            [sys.executable, "-c", LIMITED, *words, str(given)],
+            stdout=out,
+            stderr=subprocess.PIPE,
+            text=True,
+            env={**os.environ, "PYTHONUNBUFFERED": unbuffered},
+        )
+    message = "error: cannot write standard output: file too large\n"
+    assert (done.returncode, done.stderr) == (1, message)

@@ -61,12 +61,15 @@ class _Commands(click.Group):
 
     def main(self, *arguments: Any, **options: Any) -> NoReturn:
         """Run the command, print its error if there is one, and exit the process."""
+        from vbfmt.cli import process
+
         try:
             status = self._run(*arguments, **options)
         except click.ClickException as error:
             from vbfmt.cli.failure import report
 
             status = report(error, sys.argv[1:])
+            process.discard_unwritten_output()
         except click.Abort:
             click.echo("interrupted", err=True)
             status = _INTERRUPTED
@@ -128,6 +131,7 @@ def main() -> None:
     from vbfmt.cli import process
 
     process.open_closed_streams()
+    process.write_completely()
     process.read_any_name()
     process.write_in_any_encoding()
     process.collect_less_often()

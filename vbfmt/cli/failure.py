@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import errno
 import io
 import os
 import sys
@@ -13,6 +14,8 @@ import click
 
 if TYPE_CHECKING:
     from vbfmt.errors import VbfmtError
+
+_FULL = (errno.ENOSPC, errno.EFBIG, getattr(errno, "EDQUOT", errno.ENOSPC))
 
 FIELDS = ("kind", "part", "what", "found", "expected", "advice")
 """The attributes of a `VbfmtError` that are in its JSON, besides ``message`` and ``file``."""
@@ -127,6 +130,9 @@ def _message(error: Exception) -> str:
     if isinstance(error, OSError):
         if isinstance(error, FileNotFoundError) and not error.filename and _is_nowhere():
             return "the current folder no longer exists"
+        if error.errno is not None and error.errno in _FULL and not error.filename:
+            # An error of a file names the file.
+            return f"cannot write standard output: {os.strerror(error.errno).lower()}"
         where = f" in {error.filename}" if error.filename else ""
         return printable(f"{error.strerror or str(error) or type(error).__name__}{where}")
     return "not enough memory"

@@ -63,6 +63,36 @@ def write_in_any_encoding() -> None:
                 stream.reconfigure(errors="vbfmt")
 
 
+def write_completely() -> None:
+    """Give standard output a buffer if it has none (``python -u``, ``PYTHONUNBUFFERED``).
+
+    Without a buffer, Python ignores that the system has written only a part, as on a disk that
+    becomes full, and the rest is lost without an error.
+    """
+    stream = sys.stdout
+    if isinstance(stream, io.TextIOWrapper) and isinstance(stream.buffer, io.RawIOBase):
+        sys.stdout = io.TextIOWrapper(
+            io.BufferedWriter(stream.buffer),
+            encoding=stream.encoding,
+            errors=stream.errors,
+            line_buffering=True,
+        )
+
+
+def discard_unwritten_output() -> None:
+    """Discard what standard output could not write.
+
+    Python would try again when the process ends, print a second error and exit with status 120.
+    """
+    try:
+        sys.stdout.flush()
+    except (OSError, ValueError):
+        with contextlib.suppress(OSError, ValueError):  # not a file
+            null = os.open(os.devnull, os.O_WRONLY)
+            os.dup2(null, sys.stdout.fileno())
+            os.close(null)
+
+
 def collect_less_often() -> None:
     """Run the cyclic garbage collector less often than Python does by default.
 

@@ -20,6 +20,42 @@ def test_a_stream_gets_the_same_bytes_as_a_file(tmp_path, checkpoint):
     assert (to_stream.digest, to_stream.size) == (to_file.digest, to_file.size)
 
 
+class Slow(io.RawIOBase):
+    """A stream without a buffer, which writes at most 100 bytes at a time."""
+
+    def __init__(self, limit: int | None = None) -> None:
+        self.written = bytearray()
+        self.limit = limit
+
+    def writable(self):
+        return True
+
+    def write(self, data):
+        if self.limit is not None and len(self.written) >= self.limit:
+            return None  # it would block
+        self.written += bytes(data[:100])
+        return min(len(data), 100)
+
+
+def test_a_stream_without_a_buffer_gets_all_bytes(tmp_path, checkpoint):
+    stream = Slow()
+    done = vbfmt.pack(checkpoint, stream)
+    vbfmt.pack(checkpoint, tmp_path / "x.vblora")
+    assert bytes(stream.written) == (tmp_path / "x.vblora").read_bytes()
+    assert done.size == len(stream.written)
+
+
+def test_a_stream_that_would_block_is_an_error(checkpoint):
+    with pytest.raises(BlockingIOError):
+        vbfmt.pack(checkpoint, Slow(limit=200))
+
+
+def test_a_base_that_is_not_needed_is_refused(tmp_path, checkpoint):
+    with pytest.raises(ConfigError, match="read without a base model: `base`: found PEFT VB-LoRA"):
+        vbfmt.pack(checkpoint, tmp_path / "x.vblora", base=tmp_path)
+    assert not (tmp_path / "x.vblora").exists()
+
+
 def test_a_card_needs_a_folder(checkpoint):
     stream = io.BytesIO()
     with pytest.raises(ConfigError, match="`card` needs a path"):
