@@ -158,6 +158,7 @@ def expand(
     _require_rank(rank)
     _require_output(writer, dst, card=card, overwrite=overwrite)
     found = [inputs.located(each, revision=revision) for each in inputs.listed(src)]
+    inputs.require_checkpoint(found, topk=topk, layout=layout)
     config = _config_of(base, writer, found)
     _require_inputs_stay(writer, dst, found, config)
     adapters = [

@@ -13,7 +13,7 @@ from vbfmt.adapter import Adapter
 from vbfmt.converters import open_source, read, sources
 from vbfmt.converters._files import checkpoint as checkpoints
 from vbfmt.converters.hub.repository import is_id, is_model_name
-from vbfmt.errors import MissingExtraError, SourceError, warn
+from vbfmt.errors import ConfigError, MissingExtraError, SourceError, warn
 
 PathLike = str | os.PathLike[str]
 Given = PathLike | Adapter
@@ -59,6 +59,24 @@ def loaded(
     if is_checkpoint(given):
         return read(given, topk=topk, layout=layout, base=base)
     return packed.load(given, banks=banks, mmap=False)  # a merge may use it for hours
+
+
+def require_checkpoint(found: Sequence[Given], **options: object) -> None:
+    """Check that options which only apply to checkpoints are given for at least one checkpoint.
+
+    Raises:
+        ConfigError: an option is not None, and there is no checkpoint.
+    """
+    given = [name for name, value in options.items() if value is not None]
+    if not given or any(not isinstance(each, Adapter) and is_checkpoint(each) for each in found):
+        return
+    raise ConfigError(
+        "for checkpoints only",
+        part=f"`{given[0]}`",
+        found=", ".join("an adapter" if isinstance(f, Adapter) else str(f) for f in found[:3]),
+        expected="a checkpoint",
+        advice="leave it out",
+    )
 
 
 def files_of(given: Given) -> list[PathLike]:

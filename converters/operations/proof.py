@@ -11,7 +11,7 @@ import numpy as np
 from vbfmt.adapter import Adapter
 from vbfmt.analysis.difference import Difference, compare
 from vbfmt.converters import open_source, sources
-from vbfmt.converters.operations.pack import recorded
+from vbfmt.converters.operations.pack import base_of, recorded
 
 PathLike = str | os.PathLike[str]
 
@@ -64,8 +64,7 @@ def reference(
 ) -> Reference:
     """Pack a checkpoint again, in memory. Arguments and errors are those of `vbfmt.pack`."""
     opened = open_source(sources.checkpoint(os.fspath(src), revision=revision), layout=layout)
-    config = None if base is None else sources.config(os.fspath(base))
-    adapter = recorded(opened.read(topk=topk, base=config), base_model)
+    adapter = recorded(opened.read(topk=topk, base=base_of(opened, base)), base_model)
     return Reference(adapter, _in_topk_form(opened.checkpoint.tensors))
 
 

@@ -189,3 +189,12 @@ def test_progress_is_reported_after_every_module_and_every_block(tmp_path, packe
     )
     assert {total for _, total in sizes} == {plan.size}
     assert sum(done for done, _ in sizes) == plan.size
+
+
+@pytest.mark.parametrize("option", [{"topk": 3}, {"layout": "nlu"}])
+def test_options_for_checkpoints_are_refused_for_packed_files(tmp_path, option):
+    vbfmt.save(adapter_of(), tmp_path / "x.vblora")
+    for given in (tmp_path / "x.vblora", adapter_of()):
+        with pytest.raises(ConfigError, match=f"for checkpoints only: `{next(iter(option))}`"):
+            vbfmt.expand(given, tmp_path / "lora", **option)
+    assert not (tmp_path / "lora").exists()
