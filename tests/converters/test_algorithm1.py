@@ -1,4 +1,4 @@
-"""The layout of the paper's Algorithm 1, and how a source is recognized."""
+"""The layout of the paper's Algorithm 1, and how layouts are recognized."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ H, B, R, K = 12, 4, 2, 2
 
 
 def state(d_in=8, d_out=8, seed=0):
-    """As the pseudocode has it: ΔW of ``x @ W`` is B·A, so A is at the output."""
+    """Return a state dict as in the pseudocode: ΔW of ``x @ W`` is B·A, so A is at the output."""
     rng = np.random.default_rng(seed)
     return {
         "vector_bank": rng.standard_normal((H, B)).astype(np.float32),
@@ -34,7 +34,7 @@ def saved(folder, arrays):
 
 
 def pseudocode_delta(arrays):
-    """B·A (d_in, d_out) of Algorithm 1 in float64."""
+    """Return B·A (d_in, d_out) of Algorithm 1 in float64."""
     bank = arrays["vector_bank"]
     matrices = {}
     for name in "AB":
@@ -56,7 +56,7 @@ def test_the_delta_is_that_of_the_pseudocode(tmp_path, d_in, d_out):
     assert np.abs(delta - exact).max() <= 1e-6 * np.abs(exact).max()
 
 
-def test_a_plain_state_dict_does_not_tell_its_layout(tmp_path):
+def test_the_layout_of_a_plain_state_dict_must_be_given(tmp_path):
     path = saved(tmp_path, state())
     with pytest.raises(
         errors.SourceError, match="say which: `layout=nlu` or `layout=algorithm1`"
@@ -68,14 +68,14 @@ def test_a_plain_state_dict_does_not_tell_its_layout(tmp_path):
     assert np.abs(one.delta("layers.0.q") - other.delta("layers.0.q")).max() > 0.1
 
 
-def test_a_weight_beside_it_that_only_the_other_layout_fits_is_named(tmp_path):
+def test_a_weight_in_the_file_that_contradicts_the_layout_is_named(tmp_path):
     arrays = state(d_in=8, d_out=12)
     arrays["layers.0.q.weight"] = np.zeros((8, 12), np.float32)
     with pytest.raises(errors.SourceError, match="layout nlu fits: `layout=nlu`"):
         read(saved(tmp_path, arrays), layout="algorithm1", topk=K)
 
 
-def test_k_must_be_said(tmp_path):
+def test_k_must_be_given(tmp_path):
     with pytest.raises(errors.SourceError, match="give it: `topk=K`"):
         read(saved(tmp_path, state()), layout="algorithm1")
 
@@ -94,12 +94,12 @@ def test_k_must_be_said(tmp_path):
         ({"vector_bank": np.zeros((0, B), np.float32)}, "not a vector bank"),
     ],
 )
-def test_what_does_not_fit_is_refused(tmp_path, change, message):
+def test_shapes_that_do_not_match_are_refused(tmp_path, change, message):
     with pytest.raises(errors.SourceError, match=message):
         read(saved(tmp_path, {**state(), **change}), layout="algorithm1", topk=K)
 
 
-def test_what_else_is_in_the_file_is_told(tmp_path):
+def test_other_tensors_in_the_file_are_reported(tmp_path):
     arrays = {**state(), "head.weight": np.zeros((2, 2), np.float32)}
     with warned() as messages:
         adapter = read(saved(tmp_path, arrays), layout="algorithm1", topk=K)
@@ -119,7 +119,7 @@ def test_lora_is_not_vb_lora(tmp_path):
         read(path)
 
 
-def test_an_unknown_layout_names_those_that_are_known(tmp_path):
+def test_the_error_for_an_unknown_layout_lists_the_known_ones(tmp_path):
     names = ", ".join(reader.name for reader in READERS)
     with pytest.raises(errors.SourceError, match=f"expected {names}"):
         read(saved(tmp_path, state()), layout="qlora")

@@ -1,4 +1,4 @@
-"""A packed file straight into a model."""
+"""Loading a packed file into a model with PEFT."""
 
 from __future__ import annotations
 
@@ -35,7 +35,7 @@ def test_outputs_are_those_of_the_trained_model(tmp_path, kind, packed, form):
     assert not loaded.training
 
 
-def test_a_second_adapter_joins_the_first(tmp_path, kind, packed):
+def test_a_second_adapter_can_be_loaded(tmp_path, kind, packed):
     path, expected = packed
     if kind == "bert":
         pytest.skip("PEFT holds only one adapter with trained biases")
@@ -49,7 +49,7 @@ def test_a_second_adapter_joins_the_first(tmp_path, kind, packed):
     assert (found - expected).abs().max() <= 1e-5 * expected.abs().max()
 
 
-def test_another_model_is_refused_not_left_unchanged(tmp_path, kind, packed):
+def test_another_model_is_refused(tmp_path, kind, packed):
     path, _ = packed
     other = models.base("gpt2" if kind != "gpt2" else "llama", str(tmp_path / "other"))
     with pytest.raises(errors.TargetError, match="does not fit the adapter.*no such module"):
@@ -72,7 +72,7 @@ def test_a_name_that_is_taken_is_refused_before_anything_is_loaded(tmp_path, kin
 
 @pytest.mark.parametrize("kind", ["llama"], indirect=True)
 @pytest.mark.parametrize("name", ["", "a.b", None, 3])
-def test_a_name_that_peft_cannot_give_is_refused(tmp_path, kind, packed, name):
+def test_a_name_that_peft_does_not_accept_is_refused(tmp_path, kind, packed, name):
     with pytest.raises(errors.TargetError, match="not a name for an adapter"):
         peft.load_adapter(models.base(kind, str(tmp_path)), packed[0], adapter_name=name)
 
@@ -83,7 +83,7 @@ def test_swapped_arguments_are_recognised(tmp_path, kind, packed):
         peft.load_adapter(packed[0], models.base(kind, str(tmp_path)))
 
 
-def test_a_model_that_is_not_of_transformers_is_refused_by_what_it_lacks(packed):
+def test_a_model_without_the_methods_of_transformers_is_refused(packed):
     from torch import nn
 
     path, _ = packed

@@ -1,4 +1,4 @@
-"""What PEFT loads is compared with the adapter, layer by layer."""
+"""The comparison of what PEFT has loaded with the adapter, layer by layer."""
 
 from __future__ import annotations
 
@@ -48,7 +48,7 @@ def loaded(tmp_path, adapter):
     return load_adapter(model(), tmp_path / "x.vblora")
 
 
-def test_factors_that_are_lost_are_put_in(tmp_path):
+def test_factors_that_peft_loses_are_set(tmp_path):
     adapter = adapter_of({NAME: (16, 16)})
     result = loaded(tmp_path, adapter)
     layer = result.base_model.model.get_submodule(NAME)
@@ -58,7 +58,7 @@ def test_factors_that_are_lost_are_put_in(tmp_path):
     np.testing.assert_array_equal(layer.lora_B["default"].weight.detach().numpy(), b)
 
 
-def test_a_layer_that_the_adapter_does_not_have_is_refused(tmp_path):
+def test_a_layer_that_is_not_in_the_adapter_is_refused(tmp_path):
     whole = adapter_of({NAME: (16, 16), "vit.layers.1.mlp.fc1": (32, 16)})
     result = loaded(tmp_path, whole)
     with pytest.raises(errors.TargetError, match="layers.1.mlp.fc1.*does not have"):
@@ -74,7 +74,7 @@ def test_a_layer_that_is_missing_is_refused(tmp_path):
         require_lora_loaded(result, other, "default")
 
 
-def test_a_head_of_other_values_is_refused(tmp_path):
+def test_a_head_with_different_values_is_refused(tmp_path):
     head = {
         "classifier.weight": tensor_of(np.ones((3, 16))),
         "classifier.bias": tensor_of(np.zeros(3)),
@@ -109,7 +109,7 @@ def test_vb_lora_layers_of_peft_are_compared_too(tmp_path):
         require_vblora_loaded(result, adapter, "default")
 
 
-def test_vb_lora_layers_that_the_adapter_does_not_have_are_refused(tmp_path):
+def test_vb_lora_layers_that_are_not_in_the_adapter_are_refused(tmp_path):
     adapter = adapter_of({NAME: (16, 16)}, config='{"target_modules":["q_proj"]}')
     save(adapter, tmp_path / "x.vblora")
     with pytest.raises(errors.TargetError, match=r"layers\.1.*the adapter does not have"):
@@ -125,7 +125,7 @@ def test_vb_lora_layers_that_are_missing_are_refused(tmp_path):
         require_vblora_loaded(result, other, "default")
 
 
-def test_a_layer_with_another_scale_is_refused(tmp_path):
+def test_a_layer_with_a_different_scale_is_refused(tmp_path):
     adapter = adapter_of({NAME: (16, 16)})
     result = loaded(tmp_path, adapter)
     result.base_model.model.get_submodule(NAME).scaling["default"] = 2.0
@@ -133,7 +133,7 @@ def test_a_layer_with_another_scale_is_refused(tmp_path):
         require_lora_loaded(result, adapter, "default")
 
 
-def test_a_layer_that_changes_nothing_may_be_there(tmp_path):
+def test_a_layer_without_effect_is_accepted(tmp_path):
     other = "vit.layers.1.mlp.fc1"
     result = loaded(tmp_path, adapter_of({NAME: (16, 16), other: (32, 16)}))
     torch.nn.init.zeros_(result.base_model.model.get_submodule(other).lora_B["default"].weight)
@@ -143,9 +143,7 @@ def test_a_layer_that_changes_nothing_may_be_there(tmp_path):
 @pytest.mark.parametrize(
     ("name", "found"), [("no.such.weight", "no such tensor"), ("classifier.bias", r"\(3,\)")]
 )
-def test_a_trained_tensor_that_the_model_lacks_or_has_in_another_shape_is_refused(
-    tmp_path, name, found
-):
+def test_a_trained_tensor_that_does_not_match_the_model_is_refused(tmp_path, name, found):
     adapter = adapter_of({NAME: (16, 16)})
     result = loaded(tmp_path, adapter)
     trained = adapter_of({NAME: (16, 16)}, tensors={name: tensor_of(np.ones(4))})

@@ -34,7 +34,7 @@ def test_factors_are_written_exactly(tmp_path):
         assert file.metadata() == {"format": "pt"}
 
 
-def test_the_config_is_what_every_runtime_takes(tmp_path):
+def test_the_config_is_valid_for_every_runtime(tmp_path):
     lora.write(worked_example(), tmp_path / "x")
     config = config_of(tmp_path / "x")
     assert config["peft_type"] == "LORA"
@@ -101,7 +101,7 @@ def test_extras_are_kept_in_their_own_dtype_and_named_in_the_config(tmp_path):
     assert "score" in config_of(tmp_path / "x")["modules_to_save"]
 
 
-def test_what_float16_cannot_hold_is_refused_and_nothing_is_left(tmp_path):
+def test_factors_beyond_float16_are_refused_and_nothing_is_written(tmp_path):
     adapter = worked_example()
     large = dataclasses.replace(adapter, bank=adapter.bank * np.float32(1e6))
     with pytest.raises(errors.TargetError, match="give `dtype=bfloat16`"):

@@ -1,4 +1,4 @@
-"""mlx-lm's folder."""
+"""LoRA folders for mlx-lm."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ def adapter():
     return random_adapter(layers=2, hidden=32, feed=48, kv=16, b=8)
 
 
-def test_factors_are_turned_and_named_as_its_layers_want(tmp_path, adapter):
+def test_factors_are_transposed_and_named_as_in_mlx_lm(tmp_path, adapter):
     mlx.write(adapter, tmp_path / "x")
     found = safetensors.read(tmp_path / "x" / "adapters.safetensors").tensors
     assert len(found) == 2 * len(adapter)
@@ -32,7 +32,8 @@ def test_factors_are_turned_and_named_as_its_layers_want(tmp_path, adapter):
 
 
 def test_the_config_adapts_every_layer_and_scales_nothing(tmp_path, adapter):
-    """A positive num_layers counts from the last: an adapter of the first layers would be lost."""
+    """A positive num_layers counts from the last layer, so an adapter of the first layers would be
+    lost."""
     mlx.write(adapter, tmp_path / "x")
     config = json.loads((tmp_path / "x" / "adapter_config.json").read_text())
     assert config["fine_tune_type"] == "lora"
@@ -56,16 +57,16 @@ def test_extras_are_refused(tmp_path, adapter):
     mlx.write(trained, tmp_path / "x", drop_extras=True)
 
 
-def test_all_that_is_wrong_is_one_refusal(tmp_path):
-    """drop_extras=True would help nothing, so it is not offered."""
+def test_all_problems_are_one_error(tmp_path):
+    """drop_extras=True would not help, so it is not suggested."""
     message = r"outside of layers.<n> \(h.0.attn.c_attn, .*\) and trained .* \(empty, .*weight\)"
     with pytest.raises(errors.TargetError, match=message) as caught:
         mlx.write(wide_indices(), tmp_path / "x")
     assert "drop_extras=True" not in str(caught.value)
 
 
-def test_its_own_loader_gives_the_same_outputs(tmp_path, adapter):
-    """mlx runs on a CPU, too; the adapter leaves the last of three layers alone."""
+def test_mlx_lms_loader_gives_the_same_outputs(tmp_path, adapter):
+    """mlx also runs on CPUs. The adapter does not change the last of three layers."""
     mx = pytest.importorskip("mlx.core", reason="mlx is not installed")
     llama = pytest.importorskip("mlx_lm.models.llama", reason="mlx-lm is not installed")
     from mlx.utils import tree_flatten

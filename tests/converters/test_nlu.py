@@ -35,12 +35,12 @@ def layers_of(model):
     return {n: m for n, m in model.named_modules() if isinstance(m, authors.VBLinear)}
 
 
-def test_it_is_recognized(checkpoint):
+def test_the_layout_is_recognized(checkpoint):
     assert open_source(checkpoint).reader.name == "nlu"
     assert open_source(checkpoint / "pytorch_model.bin").reader.name == "nlu"
 
 
-def test_every_module_has_the_layers_own_delta(model, checkpoint):
+def test_every_module_has_the_delta_of_the_authors_layer(model, checkpoint):
     """ΔW in nn.Linear's convention is (A·B)ᵀ; some modules here have in/b == rank, some not."""
     adapter = read(checkpoint)
     assert {module.in_features // adapter.b == module.rank for module in adapter} == {True, False}
@@ -71,7 +71,7 @@ def require_own_deltas(adapter, model):
 
 
 def test_the_wrong_layout_gives_other_weights(model, tmp_path):
-    """Nothing refuses it where all modules are square; that is why the layout is never guessed."""
+    """If all modules are square, no check can detect it. Therefore the layout is never guessed."""
     square = authors.saved(tmp_path / "square", authors.model("query,value"))
     right = read(square)
     forget_copies(square)
@@ -83,7 +83,7 @@ def test_the_wrong_layout_gives_other_weights(model, tmp_path):
 
 
 def forget_copies(folder):
-    """What is left when tied tensors are saved once."""
+    """Remove the copies of tied tensors, as if they were saved once."""
     state = torch.load(folder / "pytorch_model.bin", weights_only=True)
     kept = {
         key: value
@@ -93,12 +93,12 @@ def forget_copies(folder):
     torch.save(kept, folder / "pytorch_model.bin")
 
 
-def test_the_wrong_layout_is_refused_where_a_shape_can_tell(checkpoint):
+def test_the_wrong_layout_is_refused_if_a_shape_shows_it(checkpoint):
     with pytest.raises(errors.SourceError, match="not exactly one vector bank"):
         read(checkpoint, layout="algorithm1", topk=authors.K)
 
 
-def test_the_head_is_kept_and_the_base_is_not(model, checkpoint):
+def test_the_head_is_kept_and_the_base_is_dropped(model, checkpoint):
     with warned() as messages:
         adapter = read(checkpoint)
     assert sorted(adapter.tensors) == sorted(
@@ -144,7 +144,7 @@ def test_sizes_may_be_lists_of_one(model, tmp_path, config):
         ({"num_hidden_layers": 3}, "incomplete checkpoint .*: found in 2 layers, expected 3"),
     ],
 )
-def test_a_config_that_contradicts_is_refused(model, tmp_path, config, message):
+def test_a_config_that_contradicts_the_tensors_is_refused(model, tmp_path, config, message):
     folder = authors.saved(tmp_path / "x", model, **config)
     topk = 3 if config == {"topk": 2} else None
     with pytest.raises(errors.SourceError, match=message.replace(" .* ", ".*")):
@@ -162,7 +162,7 @@ def test_a_copy_of_the_bank_that_is_not_tied_is_refused(model, tmp_path):
         read(folder)
 
 
-def test_half_a_module_is_refused(model, tmp_path):
+def test_a_module_with_only_one_factor_is_refused(model, tmp_path):
     folder = authors.saved(tmp_path / "x", model)
     state = torch.load(folder / "pytorch_model.bin", weights_only=True)
     key = "roberta.encoder.layer.0.attention.self.query.logits_B"

@@ -1,6 +1,6 @@
-"""The first PEFT with VB-LoRA, 0.13, on what is written here.
+"""PEFT 0.13, the first with VB-LoRA, loads what vbfmt writes.
 
-``PEFT_0_13`` names a Python that has it: ``make runtimes`` makes one.
+``PEFT_0_13`` is the path of a Python with this version. ``make runtimes`` creates one.
 """
 
 from __future__ import annotations
@@ -40,7 +40,7 @@ with torch.no_grad():
 
 @pytest.mark.parametrize("form", ["lora", "vblora"])
 @pytest.mark.parametrize("kind", CLASSES)
-def test_outputs_in_the_oldest_peft_are_those_of_the_newest(tmp_path, kind, form):
+def test_the_oldest_and_the_newest_peft_give_the_same_outputs(tmp_path, kind, form):
     model = models.trained(kind, str(tmp_path))
     adapter = read(models.saved(model, str(tmp_path)))
     {"lora": lora, "vblora": peft}[form].write(adapter, tmp_path / "adapter")

@@ -1,4 +1,4 @@
-"""A LoRA folder for a base at hand: PEFT loads it right there, or it is refused."""
+"""LoRA folders for a given base: PEFT loads them correctly, or they are refused."""
 
 from __future__ import annotations
 
@@ -43,7 +43,7 @@ def merged_by_peft(model, folder):
         return peft.PeftModel.from_pretrained(model, folder).merge_and_unload().state_dict()
 
 
-def test_layers_that_peft_would_lose_have_the_names_of_the_files(tmp_path):
+def test_layers_that_peft_would_lose_get_the_names_in_the_base_files(tmp_path):
     model = saved(transformers.LagunaForCausalLM, tmp_path / "base")
     names = SHARED, "model.layers.1.self_attn.q_proj"
     adapter = shaped(model, *names)
@@ -59,7 +59,7 @@ def test_layers_that_peft_would_lose_have_the_names_of_the_files(tmp_path):
         np.testing.assert_allclose(found[f"{name}.weight"], tensor, atol=1e-6)
 
 
-def test_names_of_transformers_4_become_the_loaded_models(tmp_path):
+def test_names_of_transformers_4_become_those_of_the_loaded_model(tmp_path):
     model = saved(transformers.ViTForImageClassification, tmp_path / "base")
     old = "vit.encoder.layer.0.attention.attention.query"
     new = "vit.layers.0.attention.q_proj"
@@ -86,7 +86,7 @@ def test_another_base_is_refused(tmp_path):
     assert not (tmp_path / "lora").exists()
 
 
-def test_a_base_that_transformers_does_not_know_is_told(tmp_path):
+def test_a_base_that_transformers_does_not_know_is_reported(tmp_path):
     (tmp_path / "base").mkdir()
     (tmp_path / "base" / "config.json").write_text(json.dumps({"model_type": "own"}))
     adapter = adapter_of({"layers.0.q": (64, 64)})
@@ -100,7 +100,7 @@ QUERY = "model.layers.0.self_attn.q_proj"
 
 @pytest.fixture
 def llama(tmp_path):
-    """The folder of a base of two layers, and an adapter of one of its modules."""
+    """Return the folder of a base with two layers, and an adapter of one of its modules."""
     model = saved(transformers.LlamaForCausalLM, tmp_path / "base")
     return tmp_path / "base", shaped(model, QUERY)
 
@@ -113,7 +113,7 @@ def test_layers_that_peft_loses_under_every_name_are_refused(tmp_path, llama, mo
     assert not (tmp_path / "lora").exists()
 
 
-def test_without_peft_the_names_are_the_adapters(tmp_path, llama, monkeypatch):
+def test_without_peft_the_names_of_the_adapter_are_kept(tmp_path, llama, monkeypatch):
     base, adapter = llama
     for name in [name for name in sys.modules if name.partition(".")[0] == "peft"]:
         monkeypatch.delitem(sys.modules, name)
@@ -136,7 +136,7 @@ def test_a_config_with_which_peft_adapts_other_modules_is_refused(tmp_path, llam
 
 
 class Renaming:
-    """A base that knows these earlier names of its modules."""
+    """A base with these earlier names of its modules."""
 
     def __init__(self, **earlier):
         self._earlier = earlier
@@ -147,7 +147,7 @@ class Renaming:
 
 
 def found_under(names, accepted, **earlier):
-    """Run the search with a PEFT that finds only these (module, key)."""
+    """Run the search with a fake PEFT that finds only these pairs of module and key."""
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(
             on_base,
@@ -165,19 +165,19 @@ def test_earlier_names_are_tried_until_peft_finds_the_module():
     assert names == {"a": "old_a", "b": "b"}  # "b" was taken
 
 
-def test_a_module_without_a_name_that_peft_finds_keeps_its_own():
+def test_a_module_that_peft_finds_under_no_name_keeps_its_name():
     names = {"a": "a", "b": "b"}
     assert found_under(names, {("b", "old_b")}, a=["old_a"], b=["x", "old_b"]) == ["a"]
     assert names == {"a": "a", "b": "old_b"}
 
 
-def test_only_so_many_names_are_tried():
+def test_the_number_of_tried_names_is_limited():
     tried = (f"old_{number}" for number in itertools.count())
     assert found_under({"a": "a"}, set(), a=tried) == ["a"]
     assert next(tried) == f"old_{on_base._ROUNDS}"
 
 
-def test_two_names_that_would_become_one_are_left_as_they_are():
+def test_two_names_that_would_become_equal_are_not_changed():
     class Loaded:
         shapes = dict.fromkeys(["new.weight"], (4, 8))
 

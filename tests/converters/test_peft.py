@@ -73,7 +73,7 @@ def test_logits_of_any_float_dtype_give_the_factors_of_the_paper(dtype):
     np.testing.assert_array_equal(adapter.bank, bank)
     logits_a = arrays[f"{KEY}.vblora_logits_A"].reshape(-1, H)
     exact_a = reference.subvectors(logits_a, bank, K).reshape(R, IN)
-    # B as PEFT has it: (tile, rank, b) → (tile, b, rank) → (out, rank)
+    # PEFT's B: (tile, rank, b) → (tile, b, rank) → (out, rank)
     logits_b = arrays[f"{KEY}.vblora_logits_B"].reshape(-1, H)
     exact_b = reference.subvectors(logits_b, bank, K).reshape(OUT // B, R, B)
     exact_b = exact_b.swapaxes(1, 2).reshape(OUT, R)
@@ -81,13 +81,13 @@ def test_logits_of_any_float_dtype_give_the_factors_of_the_paper(dtype):
     assert np.abs(b - exact_b).max() <= reference.bound(bank, K)
 
 
-def test_a_folder_and_its_file_are_the_same(tmp_path):
+def test_a_folder_and_its_weights_file_are_the_same_adapter(tmp_path):
     folder = write_folder(tmp_path / "x", logits_form())
     assert peft.read(folder) == peft.read(folder / "adapter_model.safetensors")
     assert peft.read(folder).base_model == "some/base"
 
 
-def test_without_a_config_k_must_be_said(tmp_path):
+def test_without_a_config_k_must_be_given(tmp_path):
     folder = write_folder(tmp_path / "x", logits_form(), config=None)
     with pytest.raises(errors.SourceError, match="give it: `topk=K`"):
         peft.read(folder)
@@ -106,7 +106,7 @@ def test_a_k_that_the_model_was_not_trained_with_is_refused():
 
 
 @pytest.mark.parametrize("name", ["default", "my-adapter", "7"])
-def test_the_adapters_name_may_be_left_in_the_keys(name):
+def test_keys_may_contain_the_adapters_name(name):
     def named(arrays):
         return {
             key.replace("_topk", f".{name}_topk") if "_topk" in key else f"{key}.{name}": value
@@ -131,7 +131,7 @@ def test_the_order_of_keys_does_not_matter():
     assert read(dict(reversed(arrays.items()))) == read(arrays)
 
 
-def test_sets_in_the_config_are_sorted_and_what_belongs_to_the_file_is_left_out():
+def test_sets_in_the_config_are_sorted_and_file_specific_keys_removed():
     one = CONFIG | {"target_modules": ["q", "k"], "save_only_topk_weights": False}
     other = CONFIG | {"save_only_topk_weights": True, "target_modules": ["k", "q"]}
     adapter = read(logits_form(), one)
@@ -178,7 +178,7 @@ def test_a_config_with_anything_in_modules_to_save_is_read(tmp_path, saved):
 
 
 @pytest.mark.parametrize("bias", ["vblora_only", "all"])
-def test_biases_that_peft_trained_and_did_not_save_are_pointed_out(bias):
+def test_biases_that_peft_trained_but_did_not_save_give_a_warning(bias):
     config = CONFIG | {"bias": bias, "modules_to_save": ["head"]}
     head = {"base_model.model.head.bias": np.ones(2), "base_model.model.score.bias": np.ones(2)}
     with warned() as messages:
@@ -188,14 +188,14 @@ def test_biases_that_peft_trained_and_did_not_save_are_pointed_out(bias):
 
 
 @pytest.mark.parametrize("bias", ["none", "vblora_only", "all"])
-def test_biases_that_are_there_need_no_warning(bias):
+def test_saved_biases_give_no_warning(bias):
     own = {f"{KEY}.base_layer.bias": np.ones(OUT, np.float32)} if bias != "none" else {}
     with warned() as messages:
         read(logits_form() | own, CONFIG | {"bias": bias})
     assert messages == []
 
 
-def test_ties_at_the_kth_place_are_counted_aloud():
+def test_rows_with_ties_at_the_kth_place_give_a_warning():
     arrays = logits_form()
     arrays[f"{KEY}.vblora_logits_A"][0, 1] = 0.5
     with warned() as messages:
@@ -222,7 +222,7 @@ def test_pack_of_unpack_is_the_same_adapter(tmp_path, adapter):
 
 
 @given(st.lists(st.floats(0.5, 1, width=32), min_size=10, max_size=10))
-def test_pefts_own_weights_for_k_2_come_back_bit_for_bit(weights):
+def test_pefts_weights_for_k_2_are_restored_bit_for_bit(weights):
     arrays = topk_form()
     given_weights = np.array(weights, dtype=np.float32)
     arrays[f"{KEY}.vblora_logits_A_topk_weights"] = given_weights[:4].reshape(R, IN // B, 1)
@@ -255,7 +255,8 @@ def test_indices_are_written_in_the_dtype_that_peft_uses(h, dtype):
 
 
 def test_a_smallest_weight_that_peft_would_lose_is_kept():
-    """1 − (1 − 1e-9) is 0 in float32: the row is turned, so that the largest is missing."""
+    """1 − (1 − 1e-9) is 0 in float32, so the row is reordered: PEFT computes the largest weight
+    instead."""
     rows = Rows(np.array([[3, 5]] * 2, "u1"), np.full((2, 1), 1e-9, "<f4"))
     adapter = Adapter.from_rows(np.ones((8, 1)), {Module("m", 1, 1, 1): rows})
     arrays = peft_arrays(adapter)
@@ -264,7 +265,7 @@ def test_a_smallest_weight_that_peft_would_lose_is_kept():
     assert arrays[f"{key}weights"].numpy().tolist() == [[[np.float32(1e-9)]]]
 
 
-def test_weights_that_sum_to_more_than_1_are_rescued():
+def test_weights_whose_sum_exceeds_1_by_rounding_are_accepted():
     arrays = topk_form(k=4)
     key = f"{KEY}.vblora_logits_A_topk_weights"
     arrays[key][0, 0] = np.array([0.5, 0.3, 0.2000003], np.float32)
@@ -277,8 +278,9 @@ def test_weights_that_sum_to_more_than_1_are_rescued():
 
 
 @pytest.mark.parametrize("k", [4, 64])
-def test_weights_that_no_rounding_explains_are_refused_however_many(k):
-    """Each of 64 weights may be off by a part of itself, so their sum by no more than that part."""
+def test_weights_whose_sum_exceeds_1_by_more_than_rounding_are_refused(k):
+    """Each of 64 weights has a relative rounding error, so the relative error of their sum is no
+    larger."""
     arrays = topk_form(k=k, h=70)
     key = f"{KEY}.vblora_logits_A_topk_weights"
     weights = np.full(k - 1, 1.02 / (k - 1), ml_dtypes.bfloat16)
@@ -301,7 +303,7 @@ def test_weights_that_no_rounding_explains_are_refused_however_many(k):
         CONFIG | {"target_modules": ".*q", "fan_in_fan_out": None, "revision": "main", "z": [1]},
     ],
 )
-def test_unpacking_and_packing_again_changes_no_byte_whatever_the_config_says(tmp_path, config):
+def test_unpacking_and_packing_again_gives_the_same_bytes_for_any_config(tmp_path, config):
     extras = {f"{KEY}.base_layer.bias": np.ones(OUT, np.float32), f"{KEY}2.weight": np.ones(1)}
     adapter = read(logits_form() | extras, config, topk=2)
     peft.write(adapter, tmp_path / "x")

@@ -1,4 +1,4 @@
-"""Checkpoints that are none: the reason in one line."""
+"""Invalid PEFT checkpoints are refused with one line of reason."""
 
 from __future__ import annotations
 
@@ -114,7 +114,7 @@ WRONG_TOPK = {
         for what, wrong in table.items()
     ],
 )
-def test_wrong_checkpoints_are_refused(arrays, wrong):
+def test_invalid_checkpoints_are_refused(arrays, wrong):
     edit, message = wrong
     changed = arrays()
     edit(changed)
@@ -125,7 +125,7 @@ def test_wrong_checkpoints_are_refused(arrays, wrong):
 
 @pytest.mark.parametrize("shape", [(0, 2**63), (2**63, 0), (0, 0)], ids=str)
 @pytest.mark.parametrize("arrays", [logits_form, topk_form])
-def test_factors_of_no_elements_and_a_size_beyond_memory_are_refused(arrays, shape):
+def test_empty_factors_that_claim_an_impossible_size_are_refused(arrays, shape):
     tensors = {key: Tensor.of(array) for key, array in arrays().items()}
     for key, tensor in tensors.items():
         if key.startswith(KEY):
@@ -137,7 +137,7 @@ def test_factors_of_no_elements_and_a_size_beyond_memory_are_refused(arrays, sha
         peft.from_tensors(tensors, topk=K)
 
 
-def test_modules_that_select_differently_many_vectors_are_refused():
+def test_modules_with_different_k_are_refused():
     arrays = topk_form()
     for factor, tiles in (("A", (R, 2)), ("B", (3, R))):
         key = f"{KEY}2.vblora_logits_{factor}_topk"
@@ -147,7 +147,7 @@ def test_modules_that_select_differently_many_vectors_are_refused():
         read(arrays)
 
 
-def test_indices_of_no_columns_select_nothing():
+def test_indices_without_columns_are_refused():
     arrays = {key: a[..., :0] if "topk" in key else a for key, a in topk_form().items()}
     with pytest.raises(errors.SourceError, match="not a size: topk: found 0 from the indices"):
         read(arrays, None)
@@ -180,7 +180,7 @@ def test_a_config_that_is_no_json_object_is_refused(tmp_path, config):
         peft.read(folder)
 
 
-def test_folders_without_a_checkpoint_say_what_they_hold(tmp_path):
+def test_the_error_for_a_folder_without_a_checkpoint_says_what_it_holds(tmp_path):
     with pytest.raises(errors.SourceError, match="found an empty folder"):
         peft.read(tmp_path)
     (tmp_path / "notes.txt").write_text("")
@@ -200,13 +200,13 @@ def keys_of(*modules):
     return [f"{module}.vblora_logits_{factor}" for module in modules for factor in "AB"]
 
 
-def test_two_keys_that_differ_in_the_prefix_alone_are_refused():
+def test_two_keys_that_differ_only_in_the_prefix_are_refused():
     keys = [BANK_KEY, *keys_of(f"{ROOT}.model.x", "x")]
     with pytest.raises(errors.SourceError, match="one tensor under two keys"):
         parse(keys)
 
 
-def test_two_keys_that_differ_in_a_wrapper_alone_are_refused():
+def test_two_keys_that_differ_only_in_a_wrapper_are_refused():
     keys = [BANK_KEY, *keys_of(f"{ROOT}.model.x", f"{ROOT}.model._orig_mod.x")]
     with pytest.raises(errors.SourceError, match="two keys have the same name"):
         parse(keys)

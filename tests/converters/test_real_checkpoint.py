@@ -1,4 +1,4 @@
-"""The main job on the trained checkpoint that ships with the project, on its real base model."""
+"""Pack, verify and expand the trained checkpoint in tests/data, with its real base model."""
 
 from __future__ import annotations
 
@@ -44,7 +44,7 @@ def checkpoint(data_folder):
     return data_folder / "minilm-vblora"
 
 
-def test_packed_verified_and_expanded_it_gives_the_same_outputs(checkpoint, tmp_path):
+def test_the_expanded_adapter_gives_the_same_outputs(checkpoint, tmp_path):
     save(peft.read(checkpoint), tmp_path / "x.vblora")
     assert verify(tmp_path / "x.vblora").ok
     adapter = load(tmp_path / "x.vblora")
@@ -58,14 +58,14 @@ def test_packed_verified_and_expanded_it_gives_the_same_outputs(checkpoint, tmp_
         )
 
 
-def test_our_error_is_not_above_that_of_pefts_own_topk_form(checkpoint):
-    """Both against float64, element by element of every factor."""
+def test_the_error_is_not_larger_than_that_of_pefts_topk_form(checkpoint):
+    """Both are compared with float64, for every element of every factor."""
     adapter = peft.read(checkpoint)
     found = fidelity.errors(checkpoint, adapter)
     assert np.abs(found.ours).max() <= reference.bound(adapter.bank, adapter.k)
     assert (found.ours**2).mean() <= (found.pefts**2).mean()
 
 
-def test_the_packed_form_is_hardly_larger_than_what_it_holds(checkpoint):
+def test_the_packed_file_is_hardly_larger_than_its_content(checkpoint):
     adapter = peft.read(checkpoint)
     assert len(dumps(adapter)) <= fidelity.size_limit(adapter)

@@ -1,4 +1,4 @@
-"""Checkpoints that PEFT wrote and cannot load: we can, and PEFT loads what we make of them."""
+"""Checkpoints that PEFT writes but cannot load. vbfmt reads them, and PEFT loads the result."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from vbfmt.converters import lora, peft  # noqa: E402
 
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
 def test_topk_files_in_half_precision(tmp_path, dtype):
-    """PEFT: ``scatter(): Expected self.dtype to be equal to src.dtype``."""
+    """PEFT fails with ``scatter(): Expected self.dtype to be equal to src.dtype``."""
     model = models.trained("llama", str(tmp_path))
     checkpoint = models.saved(model, str(tmp_path), only_topk=True)
     weights = os.path.join(checkpoint, "adapter_model.safetensors")
@@ -41,7 +41,8 @@ def test_topk_files_in_half_precision(tmp_path, dtype):
 
 
 def test_negative_remainders_at_k_4(tmp_path):
-    """Logits far apart: three weights that sum to more than 1, the logarithm of a negative rest."""
+    """Logits are far apart: three weights sum to more than 1, so PEFT takes the log of a negative
+    number."""
     model = models.trained("llama", str(tmp_path), topk=4)
     generator = torch.Generator().manual_seed(0)
     for name, parameter in model.named_parameters():
@@ -66,7 +67,7 @@ def test_negative_remainders_at_k_4(tmp_path):
 
 
 def test_logits_that_were_saved_again_from_the_topk_form(tmp_path):
-    """PEFT fills what was not selected with −∞; such logits pack to the same selection."""
+    """PEFT sets logits that are not selected to −∞. Such logits pack to the same selection."""
     model = models.trained("llama", str(tmp_path))
     checkpoint = models.saved(model, str(tmp_path), only_topk=True)
     again = models.loaded("llama", str(tmp_path), checkpoint)

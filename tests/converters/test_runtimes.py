@@ -16,28 +16,28 @@ def plain():
 
 
 @pytest.mark.parametrize("runtime", runtimes.FORMS)
-def test_a_plain_adapter_has_nothing_against_it(plain, runtime):
+def test_a_plain_adapter_has_no_problems(plain, runtime):
     assert runtimes.findings(plain, runtime) == []
 
 
 @pytest.mark.parametrize("runtime", ["vllm", "llama.cpp", "ollama"])
-def test_extras_are_refused_where_the_runtime_would(runtime):
+def test_extras_that_a_runtime_refuses_are_problems(runtime):
     with pytest.raises(errors.TargetError, match=f"{runtime} would not load it.*drop_extras=True"):
         runtimes.require_loadable(wide_indices(), runtime)
     assert runtimes.require_loadable(wide_indices(), runtime, drop_extras=True) == []
 
 
-def test_every_form_that_a_runtime_takes_is_written():
+def test_every_form_that_a_runtime_loads_can_be_written():
     assert set(runtimes.FORMS.values()) == set(WRITERS)
 
 
-def test_extras_that_are_dropped_silently_are_told():
+def test_extras_that_a_runtime_drops_silently_are_reported():
     found = runtimes.require_loadable(wide_indices(), "tgi")
     assert "drops" in {finding.rule.effect for finding in found}
     assert any("score.weight" in str(finding) for finding in found)
 
 
-def test_vllm_is_told_about_high_ranks():
+def test_high_ranks_need_an_option_of_vllm():
     high = adapter_of([Module("model.layers.0.q", 32, 32, 32)], b=8)
     (finding,) = runtimes.findings(high, "vllm")
     assert "needs --max-lora-rank 32" in str(finding)
@@ -60,7 +60,7 @@ def test_tgi_drops_kinds_that_a_layer_lacks(plain):
         ("tgi", "vision_model.encoder.layers.0.fc1", "tgi may drop vision_model"),
     ],
 )
-def test_parts_of_a_vision_language_model_are_pointed_out(runtime, name, start):
+def test_parts_of_a_vision_language_model_are_reported(runtime, name, start):
     found = runtimes.require_loadable(adapter_of([Module(name, 32, 32, 4)], b=8), runtime)
     (finding,) = [each for each in found if each.rule.effect in ("drops", "may drop")][:1]
     assert str(finding).startswith(start)
@@ -73,7 +73,7 @@ def test_every_rule_has_a_runtime_and_a_source():
         assert rule.source.split(",")[0].split()[0].endswith((".py", ".cpp"))
 
 
-def test_an_unknown_runtime_names_the_known_ones(plain):
+def test_the_error_for_an_unknown_runtime_lists_the_known_ones(plain):
     with pytest.raises(errors.ConfigError, match="expected vllm, sglang, tgi"):
         runtimes.findings(plain, "exllama")
 

@@ -1,7 +1,7 @@
-"""vLLM's and SGLang's own checks and loaders on what is written here, without a GPU.
+"""Folders that vbfmt writes, loaded by vLLM's and SGLang's own code, without a GPU.
 
-``VLLM_WHEEL`` and ``SGLANG_WHEEL`` name their wheels (``pip download --no-deps vllm``). Of each,
-the files about LoRA are run as they are; all other modules of the same package are stand-ins.
+``VLLM_WHEEL`` and ``SGLANG_WHEEL`` are the paths of their wheels (``pip download --no-deps vllm``).
+The files about LoRA are used unchanged; all other modules of the packages are fakes.
 """
 
 from __future__ import annotations
@@ -47,7 +47,7 @@ def leaves_of(adapter):
     return {module.name.rpartition(".")[2] for module in adapter.modules}
 
 
-def test_vllm_takes_every_factor_unscaled(tmp_path, adapter, vllm):
+def test_vllm_loads_every_factor_unscaled(tmp_path, adapter, vllm):
     lora.write(adapter, tmp_path / "x")
     loaded = vllm(tmp_path / "x", leaves_of(adapter))
     assert set(loaded.loras) == {module.name for module in adapter}
@@ -78,7 +78,7 @@ EXTRAS = {
 
 
 @pytest.mark.parametrize("what", EXTRAS)
-def test_vllm_refuses_what_its_rules_say(tmp_path, adapter, vllm, what):
+def test_vllm_refuses_what_the_check_reports(tmp_path, adapter, vllm, what):
     trained = with_tensors(adapter, **EXTRAS[what])
     lora.write(trained, tmp_path / "x")
     effects = {finding.rule.effect for finding in runtimes.findings(trained, "vllm")}
@@ -91,7 +91,7 @@ def test_vllm_refuses_what_its_rules_say(tmp_path, adapter, vllm, what):
 
 
 @pytest.mark.parametrize("rank", [16, 17, 320, 512, 513])
-def test_vllm_takes_ranks_up_to_the_one_that_is_told(tmp_path, vllm, rank):
+def test_vllm_loads_ranks_up_to_its_maximum(tmp_path, vllm, rank):
     high = adapter_of([Module("model.layers.0.q_proj", 8, 8, rank)], b=8)
     lora.write(high, tmp_path / "x")
     found = runtimes.findings(high, "vllm")
@@ -128,7 +128,7 @@ def sglang(own_files):
     return load
 
 
-def test_sglang_takes_every_factor_unscaled(tmp_path, adapter, sglang):
+def test_sglang_loads_every_factor_unscaled(tmp_path, adapter, sglang):
     lora.write(adapter, tmp_path / "x")
     loaded = sglang(tmp_path / "x", 2)
     assert loaded.scaling == 1.0
@@ -144,7 +144,7 @@ def test_sglang_takes_every_factor_unscaled(tmp_path, adapter, sglang):
             np.testing.assert_array_equal(value.numpy(), expected)
 
 
-def test_sglang_drops_what_its_rules_say(tmp_path, adapter, sglang):
+def test_sglang_drops_what_the_check_reports(tmp_path, adapter, sglang):
     trained = with_tensors(adapter, **EXTRAS["a head"])
     lora.write(trained, tmp_path / "x")
     loaded = sglang(tmp_path / "x", 2)
@@ -166,7 +166,7 @@ def test_sglang_drops_what_its_rules_say(tmp_path, adapter, sglang):
         (["up_proj"], "drops"),
     ],
 )
-def test_sglang_fuses_layers_as_its_rules_say(tmp_path, sglang, leaves, effect):
+def test_sglang_fuses_layers_as_the_check_reports(tmp_path, sglang, leaves, effect):
     some = adapter_of([Module(f"model.layers.0.{leaf}", 8, 8, 4) for leaf in leaves], b=8)
     lora.write(some, tmp_path / "x")
     assert [finding.rule.effect for finding in runtimes.findings(some, "sglang")] == (
@@ -181,14 +181,14 @@ def test_sglang_fuses_layers_as_its_rules_say(tmp_path, sglang, leaves, effect):
     assert fused == (effect is None)
 
 
-def test_sglang_takes_the_output_layer(tmp_path, sglang):
+def test_sglang_loads_the_output_layer(tmp_path, sglang):
     output = adapter_of([Module("lm_head", 8, 8, 4)], b=8)
     lora.write(output, tmp_path / "x")
     assert len(sglang(tmp_path / "x", 1).embedding_layers) == 2
     assert runtimes.findings(output, "sglang") == []
 
 
-def test_sglang_leaves_gpt2_as_it_is(tmp_path, sglang):
+def test_sglang_does_not_adapt_gpt2(tmp_path, sglang):
     other = adapter_of([Module("transformer.h.0.attn.c_attn", 8, 8, 4)], b=8)
     lora.write(other, tmp_path / "x")
     assert not sglang(tmp_path / "x", 1).layers[0].weights

@@ -1,4 +1,4 @@
-"""The base as PEFT sees it, built without its weights."""
+"""The base model, built without its weights to find the modules that PEFT adapts."""
 
 from __future__ import annotations
 
@@ -34,16 +34,16 @@ def base(tmp_path):
         (None, None),
     ],
 )
-def test_a_task_of_peft_has_a_class_of_transformers(task, found):
+def test_every_task_type_of_peft_has_a_class_in_transformers(task, found):
     assert skeleton.class_for_task({"model_type": "bert"}, task) == found
 
 
 @pytest.mark.parametrize("kind", ["no-such-model", None, 3])
-def test_an_unknown_type_of_model_has_no_class(kind):
+def test_an_unknown_model_type_has_no_class(kind):
     assert skeleton.class_for_task({"model_type": kind}, "CAUSAL_LM") is None
 
 
-def test_a_type_without_a_class_for_the_task_has_none():
+def test_a_model_type_without_a_class_for_the_task_has_none():
     assert skeleton.class_for_task({"model_type": "vit"}, "CAUSAL_LM") is None
 
 
@@ -55,13 +55,13 @@ def test_without_a_task_the_bases_own_class_is_built(base):
     assert next(iter(found)) == "model.layers.0.self_attn.q_proj"
 
 
-def test_without_peft_the_extra_to_install_is_named(base, monkeypatch):
+def test_without_peft_the_error_names_the_extra(base, monkeypatch):
     monkeypatch.setitem(sys.modules, "peft", None)
     with pytest.raises(errors.MissingExtraError, match=r"needs PEFT.*vbfmt\[peft\]"):
         skeleton.shapes_in_order({}, base)
 
 
-def test_a_pattern_becomes_the_names_that_it_matches():
+def test_a_pattern_is_replaced_by_the_names_that_it_matches():
     settings = {"target_modules": r"layers\.\d\.q_proj", "exclude_modules": "all-linear"}
     assert skeleton._without_patterns(settings, NAMES[:3]) == {
         "target_modules": ["layers.0.q_proj", "layers.1.q_proj"]
@@ -75,7 +75,7 @@ def test_a_pattern_that_matches_nothing_is_refused_unless_it_excludes():
 
 
 def test_a_pattern_that_no_list_can_replace_is_refused():
-    """PEFT would take ``layers.0.q_proj`` in a list for the end of the vision tower's name too."""
+    """In a list, ``layers.0.q_proj`` would also match the end of a name in the vision tower."""
     with pytest.raises(errors.SourceError, match=r"does not match vision\.layers\.0\.q_proj"):
         skeleton._without_patterns({"target_modules": r"layers\.0\.q_proj"}, NAMES)
 

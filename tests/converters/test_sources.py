@@ -1,4 +1,4 @@
-"""Repositories on the Hub, with a server of our own in its place."""
+"""Repositories on the Hub, with a local server in its place."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ from vbfmt.converters import merge, peft, read, sources
 
 @pytest.fixture
 def server(monkeypatch, tmp_path):
-    """An empty hub, and an empty cache."""
+    """Run an empty hub with an empty cache."""
     with serving() as running:
         point_at(running.url, monkeypatch)
         monkeypatch.setattr(constants, "HF_HUB_CACHE", str(tmp_path / "cache"))
@@ -33,14 +33,14 @@ def server(monkeypatch, tmp_path):
 
 
 def set_offline(monkeypatch, *, offline):
-    """What HF_HUB_OFFLINE does, which is read once when huggingface_hub is imported."""
+    """Set what HF_HUB_OFFLINE sets. The variable is read only when huggingface_hub is imported."""
     monkeypatch.setattr(constants, "HF_HUB_OFFLINE", offline)
     # Before version 1 a session keeps what it was when the session was made.
     getattr(utils._http, "reset_sessions", lambda: None)()
 
 
 def point_at(url, monkeypatch):
-    """What HF_ENDPOINT does, which is read once when huggingface_hub is imported."""
+    """Set what HF_ENDPOINT sets. The variable is read only when huggingface_hub is imported."""
     monkeypatch.setattr(constants, "ENDPOINT", url)
     template = url + "/{repo_id}/resolve/{revision}/{filename}"
     monkeypatch.setattr(constants, "HUGGINGFACE_CO_URL_TEMPLATE", template)
@@ -50,7 +50,7 @@ def point_at(url, monkeypatch):
 
 @pytest.fixture
 def folder(tmp_path):
-    """A PEFT checkpoint, with what else lies in such repositories."""
+    """Return a PEFT checkpoint with other files that are common in repositories."""
     result = write_folder(tmp_path / "here", logits_form())
     (result / "adapter_model.bin").write_bytes(b"a pickle")
     (result / "README.md").write_text("# card")
@@ -58,14 +58,14 @@ def folder(tmp_path):
     return result
 
 
-def test_only_the_files_that_are_needed_are_fetched(server, folder):
+def test_only_needed_files_are_downloaded(server, folder):
     server.add("me/adapter").commit_folder(folder)
     path = sources.checkpoint("me/adapter")
     assert sorted(server.fetched) == ["adapter_config.json", "adapter_model.safetensors"]
     assert read(path) == peft.read(folder)
 
 
-def test_a_pickle_is_fetched_where_there_is_nothing_else(server, folder):
+def test_a_pickle_is_downloaded_if_there_is_no_safetensors_file(server, folder):
     (folder / "adapter_model.safetensors").unlink()
     server.add("me/adapter").commit_folder(folder)
     path = sources.checkpoint("me/adapter")
@@ -74,7 +74,7 @@ def test_a_pickle_is_fetched_where_there_is_nothing_else(server, folder):
         read(path)
 
 
-def test_what_exists_here_wins(server, folder, tmp_path):
+def test_an_existing_local_path_is_preferred(server, folder, tmp_path):
     (tmp_path / "me").mkdir()
     folder.rename(tmp_path / "me" / "adapter")
     assert sources.checkpoint("me/adapter") == "me/adapter"
@@ -100,13 +100,13 @@ def test_what_exists_here_wins(server, folder, tmp_path):
         "",
     ],
 )
-def test_other_names_are_paths_and_nobody_is_asked(server, name):
+def test_other_names_are_paths_and_cause_no_request(server, name):
     assert sources.checkpoint(name) == name
     assert server.asked == []
 
 
 @pytest.mark.parametrize("revision", ["../../x", "/x", "a//b", "a b", "-x", "x/../y", "x\n", ""])
-def test_what_can_be_no_revision_is_refused(server, revision):
+def test_an_invalid_revision_is_refused(server, revision):
     with pytest.raises(errors.SourceError, match="not a valid revision"):
         sources.checkpoint("me/adapter", revision=revision)
     assert server.asked == []
@@ -115,7 +115,7 @@ def test_what_can_be_no_revision_is_refused(server, revision):
 @pytest.mark.parametrize(
     "name", ["hf://me", "hf://me/../x", "hf://me/x/../y", "hf://me/x/c:y", "hf://me/x//y", "hf://"]
 )
-def test_what_can_be_no_repository_is_refused(server, name):
+def test_an_invalid_repository_name_is_refused(server, name):
     with pytest.raises(errors.SourceError, match="not a valid repository"):
         sources.checkpoint(name)
     assert server.asked == []
@@ -145,7 +145,7 @@ def test_a_revision_of_a_local_path_is_refused(server, folder):
         sources.checkpoint(str(folder), revision="main")
 
 
-def test_what_is_missing_or_forbidden_is_one_line(server, folder):
+def test_a_missing_or_forbidden_file_is_one_line(server, folder):
     with pytest.raises(errors.SourceError, match="no such file, folder or repository") as missing:
         sources.checkpoint("me/nothing")
     server.add("me/gated").commit_folder(folder)
@@ -162,7 +162,7 @@ def test_what_is_missing_or_forbidden_is_one_line(server, folder):
         assert "\n" not in str(caught.value)
 
 
-def test_without_an_answer_the_cache_serves(server, folder, monkeypatch):
+def test_the_cache_is_used_if_the_server_does_not_answer(server, folder, monkeypatch):
     server.add("me/adapter").commit_folder(folder)
     path = sources.checkpoint("me/adapter")
     point_at("http://127.0.0.1:9", monkeypatch)  # the port of discard: nobody listens
@@ -175,7 +175,7 @@ def test_without_an_answer_the_cache_serves(server, folder, monkeypatch):
         sources.checkpoint("hf://me/other")
 
 
-def test_offline_the_cache_serves_and_nobody_is_asked(server, folder, monkeypatch):
+def test_offline_the_cache_is_used_without_requests(server, folder, monkeypatch):
     server.add("me/adapter").commit_folder(folder)
     path = sources.checkpoint("me/adapter")
     server.asked.clear()
@@ -207,7 +207,7 @@ def test_a_packed_file_is_found_in_its_repository(server, tmp_path):
         sources.packed("me/packed", revision="none")
 
 
-def test_load_takes_a_repository(server, tmp_path):
+def test_load_accepts_a_repository(server, tmp_path):
     adapter = worked_example()
     repository = server.add("me/packed")
     repository.commit({"README.md": b"", "x.vblora": dumps(adapter)})
@@ -221,7 +221,7 @@ def test_load_takes_a_repository(server, tmp_path):
         load("hf://me")
 
 
-def test_a_file_brings_the_configs_beside_it(server, folder):
+def test_configs_are_downloaded_with_a_file(server, folder):
     server.add("me/many").commit(
         {f"sub/{path.name}": path.read_bytes() for path in folder.iterdir()}
     )
@@ -230,7 +230,7 @@ def test_a_file_brings_the_configs_beside_it(server, folder):
     assert sorted(server.fetched) == ["sub/adapter_config.json", "sub/adapter_model.safetensors"]
 
 
-def test_of_a_base_only_one_form_of_the_weights_is_fetched(server, tmp_path):
+def test_only_one_form_of_a_bases_weights_is_downloaded(server, tmp_path):
     base = save_base(
         tmp_path / "base",
         weights_of(),
@@ -261,7 +261,7 @@ def test_of_a_base_only_one_form_of_the_weights_is_fetched(server, tmp_path):
     assert sources.config("me/base") == path
 
 
-def test_names_from_a_server_lead_nowhere_else(server):
+def test_names_from_a_server_cannot_leave_the_cache(server):
     evil = {"../../x.vblora": b"", "/etc/x.vblora": b"", "a\\x.vblora": b"", "a/../x.vblora": b""}
     server.add("me/evil").commit(evil)
     with pytest.raises(errors.SourceError, match=r"no \.vblora file .*: found nothing"):
@@ -273,8 +273,8 @@ def test_names_from_a_server_lead_nowhere_else(server):
 
 
 @pytest.mark.parametrize("commit", ["../../../../evil", "/tmp/evil", "a/b", "x\x1b[2J", ""])
-def test_a_commit_that_is_none_makes_no_folder_elsewhere(server, folder, tmp_path, commit):
-    """huggingface_hub makes a folder of the name that the server gives the commit."""
+def test_an_invalid_commit_creates_no_folder_outside_the_cache(server, folder, tmp_path, commit):
+    """huggingface_hub creates a folder named after the commit that the server reports."""
     repository = server.add("me/evil")
     files = {path.name: path.read_bytes() for path in folder.iterdir()}
     repository.commits[commit] = files
@@ -287,7 +287,7 @@ def test_a_commit_that_is_none_makes_no_folder_elsewhere(server, folder, tmp_pat
     assert {path.name for path in after - before} <= {"models--me--evil"}
 
 
-def test_the_revision_of_a_base_is_the_one_trained_on(tmp_path):
+def test_the_base_is_downloaded_at_the_revision_of_training(tmp_path):
     import dataclasses
 
     plain = worked_example()
@@ -298,7 +298,7 @@ def test_the_revision_of_a_base_is_the_one_trained_on(tmp_path):
     assert sources.revision_for(str(tmp_path), [named]) is None
 
 
-def test_without_the_package_a_missing_path_stays_missing(monkeypatch, tmp_path):
+def test_without_huggingface_hub_a_missing_path_is_an_error(monkeypatch, tmp_path):
     import sys
 
     monkeypatch.setitem(sys.modules, "huggingface_hub", None)
@@ -311,7 +311,7 @@ def test_without_the_package_a_missing_path_stays_missing(monkeypatch, tmp_path)
     assert sources.packed(str(tmp_path / "x.vblora")) == str(tmp_path / "x.vblora")
 
 
-def test_a_checkpoint_in_a_repository_is_trained_further(server, tmp_path):
+def test_a_checkpoint_in_a_repository_can_be_trained_further(server, tmp_path):
     pytest.importorskip("torch")
     from tests.torch.models import batch, config, net
     from vbfmt.torch import inject, load_checkpoint, save_checkpoint

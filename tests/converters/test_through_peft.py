@@ -1,4 +1,4 @@
-"""What we write, loaded by PEFT, computes what the original computes."""
+"""The folders that vbfmt writes, loaded by PEFT, give the outputs of the original."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ KINDS = list(models.ADAPTERS)
 
 @pytest.fixture(scope="module", params=KINDS)
 def original(request, tmp_path_factory):
-    """A trained model's kind, folder, checkpoint and outputs."""
+    """Return a trained model's kind, folder, checkpoint and outputs."""
     models.require_biases_saved(models.ADAPTERS[request.param].get("bias"))
     folder = str(tmp_path_factory.mktemp(request.param))
     model = models.trained(request.param, folder)
@@ -56,7 +56,7 @@ def test_unpacked_vblora_matches_the_original(original, tmp_path):
     torch.testing.assert_close(found, expected, rtol=1e-5, atol=1e-6)
 
 
-def test_through_the_packed_file_as_well(original, tmp_path):
+def test_an_adapter_from_a_packed_file_matches_the_original(original, tmp_path):
     kind, folder, checkpoint, expected, _ = original
     save(peft.read(checkpoint), tmp_path / "x.vblora")
     lora.write(load(tmp_path / "x.vblora"), tmp_path / "lora")
@@ -102,14 +102,14 @@ def test_dropping_extras_leaves_plain_lora(original, tmp_path):
 
 
 @pytest.mark.parametrize(("dtype", "tolerance"), [("bfloat16", 2e-2), ("float16", 2e-3)])
-def test_rounded_factors_are_near(original, tmp_path, dtype, tolerance):
+def test_rounded_factors_give_similar_outputs(original, tmp_path, dtype, tolerance):
     kind, folder, checkpoint, expected, _ = original
     lora.write(peft.read(checkpoint), tmp_path / "lora", dtype=dtype)
     found = outputs_of(kind, folder, str(tmp_path / "lora"))
     torch.testing.assert_close(found, expected, rtol=tolerance, atol=tolerance)
 
 
-def test_pack_of_unpack_of_pack_is_pack(original, tmp_path):
+def test_packing_unpacking_and_packing_again_gives_the_same_file(original, tmp_path):
     _, _, checkpoint, _, _ = original
     packed = peft.read(checkpoint)
     peft.write(packed, tmp_path / "again")

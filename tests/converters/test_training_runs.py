@@ -1,4 +1,4 @@
-"""What a training run leaves behind becomes the same packed bytes, or one clear error."""
+"""The files of a training run are packed to the same bytes, or refused with one clear error."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ def plain(model, tmp_path):
 
 
 def beside_config(plain, tensors, tmp_path, name="model.safetensors"):
-    """A folder of those tensors with the plain checkpoint's config."""
+    """Return a folder with these tensors and the plain checkpoint's config."""
     folder = tmp_path / "other"
     folder.mkdir()
     shutil.copy(f"{plain}/adapter_config.json", folder)
@@ -54,7 +54,7 @@ WRAPPED = {
 
 
 @pytest.mark.parametrize("wrap", WRAPPED.values(), ids=WRAPPED.keys())
-def test_wrappers_leave_no_trace_in_what_is_packed(plain, tmp_path, wrap):
+def test_names_of_wrappers_are_removed(plain, tmp_path, wrap):
     tensors = st.load_file(f"{plain}/adapter_model.safetensors")
     wrapped = {wrap(key): tensor for key, tensor in tensors.items()}
     folder = beside_config(plain, wrapped, tmp_path, "adapter_model.safetensors")
@@ -71,7 +71,7 @@ def test_a_whole_models_state_dict_is_packed_without_the_base(model, plain, tmp_
     assert any("tensors of the base model were left out" in sentence for sentence in sentences)
 
 
-def test_shared_tensors_saved_once_under_a_layers_name(model, plain, tmp_path):
+def test_shared_tensors_may_be_saved_once_under_a_layers_name(model, plain, tmp_path):
     state = model.state_dict()
     banks = sorted(key for key in state if "vector_bank" in key and "layer" in key)
     once = {k: t for k, t in state.items() if "vector_bank" not in k or k == banks[0]}
@@ -85,7 +85,7 @@ def test_layers_with_different_banks_are_refused(model, plain, tmp_path):
         read(beside_config(plain, state, tmp_path))
 
 
-def test_a_whole_model_in_several_files(model, plain, tmp_path):
+def test_a_whole_model_in_several_files_is_packed(model, plain, tmp_path):
     folder = beside_config(plain, model.state_dict(), tmp_path)
     tensors = st.load_file(folder / "model.safetensors")
     places = {}
@@ -104,7 +104,7 @@ def test_a_whole_model_in_several_files(model, plain, tmp_path):
 
 
 @pytest.mark.parametrize("part", ["vector_bank", "logits_A", "classifier"])
-def test_tensors_that_zero3_emptied_are_refused_with_what_to_do(tmp_path, part):
+def test_tensors_that_zero3_emptied_are_refused_with_advice(tmp_path, part):
     plain = models.saved(models.trained("bert", str(tmp_path)), str(tmp_path))
     tensors = st.load_file(f"{plain}/adapter_model.safetensors")
     emptied = {k: torch.empty(0) if part in k else t for k, t in tensors.items()}
@@ -123,7 +123,7 @@ FOLDERS = {
 
 
 @pytest.mark.parametrize(("files", "advice"), FOLDERS.values(), ids=FOLDERS.keys())
-def test_folders_without_weights_are_refused_with_what_to_do(tmp_path, files, advice):
+def test_folders_without_weights_are_refused_with_advice(tmp_path, files, advice):
     for file in files:
         (tmp_path / file).parent.mkdir(exist_ok=True)
         (tmp_path / file).write_bytes(b"")

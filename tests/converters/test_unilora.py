@@ -43,7 +43,7 @@ def kind(request):
 
 
 @pytest.mark.parametrize("save_indices", [True, False], ids=["stored indices", "seed"])
-def test_expanded_to_lora_the_outputs_are_pefts(tmp_path, kind, save_indices):
+def test_the_expanded_lora_gives_pefts_outputs(tmp_path, kind, save_indices):
     model = trained(kind, str(tmp_path), save_indices=save_indices)
     model.save_pretrained(tmp_path / "uni")
     assert open_source(tmp_path / "uni").reader.name == "unilora"
@@ -72,7 +72,7 @@ def test_factors_are_bit_for_bit_those_of_peft(tmp_path, kind):
             np.testing.assert_array_equal(found_b, b)
 
 
-def test_the_seed_and_the_stored_indices_are_one_adapter(tmp_path, kind):
+def test_the_seed_and_the_stored_indices_give_the_same_adapter(tmp_path, kind):
     trained(kind, str(tmp_path), save_indices=True).save_pretrained(tmp_path / "one")
     trained(kind, str(tmp_path), save_indices=False).save_pretrained(tmp_path / "two")
     one, two = (read(tmp_path / name, base=tmp_path / "base") for name in ("one", "two"))
@@ -88,7 +88,7 @@ def test_a_seed_alone_needs_the_base(tmp_path, kind):
         read(tmp_path / "uni", base=tmp_path)
 
 
-def test_what_packing_costs_is_told(tmp_path, kind):
+def test_the_size_of_the_packed_indices_is_reported(tmp_path, kind):
     trained(kind, str(tmp_path), save_indices=True).save_pretrained(tmp_path / "uni")
     with warned() as messages:
         adapter = read(tmp_path / "uni")
@@ -100,7 +100,7 @@ def test_what_packing_costs_is_told(tmp_path, kind):
 
 @pytest.mark.parametrize("save_indices", [True, False], ids=["stored indices", "seed"])
 def test_a_trained_head_is_read_and_written(tmp_path, save_indices):
-    """Every classifier was refused for its head."""
+    """Every classifier was refused because of its head."""
     base = models.base("bert", str(tmp_path))
     config = UniLoraConfig(
         r=2,
@@ -183,7 +183,7 @@ def test_two_adapters_in_one_file_are_refused(tmp_path):
         read(path)
 
 
-def test_indices_of_no_elements_and_a_size_beyond_memory_are_refused(tmp_path):
+def test_empty_indices_that_claim_an_impossible_size_are_refused(tmp_path):
     path = tmp_path / "adapter_model.safetensors"
     tensors = {key: Tensor.of(value) for key, value in arrays().items()}
     huge = Tensor("I64", (0, 2**63), np.empty(0, np.uint8))
@@ -194,7 +194,7 @@ def test_indices_of_no_elements_and_a_size_beyond_memory_are_refused(tmp_path):
 
 
 def changed(folder, **values):
-    """The config of a checkpoint with other values."""
+    """Change values of a checkpoint's config."""
     file = folder / "adapter_config.json"
     file.write_text(json.dumps({**json.loads(file.read_text()), **values}))
     return folder
@@ -213,8 +213,8 @@ def changed(folder, **values):
         ),
     ],
 )
-def test_what_decides_the_numbers_is_checked(tmp_path, key, value, message):
-    """Of a seed that is null, numpy made other indices each time."""
+def test_settings_that_determine_the_indices_are_checked(tmp_path, key, value, message):
+    """With a seed of null, NumPy made different indices each time."""
     trained("llama", str(tmp_path), save_indices=False).save_pretrained(tmp_path / "uni")
     changed(tmp_path / "uni", **{key: value})
     with pytest.raises(errors.SourceError, match=message):
@@ -229,14 +229,14 @@ def test_stored_indices_and_config_agree(tmp_path, key, value):
         read(tmp_path / "uni")
 
 
-def test_more_indices_than_memory_has_are_not_made(tmp_path, monkeypatch):
+def test_indices_that_exceed_memory_are_not_created(tmp_path, monkeypatch):
     trained("llama", str(tmp_path), save_indices=False).save_pretrained(tmp_path / "uni")
     monkeypatch.setattr(unilora, "_MOST_PARAMETERS", 1000)
     with pytest.raises(errors.SourceError, match="indices for too many parameters"):
         read(tmp_path / "uni", base=tmp_path / "base")
 
 
-def test_a_regular_expression_chooses_what_peft_chooses(tmp_path):
+def test_a_regular_expression_selects_the_same_modules_as_in_peft(tmp_path):
     trained("llama", str(tmp_path), save_indices=False).save_pretrained(tmp_path / "uni")
     names = [module.name for module in read(tmp_path / "uni", base=tmp_path / "base")]
     changed(tmp_path / "uni", target_modules=r".*\.(q_proj|v_proj|down_proj)")
@@ -270,7 +270,7 @@ def test_a_base_that_peft_cannot_use_is_one_error(tmp_path):
         read(tmp_path / "uni", base=tmp_path / "base")
 
 
-def test_another_k_than_1_is_refused(tmp_path):
+def test_a_k_other_than_1_is_refused(tmp_path):
     path = tmp_path / "adapter_model.safetensors"
     write_tensors(path, {k: Tensor.of(v) for k, v in arrays().items()})
     with pytest.raises(errors.SourceError, match="Uni-LoRA has k = 1 in .*: `topk`: found 2"):

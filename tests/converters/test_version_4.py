@@ -1,4 +1,5 @@
-"""Adapters made by transformers 4 on models of version 5, compared with PEFT's merge in version 4.
+"""Adapters made with transformers 4, merged into and loaded on models of version 5, and compared
+with PEFT's merge in version 4.
 
 Needs a Python with transformers 4 and PEFT: VBFMT_TRANSFORMERS_4=PYTHON, or
 build/transformers-4/bin/python (`make version-4` makes it and runs this).
@@ -35,7 +36,7 @@ families = pytest.mark.parametrize("family", made_by_version_4.FAMILIES)
 
 @pytest.fixture(scope="module")
 def made(tmp_path_factory):
-    """What transformers 4 has written, a folder for each family."""
+    """Return what transformers 4 has written, one folder for each model family."""
     folder = tmp_path_factory.mktemp("version4")
     subprocess.run(
         [os.path.abspath(PYTHON), made_by_version_4.__file__, folder], check=True, cwd=folder
@@ -60,7 +61,8 @@ def largest_difference(found, wanted):
 
 
 def effect(made, family):
-    """How far PEFT's merge is from the base, so that equality means something."""
+    """Return the difference of PEFT's merge from the base, to show that the adapter has an
+    effect."""
     base = state(loaded(made / family / "base"))
     return largest_difference(base, state(loaded(made / family / "merged")))
 
@@ -96,7 +98,7 @@ def test_loaded_into_a_running_model(made, family, tmp_path):
 
 
 def test_experts_merge_into_fused_parameters(made, tmp_path):
-    """A base of version 5 that keeps experts fused on the disk, too."""
+    """This includes a base of version 5 that stores fused experts."""
     base = tmp_path / "base"
     loaded(made / "mixtral" / "base").save_pretrained(base, save_original_format=False)
     merge.write(merge.plan(read(made / "mixtral" / "adapter"), base), tmp_path / "merged")

@@ -1,4 +1,5 @@
-"""Models compiled, wrapped or sharded before they are saved: the plain model's packed bytes."""
+"""Models that are compiled, wrapped or sharded before they are saved give the packed bytes of the
+plain model."""
 
 from __future__ import annotations
 
@@ -50,7 +51,8 @@ def adapted(folder, wrap=lambda model: model):
 
 
 def packed(folder, base: str | None = None) -> Adapter:
-    """What is packed of a folder, with the base's name, which PEFT does not see in wrappers."""
+    """Return the packed file of a folder, with the base's name, which PEFT does not find in
+    wrappers."""
     path = Path(folder, "x.vblora")
     pack(folder, path, base_model=base, overwrite=True)
     return load(path)
@@ -71,7 +73,7 @@ def test_a_model_wrapped_before_peft(tmp_path, wrap):
 
 
 def sharded(rank: int, folder: str) -> None:
-    """FSDP2 over two processes: every form in which a state dict is saved."""
+    """Shard a model with FSDP2 over two processes, and save it in every form of state dict."""
     torch.set_num_threads(1)
     torch.distributed.init_process_group(
         "gloo", f"file://{folder}/rendezvous", rank=rank, world_size=2
@@ -106,7 +108,7 @@ def _save_sharded(rank: int, folder: Path) -> None:
 
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory):
-    """What two processes with FSDP2 have saved."""
+    """Return the folder that two processes with FSDP2 have written."""
     folder = tmp_path_factory.mktemp("fsdp2")
     adapted(folder).save_pretrained(folder / "plain")
     multiprocessing.spawn(sharded, (str(folder),), nprocs=2)
@@ -118,7 +120,7 @@ def config_of(folder):
     return (folder / "plain" / "adapter_config.json").read_bytes()
 
 
-def test_fsdp2s_consolidated_state_dict(folder):
+def test_the_full_state_dict_of_fsdp2_is_packed(folder):
     (folder / "whole" / "adapter_config.json").write_bytes(config_of(folder))
     assert digest(read(folder / "whole")) == digest(read(folder / "plain"))
 
@@ -131,7 +133,7 @@ def test_tensors_that_fsdp2_has_not_gathered_are_refused(folder, tmp_path):
 
 
 @pytest.mark.parametrize("name", ["dcp", "nested"])
-def test_a_distributed_checkpoint_is_packed_when_it_is_consolidated_as_the_error_says(folder, name):
+def test_a_distributed_checkpoint_is_packed_after_the_advised_conversion(folder, name):
     with pytest.raises(errors.SourceError) as refused:
         read(folder / name)
     words = str(refused.value).partition("python -m ")[2].partition(",")[0].split()

@@ -1,4 +1,5 @@
-"""As much of vLLM as the plugin touches: the same names and parameters, and nothing behind them."""
+"""A fake of the parts of vLLM that the plugin uses: the same names and parameters, without
+function."""
 
 from __future__ import annotations
 
@@ -45,7 +46,7 @@ def keys_of(request):
 
 
 def layer(in_features, *out_features):
-    """A linear layer of the served model, fused if there are several outputs."""
+    """Return a linear layer of the served model, fused if there are several outputs."""
     base = SimpleNamespace(input_size=in_features, output_size=sum(out_features))
     if len(out_features) > 1:
         base.output_sizes = list(out_features)
@@ -53,7 +54,8 @@ def layer(in_features, *out_features):
 
 
 def attention(hidden, kv, *, head=8, ranks=1):
-    """Queries, keys and values fused; each rank holds one head of keys and values at least."""
+    """Return fused queries, keys and values. Each rank holds at least one head of keys and
+    values."""
     sharded = max(kv, head * ranks)
     base = SimpleNamespace(
         input_size=hidden,
@@ -69,7 +71,7 @@ def attention(hidden, kv, *, head=8, ranks=1):
 
 @dataclass
 class Manager:
-    """vLLM's `LoRAModelManager` of a Llama of two layers, as `random_adapter` has it."""
+    """vLLM's `LoRAModelManager` for a Llama of two layers, with the modules of `random_adapter`."""
 
     modules: dict
     packed_modules: dict
@@ -198,7 +200,7 @@ def _mixin():
 
 def _executor():
     class Executor:
-        """Several workers, each with a queue of answers, as vLLM's executor has them."""
+        """Several workers, each with a queue of answers, as in vLLM's executor."""
 
         def __init__(self, workers):
             self.workers = workers
@@ -226,7 +228,7 @@ def _executor():
 
 @pytest.fixture
 def vllm(monkeypatch):
-    """Import names of vLLM from here; its parts are returned by name."""
+    """Make imports of vLLM return these fakes, and return them by name."""
     helper, model, registry = _helper(), _model(), Registry()
     parts = {
         "vllm": {"__version__": VERSION},

@@ -1,4 +1,4 @@
-"""A small Llama, adapters of it, and vLLM's server in a process of its own, on loopback."""
+"""A small Llama, adapters for it, and vLLM's server in a new process, on the loopback interface."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ VOCABULARY = 256
 
 
 def make_base(folder: Path) -> None:
-    """Write a Llama of random weights, and a tokenizer that has a word for each of its tokens."""
+    """Write a Llama with random weights, and a tokenizer with one word for each token."""
     from tokenizers import Tokenizer
     from tokenizers.models import WordLevel
     from tokenizers.pre_tokenizers import Whitespace
@@ -52,7 +52,7 @@ def make_base(folder: Path) -> None:
 
 
 def adapter(seed: int, **sizes: int) -> Adapter:
-    """Return an adapter of that Llama, strong enough to change what it says."""
+    """Return an adapter for that Llama that is strong enough to change the generated tokens."""
     return random_adapter(**{**SIZES, "b": 16, "scale": 0.5, "seed": seed, **sizes})
 
 
@@ -139,7 +139,7 @@ class Server:
             return False
 
     def request(self, path: str, body: object = None) -> tuple[int, object]:
-        """Return the status and what the answer says."""
+        """Return the status and the JSON of the answer."""
         data = None if body is None else json.dumps(body).encode()
         request = urllib.request.Request(
             f"http://127.0.0.1:{self.port}{path}",

@@ -23,7 +23,7 @@ def test_a_file_is_found_by_its_name(folder, name):
     assert Folder(folder).find(name) == f"{folder}/{name}.vblora"  # no digest: it is empty
 
 
-def test_a_name_is_looked_up_when_it_is_asked_for(folder):
+def test_a_name_is_looked_up_at_each_request(folder):
     adapters = Folder(folder)
     assert adapters.find("late") is None
     (folder / "late.vblora").touch()
@@ -34,7 +34,7 @@ def test_a_name_is_looked_up_when_it_is_asked_for(folder):
     "name",
     ["", ".", "..", "../secret", "sub/secret", "sub\\secret", ".hidden", "a\0b", "a\nb", "\ud800"],
 )
-def test_a_name_that_is_no_component_of_a_path_finds_nothing(tmp_path, folder, name):
+def test_a_name_that_is_not_a_plain_file_name_finds_nothing(tmp_path, folder, name):
     (folder / "sub").mkdir()
     for path in (tmp_path / "secret", folder / "sub" / "secret", folder / ".hidden"):
         path.with_name(path.name + ".vblora").touch()
@@ -47,7 +47,7 @@ def test_an_absolute_path_finds_nothing(tmp_path, folder):
 
 
 @pytest.mark.parametrize("length", [249, 100_000])
-def test_a_name_longer_than_file_systems_take_finds_nothing(folder, length):
+def test_a_name_that_is_too_long_for_file_systems_finds_nothing(folder, length):
     assert Folder(folder).find("x" * length) is None
 
 
@@ -61,8 +61,8 @@ def test_a_link_out_of_the_folder_finds_nothing(tmp_path, folder):
     assert Folder(folder).find("near") is None
 
 
-def test_links_within_the_folder_are_followed_and_it_may_be_a_link_itself(tmp_path, folder):
-    """As Kubernetes mounts volumes."""
+def test_links_within_the_folder_are_followed_and_the_folder_may_be_a_link(tmp_path, folder):
+    """Kubernetes mounts volumes in this way."""
     (folder / "..data").mkdir()
     (folder / "..data" / "alice.vblora").touch()
     (folder / "alice.vblora").symlink_to("..data/alice.vblora")
@@ -70,7 +70,7 @@ def test_links_within_the_folder_are_followed_and_it_may_be_a_link_itself(tmp_pa
     assert Folder(tmp_path / "mounted").find("alice") == f"{tmp_path}/mounted/alice.vblora"
 
 
-def test_a_folder_or_a_pipe_of_that_name_is_no_adapter(folder):
+def test_a_folder_or_a_pipe_is_no_adapter(folder):
     (folder / "folder.vblora").mkdir()
     os.mkfifo(folder / "pipe.vblora")
     (folder / "gone.vblora").symlink_to("nowhere")
@@ -78,7 +78,7 @@ def test_a_folder_or_a_pipe_of_that_name_is_no_adapter(folder):
 
 
 @pytest.mark.parametrize("name", ["nowhere", "file"])
-def test_what_is_no_folder_is_refused(tmp_path, name):
+def test_a_path_that_is_no_folder_is_refused(tmp_path, name):
     (tmp_path / "file").touch()
     with pytest.raises(ConfigError, match="no folder of adapters: found"):
         Folder(tmp_path / name)

@@ -1,4 +1,4 @@
-"""Another version is a warning, a changed internal an error."""
+"""An untested version of vLLM gives a warning; a changed internal function is an error."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ def test_tested_versions_are_accepted_silently(vllm, version, caplog):
 
 
 @pytest.mark.parametrize("version", ["0.31.0", "0.34.0", "1.0", "dev"])
-def test_another_version_is_a_warning(vllm, version, caplog):
+def test_an_untested_version_gives_a_warning(vllm, version, caplog):
     vllm.package.__version__ = version
     internals.require()
     assert f"vbfmt was tested with vLLM 0.32.0 and 0.33.0, but not with {version};" in caplog.text
@@ -37,7 +37,7 @@ def owner_of(vllm, function):
 
 
 @pytest.mark.parametrize("function", internals._PARAMETERS)
-def test_another_parameter_is_an_error(vllm, function, monkeypatch):
+def test_a_changed_parameter_is_an_error(vllm, function, monkeypatch):
     owner, leaf = owner_of(vllm, function)
     monkeypatch.setattr(owner, leaf, lambda path, something_new: None, raising=False)
     with pytest.raises(ConfigError) as error:
@@ -48,7 +48,7 @@ def test_another_parameter_is_an_error(vllm, function, monkeypatch):
 
 
 @pytest.mark.parametrize("function", internals._PARAMETERS)
-def test_a_function_that_is_gone_is_an_error(vllm, function, monkeypatch):
+def test_a_missing_function_is_an_error(vllm, function, monkeypatch):
     module, name = broken(function)
     monkeypatch.delattr(vllm.modules[module], name.partition(".")[0])
     with pytest.raises(ConfigError, match="found no such function, expected"):
@@ -58,8 +58,8 @@ def test_a_function_that_is_gone_is_an_error(vllm, function, monkeypatch):
 @pytest.mark.parametrize(
     "keys", [lambda request: [("lora", request.lora_request.lora_name)], lambda request: []]
 )
-def test_a_cache_by_name_alone_is_an_error(vllm, monkeypatch, keys):
-    """A replaced adapter would be answered from what its predecessor left there."""
+def test_a_cache_with_the_name_as_its_only_key_is_an_error(vllm, monkeypatch, keys):
+    """Requests for a replaced adapter would be answered with cached results of the old one."""
     module = vllm.modules["v1.core.kv_cache_utils"]
     monkeypatch.setattr(module, "_gen_lora_extra_hash_keys", keys)
     with pytest.raises(ConfigError, match="_gen_lora_extra_hash_keys: found no key by path"):

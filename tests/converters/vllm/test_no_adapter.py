@@ -1,4 +1,4 @@
-"""On CPUs, requests for the base model next to requests for adapters."""
+"""Requests for the base model in one batch with requests for adapters, on CPUs."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ def shrunk(function, indices):
     return output, torch.stack(expected)
 
 
-def test_a_token_without_an_adapter_gets_nothing_of_the_last_one(vllm):
+def test_tokens_without_an_adapter_are_not_changed_by_the_last_one(vllm):
     ops = vllm.modules["lora.ops.torch_ops.lora_ops"]
     wrapper = vllm.modules["lora.punica_wrapper.punica_cpu"]
     found, expected = shrunk(ops.bgmv_shrink, [0, -1, 1])
@@ -32,7 +32,7 @@ def test_a_token_without_an_adapter_gets_nothing_of_the_last_one(vllm):
         torch.testing.assert_close(*shrunk(module.bgmv_shrink, [0, -1, 1]))
 
 
-def test_a_correct_function_is_left_alone(vllm):
+def test_a_correct_function_is_not_replaced(vllm):
     no_adapter.install()
     ops = vllm.modules["lora.ops.torch_ops.lora_ops"]
     corrected = ops.bgmv_shrink

@@ -52,7 +52,7 @@ def parameters_in_text(function):
     return " ".join(argument.arg for argument in node.args.args)
 
 
-def test_the_functions_have_the_parameters_that_are_relied_on(vllm):
+def test_the_functions_have_the_expected_parameters(vllm):
     for function, parameters in internals._PARAMETERS.items():
         if function.startswith("vllm.v1."):  # whose files import most of vLLM
             assert parameters_in_text(function) == parameters, function
@@ -94,8 +94,8 @@ def test_the_worker_loads_every_factor_of_a_packed_adapter(vllm, tmp_path, monke
         assert found.scaling == 1.0
 
 
-def test_cached_results_go_by_a_lora_s_path(vllm):
-    """The function alone: its file imports most of vLLM."""
+def test_the_cache_key_has_the_path_of_the_lora(vllm):
+    """Only the function is tested, because its file imports most of vLLM."""
     tree = parsed("vllm.v1.core.kv_cache_utils")
     name = "_gen_lora_extra_hash_keys"
     (function,) = [n for n in tree.body if isinstance(n, ast.FunctionDef) and n.name == name]

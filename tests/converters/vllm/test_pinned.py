@@ -24,7 +24,7 @@ def path(tmp_path, adapter):
     return tmp_path / "x.vblora"
 
 
-def test_the_path_holds_the_digest_and_gives_the_adapter_back(path, adapter):
+def test_the_path_has_the_digest_and_loads_the_adapter(path, adapter):
     text = lora_path(path)
     assert text.startswith(f"{path}@sha256:")
     parsed = Pinned.parse(text)
@@ -46,7 +46,7 @@ def test_another_file_of_the_same_name_has_another_path_and_is_refused(path):
 
 
 @pytest.mark.parametrize("text", ["/some/folder", "owner/name", "/x.vblora@sha256:00", "x@y", ""])
-def test_other_paths_are_not_ours(text):
+def test_other_paths_are_left_to_vllm(text):
     assert Pinned.parse(text) is None
 
 
@@ -55,7 +55,7 @@ def test_a_packed_file_without_a_digest_is_refused_with_its_digest(path):
         Pinned.parse(str(path))
 
 
-def test_damage_and_absence_are_named(path):
+def test_damaged_and_missing_files_are_errors(path):
     with pytest.raises(MissingFileError, match="cannot read .*nothing.vblora: no such file"):
         lora_path(path.with_name("nothing.vblora"))
     path.write_bytes(path.read_bytes()[:-1])
@@ -65,7 +65,7 @@ def test_damage_and_absence_are_named(path):
         Pinned.parse(str(path))
 
 
-def test_another_name_is_refused(tmp_path):
+def test_another_ending_is_refused(tmp_path):
     with pytest.raises(ConfigError, match="not the name of a packed adapter: found .*x.bin"):
         lora_path(tmp_path / "x.bin")
 

@@ -1,4 +1,4 @@
-"""An adapter that some workers refuse, and the ones after it."""
+"""Requests after an adapter that some workers refuse."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from vbfmt.errors import ModelError
 
 
 class Adapters:
-    """A worker's, which refuses some names."""
+    """A worker's adapters, which refuse some names."""
 
     def __init__(self, *bad):
         self.bad, self.there = bad, set()
@@ -29,7 +29,8 @@ class Adapters:
 
 @pytest.fixture
 def executor(vllm):
-    """One of two workers: both refuse "bad", the second alone "torn"."""
+    """Return an executor with two workers: both refuse "bad", and only the second refuses
+    "torn"."""
     mixin = vllm.modules["v1.worker.lora_model_runner_mixin"].LoRAModelRunnerMixin
     runners = [mixin(), mixin()]
     runners[0].lora_manager, runners[1].lora_manager = Adapters("bad"), Adapters("bad", "torn")
@@ -57,7 +58,7 @@ def test_every_adapter_gets_its_own_answer(executor):
     assert there(executor) == [{2, 12, 22}] * 2
 
 
-def test_one_that_a_single_worker_refuses_is_on_none(executor):
+def test_an_adapter_that_one_worker_refuses_is_removed_from_all(executor):
     refused.install()
     with pytest.raises(ValueError, match="found torn"):
         executor.add_lora(LoRARequest("torn", 1))
@@ -65,14 +66,14 @@ def test_one_that_a_single_worker_refuses_is_on_none(executor):
     assert executor.add_lora(LoRARequest("good", 2)) is True
 
 
-def test_installed_twice_it_wraps_once(vllm):
+def test_installing_twice_wraps_once(vllm):
     refused.install()
     once = vllm.modules["v1.executor.abstract"].Executor.add_lora
     refused.install()
     assert vllm.modules["v1.executor.abstract"].Executor.add_lora is once
 
 
-def test_a_name_from_a_client_writes_no_lines_into_the_log(executor, caplog):
+def test_a_name_from_a_client_adds_no_lines_to_the_log(executor, caplog):
     refused.install()
     name = "bad\nERROR all adapters are lost\x1b[2J" + "x" * 10_000
     for runner in executor.workers:

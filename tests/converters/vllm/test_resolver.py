@@ -1,4 +1,4 @@
-"""vLLM's question by name."""
+"""The resolver that vLLM asks for adapters by name."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ def test_an_adapter_is_requested_by_name_and_digest(vllm, folder):
     assert request.lora_path == plugin.lora_path(folder / "alice.vblora")
 
 
-def test_an_unknown_name_is_nobody(vllm, folder):
+def test_an_unknown_name_is_not_resolved(vllm, folder):
     assert resolved(folder, "bob") is None
     assert resolved(folder, "../alice") is None
 
@@ -45,7 +45,7 @@ def test_a_damaged_adapter_goes_to_the_worker_without_a_digest_and_is_logged(vll
     assert str(path) in caplog.text
 
 
-def test_register_does_nothing_unless_a_folder_is_named(vllm, monkeypatch):
+def test_register_does_nothing_without_a_folder(vllm, monkeypatch):
     monkeypatch.delenv(plugin.ADAPTERS, raising=False)
     before = vllm.helper.from_local_dir.__func__
     plugin.register()
@@ -63,14 +63,14 @@ def test_register_may_be_called_twice(vllm, folder, monkeypatch):
     assert vllm.helper.from_local_dir.__func__ is method
 
 
-def test_register_refuses_a_folder_that_is_not_there(vllm, folder, monkeypatch):
+def test_register_refuses_a_missing_folder(vllm, folder, monkeypatch):
     monkeypatch.setenv(plugin.ADAPTERS, str(folder / "nowhere"))
     with pytest.raises(ConfigError, match="no folder of adapters"):
         plugin.register()
 
 
 @pytest.mark.parametrize(("value", "warned"), [(None, True), ("0", True), ("1", False)])
-def test_register_warns_of_a_server_that_will_not_ask(
+def test_register_warns_of_a_server_that_does_not_use_the_resolver(
     vllm, folder, monkeypatch, caplog, value, warned
 ):
     pytest.importorskip("torch")

@@ -31,7 +31,7 @@ def base(tmp_path_factory):
 
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory):
-    """Adapters of ranks 3 to 8, one below the slots' rank and one per seed."""
+    """Return a folder with adapters of ranks 3 to 8, one adapter for each seed."""
     path = tmp_path_factory.mktemp("adapters")
     for number, name in enumerate(NAMES):
         save(serving.adapter(number, rank=3 + number), path / f"{name}.vblora")
@@ -50,7 +50,7 @@ def server(base, folder, tmp_path_factory):
 
 @pytest.fixture(scope="module")
 def right(base):
-    """Return the tokens of transformers with merged weights, for each prompt."""
+    """Return transformers' tokens for each prompt, with merged weights."""
     known = {}
 
     def tokens(seed, **sizes):
@@ -78,7 +78,7 @@ def right_of(right, number):
     return right(number, rank=3 + number)
 
 
-def test_adapters_and_the_base_in_one_batch_are_right(server, right):
+def test_adapters_and_the_base_in_one_batch_give_correct_tokens(server, right):
     """Six adapters in two slots."""
     expected = {serving.BASE: right(None)}
     expected |= {name: right_of(right, number) for number, name in enumerate(NAMES)}
@@ -100,14 +100,14 @@ PARTS = {
 
 
 @pytest.mark.parametrize("name", PARTS)
-def test_an_adapter_of_a_few_layers_is_right(server, folder, base, name):
+def test_an_adapter_of_a_few_layers_gives_correct_tokens(server, folder, base, name):
     adapter = adapter_of(PARTS[name], b=16, scale=1.0)
     save(adapter, folder / f"{name}.vblora")
     assert answers(server, name) == serving.expected_tokens(base, adapter, PROMPTS)
 
 
-def test_a_replaced_adapter_is_served_anew_once_it_is_unloaded(server, folder, right):
-    """And nothing of it comes from what the older one left in the prefix cache."""
+def test_a_replaced_adapter_is_served_after_the_old_one_is_unloaded(server, folder, right):
+    """None of its tokens come from the old adapter's entries in the prefix cache."""
     path = folder / "replaced.vblora"
     save(serving.adapter(20), path)
     assert answers(server, "replaced") == right(20)
@@ -133,7 +133,7 @@ def test_a_removed_file_is_served_from_memory_until_it_is_unloaded(server, folde
     assert server.complete("removed", PROMPTS[0])[0] == 404
 
 
-def test_a_file_that_appears_is_served(server, folder, right):
+def test_a_new_file_is_served(server, folder, right):
     assert server.complete("late", PROMPTS[0])[0] == 404
     save(serving.adapter(23), folder / "late.vblora")
     assert answers(server, "late") == right(23)
@@ -156,7 +156,7 @@ def test_a_file_that_appears_is_served(server, folder, right):
         "{absolute}",
     ],
 )
-def test_what_is_not_an_adapter_in_the_folder_is_not_found(server, folder, name):
+def test_names_without_an_adapter_in_the_folder_are_not_found(server, folder, name):
     secret = folder.parent / "secret.vblora"
     if not secret.exists():
         save(serving.adapter(30), secret)
@@ -186,7 +186,8 @@ def with_bias(adapter):
 
 
 def enormous():
-    """A row of one byte for each 4 kB of factors: 16 GB of them, if anybody composed them."""
+    """Return an adapter with one byte of rows for each 4 kB of factors. The factors would take 16
+    GB."""
     module = Module("model.layers.0.self_attn.q_proj", 1 << 29, 1 << 29, 4)
     count = module.rows(1024)
     rows = Rows(np.zeros((count, 1), np.uint8), np.zeros((count, 0), np.float32))
@@ -212,7 +213,7 @@ REFUSED = {
 
 
 @pytest.mark.parametrize("name", REFUSED)
-def test_what_the_model_cannot_apply_whole_is_refused(server, folder, name):
+def test_an_adapter_that_cannot_be_applied_completely_is_refused(server, folder, name):
     adapter, reason = REFUSED[name]
     save(adapter, folder / f"{name}.vblora", overwrite=True)
     assert server.complete(name, PROMPTS[0])[0] == 400
@@ -229,7 +230,7 @@ def test_a_damaged_adapter_is_refused_and_served_once_it_is_replaced(server, fol
     assert answers(server, path.stem) == right(24)
 
 
-def test_a_path_is_loaded_with_its_digest_only(server, folder, right):
+def test_a_path_is_loaded_only_with_its_digest(server, folder, right):
     path = folder / "by-path.vblora"
     save(serving.adapter(25), path)
     pinned = lora_path(path)

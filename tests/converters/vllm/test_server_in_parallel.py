@@ -1,4 +1,4 @@
-"""vLLM's own server with two workers that have a part of each layer each: `make serving`."""
+"""vLLM's own server with tensor parallelism over two workers: `make serving`."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The server again, with a store: `make serving`."""
+"""vLLM's own server with the plugin and a store: `make serving`."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from vbfmt.store import Store  # noqa: E402
 SIZES = [{"rank": 3}, {"rank": 8}, {"rank": 4, "layers": 1}]
 
 
-def test_adapters_of_a_store_and_the_base_in_one_batch_are_right(tmp_path):
+def test_adapters_of_a_store_and_the_base_give_correct_tokens(tmp_path):
     serving.make_base(tmp_path / "base")
     store = Store(tmp_path / "store", create=True)
     expected = {serving.BASE: serving.expected_tokens(tmp_path / "base", None, PROMPTS)}

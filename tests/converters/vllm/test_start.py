@@ -1,4 +1,4 @@
-"""The plugin as vLLM itself loads it, in a process of its own: `make serving`."""
+"""The plugin, loaded by vLLM itself in a new process: `make serving`."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ pytestmark = pytest.mark.slow
 
 
 def started(folder, before=""):
-    """Run vLLM's own function that loads plugins, after some code."""
+    """Run some code and then vLLM's function that loads plugins, in a new process."""
     code = f"""
 import vllm
 {before}
@@ -52,7 +52,7 @@ def test_without_a_folder_nothing_is_changed():
     assert "resolvers:\n" in done.stdout
 
 
-def test_another_version_is_a_warning(tmp_path):
+def test_another_version_of_vllm_gives_a_warning(tmp_path):
     done = started(tmp_path, "vllm.__version__ = '0.99.0'")
     assert done.returncode == 0, output(done)
     assert "vbfmt was tested with vLLM 0.32.0 and 0.33.0, but not with 0.99.0" in output(done)
@@ -66,13 +66,13 @@ def test_another_version_is_a_warning(tmp_path):
     ],
     ids=["a parameter", "the cache's key"],
 )
-def test_a_changed_internal_ends_the_start(tmp_path, change):
+def test_a_changed_internal_function_stops_the_server(tmp_path, change):
     done = started(tmp_path, change)
     assert done.returncode != 0
     assert "ConfigError: this plugin does not support vLLM 0.32.0" in output(done)
 
 
-def test_a_folder_that_is_not_there_ends_the_start(tmp_path):
+def test_a_missing_folder_stops_the_server(tmp_path):
     done = started(tmp_path / "nowhere")
     assert done.returncode != 0
     assert "ConfigError: no folder of adapters: found" in output(done)

@@ -37,7 +37,7 @@ def test_a_name_is_found_with_the_digest_that_it_points_to(store, served, name):
     assert pinned.load(banks=served.banks) == adapter
 
 
-def test_a_moved_name_has_another_path(store, served):
+def test_a_moved_name_has_a_different_path(store, served):
     store.add(random_adapter(**SIZES), name="alice")
     before = served.find("alice")
     store.add(random_adapter(**SIZES, seed=1), name="alice", replaces=store.resolve("alice"))

@@ -1,4 +1,4 @@
-"""Packed adapters where vLLM's worker reads folders."""
+"""Loading packed adapters in vLLM's worker, which by itself loads only folders."""
 
 from __future__ import annotations
 
@@ -40,7 +40,7 @@ def path(tmp_path, adapter):
 
 @pytest.fixture
 def load(vllm):
-    """Load a path as vLLM's worker does that serves a Llama of two layers."""
+    """Load a path as vLLM's worker does when it serves a Llama of two layers."""
     worker.install()
     manager_class = vllm.modules["lora.worker_manager"].WorkerLoRAManager
 
@@ -51,7 +51,7 @@ def load(vllm):
     return call
 
 
-def test_every_factor_arrives_as_it_is(load, path, adapter):
+def test_every_factor_is_loaded_exactly(load, path, adapter):
     loaded = load(lora_path(path))
     assert set(loaded.loras) == {module.name for module in adapter}
     for module in adapter:
@@ -60,7 +60,7 @@ def test_every_factor_arrives_as_it_is(load, path, adapter):
         np.testing.assert_array_equal(loaded.loras[module.name].lora_b.numpy(), b)
 
 
-def test_ranks_below_the_largest_are_filled_up_and_the_scale_is_one(vllm, load, tmp_path):
+def test_smaller_ranks_are_padded_and_the_scale_is_one(vllm, load, tmp_path):
     q, o = "model.layers.0.self_attn.q_proj", "model.layers.0.self_attn.o_proj"
     mixed = adapter_of([Module(q, 32, 32, 2), Module(o, 32, 32, 4)], b=8)
     save(mixed, tmp_path / "x.vblora")
@@ -75,12 +75,12 @@ def test_ranks_below_the_largest_are_filled_up_and_the_scale_is_one(vllm, load, 
 
 
 @pytest.mark.parametrize("place", ["/some/folder", "owner/name"])
-def test_other_paths_go_to_vllm_itself(vllm, load, place):
+def test_other_paths_are_loaded_by_vllm(vllm, load, place):
     assert load(place) == f"the tensors in {place}"
     assert vllm.helper.from_local_dir(place, None) == f"the config in {place}"
 
 
-def test_a_bank_of_its_own_is_found_beside_the_adapter(load, tmp_path, path, adapter):
+def test_an_external_bank_is_found_next_to_the_adapter(load, tmp_path, path, adapter):
     from vbfmt import banks
 
     thin = tmp_path / "folder" / "x.vblora"
@@ -104,7 +104,7 @@ def test_an_accepted_adapter_is_never_read_again(load, path, adapter):
         np.testing.assert_array_equal(again.loras[module.name].lora_a.numpy(), a)
 
 
-def test_a_replaced_adapter_is_another_one(load, path):
+def test_a_replaced_file_is_a_different_adapter(load, path):
     old = lora_path(path)
     other = random_adapter(**SIZES, seed=1)
     before = load(old).loras
@@ -136,7 +136,8 @@ def test_a_refused_adapter_is_not_kept(load, path, sizes):
 def test_an_adapter_of_enormous_factors_is_refused_before_they_are_composed(
     load, tmp_path, monkeypatch
 ):
-    """One row of a byte for each 4 kB of factors, under names that the model has."""
+    """The adapter has one byte of rows for each 4 kB of factors, and the names of the model's
+    modules."""
     from vbfmt import Adapter
     from vbfmt._math.admixture import Rows
 
@@ -165,14 +166,14 @@ def test_a_damaged_file_is_refused(load, path):
         load(path)
 
 
-def test_what_vllm_cannot_apply_is_refused(load, tmp_path, adapter):
+def test_tensors_that_vllm_cannot_apply_are_refused(load, tmp_path, adapter):
     bias = {f"{adapter.modules[0].name}.bias": Tensor.of(np.ones(48, np.float32))}
     save(dataclasses.replace(adapter, tensors=bias), tmp_path / "x.vblora")
     with pytest.raises(TargetError, match=r"vllm would not load it .* in .*x.vblora: found .*bias"):
         load(lora_path(tmp_path / "x.vblora"))
 
 
-def test_a_head_arrives_as_it_is(vllm, load, tmp_path, adapter):
+def test_a_head_is_loaded_exactly(vllm, load, tmp_path, adapter):
     import ml_dtypes
 
     weight = np.arange(96, dtype=np.float32).reshape(3, 32).astype(ml_dtypes.bfloat16)
@@ -191,7 +192,7 @@ def test_a_head_arrives_as_it_is(vllm, load, tmp_path, adapter):
     np.testing.assert_array_equal(head.float().numpy(), weight.astype(np.float32))
 
 
-def test_the_dtype_of_the_server_is_used_and_its_range_kept(load, path, tmp_path):
+def test_the_dtype_of_the_server_is_used_and_its_range_checked(load, path, tmp_path):
     loaded = load(lora_path(path), dtype=torch.bfloat16)
     assert {weights.lora_a.dtype for weights in loaded.loras.values()} == {torch.bfloat16}
     save(random_adapter(**SIZES, scale=1e6), tmp_path / "large.vblora")
@@ -236,14 +237,14 @@ def test_expert_parallelism_is_refused(load, path):
         load(lora_path(path), moe_ep_spec=object())
 
 
-def test_modules_that_inference_leaves_out_may_be_skipped(load, tmp_path):
+def test_modules_that_inference_does_not_use_may_be_skipped(load, tmp_path):
     name = "model.layers.0.self_attn.q_proj"
     modules = [Module(name, 32, 32, 4), Module("mtp.layers.0.self_attn.q_proj", 32, 32, 4)]
     save(adapter_of(modules, b=8), tmp_path / "x.vblora")
     assert set(load(lora_path(tmp_path / "x.vblora"), skip_prefixes=["mtp."]).loras) == {name}
 
 
-def test_a_module_that_gets_lost_on_the_way_is_an_error(vllm, load, path, monkeypatch):
+def test_a_module_that_vllm_does_not_load_is_an_error(vllm, load, path, monkeypatch):
     original = vllm.model.from_lora_tensors
 
     def forgetful(**options):
@@ -256,8 +257,8 @@ def test_a_module_that_gets_lost_on_the_way_is_an_error(vllm, load, path, monkey
         load(lora_path(path))
 
 
-def test_kept_adapters_take_the_bytes_of_their_rows_and_share_a_bank(tmp_path, adapter):
-    """Not the file's bytes, nor a bank each."""
+def test_loaded_adapters_keep_only_their_rows_and_share_a_bank(tmp_path, adapter):
+    """They do not keep the file, nor a bank each."""
     kept = worker.Kept()
     adapters = []
     for number in range(3):
