@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 
 from vbfmt._format import rules
 from vbfmt._math import composition
-from vbfmt._math.admixture import Rows, index_dtype
+from vbfmt._math.admixture import Rows
 from vbfmt.errors import ContentError
 from vbfmt.module import Module
 from vbfmt.tensors import Tensor
@@ -75,9 +75,9 @@ class Adapter:
         return rules.broken_value_rules(self.bank, self.indices, self.weights)
 
     def __reduce__(self) -> tuple[Any, ...]:
-        fields = {each.name: getattr(self, each.name) for each in dataclasses.fields(self)}
-        plain = {name: dict(fields[name]) for name in ("tensors", "metadata")}
-        return _made, ({**fields, **plain},)
+        values = (getattr(self, each.name) for each in dataclasses.fields(self))
+        # Read-only mappings cannot be pickled.
+        return Adapter, tuple(dict(v) if isinstance(v, MappingProxyType) else v for v in values)
 
     @classmethod
     def load(cls, path: str | os.PathLike[str], **options: Any) -> Adapter:
@@ -324,11 +324,6 @@ class Adapter:
         )
 
 
-def _made(fields: dict[str, Any]) -> Adapter:
-    """Restore a pickled or copied adapter."""
-    return Adapter(**fields)
-
-
 def _little_endian(array: NDArray[Any]) -> NDArray[Any]:
     """Return the array in little-endian byte order."""
     return array.astype(array.dtype.newbyteorder("<"), copy=False)
@@ -340,6 +335,3 @@ def _same_bits(one: NDArray[Any], other: NDArray[Any]) -> bool:
         and one.shape == other.shape
         and np.array_equal(one.view(np.uint8), other.view(np.uint8))
     )
-
-
-__all__ = ["Adapter", "Module", "Tensor", "index_dtype"]

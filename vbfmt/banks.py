@@ -20,9 +20,8 @@ from vbfmt._files.banks import Source as Source
 from vbfmt._files.banks import Sources as Sources
 from vbfmt._format.packed_file import PackedFile
 from vbfmt.errors import BankError, ChecksumError, StorageError, VbfmtError
-from vbfmt.packed import Written
+from vbfmt.packed import PathLike, Written
 
-PathLike = str | os.PathLike[str]
 ENDING = bank_files.ENDING
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from itertools import chain
 from typing import Any, Literal, get_args
 
 import numpy as np
@@ -125,7 +126,7 @@ def write(
             storage.require_absent(path)
         folder = os.path.dirname(os.fspath(path)) if banks is None else banks
         beside = bank_files.write(_as_bytes(adapter.bank), folder, overwrite=overwrite)
-    size = storage.write(path, _with_first(start, pieces), overwrite=overwrite)
+    size = storage.write(path, chain([start], pieces), overwrite=overwrite)
     return Written(digest(adapter) if beside else container.digest(start), size, beside)
 
 
@@ -203,7 +204,8 @@ def load(
         SourceError: the repository, revision or file on the Hub does not exist or is not
             accessible.
     """
-    return load_with_form(_local(path), digest=digest, verify=verify, mmap=mmap, banks=banks)[0]
+    path = local(path, "packed")
+    return load_with_form(path, digest=digest, verify=verify, mmap=mmap, banks=banks)[0]
 
 
 def load_with_form(
@@ -293,27 +295,18 @@ def verify(path: PathLike, *, digest: str | None = None, banks: Sources | None =
     return Report(name, packed.digest, tuple(problem.in_file(path) for problem in problems))
 
 
-def local_checkpoint(path: PathLike) -> PathLike:
-    """Return a checkpoint's path unchanged, but for ``hf://…``, its folder in the Hub's cache.
+def local(path: PathLike, content: Literal["packed", "checkpoint"]) -> PathLike:
+    """Return a path unchanged, but for ``hf://…``, the path in the Hub's cache.
 
     Raises:
-        SourceError: the repository or revision does not exist, has no checkpoint, or is not
+        SourceError: the repository or revision does not exist, has no such content, or is not
             accessible.
     """
     if not (isinstance(path, str) and path.startswith("hf://")):
         return path
     from vbfmt.converters import sources
 
-    return sources.checkpoint(path)
-
-
-def _local(path: PathLike) -> PathLike:
-    """Return a path unchanged, but for ``hf://…``, the path in the Hub's cache."""
-    if not (isinstance(path, str) and path.startswith("hf://")):
-        return path
-    from vbfmt.converters import sources
-
-    return sources.packed(path)
+    return sources.packed(path) if content == "packed" else sources.checkpoint(path)
 
 
 def _unchecked(**fields: Any) -> Adapter:
@@ -369,8 +362,3 @@ def _laid_out(adapter: Adapter) -> tuple[Header, bytes, Sequence[Bytes]]:
 
 def _as_bytes(array: NDArray[Any]) -> memoryview:
     return array.reshape(-1).view(np.uint8).data
-
-
-def _with_first(first: Bytes, rest: Iterator[Bytes]) -> Iterator[Bytes]:
-    yield first
-    yield from rest

@@ -10,32 +10,6 @@ from numpy.typing import NDArray
 
 from vbfmt.errors import ContentError
 
-BITS = {
-    "BOOL": 8,
-    "U8": 8,
-    "I8": 8,
-    "F8_E5M2": 8,
-    "F8_E4M3": 8,
-    "F8_E8M0": 8,
-    "F8_E4M3FNUZ": 8,
-    "F8_E5M2FNUZ": 8,
-    "U16": 16,
-    "I16": 16,
-    "F16": 16,
-    "BF16": 16,
-    "U32": 32,
-    "I32": 32,
-    "F32": 32,
-    "U64": 64,
-    "I64": 64,
-    "F64": 64,
-    "C64": 64,
-    "F4": 4,
-    "F6_E2M3": 6,
-    "F6_E3M2": 6,
-}
-"""Bits per element of every safetensors dtype (safetensors 0.8, tensor.rs)."""
-
 _NUMPY = {
     "BOOL": "?",
     "U8": "u1",
@@ -59,8 +33,17 @@ _ML_DTYPES = {
     "F8_E4M3FNUZ": "float8_e4m3fnuz",
     "F8_E5M2FNUZ": "float8_e5m2fnuz",
 }
-_NAMES = {np.dtype(code): name for name, code in _NUMPY.items()}
+BITS = {
+    **{name: 8 * np.dtype(code).itemsize for name, code in _NUMPY.items()},
+    **dict.fromkeys(_ML_DTYPES, 8),
+    "BF16": 16,
+    "F4": 4,
+    "F6_E2M3": 6,
+    "F6_E3M2": 6,
+}
+"""Bits per element of every safetensors dtype (safetensors 0.8, tensor.rs)."""
 
+_NAMES = {np.dtype(code): name for name, code in _NUMPY.items()}
 
 TORCH = {
     "bool": "BOOL",

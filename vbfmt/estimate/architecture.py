@@ -13,7 +13,7 @@ from typing import Any
 from vbfmt.errors import SourceError
 
 _LARGEST_DIMENSION = 1 << 24
-_MOST_LAYERS = 4096
+MOST_LAYERS = 4096
 
 
 @dataclass(frozen=True)
@@ -280,7 +280,7 @@ def _dimensions(
     size = derivable("head_dim", max(d // count, 1))
     groups = derivable("num_key_value_heads", count) if _has_groups(architecture) else count
     sizes = {"d": d, "f": derivable(inner, 4 * d), "q": count * size, "kv": groups * size}
-    return sizes, checked(config.get(layers), layers, _MOST_LAYERS)
+    return sizes, checked(config.get(layers), layers, MOST_LAYERS)
 
 
 def _has_groups(architecture: _Architecture) -> bool:

@@ -9,9 +9,8 @@ import torch
 import transformers
 
 from vbfmt.errors import SourceError, warn
-from vbfmt.estimate.architecture import Linear
+from vbfmt.estimate.architecture import MOST_LAYERS, Linear
 
-_MOST_LAYERS = 4096
 _COUNT = re.compile(r"layer|depth|(^|_)n(um)?_.*(blocks|stages|experts)$")
 _IN_A_BLOCK = re.compile(r"(^|\.)\d+\.")
 
@@ -94,9 +93,9 @@ def require_few_layers(config: dict[str, Any]) -> None:
             waiting += [(f"{key}.{inner}", part) for inner, part in value.items()]
         elif isinstance(value, list):
             waiting += [(key, part) for part in value]
-        elif isinstance(value, int) and value > _MOST_LAYERS and _COUNT.search(_leaf(key)):
+        elif isinstance(value, int) and value > MOST_LAYERS and _COUNT.search(_leaf(key)):
             raise SourceError(
-                "too many layers", part=key, found=value, expected=f"at most {_MOST_LAYERS}"
+                "too many layers", part=key, found=value, expected=f"at most {MOST_LAYERS}"
             )
 
 

@@ -12,44 +12,31 @@ from vbfmt.errors import SourceError
 from vbfmt.estimate.architecture import KNOWN, Linear, linears
 
 
-def _roberta(d: int, f: int, blocks: int, heads: int) -> dict[str, Any]:
-    return {
-        "model_type": "roberta",
-        "hidden_size": d,
-        "intermediate_size": f,
-        "num_hidden_layers": blocks,
-        "num_attention_heads": heads,
-    }
-
-
 def _gpt2(d: int, blocks: int, heads: int) -> dict[str, Any]:
     return {"model_type": "gpt2", "n_embd": d, "n_layer": blocks, "n_head": heads}
 
 
-def _decoder(
-    kind: str, d: int, f: int, blocks: int, heads: int, groups: int, size: int
-) -> dict[str, Any]:
+def _config(kind: str, d: int, f: int, blocks: int, heads: int, **others: int) -> dict[str, Any]:
     return {
         "model_type": kind,
         "hidden_size": d,
         "intermediate_size": f,
         "num_hidden_layers": blocks,
         "num_attention_heads": heads,
-        "num_key_value_heads": groups,
-        "head_dim": size,
+        **others,
     }
 
 
 PRESETS: Mapping[str, Mapping[str, Any]] = MappingProxyType(
     {
-        "roberta-base": _roberta(768, 3072, 12, 12),
-        "roberta-large": _roberta(1024, 4096, 24, 16),
+        "roberta-base": _config("roberta", 768, 3072, 12, 12),
+        "roberta-large": _config("roberta", 1024, 4096, 24, 16),
         "gpt2-medium": _gpt2(1024, 24, 16),
         "gpt2-large": _gpt2(1280, 36, 20),
-        "llama-2-7b": _decoder("llama", 4096, 11008, 32, 32, 32, 128),
-        "llama-2-13b": _decoder("llama", 5120, 13824, 40, 40, 40, 128),
-        "mistral-7b": _decoder("mistral", 4096, 14336, 32, 32, 8, 128),
-        "gemma-7b": _decoder("gemma", 3072, 24576, 28, 16, 16, 256),
+        "llama-2-7b": _config("llama", 4096, 11008, 32, 32),
+        "llama-2-13b": _config("llama", 5120, 13824, 40, 40),
+        "mistral-7b": _config("mistral", 4096, 14336, 32, 32, num_key_value_heads=8),
+        "gemma-7b": _config("gemma", 3072, 24576, 28, 16, num_key_value_heads=16, head_dim=256),
     }
 )
 """Name of a model → the part of its published config that determines its linear layers."""

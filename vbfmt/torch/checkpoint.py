@@ -6,7 +6,6 @@ valid, because loading copies into the existing parameters.
 
 from __future__ import annotations
 
-import os
 from collections.abc import Collection, Mapping
 from dataclasses import replace
 from pathlib import Path
@@ -17,7 +16,7 @@ from torch import Tensor, nn
 
 from vbfmt._files.peft_layout import BANK, PREFIX, key_of_tensor
 from vbfmt.errors import ModelError, VbfmtError, few
-from vbfmt.packed import local_checkpoint
+from vbfmt.packed import PathLike, local
 from vbfmt.torch.adapter_state import fill
 from vbfmt.torch.adapters import (
     TrainableAdapter,
@@ -44,8 +43,6 @@ from vbfmt.torch.preconditions import require_can_add, require_in_memory
 from vbfmt.torch.sharding import whole
 from vbfmt.torch.stand_ins import names_to_train
 from vbfmt.torch.targets import base_modules, saved_by_peft
-
-PathLike = str | os.PathLike[str]
 
 
 def load_checkpoint(
@@ -77,7 +74,7 @@ def load_checkpoint(
             named), an adapter is merged, or a frozen or shared bank differs from the checkpoint's.
         ContentError: a logit or a bank value is NaN or infinite, or a head's value is NaN.
     """
-    folder = Path(local_checkpoint(path))
+    folder = Path(local(path, "checkpoint"))
     if bank is not None:
         require_vector_bank(bank)
     try:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 from collections.abc import Mapping
 from dataclasses import replace
 from typing import Any, cast
@@ -17,7 +16,7 @@ from vbfmt._math.selection import select_top_k
 from vbfmt.adapter import Adapter
 from vbfmt.errors import DigestError, OutputExistsError, VbfmtError, warn
 from vbfmt.module import Module
-from vbfmt.packed import Form, load, save
+from vbfmt.packed import Form, PathLike, load, save
 from vbfmt.packed import digest as digest_of
 from vbfmt.torch.adapters import (
     AttachedAdapter,
@@ -40,8 +39,6 @@ from vbfmt.torch.sharding import has_other_processes, is_writer, require_whole, 
 from vbfmt.torch.stand_ins import StandIns
 from vbfmt.torch.tensors import cast_like, to_format, to_torch
 from vbfmt.torch.training_warnings import warn_of_layers_never_called, warn_of_others_that_train
-
-PathLike = str | os.PathLike[str]
 
 _LEAST_WEIGHT = 2.0**-149
 """The smallest positive float32. It replaces a weight that was rounded to zero."""

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import weakref
-from collections.abc import Mapping
 from typing import cast
 
 import torch
@@ -22,20 +21,17 @@ class Intake:
     """Prepares adapters for a pool. The caller need not hold the lock.
 
     Args:
-        modules: all modules of the model, by name.
         form: rank, k and vector length that adapters must fit; None for any.
     """
 
     def __init__(
         self,
         model: nn.Module,
-        modules: Mapping[str, nn.Module],
         device: torch.device,
         banks: Banks,
         form: tuple[int, int, int] | None,
     ) -> None:
         self._model = model
-        self._modules = modules
         self._device = device
         self._banks = banks
         self._form = form
@@ -54,7 +50,7 @@ class Intake:
         layout = self._layout(adapter)
         self._require_form(layout)
         bank = self._banks.key(adapter.bank)
-        own = own_tensors(adapter, self._modules)
+        own = own_tensors(adapter, self._model)
         return Prepared(layout, pack(adapter), bank, adapter.bank, own)
 
     def _layout(self, adapter: Adapter) -> Layout:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import NamedTuple, cast
 
@@ -12,6 +12,8 @@ from torch import Tensor, nn
 from vbfmt.adapter import Adapter
 from vbfmt.errors import ModelError
 from vbfmt.torch.linear import is_adaptable, is_conv1d, returns_plainly
+from vbfmt.torch.matching import require_tensors
+from vbfmt.torch.stand_ins import owner_of
 from vbfmt.torch.tensors import cast_like, to_torch
 
 
@@ -60,27 +62,19 @@ def may_differ_by_sample(module: nn.Module) -> bool:
     return is_adaptable(module)
 
 
-def own_tensors(adapter: Adapter, modules: Mapping[str, nn.Module]) -> OwnTensors:
+def own_tensors(adapter: Adapter, model: nn.Module) -> OwnTensors:
     """Return an adapter's own biases and heads, on the device of the model.
 
     Raises:
         ModelError: the model has no such tensor, or it cannot differ between the samples of a
             batch.
     """
+    require_tensors(model, adapter)
     own = OwnTensors()
     for name, tensor in adapter.tensors.items():
-        path, _, leaf = name.rpartition(".")
-        module = modules.get(path)
-        original = None if module is None else module._parameters.get(leaf)
-        if module is None or original is None or tuple(original.shape) != tensor.shape:
-            raise ModelError(
-                "the adapter has a tensor that the model lacks, or has in another shape",
-                part=name,
-                found=tensor.shape,
-                expected=None if original is None else tuple(original.shape),
-                advice="make the model with the head that the adapter was trained with",
-            )
-        values = cast_like(to_torch(tensor), original, name)
+        path = name.rpartition(".")[0]
+        module, leaf = owner_of(model, name)
+        values = cast_like(to_torch(tensor), getattr(module, leaf), name)
         if leaf == "bias" and _bias_is_plain(module):
             # Rounded to the base's dtype first, as in a merged model.
             own.biases[path] = values.float()

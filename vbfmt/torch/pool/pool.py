@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import contextlib
 import itertools
-import os
 from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
@@ -12,7 +11,7 @@ from torch import nn
 
 from vbfmt.adapter import Adapter
 from vbfmt.errors import ConfigError, ModelError, VbfmtError
-from vbfmt.packed import load
+from vbfmt.packed import PathLike, load
 from vbfmt.torch.adapters import find_adapters
 from vbfmt.torch.config import is_count
 from vbfmt.torch.pool.batch import Staging
@@ -36,8 +35,6 @@ from vbfmt.torch.pool.residents import Resident, Residents
 from vbfmt.torch.pool.running import run
 from vbfmt.torch.preconditions import require_in_memory
 from vbfmt.torch.targets import base_modules
-
-PathLike = str | os.PathLike[str]
 
 _keys = itertools.count(1)
 
@@ -107,7 +104,7 @@ class AdapterPool:
         self._source = source
         self._residents = Residents(self._device, limit)
         self._staging = Staging(self._residents, served, self._device, form)
-        self._intake = Intake(model, modules, self._device, self._residents.banks, form)
+        self._intake = Intake(model, self._device, self._residents.banks, form)
         self._key = next(_keys)
         self._calls = Calls([*served])
         of_media = media_layers(model, served)
