@@ -1,8 +1,10 @@
-"""The same bytes on every Python, numpy and msgpack: ``python -m tests.determinism``.
+"""Check that all versions of Python, NumPy and msgpack give the same bytes: ``python -m
+tests.determinism``.
 
 Builds an environment for each of `MATRIX` whose Python is installed (on the PATH or with pyenv),
-runs tests/digests.py in it, and prints a table and which of `MATRIX` were left out. 1 if any two
-differ, or from the golden files, or if not even the Python that this runs on was among them.
+runs tests/digests.py in it, and prints a table and the rows of `MATRIX` that were left out. The
+exit status is 1 if any two rows differ, if one differs from the golden files, or if the running
+Python is not in `MATRIX`.
 """
 
 from __future__ import annotations
@@ -35,7 +37,7 @@ FOLDER = ROOT / "build" / "determinism"
 
 
 def interpreter(version: str) -> str | None:
-    """A Python of that version that runs."""
+    """Return a working interpreter of this version of Python."""
     if version == OWN:
         return sys.executable
     pyenv = sorted((Path.home() / ".pyenv" / "versions").glob(f"{version}.*/bin/python"))
@@ -51,7 +53,7 @@ def interpreter(version: str) -> str | None:
 
 
 def run(*command: object) -> str:
-    """The command's output; its errors go where ours go."""
+    """Run a command and return its output; its standard error is inherited."""
     done = subprocess.run([str(part) for part in command], stdout=subprocess.PIPE, text=True)
     if done.returncode:
         raise SystemExit(f"{' '.join(map(str, command))} failed")
@@ -59,7 +61,7 @@ def run(*command: object) -> str:
 
 
 def environment(python: str, number: int, packages: list[str], wheel: Path) -> Path:
-    """The interpreter of a new environment with these packages and the library."""
+    """Create an environment with these packages and the library, and return its interpreter."""
     folder = FOLDER / f"environment-{number}"
     run(python, "-m", "venv", "--clear", folder)
     inside = folder / "bin" / "python"
@@ -107,7 +109,8 @@ def main() -> int:
 
 
 def summary(ran: list[str]) -> str:
-    """How much of `MATRIX` was run, on which Pythons, and which were not to be had."""
+    """Return a summary: how many rows of `MATRIX` ran, on which Pythons, and which Pythons are not
+    installed."""
     missing = sorted({version for version, *_ in MATRIX} - set(ran))
     text = f"{len(ran)} of {len(MATRIX)} environments, on Python {', '.join(sorted(set(ran)))}"
     return f"{text}; not installed: {', '.join(missing) or 'none'}"

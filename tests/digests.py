@@ -1,6 +1,6 @@
-"""Writes the golden adapters and a packed checkpoint and prints, as JSON, what their files hash to.
+"""Write the golden adapters and a packed checkpoint, and print the hashes of the files as JSON.
 
-A script of its own, so that it runs on any installation of the library: it imports nothing else.
+The script imports only the library, so that it runs with any installation of it.
 """
 
 from __future__ import annotations
@@ -28,7 +28,8 @@ ROOT = Path(__file__).parents[1]
 
 
 def adapters() -> dict[str, vbfmt.Adapter]:
-    """The golden ones, the trained checkpoint in tests/data, and one from logits with ties."""
+    """Return the golden adapters, the trained checkpoint in tests/data, and an adapter from logits
+    with ties."""
     golden = runpy.run_path(os.fspath(ROOT / "spec" / "golden" / "make.py"))["GOLDEN"]
     found = {name.removesuffix(".vblora"): make() for name, make in golden.items()}
     found["minilm"] = peft.read(ROOT / "tests" / "data" / "minilm-vblora")

@@ -1,4 +1,4 @@
-"""Faults on order: the Nth call that this library makes to the operating system fails."""
+"""Fault injection: the Nth call of the library to the operating system fails."""
 
 from __future__ import annotations
 
@@ -54,10 +54,10 @@ class Faults:
     Attributes:
         first: the number of the call that fails, from 1.
         lasting: whether every later one fails as well, as on a disk that has died.
-        full: what a write through the page cache fails with, half done: no space, no quota, or an
-            error of the disk.
-        made: names of all calls so far.
-        failed: how many were made to fail.
+        full: errno with which a partial write through the page cache fails: no space, no quota, or
+            an error of the disk.
+        made: names of all calls so far, in order.
+        failed: number of calls that failed.
     """
 
     first: int
@@ -67,7 +67,7 @@ class Faults:
     failed: int = 0
 
     def __call__(self, name: str) -> bool:
-        """Note a call; whether it is to fail."""
+        """Record a call, and return whether it must fail."""
         self.made.append(name)
         due = len(self.made) == self.first or (self.lasting and len(self.made) > self.first)
         self.failed += due
@@ -76,7 +76,7 @@ class Faults:
 
 @contextlib.contextmanager
 def injected(faults: Faults) -> Iterator[Faults]:
-    """For as long as the block lasts, calls fail as `faults` says."""
+    """Within the block, calls fail as `faults` says."""
     with pytest.MonkeyPatch.context() as patch:
         for name, (module, attribute) in CALLS.items():
             patch.setattr(module, attribute, _failing(name, getattr(module, attribute), faults))

@@ -1,4 +1,5 @@
-"""How exact the packed form of a checkpoint with logits is, and how small, beside PEFT's own top-k
+"""Measure the error and size of the packed form of a checkpoint with logits, compared with PEFT's
+top-k
 form: ``python -m tests.fidelity CHECKPOINT``.
 
 No base model is needed: PEFT's layers are put around linear layers of the right shapes.
@@ -31,8 +32,8 @@ class Errors(NamedTuple):
 
 
 def errors(checkpoint: Path, adapter: Adapter) -> Errors:
-    """Of `adapter`, packed from the checkpoint, and of what PEFT makes of it: saved with
-    ``save_only_topk_weights`` and loaded again."""
+    """Return the errors of `adapter`, packed from the checkpoint, and of PEFT's top-k form, saved
+    with ``save_only_topk_weights`` and loaded again."""
     logits = safetensors.read(checkpoint / WEIGHTS).tensors
     ours, pefts = [], []
     for name, through_peft in _resaved_by_peft(checkpoint, adapter):
@@ -45,7 +46,8 @@ def errors(checkpoint: Path, adapter: Adapter) -> Errors:
 
 
 def size_limit(adapter: Adapter) -> int:
-    """Bank, indices, weights and other tensors, and at most 64 bytes a module and 4 KiB besides."""
+    """Return the largest expected size: bank, indices, weights, other tensors, 64 bytes per module,
+    and 4 KiB."""
     held = adapter.bank.nbytes + adapter.indices.nbytes + adapter.weights.nbytes
     held += sum(tensor.data.nbytes for tensor in adapter.tensors.values())
     return held + 64 * len(adapter) + 4096
@@ -75,7 +77,8 @@ def _loaded(checkpoint: Path, adapter: Adapter) -> Any:
 
 
 def _linear_layers(adapter: Adapter) -> Any:
-    """A module with the adapter's linear layers under their names, their weights one zero each."""
+    """Return a module with the adapter's linear layers under their names. Each weight is a single
+    stored zero."""
     import torch
     from torch import nn
 

@@ -1,4 +1,4 @@
-"""Every bit of packed files flipped, every truncation tried: ``python -m tests.flips [PATH …]``.
+"""Flip every bit of packed files and try every truncation: ``python -m tests.flips [PATH …]``.
 
 PATH is a packed file, or a checkpoint folder that is packed first. Without one: the trained
 checkpoint in tests/data, the golden files and the valid files of the corpus.
@@ -18,10 +18,10 @@ from vbfmt.converters import peft
 
 
 def missed_flips(data: bytes, positions: Iterable[int], bits: Iterable[int] = range(8)) -> Iterator:
-    """(position, bit) of the flips that nobody noticed.
+    """Return (position, bit) of the flips that are not detected.
 
-    Flips before the sections go through the whole of `loads`. Those behind cannot change what the
-    front says, so it is parsed once, and what `loads` does next is done with every flip.
+    Flips before the sections go through the whole of `loads`. Later ones cannot change the front,
+    so it is parsed once, and only the following steps of `loads` are repeated for every flip.
     """
     buffer = bytearray(data)
     assert not _is_refused(buffer)
@@ -38,7 +38,7 @@ def missed_flips(data: bytes, positions: Iterable[int], bits: Iterable[int] = ra
 
 
 def missed_truncations(data: bytes) -> Iterator[int]:
-    """Lengths to which the file can be cut without anybody noticing."""
+    """Return the lengths to which the file can be truncated without detection."""
     view = memoryview(data)
     return (length for length in range(len(data)) if not _is_refused(view[:length]))
 
@@ -59,7 +59,7 @@ def _packed(path: Path) -> bytes:
 
 
 def main() -> int:
-    """See the module's own text; 1 if anything went unnoticed."""
+    """Run the command and return the exit status: 1 if a change was not detected."""
     paths = [Path(path) for path in sys.argv[1:]] or [
         ROOT / "tests" / "data" / "minilm-vblora",
         *sorted((ROOT / "spec" / "golden").glob("*.vblora")),

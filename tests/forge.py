@@ -1,5 +1,5 @@
-"""Packed files with one thing changed and the checksums made right again, so that only the rule
-about that thing is left to catch it."""
+"""Change one thing in a packed file and correct its checksums, so that only the rule about that
+thing can detect it."""
 
 from __future__ import annotations
 
@@ -15,14 +15,14 @@ PREAMBLE = struct.Struct("<8sHHIQI")
 
 
 def parts(data: bytes) -> tuple[tuple[Any, ...], dict[str, Any], bytes]:
-    """Preamble fields, header as a map, and everything from D on."""
+    """Return the preamble's fields, the header as a map, and all bytes from D on."""
     fields = PREAMBLE.unpack_from(data)
     end = 32 + fields[3]
     return fields, msgpack.unpackb(data[32:end], strict_map_key=False), data[_align(end) :]
 
 
 def join(fields: tuple[Any, ...], header: bytes, data: bytes) -> bytes:
-    """The file of these parts, with the lengths and the CRC as they must be."""
+    """Return the file with these parts and with correct lengths and CRC."""
     padding = bytes(_align(32 + len(header)) - 32 - len(header))
     total = 32 + len(header) + len(padding) + len(data)
     front = PREAMBLE.pack(*fields[:3], len(header), total, fields[5])
@@ -32,20 +32,21 @@ def join(fields: tuple[Any, ...], header: bytes, data: bytes) -> bytes:
 
 
 def with_header(data: bytes, change: Callable[[dict[str, Any]], object]) -> bytes:
-    """The file with its header map changed in place."""
+    """Return the file with its header changed by `change`."""
     fields, header, rest = parts(data)
     change(header)
     return join(fields, msgpack.packb(header, use_bin_type=True), rest)
 
 
 def with_header_bytes(data: bytes, header: bytes) -> bytes:
-    """The file with these bytes as its header."""
+    """Return the file with these bytes as its header."""
     fields, _, rest = parts(data)
     return join(fields, header, rest)
 
 
 def with_preamble(data: bytes, **changes: int) -> bytes:
-    """The file with preamble fields changed: major, minor, header_length, file_length, reserved."""
+    """Return the file with preamble fields changed: major, minor, header_length, file_length,
+    reserved."""
     names = ("magic", "major", "minor", "header_length", "file_length", "reserved")
     fields = dict(zip(names, PREAMBLE.unpack_from(data), strict=True)) | changes
     front = PREAMBLE.pack(*fields.values())
@@ -54,7 +55,7 @@ def with_preamble(data: bytes, **changes: int) -> bytes:
 
 
 def with_section(data: bytes, number: int, change: Callable[[bytearray], object]) -> bytes:
-    """The file with a section's bytes changed in place and its hash with them."""
+    """Return the file with a section's bytes changed, and its hash updated."""
     fields, header, rest = parts(data)
     offset, length, _ = header["sections"][number]
     content = bytearray(rest[offset : offset + length])
@@ -70,10 +71,10 @@ def _align(position: int) -> int:
 
 
 def header_of(data: bytes) -> bytes:
-    """The header's bytes."""
+    """Return the header's bytes."""
     return data[32 : 32 + PREAMBLE.unpack_from(data)[3]]
 
 
 def data_start(data: bytes) -> int:
-    """D, where the first section stands."""
+    """Return D, the position of the first section."""
     return _align(32 + len(header_of(data)))

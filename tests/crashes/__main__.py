@@ -1,7 +1,8 @@
-"""Processes that are killed, run into limits, or write one path at once.
+"""Processes that are killed, that reach limits of the system, or that write one path concurrently.
 
-``python -m tests.crashes SCENE FOLDER [COUNT]`` prints what was seen as JSON, and fails if anything
-was wrong. It is a process of its own, so that it may fork: nothing here has started a thread.
+``python -m tests.crashes SCENE FOLDER [COUNT]`` prints the results as JSON, and fails if anything
+is wrong. It is a separate process because it forks, which is safe only if no thread has been
+started.
 """
 
 from __future__ import annotations

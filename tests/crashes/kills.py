@@ -27,8 +27,8 @@ from vbfmt.converters import peft
 
 
 def kill(folder: Path, count: int) -> dict[str, Any]:
-    """Kill writers at random moments: the old or the new is there, and complete; the next write
-    leaves nothing else."""
+    """Kill writers at random moments: the old or the new output is there and complete, and the next
+    write removes all leftovers."""
     rng = random.Random(0)
     seen: collections.Counter[str] = collections.Counter()
     adapters = [adapter(0), adapter(1)]
@@ -74,8 +74,8 @@ def kill(folder: Path, count: int) -> dict[str, Any]:
 
 
 def store_writers(folder: Path, count: int) -> dict[str, Any]:
-    """Kill two writers of one store at random moments, while a collector runs: whatever a name
-    points to is there and sound, and the next writer finishes the job."""
+    """Kill two writers of one store at random moments, while a collector runs: every adapter that a
+    name points to is there and valid, and the next writer completes."""
     from vbfmt.store import ANY, Store, garbage
 
     garbage._PATIENCE = 0.2
@@ -126,8 +126,8 @@ def store_writers(folder: Path, count: int) -> dict[str, Any]:
 
 
 def jobs_killed(folder: Path, count: int) -> dict[str, Any]:
-    """Kill a job at random moments and start it again: what is written is whole at every moment,
-    and the last run ends complete, with the bytes of a job left alone."""
+    """Kill a job at random moments and start it again: outputs are complete at every moment, and
+    the last run completes with the same bytes as a job that is not killed."""
     rng = random.Random(0)
     sources, expected = _job(folder)
     seen: collections.Counter[str] = collections.Counter()
@@ -152,8 +152,8 @@ def jobs_killed(folder: Path, count: int) -> dict[str, Any]:
 
 
 def pool_killed(folder: Path, count: int) -> dict[str, Any]:
-    """Kill a job of two worker processes at random moments, or a process of its pool: what is
-    written is whole, no process is left, and a job that lost a process of its pool ends complete.
+    """Kill a job with two worker processes at random moments, or one of these processes: outputs
+    are complete, no process is left, and a job that lost a worker process completes.
     """
     rng = random.Random(0)
     sources, expected = _job(folder)
@@ -192,7 +192,7 @@ def pool_killed(folder: Path, count: int) -> dict[str, Any]:
 
 
 def _job(folder: Path) -> tuple[list[str], dict[str, bytes]]:
-    """Make checkpoints; return their paths, and the files of a job that nothing kills."""
+    """Make checkpoints; return their paths, and the output files of a job that is not killed."""
     sources = [str(folder / "checkpoints" / f"user{number:02}") for number in range(24)]
     os.mkdir(folder / "checkpoints")
     for number, path in enumerate(sources):

@@ -1,4 +1,4 @@
-"""Writers and readers that run into a limit of the system."""
+"""Writers and readers that reach a limit of the system."""
 
 from __future__ import annotations
 
@@ -22,7 +22,8 @@ from vbfmt.converters import peft, read
 
 
 def size_limit(folder: Path, count: int) -> dict[str, Any]:
-    """No file may be longer than some bytes, for every length: refused, the old one untouched."""
+    """Limit the length of files, to every length in turn: the write is refused and the old file
+    unchanged."""
     old, new = adapter(0), adapter(1)
     target = folder / "x"
     save(old, target)
@@ -42,8 +43,9 @@ def size_limit(folder: Path, count: int) -> dict[str, Any]:
 
 
 def memory(folder: Path, count: int) -> dict[str, Any]:
-    """The Nth allocation of Python's own fails, for every N: the old or the new, complete. (All
-    from the Nth on is no test of ours: CPython 3.11 itself then unwinds for ever.)"""
+    """Let the Nth allocation of Python fail, for every N: the old or the new output is there and
+    complete. (All allocations from the Nth on cannot be tested, because CPython 3.11 then unwinds
+    forever.)"""
     import _testcapi
 
     old, new = adapter(0), adapter(1)
@@ -81,8 +83,8 @@ def memory(folder: Path, count: int) -> dict[str, Any]:
 
 
 def address_space(folder: Path, count: int) -> dict[str, Any]:
-    """A process may take no more memory than some, of which there is less and less: it reads and
-    writes, or says that there is too little."""
+    """Limit the memory of a process more and more: it reads and writes, or reports too little
+    memory."""
     large = Tensor("U8", (8 << 20,), np.zeros(8 << 20, "u1"))
     old, new = (dataclasses.replace(adapter(seed), tensors={"t": large}) for seed in (0, 1))
     target = folder / "x"
@@ -116,7 +118,8 @@ def address_space(folder: Path, count: int) -> dict[str, Any]:
 
 
 def read_only(folder: Path, count: int) -> dict[str, Any]:
-    """A folder without the right to write: refused, and nothing in it has changed."""
+    """Write into a folder without write permission: it is refused, and nothing in the folder
+    changes."""
     # Not in `folder`: whoever is not root could not even look into that.
     with tempfile.TemporaryDirectory() as name:
         here = Path(name)
@@ -143,7 +146,8 @@ def read_only(folder: Path, count: int) -> dict[str, Any]:
 
 
 def cut_off(folder: Path, count: int) -> dict[str, Any]:
-    """A file is cut off while it is in use: mapped, the process ends; read, nothing happens."""
+    """Truncate a file while it is in use: a process that has mapped it ends; one that has read it
+    continues."""
     target = folder / "x"
     statuses = {}
     for mapped in (True, False):
@@ -161,8 +165,8 @@ def cut_off(folder: Path, count: int) -> dict[str, Any]:
 
 
 def disk_full(folder: Path, _: int) -> dict[str, Any]:
-    """Fill a disk (the folder is a small file system of its own) with a store and with a job: what
-    was there stays whole, the refusal is one line, and with space again the work goes on."""
+    """Fill a disk (the folder is a small file system) with a store and with a job: existing files
+    stay complete, the error is one line, and the work continues when there is space again."""
     from vbfmt.converters import jobs
     from vbfmt.store import Store
 

@@ -1,4 +1,4 @@
-"""Processes of their own, and what they write."""
+"""Child processes, and what they write."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ H, B, IN, OUT = 200, 64, 512, 512
 
 
 def adapter(seed: int) -> Adapter:
-    """An adapter of some 60 kB, a different one for each seed."""
+    """Return an adapter of about 60 kB, a different one for each seed."""
     rng = np.random.default_rng(seed)
     rows = {}
     for name in ("a.lin", "b.lin"):
@@ -30,7 +30,8 @@ def adapter(seed: int) -> Adapter:
 
 
 def save_without_bank(one: Adapter, path: Path, *, overwrite: bool = False) -> None:
-    """The bank in a folder of its own, so that what is beside `path` can be counted."""
+    """Save with the bank in a separate folder, so that other files next to `path` can be
+    counted."""
     save(one, path, overwrite=overwrite, bank="external", banks=f"{path.parent}-banks")
 
 
@@ -43,14 +44,14 @@ WRITERS: dict[str, Callable[..., object]] = {
 
 
 def content(path: Path) -> object:
-    """What stands at a path: bytes, bytes by name, or None."""
+    """Return the content of a path: the bytes of a file, the bytes by name of a folder, or None."""
     if path.is_dir():
         return {entry.name: entry.read_bytes() for entry in sorted(path.iterdir())}
     return path.read_bytes() if path.exists() else None
 
 
 def forked(work: Callable[[], object]) -> int:
-    """A child that does `work`, and ends with 0, or 1 if it fails with the library's own error."""
+    """Fork a child that does `work` and exits with 0, or with 1 on an error of the library."""
     child = os.fork()
     if child:
         return child
@@ -68,12 +69,12 @@ def forked(work: Callable[[], object]) -> int:
 
 
 def ended(child: int) -> int:
-    """Exit status of a child, negative for a signal."""
+    """Return the exit status of a child, negative for a signal."""
     return os.waitstatus_to_exitcode(os.waitpid(child, 0)[1])
 
 
 def descendants(process: int) -> dict[int, int]:
-    """The processes below a process, each with its depth."""
+    """Return the descendants of a process, each with its depth."""
     found: dict[int, int] = {}
     below = [(process, 0)]
     while below:
@@ -88,8 +89,8 @@ def descendants(process: int) -> dict[int, int]:
 
 
 def pool_of(job: int, seconds: float = 20) -> list[int]:
-    """Wait for the worker processes of a job, which are children of its fork server; none if the
-    job ends before it is seen to have any."""
+    """Wait for the worker processes of a job, which are children of its fork server, and return
+    them. Return none if the job ends first."""
     last = time.monotonic() + seconds
     while _lives(job) and time.monotonic() < last:
         if found := [one for one, depth in descendants(job).items() if depth == 2]:
@@ -99,7 +100,7 @@ def pool_of(job: int, seconds: float = 20) -> list[int]:
 
 
 def wait_for_end(processes: set[int], seconds: float = 20) -> None:
-    """Wait until none of the processes lives; fail if one still does after so many seconds."""
+    """Wait until all processes have ended; fail if one has not after this number of seconds."""
     last = time.monotonic() + seconds
     while living := [one for one in processes if _lives(one)]:
         assert time.monotonic() < last, living

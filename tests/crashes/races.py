@@ -1,4 +1,4 @@
-"""Several processes that write one path at once."""
+"""Several processes that write one path concurrently."""
 
 from __future__ import annotations
 
@@ -13,7 +13,8 @@ from vbfmt.converters import lora, peft
 
 
 def writers(folder: Path, count: int) -> dict[str, Any]:
-    """Eight write one path at once, while this process reads: always one of them, complete."""
+    """Let eight processes write one path while this process reads it: it always finds one complete
+    output."""
     adapters = [adapter(seed) for seed in range(8)]
     target = folder / "x"
     save(adapters[0], target)
@@ -38,7 +39,7 @@ def writers(folder: Path, count: int) -> dict[str, Any]:
 
 
 def first_wins(folder: Path, count: int) -> dict[str, Any]:
-    """Eight make one new path at once: one of them succeeds, the others fail with an error."""
+    """Let eight processes create one path: one succeeds, the others fail with an error."""
     adapters = [adapter(seed) for seed in range(8)]
     for kind, write in WRITERS.items():
         for number in range(count):
@@ -58,7 +59,8 @@ def first_wins(folder: Path, count: int) -> dict[str, Any]:
 
 
 def folders(folder: Path, count: int) -> dict[str, Any]:
-    """Eight replace one folder at once: in the end its files are those of one of them."""
+    """Let eight processes replace one folder: in the end, all its files are those of one of
+    them."""
     for kind, write in (("unpack", peft.write), ("expand", lora.write)):
         wanted = []
         for seed in range(8):

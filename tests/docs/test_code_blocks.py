@@ -1,7 +1,7 @@
-"""Every block of Python and every console session in the README and the docs runs as it stands.
+"""Every Python block and every console session in the README and the docs runs as written.
 
-A block without a language is not run: it shows what needs a model or a network. A comment
-``<!-- not run: reason -->`` before a block says why it cannot be.
+Blocks without a language are not run; they need a model or a network. A comment
+``<!-- not run: reason -->`` before a block says why it is not run.
 """
 
 from __future__ import annotations
@@ -29,7 +29,7 @@ def blocks(page: Path, language: str) -> list[str]:
 
 
 def sessions(page: Path) -> list[tuple[str, list[str]]]:
-    """(command, lines that it prints) of each line that begins with ``$``."""
+    """Return (command, printed lines) for each line that begins with ``$``."""
     found: list[tuple[str, list[str]]] = []
     for block in blocks(page, "console"):
         for line in block.splitlines():
@@ -50,7 +50,8 @@ def name(page: Path) -> str:
 
 @pytest.fixture
 def folder(tmp_path, data_folder):
-    """A folder with the demo's checkpoint, the same packed, and a damaged copy."""
+    """Return a folder with the demo's checkpoint, its packed file, and a damaged copy of this
+    file."""
     shutil.copytree(data_folder / "minilm-vblora", tmp_path / "minilm-vblora")
     shutil.copytree(data_folder, tmp_path / "tests" / "data")
     run("vbfmt pack minilm-vblora -o minilm.vblora", tmp_path)
@@ -68,14 +69,14 @@ def run(command: str, folder: Path) -> subprocess.CompletedProcess[str]:
     return subprocess.run(words, cwd=folder, env=environment, capture_output=True, text=True)
 
 
-def test_there_is_something_to_run():
+def test_code_blocks_are_found():
     assert len(WITH_PYTHON) >= 3
     assert sum(len(sessions(page)) for page in WITH_SESSIONS) >= 5
 
 
 @pytest.mark.timeout(1800)  # on a busy machine the imports alone take minutes
 @pytest.mark.parametrize("page", WITH_PYTHON, ids=name)
-def test_python_runs(page, folder):
+def test_python_blocks_run(page, folder):
     if any("torch" in code for code in blocks(page, "python")):
         pytest.importorskip("torch")
     script = "\n".join(blocks(page, "python"))

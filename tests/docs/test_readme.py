@@ -27,22 +27,22 @@ def test_it_is_short():
     assert len(prose.split()) < 1000
 
 
-def test_each_block_of_python_is_whole():
-    """Sections are read, and their code copied, one by one."""
+def test_each_python_block_runs_alone():
+    """Readers copy the code of single sections."""
     for block in re.findall(r"^```python\n(.*?)^```$", TEXT, re.M | re.S):
         for module in ("torch", "vbfmt"):
             used = re.search(rf"(?<!from )\b{module}\.(?!torch import)\w", block)
             assert not used or f"import {module}\n" in block, block
 
 
-def test_every_link_into_the_repository_leads_somewhere():
+def test_every_link_into_the_repository_has_a_target():
     assert len(RELATIVE) > 10
     for link in RELATIVE:
         assert (ROOT / link.partition("#")[0]).exists(), link
 
 
 def test_pypi_gets_links_that_work_there(setup):
-    """Relative links lead nowhere on a page of PyPI."""
+    """Relative links are broken on PyPI's page."""
     shown = setup["absolute"](TEXT)
     links = re.findall(r"\]\(([^)]*)\)", shown)
     assert len(links) == len(LINKS)
@@ -53,7 +53,7 @@ def test_pypi_gets_links_that_work_there(setup):
     assert re.sub(r"\([^)]*\)", "", shown) == re.sub(r"\([^)]*\)", "", TEXT)
 
 
-def test_the_links_are_to_the_source_that_the_project_names(setup):
+def test_links_point_to_the_projects_source_url(setup):
     if sys.version_info < (3, 11):
         pytest.skip("tomllib is of Python 3.11")
     import tomllib
@@ -63,7 +63,7 @@ def test_the_links_are_to_the_source_that_the_project_names(setup):
     assert "readme" in project["dynamic"]
 
 
-def test_what_a_project_has_is_there_and_of_this_version():
+def test_urls_changelog_and_contributing_guide_are_current():
     project = (ROOT / "pyproject.toml").read_text("utf-8").partition("[project.urls]")[2]
     for name in ("Source", "Issues", "Changelog", "Specification"):
         assert f'\n{name} = "https://' in project
@@ -71,7 +71,7 @@ def test_what_a_project_has_is_there_and_of_this_version():
     assert "make test" in (ROOT / "CONTRIBUTING.md").read_text("utf-8")
 
 
-def test_what_was_not_tried_is_said():
+def test_what_was_not_tested_is_stated():
     support = (ROOT / "docs" / "reference" / "support.md").read_text("utf-8")
     assert "Windows and macOS" in support
     assert "was not run there" in support

@@ -1,4 +1,4 @@
-"""The site of ``make docs``: built without a warning, and opened in a real browser."""
+"""The site of ``make docs`` builds without warnings, and its pages open in a browser."""
 
 from __future__ import annotations
 
@@ -18,7 +18,8 @@ pytestmark = pytest.mark.slow
 
 @pytest.fixture(scope="module")
 def pages(tmp_path_factory):
-    """Every page of the site, built by strict rules: a broken link or a warning is an error."""
+    """Return every page of the site, built in strict mode: a broken link or a warning is an
+    error."""
     pytest.importorskip("mkdocs", reason="run `make docs` first: it installs MkDocs")
     folder = tmp_path_factory.mktemp("site")
     subprocess.run(["make", "build/installed"], cwd=ROOT, check=True)
@@ -27,7 +28,7 @@ def pages(tmp_path_factory):
     return sorted(set(folder.rglob("*.html")) - {folder / "404.html"})  # for a server's root
 
 
-def test_the_references_are_made_from_the_code(pages):
+def test_the_reference_pages_contain_the_docstrings(pages):
     pytest.importorskip("torch")
     import vbfmt.torch
 
@@ -47,8 +48,8 @@ def test_the_references_are_made_from_the_code(pages):
     assert set(vbfmt.torch.__all__) - trained == set()
 
 
-def test_every_page_opens_without_an_error_and_asks_nobody(browser, pages):
-    """From a file, where the search, which would need a server, is not asked for."""
+def test_every_page_opens_without_errors_or_requests(browser, pages):
+    """Pages are opened as files, where the search, which needs a server, is not used."""
     assert len(pages) > 20
     browser.get_log("browser")
     requests_of(browser)

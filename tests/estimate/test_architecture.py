@@ -1,4 +1,4 @@
-"""Linear layers from a config, against the models that transformers really builds."""
+"""Linear layers from a config, compared with the models that transformers builds."""
 
 from __future__ import annotations
 
@@ -68,7 +68,7 @@ def test_choose():
 
 
 @pytest.mark.parametrize("targets", ["nothing", "q_proj,nothing", ""])
-def test_unknown_targets_are_named_beside_the_known(targets):
+def test_the_error_for_unknown_targets_lists_the_known_ones(targets):
     with pytest.raises(SourceError, match="expected all, or some of q_proj, k_proj, v_proj"):
         choose(linears(LLAMA), targets)
 
@@ -87,18 +87,19 @@ def test_unknown_targets_are_named_beside_the_known(targets):
         ("num_attention_heads", 0),
     ],
 )
-def test_a_senseless_dimension_is_named(key, value):
+def test_an_impossible_dimension_is_named(key, value):
     with pytest.raises(SourceError, match=key):
         linears({**LLAMA, key: value})
 
 
-def test_what_follows_from_nothing_is_asked_for():
-    """Gemma's heads are not hidden / heads wide: without head_dim any answer would be a guess."""
+def test_a_required_key_that_is_missing_is_named():
+    """The width of Gemma's heads is not hidden size / heads, so without head_dim it would be a
+    guess."""
     with pytest.raises(SourceError, match="head_dim: found nothing"):
         linears({**LLAMA, "model_type": "gemma", "num_key_value_heads": 4})
 
 
 @pytest.mark.parametrize("kind", [None, "mamba", 5, ["llama"]])
-def test_an_unknown_kind_is_refused_with_the_known(kind):
+def test_the_error_for_an_unknown_model_type_lists_the_known_ones(kind):
     with pytest.raises(SourceError, match="expected one of bert, roberta"):
         linears({**LLAMA, "model_type": kind})

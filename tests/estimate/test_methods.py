@@ -1,4 +1,4 @@
-"""What methods store, against PEFT's own counts and against real packed files."""
+"""The sizes of methods, compared with PEFT's counts and with real packed files."""
 
 from __future__ import annotations
 
@@ -45,7 +45,7 @@ def test_bytes_are_those_of_a_real_file(case):
 
 @pytest.fixture(scope="module")
 def trainable():
-    """PEFT's own count of what it trains, for the same model."""
+    """Return PEFT's count of trainable parameters for the same model."""
     peft = pytest.importorskip("peft")
     torch = pytest.importorskip("torch")
     transformers = pytest.importorskip("transformers")
@@ -81,7 +81,8 @@ def test_counts_of_trained_numbers_are_those_of_peft(trainable):
 
 
 def test_float32_equivalents_of_sec_3_4():
-    """hb + 3LMr(d/b) for k = 2 and 8-bit indices; 16 bits make it 4LMr(d/b)."""
+    """The count is hb + 3LMr(d/b) for k = 2 and 8-bit indices, and hb + 4LMr(d/b) for 16-bit
+    indices."""
     layers = tuple(Linear(f"{n}.m", 32, 32) for n in range(6))
     assert vblora(layers, Shape(90, 8, 2, 4)).stored == 90 * 8 + 3 * 6 * 4 * 32 / 8
     assert vblora(layers, Shape(300, 8, 2, 4)).stored == 300 * 8 + 4 * 6 * 4 * 32 / 8
@@ -93,14 +94,14 @@ def test_tied_lora_ties_layers_of_one_kind():
     assert tied.stored == 3 * (32 + 48) + 6 * (48 + 3)
 
 
-def test_lengths_that_fit_divide_everything():
+def test_vector_lengths_that_fit_divide_all_dimensions():
     layers = (Linear("0.a", 768, 3072), Linear("0.b", 768, 2304))
     assert lengths_that_fit(layers) == [n for n in range(1, 769) if 768 % n == 0]
     assert suggested_length(layers) == 256
 
 
 @given(st.lists(st.integers(1, 600), min_size=1, max_size=6))
-def test_lengths_that_fit_are_all_of_them(dimensions):
+def test_all_vector_lengths_that_fit_are_found(dimensions):
     layers = tuple(Linear(f"{n}.m", n, n) for n in dimensions)
     assert lengths_that_fit(layers) == [
         b for b in range(1, max(dimensions) + 1) if all(n % b == 0 for n in dimensions)
@@ -110,6 +111,6 @@ def test_lengths_that_fit_are_all_of_them(dimensions):
 @pytest.mark.parametrize(
     "shape", [Shape(70000, 8), Shape(4, 8, k=5), Shape(4, 7), Shape(4, 8, r=0)]
 )
-def test_what_the_format_cannot_hold_is_refused(shape):
+def test_shapes_that_the_format_cannot_hold_are_refused(shape):
     with pytest.raises(ContentError):
         vblora((Linear("0.m", 64, 64),), shape)

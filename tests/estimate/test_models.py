@@ -1,4 +1,4 @@
-"""The presets, and configs that are not trusted."""
+"""The presets, and configs from untrusted folders."""
 
 from __future__ import annotations
 
@@ -76,7 +76,7 @@ def test_other_kinds_are_built_by_transformers(tmp_path):
     assert len(found) == 12
 
 
-def test_without_transformers_the_known_kinds_are_named(tmp_path, monkeypatch):
+def test_without_transformers_the_known_model_types_are_listed(tmp_path, monkeypatch):
     monkeypatch.setitem(__import__("sys").modules, "vbfmt.estimate.meta", None)
     (tmp_path / "config.json").write_text('{"model_type": "mpnet"}')
     with pytest.raises(SourceError, match=r"expected one of bert, .*pip install 'vbfmt\[peft\]'"):
@@ -141,7 +141,7 @@ MIXTURE = {
 
 
 def test_experts_that_are_not_counted_are_reported(tmp_path):
-    """They were left out silently, and a gate with one output made b = 1."""
+    """They were left out silently, and a gate with one output gave b = 1."""
     pytest.importorskip("transformers", minversion="5")  # 4: experts in layers of their own
     (tmp_path / "config.json").write_text(json.dumps(MIXTURE))
     with warned() as messages:
@@ -166,8 +166,8 @@ def test_experts_that_are_not_counted_are_reported(tmp_path):
     ],
 )
 @pytest.mark.timeout(20)
-def test_counts_in_nested_configs_are_not_believed(tmp_path, config):
-    """transformers built a hundred million layers, and did not return."""
+def test_huge_counts_in_nested_configs_are_refused(tmp_path, config):
+    """transformers started to build a hundred million layers."""
     pytest.importorskip("transformers")
     (tmp_path / "config.json").write_text(json.dumps(config))
     with pytest.raises(SourceError, match="too many layers.*100000000"):

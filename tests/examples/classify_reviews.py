@@ -94,7 +94,7 @@ class Job:
 
 @dataclass(frozen=True)
 class Result:
-    """What came of it: accuracy, bytes of the stored adapter with its head, seconds."""
+    """The result of a run: accuracy, bytes of the stored adapter with its head, seconds."""
 
     score: float
     size: int
@@ -102,7 +102,8 @@ class Result:
 
 
 def with_vblora(seed: int) -> tuple[torch.nn.Module, Groups]:
-    """The base with a fresh VB-LoRA adapter, and what to train at which rate."""
+    """Return the base with a new VB-LoRA adapter, and the parameters to train with their learning
+    rates."""
     model = task.load_base()
     torch.manual_seed(seed)
     inject(model, VBLORA)
@@ -110,7 +111,7 @@ def with_vblora(seed: int) -> tuple[torch.nn.Module, Groups]:
 
 
 def with_lora(seed: int) -> tuple[torch.nn.Module, Groups]:
-    """The same with PEFT's LoRA on the same layers."""
+    """Return the base with PEFT's LoRA on the same layers, and the parameters to train."""
     base = task.load_base()
     torch.manual_seed(seed)
     model = peft.get_peft_model(base, LORA)
@@ -121,14 +122,14 @@ def with_lora(seed: int) -> tuple[torch.nn.Module, Groups]:
 
 
 def store_lora(model: torch.nn.Module, folder: Path) -> int:
-    """Write LoRA as PEFT does; the bytes of its tensors."""
+    """Write LoRA as PEFT does, and return the bytes of its tensors."""
     assert isinstance(model, peft.PeftModel)
     model.save_pretrained(str(folder), save_embedding_layers=False)
     return (folder / "adapter_model.safetensors").stat().st_size
 
 
 def store_vblora(model: torch.nn.Module, folder: Path) -> int:
-    """Write the logits and the packed file; the bytes of the latter."""
+    """Write the logits and the packed file, and return the bytes of the packed file."""
     save_checkpoint(model, folder / "checkpoint")
     save_packed(model, folder / "trained.vblora")
     return (folder / "trained.vblora").stat().st_size
@@ -141,7 +142,7 @@ METHODS: dict[str, tuple[Callable[[int], Any], Callable[..., int]]] = {
 
 
 def train(model: torch.nn.Module, groups: Groups, examples: list[task.Example], seed: int) -> None:
-    """AdamW with a linear schedule; the same batches for the same seed."""
+    """Train with AdamW and a linear schedule. Batches depend only on the seed."""
     optimizer = torch.optim.AdamW(groups, weight_decay=0.0)
     order = random.Random(seed)
     batches = [
@@ -160,7 +161,7 @@ def train(model: torch.nn.Module, groups: Groups, examples: list[task.Example], 
 
 
 def examples_of(job: Job) -> tuple[list[task.Example], list[task.Example]]:
-    """What to train on and what to score on."""
+    """Return the sentences to train on and those to score on."""
     task.make_deterministic()
     tokenizer = AutoTokenizer.from_pretrained(str(task.model_folder()))
     split = task.load_split(job.sdist, tokenizer)
@@ -168,7 +169,7 @@ def examples_of(job: Job) -> tuple[list[task.Example], list[task.Example]]:
 
 
 def done(job: Job) -> Result:
-    """Train, score and store; what the model predicts is kept beside the adapter."""
+    """Train, score and store. The predictions are saved next to the adapter."""
     started = time.monotonic()
     seen, unseen = examples_of(job)
     make, store = METHODS[job.method]
@@ -181,7 +182,7 @@ def done(job: Job) -> Result:
 
 
 def through_all_forms(job: Job) -> Iterator[str]:
-    """Logits → packed → expanded → PEFT: how much an output differs along the way.
+    """Pack, expand and load in PEFT; return how much the outputs differ at each step.
 
     Raises:
         SystemExit: a prediction changed, or the two ways to pack differ.
@@ -209,13 +210,13 @@ def through_all_forms(job: Job) -> Iterator[str]:
 
 
 def in_peft(folder: Path) -> PreTrainedModel:
-    """An adapter loaded by PEFT."""
+    """Return the model with an adapter loaded by PEFT."""
     model: PreTrainedModel = peft.PeftModel.from_pretrained(task.load_base(), str(folder))
     return model
 
 
 def compared(results: dict[str, list[Result]]) -> Iterator[str]:
-    """The methods in words."""
+    """Return the comparison of the methods as text."""
     of_lora = max(run.size for run in results["LoRA"])
     for method, runs in results.items():
         scores = [run.score for run in runs]
@@ -238,7 +239,7 @@ def parse_arguments() -> argparse.Namespace:
 
 
 def jobs_of(arguments: argparse.Namespace, folder: Path) -> Iterable[Job]:
-    """Each method with each seed."""
+    """Return a job for each method and seed."""
     sdist = arguments.sdist or task.download_sdist(folder)
     for seed in range(arguments.seeds):
         for method in METHODS:

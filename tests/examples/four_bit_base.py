@@ -2,10 +2,11 @@
 
 A base in 4 bits (NF4, quantized twice, bfloat16 compute), Seq2SeqTrainer, AdamW with two learning
 rates, a cosine schedule. The bank's rate is five times the paper's, so that few steps change what
-the model says. Each optimizer trains, resumes half way to the same bits, packs, and expands to a
-LoRA folder with which PEFT generates the same tokens where both compute in float32. In bfloat16
-PEFT rounds an output twice and this library once: there the two may part, but only between tokens
-whose logits are equal to rounding. The status is 1 if one of these does not hold.
+the model generates. With each optimizer, the example trains, resumes from half way to the same
+bits, packs, and expands to a LoRA folder with which PEFT generates the same tokens if both compute
+in float32. In bfloat16 PEFT rounds an output twice and this library once: there the tokens may
+differ, but only between tokens whose logits are equal up to rounding. The exit status is 1 if any
+of this fails.
 
 ``python -m tests.examples.four_bit_base FOLDER --steps 16 --length 48``
 
@@ -63,7 +64,7 @@ ROUNDINGS = 4  # of bfloat16, between the logits of two tokens that count as equ
 
 
 def text() -> str:
-    """Return a log of weather stations, the same at every call."""
+    """Return an artificial log of weather stations, the same at every call."""
     lines = (
         f"Station {STATIONS[n % 7]} reported {n * 5 % 17 + 3} degrees and "
         f"{WINDS[n % 5]} wind at {n % 12 + 1} o'clock on day {n}."
@@ -106,19 +107,19 @@ def quantized(folder: Path, dtype: torch.dtype = torch.bfloat16) -> PreTrainedMo
 
 
 def examples(tokenizer: Any, length: int) -> list[dict[str, list[int]]]:
-    """Return pieces of the text, of so many tokens each."""
+    """Return pieces of the text with this number of tokens."""
     ids = tokenizer(text())["input_ids"]
     pieces = [ids[at : at + length] for at in range(0, len(ids) - length, length)]
     return [{"input_ids": piece, "labels": piece} for piece in pieces]
 
 
 def plain(groups: Any) -> torch.optim.Optimizer:
-    """PyTorch's AdamW."""
+    """Return PyTorch's AdamW."""
     return torch.optim.AdamW(groups)
 
 
 def paged(groups: Any) -> torch.optim.Optimizer:
-    """bitsandbytes' paged AdamW, with moments in 32 bits."""
+    """Return bitsandbytes' paged AdamW, with moments in 32 bits."""
     import bitsandbytes
 
     optimizer: torch.optim.Optimizer = bitsandbytes.optim.PagedAdamW32bit(groups)
@@ -129,7 +130,7 @@ OPTIMIZERS: dict[str, Callable[[Any], torch.optim.Optimizer]] = {"plain": plain,
 
 
 def trainer(work: Path, base: Path, optimizer: str, steps: int, length: int) -> Seq2SeqTrainer:
-    """Return a trainer that stops after so many steps, and saves half way."""
+    """Return a trainer that stops after this number of steps, and saves half way."""
     tokenizer = AutoTokenizer.from_pretrained(base)
     model = quantized(base)
     torch.manual_seed(1)
@@ -152,7 +153,7 @@ def trainer(work: Path, base: Path, optimizer: str, steps: int, length: int) -> 
 
 
 def generated(model: torch.nn.Module, base: Path) -> tuple[list[int], Tensor]:
-    """Return the tokens that follow the prompt, the likeliest each, and the logits of each step."""
+    """Return the greedily generated tokens that follow the prompt, and the logits of each step."""
     tokenizer = AutoTokenizer.from_pretrained(base)
     inputs = tokenizer(PROMPT, return_tensors="pt")
     with torch.no_grad():
@@ -165,7 +166,7 @@ def generated(model: torch.nn.Module, base: Path) -> tuple[list[int], Tensor]:
 
 
 def trained(work: Path, base: Path, arguments: Any, optimizer: str) -> Iterator[tuple[bool, str]]:
-    """Train and resume: what holds, and a sentence about it each."""
+    """Train and resume; return checks, each as whether it holds and a sentence."""
     settings = (base, optimizer, arguments.steps, arguments.length)
     start = time.perf_counter()
     whole = trainer(work / "whole", *settings)
@@ -189,7 +190,8 @@ def trained(work: Path, base: Path, arguments: Any, optimizer: str) -> Iterator[
 
 
 def generating(work: Path, base: Path) -> Iterator[tuple[bool, str]]:
-    """The packed file here and the expanded folder in PEFT: what holds, and a sentence each."""
+    """Generate with the packed file, and in PEFT with the expanded folder; return checks as
+    `trained` does."""
     packed = max((work / "whole").glob("checkpoint-*/adapter.vblora"), key=_step_of)
     lora.write(vbfmt.load(packed), work / "lora", overwrite=True)
     without, _ = generated(quantized(base, torch.float32), base)
@@ -218,7 +220,8 @@ def _step_of(packed: Path) -> int:
 def _part_at_a_tie(
     found: list[int], also: list[int], logits: Tensor, of_peft: Tensor, told: str
 ) -> tuple[bool, str]:
-    """Whether the two tokens at the first difference have equal logits, to bfloat16's rounding."""
+    """Return whether the two tokens at the first difference have equal logits up to bfloat16's
+    rounding."""
     at = next(n for n in range(TOKENS) if found[n] != also[n])
     gaps = [(each[at, found[at]] - each[at, also[at]]).abs().item() for each in (logits, of_peft)]
     rounding = torch.finfo(torch.bfloat16).eps * logits[at, found[at]].abs().item()
@@ -228,7 +231,7 @@ def _part_at_a_tie(
 
 
 def main() -> int:
-    """Do it all and print what holds; the status is 1 if something does not."""
+    """Do all checks and print them. The exit status is 1 if one fails."""
     parser = argparse.ArgumentParser(description="4-bit base, Seq2SeqTrainer, SmolLM2-135M.")
     parser.add_argument("folder", type=Path)
     parser.add_argument("--steps", type=int, default=16)

@@ -1,7 +1,7 @@
 """The paper's Table 5: ways to select vectors in training, on sentences from film reviews.
 
-``python -m tests.examples.selection FOLDER --seeds 3`` prints a score for each method and the
-paper's beside it; a run that FOLDER holds a result of is not done again. The task and the base are
+``python -m tests.examples.selection FOLDER --seeds 3`` prints a score for each method with the
+paper's score; a run with a result in FOLDER is not repeated. The task and the base are
 those of `tests.examples.fleet`: polarity of 1,000 sentences, the upper half of MiniLM, 3 epochs;
 the score is balanced accuracy on 1,000 others, the paper's is CoLA's correlation.
 
@@ -50,12 +50,12 @@ class Method:
     """One way to train, and what it is evaluated with.
 
     Attributes:
-        title: as the table calls it.
-        k: in training.
+        title: name in the table.
+        k: k in training.
         papers: k in evaluation → the paper's score.
-        selection: in training; by default as in evaluation.
+        selection: the selection in training; by default as in evaluation.
         std: the logits start as N(0, std²).
-        lr: of the logits.
+        lr: learning rate of the logits.
     """
 
     title: str
@@ -92,7 +92,7 @@ def config(method: Method, k: int) -> VBLoRAConfig:
 
 
 def scores(method: Method, seed: int, split: task.Split, part: str) -> dict[int, float]:
-    """Train once: k in evaluation → the score."""
+    """Train once, and return k in evaluation → score."""
     model = load_upper_half()
     torch.manual_seed(seed)
     inject(model, config(method, method.k))
@@ -124,7 +124,7 @@ class Results:
         self._split: task.Split | None = None
 
     def of(self, name: str, method: Method, seed: int) -> dict[int, float]:
-        """Return the scores of a run, done now if there are none."""
+        """Return the scores of a run. Do the run if there are none."""
         key = {"method": name, "std": method.std, "lr": method.lr, "seed": seed}
         key["part"] = self._part
         for each in self._known:
@@ -142,7 +142,7 @@ class Results:
 
 
 def choices(names: Sequence[str], results: Results) -> Iterator[str]:
-    """Say how each method scores on the validation part with each of `CHOICES`."""
+    """Yield lines with the score of each method on the validation part with each of `CHOICES`."""
     for name in names:
         for std, lr in CHOICES:
             method = dataclasses.replace(METHODS[name], std=std, lr=lr)
@@ -151,7 +151,7 @@ def choices(names: Sequence[str], results: Results) -> Iterator[str]:
 
 
 def table(names: Sequence[str], seeds: int, results: Results) -> Iterator[str]:
-    """Say what each method scores, in the order of the scores, beside the paper's."""
+    """Yield the lines of a table of the scores in descending order, with the paper's."""
     rows = []
     for name in names:
         method = METHODS[name]
@@ -173,7 +173,7 @@ def table(names: Sequence[str], seeds: int, results: Results) -> Iterator[str]:
 
 
 def main() -> None:
-    """Print the table, or what the choices score."""
+    """Print the table, or the scores of the choices."""
     parser = argparse.ArgumentParser(description="The paper's Table 5 on film reviews.")
     parser.add_argument("folder", type=Path)
     parser.add_argument("--seeds", type=int, default=3)

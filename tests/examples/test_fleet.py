@@ -1,4 +1,4 @@
-"""The fleet example: which runs there are, how they resume, and what the table says."""
+"""The fleet example: its runs, how they resume, and the table of results."""
 
 from __future__ import annotations
 

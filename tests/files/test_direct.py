@@ -1,4 +1,4 @@
-"""Bytes past the page cache are the same bytes."""
+"""Files that are written without the page cache (direct I/O) have the same bytes."""
 
 from __future__ import annotations
 
@@ -36,14 +36,14 @@ def pieces_of(lengths):
         [BLOCK // 2] * 7,
     ],
 )
-def test_any_lengths(tmp_path, lengths):
+def test_blocks_of_any_length_are_written(tmp_path, lengths):
     pieces = pieces_of(lengths)
     storage.write(tmp_path / "file", pieces, overwrite=False, past_cache=True)
     assert (tmp_path / "file").read_bytes() == b"".join(pieces)
 
 
 @given(lengths=st.lists(st.integers(0, 300), max_size=20))
-def test_any_small_blocks(tmp_path_factory, lengths):
+def test_small_blocks_are_written(tmp_path_factory, lengths):
     path = tmp_path_factory.mktemp("direct") / "file"
     pieces = pieces_of(lengths)
     storage.write(path, pieces, overwrite=False, past_cache=True)
@@ -51,7 +51,7 @@ def test_any_small_blocks(tmp_path_factory, lengths):
 
 
 @pytest.mark.parametrize("sizes", [[8192] * 20, [8192, 100, 4096] * 7])
-def test_memory_used_in_turns_while_the_disk_is_slow(tmp_path, monkeypatch, sizes):
+def test_buffers_are_reused_only_after_a_slow_disk_has_written_them(tmp_path, monkeypatch, sizes):
     real = os.write
 
     def slow(file, data):
@@ -72,7 +72,7 @@ def test_memory_used_in_turns_while_the_disk_is_slow(tmp_path, monkeypatch, size
     assert (tmp_path / "file").read_bytes() == expected
 
 
-def test_a_file_system_that_refuses_direct_writes_is_written_otherwise(tmp_path, monkeypatch):
+def test_the_page_cache_is_used_if_direct_writes_are_refused(tmp_path, monkeypatch):
     real, refused = os.write, []
 
     def write(file, data):
@@ -119,7 +119,7 @@ def test_a_source_that_fails_leaves_nothing(tmp_path):
     assert os.listdir(tmp_path) == []
 
 
-def test_other_systems_write_through_the_cache(tmp_path, monkeypatch):
+def test_other_systems_use_the_page_cache(tmp_path, monkeypatch):
     monkeypatch.setattr(direct.sys, "platform", "darwin")
     monkeypatch.setattr("fcntl.F_FULLFSYNC", 51, raising=False)  # refused here
     pieces = pieces_of([BLOCK, 5])
@@ -127,7 +127,7 @@ def test_other_systems_write_through_the_cache(tmp_path, monkeypatch):
     assert (tmp_path / "file").read_bytes() == b"".join(pieces)
 
 
-def test_a_file_that_cannot_be_switched_is_written_through_the_cache(tmp_path, monkeypatch):
+def test_the_page_cache_is_used_if_a_file_cannot_be_switched(tmp_path, monkeypatch):
     fcntl = pytest.importorskip("fcntl")
     real = fcntl.fcntl
 

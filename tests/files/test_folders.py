@@ -1,4 +1,4 @@
-"""Folders: whole or not at all, nothing of somebody else's lost."""
+"""Writing folders: complete or not at all, and other files are kept."""
 
 from __future__ import annotations
 
@@ -14,8 +14,8 @@ from vbfmt._files import folders, staging, storage
 
 
 @pytest.mark.skipif(not hasattr(os, "geteuid") or os.geteuid() != 0, reason="needs root")
-def test_what_replaces_a_file_or_folder_of_another_user_is_the_writers(tmp_path):
-    """Giving a file away would let its content be changed after it was written."""
+def test_the_replacement_of_another_users_output_belongs_to_the_writer(tmp_path):
+    """If the owner were kept, that user could change the content after it was written."""
     (tmp_path / "x").write_bytes(b"old")
     (tmp_path / "d").mkdir()
     for name in ("x", "d"):
@@ -26,7 +26,7 @@ def test_what_replaces_a_file_or_folder_of_another_user_is_the_writers(tmp_path)
     assert {(tmp_path / name).stat().st_uid for name in ("x", "d", "d/y")} == {0}
 
 
-def test_a_folder_appears_whole_or_not_at_all(tmp_path):
+def test_a_folder_appears_complete_or_not_at_all(tmp_path):
     with pytest.raises(RuntimeError), folders.new(tmp_path / "d", overwrite=False) as new:
         storage.write(os.path.join(new, "a"), [b"1"], overwrite=False)
         raise RuntimeError
@@ -38,14 +38,14 @@ def test_a_folder_appears_whole_or_not_at_all(tmp_path):
     assert names(tmp_path / "d") == ["a"]
 
 
-def test_an_empty_folder_is_nothing(tmp_path):
+def test_an_empty_folder_counts_as_no_output(tmp_path):
     (tmp_path / "d").mkdir()
     with folders.new(tmp_path / "d", overwrite=False) as new:
         storage.write(os.path.join(new, "a"), [b"1"], overwrite=False)
     assert names(tmp_path / "d") == ["a"]
 
 
-def test_overwriting_a_folder_replaces_files_of_the_same_name_alone(tmp_path):
+def test_overwriting_a_folder_replaces_only_files_of_the_same_name(tmp_path):
     (tmp_path / "d").mkdir()
     (tmp_path / "d" / "a").write_bytes(b"old")
     (tmp_path / "d" / "diary").write_bytes(b"precious")
@@ -110,7 +110,7 @@ def test_a_replaced_folder_and_its_files_keep_their_permissions(tmp_path):
 
 @pytest.mark.parametrize("diary", [False, True])
 def test_a_private_folder_is_private_while_it_is_replaced(tmp_path, monkeypatch, diary):
-    """Its files are nobody else's until they have the permissions of the old ones."""
+    """Nobody else can read its files until they have the permissions of the old ones."""
     filled(tmp_path / "d", a=b"1", b=b"1")
     if diary:
         (tmp_path / "d" / "diary").touch()
@@ -148,7 +148,7 @@ def test_an_empty_folder_keeps_its_permissions(tmp_path):
     assert stat.S_IMODE((tmp_path / "d").stat().st_mode) == 0o700
 
 
-def test_a_folder_that_somebody_made_meanwhile_is_not_touched(tmp_path):
+def test_a_folder_that_another_process_creates_meanwhile_is_kept(tmp_path):
     with (
         pytest.raises(errors.OutputExistsError),
         folders.new(tmp_path / "d", overwrite=False) as new,
@@ -172,7 +172,7 @@ def test_a_folder_with_nothing_else_in_it_is_replaced_in_one_step(tmp_path, monk
     assert [(tmp_path / "d" / name).read_bytes() for name in ("a", "b")] == [b"2", b"2"]
 
 
-def test_what_comes_into_a_folder_at_the_last_moment_stays(tmp_path, monkeypatch):
+def test_files_added_to_a_folder_at_the_last_moment_are_kept(tmp_path, monkeypatch):
     filled(tmp_path / "d", a=b"1")
     real = staging.exchange
 
@@ -214,7 +214,7 @@ def test_a_folder_is_not_replaced_by_a_file(tmp_path):
 def test_files_are_restored_if_another_one_cannot_be_replaced(
     tmp_path, monkeypatch, error, has_links
 ):
-    """New weights with an old config would be another adapter."""
+    """New weights with an old config would be a different adapter."""
     link = os.link
     filled(tmp_path / "d", a=b"1", c=b"1")
     (tmp_path / "d" / "diary").write_bytes(b"precious")

@@ -1,4 +1,4 @@
-"""Pages of mapped files, asked for many at once."""
+"""Reading ahead the pages of mapped files, many in one call."""
 
 from __future__ import annotations
 
@@ -34,7 +34,7 @@ def mapped(path):
 
 
 def resident(values):
-    """Bytes of a mapping that this process has in its page tables."""
+    """Return the bytes of a mapping that are resident in memory."""
     address = values.__array_interface__["data"][0]
     inside = False
     with open("/proc/self/smaps") as lines:
@@ -50,7 +50,7 @@ def resident(values):
 
 @pytest.mark.skipif(not linux_since(5, 14), reason="Linux 5.14")
 @pytest.mark.parametrize(("start", "stop"), [(0, SIZE), (5, SIZE), (3 * mmap.PAGESIZE + 1, None)])
-def test_pages_are_there_before_they_are_read(path, start, stop):
+def test_pages_are_resident_after_fetch(path, start, stop):
     values = mapped(path)
     assert resident(values) == 0
     part = values[start:stop]
@@ -59,7 +59,7 @@ def test_pages_are_there_before_they_are_read(path, start, stop):
 
 
 @pytest.mark.skipif(not linux_since(5, 14), reason="Linux 5.14")
-def test_a_file_that_was_truncated_is_an_error_and_not_the_end(path):
+def test_a_truncated_file_is_an_error_and_does_not_end_the_process(path):
     values = mapped(path)
     os.truncate(path, SIZE // 2)
     pages.fetch(values[: SIZE // 2], "w")
@@ -67,7 +67,7 @@ def test_a_file_that_was_truncated_is_an_error_and_not_the_end(path):
         pages.fetch(values, "w")
 
 
-def test_what_is_in_no_file_or_not_in_one_piece_is_left_alone(path):
+def test_arrays_that_are_not_mapped_or_not_contiguous_are_ignored(path):
     values = mapped(path)
     pages.fetch(np.zeros(10), "w")
     pages.fetch(values[:0], "w")
@@ -77,14 +77,14 @@ def test_what_is_in_no_file_or_not_in_one_piece_is_left_alone(path):
 
 
 class Refusing(mmap.mmap):
-    """A map of a system that does not have the call."""
+    """A mapping on a system without this `madvise` option."""
 
     def madvise(self, *_):
         raise OSError(errno.EINVAL, os.strerror(errno.EINVAL))
 
 
 @pytest.mark.skipif(sys.platform != "linux", reason="Linux")
-def test_a_system_without_the_call_reads_the_pages_when_they_are_used():
+def test_pages_are_read_on_use_if_the_system_has_no_such_option():
     values = np.frombuffer(Refusing(-1, 8192), np.uint8)
     pages.fetch(values, "x")
     assert not values.any()

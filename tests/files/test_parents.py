@@ -1,4 +1,4 @@
-"""Parent folders of an output."""
+"""Creating the parent folders of an output."""
 
 from __future__ import annotations
 

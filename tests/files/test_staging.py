@@ -1,4 +1,5 @@
-"""Folders in the making: locked while alive, swept when dead, put in place whole."""
+"""Temporary outputs: locked while their process runs, removed after it has died, renamed when
+complete."""
 
 from __future__ import annotations
 
@@ -26,7 +27,8 @@ with getattr(staging, kind)(target) as made:
 
 
 def held(kind: str, target: Path) -> tuple[subprocess.Popen[str], Path]:
-    """A process that is writing a file or folder for `target`, and what it has made of it."""
+    """Start a process that is writing a file or folder for `target`; return the process and its
+    temporary path."""
     process = subprocess.Popen(
         [sys.executable, "-c", HOLD, kind, target], stdout=subprocess.PIPE, text=True
     )
@@ -35,7 +37,7 @@ def held(kind: str, target: Path) -> tuple[subprocess.Popen[str], Path]:
 
 
 @pytest.mark.parametrize("kind", ["file", "folder"])
-def test_what_a_killed_process_left_is_swept_and_what_a_living_one_holds_is_not(tmp_path, kind):
+def test_leftovers_are_removed_unless_their_process_is_running(tmp_path, kind):
     target = tmp_path / "model"
     (dead, left), (alive, kept) = held(kind, target), held(kind, target)
     dead.kill()
@@ -64,14 +66,14 @@ def test_what_a_killed_process_left_is_swept_and_what_a_living_one_holds_is_not(
         "model.0123456789ab.partial",
     ],
 )
-def test_nobody_elses_folders_are_swept(tmp_path, name):
+def test_other_folders_are_not_removed(tmp_path, name):
     (tmp_path / name).mkdir()
     staging.sweep(os.fspath(tmp_path / "model"))
     assert (tmp_path / name).is_dir()
 
 
 @pytest.mark.parametrize("kind", ["file", "folder"])
-def test_what_was_left_of_other_targets_goes_too_after_a_moment(tmp_path, kind):
+def test_older_leftovers_of_other_targets_are_removed(tmp_path, kind):
     (dead, left), (alive, kept) = (held(kind, tmp_path / "other") for _ in range(2))
     dead.kill()
     dead.wait()
@@ -88,7 +90,7 @@ def test_what_was_left_of_other_targets_goes_too_after_a_moment(tmp_path, kind):
         alive.wait()
 
 
-def test_many_targets_are_swept_at_once_and_not_again_in_the_block(tmp_path, monkeypatch):
+def test_many_targets_are_swept_once_per_block(tmp_path, monkeypatch):
     left = [tmp_path / f".x{number}.0123456789ab.partial" for number in range(3)]
     for path in left:
         path.touch()
@@ -114,14 +116,14 @@ def test_a_lock_holds_until_the_file_is_in_place(tmp_path):
     assert os.listdir(tmp_path) == ["x"]
 
 
-def test_what_is_neither_file_nor_folder_is_not_swept_nor_waited_for(tmp_path):
+def test_special_files_are_not_removed_and_do_not_block(tmp_path):
     os.mkfifo(tmp_path / ".x.0123456789ab.partial")
     staging.sweep(os.fspath(tmp_path / "x"))
     assert os.listdir(tmp_path) == [".x.0123456789ab.partial"]
 
 
-def test_a_sweeper_that_comes_too_soon_is_outrun(tmp_path, monkeypatch):
-    """It may take for abandoned what has been made but not yet locked."""
+def test_a_temporary_output_that_is_removed_before_it_is_locked_is_remade(tmp_path, monkeypatch):
+    """Another process may take an output for abandoned between its creation and its lock."""
     target = os.fspath(tmp_path / "x")
     real, swept = staging._lock, []
 
@@ -139,7 +141,7 @@ def test_a_sweeper_that_comes_too_soon_is_outrun(tmp_path, monkeypatch):
     assert os.listdir(tmp_path) == ["x"]
 
 
-def test_a_link_is_not_swept_nor_followed(tmp_path):
+def test_a_link_is_neither_removed_nor_followed(tmp_path):
     (tmp_path / "precious").mkdir()
     link = tmp_path / ".model.0123456789ab.partial"
     link.symlink_to(tmp_path / "precious")
@@ -148,7 +150,7 @@ def test_a_link_is_not_swept_nor_followed(tmp_path):
     assert link.is_symlink()
 
 
-def test_a_renamed_folder_stays_and_any_other_goes(tmp_path):
+def test_a_temporary_folder_is_removed_unless_it_is_renamed(tmp_path):
     target = os.fspath(tmp_path / "model")
     with staging.folder(target) as path:
         os.rename(path, target)
@@ -158,7 +160,7 @@ def test_a_renamed_folder_stays_and_any_other_goes(tmp_path):
 
 
 @pytest.mark.parametrize("can_exchange", [True, False])
-def test_one_folder_takes_the_place_of_another(tmp_path, monkeypatch, can_exchange):
+def test_a_folder_replaces_another(tmp_path, monkeypatch, can_exchange):
     if not can_exchange:
         monkeypatch.setattr(staging, "exchange", lambda one, other: False)
     target = tmp_path / "model"
@@ -196,7 +198,7 @@ def folder_with_old(tmp_path: Path) -> Path:
     return target
 
 
-def test_the_old_folder_comes_back_if_the_new_one_cannot_take_its_place(tmp_path, monkeypatch):
+def test_the_old_folder_is_restored_if_it_cannot_be_replaced(tmp_path, monkeypatch):
     target = folder_with_old(tmp_path)
     monkeypatch.setattr(staging, "exchange", lambda one, other: False)
     real, calls = os.rename, []
@@ -215,8 +217,8 @@ def test_the_old_folder_comes_back_if_the_new_one_cannot_take_its_place(tmp_path
 
 
 @pytest.mark.parametrize(("killed", "left"), [(1, "old"), (2, None), (3, "new")])
-def test_killed_between_two_renames_nothing_is_lost(tmp_path, killed, left):
-    """The old output waits beside; `sweep` neither removes it nor puts it back."""
+def test_nothing_is_lost_if_a_process_is_killed_between_two_renames(tmp_path, killed, left):
+    """The old output is kept under its temporary name; `sweep` neither removes nor restores it."""
     target = folder_with_old(tmp_path)
     done = subprocess.run([sys.executable, "-c", REPLACE, target, str(killed)])
     assert done.returncode == 9
@@ -226,8 +228,8 @@ def test_killed_between_two_renames_nothing_is_lost(tmp_path, killed, left):
     assert [os.listdir(path) for path in aside] == ([] if killed == 1 else [["old"]])
 
 
-def test_a_folder_in_the_making_is_not_listed_for_each_file_in_it(tmp_path, monkeypatch):
-    """5,000 files in one took 14 s."""
+def test_a_temporary_folder_is_not_listed_for_each_of_its_files(tmp_path, monkeypatch):
+    """5,000 files in one folder took 14 s."""
     with staging.folder(str(tmp_path / "x")) as folder:
         monkeypatch.setattr(os, "listdir", lambda path: pytest.fail("listed"))
         with staging.file(os.path.join(folder, "sub.bin")) as (_, file):
@@ -235,8 +237,9 @@ def test_a_folder_in_the_making_is_not_listed_for_each_file_in_it(tmp_path, monk
 
 
 @pytest.mark.parametrize("overwrite", [False, True])
-def test_a_planted_folder_is_not_put_in_place(tmp_path, overwrite):
-    """Its name was known beforehand, and any later write moved it to where nothing was."""
+def test_a_folder_with_a_predictable_name_is_not_moved_into_place(tmp_path, overwrite):
+    """When the temporary name was predictable, a later write moved such a folder to the missing
+    output."""
     digest = hashlib.sha256(b"model").hexdigest()[:12]
     planted = tmp_path / f".model.{digest}.replaced"
     planted.mkdir()
@@ -257,7 +260,7 @@ def test_linux_exchanges_in_one_step(tmp_path):
     assert os.listdir(tmp_path / "two") == ["in one"]
 
 
-def test_without_locks_it_works_and_nothing_is_swept(tmp_path, monkeypatch):
+def test_without_file_locks_nothing_is_removed(tmp_path, monkeypatch):
     monkeypatch.setattr(staging, "_lock", lambda descriptor, path: False)
     (tmp_path / ".model.0123456789ab.partial").mkdir()
     target = os.fspath(tmp_path / "model")
@@ -267,7 +270,7 @@ def test_without_locks_it_works_and_nothing_is_swept(tmp_path, monkeypatch):
 
 
 @pytest.mark.parametrize("there", ["nothing", "an empty folder"])
-def test_where_nothing_is_a_folder_is_simply_renamed(tmp_path, there):
+def test_a_folder_is_renamed_if_there_is_no_old_one(tmp_path, there):
     target = tmp_path / "model"
     if there == "an empty folder":
         target.mkdir()
@@ -279,7 +282,7 @@ def test_where_nothing_is_a_folder_is_simply_renamed(tmp_path, there):
 
 
 @pytest.mark.parametrize("there", ["a file", "a folder"])
-def test_where_something_is_nothing_is_renamed(tmp_path, there):
+def test_a_folder_is_not_renamed_over_an_existing_path(tmp_path, there):
     target = tmp_path / "model"
     precious = target if there == "a file" else target / "precious"
     precious.parent.mkdir(exist_ok=True)
@@ -301,7 +304,7 @@ def test_not_every_system_exchanges_names(tmp_path, monkeypatch, system):
     assert not staging.exchange(os.fspath(tmp_path / "one"), os.fspath(tmp_path / "two"))
 
 
-def test_windows_locks_nothing_and_sweeps_nothing(tmp_path, monkeypatch):
+def test_windows_has_no_locks_and_removes_nothing(tmp_path, monkeypatch):
     monkeypatch.setattr(staging.sys, "platform", "win32")
     target = os.fspath(tmp_path / "x")
     with staging.file(target) as (path, descriptor):
@@ -315,8 +318,8 @@ def test_windows_locks_nothing_and_sweeps_nothing(tmp_path, monkeypatch):
 
 
 @pytest.mark.parametrize("there", ["nothing", "an empty folder", "a folder"])
-def test_windows_puts_a_folder_where_nothing_or_an_empty_folder_is(tmp_path, monkeypatch, there):
-    """Windows' rename takes the place of nothing."""
+def test_windows_moves_a_folder_to_a_missing_or_empty_one(tmp_path, monkeypatch, there):
+    """On Windows, a rename replaces nothing."""
     real = os.rename
 
     def rename(one, other):
@@ -338,8 +341,8 @@ def test_windows_puts_a_folder_where_nothing_or_an_empty_folder_is(tmp_path, mon
     assert os.listdir(tmp_path) == ["model"]
 
 
-def test_what_another_took_the_place_of_is_not_swept(tmp_path, monkeypatch):
-    """Between opening it and locking it."""
+def test_a_path_that_is_replaced_while_it_is_checked_is_not_removed(tmp_path, monkeypatch):
+    """It is replaced between opening and locking."""
     left = tmp_path / ".x.0123456789ab.partial"
     left.write_text("another's by now")
     real = staging.fcntl.flock

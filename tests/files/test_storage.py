@@ -1,4 +1,4 @@
-"""Files: all or nothing, nothing lost."""
+"""Writing files: completely or not at all, and nothing else is lost."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ def names(folder):
     return sorted(path.name for path in folder.iterdir())
 
 
-def test_a_new_file_has_the_permissions_of_the_umask(tmp_path):
+def test_the_permissions_of_a_new_file_follow_the_umask(tmp_path):
     old = os.umask(0o027)
     try:
         storage.write(tmp_path / "x", [b"a", b"b"], overwrite=False)
@@ -52,14 +52,14 @@ def test_a_link_stays_a_link(tmp_path):
     assert (tmp_path / "real").read_bytes() == b"new"
 
 
-def test_a_link_to_nothing_is_something(tmp_path):
+def test_a_broken_link_counts_as_existing_output(tmp_path):
     (tmp_path / "link").symlink_to("nowhere")
     with pytest.raises(errors.OutputExistsError):
         storage.write(tmp_path / "link", [b"new"], overwrite=False)
     assert names(tmp_path) == ["link"]
 
 
-def test_files_of_a_new_folder_are_flushed_each_and_the_folder_once(tmp_path, monkeypatch):
+def test_each_file_of_a_new_folder_is_flushed_and_the_folder_once(tmp_path, monkeypatch):
     flushed = []
     real = os.fsync
 
@@ -82,7 +82,7 @@ def test_files_of_a_new_folder_are_flushed_each_and_the_folder_once(tmp_path, mo
     assert flushed == [False] * 5 + [True] * 2
 
 
-def test_what_fails_while_writing_leaves_the_old_file(tmp_path):
+def test_an_error_while_writing_keeps_the_old_file(tmp_path):
     (tmp_path / "x").write_bytes(b"old")
 
     def pieces():
@@ -95,7 +95,7 @@ def test_what_fails_while_writing_leaves_the_old_file(tmp_path):
     assert names(tmp_path) == ["x"]
 
 
-def test_somebody_who_was_faster_is_not_overwritten(tmp_path):
+def test_a_file_that_another_process_creates_first_is_not_overwritten(tmp_path):
     def pieces():
         (tmp_path / "x").write_bytes(b"theirs")
         yield b"ours"
@@ -107,7 +107,7 @@ def test_somebody_who_was_faster_is_not_overwritten(tmp_path):
 
 
 @pytest.mark.parametrize("where", ["no/such/folder/x", "file/x"])
-def test_what_the_system_refuses_is_one_line(tmp_path, where):
+def test_system_errors_are_one_line(tmp_path, where):
     (tmp_path / "file").write_bytes(b"")
     with pytest.raises(errors.StorageError, match="cannot write .*: "):
         storage.write(tmp_path / where, [b"x"], overwrite=False)
@@ -124,7 +124,7 @@ def test_only_regular_files_are_read(tmp_path, mmap):
 
 
 @pytest.mark.parametrize("name", ["a\0b", "a\ud800b"])
-def test_what_can_be_no_path_is_one_line(tmp_path, monkeypatch, name):
+def test_an_invalid_path_is_one_line(tmp_path, monkeypatch, name):
     monkeypatch.chdir(tmp_path)
     for mmap in (True, False):
         with pytest.raises(errors.StorageError, match="cannot read a.*no file name"):
@@ -167,7 +167,7 @@ def test_a_loop_of_links_is_one_line(tmp_path):
 
 
 @pytest.mark.parametrize("name", ["x" * 255, "\U0001f984" * 63, "ä" * 127])
-def test_names_as_long_as_the_system_takes(tmp_path, name):
+def test_names_may_be_as_long_as_the_system_allows(tmp_path, name):
     storage.write(tmp_path / name, [b"1"], overwrite=False)
     storage.write(tmp_path / name, [b"2"], overwrite=True)
     assert (tmp_path / name).read_bytes() == b"2"
@@ -194,14 +194,14 @@ def no_links(*_):
     raise PermissionError(1, "no hard links here")
 
 
-def test_a_file_system_without_hard_links(tmp_path, monkeypatch):
+def test_a_file_is_written_without_hard_links(tmp_path, monkeypatch):
     monkeypatch.setattr(storage.os, "link", no_links)
     storage.write(tmp_path / "x", [b"a"], overwrite=False)
     assert (tmp_path / "x").read_bytes() == b"a"
     assert names(tmp_path) == ["x"]
 
 
-def test_without_hard_links_too_nobody_is_overwritten(tmp_path, monkeypatch):
+def test_without_hard_links_nothing_is_overwritten(tmp_path, monkeypatch):
     monkeypatch.setattr(storage.os, "link", no_links)
 
     def pieces():
@@ -222,8 +222,8 @@ def test_windows_has_no_permissions_to_keep(tmp_path, monkeypatch):
     assert (tmp_path / "x").read_bytes() == b"new"
 
 
-def test_a_folder_that_cannot_be_opened_is_called_a_folder(tmp_path, monkeypatch):
-    """Windows opens no folders."""
+def test_a_folder_that_cannot_be_opened_is_reported_as_a_folder(tmp_path, monkeypatch):
+    """Windows cannot open folders."""
 
     def refuse(*_):
         raise PermissionError(13, "Permission denied")
@@ -234,7 +234,7 @@ def test_a_folder_that_cannot_be_opened_is_called_a_folder(tmp_path, monkeypatch
 
 
 @pytest.mark.parametrize("number", [5, 32, 1224])
-def test_a_file_that_windows_does_not_replace_because_it_is_open(tmp_path, monkeypatch, number):
+def test_windows_does_not_replace_an_open_file(tmp_path, monkeypatch, number):
     def refuse(*_):
         error = PermissionError(13, "Access is denied")
         error.winerror = number
@@ -270,7 +270,7 @@ def test_macos_flushes_the_disks_cache_too(tmp_path, monkeypatch, can):
 
 @pytest.mark.parametrize("overwrite", [False, True])
 def test_a_pipe_is_not_replaced_by_a_file(tmp_path, overwrite):
-    """As root, the same would make a plain file of /dev/null."""
+    """Otherwise, root would replace /dev/null by a regular file."""
     os.mkfifo(tmp_path / "x")
     with pytest.raises((errors.StorageError, errors.OutputExistsError)):
         storage.write(tmp_path / "x", [b"new"], overwrite=overwrite)
@@ -279,7 +279,7 @@ def test_a_pipe_is_not_replaced_by_a_file(tmp_path, overwrite):
 
 
 @pytest.mark.parametrize("past_cache", [False, True])
-def test_what_was_written_is_counted(tmp_path, past_cache):
+def test_written_bytes_are_counted(tmp_path, past_cache):
     pieces = [b"ab", b"", memoryview(bytes(5))]
     written = storage.write(tmp_path / "x", pieces, overwrite=False, past_cache=past_cache)
     assert written == (tmp_path / "x").stat().st_size == 7

@@ -1,4 +1,4 @@
-"""Names without what PyTorch's wrappers add to them."""
+"""Removing the prefixes that PyTorch's wrappers add to names."""
 
 from __future__ import annotations
 
@@ -19,11 +19,11 @@ from vbfmt._files.wrappers import by_plain_name, parallel_prefix, without_wrappe
         ("module.layers.0", "module.layers.0"),
     ],
 )
-def test_wrappers_leave_no_trace_anywhere_in_a_name(name, plain):
+def test_prefixes_of_wrappers_are_removed_anywhere_in_a_name(name, plain):
     assert without_wrappers(name) == plain
 
 
-def test_module_is_a_wrapper_only_where_every_name_begins_with_it():
+def test_the_prefix_module_is_removed_only_if_every_name_has_it():
     assert parallel_prefix(["module.a", "module.b.c"]) == "module."
     assert parallel_prefix(["module.module.a", "module.module.b"]) == "module.module."
     assert parallel_prefix(["module.a", "b"]) == ""

@@ -2,9 +2,9 @@
 
 Four users have a task each: the polarity of sentences from film reviews, tweets, product reviews
 and editorials, with BERT MiniLM. The same layers, sentences, batches and schedule are used for all
-methods. Results are kept in a folder as they come, so a run that was stopped goes on where it was.
+methods. Each result is saved when it is computed, so an interrupted run continues where it stopped.
 
-Matrix products are of bfloat16 (autocast), parameters of float32; every run has one thread.
+Matrix products are in bfloat16 (autocast), parameters in float32; every run has one thread.
 """
 
 from __future__ import annotations
@@ -42,7 +42,7 @@ def parse_arguments() -> argparse.Namespace:
 
 
 def run_all(jobs: list[Job], processes: int, folder: Path) -> None:
-    """Do the runs that are not done yet, print how far it is, and keep each result at once."""
+    """Do the missing runs, print the progress, and save each result immediately."""
     results = results_in(folder)
     left = [job for job in jobs if not is_done(job, results)]
     print(f"{len(jobs) - len(left)} of {len(jobs)} runs are done already", flush=True)

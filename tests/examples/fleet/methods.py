@@ -1,4 +1,4 @@
-"""What is compared: LoRA, a bank for each adapter, and banks that adapters share."""
+"""The compared methods: LoRA, one bank for each adapter, and banks that adapters share."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ class Method:
     """One row of the table.
 
     Attributes:
-        title: what the table calls it.
+        title: name in the table.
         settings: how its adapters are made and trained.
         bank: where its bank comes from: `OWN` (trained with the adapter), `SEED` (random, frozen),
             `FILMS` (trained with the film reviews' adapter, frozen), `JOINT` (trained by the
@@ -27,7 +27,7 @@ class Method:
 
     @property
     def bytes_of_bank(self) -> int:
-        """The bytes of the bank, which every user of `OWN` has and others share."""
+        """Return the bytes of the bank. With `OWN` every user has one; otherwise users share it."""
         return 4 * self.settings.h * self.settings.b if self.bank else 0
 
 

@@ -1,4 +1,4 @@
-"""The results as a table: mean and spread over seeds, beside the bytes that a user takes."""
+"""The results as a table: mean and standard deviation over seeds, and bytes for each user."""
 
 from __future__ import annotations
 
@@ -42,7 +42,8 @@ def table_of(results: list[dict[str, Any]], jobs: Sequence[Job]) -> list[dict[st
 
 
 def noise_of(row: dict[str, Any]) -> float | None:
-    """Two standard errors of a mean over seeds; the spread is that of all kinds together."""
+    """Return two standard errors of a mean over seeds; the standard deviation is pooled over all
+    kinds."""
     spreads = [statistics.variance(each) for each in row["scores"].values() if len(each) > 1]
     if not spreads:
         return None

@@ -1,4 +1,4 @@
-"""Training runs: each in a process of its own, its result kept as one JSON line."""
+"""Training runs: each in a separate process, with its result saved as one JSON line."""
 
 from __future__ import annotations
 
@@ -41,11 +41,11 @@ class Job:
 
     @property
     def sdist(self) -> Path:
-        """The source archive with the sentences."""
+        """Return the path of the source archive with the sentences."""
         return next(self.folder.glob("vaderSentiment-*"))
 
     def key(self, kind: str) -> dict[str, Any]:
-        """What tells a result from others: change a setting and it is computed anew."""
+        """Return what identifies a result. If a setting changes, the result is computed again."""
         settings = METHODS[self.method].settings
         matter = asdict(settings)
         if settings.method != "vblora":
@@ -79,7 +79,7 @@ def jobs_of(methods: list[str], seeds: int, part: str, folder: Path) -> Iterator
 
 
 def results_in(folder: Path) -> list[dict[str, Any]]:
-    """Return what was computed already."""
+    """Return the results that are already computed."""
     path = folder / "results.jsonl"
     if not path.exists():
         return []
@@ -87,12 +87,12 @@ def results_in(folder: Path) -> list[dict[str, Any]]:
 
 
 def is_done(job: Job, results: list[dict[str, Any]]) -> bool:
-    """Whether all results of a run are there."""
+    """Return whether all results of a run exist."""
     return all(job.result_in(results, kind) for kind in job.kinds)
 
 
 def done(job: Job) -> list[dict[str, Any]]:
-    """Train and score; one result for each kind."""
+    """Train and score; return one result for each kind."""
     started = time.process_time()
     task.make_deterministic()
     method = METHODS[job.method]
@@ -116,7 +116,7 @@ def done(job: Job) -> list[dict[str, Any]]:
 
 
 def _bank_of(job: Job) -> VectorBank | None:
-    """The bank that a run starts from; None: a fresh one."""
+    """Return the bank that a run starts from, or None for a new one."""
     method = METHODS[job.method]
     settings = method.settings
     if method.bank == SEED:
@@ -141,7 +141,7 @@ def _bank_file(job: Job) -> Path:
 
 
 def _keep_bank(model: torch.nn.Module, job: Job) -> None:
-    """Keep the bank of film reviews for other kinds."""
+    """Save the bank of film reviews for other kinds."""
     if METHODS[job.method].bank == OWN and job.kinds == ("films",):
         bank = training.bank_of(model)
         torch.save(bank.weight.detach().clone(), _bank_file(job))

@@ -1,7 +1,7 @@
-"""BERT MiniLM with its lower half done beforehand, so that a run takes half of the time.
+"""BERT MiniLM with its lower half precomputed, so that a run takes half of the time.
 
-Adapters are in the upper three of the six blocks. What the lower three make of a sentence is the
-same for all runs: it is computed once, without dropout, and kept in a file.
+Adapters are in the upper three of the six blocks. The output of the lower
+three is the same for all runs: it is computed once, without dropout, and saved in a file.
 """
 
 from __future__ import annotations
@@ -32,14 +32,14 @@ class Prepared(Example):
 
 
 class _Nothing(nn.Module):
-    """A block that was done beforehand."""
+    """Replacement of a block whose output is precomputed."""
 
     def forward(self, hidden: Tensor, *_: Any, **__: Any) -> Tensor:
         return hidden
 
 
 class _Given(nn.Module):
-    """Embeddings that are given."""
+    """Replacement of the embeddings, which returns the precomputed output."""
 
     def __init__(self, embeddings: nn.Module) -> None:
         super().__init__()
@@ -50,7 +50,7 @@ class _Given(nn.Module):
 
 
 def load_upper_half() -> PreTrainedModel:
-    """Load MiniLM with a fresh head; its layers have the names that they have in the whole."""
+    """Load MiniLM with a new head. Its layers have the same names as in the whole model."""
     model = task.load_base()
     model.bert.embeddings = _Given(model.bert.embeddings)
     blocks = model.bert.encoder.layer
