@@ -325,6 +325,29 @@ def test_a_file_is_fetched_once(bucket):
         assert stream.read() == b"bank"
 
 
+def test_what_a_suspended_collector_removes_too_late_is_written_again(
+    in_memory, tmp_path, monkeypatch
+):
+    """It slept between its last look at the mark and its request, and an adapter was lost that had
+    been named meanwhile."""
+    store = Store("s3://bucket/suspended", create=True, cache=tmp_path / "cache")
+    other = Store("s3://bucket/suspended", cache=tmp_path / "other")
+    digest, now, delete = store.add(adapter(1)), time.time(), Bucket.delete
+
+    def after_a_long_sleep(bucket, key):
+        if key.startswith(("adapters/", "banks/")):
+            with monkeypatch.context() as later:
+                later.setattr(garbage.time, "time", lambda: now + garbage._PATIENCE + 60)
+                assert other.add(adapter(1), name="x") == digest
+        delete(bucket, key)
+
+    monkeypatch.setattr(Bucket, "delete", after_a_long_sleep)
+    assert store.gc(grace=0).removed == ()
+    monkeypatch.undo()
+    assert other.open("x") == adapter(1)
+    assert all(report.ok for report in other.verify())
+
+
 @pytest.mark.parametrize("address", ["s3://", "s3://bucket with spaces/x", "s3://[x"])
 def test_an_address_that_is_none_is_one_line(tmp_path, address):
     with pytest.raises(errors.StorageError, match="cannot open s3:") as error:

@@ -111,3 +111,9 @@ class Backend(Protocol):
         None if it cannot be determined.
         """
         ...
+
+
+def has_content(backend: Backend, key: str, content: bytes) -> bool:
+    """Return whether a small object exists and has this content."""
+    found = backend.found(key)
+    return found is not None and found.content == content

@@ -15,7 +15,7 @@ from vbfmt._files import staging, storage
 from vbfmt._format.container import Bytes
 from vbfmt.errors import MissingFileError, OutputExistsError
 from vbfmt.store import layout, record
-from vbfmt.store.backend import Found, Stored
+from vbfmt.store.backend import Found, Stored, has_content
 
 if sys.platform == "win32":
     import msvcrt
@@ -111,8 +111,7 @@ class Folder:
     def discard(self, key: str, mark: str, content: bytes) -> bool:
         """See `Backend.discard`. No other process can change the mark meanwhile."""
         with self._locked():
-            found = self.found(mark)
-            if found is None or found.content != content:
+            if not has_content(self, mark, content):
                 return False
             self.delete(key)
             self.delete(mark)

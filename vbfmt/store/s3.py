@@ -20,7 +20,7 @@ from vbfmt._files import storage
 from vbfmt._format.container import Bytes
 from vbfmt.errors import MissingExtraError, StorageError
 from vbfmt.store import record
-from vbfmt.store.backend import Found, Stored
+from vbfmt.store.backend import Found, Stored, has_content
 
 SCHEME = "s3://"
 
@@ -118,11 +118,19 @@ class Bucket:
         return self._put(key, b"", {"e_tag": version})
 
     def discard(self, key: str, mark: str, content: bytes) -> bool:
-        """See `Backend.discard`. The server cannot compare and remove in one step."""
-        found = self.found(mark)
-        if found is None or found.content != content:
+        """See `Backend.discard`. The server cannot compare and remove in one step.
+
+        If the mark changes in between, another process needs the object: this one was suspended for
+        so long that the other took it for dead. The object is then written again.
+        """
+        if not has_content(self, mark, content):
             return False
+        removed = self.content(key)
         self.delete(key)
+        if not has_content(self, mark, content):
+            if removed is not None:
+                self.create(key, [removed])
+            return False
         self.delete(mark)
         return True
 
