@@ -1,10 +1,11 @@
-"""The library as it runs on a machine of the other byte order: ``python -m tests.mirror``.
+"""Simulate a machine of the other byte order: ``python -m tests.mirror``.
 
 To a little-endian machine, big-endian numbers are what little-endian ones are to a big-endian
 machine: not its own. So the library is loaded with every ``<`` of its numpy dtypes turned into
-``>``; whatever relies on the machine's own order then comes out wrong, as it would there. Prints
-JSON: whether what is written is the golden files with every number's bytes reversed, the rows made
-from some logits, and how many dtypes were turned.
+``>``; code that
+relies on the machine's own order then gives wrong results, as it would there. Prints JSON: whether
+the written files are the golden files with every number's bytes reversed, the rows made from some
+logits, and the number of changed dtypes.
 """
 
 from __future__ import annotations
@@ -29,7 +30,7 @@ _MIRRORED = ("vbfmt.", "spec.golden")
 
 
 class Mirror(importlib.abc.MetaPathFinder, importlib.abc.SourceLoader):
-    """Loads the library's modules with their byte order turned."""
+    """Loads the library's modules with the opposite byte order."""
 
     turned = 0
 
@@ -56,8 +57,8 @@ class Mirror(importlib.abc.MetaPathFinder, importlib.abc.SourceLoader):
 
 
 def reversed_numbers(data: bytes) -> bytes:
-    """A golden file with the bytes of each number in its sections reversed. Tensors that the golden
-    script gives as raw bytes stay."""
+    """Return a golden file with the bytes of each number in its sections reversed. Tensors that the
+    golden script gives as raw bytes are unchanged."""
     _, header, _ = parts(data)
     sizes = [4, 1 if header["h"] <= 256 else 2, 4]
     sizes += [4 if dtype == "F32" else 1 for _, dtype, _ in header["tensors"]]
@@ -71,7 +72,7 @@ def reversed_numbers(data: bytes) -> bytes:
 
 
 def some_logits() -> np.ndarray:
-    """(30, 300), with equal ones among them."""
+    """Return logits (30, 300), some of them equal."""
     return np.random.default_rng(0).integers(-50, 50, (30, 300)) / 16
 
 

@@ -1,4 +1,4 @@
-"""Numbers are little-endian in every file, whatever the machine's own order is."""
+"""Numbers are little-endian in every file, on machines of any byte order."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from vbfmt import Adapter, Module, errors
 from vbfmt._math.admixture import rows_from_selection
 from vbfmt._math.selection import select_top_k
 
-# PyTorch has the machine's byte order only, and pictures are not files of the format.
+# PyTorch has only the machine's byte order, and the other folders write no files of the format.
 ELSEWHERE = ("vbfmt/torch", "vbfmt/plot", "vbfmt/cli", "vbfmt/estimate")
 SOURCES = [
     path
@@ -31,9 +31,9 @@ _DTYPE = re.compile(r"[<>=|]?[fiuc](2|4|8|16)")
 _AS_BYTES = {"view", "frombuffer", "fromfile", "memmap", "fromstring"}
 _NATIVE = re.compile(r"(float|int|uint|complex)(16|32|64|128)|intp|single|double|half")
 
-# Bits looked at and turned back into the same type in one line: the order cancels out.
 # A pickle's floats are big-endian on every machine.
 _PICKLE = ("converters/_files/state_dict_program.py", ">d")
+# This file views floats as integers and back in one line, so the order has no effect.
 _ROUND_TRIPS = {"converters/merge/rounding.py"}
 
 
@@ -48,7 +48,7 @@ def name_of(function):
     return function.attr if isinstance(function, ast.Attribute) else getattr(function, "id", "")
 
 
-def test_there_is_something_to_look_at():
+def test_sources_and_dtypes_are_found():
     assert len(SOURCES) > 40
     assert sum(1 for _, node in nodes(ast.Constant) if is_dtype(node.value)) >= 25
 
@@ -57,7 +57,7 @@ def is_dtype(value):
     return isinstance(value, str) and _DTYPE.fullmatch(value) is not None
 
 
-def test_every_dtype_of_more_than_a_byte_says_its_order():
+def test_every_dtype_of_several_bytes_names_its_byte_order():
     wrong = [
         f"{place} {node.value!r}"
         for place, node in nodes(ast.Constant)
@@ -68,7 +68,7 @@ def test_every_dtype_of_more_than_a_byte_says_its_order():
     assert wrong == []
 
 
-def test_every_struct_says_its_order():
+def test_every_struct_names_its_byte_order():
     calls = {"Struct", "pack", "unpack", "pack_into", "unpack_from", "iter_unpack", "calcsize"}
     formats = [
         (place, node.args[0].value)
@@ -83,7 +83,7 @@ def test_every_struct_says_its_order():
     assert set(others) <= {_PICKLE}
 
 
-def test_bytes_are_never_taken_for_numbers_of_the_machines_own_order():
+def test_bytes_are_never_read_as_numbers_in_the_machines_byte_order():
     wrong = []
     for place, node in nodes(ast.Call):
         if name_of(node.func) not in _AS_BYTES or place.split(":")[0] in _ROUND_TRIPS:
@@ -94,8 +94,8 @@ def test_bytes_are_never_taken_for_numbers_of_the_machines_own_order():
     assert wrong == []
 
 
-def test_a_machine_of_the_other_byte_order_writes_and_reads_the_same():
-    """See tests/mirror.py. It found two sums that came back in the machine's own order."""
+def test_a_big_endian_machine_writes_and_reads_the_same():
+    """See tests/mirror.py. It found two sums whose results were in the machine's byte order."""
     command = [sys.executable, "-m", "tests.mirror"]
     done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr
@@ -107,7 +107,7 @@ def test_a_machine_of_the_other_byte_order_writes_and_reads_the_same():
 
 
 @pytest.mark.parametrize("part", ["bank", "indices", "weights"])
-def test_arrays_of_the_other_byte_order_are_refused_not_written(part):
+def test_big_endian_arrays_are_refused(part):
     fields = {
         "bank": np.ones((300, 2), dtype="<f4"),
         "indices": np.array([[0, 1]] * 3, dtype="<u2"),

@@ -1,4 +1,4 @@
-"""The one encoding that a header may have, below the level of whole files."""
+"""The canonical encoding of headers, tested without whole files."""
 
 from __future__ import annotations
 
@@ -12,13 +12,14 @@ from vbfmt.errors import HeaderError
 
 
 def decoded(data):
-    """The map, all of its values decoded."""
+    """Return the map with all of its values decoded."""
     document = canonical.read(data)
     return {key: document.value(position) for position, key in enumerate(document.keys())}
 
 
-def test_the_shapes_of_values_are_those_that_msgpack_reads():
-    """By first byte, with 2 as the count that follows: bytes of the value, items inside it."""
+def test_lengths_of_values_are_those_that_msgpack_reads():
+    """For each first byte, followed by a count of 2: the bytes of the value and the number of its
+    items."""
     shapes = canonical._shapes()
     assert shapes == canonical._SHAPES
     for code, (size, length_bytes, items) in enumerate(shapes):
@@ -39,7 +40,7 @@ def test_the_shapes_of_values_are_those_that_msgpack_reads():
             assert not items, hex(code)
 
 
-def test_foreign_are_negative_numbers_floats_and_extensions():
+def test_negative_numbers_floats_and_extensions_are_refused():
     values = [-1, -32, -33, -(2**7) - 1, -(2**15) - 1, -(2**31) - 1, 0.5]
     packed = [msgpack.packb(value) for value in values]
     packed += [msgpack.packb(0.5, use_single_float=True), b"\xc1"]
@@ -51,14 +52,14 @@ def test_foreign_are_negative_numbers_floats_and_extensions():
 
 
 def nested(depth):
-    """A map in which so many arrays and maps stand one inside another, itself counted."""
+    """Return a map that nests this number of arrays and maps, itself included."""
     value = 0
     for level in range(depth - 1):
         value = [value] if level % 2 else {"a": value}
     return {"a": value}
 
 
-def test_nesting_is_eight_deep_at_most():
+def test_nesting_is_at_most_eight_deep():
     assert decoded(canonical.pack(nested(8))) == nested(8)
     with pytest.raises(HeaderError, match="nesting is too deep: header: expected at most 8"):
         decoded(canonical.pack(nested(9)))
@@ -77,7 +78,7 @@ def test_nesting_is_eight_deep_at_most():
     ],
     ids=["empty", "constants", "integers", "strings", "bytes", "arrays", "maps"],
 )
-def test_every_length_of_length_comes_back(value):
+def test_every_size_of_length_field_round_trips(value):
     data = canonical.pack(value)
     assert decoded(data) == value
     assert data == msgpack.packb(value)
@@ -98,14 +99,14 @@ def test_every_length_of_length_comes_back(value):
     ],
     ids=["nothing", "no value", "no byte", "string", "array32", "array", "number", "next", "more"],
 )
-def test_counts_are_compared_with_the_bytes_that_are_left(data, found):
+def test_counts_are_compared_with_the_remaining_bytes(data, found):
     with pytest.raises(HeaderError) as error:
         decoded(data)
     assert str(error.value) == f"the header is not msgpack: header: found {found}"
 
 
 def encoded_again(data):
-    """The specification's own check: parse, encode in shortest forms, compare."""
+    """Check as the specification does: parse, encode in shortest forms, compare."""
     try:
         value = msgpack.unpackb(data, object_pairs_hook=pairs)
     except (ValueError, msgpack.exceptions.UnpackException):
@@ -120,8 +121,8 @@ def pairs(found):
     return result
 
 
-def test_what_is_accepted_is_what_encodes_to_the_same_bytes():
-    """Maps with one to three bytes changed, judged by both."""
+def test_a_map_is_accepted_if_it_encodes_to_the_same_bytes():
+    """Maps with one to three changed bytes are tested with both checks."""
     rng = random.Random(4)
     whole = canonical.pack(
         {
@@ -166,14 +167,14 @@ _CODES = [0x00, 0x7F, 0x80, 0x81, 0x90, 0x91, 0xA0, 0xA1, *range(0xC0, 0xE0)]
         (b"\x81\xa1a\xcc\x7f", "the header is not in canonical msgpack"),
     ],
 )
-def test_maps_are_of_different_strings_in_shortest_form(data, what):
+def test_keys_of_maps_are_distinct_strings_in_shortest_form(data, what):
     with pytest.raises(HeaderError) as error:
         decoded(data)
     assert error.value.what == what
 
 
-def test_a_value_of_more_arrays_than_any_table_has_is_not_decoded():
-    """An empty array of one byte takes 72 in memory."""
+def test_a_value_with_too_many_arrays_is_not_decoded():
+    """An empty array takes one byte in the file and 72 in memory."""
     rows = [["m", 1, 1, 1, False]] * 1000
     assert decoded(canonical.pack({"a": rows}))["a"] == rows
     tensors = [["t", "U8", []]] * 1000
@@ -184,14 +185,14 @@ def test_a_value_of_more_arrays_than_any_table_has_is_not_decoded():
         document.value(0)
 
 
-def test_a_value_may_have_16_arrays_and_one_more_for_three_bytes():
+def test_a_value_may_have_16_arrays_and_one_for_every_three_bytes():
     document = canonical.read(canonical.pack({"a": [[]] * 24, "b": [[]] * 25}))
     assert document.value(0) == [[]] * 24
     with pytest.raises(HeaderError, match="found 26 in 28 bytes, expected at most 25$"):
         document.value(1)
 
 
-def test_values_that_are_not_asked_for_are_not_decoded():
+def test_values_are_decoded_only_on_request():
     document = canonical.read(canonical.pack({"a": [1, {"b": []}], "c": "x"}))
     assert list(document.keys()) == ["a", "c"]
     assert len(document) == 2

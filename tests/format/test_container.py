@@ -58,7 +58,7 @@ def test_padding_is_zero(position, before):
     assert (error.what, error.part) == ("padding is not zero", f"before {before}")
 
 
-def test_a_file_that_ends_elsewhere_than_its_sections_is_refused():
+def test_a_file_must_end_with_its_last_section():
     longer = forge.with_preamble(FILE + bytes(64), file_length=len(FILE) + 64)
     assert type(refusal(longer)) is errors.LayoutError
 
@@ -98,7 +98,7 @@ def test_the_shortest_file_is_a_preamble():
     assert container.read_preamble(memoryview(start)) == container.Preamble(1, 0, 0, 32)
 
 
-def test_sections_and_names_must_be_as_many():
+def test_sections_and_names_must_be_equal_in_number():
     contents = [b"a", b"b"]
     sections = container.sections_of(contents)
     start = container.front(b"", sections[-1].end)
@@ -122,5 +122,5 @@ def test_a_length_is_at_most_what_eight_bytes_hold():
     assert caught.value.expected == f"at most {2**64 - 1}"
 
 
-def test_the_minor_version_is_read_where_it_is_written():
+def test_the_minor_version_round_trips():
     assert container.minor_of(container.front(b"header", 128, minor=7)) == 7

@@ -1,4 +1,4 @@
-"""The header: one canonical map, and every rule that it must keep."""
+"""The header: its canonical map, and all rules for it."""
 
 from __future__ import annotations
 
@@ -167,7 +167,7 @@ def test_invalid_headers_are_refused(change):
 
 
 def test_the_limits_themselves_are_allowed():
-    """Just inside of what the table above refuses."""
+    """These values are just within the limits that the table above exceeds."""
     deep = '{"a":' + "[" * 63 + "]" * 63 + "}"
     assert loads(forge.with_header(FILE, setter("config", deep))).config == deep
     digits = '{"a":' + "1" * 1000 + "}"
@@ -195,7 +195,7 @@ def test_other_encodings_of_the_same_header_are_refused(what):
     assert error.what == "the header is not in canonical msgpack"
 
 
-def test_a_key_twice_is_refused():
+def test_a_repeated_key_is_refused():
     header = FILE[32 : 32 + 243].replace(b"\x8b\xb1", b"\x8c\xa1h\x03\xb1", 1)
     error = refusal(forge.with_header_bytes(FILE, header))
     assert error.what == "duplicate key"
@@ -218,11 +218,11 @@ def test_a_key_twice_is_refused():
     ],
     ids=lambda header: header[:5].hex(),
 )
-def test_what_is_no_map_is_refused(header):
+def test_a_header_that_is_no_map_is_refused(header):
     assert isinstance(refusal(forge.with_header_bytes(FILE, header[:100])), errors.HeaderError)
 
 
-def test_a_required_feature_is_named_before_anything_else_is_judged():
+def test_an_unknown_required_feature_is_reported_before_other_faults():
     def change(header):
         header["required_features"] = ["bank.elsewhere"]
         header["h"] = "not even a number"
@@ -232,7 +232,7 @@ def test_a_required_feature_is_named_before_anything_else_is_judged():
     assert error.found == "'bank.elsewhere'"
 
 
-def test_an_optional_feature_and_its_key_are_passed_over():
+def test_an_unknown_optional_feature_and_its_key_are_ignored():
     def change(header):
         header["optional_features"] = ["colour", "shade"]
         header["colour"] = {"red": [1, 2]}
@@ -251,7 +251,7 @@ def test_a_higher_minor_version_may_add_keys_in_order():
     assert error.what == "further keys are not in order"
 
 
-def test_keys_of_a_higher_minor_version_are_any_texts_in_the_order_of_their_utf8_bytes():
+def test_new_keys_are_in_the_order_of_their_utf8_bytes():
     newer = forge.with_preamble(FILE, minor=1)
     keys = ("", "A", "a", "é", "\uffff", "\U00010000")  # in UTF-16, the last two change places
     added = forge.with_header(newer, lambda h: h.update(dict.fromkeys(keys)))
@@ -267,7 +267,7 @@ def test_another_major_version_is_refused_with_both_numbers():
     assert (error.found, error.expected, error.advice) == ("version 2.3", "1.x", "update vbfmt")
 
 
-def test_tensors_and_texts_come_back():
+def test_tensors_and_texts_round_trip():
     adapter = loads(WIDE)
     assert adapter.base_model == "example/größe"
     assert adapter.base_revision == "0123abc"
@@ -277,7 +277,7 @@ def test_tensors_and_texts_come_back():
     assert adapter.tensors["empty"].numpy().shape == (0, 3)
 
 
-def test_a_required_feature_that_is_known_is_no_obstacle(monkeypatch):
+def test_a_known_required_feature_is_accepted(monkeypatch):
     monkeypatch.setattr("vbfmt._format.header.KNOWN_FEATURES", frozenset(["bank.elsewhere"]))
     changed = forge.with_header(FILE, setter("required_features", ["bank.elsewhere"]))
     assert loads(changed) == worked_example()
@@ -329,7 +329,7 @@ def test_a_wrong_type_is_named_with_its_part(path, value, message):
 
 
 @pytest.mark.parametrize("name", GOLDEN)
-def test_the_header_is_the_golden_one(name, golden_folder):
+def test_the_header_equals_the_golden_header(name, golden_folder):
     golden = (golden_folder / name).read_bytes()
     assert forge.header_of(dumps(GOLDEN[name]())) == forge.header_of(golden)
 
@@ -352,8 +352,8 @@ def test_a_length_of_thousands_of_digits_is_one_line():
         loads(forge.with_header(dumps(worked_example()), enormous))
 
 
-def test_many_optional_features_take_no_long_time():
-    """Each key was once looked for in a list: 8 s of processor time for 20,000."""
+def test_many_optional_features_take_little_time():
+    """Each key was searched in a list, which took 8 s of CPU time for 20,000 keys."""
     names = [f"{i:05}" for i in range(20_000)]
 
     def declare(header):
@@ -366,8 +366,8 @@ def test_many_optional_features_take_no_long_time():
     assert time.process_time() - start < 2
 
 
-def test_further_keys_cost_no_memory_for_their_values():
-    """What a later version may add is checked and passed over, never decoded."""
+def test_values_of_unknown_keys_take_no_memory():
+    """Keys that a later version may add are checked and skipped, never decoded."""
 
     def change(header):
         header["z"] = [[]] * 60_000

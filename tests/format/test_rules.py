@@ -1,4 +1,4 @@
-"""The rules of the values: what a reader refuses although every checksum is right."""
+"""The rules about values, which a reader checks in addition to the checksums."""
 
 from __future__ import annotations
 
@@ -45,7 +45,7 @@ def test_indices_of_a_row_are_distinct():
 
 
 @pytest.mark.parametrize("value", [np.nan, np.inf, -1e-9, 1.0000001, -0.0])
-def test_weights_are_shares(value):
+def test_weights_are_in_their_range(value):
     error = refusal(WEIGHTS, put("<f", 0, value))
     assert (error.what, error.part) == ("weight outside its range", "weights")
 
@@ -55,7 +55,7 @@ def test_the_largest_weight_is_the_one_left_out():
     assert error.what == "rows are not canonical"
 
 
-def test_equal_weights_stand_by_ascending_index():
+def test_equal_weights_are_in_ascending_order_of_index():
     def swap(content):
         content[2], content[3] = content[3], content[2]
 
@@ -69,7 +69,7 @@ def test_weights_descend():
     assert refusal(WEIGHTS, swap, dumps(wide_indices())).what == "rows are not canonical"
 
 
-def test_every_place_of_a_fault_is_counted():
+def test_every_occurrence_of_a_fault_is_counted():
     def everywhere(content):
         content[:] = np.full(6, np.nan, dtype="<f4").tobytes()
 
@@ -107,29 +107,29 @@ def adapter(**changes):
         ({"config": "[1]"}, "JSON object"),
     ],
 )
-def test_an_adapter_cannot_be_made_that_a_reader_would_refuse(changes, message):
+def test_adapter_refuses_what_a_reader_refuses(changes, message):
     with pytest.raises(errors.ContentError) as error:
         adapter(**changes)
     assert message in str(error.value)
 
 
-def test_the_plain_one_is_fine():
+def test_a_plain_adapter_breaks_no_rule():
     assert loads(dumps(adapter())) == adapter()
 
 
-def test_no_modules_at_all():
+def test_an_adapter_may_have_no_modules():
     with pytest.raises(errors.ContentError, match="no modules"):
         Adapter.from_rows(np.ones((3, 2)), {})
 
 
-def test_rows_of_another_k_do_not_fit():
+def test_rows_with_different_k_are_refused():
     one = Rows(np.zeros((2, 1), "u1"), np.zeros((2, 0), "<f4"))
     two = Rows(np.array([[0, 1]] * 2, "u1"), np.zeros((2, 1), "<f4"))
     with pytest.raises(ValueError, match="dimension"):
         Adapter.from_rows(np.ones((3, 2)), {Module("a", 2, 2, 1): one, Module("b", 2, 2, 1): two})
 
 
-def test_of_many_places_the_first_three_are_named():
+def test_the_first_three_of_many_occurrences_are_named():
     def all_but_the_first(content):
         content[16:] = np.full(4 * 256, np.nan, dtype="<f4").tobytes()
 
@@ -137,14 +137,14 @@ def test_of_many_places_the_first_three_are_named():
     assert str(error) == ("values are not finite: bank: found vector 1, 2, 3 and 253 more")
 
 
-def test_of_four_places_one_more_is_counted():
+def test_a_fourth_occurrence_is_only_counted():
     def four(content):
         content[16:80] = np.full(16, np.nan, dtype="<f4").tobytes()
 
     assert refusal(BANK, four, dumps(wide_indices())).found == "vector 1, 2, 3 and 1 more"
 
 
-def test_the_first_value_outside_is_shown_with_its_row():
+def test_the_first_value_out_of_range_is_shown_with_its_row():
     def third_row(content):
         struct.pack_into("<2f", content, 16, 0.25, -0.5)
         struct.pack_into("<2f", content, 24, 7.0, 0.125)
@@ -169,7 +169,7 @@ def test_the_order_of_rows_is_named():
 
 
 @pytest.mark.parametrize("name", [" ", "~", "\xa0", "\U0010ffff", "a" * 1024, "é" * 512])
-def test_names_at_the_border_of_what_is_allowed(name):
+def test_names_just_within_the_limits_are_accepted(name):
     assert name in adapter(modules=(Module(name, 4, 2, 1),))
 
 
@@ -184,7 +184,7 @@ def test_names_at_the_border_of_what_is_allowed(name):
         ("\ud800", "name is not valid Unicode"),
     ],
 )
-def test_names_beyond_it(name, fault):
+def test_names_beyond_the_limits_are_refused(name, fault):
     with pytest.raises(errors.ContentError) as error:
         adapter(modules=(Module(name, 4, 2, 1),))
     found = errors.printable(repr(name))
@@ -193,7 +193,7 @@ def test_names_beyond_it(name, fault):
 
 
 def test_the_order_of_names_is_that_of_their_bytes():
-    """By UTF-16, as JavaScript sorts, the second would come first."""
+    """In UTF-16 order, which JavaScript uses, the second name would come first."""
     names = ["\uffff", "\U00010000"]
     tensors = {name: Tensor.of(np.ones(1)) for name in names}
     assert list(adapter(tensors=tensors).tensors) == names
@@ -294,6 +294,6 @@ def test_sizes(sizes, faults):
     assert [fault.part for fault in rules.broken_sizes(*sizes)] == faults
 
 
-def test_modules_of_a_bank_without_elements_are_judged_by_the_rest():
-    """b = 0 is a fault of its own, and nothing is divided by it."""
+def test_modules_are_checked_even_if_b_is_0():
+    """b = 0 is a separate fault, and causes no division by zero."""
     assert list(rules.broken_modules([Module("m", 1, 1, 1)], 0)) == []

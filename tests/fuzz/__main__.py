@@ -1,8 +1,8 @@
 """Long fuzzing runs: ``python -m tests.fuzz TARGET [RUNS] [FOLDER]``.
 
-Guided by coverage with atheris (libFuzzer) where it is installed; else by chance alone. An input
-that breaks something ends the run and is written to FOLDER (build/fuzz); once the fault is mended
-it belongs into `crashers/`. The inputs that reached something new are in FOLDER/corpus-TARGET.
+The fuzzer is guided by coverage if atheris (libFuzzer) is installed, and otherwise random. An input
+that fails ends the run and is written to FOLDER (build/fuzz); when the bug is fixed, add it to
+`crashers/`. Inputs that reached new code are in FOLDER/corpus-TARGET.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ if TYPE_CHECKING:
 
 
 def by_chance(run: Run, runs: int, rng: random.Random) -> None:
-    """Damage the seeds, and some of what comes of them, without guidance."""
+    """Damage the seeds, and some of the damaged inputs again, without guidance."""
     pool = run.target.seeds()
     for _ in range(runs):
         data = run.target.damaged(rng.choice(pool), rng)

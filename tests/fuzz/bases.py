@@ -51,8 +51,8 @@ def seeds() -> list[bytes]:
 
 
 def run(data: bytes) -> str:
-    """A merge: what is written holds the base's tensors, and of the modules W + ΔW; what is
-    refused leaves nothing."""
+    """Merge into a base. The output must have the base's tensors, and W + ΔW for the modules; a
+    refused merge must leave nothing."""
     with folders.written(folders.split(data)) as folder:
         before = sorted(os.listdir(folder))
         out = folder.with_name(f"{folder.name}-out")
@@ -92,7 +92,7 @@ def _tensors(path: str) -> dict[str, Tensor] | None:
 
 
 def _require_sum(name: str, given: Tensor, found: Tensor) -> None:
-    """Each element is the one nearest to W + ΔW, or a neighbour of it."""
+    """Check that each element is the one nearest to W + ΔW, or a neighbour of it."""
     module = next(m for m in _MERGED if name.endswith(f"{m.name}.weight"))
     a, b = (factor.astype("f8") for factor in _MERGED.factors(module.name))
     delta = b @ a if given.shape == (module.out_features, module.in_features) else (b @ a).T

@@ -1,4 +1,4 @@
-"""PEFT checkpoints with damage, lengths and offsets made right again."""
+"""Damaged PEFT checkpoints with corrected lengths and offsets."""
 
 from __future__ import annotations
 
@@ -16,8 +16,8 @@ from vbfmt.tensors import Tensor
 
 
 def seeds() -> list[bytes]:
-    """PEFT checkpoints in both forms, k from 1 to 10, with and without further tensors, with
-    logits of −∞, and with weights that by rounding sum to more than 1."""
+    """Return PEFT checkpoints in both forms, with k from 1 to 10, with and without other tensors,
+    with logits of −∞, and with weights whose sum exceeds 1 by rounding."""
     rng = np.random.default_rng(0)
     made = []
     for k, h, dtype in ((1, 3, "f4"), (2, 5, "f4"), (3, 6, "f8"), (3, 4, "f2"), (10, 12, "f4")):
@@ -87,18 +87,19 @@ def damaged(data: bytes, rng: random.Random, plain: Plain | None = None) -> byte
 
 
 def joined(config: bytes, weights: bytes) -> bytes:
-    """Both files of a checkpoint as one input: length of the config, config, weights."""
+    """Return both files of a checkpoint as one input: length of the config, config, weights."""
     return struct.pack("<I", len(config)) + config + weights
 
 
 def split(data: bytes) -> tuple[bytes, bytes]:
-    """The two files again; a length beyond the end means all of it."""
+    """Return the two files of an input. A length beyond the end means that all of it is the
+    config."""
     (length,) = struct.unpack_from("<I", data.ljust(4, b"\0"))
     return data[4 : 4 + length], data[4 + length :]
 
 
 def _rename(header: dict[str, Any], contents: dict[str, bytes], rng: random.Random) -> None:
-    """A tensor under a name made of pieces of other names."""
+    """Rename a tensor to a name made of parts of other names."""
     name = rng.choice(sorted(contents))
     other = rng.choice(sorted(contents))
     cut = rng.randrange(len(name) + 1)
@@ -110,7 +111,8 @@ def _rename(header: dict[str, Any], contents: dict[str, bytes], rng: random.Rand
 
 
 def _placed(header: dict[str, Any], contents: dict[str, bytes], rng: random.Random) -> bytes:
-    """The data, with (mostly) the offsets that belong to it and the lengths that shapes ask for."""
+    """Return the data, usually with correct offsets, and with the lengths that the shapes
+    require."""
     body = b""
     keep = rng.random() < 0.1
     for name, entry in header.items():

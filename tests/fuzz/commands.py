@@ -1,4 +1,4 @@
-"""Command lines over folders of strangers, each run in this process."""
+"""Command lines on damaged folders, each run in this process."""
 
 from __future__ import annotations
 
@@ -69,7 +69,7 @@ _OPTIONS = (
 
 
 def seeds() -> list[bytes]:
-    """Every line of `_LINES` over a folder with an adapter in each form and a base."""
+    """Return every line of `_LINES` with a folder that has an adapter in each form and a base."""
     weights = {}
     for number, data in enumerate(checkpoint.seeds()[:6]):
         config, tensors = checkpoint.split(data)
@@ -93,7 +93,7 @@ def seeds() -> list[bytes]:
 
 
 def damaged(data: bytes, rng: random.Random, plain: Plain | None = None) -> bytes:
-    """The files damaged, and in one of four the command line too."""
+    """Damage the files, and in one of four inputs also the command line."""
     files = folders.split(data)
     words = files.pop(WORDS, b"[]")
     if rng.random() < 0.8:
@@ -105,8 +105,8 @@ def damaged(data: bytes, rng: random.Random, plain: Plain | None = None) -> byte
 
 
 def run(data: bytes) -> str:
-    """A command: ends with 0, 1 or 2, prints whole printable lines, and changes nothing but its
-    output, which is whole or not there."""
+    """Run a command. It must exit with 0, 1 or 2, print complete printable lines, and change only
+    its output, which must be complete or absent."""
     files = folders.split(data)
     words = _words(files.pop(WORDS, b"[]"))
     with folders.written(files) as folder, _within(folder):
@@ -126,13 +126,14 @@ def run(data: bytes) -> str:
 
 
 def _is_asked_for(name: str, words: list[str]) -> bool:
-    """Whether a new file is an output, one in an output's folder, or a bank beside one."""
+    """Return whether a new file is an output, in an output folder, or a bank next to an output."""
     top = name.split("/")[0]
     return top.startswith("out") or top in words or top.endswith(".bank")
 
 
 def _words(content: bytes) -> list[str]:
-    """The command line; nothing in it leads out of the folder, asks a server or starts others."""
+    """Return the command line without arguments that leave the folder, use a server or start
+    processes."""
     try:
         words = json.loads(content)
     except (ValueError, RecursionError):
@@ -183,7 +184,7 @@ def _within(folder: Path) -> Iterator[None]:
 
 
 def _called(words: list[str]) -> tuple[object, str, str]:
-    """Exit status, standard output and standard error."""
+    """Run a command line, and return its exit status, standard output and standard error."""
     streams = [io.TextIOWrapper(io.BytesIO(), "utf-8", write_through=True) for _ in range(2)]
     argv, stdin = sys.argv, sys.stdin
     sys.argv = ["vbfmt", *words]
@@ -203,7 +204,7 @@ def _called(words: list[str]) -> tuple[object, str, str]:
 
 
 def _content(folder: Path) -> dict[str, bytes | str]:
-    """What every file holds, and where every link leads, by name."""
+    """Return the content of every file and the target of every link, by name."""
     found: dict[str, bytes | str] = {}
     for where, _, files in os.walk(folder):
         for name in files:

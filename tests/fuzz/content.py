@@ -1,4 +1,4 @@
-"""Bytes and numbers, changed without knowing what they stand for."""
+"""Changes of bytes and numbers that do not depend on their meaning."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ _WORDS = tuple(
 
 
 def scramble(data: bytes, rng: random.Random) -> bytes:
-    """Bytes flipped, removed, put in or doubled."""
+    """Return data with bytes flipped, removed, inserted or repeated."""
     changed = bytearray(data)
     for _ in range(rng.choice((1, 1, 2, 8))):
         at = rng.randrange(len(changed) + 1)
@@ -40,7 +40,7 @@ def scramble(data: bytes, rng: random.Random) -> bytes:
 
 
 def change_numbers(content: bytes, rng: random.Random) -> bytes:
-    """Bytes or floats of a section replaced, swapped or copied."""
+    """Return a section with bytes or floats replaced, swapped or copied."""
     if not content:
         return rng.randbytes(rng.choice((0, 1, 4)))
     changed = bytearray(content)
@@ -66,7 +66,10 @@ def stretched(content: bytes, length: int, rng: random.Random) -> bytes:
 
 
 def length_of(dtype: Any, shape: Any) -> int:
-    """Bytes of a tensor; TypeError where the shape is no list of numbers."""
+    """Return the number of bytes of a tensor.
+
+    Raises:
+        TypeError: the shape is no list of numbers."""
     if not all(isinstance(size, int) for size in shape):
         raise TypeError
     return math.prod(shape) * BITS[dtype] // 8

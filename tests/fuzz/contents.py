@@ -1,4 +1,4 @@
-"""Folders with damage: each file is changed as what its name says that it is."""
+"""Damaged folders: each file is changed according to the type that its name implies."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ _LEADS = (b"x", b"config.json", b".", b"..", b"/dev/zero", b"/proc/self/status",
 
 
 def damaged(data: bytes, rng: random.Random, plain: Plain | None = None) -> bytes:
-    """A folder with one to four files damaged, renamed, removed or put in."""
+    """Return a folder with one to four files damaged, renamed, removed or added."""
     plain = plain or (lambda chunk: scramble(chunk, rng))
     files = split(data)
     if not files or rng.random() < 0.02:
@@ -34,7 +34,7 @@ def damaged(data: bytes, rng: random.Random, plain: Plain | None = None) -> byte
 
 
 def _content(name: str, content: bytes, rng: random.Random, plain: Plain) -> bytes:
-    """What a file of that name holds, damaged with regard to its structure."""
+    """Return the content of a file, damaged according to the structure that its name implies."""
     if name.endswith(".json"):
         return _json(content, rng, plain)
     if name.endswith(".safetensors"):

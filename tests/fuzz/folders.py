@@ -1,4 +1,4 @@
-"""Folders as one input: files and links by name."""
+"""Folders, encoded as one input: files and links by name."""
 
 from __future__ import annotations
 
@@ -19,7 +19,8 @@ Files = dict[str, bytes]
 
 
 def joined(files: Mapping[str, bytes]) -> bytes:
-    """All files as one input: for each the lengths of name and content, and both."""
+    """Return all files as one input: for each the lengths of its name and content, the name and the
+    content."""
     return b"".join(
         struct.pack("<BI", len(os.fsencode(name)), len(content)) + os.fsencode(name) + content
         for name, content in files.items()
@@ -27,7 +28,7 @@ def joined(files: Mapping[str, bytes]) -> bytes:
 
 
 def split(data: bytes) -> Files:
-    """The files again; what is beyond the end is left out, what is no name in a folder, too."""
+    """Return the files of an input, without data beyond the end and without invalid names."""
     files: Files = {}
     at = 0
     while at + 5 <= len(data) and len(files) < _MOST_FILES:
@@ -43,7 +44,7 @@ def split(data: bytes) -> Files:
 
 @contextlib.contextmanager
 def written(files: Mapping[str, bytes]) -> Iterator[Path]:
-    """A new folder with these files, removed in the end."""
+    """Yield a new folder with these files, and remove it afterwards."""
     memory = "/dev/shm" if os.path.isdir("/dev/shm") else None
     folder = tempfile.mkdtemp(prefix="vbfmt-fuzz-", dir=memory)
     try:
@@ -63,7 +64,7 @@ def written(files: Mapping[str, bytes]) -> Iterator[Path]:
 
 @contextlib.contextmanager
 def beside(path: os.PathLike[str]) -> Iterator[None]:
-    """A folder that the block may make, removed in the end."""
+    """Yield the path of a folder that the block may create, and remove it afterwards."""
     try:
         yield
     finally:
@@ -71,6 +72,6 @@ def beside(path: os.PathLike[str]) -> Iterator[None]:
 
 
 def _is_below(name: str) -> bool:
-    """Whether it can be the name of a file in the folder or in one below it."""
+    """Return whether a path can name a file in the folder or in one below it."""
     parts = name.split("/")
     return "\0" not in name and all(part not in ("", ".", "..") for part in parts)

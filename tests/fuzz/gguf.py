@@ -1,4 +1,4 @@
-"""GGUF files of base models with damage: fields, counts and tensors changed."""
+"""Damaged GGUF files of base models: changed fields, counts and tensors."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ _TENSORS = (
 
 
 def seeds() -> list[bytes]:
-    """Three bases: all fields, fewest fields, of another architecture."""
+    """Return three bases: with all fields, with the fewest fields, and of another architecture."""
     pytest.importorskip("gguf")
     few = _FIELDS[:3]
     other = [(name.replace("llama", "gpt2"), kind, value) for name, kind, value in _FIELDS[1:4]]
@@ -41,7 +41,8 @@ def seeds() -> list[bytes]:
 
 
 def damaged(data: bytes, rng: random.Random, plain: Plain | None = None) -> bytes:
-    """A GGUF file with one to four numbers, texts or stretches changed; lengths mostly fit."""
+    """Return a GGUF file with one to four numbers, texts or byte ranges changed. Lengths are
+    usually correct."""
     plain = plain or (lambda chunk: scramble(chunk, rng))
     kind = rng.random()
     if kind < 0.3:
@@ -56,8 +57,8 @@ def damaged(data: bytes, rng: random.Random, plain: Plain | None = None) -> byte
 
 
 def run(data: bytes) -> str:
-    """The reader of GGUF bases: what is accepted has as many layers, heads and dimensions as it
-    may, and what is then written is whole."""
+    """Read a GGUF base. An accepted file must have allowed numbers of layers, heads and dimensions,
+    and the adapter written for it must be complete."""
     from tests.converters.gguf.random_adapter import adapter_of
     from vbfmt import Module
     from vbfmt.converters import gguf
@@ -115,7 +116,7 @@ def _with_numbers(data: bytes, rng: random.Random) -> bytes:
 
 
 def _file(fields: Any, tensors: Any, lie: random.Random | None = None) -> bytes:
-    """The file; with `lie`, its counts are others than there are."""
+    """Return the file. With `lie`, its counts are false."""
     counts = [len(tensors), len(fields)]
     if lie:
         counts[lie.randrange(2)] = lie.choice(_NUMBERS)

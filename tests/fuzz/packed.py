@@ -1,4 +1,4 @@
-"""Packed files with damage, every length and checksum made right again."""
+"""Damaged packed files with corrected lengths and checksums."""
 
 from __future__ import annotations
 
@@ -20,14 +20,14 @@ BANKS = CORPUS / "banks"
 
 
 def seeds() -> list[bytes]:
-    """The small files of the corpus, valid and invalid."""
+    """Return the small files of the corpus, valid and invalid."""
     files = sorted(CORPUS.glob("*/*.vblora"))
     return [data for file in files if len(data := file.read_bytes()) <= LONGEST]
 
 
 def damaged(data: bytes, rng: random.Random, plain: Plain | None = None) -> bytes:
-    """A packed file with one to four things changed; one in four without regard to structure,
-    with only front and lengths repaired.
+    """Return a packed file with one to four changes. One in four inputs is changed without regard
+    to the structure, and only its front and lengths are corrected.
 
     Args:
         plain: changes bytes without knowing what they mean (a fuzzer's own mutation).
@@ -72,19 +72,19 @@ def damaged(data: bytes, rng: random.Random, plain: Plain | None = None) -> byte
 
 
 def repaired(data: bytes) -> bytes:
-    """The file with its lengths and its CRC as they must be, if it has a front at all."""
+    """Return the file with correct lengths and CRC, if it has a front."""
     if len(data) < 32 or forge.PREAMBLE.unpack_from(data)[3] > len(data) - 32:
         return data
     return forge.with_preamble(data, file_length=len(data))
 
 
 def is_thin(data: bytes) -> bool:
-    """Whether a sound file has its bank elsewhere."""
+    """Return whether a valid file has an external bank."""
     return bool(_bank_elsewhere(forge.parts(data)[1]))
 
 
 def _bank_elsewhere(header: dict[str, Any]) -> list[Any]:
-    """The bank's entry, alone in a list, if the bank is not in the file."""
+    """Return a list with the bank's entry if the bank is external, else an empty list."""
     return copy.deepcopy(header["sections"][:1]) if header["required_features"] else []
 
 
@@ -93,8 +93,8 @@ def _sections(header: dict[str, Any], rest: bytes) -> list[bytes]:
 
 
 def _fitted(header: Any, sections: list[bytes], rng: random.Random) -> list[bytes]:
-    """The sections cut or filled to the lengths that the header's sizes ask for, as far as it has
-    any."""
+    """Return the sections, truncated or padded to the lengths that the header's sizes require, if
+    it has sizes."""
     try:
         h, b, k = header["h"], header["b"], header["k"]
         sizes = [row[1:4] for row in header["modules"]]

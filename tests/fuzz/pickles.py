@@ -1,5 +1,5 @@
-"""PyTorch's files with damage: archives whose lengths and directory are made right again, and rows
-of pickles."""
+"""Damaged PyTorch files: archives with corrected lengths and directory, and files of the legacy
+format."""
 
 from __future__ import annotations
 
@@ -49,8 +49,8 @@ _UNREADABLE = (
 
 
 def seeds() -> list[bytes]:
-    """State dicts in both forms: several dtypes, shapes and strides, tied and sliced storages,
-    parameters, half a module's metadata."""
+    """Return state dicts in both formats: several dtypes, shapes and strides, tied and sliced
+    storages, parameters, and parts of a module's metadata."""
     torch = pytest.importorskip("torch")
     torch.manual_seed(0)
     tied = torch.randn(2, 3)
@@ -72,7 +72,8 @@ def seeds() -> list[bytes]:
 
 
 def damaged(data: bytes, rng: random.Random, plain: Plain | None = None) -> bytes:
-    """A file with one to four things changed; one in five without regard to structure."""
+    """Return a file with one to four changes; one in five is changed without regard to the
+    structure."""
     plain = plain or (lambda chunk: scramble(chunk, rng))
     if rng.random() < 0.2:
         return plain(data)[:LONGEST]
@@ -114,7 +115,8 @@ def _change(records: list[list[str | bytes]], rng: random.Random, plain: Plain) 
 
 
 def _program(data: bytes, rng: random.Random) -> bytes:
-    """Instructions put in, taken out, exchanged or repeated, at no place in particular."""
+    """Return a program with instructions inserted, removed, swapped or repeated at random
+    positions."""
     at = rng.randrange(len(data) + 1)
     kind = rng.random()
     if kind < 0.3:

@@ -1,6 +1,8 @@
-"""What the fuzzer has reached: ``python -m tests.fuzz.reached [FOLDER]`` puts every input that
-`python -m tests.fuzz` has kept through its target again and prints lines and branches covered. 1 if
-that is less than `LOWEST` of them, or if a target has no inputs."""
+"""The coverage of the fuzzer: ``python -m tests.fuzz.reached [FOLDER]``.
+
+Runs every target on the inputs that `python -m tests.fuzz` has kept, and prints the covered lines
+and branches. The exit status is 1 if the share is less than `LOWEST`, or if a target has no
+inputs."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What must hold of every error that hostile input meets."""
+"""The requirements for every error about hostile input."""
 
 from __future__ import annotations
 
@@ -6,7 +6,8 @@ from vbfmt import errors
 
 
 def kind_of(error: errors.VbfmtError) -> str:
-    """The kind of an error, which must be a definite one and printable."""
+    """Return the kind of an error. Check that it is a specific class and that the message is
+    printable."""
     assert type(error) is not errors.VbfmtError
     assert str(error).isprintable()
     return error.kind

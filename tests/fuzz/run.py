@@ -1,4 +1,4 @@
-"""One run over many inputs: what became of them, how long each took, how much memory it wanted."""
+"""A run over many inputs: the outcome, time and memory of each."""
 
 from __future__ import annotations
 
@@ -35,8 +35,8 @@ class TooLargeError(AssertionError):
 
 
 class Run:
-    """Puts inputs through a target. Whatever is raised is a fault of the library: an error that is
-    not its own, a warning, memory beyond the limit, or too long a time. The input is then kept."""
+    """Runs a target on inputs. Any exception is a bug of the library: an error of another class, a
+    warning, too much memory, or too much time. The input is then saved."""
 
     def __init__(self, name: str, target: Target, folder: Path) -> None:
         self.name, self.target, self.folder = name, target, folder
@@ -68,7 +68,7 @@ class Run:
             self.reported = time.monotonic()
 
     def _timed(self, data: bytes) -> tuple[float, str]:
-        """Seconds of processor time, and the outcome."""
+        """Return the seconds of CPU time, and the outcome."""
         begin = time.thread_time()
         _limit(self.target.address_space)
         try:
@@ -84,8 +84,9 @@ class Run:
         return time.thread_time() - begin, outcome
 
     def report(self) -> str:
-        """One line: how many, how fast, the slowest, the one that peak memory grew most in, and
-        what came out."""
+        """Return one line: the number of inputs, the rate, the slowest input, the one with the
+            largest growth of
+        peak memory, and the outcomes."""
         rate = self.executions / (time.monotonic() - self.start)
         return (
             f"{self.name}: {self.executions} executions, {rate:.0f}/s, "
@@ -101,9 +102,9 @@ class Run:
 
 
 def _limit(more: int | None) -> None:
-    """Let the address space grow by so many bytes from now on, or as before."""
+    """Limit the growth of the address space to this number of bytes, or remove the limit."""
     soft, hard = _UNLIMITED
-    if more is not None and sys.platform == "linux":  # elsewhere nothing says how large it is now
+    if more is not None and sys.platform == "linux":  # other systems do not report its current size
         with open("/proc/self/statm", "rb", buffering=0) as file:
             soft = int(file.read().split()[0]) * os.sysconf("SC_PAGESIZE") + more
     resource.setrlimit(resource.RLIMIT_AS, (soft, hard))

@@ -1,4 +1,4 @@
-"""Targets of the fuzzer: what is run on hostile input, and what must hold for any input."""
+"""Targets of the fuzzer: functions that read hostile input and check the result."""
 
 from __future__ import annotations
 
@@ -24,14 +24,15 @@ MOST_ELEMENTS = 1 << 20
 
 
 class Target(NamedTuple):
-    """A target.
+    """A function that reads hostile input, and how to make inputs for it.
 
     Attributes:
-        run: takes any bytes; returns the outcome; raises only if the library is at fault.
+        run: reads any bytes and returns the outcome; raises only if the library has a bug.
         damaged: changes an input, keeping its lengths and checksums right.
-        seeds: makes inputs to begin with.
-        address_space: bytes that one input may add to the address space, of which threads reserve
-            much and use little.
+        seeds: makes the initial inputs.
+        address_space: bytes that one input may add to the address space. Threads reserve much of it
+        and
+            use little.
     """
 
     run: Callable[[bytes], str]
@@ -41,7 +42,7 @@ class Target(NamedTuple):
 
 
 def run_packed(data: bytes) -> str:
-    """`loads`: what is accepted is canonical, and safe to use without a further check."""
+    """Run `loads`. Accepted files must be canonical, and safe to use without further checks."""
     try:
         adapter = loads(data, banks=packed.BANKS)
     except errors.VbfmtError as error:
@@ -60,7 +61,7 @@ def run_packed(data: bytes) -> str:
 
 
 def run_checkpoint(data: bytes) -> str:
-    """The PEFT reader, from config text and safetensors bytes to an adapter."""
+    """Run the PEFT reader, from config text and safetensors bytes to an adapter."""
     text, weights = checkpoint.split(data)
     config = None
     if text:
@@ -80,7 +81,8 @@ def run_checkpoint(data: bytes) -> str:
 
 
 def run_safetensors(data: bytes) -> str:
-    """The safetensors header reader: what is accepted covers the file without hole or overlap."""
+    """Read a safetensors header. Tensors of an accepted file must cover it without gap or
+    overlap."""
     _, weights = checkpoint.split(data)
     try:
         found = safetensors.parse(memoryview(weights))
@@ -92,7 +94,7 @@ def run_safetensors(data: bytes) -> str:
 
 
 def run_pickle(data: bytes) -> str:
-    """The reader of PyTorch's files: what is accepted has the values that PyTorch gives it."""
+    """Read a PyTorch file. An accepted file must have the values that PyTorch reads."""
     import torch
 
     try:

@@ -1,4 +1,4 @@
-"""Hostile input: a short run of the fuzzer, what it has found before, and the fuzzer itself."""
+"""A short run of the fuzzer, inputs that failed before, and tests of the fuzzer itself."""
 
 from __future__ import annotations
 
@@ -38,7 +38,7 @@ RUNS = {"base": 150, "unilora": 250, "commands": 200, "gguf": 1000}
 
 
 @pytest.mark.parametrize("name", TARGETS)
-def test_damaged_input_meets_nothing_but_our_own_errors(name, tmp_path):
+def test_damaged_input_gives_only_errors_of_the_library(name, tmp_path):
     run = Run(name, TARGETS[name], tmp_path)
     by_chance(run, RUNS.get(name, 2500), random.Random(1))
     assert run.executions == RUNS.get(name, 2500)
@@ -47,7 +47,7 @@ def test_damaged_input_meets_nothing_but_our_own_errors(name, tmp_path):
 
 @pytest.mark.parametrize("name", TARGETS)
 def test_no_input_takes_much_memory(name):
-    """Counted by the allocation, so that memory asked for and not used counts too."""
+    """Allocations are counted, so that memory that is requested but not used counts, too."""
     target, rng = TARGETS[name], random.Random(2)
     inputs = target.seeds()
     inputs += [target.damaged(rng.choice(inputs), rng) for _ in range(RUNS.get(name, 2500) // 8)]
@@ -64,8 +64,8 @@ def test_no_input_takes_much_memory(name):
 
 
 @pytest.mark.filterwarnings("ignore:.* encountered in:RuntimeWarning")
-def test_values_that_were_not_verified_give_numbers_or_our_own_errors():
-    """Whoever asks for no check gets what the values come to, and numpy may warn of it."""
+def test_unverified_values_give_numbers_or_errors_of_the_library():
+    """Without verification, the results of invalid values are returned, and NumPy may warn."""
     rng = random.Random(3)
     seeds = TARGETS["packed"].seeds()
     composed = 0
@@ -82,7 +82,7 @@ def test_values_that_were_not_verified_give_numbers_or_our_own_errors():
 
 @pytest.fixture
 def kept(tmp_path):
-    """A folder with one input of each target, as a fuzzer's run leaves it."""
+    """Return a folder with one input of each target, as a run of the fuzzer leaves it."""
     for name, target in TARGETS.items():
         folder = tmp_path / f"corpus-{name}"
         folder.mkdir()
@@ -95,7 +95,7 @@ def reached(folder):
     return subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=False)
 
 
-def test_too_little_reached_fails(kept):
+def test_too_little_coverage_fails(kept):
     pytest.importorskip("coverage")
     done = reached(kept)
     assert done.returncode == 1, done.stderr
@@ -110,12 +110,12 @@ def test_a_target_without_inputs_fails(kept):
     assert "targets without inputs" in done.stdout
 
 
-def test_there_are_crashers():
+def test_crashers_are_found():
     assert len(CRASHERS) >= 6
 
 
 @pytest.mark.parametrize("path", CRASHERS, ids=lambda path: f"{path.parent.name}/{path.name}")
-def test_what_broke_once_is_refused(path):
+def test_inputs_that_failed_before_are_refused(path):
     if path.parent.name == "pickle":
         pytest.importorskip("torch")
     with warnings.catch_warnings():
@@ -157,7 +157,7 @@ def takes_time(data):
         (takes_time, AssertionError),
     ],
 )
-def test_the_fuzzer_notices_and_keeps_the_input(fault, error, tmp_path):
+def test_the_fuzzer_detects_a_bug_and_keeps_the_input(fault, error, tmp_path):
     run = Run("x", Target(fault, lambda data, rng: b"guilty", list), tmp_path)
     with pytest.raises(error):
         run(b"guilty")

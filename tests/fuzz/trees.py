@@ -1,4 +1,4 @@
-"""Values in a tree of maps and arrays, replaced, removed, doubled or moved."""
+"""Random changes of values in a tree of maps and arrays."""
 
 from __future__ import annotations
 
@@ -52,7 +52,7 @@ _OTHERS = (None, True, False, -1, 1.5, b"", bytes(32), [], {}, [[]], {"a": "b"},
 
 
 def change(tree: Any, rng: random.Random) -> None:
-    """One value somewhere in a tree of maps and arrays replaced, removed, doubled or moved."""
+    """Replace, remove, repeat or move a random value in a tree of maps and arrays."""
     holders = [tree, *_holders(tree)]
     target = rng.choice([holder for holder in holders if holder] or holders)
     if isinstance(target, dict):
@@ -89,7 +89,7 @@ def _holders(tree: Any) -> Iterator[Any]:
 
 
 def _near(value: Any, rng: random.Random) -> Any:
-    """Mostly something of the same type."""
+    """Return a different value, usually of the same type."""
     if isinstance(value, int) and not isinstance(value, bool) and rng.random() < 0.8:
         return rng.choice((*_INTEGERS, value + 1, max(value - 1, 0), value * 2, value // 2))
     if isinstance(value, str) and rng.random() < 0.8:

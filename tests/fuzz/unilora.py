@@ -44,7 +44,7 @@ _BASE = {
 
 
 def seeds() -> list[bytes]:
-    """With indices, with a seed and a base, with a seed alone."""
+    """Return checkpoints with indices, with a seed and a base, and with only a seed."""
     pytest.importorskip("peft", minversion="0.20")
     rng = np.random.default_rng(0)
     theta = {"base_model.model.unilora_theta_d": rng.standard_normal(20).astype("f4")}
@@ -64,7 +64,8 @@ def seeds() -> list[bytes]:
 
 
 def run(data: bytes) -> str:
-    """The reader: what is accepted is the same adapter each time, and one that packs."""
+    """Run the reader. An accepted checkpoint must give the same adapter each time, and one that can
+    be packed."""
     from vbfmt.converters import read
 
     files = folders.split(data)
@@ -88,8 +89,9 @@ def run(data: bytes) -> str:
 
 @contextlib.contextmanager
 def _built_once(files: folders.Files) -> Iterator[None]:
-    """In the block, build a base for the same two configs once: that takes most of the time. One
-    small base in eight is built each time, and must have the same modules each time."""
+    """Within the block, build a base for the same two configs only once, because it takes most of
+    the time. One small base in eight is built every time, and must have the same modules every
+    time."""
     configs = [files.get(name, b"") for name in ("adapter_config.json", "base/config.json")]
     key = hashlib.sha256(b"\0".join(configs)).digest()
     build = skeleton.shapes_in_order
@@ -113,7 +115,8 @@ _MOST_BUILT = 1000
 
 
 def _has_many_layers(base: Path) -> bool:
-    """Whether PEFT and transformers take more than a second to build the base: 2 ms a layer."""
+    """Return whether PEFT and transformers take more than a second to build the base, at 2 ms per
+    layer."""
     file = base / "config.json"
     try:
         if not file.is_file():  # a link to a device has no end

@@ -1,11 +1,13 @@
-"""What commands cost at most: ``python -m tests.limits [WORD]`` runs each over small inputs made to
-hurt, and over some at the documented limits, and prints seconds of processor time and memory beside
-the bounds. 1 if one is beyond. WORD chooses the cases whose name or line has it.
+"""Measure the largest cost of commands: ``python -m tests.limits [WORD]``.
 
-Interpreter and imports are not counted: every line runs in a fork of a process that has them. A
-line that is beyond a bound runs twice more, and the least counts: other work on the machine makes
-a line take more of the processor's time, never less. Files are in memory where the system has a
-folder for that, unless TMPDIR names another one: what a disk takes depends on the disk.
+Runs each command on small hostile inputs, and on some at the documented limits, and prints CPU
+time, memory and their bounds. The exit status is 1 if a bound is exceeded. WORD selects the cases
+whose name or command line contains it.
+
+Interpreter and imports are not counted: every command runs in a fork of a process that has them. A
+command that exceeds a bound runs twice more, and the smallest time counts, because other work on
+the machine only increases CPU time. Files are in memory if the system has a folder for this, unless
+TMPDIR names another one, so that the results do not depend on the disk.
 """
 
 from __future__ import annotations
@@ -31,7 +33,7 @@ AT_LIMIT_SECONDS, AT_LIMIT_MEMORY = 60.0, 1000 * MB
 
 
 class Cost(NamedTuple):
-    """Of one line: seconds of processor time, bytes of memory, and the exit status."""
+    """The cost of one command: seconds of CPU time, bytes of memory, and the exit status."""
 
     seconds: float
     memory: int
@@ -39,7 +41,7 @@ class Cost(NamedTuple):
 
 
 def measured(line: str, folder: Path) -> Cost:
-    """Run a command line in a folder, in a process of its own."""
+    """Run a command line in a folder, in a forked process."""
     reading, writing = os.pipe()
     child = os.fork()
     if child == 0:
@@ -71,13 +73,13 @@ def _run(line: str, folder: Path, pipe: int) -> None:
 
 
 def _status(key: str) -> int:
-    """Bytes, as the system says of this process."""
+    """Return a size of this process in bytes, as the system reports it."""
     text = Path("/proc/self/status").read_text()
     return int(text.partition(f"{key}:")[2].split()[0]) * 1024
 
 
 def rows(cases: dict[str, Case], word: str, seconds: float) -> Iterator[tuple[str, str, int, Cost]]:
-    """Case, line, bytes of the input and cost, as they are measured."""
+    """Yield case, command line, bytes of the input and cost, when they are measured."""
     for name, (make, lines) in cases.items():
         chosen = [line for line in lines if word in name or word in line]
         if not chosen:
@@ -96,8 +98,8 @@ def _folder() -> tempfile.TemporaryDirectory[str]:
 
 
 def _least(make: Callable[[Path], None], line: str, first: Cost, seconds: float) -> Cost:
-    """The least time of up to `TIMES` runs, until one takes no more than `seconds`; of memory and
-    status the worst."""
+    """Return the smallest time of up to `TIMES` runs, until one takes at most `seconds`, and the
+    worst memory and status."""
     costs = [first]
     while len(costs) < TIMES and min(costs).seconds > seconds:
         with _folder() as folder:
@@ -108,7 +110,7 @@ def _least(make: Callable[[Path], None], line: str, first: Cost, seconds: float)
 
 
 def import_everything() -> None:
-    """Commands and what they import where they use it."""
+    """Import the commands and everything that they import lazily."""
     from importlib import import_module
 
     names = ["numpy", "regex", "gguf", "matplotlib.figure", "torch", "transformers", "peft"]

@@ -1,7 +1,7 @@
-"""Small inputs made to hurt, and what each does to a command line.
+"""Small hostile inputs, and the commands that are run on each.
 
-Every builder writes files into a folder; the lines are run there. Inputs have less than 1 MB,
-unless they stand in `AT_THE_LIMITS`.
+Every builder writes files into a folder, where the commands are run. Inputs have less than 1 MB,
+except those in `AT_THE_LIMITS`.
 """
 
 from __future__ import annotations
@@ -42,7 +42,7 @@ _NOT_EXPANDED = tuple(line for line in _READ if not line.startswith(("unpack", "
 
 
 def _many(names: list[str], h: int = 2) -> Adapter:
-    """Modules of one input and one output each."""
+    """Return an adapter for modules with one input and one output each."""
     modules = [Module(name, 1, 1, 1) for name in sorted(names, key=str.encode)]
     dtype = "u1" if h <= 256 else "<u2"
     rows = Rows(np.zeros((2, 1), dtype), np.empty((2, 0), "<f4"))
@@ -62,7 +62,8 @@ def short_names(folder: Path) -> None:
 
 
 def header(item: bytes) -> Callable[[Path], None]:
-    """A later version's key with as many small values as there is room for."""
+    """Return a function that writes a file with a key of a later version, whose value has as many
+    small items as fit."""
 
     def make(folder: Path) -> None:
         count = 900_000 // len(item)
@@ -77,7 +78,8 @@ def header(item: bytes) -> Callable[[Path], None]:
 
 
 def table(item: bytes) -> Callable[[Path], None]:
-    """A table of modules that consists of such rows, as many as there is room for."""
+    """Return a function that writes a file whose table of modules has as many of these rows as
+    fit."""
 
     def make(folder: Path) -> None:
         plain = forge.header_of(dumps(tiny_adapter()))
@@ -91,7 +93,7 @@ def table(item: bytes) -> Callable[[Path], None]:
 
 
 def further_keys(folder: Path) -> None:
-    """A later version's keys, as many as there is room for."""
+    """Write a file with as many keys of a later version as fit."""
     plain = forge.header_of(dumps(tiny_adapter()))
     keys = b"".join(b"\xa6z%05x\xc0" % n for n in range(110_000))
     count = b"\xdf" + (11 + 110_000).to_bytes(4, "big")
@@ -206,7 +208,7 @@ def dotted_base(folder: Path) -> None:
 
 
 def one_shape(folder: Path) -> None:
-    """Weights that each could be an embedding or the head tied to it."""
+    """Write weights that could each be an embedding or the head tied to it."""
     names = [f"m{n}" for n in range(4000)]
     save(adapter_of(dict.fromkeys(names, (2, 2)), b=2), folder / "a.vblora")
     weights = {f"{name}.weight": tensor_of(np.full((2, 2), n)) for n, name in enumerate(names)}
@@ -243,7 +245,7 @@ _LLAMA = {
 
 
 def layers(count: int) -> Callable[[Path], None]:
-    """A base's config with so many layers."""
+    """Return a function that writes a base's config with this number of layers."""
 
     def make(folder: Path) -> None:
         for name, content in split(unilora.seeds()[1]).items():
@@ -260,7 +262,7 @@ def layers(count: int) -> Callable[[Path], None]:
 
 
 def pattern(text: str) -> Callable[[Path], None]:
-    """A regular expression as `target_modules`."""
+    """Return a function that writes a config with a regular expression as `target_modules`."""
 
     def make(folder: Path) -> None:
         layers(40)(folder)
@@ -294,7 +296,7 @@ gguf_tensors = _gguf(
 
 
 def gguf_layers(count: int) -> Callable[[Path], None]:
-    """A GGUF base that says it has so many layers."""
+    """Return a function that writes a GGUF base that claims this number of layers."""
 
     def make(folder: Path) -> None:
         gguf_strings(folder)
@@ -308,7 +310,7 @@ def gguf_layers(count: int) -> Callable[[Path], None]:
 
 
 def header_at_the_limit(folder: Path) -> None:
-    """16 MiB of lists of a list, under a key of a later version."""
+    """Write a header with 16 MiB of nested lists, under a key of a later version."""
     plain = forge.header_of(dumps(tiny_adapter()))
     count = ((16 << 20) - len(plain) - 7) // 2
     header = bytes([plain[0] + 1]) + plain[1:] + b"\xa1z\xdd" + count.to_bytes(4, "big")
@@ -317,7 +319,7 @@ def header_at_the_limit(folder: Path) -> None:
 
 
 def table_at_the_limit(folder: Path) -> None:
-    """Nearly 16 MiB of rows of three bytes, a third of them lists."""
+    """Write a table of nearly 16 MiB with rows of three bytes, a third of them lists."""
     plain = forge.header_of(dumps(tiny_adapter()))
     begin = plain.index(b"\xa7modules") + len(b"\xa7modules")
     end = plain.index(b"\xa7tensors")

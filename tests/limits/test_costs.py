@@ -1,4 +1,4 @@
-"""Small inputs that took minutes or gigabytes once, through the commands that took them."""
+"""Small inputs that once took minutes or gigabytes, with the commands that took them."""
 
 from __future__ import annotations
 
@@ -38,7 +38,8 @@ ONCE_COSTLY = [
 
 @pytest.fixture(scope="module", autouse=True)
 def everything():
-    """Modules that commands import where they use them: their cost is not an input's."""
+    """Import all modules that commands import lazily, so that this is not counted as the cost of an
+    input."""
     pytest.importorskip("matplotlib")
     pytest.importorskip("gguf")
     pytest.importorskip("peft", minversion="0.20")

@@ -54,15 +54,15 @@ def test_canonical_form_is_a_fixed_point_in_any_order(block, data):
 
 
 @pytest.mark.parametrize("k", [3, 5, 6, 7, 11, 13, 100])
-def test_equal_weights_leave_the_largest_the_largest(k):
-    """Rounded to nearest, 1/3 twice leaves less than 1/3."""
+def test_the_first_of_equal_weights_is_not_rounded_below_the_others(k):
+    """With 1/3 rounded to nearest, 1 − 2 · 1/3 is less than 1/3."""
     rows = canonical_rows(np.arange(k)[None], np.full((1, k), 1 / k), k)
     full = all_weights(rows.weights)
     assert full[0, 0] >= full[0, 1]
     assert np.abs(full - 1 / k).max() <= k * 2.0**-24 / k
 
 
-def test_logits_that_differ_less_than_weights_can_say_are_ordered_by_index():
+def test_logits_with_equal_weights_are_ordered_by_index():
     block = np.array([[0.0, 1e-12, 2e-12]], dtype=np.float64)
     rows = rows_from_selection(select_top_k({"x": block}, 2), 3)
     np.testing.assert_array_equal(rows.indices, [[1, 2]])
@@ -85,7 +85,7 @@ def test_exp_of_minus_infinity_is_zero_and_of_zero_one():
 
 
 def test_the_same_logits_give_the_same_bytes_on_every_machine():
-    """Golden: computed once; a change of any bit here is a change of what `pack` writes."""
+    """The expected bytes were computed once. If any bit changes, `pack` writes different files."""
     rng = np.random.default_rng(20240515)
     block = rng.integers(-(2**20), 2**20, (2000, 64)).astype(np.float64) / 2**17
     rows = rows_from_selection(select_top_k({"x": block}, 3), 64)
@@ -98,7 +98,7 @@ def test_indices_are_as_narrow_as_the_bank_allows(h, dtype):
     assert index_dtype(h) == np.dtype(dtype)
 
 
-def test_rows_in_order_and_out_of_it():
+def test_rows_in_canonical_order_and_in_other_orders():
     indices = np.array([[0, 1, 2], [2, 1, 0], [0, 2, 1], [1, 0, 2], [0, 1, 1], [5, 6, 7]])
     weights = np.array(
         [[0.5, 0.25, 0.25], [0.5, 0.3, 0.2], [0.5, 0.25, 0.25], [0.4, 0.4, 0.2],
@@ -111,8 +111,9 @@ def test_rows_in_order_and_out_of_it():
     assert out_of_order(one, np.ones((2, 1))).tolist() == repeats(one).tolist() == [False, False]
 
 
-def test_the_largest_weight_is_what_the_others_leave_summed_from_left_to_right():
-    """Beside 0.5, four times 2⁻⁵⁵ is lost one at a time; added up first it would not be."""
+def test_the_largest_weight_is_1_minus_the_others_from_left_to_right():
+    """Four weights of 2⁻⁵⁵ are lost if they are added to 0.5 one at a time, but not if they are
+    summed first."""
     weights = np.array([[0.5, 0.25], [0.25, 0.125]], "<f4")
     assert all_weights(weights).tolist() == [[0.25, 0.5, 0.25], [0.625, 0.25, 0.125]]
     small = np.array([[0.5] + [2.0**-55] * 4], "<f4")
@@ -135,15 +136,16 @@ def test_canonical_rows_of_rows_in_any_order():
     assert not np.signbit(rows.weights).any()
 
 
-def test_what_is_given_is_not_changed():
+def test_arguments_are_not_changed():
     indices, weights = np.array([[1, 0]], "u1"), np.array([[0.25, 0.75]])
     canonical_rows(indices, weights, 2)
     assert indices.tolist() == [[1, 0]]
     assert weights.tolist() == [[0.25, 0.75]]
 
 
-def test_only_rows_whose_first_came_out_smaller_are_rounded_down():
-    """1/3 as float32 is too large: twice that leaves less. 1/7 is too small, and stays."""
+def test_only_rows_whose_first_weight_would_be_smaller_are_rounded_down():
+    """1/3 is rounded up in float32, so the first of three weights would be smaller. 1/7 is rounded
+    down."""
     thirds = canonical_rows(np.array([[0, 1, 2]]), np.full((1, 3), 1 / 3), 3)
     below = np.nextafter(np.float32(1 / 3), np.float32(0))
     assert thirds.weights.tolist() == [[below, below]]
@@ -153,8 +155,8 @@ def test_only_rows_whose_first_came_out_smaller_are_rounded_down():
     assert both.weights[1].tolist() == [np.float32(0.2), np.float32(0.1)]
 
 
-def test_of_such_a_row_only_what_was_rounded_up_is_rounded_down():
-    """3/128 is exact and stays as it is."""
+def test_only_weights_that_were_rounded_up_are_rounded_down():
+    """3/128 is exact and does not change."""
     exact = (1 - 3 / 128) / 3
     assert float(np.float32(exact)) > exact
     rows = canonical_rows(np.arange(4)[None], np.array([[exact, exact, exact, 3 / 128]]), 4)
@@ -162,8 +164,8 @@ def test_of_such_a_row_only_what_was_rounded_up_is_rounded_down():
     assert rows.weights.tolist() == [[below, below, 3 / 128]]
 
 
-def test_rows_that_sum_to_more_than_one_are_lowered_until_the_first_is_the_largest():
-    """Sums of tens of thousands of weights may be that far off."""
+def test_weights_are_lowered_until_the_first_is_the_largest():
+    """Sums of tens of thousands of weights may exceed 1 by this much."""
     step = 2.0**-25
     stored = np.array([[0.25 + 2 * step] * 3, [0.25] * 3, [0.25 + step] * 3], "<f4")
     admixture._keep_first_largest(stored, stored.astype(np.float64))
@@ -172,7 +174,7 @@ def test_rows_that_sum_to_more_than_one_are_lowered_until_the_first_is_the_large
     admixture._keep_first_largest(none, none.astype(np.float64))
 
 
-def test_rows_lie_one_behind_the_other_however_they_were_given():
+def test_rows_are_contiguous_for_any_memory_layout():
     indices = np.asfortranarray([[4, 2, 1], [7, 3, 0], [0, 5, 6]])
     weights = np.asfortranarray([[0.25, 0.625, 0.125], [1.0, 0.0, 0.0], [0.5, 0.25, 0.25]])
     rows = canonical_rows(indices, weights, 8)
@@ -182,7 +184,7 @@ def test_rows_lie_one_behind_the_other_however_they_were_given():
     assert rows.weights.tolist() == [[0.25, 0.125], [0, 0], [0.25, 0.25]]
 
 
-def test_differences_beyond_float64_are_no_share_and_no_error():
+def test_differences_of_logits_beyond_float64_give_a_weight_of_zero():
     block = np.array([[1.7e308, -1.7e308, 0.0]])
     with np.errstate(over="raise", invalid="raise"):
         rows = rows_from_selection(select_top_k({"x": block}, 2), 3)

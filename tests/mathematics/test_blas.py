@@ -25,7 +25,7 @@ def two_threads():
         yield
 
 
-def test_small_work_has_one_thread_and_large_work_all(two_threads):
+def test_small_decompositions_use_one_thread_and_large_ones_all(two_threads):
     with blas.few_threads(1000):
         assert threads() == {1}
     assert threads() == {2}
@@ -33,7 +33,7 @@ def test_small_work_has_one_thread_and_large_work_all(two_threads):
         assert threads() == {2}
 
 
-def test_the_number_comes_back_after_an_error(two_threads):
+def test_the_number_of_threads_is_restored_after_an_error(two_threads):
     with pytest.raises(ZeroDivisionError), blas.few_threads(1000):
         raise ZeroDivisionError
     assert threads() == {2}
@@ -48,7 +48,7 @@ def test_a_rank_is_reduced_without_threads(two_threads, monkeypatch):
     assert seen == [{1}, {1}]
 
 
-def test_without_threadpoolctl_the_work_is_done_all_the_same(monkeypatch):
+def test_decompositions_work_without_threadpoolctl(monkeypatch):
     monkeypatch.setitem(__import__("sys").modules, "threadpoolctl", None)
     blas._controller.cache_clear()
     try:

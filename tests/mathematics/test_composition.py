@@ -23,7 +23,8 @@ def some_rows(n: int, h: int, k: int, seed: int = 0) -> Rows:
 
 
 def in_order_of_the_spec(bank, rows: Rows) -> np.ndarray:
-    """Section 8 of the spec, an element at a time, with Python's own floats."""
+    """Compose as section 8 of the specification says, one element at a time, with Python's
+    floats."""
     elements = []
     for indices, shares in zip(
         rows.indices.tolist(), all_weights(rows.weights).tolist(), strict=True
@@ -50,7 +51,7 @@ def test_every_element_is_within_k_plus_1_units_of_the_float64_value(data, h, b)
 
 @given(st.data(), st.integers(4, 20), st.integers(1, 4), st.integers(1, 9))
 @settings(max_examples=200)
-def test_every_bit_is_that_of_the_spec(data, h, k, b):
+def test_every_bit_is_that_of_the_specification(data, h, k, b):
     bank = data.draw(banks(h, b))
     bank[data.draw(st.lists(st.integers(0, h - 1)))] = -0.0
     rows = some_rows(data.draw(st.integers(1, 30)), h, k)
@@ -62,7 +63,7 @@ def test_every_bit_is_that_of_the_spec(data, h, k, b):
 
 @given(st.integers(0, 2**32 - 1), st.integers(1, 300))
 def test_two_products_are_added_with_one_rounding_to_float64(seed, b):
-    """Whatever the linear algebra beneath does: checked with fractions, products far apart."""
+    """Products of very different size are compared with exact fractions."""
     rng = np.random.default_rng(seed)
     bank = (rng.standard_normal((6, b)) * 2.0 ** rng.integers(-40, 40, (6, b))).astype(np.float32)
     rows = some_rows(2, 6, 2, seed)
@@ -78,7 +79,7 @@ def test_two_products_are_added_with_one_rounding_to_float64(seed, b):
 
 @pytest.mark.parametrize("k", [1, 2, 3])
 @pytest.mark.parametrize(("b", "n"), [(1, 5000), (7, 2500), (300, 5000), (20000, 100)])
-def test_blocks_and_threads_do_not_show(b, n, k):
+def test_the_result_does_not_depend_on_blocks_and_threads(b, n, k):
     rows = some_rows(n, 50, k)
     bank = np.random.default_rng(1).standard_normal((50, b)).astype(np.float32)
     whole = composition.subvectors(bank, rows.indices, rows.weights)
@@ -97,7 +98,7 @@ def test_blocks_and_threads_do_not_show(b, n, k):
         (16, [(160_000, 32, 2), (32, 48, 40)]),
     ],
 )
-def test_factors_are_the_subvectors_by_component_and_tile(b, sizes):
+def test_factors_consist_of_subvectors_by_component_and_tile(b, sizes):
     modules = [Module(str(i), *size) for i, size in enumerate(sizes)]
     n = sum(module.rows(b) for module in modules)
     rows = some_rows(n, 30, 2)
@@ -115,8 +116,9 @@ def test_factors_are_the_subvectors_by_component_and_tile(b, sizes):
 
 
 @pytest.mark.parametrize("elements", [1, 8, 20, 64])
-def test_factors_are_the_same_however_many_blocks_they_are_cut_into(elements, monkeypatch):
-    """Whole components at a time, the last block shorter, and parts of one component."""
+def test_factors_do_not_depend_on_the_number_of_blocks(elements, monkeypatch):
+    """Blocks of whole components, a shorter last block, and blocks that are part of one
+    component."""
     modules = [Module("a", 12, 4, 7), Module("b", 40, 8, 3), Module("c", 4, 8, 1)]
     rows = some_rows(sum(module.rows(4) for module in modules), 30, 2)
     bank = np.random.default_rng(1).standard_normal((30, 4)).astype(np.float32)
@@ -128,7 +130,7 @@ def test_factors_are_the_same_however_many_blocks_they_are_cut_into(elements, mo
         np.testing.assert_array_equal(one[1], other[1])
 
 
-def test_factors_of_two_rows_by_hand():
+def test_factors_of_a_small_example():
     bank = np.array([[1.0, 2.0], [4.0, 8.0], [16.0, 32.0]], "f4")
     indices = np.array([[0, 1, 2], [2, 0, 1]], "u1")
     weights = np.array([[0.25, 0.125], [0.0, 0.0]], "<f4")
@@ -147,15 +149,15 @@ def test_blocks_of_any_size(b):
     np.testing.assert_array_equal(found, bank[indices[:, 0]])
 
 
-def test_no_rows_are_no_subvectors():
-    """Blocks of nothing were cut by dividing by zero."""
+def test_no_rows_give_no_subvectors():
+    """The size of a block was computed with a division by zero."""
     indices = np.empty((0, 2), "u1")
     assert composition.subvectors(
         np.ones((3, 4), "f4"), indices, indices.astype("<f4")[:, 1:]
     ).shape == (0, 4)
 
 
-def test_indices_that_nobody_has_checked_read_nothing_past_the_bank():
+def test_unverified_indices_read_nothing_past_the_bank():
     bank = np.array([[1.0], [2.0]], "f4")
     indices = np.array([[9, 200], [0, 200]], "u1")
     assert composition.subvectors(bank, indices, np.array([[0.25], [0.5]], "<f4")).tolist() == [
@@ -164,8 +166,8 @@ def test_indices_that_nobody_has_checked_read_nothing_past_the_bank():
     ]
 
 
-def test_of_a_bank_of_subnormal_numbers_the_bound_needs_its_second_term():
-    """Half a unit there is 2⁻¹⁵⁰, more than (k + 1) · 2⁻²⁴ of the bank's largest value."""
+def test_the_bound_needs_its_second_term_for_subnormal_banks():
+    """Half a unit of a subnormal number is 2⁻¹⁵⁰, which is more than (k + 1) · 2⁻²⁴ · max|bank|."""
     bank = np.array([[2.0**-149], [3 * 2.0**-149]], np.float32)
     rows = Rows(np.array([[0, 1]], "u1"), np.array([[0.25]], "<f4"))
     exact = 0.75 * 2.0**-149 + 0.25 * 3 * 2.0**-149

@@ -1,4 +1,4 @@
-"""Work on all cores: every item once, a scratch space per worker, the earliest error."""
+"""Parallel work: every item is done once, and the earliest error is raised."""
 
 from __future__ import annotations
 
@@ -42,8 +42,8 @@ def test_no_more_workers_than_items(monkeypatch):
     assert len(spaces) <= 3
 
 
-def test_of_several_errors_that_of_the_earliest_item_is_raised(workers):
-    """All workers fail, the one with the first item last of all."""
+def test_the_error_of_the_earliest_item_is_raised(workers):
+    """All workers fail; the one with the first item fails last."""
     others = threading.Barrier(workers)
 
     def work(item, _):
@@ -55,7 +55,7 @@ def test_of_several_errors_that_of_the_earliest_item_is_raised(workers):
     assert error.value.args == (0,)
 
 
-def test_cores_where_the_system_does_not_say_which(monkeypatch):
+def test_the_number_of_cores_if_the_system_has_no_affinity(monkeypatch):
     monkeypatch.delattr(os, "sched_getaffinity", raising=False)
     monkeypatch.setattr(os, "cpu_count", lambda: 6)
     assert parallel.cores() == 6

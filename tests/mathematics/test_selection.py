@@ -20,7 +20,7 @@ def by_sorting(block, k):
 
 
 @given(logits(n=st.integers(1, 30), h=st.integers(1, 40)), st.data())
-def test_selects_the_largest_and_of_equals_the_lowest_index(block, data):
+def test_selects_the_largest_logits_and_the_lowest_index_of_equal_ones(block, data):
     k = data.draw(st.integers(1, block.shape[1]))
     selection = select_top_k({"x": block}, k)
     expected = by_sorting(block, k)
@@ -31,7 +31,7 @@ def test_selects_the_largest_and_of_equals_the_lowest_index(block, data):
 
 
 @given(logits(n=st.integers(1, 30), h=st.integers(2, 40)), st.data())
-def test_counts_rows_whose_kth_place_is_shared(block, data):
+def test_counts_rows_with_ties_at_the_kth_place(block, data):
     k = data.draw(st.integers(1, block.shape[1] - 1))
     ordered = -np.sort(-block.astype(np.float64), axis=1)
     tied = (ordered[:, k - 1] == ordered[:, k]) & np.isfinite(ordered[:, k])
@@ -40,7 +40,7 @@ def test_counts_rows_whose_kth_place_is_shared(block, data):
 
 @pytest.mark.parametrize("dtype", FLOATS)
 @pytest.mark.parametrize("k", [2, 9])
-def test_blocks_and_threads_do_not_show(dtype, k):
+def test_the_result_does_not_depend_on_blocks_and_threads(dtype, k):
     rng = np.random.default_rng(0)
     whole = rng.standard_normal((5000, 1000)).astype(dtype)
     parts = {str(start): whole[start : start + 700] for start in range(0, 5000, 700)}
@@ -50,7 +50,7 @@ def test_blocks_and_threads_do_not_show(dtype, k):
 
 @pytest.mark.parametrize("k", [1, 2, 9, 12])
 @pytest.mark.parametrize("bad", [np.nan, np.inf])
-def test_refuses_what_is_not_finite_and_says_where(k, bad):
+def test_refuses_nan_and_infinity_and_names_the_row(k, bad):
     block = np.zeros((300, 12), dtype=np.float32)
     block[217, 5] = bad
     with pytest.raises(ContentError) as error:
@@ -71,8 +71,8 @@ def test_refuses_k_out_of_range(k):
         select_top_k({"x": np.zeros((1, 4), np.float32)}, k)
 
 
-def test_k_is_checked_before_room_is_made_for_it():
-    """2⁴⁰ as k, out of a config, made numpy ask for 64 TiB."""
+def test_k_is_checked_before_memory_is_allocated():
+    """With k = 2⁴⁰ in a config, NumPy tried to allocate 64 TiB."""
     with pytest.raises(ContentError, match="k is out of range"):
         select_top_k({"x": np.zeros((8, 4), np.float32)}, 1 << 40)
 
@@ -89,7 +89,7 @@ def test_the_block_whose_k_is_out_of_range_is_named(k, h):
 
 
 def test_ties_of_all_pieces_are_counted_together():
-    """1100 rows are two pieces of work, of several blocks each."""
+    """1100 rows are two pieces of work with several blocks each."""
     assert (
         select_top_k({"a": np.zeros((1100, 700), np.float32), "b": np.ones((3, 5))}, 1).ties == 1103
     )
@@ -102,8 +102,8 @@ def test_bfloat16_logits_are_read_as_they_are():
 
 @pytest.mark.parametrize("row", [0, 1023, 1024, 2047, 2500, 2999])
 @pytest.mark.parametrize("h", [3, 700])
-def test_the_row_that_is_refused_is_counted_through_the_blocks(row, h):
-    """1024 rows are one piece of work, and a megabyte of them is read at a time."""
+def test_the_refused_row_is_numbered_across_blocks(row, h):
+    """A piece of work has 1024 rows, which are read in blocks of a megabyte."""
     block = np.zeros((3000, h), dtype=np.float32)
     block[row, h - 1] = np.nan
     with pytest.raises(ContentError) as error:
@@ -125,7 +125,7 @@ def test_float64_is_compared_as_float64(k):
 
 
 def test_blocks_may_differ_in_width_and_dtype():
-    """As scratch space is kept from one block to the next, it must not be kept too long."""
+    """Scratch memory is reused for the next block only if width and dtype are the same."""
     rng = np.random.default_rng(0)
     blocks = {
         "a": rng.standard_normal((3, 20)),
@@ -142,7 +142,7 @@ def test_blocks_may_differ_in_width_and_dtype():
 
 @pytest.mark.parametrize("k", range(1, 13))
 def test_both_ways_of_selecting_agree(k):
-    """Passes for small k, partitions for large k: with ties at and around the k-th place."""
+    """Small k uses passes, large k a partition. The rows have ties at and around the k-th place."""
     rng = np.random.default_rng(k)
     block = rng.integers(0, 6, (400, 12)).astype(np.float64)
     passes = _by_passes(block.copy(), k)
@@ -156,14 +156,14 @@ def test_both_ways_of_selecting_agree(k):
 
 
 @pytest.mark.parametrize("k", [1, 8, 9, 12])
-def test_a_nan_comes_out_on_top_of_either(k):
+def test_a_nan_is_the_largest_in_both_ways_of_selecting(k):
     block = np.zeros((3, 12))
     block[1, 4] = np.nan
     for way in (_by_passes, _by_partition):
         assert np.isnan(way(block.copy(), k)[1][:, 0]).tolist() == [False, True, False]
 
 
-def test_no_blocks_are_no_rows():
+def test_no_blocks_give_no_rows():
     found = select_top_k({}, 2)
     assert (found.indices.shape, found.logits.shape, found.ties) == ((0, 2), (0, 2), 0)
 

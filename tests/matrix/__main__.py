@@ -1,7 +1,7 @@
 """Which setups work: train, save, resume, pack, load, merge; ours, PEFT's VB-LoRA, PEFT's LoRA.
 
-``python -m tests.matrix [WORDS]``: in each cell ``yes``, or the first words of the error; ``–``
-where the adapter could not be made. WORDS choose the setups whose names have them. Setups that
+``python -m tests.matrix [WORDS]``: prints a table. A cell is ``yes``, the first words of the
+error, or ``–`` if the adapter could not be made. WORDS select setups by name. Setups that
 need a package that is not installed are left out: bitsandbytes, torchao, hqq, deepspeed. Trainers:
 `tests/torch/test_trainer.py`, `test_trl.py`, `test_lightning.py`, `test_accelerate.py`.
 """
@@ -49,7 +49,8 @@ def _print(name: str, method: type[Any], cells: Iterable[str]) -> None:
 
 
 def _cells(method: type[Any], setup: Setup, folder: Path) -> Any:
-    """The table's cells of one method in one setup; after a failure the later ones go on."""
+    """Return the table's cells for one method in one setup. A failed step does not stop the later
+    ones."""
     ids, made = tokens(), None
 
     def outputs(model: nn.Module) -> Tensor:

@@ -1,4 +1,4 @@
-"""One adapter each: ours, PEFT's VB-LoRA, PEFT's LoRA, with the same calls."""
+"""The compared methods, with one interface: vbfmt, PEFT's VB-LoRA and PEFT's LoRA."""
 
 from __future__ import annotations
 
@@ -58,7 +58,7 @@ class Ours:
 
 
 class PeftVBLoRA:
-    """PEFT's VB-LoRA; it packs by saving the top-k weights only."""
+    """PEFT's VB-LoRA. To pack is to save only the top-k weights."""
 
     def __init__(self, base: nn.Module, folder: Path, targets: Any = "all-linear") -> None:
         torch.manual_seed(1)
@@ -93,7 +93,7 @@ class PeftVBLoRA:
 
 
 class PeftLoRA(PeftVBLoRA):
-    """PEFT's LoRA; there is nothing to pack, its checkpoint is what it is."""
+    """PEFT's LoRA. Packing saves an ordinary checkpoint."""
 
     def config(self, targets: Any) -> peft.PeftConfig:
         return peft.LoraConfig(r=2, target_modules=targets, init_lora_weights=False)

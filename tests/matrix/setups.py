@@ -1,4 +1,4 @@
-"""Setups of one process: bases in several storages, and what is around a model."""
+"""Setups of one process: bases with several kinds of storage, and wrappers of models."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ from tests.torch.models import llama
 
 @dataclass(frozen=True)
 class Setup:
-    """One way to make a base, and how it is called."""
+    """A way to make a base, a wrapper around the model, and settings."""
 
     base: Callable[[Path], nn.Module]
     around: Callable[[nn.Module], nn.Module] = lambda model: model
@@ -65,12 +65,12 @@ def setups() -> dict[str, Setup]:
 
 
 def quantization() -> Any:
-    """torchao's configs."""
+    """Return torchao's configs."""
     return importlib.import_module("torchao.quantization")
 
 
 def _of_hqq(model: Any) -> nn.Module:
-    """With hqq's own layers: transformers 5 loads none."""
+    """Return a model with hqq's own layers, which transformers 5 does not load."""
     hqq = importlib.import_module("hqq.core.quantize")
     settings = {"compute_dtype": torch.float32, "device": "cpu"}
     for block in model.model.layers:

@@ -1,4 +1,4 @@
-"""Mutants that no test can notice, because what they do is the same. Read one by one."""
+"""Mutants that no test can detect because they behave the same. Each was reviewed."""
 
 from __future__ import annotations
 
@@ -12,9 +12,9 @@ class Equivalent(NamedTuple):
 
     Attributes:
         function: pattern of mutmut's name of the function.
-        was: text of the one line that changes.
-        now: what may stand in its place, the rest of the line being as it was.
-        why: in words.
+        was: the text that is replaced, in one line.
+        now: texts that may replace it.
+        why: explanation.
     """
 
     function: str
@@ -231,16 +231,16 @@ EQUIVALENT = (
 
 
 def unused(mutants: Iterable[tuple[str, str]]) -> list[Equivalent]:
-    """The explanations that fit none of these mutants (name and change, as `reason` takes them)."""
+    """Return the explanations that fit none of these mutants (name and change, as for `reason`)."""
     changes = list(mutants)
     return [known for known in EQUIVALENT if not any(_fits(known, *change) for change in changes)]
 
 
 def reason(name: str, change: str) -> str | None:
-    """Why that mutant changes nothing, if it does not.
+    """Return why a mutant changes nothing, or None if there is no explanation.
 
     Args:
-        name: mutmut's own.
+        name: mutmut's name.
         change: the line taken out and the line put in: "- …" and "+ …". More than these two are
             never explained.
     """
@@ -255,7 +255,7 @@ def _fits(known: Equivalent, name: str, change: str) -> bool:
 
 
 def _replaced(line: str, known: Equivalent) -> set[str]:
-    """What the line may become, by one replacement at one place."""
+    """Return the lines that result from one replacement at one position."""
     places = [match.start() for match in re.finditer(re.escape(known.was), line)]
     return {
         line[:place] + now + line[place + len(known.was) :] for place in places for now in known.now

@@ -1,4 +1,4 @@
-"""The report on mutants: what counts, what fails it, and what is explained away."""
+"""The report on mutants: its counts, when it fails, and which mutants are explained."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ def x_f__mutmut_2(a):
 
 @pytest.fixture
 def report(tmp_path, monkeypatch, capsys):
-    """A function from exit codes to the report's own exit code and its text."""
+    """Return a function from mutants' exit codes to the report's exit code and text."""
     monkeypatch.setattr(equivalent, "EQUIVALENT", ())
 
     def run(*codes, modules=("vbfmt/_format/rules.py",)):
@@ -45,19 +45,19 @@ def report(tmp_path, monkeypatch, capsys):
 
 
 @pytest.mark.parametrize("code", [KILLED, 3, 36, -24, 24, 152, 255, -11, -9])
-def test_a_failing_test_a_timeout_and_a_crash_are_kills(report, code):
+def test_failing_tests_timeouts_and_crashes_count_as_killed(report, code):
     status, text = report(code, code)
     assert status == 0
     assert "100.0%" in text
 
 
 @pytest.mark.parametrize("code", [INTERRUPTED, NONE_COLLECTED, NO_TESTS, SKIPPED, None, 35])
-def test_a_mutant_that_nothing_was_run_on_fails_the_report(report, code):
+def test_a_mutant_without_tests_fails_the_report(report, code):
     status, _ = report(KILLED, code)
     assert status == 1
 
 
-def test_survivors_are_listed_and_count(report):
+def test_survivors_are_listed_and_counted(report):
     status, text = report(KILLED, SURVIVED)
     assert status == 1
     assert "50.0%" in text
@@ -108,7 +108,7 @@ NUMBER = "number = int.from_bytes(data[start + 1:start + 1 + length], 'big')"
         ("admixture.x__sort_rows", "a = np.take_along_axis(b, c, axis=1)", "axis=1", "axis=None"),
     ],
 )
-def test_only_the_very_change_is_explained_not_all_of_its_line(function, line, was, now):
+def test_an_explanation_covers_only_its_change_not_the_whole_line(function, line, was, now):
     assert reason(f"vbfmt.{function}__mutmut_1", f"- {line}\n+ {line.replace(was, now)}") is None
 
 
@@ -117,6 +117,6 @@ def test_two_changes_are_never_explained():
     assert reason("vbfmt._format.canonical.x_pack__mutmut_1", f"- {PACKB}\n+ {changed}") is None
 
 
-def test_what_was_read_and_found_the_same_is_explained():
+def test_reviewed_equivalent_mutants_are_explained():
     change = f"- {PACKB}\n+ {PACKB.replace(', use_bin_type=True', '')}"
     assert reason("vbfmt._format.canonical.x_pack__mutmut_1", change)
