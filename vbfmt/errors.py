@@ -267,6 +267,7 @@ class StorageError(VbfmtError, OSError):
     """The operating system refused to read or write. It has the attributes of an OSError."""
 
     kind = "storage"
+    _before_file = " "
 
     def __init__(self, what: str, *, errno: int | None = None, **fields: Any) -> None:
         super().__init__(what, **fields)
@@ -286,9 +287,6 @@ class StorageError(VbfmtError, OSError):
     def strerror(self) -> str | None:  # type: ignore[override]
         """The system's message."""
         return self.found
-
-    def _head(self, file: str | None) -> str:
-        return _cut(self.what) if file is None else f"{_cut(self.what)} {file}"
 
     def _measured(self) -> list[str]:
         if self._errno is None or self.found is None:

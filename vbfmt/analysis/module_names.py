@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import re
 from collections import Counter
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
+from itertools import takewhile
 from typing import NamedTuple
 
 import numpy as np
@@ -89,12 +90,10 @@ def kinds(found: Mapping[str, Position], most: int) -> tuple[list[str], NDArray[
     Returns:
         The names of the groups, and the group of each module, (M,) intp.
     """
-    counts: dict[str, int] = {}
-    for name in reading_order(found):
-        counts[found[name].kind] = counts.get(found[name].kind, 0) + 1
+    counts = Counter(found[name].kind for name in reading_order(found))
     names = list(counts)
     if len(names) > most:
-        kept = set(sorted(counts, key=lambda kind: -counts[kind])[: most - 1])
+        kept = {kind for kind, _ in counts.most_common(most - 1)}
         names = [*(name for name in names if name in kept), "others"]
     position = {name: number for number, name in enumerate(names)}
     last = len(names) - 1
@@ -120,17 +119,17 @@ def _shortest_ends(patterns: set[str]) -> dict[str, str]:
     backwards = sorted("\0".join(reversed(pattern.split("."))) for pattern in patterns)
     tails = Counter(map(_tail, patterns))
     labels = {}
-    shared = 0
+    common = 0
     here: list[str] = []
     for text in [*backwards, None]:
         after = [] if text is None else text.split("\0")
-        shared_after = _shared(here, after)
-        length = max(shared, shared_after) + 1
+        next_common = shared([here, after])
+        length = max(common, next_common) + 1
         if here:
             pattern = ".".join(reversed(here))
             own = ".".join(reversed(here[:length])) if length <= len(here) else None
             labels[pattern] = _label(pattern, own, tails)
-        here, shared = after, shared_after
+        here, common = after, next_common
     return labels
 
 
@@ -144,14 +143,10 @@ def _label(pattern: str, end: str | None, tails: Mapping[str, int]) -> str:
     return end if end is not None else pattern
 
 
-def _shared(one: list[str], other: list[str]) -> int:
-    """Return how many leading components two lists share."""
-    count = 0
-    for here, there in zip(one, other, strict=False):
-        if here != there:
-            break
-        count += 1
-    return count
+def shared(texts: Sequence[Sequence[str]]) -> int:
+    """Return how many leading components (or, of strings, characters) all of these share."""
+    alike = (len(set(each)) == 1 for each in zip(*texts, strict=False))
+    return sum(1 for _ in takewhile(bool, alike))
 
 
 def _tail(pattern: str) -> str:

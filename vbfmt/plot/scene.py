@@ -10,7 +10,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from vbfmt.adapter import Adapter
-from vbfmt.analysis.module_names import OUTSIDE, Position, layers, positions
+from vbfmt.analysis.module_names import OUTSIDE, Position, layers, positions, shared
 from vbfmt.analysis.statistics import bank_norms, drawn_at_random, rows_by_module, usage
 from vbfmt.errors import ContentError, printable
 
@@ -143,19 +143,11 @@ def distinct(names: Sequence[str], most: int) -> list[str]:
     for label in {label for label in labels if labels.count(label) > 1}:
         alike = [position for position, other in enumerate(labels) if other == label]
         texts = [printable(names[position]) for position in alike]
-        start = _shared(texts)
-        stop = _shared([text[start:][::-1] for text in texts])
+        start = shared(texts)
+        stop = shared([text[start:][::-1] for text in texts])
         for position, text in zip(alike, texts, strict=True):
             labels[position] = _around(text, start, len(text) - stop, most)
     return _numbered(labels, most)
-
-
-def _shared(texts: list[str]) -> int:
-    """Return how many leading characters the texts share."""
-    return next(
-        (n for n, letters in enumerate(zip(*texts, strict=False)) if len(set(letters)) > 1),
-        min(map(len, texts)),
-    )
 
 
 def _around(text: str, start: int, stop: int, most: int) -> str:
