@@ -58,21 +58,15 @@ class Adapter:
     def __post_init__(self) -> None:
         for name in ("tensors", "metadata"):
             object.__setattr__(self, name, MappingProxyType(dict(getattr(self, name))))
-        rules.raise_first(self._broken_shapes())
+        arrays = self.bank, self.indices, self.weights
+        rules.raise_first(rules.broken_shape_rules(*arrays, self.modules))
+        rules.raise_first(rules.broken_names(list(self.tensors), "other tensor"))
         rules.raise_first(self.broken_texts())
-        rules.raise_first(self.broken_values())
-
-    def _broken_shapes(self) -> Iterator[ContentError]:
-        yield from rules.broken_shape_rules(self.bank, self.indices, self.weights, self.modules)
-        yield from rules.broken_names(list(self.tensors), "other tensor")
+        rules.raise_first(rules.broken_value_rules(*arrays))
 
     def broken_texts(self) -> Iterator[ContentError]:
         """Yield each broken rule of the base model's name, the config and the metadata."""
         return rules.broken_texts(self.base_model, self.base_revision, self.config, self.metadata)
-
-    def broken_values(self) -> Iterator[ContentError]:
-        """Yield each broken rule of the arrays' values."""
-        return rules.broken_value_rules(self.bank, self.indices, self.weights)
 
     def __reduce__(self) -> tuple[Any, ...]:
         values = (getattr(self, each.name) for each in dataclasses.fields(self))

@@ -278,13 +278,10 @@ def _dimensions(
         return otherwise if given is None and key in architecture.derived else checked(given, key)
 
     size = derivable("head_dim", max(d // count, 1))
-    groups = derivable("num_key_value_heads", count) if _has_groups(architecture) else count
+    grouped = any("kv" in outer for _, _, outer in architecture.linears)
+    groups = derivable("num_key_value_heads", count) if grouped else count
     sizes = {"d": d, "f": derivable(inner, 4 * d), "q": count * size, "kv": groups * size}
     return sizes, checked(config.get(layers), layers, MOST_LAYERS)
-
-
-def _has_groups(architecture: _Architecture) -> bool:
-    return any("kv" in outer for _, _, outer in architecture.linears)
 
 
 def _sum(sizes: Mapping[str, int], terms: str) -> int:

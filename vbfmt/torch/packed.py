@@ -246,16 +246,12 @@ def _require_digest(adapter: Adapter, expected: str) -> None:
 
 def _config(adapter: Adapter) -> VBLoRAConfig:
     """Return a config for training, made from the packed config and the adapter's sizes."""
-    known = peft_layout.config_of(adapter)
     ranks = {module.name: module.rank for module in adapter}
-    sizes = {"num_vectors": adapter.h, "vector_length": adapter.b, "topk": adapter.k}
     return VBLoRAConfig.from_peft(
         {
             **peft_layout.implied(adapter),
-            **known,
-            **sizes,
-            "peft_type": "VBLORA",
-            "r": max(ranks.values()),
+            **peft_layout.config_of(adapter),
+            **peft_layout.sizes(adapter, adapter.rank),
             "rank_pattern": rank_pattern_of(ranks),
             "base_model_name_or_path": adapter.base_model,
             "revision": adapter.base_revision,

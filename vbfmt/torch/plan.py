@@ -3,12 +3,10 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
-from contextlib import nullcontext
 from dataclasses import dataclass, replace
 
 from torch import nn
 
-from vbfmt.torch.adapters import disabled, find_adapters
 from vbfmt.torch.config import VBLoRAConfig
 from vbfmt.torch.preconditions import require_in_memory
 from vbfmt.torch.sharding import require_adaptable, require_local
@@ -52,9 +50,8 @@ def resolve(model: nn.Module, config: VBLoRAConfig) -> Plan:
     saved = modules_to_save(model, config)
     layers = find_targets(model, config, saved)
     config = replace(config, modules_to_save=saved)
-    with disabled(model) if find_adapters(model) else nullcontext():
-        modules = dict(base_modules(model))
-        tensors = names_to_train(modules, whole=saved, bias=config.bias, targets=layers)
+    modules = dict(base_modules(model))
+    tensors = names_to_train(modules, whole=saved, bias=config.bias, targets=layers)
     warnings = [*unmatched(model, config, layers), *left_out(model, config, layers)]
     return exact(model, config, layers, tensors, warnings=warnings)
 
