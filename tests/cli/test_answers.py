@@ -15,8 +15,8 @@ from tests.converters.merge.folders import adapter_of, save_base, weights_of
 from tests.converters.test_peft import CONFIG, logits_form, write_folder
 from tests.tensor_files import write_tensors
 from vbfmt import load, save
-from vbfmt.cli import progress, show, upload
-from vbfmt.cli.upload import upload_line
+from vbfmt.cli import progress, show, written
+from vbfmt.cli.written import upload_line
 
 ERROR = {"message", "file", "kind", "part", "what", "found", "expected", "advice"}
 
@@ -282,7 +282,7 @@ def test_the_upload_command_of_a_thin_file_includes_its_bank(vbfmt, tmp_path, ch
 
 def test_the_upload_command_is_quoted_for_the_systems_shell(monkeypatch):
     assert upload_line("my x.vblora") == "to upload: hf upload OWNER/NAME 'my x.vblora'"
-    monkeypatch.setattr(upload.sys, "platform", "win32")
+    monkeypatch.setattr(written.sys, "platform", "win32")
     assert upload_line("my x.vblora") == 'to upload: hf upload OWNER/NAME "my x.vblora"'
 
 

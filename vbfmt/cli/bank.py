@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import click
 
+from vbfmt.cli import show
 from vbfmt.cli.arguments import BANKS, JSON, PATH, force_option, output_option
-from vbfmt.cli.command import Command, Group
+from vbfmt.cli.command import Group
+from vbfmt.cli.failure import in_user_terms
 
 
 @click.group(
@@ -29,9 +31,7 @@ _FORCE = force_option("an existing file")
 
 
 @command.command(
-    "split",
-    cls=Command,
-    examples=("vbfmt bank split adapter.vblora -o thin.vblora --banks banks",),
+    "split", examples=("vbfmt bank split adapter.vblora -o thin.vblora --banks banks",)
 )
 @click.argument("file", metavar="FILE", type=PATH)
 @_OUTPUT
@@ -55,11 +55,7 @@ def split(file: str, output: str, banks: str | None, overwrite: bool, as_json: b
     show_written(done, output, as_json=as_json)
 
 
-@command.command(
-    "join",
-    cls=Command,
-    examples=("vbfmt bank join thin.vblora -o adapter.vblora --banks banks",),
-)
+@command.command("join", examples=("vbfmt bank join thin.vblora -o adapter.vblora --banks banks",))
 @click.argument("file", metavar="FILE", type=PATH)
 @_OUTPUT
 @BANKS
@@ -80,7 +76,7 @@ def join(file: str, output: str, banks: tuple[str, ...], overwrite: bool, as_jso
     show_written(done, output, as_json=as_json)
 
 
-@command.command("list", cls=Command, examples=("vbfmt bank list adapters --banks banks",))
+@command.command("list", examples=("vbfmt bank list adapters --banks banks",))
 @click.argument("paths", metavar="[PATH]...", nargs=-1, type=PATH)
 @BANKS
 @JSON
@@ -94,8 +90,6 @@ def listing(
     bank is missing or damaged.
     """
     from vbfmt import banks as bank_files
-    from vbfmt.cli import show
-    from vbfmt.cli.failure import in_user_terms
 
     found = bank_files.listing(paths or (".",), banks=banks)
     for one in found:

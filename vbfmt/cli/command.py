@@ -11,6 +11,7 @@ from typing import Any
 import click
 
 from vbfmt.cli import show
+from vbfmt.errors import ConfigError
 
 WRONG_USAGE = 2
 
@@ -67,13 +68,8 @@ class Command(click.Command):
         except Exception as error:
             if not is_for_user(error):
                 raise
-            after_json = show.has_printed_json(ctx)
-            raise Failure(error, self._status(error), after_json=after_json) from error
-
-    def _status(self, error: Exception) -> int:
-        from vbfmt.errors import ConfigError
-
-        return WRONG_USAGE if isinstance(error, ConfigError) else self.error_status
+            status = WRONG_USAGE if isinstance(error, ConfigError) else self.error_status
+            raise Failure(error, status, after_json=show.has_printed_json(ctx)) from error
 
 
 class Group(click.Group):
@@ -82,6 +78,8 @@ class Group(click.Group):
     Args:
         examples: command lines, as a user would type them.
     """
+
+    command_class = Command
 
     def __init__(self, *arguments: Any, examples: Sequence[str], **options: Any) -> None:
         super().__init__(*arguments, **options)

@@ -6,6 +6,7 @@ import dataclasses
 
 import click
 
+from vbfmt.cli import show
 from vbfmt.cli.arguments import BANKS, JSON, PACKED, revision_option
 from vbfmt.cli.command import Command
 
@@ -40,7 +41,6 @@ def command(
     differs, 1 if something does, 2 after an error or wrong usage.
     """
     from vbfmt.analysis.difference import compare
-    from vbfmt.cli import show
     from vbfmt.cli.packed_input import adapter_at
     from vbfmt.packed import digest
 

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
+from vbfmt.cli import show
 from vbfmt.cli.arguments import JSON, PATH, revision_option
 from vbfmt.cli.command import Command
 
@@ -50,15 +51,16 @@ def _count(*names: str, **options: Any) -> Callable[[Any], Any]:
 )
 @_count("--topk", "--k", "k", default=2, help="Vectors per sub-vector, k.")
 @_count("--rank", "--r", "r", default=4, help="Rank, r.")
-@_count("--lora-rank", help="Rank of LoRA.  [default: r]")
-@_count("--tied-rank", help="Rank of Tied-LoRA.  [default: r]")
-@_count("--vera-rank", default=256, help="Rank of VeRA.")
-@_count("--xs-rank", default=64, help="Rank of LoRA-XS.")
-@_count("--uni-length", help="Length of Uni-LoRA's vector.  [default: h · b]")
+@_count("--lora-rank", "lora", help="Rank of LoRA.  [default: r]")
+@_count("--tied-rank", "tied", help="Rank of Tied-LoRA.  [default: r]")
+@_count("--vera-rank", "vera", default=256, help="Rank of VeRA.")
+@_count("--xs-rank", "xs", default=64, help="Rank of LoRA-XS.")
+@_count("--uni-length", "uni", help="Length of Uni-LoRA's vector.  [default: h · b]")
 @JSON
 @click.pass_context
 def command(
     ctx: click.Context,
+    /,
     model: str | None,
     base: str | None,
     revision: str | None,
@@ -67,12 +69,8 @@ def command(
     b: int | None,
     k: int,
     r: int,
-    lora_rank: int | None,
-    tied_rank: int | None,
-    vera_rank: int,
-    xs_rank: int,
-    uni_length: int | None,
     as_json: bool,
+    **ranks: Any,
 ) -> None:
     """Count what VB-LoRA and other methods would train and store.
 
@@ -84,7 +82,7 @@ def command(
     layers = choose(_layers(ctx, model, base, revision), targets)
     shape = Shape(h, b or suggested_length(layers), k, r)
     _require_fit(layers, shape)
-    costs = compare(layers, shape, Ranks(lora_rank, vera_rank, tied_rank, xs_rank, uni_length))
+    costs = compare(layers, shape, Ranks(**ranks))
     if as_json:
         _print_json(model or base, layers, shape, costs)
     else:
@@ -143,20 +141,19 @@ def _require_fit(layers: tuple[Linear, ...], shape: Shape) -> None:
 def _print_table(
     name: str | None, layers: tuple[Linear, ...], shape: Shape, costs: tuple[Cost, ...]
 ) -> None:
-    from vbfmt.cli.show import say, size
     from vbfmt.estimate.architecture import dimensions
     from vbfmt.estimate.shape import lengths_that_fit
 
     leaves = ", ".join(dict.fromkeys(layer.leaf for layer in layers))
-    say(f"{name or ''}: {len(layers)} linear layers ({leaves})")
-    say(f"N = {shape.subvectors(layers):,} sub-vectors")
+    show.say(f"{name or ''}: {len(layers)} linear layers ({leaves})")
+    show.say(f"N = {shape.subvectors(layers):,} sub-vectors")
     lines = [
         (
             c.method.replace(" = ", "="),
             f"{c.trained:,}",
             f"{round(c.stored):,}",
-            size(c.bytes),
-            _ratio(c, costs[0]),
+            show.size(c.bytes),
+            "" if c is costs[0] else show.times(c.bytes / costs[0].bytes),
         )
         for c in costs
     ]
@@ -167,26 +164,19 @@ def _print_table(
             cell.ljust(width) if i == 0 else cell.rjust(width)
             for i, (cell, width) in enumerate(zip(line, widths, strict=True))
         )
-        say("  ".join(cells).rstrip())
-    say("stored: float32-equivalents; on disk: VB-LoRA packed, the others 4 bytes a number")
-    say("ratio: bytes on disk, relative to VB-LoRA's")
+        show.say("  ".join(cells).rstrip())
+    show.say("stored: float32-equivalents; on disk: VB-LoRA packed, the others 4 bytes a number")
+    show.say("ratio: bytes on disk, relative to VB-LoRA's")
     fitting = [n for n in lengths_that_fit(layers) if n >= 16]
-    say(
+    show.say(
         f"b can be {', '.join(map(str, fitting)) or 'at most 15'}; "
         f"it must divide {', '.join(map(str, dimensions(layers)))}"
     )
 
 
-def _ratio(cost: Cost, ours: Cost) -> str:
-    from vbfmt.cli.show import times
-
-    return "" if cost is ours else times(cost.bytes / ours.bytes)
-
-
 def _print_json(
     name: str | None, layers: tuple[Linear, ...], shape: Shape, costs: tuple[Cost, ...]
 ) -> None:
-    from vbfmt.cli import show
     from vbfmt.estimate.shape import lengths_that_fit, suggested_length
 
     show.as_json(
@@ -203,23 +193,20 @@ def _print_json(
 
 
 def _warn_of_wide_indices(layers: tuple[Linear, ...], shape: Shape) -> None:
-    from vbfmt.cli.show import note, size
-
     if shape.h > 256:
         more = shape.subvectors(layers) * shape.k
-        note(
+        show.note(
             f"h = {shape.h} is above 256: every index takes 16 bits instead of 8, "
-            f"{size(more)} more in all"
+            f"{show.size(more)} more in all"
         )
 
 
 def _warn_of_short_vectors(layers: tuple[Linear, ...], shape: Shape) -> None:
-    from vbfmt.cli.show import note
     from vbfmt.estimate.architecture import dimensions
 
     if shape.b < _SHORT:
         divided = ", ".join(map(str, dimensions(layers)))
-        note(
+        show.note(
             f"b = {shape.b} is short: there are {shape.k} indices for every {shape.b} parameters "
             f"of LoRA; b must divide {divided}: to allow a longer b, choose other --targets"
         )

@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
+from vbfmt.cli import show
 from vbfmt.cli.arguments import (
     BANKS,
     CARD,
@@ -24,6 +25,7 @@ from vbfmt.cli.arguments import (
     revision_option,
 )
 from vbfmt.cli.command import Command
+from vbfmt.cli.translation import in_options
 
 if TYPE_CHECKING:
     from vbfmt.converters.operations.expand import Expanded
@@ -103,10 +105,9 @@ def command(
     require_weights(weights, files)
     if strict and not check:
         raise click.UsageError("--strict needs --check")
-    from vbfmt.cli import show
     from vbfmt.cli.packed_input import adapter_path
     from vbfmt.cli.progress import shown
-    from vbfmt.cli.upload import show_upload_line
+    from vbfmt.cli.written import show_upload_line
     from vbfmt.converters.operations.expand import expand
 
     options |= {"weights": weights, "rank": rank, "dtype": dtype, "check": check, "strict": strict}
@@ -124,11 +125,9 @@ def command(
 
 
 def _lines(done: Expanded, output: str, dtype: str, check: tuple[str, ...]) -> Iterator[str]:
-    from vbfmt.cli.show import size
-
     yield (
         f"{output}: {done.title} of rank {done.rank} in {dtype}, {done.modules} modules, "
-        f"{size(done.size)}"
+        f"{show.size(done.size)}"
     )
     for runtime in check:
         if not any(finding.rule.runtime == runtime for finding in done.findings):
@@ -136,8 +135,6 @@ def _lines(done: Expanded, output: str, dtype: str, check: tuple[str, ...]) -> I
 
 
 def _as_dict(done: Expanded, output: str, dtype: str, check: tuple[str, ...]) -> dict[str, Any]:
-    from vbfmt.cli.translation import in_options
-
     return {
         "output": output,
         "form": done.form,
@@ -162,8 +159,6 @@ def _as_dict(done: Expanded, output: str, dtype: str, check: tuple[str, ...]) ->
 
 
 def _print_losses(rank: int, done: Expanded) -> None:
-    from vbfmt.cli import show
-
     if done.rank_before <= rank:
         show.say(f"nothing lost: the rank was already {done.rank_before}")
         return

@@ -8,12 +8,13 @@ import io
 import os
 import sys
 from collections.abc import Sequence
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import click
 
-if TYPE_CHECKING:
-    from vbfmt.errors import VbfmtError
+from vbfmt.cli import packed_input, show
+from vbfmt.cli.translation import in_options
+from vbfmt.errors import VbfmtError, printable
 
 _FULL = (errno.ENOSPC, errno.EFBIG, getattr(errno, "EDQUOT", errno.ENOSPC))
 
@@ -37,8 +38,6 @@ def is_for_user(error: Exception) -> bool:
 
     Other errors are bugs in this program, or mean that the reader of the output has closed it.
     """
-    from vbfmt.errors import VbfmtError
-
     if isinstance(error, BrokenPipeError):
         return False
     return isinstance(error, (VbfmtError, OSError, MemoryError))
@@ -50,8 +49,6 @@ def report(error: click.ClickException, arguments: Sequence[str]) -> int:
     If standard output cannot be written, or the command has printed JSON already, the error is one
     line on standard error.
     """
-    from vbfmt.cli import show
-
     if "--json" in arguments and not getattr(error, "after_json", False):
         try:
             show.as_json({"error": as_dict(error)})
@@ -66,9 +63,6 @@ def report(error: click.ClickException, arguments: Sequence[str]) -> int:
 
 def print_error(error: click.ClickException) -> None:
     """Print an error on standard error."""
-    from vbfmt.cli import show
-    from vbfmt.errors import printable
-
     if isinstance(error, Failure):
         lines = [f"error: {error.message}"]
     else:
@@ -103,10 +97,7 @@ def as_dict(error: click.ClickException) -> dict[str, Any]:
 def in_user_terms(error: VbfmtError) -> VbfmtError:
     """Replace parameters and paths in an error by the options and files that the user gave. Return
     it."""
-    from vbfmt.cli.packed_input import shown_as
-    from vbfmt.cli.translation import in_options
-
-    error.file = shown_as(error.file)
+    error.file = packed_input.shown_as(error.file)
     for name in ("what", "part", "found", "expected", "advice"):
         text = getattr(error, name)
         if text is not None:
@@ -123,8 +114,6 @@ def _is_nowhere() -> bool:
 
 
 def _message(error: Exception) -> str:
-    from vbfmt.errors import VbfmtError, printable
-
     if isinstance(error, VbfmtError):
         return str(in_user_terms(error))
     if isinstance(error, OSError):

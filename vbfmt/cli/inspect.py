@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
+from vbfmt.cli import show
 from vbfmt.cli.arguments import BANKS, JSON, PACKED, revision_option
 from vbfmt.cli.command import Command
 
@@ -40,7 +41,6 @@ def command(
     Hub if there is no such path. The output is a page on a terminal and plain lines in a pipe.
     """
     from vbfmt.analysis.summary import summarize
-    from vbfmt.cli import show
     from vbfmt.cli.packed_input import path_of
     from vbfmt.packed import load_with_form
 

@@ -10,8 +10,10 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
+from vbfmt.cli import failure, process, progress, show
 from vbfmt.cli.arguments import BANKS, DTYPE, FORM, LAYOUT, PATH, TOPK
-from vbfmt.cli.command import Command, Group
+from vbfmt.cli.command import Group
+from vbfmt.cli.translation import in_options
 
 if TYPE_CHECKING:
     from vbfmt.converters.jobs import Item, Outcome, Task
@@ -83,7 +85,6 @@ _FORCE = click.option("--force", is_flag=True, help="Replace existing outputs.")
 
 @command.command(
     "pack",
-    cls=Command,
     examples=(
         "vbfmt jobs pack 'checkpoints/*' -o packed",
         "vbfmt jobs pack 'checkpoints/*' --store adapters",
@@ -107,35 +108,28 @@ def pack(
     output: str | None,
     store: str | None,
     bank: str,
-    topk: int | None,
-    layout: str | None,
-    base_model: str | None,
-    force: bool,
-    **common: Any,
+    **options: Any,
 ) -> None:
     """Pack every checkpoint into OUTPUT/NAME.vblora, or into a store under NAME."""
     if (output is None) == (store is None):
         raise click.UsageError("give either -o FOLDER or --store STORE")
-    options: dict[str, Any] = {"topk": topk, "layout": layout, "base_model": base_model}
     if store is None:
         options["bank"] = bank
     elif bank != "embedded":
         raise click.UsageError("--bank needs -o: a store keeps every bank once")
-    _run(ctx, "pack", output or "", options, force=force, store=store, **common)
+    _run(ctx, "pack", output or "", store=store, **options)
 
 
-@command.command("verify", cls=Command, examples=("vbfmt jobs verify 'packed/*.vblora' -j 8",))
+@command.command("verify", examples=("vbfmt jobs verify 'packed/*.vblora' -j 8",))
 @_options
 @_from_store
 @click.pass_context
-def verify(ctx: click.Context, /, **common: Any) -> None:
+def verify(ctx: click.Context, /, **options: Any) -> None:
     """Check every digest and every rule of every packed file."""
-    _run(ctx, "verify", None, {}, **common)
+    _run(ctx, "verify", None, **options)
 
 
-@command.command(
-    "expand", cls=Command, examples=("vbfmt jobs expand 'packed/*.vblora' -o loras --dtype bf16",)
-)
+@command.command("expand", examples=("vbfmt jobs expand 'packed/*.vblora' -o loras --dtype bf16",))
 @_options
 @_from_store
 @_OUTPUT
@@ -147,53 +141,37 @@ def verify(ctx: click.Context, /, **common: Any) -> None:
 @click.option("--drop-extras", is_flag=True, help="Leave out trained biases and heads.")
 @_FORCE
 @click.pass_context
-def expand(
-    ctx: click.Context,
-    /,
-    output: str,
-    dtype: str,
-    to: str | None,
-    base: str | None,
-    drop_extras: bool,
-    force: bool,
-    **common: Any,
-) -> None:
+def expand(ctx: click.Context, /, output: str, **options: Any) -> None:
     """Expand every adapter into standard LoRA, as OUTPUT/NAME."""
-    options = {"dtype": dtype, "to": to, "base": base, "drop_extras": drop_extras}
-    _run(ctx, "expand", output, options, force=force, **common)
+    _run(ctx, "expand", output, **options)
 
 
-@command.command(
-    "merge", cls=Command, examples=("vbfmt jobs merge 'packed/*.vblora' --base model -o merged",)
-)
+@command.command("merge", examples=("vbfmt jobs merge 'packed/*.vblora' --base model -o merged",))
 @_options
 @_from_store
 @_OUTPUT
 @click.option("--base", type=PATH, required=True, help="The base model's folder.")
 @_FORCE
 @click.pass_context
-def merge(ctx: click.Context, /, output: str, base: str, force: bool, **common: Any) -> None:
+def merge(ctx: click.Context, /, output: str, **options: Any) -> None:
     """Merge every adapter on its own into the base model, as OUTPUT/NAME."""
-    _run(ctx, "merge", output, {"base": base}, force=force, **common)
+    _run(ctx, "merge", output, **options)
 
 
-@command.command(
-    "diff", cls=Command, error_status=2, examples=("vbfmt jobs diff 'old/*.vblora' --with new",)
-)
+@command.command("diff", error_status=2, examples=("vbfmt jobs diff 'old/*.vblora' --with new",))
 @_options
 @_from_store
 @click.option("--with", "other", required=True, type=PATH, help="The folder to compare with.")
 @click.pass_context
-def diff(ctx: click.Context, /, other: str, **common: Any) -> None:
+def diff(ctx: click.Context, /, other: str, **options: Any) -> None:
     """Compare every packed file with the one of the same name in another folder."""
-    _run(ctx, "diff", other, {}, **common)
+    _run(ctx, "diff", other, **options)
 
 
 def _run(
     ctx: click.Context,
     operation: str,
     output: str | None,
-    options: dict[str, Any],
     *,
     sources: Sequence[str],
     workers: int | None,
@@ -204,8 +182,9 @@ def _run(
     banks: tuple[str, ...] = (),
     force: bool = False,
     store: str | None = None,
+    **options: Any,
 ) -> None:
-    from vbfmt.cli import failure, process, progress, show
+    """Run a job. `options` are those of the operation itself."""
     from vbfmt.converters import jobs
     from vbfmt.converters.jobs.inputs import is_folder_of_packed
 
@@ -284,9 +263,6 @@ def _in_store(store: Store, base: str | None, damaged: list[StoreError]) -> dict
 def _show(outcome: Outcome, names: Mapping[str, str] = {}, *, as_json: bool) -> None:
     """Print an outcome, with options instead of parameters in its texts. `names` has the names of
     inputs from a store."""
-    from vbfmt.cli import show
-    from vbfmt.cli.translation import in_options
-
     outcome = replace(
         outcome,
         message=outcome.message and in_options(outcome.message),
@@ -306,8 +282,6 @@ def _show(outcome: Outcome, names: Mapping[str, str] = {}, *, as_json: bool) -> 
 
 
 def _summarise(counts: dict[str, int], *, as_json: bool) -> None:
-    from vbfmt.cli import show
-
     if as_json:
         return
     order = ("done", "present", "different", "failed")

@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
+from vbfmt.cli import show
 from vbfmt.cli.arguments import (
     BANKS,
     CARD,
@@ -91,11 +92,10 @@ def command(
     --base-revision is given.
     """
     require_weights(weights, files)
-    from vbfmt.cli import show
     from vbfmt.cli.packed_input import adapter_path
     from vbfmt.cli.progress import shown
     from vbfmt.cli.suggestions import require_base_is_no_adapter
-    from vbfmt.cli.upload import show_upload_line
+    from vbfmt.cli.written import show_upload_line
     from vbfmt.converters.operations.merge import merge
 
     require_base_is_no_adapter(base, files)
@@ -113,15 +113,13 @@ def command(
 
 
 def _report(plan: Plan, output: str, dry_run: bool) -> Iterator[str]:
-    from vbfmt.cli.show import size
-
     yield (
-        f"{output}: {'would be ' if dry_run else ''}{size(plan.size)}, "
+        f"{output}: {'would be ' if dry_run else ''}{show.size(plan.size)}, "
         f"{plan.layout.applied} of {len(plan.factors.modules)} modules applied"
     )
     for file in plan.files:
         yield (
-            f"  {file.name}: {size(len(file.header) + file.size)}, "
+            f"  {file.name}: {show.size(len(file.header) + file.size)}, "
             f"{sum(bool(item.modules) for item in file.items)} of {len(file.items)} tensors changed"
         )
     yield f"  {plan.layout.rule}"

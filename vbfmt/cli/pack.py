@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any, Literal
 
 import click
 
+from vbfmt.cli import show
 from vbfmt.cli.arguments import (
     CARD,
     FORM,
@@ -76,9 +77,8 @@ def command(
     If there is no such path, owner/name is a repository on the Hugging Face Hub; hf:// and the
     address of its page are accepted too. With -o - the file is written to standard output.
     """
-    from vbfmt.cli import show
     from vbfmt.cli.suggestions import require_not_packed
-    from vbfmt.cli.upload import show_upload_line
+    from vbfmt.cli.written import show_upload_line
     from vbfmt.converters.operations.pack import pack
 
     if banks is not None and bank == "embedded":

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import click
 
+from vbfmt.cli import show
 from vbfmt.cli.arguments import (
     BANKS,
     FIGURES,
@@ -65,7 +66,6 @@ def command(
     import logging
 
     from vbfmt._files import outputs, parents
-    from vbfmt.cli import show
     from vbfmt.cli.packed_input import adapter_at
     from vbfmt.cli.progress import shown
     from vbfmt.errors import MissingExtraError, VbfmtError

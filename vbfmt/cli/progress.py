@@ -10,6 +10,8 @@ from typing import Any
 
 import click
 
+from vbfmt.cli import show
+
 _PATIENCE = 0.5  # seconds before a bar appears
 
 Progress = Callable[[int, int], None]
@@ -23,9 +25,7 @@ def shown(unit: str) -> Iterator[Progress | None]:
     Args:
         unit: what is counted: ``bytes``, or a plural noun.
     """
-    from vbfmt.cli.show import verbosity
-
-    if not sys.stderr.isatty() or verbosity() < 0:
+    if not sys.stderr.isatty() or show.verbosity() < 0:
         yield None
         return
     bar = _Bar(unit)
@@ -60,12 +60,10 @@ class _Bar:
             self._bar.__exit__(None, None, None)
 
     def _words(self, total: int) -> Callable[[int | None], str | None]:
-        from vbfmt.cli.show import size
-
         def words(done: int | None) -> str | None:
             rate = (done or 0) / max(time.monotonic() - self._start, 1e-9)
             if self._unit == "bytes":
-                return f"{size(done or 0)} of {size(total)}, {size(rate)}/s"
+                return f"{show.size(done or 0)} of {show.size(total)}, {show.size(rate)}/s"
             return f"{done or 0:,} of {total:,} {self._unit}, {rate:,.0f}/s"
 
         return words

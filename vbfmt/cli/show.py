@@ -17,6 +17,7 @@ from typing import Any, TextIO
 import click
 
 from vbfmt.cli import indented
+from vbfmt.errors import printable
 
 PathLike = str | os.PathLike[str]
 
@@ -50,8 +51,6 @@ def say(text: str) -> None:
 
 def say_always(text: str) -> None:
     """Print one line of output, even with --quiet."""
-    from vbfmt.errors import printable
-
     stream = _stream()
     click.echo(fitted(printable(text), stream), file=stream)
 
@@ -61,8 +60,6 @@ def say_whole(text: str) -> None:
 
     The terminal then wraps the line, and joins it again when the user copies it.
     """
-    from vbfmt.errors import printable
-
     if verbosity() >= 0:
         click.echo(printable(text), file=_stream())
 
@@ -79,8 +76,6 @@ def detail(text: str) -> None:
 
 def note(text: str) -> None:
     """Print a note on stderr, unless --quiet."""
-    from vbfmt.errors import printable
-
     if verbosity() >= 0:
         click.echo(fitted(printable(f"note: {text}"), sys.stderr), file=sys.stderr)
 

@@ -9,8 +9,9 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
+from vbfmt.cli import failure, show
 from vbfmt.cli.arguments import BANKS, FORM, JSON, PATH, force_option, output_option
-from vbfmt.cli.command import Command, Group
+from vbfmt.cli.command import Group
 
 if TYPE_CHECKING:
     from vbfmt.errors import StoreError
@@ -41,9 +42,7 @@ def _opened(path: str, *, create: bool = False) -> Store:
     return Store(path, create=create)
 
 
-@command.command(
-    "add", cls=Command, examples=("vbfmt store add adapters alice.vblora --name alice",)
-)
+@command.command("add", examples=("vbfmt store add adapters alice.vblora --name alice",))
 @_STORE
 @click.argument("files", metavar="FILE...", nargs=-1, required=True, type=PATH)
 @click.option("--name", "names", multiple=True, help="Name of each FILE, in order.")
@@ -65,11 +64,9 @@ def add(
     """
     if names and len(names) != len(files):
         raise click.UsageError(f"{len(names)} --name for {len(files)} files; give one for each")
-    from vbfmt.cli import show
     from vbfmt.store import ANY
 
     _require_valid(names)
-
     answers: list[dict[str, Any]] = []
     try:
         with _opened(store, create=True) as opened:
@@ -96,7 +93,7 @@ def _require_valid(names: Sequence[str]) -> None:
         seen.add(name.lower())
 
 
-@command.command("get", cls=Command, examples=("vbfmt store get adapters alice -o alice.vblora",))
+@command.command("get", examples=("vbfmt store get adapters alice -o alice.vblora",))
 @_STORE
 @click.argument("name", metavar="NAME")
 @output_option("a packed file (.vblora)", ".vblora")
@@ -120,9 +117,7 @@ def get(store: str, name: str, output: str, bank: str, overwrite: bool, as_json:
 
 
 @command.command(
-    "list",
-    cls=Command,
-    examples=("vbfmt store list adapters --base-model meta-llama/Llama-2-7b-hf",),
+    "list", examples=("vbfmt store list adapters --base-model meta-llama/Llama-2-7b-hf",)
 )
 @_STORE
 @click.option("--base-model", help="Only adapters of this base model.")
@@ -146,8 +141,6 @@ def listing(
     for text in metadata:
         if "=" not in text:
             raise click.UsageError(f"--metadata must be KEY=VALUE, found {text!r}")
-    from vbfmt.cli import failure, show
-
     damaged: list[StoreError] = []
     with _opened(store) as opened:
         found = opened.entries(
@@ -175,11 +168,9 @@ def _as_dict(entry: Entry) -> dict[str, Any]:
 
 
 def _line(entry: Entry) -> str:
-    from vbfmt.cli.show import size
-
     base = entry.base_model or "no base model named"
     names = ", ".join(entry.names) or "no name"
-    return f"{entry.digest}  {_time(entry.added)}  {size(entry.size)}  {base}  {names}"
+    return f"{entry.digest}  {_time(entry.added)}  {show.size(entry.size)}  {base}  {names}"
 
 
 def _time(added: float) -> str:
@@ -189,9 +180,7 @@ def _time(added: float) -> str:
         return "unknown time"
 
 
-@command.command(
-    "tag", cls=Command, examples=("vbfmt store tag adapters alice sha256:HEX --force",)
-)
+@command.command("tag", examples=("vbfmt store tag adapters alice sha256:HEX --force",))
 @_STORE
 @click.argument("name", metavar="NAME")
 @click.argument("target", metavar="DIGEST|NAME")
@@ -204,7 +193,6 @@ def tag(
     """Point NAME to an adapter. NAME must be new, unless --replaces or --force is given."""
     if replaces and force:
         raise click.UsageError("--replaces and --force exclude each other")
-    from vbfmt.cli import show
     from vbfmt.store import ANY
 
     with _opened(store) as opened:
@@ -216,15 +204,12 @@ def tag(
         show.say(f"{name} → {digest}")
 
 
-@command.command("verify", cls=Command, examples=("vbfmt store verify adapters",))
+@command.command("verify", examples=("vbfmt store verify adapters",))
 @_STORE
 @JSON
 @click.pass_context
 def verify(ctx: click.Context, store: str, as_json: bool) -> None:
     """Check every adapter, bank and name. Exit status 1 if anything is wrong."""
-    from vbfmt.cli import show
-    from vbfmt.cli.failure import in_user_terms
-
     count, bad = 0, []
     with _opened(store) as opened:
         for report in opened.verify():
@@ -232,9 +217,8 @@ def verify(ctx: click.Context, store: str, as_json: bool) -> None:
             if not report.ok:
                 bad.append(report)
                 for problem in report.problems:
-                    in_user_terms(problem)
-                if not as_json:
-                    for problem in report.problems:
+                    failure.in_user_terms(problem)
+                    if not as_json:
                         show.say(f"{report.file}: FAILED, {problem}")
     if as_json:
         problems = [
@@ -248,14 +232,12 @@ def verify(ctx: click.Context, store: str, as_json: bool) -> None:
         ctx.exit(1)
 
 
-@command.command("remove", cls=Command, examples=("vbfmt store remove adapters alice",))
+@command.command("remove", examples=("vbfmt store remove adapters alice",))
 @_STORE
 @click.argument("names", metavar="NAME...", nargs=-1, required=True)
 @JSON
 def remove(store: str, names: tuple[str, ...], as_json: bool) -> None:
     """Remove names. Adapters without a name are removed by a later gc."""
-    from vbfmt.cli import show
-
     _require_valid(names)
     removed: dict[str, str] = {}
     try:
@@ -271,7 +253,7 @@ def remove(store: str, names: tuple[str, ...], as_json: bool) -> None:
             show.as_json({"removed": removed})
 
 
-@command.command("gc", cls=Command, examples=("vbfmt store gc adapters",))
+@command.command("gc", examples=("vbfmt store gc adapters",))
 @_STORE
 @click.option("--grace", type=float, default=24.0, help="Grace period in hours; default: 24.")
 @JSON
@@ -283,8 +265,6 @@ def gc(store: str, grace: float, as_json: bool) -> None:
     """
     if not 0 <= grace < float("inf"):
         raise click.UsageError("--grace must be a number of hours, 0 or more")
-    from vbfmt.cli import show
-
     with _opened(store) as opened:
         done = opened.gc(grace=grace * 3600)
     if as_json:
@@ -297,18 +277,15 @@ def gc(store: str, grace: float, as_json: bool) -> None:
         )
 
 
-@command.command("stats", cls=Command, examples=("vbfmt store stats s3://bucket/adapters",))
+@command.command("stats", examples=("vbfmt store stats s3://bucket/adapters",))
 @_STORE
 @JSON
 def stats(store: str, as_json: bool) -> None:
     """Print counts and sizes."""
-    from vbfmt.cli import show
-
     with _opened(store) as opened:
         found = opened.stats()
-    answer: dict[str, Any] = dataclasses.asdict(found)
     if as_json:
-        show.as_json(answer)
+        show.as_json(dataclasses.asdict(found))
         return
     show.say(f"{show.counted(found.adapters, 'adapter')}, {show.size(found.adapter_bytes)}")
     show.say(f"{show.counted(found.banks, 'bank')}, {show.size(found.bank_bytes)}")

@@ -6,6 +6,7 @@ from typing import Any
 
 import click
 
+from vbfmt.cli import show
 from vbfmt.cli.arguments import (
     BANKS,
     CARD,
@@ -39,9 +40,8 @@ def command(file: str, output: str, as_json: bool, **options: Any) -> None:
     FILE is a packed file, a checkpoint, - for standard input, or owner/name for a repository on the
     Hugging Face Hub if there is no such path.
     """
-    from vbfmt.cli import show
     from vbfmt.cli.packed_input import adapter_path
-    from vbfmt.cli.upload import show_upload_line
+    from vbfmt.cli.written import show_upload_line
     from vbfmt.converters.operations.unpack import unpack
 
     done = unpack(adapter_path(file), output, **options)

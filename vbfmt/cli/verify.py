@@ -6,15 +6,16 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
+from vbfmt.cli import show
 from vbfmt.cli.arguments import BANKS, JSON, LAYOUT, PACKED, PATH, TOPK, revision_option
 from vbfmt.cli.arguments import digest as checked
 from vbfmt.cli.command import Command
-from vbfmt.cli.failure import FIELDS
-from vbfmt.cli.packed_input import shown_as
+from vbfmt.cli.failure import FIELDS, in_user_terms
+from vbfmt.cli.packed_input import path_of, shown_as
+from vbfmt.errors import VbfmtError
 
 if TYPE_CHECKING:
     from vbfmt.converters.operations.proof import Reference
-    from vbfmt.errors import VbfmtError
     from vbfmt.packed import Report
 
 
@@ -40,16 +41,14 @@ if TYPE_CHECKING:
 @click.pass_context
 def command(
     ctx: click.Context,
+    /,
     files: tuple[str, ...],
     against: str | None,
     revision: str | None,
-    layout: str | None,
-    base: str | None,
     banks: tuple[str, ...],
-    base_model: str | None,
     digest: str | None,
-    topk: int | None,
     as_json: bool,
+    **about_source: Any,
 ) -> None:
     """Check every digest and every rule of packed files.
 
@@ -61,24 +60,13 @@ def command(
     Exit status 0 if every FILE is valid, else 1. With --json, the result also has errors of reading
     FILE or SRC.
     """
-    _require_consistent(files, against, layout=layout, base=base, base_model=base_model, topk=topk)
-    from vbfmt.cli import show
-    from vbfmt.cli.failure import in_user_terms
-    from vbfmt.errors import VbfmtError
-
+    _require_consistent(files, against, **about_source)
     source: Reference | VbfmtError | None = None
     if against is not None:
         from vbfmt.converters.operations.proof import reference
 
         try:
-            source = reference(
-                against,
-                topk=topk,
-                layout=layout,
-                base=base,
-                base_model=base_model,
-                revision=revision,
-            )
+            source = reference(against, revision=revision, **about_source)
         except VbfmtError as error:
             if not as_json:
                 raise
@@ -126,10 +114,6 @@ def _answer(
     against: str | None,
     revision: str | None,
 ) -> dict[str, Any]:
-    from vbfmt.cli.failure import in_user_terms
-    from vbfmt.cli.packed_input import path_of
-    from vbfmt.cli.show import sha256
-    from vbfmt.errors import VbfmtError
     from vbfmt.packed import Report, verify
 
     path = file
@@ -149,7 +133,7 @@ def _answer(
         "file": file,
         "ok": not problems,
         "digest": report.digest,
-        "sha256": sha256(path) if report.digest else None,
+        "sha256": show.sha256(path) if report.digest else None,
     }
     if source is not None:
         answer |= {"against": against, "largest_difference": allowed}
