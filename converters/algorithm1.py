@@ -12,7 +12,7 @@ import re
 from vbfmt.adapter import Adapter
 from vbfmt.converters import _tiled as tiled
 from vbfmt.converters._files.checkpoint import Checkpoint, agreed_k, bank_of
-from vbfmt.errors import SourceError, VbfmtError, few, warn
+from vbfmt.errors import SourceError, few, in_file, warn
 
 _BANK = re.compile(r"^(?:.*\.)?vector_bank$")
 
@@ -32,7 +32,7 @@ def from_checkpoint(checkpoint: Checkpoint, *, topk: int | None = None) -> Adapt
         ContentError: a value breaks a rule.
     """
     tensors = checkpoint.tensors
-    try:
+    with in_file(checkpoint.file):
         banks = [key for key in tensors if _BANK.match(key)]
         if len(banks) != 1:
             raise SourceError(
@@ -48,5 +48,3 @@ def from_checkpoint(checkpoint: Checkpoint, *, topk: int | None = None) -> Adapt
         if others:
             warn(f"{len(others)} other tensors ({few(others)}) were left out")
         return Adapter.from_rows(bank, rows)
-    except VbfmtError as error:
-        raise error.in_file(checkpoint.file) from None

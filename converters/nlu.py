@@ -25,7 +25,7 @@ from vbfmt.converters._files.checkpoint import (
     require_gathered,
     size_in,
 )
-from vbfmt.errors import SourceError, VbfmtError, few, warn
+from vbfmt.errors import SourceError, few, in_file, warn
 from vbfmt.module import Module
 from vbfmt.tensors import Tensor
 
@@ -64,10 +64,8 @@ def from_checkpoint(checkpoint: Checkpoint, *, topk: int | None = None) -> Adapt
         ContentError: a value breaks a rule.
     """
     config = checkpoint.config(_CONFIG) or {}
-    try:
+    with in_file(checkpoint.file):
         return _adapter(checkpoint.tensors, config, topk)
-    except VbfmtError as error:
-        raise error.in_file(checkpoint.file) from None
 
 
 def _adapter(tensors: Mapping[str, Tensor], config: Mapping[str, Any], topk: int | None) -> Adapter:

@@ -29,7 +29,7 @@ from vbfmt.converters._files.checkpoint import (
     size_in,
 )
 from vbfmt.converters.peft import config as peft_config
-from vbfmt.errors import SourceError, VbfmtError, few, warn
+from vbfmt.errors import SourceError, few, in_file, warn
 from vbfmt.module import Module
 from vbfmt.tensors import Tensor
 
@@ -69,10 +69,8 @@ def from_checkpoint(
         SourceError: the checkpoint is not Uni-LoRA, is incomplete, or needs a base.
         ContentError: a value breaks a rule.
     """
-    try:
+    with in_file(checkpoint.file):
         return _adapter(checkpoint, topk, base)
-    except VbfmtError as error:
-        raise error.in_file(checkpoint.file) from None
 
 
 def _adapter(checkpoint: Checkpoint, topk: int | None, base: PathLike | None) -> Adapter:

@@ -16,7 +16,8 @@ import errno as _errno
 import os
 import sys
 import warnings
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from typing import Any, ClassVar
 
 LONGEST_PIECE = 200
@@ -86,6 +87,15 @@ class VbfmtError(Exception):
         pieces = [self._head(file), _cut(self.part or ""), ", ".join(self._measured())]
         line = ": ".join(piece for piece in pieces if piece)
         return printable(f"{line}; {self.advice}" if self.advice else line)
+
+
+@contextmanager
+def in_file(file: str | os.PathLike[str]) -> Iterator[None]:
+    """Name a file in the errors of the block that do not name one."""
+    try:
+        yield
+    except VbfmtError as error:
+        raise error.in_file(file) from None
 
 
 def few(names: Sequence[str]) -> str:

@@ -77,14 +77,12 @@ class Checkpoint:
             StorageError: the file cannot be read.
         """
         path = self.config_file(name)
-        try:
+        with storage.refusing("cannot read", path):
             if path.is_dir():
                 raise SourceError(
                     "not a config", file=path, found="a folder", expected="a JSON file"
                 )
             return json_file.read(path) if path.is_file() else None
-        except OSError as error:
-            raise storage.refusal("cannot read", path, error) from None
 
     def config_file(self, name: str) -> Path:
         """Return the path of the config with this name beside the weights. It need not exist."""
@@ -109,10 +107,8 @@ def open_checkpoint(path: PathLike) -> Checkpoint:
         MissingSourceError: there is no such file or folder.
         StorageError: a file cannot be read.
     """
-    try:
+    with storage.refusing("cannot read", path):
         file = _locate(Path(path))
-    except OSError as error:
-        raise storage.refusal("cannot read", path, error) from None
     shards = _shards(file) if file.name in _INDEXES else {}
     configs = (file.parent / name for name in CONFIGS)
     stamps = unchanged.stamps([file, *shards, *configs])

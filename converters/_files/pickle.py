@@ -19,7 +19,7 @@ from numpy.typing import NDArray
 from vbfmt._files import storage
 from vbfmt.converters._files import state_dict_program, zip_records
 from vbfmt.converters._files.state_dict_objects import Storage, View
-from vbfmt.errors import SourceError
+from vbfmt.errors import SourceError, in_file
 from vbfmt.tensors import BITS, Tensor
 
 LONGEST_PROGRAM = 64 << 20
@@ -59,10 +59,8 @@ def read(path: str | os.PathLike[str]) -> dict[str, Tensor]:
         StorageError: the file cannot be read.
     """
     data = storage.read(path, mmap=True)
-    try:
+    with in_file(path):
         return parse(data)
-    except SourceError as error:
-        raise error.in_file(path) from None
 
 
 def parse(data: memoryview) -> dict[str, Tensor]:

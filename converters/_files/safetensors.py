@@ -20,7 +20,7 @@ import numpy as np
 from vbfmt._files import storage
 from vbfmt._format import strict_json
 from vbfmt._format.container import Bytes
-from vbfmt.errors import SourceError
+from vbfmt.errors import SourceError, in_file
 from vbfmt.tensors import BITS, WHOLE_BYTES, Tensor, byte_length
 
 PathLike = str | os.PathLike[str]
@@ -54,10 +54,8 @@ def read(path: PathLike) -> SafetensorsFile:
         StorageError: the file cannot be read.
     """
     data = storage.read(path, mmap=True)
-    try:
+    with in_file(path):
         return parse(data)
-    except SourceError as error:
-        raise error.in_file(path) from None
 
 
 def parse(data: memoryview) -> SafetensorsFile:

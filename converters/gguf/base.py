@@ -12,7 +12,7 @@ from typing import Any
 from vbfmt._files import json_file
 from vbfmt.converters.gguf import metadata
 from vbfmt.converters.gguf.architectures import ARCHITECTURES, BY_CLASS, BY_NAME, Architecture
-from vbfmt.errors import MissingExtraError, SourceError
+from vbfmt.errors import MissingExtraError, SourceError, in_file
 from vbfmt.estimate import linears
 
 PathLike = str | os.PathLike[str]
@@ -83,10 +83,8 @@ def read_base(path: PathLike) -> Base:
             expected="a folder with config.json, or a GGUF file",
             advice="give its folder or file: `base=PATH`",
         )
-    try:
+    with in_file(file):
         return _of_config(json_file.read(file)) if file.suffix == ".json" else _of_gguf(file)
-    except SourceError as error:
-        raise error.in_file(file) from None
 
 
 def _of_config(config: Mapping[str, Any]) -> Base:

@@ -52,10 +52,8 @@ class Journal:
 
     def __init__(self, folder: str, task: Task) -> None:
         outputs.require_folder(folder or os.curdir, overwrite=True)
-        try:
+        with storage.refusing("cannot write", folder):
             os.makedirs(folder or os.curdir, exist_ok=True)
-        except OSError as error:
-            raise storage.refusal("cannot write", folder, error) from None
         self.path = os.path.join(folder, NAME)
         self._task = fingerprints.of_task(task)
         self._packs = task.operation == "pack"
@@ -128,15 +126,15 @@ class Journal:
         text = "".join(json.dumps(entry) + "\n" for entry in entries)
         if not text:
             return
-        try:
-            with self._opened("a+b", os.O_RDWR | os.O_CREAT | os.O_APPEND) as stream:
-                if stream.seek(0, os.SEEK_END) and not _ends_whole(stream):
-                    stream.write(b"\n")  # ends a line that a killed run left unfinished
-                stream.write(text.encode())
-                stream.flush()
-                os.fsync(stream.fileno())
-        except OSError as error:
-            raise storage.refusal("cannot write", self.path, error) from None
+        with (
+            storage.refusing("cannot write", self.path),
+            self._opened("a+b", os.O_RDWR | os.O_CREAT | os.O_APPEND) as stream,
+        ):
+            if stream.seek(0, os.SEEK_END) and not _ends_whole(stream):
+                stream.write(b"\n")  # ends a line that a killed run left unfinished
+            stream.write(text.encode())
+            stream.flush()
+            os.fsync(stream.fileno())
 
     def _opened(self, mode: str, flags: int) -> BinaryIO:
         """Open the journal.

@@ -165,7 +165,7 @@ def content(path: str, home: str | None = None) -> Iterator[bytes]:
             the file system reports.
         SourceError: the file is not below `home`.
     """
-    try:
+    with storage.refusing("cannot read", path):
         file = os.open(
             path, os.O_RDONLY | getattr(os, "O_NONBLOCK", 0) | getattr(os, "O_BINARY", 0)
         )
@@ -177,11 +177,7 @@ def content(path: str, home: str | None = None) -> Iterator[bytes]:
                 left -= len(block)
                 yield block
             if left or not stat.S_ISREG(status.st_mode) or stream.read(1):
-                raise storage.refusal(
-                    "cannot read", path, OSError(0, "its size differs from the reported size")
-                )
-    except OSError as error:
-        raise storage.refusal("cannot read", path, error) from None
+                raise OSError(0, "its size differs from the reported size")
 
 
 _AT_ONCE = 1 << 20

@@ -281,11 +281,9 @@ def require_readable(paths: Iterable[str]) -> None:
         StorageError: a file cannot be opened.
     """
     for path in paths:
-        try:
+        with storage.refusing("cannot read", path):
             # O_NONBLOCK: opening a named pipe would wait for a writer.
             os.close(os.open(path, os.O_RDONLY | getattr(os, "O_NONBLOCK", 0)))
-        except OSError as error:
-            raise storage.refusal("cannot read", path, error) from None
 
 
 def require_space(output: str, size: int) -> None:

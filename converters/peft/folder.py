@@ -31,7 +31,7 @@ from vbfmt.converters.peft import config as peft_config
 from vbfmt.converters.peft.keys import Factor, Keys, parse
 from vbfmt.converters.peft.rows import rows_by_module
 from vbfmt.converters.peft.topk import TopK, as_bytes
-from vbfmt.errors import SourceError, TargetError, VbfmtError, warn
+from vbfmt.errors import SourceError, TargetError, in_file, warn
 from vbfmt.module import Module
 from vbfmt.tensors import Tensor
 
@@ -64,10 +64,8 @@ def from_checkpoint(checkpoint: Checkpoint, *, topk: int | None = None) -> Adapt
     config = checkpoint.config(peft_layout.CONFIG)
     if config is not None:
         peft_config.require_type(config, "VBLORA", checkpoint.config_file(peft_layout.CONFIG))
-    try:
+    with in_file(checkpoint.file):
         return from_tensors(checkpoint.tensors, config, topk=topk)
-    except VbfmtError as error:
-        raise error.in_file(checkpoint.file) from None
 
 
 def from_tensors(

@@ -10,7 +10,7 @@ from vbfmt.converters.lowrank import LowRank
 from vbfmt.converters.names import loaded_model
 from vbfmt.converters.peft.loaded import require_lora_loaded, require_vblora_loaded
 from vbfmt.converters.peft.renamed import renamed
-from vbfmt.errors import MissingExtraError, TargetError, VbfmtError
+from vbfmt.errors import MissingExtraError, TargetError, in_file
 
 if TYPE_CHECKING:
     from peft import PeftModel
@@ -70,13 +70,11 @@ def load_adapter(
         written = os.path.join(folder, "adapter")
         writers[form](given, written, **options)
         loaded = _loaded(model, written, adapter_name, path)
-    try:
+    with in_file(path):
         if form == "lora":
             require_lora_loaded(loaded, given, adapter_name)
         else:
             require_vblora_loaded(loaded, adapter, adapter_name)
-    except VbfmtError as error:
-        raise error.in_file(path) from None
     return loaded.eval()
 
 

@@ -84,10 +84,8 @@ class Pinned:
 
 
 def _read(file: str, banks: Sources | None, digest: str | None = None) -> tuple[Adapter, str]:
-    try:
+    with storage.refusing("cannot read", file):
         size = os.stat(file).st_size
-    except OSError as error:
-        raise storage.refusal("cannot read", file, error) from None
     if size > LARGEST:
         raise StorageError(
             "the file is too large to be served",

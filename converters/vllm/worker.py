@@ -26,7 +26,7 @@ from vbfmt.converters.peft import config as peft_config
 from vbfmt.converters.peft.loaded import as_torch
 from vbfmt.converters.vllm import fit
 from vbfmt.converters.vllm.pinned import Pinned
-from vbfmt.errors import TargetError, VbfmtError
+from vbfmt.errors import TargetError, in_file
 from vbfmt.tensors import Tensor
 
 if TYPE_CHECKING:
@@ -62,10 +62,8 @@ class Kept:
         """
         if pinned.digest not in self._adapters:
             adapter = pinned.load(banks=self._where)
-            try:
+            with in_file(pinned.file):
                 runtimes.require_loadable(adapter, "vllm")
-            except VbfmtError as error:
-                raise error.in_file(pinned.file) from None
             self._adapters[pinned.digest] = self._with_shared_bank(adapter)
         return self._adapters[pinned.digest]
 
@@ -229,13 +227,7 @@ def _tensors(adapter: Adapter, dtype: torch.dtype | None, file: str) -> dict[str
 def _require_range(values: NDArray[np.floating[Any]], dtype: str, part: str, file: str) -> None:
     """Refuse values that vLLM would round to infinities or to zeros."""
     wider = {"float16": "bfloat16", "bfloat16": "float32"}.get(dtype)
-    try:
+    advice = f"serve with --dtype {wider}" if wider else None
+    with in_file(file):
         lora.require_dtype(dtype)
-        lora.require_range(
-            values,
-            lora.DTYPES[dtype],
-            part,
-            advice=f"serve with --dtype {wider}" if wider else None,
-        )
-    except TargetError as error:
-        raise error.in_file(file) from None
+        lora.require_range(values, lora.DTYPES[dtype], part, advice=advice)

@@ -193,16 +193,10 @@ def write(content: Bytes, folder: PathLike, *, overwrite: bool = False) -> str:
                 raise
         else:
             return path
-    _make_folder(folder)
+    with storage.refusing("cannot write", folder):
+        os.makedirs(folder or os.curdir, exist_ok=True)
     storage.write(path, [content], overwrite=True)
     return path
-
-
-def _make_folder(path: PathLike) -> None:
-    try:
-        os.makedirs(path or os.curdir, exist_ok=True)
-    except OSError as error:
-        raise storage.refusal("cannot write", path, error) from None
 
 
 _lock = threading.Lock()

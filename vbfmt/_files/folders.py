@@ -36,7 +36,7 @@ def new(path: PathLike, *, overwrite: bool, whole: bool = False) -> Iterator[str
     target = os.path.realpath(path)
     if not overwrite:
         storage.require_absent(path)
-    try:
+    with storage.refusing("cannot write", path):
         with staging.folder(target) as temporary:
             try:
                 yield temporary
@@ -53,8 +53,6 @@ def new(path: PathLike, *, overwrite: bool, whole: bool = False) -> Iterator[str
                     raise storage.already_there(path)
                 (staging.replace_folder if whole else _move_in)(temporary, target)
         storage.sync_folder(os.path.dirname(target))
-    except OSError as error:
-        raise storage.refusal("cannot write", path, error) from None
 
 
 def _keep_permissions_of_files(target: str, temporary: str) -> None:

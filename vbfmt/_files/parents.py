@@ -54,11 +54,9 @@ def created(path: PathLike) -> Iterator[None]:
         missing.append(folder)
         folder = os.path.dirname(folder)
     try:
-        try:
+        with storage.refusing("cannot create a folder for", path):
             for each in reversed(missing):
                 os.makedirs(each, exist_ok=True)
-        except OSError as error:
-            raise storage.refusal("cannot create a folder for", path, error) from None
         yield
     except BaseException:
         for each in missing:

@@ -155,6 +155,15 @@ def refusal(what: str, path: PathLike, error: OSError) -> VbfmtError:
     return kind(what, file=path, found=reason, errno=error.errno, advice=advice if in_use else None)
 
 
+@contextlib.contextmanager
+def refusing(what: str, path: PathLike) -> Iterator[None]:
+    """Raise the `refusal` of an OSError in the block."""
+    try:
+        yield
+    except OSError as error:
+        raise refusal(what, path, error) from None
+
+
 _IN_USE = (5, 32, 1224)
 """Error codes of Windows for replacing or removing a file that is open or mapped: access denied,
 sharing violation, mapped section."""

@@ -10,7 +10,7 @@ from vbfmt._files.banks import Sources
 from vbfmt._format import rules
 from vbfmt._format.container import Bytes
 from vbfmt._format.packed_file import PackedFile
-from vbfmt.errors import VbfmtError
+from vbfmt.errors import in_file
 
 PathLike = str | os.PathLike[str]
 
@@ -25,10 +25,8 @@ def read(path: PathLike, banks: Sources | None) -> tuple[PackedFile, memoryview]
         VbfmtError: the file or its bank is invalid or cannot be read. The class is that of the
             first error found.
     """
-    try:
+    with in_file(path):
         return check(storage.read(path, mmap=False), bank_files.sources(banks, path))
-    except VbfmtError as error:
-        raise error.in_file(path) from None
 
 
 def check(data: Bytes, where: list[bank_files.Source]) -> tuple[PackedFile, memoryview]:

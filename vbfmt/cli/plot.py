@@ -68,7 +68,7 @@ def command(
     from vbfmt._files import outputs, parents
     from vbfmt.cli.packed_input import adapter_at
     from vbfmt.cli.progress import shown
-    from vbfmt.errors import MissingExtraError, VbfmtError
+    from vbfmt.errors import MissingExtraError, in_file
 
     # It would print to the terminal if it cannot write its cache, or is slow to fill it.
     logging.getLogger("matplotlib").setLevel(logging.ERROR)
@@ -81,11 +81,9 @@ def command(
             raise
         raise MissingExtraError.of("pictures need matplotlib", "plot") from None
     adapter = adapter_at(file, revision=revision, banks=banks)
-    try:
+    with in_file(before or file):
         earlier = adapter_at(before, revision=revision, banks=banks) if before else None
         scene = Scene(adapter, file, earlier)
-    except VbfmtError as error:
-        raise error.in_file(before or file) from None
     with parents.created(output), shown("figures") as progress:
         written = write(scene, output, figures=figures, overwrite=overwrite, progress=progress)
     if as_json:
