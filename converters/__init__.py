@@ -6,13 +6,12 @@ adapter can be expanded.
 
 from __future__ import annotations
 
-import os
 from collections.abc import Callable, Collection
 from dataclasses import dataclass
 from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
-from vbfmt._files import peft_layout
+from vbfmt._files import PathLike, peft_layout
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -20,8 +19,6 @@ if TYPE_CHECKING:
     from vbfmt.adapter import Adapter
     from vbfmt.converters._files.checkpoint import Checkpoint
     from vbfmt.converters.lowrank import LowRank
-
-PathLike = str | os.PathLike[str]
 
 
 @dataclass(frozen=True)

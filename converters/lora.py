@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from vbfmt._files import folders, json_file, peft_layout, storage
+from vbfmt._files import PathLike, folders, json_file, peft_layout, storage
 from vbfmt._files.peft_layout import key_of_tensor
 from vbfmt._format.container import Bytes
 from vbfmt.converters._files import safetensors
@@ -20,8 +20,6 @@ from vbfmt.converters.peft import config as peft_config
 from vbfmt.errors import TargetError
 from vbfmt.module import Module
 from vbfmt.tensors import SMALLEST_NORMAL, Tensor, numpy_dtype
-
-PathLike = str | os.PathLike[str]
 
 DTYPES = {"float32": "F32", "bfloat16": "BF16", "float16": "F16"}
 """Name of a dtype as users write it → its name in safetensors."""

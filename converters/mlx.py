@@ -16,15 +16,13 @@ from typing import Any
 
 import numpy as np
 
-from vbfmt._files import folders, json_file, storage
+from vbfmt._files import PathLike, folders, json_file, storage
 from vbfmt._format.container import Bytes
 from vbfmt.converters import lora
 from vbfmt.converters._files import safetensors
 from vbfmt.converters.hub.card import NAME as CARD
 from vbfmt.converters.lowrank import LowRank
 from vbfmt.errors import TargetError, few
-
-PathLike = str | os.PathLike[str]
 
 _IN_A_LAYER = re.compile(r"^(?P<stack>(?:.*\.)?)layers\.\d{1,5}\.(?P<key>.+)$")
 _OF_A_TOWER = re.compile(r"vision|visual|image|audio|speech|encoder|^model\.language_model\.$")

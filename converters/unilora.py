@@ -7,7 +7,6 @@ a vector of the bank. Keys and indices are those of peft/tuners/unilora/{layer,m
 
 from __future__ import annotations
 
-import os
 import re
 from collections.abc import Mapping
 from typing import Any
@@ -15,7 +14,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from vbfmt._files import peft_layout
+from vbfmt._files import PathLike, peft_layout
 from vbfmt._files.peft_layout import names_of
 from vbfmt._math.admixture import LARGEST_BANK, Rows, index_dtype
 from vbfmt.adapter import Adapter
@@ -32,8 +31,6 @@ from vbfmt.converters.peft import config as peft_config
 from vbfmt.errors import SourceError, few, in_file, warn
 from vbfmt.module import Module
 from vbfmt.tensors import Tensor
-
-PathLike = str | os.PathLike[str]
 
 _THETA = re.compile(r"^(?:.*\.)?unilora_theta_d(?:\.[^.]+)?$")
 _PART = re.compile(

@@ -12,12 +12,10 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from vbfmt._files import json_file, peft_layout, storage, unchanged
+from vbfmt._files import PathLike, json_file, peft_layout, storage, unchanged
 from vbfmt.converters._files import pickle, safetensors, training_run
 from vbfmt.errors import ContentError, MissingSourceError, SourceError
 from vbfmt.tensors import SMALLEST_NORMAL, Tensor
-
-PathLike = str | os.PathLike[str]
 
 WEIGHTS = (
     peft_layout.WEIGHTS,

@@ -8,7 +8,6 @@ header in JSON, and the tensors' bytes without gaps.
 from __future__ import annotations
 
 import json
-import os
 import struct
 from array import array
 from collections.abc import Iterable, Iterator, Mapping
@@ -17,13 +16,12 @@ from typing import Any, TypeAlias
 
 import numpy as np
 
-from vbfmt._files import storage
+from vbfmt._files import PathLike, storage
 from vbfmt._format import strict_json
 from vbfmt._format.container import Bytes
 from vbfmt.errors import SourceError, in_file
 from vbfmt.tensors import BITS, WHOLE_BYTES, Tensor, byte_length
 
-PathLike = str | os.PathLike[str]
 Spec: TypeAlias = "tuple[str, str, tuple[int, ...]]"
 """Name, safetensors dtype and shape of a tensor to write."""
 

@@ -17,15 +17,13 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from vbfmt._files import storage
+from vbfmt._files import PathLike, storage
 from vbfmt._format.container import Bytes
 from vbfmt.converters import lora
 from vbfmt.converters.gguf.base import Base, names, package, read_base
 from vbfmt.converters.lowrank import LowRank
 from vbfmt.errors import SourceError, TargetError, few
 from vbfmt.module import Module
-
-PathLike = str | os.PathLike[str]
 
 _ALIGNMENT = 32  # GGUF's default, general.alignment
 _LONGEST_NAME = 63  # GGML_MAX_NAME - 1, ggml.h

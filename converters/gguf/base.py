@@ -2,20 +2,17 @@
 
 from __future__ import annotations
 
-import os
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from types import ModuleType
 from typing import Any
 
-from vbfmt._files import json_file
+from vbfmt._files import PathLike, json_file
 from vbfmt.converters.gguf import metadata
 from vbfmt.converters.gguf.architectures import ARCHITECTURES, BY_CLASS, BY_NAME, Architecture
 from vbfmt.errors import MissingExtraError, SourceError, in_file
 from vbfmt.estimate import linears
-
-PathLike = str | os.PathLike[str]
 
 _LARGEST_COUNT = 65536
 MOST_LAYERS = 1024

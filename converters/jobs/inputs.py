@@ -7,11 +7,10 @@ import os
 from collections.abc import Iterable, Mapping, Sequence
 from typing import TextIO
 
+from vbfmt._files import PathLike
 from vbfmt.converters._files.checkpoint import WEIGHTS
 from vbfmt.converters.jobs.tasks import Item, Task, name_of
 from vbfmt.errors import ConfigError, MissingSourceError
-
-PathLike = str | os.PathLike[str]
 
 
 def collected(words: Iterable[str], lines: TextIO | None = None) -> list[str]:

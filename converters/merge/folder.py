@@ -7,10 +7,10 @@ import os
 import stat
 from collections.abc import Callable, Iterable, Iterator
 
-from vbfmt._files import folders, parents, storage
+from vbfmt._files import PathLike, folders, parents, storage
 from vbfmt._format.container import Bytes
 from vbfmt.converters.merge import paths, refusals
-from vbfmt.converters.merge.plan import PathLike, Plan
+from vbfmt.converters.merge.plan import Plan
 from vbfmt.converters.merge.stream import file_blocks, workers
 
 _logger = logging.getLogger(__name__)

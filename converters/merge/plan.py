@@ -12,7 +12,7 @@ from functools import cached_property
 from typing import Any
 
 from vbfmt import packed
-from vbfmt._files import json_file
+from vbfmt._files import PathLike, json_file
 from vbfmt.adapter import Adapter
 from vbfmt.converters.hub import card as cards
 from vbfmt.converters.lora import DTYPES, require_dtype
@@ -22,8 +22,6 @@ from vbfmt.converters.merge import config, record, refusals, revision
 from vbfmt.converters.merge.base import Base
 from vbfmt.converters.merge.layout import File, Layout, layout
 from vbfmt.errors import SourceError
-
-PathLike = str | os.PathLike[str]
 
 
 @dataclass(frozen=True)

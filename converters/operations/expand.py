@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from vbfmt import packed
-from vbfmt._files import outputs, parents
+from vbfmt._files import PathLike, outputs, parents
 from vbfmt._files.banks import Sources
 from vbfmt.adapter import Adapter
 from vbfmt.converters import WRITERS, Writer, runtimes, sources
@@ -20,8 +20,6 @@ from vbfmt.converters.operations import inputs
 from vbfmt.converters.peft import on_base
 from vbfmt.converters.runtimes import Finding
 from vbfmt.errors import ConfigError, TargetError, few, warn
-
-PathLike = str | os.PathLike[str]
 
 MUCH = 0.1
 """Warn if a lower rank loses more than this share of ΔW's norm, on average over the modules."""

@@ -7,6 +7,7 @@ import os
 from collections.abc import Callable, Sequence
 
 from vbfmt import packed
+from vbfmt._files import PathLike
 from vbfmt._files.banks import Sources
 from vbfmt._format.container import MAGIC
 from vbfmt.adapter import Adapter
@@ -15,7 +16,6 @@ from vbfmt.converters._files import checkpoint as checkpoints
 from vbfmt.converters.hub.repository import is_id, is_model_name
 from vbfmt.errors import ConfigError, MissingExtraError, SourceError, warn
 
-PathLike = str | os.PathLike[str]
 Given = PathLike | Adapter
 """A path, a repository's name, or an adapter in memory."""
 

@@ -5,14 +5,13 @@ from __future__ import annotations
 import os
 from collections.abc import Callable, Sequence
 
+from vbfmt._files import PathLike
 from vbfmt._files.banks import Sources
 from vbfmt.converters import merge as merging
 from vbfmt.converters import sources
 from vbfmt.converters.merge import Plan
 from vbfmt.converters.operations import inputs
 from vbfmt.errors import warn
-
-PathLike = str | os.PathLike[str]
 
 
 def merge(

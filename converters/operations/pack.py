@@ -9,15 +9,13 @@ from dataclasses import dataclass, replace
 from typing import BinaryIO
 
 from vbfmt import packed
-from vbfmt._files import outputs, parents, storage
+from vbfmt._files import PathLike, outputs, parents, storage
 from vbfmt.adapter import Adapter
 from vbfmt.converters import READERS, Source, open_source, sources
 from vbfmt.converters.hub import card as cards
 from vbfmt.converters.operations import inputs
 from vbfmt.errors import ConfigError, TargetError, warn
 from vbfmt.packed import Form
-
-PathLike = str | os.PathLike[str]
 
 
 @dataclass(frozen=True)

@@ -8,12 +8,11 @@ from dataclasses import dataclass
 
 import numpy as np
 
+from vbfmt._files import PathLike
 from vbfmt.adapter import Adapter
 from vbfmt.analysis.difference import Difference, compare
 from vbfmt.converters import open_source, sources
 from vbfmt.converters.operations.pack import base_of, recorded
-
-PathLike = str | os.PathLike[str]
 
 _ROUNDED_TWICE = 2.0**-23
 

@@ -2,17 +2,14 @@
 
 from __future__ import annotations
 
-import os
 from dataclasses import dataclass
 
-from vbfmt._files import outputs, parents, peft_layout
+from vbfmt._files import PathLike, outputs, parents, peft_layout
 from vbfmt._files.banks import Sources
 from vbfmt.adapter import Adapter
 from vbfmt.converters import peft
 from vbfmt.converters.hub import card as cards
 from vbfmt.converters.operations import inputs
-
-PathLike = str | os.PathLike[str]
 
 
 @dataclass(frozen=True)

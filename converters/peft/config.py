@@ -2,18 +2,16 @@
 
 from __future__ import annotations
 
-import os
 from collections.abc import Mapping
 from typing import Any
 
+from vbfmt._files import PathLike
 from vbfmt._files.peft_layout import CONFIG, NAMES_CODE, about_extras, config_of, implied, sizes
 from vbfmt.adapter import Adapter
 from vbfmt.converters._files.checkpoint import shown, size_in
 from vbfmt.converters.lowrank import LowRank
 from vbfmt.converters.names import targets
 from vbfmt.errors import SourceError
-
-PathLike = str | os.PathLike[str]
 
 
 def require_type(config: Mapping[str, Any], kind: str, file: PathLike) -> None:

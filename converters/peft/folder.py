@@ -12,7 +12,7 @@ import os
 from collections.abc import Mapping
 from typing import Any
 
-from vbfmt._files import folders, json_file, peft_layout, storage
+from vbfmt._files import PathLike, folders, json_file, peft_layout, storage
 from vbfmt._files.wrappers import without_wrappers
 from vbfmt.adapter import Adapter
 from vbfmt.converters._files import safetensors
@@ -34,8 +34,6 @@ from vbfmt.converters.peft.topk import TopK, as_bytes
 from vbfmt.errors import SourceError, TargetError, in_file, warn
 from vbfmt.module import Module
 from vbfmt.tensors import Tensor
-
-PathLike = str | os.PathLike[str]
 
 _INTEGERS = ("U8", "I8", "U16", "I16", "U32", "I32", "I64")
 

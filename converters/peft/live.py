@@ -6,6 +6,7 @@ import os
 import warnings
 from typing import TYPE_CHECKING, Any
 
+from vbfmt._files import PathLike
 from vbfmt.converters.lowrank import LowRank
 from vbfmt.converters.names import loaded_model
 from vbfmt.converters.peft.loaded import require_lora_loaded, require_vblora_loaded
@@ -15,8 +16,6 @@ from vbfmt.errors import MissingExtraError, TargetError, in_file
 if TYPE_CHECKING:
     from peft import PeftModel
     from torch import nn
-
-PathLike = str | os.PathLike[str]
 
 
 def load_adapter(

@@ -15,6 +15,7 @@ from contextlib import suppress
 from dataclasses import dataclass, field
 from typing import Any
 
+from vbfmt._files import PathLike
 from vbfmt._files.peft_layout import config_of
 from vbfmt.converters.lowrank import LowRank
 from vbfmt.converters.merge.base import json_object
@@ -24,8 +25,6 @@ from vbfmt.converters.peft import config as peft_config
 from vbfmt.converters.peft.renamed import renamed_in
 from vbfmt.converters.peft.skeleton import class_for_task
 from vbfmt.errors import TargetError, few, warn
-
-PathLike = str | os.PathLike[str]
 
 _ROOT = "base_model.model."
 _NAME = "default"

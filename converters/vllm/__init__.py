@@ -13,11 +13,10 @@ from __future__ import annotations
 
 import os
 
+from vbfmt._files import PathLike
 from vbfmt._files.banks import Sources
 from vbfmt.converters.vllm.pinned import Pinned
 from vbfmt.converters.vllm.resolver import Adapters
-
-PathLike = str | os.PathLike[str]
 
 ADAPTERS = "VBFMT_VLLM_ADAPTERS"
 """The environment variable with the path of the folder or store of adapters."""

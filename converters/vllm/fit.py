@@ -6,14 +6,12 @@ corner of a larger buffer. Both silently give wrong answers.
 
 from __future__ import annotations
 
-import os
 from collections.abc import Iterator, Mapping
 from typing import Any, TypeAlias
 
+from vbfmt._files import PathLike
 from vbfmt.adapter import Adapter
 from vbfmt.errors import ModelError, few
-
-PathLike = str | os.PathLike[str]
 
 Size: TypeAlias = tuple[int, int]
 """(in_features, out_features) of a layer."""

@@ -5,10 +5,9 @@ from __future__ import annotations
 import logging
 import os
 
+from vbfmt._files import PathLike
 from vbfmt.converters.vllm.pinned import SUFFIX, Pinned
 from vbfmt.errors import ConfigError, VbfmtError
-
-PathLike = str | os.PathLike[str]
 
 _logger = logging.getLogger("vllm.vbfmt")
 

@@ -10,13 +10,11 @@ import os
 import re
 from dataclasses import dataclass
 
-from vbfmt._files import storage
+from vbfmt._files import PathLike, storage
 from vbfmt._files.banks import Sources
 from vbfmt.adapter import Adapter
 from vbfmt.errors import ConfigError, StorageError
 from vbfmt.packed import load_with_form
-
-PathLike = str | os.PathLike[str]
 
 SUFFIX = ".vblora"
 LARGEST = 1 << 28

@@ -4,10 +4,9 @@ from __future__ import annotations
 
 import os
 
+from vbfmt._files import PathLike
 from vbfmt.converters.vllm.pinned import Pinned
 from vbfmt.store import Store
-
-PathLike = str | os.PathLike[str]
 
 
 class Stored:

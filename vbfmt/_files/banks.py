@@ -16,11 +16,9 @@ from typing import Any, Protocol
 import numpy as np
 from numpy.typing import NDArray
 
-from vbfmt._files import storage
+from vbfmt._files import PathLike, storage
 from vbfmt._format.container import Bytes, Section
 from vbfmt.errors import BankError, ChecksumError
-
-PathLike = str | os.PathLike[str]
 
 ENDING = ".bank"
 FOLDER = "banks"

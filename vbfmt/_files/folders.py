@@ -7,10 +7,8 @@ import errno
 import os
 from collections.abc import Iterator
 
-from vbfmt._files import staging, storage
+from vbfmt._files import PathLike, staging, storage
 from vbfmt.errors import VbfmtError
-
-PathLike = str | os.PathLike[str]
 
 
 @contextlib.contextmanager

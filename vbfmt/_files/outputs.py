@@ -6,10 +6,8 @@ import os
 import stat
 from collections.abc import Iterable
 
-from vbfmt._files import parents, storage
+from vbfmt._files import PathLike, parents, storage
 from vbfmt.errors import TargetError
-
-PathLike = str | os.PathLike[str]
 
 
 def require_file(path: PathLike, *, overwrite: bool) -> None:

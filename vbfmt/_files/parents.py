@@ -6,10 +6,8 @@ import contextlib
 import os
 from collections.abc import Iterator
 
-from vbfmt._files import storage
+from vbfmt._files import PathLike, storage
 from vbfmt.errors import TargetError
-
-PathLike = str | os.PathLike[str]
 
 
 def nearest(path: PathLike) -> str:

@@ -11,11 +11,9 @@ import sys
 from collections.abc import Iterable, Iterator
 from typing import BinaryIO
 
-from vbfmt._files import direct, staging
+from vbfmt._files import PathLike, direct, staging
 from vbfmt._format.container import Bytes
 from vbfmt.errors import MissingFileError, OutputExistsError, StorageError, VbfmtError
-
-PathLike = str | os.PathLike[str]
 
 
 def read(path: PathLike, *, mmap: bool, most: int | None = None) -> memoryview:

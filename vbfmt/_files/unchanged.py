@@ -5,9 +5,8 @@ from __future__ import annotations
 import os
 from collections.abc import Iterable, Mapping
 
+from vbfmt._files import PathLike
 from vbfmt.errors import StorageError
-
-PathLike = str | os.PathLike[str]
 
 Stamps = Mapping[PathLike, "tuple[int, int, int, int] | None"]
 """Path → inode, size, modification time and change time, or None if the file does not exist."""

@@ -2,17 +2,13 @@
 
 from __future__ import annotations
 
-import os
-
+from vbfmt._files import PathLike, storage
 from vbfmt._files import banks as bank_files
-from vbfmt._files import storage
 from vbfmt._files.banks import Sources
 from vbfmt._format import rules
 from vbfmt._format.container import Bytes
 from vbfmt._format.packed_file import PackedFile
 from vbfmt.errors import in_file
-
-PathLike = str | os.PathLike[str]
 
 
 def read(path: PathLike, banks: Sources | None) -> tuple[PackedFile, memoryview]:

@@ -10,17 +10,14 @@ characters.
 from __future__ import annotations
 
 import json
-import os
 import sys
 from typing import Any, TextIO
 
 import click
 
+from vbfmt._files import PathLike
 from vbfmt.cli import indented
 from vbfmt.errors import printable
-
-PathLike = str | os.PathLike[str]
-
 
 _VERBOSITY = "vbfmt.verbosity"
 _OUTPUT_IS_DATA = "vbfmt.output_is_data"
