@@ -17,7 +17,7 @@ from numpy.typing import NDArray
 
 from vbfmt._math.admixture import Rows
 from vbfmt.converters._files.checkpoint import FLOATS
-from vbfmt.converters.peft.rows import joined, rows_of_blocks, swap
+from vbfmt.converters.peft.rows import rows_of_blocks, split
 from vbfmt.errors import SourceError
 from vbfmt.module import Module
 from vbfmt.tensors import Tensor
@@ -92,23 +92,11 @@ def rows_by_module(
     sides = (layout.at_input, layout.at_output)
     keys = [f"{name}.logits_{side}" for name in modules for side in sides]
     blocks = {key: tensors[key].numpy().reshape(-1, h) for key in keys}
-    rows = rows_of_blocks(blocks, k, h)
-    result: dict[Module, Rows] = {}
-    start = 0
-    for name, module in modules.items():
-        pair = []
-        for side in sides:
-            tiles, rank = tensors[f"{name}.logits_{side}"].shape[:2]
-            here = slice(start, start + tiles * rank)
-            pair.append(
-                Rows(
-                    swap(rows.indices[here], tiles, rank),
-                    swap(rows.weights[here], tiles, rank),
-                )
-            )
-            start = here.stop
-        result[module] = joined(*pair)
-    return result
+    shapes = {
+        module: [tensors[f"{name}.logits_{side}"].shape[:2] for side in sides]
+        for name, module in modules.items()
+    }
+    return split(rows_of_blocks(blocks, k, h), shapes)
 
 
 def _module(

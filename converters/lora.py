@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import itertools
 import os
 from collections.abc import Iterator, Mapping
 from typing import Any
@@ -11,7 +10,6 @@ import numpy as np
 from numpy.typing import NDArray
 
 from vbfmt._files import PathLike, folders, json_file, peft_layout, storage
-from vbfmt._files.peft_layout import key_of_tensor
 from vbfmt._format.container import Bytes
 from vbfmt.converters._files import safetensors
 from vbfmt.converters.hub.card import NAME as CARD
@@ -70,7 +68,7 @@ def write(
     """
     require_dtype(dtype)
     rank = rank_of(adapter)
-    extras = {} if drop_extras else extras_by_key(adapter)
+    extras = {} if drop_extras else peft_layout.tensors_by_key(adapter)
     keys = {m.name: _keys((names or {}).get(m.name, m.name)) for m in adapter.modules}
     for pair in keys.values():
         for key in pair:
@@ -84,7 +82,7 @@ def write(
     with folders.new(path, overwrite=overwrite) as folder:
         length = safetensors.write(
             os.path.join(folder, peft_layout.WEIGHTS),
-            itertools.chain(_specs(adapter, keys, rank, DTYPES[dtype]), _specs_of(extras)),
+            _specs(adapter, keys, rank, DTYPES[dtype], extras),
             _contents(adapter, keys, rank, DTYPES[dtype], extras),
             metadata={"format": "pt"},
         )
@@ -125,28 +123,24 @@ def padded_factors(
         yield module, a, b
 
 
-def extras_by_key(adapter: LowRank) -> dict[str, Tensor]:
-    """Return the other trained tensors, by their keys in PEFT."""
-    modules = {module.name for module in adapter.modules}
-    return {key_of_tensor(name, modules): tensor for name, tensor in adapter.tensors.items()}
-
-
 def finite_values(tensor: Tensor) -> NDArray[np.float64]:
     """Return the values of a floating-point tensor, with 0 for NaN and infinities."""
     return np.nan_to_num(tensor.numpy().astype(np.float64), posinf=0, neginf=0)
 
 
 def _specs(
-    adapter: LowRank, keys: Mapping[str, tuple[str, str]], rank: int, dtype: str
+    adapter: LowRank,
+    keys: Mapping[str, tuple[str, str]],
+    rank: int,
+    dtype: str,
+    extras: Mapping[str, Tensor],
 ) -> Iterator[safetensors.Spec]:
     for module in adapter.modules:
         a, b = keys[module.name]
         yield a, dtype, (rank, module.in_features)
         yield b, dtype, (module.out_features, rank)
-
-
-def _specs_of(tensors: dict[str, Tensor]) -> list[safetensors.Spec]:
-    return [(key, tensor.dtype, tensor.shape) for key, tensor in tensors.items()]
+    for key, tensor in extras.items():
+        yield key, tensor.dtype, tensor.shape
 
 
 def _contents(
@@ -154,7 +148,7 @@ def _contents(
     keys: Mapping[str, tuple[str, str]],
     rank: int,
     dtype: str,
-    extras: dict[str, Tensor],
+    extras: Mapping[str, Tensor],
 ) -> Iterator[Bytes]:
     for module, a, b in padded_factors(adapter, rank):
         for key, array in zip(keys[module.name], (a, b), strict=True):

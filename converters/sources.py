@@ -55,11 +55,13 @@ def adapter(source: str, *, revision: str | None = None) -> str:
 
     Arguments and errors are those of `packed`.
     """
-
-    def choice(names: Names) -> Collection[str]:
-        return _only_packed(names, source) or checkpoints.needed(names)
-
-    return _path_of(source, choice, revision, f"{_PACKED} file or weights of an adapter")
+    what = f"{_PACKED} file or weights of an adapter"
+    return _path_of(
+        source,
+        lambda names: _only_packed(names, source) or checkpoints.needed(names),
+        revision,
+        what,
+    )
 
 
 def config(source: str, *, revision: str | None = None) -> str:
@@ -68,13 +70,9 @@ def config(source: str, *, revision: str | None = None) -> str:
     From a repository, only this file is downloaded, or the file that ``hf://`` names, such as a
     GGUF file. Arguments and errors are those of `checkpoint`.
     """
+    from vbfmt.converters.merge.base import CONFIG
 
-    from vbfmt.converters.merge import base as bases
-
-    def choice(names: Names) -> Collection[str]:
-        return [name for name in names if name == bases.CONFIG]
-
-    return _path_of(source, choice, revision, bases.CONFIG)
+    return _path_of(source, lambda names: {CONFIG} & set(names), revision, CONFIG)
 
 
 def model(source: str, *, revision: str | None = None) -> str:
@@ -125,12 +123,7 @@ def _only_packed(names: Names, source: str) -> list[str]:
     return found
 
 
-def _path_of(
-    source: str,
-    choice: Choice,
-    revision: str | None,
-    what: str,
-) -> str:
+def _path_of(source: str, choice: Choice, revision: str | None, what: str) -> str:
     """Return `source` itself if it is a path. Otherwise, download it and return its local path.
 
     The local path is the folder in the Hub's cache, or a file in it: the file that `source` names,

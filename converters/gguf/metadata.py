@@ -66,13 +66,12 @@ def read(path: str | os.PathLike[str], wanted: tuple[str, ...]) -> Metadata:
     fields: dict[str, str | int | list[int]] = {}
     for _ in range(walk.count(entries, 8 + 4 + 1)):
         key = walk.text()
-        kind = walk.number("<I")
+        value = walk.value(walk.number("<I"))
         if key is None or not key.endswith(wanted):
-            walk.value(kind, 0)
-        elif key in fields:
+            continue
+        if key in fields:
             raise _unreadable(f"{key[:80]!r} twice")
-        else:
-            fields[key] = walk.kept(kind)
+        fields[key] = "" if value is None else value
     shapes: dict[str, tuple[int, ...]] = {}
     if tensors > MOST_TENSORS:
         raise _unreadable(f"{tensors} tensors")
@@ -113,10 +112,6 @@ class _Walk:
             raise _unreadable(f"{announced} entries at {self._position} of {len(self._data)}")
         return announced
 
-    def string(self) -> None:
-        """Skip a string."""
-        self.skip(self.number("<Q"))
-
     def text(self) -> str | None:
         """Read a string. Return None if it is too long or not UTF-8."""
         size = self.number("<Q")
@@ -129,44 +124,34 @@ class _Walk:
         except UnicodeDecodeError:
             return None
 
-    def kept(self, kind: int) -> str | int | list[int]:
-        """Read a string, an integer or a short array of integers.
+    def value(self, kind: int, depth: int = 0) -> str | int | list[int] | None:
+        """Read a string, an integer or a short array of integers. Skip a value of another type.
 
-        Skip a value of another type, and return an empty string.
+        The value is nested in `depth` arrays.
         """
         if kind == _STRING:
-            return self.text() or ""
+            return self.text()
         if kind in _INTEGERS:
             return self.number(f"<{_INTEGERS[kind]}")
-        start = self._position
         if kind == _ARRAY:
-            inner, length = self.number("<I"), self.number("<Q")
-            if inner in _INTEGERS and length <= _LONGEST_ARRAY:
-                return [self.number(f"<{_INTEGERS[inner]}") for _ in range(length)]
-        self._position = start
-        self.value(kind, 0)
-        return ""
-
-    def value(self, kind: int, depth: int) -> None:
-        """Skip a value of the type `kind`, nested in `depth` arrays."""
-        if kind == _STRING:
-            self.string()
-        elif kind == _ARRAY:
-            self._array(depth + 1)
-        elif kind in _SIZES:
-            self.skip(_SIZES[kind])
-        else:
+            return self._array(depth + 1)
+        if kind not in _SIZES:
             raise _unreadable(f"a value of type {kind}")
+        self.skip(_SIZES[kind])
+        return None
 
-    def _array(self, depth: int) -> None:
+    def _array(self, depth: int) -> list[int] | None:
         kind, length = self.number("<I"), self.number("<Q")
+        if kind in _INTEGERS and length <= _LONGEST_ARRAY:
+            return [self.number(f"<{_INTEGERS[kind]}") for _ in range(length)]
         if kind in _SIZES:
             self.skip(_SIZES[kind] * length)
-            return
+            return None
         if depth > _DEEPEST:
             raise _unreadable(f"arrays nested {depth} deep")
         for _ in range(self.count(length, 8)):
             self.value(kind, depth)
+        return None
 
 
 def _unreadable(found: str) -> SourceError:

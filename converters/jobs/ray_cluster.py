@@ -17,7 +17,6 @@ _RETRIES = 3
 _AT_ONCE = 4
 """Number of shards that are queued for each worker."""
 
-
 _logger = logging.getLogger(__name__)
 
 
@@ -58,8 +57,8 @@ def _outcomes(
     ray: Any, task: Task, shards: Sequence[Sequence[Item]], workers: int
 ) -> Iterator[tuple[int, list[Outcome]]]:
     # Ray itself must not retry a shard, because a retry must be allowed to replace outputs of the
-    # first attempt.
-    remote = ray.remote(max_retries=0)(_shard)
+    # first attempt. It passes the function by name, so the worker imports the library.
+    remote = ray.remote(max_retries=0)(run_shard)
     waiting = iter(enumerate(shards))
     running: dict[Any, int] = {}
     tries: dict[int, int] = {}
@@ -85,17 +84,6 @@ def _outcomes(
                 _logger.info("%s: %d inputs run again", name, len(shards[number]))
                 running[remote.remote(task, [each.for_retry() for each in shards[number]])] = number
                 continue
-            yield (
-                number,
-                [
-                    Outcome(i.source, i.output, "failed", kind="worker", message=name)
-                    for i in shards[number]
-                ],
-            )
+            failed: dict[str, Any] = {"status": "failed", "kind": "worker", "message": name}
+            yield number, [Outcome(i.source, i.output, **failed) for i in shards[number]]
         fill()
-
-
-def _shard(task: Task, shard: list[Item]) -> list[Outcome]:
-    """Run a shard in a worker. Ray passes this function by name, so the worker imports the
-    library."""
-    return run_shard(task, shard)

@@ -201,17 +201,23 @@ def _touched(base: Base, adapter: LowRank, locations: Locations) -> dict[str, It
 
 def _replaced(base: Base, adapter: LowRank, locations: Locations) -> dict[str, Tensor]:
     """Return the trained tensors that replace tensors of the base, by their names in the base."""
-    _require_one_each(locations.tensors, base)
-    replaced = {target: adapter.tensors[name] for name, target in locations.tensors.items()}
+    replaced: dict[str, Tensor] = {}
+    for name, target in locations.tensors.items():
+        _replace(target, adapter.tensors[name], replaced, base)
     _require_fit(replaced, base, adapter, locations)
     trained = {target: adapter.tensors[name] for name, target in locations.converted.items()}
     for name, tensor in converted.tensors(base, locations, trained).items():
-        if name in replaced:
-            raise SourceError(
-                "two trained tensors replace one tensor of the base", file=base.path, part=name
-            )
-        replaced[name] = tensor
+        _replace(name, tensor, replaced, base)
     return replaced
+
+
+def _replace(name: str, tensor: Tensor, replaced: dict[str, Tensor], base: Base) -> None:
+    """Add a trained tensor to `replaced`, unless another one replaces the same tensor."""
+    if name in replaced:
+        raise SourceError(
+            "two trained tensors replace one tensor of the base", file=base.path, part=name
+        )
+    replaced[name] = tensor
 
 
 def _added(base: Base, adapter: LowRank, locations: Locations) -> tuple[str, dict[str, Tensor]]:
@@ -231,15 +237,6 @@ def _added(base: Base, adapter: LowRank, locations: Locations) -> tuple[str, dic
     prefix = locations.rule.drop if None in below.values() else ""
     named = {name: inner[name] if below[name] is None else f"{prefix}{below[name]}" for name in new}
     return prefix, {named[name]: adapter.tensors[name] for name in new}
-
-
-def _require_one_each(locations: Mapping[str, str], base: Base) -> None:
-    """Refuse two trained tensors that would replace the same tensor of the base."""
-    for name, count in Counter(locations.values()).items():
-        if count > 1:
-            raise SourceError(
-                "two trained tensors replace one tensor of the base", file=base.path, part=name
-            )
 
 
 def _require_fit(

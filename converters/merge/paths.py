@@ -8,6 +8,7 @@ import re
 import stat
 from collections.abc import Iterator
 from dataclasses import dataclass
+from pathlib import Path
 
 from vbfmt._files import storage
 from vbfmt.errors import SourceError
@@ -57,7 +58,8 @@ class Folder:
             path: the folder's path.
             follow_links: let its links lead anywhere.
         """
-        return cls(path, None if follow_links else _home(os.path.realpath(path)))
+        real = os.path.realpath(path)
+        return cls(path, None if follow_links else cached_repository(real) or real)
 
     def file(self, name: str) -> str:
         """Return the path of a file."""
@@ -117,13 +119,10 @@ def tree(folder: str, *, hidden: bool = True) -> Iterator[Entry]:
             entries.
         StorageError: a folder cannot be read.
     """
-    levels = [_listed(folder, "")]
+    waiting = _listed(folder, "")
     count = 0
-    while levels:
-        entry = next(levels[-1], None)
-        if entry is None:
-            levels.pop()
-            continue
+    while waiting:
+        entry = waiting.pop()
         count += 1
         if count > MOST_FILES:
             raise SourceError("too many files", file=folder, expected=f"at most {MOST_FILES}")
@@ -131,14 +130,14 @@ def tree(folder: str, *, hidden: bool = True) -> Iterator[Entry]:
             continue
         yield entry
         if entry.folder:
-            if len(levels) > DEEPEST:
+            if entry.path.count(os.sep) >= DEEPEST:
                 raise SourceError(
                     "folders are nested too deeply",
                     file=folder,
                     part=entry.path,
                     expected=f"at most {DEEPEST}",
                 )
-            levels.append(_listed(folder, entry.path))
+            waiting += _listed(folder, entry.path)
 
 
 def within(inner: str, outer: str) -> bool:
@@ -149,7 +148,8 @@ def within(inner: str, outer: str) -> bool:
     folders = {_identity(outer)}
     folders |= {_identity(os.path.join(outer, entry.path)) for entry in tree(outer) if entry.folder}
     folders.discard(None)
-    return any(_identity(path) in folders for path in _ancestors(os.path.realpath(inner)))
+    path = Path(os.path.realpath(inner))
+    return any(_identity(each) in folders for each in (path, *path.parents))
 
 
 def content(path: str, home: str | None = None) -> Iterator[bytes]:
@@ -199,16 +199,15 @@ def _require_below(file: int, path: str, home: str | None) -> None:
         )
 
 
-def _home(path: str) -> str:
-    """Return the folder that a model's links must stay in.
+def cached_repository(path: str) -> str | None:
+    """Return the folder ``models--owner--name`` of ``models--owner--name/snapshots/<commit>``.
 
-    It is the model's folder itself. For ``models--owner--name/snapshots/<commit>`` in the cache of
-    huggingface_hub, it is ``models--owner--name``.
+    This is where huggingface_hub's cache has a model. For other paths, return None.
     """
     snapshots, commit = os.path.split(path)
     repository, name = os.path.split(snapshots)
     cached = os.path.basename(repository).startswith("models--")
-    return repository if name == "snapshots" and cached and _COMMIT.fullmatch(commit) else path
+    return repository if name == "snapshots" and cached and _COMMIT.fullmatch(commit) else None
 
 
 def _is_below(path: str, folder: str) -> bool:
@@ -217,37 +216,23 @@ def _is_below(path: str, folder: str) -> bool:
     return path.startswith(os.path.join(folder, ""))
 
 
-def _listed(folder: str, within: str) -> Iterator[Entry]:
-    try:
-        with os.scandir(os.path.join(folder, within)) as entries:
-            found = sorted(entries, key=lambda entry: entry.name)
-            return iter(
-                [
-                    Entry(
-                        os.path.join(within, entry.name),
-                        entry.is_dir(follow_symlinks=False),
-                        entry.is_symlink(),
-                    )
-                    for entry in found
-                ]
+def _listed(folder: str, within: str) -> list[Entry]:
+    """Return the content of the folder `within` a folder, the last name first."""
+    path = os.path.join(folder, within)
+    with storage.refusing("cannot read", path), os.scandir(path) as entries:
+        return [
+            Entry(
+                os.path.join(within, found.name),
+                found.is_dir(follow_symlinks=False),
+                found.is_symlink(),
             )
-    except OSError as error:
-        raise storage.refusal("cannot read", os.path.join(folder, within), error) from None
+            for found in sorted(entries, key=lambda found: found.name, reverse=True)
+        ]
 
 
-def _identity(path: str) -> tuple[int, int] | None:
+def _identity(path: str | os.PathLike[str]) -> tuple[int, int] | None:
     try:
         found = os.stat(path)
     except OSError:
         return None
     return found.st_dev, found.st_ino
-
-
-def _ancestors(path: str) -> Iterator[str]:
-    """Yield the path itself and all its parent folders."""
-    while True:
-        yield path
-        parent = os.path.dirname(path)
-        if parent == path:
-            return
-        path = parent

@@ -8,13 +8,11 @@ for each branch and tag. Elsewhere, the adapter may name the folder itself as it
 from __future__ import annotations
 
 import os
-import re
 from pathlib import Path
 
 from vbfmt.adapter import Adapter
+from vbfmt.converters.merge.paths import cached_repository
 from vbfmt.errors import SourceError
-
-_COMMIT = re.compile(r"[0-9a-f]{40}")
 
 
 def check(adapter: Adapter, base: str, *, strict: bool) -> str | None:
@@ -61,15 +59,12 @@ def _identity(base: str) -> tuple[str | None, str | None, Path | None]:
 
     They are None if the path is not in the cache of huggingface_hub.
     """
-    path = Path(os.path.abspath(base))
-    home = path.parent.parent
-    if not (
-        _COMMIT.fullmatch(path.name)
-        and path.parent.name == "snapshots"
-        and home.name.startswith("models--")
-    ):
+    path = os.path.abspath(base)
+    home = cached_repository(path)
+    if home is None:
         return None, None, None
-    return home.name.removeprefix("models--").replace("--", "/", 1), path.name, home / "refs"
+    name = os.path.basename(home).removeprefix("models--").replace("--", "/", 1)
+    return name, os.path.basename(path), Path(home, "refs")
 
 
 def _commit_of(revision: str, refs: Path | None) -> str | None:

@@ -248,8 +248,7 @@ def _require_inputs_stay(
     writer: Writer, dst: PathLike, found: Sequence[inputs.Given], config: PathLike | None
 ) -> None:
     read = [*(file for each in found for file in inputs.files_of(each)), *inputs.configs(config)]
-    outputs.require_no_input(dst, read)
-    outputs.require_no_inputs(dst, (*writer.files, cards.NAME), read)
+    outputs.require_no_input(dst, read, names=(*writer.files, cards.NAME))
 
 
 class _Watched:

@@ -53,7 +53,7 @@ def unpack(
     outputs.require_folder(dst, overwrite=overwrite)
     found = inputs.located(src, revision=revision)
     written = (peft_layout.WEIGHTS, peft_layout.CONFIG, *([cards.NAME] if card else []))
-    outputs.require_no_inputs(dst, written, inputs.files_of(found))
+    outputs.require_no_input(dst, inputs.files_of(found), names=written)
     adapter = inputs.loaded(found, banks=banks)
     with parents.created(dst):
         text = cards.vblora(adapter) if card else None

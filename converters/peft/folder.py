@@ -164,7 +164,7 @@ def write(
         )
     topk = TopK.of(adapter)
     bank = ("base_model.vblora_vector_bank", "F32", adapter.bank.shape)
-    others = _by_key(adapter)
+    others = peft_layout.tensors_by_key(adapter)  # no factor has such a key
     specs = itertools.chain(
         [bank],
         topk.specs(),
@@ -186,22 +186,6 @@ def write(
         if card is not None:
             length += storage.write(os.path.join(folder, CARD), [card], overwrite=False)
     return length
-
-
-def _by_key(adapter: Adapter) -> dict[str, Tensor]:
-    """Return the other trained tensors, by their keys in PEFT. No factor has such a key.
-
-    Raises:
-        TargetError: two tensors have the same key.
-    """
-    modules = {module.name for module in adapter}
-    found = {}
-    for name, tensor in adapter.tensors.items():
-        key = peft_layout.key_of_tensor(name, modules)
-        if key in found:
-            raise TargetError("two trained tensors have the same key", part=key)
-        found[key] = tensor
-    return found
 
 
 def _unwrapped(config: Mapping[str, Any]) -> Mapping[str, Any]:

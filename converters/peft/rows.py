@@ -6,8 +6,8 @@ features. A row is the selection of one sub-vector: indices and weights.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from typing import Any
+from collections.abc import Hashable, Iterable, Mapping
+from typing import Any, TypeAlias, TypeVar
 
 import numpy as np
 from numpy.typing import NDArray
@@ -17,6 +17,9 @@ from vbfmt._math.selection import Logits, select_top_k
 from vbfmt.converters.peft.keys import Keys
 from vbfmt.errors import ContentError, warn
 from vbfmt.tensors import Tensor
+
+Key = TypeVar("Key", bound=Hashable)
+Shape: TypeAlias = tuple[int, ...]
 
 _ROUNDING = {"F64": 2.0**-52, "F32": 2.0**-23, "F16": 2.0**-10, "BF16": 2.0**-7}
 """dtype → tolerance for the rounding of weights to it: twice its largest effect on their sum."""
@@ -39,7 +42,7 @@ def rows_by_module(keys: Keys, tensors: Mapping[str, Tensor], k: int, h: int) ->
 def _rows_of_logits(keys: Keys, tensors: Mapping[str, Tensor], k: int, h: int) -> dict[str, Rows]:
     sources = {key: tensors[key] for key in keys.in_order("logits")}
     blocks = {key: tensor.numpy().reshape(-1, h) for key, tensor in sources.items()}
-    return _split(rows_of_blocks(blocks, k, h), keys, tensors, "logits")
+    return split(rows_of_blocks(blocks, k, h), _shapes(keys, tensors, "logits"))
 
 
 def rows_of_blocks(blocks: Mapping[str, Logits], k: int, h: int) -> Rows:
@@ -74,7 +77,7 @@ def _rows_of_weights(keys: Keys, tensors: Mapping[str, Tensor], k: int, h: int) 
             f"rounding made the weights of {rescued.size} of {len(weights)} rows sum to more than "
             "1 (PEFT computes NaN from them); they were scaled to sum to 1"
         )
-    return _split(canonical_rows(indices, weights, h), keys, tensors, "indices")
+    return split(canonical_rows(indices, weights, h), _shapes(keys, tensors, "indices"))
 
 
 def _given_row(
@@ -119,21 +122,33 @@ def _given_row(
     return indices, np.concatenate([given, rest], axis=1)
 
 
-def _split(rows: Rows, keys: Keys, tensors: Mapping[str, Tensor], what: str) -> dict[str, Rows]:
-    """Return the rows of A and B by module. B's are reordered from (tile, rank) to (rank, tile)."""
-    result: dict[str, Rows] = {}
-    start = 0
+def _shapes(keys: Keys, tensors: Mapping[str, Tensor], what: str) -> dict[str, list[Shape]]:
+    """Return the shapes of both factors by module, for `split`. A is in the right order already."""
+    result: dict[str, list[Shape]] = {}
     for name, factors in keys.modules.items():
+        (rank, tiles), b = (tensors[factors[factor][what]].shape[:2] for factor in ("A", "B"))
+        result[name] = [(1, rank * tiles), b]
+    return result
+
+
+def split(rows: Rows, shapes: Mapping[Key, Iterable[Shape]]) -> dict[Key, Rows]:
+    """Divide rows among modules. Reorder those of each factor from (first, second) to (second,
+    first).
+
+    Args:
+        rows: the rows of all modules, first A's, then B's of each.
+        shapes: module → (first, second) of A and of B.
+    """
+    result = {}
+    start = 0
+    for module, factors in shapes.items():
         pair = []
-        for factor in ("A", "B"):
-            first, second = tensors[factors[factor][what]].shape[:2]
+        for first, second in factors:
             here = slice(start, start + first * second)
-            indices, weights = rows.indices[here], rows.weights[here]
-            if factor == "B":
-                indices, weights = (swap(part, first, second) for part in (indices, weights))
-            pair.append(Rows(indices, weights))
+            pair.append([swap(part[here], first, second) for part in (rows.indices, rows.weights)])
             start = here.stop
-        result[name] = joined(*pair)
+        indices, weights = map(np.concatenate, zip(*pair, strict=True))
+        result[module] = Rows(indices, weights)
     return result
 
 
@@ -144,8 +159,3 @@ def swap(rows: NDArray[Any], first: int, second: int) -> NDArray[Any]:
     by_second = rows.reshape(first, second, columns).swapaxes(0, 1)
     swapped: NDArray[Any] = by_second.reshape(first * second, columns)
     return swapped
-
-
-def joined(a: Rows, b: Rows) -> Rows:
-    """Concatenate A's and B's rows."""
-    return Rows(np.concatenate([a.indices, b.indices]), np.concatenate([a.weights, b.weights]))

@@ -18,6 +18,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from numpy.typing import NDArray
 
+from vbfmt._files import peft_layout
 from vbfmt._files.banks import Sources
 from vbfmt.adapter import Adapter
 from vbfmt.converters import lora, runtimes
@@ -217,7 +218,7 @@ def _tensors(adapter: Adapter, dtype: torch.dtype | None, file: str) -> dict[str
             _require_range(array, kind, f"{factor} of {module.name}", file)
             key = f"base_model.model.{module.name}.lora_{factor}.weight"
             tensors[key] = torch.from_numpy(np.ascontiguousarray(array))
-    for key, tensor in lora.extras_by_key(adapter).items():
+    for key, tensor in peft_layout.tensors_by_key(adapter).items():
         tensors[key] = as_torch(tensor)
         if tensor.dtype in FLOATS:
             _require_range(lora.finite_values(tensor), kind, key, file)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import os
 import stat
 from collections.abc import Iterable
@@ -55,30 +56,27 @@ def require_folder(path: PathLike, *, overwrite: bool) -> None:
         storage.require_absent(path)
 
 
-def require_no_input(path: PathLike, inputs: Iterable[PathLike]) -> None:
+def require_no_input(
+    path: PathLike, inputs: Iterable[PathLike], *, names: Iterable[str] = ()
+) -> None:
     """Check that an output would not replace an input.
 
+    Args:
+        path: the output.
+        inputs: the files that are read.
+        names: names of the files to write, if the output is a folder.
+
     Raises:
-        TargetError: `path` and one of `inputs` are the same file.
+        TargetError: the output, or one of its files, is the same file as one of `inputs`.
     """
-    for source in inputs:
+    written = [path, *(os.path.join(path, name) for name in names)]
+    for path, source in itertools.product(written, inputs):
         if os.path.exists(path) and os.path.exists(source) and os.path.samefile(path, source):
             raise TargetError(
                 "the output would replace an input",
                 file=path,
                 advice="choose another name",
             )
-
-
-def require_no_inputs(folder: PathLike, names: Iterable[str], inputs: Iterable[PathLike]) -> None:
-    """Check that no output in `folder` with one of these names would replace an input.
-
-    Raises:
-        TargetError: an output and one of `inputs` are the same file.
-    """
-    inputs = list(inputs)
-    for name in names:
-        require_no_input(os.path.join(folder, name), inputs)
 
 
 _OTHER_ENDINGS = (".safetensors", ".bin", ".pt", ".pth", ".gguf", ".bank", ".json")

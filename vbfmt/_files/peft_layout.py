@@ -12,7 +12,7 @@ from collections.abc import Collection, Iterable, Mapping
 from typing import Any, Protocol
 
 from vbfmt.adapter import Adapter
-from vbfmt.errors import SourceError
+from vbfmt.errors import SourceError, TargetError
 from vbfmt.module import Module
 from vbfmt.tensors import Tensor
 
@@ -61,6 +61,22 @@ def key_of_tensor(name: str, modules: Collection[str]) -> str:
     owner, _, leaf = name.rpartition(".")
     inner = f"{owner}.base_layer.{leaf}" if owner in modules else name
     return f"{PREFIX}{inner}"
+
+
+def tensors_by_key(adapter: WithExtras) -> dict[str, Tensor]:
+    """Return the other trained tensors, by their keys in PEFT.
+
+    Raises:
+        TargetError: two tensors have the same key.
+    """
+    modules = {module.name for module in adapter.modules}
+    found: dict[str, Tensor] = {}
+    for name, tensor in adapter.tensors.items():
+        key = key_of_tensor(name, modules)
+        if key in found:
+            raise TargetError("two trained tensors have the same key", part=key)
+        found[key] = tensor
+    return found
 
 
 def names_of(others: Iterable[str], prefix: str, modules: Collection[str]) -> dict[str, str]:
