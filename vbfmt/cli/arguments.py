@@ -84,7 +84,6 @@ PATH = _Input()
 """An input path, or a repository on the Hub."""
 
 DTYPE = _Dtype(["float32", "bfloat16", "float16"])
-FORM = click.Choice(("embedded", "external"), case_sensitive=False)
 LAYOUT = click.Choice(LAYOUTS, case_sensitive=False)
 RUNTIME = click.Choice(RUNTIMES, case_sensitive=False)
 JSON = click.option("--json", "as_json", is_flag=True, help="Print the result as JSON.")
@@ -94,6 +93,13 @@ WEIGHTS = click.option(
     multiple=True,
     type=float,
     help="Weight of each FILE, in order; default: 1. Biases and heads are not scaled.",
+)
+
+BANK = click.option(
+    "--bank",
+    type=click.Choice(("embedded", "external"), case_sensitive=False),
+    default="embedded",
+    help="external: write the bank to <SHA-256>.bank, which adapters can share.",
 )
 
 BANKS = click.option(

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import click
 
+from vbfmt.cli import arguments as args
 from vbfmt.cli import show
-from vbfmt.cli.arguments import BANKS, JSON, PATH, force_option, output_option
 from vbfmt.cli.command import Group
 from vbfmt.cli.failure import in_user_terms
 
@@ -26,20 +26,23 @@ def command() -> None:
     """
 
 
-_OUTPUT = output_option("a packed file (.vblora)", ".vblora")
-_FORCE = force_option("an existing file")
+_OUTPUT = args.output_option("a packed file (.vblora)", ".vblora")
+_FORCE = args.force_option("an existing file")
 
 
 @command.command(
     "split", examples=("vbfmt bank split adapter.vblora -o thin.vblora --banks banks",)
 )
-@click.argument("file", metavar="FILE", type=PATH)
+@click.argument("file", metavar="FILE", type=args.PATH)
 @_OUTPUT
 @click.option(
-    "--banks", type=PATH, metavar="DIR", help="Folder for the bank; default: the output's folder."
+    "--banks",
+    type=args.PATH,
+    metavar="DIR",
+    help="Folder for the bank; default: the output's folder.",
 )
 @_FORCE
-@JSON
+@args.JSON
 def split(file: str, output: str, banks: str | None, overwrite: bool, as_json: bool) -> None:
     """Write FILE without its bank, and the bank as <SHA-256>.bank.
 
@@ -56,11 +59,11 @@ def split(file: str, output: str, banks: str | None, overwrite: bool, as_json: b
 
 
 @command.command("join", examples=("vbfmt bank join thin.vblora -o adapter.vblora --banks banks",))
-@click.argument("file", metavar="FILE", type=PATH)
+@click.argument("file", metavar="FILE", type=args.PATH)
 @_OUTPUT
-@BANKS
+@args.BANKS
 @_FORCE
-@JSON
+@args.JSON
 def join(file: str, output: str, banks: tuple[str, ...], overwrite: bool, as_json: bool) -> None:
     """Write FILE with its bank embedded.
 
@@ -77,9 +80,9 @@ def join(file: str, output: str, banks: tuple[str, ...], overwrite: bool, as_jso
 
 
 @command.command("list", examples=("vbfmt bank list adapters --banks banks",))
-@click.argument("paths", metavar="[PATH]...", nargs=-1, type=PATH)
-@BANKS
-@JSON
+@click.argument("paths", metavar="[PATH]...", nargs=-1, type=args.PATH)
+@args.BANKS
+@args.JSON
 @click.pass_context
 def listing(
     ctx: click.Context, paths: tuple[str, ...], banks: tuple[str, ...], as_json: bool

@@ -6,8 +6,8 @@ import dataclasses
 
 import click
 
+from vbfmt.cli import arguments as args
 from vbfmt.cli import show
-from vbfmt.cli.arguments import BANKS, JSON, PACKED, revision_option
 from vbfmt.cli.command import Command
 
 _SHOWN = 20
@@ -25,11 +25,11 @@ _SHOWN = 20
         "vbfmt diff checkpoint adapter.vblora -q && echo the same",
     ),
 )
-@click.argument("a", type=PACKED)
-@click.argument("b", type=PACKED)
-@revision_option("A and B")
-@BANKS
-@JSON
+@click.argument("a", type=args.PACKED)
+@click.argument("b", type=args.PACKED)
+@args.revision_option("A and B")
+@args.BANKS
+@args.JSON
 @click.pass_context
 def command(
     ctx: click.Context, a: str, b: str, revision: str | None, banks: tuple[str, ...], as_json: bool

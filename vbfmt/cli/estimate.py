@@ -8,8 +8,8 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
+from vbfmt.cli import arguments as args
 from vbfmt.cli import show
-from vbfmt.cli.arguments import JSON, PATH, revision_option
 from vbfmt.cli.command import Command
 
 if TYPE_CHECKING:
@@ -34,8 +34,8 @@ def _count(*names: str, **options: Any) -> Callable[[Any], Any]:
     ),
 )
 @click.option("--model", metavar="NAME", help="One of the paper's models: llama-2-7b and others.")
-@click.option("--base", type=PATH, help="A model's folder, its config.json, or a repository.")
-@revision_option("the base")
+@click.option("--base", type=args.PATH, help="A model's folder, its config.json, or a repository.")
+@args.revision_option("the base")
 @click.option(
     "--targets",
     default="all",
@@ -56,7 +56,7 @@ def _count(*names: str, **options: Any) -> Callable[[Any], Any]:
 @_count("--vera-rank", "vera", default=256, help="Rank of VeRA.")
 @_count("--xs-rank", "xs", default=64, help="Rank of LoRA-XS.")
 @_count("--uni-length", "uni", help="Length of Uni-LoRA's vector.  [default: h · b]")
-@JSON
+@args.JSON
 @click.pass_context
 def command(
     ctx: click.Context,

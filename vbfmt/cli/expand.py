@@ -7,23 +7,8 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
+from vbfmt.cli import arguments as args
 from vbfmt.cli import show
-from vbfmt.cli.arguments import (
-    BANKS,
-    CARD,
-    DTYPE,
-    JSON,
-    LAYOUT,
-    PACKED,
-    PATH,
-    RUNTIME,
-    TOPK,
-    WEIGHTS,
-    force_option,
-    output_option,
-    require_weights,
-    revision_option,
-)
 from vbfmt.cli.command import Command
 from vbfmt.cli.translation import in_options
 
@@ -44,13 +29,13 @@ _SHOWN = 3
         "vbfmt expand a.vblora b.vblora --weight 0.7 --weight 0.3 --rank 8 -o lora",
     ),
 )
-@click.argument("files", metavar="FILE...", nargs=-1, required=True, type=PACKED)
-@output_option("a folder, or with --to gguf a file (.gguf)", ".gguf")
-@WEIGHTS
+@click.argument("files", metavar="FILE...", nargs=-1, required=True, type=args.PACKED)
+@args.output_option("a folder, or with --to gguf a file (.gguf)", ".gguf")
+@args.WEIGHTS
 @click.option("--rank", type=click.IntRange(min=1), help="Reduce the rank to this number.")
 @click.option(
     "--dtype",
-    type=DTYPE,
+    type=args.DTYPE,
     default="float32",
     show_default=True,
     help="Dtype of the factors; also fp32, bf16, fp16.",
@@ -63,25 +48,25 @@ _SHOWN = 3
 )
 @click.option(
     "--base",
-    type=PATH,
+    type=args.PATH,
     help="The base model's folder or repository, or its GGUF file. For peft, the module names are "
     "checked against it.  [default for gguf: the repository that FILE names]",
 )
-@TOPK
-@click.option("--layout", type=LAYOUT, help="The layout of a checkpoint, as for pack.")
-@revision_option("FILEs")
+@args.TOPK
+@click.option("--layout", type=args.LAYOUT, help="The layout of a checkpoint, as for pack.")
+@args.revision_option("FILEs")
 @click.option(
     "--check",
-    type=RUNTIME,
+    type=args.RUNTIME,
     multiple=True,
     help="Report what that runtime would refuse or drop. May be repeated.",
 )
 @click.option("--strict", is_flag=True, help="Fail if --check finds anything.")
 @click.option("--drop-extras", is_flag=True, help="Leave out trained biases and heads.")
-@BANKS
-@CARD
-@force_option("the files of an existing folder")
-@JSON
+@args.BANKS
+@args.CARD
+@args.force_option("the files of an existing folder")
+@args.JSON
 def command(
     files: tuple[str, ...],
     output: str,
@@ -102,7 +87,7 @@ def command(
     approximation of a lower rank is written instead, and the loss is printed. With --check, nothing
     is written if that runtime would refuse the result.
     """
-    require_weights(weights, files)
+    args.require_weights(weights, files)
     if strict and not check:
         raise click.UsageError("--strict needs --check")
     from vbfmt.cli.packed_input import adapter_path

@@ -9,8 +9,8 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
+from vbfmt.cli import arguments as args
 from vbfmt.cli import show
-from vbfmt.cli.arguments import BANKS, JSON, PACKED, revision_option
 from vbfmt.cli.command import Command
 
 if TYPE_CHECKING:
@@ -27,11 +27,11 @@ if TYPE_CHECKING:
         "vbfmt inspect adapter.vblora --json | jq .digest",
     ),
 )
-@click.argument("file", type=PACKED)
-@revision_option("FILE")
+@click.argument("file", type=args.PACKED)
+@args.revision_option("FILE")
 @click.option("--modules", is_flag=True, help="List every module.")
-@BANKS
-@JSON
+@args.BANKS
+@args.JSON
 def command(
     file: str, revision: str | None, modules: bool, banks: tuple[str, ...], as_json: bool
 ) -> None:

@@ -10,8 +10,8 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
+from vbfmt.cli import arguments as args
 from vbfmt.cli import failure, process, progress, show
-from vbfmt.cli.arguments import BANKS, DTYPE, FORM, LAYOUT, PATH, TOPK
 from vbfmt.cli.command import Group
 from vbfmt.cli.translation import in_options
 
@@ -66,19 +66,22 @@ def _from_store(function: Callable[..., None]) -> Callable[..., None]:
     """Add the options of jobs on packed files."""
     for option in (
         click.option(
-            "--from-store", metavar="STORE", type=PATH, help="Use the named adapters of a store."
+            "--from-store",
+            metavar="STORE",
+            type=args.PATH,
+            help="Use the named adapters of a store.",
         ),
         click.option(
             "--base-is", metavar="NAME", help="With --from-store: only adapters of this base model."
         ),
-        BANKS,
+        args.BANKS,
     ):
         function = option(function)
     return function
 
 
 _OUTPUT = click.option(
-    "-o", "--output", required=True, type=PATH, help="The folder for all outputs."
+    "-o", "--output", required=True, type=args.PATH, help="The folder for all outputs."
 )
 _FORCE = click.option("--force", is_flag=True, help="Replace existing outputs.")
 
@@ -92,13 +95,13 @@ _FORCE = click.option("--force", is_flag=True, help="Replace existing outputs.")
     ),
 )
 @_options
-@click.option("-o", "--output", type=PATH, help="The folder for the packed files.")
+@click.option("-o", "--output", type=args.PATH, help="The folder for the packed files.")
 @click.option(
-    "--store", type=PATH, help="Add the adapters to this store instead; create it if needed."
+    "--store", type=args.PATH, help="Add the adapters to this store instead; create it if needed."
 )
-@click.option("--bank", type=FORM, default="embedded", help="external: write it to <SHA-256>.bank.")
-@TOPK
-@click.option("--layout", type=LAYOUT, help="The layout of the inputs.")
+@args.BANK
+@args.TOPK
+@click.option("--layout", type=args.LAYOUT, help="The layout of the inputs.")
 @click.option("--base-model", metavar="NAME", help="The base model's name to record.")
 @_FORCE
 @click.pass_context
@@ -133,11 +136,15 @@ def verify(ctx: click.Context, /, **options: Any) -> None:
 @_options
 @_from_store
 @_OUTPUT
-@click.option("--dtype", type=DTYPE, default="float32", show_default=True, help="Dtype of factors.")
+@click.option(
+    "--dtype", type=args.DTYPE, default="float32", show_default=True, help="Dtype of factors."
+)
 @click.option(
     "--to", type=click.Choice(["peft", "gguf", "mlx"]), help="As for expand.  [default: peft]"
 )
-@click.option("--base", type=PATH, help="For gguf: the base model's folder, repository or file.")
+@click.option(
+    "--base", type=args.PATH, help="For gguf: the base model's folder, repository or file."
+)
 @click.option("--drop-extras", is_flag=True, help="Leave out trained biases and heads.")
 @_FORCE
 @click.pass_context
@@ -150,7 +157,7 @@ def expand(ctx: click.Context, /, output: str, **options: Any) -> None:
 @_options
 @_from_store
 @_OUTPUT
-@click.option("--base", type=PATH, required=True, help="The base model's folder.")
+@click.option("--base", type=args.PATH, required=True, help="The base model's folder.")
 @_FORCE
 @click.pass_context
 def merge(ctx: click.Context, /, output: str, **options: Any) -> None:
@@ -161,7 +168,7 @@ def merge(ctx: click.Context, /, output: str, **options: Any) -> None:
 @command.command("diff", error_status=2, examples=("vbfmt jobs diff 'old/*.vblora' --with new",))
 @_options
 @_from_store
-@click.option("--with", "other", required=True, type=PATH, help="The folder to compare with.")
+@click.option("--with", "other", required=True, type=args.PATH, help="The folder to compare with.")
 @click.pass_context
 def diff(ctx: click.Context, /, other: str, **options: Any) -> None:
     """Compare every packed file with the one of the same name in another folder."""

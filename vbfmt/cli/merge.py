@@ -7,20 +7,8 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
+from vbfmt.cli import arguments as args
 from vbfmt.cli import show
-from vbfmt.cli.arguments import (
-    BANKS,
-    CARD,
-    DTYPE,
-    JSON,
-    PACKED,
-    PATH,
-    WEIGHTS,
-    force_option,
-    output_option,
-    require_weights,
-    revision_option,
-)
 from vbfmt.cli.command import Command
 
 if TYPE_CHECKING:
@@ -36,21 +24,21 @@ if TYPE_CHECKING:
         "vbfmt merge a.vblora b.vblora --weight 0.7 --weight 0.3 --base model -o merged",
     ),
 )
-@click.argument("files", metavar="FILE...", nargs=-1, required=True, type=PACKED)
+@click.argument("files", metavar="FILE...", nargs=-1, required=True, type=args.PACKED)
 @click.option(
     "--base",
-    type=PATH,
+    type=args.PATH,
     help="The base model's folder or repository.  [default: the repository that FILE names]",
 )
 @click.option(
     "--base-revision", metavar="REV", help="Branch, tag or commit of the base on the Hub."
 )
-@revision_option("FILEs")
-@output_option("a folder")
-@WEIGHTS
+@args.revision_option("FILEs")
+@args.output_option("a folder")
+@args.WEIGHTS
 @click.option(
     "--dtype",
-    type=DTYPE,
+    type=args.DTYPE,
     help="Dtype of all tensors; by default each keeps its own.",
 )
 @click.option(
@@ -64,15 +52,15 @@ if TYPE_CHECKING:
     help="Refuse a base model unless it is known to be the one that FILE names.",
 )
 @click.option("--dry-run", is_flag=True, help="Check everything, print the plan, write nothing.")
-@BANKS
-@CARD
+@args.BANKS
+@args.CARD
 @click.option(
     "--follow-links",
     is_flag=True,
     help="Copy the targets of links that lead out of the base's folder.",
 )
-@force_option("the output of an earlier merge")
-@JSON
+@args.force_option("the output of an earlier merge")
+@args.JSON
 def command(
     files: tuple[str, ...],
     output: str,
@@ -91,7 +79,7 @@ def command(
     --weight. A base from the Hub is taken at the revision that FILE was trained on, unless
     --base-revision is given.
     """
-    require_weights(weights, files)
+    args.require_weights(weights, files)
     from vbfmt.cli.packed_input import adapter_path
     from vbfmt.cli.progress import shown
     from vbfmt.cli.suggestions import require_base_is_no_adapter

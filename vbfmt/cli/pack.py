@@ -9,19 +9,8 @@ from typing import TYPE_CHECKING, Any, Literal
 
 import click
 
+from vbfmt.cli import arguments as args
 from vbfmt.cli import show
-from vbfmt.cli.arguments import (
-    CARD,
-    FORM,
-    JSON,
-    LAYOUT,
-    PATH,
-    STANDARD_STREAM,
-    TOPK,
-    force_option,
-    output_option,
-    revision_option,
-)
 from vbfmt.cli.command import Command
 
 if TYPE_CHECKING:
@@ -39,28 +28,25 @@ if TYPE_CHECKING:
         "vbfmt pack checkpoint -o - | vbfmt verify -",
     ),
 )
-@click.argument("source", metavar="SRC", type=PATH)
-@output_option("a packed file (.vblora)", ".vblora", stream=True)
-@TOPK
-@click.option("--layout", type=LAYOUT, help="The layout of SRC, if it cannot be recognised.")
-@click.option("--base", type=PATH, help="For Uni-LoRA with only a seed: the base model's folder.")
-@click.option("--base-model", metavar="NAME", help="Base model name to record, instead of SRC's.")
-@revision_option("SRC")
-@CARD
+@click.argument("source", metavar="SRC", type=args.PATH)
+@args.output_option("a packed file (.vblora)", ".vblora", stream=True)
+@args.TOPK
+@click.option("--layout", type=args.LAYOUT, help="The layout of SRC, if it cannot be recognised.")
 @click.option(
-    "--bank",
-    type=FORM,
-    default="embedded",
-    help="external: write the bank to <SHA-256>.bank, which adapters can share.",
+    "--base", type=args.PATH, help="For Uni-LoRA with only a seed: the base model's folder."
 )
+@click.option("--base-model", metavar="NAME", help="Base model name to record, instead of SRC's.")
+@args.revision_option("SRC")
+@args.CARD
+@args.BANK
 @click.option(
     "--banks",
-    type=PATH,
+    type=args.PATH,
     metavar="DIR",
     help="Folder for an external bank; default: the output's folder.",
 )
-@force_option("an existing file")
-@JSON
+@args.force_option("an existing file")
+@args.JSON
 def command(
     source: str,
     output: str,
@@ -84,7 +70,7 @@ def command(
     if banks is not None and bank == "embedded":
         raise click.UsageError("--banks needs --bank external")
     require_not_packed(source, output)
-    to_stream = output == STANDARD_STREAM
+    to_stream = output == args.STANDARD_STREAM
     if to_stream:
         _require_stream_is_alone(card, as_json)
         show.keep_output_for_data()

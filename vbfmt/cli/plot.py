@@ -4,16 +4,8 @@ from __future__ import annotations
 
 import click
 
+from vbfmt.cli import arguments as args
 from vbfmt.cli import show
-from vbfmt.cli.arguments import (
-    BANKS,
-    FIGURES,
-    JSON,
-    PACKED,
-    force_option,
-    output_option,
-    revision_option,
-)
 from vbfmt.cli.command import Command
 
 
@@ -26,25 +18,25 @@ from vbfmt.cli.command import Command
         "vbfmt plot after.vblora --before before.vblora -o page.html",
     ),
 )
-@click.argument("file", type=PACKED)
-@output_option("a picture (.png, .svg or .html)", ".png", ".svg", ".html", required=True)
+@click.argument("file", type=args.PACKED)
+@args.output_option("a picture (.png, .svg or .html)", ".png", ".svg", ".html", required=True)
 @click.option(
     "--figure",
     "figures",
     multiple=True,
-    type=click.Choice(FIGURES, case_sensitive=False),
+    type=click.Choice(args.FIGURES, case_sensitive=False),
     help="Draw only this figure. May be repeated.",
 )
 @click.option(
     "--before",
-    type=PACKED,
+    type=args.PACKED,
     metavar="FILE",
     help="An earlier state of the adapter, to show which selections have changed.",
 )
-@revision_option("FILE")
-@BANKS
-@force_option("an existing file")
-@JSON
+@args.revision_option("FILE")
+@args.BANKS
+@args.force_option("an existing file")
+@args.JSON
 def command(
     file: str,
     output: str,

@@ -9,15 +9,15 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
+from vbfmt.cli import arguments as args
 from vbfmt.cli import failure, show
-from vbfmt.cli.arguments import BANKS, FORM, JSON, PATH, force_option, output_option
 from vbfmt.cli.command import Group
 
 if TYPE_CHECKING:
     from vbfmt.errors import StoreError
     from vbfmt.store import Entry, Store
 
-_STORE = click.argument("store", metavar="STORE", type=PATH)
+_STORE = click.argument("store", metavar="STORE", type=args.PATH)
 
 
 @click.group(
@@ -44,11 +44,11 @@ def _opened(path: str, *, create: bool = False) -> Store:
 
 @command.command("add", examples=("vbfmt store add adapters alice.vblora --name alice",))
 @_STORE
-@click.argument("files", metavar="FILE...", nargs=-1, required=True, type=PATH)
+@click.argument("files", metavar="FILE...", nargs=-1, required=True, type=args.PATH)
 @click.option("--name", "names", multiple=True, help="Name of each FILE, in order.")
-@BANKS
+@args.BANKS
 @click.option("--force", is_flag=True, help="Move existing names.")
-@JSON
+@args.JSON
 def add(
     store: str,
     files: tuple[str, ...],
@@ -96,10 +96,10 @@ def _require_valid(names: Sequence[str]) -> None:
 @command.command("get", examples=("vbfmt store get adapters alice -o alice.vblora",))
 @_STORE
 @click.argument("name", metavar="NAME")
-@output_option("a packed file (.vblora)", ".vblora")
-@click.option("--bank", type=FORM, default="embedded", help="external: write it to <SHA-256>.bank.")
-@force_option("an existing file")
-@JSON
+@args.output_option("a packed file (.vblora)", ".vblora")
+@args.BANK
+@args.force_option("an existing file")
+@args.JSON
 def get(store: str, name: str, output: str, bank: str, overwrite: bool, as_json: bool) -> None:
     """Verify the adapter with that NAME or digest and write it to a file."""
     from vbfmt import banks as bank_files
@@ -126,7 +126,7 @@ def get(store: str, name: str, output: str, bank: str, overwrite: bool, as_json:
     "--metadata", metavar="KEY=VALUE", multiple=True, help="Only adapters with this metadata."
 )
 @click.option("--limit", type=click.IntRange(min=0), help="Maximum number of adapters.")
-@JSON
+@args.JSON
 @click.pass_context
 def listing(
     ctx: click.Context,
@@ -186,7 +186,7 @@ def _time(added: float) -> str:
 @click.argument("target", metavar="DIGEST|NAME")
 @click.option("--replaces", metavar="DIGEST", help="Digest that NAME must point to now.")
 @click.option("--force", is_flag=True, help="Move NAME, whatever it points to now.")
-@JSON
+@args.JSON
 def tag(
     store: str, name: str, target: str, replaces: str | None, force: bool, as_json: bool
 ) -> None:
@@ -206,7 +206,7 @@ def tag(
 
 @command.command("verify", examples=("vbfmt store verify adapters",))
 @_STORE
-@JSON
+@args.JSON
 @click.pass_context
 def verify(ctx: click.Context, store: str, as_json: bool) -> None:
     """Check every adapter, bank and name. Exit status 1 if anything is wrong."""
@@ -235,7 +235,7 @@ def verify(ctx: click.Context, store: str, as_json: bool) -> None:
 @command.command("remove", examples=("vbfmt store remove adapters alice",))
 @_STORE
 @click.argument("names", metavar="NAME...", nargs=-1, required=True)
-@JSON
+@args.JSON
 def remove(store: str, names: tuple[str, ...], as_json: bool) -> None:
     """Remove names. Adapters without a name are removed by a later gc."""
     _require_valid(names)
@@ -256,7 +256,7 @@ def remove(store: str, names: tuple[str, ...], as_json: bool) -> None:
 @command.command("gc", examples=("vbfmt store gc adapters",))
 @_STORE
 @click.option("--grace", type=float, default=24.0, help="Grace period in hours; default: 24.")
-@JSON
+@args.JSON
 def gc(store: str, grace: float, as_json: bool) -> None:
     """Remove what nothing has needed for the grace period.
 
@@ -279,7 +279,7 @@ def gc(store: str, grace: float, as_json: bool) -> None:
 
 @command.command("stats", examples=("vbfmt store stats s3://bucket/adapters",))
 @_STORE
-@JSON
+@args.JSON
 def stats(store: str, as_json: bool) -> None:
     """Print counts and sizes."""
     with _opened(store) as opened:

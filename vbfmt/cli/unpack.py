@@ -6,16 +6,8 @@ from typing import Any
 
 import click
 
+from vbfmt.cli import arguments as args
 from vbfmt.cli import show
-from vbfmt.cli.arguments import (
-    BANKS,
-    CARD,
-    JSON,
-    PACKED,
-    force_option,
-    output_option,
-    revision_option,
-)
 from vbfmt.cli.command import Command
 
 
@@ -27,13 +19,13 @@ from vbfmt.cli.command import Command
         "vbfmt unpack me/adapter -o peft-folder --card",
     ),
 )
-@click.argument("file", type=PACKED)
-@output_option("a folder")
-@revision_option("FILE")
-@BANKS
-@CARD
-@force_option("the files of an existing folder")
-@JSON
+@click.argument("file", type=args.PACKED)
+@args.output_option("a folder")
+@args.revision_option("FILE")
+@args.BANKS
+@args.CARD
+@args.force_option("the files of an existing folder")
+@args.JSON
 def command(file: str, output: str, as_json: bool, **options: Any) -> None:
     """Unpack FILE into a folder that PEFT loads as VB-LoRA (top-k form, float32).
 

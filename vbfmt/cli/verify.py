@@ -6,9 +6,8 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
+from vbfmt.cli import arguments as args
 from vbfmt.cli import show
-from vbfmt.cli.arguments import BANKS, JSON, LAYOUT, PACKED, PATH, TOPK, revision_option
-from vbfmt.cli.arguments import digest as checked
 from vbfmt.cli.command import Command
 from vbfmt.cli.failure import FIELDS, in_user_terms
 from vbfmt.cli.packed_input import path_of, shown_as
@@ -28,16 +27,18 @@ if TYPE_CHECKING:
         "vbfmt verify me/adapter --json",
     ),
 )
-@click.argument("files", metavar="FILE...", nargs=-1, required=True, type=PACKED)
-@click.option("--against", metavar="SRC", type=PATH, help="A checkpoint to compare with.")
-@revision_option("SRC, or of FILEs,")
-@click.option("--layout", type=LAYOUT, help="The layout of SRC, as for pack.")
-@click.option("--base", type=PATH, help="If SRC is Uni-LoRA: the base model's folder.")
-@BANKS
+@click.argument("files", metavar="FILE...", nargs=-1, required=True, type=args.PACKED)
+@click.option("--against", metavar="SRC", type=args.PATH, help="A checkpoint to compare with.")
+@args.revision_option("SRC, or of FILEs,")
+@click.option("--layout", type=args.LAYOUT, help="The layout of SRC, as for pack.")
+@click.option("--base", type=args.PATH, help="If SRC is Uni-LoRA: the base model's folder.")
+@args.BANKS
 @click.option("--base-model", metavar="NAME", help="The base model name that was given to pack.")
-@click.option("--digest", callback=checked, metavar="sha256:HEX", help="The digest that you trust.")
-@TOPK
-@JSON
+@click.option(
+    "--digest", callback=args.digest, metavar="sha256:HEX", help="The digest that you trust."
+)
+@args.TOPK
+@args.JSON
 @click.pass_context
 def command(
     ctx: click.Context,
