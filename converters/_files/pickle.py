@@ -70,7 +70,8 @@ def parse(data: memoryview) -> dict[str, Tensor]:
         SourceError: as `read`.
     """
     try:
-        state, contents = _parsed(data)
+        in_archive = data[: len(zip_records.BEGINS)] == zip_records.BEGINS
+        state, contents = _of_archive(data) if in_archive else _of_sequence(data)
         return _tensors(state, contents, len(data))
     except SourceError:
         raise
@@ -81,13 +82,6 @@ def parse(data: memoryview) -> dict[str, Tensor]:
             expected="a state dict as torch.save writes it",
             advice="if you trust it, load it with PyTorch and save it as safetensors",
         ) from None
-
-
-def _parsed(data: memoryview) -> tuple[Any, Contents]:
-    """Return the object in a file, and the bytes of its storages."""
-    if data[: len(zip_records.BEGINS)] == zip_records.BEGINS:
-        return _of_archive(data)
-    return _of_sequence(data)
 
 
 def _of_archive(data: memoryview) -> tuple[Any, Contents]:
@@ -113,8 +107,9 @@ def _of_archive(data: memoryview) -> tuple[Any, Contents]:
         raise ValueError("an unreadable alignment of storages")
     _text(own, ".data/serialization_id", "")
     program = own["data.pkl"]
+    if len(program) > LONGEST_PROGRAM:
+        raise ValueError(f"a pickle of {len(program)} bytes, more than {LONGEST_PROGRAM}")
     storages: dict[str, Storage] = {}
-    _require_short(program)
     try:
         state, _ = state_dict_program.run(program, 0, MEMORY, storages, arity=4)
     except ValueError:
@@ -182,11 +177,6 @@ def _of_sequence(data: memoryview) -> tuple[Any, Contents]:
     if position != len(data):
         raise ValueError("bytes after the last storage")
     return state, contents
-
-
-def _require_short(program: memoryview) -> None:
-    if len(program) > LONGEST_PROGRAM:
-        raise ValueError(f"a pickle of {len(program)} bytes, more than {LONGEST_PROGRAM}")
 
 
 def _tensors(state: Any, contents: Contents, size: int) -> dict[str, Tensor]:

@@ -81,7 +81,7 @@ class _Machine:
         if self._memory < 0:
             raise ValueError("the pickle's objects would take too much memory")
 
-    def _push(self, value: Any, size: int) -> None:
+    def push(self, value: Any, size: int) -> None:
         self._charge(size + 8)
         self._stack.append(value)
 
@@ -110,19 +110,16 @@ class _Machine:
         if self._number("<B", 1) != 2:
             raise ValueError("unsupported: a pickle protocol other than 2")
 
-    def constant(self, value: Any) -> None:
-        self._push(value, 0)
-
     def integer(self, form: str, size: int) -> None:
-        self._push(self._number(form, size), 32)
+        self.push(self._number(form, size), 32)
 
     def long(self) -> None:
         size = self._number("<B", 1)
-        self._push(int.from_bytes(self._take(size), "little", signed=True), 32 + size)
+        self.push(int.from_bytes(self._take(size), "little", signed=True), 32 + size)
 
     def real(self) -> None:
         (value,) = struct.unpack(">d", self._take(8))
-        self._push(value, 24)
+        self.push(value, 24)
 
     def text(self) -> None:
         size = self._number("<I", 4)
@@ -131,60 +128,36 @@ class _Machine:
         text = str(data, "utf-8")
         if text.isascii():
             self._memory += 3 * size
-        self._push(text, 56)
-
-    def empty_tuple(self) -> None:
-        self._push((), 0)
-
-    def empty_list(self) -> None:
-        self._push([], 120)
-
-    def empty_dict(self) -> None:
-        self._push({}, 240)
+        self.push(text, 56)
 
     def mark(self) -> None:
         self._charge(_MARK)
         self._below.append(self._stack)
         self._stack = []
 
-    def _since_mark(self) -> list[Any]:
+    def since_mark(self) -> list[Any]:
         items, self._stack = self._stack, self._below.pop()
         self._memory += _MARK
         return items
 
-    def tuple_since_mark(self) -> None:
-        items = self._since_mark()
-        self._push(tuple(items), 64 + 8 * len(items))
-
-    def tuple_of(self, size: int) -> None:
-        items = tuple(self._stack[-size:])
+    def last(self, size: int) -> list[Any]:
+        items = self._stack[-size:]
         if len(items) != size:
             raise IndexError
         del self._stack[-size:]
-        self._push(items, 64 + 8 * size)
+        return items
 
-    def append(self) -> None:
-        value = self._stack.pop()
-        self._extend([value])
+    def tuple_of(self, items: list[Any]) -> None:
+        self.push(tuple(items), 64 + 8 * len(items))
 
-    def appends(self) -> None:
-        self._extend(self._since_mark())
-
-    def _extend(self, values: list[Any]) -> None:
+    def extend(self, values: list[Any]) -> None:
         target = self._stack[-1]
         if type(target) is not list:
             raise ValueError("the pickle appends to an object that is not a list")
         self._charge(16 * len(values))
         target.extend(values)
 
-    def set_item(self) -> None:
-        value, key = self._stack.pop(), self._stack.pop()
-        self._set([key, value])
-
-    def set_items(self) -> None:
-        self._set(self._since_mark())
-
-    def _set(self, items: list[Any]) -> None:
+    def set_items(self, items: list[Any]) -> None:
         target = self._stack[-1]
         if type(target) not in (dict, Ordered) or len(items) % 2:
             raise ValueError("the pickle sets an item of an object that is not a dict")
@@ -208,14 +181,14 @@ class _Machine:
         value = self._memo[self._number(form, size)]
         if value is _NOTHING:
             raise IndexError
-        self._push(value, 0)
+        self.push(value, 0)
 
     def named(self) -> None:
         module, name = self._line(), self._line()
         if module == "torch" and name in STORAGES:
-            self._push(StorageType(TORCH[STORAGES[name]]), 48)
+            self.push(StorageType(TORCH[STORAGES[name]]), 48)
         elif (module, name) in CALLABLE:
-            self._push(CALLABLE[module, name], 0)
+            self.push(CALLABLE[module, name], 0)
         else:
             raise ValueError(f"unsupported: {module[:40]}.{name[:40]}")
 
@@ -223,7 +196,10 @@ class _Machine:
         arguments, function = self._stack.pop(), self._stack.pop()
         if type(arguments) is not tuple or function not in CALLABLE.values():
             raise ValueError("the pickle calls a function that state dicts do not use")
-        self._push(function(*_as_many(arguments, *ARGUMENTS[function])), 120)
+        least, most = ARGUMENTS[function]
+        if not least <= len(arguments) <= most:
+            raise ValueError("the pickle calls a function with the wrong number of arguments")
+        self.push(function(*arguments), 120)
 
     def build(self) -> None:
         """Drop the attributes of an `OrderedDict` (``_metadata``), which are not needed."""
@@ -244,13 +220,7 @@ class _Machine:
         storage = Storage(key, kind.dtype, elements)
         if self._storages.setdefault(key, storage) != storage:
             raise ValueError(f"storage {key[:40]!r} is described in two ways")
-        self._push(self._storages[key], 160)
-
-
-def _as_many(arguments: tuple[Any, ...], least: int, most: int) -> tuple[Any, ...]:
-    if not least <= len(arguments) <= most:
-        raise ValueError("the pickle calls a function with the wrong number of arguments")
-    return arguments
+        self.push(self._storages[key], 160)
 
 
 _NOTHING = object()
@@ -262,27 +232,27 @@ _INSTRUCTIONS: dict[int, Callable[[_Machine], None]] = {
     ord(code): instruction
     for code, instruction in {
         "\x80": _Machine.proto,
-        "N": lambda machine: machine.constant(None),
-        "\x88": lambda machine: machine.constant(True),
-        "\x89": lambda machine: machine.constant(False),
+        "N": lambda machine: machine.push(None, 0),
+        "\x88": lambda machine: machine.push(True, 0),
+        "\x89": lambda machine: machine.push(False, 0),
         "J": lambda machine: machine.integer("<i", 4),
         "K": lambda machine: machine.integer("<B", 1),
         "M": lambda machine: machine.integer("<H", 2),
         "\x8a": _Machine.long,
         "G": _Machine.real,
         "X": _Machine.text,
-        ")": _Machine.empty_tuple,
-        "]": _Machine.empty_list,
-        "}": _Machine.empty_dict,
+        ")": lambda machine: machine.push((), 0),
+        "]": lambda machine: machine.push([], 120),
+        "}": lambda machine: machine.push({}, 240),
         "(": _Machine.mark,
-        "t": _Machine.tuple_since_mark,
-        "\x85": lambda machine: machine.tuple_of(1),
-        "\x86": lambda machine: machine.tuple_of(2),
-        "\x87": lambda machine: machine.tuple_of(3),
-        "a": _Machine.append,
-        "e": _Machine.appends,
-        "s": _Machine.set_item,
-        "u": _Machine.set_items,
+        "t": lambda machine: machine.tuple_of(machine.since_mark()),
+        "\x85": lambda machine: machine.tuple_of(machine.last(1)),
+        "\x86": lambda machine: machine.tuple_of(machine.last(2)),
+        "\x87": lambda machine: machine.tuple_of(machine.last(3)),
+        "a": lambda machine: machine.extend(machine.last(1)),
+        "e": lambda machine: machine.extend(machine.since_mark()),
+        "s": lambda machine: machine.set_items(machine.last(2)),
+        "u": lambda machine: machine.set_items(machine.since_mark()),
         "q": lambda machine: machine.put("<B", 1),
         "r": lambda machine: machine.put("<I", 4),
         "h": lambda machine: machine.get("<B", 1),
@@ -293,4 +263,4 @@ _INSTRUCTIONS: dict[int, Callable[[_Machine], None]] = {
         "Q": _Machine.stored,
     }.items()
 }
-"""Opcode → method. Python's ``pickletools`` documents each opcode."""
+"""Opcode → what the machine does. Python's ``pickletools`` documents each opcode."""

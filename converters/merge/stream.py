@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import deque
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass, field
 from itertools import cycle
@@ -16,9 +16,8 @@ from vbfmt._format.container import Bytes
 from vbfmt._math.parallel import cores
 from vbfmt.converters.lowrank import LowRank
 from vbfmt.converters.merge import arithmetic, rounding
-from vbfmt.converters.merge import factors as composed
 from vbfmt.converters.merge.arithmetic import PIECE_BYTES, Piece
-from vbfmt.converters.merge.layout import File, Item
+from vbfmt.converters.merge.layout import File, Item, Part
 from vbfmt.converters.merge.plan import Plan
 from vbfmt.tensors import Tensor
 
@@ -162,8 +161,41 @@ def _merged(item: Item, factors: LowRank) -> Iterator[Piece]:
             rounding.require_kept(matrix, item.name, item.dtype)
             yield from arithmetic.converted(item.name, matrix, item.dtype)
             continue
-        pair = composed.factors(parts, factors, (rows, columns))
+        pair = factors_of(parts, factors, (rows, columns))
         yield from arithmetic.merged(item.name, matrix, pair, item.dtype)
+
+
+def factors_of(
+    parts: Sequence[Part], adapter: LowRank, shape: tuple[int, int]
+) -> tuple[NDArray[np.float32], NDArray[np.float32]]:
+    """Return A and B whose product has each module's ΔW at its position, and zeros elsewhere.
+
+    Args:
+        parts: positions of the modules' rows in the tensor.
+        adapter: the adapter that has these modules.
+        shape: (rows, columns) of the tensor.
+
+    Returns:
+        A (rank, columns) and B (rows, rank), float32. The rank is the sum of the modules' ranks.
+    """
+    rank = sum(part.module.rank for part in parts)
+    a, b = np.zeros((rank, shape[1]), np.float32), np.zeros((shape[0], rank), np.float32)
+    start = 0
+    for part in parts:
+        here = slice(start, start + part.module.rank)
+        own_a, own_b = adapter.factors(part.module.name)
+        rows, columns, own = (
+            slice(None) if positions is None else positions
+            for positions in (part.block.rows, part.block.columns, part.block.own_rows)
+        )
+        if part.block.transposed:
+            a[here, rows] = own_b[own].T
+            b[columns, here] = own_a.T
+        else:
+            a[here, columns] = own_a
+            b[rows, here] = own_b[own]
+        start = here.stop
+    return a, b
 
 
 def _copied(name: str, data: NDArray[np.uint8]) -> Iterator[Piece]:

@@ -10,8 +10,8 @@ from hypothesis import strategies as st
 from tests.converters.merge.folders import adapter_of, tensor_of
 from vbfmt import errors
 from vbfmt.converters.merge import arithmetic, rounding
-from vbfmt.converters.merge.factors import factors
 from vbfmt.converters.merge.layout import Part
+from vbfmt.converters.merge.stream import factors_of
 from vbfmt.converters.names.blocks import Block
 from vbfmt.tensors import Tensor, numpy_dtype
 
@@ -262,7 +262,7 @@ def test_factors_of_a_part_that_is_stored_transposed():
     adapter = adapter_of({"m": (4, 8)})
     own, columns = np.array([1, 3]), np.arange(8)[::-1].copy()
     block = Block("t", np.array([2, 0]), columns, own, transposed=True)
-    a, b = factors([Part(adapter["m"], block)], adapter, (8, 3))
+    a, b = factors_of([Part(adapter["m"], block)], adapter, (8, 3))
     expected = np.zeros((8, 3), np.float32)
     expected[columns[:, None], block.rows] = adapter.delta("m")[own].T
     np.testing.assert_allclose(b @ a, expected, atol=1e-6)
