@@ -12,6 +12,7 @@ from __future__ import annotations
 import os
 from collections.abc import Collection, Sequence
 from dataclasses import replace
+from functools import partial
 
 from vbfmt.adapter import Adapter
 from vbfmt.converters._files import checkpoint as checkpoints
@@ -140,19 +141,15 @@ def _path_of(source: str, choice: Choice, revision: str | None, what: str) -> st
             )
         return source
     if repo.file is not None:
-        folder, _ = fetched(repo, source, _with_configs(repo.file), repo.file)
+        folder, _ = fetched(repo, source, partial(_with_configs, repo.file), repo.file)
         return os.path.join(folder, *repo.file.split("/"))
     folder, chosen = fetched(repo, source, choice, what)
     only_packed = len(chosen) == 1 and chosen[0].endswith(_PACKED)
     return os.path.join(folder, *chosen[0].split("/")) if only_packed else folder
 
 
-def _with_configs(file: str) -> Choice:
-    """Return a function that chooses a file and the configs beside it, if the file exists."""
+def _with_configs(file: str, names: Names) -> Collection[str]:
+    """Return a file and the configs beside it, or nothing if there is no such file."""
     folder, slash, _ = file.rpartition("/")
-    configs = {folder + slash + name for name in checkpoints.CONFIGS}
-
-    def choice(names: Names) -> Collection[str]:
-        return [name for name in names if name == file or name in configs] if file in names else []
-
-    return choice
+    wanted = {file, *(folder + slash + name for name in checkpoints.CONFIGS)}
+    return wanted.intersection(names) if file in names else ()

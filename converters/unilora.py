@@ -78,11 +78,12 @@ def _adapter(checkpoint: Checkpoint, topk: int | None, base: PathLike | None) ->
     if config is not None:
         peft_config.require_type(config, "UNILORA", checkpoint.config_file(peft_layout.CONFIG))
     theta = _theta(tensors)
+    peft_config.require_size(config or {}, "theta_d_length", len(theta), "θ")
     parts, stored = _parts(tensors)
     fan_in_fan_out = peft_config.orientation(config or {})
     if stored:
         indices = _stored_indices(stored, len(theta))
-        _require_sizes(config or {}, len(theta), indices)
+        _require_rank(config or {}, indices)
         scales = _one_scale_each(stored, indices, len(theta))
     else:
         indices = _indices_of_seed(config, base, len(theta))
@@ -237,7 +238,6 @@ def _indices_of_seed(
             found="no adapter_config.json" if config is None else f"seed {config.get('proj_seed')}",
             advice="give the base model's folder, whose config has the modules' order: `base=PATH`",
         )
-    _require_sizes(config, length, {})
     rank = size_in(peft_layout.CONFIG, "r", config.get("r"))
     if rank > _HIGHEST_RANK:
         raise SourceError(
@@ -287,14 +287,8 @@ def _seed(value: object) -> int:
     return value
 
 
-def _require_sizes(config: Mapping[str, Any], length: int, indices: Mapping[str, Pair]) -> None:
-    """Refuse a config that contradicts the length of θ or the modules' rank."""
-    if "theta_d_length" in config:
-        configured = size_in(peft_layout.CONFIG, "theta_d_length", config["theta_d_length"])
-        if configured != length:
-            raise SourceError(
-                "the config contradicts θ", part="theta_d_length", found=configured, expected=length
-            )
+def _require_rank(config: Mapping[str, Any], indices: Mapping[str, Pair]) -> None:
+    """Refuse a config that contradicts the modules' rank."""
     rank = size_in(peft_layout.CONFIG, "r", config["r"]) if "r" in config else None
     for name, (a, _) in indices.items():
         if rank not in (None, len(a)):

@@ -183,10 +183,9 @@ def expand(
     )
     for notice in _notices(total, result, checked=bool(check)):
         warn(notice)
-    if writer.name == "peft" and config is None:
-        risk = targets.loading_risk([module.name for module in reduced.modules])
-        if risk:
-            warn(risk)
+    unchecked = writer.name == "peft" and config is None
+    if unchecked and (risk := targets.loading_risk([m.name for m in reduced.modules])):
+        warn(risk)
     return result
 
 

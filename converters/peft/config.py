@@ -30,20 +30,19 @@ def require_type(config: Mapping[str, Any], kind: str, file: PathLike) -> None:
         )
 
 
-def require_sizes(config: Mapping[str, Any], h: int, b: int) -> None:
-    """Refuse a config that contradicts the size of the vector bank, (h, b).
+def require_size(config: Mapping[str, Any], key: str, size: int, whose: str) -> None:
+    """Refuse a config that has another number under `key` than `size`, that of a trained tensor.
 
     Raises:
-        SourceError: a number in the config differs.
+        SourceError: the number in the config differs.
     """
-    for key, size in (("num_vectors", h), ("vector_length", b)):
-        if key in config and size_in(CONFIG, key, config[key]) != size:
-            raise SourceError(
-                "the config contradicts the vector bank",
-                part=key,
-                found=f"{config[key]} in {CONFIG}",
-                expected=size,
-            )
+    if key in config and size_in(CONFIG, key, config[key]) != size:
+        raise SourceError(
+            f"the config contradicts {whose}",
+            part=key,
+            found=f"{config[key]} in {CONFIG}",
+            expected=size,
+        )
 
 
 def orientation(config: Mapping[str, Any]) -> bool:

@@ -92,7 +92,8 @@ def from_tensors(
             f"the state dict contains the base too: {len(keys.left_out)} tensors of the base model "
             f"were left out, {len(keys.others)} other trained tensors were kept"
         )
-    peft_config.require_sizes(config or {}, *bank.shape)
+    for key, size in zip(("num_vectors", "vector_length"), bank.shape, strict=True):
+        peft_config.require_size(config or {}, key, size, "the vector bank")
     k = _agreed_k(keys, tensors, config, topk)
     modules = {
         name: _module(name, factors, tensors, (*bank.shape, k), config)
@@ -172,7 +173,7 @@ def write(
     )
     contents = itertools.chain(
         [as_bytes(adapter.bank)],
-        topk.contents(),
+        (as_bytes(array) for _, array in topk.tensors()),
         (tensor.data.data for tensor in others.values()),
     )
     config = peft_config.for_vblora(adapter, ranks[0])

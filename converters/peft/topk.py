@@ -13,14 +13,13 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from vbfmt._format.container import Bytes
+from vbfmt._files import peft_layout
 from vbfmt._math.admixture import all_weights, canonical_rows
 from vbfmt.adapter import Adapter
 from vbfmt.converters._files.safetensors import Spec
-from vbfmt.converters.peft.rows import swap
 
-_DTYPES = {"u1": "U8", "<i2": "I16", "<i4": "I32"}
-"""NumPy's code of a dtype for indices → its name in safetensors."""
+_DTYPES = {"|u1": "U8", "<i2": "I16", "<i4": "I32", "<f4": "F32"}
+"""NumPy's code of a dtype → its name in safetensors."""
 
 
 @dataclass(frozen=True)
@@ -31,13 +30,11 @@ class TopK:
         adapter: the adapter.
         indices: (N, k), in PEFT's order.
         weights: (N, k − 1) float32, in PEFT's order.
-        dtype: safetensors name of the indices' dtype.
     """
 
     adapter: Adapter
     indices: NDArray[Any]
     weights: NDArray[np.float32]
-    dtype: str
 
     @classmethod
     def of(cls, adapter: Adapter) -> TopK:
@@ -50,7 +47,7 @@ class TopK:
         code = "u1" if adapter.h < 1 << 8 else "<i2" if adapter.h < 1 << 15 else "<i4"
         indices = adapter.indices.astype(code)
         if adapter.k == 1:
-            return cls(adapter, indices, adapter.weights, _DTYPES[code])
+            return cls(adapter, indices, adapter.weights)
         full = all_weights(adapter.weights)
         wide = full.astype(np.float64)
         rest = 1.0 - np.cumsum(wide[:, :-1], axis=1)[:, -1:]
@@ -64,32 +61,25 @@ class TopK:
             adapter,
             np.where(exact, indices, np.roll(indices, -1, axis=1)),
             np.where(exact, full[:, :-1], full[:, 1:]),
-            _DTYPES[code],
         )
 
     def specs(self) -> Iterator[Spec]:
         """Yield name, dtype and shape of every tensor."""
-        b, k = self.adapter.b, self.adapter.k
-        for module in self.adapter:
-            key = f"base_model.model.{module.name}.vblora_logits_"
-            a = (module.rank, module.in_features // b)
-            transposed_b = (module.out_features // b, module.rank)
-            for factor, lead in (("A", a), ("B", transposed_b)):
-                yield f"{key}{factor}_topk_indices", self.dtype, (*lead, k)
-                yield f"{key}{factor}_topk_weights", "F32", (*lead, k - 1)
+        for key, array in self.tensors():
+            yield key, _DTYPES[array.dtype.str], array.shape
 
-    def contents(self) -> Iterator[Bytes]:
-        """Yield the bytes of every tensor, in the order of `specs`."""
-        b, start = self.adapter.b, 0
+    def tensors(self) -> Iterator[tuple[str, NDArray[Any]]]:
+        """Yield key and values of every tensor. The values are views, not in memory order."""
+        start = 0
         for module in self.adapter:
-            middle = start + module.rank * (module.in_features // b)
-            tiles = module.out_features // b
-            stop = middle + module.rank * tiles
-            for array in (self.indices, self.weights):
-                yield as_bytes(array[start:middle])
-            for array in (self.indices, self.weights):
-                yield as_bytes(swap(array[middle:stop], module.rank, tiles))
-            start = stop
+            for factor, features in (("A", module.in_features), ("B", module.out_features)):
+                tiles = features // self.adapter.b
+                here = slice(start, start + module.rank * tiles)
+                start = here.stop
+                for what, rows in (("indices", self.indices), ("weights", self.weights)):
+                    by_rank = rows[here].reshape(module.rank, tiles, rows.shape[1])
+                    key = f"{peft_layout.key_of_logits(module.name, factor)}_topk_{what}"
+                    yield key, by_rank if factor == "A" else by_rank.swapaxes(0, 1)
 
 
 def as_bytes(array: NDArray[Any]) -> memoryview:

@@ -48,25 +48,23 @@ _WRITTEN_BY = {
 
 class _Path(click.Path):
     """A path or the name of a repository. An empty string is refused, because it would mean the
-    current folder."""
+    current folder.
+
+    Args:
+        stream: accept ``-``.
+    """
+
+    def __init__(self, *, stream: bool) -> None:
+        super().__init__()
+        self._stream = stream
 
     def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> Any:
         if not value:
             self.fail("the name is empty", param, ctx)
+        if value == STANDARD_STREAM and not self._stream:
+            what = "- (standard input) is only for packed files"
+            self.fail(f"{what}; give a path, or ./- for that name", param, ctx)
         return value
-
-
-class _Input(_Path):
-    """An input path, for commands that do not read standard input."""
-
-    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> Any:
-        if value == STANDARD_STREAM:
-            self.fail(
-                "- (standard input) is only for packed files; give a path, or ./- for that name",
-                param,
-                ctx,
-            )
-        return super().convert(value, param, ctx)
 
 
 class _Dtype(click.Choice[str]):
@@ -77,10 +75,10 @@ class _Dtype(click.Choice[str]):
         return super().convert(_DTYPES.get(name, name), param, ctx)
 
 
-PACKED = _Path()
+PACKED = _Path(stream=True)
 """A packed file: a path, ``-`` for standard input, or a repository on the Hub."""
 
-PATH = _Input()
+PATH = _Path(stream=False)
 """An input path, or a repository on the Hub."""
 
 DTYPE = _Dtype(["float32", "bfloat16", "float16"])
@@ -173,7 +171,7 @@ def output_option(
         "-o",
         "--output",
         required=True,
-        type=_Path(),
+        type=_Path(stream=True),
         callback=named,
         help=f"Where {what} is written; missing parent folders are created.",
     )
