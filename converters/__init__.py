@@ -155,7 +155,7 @@ def read(
         SourceError: the checkpoint has none of the formats, several formats are possible, or it is
             incomplete or contradicts itself.
         ContentError: a value breaks a rule, for example NaN or an index outside the bank.
-                    StorageError: a file cannot be read, or changes meanwhile.
+        StorageError: a file cannot be read, or changes meanwhile.
     """
     return open_source(path, layout=layout).read(topk=topk, base=base)
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Collection, Mapping
+from collections.abc import Collection, Iterable, Mapping
 from dataclasses import dataclass
 from typing import Literal, TypeAlias
 
@@ -69,17 +69,6 @@ class Keys:
 _FACTORS: tuple[Factor, Factor] = ("A", "B")
 
 
-@dataclass(frozen=True)
-class _Row:
-    """A parsed key of logits, indices or weights."""
-
-    key: str
-    module: str
-    factor: Factor
-    what: str
-    adapter: str
-
-
 def parse(keys: Collection[str], *, bias: str = "none") -> Keys:
     """Sort the keys of the state dict of an adapter, or of a whole model.
 
@@ -96,21 +85,22 @@ def parse(keys: Collection[str], *, bias: str = "none") -> Keys:
             incomplete, or there are both logits and top-k tensors.
     """
     plain = _plain(keys)
-    rows = [row for name, key in sorted(plain.items()) if (row := _row(name, key))]
+    rows = {name: match for name in sorted(plain) if (match := _ROWS.match(name))}
     banks = {name: match for name in plain if (match := _BANK.match(name))}
-    bank, copies = _the_bank(banks, {row.module for row in rows}, plain)
-    _require_one_adapter({row.adapter for row in rows})
-    prefix = _prefix(bank, rows)
+    owners = list(dict.fromkeys(match["module"] for match in rows.values()))
+    _require_one_adapter(banks.values())
+    bank, copies = _the_bank(banks, set(owners), plain)
+    _require_one_adapter(rows.values())
+    prefix = _prefix(banks[bank]["wrap"], owners)
     modules: dict[str, dict[Factor, dict[str, str]]] = {}
-    for row in rows:
-        name = row.module.removeprefix(prefix)
-        part = modules.setdefault(name, {}).setdefault(row.factor, {})
-        if part.setdefault(row.what, row.key) != row.key:
-            raise SourceError("one tensor under two keys", part=row.key)
+    for name, match in rows.items():
+        factor: Factor = "A" if match["factor"] == "A" else "B"
+        part = modules.setdefault(match["module"].removeprefix(prefix), {}).setdefault(factor, {})
+        if part.setdefault(match["what"] or "logits", plain[name]) != plain[name]:
+            raise SourceError("one tensor under two keys", part=plain[name])
     in_logits_form = _one_form(modules)
-    taken = {row.key for row in rows}
-    rest = {n: key for n, key in plain.items() if n not in banks and key not in taken}
-    kept = _trained(rest, rows, bias)
+    rest = {n: key for n, key in plain.items() if n not in banks and n not in rows}
+    kept = _trained(rest, rows.values(), bias)
     names = names_of(kept, prefix, modules)
     return Keys(
         bank=plain[bank],
@@ -136,19 +126,13 @@ def _plain(keys: Collection[str]) -> dict[str, str]:
     return result
 
 
-def _row(name: str, key: str) -> _Row | None:
-    match = _ROWS.match(name)
-    if match is None:
-        return None
-    factor: Factor = "A" if match["factor"] == "A" else "B"
-    what = match["what"] or "logits"
-    return _Row(key, match["module"], factor, what, match["adapter"] or "")
+def _prefix(wrap: str, names: list[str]) -> str:
+    """Return the prefix of modules' names before their names in the base model.
 
-
-def _prefix(bank: str, rows: Collection[_Row]) -> str:
-    """Return the prefix of all names before their names in the base model."""
-    names = [row.module for row in rows]
-    wrap = _wrap(bank)
+    Args:
+        wrap: the prefix of the bank's name.
+        names: the modules' names.
+    """
     if wrap and wrap.removesuffix(".") not in names:
         prefix = f"{wrap}model."
     else:  # the bank's name does not contain the prefix
@@ -159,22 +143,17 @@ def _prefix(bank: str, rows: Collection[_Row]) -> str:
     return prefix + parallel_prefix([name.removeprefix(prefix) for name in names])
 
 
-def _wrap(bank: str) -> str:
-    match = _BANK.match(bank)
-    return match["wrap"] if match else ""
-
-
-def _trained(rest: Mapping[str, str], rows: Collection[_Row], bias: str) -> dict[str, str]:
+def _trained(rest: Mapping[str, str], rows: Collection[re.Match[str]], bias: str) -> dict[str, str]:
     """Return the trained tensors among those that are not part of the factors.
 
     In an adapter's state dict, all of them are trained, except the base's weights of an adapted
     embedding and output head, which PEFT saves as well. In a whole model's state dict, the trained
     tensors are the modules that PEFT saves completely, and the biases that `bias` selects.
     """
-    modules = {row.module for row in rows}
+    modules = {row["module"] for row in rows}
     of_base = {f"{module}{_UNDER}.weight" for module in modules} & rest.keys()
     # PEFT names the adapter in a model's state dict, and removes its name when it saves an adapter.
-    is_whole = any(row.adapter for row in rows) or len(of_base) > _EMBEDDINGS
+    is_whole = any(row["adapter"] for row in rows) or len(of_base) > _EMBEDDINGS
     if not of_base or not is_whole:
         return {name: key for name, key in rest.items() if name not in of_base}
 
@@ -189,7 +168,8 @@ def _trained(rest: Mapping[str, str], rows: Collection[_Row], bias: str) -> dict
     return {name: key for name, key in rest.items() if is_trained(name)}
 
 
-def _require_one_adapter(names: Collection[str]) -> None:
+def _require_one_adapter(matches: Iterable[re.Match[str]]) -> None:
+    names = {match["adapter"] or "" for match in matches}
     if len(names) > 1:
         raise SourceError(
             "more than one adapter",
@@ -203,8 +183,7 @@ def _the_bank(
     banks: Mapping[str, re.Match[str]], modules: Collection[str], names: Collection[str]
 ) -> tuple[str, list[str]]:
     """Return the bank's name, and the names of its copies in the adapted layers."""
-    _require_one_adapter({match["adapter"] or "" for match in banks.values()})
-    in_layers = sorted(name for name in banks if _wrap(name).removesuffix(".") in modules)
+    in_layers = sorted(name for name in banks if banks[name]["wrap"].removesuffix(".") in modules)
     outside = sorted(set(banks) - set(in_layers))
     if len(outside) == 1:
         return outside[0], in_layers

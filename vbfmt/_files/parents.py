@@ -17,21 +17,15 @@ def nearest(path: PathLike) -> str:
         TargetError: something on the path is not a folder, or its drive does not exist.
     """
     parent = os.path.dirname(os.path.realpath(path))
-    while not os.path.lexists(parent):
-        above = os.path.dirname(parent)
-        if above == parent:  # Windows: the drive or share does not exist
-            raise TargetError(
-                "no folder to write into",
-                file=path,
-                found=f"{parent}, which does not exist",
-                advice="choose another name",
-            )
-        parent = above
-    if not os.path.isdir(parent):
+    while not os.path.lexists(parent) and os.path.dirname(parent) != parent:
+        parent = os.path.dirname(parent)
+    exists = os.path.lexists(parent)  # on Windows, a drive or share may not
+    if not exists or not os.path.isdir(parent):
+        what = "is a file" if exists else "does not exist"
         raise TargetError(
             "no folder to write into",
             file=path,
-            found=f"{parent}, which is a file",
+            found=f"{parent}, which {what}",
             advice="choose another name",
         )
     return parent
