@@ -1,4 +1,4 @@
-"""The pictures of the README, from the trained checkpoint: ``python -m tests.pictures FOLDER``."""
+"""Draw the README's pictures from the trained checkpoint: ``python -m tests.pictures FOLDER``."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ THEMES = {"light": DEFAULT_TERMINAL_THEME, "dark": MONOKAI}
 
 
 def main(folder: str) -> None:
-    """Write them into `folder`, over older ones."""
+    """Write the pictures into FOLDER, and replace older ones."""
     os.makedirs(folder, exist_ok=True)
     adapter = peft.read(CHECKPOINT)
     scene = Scene(adapter, NAME)

@@ -1,4 +1,4 @@
-"""The mathematics written as plainly as the paper has it, in float64: what ours is measured by."""
+"""A simple float64 implementation of the paper's mathematics, the reference for tests."""
 
 from __future__ import annotations
 
@@ -9,7 +9,8 @@ from numpy.typing import NDArray
 
 
 def subvectors(logits: NDArray[Any], bank: NDArray[np.float32], k: int) -> NDArray[np.float64]:
-    """u = Σ w(σ) α with w = Softmax(TopK(σ, k)) (Eq. 3.3), of every row of logits (n, h)."""
+    """Return u = Σ w(σ) α with w = Softmax(TopK(σ, k)) (Eq. 3.3), for every row of logits (n,
+    h)."""
     result = []
     for row in logits.astype(np.float64):
         top = sorted(range(len(row)), key=lambda s: (-row[s], s))[:k]
@@ -20,6 +21,6 @@ def subvectors(logits: NDArray[Any], bank: NDArray[np.float32], k: int) -> NDArr
 
 
 def bound(bank: NDArray[np.float32], k: int) -> float:
-    """How far an element may be from the exact value: (k + 1) · 2⁻²⁴ · max|bank|, and what
-    numbers too small for float32 lose besides."""
+    """Return the largest error of an element: (k + 1) · 2⁻²⁴ · max|bank|, plus the rounding error
+    of subnormal numbers."""
     return float((k + 1) * 2.0**-24 * np.abs(bank).max() + 2.0**-149)

@@ -15,14 +15,14 @@ from tests.conftest import ROOT
 
 
 def base_dependencies() -> set[str]:
-    """The packages that pyproject.toml asks for without any extra."""
+    """Return the packages that pyproject.toml requires without any extra."""
     text = (ROOT / "pyproject.toml").read_text("utf-8")
     listed = text.split("\ndependencies = [")[1].split("]")[0]
     return {name.lower() for name in re.findall(r'"([A-Za-z0-9_.-]+)', listed)}
 
 
 def main() -> int:
-    """See the module's own text."""
+    """Run the command (see the module's docstring)."""
     file = Path(sys.argv[1])
     found = json.loads(file.read_text("utf-8"))
     found["metadata"]["component"]["version"] = vbfmt.__version__

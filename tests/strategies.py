@@ -19,14 +19,14 @@ FLOATS = (np.float32, np.float16, np.float64, ml_dtypes.bfloat16)
 
 
 def names(max_size: int = 20) -> st.SearchStrategy[str]:
-    """Names of modules, tensors and metadata, any Unicode but control characters."""
+    """Draw names of modules, tensors and metadata: any Unicode except control characters."""
     plain = st.text(string.ascii_lowercase + string.digits + "._", min_size=1, max_size=max_size)
     wild = st.text(st.characters(exclude_categories=("Cs", "Cc")), min_size=1, max_size=max_size)
     return plain | wild
 
 
 def texts() -> st.SearchStrategy[str]:
-    """Any text that is valid Unicode."""
+    """Draw any text that is valid Unicode."""
     return st.text(st.characters(exclude_categories=("Cs",)), max_size=30)
 
 
@@ -34,7 +34,7 @@ def texts() -> st.SearchStrategy[str]:
 def logits(
     draw: st.DrawFn, *, n: st.SearchStrategy[int], h: st.SearchStrategy[int], dtype: Any = None
 ) -> NDArray[Any]:
-    """Logits (n, h) of any float dtype and scale; with ties, equal rows and −∞ now and then."""
+    """Draw logits (n, h) of any float dtype and scale, sometimes with ties, equal rows and −∞."""
     shape = draw(n), draw(h)
     rng = np.random.default_rng(draw(st.integers(0, 2**32 - 1)))
     dtype = dtype or draw(st.sampled_from(FLOATS))
@@ -55,7 +55,7 @@ def logits(
 
 @st.composite
 def banks(draw: st.DrawFn, h: int, b: int) -> NDArray[np.float32]:
-    """Finite banks (h, b) of any scale, −0 and subnormal numbers included."""
+    """Draw finite banks (h, b) of any scale, with −0 and subnormal numbers."""
     rng = np.random.default_rng(draw(st.integers(0, 2**32 - 1)))
     scale = draw(st.sampled_from([1e-42, 1e-20, 0.02, 1.0, 1e20]))
     bank = (rng.standard_normal((h, b)) * scale).astype("<f4")
@@ -65,7 +65,7 @@ def banks(draw: st.DrawFn, h: int, b: int) -> NDArray[np.float32]:
 
 @st.composite
 def tensors(draw: st.DrawFn) -> Tensor:
-    """Other tensors of every dtype and any bytes."""
+    """Draw other tensors of every dtype with any bytes."""
     dtype = draw(st.sampled_from(sorted(BITS)))
     shape = tuple(draw(st.lists(st.integers(0, 4), max_size=3)))
     if byte_length(dtype, shape) is None:
@@ -80,8 +80,8 @@ def tensors(draw: st.DrawFn) -> Tensor:
 
 @st.composite
 def adapters(draw: st.DrawFn, *, largest_bank: int = 300, plain: bool = False) -> Adapter:
-    """Whole adapters; `plain` ones have one rank and neither other tensors nor odd texts, so that
-    every target can hold them."""
+    """Draw adapters. `plain` ones have one rank, no other tensors and no unusual texts, so that
+    every format can hold them."""
     h = draw(st.integers(1, 20) | st.sampled_from([255, 256, 257]))
     h = min(h, largest_bank)
     k = draw(st.integers(1, min(h, 5)) | st.just(min(h, 12)))

@@ -1,4 +1,4 @@
-"""Safetensors files of tensors in memory."""
+"""Writing safetensors files from tensors in memory."""
 
 from __future__ import annotations
 

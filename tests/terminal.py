@@ -1,4 +1,4 @@
-"""Commands on a terminal, as a user sees them."""
+"""Run commands on a pseudo-terminal, as a user sees them."""
 
 from __future__ import annotations
 
@@ -15,9 +15,8 @@ COLUMNS = 80
 
 
 def on_terminal(words: Sequence[object], folder: Path, *, columns: int = COLUMNS) -> str:
-    """Return what a terminal shows of a command of ``vbfmt`` that runs in a folder, without
-    colours.
-    """
+    """Run a command of ``vbfmt`` in a folder, and return what the terminal shows, without
+    colours."""
     import pty  # POSIX's
 
     main, side = pty.openpty()

@@ -1,4 +1,4 @@
-"""What an adapter offers: factors, ΔW, iteration, equality."""
+"""The class `Adapter`: factors, ΔW, iteration and equality."""
 
 from __future__ import annotations
 
@@ -24,8 +24,9 @@ def test_the_worked_example_gives_the_factors_of_the_specification():
     assert a.dtype == b.dtype == np.float32
 
 
-def test_rows_stand_as_equation_3_2_reads():
-    """Row (component, tile) of a factor is its slice at that component and those features."""
+def test_rows_are_arranged_as_in_equation_3_2():
+    """Row (component, tile) of a factor is the slice of this component and of the tile's
+    features."""
     adapter = wide_indices()
     module = adapter["h.0.attn.c_attn"]
     a, b = adapter.factors(module.name)
@@ -58,7 +59,7 @@ def test_the_nearest_of_hostile_names_is_found_in_little_time():
 
 @given(adapters())
 @settings(suppress_health_check=[HealthCheck.too_slow])
-def test_all_factors_at_once_are_those_one_by_one(adapter):
+def test_all_factors_at_once_equal_those_one_by_one(adapter):
     found = list(adapter.iter_factors())
     assert [module for module, _, _ in found] == list(adapter)
     for module, a, b in found:
@@ -99,15 +100,15 @@ def test_equality_is_that_of_the_bytes():
     assert adapter != "something else"
 
 
-def test_repr_says_what_it_is():
+def test_repr_shows_the_sizes():
     assert repr(wide_indices()) == (
         "<VB-LoRA adapter of example/größe: 2 modules, h=257 b=4 k=3 N=26, 3 other tensors>"
     )
 
 
 @pytest.mark.parametrize("rows", [8192, 8193, 20000])
-def test_all_factors_of_a_large_adapter_come_in_groups(rows, monkeypatch):
-    """Groups of 8192 rows; the last is full, of one module, or none."""
+def test_factors_of_a_large_adapter_are_composed_in_groups(rows, monkeypatch):
+    """Groups have 8192 rows. The last group is full, has one module, or is empty."""
     monkeypatch.setattr("vbfmt.adapter._ROWS_AT_ONCE", 8192)
     rng = np.random.default_rng(0)
     modules = {
@@ -132,8 +133,8 @@ def test_all_factors_of_a_large_adapter_come_in_groups(rows, monkeypatch):
 
 
 @pytest.mark.parametrize("name", ["q_proj", "self_attn.q_proj", "q_porj", "model.layers.0.q_proj"])
-def test_a_name_that_is_not_there_is_answered_with_the_nearest(name):
-    """A leaf alone is nothing like a whole name, to difflib."""
+def test_the_error_for_an_unknown_module_suggests_the_nearest_name(name):
+    """For difflib, the last component of a name is not similar to the whole name."""
     modules = [
         f"model.layers.{n}.self_attn.{leaf}" for n in (0, 1) for leaf in ("o_proj", "q_proj")
     ]
@@ -145,18 +146,18 @@ def test_a_name_that_is_not_there_is_answered_with_the_nearest(name):
 
 @given(adapters())
 @settings(suppress_health_check=[HealthCheck.too_slow])
-def test_an_adapter_is_pickled_and_copied_as_it_is(adapter):
+def test_an_adapter_can_be_pickled_and_copied(adapter):
     assert pickle.loads(pickle.dumps(adapter)) == adapter
     assert copy.copy(adapter) == adapter
     assert copy.deepcopy(adapter) == adapter
 
 
-def test_a_mapped_adapter_crosses_a_process_boundary(tmp_path):
+def test_a_mapped_adapter_can_be_sent_to_another_process(tmp_path):
     worked_example().save(tmp_path / "x.vblora")
     assert pickle.loads(pickle.dumps(load(tmp_path / "x.vblora"))) == worked_example()
 
 
-def test_methods_are_the_functions(tmp_path):
+def test_methods_equal_the_functions(tmp_path):
     adapter = worked_example()
     found = adapter.save(tmp_path / "x.vblora")
     assert found == adapter.digest == digest(adapter)

@@ -1,4 +1,4 @@
-"""The house: which room may import which."""
+"""The architecture: which packages may import which."""
 
 from __future__ import annotations
 
@@ -30,11 +30,11 @@ MODULES = {name_of(path): path for path in FILES}
 
 
 def imports(path: Path, *, types: bool, functions: bool = True) -> set[str]:
-    """The library's modules that a file imports.
+    """Return the library's modules that a file imports.
 
     Args:
-        types: also those that are imported for type checkers alone.
-        functions: also those that a function imports when it is called.
+        types: whether to include imports for type checkers only.
+        functions: whether to include imports inside functions.
     """
     found: set[str] = set()
 
@@ -72,7 +72,7 @@ def under(name: str, room: str) -> bool:
 
 
 def circle(graph: dict[str, set[str]]) -> list[str]:
-    """The modules of one circle, [] if there is none."""
+    """Return the modules of one import cycle, or [] if there is none."""
     done: set[str] = set()
     for start in graph:
         stack = [(start, iter(sorted(graph[start])))]
@@ -91,18 +91,18 @@ def circle(graph: dict[str, set[str]]) -> list[str]:
     return []
 
 
-def test_the_finder_of_circles_finds_one():
+def test_an_import_cycle_is_found():
     assert circle({"a": {"b"}, "b": {"c"}, "c": {"b"}}) == ["b", "c", "b"]
     assert circle({"a": {"b", "c"}, "b": {"c"}, "c": set()}) == []
 
 
-def test_there_is_something_to_look_at():
+def test_sources_are_found():
     assert len(MODULES) > 100
     assert "vbfmt._format.container" in IMPORTS["vbfmt.packed"]
 
 
-def test_no_module_imports_itself_by_way_of_others():
-    """Neither when it runs nor for its types; the public names in ``__init__`` are lazy."""
+def test_there_are_no_import_cycles():
+    """This includes imports for types. The public names in ``__init__`` are lazy."""
     graph = {
         name: {target for target in targets if (name, target) not in CONVENIENCE}
         for name, targets in WITH_TYPES.items()
@@ -115,13 +115,13 @@ def test_the_exceptions_are_needed():
     assert all(target in IMPORTS[name] for name, target in CONVENIENCE)
 
 
-def test_the_exceptions_are_imported_when_they_are_called():
+def test_the_exceptions_are_imported_only_in_functions():
     for name, target in CONVENIENCE:
         assert target not in imports(MODULES[name], types=False, functions=False)
 
 
-def test_the_library_imports_no_converters():
-    """But for the command line, and the one listed exception."""
+def test_the_library_does_not_import_converters():
+    """Except the command line, and one listed exception."""
     wrong = {
         (name, target)
         for name, targets in IMPORTS.items()
@@ -134,7 +134,8 @@ def test_the_library_imports_no_converters():
 
 
 def room_of(name: str) -> str:
-    """``vbfmt.torch`` for what is in it; a module of its own for what is in no room."""
+    """Return the package of a module, for example ``vbfmt.torch``, or the module itself if it is in
+    none."""
     parts = name.split(".")
     depth = 3 if parts[:2] == ["vbfmt", "converters"] else 2
     return ".".join(parts[:depth])
@@ -151,7 +152,7 @@ def room_of(name: str) -> str:
         ("vbfmt.converters", ("vbfmt.cli", "vbfmt.plot", "vbfmt.torch")),
     ],
 )
-def test_arrows_point_one_way(room, never):
+def test_packages_import_in_one_direction(room, never):
     wrong = [
         f"{name} -> {target}"
         for name, targets in IMPORTS.items()
@@ -162,8 +163,9 @@ def test_arrows_point_one_way(room, never):
     assert wrong == []
 
 
-def test_private_rooms_are_imported_by_the_library_alone():
-    """`vbfmt._…` from inside vbfmt and converters; `vbfmt.converters._…` from converters."""
+def test_private_packages_are_imported_only_by_the_library():
+    """`vbfmt._…` may be imported from vbfmt and converters, `vbfmt.converters._…` from
+    converters."""
     wrong = [
         f"{name} -> {target}"
         for name, targets in IMPORTS.items()
@@ -173,7 +175,7 @@ def test_private_rooms_are_imported_by_the_library_alone():
     assert wrong == []
 
 
-def test_the_heavy_packages_are_imported_where_they_are_used():
+def test_heavy_packages_are_imported_only_in_functions():
     script = (
         "import sys, vbfmt; vbfmt.load; "
         "print([m for m in ('torch', 'transformers', 'peft', 'rich', 'matplotlib', 'click', "

@@ -28,14 +28,14 @@ NAME = thin.file_name(BANK)
 
 @pytest.fixture(autouse=True)
 def _none_known():
-    """Forget the banks that other tests have read."""
+    """Remove the banks that other tests have loaded from memory."""
     gc.collect()
     bank_files._shared.clear()
 
 
 @pytest.fixture
 def pair(tmp_path):
-    """An embedded file, and a file with an external bank beside it."""
+    """Return an embedded file, and a thin file with its bank next to it."""
     save(ADAPTER, tmp_path / "whole.vblora")
     save(ADAPTER, tmp_path / "thin.vblora", bank="external")
     return tmp_path / "whole.vblora", tmp_path / "thin.vblora"
@@ -43,7 +43,7 @@ def pair(tmp_path):
 
 @given(adapters())
 @settings(max_examples=60, suppress_health_check=[HealthCheck.too_slow])
-def test_both_forms_have_one_digest_and_follow_from_each_other(adapter):
+def test_both_forms_have_the_same_digest_and_can_be_converted(adapter):
     whole, without = dumps(adapter), dumps(adapter, bank="external")
     assert without == thin.thin(whole)
     parsed = PackedFile.parse(without)
@@ -70,7 +70,7 @@ def test_thin_then_joined_then_split_again_is_the_same_in_every_byte(tmp_path, a
 
 
 @pytest.mark.parametrize("name", thin.valid())
-def test_whatever_a_file_holds_stays_in_it(tmp_path, name):
+def test_conversion_keeps_the_whole_content(tmp_path, name):
     data, _ = thin.valid()[name]
     file, without, joined = (tmp_path / name for name in ("a", "b", "c"))
     file.write_bytes(data)
@@ -81,7 +81,7 @@ def test_whatever_a_file_holds_stays_in_it(tmp_path, name):
     assert joined.read_bytes() == data
 
 
-def test_a_form_can_be_changed_in_place_and_to_itself(pair):
+def test_a_file_can_be_converted_in_place_and_to_its_own_form(pair):
     whole, without = pair
     before = without.read_bytes()
     banks.split(without, without, overwrite=True)
@@ -105,7 +105,7 @@ def test_adapters_with_one_bank_share_one_array(tmp_path):
     assert loads((tmp_path / "0").read_bytes(), banks=tmp_path).bank is found[0].bank
 
 
-def test_threads_that_load_at_once_share_one_array(tmp_path):
+def test_threads_that_load_concurrently_share_one_array(tmp_path):
     save(ADAPTER, tmp_path / "x", bank="external")
     loaded = []
     threads = [
@@ -134,13 +134,13 @@ def test_a_loaded_adapter_outlives_its_banks_file(pair, tmp_path):
     assert found == ADAPTER
 
 
-def test_a_bank_that_is_known_by_its_hash_is_not_read_again(pair, tmp_path):
+def test_a_bank_that_is_in_memory_is_not_read_again(pair, tmp_path):
     found = load(pair[1])
     (tmp_path / NAME).unlink()
     assert load(pair[1]).bank is found.bank
 
 
-def test_where_a_bank_is_looked_for(pair, tmp_path):
+def test_where_a_bank_is_searched(pair, tmp_path):
     without = pair[1]
     far = tmp_path / "far"
     far.mkdir()
@@ -161,12 +161,12 @@ def test_where_a_bank_is_looked_for(pair, tmp_path):
 
 
 @pytest.mark.parametrize("checked", [True, False])
-def test_without_its_bank_there_is_no_adapter(checked):
+def test_a_thin_file_cannot_be_loaded_without_its_bank(checked):
     with pytest.raises(errors.BankError, match="found none in any folder"):
         loads(dumps(ADAPTER, bank="external"), verify=checked)
 
 
-def test_without_its_bank_a_file_is_never_called_verified(pair, tmp_path):
+def test_a_thin_file_cannot_be_verified_without_its_bank(pair, tmp_path):
     held = load(pair[1])  # even if this process knows the bank
     (tmp_path / NAME).unlink()
     report = verify(pair[1])
@@ -229,7 +229,7 @@ def test_no_memory_is_allocated_for_a_claimed_bank(pair, tmp_path):
         load(pair[1])
 
 
-def test_an_older_output_is_not_overwritten_and_no_bank_written(tmp_path):
+def test_if_the_output_exists_no_bank_is_written(tmp_path):
     (tmp_path / "x").write_bytes(b"old")
     with pytest.raises(errors.OutputExistsError):
         save(ADAPTER, tmp_path / "x", bank="external")
@@ -240,7 +240,7 @@ def test_an_older_output_is_not_overwritten_and_no_bank_written(tmp_path):
     assert (tmp_path / "x").read_bytes() == b"old"
 
 
-def test_what_is_damaged_is_neither_split_nor_joined(pair, tmp_path):
+def test_damaged_files_are_neither_split_nor_joined(pair, tmp_path):
     for path, work in ((pair[0], banks.split), (pair[1], banks.join)):
         data = bytearray(path.read_bytes())
         data[-1] ^= 1
@@ -255,7 +255,7 @@ def test_an_unknown_form_is_refused():
         dumps(ADAPTER, bank="elsewhere")
 
 
-def test_listing(pair, tmp_path):
+def test_banks_in_a_folder_are_listed(pair, tmp_path):
     other = dataclasses.replace(ADAPTER, bank=ADAPTER.bank * np.float32(2))
     save(other, tmp_path / "other.vblora", bank="external", banks=tmp_path / "banks")
     found = {one.sha256: one for one in banks.listing([tmp_path])}

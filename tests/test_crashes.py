@@ -1,4 +1,4 @@
-"""Killed, starved, crowded: what `tests.crashes` sees in processes of its own."""
+"""Killed processes, exhausted limits and concurrent writers: the scenes of `tests.crashes`."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ pytestmark = pytest.mark.skipif(
 
 @pytest.fixture
 def play(tmp_path):
-    """Play a scene; what was seen."""
+    """Run a scene in a new process and return its results."""
 
     def play(scene: str, count: int) -> dict[str, int]:
         done = subprocess.run(
@@ -37,7 +37,7 @@ def play(tmp_path):
 
 
 @pytest.mark.parametrize("count", [100, pytest.param(1500, marks=pytest.mark.slow)])
-def test_killed_at_any_moment_the_old_or_the_new_is_there_and_nothing_else_soon(play, count):
+def test_a_killed_writer_leaves_the_old_or_the_new_output(play, count):
     seen = play("kill", count)
     assert seen["old"] + seen["new"] >= count
     assert seen["killed"] > count / 2
@@ -52,49 +52,50 @@ def test_a_limit_of_file_size_leaves_the_old_file(play, count):
 
 
 @pytest.mark.usefixtures("unmeasured")  # that allocates, too
-def test_every_allocation_may_fail(play):
+def test_a_failed_allocation_leaves_the_old_or_the_new_output(play):
     pytest.importorskip("_testcapi", reason="this Python was built without it")
     assert play("memory", 0)["failed"] > 100
 
 
-def test_too_little_memory_is_said(play):
+def test_too_little_memory_is_reported(play):
     seen = play("address_space", 16)
     assert seen["written"] > 0
     assert seen["MemoryError"] > 0
 
 
-def test_eight_writers_of_one_path_and_a_reader(play):
+def test_eight_concurrent_writers_of_one_path_and_a_reader(play):
     seen = play("writers", 20)
     assert seen["reads"] > 20
     assert seen["writers seen"] > 1
 
 
-def test_of_eight_that_make_one_file_or_folder_one_wins(play):
+def test_one_of_eight_processes_that_create_one_path_succeeds(play):
     assert play("first_wins", 4)["races"] == 16
 
 
-def test_of_eight_that_replace_one_folder_none_mixes_with_another(play):
+def test_eight_processes_that_replace_one_folder_do_not_mix_files(play):
     assert play("folders", 3)["rounds"] == 6
 
 
-def test_a_folder_that_may_not_be_written_is_refused(play):
+def test_a_read_only_folder_is_refused(play):
     assert play("read_only", 0)["refused"] == 2
 
 
-def test_a_file_that_is_cut_off_while_in_use_ends_who_has_mapped_it_alone(play):
-    """As `load` says: without the map nothing that is done to the file matters any more."""
+def test_truncating_a_file_ends_only_processes_that_have_mapped_it(play):
+    """The docstring of `load` says so. Without mapping, later changes of the file have no
+    effect."""
     assert play("cut_off", 0) == {"mapped": -7, "read": 0}
 
 
 @pytest.mark.parametrize("count", [20, pytest.param(250, marks=pytest.mark.slow)])
-def test_killed_writers_of_a_store_leave_it_whole(play, count):
+def test_killed_writers_leave_a_store_complete(play, count):
     seen = play("store_writers", count)
     assert seen["killed"] >= 2 * count
     assert seen["names"] > 0
 
 
 @pytest.mark.parametrize("count", [25, pytest.param(500, marks=pytest.mark.slow)])
-def test_a_job_killed_at_any_moment_is_finished_by_the_next(play, count):
+def test_a_killed_job_is_completed_by_the_next_run(play, count):
     seen = play("jobs_killed", count)
     assert seen["killed"] >= count
     assert seen["done before"] > 0
@@ -107,7 +108,7 @@ def test_a_job_whose_pool_is_killed_loses_nothing_and_leaves_no_process(play, co
 
 
 def test_a_full_disk_loses_nothing_of_a_store_or_a_job(tmp_path):
-    """In a file system of 2 MB, which only this test sees."""
+    """This test mounts a private file system of 2 MB."""
     disk = tmp_path / "disk"
     disk.mkdir()
     own = ["unshare", "--map-root-user", "--mount"]

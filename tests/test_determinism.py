@@ -1,4 +1,4 @@
-"""The same adapter gives the same bytes, whatever the process around it is like.
+"""The same adapter gives the same bytes in every process environment.
 
 Other versions of Python, numpy and msgpack: ``make determinism``.
 """
@@ -29,7 +29,7 @@ AROUND = {
 
 @pytest.fixture(scope="module")
 def digests():
-    """What tests/digests.py prints in each of these surroundings."""
+    """Return what tests/digests.py prints in each environment."""
     found = {}
     for name, (environment, umask) in AROUND.items():
         done = subprocess.run(
@@ -46,7 +46,7 @@ def digests():
 
 
 @pytest.mark.parametrize("around", AROUND)
-def test_the_golden_files_are_written(digests, around, golden_folder):
+def test_the_golden_files_are_reproduced(digests, around, golden_folder):
     for file in golden_folder.glob("*.vblora"):
         assert digests[around][file.stem] == hashlib.sha256(file.read_bytes()).hexdigest()
 
@@ -57,11 +57,11 @@ def test_all_files_and_all_factors_are_the_same(digests):
     assert all(other == first for other in others)
 
 
-def test_the_matrix_holds_the_python_that_it_runs_on():
+def test_the_matrix_contains_the_running_python():
     assert determinism.interpreter(determinism.OWN) == sys.executable
 
 
-def test_what_was_not_run_is_said():
+def test_rows_that_were_not_run_are_reported():
     pythons = {version for version, *_ in determinism.MATRIX}
     assert summary_of("3.11") == sorted(pythons - {"3.11"})
     assert summary_of(*pythons) == ["none"]
@@ -71,7 +71,7 @@ def summary_of(*ran):
     return determinism.summary(list(ran)).rpartition("not installed: ")[2].split(", ")
 
 
-def test_nothing_run_is_no_success(monkeypatch, tmp_path):
+def test_running_no_row_is_a_failure(monkeypatch, tmp_path):
     monkeypatch.setattr(determinism, "FOLDER", tmp_path)
     monkeypatch.setattr(determinism, "run", lambda *command: (tmp_path / "vbfmt-1.whl").touch())
     monkeypatch.setattr(determinism, "interpreter", lambda version: None)

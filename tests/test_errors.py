@@ -28,26 +28,26 @@ from vbfmt import VbfmtError, dumps, errors, load, loads, save
         ({"found": 0}, "broken: found 0"),
     ],
 )
-def test_the_line(fields, line):
+def test_the_line_of_an_error(fields, line):
     assert str(VbfmtError("broken", **fields)) == line
 
 
-def test_the_detail_leaves_the_file_out():
+def test_the_detail_does_not_name_the_file():
     assert VbfmtError("broken", file="f", part="p").detail() == "broken: p"
 
 
-def test_a_file_that_is_known_stays():
+def test_the_file_of_an_error_is_not_replaced():
     assert str(VbfmtError("broken", file="inner").in_file("outer")) == "broken in inner"
     assert str(VbfmtError("broken").in_file("outer")) == "broken in outer"
 
 
-def test_names_cannot_break_the_line():
+def test_names_cannot_add_line_breaks():
     error = VbfmtError("broken", file="a\nb", part="\x1b[31m")
     assert str(error) == "broken in a\\nb: \\x1b[31m"
 
 
 @pytest.mark.parametrize("character", ["x", "\n", "\x1b", "ä"])
-def test_what_is_long_is_cut(character):
+def test_long_values_are_cut(character):
     long = character * 10**6
     error = VbfmtError(f"broken {long}", file="f", part=long, found=long, expected=long)
     assert len(str(error)) < 5 * errors.LONGEST_PIECE
@@ -55,7 +55,7 @@ def test_what_is_long_is_cut(character):
     assert error.found == long
 
 
-def test_what_just_fits_is_not_cut():
+def test_values_that_just_fit_are_not_cut():
     just = "x" * errors.LONGEST_PIECE
     assert str(VbfmtError("broken", part=just)) == f"broken: {just}"
 
@@ -69,14 +69,14 @@ def test_a_name_of_a_million_bytes_in_a_packed_file_is_one_short_line():
     assert 200 < len(str(error.value)) < 1000
 
 
-def test_every_kind_has_a_name_of_its_own():
+def test_every_error_class_has_its_own_kind():
     kinds = [value for value in vars(errors).values() if isinstance(value, type)]
     public = [kind for kind in kinds if not kind.__name__.startswith("_")]
     family = [kind for kind in public if issubclass(kind, VbfmtError)]
     assert len({kind.kind for kind in family}) == len(family) >= 12
 
 
-def test_errors_survive_a_process_boundary():
+def test_errors_can_be_pickled():
     error = errors.LengthError("cut off", file="f", found=1)
     again = pickle.loads(pickle.dumps(error))
     assert (type(again), str(again)) == (errors.LengthError, str(error))
@@ -96,7 +96,7 @@ def test_errors_survive_a_process_boundary():
         (errors.MissingExtraError, ImportError),
     ],
 )
-def test_errors_are_what_python_users_catch(kind, builtin):
+def test_errors_are_subclasses_of_pythons_errors(kind, builtin):
     assert issubclass(kind, builtin)
     assert str(kind("broken", part="bank")) == "broken: bank"
 
@@ -119,13 +119,13 @@ def test_output_that_exists_is_a_file_exists_error(tmp_path):
     assert (caught.value.errno, caught.value.filename) == (errno.EEXIST, str(path))
 
 
-def test_a_missing_extra_names_itself():
+def test_the_error_for_a_missing_extra_names_it():
     error = errors.MissingExtraError.of("pictures need matplotlib", "plot")
     assert error.extra == "plot"
     assert str(error) == "pictures need matplotlib; pip install 'vbfmt[plot]'"
 
 
-def test_a_warning_points_at_the_code_outside_of_the_library():
+def test_a_warning_points_to_the_callers_code():
     with warnings.catch_warnings(record=True) as caught:
         warnings.simplefilter("always")
         errors.warn("rows have equal logits")

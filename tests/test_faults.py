@@ -1,5 +1,5 @@
-"""Every call to the operating system fails once, and from then on: the old or the new, complete,
-one error of the library's own, and nothing left behind after the next write."""
+"""Each call to the operating system fails, once or from then on: the old or the new output is
+complete, the error is one of the library, and nothing is left after the next write."""
 
 from __future__ import annotations
 
@@ -34,14 +34,14 @@ def write_past_cache(adapter: Adapter, path: Path, *, overwrite: bool) -> None:
 
 @pytest.fixture(autouse=True)
 def _quick_disk(monkeypatch):
-    """Flushing is counted and made to fail here; that it takes its time adds nothing. Files that
-    earlier tests have left to the garbage are closed before they are counted."""
+    """Do not really flush, because this is slow; flushes are only counted and made to fail. Close
+    files that earlier tests have left to the garbage collector."""
     gc.collect()
     monkeypatch.setattr(os, "fsync", lambda file: None)
 
 
 class Writer(NamedTuple):
-    """Writes an adapter to a path."""
+    """A function that writes an adapter to a path."""
 
     write: Callable[..., object]
     old: Adapter = OLD
@@ -58,7 +58,7 @@ WRITERS = {
 
 
 def content(path: Path) -> object:
-    """What stands at a path: bytes, bytes by name, or None."""
+    """Return the content of a path: the bytes of a file, the bytes by name of a folder, or None."""
     if path.is_dir():
         return {entry.name: entry.read_bytes() for entry in sorted(path.iterdir())}
     return path.read_bytes() if path.exists() else None
@@ -71,7 +71,7 @@ def open_files() -> int:
 @pytest.mark.parametrize("lasting", [False, True], ids=["once", "from then on"])
 @pytest.mark.parametrize("exists", [False, True], ids=["new", "replaced"])
 @pytest.mark.parametrize("name", WRITERS)
-def test_whatever_fails_the_old_or_the_new_is_there(tmp_path, name, exists, lasting):
+def test_any_failed_call_leaves_the_old_or_the_new_output(tmp_path, name, exists, lasting):
     writer = WRITERS[name]
     writer.write(writer.new, tmp_path / "expected", overwrite=False)
     new = content(tmp_path / "expected")
@@ -109,7 +109,7 @@ def test_whatever_fails_the_old_or_the_new_is_there(tmp_path, name, exists, last
 
 @pytest.mark.parametrize("full", [errno.EIO, errno.EDQUOT, errno.ENOSPC])
 @pytest.mark.parametrize("name", WRITERS)
-def test_a_write_that_fails_half_done_is_one_error_and_the_old_stays(tmp_path, name, full):
+def test_a_partial_write_is_one_error_and_the_old_output_is_kept(tmp_path, name, full):
     if not hasattr(errno, "EDQUOT"):
         pytest.skip("no quotas")
     writer = WRITERS[name]
@@ -129,10 +129,8 @@ def test_a_write_that_fails_half_done_is_one_error_and_the_old_stays(tmp_path, n
 
 
 @pytest.mark.parametrize("hours", [-24, 24])
-def test_a_clock_that_is_set_loses_nothing_and_leaves_nothing_of_the_same_name(
-    tmp_path, monkeypatch, hours
-):
-    """What is abandoned is known by its lock; its age matters only for other names."""
+def test_setting_the_clock_loses_nothing_and_leaves_no_files(tmp_path, monkeypatch, hours):
+    """Abandoned files are recognized by their locks. Their age matters only for other names."""
     save(OLD, tmp_path / "x")
     abandoned = Path(f"{tmp_path}/.x.{'0' * 12}.partial")
     abandoned.write_bytes(b"half")
@@ -149,8 +147,8 @@ def test_a_clock_that_is_set_loses_nothing_and_leaves_nothing_of_the_same_name(
 
 
 @pytest.mark.skipif(sys.platform == "win32", reason="nothing is swept there")
-def test_writers_that_do_not_see_each_others_locks_may_fail_and_mix_nothing(tmp_path, monkeypatch):
-    """Two hosts on a file system whose locks are each host's own."""
+def test_writers_without_common_locks_may_fail_but_do_not_mix_files(tmp_path, monkeypatch):
+    """For example, two hosts on a file system that does not share locks."""
     save(OLD, tmp_path / "x")
     monkeypatch.setattr("fcntl.flock", lambda file, how: None)
 
@@ -167,7 +165,7 @@ def test_writers_that_do_not_see_each_others_locks_may_fail_and_mix_nothing(tmp_
 
 @pytest.mark.parametrize("lasting", [False, True], ids=["once", "from then on"])
 @pytest.mark.parametrize("exists", [False, True], ids=["new", "replaced"])
-def test_whatever_fails_a_file_without_its_bank_has_it_beside_it(tmp_path, exists, lasting):
+def test_any_failed_call_leaves_a_thin_file_with_its_bank(tmp_path, exists, lasting):
     number, refused = 0, 0
     while True:
         number += 1
@@ -195,7 +193,7 @@ def test_whatever_fails_a_file_without_its_bank_has_it_beside_it(tmp_path, exist
     assert refused > number / 3
 
 
-def test_reading_a_bank_fails_with_one_error_or_not_at_all(tmp_path):
+def test_reading_a_bank_succeeds_or_gives_one_error(tmp_path):
     save(OLD, tmp_path / "x", bank="external")
 
     def work() -> bool:
@@ -208,7 +206,7 @@ def test_reading_a_bank_fails_with_one_error_or_not_at_all(tmp_path):
 
 
 @pytest.mark.parametrize("mmap", [True, False])
-def test_reading_fails_with_one_error_or_not_at_all(tmp_path, mmap):
+def test_reading_succeeds_or_gives_one_error(tmp_path, mmap):
     save(wide_indices(), tmp_path / "x")
     *refusals, made = outcomes_of(lambda: load(tmp_path / "x", mmap=mmap) == wide_indices())
     assert ("mmap" if mmap else "read") in made
@@ -216,7 +214,7 @@ def test_reading_fails_with_one_error_or_not_at_all(tmp_path, mmap):
 
 
 @pytest.mark.parametrize("what", ["pack", "verify"])
-def test_whoever_reads_a_whole_source_fails_with_one_error(tmp_path, what):
+def test_reading_a_whole_source_succeeds_or_gives_one_error(tmp_path, what):
     folder = write_folder(tmp_path / "checkpoint", logits_form())
     save(read(folder), tmp_path / "x")
 
@@ -230,8 +228,8 @@ def test_whoever_reads_a_whole_source_fails_with_one_error(tmp_path, what):
 
 
 def outcomes_of(work: Callable[[], bool]) -> list[str]:
-    """Every call that `work` makes fails in turn: what it says then, where that matters; and at
-    last the calls that it makes when all is well."""
+    """Let each system call of `work` fail in turn. Return the errors, and the calls that it makes
+    without faults."""
     refusals: list[str] = []
     number = 0
     while True:
@@ -247,8 +245,8 @@ def outcomes_of(work: Callable[[], bool]) -> list[str]:
             return [*refusals, " ".join(faults.made)]
 
 
-def test_flushed_before_it_counts_and_the_folder_after(tmp_path):
-    """The order that a power cut asks for."""
+def test_a_file_is_flushed_before_it_is_renamed_and_its_folder_after(tmp_path):
+    """This order is safe against power cuts."""
     with injected(Faults(0)) as faults:
         save(NEW, tmp_path / "x")
         created = [name for name in faults.made if name in ("write", "fsync", "link", "replace")]
@@ -260,7 +258,7 @@ def test_flushed_before_it_counts_and_the_folder_after(tmp_path):
 
 
 def test_a_folder_that_cannot_be_flushed_at_all_is_no_error(tmp_path, monkeypatch):
-    """Some file systems do not know it."""
+    """Some file systems do not support it."""
 
     def fsync(file: int) -> None:
         if stat.S_ISDIR(os.fstat(file).st_mode):

@@ -26,11 +26,11 @@ def test_every_truncation_is_found(data):
 
 @pytest.mark.slow
 def test_every_flipped_bit_is_found(data):
-    """371 200 of them; `make flips` does the corpus, too."""
+    """There are 371 200 bits. `make flips` also tests the corpus."""
     assert list(missed_flips(data, range(len(data)))) == []
 
 
-def test_a_flip_that_is_not_looked_for_is_seen(data, monkeypatch):
-    """The search itself: without section hashes it finds what goes unnoticed."""
+def test_undetected_flips_are_found_without_section_hashes(data, monkeypatch):
+    """This tests the search itself."""
     monkeypatch.setattr("vbfmt._format.container.damage", lambda *_: iter(()))
     assert list(missed_flips(data, [len(data) - 1], [0])) == [(len(data) - 1, 0)]

@@ -26,7 +26,8 @@ def run(*command, cwd):
 
 @pytest.fixture(scope="module", params=["wheel", "plain", "editable"])
 def installed(request, tmp_path_factory):
-    """The Python of an environment with the package, the folder that it comes from, a checkout."""
+    """Return the Python of an environment with the package, the folder of its source, and a
+    checkout."""
     setuptools = pytest.importorskip("setuptools", minversion="77")
     folder = tmp_path_factory.mktemp(request.param)
     checkout = copied(folder / "checkout")  # building writes into it
@@ -58,7 +59,7 @@ def copied(checkout):
     return checkout
 
 
-def test_elsewhere_the_installed_package_is_imported(installed, tmp_path):
+def test_outside_a_checkout_the_installed_package_is_imported(installed, tmp_path):
     python, home, _ = installed
     assert all(path.startswith(str(home)) for path in run(python, "-c", CHECK, cwd=tmp_path))
 

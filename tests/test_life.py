@@ -1,5 +1,5 @@
-"""The whole life of adapters, in any order, against a simple model: what was put at a path is
-there, whole, until somebody puts something else there; and damage is always found."""
+"""Random sequences of operations on adapters, compared with a simple model: an output is complete
+until it is replaced, and damage is always detected."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ BOTH_WAYS = st.booleans()
 
 
 class Life(RuleBasedStateMachine):
-    """The model: bytes by file, adapter by folder, adapters in hand, adapters held mapped."""
+    """The model: bytes by file, adapter by folder, adapters in memory, and mapped adapters."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -113,7 +113,7 @@ class Life(RuleBasedStateMachine):
         random=st.randoms(use_true_random=False),
     )
     def damage(self, name: str, how: str, random: Random) -> None:
-        """As a disk or a transfer does it: another file takes the place."""
+        """Damage a file as a disk or a transfer does: it is replaced by a damaged copy."""
         if name not in self.files or not self.files[name][0]:
             return
         found, meant = self.files[name]
@@ -136,7 +136,7 @@ class Life(RuleBasedStateMachine):
 
     @rule(name=FILES | FOLDERS, folder=BOTH_WAYS)
     def crash(self, name: str, folder: bool) -> None:
-        """A writer of `name` is killed."""
+        """Kill a writer of `name`."""
         left = self.home / f".{name}.{self.crashes:012x}.partial"
         if folder:
             left.mkdir()
@@ -166,7 +166,8 @@ class Life(RuleBasedStateMachine):
 
     @rule(name=FOLDERS)
     def pack(self, name: str) -> None:
-        """What was unpacked says the same; packed once more it does not change."""
+        """Pack an unpacked folder. It must give the same adapter, and the same bytes when packed
+        again."""
         if name not in self.folders:
             return
         meant = self.folders[name]
@@ -211,7 +212,7 @@ class Life(RuleBasedStateMachine):
 
 
 def plain(adapter: Adapter) -> bool:
-    """Whether PEFT's keys can say all of it."""
+    """Return whether PEFT's form can hold the whole adapter."""
     return (
         all(module.name.endswith(".lin") for module in adapter)
         and not adapter.tensors

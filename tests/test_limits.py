@@ -1,4 +1,4 @@
-"""What SECURITY.md promises: its numbers are those of the code, its tests exist."""
+"""SECURITY.md: its numbers are those of the code, and the tests that it names exist."""
 
 from __future__ import annotations
 
@@ -30,8 +30,8 @@ def test_the_tests_it_names_exist(file, name):
     assert name in {node.name for node in tree.body if isinstance(node, ast.FunctionDef)}
 
 
-def test_it_names_no_test_in_any_other_way():
-    """A name that the pattern above misses would go unchecked."""
+def test_it_names_tests_only_in_the_expected_form():
+    """A name that the pattern above does not match would not be checked."""
     assert len(NAMED) > 30
     assert PAGE.count("tests/") == len(re.findall(r"`tests/[\w/]+\.py::\w+`", PAGE))
 
@@ -41,13 +41,13 @@ def test_its_limits_are_those_of_the_code(number, module, name):
     assert getattr(import_module(module), name) == int(number.replace(" ", ""))
 
 
-def test_every_line_of_the_table_of_limits_is_looked_at():
+def test_every_line_of_the_table_of_limits_is_tested():
     table = PAGE.partition("## Limits")[2].partition("##")[0]
     assert len(LIMITS) == table.count("\n| ") - 1
 
 
 def peak(data: bytes) -> int:
-    """Bytes that `loads` takes at its peak."""
+    """Return the peak memory of `loads` in bytes."""
     tracemalloc.start()
     try:
         loads(data)
@@ -73,7 +73,7 @@ def test_memory_of_values_is_a_small_multiple_of_the_file(h, b, k, n):
 
 @pytest.mark.parametrize("h", [1, 200])
 def test_memory_where_every_row_breaks_a_rule(h):
-    """A list of all bad rows took nine bytes for each of one."""
+    """A list of all invalid rows took nine bytes for each row of one byte."""
     n = 1 << 20
     module = Module("m", n // 2, n // 2, 1)
     rows = Rows(np.zeros((n, 1), "u1"), np.empty((n, 0), "<f4"))
@@ -95,8 +95,8 @@ def test_memory_where_every_row_breaks_a_rule(h):
 @pytest.mark.parametrize(
     "item", [b"\x80", b"\x90", b"\xa0", b"\xc0", b"\x91\x90", b"\x81\xa0" * 5 + b"\x80"]
 )
-def test_memory_of_a_header_made_to_hurt(item):
-    """As many of the smallest values as there is room for, under a key of a later version."""
+def test_memory_of_a_hostile_header(item):
+    """The header has as many small values as fit, under a key of a later version."""
     count = 60_000 // len(item)
     plain = forge.header_of(dumps(worked_example()))
     many = b"\xa1z\xdc" + count.to_bytes(2, "big") + item * count
@@ -109,8 +109,9 @@ def test_memory_of_a_header_made_to_hurt(item):
 @pytest.mark.parametrize(
     "item", [b"\x90", b"\xa3abc", b"\xcd\x01\x00", b"\x92\x01\x02", b"\x81\xa0\x01"]
 )
-def test_memory_of_a_table_made_to_hurt(item):
-    """As many of these in place of modules, refused before they are decoded or by the first."""
+def test_memory_of_a_hostile_table(item):
+    """The table of modules has as many of these values as fit. It is refused before decoding, or at
+    the first."""
     count = 60_000 // len(item)
     plain = forge.header_of(dumps(worked_example()))
     begin = plain.index(b"\xa7modules") + 8

@@ -1,7 +1,7 @@
-"""Every message that the invalid files of the corpus provoke, word by word.
+"""The exact message for every invalid file of the corpus.
 
-A message is a part of the command's face: who changes one sees it here as its user will. Write the
-file anew with ``python -m tests.test_messages`` and read the difference.
+Messages are a part of the user interface, so that changes are visible here. To update the file, run
+``python -m tests.test_messages`` and read the difference.
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ def messages() -> list[str]:
     return [f"{path.stem}: {message(path)}" for path in sorted(INVALID.glob("*.vblora"))]
 
 
-def test_messages_are_worded_as_they_were():
+def test_messages_are_unchanged():
     found, expected = messages(), MESSAGES.read_text(encoding="utf-8").splitlines()
     assert found == expected
     assert len(found) >= 150

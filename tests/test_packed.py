@@ -1,4 +1,4 @@
-"""Adapters as bytes and files: the laws of the format."""
+"""Packed files: the guarantees of the format."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ CORPUS = Path(__file__).parents[1] / "spec" / "corpus"
 
 @given(adapters())
 @settings(max_examples=200, suppress_health_check=[HealthCheck.too_slow])
-def test_decode_after_encode_is_the_adapter_bit_for_bit(adapter):
+def test_decoding_gives_the_encoded_adapter_bit_for_bit(adapter):
     again = loads(dumps(adapter))
     assert again == adapter
     for name in ("bank", "indices", "weights"):
@@ -34,14 +34,14 @@ def test_decode_after_encode_is_the_adapter_bit_for_bit(adapter):
 
 @given(adapters())
 @settings(suppress_health_check=[HealthCheck.too_slow])
-def test_encode_after_decode_is_the_file_byte_for_byte(adapter):
+def test_encoding_gives_the_decoded_file_byte_for_byte(adapter):
     data = dumps(adapter)
     assert dumps(loads(data)) == data
 
 
 @given(adapters(), st.randoms(use_true_random=False))
 @settings(suppress_health_check=[HealthCheck.too_slow])
-def test_equal_adapters_from_any_order_give_equal_bytes(adapter, random):
+def test_bytes_do_not_depend_on_the_order_of_construction(adapter, random):
     modules = list(adapter.modules)
     random.shuffle(modules)
     rows = {m: Rows(*_rows_of(adapter, m)) for m in modules}
@@ -59,7 +59,7 @@ def test_equal_adapters_from_any_order_give_equal_bytes(adapter, random):
 
 @given(adapters())
 @settings(suppress_health_check=[HealthCheck.too_slow])
-def test_a_digest_names_one_adapter(adapter):
+def test_different_adapters_have_different_digests(adapter):
     data = dumps(adapter)
     assert loads(data, digest=digest(adapter)) == adapter
     other = dataclasses.replace(adapter, metadata={"another": "one"})
@@ -83,7 +83,7 @@ def test_a_bank_past_65536_is_refused():
 
 
 @pytest.mark.parametrize("name", GOLDEN)
-def test_golden_files_are_what_is_written_today(name, golden_folder):
+def test_golden_files_are_written_byte_for_byte(name, golden_folder):
     golden = (golden_folder / name).read_bytes()
     assert dumps(GOLDEN[name]()) == golden
     assert loads(golden) == GOLDEN[name]()
@@ -136,7 +136,7 @@ def test_verify_of_a_sound_file_gives_its_digest(tmp_path):
     assert report.digest == written == digest(worked_example())
 
 
-def test_damage_passes_unnoticed_only_where_asked_for(tmp_path):
+def test_damage_is_ignored_only_on_request(tmp_path):
     path = tmp_path / "x.vblora"
     data = bytearray(dumps(worked_example()))
     data[0x180] = 99  # an index past the bank
@@ -152,8 +152,8 @@ DATA_RULES = ("padding-", "damaged-", "hash-of-zeros")
 
 
 @pytest.mark.parametrize("name", VERDICTS)
-def test_without_verification_only_the_rules_of_the_data_are_left_out(name):
-    """Names in the metadata and the config were not looked at: 33 of these files were taken."""
+def test_without_verification_only_checks_of_the_data_are_skipped(name):
+    """Names in the metadata and the config were not checked, so 33 of these files were accepted."""
     data = (CORPUS / "invalid" / f"{name}.vblora").read_bytes()
     marked = VERDICTS[name]["rule"].startswith("7") or name.startswith(DATA_RULES)
     if not marked:
@@ -161,8 +161,8 @@ def test_without_verification_only_the_rules_of_the_data_are_left_out(name):
             loads(data, verify=False)
 
 
-def test_a_trusted_digest_shows_what_the_files_own_checksums_cannot(tmp_path):
-    """Tampering: a weight changed and every checksum made right again."""
+def test_a_trusted_digest_detects_tampering_that_checksums_cannot(tmp_path):
+    """A weight is changed and every checksum corrected."""
     path = tmp_path / "x.vblora"
     trusted = save(worked_example(), path)
     tampered = forge.with_section(
@@ -178,8 +178,8 @@ def test_a_trusted_digest_shows_what_the_files_own_checksums_cannot(tmp_path):
 
 
 @pytest.mark.parametrize("wrong", ["", "sha256:", "0" * 64, "md5:" + "0" * 32])
-def test_what_is_no_digest_matches_nothing(tmp_path, wrong):
-    """An empty variable in somebody's script must not pass."""
+def test_an_invalid_digest_matches_nothing(tmp_path, wrong):
+    """For example, an empty variable in a script must not match."""
     path = tmp_path / "x.vblora"
     save(worked_example(), path)
     with pytest.raises(errors.DigestError):
@@ -226,7 +226,7 @@ def test_a_file_may_be_replaced_while_it_is_mapped(tmp_path):
     assert load(path) == other
 
 
-def test_nothing_is_overwritten_unasked(tmp_path):
+def test_nothing_is_overwritten_unless_requested(tmp_path):
     path = tmp_path / "x.vblora"
     path.write_text("precious")
     with pytest.raises(errors.OutputExistsError):
@@ -268,7 +268,7 @@ def test_verify_compares_with_a_trusted_digest(tmp_path):
     assert (problem.found, problem.expected, problem.file) == (right, wrong, str(path))
 
 
-def test_a_missing_path_is_not_looked_for_on_the_hub(monkeypatch, tmp_path):
+def test_a_missing_path_is_not_searched_on_the_hub(monkeypatch, tmp_path):
     monkeypatch.chdir(tmp_path)
     monkeypatch.setitem(sys.modules, "vbfmt.converters", None)  # its import would fail
     with pytest.raises(FileNotFoundError):
@@ -298,7 +298,7 @@ print(*sorted({event.partition(".")[0] if event != "os.listdir" else event for e
 
 
 def test_reading_runs_nothing_and_imports_nothing():
-    """Python tells of whatever it compiles, imports, starts or unpickles."""
+    """Python's audit hooks report everything that is compiled, imported, started or unpickled."""
     folder = Path(__file__).parents[1] / "spec" / "corpus"
     paths = sorted(map(str, folder.glob("*alid/*.vblora")))
     assert len(paths) > 200
@@ -312,15 +312,15 @@ def test_reading_runs_nothing_and_imports_nothing():
     assert set(done.stdout.split()) <= {"open", "mmap", "os", "os.listdir", "array"}
 
 
-def test_what_is_not_an_adapter_is_not_saved(tmp_path):
+def test_only_adapters_can_be_saved(tmp_path):
     with pytest.raises(errors.ConfigError, match="not an adapter: found str.*save_packed"):
         save(str(tmp_path / "x.vblora"), tmp_path / "y.vblora")
     assert not list(tmp_path.iterdir())
 
 
 @pytest.mark.parametrize("ending", [".safetensors", ".bin", ".PT", ".pth", ".gguf", ".bank"])
-def test_a_packed_file_is_not_named_like_another_kind(tmp_path, ending):
-    """``vbfmt pack`` would then take it for a checkpoint."""
+def test_a_packed_file_cannot_have_the_name_of_another_form(tmp_path, ending):
+    """Otherwise, ``vbfmt pack`` would read it as a checkpoint."""
     path, good = tmp_path / f"m{ending}", tmp_path / "m.vblora"
     save(worked_example(), good)
     for write in (
@@ -333,7 +333,7 @@ def test_a_packed_file_is_not_named_like_another_kind(tmp_path, ending):
     assert [each.name for each in tmp_path.iterdir()] == ["m.vblora"]
 
 
-def test_a_report_is_true_exactly_if_the_file_is_valid(tmp_path):
+def test_a_report_is_true_if_and_only_if_the_file_is_valid(tmp_path):
     path = tmp_path / "x.vblora"
     save(worked_example(), path)
     assert verify(path)

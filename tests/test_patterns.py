@@ -20,20 +20,20 @@ def test_the_whole_name_is_matched():
 
 
 @pytest.mark.parametrize("pattern", ["(", "a{2,1}", "a" * (LONGEST_PATTERN + 1)])
-def test_what_is_no_pattern_is_one_error(pattern):
+def test_an_invalid_pattern_is_one_error(pattern):
     with pytest.raises(errors.ConfigError, match="a regular expression"):
         matcher(pattern)
 
 
 @pytest.mark.timeout(60)
 def test_a_pattern_that_takes_too_long_is_one_error():
-    """Python's own engine needs more than a lifetime for this one."""
+    """Python's own engine would take years for this one."""
     with pytest.raises(errors.ConfigError, match="takes too long"):
         matcher(r"(\w|\w\w|\w\.|\.)+[A-Z]")("model.layers.0.self_attn.q_proj" * 3)
 
 
 def test_a_pattern_that_is_slow_for_every_name_is_one_error(monkeypatch):
-    """A little less than the time for one name, for thousands of names."""
+    """It takes slightly less than the limit for one name, but there are thousands of names."""
     monkeypatch.setattr("vbfmt._patterns._SLOW", 0.0)
     monkeypatch.setattr("vbfmt._patterns.TIME_OF_ALL", 1e-3)
     match = matcher(r"(?:a|b|ab)*c|slow-for-all")
@@ -42,14 +42,14 @@ def test_a_pattern_that_is_slow_for_every_name_is_one_error(monkeypatch):
             match(f"ab{number}")
 
 
-def test_hints_cost_little_whatever_the_names_are():
+def test_hints_for_hostile_names_take_little_time():
     """``difflib`` took up to 28 minutes."""
     begin = time.process_time()
     nearest("ba" * 512, ["ab" * 512 + str(number) for number in range(20_000)])
     assert time.process_time() - begin < 2
 
 
-def test_a_hint_is_the_name_that_was_meant():
+def test_a_hint_is_the_most_similar_name():
     names = [f"model.layers.{n}.self_attn.{leaf}" for n in range(40) for leaf in ("q_proj", "k")]
     assert nearest("model.layers.3.self_attn.q_porj", names)[0] == "model.layers.3.self_attn.q_proj"
     assert nearest("nothing.like.it.at.all", ["q"]) == []

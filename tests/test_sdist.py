@@ -1,4 +1,4 @@
-"""An sdist holds what its tests need; tests of anything else are skipped there."""
+"""An sdist contains the files that its tests need; other tests are skipped there."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ pytestmark = pytest.mark.skipif(not MANIFEST.exists(), reason="not a whole sourc
 
 @pytest.mark.parametrize("path", FILES, ids=lambda path: str(path.relative_to(ROOT)))
 def test_files_that_tests_name_are_in_an_sdist(path):
-    """Some tests could not run there, since what they read was left out."""
+    """Some tests could not run from an sdist, because files that they read were left out."""
     text = path.read_text(encoding="utf-8")
     beyond = [name for name in NAMED.findall(text) if not any(fnmatch(name, h) for h in HELD)]
     assert not beyond or "skipif(not" in text, beyond

@@ -1,4 +1,4 @@
-"""Tensors that travel unchanged."""
+"""The class `Tensor`, for tensors that are stored unchanged."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ WHOLE_BYTES = [name for name, bits in BITS.items() if bits >= 8]
 
 
 @pytest.mark.parametrize("dtype", WHOLE_BYTES)
-def test_every_dtype_of_whole_bytes_goes_through_numpy(dtype):
+def test_every_dtype_of_whole_bytes_converts_to_numpy_and_back(dtype):
     data = np.arange(3 * BITS[dtype] // 8, dtype=np.uint8)
     if dtype == "BOOL":
         data &= 1
@@ -28,7 +28,7 @@ def test_every_dtype_of_whole_bytes_goes_through_numpy(dtype):
 
 
 @pytest.mark.parametrize("dtype", ["F4", "F6_E2M3"])
-def test_smaller_elements_have_no_numpy_form(dtype):
+def test_elements_smaller_than_a_byte_have_no_numpy_array(dtype):
     with pytest.raises(errors.ContentError, match="no numpy dtype"):
         Tensor(dtype, (4,), np.zeros(4 * BITS[dtype] // 8, np.uint8)).numpy()
 
@@ -40,7 +40,7 @@ def test_length_is_that_of_dtype_and_shape(tensor):
         Tensor(tensor.dtype, tensor.shape, np.zeros(tensor.data.size + 1, np.uint8))
 
 
-def test_big_endian_arrays_are_turned():
+def test_big_endian_arrays_are_converted():
     tensor = Tensor.of(np.array([1, 258], dtype=">u2"))
     assert tensor.data.tolist() == [1, 0, 2, 1]
     assert tensor.dtype == "U16"
@@ -53,7 +53,7 @@ def test_unknown_dtypes_are_refused():
         Tensor.of(np.array(["text"]))
 
 
-def test_bfloat16_is_ml_dtypes_own():
+def test_bfloat16_is_that_of_ml_dtypes():
     assert numpy_dtype("BF16") == ml_dtypes.bfloat16
 
 
@@ -76,13 +76,13 @@ def test_the_table_has_every_dtype_that_safetensors_reads(tmp_path):
         ((1, 1), np.zeros((1, 1), np.uint8), "one-dimensional bytes"),
     ],
 )
-def test_what_is_no_tensor(shape, data, message):
+def test_invalid_tensors_are_refused(shape, data, message):
     with pytest.raises(errors.ContentError, match=message):
         Tensor("U8", shape, data)
 
 
 @pytest.mark.parametrize("shape", [(0, 2**63), (0, 2**62, 8), (0,) * 70, (0, 2**64)])
-def test_a_shape_that_numpy_has_not_is_one_error(shape):
+def test_a_shape_that_numpy_does_not_support_is_one_error(shape):
     tensor = Tensor("F32", shape, np.empty(0, np.uint8))
     with pytest.raises(errors.ContentError, match="numpy has no such shape"):
         tensor.numpy()
@@ -93,11 +93,11 @@ def test_a_tensor_is_not_equal_to_anything_else():
 
 
 @pytest.mark.parametrize("sizes", [[2**64 - 1] * 300, [2**64 - 1] * 200_000, [2**63, 1]])
-def test_a_length_that_no_file_has_is_none_and_soon_known(sizes):
+def test_an_impossible_length_is_none_and_computed_quickly(sizes):
     assert byte_length("U8", tuple(sizes)) is None
     assert byte_length("U8", (*sizes, 0)) == 0
 
 
-def test_the_largest_length_is_a_number():
+def test_the_largest_possible_length_is_computed():
     assert byte_length("F4", (2**63 - 1, 2)) == 2**63 - 1
     assert byte_length("F4", (2**63, 2)) is None

@@ -36,7 +36,8 @@ vbfmt.save("adapter", "x.vblora")
 
 @pytest.fixture(scope="module")
 def python(tmp_path_factory):
-    """An environment with the wheel and what is installed here."""
+    """Return the Python of an environment with the wheel and the packages that are installed
+    here."""
     folder = tmp_path_factory.mktemp("typed")
     pip = [sys.executable, "-m", "pip", "wheel", "--quiet", "--no-deps", "--wheel-dir"]
     subprocess.run([*pip, str(folder), str(ROOT)], check=True)
@@ -49,7 +50,7 @@ def python(tmp_path_factory):
 
 
 def checked(python, folder, text: str) -> list[str]:
-    """What mypy prints of a script, without its last line."""
+    """Return what mypy prints for a script, without the last line."""
     (folder / "script.py").write_text(text, encoding="utf-8")
     command = ["-m", "mypy", "--strict", "--python-executable", str(python), "script.py"]
     done = subprocess.run([sys.executable, *command], cwd=folder, capture_output=True, text=True)

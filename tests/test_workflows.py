@@ -1,4 +1,4 @@
-"""The workflows run the Makefile's targets, so that what they do can be done here."""
+"""The CI workflows run the Makefile's targets, so that everything can be run locally."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ def targets() -> set[str]:
 
 
 @pytest.mark.parametrize("path", WORKFLOWS, ids=lambda path: path.name)
-def test_every_step_is_a_target_or_the_check_of_all(path):
+def test_every_step_runs_a_target_or_the_final_check(path):
     text = path.read_text(encoding="utf-8")
     steps = _STEP.findall(text)
     assert steps
@@ -34,7 +34,7 @@ def test_every_step_is_a_target_or_the_check_of_all(path):
             assert step == "bash .ci/run"
 
 
-def test_the_check_of_all_begins_with_targets():
+def test_the_final_check_begins_with_targets():
     lines = (ROOT / ".ci" / "run").read_text(encoding="utf-8").splitlines()
     made = [line.split()[1] for line in lines if line.startswith("make ")]
     assert made == ["check", "demo", "second-reader", "test"]

@@ -44,7 +44,7 @@ def made(
 
 
 def drawn(adapter, name, before=None):
-    """Return what a figure says of an adapter, and the figure."""
+    """Return the data that a figure shows of an adapter, and the figure."""
     from matplotlib.figure import Figure
 
     from vbfmt.plot import FIGURES, Scene

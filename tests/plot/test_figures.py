@@ -13,7 +13,7 @@ from vbfmt.plot import Scene, bank, bins, delta
 from vbfmt.plot.drawn import Cells, Strips
 
 
-def test_the_strongest_of_many_vectors_is_named_as_the_axis_has_it():
+def test_the_strongest_of_many_vectors_is_named_as_on_the_axis():
     adapter = made(h=bins.MOST + 1, names=tuple(f"layers.{n}.q" for n in range(9)))
     found, _ = drawn(adapter, "kinds")
     bounds = bins.bounds(adapter.h)
@@ -26,7 +26,7 @@ def test_the_strongest_of_many_vectors_is_named_as_the_axis_has_it():
     )
 
 
-def test_vectors_are_labelled_with_their_index_where_they_are_few():
+def test_few_vectors_are_labelled_with_their_index():
     adapter = made(h=6)
     found, figure = drawn(adapter, "projection")
     labels = [text.get_text() for text in figure.axes[0].texts]
@@ -58,8 +58,8 @@ def test_kinds_shows_deviations_whose_mean_is_even(trained):
     assert list(cells.rows[-2:]) == ["pooler.dense A (12)", "pooler.dense B (12)"]
 
 
-def test_kinds_called_the_row_of_fewest_sub_vectors_the_strongest(trained):
-    """Of 12 sub-vectors and 64 vectors some vector has several times an even share by chance."""
+def test_kinds_ignores_chance_in_a_row_of_few_sub_vectors(trained):
+    """With 12 sub-vectors and 64 vectors, some vector has several times an even share by chance."""
     found, _ = drawn(trained, "kinds")
     assert "pooler" not in found.caption
     shown = re.search(r", \+([\d.]+) σ \(at random ±([\d.]+)\)", found.caption)
@@ -69,7 +69,7 @@ def test_kinds_called_the_row_of_fewest_sub_vectors_the_strongest(trained):
     assert float(shown[1]) < float(shown[2])
 
 
-def test_kinds_of_a_random_adapter_looked_like_structure():
+def test_kinds_of_a_random_adapter_shows_no_structure():
     adapter = made(h=50, names=tuple(f"layers.{n}.{kind}" for n in range(40) for kind in "qv"))
     found, figure = drawn(adapter, "kinds")
     far = np.abs(found.hovers[0].values["value"])
@@ -77,7 +77,7 @@ def test_kinds_of_a_random_adapter_looked_like_structure():
     assert (far < 2).mean() > 0.9
 
 
-def test_depth_let_modules_outside_the_layers_spoil_the_agreement(trained):
+def test_depth_ignores_modules_outside_the_layers_in_the_agreement(trained):
     found, _ = drawn(trained, "depth")
     inside = [np.asarray(hover.columns["weight"]) for hover in found.hovers[:3]]
     shares = [weights / weights.sum() for weights in inside]
@@ -85,7 +85,7 @@ def test_depth_let_modules_outside_the_layers_spoil_the_agreement(trained):
     assert f"groups of layers agree on {np.mean(pairs):.0%} of their weight" in found.caption
 
 
-def test_depth_of_a_random_adapter_agrees_as_chance_has_it():
+def test_depth_of_a_random_adapter_agrees_as_by_chance():
     adapter = made(h=50, names=tuple(f"layers.{n}.q" for n in range(60)), seed=3)
     found, _ = drawn(adapter, "depth")
     shown = re.search(r"agree on (\d+)% of their weight \(at random (\d+)%\)", found.caption)
@@ -93,7 +93,7 @@ def test_depth_of_a_random_adapter_agrees_as_chance_has_it():
     assert abs(int(shown[1]) - int(shown[2])) <= 4
 
 
-def test_kinds_and_delta_cut_names_to_the_same():
+def test_kinds_and_delta_shorten_names_alike():
     names = tuple(f"encoder.block_{n}.a_very_long_name_{n}.and_more.projection" for n in range(9))
     for name in ("kinds", "delta"):
         _, figure = drawn(made(names=names), name)
@@ -103,7 +103,7 @@ def test_kinds_and_delta_cut_names_to_the_same():
             assert any(f"_{n}" in label for label in labels)
 
 
-def test_selection_shows_every_selection_and_says_where(trained):
+def test_selection_shows_every_selection_with_its_module(trained):
     found, _ = drawn(trained, "selection")
     (cells,) = found.hovers
     counts = cells.values["count"]
@@ -114,7 +114,7 @@ def test_selection_shows_every_selection_and_says_where(trained):
     assert np.flatnonzero(counts[:, 0]).tolist() == sorted(first.tolist())
 
 
-def test_selection_of_many_is_put_into_cells_that_hold_some():
+def test_many_selections_are_counted_in_cells():
     adapter = made(h=500, names=tuple(f"layers.{n}.q" for n in range(900)))
     found, _ = drawn(adapter, "selection")
     counts = found.hovers[0].values["count"]
@@ -122,7 +122,7 @@ def test_selection_of_many_is_put_into_cells_that_hold_some():
     assert counts.mean() > 2
 
 
-def test_before_and_after(trained):
+def test_two_adapters_are_compared(trained):
     same, _ = drawn(trained, "selection", before=trained)
     parts = same.hovers[0].values
     assert parts["before"].sum() == parts["after"].sum() == 0
@@ -140,7 +140,7 @@ def test_before_and_after(trained):
     assert parts["before"].sum() == parts["after"].sum() == one.N * one.k - kept
 
 
-def test_norms_of_delta_are_at_their_place(trained):
+def test_norms_of_delta_are_in_the_correct_cells(trained):
     found, _ = drawn(trained, "delta")
     (cells,) = found.hovers
     row = list(cells.rows).index("intermediate.dense")
@@ -150,7 +150,7 @@ def test_norms_of_delta_are_at_their_place(trained):
     assert np.isnan(cells.values["value"][row, list(cells.columns).index("outside the layers")])
 
 
-def test_delta_showed_many_modules_together_as_the_brightest_cell():
+def test_delta_averages_modules_that_share_a_cell():
     names = tuple(f"layers.0.m{'x' * n}" for n in range(40))
     found, figure = drawn(made(names=names), "delta")
     values = found.hovers[0].values["value"][:, 0]
@@ -159,7 +159,7 @@ def test_delta_showed_many_modules_together_as_the_brightest_cell():
     assert "root mean square" in figure.axes[1].get_ylabel()
 
 
-def test_delta_wrote_values_with_unlike_decimals(trained):
+def test_delta_writes_values_with_equal_decimals(trained):
     _, figure = drawn(trained, "delta")
     written = [text.get_text() for text in figure.axes[0].texts if "." in text.get_text()]
     decimals = {len(text.partition(".")[2]) for text in written if "‖" not in text}
@@ -167,13 +167,13 @@ def test_delta_wrote_values_with_unlike_decimals(trained):
     assert len(decimals) == 1
 
 
-def test_delta_of_a_bank_of_zeros_had_colours_below_nothing():
+def test_delta_of_a_bank_of_zeros_has_no_negative_colours():
     _, figure = drawn(made(scale=0), "delta")
     norm = figure.axes[0].images[0].norm
     assert (norm.vmin, norm.vmax) == (0, 1)
 
 
-def test_many_selections_before_and_after_had_colours_of_no_legend():
+def test_many_compared_selections_have_a_legend():
     names = tuple(f"layers.{n}.q" for n in range(900))
     one, other = (made(h=300, names=names, seed=seed) for seed in (1, 2))
     found, figure = drawn(one, "selection", before=other)
@@ -188,7 +188,7 @@ def test_many_selections_before_and_after_had_colours_of_no_legend():
     assert figure.axes[1].get_ylabel() == "share of selections that changed"
 
 
-def test_more_sub_vectors_than_dots_are_shown_by_their_density(trained, monkeypatch):
+def test_many_sub_vectors_are_shown_by_their_density(trained, monkeypatch):
     monkeypatch.setattr(bank, "_MOST_DOTS", trained.N - 1)
     _, figure = drawn(trained, "projection")
     (cells,) = [
@@ -200,7 +200,7 @@ def test_more_sub_vectors_than_dots_are_shown_by_their_density(trained, monkeypa
     assert cells.get_array().sum() == trained.N
 
 
-def test_more_layers_than_columns_share_them():
+def test_many_layers_share_columns():
     """A page had a value for each of 12,000 layers and 24 kinds."""
     count = 2 * delta._MOST_COLUMNS + 1
     found, figure = drawn(made(names=tuple(f"layers.{n}.q" for n in range(count))), "delta")

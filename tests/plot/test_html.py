@@ -1,4 +1,4 @@
-"""The page: one file, safe, and alive in a real browser."""
+"""The HTML page: one file, safe, and interactive in a browser."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ DRIVER = shutil.which("chromedriver")
 
 
 class Elements(HTMLParser):
-    """The names of elements and the addresses in attributes."""
+    """Collects the names of elements and the addresses in attributes."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -55,7 +55,7 @@ def parsed(path: Path) -> Elements:
     return elements
 
 
-def test_all_figures_are_on_the_page_and_nothing_is_elsewhere(trained, tmp_path):
+def test_all_figures_are_on_the_page_and_nothing_is_external(trained, tmp_path):
     found = parsed(page_of(trained, tmp_path))
     assert [name for name in found.ids if name in FIGURES] == list(FIGURES)
     assert all(re.match(r"#|data:(image/png;base64)?,", address) for address in found.addresses)
@@ -82,7 +82,7 @@ def test_names_from_files_stay_text(hostile, tmp_path):
     assert "\u202e" not in text
 
 
-def test_data_of_the_script_is_what_was_drawn(trained, tmp_path):
+def test_the_scripts_data_is_the_drawn_data(trained, tmp_path):
     text = page_of(trained, tmp_path, figures=["norms"]).read_text("utf-8")
     found = re.search(r'<script type="application/json" id="data">(.*?)</script>', text, re.S)
     assert found is not None
@@ -110,7 +110,8 @@ def browser():
 
 
 def hover_text(browser, figure: str, x: float, y: float) -> str:
-    """What the page says when the pointer is there, in fractions of the picture."""
+    """Return the text that the page shows for this position of the pointer, in fractions of the
+    picture."""
     from selenium.webdriver.common.action_chains import ActionChains
     from selenium.webdriver.common.by import By
 
@@ -158,7 +159,7 @@ def test_in_a_browser(browser, kind, request, tmp_path):
         assert re.fullmatch(r"[\w.]+, layer \d: ‖ΔW‖ = [\d.]+", texts["delta"])
 
 
-def test_in_a_browser_a_value_is_the_right_one(browser, trained, tmp_path):
+def test_in_a_browser_the_correct_value_is_shown(browser, trained, tmp_path):
     path = page_of(trained, tmp_path, figures=["delta"])
     browser.get(path.as_uri())
     text = hover_text(browser, "delta", 0.5, 0.6)
@@ -174,14 +175,14 @@ def test_in_a_browser_a_value_is_the_right_one(browser, trained, tmp_path):
     assert float(norm) == pytest.approx(np.linalg.norm(trained.delta(name).astype(float)), rel=1e-3)
 
 
-def test_in_a_browser_beside_the_picture_nothing_is_said(browser, trained, tmp_path):
+def test_in_a_browser_no_value_is_shown_outside_the_picture(browser, trained, tmp_path):
     path = page_of(trained, tmp_path, figures=["norms"])
     browser.get(path.as_uri())
     assert hover_text(browser, "norms", 0.5, 0.5)
     assert hover_text(browser, "norms", 0.005, 0.005) == ""
 
 
-def test_in_a_narrow_browser_pictures_shrank_to_unreadable_text(browser, trained, tmp_path):
+def test_in_a_narrow_browser_text_in_pictures_stays_readable(browser, trained, tmp_path):
     path = page_of(trained, tmp_path)
     size = browser.get_window_size()
     browser.set_window_size(500, 800)

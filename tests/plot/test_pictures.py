@@ -1,4 +1,4 @@
-"""Every figure, of every odd adapter, as every kind of file."""
+"""Every figure of unusual adapters, in every file format."""
 
 from __future__ import annotations
 
@@ -34,7 +34,7 @@ ODD = {
 
 
 @pytest.mark.parametrize("kind", ODD)
-def test_every_figure_of_odd_adapters(kind, tmp_path):
+def test_every_figure_of_unusual_adapters(kind, tmp_path):
     for name in FIGURES:
         found, _ = drawn(ODD[kind], name)
         assert found.title
@@ -49,7 +49,7 @@ def test_every_figure_of_odd_adapters(kind, tmp_path):
 
 
 @pytest.mark.parametrize("kind", ["svg", "png", "html"])
-def test_a_character_that_the_font_lacks_is_no_warning(kind, tmp_path):
+def test_a_character_missing_in_the_font_gives_no_warning(kind, tmp_path):
     adapter = made(names=("layers.0.\U000143a4\u4e2d", "layers.1.\U000143a4\u4e2d"))
     with warnings.catch_warnings():
         warnings.simplefilter("error")
@@ -57,7 +57,7 @@ def test_a_character_that_the_font_lacks_is_no_warning(kind, tmp_path):
 
 
 @pytest.mark.parametrize("name", FIGURES)
-def test_axes_say_what_they_show(trained, name):
+def test_axes_have_labels(trained, name):
     _, figure = drawn(trained, name)
     figure.draw_without_rendering()
     axes = figure.axes[0]
@@ -69,8 +69,9 @@ def test_axes_say_what_they_show(trained, name):
     assert axes.get_title(loc="left")
 
 
-def test_captions_and_axes_name_vectors_alike(trained):
-    """``vector 7`` is an index everywhere; along an axis by norm, captions give the rank too."""
+def test_captions_and_axes_name_vectors_in_the_same_way(trained):
+    """``vector 7`` always means an index. If an axis is sorted by norm, captions also give the
+    rank."""
     scene = Scene(trained, "x")
     norms, figure = drawn(trained, "norms")
     assert figure.axes[0].get_xlabel() == BY_NORM
@@ -131,7 +132,7 @@ def test_before_must_be_of_the_same_shape(trained):
 
 @pytest.mark.parametrize("kind", ["one vector", "k = h", "many kinds"])
 @pytest.mark.parametrize("name", ["usage", "norms", "depth", "kinds", "selection"])
-def test_axes_that_number_things_showed_fractions(kind, name):
+def test_axes_of_counts_show_integers(kind, name):
     _, figure = drawn(ODD[kind], name)
     figure.draw_without_rendering()
     axes = figure.axes[len(figure.axes) - 1 if name == "depth" else 0]
@@ -142,7 +143,7 @@ def test_axes_that_number_things_showed_fractions(kind, name):
 
 
 @pytest.mark.parametrize("name", ["usage", "projection"])
-def test_legends_hid_what_is_drawn(trained, name):
+def test_legends_do_not_cover_the_data(trained, name):
     _, figure = drawn(trained, name)
     figure.draw_without_rendering()
     (axes,) = figure.axes
@@ -165,7 +166,7 @@ def test_hover_positions_are_where_things_are_drawn(trained):
     assert hits > 0.8 * trained.h
 
 
-def test_wrong_wishes(trained, tmp_path):
+def test_impossible_plots_are_refused(trained, tmp_path):
     scene = Scene(trained, "x")
     with pytest.raises(TargetError, match=r"found \.pdf, expected \.png, \.svg, \.html"):
         write(scene, tmp_path / "x.pdf")
@@ -181,8 +182,8 @@ def test_wrong_wishes(trained, tmp_path):
     assert [path.read_text() for path in tmp_path.iterdir()] == ["mine"]
 
 
-def test_a_large_bank_is_drawn_in_bins_and_keeps_a_page_small(tmp_path):
-    """65,536 bars made a page of 8 MB in three seconds."""
+def test_a_large_bank_is_drawn_in_bins_so_that_the_page_is_small(tmp_path):
+    """65,536 bars gave a page of 8 MB after three seconds."""
     large = made(h=65_536, names=("layers.0.q", "layers.1.q"))
     scene = Scene(large, "x")
     write(scene, tmp_path / "x.html")

@@ -1,4 +1,4 @@
-"""The conformance files: every verdict, by this library."""
+"""The conformance files: this library gives every expected verdict."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ def file(group, name):
     return CORPUS / group / f"{name}.vblora"
 
 
-def test_there_are_as_many_as_promised_and_not_too_large():
+def test_the_corpus_has_enough_files_and_is_small():
     assert len(VALID) >= 35
     assert len(INVALID) >= 80
     files = [path for path in CORPUS.rglob("*.*") if path.suffix not in (".py", ".pyc")]
@@ -34,7 +34,7 @@ def test_every_file_has_a_verdict_and_every_verdict_a_file(group):
     assert {path.stem for path in (CORPUS / group).iterdir()} == set(VERDICTS[group])
 
 
-def test_the_bytes_are_those_that_are_made():
+def test_the_files_are_those_that_the_script_writes():
     for name, data in make.corpus().items():
         assert (CORPUS / name).read_bytes() == data, name
 
@@ -56,7 +56,7 @@ def test_valid(name, tmp_path):
 
 
 @pytest.mark.parametrize("name", VALID)
-def test_what_has_nothing_newer_in_it_is_written_again_byte_by_byte(name):
+def test_files_without_newer_features_are_rewritten_byte_for_byte(name):
     data = file("valid", name).read_bytes()
     newer = "optional-" in name or "minor-" in name
     form = "external" if name.startswith("thin-") else "embedded"
@@ -64,14 +64,14 @@ def test_what_has_nothing_newer_in_it_is_written_again_byte_by_byte(name):
 
 
 @pytest.mark.parametrize("name", VALID)
-def test_the_digest_is_the_files_own_whatever_is_passed_over(name):
+def test_the_digest_covers_ignored_keys(name):
     _, digest, _ = packed.load_with_form(file("valid", name), banks=BANKS)
     assert digest == VALID[name]["digest"]
 
 
 @pytest.mark.parametrize("name", VALID)
 @pytest.mark.parametrize("target", [lora, peft])
-def test_what_is_valid_converts_or_is_refused_in_one_line(target, name, tmp_path):
+def test_valid_files_are_converted_or_refused_in_one_line(target, name, tmp_path):
     adapter = load(file("valid", name), banks=BANKS)
     if target is peft and name in ("ranks-per-module", "thin-several-modules"):
         with pytest.raises(errors.TargetError, match="one rank for all modules"):
@@ -116,11 +116,11 @@ def test_verify_finds_the_one_fault_first_and_does_not_raise(name):
 
 
 @pytest.mark.parametrize("name", GOLDEN)
-def test_golden_files_are_still_written(name, golden_folder):
+def test_golden_files_are_written_unchanged(name, golden_folder):
     assert dumps(GOLDEN[name]()) == (golden_folder / name).read_bytes()
 
 
-def test_the_worked_example_without_its_bank_is_still_written(golden_folder):
+def test_the_worked_example_without_its_bank_is_written_unchanged(golden_folder):
     for name, data in without_bank().items():
         assert (golden_folder / name).read_bytes() == data
     thin = golden_folder / "thin" / "worked-example.vblora"
@@ -129,8 +129,8 @@ def test_the_worked_example_without_its_bank_is_still_written(golden_folder):
     assert len(thin.read_bytes()) == 396
 
 
-def test_the_specification_prints_its_worked_example_as_it_is(golden_folder):
-    """The dump in section 11 is the file."""
+def test_the_dump_in_the_specification_is_the_worked_example(golden_folder):
+    """The dump is in section 11."""
     text = (golden_folder.parent / "vblora-1.0.md").read_text()
     lines = [line for line in text.splitlines() if line[8:10] == ": " and line.startswith("000")]
     printed = bytes.fromhex("".join(line[10:50].replace(" ", "") for line in lines))

@@ -1,5 +1,5 @@
-"""Each rule about names, booleans and features is noticed by a file of the corpus: with that rule
-alone taken out, one of the invalid files is read."""
+"""Each rule about names, booleans and features is covered by a file of the corpus: if only that
+rule is disabled, one of the invalid files is read."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ FAULTS = ("is empty", "is longer", "has control", "appears twice", "is not sorte
 
 
 def read_all() -> set[str]:
-    """The files that are not refused."""
+    """Return the names of the files that are not refused."""
     read = set()
     for name, data in FILES.items():
         try:
@@ -53,7 +53,7 @@ NUMBERS = ("h", "b", "k", "in-features", "out-features", "rank", "tensor-shape",
 
 
 @pytest.mark.parametrize("number", NUMBERS)
-def test_booleans_are_no_numbers(number, monkeypatch):
+def test_booleans_are_not_numbers(number, monkeypatch):
     whole = header._typed
 
     def loose(value, kind, what):
@@ -64,7 +64,7 @@ def test_booleans_are_no_numbers(number, monkeypatch):
 
 
 @pytest.mark.parametrize("what", ["in", "out"])
-def test_features_that_are_no_multiple_of_b(what, monkeypatch):
+def test_features_that_are_not_a_multiple_of_b(what, monkeypatch):
     whole = rules.broken_modules
 
     def without(modules, b):
@@ -75,7 +75,7 @@ def test_features_that_are_no_multiple_of_b(what, monkeypatch):
     assert read_all() == {f"{what}-features-0", f"{what}-features-3"}
 
 
-def test_features_whose_sum_alone_is_a_multiple_of_b(monkeypatch):
+def test_features_of_which_only_the_sum_is_a_multiple_of_b(monkeypatch):
     def by_the_sum(modules, b):
         return (
             errors.ContentError("no whole rows")

@@ -1,4 +1,4 @@
-"""The page that opens a file, in a real browser: valid and invalid files of the corpus."""
+"""The web page that opens a packed file, in a browser with files of the corpus."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ FEW_INVALID = sorted(VERDICTS["invalid"])[::12]
 
 @pytest.fixture(scope="module")
 def page(tmp_path_factory):
-    """The page, built; its address."""
+    """Build the page and return its address."""
     node = shutil.which("node")
     if node is None or not (READER / "node_modules" / "esbuild").is_dir():
         pytest.skip("the page's packages are not installed: make second-reader")
@@ -33,7 +33,7 @@ def page(tmp_path_factory):
 
 @pytest.fixture
 def opened(browser, page):
-    """A function from files to the text that the page shows of them."""
+    """Return a function from files to the text that the page shows for them."""
     from selenium.webdriver.common.by import By
     from selenium.webdriver.support.ui import WebDriverWait
 
@@ -63,7 +63,7 @@ def test_invalid_files_are_refused_by_kind_and_part(opened, name):
     assert "holds" not in text
 
 
-def test_the_page_needs_nothing_from_elsewhere(browser, page):
+def test_the_page_loads_nothing_external(browser, page):
     browser.get(page)
     requests = [json.loads(entry["message"])["message"] for entry in browser.get_log("performance")]
     asked = {

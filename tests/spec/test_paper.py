@@ -35,7 +35,7 @@ FIT_NONE = {
 ROWS = {(row.model, row.method): row for row in rows()}
 
 
-def test_the_page_in_the_specification_is_the_one_that_the_command_writes():
+def test_the_page_in_the_specification_is_current():
     written = (ROOT / "spec" / "paper-parameters.md").read_text("utf-8")
     assert written == page(), "write it again: python -m spec.paper.page > spec/paper-parameters.md"
 
@@ -50,18 +50,19 @@ def test_rows_that_nothing_fits():
 
 
 def test_sec_3_4_by_its_own_formula():
-    """hb + 3LMr(d/b), for models whose layers are all d × d: query and value of RoBERTa."""
+    """The count is hb + 3LMr(d/b) for models whose adapted layers are all d × d: query and value of
+    RoBERTa."""
     for model, d, blocks in (("roberta-base", 768, 12), ("roberta-large", 1024, 24)):
         assert ROWS[model, "VB-LoRA qv"].count == 90 * 256 + 3 * blocks * 2 * 4 * (d // 256)
 
 
-def test_half_the_sub_vectors_give_what_is_printed_for_query_and_value():
+def test_half_the_sub_vectors_give_the_figures_for_query_and_value():
     for model in ("roberta-base", "roberta-large"):
         row = ROWS[model, "VB-LoRA qv"]
         assert row.gives(half(row))
 
 
-def test_cut_off_instead_of_rounded_fits_only_what_the_page_says():
+def test_truncation_instead_of_rounding_gives_only_the_listed_figures():
     def cut(name: tuple[str, str]) -> bool:
         return f"{ROWS[name].count / 1e6:.6f}".startswith(ROWS[name].printed)
 

@@ -1,4 +1,4 @@
-"""The reader in JavaScript, built from the Kaitai description, says what this one says."""
+"""The second reader, in JavaScript from the Kaitai description, agrees with this library."""
 
 from __future__ import annotations
 
@@ -23,8 +23,8 @@ VERDICTS = json.loads((CORPUS / "verdicts.json").read_text())
 
 @pytest.fixture(scope="module")
 def reader():
-    """A function from a folder to the second reader's verdicts, built from the description as it
-    stands now."""
+    """Build the second reader from the current description, and return a function from a folder to
+    its verdicts."""
     if not shutil.which("node"):
         pytest.skip("the second reader needs Node.js, which is not here")
     if not (HOME / "node_modules").is_dir():
@@ -44,12 +44,12 @@ def reader():
     return verdicts
 
 
-def test_valid_files_have_the_content_that_is_written_down(reader):
+def test_valid_files_have_the_expected_content(reader):
     found = reader(CORPUS / "valid")
     assert found == {name: {"content": content} for name, content in VERDICTS["valid"].items()}
 
 
-def test_invalid_files_have_the_verdict_that_is_written_down(reader):
+def test_invalid_files_have_the_expected_verdict(reader):
     found = reader(CORPUS / "invalid")
     assert found == {
         name: {"kind": verdict["kind"], "part": verdict["part"]}
@@ -66,7 +66,7 @@ def test_golden_files_are_read(reader):
 
 
 def test_a_string_of_megabytes_in_a_config_is_read(reader, tmp_path):
-    """A regular expression over all of it ran out of the engine's stack."""
+    """A regular expression on the whole string exceeded the engine's stack."""
     config = json.dumps({"x": "x" * 14_000_000})
     (tmp_path / "long.vblora").write_bytes(
         dumps(dataclasses.replace(worked_example(), config=config))
@@ -74,9 +74,9 @@ def test_a_string_of_megabytes_in_a_config_is_read(reader, tmp_path):
     assert "content" in reader(tmp_path)["long"]
 
 
-def test_random_damage_meets_the_same_refusal(reader, tmp_path):
-    """Structure-aware mutations of corpus files, checksums repaired: both readers accept or both
-    refuse, and for the same kind of fault."""
+def test_both_readers_refuse_the_same_random_damage(reader, tmp_path):
+    """For structure-aware mutations of corpus files with corrected checksums, both readers accept,
+    or both refuse for the same kind of fault."""
     rng = random.Random(5)
     pool = packed.seeds()
     expected = {}

@@ -11,7 +11,7 @@ BANK = (np.arange(H * B, dtype="<f4").reshape(H, B) - 50) / 64
 
 
 def adapter(number: int, *, bank: int = 0, base: str = "base", **metadata: str) -> Adapter:
-    """A different adapter for each number; `bank` tells which of several banks it has."""
+    """Return a different adapter for each number; `bank` selects one of several banks."""
     module = Module("layer", 2 * B, 2 * B, RANK)
     count = module.rows(B)
     first = (np.arange(count) + number) % H

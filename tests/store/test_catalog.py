@@ -1,4 +1,4 @@
-"""The catalog: what is lost, damaged or wrong in it is read from the objects."""
+"""The catalog of a store: if it is lost, damaged or wrong, it is rebuilt from the objects."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from vbfmt.store import ANY, Store, catalog, database, layout
 from vbfmt.store.catalog import FILE
 
 
-def test_a_lost_catalog_is_made_again_from_the_objects(store, tmp_path):
+def test_a_lost_catalog_is_rebuilt_from_the_objects(store, tmp_path):
     for number in range(5):
         store.add(adapter(number, bank=number % 2), name=f"n{number}")
     before = store.entries(), store.names(), store.stats()
@@ -34,7 +34,7 @@ def plain(entry):
     return entry.digest, entry.size, entry.bank, entry.names, dict(entry.metadata)
 
 
-def test_a_damaged_catalog_is_made_again_and_said(store, tmp_path):
+def test_a_damaged_catalog_is_rebuilt_with_a_warning(store, tmp_path):
     digest = store.add(adapter(1), name="x")
     store.close()
     for path in (tmp_path / "s").glob(f"{FILE}*"):
@@ -44,7 +44,7 @@ def test_a_damaged_catalog_is_made_again_and_said(store, tmp_path):
         assert store.names() == {"x": digest}
 
 
-def test_a_catalog_that_disagrees_with_the_objects_is_corrected_and_said(store, tmp_path):
+def test_a_catalog_that_disagrees_with_the_objects_is_corrected_with_a_warning(store, tmp_path):
     kept, lost = store.add(adapter(1), name="x"), store.add(adapter(2))
     store.entries()
     database = sqlite3.connect(tmp_path / "s" / FILE)
@@ -59,7 +59,7 @@ def test_a_catalog_that_disagrees_with_the_objects_is_corrected_and_said(store, 
     ):
         (entry,) = store.entries()
     assert (entry.digest, entry.names) == (kept, ("x",))
-    assert store.entries() == [entry]  # nothing to say any more
+    assert store.entries() == [entry]  # no further warning
 
 
 def test_what_another_process_writes_is_seen(store, tmp_path):
@@ -78,7 +78,7 @@ def test_a_store_that_is_pickled_is_opened_again(store):
     assert pickle.loads(pickle.dumps(store)).resolve("x") == digest
 
 
-def test_a_catalog_of_another_version_is_made_again(store, tmp_path):
+def test_a_catalog_of_another_version_is_rebuilt(store, tmp_path):
     store.add(adapter(1), name="x")
     before = store.names()
     store.close()
@@ -130,7 +130,8 @@ def test_many_changes_are_written_before_the_process_ends(store, tmp_path, monke
 
 @pytest.fixture
 def settled(store, tmp_path):
-    """A store whose catalog is current, and will not be listed again unless something changes."""
+    """Return a store with a current catalog: the objects are not listed again unless a file
+    changes."""
     store.add(adapter(1), name="x")
     store.close()
     for path in (tmp_path / "s").rglob("*"):
@@ -146,8 +147,8 @@ def test_a_name_that_could_not_be_removed_is_still_listed(settled):
 
 
 @pytest.mark.parametrize("key", [layout.name_key("x"), layout.adapter_key, layout.bank_key])
-def test_what_a_killed_process_was_about_to_remove_is_still_listed(settled, key):
-    """Between the two steps the process is killed, so nothing else changes."""
+def test_an_object_that_a_killed_process_did_not_remove_is_still_listed(settled, key):
+    """The process is killed after it has changed the catalog and before it removes the file."""
     before = plain(*settled.entries()), settled.stats()
     if key is layout.adapter_key:
         key = key(before[0][0])
@@ -160,7 +161,7 @@ def test_what_a_killed_process_was_about_to_remove_is_still_listed(settled, key)
         assert (plain(*settled.entries()), settled.stats()) == before
 
 
-def test_what_a_process_wrote_long_ago_does_not_hide_what_others_did_since(store, tmp_path):
+def test_late_notes_of_one_process_do_not_hide_later_changes_of_others(store, tmp_path):
     one, two = store.add(adapter(1), name="x"), store.add(adapter(2))
     with Store(tmp_path / "s") as other:
         other.tag("x", two, replaces=one)

@@ -1,5 +1,5 @@
-"""A catalog that fails while it is open: made again, kept in memory, or one error; never a wrong
-answer, and nothing is lost."""
+"""A catalog whose database fails while it is open is rebuilt, kept in memory, or reported as one
+error. No answer is wrong and nothing is lost."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ def refusal_of(store, name):
 
 @pytest.fixture
 def filled(store, tmp_path):
-    """A store whose catalog is open, and has nothing in its cache."""
+    """Return a store whose catalog is open and has an empty cache."""
     store.add(adapter(1), name="x")
     store.add(adapter(2, bank=1))
     store.entries()
@@ -63,7 +63,7 @@ def drop_tables(path):
 
 
 def fill_with_texts(path):
-    """Rows of the right tables with values of the wrong kinds."""
+    """Fill the tables with rows of values with wrong types."""
     with sqlite3.connect(path) as other:
         other.execute("UPDATE adapters SET digest = 'x' || id, metadata = '{'")
         other.execute("UPDATE names SET digest = 7")
@@ -86,7 +86,7 @@ def test_a_catalog_that_is_damaged_while_it_is_open_is_rebuilt(filled, tmp_path,
 
 
 @pytest.mark.parametrize("read", ["entries", "names"])
-def test_rows_that_cannot_be_are_damage(filled, tmp_path, read):
+def test_impossible_rows_count_as_damage(filled, tmp_path, read):
     before = READS[read](filled)
     fill_with_texts(tmp_path / "s" / FILE)
     with pytest.warns(errors.VbfmtWarning, match="is damaged; it is rebuilt"):
@@ -94,7 +94,7 @@ def test_rows_that_cannot_be_are_damage(filled, tmp_path, read):
 
 
 @pytest.mark.parametrize("damage", [overwrite, cut_off, drop_tables])
-def test_what_is_added_to_a_store_with_a_damaged_catalog_is_there(filled, tmp_path, damage):
+def test_an_adapter_can_be_added_if_the_catalog_is_damaged(filled, tmp_path, damage):
     damage(tmp_path / "s" / FILE)
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", errors.VbfmtWarning)
@@ -107,7 +107,7 @@ def test_what_is_added_to_a_store_with_a_damaged_catalog_is_there(filled, tmp_pa
         assert again.stats().adapters == 3
 
 
-def test_a_catalog_that_another_process_holds_is_one_error(filled, tmp_path, monkeypatch):
+def test_a_catalog_that_another_process_has_locked_is_one_error(filled, tmp_path, monkeypatch):
     monkeypatch.setattr(database, "_PATIENCE", 0.05)
     filled.close()
     filled.entries()
@@ -128,7 +128,7 @@ def test_a_catalog_that_another_process_holds_is_one_error(filled, tmp_path, mon
 
 
 class Failing:
-    """A connection each of whose statements fails."""
+    """A connection on which every statement fails."""
 
     in_transaction = False
 
@@ -152,7 +152,7 @@ class Failing:
     ],
 )
 @pytest.mark.parametrize("read", READS)
-def test_a_disk_that_fails_costs_no_answer(filled, message, warning, read):
+def test_queries_are_answered_although_the_disk_fails(filled, message, warning, read):
     before = READS[read](filled)
     filled.entries()
     filled._catalog._database._connection = Failing(message)
@@ -160,7 +160,7 @@ def test_a_disk_that_fails_costs_no_answer(filled, message, warning, read):
         assert READS[read](filled) == before
 
 
-def test_what_fails_after_it_was_made_again_is_one_error(filled, monkeypatch):
+def test_a_failure_after_the_rebuild_is_one_error(filled, monkeypatch):
     monkeypatch.setattr(
         database.Database, "_made", lambda self, path: Failing("database disk image is malformed")
     )
@@ -175,8 +175,8 @@ def test_what_fails_after_it_was_made_again_is_one_error(filled, monkeypatch):
         filled.entries()
 
 
-def test_a_bank_that_the_catalog_does_not_know_of_is_not_collected(filled, tmp_path):
-    """A damaged catalog may still answer; a bank that is gone is gone."""
+def test_a_bank_that_is_missing_in_the_catalog_is_not_collected(filled, tmp_path):
+    """A damaged catalog may still give answers, but a removed bank could not be restored."""
     filled.tag("y", filled.entries()[0].digest)
     filled.tag("y2", filled.entries()[1].digest)
     with sqlite3.connect(tmp_path / "s" / FILE) as other:
@@ -188,16 +188,16 @@ def test_a_bank_that_the_catalog_does_not_know_of_is_not_collected(filled, tmp_p
 
 
 @pytest.mark.parametrize("limit", [-1, 0, 10**30])
-def test_any_limit(filled, limit):
+def test_any_limit_is_accepted(filled, limit):
     assert len(filled.entries(limit=limit)) == (2 if limit > 2 else 0)
 
 
-def test_texts_that_no_adapter_has(filled):
+def test_unknown_texts_find_nothing(filled):
     assert filled.entries(base_model="\udcff") == []
     assert filled.entries(metadata={"\0": "\ud800"}) == []
 
 
-def test_a_store_that_another_thread_closes_in_between_still_answers(filled):
+def test_a_store_that_another_thread_closes_is_reopened(filled):
     before = filled.entries()
     catalog = filled._open_catalog()
     filled.close()
@@ -206,7 +206,7 @@ def test_a_store_that_another_thread_closes_in_between_still_answers(filled):
     assert filled._open_catalog() is catalog
 
 
-def test_a_catalog_in_memory_that_is_closed_in_between_is_filled_again(filled):
+def test_a_catalog_in_memory_that_is_closed_is_filled_again(filled):
     before = filled.names()
     filled._catalog._database._connection = Failing("disk I/O error")
     with pytest.warns(errors.VbfmtWarning, match="in memory"):
@@ -217,8 +217,8 @@ def test_a_catalog_in_memory_that_is_closed_in_between_is_filled_again(filled):
 
 
 @pytest.mark.skipif(not hasattr(os, "fork"), reason="needs fork")
-def test_a_forked_process_has_a_connection_of_its_own(filled):
-    """SQLite forbids to use or close one that was opened before."""
+def test_a_forked_process_opens_a_new_connection(filled):
+    """SQLite forbids using or closing a connection that was opened before the fork."""
     before = filled.entries()
     connection = filled._catalog._database._connection
     child = os.fork()
@@ -232,7 +232,7 @@ def test_a_forked_process_has_a_connection_of_its_own(filled):
     assert filled.entries() == before
 
 
-def test_a_transaction_that_sqlite_has_rolled_back_itself(filled):
+def test_a_transaction_that_sqlite_has_rolled_back(filled):
     def work(connection):
         connection.execute("ROLLBACK")
         raise ZeroDivisionError

@@ -1,4 +1,4 @@
-"""A store's folder: every refusal of the system is one error that names the file."""
+"""A store in a folder: every system error is one error that names the file."""
 
 from __future__ import annotations
 
@@ -40,7 +40,7 @@ def refuse(monkeypatch, function, number=errno.EIO):
         ("os.open", lambda folder: folder.replace(KEY, b"", ""), "cannot write", LOCK),
     ],
 )
-def test_what_the_system_refuses_is_one_error_that_names_the_file(
+def test_a_system_error_is_one_error_that_names_the_file(
     folder, tmp_path, monkeypatch, function, work, what, file
 ):
     with monkeypatch.context() as patch:
@@ -63,7 +63,7 @@ def test_an_object_of_another_version_is_neither_replaced_nor_removed(folder):
     assert folder.found(KEY) is None
 
 
-def test_there_is_no_file_of_what_is_not_there(folder):
+def test_a_missing_object_has_no_file(folder):
     with pytest.raises(FileNotFoundError, match="names/00/y"):
         folder.file("names/00/y")
 

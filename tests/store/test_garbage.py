@@ -1,4 +1,4 @@
-"""What is collected, and when."""
+"""Garbage collection: which objects are removed, and when."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from vbfmt import errors
 from vbfmt.store import garbage, layout
 
 
-def test_what_nothing_needs_goes_after_its_time_of_grace_and_not_before(store, monkeypatch):
+def test_an_unused_object_is_removed_only_after_the_grace_period(store, monkeypatch):
     digest = store.add(adapter(1), name="x")
     kept = store.add(adapter(2, bank=1), name="y")
     store.untag("x")
@@ -35,7 +35,7 @@ def test_what_nothing_needs_goes_after_its_time_of_grace_and_not_before(store, m
 
 
 @pytest.mark.parametrize("again", ["add", "tag", "lease"])
-def test_naming_adding_or_leasing_it_again_starts_the_time_anew(store, monkeypatch, again):
+def test_naming_adding_or_leasing_restarts_the_grace_period(store, monkeypatch, again):
     digest = store.add(adapter(1))
     now = time.time()
     store.gc(grace=100)
@@ -52,7 +52,7 @@ def test_naming_adding_or_leasing_it_again_starts_the_time_anew(store, monkeypat
     assert store.gc(grace=100).removed == (layout.adapter_key(digest),)
 
 
-def test_what_is_leased_stays_and_what_ended_does_not(store, monkeypatch):
+def test_a_leased_object_is_kept_until_the_lease_ends(store, monkeypatch):
     digest = store.add(adapter(1))
     with store.lease(digest, seconds=50) as lease:
         assert store.gc(grace=0).removed == ()
@@ -71,9 +71,7 @@ def test_what_is_leased_stays_and_what_ended_does_not(store, monkeypatch):
         store.lease(store.add(adapter(1)), seconds=-1)
 
 
-def test_a_collector_that_was_killed_while_it_removed_keeps_nobody_waiting_for_ever(
-    store, monkeypatch
-):
+def test_nobody_waits_forever_for_a_killed_collector(store, monkeypatch):
     digest = store.add(adapter(1))
     key = layout.adapter_key(digest)
     now = time.time()
@@ -93,7 +91,7 @@ def test_a_collector_that_was_killed_while_it_removed_keeps_nobody_waiting_for_e
     assert store.open(store.add(adapter(1))) == adapter(1)
 
 
-def test_what_is_leased_while_it_is_marked_has_a_new_time_of_grace_later(store, monkeypatch):
+def test_a_lease_of_a_marked_object_restarts_its_grace_period(store, monkeypatch):
     digest = store.add(adapter(1))
     now = time.time()
     with store.lease(digest):
@@ -104,7 +102,7 @@ def test_what_is_leased_while_it_is_marked_has_a_new_time_of_grace_later(store, 
     assert store.gc(grace=100).removed == ()
 
 
-def test_the_mark_of_what_another_process_is_removing_stays(store):
+def test_the_mark_of_an_object_that_another_process_removes_is_kept(store):
     key = layout.adapter_key(store.add(adapter(1), name="x"))
     now = time.time()
     garbage.note_unneeded(store._backend, key, now)
@@ -129,7 +127,7 @@ def test_temporary_files_of_killed_processes_are_removed(store, tmp_path):
     assert not any(path.exists() for path in left)
 
 
-def test_a_reader_never_loses_what_it_has_open(store):
+def test_an_open_adapter_stays_readable(store):
     digest = store.add(adapter(1))
     path = store.path(digest)
     found = store.open(digest)
@@ -138,7 +136,7 @@ def test_a_reader_never_loses_what_it_has_open(store):
     assert found == adapter(1)
 
 
-def test_whoever_needs_what_is_being_removed_waits_and_then_gives_up(store):
+def test_using_an_object_that_is_being_removed_waits_and_then_fails(store):
     backend, key = store._backend, layout.adapter_key(store.add(adapter(1)))
     store.gc(grace=100)
     now = int(time.time())
@@ -149,7 +147,7 @@ def test_whoever_needs_what_is_being_removed_waits_and_then_gives_up(store):
     assert error.value.file == backend.address(key)
 
 
-def test_a_mark_that_changes_while_it_is_removed_is_looked_at_again(store, monkeypatch):
+def test_a_mark_that_changes_while_it_is_removed_is_read_again(store, monkeypatch):
     backend, key = store._backend, layout.adapter_key(store.add(adapter(1)))
     store.gc(grace=100)
     remove, tries = backend.remove, []
@@ -164,7 +162,7 @@ def test_a_mark_that_changes_while_it_is_removed_is_looked_at_again(store, monke
     assert garbage.mark_of(backend, key, time.time()) is None
 
 
-def test_only_what_is_marked_and_what_nobody_else_removes_is_claimed(store):
+def test_only_marked_objects_that_nobody_else_removes_are_claimed(store):
     backend, key = store._backend, layout.adapter_key(store.add(adapter(1)))
     assert not garbage.claim(backend, key, 1e12, 0)
     garbage.note_unneeded(backend, key, 100)
@@ -177,16 +175,14 @@ def test_only_what_is_marked_and_what_nobody_else_removes_is_claimed(store):
 @pytest.mark.parametrize(
     "content", [b"{", b"[]", b'{"since": 1' + b"0" * 400 + b"}", b"[" * 99_999]
 )
-def test_a_damaged_mark_is_known_as_one(store, content):
+def test_a_damaged_mark_is_detected(store, content):
     backend, key = store._backend, layout.adapter_key(store.add(adapter(1)))
     backend.create(layout.unreferenced_key(key), [content])
     assert garbage.mark_of(backend, key, time.time())[0] is None
 
 
-def test_a_mark_from_a_clock_that_was_set_back_does_not_shorten_the_time_of_grace(
-    store, monkeypatch
-):
-    """A host without a battery begins in 1970 until it has reached a time server."""
+def test_a_clock_that_was_set_back_does_not_shorten_the_grace_period(store, monkeypatch):
+    """The clock of a host without a battery starts in 1970 until it reaches a time server."""
     digest = store.add(adapter(1))
     now = time.time()
     monkeypatch.setattr(garbage.time, "time", lambda: 1000.0)
@@ -247,7 +243,7 @@ def test_nobody_waits_for_a_collector_whose_catalog_failed(store, monkeypatch):
     assert time.monotonic() - start < 30
 
 
-def test_an_object_whose_mark_was_taken_off_meanwhile_is_not_claimed(store):
+def test_an_object_whose_mark_was_removed_meanwhile_is_not_claimed(store):
     digest = store.add(adapter(1))
     key = layout.adapter_key(digest)
     (stored,) = store._backend.entries(layout.ADAPTERS)
@@ -258,8 +254,8 @@ def test_an_object_whose_mark_was_taken_off_meanwhile_is_not_claimed(store):
 
 
 @pytest.mark.parametrize("is_damaged", [False, True])
-def test_the_bank_of_an_adapter_that_cannot_be_read_stays(store, is_damaged):
-    """The adapter may be of a later version, which another host of the store can read."""
+def test_the_bank_of_an_unreadable_adapter_is_kept(store, is_damaged):
+    """The adapter may have a later version, which another host can read."""
     digest = store.add(adapter(1, bank=1), name="x")
     store.add(adapter(2, bank=2))
     path = Path(store.path(digest))
@@ -276,8 +272,8 @@ def test_the_bank_of_an_adapter_that_cannot_be_read_stays(store, is_damaged):
     assert len(store.gc(grace=0).removed) == 1
 
 
-def test_a_collector_that_was_suspended_removes_nothing_that_others_need_since(store, monkeypatch):
-    """Between its two steps it slept for longer than a collector may take."""
+def test_a_suspended_collector_removes_no_objects_that_are_used_again(store, monkeypatch):
+    """It is suspended between its two steps for longer than a collector may take."""
     digest = store.add(adapter(1))
     claim = garbage.claim
 

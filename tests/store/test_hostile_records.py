@@ -1,4 +1,4 @@
-"""Stores from strangers: their JSON records are anything but what a store writes."""
+"""Stores with hostile JSON records."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ TEXTS = {
 
 
 def record(folder: Path, kind: str) -> Path:
-    """A store with an adapter of a name; the path of one of its records."""
+    """Return a store with a named adapter, and the path of one of its records."""
     Store(folder, create=True).add(adapter(1), name="n")
     paths = {
         "root": folder / "store.json",
@@ -54,7 +54,7 @@ def test_a_damaged_record_is_one_error(tmp_path, kind, text):
 
 @pytest.mark.skipif(not hasattr(os, "mkfifo"), reason="no named pipes")
 @pytest.mark.parametrize("kind", ["root", "name"])
-def test_a_pipe_in_place_of_a_record_is_not_waited_for(tmp_path, kind):
+def test_a_pipe_in_place_of_a_record_does_not_block(tmp_path, kind):
     os.mkfifo(record(tmp_path / "s", kind))
     with pytest.raises(VbfmtError, match="cannot read"):
         used(tmp_path / "s")
@@ -70,7 +70,7 @@ def test_a_device_in_place_of_a_record_is_not_read(tmp_path, kind):
 
 @pytest.mark.parametrize("kind", ["root", "name", "lease"])
 def test_a_record_that_is_too_long_is_damaged_and_not_read(tmp_path, kind):
-    """What is valid in it stands at its beginning, so that the length alone is wrong."""
+    """Its beginning is valid, so that only its length is wrong."""
     path = record(tmp_path / "s", kind)
     digest = Store(tmp_path / "s").entries()[0].digest if kind != "root" else ""
     text = f'{{"vbfmt store": 1, "digest": "{digest}", "name": "n", "expires": 1}}'
@@ -101,7 +101,8 @@ MARKS = {
 
 
 def marked(folder, text):
-    """A store, its one adapter's digest, and the path of that adapter's mark with this text."""
+    """Return a store, the digest of its only adapter, and the path of the adapter's mark, which has
+    this text."""
     store = Store(folder / "s", create=True)
     digest = store.add(adapter(1))
     store.gc(grace=100)
@@ -111,7 +112,7 @@ def marked(folder, text):
 
 
 @pytest.mark.parametrize("text", MARKS)
-def test_a_damaged_mark_neither_keeps_an_object_nor_removes_it_early(tmp_path, monkeypatch, text):
+def test_a_damaged_mark_does_not_change_when_an_object_is_removed(tmp_path, monkeypatch, text):
     store, digest, _ = marked(tmp_path, MARKS[text])
     now = time.time()
     assert store.gc(grace=100).removed == ()
@@ -122,7 +123,7 @@ def test_a_damaged_mark_neither_keeps_an_object_nor_removes_it_early(tmp_path, m
 
 
 @pytest.mark.parametrize("text", MARKS)
-def test_a_damaged_mark_does_not_hinder_adding(tmp_path, text):
+def test_an_adapter_with_a_damaged_mark_can_be_added(tmp_path, text):
     store, digest, mark = marked(tmp_path, MARKS[text])
     begin = time.monotonic()
     assert store.add(adapter(1)) == digest

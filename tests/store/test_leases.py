@@ -1,4 +1,4 @@
-"""Leases: how long they last, and what a damaged one does."""
+"""Leases: how long they last, and the effect of damaged ones."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from vbfmt.store import layout, leases
 
 
 @pytest.mark.parametrize("seconds", [0, -1, leases.LONGEST + 1, float("inf"), float("nan")])
-def test_a_time_that_is_none_is_refused_and_changes_nothing(store, seconds):
+def test_an_invalid_time_is_refused_and_changes_nothing(store, seconds):
     digest = store.add(adapter(1))
     with pytest.raises(errors.StoreError, match="invalid duration of a lease: found"):
         store.lease(digest, seconds=seconds)
@@ -55,7 +55,7 @@ _DIGEST = "sha256:" + 64 * "0"
         b"[" * 100_000,
     ],
 )
-def test_a_damaged_lease_stops_the_collection_and_is_named(store, content):
+def test_a_damaged_lease_stops_the_collection_with_an_error(store, content):
     digest = store.add(adapter(1))
     path = store._backend.address(f"{layout.LEASES}/damaged")
     store._backend.create(f"{layout.LEASES}/damaged", [content])
@@ -65,7 +65,7 @@ def test_a_damaged_lease_stops_the_collection_and_is_named(store, content):
     assert store.open(digest) == adapter(1)
 
 
-def test_a_lease_that_ends_while_they_are_listed_holds_nothing(store, monkeypatch):
+def test_a_lease_that_ends_during_listing_protects_nothing(store, monkeypatch):
     digest = store.add(adapter(1))
     lease = store.lease(digest)
     backend = store._backend
@@ -76,7 +76,7 @@ def test_a_lease_that_ends_while_they_are_listed_holds_nothing(store, monkeypatc
     assert list(leases.held(backend, lease.expires)) == []
 
 
-def test_a_lease_of_what_was_collected_is_refused_and_leaves_nothing(store, monkeypatch):
+def test_a_lease_of_a_removed_adapter_is_refused_and_not_recorded(store, monkeypatch):
     digest = store.add(adapter(1))
     monkeypatch.setattr(type(store), "resolve", lambda self, name: digest)
     store._backend.delete(layout.adapter_key(digest))

@@ -71,7 +71,7 @@ def test_names_that_differ_only_in_case_are_refused(store):
     assert store.names() == {"Alice": digest}
 
 
-def test_find_answers_for_any_text(store):
+def test_find_accepts_any_text(store):
     """Unlike `resolve`, it raises no errors for names and makes no suggestions."""
     digest = store.add(adapter(1), name="team/Alice")
     assert store.find("team/Alice") == digest
@@ -162,7 +162,7 @@ def test_a_damaged_name_is_reported_and_can_be_repaired(store):
     assert store.open("x") == adapter(1)
 
 
-def test_a_name_that_others_change_again_and_again_is_given_up(store, monkeypatch):
+def test_setting_a_name_that_others_keep_changing_fails(store, monkeypatch):
     digest = store.add(adapter(1), name="x")
     tries = []
     monkeypatch.setattr(store._backend, "replace", lambda *_: bool(tries.append(1)))
@@ -172,7 +172,7 @@ def test_a_name_that_others_change_again_and_again_is_given_up(store, monkeypatc
     assert len(tries) == names._ATTEMPTS
 
 
-def test_a_name_that_comes_while_it_is_given_is_moved(store, monkeypatch):
+def test_a_name_that_is_created_meanwhile_is_moved(store, monkeypatch):
     one, two = (store.add(adapter(number)) for number in range(2))
     backend, found = store._backend, store._backend.found
     key = layout.name_key("x")
@@ -188,7 +188,7 @@ def test_a_name_that_comes_while_it_is_given_is_moved(store, monkeypatch):
     assert names.read(backend, "x")[0].digest == two
 
 
-def test_a_name_that_goes_or_changes_while_it_is_removed(store, monkeypatch):
+def test_a_name_that_changes_or_disappears_while_it_is_removed(store, monkeypatch):
     digest = store.add(adapter(1), name="x")
     backend = store._backend
     with monkeypatch.context() as patch:
@@ -219,7 +219,7 @@ def test_an_adapter_is_not_added_if_its_name_is_taken(store):
     assert store.resolve("a") == two
 
 
-def test_the_advice_is_for_who_calls_python(store):
+def test_the_advice_is_for_python_users(store):
     store.add(adapter(1), name="a")
     with pytest.raises(errors.ConflictError, match="`replaces=ANY`") as error:
         store.add(adapter(2), name="a")
@@ -227,7 +227,8 @@ def test_the_advice_is_for_who_calls_python(store):
 
 
 def test_a_record_in_the_file_of_another_name_is_damaged(store):
-    """It would protect another adapter from collection than the one that its file names."""
+    """It would protect a different adapter from collection than the one that the file name
+    implies."""
     store.add(adapter(1), name="x")
     store.add(adapter(2), name="y")
     files = [Path(store._backend.address(layout.name_key(name))) for name in "xy"]

@@ -1,4 +1,4 @@
-"""A folder that is a store, and others."""
+"""Opening folders that are stores, and folders that are not."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from vbfmt import errors
 from vbfmt.store import Store, folder, layout
 
 
-def test_a_folder_that_is_no_store(tmp_path):
+def test_a_folder_that_is_no_store_is_refused(tmp_path):
     with pytest.raises(errors.StoreError, match=r"not a vbfmt store in .*: found no store.json"):
         Store(tmp_path)
     with pytest.raises(errors.StoreError):
@@ -25,20 +25,20 @@ def test_a_folder_that_is_no_store(tmp_path):
 
 
 @pytest.mark.parametrize("content", ["", "{}", "[]", '{"vbfmt store": "1"}', '"x"', "null"])
-def test_a_store_file_that_says_something_else(tmp_path, content):
+def test_an_invalid_store_file_is_refused(tmp_path, content):
     (tmp_path / layout.ROOT).write_text(content)
     with pytest.raises(errors.StoreError, match="not a vbfmt store"):
         Store(tmp_path)
 
 
-def test_a_newer_layout(store, tmp_path):
+def test_a_newer_layout_is_refused(store, tmp_path):
     (tmp_path / "s" / layout.ROOT).write_text(json.dumps({"vbfmt store": 2}))
     with pytest.raises(errors.VersionError, match="found 2, expected at most 1; update vbfmt"):
         Store(tmp_path / "s")
 
 
 class Msvcrt:
-    """Windows' locks: the first tries find the lock taken."""
+    """A fake of Windows' locks: the first attempts find the file locked."""
 
     LK_NBLCK = 2
 
@@ -73,8 +73,8 @@ def test_a_lock_that_the_system_refuses_is_one_error(store, monkeypatch):
 
 
 @pytest.mark.parametrize("name", ["file:other", "a%20b", "a?mode=ro", "a#b", ":memory:"])
-def test_a_name_that_looks_like_an_address_is_a_folder(tmp_path, monkeypatch, name):
-    """SQLite takes a relative `file:other` for the catalog of the store `other`."""
+def test_a_name_that_looks_like_a_uri_is_a_folder(tmp_path, monkeypatch, name):
+    """SQLite would open the catalog of the store `other` for a relative path `file:other`."""
     monkeypatch.chdir(tmp_path)
     with Store("other", create=True) as store:
         assert store.names() == {}

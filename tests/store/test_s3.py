@@ -1,5 +1,7 @@
-"""The same store on S3: in obstore's memory, and on a server process of moto's on this machine.
-``S3_PYTHON`` names a Python that has moto, for environments that do not (it is heavy)."""
+"""Stores on S3: in obstore's memory, and on a local server process of moto.
+
+``S3_PYTHON`` is the path of a Python with moto, if this environment does not have it.
+"""
 
 from __future__ import annotations
 
@@ -37,7 +39,7 @@ time.sleep(3600)
 
 
 class Server:
-    """A server in a process of its own, that can be killed."""
+    """A server process that can be killed."""
 
     def __init__(self):
         self.port = 0
@@ -82,7 +84,7 @@ def server():
 
 @pytest.fixture
 def in_memory(monkeypatch):
-    """Buckets in the memory of this process."""
+    """Replace S3 by buckets in the memory of this process."""
     stores = {}
 
     def from_url(address, client_options):
@@ -102,7 +104,7 @@ def opened(tmp_path, request):
     return opened
 
 
-def test_what_is_added_is_opened_by_name_and_digest(opened):
+def test_an_adapter_on_s3_is_opened_by_name_and_digest(opened):
     store = opened()
     digest = store.add(adapter(1), name="team/alice")
     store.add(adapter(2, bank=1), name="bob")
@@ -119,7 +121,7 @@ def test_what_is_added_is_opened_by_name_and_digest(opened):
     assert all(report.ok for report in other.verify())
 
 
-def test_a_name_changes_by_compare_and_swap_and_can_be_removed_and_given_again(opened):
+def test_a_name_changes_by_compare_and_swap_and_can_be_removed(opened):
     store = opened()
     one, two = store.add(adapter(1), name="x"), store.add(adapter(2))
     for replaces in (None, two):
@@ -137,7 +139,7 @@ def test_a_name_changes_by_compare_and_swap_and_can_be_removed_and_given_again(o
     assert opened("other").names() == {"x": two}
 
 
-def test_of_two_machines_that_name_at_once_one_wins(opened):
+def test_one_of_two_concurrent_changes_of_a_name_wins(opened):
     stores = [opened(f"{number}") for number in range(4)]
     digests = [store.add(adapter(number)) for number, store in enumerate(stores)]
     won = []
@@ -177,7 +179,7 @@ def test_garbage_and_leases(opened):
         store.path("sha256:" + "0" * 64)
 
 
-def test_a_server_that_is_gone_is_one_line_and_the_next_run_goes_on(server, tmp_path, monkeypatch):
+def test_a_lost_server_is_one_line_and_the_next_run_continues(server, tmp_path, monkeypatch):
     store = Store("s3://bucket/gone", create=True, cache=tmp_path / "cache")
     monkeypatch.setattr(
         "vbfmt.store.s3._OPTIONS", {"connect_timeout": "1s", "timeout": "1s", "allow_http": True}
@@ -196,8 +198,8 @@ def test_a_server_that_is_gone_is_one_line_and_the_next_run_goes_on(server, tmp_
 
 
 class Throttled(http.server.ThreadingHTTPServer):
-    """In front of a server: answers every third request with S3's "slow down" and, of those that
-    it lets through, loses the answer to every fifth."""
+    """A proxy that answers every third request with S3's "slow down", and drops the answer to every
+    fifth of the other requests."""
 
     def __init__(self, behind):
         self.behind, self.count, self.refused, self.lost = behind, 0, 0, 0
@@ -250,8 +252,8 @@ class Between(http.server.BaseHTTPRequestHandler):
             self.wfile.write(body)
 
 
-def test_a_server_that_throttles_and_loses_answers_loses_nothing(server, tmp_path, monkeypatch):
-    """A request whose answer was lost is sent again: it finds what it has done itself."""
+def test_nothing_is_lost_if_a_server_throttles_and_loses_answers(server, tmp_path, monkeypatch):
+    """A request whose answer was lost is sent again, and finds its own change."""
     between = Throttled(server.url)
     monkeypatch.setenv("AWS_ENDPOINT_URL", between.url)
     store = Store("s3://bucket/throttled", create=True, cache=tmp_path / "cache")
@@ -269,7 +271,7 @@ def test_a_server_that_throttles_and_loses_answers_loses_nothing(server, tmp_pat
     assert all(report.ok for report in other.verify())
 
 
-def test_without_obstore_the_extra_is_named(monkeypatch, tmp_path):
+def test_without_obstore_the_error_names_the_extra(monkeypatch, tmp_path):
     monkeypatch.setitem(sys.modules, "obstore", None)
     with pytest.raises(errors.MissingExtraError, match=r"pip install 'vbfmt\[s3\]'"):
         Store("s3://bucket/x", cache=tmp_path)
@@ -284,8 +286,9 @@ def bucket(in_memory, tmp_path):
     ("key", "mine"),
     [("adapters/00/x", False), ("banks/00/x", False), ("names/00/x", True), ("leases/x", True)],
 )
-def test_an_object_of_the_same_content_was_created_here_only_if_it_may_change(bucket, key, mine):
-    """The answer to the request that created it may have been lost, and the request sent again."""
+def test_an_existing_equal_object_counts_as_created_only_if_it_may_change(bucket, key, mine):
+    """The answer to the request that created it may have been lost before the request was sent
+    again."""
     assert bucket.create(key, [b"a", b"b"])
     assert bucket.create(key, [b"ab"]) is mine
     assert not bucket.create(key, [b"other"])
@@ -301,7 +304,7 @@ def test_a_change_whose_answer_was_lost_counts_as_made(bucket):
     assert bucket.content("names/00/x") == b"two"
 
 
-def test_what_was_removed_is_gone_and_can_be_created_again(bucket):
+def test_a_removed_object_is_missing_and_can_be_created_again(bucket):
     bucket.create("names/00/x", [b"one"])
     assert not bucket.remove("names/00/x", '"another"')
     assert bucket.remove("names/00/x", bucket.found("names/00/x").version)
@@ -316,7 +319,7 @@ def test_what_was_removed_is_gone_and_can_be_created_again(bucket):
     assert bucket.stamps("names") == {"names": None}
 
 
-def test_a_file_is_fetched_once(bucket):
+def test_a_file_is_downloaded_once(bucket):
     bucket.create("banks/00/x", [b"bank"])
     path = bucket.file("banks/00/x")
     bucket.delete("banks/00/x")
@@ -349,13 +352,13 @@ def test_what_a_suspended_collector_removes_too_late_is_written_again(
 
 
 @pytest.mark.parametrize("address", ["s3://", "s3://bucket with spaces/x", "s3://[x"])
-def test_an_address_that_is_none_is_one_line(tmp_path, address):
+def test_an_invalid_url_is_one_line(tmp_path, address):
     with pytest.raises(errors.StorageError, match="cannot open s3:") as error:
         Store(address, cache=tmp_path)
     assert "\n" not in str(error.value)
 
 
-def test_where_the_cache_is(tmp_path, monkeypatch):
+def test_the_location_of_the_cache(tmp_path, monkeypatch):
     assert cache_folder("s3://a/b", tmp_path) == str(tmp_path)
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
     one, two = (cache_folder(f"s3://a/{name}", None) for name in "bc")
@@ -366,7 +369,7 @@ def test_where_the_cache_is(tmp_path, monkeypatch):
     assert cache_folder("s3://a/b", None).startswith("/home/me/.cache/vbfmt/")
 
 
-def test_a_cache_that_cannot_be_made_is_one_line(tmp_path):
+def test_a_cache_that_cannot_be_created_is_one_line(tmp_path):
     (tmp_path / "file").touch()
     with pytest.raises(errors.StorageError, match="cannot write .*file/cache"):
         Store("s3://bucket/x", cache=tmp_path / "file" / "cache")

@@ -1,4 +1,4 @@
-"""Adapters by name and digest, in a folder."""
+"""Adding and opening adapters by name and digest, in a folder."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from vbfmt import errors
 from vbfmt._files import banks as bank_files
 
 
-def test_what_is_added_is_opened_by_name_and_digest(store):
+def test_an_adapter_is_opened_by_name_and_digest(store):
     digest = store.add(adapter(1), name="team/alice")
     assert digest == vbfmt.digest(adapter(1))
     assert store.resolve("team/alice") == store.resolve(digest) == digest
@@ -30,7 +30,7 @@ def test_a_file_of_either_form_is_added_without_its_bank(store, tmp_path, form):
     assert Path(store.path(digest)).read_bytes() == vbfmt.dumps(adapter(1), bank="external")
 
 
-def test_a_thin_file_whose_bank_is_in_the_store_already_needs_no_other(store, tmp_path):
+def test_a_thin_file_uses_a_bank_that_is_already_in_the_store(store, tmp_path):
     store.add(adapter(1))
     (tmp_path / "x").write_bytes(vbfmt.dumps(adapter(2), bank="external"))
     assert store.open(store.add(tmp_path / "x")) == adapter(2)
@@ -39,7 +39,7 @@ def test_a_thin_file_whose_bank_is_in_the_store_already_needs_no_other(store, tm
         store.add(tmp_path / "x")
 
 
-def test_each_adapter_and_each_bank_is_there_once(store):
+def test_each_adapter_and_each_bank_is_stored_once(store):
     for _ in range(2):
         for number in range(4):
             store.add(adapter(number, bank=number % 2))
@@ -49,7 +49,7 @@ def test_each_adapter_and_each_bank_is_there_once(store):
     assert len({id(one.bank) for one in found}) == 2
 
 
-def test_entries_are_found_by_what_they_say(store):
+def test_entries_are_filtered_by_their_fields(store):
     for number in range(6):
         one = adapter(number, bank=number % 2, base=f"base-{number % 3}", task=f"{number % 2}")
         store.add(one, name=f"n{number}")

@@ -1,4 +1,4 @@
-"""The catalog is brought up to the objects, whatever comes and goes meanwhile."""
+"""The catalog is synchronized with the objects, even if these change meanwhile."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from vbfmt.store import layout
 ZEROS = "00" * 32
 
 
-def test_what_is_no_object_is_not_in_the_catalog_and_verification_names_it(store):
+def test_other_files_are_not_in_the_catalog_and_verification_names_them(store):
     digest = store.add(adapter(1))
     strange = f"{layout.ADAPTERS}/00/note.txt"
     store._backend.create(strange, [b"text"])
@@ -24,7 +24,7 @@ def test_what_is_no_object_is_not_in_the_catalog_and_verification_names_it(store
     assert "not an object of a store" in str(report.problems[0])
 
 
-def test_banks_and_names_that_are_gone_leave_the_catalog(store):
+def test_removed_banks_and_names_are_removed_from_the_catalog(store):
     store.add(adapter(1), name="x")
     digest = store.add(adapter(2, bank=1), name="y")
     assert store.stats().banks == 2
@@ -41,7 +41,7 @@ def test_banks_and_names_that_are_gone_leave_the_catalog(store):
 
 
 @pytest.mark.parametrize("key", [layout.adapter_key(f"sha256:{ZEROS}"), layout.name_key("x")])
-def test_what_is_collected_between_listing_and_reading_is_passed_over(store, monkeypatch, key):
+def test_an_object_that_is_removed_after_listing_is_skipped(store, monkeypatch, key):
     digest = store.add(adapter(1), name="kept")
     store._backend.create(key, [b"soon gone"])
     backend = store._backend
@@ -59,7 +59,7 @@ def _groups(backend):
 
 
 @pytest.mark.parametrize("prefix", [layout.ADAPTERS, layout.NAMES])
-def test_what_is_collected_during_verification_is_no_problem(store, monkeypatch, prefix):
+def test_an_object_that_is_removed_during_verification_is_no_problem(store, monkeypatch, prefix):
     store.add(adapter(1), name="x")
     backend = store._backend
     listed = {each: list(backend.entries(each)) for each in _groups(backend)}
@@ -72,14 +72,14 @@ def test_what_is_collected_during_verification_is_no_problem(store, monkeypatch,
     assert [str(problem) for report in store.verify() for problem in report.problems] == []
 
 
-def test_an_adapter_that_is_collected_while_it_is_opened_is_unknown(store, monkeypatch):
+def test_an_adapter_that_is_removed_while_it_is_opened_is_unknown(store, monkeypatch):
     digest = store.add(adapter(1), name="x")
     monkeypatch.setattr(store._backend, "content", lambda key: None)
     with pytest.raises(errors.UnknownError, match=f"no such adapter .*found {digest}"):
         store.open("x")
 
 
-def test_an_adapter_that_is_not_there_gets_no_name(store):
+def test_a_missing_adapter_cannot_be_named(store):
     with pytest.raises(errors.UnknownError, match="no such adapter"):
         store.tag("x", f"sha256:{ZEROS}")
     assert store.names() == {}
