@@ -1,4 +1,4 @@
-"""Small models and the same adapter in PEFT and here."""
+"""Small models, and the same adapter in PEFT and in vbfmt."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ GPT2_TARGETS = ["c_attn", "c_proj", "c_fc"]
 
 
 class Net(nn.Module):
-    """Three linear layers of unlike shapes and a head."""
+    """Three linear layers with different shapes and a head."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -42,7 +42,7 @@ def net(seed: int = 0) -> Net:
 
 
 def gpt2(seed: int = 0) -> nn.Module:
-    """Transformers' GPT-2, whose layers are Conv1D."""
+    """Return transformers' GPT-2, whose layers are Conv1D."""
     from transformers import GPT2Config, GPT2LMHeadModel
 
     torch.manual_seed(seed)
@@ -78,7 +78,7 @@ def peft_model(base: nn.Module, targets: list[str], **settings: Any) -> peft.Pef
 
 
 def same_as(model: peft.PeftModel, base: nn.Module, folder: Path) -> nn.Module:
-    """`base` with PEFT's adapter, by way of PEFT's checkpoint."""
+    """Return `base` with PEFT's adapter, loaded from PEFT's checkpoint."""
     model.save_pretrained(str(folder))
     load_checkpoint(base, folder)
     return base

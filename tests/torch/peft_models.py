@@ -1,5 +1,5 @@
-"""The models of PEFT's own tests, in our words: an MLP, Conv1D behind an embedding, and one small
-model of each kind of transformers that PEFT tests VB-LoRA on."""
+"""Models like those of PEFT's own tests: an MLP, an embedding with a Conv1D layer, and a small
+transformers model of each kind for which PEFT tests VB-LoRA."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ FELT = {"init_vector_bank_bound": 0.5, "init_logits_std": 1.0}
 
 
 class MLP(nn.Module):
-    """10 → 20 → 20 → 20 → 2; the two middle layers have one shape."""
+    """Layers with features 10 → 20 → 20 → 20 → 2; the two middle layers have the same shape."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -84,7 +84,7 @@ def inputs(kind: type[nn.Module]) -> Tensor:
 
 
 def ours(case: str, **settings: Any) -> tuple[nn.Module, Tensor]:
-    """A model of `CUSTOM` with a fresh adapter that is felt, and its input."""
+    """Return a model of `CUSTOM` with a new adapter that has an effect, and the model's input."""
     kind, own = CUSTOM[case]
     model = made(kind)
     torch.manual_seed(3)
@@ -93,7 +93,7 @@ def ours(case: str, **settings: Any) -> tuple[nn.Module, Tensor]:
 
 
 def theirs(case: str, **settings: Any) -> peft.PeftModel:
-    """The same base with PEFT's adapter of the same settings."""
+    """Return the same base with PEFT's adapter and the same settings."""
     kind, own = CUSTOM[case]
     base = made(kind)
     torch.manual_seed(3)
@@ -103,7 +103,7 @@ def theirs(case: str, **settings: Any) -> peft.PeftModel:
 
 
 def beside(case: str, folder: Path, **settings: Any) -> tuple[nn.Module, peft.PeftModel]:
-    """Ours and PEFT's with the same values, by way of PEFT's files."""
+    """Return vbfmt's and PEFT's model with the same values, loaded from PEFT's files."""
     other = theirs(case, **settings)
     other.save_pretrained(str(folder))
     model = made(CUSTOM[case][0])
@@ -118,7 +118,7 @@ def output(model: nn.Module, x: Tensor) -> Tensor:
 
 
 def values(model: nn.Module, adapter_name: str | None = None) -> dict[str, Tensor]:
-    """Copies of an adapter's tensors."""
+    """Return copies of an adapter's tensors."""
     state = get_adapter_state_dict(model, adapter_name)
     return {key: tensor.clone() for key, tensor in state.items()}
 
@@ -158,7 +158,7 @@ KINDS: dict[str, tuple[Any, list[str], str]] = {
 
 
 def of_kind(kind: str, **settings: Any) -> nn.Module:
-    """A small model of transformers' with a fresh adapter that is felt."""
+    """Return a small transformers model with a new adapter that has an effect."""
     model = base_of(kind)
     torch.manual_seed(3)
     inject(model, config_of(kind, **settings))
@@ -178,13 +178,13 @@ def config_of(kind: str, **settings: Any) -> VBLoRAConfig:
 
 
 def ids_of(kind: str) -> dict[str, Tensor]:
-    """A batch of two sequences, the second with padding."""
+    """Return a batch of two sequences, the second with padding."""
     ids = torch.tensor([[4, 9, 3], [5, 7, 2]])
     given = {"input_ids": ids, "attention_mask": torch.tensor([[1, 1, 1], [1, 1, 0]])}
     return {**given, "decoder_input_ids": ids} if kind == "encoder-decoder" else given
 
 
 def first(model: nn.Module, kind: str) -> Tensor:
-    """The first tensor of the model's output."""
+    """Return the first tensor of the model's output."""
     result: Tensor = model(**ids_of(kind))[0]
     return result

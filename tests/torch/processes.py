@@ -1,4 +1,4 @@
-"""Works that two processes do together, and what they leave behind."""
+"""Run functions in two processes, and check their results."""
 
 from __future__ import annotations
 
@@ -15,9 +15,9 @@ Work = Callable[[int, Path], None]
 
 
 def run_in_two_processes(works: Mapping[str, Work], folder: Path) -> None:
-    """Call every work with the process's number and a folder of its own, in one pair of processes.
+    """Call each function with the rank and the function's own folder, in one pair of processes.
 
-    An error is in the folder's ``error0`` or ``error1``; `assert_done` shows it.
+    An error is written to ``error0`` or ``error1`` in the folder; `assert_done` shows it.
     """
     for name in works:
         (folder / name).mkdir(exist_ok=True)
@@ -28,7 +28,7 @@ def run_in_two_processes(works: Mapping[str, Work], folder: Path) -> None:
 
 
 def assert_done(folder: Path) -> None:
-    """Check that both processes ended a work without an error."""
+    """Check that both processes ended a function without an error."""
     errors = [path.read_text() for path in sorted(folder.glob("error*"))]
     assert errors == []
     assert len([*folder.glob("done*")]) == 2

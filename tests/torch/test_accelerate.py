@@ -1,6 +1,6 @@
-"""FSDP2 as accelerate and transformers' Trainer start it, on two processes.
+"""FSDP2, started by accelerate and by transformers' Trainer, in two processes.
 
-accelerate shards on accelerators only; on processors these tests have it do the same.
+accelerate shards only on accelerators; these tests make it do so on CPUs, too.
 """
 
 from __future__ import annotations
@@ -86,7 +86,8 @@ def by_accelerate(rank, folder, settings):
 
 
 class OurTrainer(Trainer):
-    """With FSDP the Trainer accepts no ``optimizers=``."""
+    """A Trainer with its own optimizer, because with FSDP the Trainer does not accept
+    ``optimizers=``."""
 
     def create_optimizer(self, model=None):
         if self.optimizer is None:
@@ -153,7 +154,7 @@ def of_one_process(name, folder):
 
 
 @pytest.mark.parametrize("name", [*WORKS, "Trainer"])
-def test_two_processes_end_at_the_adapter_of_one_and_resume_to_the_bit(folder, name):
+def test_two_processes_train_the_same_adapter_and_resume_bit_for_bit(folder, name):
     here = folder / name
     assert_done(here)
     loaded = llama()

@@ -1,4 +1,4 @@
-"""The same numbers as PEFT's VB-LoRA, from the same initial state."""
+"""Training compared with PEFT's VB-LoRA from the same initial state."""
 
 from __future__ import annotations
 
@@ -51,7 +51,7 @@ CASES = {
 
 @pytest.fixture(params=CASES)
 def pair(request, tmp_path):
-    """PEFT's model and ours, with equal weights, and their loss."""
+    """Return PEFT's model and vbfmt's with equal weights, and their loss function."""
     make, targets, settings, loss = CASES[request.param]
     require_biases_saved(settings.get("bias"))
     theirs = peft_model(make(), targets, **settings)
@@ -60,7 +60,8 @@ def pair(request, tmp_path):
 
 
 def by_our_names(theirs, ours, what):
-    """PEFT's tensors in our layout: ``what`` of its parameters by our parameter names."""
+    """Return ``what`` of PEFT's parameters, in the layout and with the names of vbfmt's
+    parameters."""
     inner = theirs.base_model.model
     adapters = adapters_of(ours)
     result = {}
@@ -93,7 +94,7 @@ def of_ours(ours, what):
     return result | {name: what(tensor) for name, tensor in tensors.items()}
 
 
-def test_forward_is_equal_to_rounding(pair):
+def test_outputs_are_equal_up_to_rounding(pair):
     theirs, ours, loss_of = pair
 
     def output(model):
@@ -106,7 +107,7 @@ def test_forward_is_equal_to_rounding(pair):
         assert (output(ours) - expected).abs().max() > 0.01 * scale, "the adapter is felt"
 
 
-def test_loss_and_every_gradient_are_equal_to_rounding(pair):
+def test_loss_and_every_gradient_are_equal_up_to_rounding(pair):
     theirs, ours, loss_of = pair
     losses = [loss_of(model) for model in (theirs, ours)]
     torch.testing.assert_close(losses[0], losses[1], rtol=2e-7, atol=0)
@@ -124,7 +125,7 @@ def test_loss_and_every_gradient_are_equal_to_rounding(pair):
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
-def test_twenty_steps_of_adamw_end_at_the_same_parameters(pair, dtype):
+def test_twenty_steps_of_adamw_give_the_same_parameters(pair, dtype):
     theirs, ours, loss_of = pair
     theirs, ours = theirs.to(dtype), ours.to(dtype)
     optimizers = torch.optim.AdamW(peft_groups(theirs)), torch.optim.AdamW(param_groups(ours))
@@ -142,7 +143,7 @@ def test_twenty_steps_of_adamw_end_at_the_same_parameters(pair, dtype):
 
 
 def peft_groups(model):
-    """The same learning rates for PEFT's parameters."""
+    """Return PEFT's parameters in groups with the same learning rates."""
     rates = {"vblora_logits": 1e-2, "vblora_vector_bank": 1e-3}
     return [
         {"params": [p], "lr": next((lr for part, lr in rates.items() if part in name), 4e-3)}
@@ -151,7 +152,7 @@ def peft_groups(model):
     ]
 
 
-def test_a_checkpoint_of_ours_is_peft_s(pair, tmp_path):
+def test_peft_loads_a_checkpoint_of_vbfmt(pair, tmp_path):
     _, ours, loss_of = pair
     with torch.no_grad():
         for parameter in adapters_of(ours).parameters_of("default")["logits"]:
@@ -178,7 +179,7 @@ def test_a_base_in_bfloat16_gives_the_same_loss(tmp_path):
     torch.testing.assert_close(found, expected, rtol=2**-7, atol=2**-9)
 
 
-def test_dropout_acts_in_training_alone(tmp_path):
+def test_dropout_acts_only_in_training(tmp_path):
     theirs = peft_model(net(), NET_TARGETS, vblora_dropout=0.5)
     ours = same_as(theirs, net(), tmp_path / "initial")
     x, _ = batch()
@@ -194,7 +195,7 @@ def test_dropout_acts_in_training_alone(tmp_path):
 
 
 def test_the_initial_state_can_be_copied(tmp_path):
-    """`copy.deepcopy` of a model with an adapter is a model of its own."""
+    """`copy.deepcopy` of a model with an adapter gives an independent model."""
     ours = same_as(peft_model(net(), NET_TARGETS), net(), tmp_path / "initial")
     x, _ = batch()
     before = ours(x)

@@ -1,4 +1,4 @@
-"""Gradients of logits whose vectors are not selected."""
+"""The option to train logits whose vectors are not selected."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ def inputs():
     return bank, blocks, gradient
 
 
-def test_rows_and_the_gradients_of_the_selected_are_the_same(inputs):
+def test_rows_and_gradients_of_selected_logits_are_the_same(inputs):
     bank, blocks, gradient = inputs
     plain = compose(bank, blocks, K)
     every = compose(bank, blocks, K, train_unselected=True)
@@ -37,7 +37,7 @@ def test_rows_and_the_gradients_of_the_selected_are_the_same(inputs):
         assert (of_all[~selected] != 0).all()
 
 
-def test_the_others_have_the_gradient_of_a_vector_mixed_in_with_the_smallest_weight(inputs):
+def test_other_logits_have_the_gradient_of_adding_their_vector(inputs):
     bank, blocks, gradient = inputs
     logits = torch.cat(blocks)
     found = torch.autograd.grad(
@@ -62,7 +62,7 @@ def test_a_frozen_bank_has_no_gradient(inputs):
     assert all(block.grad is not None for block in blocks)
 
 
-def test_where_all_are_selected_nothing_changes(inputs):
+def test_if_all_logits_are_selected_nothing_changes(inputs):
     bank, blocks, gradient = inputs
     expected = torch.autograd.grad(compose(bank, blocks, H), blocks, gradient)
     found = torch.autograd.grad(compose(bank, blocks, H, train_unselected=True), blocks, gradient)
@@ -70,7 +70,7 @@ def test_where_all_are_selected_nothing_changes(inputs):
 
 
 @pytest.mark.parametrize("whole", [True, False])
-def test_a_bank_from_a_seed_trains_them_in_a_model_and_in_a_layer_alone(whole):
+def test_a_bank_from_a_seed_trains_all_logits_in_models_and_layers(whole):
     bank = VectorBank.from_seed(0, 16, 8)
     if whole:
         model = net()

@@ -1,4 +1,4 @@
-"""A bank made from a seed: the same bytes everywhere, frozen, for a whole fleet."""
+"""A bank from a seed: the same bytes on every machine, frozen, and shared by many adapters."""
 
 from __future__ import annotations
 
@@ -32,12 +32,12 @@ def test_a_bank_from_a_seed_is_uniform_within_its_bound():
 
 
 @pytest.mark.parametrize("seed", [-1, 1.5, True, "7", None])
-def test_a_seed_is_a_whole_number(seed):
+def test_a_seed_is_an_integer(seed):
     with pytest.raises(ConfigError, match="seed: found"):
         VectorBank.from_seed(seed, 4, 4)
 
 
-def test_making_a_bank_from_a_seed_leaves_the_random_state_alone():
+def test_making_a_bank_from_a_seed_does_not_change_the_random_state():
     torch.manual_seed(3)
     expected = torch.rand(4)
     torch.manual_seed(3)
@@ -52,7 +52,7 @@ def test_sizes_and_bounds_are_checked_first():
         VectorBank.from_seed(0, 4, 4, bound=float("nan"))
 
 
-def test_the_first_vector_is_zero_and_b_starts_mostly_with_it():
+def test_the_first_vector_is_zero_and_b_mostly_selects_it_at_first():
     bank = VectorBank.from_seed(0, 64, 8)
     assert (bank.weight[0] == 0).all()
     torch.manual_seed(0)
@@ -66,7 +66,7 @@ def test_the_first_vector_is_zero_and_b_starts_mostly_with_it():
     assert weights[:rows_of_a, 0].max() < 0.5
 
 
-def test_an_update_on_it_starts_smaller():
+def test_the_initial_update_is_smaller():
     bank = VectorBank.from_seed(0, 64, 8)
     sizes = []
     for starts_small in (True, False):

@@ -36,7 +36,7 @@ def trained(model, optimizer, steps):
 
 
 @pytest.mark.parametrize("ranks", [{}, {"out": 1}])
-def test_ten_steps_and_ten_more_are_twenty_bit_for_bit(tmp_path, ranks):
+def test_ten_steps_and_ten_resumed_steps_equal_twenty_bit_for_bit(tmp_path, ranks):
     torch.manual_seed(5)
     straight = net()
     inject(straight, config(**SETTINGS, rank_pattern=ranks))
@@ -70,7 +70,7 @@ def test_loading_into_an_adapter_keeps_its_parameters_and_the_optimizer(tmp_path
     assert all(torch.equal(after[name], saved[name]) for name in saved)
 
 
-def test_every_adapter_of_a_model_is_saved_as_what_it_is(tmp_path):
+def test_every_adapter_of_a_model_is_saved_with_its_own_values(tmp_path):
     model = net()
     inject(model, config(modules_to_save=["classifier"]), adapter_name="one")
     trained(model, torch.optim.AdamW(param_groups(model)), range(2))
@@ -85,7 +85,7 @@ def test_every_adapter_of_a_model_is_saved_as_what_it_is(tmp_path):
     assert torch.equal(heads[1], net().classifier.bias), "a new adapter begins with the base's head"
 
 
-def test_layers_that_peft_chose_by_number_are_those_that_the_checkpoint_has(tmp_path):
+def test_layers_that_peft_selects_by_number_are_those_in_the_checkpoint(tmp_path):
     theirs = peft_model(llama(), ["q_proj"], layers_to_transform=[1])
     theirs.save_pretrained(str(tmp_path / "theirs"))
     layers = load_checkpoint(llama(), tmp_path / "theirs").all_layers()
@@ -94,7 +94,7 @@ def test_layers_that_peft_chose_by_number_are_those_that_the_checkpoint_has(tmp_
     assert list(warm_start(llama(), packed).all_layers()) == list(layers)
 
 
-def test_targets_are_written_so_that_they_fit_these_modules_alone(tmp_path):
+def test_written_targets_match_only_the_adapted_modules(tmp_path):
     model = nn.Sequential(nn.Linear(8, 8), nn.Sequential(nn.Linear(8, 8)), nn.Linear(8, 8))
     inject(model, config(target_modules="0|2"))
     save_checkpoint(model, tmp_path / "checkpoint")
@@ -116,7 +116,7 @@ def test_the_config_has_no_key_that_the_first_peft_with_vblora_refuses(tmp_path)
     assert "exclude_modules" not in written
 
 
-def test_ranks_that_peft_cannot_say_make_it_refuse_not_misread(tmp_path):
+def test_peft_refuses_ranks_that_its_config_cannot_express(tmp_path):
     import peft
 
     model = net()
@@ -130,7 +130,7 @@ def test_ranks_that_peft_cannot_say_make_it_refuse_not_misread(tmp_path):
     assert len({module.rank for module in peft_format.read(tmp_path / "checkpoint")}) == 2
 
 
-def test_ranks_of_modules_whose_names_end_alike(tmp_path):
+def test_ranks_of_modules_whose_names_have_the_same_ending(tmp_path):
     def made():
         inner = nn.ModuleDict({"out": nn.Linear(8, 8)})
         return nn.ModuleDict({"out": nn.Linear(8, 8), "inner": inner})
@@ -144,8 +144,8 @@ def test_ranks_of_modules_whose_names_end_alike(tmp_path):
 
 
 @pytest.mark.parametrize("active", [None, "other"])
-def test_an_adapter_that_is_loaded_into_is_the_active_one_afterwards(tmp_path, active):
-    """As one that is put in: whoever loads it means to go on with it."""
+def test_a_loaded_adapter_becomes_the_active_one(tmp_path, active):
+    """As after `inject`, because it will usually be trained."""
     model, x = net(), batch()[0]
     inject(model, config(**SETTINGS))
     model.eval()
@@ -161,7 +161,7 @@ def test_an_adapter_that_is_loaded_into_is_the_active_one_afterwards(tmp_path, a
     assert len(param_groups(model)) == 3
 
 
-def test_what_the_user_froze_of_the_active_adapter_stays_frozen(tmp_path):
+def test_parameters_that_the_user_froze_stay_frozen(tmp_path):
     model = net()
     inject(model, config(**SETTINGS))
     save_checkpoint(model, tmp_path / "checkpoint")
@@ -170,7 +170,7 @@ def test_what_the_user_froze_of_the_active_adapter_stays_frozen(tmp_path):
     assert not model.classifier.weight.requires_grad
 
 
-def test_a_layer_whose_full_name_ends_others_is_named_by_an_expression(tmp_path):
+def test_a_layer_whose_name_is_a_suffix_of_others_is_written_as_a_regex(tmp_path):
     def made():
         torch.manual_seed(0)
         return nn.ModuleDict(
@@ -187,7 +187,7 @@ def test_a_layer_whose_full_name_ends_others_is_named_by_an_expression(tmp_path)
     assert list(again.vblora.all_layers()) == ["out"]
 
 
-def test_a_config_of_ones_own_comes_back_from_pefts_form():
+def test_a_custom_config_round_trips_through_pefts_form():
     settings = {"exclude_modules": ["head"], "layers_to_transform": [1, 3], "layers_pattern": "h"}
     one = config(**settings)
     written = one.as_peft()

@@ -1,4 +1,4 @@
-"""Checkpoints that do not fit, are damaged or have diverged are refused."""
+"""Checkpoints that do not match, are damaged or have diverged are refused."""
 
 from __future__ import annotations
 
@@ -65,7 +65,7 @@ def test_an_adapter_of_another_config(saved):
 
 
 def test_biases_that_an_older_peft_did_not_save_are_explained(tmp_path):
-    """PEFT 0.13 to 0.20: the config has them, the file does not."""
+    """With PEFT 0.13 to 0.20, the config mentions biases that the file does not contain."""
     model = net()
     inject(model, config(bias="vblora_only"))
     save_checkpoint(model, tmp_path / "checkpoint")
@@ -79,8 +79,8 @@ def test_biases_that_an_older_peft_did_not_save_are_explained(tmp_path):
         load_checkpoint(net(), tmp_path / "checkpoint")
 
 
-def test_logits_of_another_k_are_not_loaded_into_an_adapter(saved):
-    """Every shape fits, and the outputs would be others."""
+def test_logits_trained_with_a_different_k_are_refused(saved):
+    """Every shape matches, but the outputs would differ."""
     model = net()
     inject(model, config(topk=3))
     before = {name: tensor.clone() for name, tensor in model.state_dict().items()}
@@ -100,7 +100,7 @@ def test_logits_of_another_k_are_not_loaded_into_an_adapter(saved):
         lambda tensors: tensors.update({"base_model.model.out.bias": torch.zeros(8)}),
     ],
 )
-def test_what_does_not_fit_changes_nothing(saved, change):
+def test_a_refused_checkpoint_changes_nothing(saved, change):
     changed(saved, change)
     model = net()
     before = repr(model)
@@ -123,7 +123,7 @@ def test_logits_that_are_not_finite(saved, value):
         load_checkpoint(model, saved)
 
 
-def test_a_diverged_run_is_not_written_out(tmp_path):
+def test_a_diverged_adapter_is_not_saved(tmp_path):
     model = net()
     inject(model, config())
     with torch.no_grad():
@@ -135,7 +135,7 @@ def test_a_diverged_run_is_not_written_out(tmp_path):
     assert list(tmp_path.iterdir()) == []
 
 
-def test_a_head_that_diverged_is_neither_written_out_nor_loaded(tmp_path):
+def test_a_diverged_head_is_neither_saved_nor_loaded(tmp_path):
     model = net()
     inject(model, config(modules_to_save=["classifier"]))
     save_checkpoint(model, tmp_path / "checkpoint")
@@ -164,7 +164,7 @@ def test_a_mask_of_infinities_is_no_divergence(tmp_path):
     load_checkpoint(made(), tmp_path / "checkpoint")
 
 
-def test_half_a_checkpoint(saved):
+def test_an_incomplete_checkpoint(saved):
     changed(saved, lambda tensors: tensors.pop("base_model.model.out.vblora_logits_B"))
     with pytest.raises(ModelError, match="out.vblora_logits_B"):
         load_checkpoint(net(), saved)
@@ -194,7 +194,7 @@ def test_a_packed_file_cannot_be_trained_further(tmp_path):
         save_checkpoint(packed, tmp_path / "again")
 
 
-def test_files_that_are_no_checkpoint(tmp_path, saved):
+def test_files_that_are_not_a_checkpoint(tmp_path, saved):
     with pytest.raises(StorageError):
         load_checkpoint(net(), tmp_path / "nothing")
     (saved / "adapter_model.safetensors").write_bytes(b"rubbish")
@@ -216,7 +216,7 @@ def test_files_that_are_no_checkpoint(tmp_path, saved):
         {"bias": {}},
     ],
 )
-def test_a_config_of_other_types(saved, settings):
+def test_a_config_with_wrong_types(saved, settings):
     path = saved / "adapter_config.json"
     path.write_text(json.dumps(json.loads(path.read_text()) | settings))
     model = net()
@@ -231,7 +231,7 @@ def test_a_pickle_is_not_opened(saved):
         load_checkpoint(net(), saved)
 
 
-def test_nothing_is_overwritten_unless_asked_for(saved):
+def test_checkpoints_are_not_overwritten_unless_requested(saved):
     model = net()
     inject(model, config())
     for save in (save_checkpoint, save_packed):
@@ -243,7 +243,7 @@ def test_nothing_is_overwritten_unless_asked_for(saved):
     load_checkpoint(net(), saved)
 
 
-def test_another_bank_for_an_adapter_that_has_one_is_refused(saved):
+def test_a_second_bank_for_an_adapter_is_refused(saved):
     model = net()
     load_checkpoint(model, saved)
     before = {key: value.clone() for key, value in model.state_dict().items()}
@@ -252,7 +252,7 @@ def test_another_bank_for_an_adapter_that_has_one_is_refused(saved):
     assert all(torch.equal(value, before[key]) for key, value in model.state_dict().items())
 
 
-def test_a_bank_of_other_sizes_than_the_config(saved):
+def test_a_bank_whose_sizes_differ_from_the_config(saved):
     file = saved / "adapter_config.json"
     file.write_text(json.dumps(json.loads(file.read_text()) | {"num_vectors": 17}))
     with pytest.raises(SourceError, match=r"found \(16, 8\), expected \(17, 8\)"):

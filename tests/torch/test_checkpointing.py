@@ -31,7 +31,8 @@ def checkpoint_parts(model, reentrant):
 
 
 def loss_from_leaf(model, seed=1):
-    """The input requires a gradient: without one, reentrant parts have no gradients."""
+    """Return a loss whose input requires a gradient; without it, reentrant checkpointing has no
+    gradients."""
     x, y = batch(seed)
     return nn.functional.cross_entropy(model(x.requires_grad_()), y)
 
@@ -51,7 +52,7 @@ def test_activation_checkpointing_changes_no_gradient(model, reentrant):
 
 
 @pytest.mark.parametrize("reentrant", [False, True])
-def test_evaluation_between_a_checkpointed_pass_and_its_backward(model, reentrant):
+def test_evaluation_between_a_checkpointed_forward_and_its_backward(model, reentrant):
     expected = expected_gradients(model)
     checkpoint_parts(model, reentrant)
     loss = loss_from_leaf(model)
@@ -63,8 +64,8 @@ def test_evaluation_between_a_checkpointed_pass_and_its_backward(model, reentran
 
 @pytest.mark.parametrize("reentrant", [False, True])
 @pytest.mark.parametrize("between", [None, evaluated, loss_of])
-def test_a_checkpointed_pass_whose_backward_is_in_another_thread(model, reentrant, between):
-    """As on a GPU, whose backward passes run in threads of their own."""
+def test_the_backward_of_a_checkpointed_pass_in_another_thread(model, reentrant, between):
+    """On a GPU, backward passes run in separate threads."""
     expected = expected_gradients(model)
     checkpoint_parts(model, reentrant)
     loss = in_another_thread(lambda: loss_from_leaf(model))
@@ -75,8 +76,9 @@ def test_a_checkpointed_pass_whose_backward_is_in_another_thread(model, reentran
 
 
 @pytest.mark.parametrize("reentrant", [False, True])
-def test_a_thread_that_evaluates_with_gradients_beside_a_checkpointed_pass(model, reentrant):
-    """Its pass is kept, too, and must not be confused with the checkpointed one."""
+def test_evaluation_with_gradients_in_a_thread_during_a_checkpointed_pass(model, reentrant):
+    """The pass of the evaluation is also kept, and must not be confused with the checkpointed
+    one."""
     expected = expected_gradients(model)
     with ThreadPoolExecutor(1) as other:
         for _ in range(2):
@@ -114,7 +116,7 @@ def test_gradient_checkpointing_of_transformers(reentrant):
 
 
 class PartsNet(CheckpointedNet):
-    """A model whose encoder is also called alone, as T5's is."""
+    """A model whose encoder is also called by itself, as in T5."""
 
     def encode(self, x):
         for layer in self.encoder:
@@ -124,7 +126,7 @@ class PartsNet(CheckpointedNet):
 
 @pytest.mark.parametrize("reentrant", [False, True])
 @pytest.mark.parametrize("order", ["part first", "whole first", "part alone"])
-def test_a_part_called_alone_beside_a_whole_pass(model, reentrant, order):
+def test_a_part_called_by_itself_and_a_whole_pass(model, reentrant, order):
     def loss():
         parts = {
             "part": lambda: model.encode(batch(2)[0].requires_grad_()).square().sum(),
@@ -143,7 +145,7 @@ def test_a_part_called_alone_beside_a_whole_pass(model, reentrant, order):
     assert_same(found, gradients(model), rtol=1e-4, atol=1e-7)
 
 
-def test_t5s_encoder_called_alone_beside_the_model():
+def test_t5s_encoder_called_by_itself_and_the_whole_model():
     from transformers import T5Config, T5ForConditionalGeneration
 
     torch.manual_seed(0)
@@ -166,7 +168,7 @@ def test_t5s_encoder_called_alone_beside_the_model():
     assert_same(gradients(model), expected, rtol=1e-4, atol=1e-7)
 
 
-def test_a_parameter_written_between_a_part_and_its_backward_is_noticed(model):
+def test_a_parameter_changed_before_the_backward_of_a_part_is_detected(model):
     loss = model.encoder[0](batch()[0]).sum()
     with torch.no_grad():
         model.vblora.adapters["default"].bank.weight.mul_(2)
@@ -174,7 +176,7 @@ def test_a_parameter_written_between_a_part_and_its_backward_is_noticed(model):
         loss.backward()
 
 
-def test_torch_func_of_a_part_called_alone(model):
+def test_torch_func_of_a_part_called_by_itself(model):
     x = batch()[0]
     found = torch.func.grad(lambda t: model.encoder[0](t).sum())(x)
     leaf = x.clone().requires_grad_()

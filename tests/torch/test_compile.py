@@ -1,4 +1,4 @@
-"""Under torch.compile: the same numbers, and no graph break inside the composition."""
+"""Training under torch.compile: the same results, and no graph break inside the composition."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ def fresh_compiler():
 
 
 def losses_of(model, called):
-    """The losses of five steps; `called` is the model or its compiled form."""
+    """Return the losses of five steps. `called` is the model or its compiled form."""
     return losses(called, torch.optim.AdamW(param_groups(model)), range(5))
 
 
@@ -37,9 +37,10 @@ def test_the_composition_is_one_graph():
 
 
 def test_a_whole_model_is_one_graph_with_the_same_losses():
-    """`fullgraph` refuses any graph break: the hooks, the composition and the layers are in one.
+    """`fullgraph` refuses graph breaks, so the hooks, the composition and the layers are in one
+    graph.
 
-    The backend runs what was captured without a C++ compiler, through autograd's own tracing.
+    The backend runs the captured graph without a C++ compiler.
     """
     eager, model = made(), made()
     compiled = torch.compile(model, backend="aot_eager", fullgraph=True)
@@ -53,7 +54,7 @@ def test_a_whole_model_is_one_graph_with_the_same_losses():
         torch.testing.assert_close(compiled(x), eager(x))
 
 
-def test_after_a_compiled_pass_nothing_is_held():
+def test_nothing_is_kept_after_a_compiled_pass():
     model = made()
     x, _ = batch()
     torch.compile(model, backend="aot_eager", fullgraph=True)(x)
@@ -69,7 +70,7 @@ def nothing_is_held(model):
 
 
 class BrokenNet(Net):
-    """A model whose graph a compiler cannot have whole."""
+    """A model with a graph break."""
 
     def forward(self, x):
         x = torch.tanh(self.encoder[1](torch.tanh(self.encoder[0](x))))
@@ -86,7 +87,7 @@ def test_a_model_whose_graph_breaks_has_the_same_losses():
 
 
 class Block(nn.Module):
-    """Of a deep model; a compiler cannot have its graph whole."""
+    """A block of a deep model, with a graph break."""
 
     def __init__(self):
         super().__init__()
@@ -118,7 +119,7 @@ def layer_by_layer(model, backend):
 
 
 def graphs_of(layers, adapted, compiled):
-    """How many graphs are compiled for two training passes and one evaluation."""
+    """Return the number of graphs that are compiled for two training passes and one evaluation."""
     torch.compiler.reset()
     graphs = []
 
@@ -137,8 +138,9 @@ def graphs_of(layers, adapted, compiled):
 
 
 @pytest.mark.parametrize("compiled", [whole, layer_by_layer])
-def test_layers_of_one_kind_are_compiled_once_however_many_there_are(compiled):
-    """dynamo compiles a frame eight times at most: nothing in it may depend on a layer's index."""
+def test_layers_of_one_kind_are_compiled_once(compiled):
+    """dynamo compiles a frame at most eight times, so nothing in it may depend on a layer's
+    index."""
     pytest.importorskip("torch", minversion="2.8")  # before, each layer is compiled by itself
     twelve = graphs_of(12, True, compiled)
     assert twelve == graphs_of(3, True, compiled)
@@ -146,7 +148,7 @@ def test_layers_of_one_kind_are_compiled_once_however_many_there_are(compiled):
 
 
 @pytest.mark.parametrize("compiled", [whole, layer_by_layer])
-def test_layers_compiled_apart_compute_the_same(compiled):
+def test_layers_that_are_compiled_separately_give_the_same_outputs(compiled):
     model, eager = deep_net(12, True), deep_net(12, True)
     called = compiled(model, "aot_eager")
     x = torch.randn(3, 16)

@@ -14,7 +14,7 @@ from vbfmt.torch.selection import select_top_k
 
 
 def algorithm_1(logits, bank, k):
-    """The paper's get_low_rank_matrix, read with the missing unsqueeze."""
+    """Return the paper's get_low_rank_matrix, with the missing unsqueeze added."""
     top, indices = logits.topk(k, dim=-1)
     return (top.softmax(-1).unsqueeze(-1) * bank[indices]).sum(-2)
 
@@ -46,7 +46,7 @@ def test_equal_logits_never_select_a_vector_twice(h, k, seed):
 
 
 @pytest.mark.parametrize("h", [16, 512])
-def test_nan_among_the_logits_is_not_swallowed(h):
+def test_nan_in_the_logits_gives_nan(h):
     logits = torch.zeros(3, h)
     logits[1, 7] = float("nan")
     rows = compose(torch.ones(h, 4), [logits], 2)
@@ -79,9 +79,10 @@ def test_logits_that_are_not_selected_get_a_zero_gradient():
 
 
 @pytest.mark.parametrize("k", [1, 2, 3])
-def test_the_layer_is_the_papers_algorithm_1(k):
+def test_the_layer_computes_the_papers_algorithm_1(k):
     """Algorithm 1 says x·W + (x·B)·A: its B is the factor next to the input, our A, and its W is
-    stored as (in, out). Its logits are (d/b, r, h); ours stand by component, then by tile."""
+    stored as (in, out). Its logits are (d/b, r, h); vbfmt's are ordered by component, then by
+    tile."""
     torch.manual_seed(0)
     d_in, d_out, b, r, h = 24, 16, 8, 3, 12
     bank = VectorBank(h, b, init_bound=0.5).double()

@@ -1,6 +1,6 @@
-"""DeepSpeed's ZeRO on two processes trains what one process trains; where DeepSpeed is installed.
+"""DeepSpeed's ZeRO in two processes trains the same adapter as one process.
 
-``pip install deepspeed``, and a C++ compiler for its communication on processors.
+This needs ``pip install deepspeed``, and a C++ compiler for its communication on CPUs.
 """
 
 from __future__ import annotations
@@ -114,7 +114,7 @@ def folder(tmp_path_factory):
 
 
 @pytest.mark.parametrize("name", SETUPS)
-def test_two_processes_end_at_the_adapter_of_one(folder, name):
+def test_two_processes_train_the_same_adapter_as_one(folder, name):
     assert_done(folder / name)
     model = injected(**SETUPS[name][2])
     optimizer = torch.optim.AdamW(param_groups(model))
@@ -133,7 +133,7 @@ def test_two_processes_end_at_the_adapter_of_one(folder, name):
 
 
 @pytest.mark.parametrize("stage", [2, 3])
-def test_it_resumes_to_the_bit(folder, stage):
+def test_training_resumes_bit_for_bit(folder, stage):
     here = folder / f"resumed {stage}"
     assert_done(here)
     assert load(here / "whole" / "adapter.vblora") == load(here / "again" / "adapter.vblora")
@@ -144,5 +144,5 @@ def test_it_resumes_to_the_bit(folder, stage):
 
 
 @pytest.mark.parametrize("stage", [1, 3])
-def test_what_deepspeed_would_undo_is_refused(folder, stage):
+def test_changes_that_deepspeed_would_undo_are_refused(folder, stage):
     assert_done(folder / f"refused {stage}")

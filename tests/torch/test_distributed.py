@@ -1,4 +1,4 @@
-"""Two processes with half of the batch each are one process with all of it."""
+"""Two processes with half of the batch each give the result of one process with the whole batch."""
 
 from __future__ import annotations
 
@@ -75,7 +75,7 @@ def worker(rank, folder):
     os._exit(0)
 
 
-def test_two_processes_end_at_the_parameters_of_one(tmp_path: Path):
+def test_two_processes_train_the_same_parameters_as_one(tmp_path: Path):
     (tmp_path / "both").mkdir()
     (tmp_path / "thin").mkdir()
     multiprocessing.spawn(worker, (str(tmp_path),), nprocs=2)
@@ -89,7 +89,7 @@ def test_two_processes_end_at_the_parameters_of_one(tmp_path: Path):
     assert (tmp_path / "checkpoint" / "adapter_config.json").exists()
 
 
-def test_every_process_may_save_and_one_writes(tmp_path: Path):
+def test_every_process_may_call_save_and_only_one_writes(tmp_path: Path):
     (tmp_path / "both").mkdir()
     (tmp_path / "thin").mkdir()
     multiprocessing.spawn(worker, (str(tmp_path),), nprocs=2)

@@ -1,4 +1,4 @@
-"""PyTorch's own Transformer encoders, whose fast path does not call the layers that are adapted."""
+"""PyTorch's Transformer encoders, whose fast path does not call the adapted layers."""
 
 from __future__ import annotations
 
@@ -43,7 +43,8 @@ def batch():
 
 
 def words(output):
-    """Without what stands at the padding, where the fast path has zeros and the other anything."""
+    """Return the outputs without padding, where the fast path has zeros and the normal path
+    arbitrary values."""
     return output[~PADDING]
 
 
@@ -54,7 +55,7 @@ def gradients_of(model, output):
     return found
 
 
-def test_it_does_not_pass_the_adapter_by():
+def test_the_fast_path_does_not_skip_the_adapter():
     model = adapted(["linear1", "linear2"], enable_nested_tensor=False)
     x = batch()
     recorded = model(x).detach()  # gradients keep PyTorch off that path
@@ -66,7 +67,7 @@ def test_it_does_not_pass_the_adapter_by():
 
 @pytest.mark.parametrize("targets", LAYERS)
 def test_a_padded_batch_in_evaluation(targets):
-    """The encoder of PyTorch's defaults packs it; the numbers are those without packing."""
+    """By default, PyTorch's encoder packs the batch. The results equal those without packing."""
     x, model, plain = batch(), adapted(targets), adapted(targets, enable_nested_tensor=False)
     plain.load_state_dict(model.state_dict())
     with torch.no_grad():
@@ -82,7 +83,7 @@ def test_a_padded_batch_in_evaluation(targets):
 @pytest.mark.parametrize("targets", LAYERS)
 @pytest.mark.parametrize("by_name", [False, True])
 def test_a_padded_batch_in_evaluation_with_gradients(targets, by_name):
-    """As who trains without dropout, or forgets no_grad, calls it."""
+    """This happens in training without dropout, or if no_grad is forgotten."""
     x, model = batch(), adapted(targets)
     args, kwargs = ((), {"src": x}) if by_name else ((x,), {})
     kwargs["src_key_padding_mask"] = PADDING
@@ -102,7 +103,7 @@ def test_a_call_without_a_batch_is_left_to_pytorch():
         adapted(["linear1"])(src_key_padding_mask=PADDING)
 
 
-def test_without_an_adapter_that_trains_nothing_is_changed():
+def test_without_a_trainable_adapter_the_fast_path_is_kept():
     x, bare = batch(), encoder()
     bare.requires_grad_(False)
     expected = bare(x, src_key_padding_mask=PADDING)

@@ -1,4 +1,4 @@
-"""Modules that are trained whole: the same ones as in PEFT, and none forgotten."""
+"""Fully trained modules (`modules_to_save`): the same as in PEFT."""
 
 from __future__ import annotations
 
@@ -33,8 +33,8 @@ def trained(model):
     return adapters_of(model).adapter().stand_ins.names
 
 
-def test_a_real_checkpoint_whose_config_names_heads_that_the_model_has_not(tmp_path):
-    """PEFT writes ``classifier`` and ``score`` for SEQ_CLS; no model has both."""
+def test_a_real_checkpoint_whose_config_names_heads_missing_in_the_model(tmp_path):
+    """For SEQ_CLS, PEFT writes ``classifier`` and ``score``, but no model has both."""
     pytest.importorskip("peft", minversion="0.14")  # 0.13 does not read newer configs
     assert saved_modules(MINILM) == ["classifier", "score"]
     ids = torch.randint(1000, 2000, (2, 9), generator=torch.Generator().manual_seed(0))
@@ -49,7 +49,7 @@ def test_a_real_checkpoint_whose_config_names_heads_that_the_model_has_not(tmp_p
         torch.testing.assert_close(again(ids).logits, expected, rtol=0, atol=2e-6)
 
 
-def test_a_checkpoint_whose_head_was_cut_off_is_not_loaded(tmp_path):
+def test_a_checkpoint_without_its_head_is_not_loaded(tmp_path):
     from safetensors.torch import save_file
 
     model = net()
@@ -64,7 +64,7 @@ def test_a_checkpoint_whose_head_was_cut_off_is_not_loaded(tmp_path):
 
 
 @pytest.mark.parametrize("task", ["SEQ_CLS", "TOKEN_CLS"])
-def test_a_classifier_is_trained_and_saved_though_only_the_task_is_named(task, tmp_path):
+def test_a_classifier_is_trained_and_saved_if_only_the_task_is_given(task, tmp_path):
     model = net()
     inject(model, config(task_type=task))
     assert trained(model) == ["classifier.weight", "classifier.bias"]
@@ -75,7 +75,7 @@ def test_a_classifier_is_trained_and_saved_though_only_the_task_is_named(task, t
     assert torch.equal(load_checkpoint(net(), tmp_path / "checkpoint").root(x), model(x))
 
 
-def test_a_model_without_the_tasks_head_has_nothing_more_to_train():
+def test_a_model_without_the_tasks_head_trains_no_head():
     model = nn.Sequential(nn.Linear(8, 8))
     inject(model, config(target_modules=["0"], task_type="SEQ_CLS"))
     assert trained(model) == []
@@ -121,8 +121,8 @@ def test_the_heads_are_those_that_peft_trains_for_the_task(make, task, targets, 
     assert torch.equal(again(tokens())[0], model(tokens())[0])
 
 
-def test_a_norm_is_written_so_that_peft_takes_no_layernorm_for_it(tmp_path):
-    """PEFT compares the ends of names: ``norm`` is ``input_layernorm`` to it as well."""
+def test_a_norm_is_written_so_that_peft_does_not_match_other_norms(tmp_path):
+    """PEFT compares the ends of names, so ``norm`` also matches ``input_layernorm``."""
     model = llama().eval()
     inject(model, config(target_modules=["q_proj"], modules_to_save=["norm"]))
     with torch.no_grad():
@@ -136,7 +136,7 @@ def test_a_norm_is_written_so_that_peft_takes_no_layernorm_for_it(tmp_path):
     assert torch.equal(again(ids).logits, model(ids).logits)
 
 
-def test_pefts_own_norm_is_loaded_with_every_layernorm_it_trained(tmp_path):
+def test_all_layernorms_that_peft_trained_for_norm_are_loaded(tmp_path):
     theirs = peft_model(llama(), ["q_proj"], modules_to_save=["norm"]).eval()
     theirs.save_pretrained(str(tmp_path / "theirs"))
     ours = load_checkpoint(llama().eval(), tmp_path / "theirs").root
@@ -155,8 +155,8 @@ def bert():
 
 
 @pytest.mark.parametrize("whole", ["classifier", "pooler"])
-def test_pefts_own_checkpoint_of_all_biases_and_a_head(whole, tmp_path):
-    """It has the head's biases two or three times, under names of PEFT's wrappers."""
+def test_a_checkpoint_of_peft_with_all_biases_and_a_head(whole, tmp_path):
+    """It contains the head's biases two or three times, under names of PEFT's wrappers."""
     pytest.importorskip("peft", minversion="0.21")  # before, it does not save biases
     theirs = peft_model(bert(), ["query"], modules_to_save=[whole], bias="all").eval()
     with torch.no_grad():

@@ -1,4 +1,5 @@
-"""Names of modules in a stranger's packed file: none reaches what the model has no layer for."""
+"""Names of modules in a hostile packed file cannot reach attributes of the model that are no
+layers."""
 
 from __future__ import annotations
 
@@ -42,7 +43,7 @@ def model():
 
 @pytest.mark.parametrize("load", [load_packed, warm_start])
 @pytest.mark.parametrize("name", NAMES)
-def test_a_name_that_is_no_layers_is_one_error_and_changes_nothing(model, load, name):
+def test_a_name_that_is_not_of_a_layer_is_one_error_and_changes_nothing(model, load, name):
     before = [name for name, _ in model.named_modules()]
     with pytest.raises(ModelError):
         load(model, adapter_of({name: (16, 16)}))
@@ -50,7 +51,7 @@ def test_a_name_that_is_no_layers_is_one_error_and_changes_nothing(model, load, 
 
 
 @pytest.mark.parametrize("name", [name for name in NAMES if name != "first.weight"])
-def test_a_trained_tensor_of_such_a_name_is_one_error(model, name):
+def test_a_trained_tensor_with_such_a_name_is_one_error(model, name):
     tensors = {f"{name}.weight": Tensor.of(np.ones((16, 16), "f4"))}
     with pytest.raises(ModelError):
         load_packed(model, adapter_of({"first": (16, 16)}, tensors=tensors))

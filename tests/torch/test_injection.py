@@ -1,4 +1,4 @@
-"""Putting adapters into a model, switching them, taking them out."""
+"""Injecting adapters into a model, switching and removing them."""
 
 from __future__ import annotations
 
@@ -49,7 +49,7 @@ def test_targets(settings, expected):
     assert names(model) == expected
 
 
-def test_all_linear_means_all_but_the_output_embeddings():
+def test_all_linear_means_all_layers_except_the_output_embeddings():
     model = gpt2()
     inject(model, config(target_modules="all-linear"))
     assert len(names(model)) == 8
@@ -103,7 +103,7 @@ def train_everything(model):
         optimizer.step()
 
 
-def test_disabled_is_the_base_model():
+def test_with_adapters_disabled_the_model_is_the_base():
     model = net()
     x, _ = batch()
     output = model(x)
@@ -117,7 +117,7 @@ def test_disabled_is_the_base_model():
     assert [p.requires_grad for p in model.parameters()] == trained
 
 
-def test_changes_within_disabled_remain():
+def test_changes_while_adapters_are_disabled_remain():
     model = net()
     for name in ("one", "two", "three"):
         inject(model, config(modules_to_save=["classifier"]), adapter_name=name)
@@ -140,7 +140,7 @@ def test_changes_within_disabled_remain():
 
 
 @pytest.mark.parametrize("replaced", [nn.Linear(8, 5), nn.Tanh()])
-def test_a_head_that_was_replaced_is_not_exchanged(replaced):
+def test_a_replaced_head_is_not_switched(replaced):
     model = net()
     inject(model, config(modules_to_save=["out", "classifier"], target_modules=["0"]))
     model.classifier = replaced
@@ -154,7 +154,7 @@ def test_a_head_that_was_replaced_is_not_exchanged(replaced):
     assert adapters_of(model).active == "default"
 
 
-def test_several_adapters_do_not_touch_each_other():
+def test_several_adapters_are_independent():
     model = net()
     x, _ = batch()
     base = model(x)
@@ -185,7 +185,7 @@ def test_several_adapters_do_not_touch_each_other():
     assert torch.equal(model(x), outputs["one"])
 
 
-def test_a_shared_frozen_bank_stays_as_it_is():
+def test_a_shared_frozen_bank_does_not_change():
     model = net()
     bank = VectorBank(16, 8).freeze()
     before = bank.weight.clone()
@@ -211,7 +211,7 @@ def test_the_defaults_are_the_papers():
         {"layers_to_transform": [1], "layers_pattern": None},
     ],
 )
-def test_layers_are_chosen_by_number_as_in_peft(settings):
+def test_layers_are_selected_by_number_as_in_peft(settings):
     from tests.torch.models import llama, peft_model
 
     try:
@@ -226,20 +226,20 @@ def test_layers_are_chosen_by_number_as_in_peft(settings):
     assert list(adapters_of(model).all_layers()) == expected
 
 
-def test_none_is_the_default_where_peft_lets_it_be_none():
+def test_none_means_the_default_as_in_peft():
     names = ("target_modules", "exclude_modules", "modules_to_save", "rank_pattern",
              "layers_to_transform", "layers_pattern")  # fmt: skip
     assert VBLoRAConfig(**dict.fromkeys(names)) == VBLoRAConfig()
 
 
-def test_a_name_that_vbfmt_torch_lacks():
+def test_an_unknown_name_of_vbfmt_torch_is_an_attribute_error():
     import vbfmt.torch
 
     with pytest.raises(AttributeError, match=r"module 'vbfmt\.torch' has no attribute 'injct'"):
         vbfmt.torch.injct  # noqa: B018
 
 
-def test_a_model_of_another_library_that_saves_itself_saves_its_adapter(tmp_path):
+def test_save_pretrained_of_another_library_saves_the_adapter(tmp_path):
     class Saving(type(net())):
         def save_pretrained(self, folder):
             raise AssertionError("the base would be saved")

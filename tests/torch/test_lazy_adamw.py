@@ -22,14 +22,14 @@ def adapted(**settings):
     return model
 
 
-def test_the_groups_mark_the_logits_only_where_asked():
+def test_the_groups_mark_the_logits_only_on_request():
     model = adapted()
     marks = {g["name"]: g.get("sparse") for g in param_groups(model, sparse_logits=True)}
     assert marks == {"bank": None, "logits": True}
     assert all("sparse" not in group for group in param_groups(model))
 
 
-def test_where_all_are_selected_it_is_adamw():
+def test_if_all_logits_are_selected_it_equals_adamw():
     lazy, dense = adapted(topk=16), adapted(topk=16)
     one = LazyAdamW(param_groups(lazy, sparse_logits=True), weight_decay=0.3)
     other = torch.optim.AdamW(param_groups(dense), weight_decay=0.3)
@@ -39,7 +39,7 @@ def test_where_all_are_selected_it_is_adamw():
 
 
 def test_an_entry_is_updated_as_often_as_it_has_a_gradient():
-    """Its course is that of a parameter of its own, which AdamW steps at these times alone."""
+    """It changes like a separate parameter that AdamW updates only in these steps."""
     torch.manual_seed(0)
     start = torch.randn(3, 4)
     matrix = nn.Parameter(start.clone())
@@ -57,7 +57,7 @@ def test_an_entry_is_updated_as_often_as_it_has_a_gradient():
     torch.testing.assert_close(matrix.detach().flatten(), torch.stack(apart).detach())
 
 
-def test_logits_never_selected_stay_and_take_no_state():
+def test_logits_that_are_never_selected_do_not_change_and_have_no_state():
     model = adapted()
     groups = param_groups(model, sparse_logits=True)
     (logits,) = (group["params"] for group in groups if group["name"] == "logits")
@@ -97,7 +97,7 @@ def test_indices_beyond_what_float32_holds_survive_a_state_dict():
     assert resumed.state[matrix]["entries"].tolist() == [2**24 + 1]
 
 
-def test_a_closure_is_called_once_with_gradients():
+def test_a_closure_is_called_once_with_gradients_enabled():
     parameter = nn.Parameter(torch.ones(2, 2))
     optimizer = LazyAdamW([{"params": [parameter], "sparse": True}], lr=0.1, weight_decay=0.0)
     calls = []
@@ -140,7 +140,7 @@ DAMAGE = {
 
 @pytest.mark.parametrize("damage", DAMAGE)
 def test_a_damaged_state_is_one_error_and_nothing_is_loaded(damage):
-    """Indices in another order would have trained other logits, silently."""
+    """Indices in a different order would silently train other logits."""
     model = adapted()
     state = trained_state(model)
     DAMAGE[damage](next(s for s in state["state"].values() if "entries" in s))
@@ -150,7 +150,7 @@ def test_a_damaged_state_is_one_error_and_nothing_is_loaded(damage):
     assert not optimizer.state
 
 
-def test_a_state_of_logits_is_none_of_dense_parameters():
+def test_a_state_of_logits_is_refused_for_dense_parameters():
     model = adapted()
     state = trained_state(model)
     dense = LazyAdamW([{"params": g["params"]} for g in param_groups(model)])
@@ -158,15 +158,15 @@ def test_a_state_of_logits_is_none_of_dense_parameters():
         dense.load_state_dict(state)
 
 
-def test_a_state_of_nan_is_loaded_as_it_was():
-    """Training that went astray is not damage."""
+def test_a_state_with_nan_is_loaded_unchanged():
+    """A diverged training run is not damage."""
     model = adapted()
     state = trained_state(model)
     next(s for s in state["state"].values() if "entries" in s)["mean"].fill_(float("nan"))
     LazyAdamW(param_groups(model, sparse_logits=True)).load_state_dict(state)
 
 
-def test_groups_of_another_size_are_refused():
+def test_groups_with_a_different_size_are_refused():
     model = adapted()
     optimizer = LazyAdamW(param_groups(model, sparse_logits=True))
     state = optimizer.state_dict()
@@ -175,7 +175,7 @@ def test_groups_of_another_size_are_refused():
         optimizer.load_state_dict(state)
 
 
-def test_entries_that_are_no_tensor_are_refused():
+def test_entries_that_are_not_tensors_are_refused():
     model = adapted()
     optimizer = LazyAdamW(param_groups(model, sparse_logits=True))
     losses(model, optimizer, range(1))

@@ -1,6 +1,6 @@
-"""Lightning: resuming is as exact as what it stores; a plain model differs by as much.
+"""Lightning: resuming is as exact as its checkpoints allow, as for a model without vbfmt.
 
-Needs lightning, and torchdata for a loader that has a state; the tests do not install them.
+Needs lightning, and torchdata for a stateful data loader; the tests do not install them.
 """
 
 from __future__ import annotations
@@ -85,7 +85,7 @@ def difference(module, other):
 
 
 def apart(folder, adapted, at, dropout, keeps, **data):
-    """How far a run that was resumed ends from one that was not."""
+    """Return the difference between a resumed run and an uninterrupted one."""
     whole = trained(Module(adapted, dropout), loader(**data), folder)
     resumed = Module(adapted, dropout)
     resumed.keeps_random_state = keeps
@@ -94,12 +94,12 @@ def apart(folder, adapted, at, dropout, keeps, **data):
 
 
 @pytest.mark.parametrize("adapted", [True, False])
-def test_it_resumes_to_the_bit_after_an_epoch(tmp_path, adapted):
+def test_training_resumes_bit_for_bit_after_an_epoch(tmp_path, adapted):
     assert apart(tmp_path, adapted, EPOCH, 0.0, False, shuffle=False) == 0
 
 
 @pytest.mark.parametrize("adapted", [True, False])
-def test_in_mid_epoch_lightning_gives_other_batches_to_a_plain_model_too(tmp_path, adapted):
+def test_within_an_epoch_lightning_resumes_any_model_with_other_batches(tmp_path, adapted):
     assert apart(tmp_path, adapted, EPOCH + 3, 0.0, False, shuffle=False) > 1e-3
 
 
@@ -110,12 +110,12 @@ def test_lightning_does_not_store_the_random_state_of_dropout(tmp_path, adapted)
 
 
 @pytest.mark.parametrize("adapted", [True, False])
-def test_with_a_loader_that_has_a_state_it_resumes_to_the_bit_in_mid_epoch(tmp_path, adapted):
+def test_a_stateful_loader_resumes_bit_for_bit_within_an_epoch(tmp_path, adapted):
     kind = pytest.importorskip("torchdata.stateful_dataloader").StatefulDataLoader
     assert apart(tmp_path, adapted, EPOCH + 3, 0.3, True, kind=kind) == 0
 
 
-def test_it_saves_and_packs(tmp_path):
+def test_the_adapter_is_saved_and_packed(tmp_path):
     module = trained(Module(True, 0.1), loader())
     save_checkpoint(module.net, tmp_path / "checkpoint")
     save_packed(module.net, tmp_path / "adapter.vblora")

@@ -13,7 +13,7 @@ from vbfmt.torch.admixture import LowRankUpdate
 from vbfmt.torch.tensors import to_format, to_torch
 
 
-def test_a_layer_says_its_sizes_and_has_the_parameters_of_its_base():
+def test_a_layer_shows_its_sizes_and_has_the_parameters_of_its_base():
     base = nn.Linear(8, 4)
     layer = VBLoRALinear(base, VectorBank(6, 4), r=3, topk=2)
     assert layer.weight is base.weight
@@ -21,7 +21,7 @@ def test_a_layer_says_its_sizes_and_has_the_parameters_of_its_base():
     assert "8 → 4, rank=3, k=2" in repr(layer)
 
 
-def test_a_bank_says_its_sizes_and_whether_it_is_frozen():
+def test_a_bank_shows_its_sizes_and_whether_it_is_frozen():
     bank = VectorBank(6, 4)
     assert repr(bank) == "VectorBank(h=6, b=4)"
     bank.frozen = True
@@ -29,26 +29,26 @@ def test_a_bank_says_its_sizes_and_whether_it_is_frozen():
 
 
 @pytest.mark.parametrize("size", [0, -1, 4.0, True, "4"])
-def test_a_bank_of_no_size(size):
+def test_a_bank_with_an_invalid_size_is_refused(size):
     for sizes, what in (((size, 4), "num_vectors"), ((6, size), "vector_length")):
         with pytest.raises(ConfigError, match=f"{what}: found {size!r}, expected a w"):
             VectorBank(*sizes)
 
 
 @pytest.mark.parametrize("bound", [float("nan"), float("inf"), -0.02, "0.02"])
-def test_a_bank_of_no_bound(bound):
+def test_a_bank_with_an_invalid_bound_is_refused(bound):
     with pytest.raises(ConfigError, match=f"init_bound: found {bound!r}, expected"):
         VectorBank(6, 4, init_bound=bound)
 
 
 @pytest.mark.parametrize("rank", [0, 2.0, "2"])
-def test_no_rank(rank):
+def test_an_invalid_rank_is_refused(rank):
     with pytest.raises(ConfigError, match=f"r: found {rank!r}, expected a whole"):
         VBLoRALinear(nn.Linear(8, 4), VectorBank(6, 4), r=rank)
 
 
 @pytest.mark.parametrize("topk", [0, 7, 2.0])
-def test_k_beyond_the_bank(topk):
+def test_k_above_the_size_of_the_bank_is_refused(topk):
     with pytest.raises(ConfigError, match=rf"found {topk}, expected 1 to 6 \(h\)"):
         VBLoRALinear(nn.Linear(8, 4), VectorBank(6, 4), topk=topk)
 
@@ -68,7 +68,7 @@ def test_an_update_without_factors_is_none():
         LowRankUpdate().factors()
 
 
-def test_dtypes_that_only_one_side_has():
+def test_dtypes_that_only_pytorch_or_only_the_format_has():
     with pytest.raises(ContentError, match=r"no safetensors dtype: found torch\.complex128"):
         to_format(torch.zeros(1, dtype=torch.complex128))
     with pytest.raises(ContentError, match="no PyTorch dtype: found F4"):

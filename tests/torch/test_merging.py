@@ -1,4 +1,4 @@
-"""Merging into the base's weights in memory, and back."""
+"""Merging adapters into the base's weights in memory, and unmerging."""
 
 from __future__ import annotations
 
@@ -144,7 +144,7 @@ def test_a_float64_base_is_merged_in_float64(double):
     torch.testing.assert_close(layer.weight, expected, rtol=1e-15, atol=1e-16)
 
 
-def test_while_merged_nothing_else_happens():
+def test_other_changes_are_refused_while_merged():
     model = net()
     inject(model, config(), adapter_name="other")
     inject(model, config())
@@ -168,7 +168,7 @@ def test_while_merged_nothing_else_happens():
     set_adapter(model, "other")
 
 
-def test_who_wants_merged_weights_in_files_is_told_how():
+def test_saving_merged_weights_gives_advice():
     model = net()
     inject(model, config())
     merge(model)
@@ -188,7 +188,7 @@ def test_a_diverged_adapter_is_not_merged():
 
 
 def test_merging_can_be_repeated_and_leaves_layers_without_the_adapter_alone():
-    """Two adapters on different layers: merging one does not touch the other's layer."""
+    """With two adapters on different layers, merging one does not change the other's layer."""
     model = net()
     inject(model, config(target_modules=["out"]))
     inject(model, config(target_modules=["encoder.0"]), adapter_name="second")
@@ -204,7 +204,7 @@ def test_merging_can_be_repeated_and_leaves_layers_without_the_adapter_alone():
 
 
 def test_a_merged_adapter_is_neither_loaded_nor_trained(tmp_path):
-    """Both would do nothing: the outputs are those of the merged weights."""
+    """Both would have no effect, because the outputs are those of the merged weights."""
     model = net()
     inject(model, config())
     save_checkpoint(model, tmp_path / "checkpoint")

@@ -1,4 +1,5 @@
-"""Composing and adding as one step of autograd each: the same values as operation by operation."""
+"""Composing and adding as one autograd function each: the same values as with separate
+operations."""
 
 from __future__ import annotations
 
@@ -41,7 +42,7 @@ def separately(x, result, a, bt):
 
 
 @pytest.mark.parametrize("shape", SHAPES)
-def test_adding_is_what_the_operations_give(shape):
+def test_adding_equals_the_separate_operations(shape):
     given = operands(shape)
     one, other = add_low_rank(*given), separately(*given)
     torch.testing.assert_close(one, other)
@@ -62,7 +63,7 @@ def test_a_base_of_lower_precision_is_rounded_once():
     torch.testing.assert_close(found, expected)
 
 
-def test_inputs_that_do_not_lie_in_one_piece():
+def test_inputs_that_are_not_contiguous():
     x, result, a, bt = operands((2, 5, 8))
     x = x.detach().transpose(0, 1).contiguous().transpose(0, 1)
     result = result.detach().transpose(1, 2).contiguous().transpose(1, 2)
@@ -93,7 +94,7 @@ def test_frozen_factors_take_no_time_for_gradients(monkeypatch):
         assert torch.autograd.grad(one.sum(), x)[0].any()
 
 
-def test_autocast_goes_operation_by_operation():
+def test_autocast_uses_the_separate_operations():
     x, *_ = operands(of_factors=torch.float32, dtype=torch.float32)
     assert not is_special(x)
     with torch.autocast("cpu", torch.bfloat16):
@@ -110,7 +111,7 @@ def linear(dtype=torch.float64, *, bias=True):
 @pytest.mark.parametrize("shape", SHAPES)
 @pytest.mark.parametrize("bias", [True, False])
 @pytest.mark.parametrize("of_factors", [torch.float64, torch.float32])
-def test_a_linear_layer_with_its_update_is_what_the_operations_give(shape, bias, of_factors):
+def test_a_linear_layer_with_its_update_equals_the_separate_operations(shape, bias, of_factors):
     x, _, a, bt = operands(shape, of_factors=of_factors)
     layer = linear(bias=bias)
     assert is_plain_linear(layer)
@@ -136,7 +137,7 @@ def test_a_linear_layer_of_lower_precision_is_rounded_once():
     torch.testing.assert_close(found, expected, rtol=2**-7, atol=2**-7)
 
 
-def test_inputs_of_a_linear_layer_that_do_not_lie_in_one_piece():
+def test_inputs_of_a_linear_layer_that_are_not_contiguous():
     x, _, a, bt = operands((2, 5, 8))
     x, layer = x.detach().transpose(0, 1), linear()
     one = linear_with_low_rank(x, layer, a, bt)
@@ -155,7 +156,7 @@ def test_gradients_of_a_linear_layer_of_first_and_second_order():
 
 
 def test_the_result_of_a_transform_that_has_ended():
-    """It is still wrapped, and its gradient must reach what it was computed from."""
+    """The result is still wrapped, and its gradient must reach its inputs."""
     model, (x, _) = net(), batch()
     inject(model, config())
     x.requires_grad_()
@@ -175,7 +176,7 @@ class Doubled(nn.Linear):
 
 
 def unlike_plain():
-    """Layers whose call is more than a product with a frozen weight."""
+    """Return layers whose forward does more than multiply by a frozen weight."""
     hooked = linear()
     hooked.register_forward_hook(lambda module, args, output: 2 * output)
     before, backward = linear(), linear()
@@ -210,7 +211,7 @@ def test_hooks_of_a_base_layer_get_the_base_layers_output():
     assert torch.equal(seen[0], expected)
 
 
-def test_hooks_of_all_modules_get_it_too():
+def test_global_hooks_get_the_base_layers_output():
     handle = nn.modules.module.register_module_forward_hook(lambda *given: None)
     assert not is_plain_linear(linear())
     handle.remove()
@@ -219,7 +220,7 @@ def test_hooks_of_all_modules_get_it_too():
 
 @pytest.mark.parametrize("k", [1, 2, 3])
 @pytest.mark.parametrize("frozen", [False, True])
-def test_composing_is_what_the_operations_give(k, frozen):
+def test_composing_equals_the_separate_operations(k, frozen):
     torch.manual_seed(0)
     bank = torch.randn(16, 8, dtype=torch.float64, requires_grad=not frozen)
     blocks = [torch.randn(n, 16, dtype=torch.float64, requires_grad=True) for n in (3, 1, 6)]
@@ -247,7 +248,7 @@ def test_composing_has_second_derivatives():
     assert gradgradcheck(apply, (bank, *blocks))
 
 
-def test_none_where_logits_that_are_not_selected_have_a_gradient():
+def test_not_used_if_logits_that_are_not_selected_have_a_gradient():
     model = net()
     bank = VectorBank.from_seed(1, 16, 8)
     inject(model, config(), bank=bank)
@@ -256,7 +257,7 @@ def test_none_where_logits_that_are_not_selected_have_a_gradient():
         loss.backward(create_graph=True)
 
 
-def test_gradients_are_written_to_as_any_others():
+def test_gradients_may_be_changed_in_place():
     model, (x, y) = net(), batch()
     inject(model, config())
     nn.functional.cross_entropy(model(x), y).backward()
@@ -276,7 +277,7 @@ def _scale(gradients):
 
 
 @pytest.mark.parametrize("others", [0.0, -inf])
-def test_two_largest_of_many(others):
+def test_the_two_largest_of_many_logits(others):
     rows = torch.full((4, 1024), others)
     rows[0, [70, 3]] = torch.tensor([2.0, 1.0])
     rows[1, [3, 70]] = torch.tensor([2.0, 1.0])
@@ -286,7 +287,7 @@ def test_two_largest_of_many(others):
     assert found.tolist() == [[70, 3], [3, 70], [900, 901], [5, 600]]
 
 
-def test_nan_beside_a_row_of_one_finite_logit():
+def test_nan_in_one_row_and_a_single_finite_logit_in_another():
     rows = torch.full((2, 1024), -inf)
     rows[0, [5, 600]] = nan
     rows[1, 5] = 1.0

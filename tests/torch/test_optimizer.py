@@ -17,7 +17,7 @@ from vbfmt.torch import (
 )
 
 
-def test_the_groups_are_all_that_trains_once():
+def test_the_groups_have_every_trainable_parameter_once():
     model = net()
     inject(model, config(bias="all", modules_to_save=["classifier"]))
     groups = param_groups(model)
@@ -27,7 +27,7 @@ def test_the_groups_are_all_that_trains_once():
     assert set(grouped) == {id(p) for p in model.parameters() if p.requires_grad}
 
 
-def test_rates_can_be_given():
+def test_learning_rates_can_be_given():
     model = net()
     inject(model, config())
     groups = param_groups(model, lr_bank=1.0, lr_logits=2.0, weight_decay=0.5)

@@ -1,4 +1,4 @@
-"""Packed files from the training side: written, loaded, and started from anew."""
+"""Packed files in training: saving, loading, and warm starts."""
 
 from __future__ import annotations
 
@@ -64,7 +64,7 @@ def output(model, step=0):
     return model(batch(step)[0])
 
 
-def test_the_same_bytes_as_save_checkpoint_and_pack(trained, tmp_path):
+def test_save_packed_gives_the_bytes_of_save_checkpoint_and_pack(trained, tmp_path):
     model, _ = trained
     digest = save_packed(model, tmp_path / "direct.vblora")
     save_checkpoint(model, tmp_path / "checkpoint")
@@ -74,9 +74,9 @@ def test_the_same_bytes_as_save_checkpoint_and_pack(trained, tmp_path):
     assert vbfmt.verify(tmp_path / "direct.vblora").ok
 
 
-def test_loaded_factors_are_the_trained_ones_to_rounding(trained, tmp_path):
-    """(k + 1) · 2⁻²⁴ · max|bank| for the packed factor, and as much and the softmax's own rounding
-    for the model's, which computes in float32."""
+def test_loaded_factors_equal_the_trained_ones_up_to_rounding(trained, tmp_path):
+    """The bound is (k + 1) · 2⁻²⁴ · max|bank| for the packed factor, and the same plus the rounding
+    of softmax for the model, which computes in float32."""
     model, make = trained
     save_packed(model, tmp_path / "adapter.vblora")
     packed = make()
@@ -103,7 +103,7 @@ def test_an_adapter_in_memory_is_not_changed_by_further_training(trained):
     assert vbfmt.dumps(adapter) == before
 
 
-def test_a_packed_adapter_in_a_running_model(trained, tmp_path):
+def test_a_packed_adapter_is_loaded_into_a_model(trained, tmp_path):
     model, make = trained
     path = tmp_path / "adapter.vblora"
     digest = save_packed(model, path)
@@ -155,7 +155,7 @@ def test_a_warm_start_computes_the_same_and_packs_the_same(trained, tmp_path):
 @settings(max_examples=25)
 @given(k=st.integers(1, 4), seed=st.integers(0, 10**6), gap=st.sampled_from([1e-3, 0.1, 5.0]))
 def test_a_warm_start_selects_what_was_packed(k, seed, gap):
-    """Also where a weight was rounded to zero."""
+    """This includes vectors whose weight was rounded to zero."""
     torch.manual_seed(seed)
     model = net()
     inject(model, config(topk=k, init_logits_std=60.0))
@@ -208,7 +208,7 @@ def test_a_head_that_the_model_does_not_have():
         load_packed(other, adapter)
 
 
-def test_equal_logits_are_told():
+def test_equal_logits_give_a_warning():
     model = net()
     inject(model, config(init_logits_std=0.0))
     with warned() as notices:
@@ -220,7 +220,7 @@ def test_equal_logits_are_told():
 
 
 @pytest.mark.parametrize("gap", [0.0, -1.0, float("inf"), float("nan"), "0.1"])
-def test_a_gap_that_cannot_work(gap):
+def test_an_invalid_gap_is_refused(gap):
     model = net()
     inject(model, config())
     with pytest.raises(ConfigError, match=f"gap: found {gap!r}, expected a finite"):
@@ -228,7 +228,7 @@ def test_a_gap_that_cannot_work(gap):
 
 
 class Other(nn.Module):
-    """As `Net`, with one thing otherwise."""
+    """A variant of `Net` with one difference."""
 
     def __init__(self, out):
         super().__init__()
@@ -237,7 +237,7 @@ class Other(nn.Module):
         self.classifier = nn.Linear(8, 2)
 
 
-def test_modules_of_another_kind_are_refused_and_a_transposed_weight_is_none():
+def test_modules_of_other_kinds_are_refused_transposed_weights_accepted():
     model = net()
     inject(model, config())
     adapter = to_adapter(model)
@@ -260,8 +260,8 @@ def test_a_tensor_that_the_model_does_not_have_at_all():
         load_packed(other, adapter)
 
 
-def test_what_is_saved_whole_may_have_buffers(tmp_path):
-    """Running statistics of a norm travel with it and come back as buffers."""
+def test_fully_saved_modules_may_have_buffers(tmp_path):
+    """Running statistics of a norm are saved with it and loaded as buffers."""
     model = Other(nn.Linear(32, 8, bias=False))
     model.classifier = nn.BatchNorm1d(8)
     inject(model, config(modules_to_save=["classifier"]))
@@ -276,7 +276,7 @@ def test_what_is_saved_whole_may_have_buffers(tmp_path):
     assert torch.equal(other.classifier.running_mean, model.classifier.running_mean)
 
 
-def test_the_digest_of_an_adapter_in_memory_is_looked_at():
+def test_the_digest_of_an_adapter_in_memory_is_checked():
     model = net()
     inject(model, config())
     adapter = to_adapter(model)
@@ -288,7 +288,7 @@ def test_the_digest_of_an_adapter_in_memory_is_looked_at():
     assert torch.equal(plain(batch()[0]), load_packed(net().eval(), adapter).root(batch()[0]))
 
 
-def test_saved_without_its_bank_it_is_the_same_adapter(trained, tmp_path):
+def test_an_adapter_saved_without_its_bank_is_the_same_adapter(trained, tmp_path):
     model, _ = trained
     whole = save_packed(model, tmp_path / "whole.vblora")
     assert save_packed(model, tmp_path / "thin.vblora", bank="external") == whole

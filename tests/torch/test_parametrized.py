@@ -25,7 +25,7 @@ from vbfmt.torch import (
 
 
 class Bounded(nn.Module):
-    """Logits between −3 and 3."""
+    """A parametrization that bounds logits to −3 … 3."""
 
     def forward(self, logits):
         return 3 * torch.tanh(logits / 3)
@@ -41,7 +41,7 @@ def bounded():
     return model
 
 
-def test_they_train_and_are_saved_as_what_they_are(bounded, tmp_path):
+def test_parametrized_logits_train_and_are_saved_with_their_values(bounded, tmp_path):
     groups = {group["name"]: group["params"] for group in param_groups(bounded)}
     assert all(each.is_leaf for each in groups["logits"])
     optimizer = torch.optim.AdamW(param_groups(bounded))
@@ -64,7 +64,7 @@ def test_they_train_and_are_saved_as_what_they_are(bounded, tmp_path):
     torch.testing.assert_close(packed(x), bounded(x))
 
 
-def test_nothing_is_loaded_into_them(bounded, tmp_path):
+def test_loading_into_parametrized_logits_is_refused(bounded, tmp_path):
     save_checkpoint(bounded, tmp_path / "checkpoint")
     for load in (
         lambda: load_checkpoint(bounded, tmp_path / "checkpoint"),

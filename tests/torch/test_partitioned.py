@@ -12,7 +12,7 @@ from vbfmt.torch.linear import features_of
 
 
 def partition(parameter, persist=False):
-    """Give a parameter the attributes that ZeRO-3 gives it, and take its values away."""
+    """Give a parameter the attributes that ZeRO-3 gives it, and remove its values."""
     values = parameter.detach().clone()
     parameter.ds_shape, parameter.ds_persist = parameter.shape, persist
     parameter.all_gather = lambda: setattr(parameter, "data", values.clone())
@@ -28,7 +28,7 @@ def injected():
 
 
 @pytest.mark.parametrize("persist", [False, True])
-def test_they_are_gathered_for_a_pass_and_have_the_same_gradients(persist):
+def test_partitioned_parameters_are_gathered_and_have_the_same_gradients(persist):
     plain, model, (x, _) = injected(), injected(), batch()
     trained = [p for p in model.parameters() if p.requires_grad]
     for parameter in trained:
@@ -44,7 +44,7 @@ def test_they_are_gathered_for_a_pass_and_have_the_same_gradients(persist):
         torch.testing.assert_close(parameter.grad, other.grad)
 
 
-def test_they_are_saved_whole_and_not_loaded(tmp_path, monkeypatch):
+def test_partitioned_parameters_are_saved_completely_but_not_loaded(tmp_path, monkeypatch):
     monkeypatch.setattr(torch.distributed, "get_rank", lambda: 0)
     plain, model = injected(), injected()
     for parameter in model.parameters():
@@ -59,14 +59,14 @@ def test_they_are_saved_whole_and_not_loaded(tmp_path, monkeypatch):
         load_checkpoint(model, tmp_path / "plain")
 
 
-def test_a_partitioned_base_is_not_merged_into():
+def test_merging_into_a_partitioned_base_is_refused():
     model = injected()
     partition(model.out.base_layer.weight)
     with pytest.raises(ModelError, match=r"sharded .*: out; do it before deepspeed\.initialize"):
         merge(model)
 
 
-def test_a_partitioned_layer_has_its_sizes():
+def test_a_partitioned_layer_has_the_sizes_of_the_whole():
     layer = pytest.importorskip("transformers.pytorch_utils").Conv1D(8, 16)
     partition(layer.weight)
     assert features_of(layer) == (16, 8)

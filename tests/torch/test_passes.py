@@ -1,4 +1,4 @@
-"""One composition per forward pass, and whatever a pass can meet."""
+"""One composition per forward pass, also for unusual and interrupted passes."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ from vbfmt.torch import composition as composition_module
 
 @pytest.fixture
 def compositions(monkeypatch):
-    """How many rows each call of `compose` made."""
+    """Return a list of the number of rows that each call of `compose` composes."""
     calls = []
 
     def counting(bank, logits, k, **options):
@@ -69,7 +69,7 @@ def adapted(model):
     return [module for module in model.modules() if isinstance(module, VBLoRALinear)]
 
 
-def test_a_part_of_the_model_called_alone_composes_for_itself(model, compositions):
+def test_a_part_of_the_model_called_by_itself_composes_its_factors(model, compositions):
     x, _ = batch()
     loss_of(model)
     with torch.no_grad():
@@ -83,7 +83,7 @@ def test_a_part_of_the_model_called_alone_composes_for_itself(model, composition
 
 
 def matrices(model):
-    """Those of a pass for the first layer."""
+    """Return the factors of the first layer in a pass."""
     composition = adapters_of(model).adapters["default"].composition
     return composition.matrices_of(composition._slots[0], composition.layers[0].logits)
 
@@ -103,7 +103,7 @@ def test_a_failed_pass_leaves_nothing_behind(model):
 
 @pytest.fixture
 def interrupted(model):
-    """The model after a pass that Ctrl-C ended: PyTorch calls no hook then."""
+    """Return the model after a pass that was ended by Ctrl-C, after which PyTorch calls no hook."""
 
     def interrupt(*_):
         raise KeyboardInterrupt
@@ -119,7 +119,7 @@ def interrupted(model):
 
 
 @pytest.mark.parametrize("what", ["bank", "logits"])
-def test_an_interrupted_pass_leaves_no_rows_for_what_has_changed_since(interrupted, what):
+def test_rows_of_an_interrupted_pass_are_not_used_after_changes(interrupted, what):
     model, (x, _) = interrupted(), batch()
     layer = model.encoder[0]
     bank, logits = adapters_of(model).adapter().bank.weight, layer.updates["default"].logits
@@ -130,16 +130,14 @@ def test_an_interrupted_pass_leaves_no_rows_for_what_has_changed_since(interrupt
     assert torch.equal(found, layer(x))
 
 
-def test_an_interrupted_evaluation_does_not_take_the_gradients_away(model, interrupted):
+def test_training_after_an_interrupted_evaluation_has_gradients(model, interrupted):
     with torch.no_grad():
         interrupted()
     model.encoder[0](batch()[0]).sum().backward()
     assert model.encoder[0].updates["default"].logits.grad.any()
 
 
-def test_an_interrupted_pass_is_dropped_when_adapters_are_switched_or_filled(
-    model, interrupted, tmp_path
-):
+def test_an_interrupted_pass_is_dropped_when_adapters_change(model, interrupted, tmp_path):
     save_checkpoint(model, tmp_path / "checkpoint")
     for change in (
         lambda: set_adapter(model, "default"),
@@ -200,7 +198,7 @@ def test_evaluation_under_no_grad_between_pass_and_backward(model):
 
 
 def in_another_thread(work):
-    """What `work` returns, called by a thread of its own."""
+    """Return the result of `work`, called in a new thread."""
     with ThreadPoolExecutor(1) as pool:
         return pool.submit(work).result()
 
@@ -211,8 +209,8 @@ def evaluated(model):
 
 
 @pytest.mark.parametrize("other", [evaluated, loss_of])
-def test_a_pass_of_another_thread_in_the_middle_of_one(model, other):
-    """Each takes the rows that it composed itself: no gradient is lost."""
+def test_a_pass_of_another_thread_during_a_pass(model, other):
+    """Each thread uses the rows that it composed itself, so no gradient is lost."""
     loss_of(model).backward()
     expected = gradients(model)
     first, begun, over = threading.get_ident(), threading.Event(), threading.Event()
@@ -248,8 +246,8 @@ def test_threads_compose_once_each_and_end_their_own_pass(model, compositions):
     assert compositions == [57, 57]
 
 
-def test_threads_that_train_and_evaluate_at_once():
-    """As many passes of each as fit in; the gradients are always the same."""
+def test_threads_that_train_and_evaluate_concurrently():
+    """With any number of passes in each thread, the gradients are the same."""
     model = net()
     inject(model, config())
     loss_of(model).backward()
@@ -273,14 +271,14 @@ def test_threads_that_train_and_evaluate_at_once():
         assert len(losses.result()) == 1
 
 
-def test_rows_are_released_when_the_pass_has_ended(model):
+def test_rows_are_released_after_the_pass(model):
     loss_of(model).backward()
     composition = adapters_of(model).adapter().composition
     assert composition._mine.current is None
 
 
 @pytest.mark.parametrize("where", ["composition", "update", "config"])
-def test_k_cannot_be_changed_where_it_would_not_be_saved(model, where):
+def test_k_can_be_changed_only_in_the_config(model, where):
     adapter = adapters_of(model).adapter()
     with pytest.raises((AttributeError, dataclasses.FrozenInstanceError)):
         if where == "composition":
@@ -331,7 +329,7 @@ def test_a_model_within_a_model(model):
     assert torch.equal(outer(x), model(x))
 
 
-def test_an_nn_sequential_still_works():
+def test_an_nn_sequential_is_supported():
     torch.manual_seed(0)
     model = nn.Sequential(nn.Linear(16, 32), nn.Tanh(), nn.Linear(32, 8))
     x, _ = batch()
@@ -343,7 +341,7 @@ def test_an_nn_sequential_still_works():
 
 
 def test_layers_without_inject_share_a_bank():
-    """`VBLoRALinear` and `VectorBank` are parts for models of one's own, too."""
+    """`VBLoRALinear` and `VectorBank` can also be used in custom models."""
     from vbfmt.torch import VectorBank
 
     class Own(nn.Module):

@@ -1,4 +1,4 @@
-"""PEFT's own VB-LoRA tests, in our words: layers, and the list of all.
+"""PEFT's own VB-LoRA tests, rewritten for vbfmt: layers, and the list of all.
 
 Every test of PEFT (main of August 2026) that runs with ``VBLoRAConfig`` is listed here or in
 `test_peft_counterparts_of_models` and `test_peft_counterparts_of_configs`. The tests that this

@@ -1,4 +1,4 @@
-"""PEFT's own VB-LoRA tests, in our words: adapters merged, disabled, switched and taken out.
+"""PEFT's own VB-LoRA tests, rewritten for vbfmt: adapters merged, disabled, switched and taken out.
 
 Which test of PEFT is which one here: the table in `test_peft_counterparts`.
 """

@@ -1,4 +1,4 @@
-"""PEFT's own tests of configs that run with VBLoRAConfig, in our words.
+"""PEFT's own tests of configs that run with VBLoRAConfig, rewritten for vbfmt.
 
 tests/test_config.py
     test_methods, test_to_dict                test_a_config_goes_to_peft_and_comes_back

@@ -1,4 +1,4 @@
-"""PEFT's own VB-LoRA tests, in our words: what is saved and loaded.
+"""PEFT's own VB-LoRA tests, rewritten for vbfmt: what is saved and loaded.
 
 Which test of PEFT is which one here: the table in `test_peft_counterparts`.
 """

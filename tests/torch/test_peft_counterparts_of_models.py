@@ -1,4 +1,4 @@
-"""PEFT's own VB-LoRA tests, in our words: models of transformers, compiled models, old files.
+"""PEFT's own VB-LoRA tests, rewritten for vbfmt: transformers models, compiled models, old files.
 
 See `test_peft_counterparts` for the other tables. PEFT runs these with four kinds of models: a
 decoder, an encoder-decoder, one that returns features, and a classifier.

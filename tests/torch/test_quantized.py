@@ -1,4 +1,4 @@
-"""Quantized bases: trained, packed, and loaded onto a base in any storage.
+"""Training on quantized bases, packing, and loading onto other bases.
 
 Needs bitsandbytes or torchao, which the tests do not install.
 """
@@ -34,7 +34,7 @@ from vbfmt.torch import (
 
 
 def large_llama():
-    """As large as bitsandbytes' kernels for processors want it."""
+    """Return a Llama that is large enough for bitsandbytes' CPU kernels."""
     return llama(hidden_size=128, intermediate_size=256)
 
 
@@ -85,7 +85,7 @@ def injected(model):
 
 @pytest.mark.parametrize("storage", STORAGES)
 @pytest.mark.parametrize("base", BASES)
-def test_it_trains_and_its_packed_file_goes_onto_any_base(tmp_path, base, storage):
+def test_an_adapter_trained_on_a_quantized_base_loads_onto_any_base(tmp_path, base, storage):
     model = injected(quantized(tmp_path / "base", base, storage))
     optimizer, losses = torch.optim.AdamW(param_groups(model)), []
     for _ in range(10):
@@ -143,7 +143,7 @@ def trainer(folder, base):
     )
 
 
-def test_seq2seq_trainer_trains_it_saves_the_adapter_and_resumes_bit_for_bit(tmp_path):
+def test_seq2seq_trainer_trains_saves_and_resumes_bit_for_bit(tmp_path):
     whole = trainer(tmp_path / "one", tmp_path / "base")
     whole.train()
     resumed = trainer(tmp_path / "two", tmp_path / "base")

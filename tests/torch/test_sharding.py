@@ -1,4 +1,4 @@
-"""Models that FSDP shards over two processes are trained as one process trains them."""
+"""Models that FSDP shards over two processes are trained as in one process."""
 
 from __future__ import annotations
 
@@ -96,7 +96,8 @@ SETUPS = {
 
 
 def worker(rank, folder):
-    """All works in one pair of processes, whose start takes longest."""
+    """Run all functions of this file in one pair of processes, because starting them takes the most
+    time."""
     torch.set_num_threads(1)
     rendezvous = f"file://{folder}/rendezvous"
     torch.distributed.init_process_group("gloo", rendezvous, rank=rank, world_size=2)
@@ -114,7 +115,7 @@ def worker(rank, folder):
 
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory):
-    """What two processes have written, a folder for each of their works."""
+    """Return what two processes have written, one folder for each function."""
     folder = tmp_path_factory.mktemp("sharding")
     for name in WORKS:
         (folder / name).mkdir()
@@ -148,7 +149,7 @@ def trained(rank, folder, name):
 
 
 @pytest.mark.parametrize("name", SETUPS)
-def test_two_processes_end_at_the_adapter_of_one(folder, name):
+def test_two_sharded_processes_train_the_same_adapter_as_one(folder, name):
     if name.startswith("fully_shard") and "before inject" not in name:
         require_fsdp2_averages(folder)
     folder = folder / name
@@ -167,7 +168,7 @@ def test_two_processes_end_at_the_adapter_of_one(folder, name):
 
 
 def mean_of_gradients(rank, folder):
-    """What FSDP2 itself makes of the gradients 1 and 1, without vbfmt."""
+    """Return FSDP2's mean of the gradients 1 and 1, without vbfmt."""
     model = nn.Linear(1, 2, bias=False)
     fully_shard(model)
     model(torch.ones(1, 1)).sum().backward()
@@ -194,7 +195,7 @@ def test_a_checkpoint_is_loaded_into_a_sharded_adapter(folder):
 
 
 def on_disk(rank, folder):
-    """What torch.distributed.checkpoint writes is loaded, and training goes on from it."""
+    """Load what torch.distributed.checkpoint writes, and continue training from it."""
     state_of = {"options": StateDictOptions(ignore_frozen_params=True)}
     model = layerwise(injected(**HEAD))
     optimizer = torch.optim.AdamW(param_groups(model))
@@ -227,7 +228,7 @@ def one_step(model, optimizer, rank):
     optimizer.step()
 
 
-def test_training_resumes_from_what_pytorch_writes_for_all_processes(folder):
+def test_training_resumes_from_a_distributed_checkpoint(folder):
     assert_done(folder / "on_disk")
     weights = [
         folder / "on_disk" / name / "adapter_model.safetensors" for name in ("whole", "resumed")

@@ -1,4 +1,4 @@
-"""One bank for several adapters: it is never overwritten, and saved once."""
+"""One bank for several adapters: it is never overwritten, and it is saved once."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ def trained(model, optimizer, steps):
 
 
 def pair(bank):
-    """Put adapters one and two on that bank into a model."""
+    """Inject the adapters one and two with this bank into a model."""
     model = net()
     for name in ("one", "two"):
         inject(model, config(), adapter_name=name, bank=bank)
@@ -40,7 +40,7 @@ def pair(bank):
 
 @pytest.fixture
 def other(tmp_path):
-    """A checkpoint with a bank of its own."""
+    """Return a checkpoint with a different bank."""
     torch.manual_seed(9)
     model = net()
     inject(model, config())
@@ -107,7 +107,7 @@ def test_a_run_on_a_frozen_bank_is_resumed_on_a_frozen_bank(tmp_path):
         assert not adapters_of(resumed).adapter().bank.weight.requires_grad
 
 
-def test_a_shared_bank_is_a_part_of_the_model_once():
+def test_a_shared_bank_is_registered_once():
     bank = VectorBank(16, 8)
     model = pair(bank)
     assert [n for n in model.state_dict() if "bank" in n] == ["vblora.adapters.one.bank.weight"]

@@ -32,7 +32,7 @@ HEADS = {"one": "vblora.adapters.one.stand_ins.", "two": "vblora.adapters.two.st
 
 
 def made(seed=0):
-    """Two adapters with biases and heads of their own, trained apart."""
+    """Return a model with two adapters that have different biases and heads."""
     torch.manual_seed(seed)
     model = net(seed)
     for name in ADAPTERS:
@@ -47,7 +47,7 @@ def made(seed=0):
 
 
 def outputs(model):
-    """Of the base and of every adapter."""
+    """Return the outputs of the base and of every adapter."""
     x, _ = batch()
     found = {}
     for name in (None, *ADAPTERS):
@@ -62,7 +62,7 @@ def assert_same(found, expected):
 
 
 @pytest.mark.parametrize("active", [None, *ADAPTERS])
-def test_it_names_every_tensor_as_named_parameters_does(active):
+def test_a_state_dict_has_the_names_of_named_parameters(active):
     model = made()
     set_adapter(model, active)
     state = model.state_dict(keep_vars=True)
@@ -73,7 +73,7 @@ def test_it_names_every_tensor_as_named_parameters_does(active):
 
 
 def trained_only(model):
-    """The usual filter: what has a gradient, by its name."""
+    """Return the entries of trainable parameters, by name (a common filter)."""
     wanted = {name for name, parameter in model.named_parameters() if parameter.requires_grad}
     return {name: tensor.clone() for name, tensor in model.state_dict().items() if name in wanted}
 
@@ -84,7 +84,7 @@ def without_frozen(model):
 
 
 @pytest.mark.parametrize("filtered", [trained_only, without_frozen])
-def test_one_of_what_trains_alone_keeps_head_and_biases(filtered):
+def test_a_state_dict_of_trainable_parameters_keeps_head_and_biases(filtered):
     model, other = made(), made(7)
     x, _ = batch()
     for each in (model, other):
@@ -100,7 +100,7 @@ def test_one_of_what_trains_alone_keeps_head_and_biases(filtered):
     assert torch.equal(other(x), model(x))
 
 
-def test_one_that_does_not_show_whose_head_it_holds_is_refused():
+def test_a_state_dict_whose_head_is_of_an_unknown_adapter_is_refused():
     model, other = made(), made(7)
     set_adapter(model, "one")
     set_adapter(other, "two")
@@ -112,7 +112,7 @@ def test_one_that_does_not_show_whose_head_it_holds_is_refused():
     assert_same(other.state_dict(), before)
 
 
-def test_that_of_an_adapter_alone_in_memory():
+def test_the_state_dict_of_a_single_adapter():
     model, other = made(), made(7)
     x, _ = batch()
     for name in ADAPTERS:
@@ -129,7 +129,7 @@ def test_that_of_an_adapter_alone_in_memory():
     assert torch.equal(other(x), model(x))
 
 
-def test_an_adapter_takes_no_state_of_another():
+def test_the_state_of_another_adapter_is_refused():
     model = made()
     state = get_adapter_state_dict(model, "one")
     before = copy.deepcopy(model.state_dict())
@@ -145,7 +145,7 @@ def test_an_adapter_takes_no_state_of_another():
 @pytest.mark.parametrize("assign", [False, True])
 @pytest.mark.parametrize("saved", [None, *ADAPTERS])
 @pytest.mark.parametrize("loaded", [None, *ADAPTERS])
-def test_saved_while_one_is_active_and_loaded_while_another_is(saved, loaded, assign):
+def test_the_active_adapter_may_differ_between_saving_and_loading(saved, loaded, assign):
     model, other = made(), made(7)
     expected = outputs(model)
     set_adapter(model, saved)
@@ -157,8 +157,8 @@ def test_saved_while_one_is_active_and_loaded_while_another_is(saved, loaded, as
     assert_same(outputs(other), expected)
 
 
-def test_that_of_another_k_is_refused():
-    """Every shape fits, and the outputs would be others."""
+def test_a_state_dict_trained_with_a_different_k_is_refused():
+    """Every shape matches, but the outputs would differ."""
     model, other = net(), net()
     inject(model, config(topk=3))
     inject(other, config())
@@ -170,20 +170,20 @@ def test_that_of_another_k_is_refused():
     assert_same(other.state_dict(), before)
 
 
-def test_safetensors_save_it_and_load_it(tmp_path):
+def test_safetensors_saves_and_loads_a_state_dict(tmp_path):
     model, other = made(), made(7)
     save_model(model, str(tmp_path / "model.safetensors"))
     load_model(other, str(tmp_path / "model.safetensors"))
     assert_same(outputs(other), outputs(model))
 
 
-def test_it_can_be_loaded_within_another_model():
+def test_a_state_dict_can_be_loaded_within_another_model():
     model, other = made(), made(7)
     nn.Sequential(other).load_state_dict(nn.Sequential(model).state_dict())
     assert_same(outputs(other), outputs(model))
 
 
-def test_the_bases_own_goes_where_the_bases_tensors_are():
+def test_the_bases_state_dict_is_loaded_into_the_base():
     model = made()
     expected = outputs(model)
     set_adapter(model, "two")
@@ -202,7 +202,7 @@ def test_the_bases_own_goes_where_the_bases_tensors_are():
 
 
 @pytest.mark.parametrize("copied", [copy.deepcopy, lambda m: pickle.loads(pickle.dumps(m))])
-def test_copies_keep_to_it(copied):
+def test_copies_of_a_model_have_the_same_state_dict(copied):
     model = made()
     twin = copied(model)
     expected = copy.deepcopy(model.state_dict())
@@ -215,7 +215,7 @@ def test_copies_keep_to_it(copied):
     assert_same(twin.state_dict(), net().state_dict())
 
 
-def test_nothing_of_it_is_left_when_the_last_adapter_is_taken_out():
+def test_no_hooks_are_left_after_the_last_adapter_is_removed():
     model = made()
     eject(model)
     bare = net()
@@ -224,8 +224,8 @@ def test_nothing_of_it_is_left_when_the_last_adapter_is_taken_out():
     model.load_state_dict(bare.state_dict())
 
 
-def test_logits_of_an_adapter_that_is_not_active_alone():
-    """Where no adapter has heads, it does not matter which one was active."""
+def test_only_the_logits_of_an_inactive_adapter():
+    """If no adapter has heads, it does not matter which one was active."""
     model = two_adapters()
     state = {
         key: torch.zeros_like(value)

@@ -1,4 +1,4 @@
-"""Trainable parameters and layer status; merge_and_unload; layers that a user built."""
+"""The status of a model; merge_and_unload; layers that a user has built."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ from vbfmt.torch import (
 )
 
 
-def test_what_trains_and_what_is_stored(model, capsys, tmp_path):
+def test_numbers_of_trainable_and_stored_parameters(model, capsys, tmp_path):
     trained, total = num_trainable_parameters(model)
     assert trained == 16 * 8 + 57 * 16
     assert total == trained + sum(p.numel() for p in net().parameters())
@@ -60,7 +60,7 @@ def test_layer_status(model, tmp_path):
 
 
 @pytest.mark.parametrize("already", [False, True])
-def test_merge_and_unload_is_a_model_without_adapters_and_the_same_outputs(already):
+def test_merge_and_unload_gives_a_plain_model_with_the_same_outputs(already):
     model, x = net(), batch()[0]
     inject(model, config(bias="all", modules_to_save=["classifier"]))
     with torch.no_grad():
@@ -76,7 +76,7 @@ def test_merge_and_unload_is_a_model_without_adapters_and_the_same_outputs(alrea
 
 
 class Own(nn.Module):
-    """A model that its author built from `VBLoRALinear` layers."""
+    """A custom model with `VBLoRALinear` layers."""
 
     def __init__(self, ranks=(2, 3), banks=1):
         super().__init__()
@@ -90,7 +90,7 @@ class Own(nn.Module):
         return self.head(torch.tanh(self.two(torch.tanh(self.one(x)))))
 
 
-def test_layers_of_ones_own_are_trained_and_saved(tmp_path):
+def test_a_custom_model_is_trained_and_saved(tmp_path):
     torch.manual_seed(0)
     model, x = Own(), batch()[0]
     expected = model(x)
@@ -114,7 +114,7 @@ def test_layers_of_ones_own_are_trained_and_saved(tmp_path):
     load_packed(plain, tmp_path / "adapter.vblora")
 
 
-def test_what_cannot_be_adopted_is_refused():
+def test_layers_that_cannot_be_adopted_are_refused():
     with pytest.raises(ModelError, match="no VB-LoRA layers.*inject"):
         adopt(net())
     with pytest.raises(ConfigError, match="one bank and one k: found 2 banks, k = 2"):
@@ -125,7 +125,7 @@ def test_what_cannot_be_adopted_is_refused():
         adopt(model)
 
 
-def test_all_linear_says_when_it_leaves_out_most_of_the_weights():
+def test_all_linear_warns_if_it_leaves_out_most_weights():
     from transformers import MixtralConfig, MixtralForCausalLM
 
     sizes = {"hidden_size": 32, "intermediate_size": 64, "num_hidden_layers": 1, "vocab_size": 50}
@@ -150,7 +150,7 @@ def test_a_packed_adapter_stores_no_trainable_numbers(model, capsys, tmp_path):
     assert "stored" not in line
 
 
-def test_a_bank_that_the_users_model_does_not_register_trains_too():
+def test_a_bank_that_is_not_registered_in_a_custom_model_is_trained():
     bank = VectorBank(16, 8)
     layers = [VBLoRALinear(nn.Linear(16, 16), bank, r=2) for _ in range(2)]
     model = nn.Sequential(*layers)

@@ -1,4 +1,4 @@
-"""Selection strategies: the paper's Table 5, schedules, functions of one's own."""
+"""Selection strategies: the paper's Table 5, schedules and custom functions."""
 
 from __future__ import annotations
 
@@ -45,7 +45,7 @@ def made(name):
 
 
 @pytest.mark.parametrize("name", STRATEGIES)
-def test_it_trains_and_its_packed_file_is_the_model_in_evaluation(tmp_path, name):
+def test_every_strategy_trains_and_packs_to_the_evaluated_model(tmp_path, name):
     model = made(name)
     optimizer, losses = torch.optim.AdamW(param_groups(model)), []
     x, y = batch(rows=32)
@@ -64,7 +64,7 @@ def test_it_trains_and_its_packed_file_is_the_model_in_evaluation(tmp_path, name
 
 
 @pytest.mark.parametrize("name", STRATEGIES)
-def test_in_evaluation_it_is_the_softmax_of_the_k_largest(name):
+def test_every_strategy_is_top_k_softmax_in_evaluation(name):
     model, plain = made(name), made("Select-All" if name == "Select-All" else "top-k")
     set_adapter_state_dict(plain, get_adapter_state_dict(model))
     x, _ = batch()
@@ -92,7 +92,7 @@ def test_the_schedule_counts_training_passes():
 
 
 @pytest.mark.parametrize("reentrant", [False, True])
-def test_checkpointing_which_would_draw_again_is_refused(reentrant):
+def test_checkpointing_that_would_draw_again_is_refused(reentrant):
     model = made("noisy top-k")
     x, _ = batch()
     hidden = checkpoint(model.encoder[0], x.requires_grad_(), use_reentrant=reentrant)
@@ -112,6 +112,6 @@ def test_terms_that_are_added_to_the_loss():
     assert model.out.updates["default"].logits.grad is not None
 
 
-def test_a_selection_is_a_function():
+def test_a_selection_may_be_any_function():
     with pytest.raises(ConfigError, match="selection: .*a function, or None"):
         config(selection="gumbel")

@@ -44,7 +44,7 @@ HALF, BFLOAT, FLOAT, DOUBLE = torch.float16, torch.bfloat16, torch.float32, torc
         ([[1e-50, 0]], DOUBLE, None),
     ],
 )
-def test_what_a_dtype_can_hold(values, dtype, what):
+def test_the_range_of_each_dtype(values, dtype, what):
     wide = torch.tensor(values, dtype=DOUBLE if dtype in (FLOAT, DOUBLE) else FLOAT)
     like = torch.empty(0, dtype=dtype)
     if what:

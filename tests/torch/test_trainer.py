@@ -1,4 +1,4 @@
-"""Under transformers' Trainer: checkpoints hold the adapter, and resume bit for bit."""
+"""Training with transformers' Trainer: checkpoints contain the adapter and resume bit for bit."""
 
 from __future__ import annotations
 
@@ -65,7 +65,7 @@ def assert_same_adapter(model, other):
     assert [key for key in found if not torch.equal(found[key], expected[key])] == []
 
 
-def test_a_checkpoint_holds_the_adapter_alone_and_training_resumes_bit_for_bit(tmp_path):
+def test_a_checkpoint_has_only_the_adapter_and_resumes_bit_for_bit(tmp_path):
     # Before, it does not resume under PyTorch 2.6, which unpickles tensors only.
     pytest.importorskip("transformers", minversion="4.51")
     whole = trainer(tmp_path / "one")
@@ -85,7 +85,7 @@ def test_a_checkpoint_holds_the_adapter_alone_and_training_resumes_bit_for_bit(t
     )
 
 
-def test_resuming_an_adapter_of_other_sizes_is_refused(tmp_path):
+def test_resuming_an_adapter_with_different_sizes_is_refused(tmp_path):
     trainer(tmp_path, max_steps=3).train()
     other = llama()
     inject(other, config(**SETTINGS, num_vectors=20))
@@ -144,7 +144,7 @@ def test_gradient_checkpointing_needs_no_further_call(tmp_path):
 
 @pytest.fixture
 def saved(tmp_path):
-    """A base that is on the disk, and a model of it with an adapter, saved."""
+    """Return the folder of a base, and that of an adapter saved from a model on this base."""
     llama().save_pretrained(tmp_path / "base")
     model = LlamaForCausalLM.from_pretrained(tmp_path / "base")
     inject(model, config(**SETTINGS, modules_to_save=["lm_head"], task_type="CAUSAL_LM"))
@@ -174,7 +174,8 @@ def test_peft_loads_what_was_written_as_the_same_model(saved):
 
 @pytest.mark.parametrize("kind", [AutoModelForCausalLM, LlamaForCausalLM])
 def test_transformers_itself_refuses_what_was_written(saved, kind):
-    """PEFT cannot put a VB-LoRA adapter into a model in place; never a model without it."""
+    """PEFT cannot inject a VB-LoRA adapter in place. It is an error, never a model without
+    adapter."""
     pytest.importorskip("transformers", minversion="5")  # before, it returns one
     with pytest.raises(ValueError, match="does not support PeftType.VBLORA"):
         kind.from_pretrained(saved[0] / "adapter")
@@ -195,7 +196,7 @@ def test_a_copy_saves_its_own_adapter(saved, tmp_path, copied):
     assert (tmp_path / "base-again" / "model.safetensors").exists()
 
 
-def test_a_reference_is_the_model_as_it_is_now_in_the_same_memory():
+def test_a_reference_model_has_the_current_adapter_and_shares_memory():
     model = llama()
     inject(model, config(**SETTINGS, modules_to_save=["lm_head"]))
     inject(model, config(**SETTINGS), adapter_name="second")

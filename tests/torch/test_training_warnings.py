@@ -1,4 +1,4 @@
-"""Warnings point out what would be lost silently, and only that."""
+"""Warnings about training that would silently have no effect."""
 
 from __future__ import annotations
 
@@ -28,12 +28,13 @@ from vbfmt.torch import (
 
 @pytest.fixture(autouse=True)
 def nothing_compiled():
-    """Where something was compiled, other tests' models too, calls are not known."""
+    """Reset dynamo: after any compilation, also in other tests, calls of layers are unknown."""
     torch._dynamo.utils.counters.clear()
 
 
 class Reader(Net):
-    """It reads the weight of `out` itself, as WavLM's attention and Mamba do."""
+    """A model that reads the weight of `out` instead of calling it, as WavLM's attention and Mamba
+    do."""
 
     def forward(self, x):
         for layer in self.encoder:
@@ -49,7 +50,7 @@ def reader():
 
 
 def uses(model, folder):
-    """Everything that hands an adapter on."""
+    """Yield every function that saves or exports an adapter."""
     save_checkpoint(model, folder / "checkpoint", overwrite=True)
     save_packed(model, folder / "adapter.vblora", overwrite=True)
     merge(model)
@@ -82,7 +83,7 @@ def test_a_layer_that_the_model_never_calls_is_named(tmp_path):
 
 
 @pytest.mark.parametrize("copied", [lambda model: model, copy.deepcopy])
-def test_layers_that_are_called_only_at_times_are_not(copied, tmp_path):
+def test_layers_that_are_called_only_sometimes_are_not_named(copied, tmp_path):
     model = copied(reader())
     model(batch()[0])
     with disabled(model):
@@ -93,7 +94,7 @@ def test_layers_that_are_called_only_at_times_are_not(copied, tmp_path):
 
 
 @pytest.mark.parametrize("whole", [True, False])
-def test_nothing_is_said_of_layers_that_are_compiled(whole, tmp_path):
+def test_compiled_layers_give_no_warning(whole, tmp_path):
     model = net()
     inject(model, config())
     called = torch.compile(model, backend="eager") if whole else model
@@ -103,7 +104,7 @@ def test_nothing_is_said_of_layers_that_are_compiled(whole, tmp_path):
     assert warned(lambda: uses(model, tmp_path)) == []
 
 
-def test_who_trains_a_packed_adapter_is_told_once():
+def test_training_with_a_packed_adapter_gives_one_warning():
     model = net()
     inject(model, config())
     packed = net().eval()
@@ -117,7 +118,7 @@ def test_who_trains_a_packed_adapter_is_told_once():
     assert "load_checkpoint or warm_start" in found
 
 
-def test_what_trains_but_is_of_no_adapter_is_named(tmp_path):
+def test_trainable_parameters_outside_the_adapter_are_named(tmp_path):
     model = net()
     inject(model, config(bias="all", modules_to_save=["out"], target_modules=["encoder.0"]))
     inject(model, config(), adapter_name="second")

@@ -17,7 +17,7 @@ datasets = pytest.importorskip("datasets")
 
 @pytest.fixture
 def tokenizer(tmp_path):
-    """One of 50 tokens, one for each letter."""
+    """Return a tokenizer with 50 tokens, one for each letter."""
     from tokenizers import Tokenizer, models, pre_tokenizers
     from transformers import PreTrainedTokenizerFast
 
@@ -68,7 +68,7 @@ def dpo(folder, tokenizer, model, reference):
     )  # fmt: skip
 
 
-def test_dpo_from_an_adapter_begins_at_the_logarithm_of_two(tmp_path, tokenizer):
+def test_the_first_dpo_loss_of_an_adapter_is_the_logarithm_of_two(tmp_path, tokenizer):
     model = adapted()
     trainer = dpo(tmp_path, tokenizer, model, reference_model(model))
     trainer.train()
@@ -77,7 +77,7 @@ def test_dpo_from_an_adapter_begins_at_the_logarithm_of_two(tmp_path, tokenizer)
     assert losses[1] != losses[0]
 
 
-def test_a_config_of_ours_is_no_peft_config_and_trl_says_so(tmp_path, tokenizer):
+def test_trl_refuses_a_vbfmt_config_as_peft_config(tmp_path, tokenizer):
     data = datasets.Dataset.from_list([{"text": "a file"}])
     with pytest.raises((TypeError, ValueError), match=r"must be a `peft.PeftConfig` instance"):
         trl.SFTTrainer(

@@ -1,4 +1,5 @@
-"""Layers that torch.compile or activation checkpointing wraps: adapters have their plain names."""
+"""Layers wrapped by torch.compile or activation checkpointing: adapters have names without
+wrappers."""
 
 from __future__ import annotations
 
@@ -26,7 +27,7 @@ def compiled(module):
 
 
 class Outer(torch.nn.Module):
-    """A model in which everything is below a part that can be wrapped."""
+    """A model whose layers are all inside a part that can be wrapped."""
 
     def __init__(self):
         super().__init__()
@@ -37,7 +38,7 @@ class Outer(torch.nn.Module):
 
 
 def wrap(model, how):
-    """A layer that is adapted itself, and the part that holds it."""
+    """Wrap an adapted layer, and the part that contains it."""
     model.body.encoder[0] = how(model.body.encoder[0])
     model.body = how(model.body)
     return model
@@ -76,7 +77,7 @@ def wrapped(request):
     torch.compiler.reset()
 
 
-def test_the_packed_bytes_and_checkpoints_are_the_plain_models(wrapped, tmp_path):
+def test_packed_bytes_and_checkpoints_equal_those_of_the_plain_model(wrapped, tmp_path):
     plain = injected(base())
     save_packed(plain, tmp_path / "plain.vblora")
     save_packed(wrapped, tmp_path / "wrapped.vblora")
@@ -89,7 +90,7 @@ def test_the_packed_bytes_and_checkpoints_are_the_plain_models(wrapped, tmp_path
         ).read_bytes()
 
 
-def test_outputs_are_the_plain_models(wrapped):
+def test_outputs_equal_those_of_the_plain_model(wrapped):
     x, _ = batch(0)
     torch.testing.assert_close(wrapped.eval()(x), injected(base()).eval()(x))
 
@@ -113,14 +114,14 @@ def test_files_of_the_plain_model_load_into_a_wrapped_one(how, tmp_path):
     assert load(tmp_path / "again.vblora") == load(tmp_path / "x.vblora")
 
 
-def test_a_wrapped_model_merges_and_gives_its_layers_back(wrapped):
+def test_a_wrapped_model_is_merged_and_ejected(wrapped):
     x, _ = batch(0)
     expected = wrapped.eval()(x)
     merge(wrapped)
     torch.testing.assert_close(wrapped(x), expected, rtol=1e-5, atol=1e-6)
 
 
-def test_after_eject_nothing_is_left(wrapped):
+def test_eject_leaves_nothing(wrapped):
     x, _ = batch(0)
     eject(wrapped, "default")
     torch.testing.assert_close(wrapped.eval()(x), base().eval()(x))

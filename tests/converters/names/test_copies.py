@@ -75,7 +75,7 @@ def test_pairs_of_names_for_different_weights(changed, other):
 
 
 def test_hostile_names_take_little_time():
-    """100,000 names of 500 components each: suffixes are not copied."""
+    """Names may have 500 components, so their suffixes must not be copied."""
     import time
 
     disk = {f"{number}." + "a." * 500 + "weight": (1,) for number in range(20_000)}
@@ -84,7 +84,7 @@ def test_hostile_names_take_little_time():
     assert time.process_time() - begin < 10
 
 
-def test_a_merge_by_names_alone_is_refused(tmp_path):
+def test_two_copies_in_a_base_of_unknown_type_are_refused(tmp_path):
     name = "model.layers.0.q_proj"
     tensors = weights_of({name: (16, 24), "model.layers.0.qkv_proj": (48, 24)})
     base = save_base(tmp_path / "base", tensors, config=UNKNOWN)
@@ -253,7 +253,7 @@ def test_the_loaded_copy_is_changed_and_the_other_is_reported(tmp_path, make, ow
     refused(adapter_of({other: next(iter(others.values()))}), tmp_path / "base", own)
 
 
-def test_without_transformers_both_are_refused(tmp_path, monkeypatch):
+def test_two_copies_are_refused_without_transformers(tmp_path, monkeypatch):
     from vbfmt.converters.names import loaded_model
 
     monkeypatch.setattr(loaded_model, "build", lambda *_: None)

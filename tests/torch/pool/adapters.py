@@ -1,4 +1,4 @@
-"""Adapters of unlike sizes for small models, and these models with one adapter merged."""
+"""Adapters of different sizes for small models, and these models with one adapter merged."""
 
 from __future__ import annotations
 
@@ -64,7 +64,7 @@ SIZES: dict[str, dict[str, Any]] = {
 
 
 def adapter(make: Callable[[], nn.Module], targets: list[str], seed: int, **sizes: Any) -> Adapter:
-    """A random adapter that is felt."""
+    """Return a random adapter that has an effect."""
     model = make()
     torch.manual_seed(seed)
     inject(model, config(target_modules=targets, **sizes))
@@ -72,7 +72,7 @@ def adapter(make: Callable[[], nn.Module], targets: list[str], seed: int, **size
 
 
 def adapters_for(kind: str) -> dict[str, Adapter]:
-    """One of each of `SIZES`; some change all layers, some the attention alone."""
+    """Return one adapter for each of `SIZES`. Some change all layers, some only the attention."""
     make, whole, some = MODELS[kind]
     return {
         name: adapter(make, some if place % 3 == 1 else whole, place, **_fitting(make, sizes))
@@ -86,7 +86,7 @@ def _fitting(make: Callable[[], nn.Module], sizes: dict[str, Any]) -> dict[str, 
 
 
 def merged(make: Callable[[], nn.Module], adapter: Adapter | None, **to: Any) -> nn.Module:
-    """The model with that adapter merged, or as it is."""
+    """Return the model with this adapter merged, or unchanged for None."""
     model = make().to(**to).eval()
     if adapter is not None:
         load_packed(model, adapter)
@@ -100,7 +100,7 @@ def logits(model: nn.Module, ids: Tensor, **more: Any) -> Tensor:
 
 
 def random_adapter(modules: list[Module], bank: np.ndarray, seed: int, k: int = 2) -> Adapter:
-    """An adapter of random rows over a given bank: made without a model, quickly."""
+    """Return an adapter with random rows on a given bank, made quickly without a model."""
     random = np.random.default_rng(seed)
     h, b = bank.shape
     rows = {}

@@ -1,4 +1,5 @@
-"""A mixed batch here and one of PEFT's LoRAs, which are the same adapters expanded."""
+"""A mixed batch in vbfmt, compared with PEFT's mixed batch of the same adapters, expanded to
+LoRA."""
 
 from __future__ import annotations
 

@@ -34,7 +34,7 @@ def adapters():
         ("int8", False, 5e-3),
     ],
 )
-def test_every_sample_is_as_with_its_adapter_alone(
+def test_every_sample_is_computed_as_with_only_its_adapter(
     tmp_path, adapters, storage, training, tolerance, length
 ):
     def base():
@@ -59,7 +59,7 @@ def test_every_sample_is_as_with_its_adapter_alone(
                 assert (mixed[place] - plain[place]).abs().max() > 0.05
 
 
-def test_tokens_that_are_generated(tmp_path, adapters):
+def test_generate_gives_the_tokens_of_single_adapters(tmp_path, adapters):
     model = quantized(tmp_path / "base", "llama", "NF4, twice").eval()
     pool = AdapterPool(model)
     for name, each in adapters.items():

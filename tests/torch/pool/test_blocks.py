@@ -1,4 +1,4 @@
-"""What would have a batch computed with other adapters than its own is refused."""
+"""Uses of `forward` that would compute a batch with the wrong adapters are refused."""
 
 from __future__ import annotations
 
@@ -36,7 +36,7 @@ def stream(pool, name, steps=3):
             yield logits(pool.model, IDS)
 
 
-def test_generators_that_take_turns(pool, found):
+def test_alternating_generators(pool, found):
     one, other = stream(pool, "a"), stream(pool, "b")
     first = next(one)
     with pytest.raises(ModelError, match="another batch .*is suspended.*do not yield or await"):
@@ -47,7 +47,7 @@ def test_generators_that_take_turns(pool, found):
     torch.testing.assert_close(other, logits(merged(llama, found["b"]), IDS))
 
 
-def test_coroutines_that_take_turns(pool):
+def test_alternating_coroutines(pool):
     async def work(name):
         with pool.forward([name]):
             await asyncio.sleep(0)
@@ -62,7 +62,7 @@ def test_coroutines_that_take_turns(pool):
     assert torch.equal(next(stream(pool, "a")), one)
 
 
-def test_a_block_that_goes_on_in_another_thread(pool):
+def test_a_block_that_continues_in_another_thread(pool):
     base, steps, errors = logits(pool.model, IDS), stream(pool, "a", steps=1), []
 
     def begin():
@@ -85,8 +85,8 @@ def test_a_block_that_goes_on_in_another_thread(pool):
     assert torch.equal(logits(pool.model, IDS), base)
 
 
-def test_a_model_that_runs_in_another_thread_than_its_block(pool):
-    """As with transformers' streamers."""
+def test_a_model_that_runs_in_a_different_thread_from_its_block(pool):
+    """Transformers' streamers are used in this way."""
     how = {"max_new_tokens": 2, "do_sample": False, "pad_token_id": 0, "eos_token_id": None}
     thread = threading.Thread(target=pool.model.generate, args=(IDS,), kwargs=how)
     with pytest.raises(ModelError, match="ran in a different thread"), pool.forward(["a"]):
@@ -109,7 +109,7 @@ def test_a_model_that_runs_in_another_thread_than_its_block(pool):
     assert torch.equal(found[0], pool.generate(IDS, adapter_names=["a"], **how))
 
 
-def test_helpers_around_a_block_may_lie_within_each_other(pool):
+def test_context_managers_around_a_block_may_be_nested(pool):
     @contextlib.contextmanager
     def served(name):
         with pool.forward([name]):
@@ -130,7 +130,7 @@ def test_helpers_around_a_block_may_lie_within_each_other(pool):
         (lambda pool: inject(pool.model, config(target_modules=ALL)), "an adapter was injected"),
     ],
 )
-def test_what_changes_the_model_within_a_block(pool, change, what):
+def test_changes_of_the_model_within_a_block(pool, change, what):
     with pytest.raises(ModelError, match=what), pool.forward(["a"]):
         change(pool)
         logits(pool.model, IDS)

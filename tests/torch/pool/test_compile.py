@@ -1,4 +1,5 @@
-"""Under torch.compile: the same numbers, in one graph, not made again when adapters change."""
+"""A pool under torch.compile: the same results, in one graph, without recompilation for new
+adapters."""
 
 from __future__ import annotations
 
@@ -22,7 +23,7 @@ def fresh_compiler():
 
 
 class Graphs:
-    """A backend that counts how often something is compiled, and runs it as it is."""
+    """A backend that counts compilations and runs the graph unchanged."""
 
     def __init__(self):
         self.count = 0
@@ -37,7 +38,7 @@ def compiled(model):
     return torch.compile(model, backend=graphs, fullgraph=True), graphs
 
 
-def test_adapters_come_and_go_without_another_compilation():
+def test_adding_and_removing_adapters_causes_no_recompilation():
     model = net()
     pool = AdapterPool(model)
     found = {str(seed): adapter(net, LAYERS, seed) for seed in range(6)}
@@ -71,7 +72,7 @@ def test_adapters_come_and_go_without_another_compilation():
     assert graphs.count == 1
 
 
-def test_a_form_holds_for_adapters_of_all_sizes():
+def test_a_form_is_valid_for_adapters_of_all_sizes():
     model = llama().eval()
     pool = AdapterPool(model, form=(5, 3, 4))
     sizes = [{}, {"r": 5}, {"topk": 3}, {"vector_length": 4}, {"num_vectors": 300}, {"r": 1}]
@@ -95,7 +96,7 @@ def test_a_form_holds_for_adapters_of_all_sizes():
     assert counts == [1, 1, 1, 1]
 
 
-def test_what_was_compiled_before_the_pool_sees_it():
+def test_code_compiled_before_the_pool_uses_the_pool():
     """Compiled code does not look for hooks that were added later."""
     model = net()
     called, _ = compiled(model)

@@ -1,4 +1,4 @@
-"""Each sample of a mixed batch is what its adapter, merged, makes of it."""
+"""Each sample of a mixed batch has the outputs of the model with its adapter merged."""
 
 from __future__ import annotations
 
@@ -27,13 +27,13 @@ CAUSAL = [kind for kind in MODELS if kind != "BERT"]
 
 @functools.cache
 def of(kind):
-    """The adapters for a model, and the model with each merged."""
+    """Return the adapters for a model, and the model with each of them merged."""
     found = adapters_for(kind)
     return found, {name: merged(MODELS[kind][0], name and found[name]) for name in NAMES}
 
 
 def pool_for(kind, **settings):
-    """A pool of eight adapters, its model, and the adapters."""
+    """Return a pool of eight adapters, its model, and the adapters."""
     model = MODELS[kind][0]().eval()
     pool = AdapterPool(model, **settings)
     found, _ = of(kind)
@@ -66,7 +66,7 @@ def test_a_mixed_batch_of_eight_adapters_and_none(kind):
 
 @pytest.mark.parametrize("kind", MODELS)
 def test_one_position_per_sample(kind):
-    """As in decoding, where B is not composed."""
+    """This is the case of decoding, where B is not composed."""
     pool, model, _ = pool_for(kind)
     ids = tokens(rows=len(NAMES))[:, :1]
     with pool.forward(NAMES):
@@ -99,7 +99,7 @@ def test_generate_gives_the_same_tokens(kind, how):
 
 
 @pytest.mark.parametrize("kind", [CAUSAL[0], *SLOW])
-def test_samples_of_unlike_lengths(kind):
+def test_samples_of_different_lengths(kind):
     pool, _, _ = pool_for(kind)
     ids = tokens(rows=len(NAMES))[:, :6] + 1
     lengths = [6, 3, 5, 4, 6, 2, 3, 1, 5]
@@ -135,8 +135,9 @@ def test_a_form_for_all_adapters_changes_no_result():
         torch.testing.assert_close(mixed, expected("Llama", ids), rtol=2e-5, atol=2e-5)
 
 
-def test_adapters_that_share_no_form():
-    """A rank of 32 and vectors of length 2 are not worth padding the others to."""
+def test_adapters_that_cannot_share_a_form():
+    """Padding the others to a rank of 32 or splitting them to vectors of length 2 is not worth
+    it."""
     model = llama().eval()
     pool = AdapterPool(model)
     found = {
@@ -158,7 +159,7 @@ def test_adapters_that_share_no_form():
 
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
 def test_a_base_of_16_bits(dtype):
-    """As near to the model in float32 as one with merged weights is."""
+    """The error compared with float32 is no larger than that of merged weights."""
     pool, model, found = pool_for("Llama")
     model.to(dtype)
     ids = tokens(rows=len(NAMES))
@@ -190,7 +191,7 @@ def test_under_autocast():
 
 
 class Quantized(nn.Linear):
-    """A linear layer that stores its weight in bytes, as bitsandbytes' do."""
+    """A linear layer that stores its weight in bytes, as bitsandbytes' layers do."""
 
     __module__ = "bitsandbytes.test"
 
@@ -233,7 +234,7 @@ def test_a_quantized_base():
         torch.testing.assert_close(mixed[place : place + 1], alone, rtol=2e-5, atol=2e-5)
 
 
-def test_a_model_of_ones_own_and_gradients_of_its_input():
+def test_a_custom_model_and_gradients_of_its_input():
     pool = AdapterPool(net())
     pool.put("x", adapter(net, ["encoder.0", "encoder.1", "out"], 5))
     x = torch.randn(2, 16, requires_grad=True)

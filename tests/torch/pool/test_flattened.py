@@ -1,4 +1,4 @@
-"""Layers that see samples and positions as one dimension."""
+"""Layers whose input has samples and positions in one dimension."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ class Flat(nn.Module):
 
 
 class Mixture(nn.Module):
-    """A router chooses one of two experts for each position."""
+    """A mixture of two experts; a router selects one for each position."""
 
     def __init__(self):
         super().__init__()
@@ -63,7 +63,7 @@ def pool_of(make, targets):
 
 
 @pytest.mark.parametrize("targets", [LAYERS, ["fc1"]])
-def test_all_positions_in_their_order(targets):
+def test_positions_keep_their_order(targets):
     pool, alone = pool_of(Flat, targets)
     for positions in (1, 3, 4):
         x = torch.randn(4, positions, 16)
@@ -74,7 +74,7 @@ def test_all_positions_in_their_order(targets):
 
 
 @pytest.mark.parametrize("names", [["a"], ["a", "b"], ["a"] * 8])
-def test_as_many_names_as_samples_all_the_same(names):
+def test_names_of_all_samples_may_be_equal(names):
     pool, _ = pool_of(Flat, ["fc1"])
     with pytest.raises(ModelError, match="fc1: found 12 rows"), pool.forward(names):
         pool.model(torch.randn(4, 3, 16))
@@ -109,7 +109,7 @@ def test_experts_have_an_adapter_in_a_batch_of_one_sample():
         pool.model(x)
 
 
-def test_a_table_of_as_many_positions_is_refused():
+def test_a_table_with_as_many_rows_as_positions_is_refused():
     class Relative(nn.Module):
         def __init__(self):
             super().__init__()

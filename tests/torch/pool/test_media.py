@@ -1,4 +1,4 @@
-"""Models that see images beside text: an image need not be the sample of the same number."""
+"""Models with images as well as text. Row i of the images need not belong to sample i."""
 
 from __future__ import annotations
 
@@ -62,7 +62,7 @@ def test_samples_cannot_have_different_adapters_for_images():
             torch.testing.assert_close(found, wanted, rtol=1e-5, atol=1e-5)
 
 
-def test_adapters_of_the_text_alone_are_mixed():
+def test_adapters_of_only_the_text_model_are_mixed():
     pool, alone = pool_of("language_model")
     with torch.no_grad():
         with pool.forward([*"ab"]):
@@ -72,7 +72,7 @@ def test_adapters_of_the_text_alone_are_mixed():
     torch.testing.assert_close(found, torch.cat([first, second]), rtol=1e-5, atol=1e-5)
 
 
-def test_the_names_that_show_it():
+def test_names_that_mark_layers_of_images():
     class Model:
         def can_generate(self):
             return True

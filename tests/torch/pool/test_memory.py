@@ -1,4 +1,4 @@
-"""Free stretches, pages and banks."""
+"""Memory of a pool: free ranges, pages and banks."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ CPU = torch.device("cpu")
 
 
 @given(st.lists(st.tuples(st.integers(1, 20), st.sampled_from([1, 3, 8]), st.booleans())))
-def test_stretches_never_overlap_and_are_found_again(steps):
+def test_ranges_never_overlap_and_are_reused(steps):
     free = FreeRuns(64)
     taken: list[tuple[int, int]] = []
     for size, align, give in steps:
@@ -34,7 +34,7 @@ def test_stretches_never_overlap_and_are_found_again(steps):
     assert free.allocate(64) == 0, "neighbours have become one run"
 
 
-def test_pieces_are_all_that_is_free():
+def test_pieces_cover_all_free_memory():
     free = FreeRuns(10)
     taken = [free.allocate(2) for _ in range(5)]
     free.free(taken[1], 2)
@@ -61,7 +61,7 @@ def test_bytes_are_read_as_they_were_written(steps):
         assert torch.equal(torch.cat(pages.read(runs, len(data))), data)
 
 
-def test_banks_of_unlike_sizes_stay_where_they_are():
+def test_banks_of_different_sizes_are_not_moved():
     banks = Banks(CPU)
     random = np.random.default_rng(0)
     arrays = [random.uniform(-1, 1, (5 + n, 4 + 3 * (n % 4))).astype("<f4") for n in range(12)]
@@ -87,7 +87,7 @@ def test_the_key_of_a_bank_is_its_content_and_shape():
     assert banks.key(one) != banks.key(-one), "−0 and 0 are not the same bits"
 
 
-def test_without_room_the_gaps_are_filled_and_only_the_rest_is_added(monkeypatch):
+def test_gaps_are_filled_before_memory_is_added(monkeypatch):
     monkeypatch.setattr("vbfmt.torch.pool.pages._FIRST_CHUNK", 8 * PAGE)
     pages = Pages(CPU)
     pairs = [torch.full((2 * PAGE,), place, dtype=torch.uint8) for place in range(4)]

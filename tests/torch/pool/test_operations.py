@@ -1,4 +1,4 @@
-"""How many tensor operations a batch takes: on a GPU each costs more than its work."""
+"""The number of tensor operations of a batch. On a GPU, launching one costs more than its work."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ LAYERS = 2 * len(ALL)
 
 
 class Operations(TorchDispatchMode):
-    """Counts operations that are more than another view of the same memory."""
+    """Counts tensor operations, without views."""
 
     def __init__(self):
         super().__init__()
@@ -50,7 +50,7 @@ def preparing(pool, names):
     return operations.count
 
 
-def test_a_batch_is_prepared_in_as_many_whatever_the_pool_and_the_batch(adapters):
+def test_preparing_a_batch_takes_a_constant_number_of_operations(adapters):
     few = preparing(pool_of(adapters, 4), ["0", "1", "2"])
     residents = pool_of(adapters, 200)
     assert preparing(residents, ["0", "1", "2"]) == few
@@ -67,8 +67,8 @@ def test_the_same_batch_is_prepared_once(adapters):
 
 
 @pytest.mark.parametrize(("dtype", "most"), [(torch.float32, 5), (torch.bfloat16, 6)])
-def test_a_layer_takes_few_while_decoding(adapters, dtype, most, monkeypatch):
-    """As on a GPU: compose A, apply it, weigh, apply B, add; and the input in float32."""
+def test_a_layer_takes_few_operations_in_decoding(adapters, dtype, most, monkeypatch):
+    """As on a GPU: convert the input to float32, compose A, apply it, weight, apply B, add."""
     monkeypatch.setattr(Tiles, "of", lambda *_: None)
     pool = pool_of(adapters, 4, dtype)
     ids, names = tokens(rows=4)[:, :1], ["0", "1", "2", "3"]

@@ -19,7 +19,7 @@ QUERIES = ["query", "value"]
 
 
 def trained(make, targets, seed, **settings):
-    """An adapter whose biases and heads are not the base's."""
+    """Return an adapter whose biases and heads differ from the base's."""
     model = make()
     torch.manual_seed(seed)
     inject(model, config(target_modules=targets, **settings))
@@ -54,7 +54,7 @@ def test_heads_and_biases_of_a_classifier():
     assert torch.equal(logits(model, ids), base)
 
 
-def test_a_batch_whose_adapters_have_nothing_but_heads_in_common():
+def test_adapters_that_have_only_heads_in_common():
     found = trained(net, ["encoder.0"], 1, modules_to_save=["classifier"])
     model = net()
     pool = AdapterPool(model)
@@ -67,7 +67,7 @@ def test_a_batch_whose_adapters_have_nothing_but_heads_in_common():
         torch.testing.assert_close(mixed[1], net()(x[1]))
 
 
-def test_a_conv1d_with_a_bias_and_a_weight_of_its_own():
+def test_a_conv1d_with_trained_bias_and_weight():
     found = trained(gpt2, ["c_attn"], 1, modules_to_save=["mlp.c_fc"], bias="all")
     model = gpt2().eval()
     pool = AdapterPool(model)
@@ -140,7 +140,7 @@ def test_a_head_that_the_bases_dtype_cannot_hold_is_refused(value, what):
     AdapterPool(bert().bfloat16()).put("x", found)
 
 
-def test_a_layer_without_a_bias_with_a_weight_of_its_own():
+def test_a_layer_without_bias_with_a_trained_weight():
     found = trained(net, ["encoder.0"], 1, modules_to_save=["out"])
     assert list(found.tensors) == ["out.weight"]
     pool = AdapterPool(net())

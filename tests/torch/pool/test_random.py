@@ -47,7 +47,7 @@ def random_adapter(model, seed):
 
 
 @pytest.mark.parametrize("seed", range(12))
-def test_each_sample_is_as_with_its_adapter_merged(seed):
+def test_each_sample_equals_that_with_its_adapter_merged(seed):
     choice, model = random.Random(seed), net().double().eval()
     pool = AdapterPool(model, form=choice.choice([None, None, (5, 5, 1)]))
     found = {None: None, "__base__": None}
@@ -65,7 +65,7 @@ def test_each_sample_is_as_with_its_adapter_merged(seed):
 
 
 @pytest.mark.parametrize("positions", [1, 4])
-def test_gradients_of_the_input_are_those_with_the_adapter_merged(positions):
+def test_gradients_of_the_input_equal_those_with_the_adapter_merged(positions):
     model = net().double()
     pool, names = AdapterPool(model), ["0", None, "1", "2", "0"]
     found = {str(number): random_adapter(model, number) for number in range(3)}

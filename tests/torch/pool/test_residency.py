@@ -1,4 +1,4 @@
-"""Adapters that come and go: by name, by age, beside running batches, from many threads."""
+"""Adding and removing adapters: by name, by last use, during batches, and from many threads."""
 
 from __future__ import annotations
 
@@ -38,7 +38,7 @@ def same(one, other):
     torch.testing.assert_close(one, other, rtol=1e-5, atol=1e-6)
 
 
-def test_names_come_and_go_and_are_replaced():
+def test_names_are_added_removed_and_replaced():
     pool = AdapterPool(net())
     first, second = small(1), small(2)
     pool.put("x", first)
@@ -68,8 +68,8 @@ def test_from_files(tmp_path):
     assert pool.names == ["x"]
 
 
-def test_one_copy_of_a_bank_by_its_content():
-    """Whether adapters share an array or each have the same values."""
+def test_banks_of_equal_content_are_stored_once():
+    """Adapters may share an array, or have arrays with equal values."""
     modules = [Module("encoder.0", 16, 32, 2)]
     bank = np.random.default_rng(0).uniform(-1, 1, (256, 8)).astype("<f4")
     pool = AdapterPool(net())
@@ -86,7 +86,7 @@ def test_one_copy_of_a_bank_by_its_content():
     assert pool.used_bytes == 0
 
 
-def test_a_bank_that_is_changed_in_place_is_another():
+def test_a_bank_that_is_changed_in_place_is_a_different_bank():
     modules = [Module("encoder.0", 16, 32, 2)]
     bank = np.random.default_rng(0).uniform(-1, 1, (256, 8)).astype("<f4")
     pool = AdapterPool(net())
@@ -104,7 +104,7 @@ def AdapterPool_with(found):  # noqa: N802
 
 
 def limit_for(count, found):
-    """A limit that so many adapters with one bank fit in."""
+    """Return a limit for this number of adapters with one bank."""
     pages = -(-(found.weights.nbytes + found.indices.nbytes) // 1024)
     return count * pages * 1024 + found.bank.nbytes
 
@@ -115,7 +115,7 @@ def with_one_bank(count):
     return [random_adapter(modules, bank, seed) for seed in range(count)]
 
 
-def test_the_least_recently_used_leaves():
+def test_the_least_recently_used_adapter_is_removed():
     found = with_one_bank(5)
     pool = AdapterPool(net(), limit=limit_for(3, found[0]))
     for place in range(3):
@@ -133,7 +133,7 @@ def test_the_least_recently_used_leaves():
         same(run(pool, [name]), alone(each)[:1])
 
 
-def test_an_adapter_in_a_running_batch_does_not_leave():
+def test_an_adapter_in_a_running_batch_is_not_removed():
     found = with_one_bank(5)
     pool = AdapterPool(net(), limit=limit_for(2, found[0]))
     pool.put("0", found[0])
@@ -163,7 +163,7 @@ def test_an_adapter_larger_than_the_limit_changes_nothing():
     same(run(pool, ["x"]), alone(found[0])[:1])
 
 
-def test_a_source_brings_what_is_missing(tmp_path):
+def test_missing_adapters_are_loaded_from_a_source(tmp_path):
     found = with_one_bank(6)
     asked = []
 
@@ -184,7 +184,7 @@ def test_a_source_brings_what_is_missing(tmp_path):
 
 
 def test_eight_threads():
-    """Each puts, runs and takes out; memory is too small for all of them."""
+    """Each thread adds, runs and removes adapters. Memory is too small for all of them."""
     found = with_one_bank(40) + [small(seed, r=1 + seed % 3) for seed in range(8)]
     wanted = [alone(each) for each in found]
     pool = AdapterPool(net(), limit=limit_for(30, found[0]), source=lambda name: found[int(name)])
@@ -218,7 +218,7 @@ def test_eight_threads():
 
 
 def test_rows_of_llama_2_7b_take_little_more_than_their_bytes():
-    """h = 256, b = 256, r = 4, k = 2: 39,040 rows of 6 bytes."""
+    """With h = 256, b = 256, r = 4 and k = 2, these are 39,040 rows of 6 bytes."""
     shapes = {"q": (4096, 4096), "k": (4096, 4096), "v": (4096, 4096), "o": (4096, 4096),
               "gate": (4096, 11008), "up": (4096, 11008), "down": (11008, 4096)}  # fmt: skip
     modules = [
@@ -245,13 +245,13 @@ def test_rows_of_llama_2_7b_take_little_more_than_their_bytes():
 
 
 @pytest.mark.parametrize("limit", [0, -1, "10 GB", 1.5])
-def test_a_limit_that_is_none(limit):
+def test_an_invalid_limit_is_refused(limit):
     with pytest.raises(ConfigError, match="limit: found"):
         AdapterPool(net(), limit=limit)
 
 
-def test_batches_of_ever_other_sizes_and_adapters(monkeypatch):
-    """What is prepared for sizes and layouts is kept for a few of them only."""
+def test_the_cache_of_prepared_batches_is_bounded(monkeypatch):
+    """Prepared tensors are kept only for a few sizes and layouts."""
     monkeypatch.setattr("vbfmt.torch.pool.batch._KEPT_FRAMES", 2)
     pool = AdapterPool(net())
     found = {str(rank): small(rank, r=rank) for rank in range(1, 5)}

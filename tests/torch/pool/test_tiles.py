@@ -1,4 +1,4 @@
-"""A·x from dot products with the bank is A·x with A composed."""
+"""A·x, computed from dot products with the bank, equals A·x with a composed A."""
 
 from __future__ import annotations
 
@@ -29,7 +29,8 @@ def bags():
 
 
 def rows(vectors):
-    """Indices and weights, (samples, tiles, rank, k); some indices are repeated in a tile."""
+    """Return indices and weights, (samples, tiles, rank, k). Some indices are repeated in a
+    tile."""
     generator = torch.Generator().manual_seed(0)
     shape = (SAMPLES, TILES, RANK, K)
     indices = torch.randint(0, vectors, shape, generator=generator, dtype=torch.int32)
@@ -47,14 +48,14 @@ def test_products_are_those_of_the_composed_factor():
     torch.testing.assert_close(found.double(), expected, rtol=1e-5, atol=1e-5)
 
 
-def test_too_few_vectors_for_pytorch_are_left_to_the_composed_factor():
+def test_with_too_few_vectors_the_composed_factor_is_used():
     indices, weights = rows(RANK * K - 1)
     bank = torch.randn(RANK * K - 1, LENGTH)
     assert Tiles.of(bank, indices.view(-1), weights.view(-1), bags()) is None
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
-def test_a_pytorch_that_sorts_entries_gets_the_composed_factor(dtype, monkeypatch):
+def test_if_pytorch_sorts_entries_the_composed_factor_is_used(dtype, monkeypatch):
     adapters = [adapter(llama, ALL, seed) for seed in range(3)]
     ids, names = tokens(rows=3)[:, :1], ["0", "1", "2"]
 

@@ -1,4 +1,4 @@
-"""What a pool refuses, rather than computing something else."""
+"""Uses of a pool that would give wrong results are refused."""
 
 from __future__ import annotations
 
@@ -34,26 +34,26 @@ def run(pool, names, rows):
 
 
 @pytest.mark.parametrize(("names", "rows"), [(["x"], 2), (["x", None], 1), (["x", "x"], 4)])
-def test_as_many_names_as_samples(pool, names, rows):
+def test_the_number_of_names_must_be_that_of_the_samples(pool, names, rows):
     with pytest.raises(ModelError, match=f"encoder.0: found {rows} rows.*expected {len(names)}"):
         run(pool, names, rows)
     assert run(pool, ["x"], 1).shape == (1, 2), "nothing is left of the batch that failed"
 
 
 @pytest.mark.parametrize("names", [[], "x", ()])
-def test_no_names(pool, names):
+def test_an_empty_list_of_names(pool, names):
     with pytest.raises(ConfigError, match="not the names of a batch's adapters"):
         run(pool, names, 1)
 
 
 @pytest.mark.parametrize("name", ["", "__base__", None, 3])
-def test_no_name(pool, name):
+def test_an_invalid_name(pool, name):
     with pytest.raises(ConfigError, match="not a name for an adapter"):
         pool.put(name, adapter(net, LAYERS, 1))
 
 
 @pytest.mark.parametrize("copies", [0, -1, 1.5])
-def test_no_number_of_copies(pool, copies):
+def test_an_invalid_number_of_copies(pool, copies):
     with pytest.raises(ConfigError, match="copies"), pool.forward(["x"], copies=copies):
         pass
 
@@ -68,8 +68,9 @@ def test_an_adapter_of_another_model(pool, tmp_path):
     assert pool.names == ["x"]
 
 
-def test_values_that_nobody_has_checked(pool, tmp_path):
-    """Of a file read with ``verify=False``: other samples' outputs must not suffer."""
+def test_unverified_values(pool, tmp_path):
+    """Invalid values of a file that was read with ``verify=False`` must not change the outputs of
+    other samples."""
     found = adapter(net, LAYERS, 2)
 
     def damaged(**fields):
@@ -115,7 +116,7 @@ def test_a_nested_tensor_is_refused():
         pool._model(nested)
 
 
-def test_a_model_with_adapters_of_its_own():
+def test_a_model_that_already_has_adapters():
     model = net()
     inject(model, config())
     with pytest.raises(ModelError, match="eject that adapter first"):
@@ -128,7 +129,7 @@ def test_a_model_with_adapters_of_its_own():
             use()
 
 
-def test_a_model_of_pefts():
+def test_a_model_of_peft():
     with pytest.raises(ModelError, match="wrapped"):
         AdapterPool(peft_model(net(), NET_TARGETS))
 
@@ -166,13 +167,13 @@ def test_a_model_without_layers():
 
 
 @pytest.mark.parametrize("form", [(1, 2), (0, 1, 1), (2, 2, 2.0), (1, -1, 4)])
-def test_no_form(form):
+def test_an_invalid_form(form):
     with pytest.raises(ConfigError, match="form: found"):
         AdapterPool(net(), form=form)
 
 
 @pytest.mark.parametrize("form", [(2, 2, 8), (3, 1, 8), (3, 2, 16), (3, 2, 3)])
-def test_an_adapter_larger_than_the_form(form):
+def test_an_adapter_that_exceeds_the_form(form):
     pool = AdapterPool(net(), form=form)
     with pytest.raises(ConfigError, match="found rank 3, k 2, b 8, expected rank ≤"):
         pool.put("x", adapter(net, LAYERS, 1))
@@ -184,7 +185,7 @@ def test_a_model_that_does_not_generate(pool):
 
 
 def test_copies_of_the_model_have_no_pool(pool):
-    """Neither a deep copy nor a pickled one; and the state dict is the base's."""
+    """Neither a deep copy nor a pickled copy has it. The state dict is that of the base."""
     x = torch.randn(1, 16)
     with torch.no_grad():
         base = pool._model(x)
@@ -195,7 +196,7 @@ def test_copies_of_the_model_have_no_pool(pool):
     assert pool._model.state_dict().keys() == net().state_dict().keys()
 
 
-def test_blocks_within_blocks():
+def test_nested_blocks():
     pool = AdapterPool(llama().eval())
     pool.put("x", adapter(llama, ALL, 1))
     ids = tokens(rows=1)
@@ -259,7 +260,7 @@ def test_what_is_not_a_model(model):
         AdapterPool(model)
 
 
-def test_a_model_whose_layers_see_positions_first():
+def test_a_model_whose_layers_have_positions_as_the_first_dimension():
     from transformers import XLNetConfig, XLNetLMHeadModel
 
     sizes = {"d_model": 32, "n_layer": 1, "n_head": 2, "d_inner": 32, "vocab_size": 50}
