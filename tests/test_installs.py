@@ -28,16 +28,15 @@ def run(*command, cwd):
 def installed(request, tmp_path_factory):
     """Return the Python of an environment with the package, the folder of its source, and a
     checkout."""
-    setuptools = pytest.importorskip("setuptools", minversion="77")
+    backend = pytest.importorskip("hatchling")
     folder = tmp_path_factory.mktemp(request.param)
     checkout = copied(folder / "checkout")  # building writes into it
     venv.create(folder / "venv", with_pip=True)
     python = folder / "venv" / "bin" / "python"
     (packages,) = (folder / "venv").glob("lib/python*/site-packages")
-    # What vbfmt needs, and setuptools, come from this environment.
-    (packages / "others.pth").write_text(str(Path(setuptools.__file__).parents[1]))
+    # What vbfmt needs, and the build backend, come from this environment.
+    (packages / "others.pth").write_text(str(Path(backend.__file__).parents[1]))
     pip = (python, "-m", "pip", "--quiet", "--disable-pip-version-check")
-    run(*pip, "uninstall", "--yes", "setuptools", cwd=folder)  # older than the one it needs
     alone = ("--no-deps", "--no-build-isolation")
     what = [checkout]
     if request.param == "wheel":
@@ -51,7 +50,7 @@ def installed(request, tmp_path_factory):
 
 def copied(checkout):
     checkout.mkdir()
-    for name in ("pyproject.toml", "setup.py", "README.md", "LICENSE", "MANIFEST.in"):
+    for name in ("pyproject.toml", "README.md", "LICENSE"):
         shutil.copy(ROOT / name, checkout)
     for name in ("vbfmt", "converters"):
         ignored = shutil.ignore_patterns("__pycache__")

@@ -3,18 +3,15 @@
 from __future__ import annotations
 
 import re
-from fnmatch import fnmatch
 
 import pytest
 
 from tests.conftest import ROOT
 
-MANIFEST = ROOT / "MANIFEST.in"
-HELD = ["vbfmt", "converters", "pyproject.toml", "setup.py", "MANIFEST.in", "build"]
-for line in MANIFEST.read_text().splitlines() if MANIFEST.exists() else ():
-    if line.startswith(("graft", "include")):
-        HELD += line.split()[1:]
-"""What setuptools adds by itself, what the manifest adds, and what tests make."""
+PROJECT = (ROOT / "pyproject.toml").read_text("utf-8")
+INCLUDED = PROJECT.partition("[tool.hatch.build.targets.sdist]")[2].partition("exclude")[0]
+HELD = [*re.findall(r'^ +"([^"]+)"', INCLUDED, re.M), "pyproject.toml", "README.md", "build"]
+"""What the project lists, what the build backend adds by itself, and what tests make."""
 
 NAMED = re.compile(r'\bROOT / "([^"]+)"')
 FILES = sorted(
@@ -25,12 +22,14 @@ FILES = sorted(
 )
 
 
-pytestmark = pytest.mark.skipif(not MANIFEST.exists(), reason="not a whole source tree")
+def test_what_is_listed_exists():
+    assert len(HELD) > 10
+    assert all((ROOT / name).exists() for name in HELD if name != "build")
 
 
 @pytest.mark.parametrize("path", FILES, ids=lambda path: str(path.relative_to(ROOT)))
 def test_files_that_tests_name_are_in_an_sdist(path):
     """Some tests could not run from an sdist, because files that they read were left out."""
     text = path.read_text(encoding="utf-8")
-    beyond = [name for name in NAMED.findall(text) if not any(fnmatch(name, h) for h in HELD)]
+    beyond = [name for name in NAMED.findall(text) if name not in HELD]
     assert not beyond or "skipif(not" in text, beyond
