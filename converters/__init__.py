@@ -1,6 +1,6 @@
 """Read and write other formats. Each has its own file or small package.
 
-`READERS` lists the formats that `read` recognises, and `WRITERS` lists the forms to which an
+`READERS` lists the formats that `read` recognizes, and `WRITERS` lists the forms to which an
 adapter can be expanded.
 """
 
@@ -64,7 +64,7 @@ READERS = (
     Reader("nlu", "the VB-LoRA authors' NLU checkpoint", _nlu, "config.json"),
     Reader("algorithm1", "the layout of the paper's Algorithm 1", _algorithm1, None),
 )
-"""The formats that `read` recognises. In the authors' own checkpoints (``nlu``), every module has a
+"""The formats that `read` recognizes. In the authors' own checkpoints (``nlu``), every module has a
 copy of the bank. Without copies, the last two formats have the same keys, and the caller must
 choose."""
 

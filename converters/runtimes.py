@@ -70,7 +70,7 @@ def _heads(adapter: LowRank) -> list[str]:
 
 
 def _known_head(adapter: LowRank) -> str:
-    """Return the classifier's head if vLLM recognises it: one linear layer with a known name."""
+    """Return the classifier's head if vLLM recognizes it: one linear layer with a known name."""
     owners = {name.rpartition(".")[0] for name in _heads(adapter)}
     head = owners.pop() if len(owners) == 1 else ""
     return f"to know heads: {head}" if head in _VLLM_HEADS else ""

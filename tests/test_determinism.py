@@ -23,7 +23,7 @@ AROUND = {
         {"LC_ALL": "C", "PYTHONUTF8": "0", "PYTHONCOERCECLOCALE": "0", "LANG": "C"},
         0o000,
     ),
-    "another time zone, optimised": ({"TZ": "Asia/Kathmandu", "PYTHONOPTIMIZE": "2"}, 0o022),
+    "another time zone, optimized": ({"TZ": "Asia/Kathmandu", "PYTHONOPTIMIZE": "2"}, 0o022),
 }
 
 

@@ -100,7 +100,7 @@ def _entries(
         size, stored, offset = _widened(extra, size, stored, offset)
         if method or stored != size:
             raise ValueError(f"record {name[:80]!r} is compressed")
-        if attributes & _FOLDER or name.endswith("/"):  # PyTorch would read uninitialised memory
+        if attributes & _FOLDER or name.endswith("/"):  # PyTorch would read uninitialized memory
             raise ValueError(f"record {name[:80]!r} is a folder")
         if flags & ~_FLAGS:
             raise ValueError(f"record {name[:80]!r} is encrypted or of an unknown kind")

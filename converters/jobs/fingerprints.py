@@ -1,4 +1,4 @@
-"""Fingerprints, by which a job recognises what it has done: of its task, sources and outputs."""
+"""Fingerprints, by which a job recognizes what it has done: of its task, sources and outputs."""
 
 from __future__ import annotations
 

@@ -129,7 +129,7 @@ def labels(config: Mapping[str, Any]) -> int:
 def trained_labels(adapter: LowRank) -> int | None:
     """Return the number of labels of the adapter's classifier, or None if it has no classifier.
 
-    The head is recognised by its name and shape, because the task type is often missing.
+    The head is recognized by its name and shape, because the task type is often missing.
     """
     counts = {
         tensor.shape[0]

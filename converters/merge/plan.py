@@ -53,7 +53,7 @@ class Plan:
 
     @cached_property
     def size(self) -> int:
-        """Number of bytes to write, as the files are when it is first asked for."""
+        """Number of bytes to write. It is computed from the files when it is first used."""
         copied = sum(os.path.getsize(os.path.join(self.base.path, name)) for name in self.copies)
         written = sum(len(file.header) + file.size for file in self.files)
         return written + copied + sum(map(len, self.texts.values()))
@@ -86,7 +86,7 @@ def plan(
         follow_links: also follow the base's links that lead out of its folder.
 
     Raises:
-        SourceError: the base is quantised or damaged, does not fit the adapters, or already
+        SourceError: the base is quantized or damaged, does not fit the adapters, or already
             contains one of them.
         TargetError: the dtype is unknown; all values of a matrix are too small for it; or there is
             not one weight for each adapter.

@@ -24,7 +24,7 @@ _QUANTISED_TENSORS = re.compile(
     r"\.(qweight|qzeros|g_idx|SCB|weight_scale(_inv)?|scale_weight|weight_packed|W_q"
     r"|weight\.(absmax|quant_map|nested_absmax|quant_state\..*))$"
 )
-_ADVICE = "merge into the base in full precision, then quantise the result"
+_ADVICE = "merge into the base in full precision, then quantize the result"
 _ADAPTER = "adapter_config.json"
 _TIE = "tie_word_embeddings"
 _WITHOUT_HEAD = ("SEQ_CLS", "TOKEN_CLS", "QUESTION_ANS", "FEATURE_EXTRACTION")
@@ -32,10 +32,10 @@ _WITHOUT_HEAD = ("SEQ_CLS", "TOKEN_CLS", "QUESTION_ANS", "FEATURE_EXTRACTION")
 
 
 def require_plain_model(base: Base) -> None:
-    """Refuse a base that is quantised, or whose folder also holds an adapter.
+    """Refuse a base that is quantized, or whose folder also holds an adapter.
 
     Raises:
-        SourceError: the base is quantised, or an adapter was found.
+        SourceError: the base is quantized, or an adapter was found.
     """
     if _ADAPTER in base.side_files:
         raise SourceError(
@@ -44,9 +44,9 @@ def require_plain_model(base: Base) -> None:
             found=_ADAPTER,
             expected="a model without adapters",
         )
-    reason = _quantisation(base)
+    reason = _quantization(base)
     if reason:
-        raise SourceError("the base is quantised", file=base.path, found=reason, advice=_ADVICE)
+        raise SourceError("the base is quantized", file=base.path, found=reason, advice=_ADVICE)
 
 
 def require_float(name: str, weight: Tensor, base: Base) -> None:
@@ -57,7 +57,7 @@ def require_float(name: str, weight: Tensor, base: Base) -> None:
     """
     if weight.dtype not in FLOATS:
         raise SourceError(
-            "the base is quantised" if weight.dtype != "BOOL" else "the tensor is not a weight",
+            "the base is quantized" if weight.dtype != "BOOL" else "the tensor is not a weight",
             file=base.path,
             part=name,
             found=weight.dtype,
@@ -302,7 +302,7 @@ def require_space(output: str, size: int) -> None:
         )
 
 
-def _quantisation(base: Base) -> str | None:
+def _quantization(base: Base) -> str | None:
     for level in _levels(base.config):
         about = level.get("quantization_config") or level.get("compression_config")
         if about:
@@ -315,7 +315,7 @@ def _quantisation(base: Base) -> str | None:
 
 
 def _is_packed(name: str, tensor: Tensor) -> bool:
-    """Return whether a tensor's dtype shows that the base is quantised.
+    """Return whether a tensor's dtype shows that the base is quantized.
 
     All tensors are checked, even those that the adapter does not change, because a model in full
     precision has no 8-bit weights. It may have an 8-bit mask, but a mask is not a weight.

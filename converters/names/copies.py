@@ -3,7 +3,7 @@
 A base may hold a weight under two names (with and without the model's prefix, as ``gamma`` and as
 ``weight``), or both fused and split (``qkv_proj`` beside ``q_proj``, stacked experts beside single
 ones). Which copy is loaded depends on the runtime and its version: transformers 5 uses the first
-name in its own order, combines two forms or raises an error, and initialises what it cannot
+name in its own order, combines two forms or raises an error, and initializes what it cannot
 convert. So a merge that changes one copy may have no effect.
 
 If transformers has built the model, it shows which tensors become one weight. Otherwise, the names

@@ -98,13 +98,13 @@ def test_an_unknown_command_gets_the_list_of_commands(vbfmt):
     assert f"Commands: {', '.join(COMMANDS)}." in vbfmt("zzzzzz").err
 
 
-def test_a_path_before_the_command_is_recognised(vbfmt, packed, checkpoint):
+def test_a_path_before_the_command_is_recognized(vbfmt, packed, checkpoint):
     assert f"Give the command first: vbfmt verify {packed}" in vbfmt(packed, "verify").err
     assert f"as in: vbfmt verify {packed}" in vbfmt(packed).err
     assert f"as in: vbfmt pack {checkpoint}" in vbfmt(checkpoint).err
 
 
-def test_swapped_arguments_are_recognised(vbfmt, tmp_path, packed, checkpoint):
+def test_swapped_arguments_are_recognized(vbfmt, tmp_path, packed, checkpoint):
     swapped = vbfmt("pack", packed, "-o", checkpoint)
     assert (swapped.code, swapped.out) == (2, "")
     assert f"did you mean: vbfmt pack {checkpoint} -o {packed}" in swapped.err

@@ -40,7 +40,7 @@ def test_force_does_not_pack_over_the_checkpoint(vbfmt, tmp_path, trained, name,
         output.symlink_to(trained / name)
     result = vbfmt("pack", trained, "-o", output, "--force")
     assert contents(trained) == before
-    if not link:  # the name of another form of file
+    if not link:  # the ending of another form is wrong usage
         assert (result.code, name.rpartition(".")[2] in result.err) == (2, True)
         return
     assert result.code == 1
@@ -206,7 +206,7 @@ def test_the_size_of_a_folder_is_that_of_the_written_files(vbfmt, tmp_path, pack
     assert result.out.splitlines()[0].endswith(f", {size(written)}")
 
 
-def test_a_larger_output_is_not_called_smaller(vbfmt, packed):
+def test_a_larger_output_is_not_reported_as_smaller(vbfmt, packed):
     out = vbfmt("inspect", packed).out
     assert re.search(r"[1-9][\d.]*× larger than LoRA", out)
     assert "0.3× smaller" not in out

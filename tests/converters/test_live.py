@@ -78,7 +78,7 @@ def test_a_name_that_peft_does_not_accept_is_refused(tmp_path, kind, packed, nam
 
 
 @pytest.mark.parametrize("kind", ["llama"], indirect=True)
-def test_swapped_arguments_are_recognised(tmp_path, kind, packed):
+def test_swapped_arguments_are_recognized(tmp_path, kind, packed):
     with pytest.raises(errors.TargetError, match="not a model.*the model, then the file"):
         peft.load_adapter(packed[0], models.base(kind, str(tmp_path)))
 

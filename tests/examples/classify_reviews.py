@@ -79,7 +79,7 @@ class Job:
 
     Attributes:
         method: one of `METHODS`.
-        seed: of the initialisation, of dropout and of the order of the sentences.
+        seed: of the initialization, of dropout and of the order of the sentences.
         part: what to score on, ``test`` or ``validation``.
         sdist: the source archive with the text.
         folder: where to store the adapter.

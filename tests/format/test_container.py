@@ -18,7 +18,7 @@ def refusal(data):
     return error.value
 
 
-def test_text_mode_transfers_are_recognised():
+def test_text_mode_transfers_are_recognized():
     error = refusal(FILE.replace(b"\r\n", b"\n"))
     assert type(error) is errors.MagicError
     assert "text mode" in error.advice

@@ -31,8 +31,7 @@ class Target(NamedTuple):
         damaged: changes an input, keeping its lengths and checksums right.
         seeds: makes the initial inputs.
         address_space: bytes that one input may add to the address space. Threads reserve much of it
-        and
-            use little.
+            and use little.
     """
 
     run: Callable[[bytes], str]

@@ -34,7 +34,7 @@ REACHED = {
 }
 
 RUNS = {"base": 150, "unilora": 250, "commands": 200, "gguf": 1000}
-"""Fewer where one takes milliseconds."""
+"""Number of inputs for slow targets."""
 
 
 @pytest.mark.parametrize("name", TARGETS)

@@ -29,7 +29,7 @@ def read_all() -> set[str]:
     return read
 
 
-def test_with_all_rules_none_is_read():
+def test_with_all_rules_every_file_is_refused():
     assert not read_all()
 
 
@@ -45,7 +45,7 @@ def test_names(kind, fault, monkeypatch):
 
     monkeypatch.setattr(rules, "broken_names", without)
     monkeypatch.setattr(header, "broken_names", without)
-    # A key twice is against msgpack's rules already.
+    # A repeated key is also refused by the rules for msgpack.
     assert bool(read_all()) is not ((kind, fault) == ("metadata", "appears twice"))
 
 

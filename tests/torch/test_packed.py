@@ -126,7 +126,7 @@ def test_a_packed_adapter_is_loaded_into_a_model(trained, tmp_path):
     assert torch.equal(output(running), base)
 
 
-def test_another_digest_is_refused(trained, tmp_path):
+def test_a_different_digest_is_refused(trained, tmp_path):
     model, make = trained
     save_packed(model, tmp_path / "adapter.vblora")
     with pytest.raises(DigestError):
@@ -135,7 +135,7 @@ def test_another_digest_is_refused(trained, tmp_path):
         save_packed(model, tmp_path / "adapter.vblora")
 
 
-def test_a_warm_start_computes_the_same_and_packs_the_same(trained, tmp_path):
+def test_a_warm_start_gives_the_same_outputs_and_the_same_packed_rows(trained, tmp_path):
     model, make = trained
     save_packed(model, tmp_path / "adapter.vblora")
     warm = make().eval()
@@ -167,7 +167,7 @@ def test_a_warm_start_selects_what_was_packed(k, seed, gap):
     np.testing.assert_allclose(adapter.subvectors(), again.subvectors(), rtol=1e-5, atol=1e-6)
 
 
-def test_a_new_task_on_the_frozen_bank_of_a_packed_file(trained, tmp_path):
+def test_training_a_new_task_on_the_frozen_bank_of_a_packed_file(trained, tmp_path):
     model, make = trained
     save_packed(model, tmp_path / "adapter.vblora")
     bank = VectorBank.from_packed(tmp_path / "adapter.vblora")
@@ -198,7 +198,7 @@ def test_the_first_modules_that_do_not_match_are_named(tmp_path):
     assert repr(other) == before
 
 
-def test_a_head_that_the_model_does_not_have():
+def test_a_head_with_a_different_shape_is_refused():
     model = net()
     inject(model, config(modules_to_save=["classifier"]))
     adapter = to_adapter(model)
@@ -250,7 +250,7 @@ def test_modules_of_other_kinds_are_refused_transposed_weights_accepted():
         torch.testing.assert_close(mine, theirs)
 
 
-def test_a_tensor_that_the_model_does_not_have_at_all():
+def test_a_tensor_that_is_missing_in_the_model_is_refused():
     model = net()
     inject(model, config(modules_to_save=["classifier"]))
     adapter = to_adapter(model)

@@ -3,15 +3,15 @@
 Every test of PEFT (main of August 2026) that runs with ``VBLoRAConfig`` is listed here or in
 `test_peft_counterparts_of_models` and `test_peft_counterparts_of_configs`. The tests that this
 table names are here, in `test_peft_counterparts_of_files` (what is saved and loaded), and in
-`test_peft_counterparts_of_adapters` (merging, switching and taking out). Those of one row are one
-statement that PEFT makes in several files. "No such thing": what PEFT has is not here, and the
-test shows what a user gets instead.
+`test_peft_counterparts_of_adapters` (merging, switching and taking out). Tests of PEFT in one row
+test the same in several files. "No such thing": vbfmt does not have this, and the test shows what a
+user gets instead.
 
 tests/test_vblora.py
-    test_vblora_parameters                    test_shapes_and_the_one_bank
-    test_save_with_topk_weights               test_the_small_file_has_k_indices_and_fewer_weights
-    test_save_load                            test_saved_and_loaded_the_outputs_are_the_same
-    test_resume_training_model_with_…         test_the_small_file_cannot_be_trained_further
+    test_vblora_parameters                    test_shapes_and_a_single_bank
+    test_save_with_topk_weights               test_the_topk_form_has_k_indices_and_fewer_weights
+    test_save_load                            test_outputs_are_the_same_after_saving_and_loading
+    test_resume_training_model_with_…         test_the_topk_form_cannot_be_trained_further
     test_vblora_dtypes                        test_the_output_has_the_bases_dtype
     test_vblora_nb_savable_params_only_…      test_how_many_numbers_are_stored_and_trained
     test_vblora_nb_savable_params_all_logits  test_how_many_numbers_are_stored_and_trained
@@ -20,43 +20,43 @@ tests/test_initialization.py
     test_key_mapping_…_vblora (4)             test_layers_with_other_names_are_refused (no such
                                               thing: ``vbfmt expand --base`` renames)
 tests/test_custom_models.py, tests/testing_common.py (6 models each)
-    test_attributes_parametrized              test_what_a_model_with_an_adapter_can_do
+    test_attributes_parametrized              test_attributes_of_a_model_with_an_adapter
     test_adapter_name                         test_the_adapters_name_is_in_its_parameters_names
     test_save_pretrained                      test_a_checkpoint_is_two_files_with_every_value
     test_save_pretrained_pickle               test_a_pickle_is_not_read (no such thing)
     test_save_pretrained_adapter_name_…       test_only_the_named_adapter_is_saved
-    test_load_model_low_cpu_mem_usage         test_a_model_without_memory_takes_an_adapter
-    test_from_pretrained_config_construction  test_a_checkpoint_says_its_config
-    test_load_multiple_adapters               test_one_checkpoint_under_several_names
+    test_load_model_low_cpu_mem_usage         test_a_model_on_the_meta_device_takes_an_adapter
+    test_from_pretrained_config_construction  test_a_checkpoint_has_its_config
+    test_load_multiple_adapters               test_a_checkpoint_is_loaded_under_several_names
     test_merge_layers                         test_merging_changes_no_output
     test_merge_layers_fp16, test_forward_…    test_half_precision_runs_and_merges
     test_merge_layers_is_idempotent           test_a_second_merge_is_refused (no such thing)
     test_safe_merge                           test_merged_weights_can_be_saved
     test_training_custom_models               test_every_parameter_of_the_adapter_has_a_gradient
-    test_inference_safetensors                test_saved_and_loaded_the_outputs_are_the_same
-    test_peft_model_device_map                test_a_new_adapter_is_where_its_layers_are
-    test_in_features_out_features_exposed     test_a_layer_says_its_sizes
-    test_forward_output_finite                test_the_outputs_are_pefts
+    test_inference_safetensors                test_outputs_are_the_same_after_saving_and_loading
+    test_peft_model_device_map                test_a_new_adapter_is_on_the_device_of_its_layers
+    test_in_features_out_features_exposed     test_a_layer_has_its_sizes
+    test_forward_output_finite                test_the_outputs_equal_pefts
     test_forward_…_no_autocast                test_an_adapter_is_float32 (no such thing)
     test_adapter_dtype_autocast               test_an_adapter_is_float32
-    test_only_params_are_updated              test_training_changes_the_adapter_alone
-    test_save_load_roundtrip                  test_saved_and_loaded_the_outputs_are_the_same
+    test_only_params_are_updated              test_training_changes_only_the_adapter
+    test_save_load_roundtrip                  test_outputs_are_the_same_after_saving_and_loading
     test_parameters_after_loading_model       test_a_checkpoint_is_two_files_with_every_value
-    test_disable_adapters                     test_disabled_is_the_base
+    test_disable_adapters                     test_disabled_gives_the_base
     test_disable_adapters_with_merging        test_a_merged_adapter_cannot_be_disabled
-    test_disable_adapters_exiting_… (2)       test_after_disabled_it_is_as_before
-    test_active_adapter                       test_one_adapter_acts_at_a_time
-    test_delete_adapter                       test_an_adapter_that_is_taken_out_leaves_nothing
-    test_delete_adapter_properly_cleans_…     test_an_adapter_that_is_taken_out_leaves_nothing
-    test_delete_inactive_adapter              test_the_active_adapter_stays_when_another_leaves
-    test_delete_unknown_adapter_raises        test_an_adapter_that_is_not_there
-    test_delete_merged_adapter_… (2)          test_a_merged_adapter_cannot_leave
-    test_adding_multiple_adapters_with_bias…  test_adapters_have_biases_of_their_own
+    test_disable_adapters_exiting_… (2)       test_after_disabled_outputs_are_as_before
+    test_active_adapter                       test_one_adapter_is_active_at_a_time
+    test_delete_adapter                       test_a_removed_adapter_leaves_nothing
+    test_delete_adapter_properly_cleans_…     test_a_removed_adapter_leaves_nothing
+    test_delete_inactive_adapter              test_removing_another_adapter_keeps_the_active_one
+    test_delete_unknown_adapter_raises        test_removing_an_unknown_adapter_is_an_error
+    test_delete_merged_adapter_… (2)          test_a_merged_adapter_cannot_be_removed
+    test_adding_multiple_adapters_with_bias…  test_each_adapter_has_its_own_biases
     test_get_base_model_state_dict            test_the_bases_own_state_dict
-    test_save_load_roundtrip_fsdp_… (3)       test_an_adapters_state_dict_out_of_fsdp
+    test_save_load_roundtrip_fsdp_… (3)       test_an_adapters_state_dict_from_fsdp
     test_disable_adapter_with_bias_warns      skipped by PEFT for VB-LoRA
 tests/test_custom_models.py, TestMultipleActiveAdapters (2 pairs)
-    test_multiple_active_adapters_forward     test_one_adapter_acts_at_a_time (no such thing)
+    test_multiple_active_adapters_forward     test_one_adapter_is_active_at_a_time (no such thing)
     test_multiple_active_adapters_merge_…     test_the_sum_of_two_adapters_is_merged
     test_merge_layers_multi                   test_the_sum_of_two_adapters_is_merged
     test_sequential_merge_matches_batch_…     test_a_second_merge_is_refused (no such thing)
@@ -110,7 +110,7 @@ def case(request):
     return request.param
 
 
-def test_shapes_and_the_one_bank(tmp_path):
+def test_shapes_and_a_single_bank(tmp_path):
     settings = {"target_modules": ["lin0", "lin1", "lin3"], "vector_length": 2, "num_vectors": 10}
     model = made(MLP)
     inject(model, VBLoRAConfig(**settings))
@@ -158,7 +158,7 @@ def test_a_vector_length_that_does_not_divide(layer):
         inject(made(MLP), config)
 
 
-def test_what_a_model_with_an_adapter_can_do(case):
+def test_attributes_of_a_model_with_an_adapter(case):
     model, _ = ours(case)
     assert [each.name for each in layer_status(model)] == [*adapters_of(model).all_layers()]
     assert "push_to_hub" not in dir(model)
@@ -174,7 +174,7 @@ def test_the_adapters_name_is_in_its_parameters_names(case):
     )
 
 
-def test_a_model_without_memory_takes_an_adapter(case):
+def test_a_model_on_the_meta_device_takes_an_adapter(case):
     kind, settings = CUSTOM[case]
     with torch.device("meta"):
         model = kind()
@@ -191,7 +191,7 @@ def test_every_parameter_of_the_adapter_has_a_gradient(case):
         assert (parameter.grad is not None) == (id(parameter) in own), name
 
 
-def test_a_layer_says_its_sizes(case):
+def test_a_layer_has_its_sizes(case):
     model, _ = ours(case)
     for name, layer in adapters_of(model).all_layers().items():
         base = made(CUSTOM[case][0]).get_submodule(name)
@@ -200,7 +200,7 @@ def test_a_layer_says_its_sizes(case):
         assert (layer.out_features, layer.in_features) == expected
 
 
-def test_the_outputs_are_pefts(case, tmp_path):
+def test_the_outputs_equal_pefts(case, tmp_path):
     x = inputs(CUSTOM[case][0])
     model, other = beside(case, tmp_path)
     found = output(model.eval(), x)
@@ -223,7 +223,7 @@ def test_an_adapter_is_float32(case, dtype, tmp_path):
         assert {p.dtype for p in parameters["rest"]} <= {dtype}
 
 
-def test_training_changes_the_adapter_alone(case):
+def test_training_changes_only_the_adapter(case):
     model, x = ours(case)
     before = {name: tensor.clone() for name, tensor in get_base_state_dict(model).items()}
     own = values(model)
@@ -239,7 +239,7 @@ def test_training_changes_the_adapter_alone(case):
 
 
 @pytest.mark.parametrize("bias", ["none", "all", "vblora_only"])
-def test_an_adapters_state_dict_out_of_fsdp(case, bias):
+def test_an_adapters_state_dict_from_fsdp(case, bias):
     import torch.distributed as dist
     from torch.distributed.fsdp import FullyShardedDataParallel
 
@@ -262,7 +262,7 @@ def test_an_adapters_state_dict_out_of_fsdp(case, bias):
     torch.testing.assert_close(output(fresh, x), expected)
 
 
-def test_a_new_adapter_is_where_its_layers_are(case):
+def test_a_new_adapter_is_on_the_device_of_its_layers(case):
     model, _ = ours(case)
     for name, layer in adapters_of(model).all_layers().items():
         assert layer.updates["default"].logits.device == layer.weight.device, name

@@ -49,12 +49,12 @@ def case(request):
 
 
 def copied(model, x):
-    """The output of a copy in a pickle's way, which PEFT takes for saving and loading."""
+    """Return the output of a copy made with pickle, which PEFT uses to test saving and loading."""
     return output(copy.deepcopy(model), x)
 
 
 def two(second, seed=0):
-    """An MLP with two adapters, ``one`` on lin0 and ``two``, and its outputs with each alone."""
+    """Return an MLP with two adapters, ``one`` on lin0 and ``two``, and its outputs with each."""
     model, x = made(MLP).eval(), inputs(MLP)
     torch.manual_seed(seed)
     inject(model, VBLoRAConfig(**A, init_logits_std=1.0), adapter_name="one")
@@ -119,7 +119,7 @@ def test_merged_weights_can_be_saved(case, tmp_path):
         merge_and_unload(other)
 
 
-def test_disabled_is_the_base(case):
+def test_disabled_gives_the_base(case):
     kind, settings = CUSTOM[case]
     model, x = made(kind), inputs(kind)
     expected = output(model, x)
@@ -149,7 +149,7 @@ def test_a_merged_adapter_cannot_be_disabled(case):
         assert torch.equal(output(model, x), output(made(CUSTOM[case][0]), x))
 
 
-def test_after_disabled_it_is_as_before(case):
+def test_after_disabled_outputs_are_as_before(case):
     model, _ = ours(case)
     layers = adapters_of(model).all_layers().values()
     with disabled(model):
@@ -166,7 +166,7 @@ def test_after_disabled_it_is_as_before(case):
     assert {layer.active for layer in layers} == {"default"}
 
 
-def test_one_adapter_acts_at_a_time(case):
+def test_one_adapter_is_active_at_a_time(case):
     kind, settings = CUSTOM[case]
     model = made(kind)
     inject(model, VBLoRAConfig(**settings))
@@ -179,7 +179,7 @@ def test_one_adapter_acts_at_a_time(case):
     assert adapters_of(model).active == "default"
 
 
-def test_an_adapter_that_is_taken_out_leaves_nothing(case):
+def test_a_removed_adapter_leaves_nothing(case):
     kind, settings = CUSTOM[case]
     model, x = made(kind), inputs(kind)
     expected, keys = output(model, x), model.state_dict().keys()
@@ -195,7 +195,7 @@ def test_an_adapter_that_is_taken_out_leaves_nothing(case):
     assert torch.equal(output(model, x), expected)
 
 
-def test_the_active_adapter_stays_when_another_leaves(case):
+def test_removing_another_adapter_keeps_the_active_one(case):
     kind, settings = CUSTOM[case]
     model, x = made(kind), inputs(kind)
     inject(model, VBLoRAConfig(**settings), adapter_name="leaves")
@@ -206,13 +206,13 @@ def test_the_active_adapter_stays_when_another_leaves(case):
     assert torch.equal(output(model, x), expected)
 
 
-def test_an_adapter_that_is_not_there(case):
+def test_removing_an_unknown_adapter_is_an_error(case):
     model, _ = ours(case)
     with pytest.raises(ModelError, match="no such adapter in the model: found unknown"):
         eject(model, "unknown")
 
 
-def test_a_merged_adapter_cannot_leave(case):
+def test_a_merged_adapter_cannot_be_removed(case):
     kind, settings = CUSTOM[case]
     model, x = made(kind), inputs(kind)
     inject(model, VBLoRAConfig(**settings), adapter_name="adapter0")
@@ -229,7 +229,7 @@ def test_a_merged_adapter_cannot_leave(case):
     assert "vblora" not in model._modules
 
 
-def test_adapters_have_biases_of_their_own(case):
+def test_each_adapter_has_its_own_biases(case):
     kind, settings = CUSTOM[case]
     model, x = made(kind), inputs(kind)
     base = output(model, x)
@@ -296,7 +296,7 @@ def test_the_sum_is_what_peft_merges(second, tmp_path):
     torch.testing.assert_close(output(model, x), output(other, x), rtol=1e-5, atol=1e-6)
 
 
-def test_heads_and_biases_have_no_sum():
+def test_heads_and_biases_are_not_summed():
     model = made(MLP)
     inject(model, VBLoRAConfig(**A), adapter_name="plain")
     inject(model, VBLoRAConfig(**A, modules_to_save=["lin3"]), adapter_name="head")

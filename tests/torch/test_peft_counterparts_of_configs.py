@@ -1,20 +1,20 @@
 """PEFT's own tests of configs that run with VBLoRAConfig, rewritten for vbfmt.
 
 tests/test_config.py
-    test_methods, test_to_dict                test_a_config_goes_to_peft_and_comes_back
-    test_save_pretrained                      test_a_config_goes_to_peft_and_comes_back
-    test_from_json_file                       test_a_config_goes_to_peft_and_comes_back
-    test_save_pretrained_with_target_modules  test_a_config_goes_to_peft_and_comes_back
+    test_methods, test_to_dict                test_a_config_round_trips_through_peft
+    test_save_pretrained                      test_a_config_round_trips_through_peft
+    test_from_json_file                       test_a_config_round_trips_through_peft
+    test_save_pretrained_with_target_modules  test_a_config_round_trips_through_peft
     test_valid_task_type                      test_the_tasks_are_pefts
     test_invalid_task_type                    test_a_task_that_peft_does_not_know
-    test_from_peft_type                       test_another_kind_of_adapter
+    test_from_peft_type                       test_a_config_of_another_method_is_refused
     test_from_pretrained (3)                  test_a_hub_name_needs_its_scheme; `test_sources` loads
     test_save_pretrained_with_runtime_config  test_what_peft_adds_to_a_config_is_ignored
-    test_set_attributes                       test_a_config_does_not_change (no such thing)
+    test_set_attributes                       test_a_config_is_immutable (no such thing)
     test_config_copy, …deepcopy, …pickle_…    test_copies_are_equal
     test_from_pretrained_forward_… (2)        test_what_peft_adds_to_a_config_is_ignored
-    test_from_pretrained_sanity_check         test_a_json_of_something_else
-    test_config_layers_to_transform_index_…   test_block_zero_is_a_block
+    test_from_pretrained_sanity_check         test_other_json_is_refused
+    test_config_layers_to_transform_index_…   test_block_0_can_be_selected
     test_peft_version_… (4)                   test_what_peft_adds_to_a_config_is_ignored
 """
 
@@ -42,7 +42,8 @@ SETTINGS = {
 
 @pytest.fixture
 def saved(tmp_path):
-    """A checkpoint, its config as PEFT writes it, and a function that writes another."""
+    """Return a checkpoint, its config as PEFT writes it, and a function that writes a changed
+    config."""
     model = made(MLP)
     inject(model, VBLoRAConfig(**SETTINGS))
     folder = tmp_path / "checkpoint"
@@ -55,7 +56,7 @@ def saved(tmp_path):
     return folder, write
 
 
-def test_a_config_goes_to_peft_and_comes_back(saved):
+def test_a_config_round_trips_through_peft(saved):
     folder, _ = saved
     theirs = peft.VBLoRAConfig.from_pretrained(str(folder))
     for name, value in SETTINGS.items():
@@ -80,7 +81,7 @@ def test_a_task_that_peft_does_not_know():
         VBLoRAConfig(task_type="invalid-task-type")
 
 
-def test_another_kind_of_adapter():
+def test_a_config_of_another_method_is_refused():
     with pytest.raises(ConfigError, match="another kind of adapter.*expected VBLORA"):
         VBLoRAConfig.from_peft(peft.LoraConfig())
 
@@ -98,7 +99,7 @@ def test_what_peft_adds_to_a_config_is_ignored(saved):
     assert adapters_of(load_checkpoint(made(MLP), folder).root).active == "default"
 
 
-def test_a_config_does_not_change():
+def test_a_config_is_immutable():
     config = VBLoRAConfig(**SETTINGS)
     with pytest.raises(dataclasses.FrozenInstanceError):
         config.r = 4
@@ -111,14 +112,14 @@ def test_copies_are_equal():
     assert all(each == config for each in copies)
 
 
-def test_a_json_of_something_else(saved):
+def test_other_json_is_refused(saved):
     folder, _ = saved
     (folder / "adapter_config.json").write_text('{"foo": "bar", "baz": 123}')
     with pytest.raises(ConfigError, match="another kind of adapter.*peft_type.*expected VBLORA"):
         load_checkpoint(made(MLP), folder)
 
 
-def test_block_zero_is_a_block():
+def test_block_0_can_be_selected():
     config = VBLoRAConfig(layers_to_transform=0, layers_pattern="model.layers")
     assert config.block_numbers == {0}
     assert config.layers_pattern == "model.layers"

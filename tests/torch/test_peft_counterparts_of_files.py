@@ -42,7 +42,7 @@ def case(request):
     return request.param
 
 
-def test_the_small_file_has_k_indices_and_fewer_weights(tmp_path):
+def test_the_topk_form_has_k_indices_and_fewer_weights(tmp_path):
     model = made(MLP)
     settings = {"target_modules": ["lin0", "lin3"], "vector_length": 2, "num_vectors": 10}
     inject(model, VBLoRAConfig(**settings, topk=3))
@@ -55,7 +55,7 @@ def test_the_small_file_has_k_indices_and_fewer_weights(tmp_path):
 
 
 @pytest.mark.parametrize("packed", [False, True])
-def test_saved_and_loaded_the_outputs_are_the_same(case, packed, tmp_path):
+def test_outputs_are_the_same_after_saving_and_loading(case, packed, tmp_path):
     model, x = ours(case)
     model(x).sum().backward()
     base = made(CUSTOM[case][0], seed=0)
@@ -70,7 +70,7 @@ def test_saved_and_loaded_the_outputs_are_the_same(case, packed, tmp_path):
     assert not torch.allclose(output(untouched, x), output(model, x), atol=1e-5)
 
 
-def test_the_small_file_cannot_be_trained_further(tmp_path):
+def test_the_topk_form_cannot_be_trained_further(tmp_path):
     model = made(MLP)
     inject(model, VBLoRAConfig(**A))
     save_packed(model, tmp_path / "adapter.vblora")
@@ -85,7 +85,7 @@ def test_the_small_file_cannot_be_trained_further(tmp_path):
 
 
 class Renamed(nn.Module):
-    """An MLP within a model, as when transformers renames a model's parts."""
+    """An MLP inside another module, as when transformers renames parts of a model."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -140,7 +140,7 @@ def test_only_the_named_adapter_is_saved(case, tmp_path):
     assert_equal(values(fresh), values(model, "default"))
 
 
-def test_a_checkpoint_says_its_config(case, tmp_path):
+def test_a_checkpoint_has_its_config(case, tmp_path):
     model, _ = ours(case, r=3, topk=1)
     save_checkpoint(model, tmp_path / "checkpoint")
     config, _ = read(tmp_path / "checkpoint")
@@ -155,7 +155,7 @@ def test_a_checkpoint_says_its_config(case, tmp_path):
     assert (of_peft.r, of_peft.topk, of_peft.inference_mode) == (3, 1, True)
 
 
-def test_one_checkpoint_under_several_names(case, tmp_path):
+def test_a_checkpoint_is_loaded_under_several_names(case, tmp_path):
     model, x = ours(case)
     save_checkpoint(model, tmp_path / "checkpoint")
     fresh = made(CUSTOM[case][0])

@@ -7,34 +7,34 @@ tests/test_decoder_models.py, test_encoder_decoder_models.py, test_feature_extra
 tests/test_seq_classifier.py
     test_prepare_for_training_parametrized    test_a_model_prepared_for_few_bits_is_trained
     test_save_pretrained_selected_adapters    test_every_adapter_has_its_own_folder
-    test_merge_layers                         test_merged_and_saved_it_is_an_ordinary_model
+    test_merge_layers                         test_a_merged_model_is_saved_as_a_plain_model
     test_merge_layers_multi                   test_one_of_two_adapters_is_merged
-    test_merge_layers_nan                     test_an_adapter_of_nan_is_not_merged
+    test_merge_layers_nan                     test_an_adapter_with_nan_is_not_merged
     test_generate, test_generate_pos_args     test_generate
     test_generate_half_prec                   test_generate_in_half_precision
     test_training…                            test_every_parameter_of_the_adapter_has_a_gradient
-    test_training…_gradient_checkpointing     test_checkpointing_reaches_the_same_parameters
-    test_unload_adapter                       test_taken_out_it_is_the_base
-    test_disable_adapter                      test_the_scores_of_the_base_come_back
-    test_passing_input_embeds_works           test_embedded_inputs
+    test_training…_gradient_checkpointing     test_gradients_reach_all_parameters_with_checkpointing
+    test_unload_adapter                       test_eject_restores_the_base
+    test_disable_adapter                      test_disabled_gives_the_scores_of_the_base
+    test_passing_input_embeds_works           test_inputs_may_be_embeddings
     test_lora_conversion                      test_an_expanded_adapter_is_exact
     test_modules_to_save_correctly_set        test_the_head_is_trained
-    test_forward_with_labels                  test_a_loss_of_labels
+    test_forward_with_labels                  test_the_loss_of_labels_is_computed
     test_training…_layer_indexing             skipped by PEFT for VB-LoRA; here `test_injection`
     test_mixed_adapter_batches,
     test_generate_with_mixed_…                skipped by PEFT for VB-LoRA; here `AdapterPool`
     test_weighted_combination_of_adapters     skipped by PEFT for VB-LoRA; here
                                               `test_the_sum_of_two_adapters_is_merged`
-    those of test_custom_models.py            there
+    tests that are in test_custom_models.py   see `test_peft_counterparts`
 tests/test_torch_compile.py
     test_causal_lm_training_trainer_compile   test_compiled_under_the_trainer
     test_causal_lm_training_pytorch_compile   test_compiled_in_a_loop
 tests/regression
-    test_regression.test_vblora_tuning        test_a_file_of_an_older_peft_is_what_it_was
+    test_regression.test_vblora_tuning        test_a_checkpoint_of_an_older_peft_is_read_correctly
     test_state_dict (vblora, vblora_topk)
-      test_load_and_forward                   test_a_file_of_an_older_peft_is_what_it_was
-      test_load_with_different_adapter_name   test_a_file_of_an_older_peft_under_another_name
-      test_save_load_roundtrip                test_a_file_of_an_older_peft_saved_again
+      test_load_and_forward                   test_a_checkpoint_of_an_older_peft_is_read_correctly
+      test_load_with_different_adapter_name   test_a_checkpoint_of_an_older_peft_with_another_name
+      test_save_load_roundtrip                test_a_checkpoint_of_an_older_peft_is_saved_again
 """
 
 from __future__ import annotations
@@ -82,7 +82,7 @@ def kind(request):
 
 @pytest.fixture(params=["decoder", "encoder-decoder"])
 def writer(request):
-    """A kind that generates."""
+    """A kind of model that generates text."""
     return request.param
 
 
@@ -101,7 +101,7 @@ def scores(model, kind):
 
 
 def gradients(model, kind):
-    """The names of the parameters whose gradient is not zero."""
+    """Return the names of the parameters whose gradient is not zero."""
     model.zero_grad()
     (first(model, kind) ** 2).sum().backward()
     return {n for n, p in model.named_parameters() if p.grad is not None and p.grad.abs().sum() > 0}
@@ -141,7 +141,7 @@ def test_every_adapter_has_its_own_folder(kind, tmp_path):
     assert [*load_checkpoint(base_of(kind), tmp_path / "default").adapters] == ["default"]
 
 
-def test_merged_and_saved_it_is_an_ordinary_model(kind, tmp_path):
+def test_a_merged_model_is_saved_as_a_plain_model(kind, tmp_path):
     model = of_kind(kind)
     expected = output(model, kind)
     merge_and_unload(model)
@@ -163,7 +163,7 @@ def test_one_of_two_adapters_is_merged(kind):
     torch.testing.assert_close(output(model, kind), one, rtol=1e-4, atol=1e-5)
 
 
-def test_an_adapter_of_nan_is_not_merged(kind):
+def test_an_adapter_with_nan_is_not_merged(kind):
     for bad in (torch.nan, torch.inf):
         model = of_kind(kind)
         with torch.no_grad():
@@ -193,7 +193,7 @@ def test_every_parameter_of_the_adapter_has_a_gradient(kind):
 
 
 @pytest.mark.parametrize("reentrant", [True, False])
-def test_checkpointing_reaches_the_same_parameters(kind, reentrant):
+def test_gradients_reach_all_parameters_with_checkpointing(kind, reentrant):
     model = of_kind(kind).train()
     plain = gradients(model, kind)
     assert plain
@@ -202,7 +202,7 @@ def test_checkpointing_reaches_the_same_parameters(kind, reentrant):
     assert gradients(model, kind) == plain
 
 
-def test_taken_out_it_is_the_base(kind):
+def test_eject_restores_the_base(kind):
     base = base_of(kind)
     keys, expected = base.state_dict().keys(), output(base, kind)
     inject(base, config_of(kind))
@@ -213,7 +213,7 @@ def test_taken_out_it_is_the_base(kind):
     assert not any(isinstance(module, VBLoRALinear) for module in base.modules())
 
 
-def test_the_scores_of_the_base_come_back(writer):
+def test_disabled_gives_the_scores_of_the_base(writer):
     model = base_of(writer)
     before = scores(model, writer)
     inject(model, config_of(writer))
@@ -224,7 +224,7 @@ def test_the_scores_of_the_base_come_back(writer):
     torch.testing.assert_close(scores(model, writer), with_it)
 
 
-def test_embedded_inputs(kind):
+def test_inputs_may_be_embeddings(kind):
     model = of_kind(kind)
     given = ids_of(kind)
     expected = output(model, kind)
@@ -246,7 +246,7 @@ def test_the_head_is_trained():
     assert adapters_of(model).adapter().stand_ins.names == ["classifier.weight", "classifier.bias"]
 
 
-def test_a_loss_of_labels():
+def test_the_loss_of_labels_is_computed():
     model, labels = of_kind("classifier"), torch.tensor([0, 2])
     with torch.no_grad():
         result = model(**ids_of("classifier"), labels=labels)
@@ -255,7 +255,8 @@ def test_a_loss_of_labels():
 
 
 def trained_and_loaded(model, folder):
-    """What a model says after training, and what a fresh one says with its adapter."""
+    """Return the logits of a trained model, and those of a new one into which its adapter is
+    loaded."""
     save_checkpoint(model, folder)
     fresh = llama().eval()
     load_checkpoint(fresh, folder)
@@ -312,7 +313,7 @@ def logits_of(model):
         return model.eval()(ids).logits
 
 
-def test_a_file_of_an_older_peft_is_what_it_was(tmp_path):
+def test_a_checkpoint_of_an_older_peft_is_read_correctly(tmp_path):
     pytest.importorskip("peft", minversion="0.14")  # 0.13 does not read newer configs
     assert digest(peft_format.read(MINILM)) == DIGEST
     model, packed = load_base(), load_base()
@@ -328,14 +329,14 @@ def test_a_file_of_an_older_peft_is_what_it_was(tmp_path):
     torch.testing.assert_close(logits_of(topk), logits_of(theirs), rtol=0, atol=2e-6)
 
 
-def test_a_file_of_an_older_peft_under_another_name():
+def test_a_checkpoint_of_an_older_peft_with_another_name():
     model, other = load_base(), load_base()
     load_checkpoint(model, MINILM)
     load_checkpoint(other, MINILM, adapter_name="other")
     assert torch.equal(logits_of(model), logits_of(other))
 
 
-def test_a_file_of_an_older_peft_saved_again(tmp_path):
+def test_a_checkpoint_of_an_older_peft_is_saved_again(tmp_path):
     model = load_base()
     load_checkpoint(model, MINILM)
     save_checkpoint(model, tmp_path / "again")

@@ -133,7 +133,7 @@ def test_all_linear_warns_if_it_leaves_out_most_weights():
         MixtralConfig(num_attention_heads=4, num_key_value_heads=2, num_local_experts=8, **sizes)
     )
     if not any(p.ndim == 3 for p in model.parameters()):
-        pytest.skip("this transformers holds each expert in layers of its own")
+        pytest.skip("this version of transformers has separate layers for each expert")
     with pytest.warns(VbfmtWarning, match=r"all-linear leaves out 9\d % of the weights: .*experts"):
         inject(model, config(target_modules="all-linear"))
     model(input_ids=tokens()).logits.sum().backward()

@@ -100,7 +100,7 @@ def test_checkpointing_that_would_draw_again_is_refused(reentrant):
         hidden.sum().backward()
 
 
-def test_terms_that_are_added_to_the_loss():
+def test_entropy_and_usage_can_be_added_to_the_loss():
     model = made("top-k")
     with torch.no_grad():
         for name, parameter in model.named_parameters():

@@ -233,7 +233,7 @@ def _run(
             f"no named adapter in {from_store} has the base model {base_is}; "
             "vbfmt store list shows them"
         )
-    _summarise(counts, as_json=as_json)
+    _summarize(counts, as_json=as_json)
     failure.print_each(damaged)
     if damaged or set(counts) - {"done", "present"}:
         ctx.exit(1)
@@ -288,7 +288,7 @@ def _show(outcome: Outcome, names: Mapping[str, str] = {}, *, as_json: bool) -> 
         show.say_always(f"{source}: {outcome.status.upper()}, {outcome.message}")
 
 
-def _summarise(counts: dict[str, int], *, as_json: bool) -> None:
+def _summarize(counts: dict[str, int], *, as_json: bool) -> None:
     if as_json:
         return
     order = ("done", "present", "different", "failed")

@@ -31,7 +31,7 @@ if TYPE_CHECKING:
 @click.argument("source", metavar="SRC", type=args.PATH)
 @args.output_option("a packed file (.vblora)", ".vblora", stream=True)
 @args.TOPK
-@click.option("--layout", type=args.LAYOUT, help="The layout of SRC, if it cannot be recognised.")
+@click.option("--layout", type=args.LAYOUT, help="The layout of SRC, if it cannot be recognized.")
 @click.option(
     "--base", type=args.PATH, help="For Uni-LoRA with only a seed: the base model's folder."
 )

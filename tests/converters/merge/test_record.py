@@ -26,7 +26,7 @@ from vbfmt.converters.merge import record
         ('{"files": ["./other"]}', None),
     ],
 )
-def test_files_that_a_record_does_not_name_are_not_removed(tmp_path, content, words):
+def test_a_file_that_a_record_does_not_name_is_found(tmp_path, content, words):
     (tmp_path / "other").touch()
     if content is not None:
         (tmp_path / record.NAME).write_text(content)

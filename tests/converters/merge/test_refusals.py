@@ -47,7 +47,7 @@ def change_index(folder, change):
 def test_a_base_that_is_quantized_by_its_config(tmp_path, method):
     config = {"quantization_config": {"quant_method": method}}
     folder = save_base(tmp_path / "base", weights_of(), config=config)
-    refused(folder, ["quantised", method, "full precision"])
+    refused(folder, ["quantized", method, "full precision"])
 
 
 @pytest.mark.parametrize(
@@ -64,19 +64,19 @@ def test_a_base_that_is_quantized_by_its_config(tmp_path, method):
 )
 def test_a_base_that_is_quantized_by_its_tensors(tmp_path, name):
     tensors = weights_of() | {f"model.layers.0.q.{name}": tensor_of(np.ones(4))}
-    refused(save_base(tmp_path / "base", tensors), ["quantised", name])
+    refused(save_base(tmp_path / "base", tensors), ["quantized", name])
 
 
 def test_a_base_in_fp8(tmp_path):
     tensors = weights_of(dtype="F8_E4M3")
-    refused(save_base(tmp_path / "base", tensors), ["quantised", "F8_E4M3", "layers.0"])
+    refused(save_base(tmp_path / "base", tensors), ["quantized", "F8_E4M3", "layers.0"])
 
 
 @pytest.mark.parametrize("dtype", ["F8_E4M3", "F8_E5M2", "I8", "U8"])
 def test_a_base_with_other_weights_in_8_bits(tmp_path, dtype):
     """Weights that the adapter does not change were not checked."""
     tensors = weights_of() | {"model.layers.0.up.weight": tensor_of(np.ones((4, 4)), dtype)}
-    refused(save_base(tmp_path / "base", tensors), ["quantised", "layers.0.up.weight", dtype])
+    refused(save_base(tmp_path / "base", tensors), ["quantized", "layers.0.up.weight", dtype])
 
 
 def test_a_mask_in_8_bits_is_accepted(tmp_path):
@@ -340,7 +340,7 @@ def test_an_integer_weight(tmp_path):
     name = "model.layers.0.q.weight"
     integers = vbfmt.Tensor.of(np.ones(weights_of()[name].shape, np.int8))
     folder = save_base(tmp_path / "base", {**weights_of(), name: integers})
-    refused(folder, ["the base is quantised", name, "I8"])
+    refused(folder, ["the base is quantized", name, "I8"])
     booleans = vbfmt.Tensor.of(np.ones(weights_of()[name].shape, np.bool_))
     folder = save_base(tmp_path / "other", {**weights_of(), name: booleans})
     refused(folder, ["the tensor is not a weight", name])

@@ -28,7 +28,7 @@ class Job:
     Attributes:
         method: one of `METHODS`.
         kinds: the kind of sentences; all of them where their adapters train together.
-        seed: of the initialisation, of dropout and of the order of the sentences.
+        seed: of the initialization, of dropout and of the order of the sentences.
         part: what to score on, ``test`` or ``validation``.
         folder: where the source archive, the results and banks are.
     """
