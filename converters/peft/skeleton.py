@@ -132,7 +132,7 @@ def _without_patterns(settings: Mapping[str, Any], names: list[str]) -> dict[str
             raise SourceError("no module of the base is a target", part=key, found=pattern)
         if others:
             raise SourceError(
-                "a regular expression that no list of names can replace",
+                "the regular expression cannot be replaced by a list of names",
                 part=key,
                 found=f"{pattern!r} does not match {others[0]}",
                 advice="name the modules in a list in adapter_config.json",
@@ -141,9 +141,7 @@ def _without_patterns(settings: Mapping[str, Any], names: list[str]) -> dict[str
     patterns = settings.get("layers_pattern") or []
     for pattern in [patterns] if isinstance(patterns, str) else patterns:
         if not isinstance(pattern, str) or not _PLAIN.fullmatch(pattern):
-            raise SourceError(
-                "not a plain name of a list of layers", part="layers_pattern", found=str(pattern)
-            )
+            raise SourceError("not a plain module name", part="layers_pattern", found=str(pattern))
     return plain
 
 

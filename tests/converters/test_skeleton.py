@@ -88,7 +88,7 @@ def test_a_plain_name_of_a_list_of_layers_is_kept(patterns):
 @pytest.mark.parametrize("patterns", ["(a+)+", ["layers", "a*"], [3]])
 def test_a_pattern_of_a_list_of_layers_is_refused(patterns):
     """PEFT puts it into a regular expression of its own."""
-    with pytest.raises(errors.SourceError, match="not a plain name of a list of layers"):
+    with pytest.raises(errors.SourceError, match="not a plain module name"):
         skeleton._without_patterns({"layers_pattern": patterns}, NAMES)
 
 

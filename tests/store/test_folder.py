@@ -82,5 +82,5 @@ def test_waiting_for_another_process_is_logged(folder, tmp_path, caplog):
         assert bytes(folder.content(KEY)) == b"content"
     work.join()
     assert bytes(folder.content(KEY)) == b"new"
-    assert caplog.messages == ["waiting for another process's change of the store"]
+    assert caplog.messages == ["waiting for another process that is changing the store"]
     assert caplog.records[0].name.startswith("vbfmt.store")

@@ -278,7 +278,7 @@ def test_rows_are_released_after_the_pass(model):
 
 
 @pytest.mark.parametrize("where", ["composition", "update", "config"])
-def test_k_can_be_changed_only_in_the_config(model, where):
+def test_k_cannot_be_changed_after_injection(model, where):
     adapter = adapters_of(model).adapter()
     with pytest.raises((AttributeError, dataclasses.FrozenInstanceError)):
         if where == "composition":
@@ -295,7 +295,7 @@ def test_autocast_composes_in_float32(model):
     expected = nn.functional.cross_entropy(model(x), y)
     with torch.autocast("cpu", torch.bfloat16):
         loss = nn.functional.cross_entropy(model(x), y)
-        loss.backward()  # some call it inside
+        loss.backward()  # some users call it inside the block
     torch.testing.assert_close(loss, expected, rtol=2**-7, atol=2**-7)
     assert all(p.grad.dtype == torch.float32 for p in model.parameters() if p.requires_grad)
     found = gradients(model)

@@ -221,7 +221,7 @@ def _wait_for_lock(file: int) -> None:
         try:
             fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError:
-            _logger.info("waiting for another process's change of the store")
+            _logger.info("waiting for another process that is changing the store")
             fcntl.flock(file, fcntl.LOCK_EX)
 
 

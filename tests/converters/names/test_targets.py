@@ -36,7 +36,7 @@ def test_shared_experts_are_targeted_as_parameters_and_routed_ones_as_modules():
     [
         names("self_attn.q_proj", "mlp.gate_proj", "mlp.up_proj"),
         names("mlp.down_proj"),
-        # other layers of another tower are no gap
+        # More layers in another tower do not mean that layers are missing in this one.
         [*names("mlp.up_proj"), *names("q_proj", layers=range(5), stack="vision.layers")],
     ],
 )

@@ -60,7 +60,8 @@ def load_upper_half() -> PreTrainedModel:
 
 
 def prepared_split(kind: str, sdist: Path, folder: Path) -> Split:
-    """Return the parts of one kind with the output of the lower blocks, from its file if any."""
+    """Return the three parts of one kind, with the output of the lower blocks. Read it from a file
+    if there is one."""
     split = split_of(kind, sdist)
     path = folder / f"lower-half-{kind}.pt"
     if not path.exists():
