@@ -39,6 +39,11 @@ class VbfmtError(Exception):
     kind: ClassVar[str] = "error"
     _before_file: ClassVar[str] = " in "
 
+    def __init_subclass__(cls, *, kind: str | None = None) -> None:
+        """Set the class's `kind`. Without one, it has the kind of its base."""
+        super().__init_subclass__()
+        cls.kind = cls.kind if kind is None else kind
+
     def __init__(
         self,
         what: str,
@@ -144,123 +149,87 @@ class _BadValueError(VbfmtError, ValueError):
     """An error that is also a ValueError."""
 
 
-class MagicError(_BadValueError):
+class MagicError(_BadValueError, kind="magic"):
     """The file does not begin like a packed file."""
 
-    kind = "magic"
 
-
-class VersionError(_BadValueError):
+class VersionError(_BadValueError, kind="version"):
     """The file has a major version that this library does not read."""
 
-    kind = "version"
 
-
-class FeatureError(_BadValueError):
+class FeatureError(_BadValueError, kind="feature"):
     """The file requires a feature that this library does not know."""
 
-    kind = "feature"
 
-
-class LengthError(_BadValueError):
+class LengthError(_BadValueError, kind="length"):
     """The file is truncated or extended."""
 
-    kind = "length"
 
-
-class ChecksumError(_BadValueError):
+class ChecksumError(_BadValueError, kind="checksum"):
     """The file is damaged: bytes do not match their checksum."""
 
-    kind = "checksum"
 
-
-class BankError(VbfmtError, FileNotFoundError):
+class BankError(VbfmtError, FileNotFoundError, kind="bank"):
     """An external vector bank was not found."""
 
-    kind = "bank"
 
-
-class StoreError(_BadValueError):
+class StoreError(_BadValueError, kind="store"):
     """A store, a name or a digest is not valid."""
 
-    kind = "store"
 
-
-class UnknownError(VbfmtError, LookupError):
+class UnknownError(VbfmtError, LookupError, kind="unknown"):
     """A store has no adapter with that name or digest."""
 
-    kind = "unknown"
 
-
-class ConflictError(VbfmtError):
+class ConflictError(VbfmtError, kind="conflict"):
     """A name in a store is taken, or another process has changed it meanwhile."""
 
-    kind = "conflict"
 
-
-class DigestError(_BadValueError):
+class DigestError(_BadValueError, kind="digest"):
     """The file's digest is not the one that the caller trusts."""
 
-    kind = "digest"
 
-
-class HeaderError(_BadValueError):
+class HeaderError(_BadValueError, kind="header"):
     """The header is not the canonical msgpack map that the specification requires."""
 
-    kind = "header"
 
-
-class LayoutError(_BadValueError):
+class LayoutError(_BadValueError, kind="layout"):
     """Sections overlap, leave gaps or are misaligned, or padding is not zero."""
 
-    kind = "layout"
 
-
-class ContentError(_BadValueError):
+class ContentError(_BadValueError, kind="content"):
     """A value breaks a rule of the format, such as an index outside the bank."""
 
-    kind = "content"
 
-
-class SourceError(_BadValueError):
+class SourceError(_BadValueError, kind="source"):
     """A foreign checkpoint cannot be read as a VB-LoRA adapter."""
 
-    kind = "source"
 
-
-class TargetError(_BadValueError):
+class TargetError(_BadValueError, kind="target"):
     """The adapter cannot be written in the requested form."""
 
-    kind = "target"
 
-
-class ConfigError(_BadValueError):
+class ConfigError(_BadValueError, kind="config"):
     """A setting is not valid, or contradicts another one."""
 
-    kind = "config"
 
-
-class ModelError(_BadValueError):
+class ModelError(_BadValueError, kind="model"):
     """The adapter and the model do not fit each other."""
 
-    kind = "model"
 
-
-class MissingSourceError(SourceError, FileNotFoundError):
+class MissingSourceError(SourceError, FileNotFoundError, kind="missing"):
     """The checkpoint, model or repository to read does not exist."""
 
-    kind = "missing"
     _before_file = ": "
 
 
-class MissingExtraError(VbfmtError, ImportError):
+class MissingExtraError(VbfmtError, ImportError, kind="extra"):
     """A package is not installed. One of vbfmt's extras installs it.
 
     Attributes:
         extra: the extra to install.
     """
 
-    kind = "extra"
     extra: str | None = None
 
     @classmethod
@@ -273,10 +242,9 @@ class MissingExtraError(VbfmtError, ImportError):
         return error
 
 
-class StorageError(VbfmtError, OSError):
+class StorageError(VbfmtError, OSError, kind="storage"):
     """The operating system refused to read or write. It has the attributes of an OSError."""
 
-    kind = "storage"
     _before_file = " "
 
     def __init__(self, what: str, *, errno: int | None = None, **fields: Any) -> None:
@@ -304,16 +272,13 @@ class StorageError(VbfmtError, OSError):
         return [_cut(self.found[:1].lower() + self.found[1:])]
 
 
-class MissingFileError(StorageError, FileNotFoundError):
+class MissingFileError(StorageError, FileNotFoundError, kind="no-file"):
     """A file to read, or a folder to write to, does not exist."""
 
-    kind = "no-file"
 
-
-class OutputExistsError(VbfmtError, FileExistsError):
+class OutputExistsError(VbfmtError, FileExistsError, kind="exists"):
     """The output exists already, and `overwrite` is not set."""
 
-    kind = "exists"
     _before_file = ": "
 
     @property

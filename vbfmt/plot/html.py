@@ -9,37 +9,21 @@ from __future__ import annotations
 import html
 import json
 import re
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
 from importlib.resources import files
-from typing import Any
 
 _POLICY = "default-src 'none'; style-src 'unsafe-inline'; script-src 'unsafe-inline'; img-src data:"
 
 
-@dataclass(frozen=True)
-class Panel:
-    """A figure of the page.
+def page(
+    title: str, heading: str, figures: Sequence[str], hovers: Mapping[str, Sequence[object]]
+) -> str:
+    """Return the page as text.
 
-    Attributes:
-        name: a name in `FIGURES`.
-        title, caption: as in `Drawn`.
-        svg: the picture as an SVG document.
-        hovers: results of `hover.as_json`.
-        wide: whether it has the whole width of the page.
+    Args:
+        figures: results of `figure`.
+        hovers: name of a figure → results of `as_json`.
     """
-
-    name: str
-    title: str
-    caption: str
-    svg: str
-    hovers: Sequence[dict[str, Any]]
-    wide: bool
-
-
-def page(title: str, heading: str, panels: Sequence[Panel]) -> str:
-    """Return the page as text."""
-    data = {panel.name: panel.hovers for panel in panels}
     return f"""<!DOCTYPE html>
 <html lang="en">
 <head>
@@ -54,11 +38,11 @@ def page(title: str, heading: str, panels: Sequence[Panel]) -> str:
 <body>
 <header><h1>{html.escape(title)}</h1><p>{html.escape(heading)}</p></header>
 <main>
-{"".join(_figure(panel) for panel in panels)}</main>
+{"".join(figures)}</main>
 <footer>Point at a picture for its values. A vector is named by its index in the bank.
 Drawn by vbfmt.</footer>
 <div id="value" role="status" hidden></div>
-<script type="application/json" id="data">{_script_safe(data)}</script>
+<script type="application/json" id="data">{_script_safe(hovers)}</script>
 <script>
 {_asset("page.js")}</script>
 </body>
@@ -66,23 +50,31 @@ Drawn by vbfmt.</footer>
 """
 
 
-def _figure(panel: Panel) -> str:
-    label = html.escape(f"{panel.title}: {panel.caption}")
+def figure(name: str, label: str, svg: str, *, wide: bool) -> str:
+    """Return a figure of a page as HTML.
+
+    Args:
+        name: a name in `FIGURES`.
+        label: the figure in words, for readers who cannot see it.
+        svg: the picture as an SVG document.
+        wide: whether it has the whole width of the page.
+    """
     return (
-        f'<figure id="{panel.name}"{" class=wide" if panel.wide else ""}>\n'
-        f'<div class="picture" role="img" aria-label="{label}">\n{_inline(panel)}</div>\n'
+        f'<figure id="{name}"{" class=wide" if wide else ""}>\n'
+        f'<div class="picture" role="img" aria-label="{html.escape(label)}">\n'
+        f"{_inline(svg, name)}</div>\n"
         "</figure>\n"
     )
 
 
-def _inline(panel: Panel) -> str:
-    """Return the SVG for use in a page: without prologue and size, and with unique ids."""
-    svg = panel.svg[panel.svg.index("<svg") :]
+def _inline(svg: str, name: str) -> str:
+    """Return an SVG for use in a page: without prologue and size, and with unique ids."""
+    svg = svg[svg.index("<svg") :]
     svg = re.sub(r'(<svg[^>]*?) width="[^"]*"', r"\1", svg, count=1)
     svg = re.sub(r'(<svg[^>]*?) height="[^"]*"', r"\1", svg, count=1)
-    svg = re.sub(r'\bid="', f'id="{panel.name}-', svg)
-    svg = re.sub(r'(xlink:href|href)="#', rf'\1="#{panel.name}-', svg)
-    return re.sub(r"url\(#", f"url(#{panel.name}-", svg)
+    svg = re.sub(r'\bid="', f'id="{name}-', svg)
+    svg = re.sub(r'(xlink:href|href)="#', rf'\1="#{name}-', svg)
+    return re.sub(r"url\(#", f"url(#{name}-", svg)
 
 
 def _script_safe(data: object) -> str:

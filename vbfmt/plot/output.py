@@ -132,19 +132,16 @@ def _layout() -> ConstrainedLayoutEngine:
 
 
 def _html(scene: Scene, figures: Sequence[str], after_each: Callable[[], None]) -> bytes:
-    panels = []
+    parts, hovers = [], {}
     for name in figures:
-        panels.append(_panel(scene, name))
+        figure, drawn = _alone(scene, name)
+        svg = _save(figure, "svg").decode()
+        label = f"{drawn.title}: {drawn.caption}"
+        parts.append(html.figure(name, label, svg, wide=FIGURES[name].wide))
+        hovers[name] = [as_json(hover, figure) for hover in drawn.hovers]
         after_each()
     title = shortened(os.path.basename(scene.name), 120)
-    return html.page(title, scene.heading(), panels).encode()
-
-
-def _panel(scene: Scene, name: str) -> html.Panel:
-    figure, drawn = _alone(scene, name)
-    svg = _save(figure, "svg").decode()
-    hovers: list[dict[str, Any]] = [as_json(hover, figure) for hover in drawn.hovers]
-    return html.Panel(name, drawn.title, drawn.caption, svg, hovers, FIGURES[name].wide)
+    return html.page(title, scene.heading(), parts, hovers).encode()
 
 
 def _save(figure: Figure, kind: str) -> bytes:
