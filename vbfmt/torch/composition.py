@@ -154,24 +154,20 @@ class Composition:
     every position.
 
     Attributes:
+        bank: the vector bank.
         training_passes: number of passes with gradients that have begun, for schedules.
     """
 
     def __init__(
         self, bank: VectorBank, topk: int, selection: Callable[..., Any] | None = None
     ) -> None:
-        self._bank = (bank,)  # in a tuple, so that no module registers it
+        self.bank = bank
         self._topk = topk
         self._selection = selection
         self.training_passes = 0
         self.layers: list[HasLogits] = []
         self._slots: list[Slot] = []
-        self._forget_passes()
-
-    @property
-    def bank(self) -> VectorBank:
-        """The vector bank."""
-        return self._bank[0]
+        self._mine = _PassOfThread()
 
     @property
     def topk(self) -> int:
@@ -268,20 +264,7 @@ class Composition:
             return False
         if not found.recording and torch.is_grad_enabled():
             return True
-        return (
-            logits._version != versions[position] or self._bank[0].weight._version != versions[-1]
-        )
-
-    def _forget_passes(self) -> None:
-        self._mine = _PassOfThread()
-
-    def __getstate__(self) -> dict[str, Any]:
-        """Leave the state of passes out of copies and pickles."""
-        return {name: value for name, value in self.__dict__.items() if name != "_mine"}
-
-    def __setstate__(self, state: dict[str, Any]) -> None:
-        self.__dict__.update(state)
-        self._forget_passes()
+        return logits._version != versions[position] or self.bank.weight._version != versions[-1]
 
 
 @dataclass(eq=False)
@@ -333,6 +316,10 @@ class _PassOfThread(threading.local):
     """The pass that this thread is in."""
 
     current: Pass | None = None
+
+    def __reduce__(self) -> tuple[type[_PassOfThread], tuple[()]]:
+        """Leave the pass out of copies and pickles."""
+        return _PassOfThread, ()
 
 
 def _backward_pass() -> int:
