@@ -11,7 +11,7 @@ import torch._dynamo.utils
 from torch import nn
 
 from tests.torch.models import Net, batch, config, net
-from vbfmt.errors import VbfmtWarning
+from vbfmt.errors import ModelError, VbfmtWarning
 from vbfmt.torch import (
     adapters_of,
     disabled,
@@ -134,3 +134,35 @@ def test_trainable_parameters_outside_the_adapter_are_named(tmp_path):
         )
         assert all("modules_to_save" in each for each in found)
     assert adapters_of(model).active == "second"
+
+
+class Shared(nn.Module):
+    """It calls one module under two names."""
+
+    def __init__(self):
+        super().__init__()
+        self.first = nn.Linear(8, 8)
+        self.again = nn.ModuleList([self.first])
+        self.last = nn.Linear(8, 8)
+
+    def forward(self, x):
+        return self.last(self.again[0](self.first(x)))
+
+
+def test_a_module_with_two_names_is_pointed_out_and_not_merged(tmp_path):
+    settings = config(target_modules=["first", "last"])
+    model = Shared()
+    with pytest.warns(VbfmtWarning, match="first: the model has the same module as again.0, too"):
+        inject(model, settings)
+    save_packed(model, tmp_path / "x.vblora")
+    weight = model.first.weight.clone()
+    with pytest.raises(ModelError, match="first: found the same module as again.0.*merging would"):
+        merge(model)
+    assert torch.equal(model.first.weight, weight)
+    with pytest.warns(VbfmtWarning, match="has no effect"):
+        load_packed(Shared().eval(), tmp_path / "x.vblora")
+    apart = Shared()
+    apart.again[0] = copy.deepcopy(apart.first)
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        inject(apart, settings)

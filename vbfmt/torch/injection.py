@@ -27,6 +27,7 @@ from vbfmt.torch.preconditions import require_can_add
 from vbfmt.torch.pretrained import adopt, release
 from vbfmt.torch.stand_ins import StandIns
 from vbfmt.torch.state_dict import order_state_dicts
+from vbfmt.torch.training_warnings import warn_of_shared_layers
 from vbfmt.torch.wrapped import real_name, submodule
 
 
@@ -147,6 +148,7 @@ def install(model: nn.Module, name: str, adapter: AttachedAdapter) -> VBLoRA:
     adapters.train(model.training)
     adapters.activate(name)
     adapters.train_only(name)
+    warn_of_shared_layers(adapters, name)
     return adapters
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import sys
+from collections.abc import Mapping
 from math import gcd
 from typing import Any, cast
 
@@ -191,3 +192,19 @@ def require_divisible(name: str, in_features: int, out_features: int, b: int) ->
             found=f"b = {b}, {in_features} → {out_features}",
             expected=f"a divisor of {gcd(in_features, out_features)}",
         )
+
+
+def called_elsewhere(root: nn.Module, layers: Mapping[str, VBLoRALinear]) -> dict[str, str]:
+    """Return the layers whose base layer is also in the model by itself.
+
+    Returns:
+        The layer's name → another name of its base layer.
+    """
+    names = {id(layer.base_layer): name for name, layer in layers.items()}
+    return {
+        names[id(child)]: f"{path}.{leaf}" if path else leaf
+        for path, parent in root.named_modules()
+        if not isinstance(parent, VBLoRALinear)
+        for leaf, child in parent._modules.items()
+        if id(child) in names
+    }

@@ -14,7 +14,7 @@ from vbfmt.errors import ModelError
 from vbfmt.torch.adapters import VBLoRA, adapters_of
 from vbfmt.torch.admixture import LowRankUpdate
 from vbfmt.torch.injection import eject
-from vbfmt.torch.linear import VBLoRALinear
+from vbfmt.torch.linear import VBLoRALinear, called_elsewhere
 from vbfmt.torch.preconditions import require_in_memory
 from vbfmt.torch.sharding import require_local
 from vbfmt.torch.stand_ins import tensor_of
@@ -48,7 +48,8 @@ def merge(model: nn.Module, adapter_names: AdapterNames = None) -> None:
     Raises:
         ModelError: no adapter is active; there is no such adapter; an inactive adapter has heads or
             biases; an adapter is merged already; a weight is quantized, parametrized or offloaded;
-            or the sum is not finite or too small for the weight's dtype. Nothing is changed then.
+            the model also has an adapted module under another name, without the adapter; or the sum
+            is not finite or too small for the weight's dtype. Nothing is changed then.
     """
     adapters = adapters_of(model)
     factors = _factors(adapters, adapter_names)
@@ -62,6 +63,7 @@ def merge(model: nn.Module, adapter_names: AdapterNames = None) -> None:
     layers = {name: layer for each in factors for name, layer in adapters.layers(each).items()}
     require_in_memory(adapters.root, layers)
     require_local("merge", {name: layer.weight for name, layer in layers.items()})
+    _require_called_once(adapters.root, layers)
     for each in factors:
         warn_of_layers_never_called(adapters, each)
     merged: list[tuple[VBLoRALinear, Tensor]] = []
@@ -158,6 +160,18 @@ def unmerge(model: nn.Module) -> None:
             layer.base_layer.weight = before
             layer.before_merge = None
     adapters.merged_names = ()
+
+
+def _require_called_once(root: nn.Module, layers: Mapping[str, VBLoRALinear]) -> None:
+    """Refuse a layer whose weight the model also uses without the adapter."""
+    for name, other in called_elsewhere(root, layers).items():
+        raise ModelError(
+            "the model has the same module under another name, without the adapter",
+            part=name,
+            found=f"the same module as {other}",
+            expected="a module of its own; merging would change both",
+            advice="make them different modules",
+        )
 
 
 def _require_plain(name: str, layer: VBLoRALinear) -> None:

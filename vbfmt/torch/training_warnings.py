@@ -6,6 +6,7 @@ import sys
 
 from vbfmt.errors import few, warn
 from vbfmt.torch.adapters import VBLoRA
+from vbfmt.torch.linear import called_elsewhere
 
 
 def warn_of_layers_never_called(adapters: VBLoRA, name: str | None) -> None:
@@ -23,6 +24,18 @@ def warn_of_layers_never_called(adapters: VBLoRA, name: str | None) -> None:
         warn(
             f"{few(dead)}: these layers were never called, so the adapter has no effect there; "
             f"add them to exclude_modules"
+        )
+
+
+def warn_of_shared_layers(adapters: VBLoRA, name: str) -> None:
+    """Warn about adapted layers that the model also calls under other names.
+
+    As in PEFT, calls under the other names do not use the adapter.
+    """
+    for key, other in called_elsewhere(adapters.root, adapters.layers(name)).items():
+        warn(
+            f"{key}: the model has the same module as {other}, too, where the adapter has no "
+            f"effect; make them different modules, or add {key} to exclude_modules"
         )
 
 
