@@ -161,8 +161,15 @@ def weighted(
             found=f"{', '.join(map(str, chosen)) or 'none'} for {len(adapters)} adapters",
             expected="one finite number for each",
         )
-    if len(adapters) > 1 and len({packed.digest(adapter) for adapter in adapters}) < len(adapters):
-        raise TargetError("an adapter is given twice", advice="give it once, with `weights`")
+    seen: dict[str, int] = {}
+    for number, adapter in enumerate(adapters if len(adapters) > 1 else (), 1):
+        first = seen.setdefault(packed.digest(adapter), number)
+        if first != number:
+            raise TargetError(
+                "an adapter is given twice",
+                found=f"the same content in adapters {first} and {number} of {len(adapters)}",
+                advice="give it once, with `weights`",
+            )
     return Sum(tuple(zip(adapters, chosen, strict=True)), drop_extras)
 
 

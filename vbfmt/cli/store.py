@@ -255,7 +255,12 @@ def remove(store: str, names: tuple[str, ...], as_json: bool) -> None:
 
 @command.command("gc", examples=("vbfmt store gc adapters",))
 @_STORE
-@click.option("--grace", type=float, default=24.0, help="Grace period in hours; default: 24.")
+@click.option(
+    "--grace",
+    type=float,
+    default=24.0,
+    help="Grace period in hours; default: 24. With 0, use it only while nobody else uses STORE.",
+)
 @args.JSON
 def gc(store: str, grace: float, as_json: bool) -> None:
     """Remove what nothing has needed for the grace period.

@@ -112,5 +112,7 @@ def test_an_unnamed_base_is_not_a_model_named_none():
 
 
 def test_a_repeated_adapter_is_refused_by_expand_and_merge():
-    with pytest.raises(errors.TargetError, match="given twice"):
+    with pytest.raises(
+        errors.TargetError, match="given twice: found the same content in adapters 1 and 2"
+    ):
         combine.weighted([adapter_of(), adapter_of()], [1, 2])
