@@ -95,12 +95,8 @@ def _others(adapter: LowRank) -> str:
     return few(_heads(adapter))
 
 
-def _in_layers(name: str) -> bool:
-    return ".layers." in f".{name}"
-
-
 def _outside_layers_and_ends(adapter: LowRank) -> str:
-    names = [module.name for module in adapter.modules if not _in_layers(module.name)]
+    names = [m.name for m in adapter.modules if ".layers." not in f".{m.name}"]
     return few([name for name in names if not name.endswith(("embed_tokens", "lm_head"))])
 
 

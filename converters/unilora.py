@@ -95,8 +95,10 @@ def _adapter(checkpoint: Checkpoint, topk: int | None, base: PathLike | None) ->
     adapter = Adapter.from_rows(
         (theta * scales)[:, None],
         {
-            _module(name, pair, fan_in_fan_out): _rows(pair, len(theta))
-            for name, pair in indices.items()
+            Module(name, a.shape[1], b.shape[0], a.shape[0], fan_in_fan_out): _rows(
+                a, b, len(theta)
+            )
+            for name, (a, b) in indices.items()
         },
         tensors={inner: owned(tensors[key]) for inner, key in trained.items()},
         base_model=name,
@@ -295,13 +297,7 @@ def _require_rank(config: Mapping[str, Any], indices: Mapping[str, Pair]) -> Non
             raise SourceError("ranks disagree", part=name, found=len(a), expected=f"r = {rank}")
 
 
-def _module(name: str, pair: Pair, fan_in_fan_out: bool) -> Module:
-    a, b = pair
-    return Module(name, a.shape[1], b.shape[0], a.shape[0], fan_in_fan_out)
-
-
-def _rows(pair: Pair, length: int) -> Rows:
-    a, b = pair
+def _rows(a: NDArray[Any], b: NDArray[Any], length: int) -> Rows:
     flat = np.concatenate([a.reshape(-1), b.T.reshape(-1)])
     chosen = flat.astype(index_dtype(length))[:, None]
     return Rows(chosen, np.empty((len(chosen), 0), dtype="<f4"))

@@ -8,7 +8,6 @@ before it is used, and a tensor is a view of the memory-mapped file. The values 
 
 from __future__ import annotations
 
-import os
 import struct
 from collections.abc import Iterator, Mapping
 from typing import Any
@@ -16,7 +15,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from vbfmt._files import storage
+from vbfmt._files import PathLike, storage
 from vbfmt.converters._files import state_dict_program, zip_records
 from vbfmt.converters._files.state_dict_objects import Storage, View
 from vbfmt.errors import SourceError, in_file
@@ -47,7 +46,7 @@ Contents = Mapping[str, NDArray[np.uint8]]
 """Key of a storage → its bytes."""
 
 
-def read(path: str | os.PathLike[str]) -> dict[str, Tensor]:
+def read(path: PathLike) -> dict[str, Tensor]:
     """Read a state dict. Row-major tensors are memory-mapped; others are copied.
 
     Returns:

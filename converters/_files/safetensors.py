@@ -193,32 +193,24 @@ def _header(data: memoryview) -> tuple[dict[str, Any], int]:
         )
     try:
         header = strict_json.parse_object(bytes(data[_LENGTH.size : start]).decode(), sizes=True)
-        _require_unicode(header)
-        _require_short_names(header)
+        _require_valid_names(header)
     except ValueError as error:
         raise SourceError("not a safetensors file", part="header", found=error) from None
     return header, start
 
 
-def _require_unicode(header: Mapping[str, Any]) -> None:
-    """Refuse a lone surrogate in a name or in the metadata: JSON allows it, but UTF-8 does not.
+def _require_valid_names(header: Mapping[str, Any]) -> None:
+    """Refuse lone surrogates in names and in the metadata: JSON allows them, but UTF-8 does not.
+    Refuse long names, because the time to split names at their dots grows faster than their length.
 
     Raises:
-        UnicodeEncodeError: a string has a lone surrogate.
+        ValueError: a string has a lone surrogate, or a name has more than `LONGEST_NAME`
+            characters.
     """
     metadata = header.get("__metadata__")
     texts = [*metadata, *metadata.values()] if isinstance(metadata, dict) else []
     for text in (*header, *texts):
         str(text).encode()
-
-
-def _require_short_names(header: Mapping[str, Any]) -> None:
-    """Refuse long names, because the time to split names at their dots grows faster than their
-    length.
-
-    Raises:
-        ValueError: a name has more than `LONGEST_NAME` characters.
-    """
     for name in header:
         if len(name) > LONGEST_NAME:
             raise ValueError(f"a name of {len(name)} characters")
@@ -227,7 +219,8 @@ def _require_short_names(header: Mapping[str, Any]) -> None:
 def _entry(name: str, value: Any) -> tuple[str, str, tuple[int, ...], int, int]:
     try:
         dtype, shape, (begin, end) = value["dtype"], value["shape"], value["data_offsets"]
-        valid = len(value) == 3 and all(_is_size(size) for size in (*shape, begin, end))
+        sizes = (*shape, begin, end)
+        valid = len(value) == 3 and all(type(n) is int and 0 <= n < 1 << 64 for n in sizes)
     except (TypeError, KeyError, ValueError):
         valid = False
     if not valid or not isinstance(shape, list):
@@ -235,7 +228,3 @@ def _entry(name: str, value: Any) -> tuple[str, str, tuple[int, ...], int, int]:
     if not isinstance(dtype, str) or dtype not in BITS:
         raise SourceError("unknown dtype", part=name, found=repr(dtype)[:80])
     return name, dtype, tuple(shape), begin, end
-
-
-def _is_size(value: object) -> bool:
-    return isinstance(value, int) and not isinstance(value, bool) and 0 <= value < 1 << 64

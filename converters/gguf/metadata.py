@@ -7,12 +7,11 @@ every count is compared with the bytes that follow, and long arrays are skipped.
 
 from __future__ import annotations
 
-import os
 import struct
 from collections.abc import Mapping
 from dataclasses import dataclass
 
-from vbfmt._files import storage
+from vbfmt._files import PathLike, storage
 from vbfmt.errors import SourceError
 
 MOST_TENSORS = 100_000
@@ -48,7 +47,7 @@ class Metadata:
     shapes: Mapping[str, tuple[int, ...]]
 
 
-def read(path: str | os.PathLike[str], wanted: tuple[str, ...]) -> Metadata:
+def read(path: PathLike, wanted: tuple[str, ...]) -> Metadata:
     """Read the fields whose keys end in one of `wanted`, and the shapes of all tensors.
 
     Raises:

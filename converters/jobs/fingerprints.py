@@ -7,7 +7,7 @@ import json
 import os
 from collections.abc import Iterator, Sequence
 
-from vbfmt._files import storage
+from vbfmt._files import PathLike, storage
 from vbfmt.converters.jobs.tasks import Task
 
 
@@ -77,7 +77,7 @@ def digest_of(path: str) -> str | None:
         return None
 
 
-def lacks_bank(path: str, banks: str | os.PathLike[str] | None) -> bool:
+def lacks_bank(path: str, banks: PathLike | None) -> bool:
     """Return whether the bank of a packed file is in a file of its own, which is missing.
 
     Args:

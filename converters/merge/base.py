@@ -12,7 +12,7 @@ from dataclasses import dataclass, field
 from functools import cached_property
 from typing import Any
 
-from vbfmt._files import json_file, unchanged
+from vbfmt._files import PathLike, json_file, unchanged
 from vbfmt.converters._files import pickle, safetensors
 from vbfmt.converters.merge import side_files
 from vbfmt.converters.merge.paths import Folder
@@ -127,7 +127,7 @@ class Base:
         return self._equal[shape].get(self.digest(name), ())
 
 
-def read(path: str | os.PathLike[str], *, follow_links: bool = False) -> Base:
+def read(path: PathLike, *, follow_links: bool = False) -> Base:
     """Read a base model. Its weights are memory-mapped and not copied.
 
     Args:
@@ -199,7 +199,7 @@ def needed(names: Collection[str]) -> list[str]:
     return [weights, *(name for name in sides if name != weights)]
 
 
-def shards_of(path: str | os.PathLike[str]) -> set[str]:
+def shards_of(path: PathLike) -> set[str]:
     """Return the shards that a model's index names, or none if the weights are in one file.
 
     Raises:

@@ -10,7 +10,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
-from vbfmt._files import storage
+from vbfmt._files import PathLike, storage
 from vbfmt.errors import SourceError
 
 DEEPEST = 64
@@ -230,7 +230,7 @@ def _listed(folder: str, within: str) -> list[Entry]:
         ]
 
 
-def _identity(path: str | os.PathLike[str]) -> tuple[int, int] | None:
+def _identity(path: PathLike) -> tuple[int, int] | None:
     try:
         found = os.stat(path)
     except OSError:

@@ -6,6 +6,7 @@ from collections import deque
 from collections.abc import Iterable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass, field
+from functools import partial
 from itertools import cycle
 
 import numpy as np
@@ -200,8 +201,5 @@ def factors_of(
 
 def _copied(name: str, data: NDArray[np.uint8]) -> Iterator[Piece]:
     for start in range(0, len(data), PIECE_BYTES):
-        yield _copy(name, data[start : start + PIECE_BYTES])
-
-
-def _copy(name: str, data: NDArray[np.uint8]) -> Piece:
-    return Piece(len(data), lambda out: np.copyto(out, data), data, name)
+        part = data[start : start + PIECE_BYTES]
+        yield Piece(len(part), partial(np.copyto, src=part), part, name)

@@ -90,13 +90,10 @@ def merge(
     for notice in plan.notices:
         warn(notice)
     if not dry_run:
-        merging.write(plan, dst, overwrite=overwrite, progress=_with_total(progress, plan.size))
+        merging.write(
+            plan,
+            dst,
+            overwrite=overwrite,
+            progress=None if progress is None else lambda done: progress(done, plan.size),
+        )
     return plan
-
-
-def _with_total(
-    progress: Callable[[int, int], None] | None, total: int
-) -> Callable[[int], None] | None:
-    """Return a function that calls `progress` with its argument and `total`, or None without
-    `progress`."""
-    return None if progress is None else lambda done: progress(done, total)

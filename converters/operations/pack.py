@@ -89,13 +89,15 @@ def pack(
         outputs.require_file(file, overwrite=overwrite)
     if card:
         _require_no_card(readme)
-    opened, config = _opened(src, layout, base, revision)
+    opened = open_source(sources.checkpoint(os.fspath(src), revision=revision), layout=layout)
+    config = base_of(opened, base)
     if file is not None:
         outputs.require_no_input(file, [*opened.files, *inputs.configs(config)])
     source_size = sum(os.path.getsize(each) for each in opened.files)
     adapter = recorded(opened.read(topk=topk, base=config), base_model)
     if isinstance(dst, (str, os.PathLike)):
-        text = _card(adapter, dst) if card else None
+        name = os.path.basename(dst)
+        text = cards.packed(adapter, name, packed.digest(adapter)) if card else None
         with parents.created(dst):
             done = packed.write(adapter, dst, overwrite=overwrite, bank=bank, banks=banks)
             if readme is not None and text is not None:
@@ -134,14 +136,6 @@ def recorded(adapter: Adapter, base_model: str | None = None) -> Adapter:
     return replace(adapter, base_model=None, base_revision=None)
 
 
-def _opened(
-    src: PathLike, layout: str | None, base: PathLike | None, revision: str | None
-) -> tuple[Source, str | None]:
-    path = sources.checkpoint(os.fspath(src), revision=revision)
-    opened = open_source(path, layout=layout)
-    return opened, base_of(opened, base)
-
-
 def base_of(opened: Source, base: PathLike | None) -> str | None:
     """Return the local path of the base model that is given for a checkpoint, None if none is.
 
@@ -169,10 +163,6 @@ def _require_no_card(readme: str | None) -> None:
         raise TargetError(
             "the model card exists already", file=readme, advice="pack into a folder without one"
         )
-
-
-def _card(adapter: Adapter, file: PathLike) -> bytes:
-    return cards.packed(adapter, os.path.basename(file), packed.digest(adapter))
 
 
 def _write_stream(data: bytes, digest: str, stream: BinaryIO) -> packed.Written:

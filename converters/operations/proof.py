@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Collection
 from dataclasses import dataclass
 
 import numpy as np
@@ -64,7 +63,8 @@ def reference(
     """Pack a checkpoint again, in memory. Arguments and errors are those of `vbfmt.pack`."""
     opened = open_source(sources.checkpoint(os.fspath(src), revision=revision), layout=layout)
     adapter = recorded(opened.read(topk=topk, base=base_of(opened, base)), base_model)
-    return Reference(adapter, _in_topk_form(opened.checkpoint.tensors))
+    rounded = any(key.endswith("_topk_weights") for key in opened.checkpoint.tensors)
+    return Reference(adapter, rounded)
 
 
 def against(adapter: Adapter, checkpoint: Reference) -> Comparison:
@@ -79,7 +79,3 @@ def against(adapter: Adapter, checkpoint: Reference) -> Comparison:
         largest = float(np.abs(checkpoint.adapter.bank).max())
         bound = (checkpoint.adapter.k + 1) * _ROUNDED_TWICE * largest
     return Comparison(compare(adapter, checkpoint.adapter), bound)
-
-
-def _in_topk_form(keys: Collection[str]) -> bool:
-    return any(key.endswith("_topk_weights") for key in keys)

@@ -34,14 +34,9 @@ def rows_by_module(keys: Keys, tensors: Mapping[str, Tensor], k: int, h: int) ->
     Raises:
         ContentError: a logit is NaN, an index is outside the bank, or weights are out of range.
     """
-    if keys.in_logits_form:
-        return _rows_of_logits(keys, tensors, k, h)
-    return _rows_of_weights(keys, tensors, k, h)
-
-
-def _rows_of_logits(keys: Keys, tensors: Mapping[str, Tensor], k: int, h: int) -> dict[str, Rows]:
-    sources = {key: tensors[key] for key in keys.in_order("logits")}
-    blocks = {key: tensor.numpy().reshape(-1, h) for key, tensor in sources.items()}
+    if not keys.in_logits_form:
+        return _rows_of_weights(keys, tensors, k, h)
+    blocks = {key: tensors[key].numpy().reshape(-1, h) for key in keys.in_order("logits")}
     return split(rows_of_blocks(blocks, k, h), _shapes(keys, tensors, "logits"))
 
 

@@ -7,6 +7,7 @@ import re
 from collections.abc import Mapping
 from typing import Any
 
+from vbfmt._files import PathLike
 from vbfmt._patterns import matcher
 from vbfmt.converters.merge.base import json_object
 from vbfmt.errors import MissingExtraError, SourceError, VbfmtError
@@ -39,9 +40,7 @@ def class_for_task(config: Mapping[str, Any], task: object) -> str | None:
     return found.__name__ if isinstance(found, type) else None
 
 
-def shapes_in_order(
-    config: Mapping[str, Any], base: str | os.PathLike[str]
-) -> dict[str, tuple[int, int]]:
+def shapes_in_order(config: Mapping[str, Any], base: PathLike) -> dict[str, tuple[int, int]]:
     """Return (in_features, out_features) of the modules that PEFT adapts, by name.
 
     They are in the base's order.

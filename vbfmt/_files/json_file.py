@@ -3,11 +3,10 @@
 from __future__ import annotations
 
 import json
-import os
 from collections.abc import Mapping
 from typing import Any
 
-from vbfmt._files import storage
+from vbfmt._files import PathLike, storage
 from vbfmt._format import strict_json
 from vbfmt.errors import SourceError, TargetError
 
@@ -18,7 +17,7 @@ it."""
 _WRONG = "not a JSON object"
 
 
-def read(path: str | os.PathLike[str]) -> dict[str, Any]:
+def read(path: PathLike) -> dict[str, Any]:
     """Return the object in a JSON file.
 
     Raises:
@@ -32,7 +31,7 @@ def read(path: str | os.PathLike[str]) -> dict[str, Any]:
         raise refusal(path, error) from None
 
 
-def refusal(path: str | os.PathLike[str], error: Exception) -> SourceError:
+def refusal(path: PathLike, error: Exception) -> SourceError:
     """Return the error for a file that could not be parsed because of `error`."""
     if not isinstance(error, json.JSONDecodeError):
         return SourceError(_WRONG, file=path, found=error)
@@ -43,7 +42,7 @@ def refusal(path: str | os.PathLike[str], error: Exception) -> SourceError:
     return SourceError(_WRONG, file=path, part=f"{place}: {reason}")
 
 
-def content(path: str | os.PathLike[str]) -> bytes:
+def content(path: PathLike) -> bytes:
     """Return the bytes of a JSON file, unless it is too long.
 
     Raises:
