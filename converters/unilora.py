@@ -92,14 +92,13 @@ def _adapter(checkpoint: Checkpoint, topk: int | None, base: PathLike | None) ->
     require_gathered(tensors)
     trained = names_of(others, peft_layout.PREFIX, indices)
     name, revision = peft_layout.base_of(config or {})
+    rows = {
+        Module(module, a.shape[1], len(b), len(a), fan_in_fan_out): _rows(a, b, len(theta))
+        for module, (a, b) in indices.items()
+    }
     adapter = Adapter.from_rows(
         (theta * scales)[:, None],
-        {
-            Module(name, a.shape[1], b.shape[0], a.shape[0], fan_in_fan_out): _rows(
-                a, b, len(theta)
-            )
-            for name, (a, b) in indices.items()
-        },
+        rows,
         tensors={inner: owned(tensors[key]) for inner, key in trained.items()},
         base_model=name,
         base_revision=revision,

@@ -141,8 +141,7 @@ def trained_labels(adapter: LowRank) -> int | None:
 
 def task_type(adapter: LowRank) -> str | None:
     """Return PEFT's task type (``SEQ_CLS``) from the adapter's config, or None if it has none."""
-    about = peft_layout.config_of(adapter)
-    return about.get("task_type") if isinstance(about, dict) else None
+    return peft_layout.config_of(adapter).get("task_type")
 
 
 def is_head(name: str) -> bool:

@@ -7,7 +7,7 @@ from collections.abc import Iterable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass, field
 from functools import partial
-from itertools import cycle
+from itertools import chain, cycle
 
 import numpy as np
 from numpy.typing import NDArray
@@ -64,7 +64,9 @@ def tensors(plan: Plan) -> Iterator[tuple[str, Tensor]]:
 
 def file_blocks(file: File, factors: LowRank, pool: ThreadPoolExecutor) -> Iterator[Bytes]:
     """Yield the bytes of a weight file in blocks, as `blocks` does."""
-    return blocks(_file_pieces(file, factors), pool)
+    header = _copied("", np.frombuffer(file.header, np.uint8))
+    pieces = (_pieces(item, factors) for item in file.items)
+    return blocks(chain(header, chain.from_iterable(pieces)), pool)
 
 
 def blocks(pieces: Iterable[Piece], pool: ThreadPoolExecutor) -> Iterator[Bytes]:
@@ -131,12 +133,6 @@ class _Block:
             return self.memory[: self.filled].data
         after.memory[: self.filled - self.whole] = self.memory[self.whole : self.filled]
         return self.memory[: self.whole].data
-
-
-def _file_pieces(file: File, factors: LowRank) -> Iterator[Piece]:
-    yield from _copied("", np.frombuffer(file.header, np.uint8))
-    for item in file.items:
-        yield from _pieces(item, factors)
 
 
 def _pieces(item: Item, factors: LowRank) -> Iterator[Piece]:
