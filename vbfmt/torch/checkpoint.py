@@ -14,7 +14,7 @@ from typing import cast
 import torch
 from torch import Tensor, nn
 
-from vbfmt._files.peft_layout import BANK, PREFIX, key_of_tensor
+from vbfmt._files.peft_layout import BANK, PREFIX, key_of_tensor, names_of
 from vbfmt.errors import ModelError, VbfmtError, few
 from vbfmt.packed import PathLike, local
 from vbfmt.torch.adapter_state import fill
@@ -88,7 +88,7 @@ def load_checkpoint(
         present = find_adapter(model, adapter_name)
         if adapters is not None and isinstance(present, TrainableAdapter):
             adapter = present
-            _fill_present(adapters.root, adapter_name, adapter, config, tensors, bank)
+            _fill_present(adapters, adapter_name, adapter, config, tensors, bank)
         else:
             require_can_add(model, adapter_name)
             adapter = _build_filled(model, config, ranks, tensors, bank)
@@ -104,7 +104,7 @@ def load_checkpoint(
 
 
 def _fill_present(
-    root: nn.Module,
+    adapters: VBLoRA,
     name: str,
     adapter: TrainableAdapter,
     config: VBLoRAConfig,
@@ -117,10 +117,9 @@ def _fill_present(
             "the adapter has a bank already", part=f"adapter {name}", advice="eject it first"
         )
     _require_topk(adapter, config)
-    require_in_memory(root, adapter.updates)
-    modules = dict(base_modules(root))
-    layers = {key: modules[key] for key in adapter.updates}
-    fill(root, adapter, _without_base_weights(layers, tensors))
+    layers = adapters.layers(name)
+    require_in_memory(adapters.root, layers)
+    fill(adapters.root, adapter, _without_base_weights(layers, tensors))
 
 
 def _build_filled(
@@ -197,13 +196,8 @@ def _others(
     Raises:
         ModelError: the model lacks one of them, or the checkpoint lacks one that its config names.
     """
-    names = []
-    for key in tensors:
-        if key == BANK or LOGITS in key:
-            continue
-        owner, _, leaf = key.removeprefix(PREFIX).rpartition(".")
-        inner = owner.removesuffix(".base_layer")
-        names.append(f"{inner if inner in layers else owner}.{leaf}")
+    keys = [key for key in tensors if key != BANK and LOGITS not in key]
+    names = list(names_of(keys, PREFIX, layers))
     modules = dict(base_modules(model))
     promised = names_to_train(
         modules, whole=config.modules_to_save, bias=config.bias, targets=layers
