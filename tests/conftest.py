@@ -15,12 +15,12 @@ from vbfmt.errors import VbfmtWarning
 
 ROOT = Path(__file__).parents[1]
 
-# A shell lets what it starts in the background ignore SIGINT, and processes that tests interrupt
-# would inherit that.
+# In a process that a shell starts in the background, SIGINT is ignored, and processes that tests
+# interrupt would inherit this.
 if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
     signal.signal(signal.SIGINT, signal.default_int_handler)
 
-# Deadlines measure the machine, not the code.
+# Deadlines would depend on the load of the machine.
 settings.register_profile("default", deadline=None)
 settings.register_profile("few", deadline=None, max_examples=20)  # for `make mutation`
 settings.load_profile("default")

@@ -29,7 +29,7 @@ MATRIX = [
     ("3.13", "numpy==2.1.0", "msgpack==1.1.0", "ml_dtypes"),
     ("3.13", "numpy", "msgpack", "ml_dtypes"),
 ]
-"""Python, and what is asked of pip; without a version the newest is taken."""
+"""Version of Python, and requirements for pip. Without a version, the newest is installed."""
 
 OWN = f"{sys.version_info.major}.{sys.version_info.minor}"
 

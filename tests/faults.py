@@ -18,12 +18,12 @@ from vbfmt._files import staging
 
 CALLS = {
     "open": (os, "open"),
-    "write": (os, "write"),  # past the page cache; through it, by the stream below
+    "write": (os, "write"),  # direct writes; others use the stream below
     "fsync": (os, "fsync"),
     "link": (os, "link"),
     "replace": (os, "replace"),
     "rename": (os, "rename"),
-    "renameat2": (staging, "exchange"),  # through ctypes: answers whether it could
+    "renameat2": (staging, "exchange"),  # called by ctypes; returns success
     "access": (os, "access"),
     "unlink": (os, "unlink"),
     "mkdir": (os, "mkdir"),
@@ -39,7 +39,7 @@ CALLS = {
     "close": (os, "close"),
     "mmap": (mmap, "mmap"),
 }
-"""What is made to fail, by the name under which the library calls it."""
+"""The calls that can fail, by the name that the library uses."""
 
 if sys.platform != "win32":
     import fcntl
@@ -91,7 +91,7 @@ def _failing(name: str, real: Callable[..., Any], faults: Faults) -> Callable[..
         if name in ("renameat2", "access"):
             return False
         if name == "close":
-            real(*args, **kwargs)  # Linux closes, whatever it answers
+            real(*args, **kwargs)  # on Linux, close() closes even on errors
         raise OSError(errno.EIO, "Input/output error")
 
     return call
@@ -101,7 +101,7 @@ def _stream(file: int, mode: str, faults: Faults) -> io.BufferedIOBase:
     class Raw(io.FileIO):
         def write(self, data: Any) -> int:
             if faults("write"):
-                super().write(memoryview(data)[: len(data) // 2])  # half of it is on the disk
+                super().write(memoryview(data)[: len(data) // 2])  # half is written
                 raise OSError(faults.full, os.strerror(faults.full))
             return super().write(data)
 

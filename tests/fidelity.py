@@ -71,7 +71,7 @@ def _loaded(checkpoint: Path, adapter: Adapter) -> Any:
     from peft import PeftConfig, PeftModel
 
     config = PeftConfig.from_pretrained(str(checkpoint))
-    # Nothing is generated or classified with linear layers alone.
+    # The linear layers alone are no model for generation or classification.
     config.task_type = config.modules_to_save = None
     return PeftModel.from_pretrained(_linear_layers(adapter), str(checkpoint), config=config)
 

@@ -39,7 +39,7 @@ def main(folder: str) -> None:
         text = console.export_svg(
             title=f"vbfmt inspect {NAME}", theme=theme, clear=False, unique_id=f"inspect-{name}"
         )
-        # Without the fonts that it would fetch from elsewhere.
+        # Remove fonts that the picture would download.
         text = re.sub(r"@font-face \{.*?\}", "", text, flags=re.DOTALL)
         Path(folder, f"inspect-{name}.svg").write_text(text, "utf-8")
 

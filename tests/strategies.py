@@ -71,7 +71,7 @@ def tensors(draw: st.DrawFn) -> Tensor:
     if byte_length(dtype, shape) is None:
         shape = (*shape, 4)
     if shape == (0,):
-        shape = (0, 1)  # alone it is what ZeRO-3 leaves, which is refused
+        shape = (0, 1)  # shape (0,) is refused, as it is left by ZeRO-3
     length = byte_length(dtype, shape)
     assert length is not None
     rng = np.random.default_rng(draw(st.integers(0, 2**32 - 1)))

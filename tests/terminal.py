@@ -17,7 +17,7 @@ COLUMNS = 80
 def on_terminal(words: Sequence[object], folder: Path, *, columns: int = COLUMNS) -> str:
     """Run a command of ``vbfmt`` in a folder, and return what the terminal shows, without
     colours."""
-    import pty  # POSIX's
+    import pty  # only on POSIX
 
     main, side = pty.openpty()
     environment = {
@@ -47,7 +47,7 @@ def _all_from(terminal: int) -> bytes:
     while True:
         try:
             block = os.read(terminal, 65536)
-        except OSError:  # Linux: the other side is closed
+        except OSError:  # on Linux, the other side is closed
             return found
         if not block:
             return found

@@ -63,8 +63,9 @@ CONVENIENCE = {
     ("vbfmt.adapter", "vbfmt.packed"),
     ("vbfmt.packed", "vbfmt.converters.sources"),
 }
-"""Imports against the arrows, each inside a function: `Adapter.save`, `load` and `digest` call the
-functions of `vbfmt.packed`, and `vbfmt.load` fetches ``hf://…`` as the commands do."""
+"""Imports against the allowed direction, each inside a function: `Adapter.save`, `load` and
+`digest` call the functions of `vbfmt.packed`, and `vbfmt.load` downloads ``hf://…`` like the
+commands."""
 
 
 def under(name: str, room: str) -> bool:

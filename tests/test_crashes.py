@@ -41,7 +41,7 @@ def test_a_killed_writer_leaves_the_old_or_the_new_output(play, count):
     seen = play("kill", count)
     assert seen["old"] + seen["new"] >= count
     assert seen["killed"] > count / 2
-    # It did come in the middle of writing, and both before and after the last step.
+    # Kills came during writing, and before and after the last step.
     assert seen["left something behind"] > count / 10
     assert min(seen["old"], seen["new"]) > count / 20
 
@@ -51,7 +51,7 @@ def test_a_limit_of_file_size_leaves_the_old_file(play, count):
     assert play("size_limit", count)["refused"] >= count
 
 
-@pytest.mark.usefixtures("unmeasured")  # that allocates, too
+@pytest.mark.usefixtures("unmeasured")  # coverage allocates, too
 def test_a_failed_allocation_leaves_the_old_or_the_new_output(play):
     pytest.importorskip("_testcapi", reason="this Python was built without it")
     assert play("memory", 0)["failed"] > 100

@@ -154,7 +154,7 @@ def test_writers_without_common_locks_may_fail_but_do_not_mix_files(tmp_path, mo
 
     def pieces():
         yield b"first"
-        save(NEW, tmp_path / "x", overwrite=True)  # sweeps the half-written file away
+        save(NEW, tmp_path / "x", overwrite=True)  # removes the partial file
         yield b"second"
 
     with pytest.raises(errors.StorageError, match="cannot write"):

@@ -34,7 +34,7 @@ def installed(request, tmp_path_factory):
     venv.create(folder / "venv", with_pip=True)
     python = folder / "venv" / "bin" / "python"
     (packages,) = (folder / "venv").glob("lib/python*/site-packages")
-    # What vbfmt needs, and the build backend, come from this environment.
+    # Dependencies and the build backend are those of this environment.
     (packages / "others.pth").write_text(str(Path(backend.__file__).parents[1]))
     pip = (python, "-m", "pip", "--quiet", "--disable-pip-version-check")
     alone = ("--no-deps", "--no-build-isolation")

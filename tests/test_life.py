@@ -32,7 +32,7 @@ class Life(RuleBasedStateMachine):
     def __init__(self) -> None:
         super().__init__()
         self.home = Path(tempfile.mkdtemp())
-        self.files: dict[str, tuple[bytes, Adapter]] = {}  # what is there; what was meant
+        self.files: dict[str, tuple[bytes, Adapter]] = {}  # content; expected adapter
         self.folders: dict[str, Adapter] = {}
         self.expanded: dict[str, Adapter] = {}
         self.stale: set[str] = set()
@@ -174,7 +174,7 @@ class Life(RuleBasedStateMachine):
         try:
             found = peft.read(self.home / name)
         except errors.VbfmtError:
-            # Any name and any tensor can be packed, but not all of them fit PEFT's keys.
+            # Any name and tensor can be packed, but PEFT's keys cannot express all of them.
             assert not plain(meant)
             return
         if plain(meant):

@@ -11,7 +11,7 @@ from tests.conftest import ROOT
 PROJECT = (ROOT / "pyproject.toml").read_text("utf-8")
 INCLUDED = PROJECT.partition("[tool.hatch.build.targets.sdist]")[2].partition("exclude")[0]
 HELD = [*re.findall(r'^ +"([^"]+)"', INCLUDED, re.M), "pyproject.toml", "README.md", "build"]
-"""What the project lists, what the build backend adds by itself, and what tests make."""
+"""Files that the project lists, that the build backend adds, and that tests create."""
 
 NAMED = re.compile(r'\bROOT / "([^"]+)"')
 FILES = sorted(

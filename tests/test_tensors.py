@@ -58,7 +58,7 @@ def test_bfloat16_is_that_of_ml_dtypes():
 
 
 def test_the_table_has_every_dtype_that_safetensors_reads(tmp_path):
-    safetensors = pytest.importorskip("safetensors", minversion="0.6")  # before, it has fewer
+    safetensors = pytest.importorskip("safetensors", minversion="0.6")  # older versions have fewer
     specs = [(dtype, dtype, (8,)) for dtype in BITS]
     path = tmp_path / "all.safetensors"
     safetensors_file.write(path, specs, (bytes(bits) for bits in BITS.values()))

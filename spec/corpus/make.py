@@ -25,7 +25,7 @@ VERDICTS = "verdicts.json"
 def corpus() -> dict[str, bytes]:
     """Return every file of the corpus by its path in this folder."""
     good, bad = valid.files(), invalid.files()
-    # What a file without its bank says is what its embedded form says, the digest included.
+    # A thin file has the same content and the same digest as its embedded form.
     without = {f"thin-{name}": pair for name, pair in thin.valid().items()}
     verdicts = {
         "valid": {

@@ -171,6 +171,6 @@ def names() -> Iterator[tuple[str, Invalid]]:
     for name, features in (("twice", "aa"), ("descend-optional", "ba")):
         data = forge.with_header(PLAIN, put("optional_features", list(features)))
         yield f"features-{name}", Invalid(data, "header", "header, optional_features", "3")
-    # A reader without the order's rule refuses this one too, for another reason.
+    # A reader without the rule about order refuses this file for another reason.
     required = forge.with_header(PLAIN, put("required_features", ["b", "a"]))
     yield "features-descend", Invalid(required, "header", "header, required_features", "3")

@@ -89,7 +89,7 @@ def invalid() -> Iterator[tuple[str, Invalid]]:
     _, header, _ = forge.parts(embedded)
     offsets = [entry[0] for entry in header["sections"]]
     for name, data, kind, part, rule in (
-        # Without this the bank would be laid over the indices.
+        # A reader without this rule would read the bank's bytes as indices.
         (
             "bank-inside",
             forge.with_header(embedded, put("required_features", [NAME])),
@@ -132,7 +132,7 @@ def invalid() -> Iterator[tuple[str, Invalid]]:
         ("padding", _padded(plain), "layout", "before indices", "2"),
         ("index-is-h", _index_is_h(plain), "content", "indices", "7"),
         ("bank-with-nan", thin(_with_bank(_NAN)), "content", "bank", "7"),
-        # Their banks are not in banks/, or not what their names say.
+        # The banks of these are not in banks/, or have content that does not match their names.
         ("bank-missing", thin(_with_bank(_MISSING)), "bank", "bank", "12"),
         ("bank-another", thin(_with_bank(_ANOTHER)), "checksum", "bank", "12"),
         ("bank-shorter", thin(_with_bank(_SHORTER)), "checksum", "bank", "12"),

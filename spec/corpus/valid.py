@@ -34,7 +34,7 @@ def adapter(
         count = module.rows(b)
         indices = (np.arange(count)[:, None] + first + np.arange(k)) % h
         if len({*np.float32([1 - sum(stored), *stored]).tolist()}) < k:
-            indices = np.sort(indices, axis=1)  # equal weights stand by ascending index
+            indices = np.sort(indices, axis=1)  # equal weights are in ascending order of index
         rows[module] = Rows(
             indices.astype("u1" if h <= 256 else "<u2"),
             np.tile(np.array([stored], dtype="<f4"), (count, 1)),
@@ -172,7 +172,7 @@ def _values() -> dict[str, Adapter]:
         "weights-near-thirds": _near_thirds(),
         "weights-subnormal": adapter(k=3, weights=[float(SMALLEST_SUBNORMAL)] * 2),
         "weights-remainder-by-order": _remainder_by_order(),
-        # 2⁻²⁵ and a few of 2⁻⁵⁵: the last bit of w₀ tells which were added first, and to what.
+        # The last bit of w₀ shows in which order 2⁻²⁵ and the terms of 2⁻⁵⁵ were added.
         "weights-sum-from-the-first": adapter(
             h=7, b=1, k=7, weights=[0.25, 2.0**-25, *[2.0**-55] * 4]
         ),

@@ -95,7 +95,7 @@ def test_norms_of_delta_are_computed_without_delta(adapter):
     for norm, module in zip(found, adapter, strict=True):
         a, b = (factor.astype(float) for factor in adapter.factors(module.name))
         exact = float(((b @ a) ** 2).sum())
-        # r² products of two sums each, of which every one may be off by a few ulp.
+        # The sum has r² products of two sums, each with an error of a few ulp.
         room = 1e-13 * float((a**2).sum()) * float((b**2).sum())
         assert abs(norm**2 - exact) <= room + 1e-300
 
@@ -112,7 +112,7 @@ def test_projection_is_that_of_the_composed_sub_vectors(adapter):
     largest = float(np.abs(adapter.bank).max())
     assert np.isfinite(found.vectors).all()
     assert 0 <= found.explained[1] <= found.explained[0] <= 1 + 1e-9
-    # A sub-vector lies in the box around the vectors that it is made of.
+    # A sub-vector lies within the bounding box of the vectors that compose it.
     corners = found.vectors[adapter.indices]
     room = 1e-6 * largest * adapter.b
     assert (found.subvectors >= corners.min(axis=1) - room).all()

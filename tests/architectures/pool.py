@@ -27,7 +27,7 @@ from vbfmt.torch import AdapterPool, VBLoRAConfig, inject, load_packed, merge, t
 
 TASKS = ("causal", "sequence to sequence", "sequence classification")
 NAMES = ["a", None, "b", "a", "b"]
-LENGTHS = (7, 5, 1)  # 5 positions of 5 samples: a model may take one for the other
+LENGTHS = (7, 5, 1)  # 5 positions of 5 samples: a model may confuse the two dimensions
 TOLERANCE = 1e-4
 
 

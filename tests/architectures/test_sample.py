@@ -12,9 +12,9 @@ from tests.architectures import check, pool
 
 SAMPLE = {
     "LlamaForCausalLM": "causal",  # the same names everywhere
-    "MixtralForCausalLM": "causal",  # experts fused, a router of another name
-    "Qwen2VLForConditionalGeneration": "vision-language",  # another tree, and modules named 0 and 2
-    "Dinov2ForImageClassification": "image classification",  # other names throughout
+    "MixtralForCausalLM": "causal",  # fused experts, a renamed router
+    "Qwen2VLForConditionalGeneration": "vision-language",  # moved modules; names 0 and 2
+    "Dinov2ForImageClassification": "image classification",  # all names differ
     "T5ForConditionalGeneration": "sequence to sequence",
     "Wav2Vec2ForCTC": "CTC",
 }
@@ -33,8 +33,8 @@ def test_every_step_equals_peft(name, tmp_path):
     ("name", "outcome"),
     [
         ("LlamaForCausalLM", "equal"),
-        ("Qwen2MoeForCausalLM", "equal"),  # shared experts see all positions in one dimension
-        ("XLNetLMHeadModel", "refused"),  # layers see positions first
+        ("Qwen2MoeForCausalLM", "equal"),  # shared experts have flattened inputs
+        ("XLNetLMHeadModel", "refused"),  # positions are the first dimension
     ],
 )
 def test_a_mixed_batch_of_the_pool(name, outcome):

@@ -23,7 +23,7 @@ LAYERS = 2
 VOCABULARY = 120
 
 _NUMBERS = (
-    # (pattern of the key, value); the first that matches
+    # (pattern of the key, value); the first match is used
     (r"vocab_size|.*_vocab_size|vocab_size_.*|num_codevectors.*", VOCABULARY),
     (r".*num_labels", None),
     (r"(.*_)?(max_position_embeddings|n_positions|max_source_positions|max_target_positions)", 64),

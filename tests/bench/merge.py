@@ -28,7 +28,7 @@ from vbfmt.packed import save
 _MORE_MEMORY = 16
 ROUNDS = 5
 MANY_LAYERS = 97
-"""So many make the base four times as large: the embeddings stay as they are."""
+"""With this number of layers, the base is four times as large; the embeddings are the same."""
 
 _VBFMT = os.path.join(os.path.dirname(sys.executable), "vbfmt")
 _PEFT = """

@@ -139,7 +139,7 @@ def large_row(folder: Path) -> Row:
     times."""
     with Store(folder, create=True) as store:
         digests = [store.add(one) for one in large_adapters(20)]
-        kept = [store.open(digest) for digest in digests[:1]]  # whoever uses it keeps the bank
+        kept = [store.open(digest) for digest in digests[:1]]  # keeps the bank in memory
         opened = [seconds(lambda d=digest: store.open(d)) for digest in digests * 10]
         assert kept[0].bank is store.open(digests[-1]).bank
     return milliseconds(

@@ -95,7 +95,7 @@ def best(work: Callable[[], object], times: int = 7) -> float:
 
 def _run_once(command: Sequence[str]) -> Run:
     launcher = [sys.executable, "-S", "-E", "-c", _LAUNCHER, *command]
-    # As installed: from bytecode, which the peers' packages have in any case.
+    # Compile first, because installed packages, such as the peers, have bytecode.
     environment = {k: v for k, v in os.environ.items() if k != "PYTHONDONTWRITEBYTECODE"}
     done = subprocess.run(launcher, capture_output=True, text=True, check=False, env=environment)
     if done.returncode:
@@ -104,7 +104,7 @@ def _run_once(command: Sequence[str]) -> Run:
     return Run(float(seconds), int(peak) * (1 if sys.platform == "darwin" else 1024))
 
 
-# A process starts with the peak of the one that forked it, so a small one must do that.
+# A process inherits the peak of its parent, so the parent must be small.
 _LAUNCHER = """
 import os, sys, time
 null = os.open(os.devnull, os.O_WRONLY)

@@ -71,7 +71,8 @@ class Setting:
 def rows(setting: Setting = Setting()) -> Iterator[Row]:
     """Return the rows of this subject. Steps are also measured on a base in bfloat16."""
     torch.set_num_threads(setting.threads)
-    # Before anything large is here: a process begins with the peak of the one that started it.
+    # Start it before anything large is in memory, because a process inherits the peak of its
+    # parent.
     peaks = {name: _peak(name, setting) for name in ("vbfmt", PEFT)}
     half = replace(setting, dtype="bfloat16")
     yield _row_of_peaks(peaks)

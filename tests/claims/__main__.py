@@ -52,7 +52,7 @@ def outcome(broken: Break, copy: Path) -> str:
     try:
         status = _run(copy, broken.test)
     except subprocess.TimeoutExpired:
-        return "fails"  # without an end: a limit is gone
+        return "fails"  # it does not end, because a limit was removed
     finally:
         path.write_text(text)
     if status < 0:

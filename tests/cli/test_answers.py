@@ -241,7 +241,7 @@ def test_a_rank_that_loses_much_gives_a_note(vbfmt, tmp_path, packed):
     ]
     much = sum(lost.values()) / len(lost) > 0.1
     assert ("note: rank 1 loses much" in result.err) == much
-    assert much  # of this adapter
+    assert much  # true for this adapter
 
 
 @pytest.mark.parametrize("command", ["pack", "unpack", "expand"])

@@ -55,7 +55,7 @@ def test_expand_checks_before_writing(vbfmt, tmp_path):
     assert result.code == 0
     assert "note: tgi drops " in result.err
     assert "no problems found" not in result.out
-    assert "--check" not in result.err  # it was given
+    assert "--check" not in result.err  # --check was given
 
 
 def test_a_check_without_findings_is_reported(vbfmt, tmp_path):

@@ -34,7 +34,7 @@ PATHS = (
     "-o",
     "|id",
 )
-"""Names of modules and tensors that want to be something else."""
+"""Names of modules and tensors that look like paths, options or commands."""
 
 
 def tree(folder: Path) -> set[str]:
@@ -42,7 +42,7 @@ def tree(folder: Path) -> set[str]:
 
 
 def assert_one_line(result) -> None:
-    assert result.code in (1, 2)  # 2 is the trouble of diff
+    assert result.code in (1, 2)  # diff exits with 2 on errors
     assert result.err.startswith("error: ")
     assert result.err.count("\n") == 1
     assert result.err.rstrip("\n").isprintable()
@@ -117,7 +117,7 @@ def test_a_file_that_expands_to_terabytes_is_refused(vbfmt, tmp_path):
     tracemalloc.start()
     try:
         result = vbfmt("inspect", tmp_path / "x.vblora", "--json")
-        assert tracemalloc.get_traced_memory()[1] < 32 << 20  # of 512 MB of factors
+        assert tracemalloc.get_traced_memory()[1] < 32 << 20  # factors have 512 MB
     finally:
         tracemalloc.stop()
     assert result.code == 0
@@ -145,7 +145,7 @@ def test_a_named_pipe_in_a_base_does_not_block(vbfmt, tmp_path, base):
 
 def test_an_index_that_names_files_outside_the_base_is_refused(vbfmt, tmp_path, base):
     weights = next(base.glob("*.safetensors"))
-    (tmp_path / "secret.safetensors").write_bytes(weights.read_bytes())  # it would fit
+    (tmp_path / "secret.safetensors").write_bytes(weights.read_bytes())  # valid weights
     for name in ("../secret.safetensors", "/etc/passwd", "sub/x.safetensors", ".."):
         index = {"weight_map": {f"layers.{n}.q.weight": name for n in range(2)}}
         (base / "model.safetensors.index.json").write_text(json.dumps(index))
@@ -212,7 +212,7 @@ def test_the_line_of_an_error_is_bounded(vbfmt, tmp_path):
 
 
 HALF = '"half": "\\ud800"'
-"""JSON's grammar allows half a surrogate pair; UTF-8 has no form of it."""
+"""JSON's grammar allows a lone surrogate, which UTF-8 cannot encode."""
 
 
 def test_a_lone_surrogate_in_a_base_is_copied_unchanged(vbfmt, tmp_path, base):

@@ -51,7 +51,7 @@ def on_terminal(*words: object, columns: int = 80, **environment: str) -> str:
     while True:
         try:
             piece = os.read(outer, 65536)
-        except OSError:  # Linux's way to say that the other side is closed
+        except OSError:  # on Linux, the other side is closed
             piece = b""
         if not piece:
             break

@@ -323,7 +323,7 @@ def test_file_names_cannot_control_the_terminal(vbfmt, tmp_path, words, evil):
     assert result.code in (1, 2)
     assert not hostile(result.out + result.err)
     shown = result.out + result.err
-    assert repr(evil)[1:-1] in shown or "\x1b" in evil  # click drops those of a known form
+    assert repr(evil)[1:-1] in shown or "\x1b" in evil  # click removes escape sequences
 
 
 @pytest.mark.parametrize("evil", ["\x1b[2J", "\x9b2J", "\u202ex", "a\nb", "[bold]m", "$(id)", "-x"])

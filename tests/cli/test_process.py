@@ -315,7 +315,7 @@ def test_a_removed_current_folder_is_reported(tmp_path, checkpoint):
 
 
 @posix
-@pytest.mark.usefixtures("unmeasured")  # that opens files, too
+@pytest.mark.usefixtures("unmeasured")  # coverage opens files, too
 @pytest.mark.parametrize("files", [16, 28, 40])
 def test_jobs_start_no_more_workers_than_the_limit_of_open_files_allows(packed, files):
     for number in range(40):
@@ -358,7 +358,7 @@ main()
 
 
 @posix
-@pytest.mark.usefixtures("unmeasured")  # that writes files, too
+@pytest.mark.usefixtures("unmeasured")  # coverage writes files, too
 @pytest.mark.parametrize("unbuffered", ["", "1"])
 @pytest.mark.parametrize("words", [("pack", "-q", "-o", "-"), ("inspect", "--json")])
 def test_output_that_is_written_in_part_is_an_error(

@@ -121,7 +121,7 @@ def test_a_name_that_is_taken_adds_nothing(vbfmt, tmp_path, files):
     assert (taken.code, taken.out) == (1, "")
     assert taken.err.endswith("choose another name, or change this one: --force\n")
     assert vbfmt("store", "stats", store).out == before
-    assert vbfmt("store", "add", store, files[0], "--name", "alice").code == 0  # it is that one
+    assert vbfmt("store", "add", store, files[0], "--name", "alice").code == 0  # the same adapter
     assert vbfmt("store", "add", store, files[1], "--name", "alice", "--force").code == 0
     assert vbfmt("store", "stats", store).out.startswith("2 adapters")
 

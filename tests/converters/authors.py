@@ -29,7 +29,8 @@ SIZES = {
     "num_labels": 3,
 }
 H, B, K, RANK = 12, 8, 3, 4
-"""Here in_features / b = 4 = rank in every module but the feed-forward ones: no shape can tell."""
+"""In every module except the feed-forward ones, in_features / b = 4 = rank, so the shapes of both
+layouts are the same."""
 
 PLACES = {
     "query": "attention.self.query",
@@ -39,7 +40,7 @@ PLACES = {
     "layer.output": "output.dense",
     "attention.output": "attention.output.dense",
 }
-"""Their ``vb_module`` words → where the layer stands in an encoder layer."""
+"""Their ``vb_module`` words → name of the layer within an encoder layer."""
 
 
 class VBLinear(nn.Linear):

@@ -139,7 +139,7 @@ def make(name: str, folder: str) -> None:
     )
     adapted = peft.get_peft_model(model, config)
     optimizer = torch.optim.SGD([p for p in adapted.parameters() if p.requires_grad], lr=0.1)
-    for step in range(3):  # any gradients do
+    for step in range(3):  # any gradients are sufficient
         torch.manual_seed(step)
         sum((p * torch.randn_like(p)).sum() for p in adapted.parameters()).backward()
         optimizer.step()

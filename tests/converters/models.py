@@ -21,7 +21,7 @@ from transformers import (
 
 VERSION = tuple(map(int, transformers.__version__.split(".")[:2]))
 DTYPE = "dtype" if VERSION >= (4, 56) else "torch_dtype"
-"""The parameter of ``from_pretrained``."""
+"""Name of the parameter of ``from_pretrained`` for the dtype."""
 
 LLAMA = {
     "hidden_size": 32,

@@ -162,7 +162,7 @@ def test_earlier_names_are_tried_until_peft_finds_the_module():
     names = {"a": "a", "b": "b"}
     accepted = {("a", "old_a"), ("b", "b")}
     assert found_under(names, accepted, a=["b", "older_a", "old_a"]) == []
-    assert names == {"a": "old_a", "b": "b"}  # "b" was taken
+    assert names == {"a": "old_a", "b": "b"}  # "b" was used already
 
 
 def test_a_module_that_peft_finds_under_no_name_keeps_its_name():

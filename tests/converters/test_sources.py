@@ -35,7 +35,7 @@ def server(monkeypatch, tmp_path):
 def set_offline(monkeypatch, *, offline):
     """Set what HF_HUB_OFFLINE sets. The variable is read only when huggingface_hub is imported."""
     monkeypatch.setattr(constants, "HF_HUB_OFFLINE", offline)
-    # Before version 1 a session keeps what it was when the session was made.
+    # Before version 1, a session keeps the settings with which it was created.
     getattr(utils._http, "reset_sessions", lambda: None)()
 
 
@@ -165,7 +165,7 @@ def test_a_missing_or_forbidden_file_is_one_line(server, folder):
 def test_the_cache_is_used_if_the_server_does_not_answer(server, folder, monkeypatch):
     server.add("me/adapter").commit_folder(folder)
     path = sources.checkpoint("me/adapter")
-    point_at("http://127.0.0.1:9", monkeypatch)  # the port of discard: nobody listens
+    point_at("http://127.0.0.1:9", monkeypatch)  # port 9 (discard), on which nothing listens
     with warned() as messages:
         assert sources.checkpoint("me/adapter") == path
     assert "using the cached copy" in messages[0]
@@ -304,7 +304,7 @@ def test_without_huggingface_hub_a_missing_path_is_an_error(monkeypatch, tmp_pat
     monkeypatch.setitem(sys.modules, "huggingface_hub", None)
     with pytest.raises(errors.SourceError, match=r"no such file or folder: me/x; .*vbfmt\[hub\]"):
         sources.checkpoint("me/x")
-    for source in ("hf://me/x", "https://huggingface.co/me/x"):  # no path
+    for source in ("hf://me/x", "https://huggingface.co/me/x"):  # these cannot be paths
         with pytest.raises(errors.MissingExtraError, match=rf"{source}; .*'vbfmt\[hub\]'"):
             sources.checkpoint(source)
     save(worked_example(), tmp_path / "x.vblora")

@@ -83,7 +83,7 @@ def sharded(rank: int, folder: str) -> None:
     except Exception:  # noqa: BLE001 - the test shows it
         Path(folder, f"error{rank}").write_text(traceback.format_exc())
     torch.distributed.barrier()
-    os._exit(0)  # gloo's own threads now and then never end
+    os._exit(0)  # gloo's threads sometimes never end
 
 
 def _save_sharded(rank: int, folder: Path) -> None:
@@ -94,7 +94,7 @@ def _save_sharded(rank: int, folder: Path) -> None:
     model = adapted(folder)
     bank = {parameter for name, parameter in model.named_parameters() if "vector_bank" in name}
     for layer in model.base_model.model.model.layers:
-        fully_shard(layer, ignored_params=bank)  # it is in all of them
+        fully_shard(layer, ignored_params=bank)  # all layers share the bank
     fully_shard(model)
     whole = get_model_state_dict(model, options=StateDictOptions(full_state_dict=True))
     if rank == 0:

@@ -61,7 +61,7 @@ def kill(folder: Path, count: int) -> dict[str, Any]:
         left = set(os.listdir(here)) - {"x"}
         if name == "save without its bank" and found is not None:
             assert load(target, banks=f"{here}-banks") in adapters
-        # So that one in four comes too late, however busy the machine is.
+        # Adapt the time so that about one kill in four comes too late, on a busy machine as well.
         duration[name] *= 1 / 1.3 if found == both[1] else 1.1
         seen["killed"] += status == -signal.SIGKILL
         seen["old"] += found == expected[0]
@@ -181,7 +181,7 @@ def pool_killed(folder: Path, count: int) -> dict[str, Any]:
         assert _packed(output).items() <= expected.items(), "an output is not whole"
         if victim == child:
             seen["jobs"] += status != 0
-            # In a process of its own too: a fork server has one parent.
+            # Run this in a child process as well, because a fork server has one parent.
             assert ended(forked(lambda output=output: _pack(sources, output, workers=2))) == 0
         else:
             seen["workers"] += 1

@@ -56,7 +56,7 @@ def memory(folder: Path, count: int) -> dict[str, Any]:
     before = target.read_bytes()
     seen: collections.Counter[str] = collections.Counter()
     number, in_a_row = 0, 0
-    while in_a_row < 50:  # so many are more than the calls between two allocations that matter
+    while in_a_row < 50:  # more than any run of unused numbers
 
         def work(number: int = number) -> None:
             try:
@@ -120,7 +120,7 @@ def address_space(folder: Path, count: int) -> dict[str, Any]:
 def read_only(folder: Path, count: int) -> dict[str, Any]:
     """Write into a folder without write permission: it is refused, and nothing in the folder
     changes."""
-    # Not in `folder`: whoever is not root could not even look into that.
+    # Do not use `folder`, because other users than root cannot read it.
     with tempfile.TemporaryDirectory() as name:
         here = Path(name)
         target = here / "x"
@@ -129,7 +129,7 @@ def read_only(folder: Path, count: int) -> dict[str, Any]:
 
         def work(path: Path, overwrite: bool) -> None:
             if os.getuid() == 0:
-                os.setuid(65534)  # root may do anything
+                os.setuid(65534)  # root ignores permissions
             save(adapter(1), path, overwrite=overwrite)
 
         def statuses() -> list[int]:
@@ -141,7 +141,7 @@ def read_only(folder: Path, count: int) -> dict[str, Any]:
         assert target.read_bytes() == before
         assert os.listdir(here) == ["x"]
         here.chmod(0o777)
-        assert statuses() == [0, 0]  # it was the permission alone
+        assert statuses() == [0, 0]  # only the permission was missing
     return {"refused": 2}
 
 
@@ -181,7 +181,7 @@ def disk_full(folder: Path, _: int) -> dict[str, Any]:
             digests[f"n{number}"] = one.digest
             store.add(one, name=f"n{number}")
             seen["added"] += 1
-    digests.popitem()  # the one that was refused
+    digests.popitem()  # the last one was refused
     for _ in range(3):
         with pytest.raises(errors.StorageError, match=r"^[^\n]*[Nn]o space left[^\n]*$"):
             store.add(adapter(10_000), name="x")
@@ -202,10 +202,10 @@ def disk_full(folder: Path, _: int) -> dict[str, Any]:
         failed = [each.kind for each in jobs.run(task, items, workers=1) if not each.ok]
         assert set(failed) <= {"storage"}, failed
         seen["jobs refused"] += bool(failed)
-    except OSError:  # the journal could not be written: nothing was begun
+    except OSError:  # the journal could not be written, so nothing started
         seen["jobs refused"] += 1
 
-    ballast.unlink()  # a collection notes what it is about to remove
+    ballast.unlink()  # a collection needs space for its marks
     for name in list(names)[: len(names) // 2]:
         again.untag(name)
     again.gc(grace=0)

@@ -74,7 +74,7 @@ def test_code_blocks_are_found():
     assert sum(len(sessions(page)) for page in WITH_SESSIONS) >= 5
 
 
-@pytest.mark.timeout(1800)  # on a busy machine the imports alone take minutes
+@pytest.mark.timeout(1800)  # on a busy machine, imports take minutes
 @pytest.mark.parametrize("page", WITH_PYTHON, ids=name)
 def test_python_blocks_run(page, folder):
     if any("torch" in code for code in blocks(page, "python")):

@@ -25,7 +25,7 @@ def pages(tmp_path_factory):
     subprocess.run(["make", "build/installed"], cwd=ROOT, check=True)
     command = [sys.executable, "-m", "mkdocs", "build", "--quiet", "--strict", "--site-dir"]
     subprocess.run([*command, str(folder)], cwd=ROOT, check=True)
-    return sorted(set(folder.rglob("*.html")) - {folder / "404.html"})  # for a server's root
+    return sorted(set(folder.rglob("*.html")) - {folder / "404.html"})  # has absolute links
 
 
 def test_the_reference_pages_contain_the_docstrings(pages):

@@ -31,7 +31,7 @@ USUAL = {**LLAMA, "num_key_value_heads": 2, "head_dim": 32, "pad_token_id": 0}
 
 @pytest.mark.parametrize("kind", KNOWN)
 def test_every_known_kind_has_the_layers_that_transformers_builds(kind):
-    pytest.importorskip("transformers", minversion="5")  # 4 knows fewer kinds, and ignores head_dim
+    pytest.importorskip("transformers", minversion="5")  # 4 has fewer types
     from vbfmt.estimate.meta import linears_on_meta
 
     config = {**SIZES.get(kind, USUAL), "model_type": kind, "vocab_size": 100}
@@ -40,7 +40,7 @@ def test_every_known_kind_has_the_layers_that_transformers_builds(kind):
     ours, theirs = linears(config), linears_on_meta(config)
 
     def plain(layers: tuple[Linear, ...]) -> list[tuple[str, int, int, bool]]:
-        # The models that transformers builds here have no head, and so no prefix.
+        # The models that transformers builds here have no head, so their names have no prefix.
         names = [layer.name[layer.name.index("layer") :] if "layer" in layer.name
                  else layer.name[layer.name.index("h.") :] for layer in layers]  # fmt: skip
         return sorted(

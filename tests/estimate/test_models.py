@@ -142,7 +142,7 @@ MIXTURE = {
 
 def test_experts_that_are_not_counted_are_reported(tmp_path):
     """They were left out silently, and a gate with one output gave b = 1."""
-    pytest.importorskip("transformers", minversion="5")  # 4: experts in layers of their own
+    pytest.importorskip("transformers", minversion="5")  # 4 has a layer per expert
     (tmp_path / "config.json").write_text(json.dumps(MIXTURE))
     with warned() as messages:
         found = from_folder(tmp_path)

@@ -48,7 +48,7 @@ from vbfmt.torch import (
 TARGETS = ["query", "key", "value", "dense"]
 VBLORA = VBLoRAConfig(
     r=4,
-    num_vectors=104,  # so many that the file has a twentieth of LoRA's bytes
+    num_vectors=104,  # so that the file has 1/20 of LoRA's bytes
     vector_length=128,
     topk=2,
     target_modules=TARGETS,

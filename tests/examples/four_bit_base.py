@@ -60,7 +60,7 @@ WINDS = ("a northerly", "a westerly", "a southerly", "an easterly", "no")
 PROMPT = "Station Brest"
 TOKENS = 24
 LR_BANK = 5e-3
-ROUNDINGS = 4  # of bfloat16, between the logits of two tokens that count as equal
+ROUNDINGS = 4  # in bfloat16: logits that differ by less count as equal
 
 
 def text() -> str:

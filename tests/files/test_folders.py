@@ -163,7 +163,7 @@ def test_a_folder_that_another_process_creates_meanwhile_is_kept(tmp_path):
 @pytest.mark.skipif(not sys.platform.startswith("linux"), reason="exchanging names is Linux's")
 def test_a_folder_with_nothing_else_in_it_is_replaced_in_one_step(tmp_path, monkeypatch):
     filled(tmp_path / "d", a=b"1", b=b"1")
-    monkeypatch.setattr(os, "replace", None)  # nothing is moved one by one
+    monkeypatch.setattr(os, "replace", None)  # no single file is moved
     with folders.new(tmp_path / "d", overwrite=True) as new:
         for name in ("a", "b"):
             with open(os.path.join(new, name), "wb") as stream:

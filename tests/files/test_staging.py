@@ -79,7 +79,7 @@ def test_older_leftovers_of_other_targets_are_removed(tmp_path, kind):
     dead.wait()
     try:
         staging.sweep(os.fspath(tmp_path / "x"))
-        assert left.exists()  # it might be a writer's that has not locked it yet
+        assert left.exists()  # a writer may not have locked it yet
         for path in (left, kept):
             os.utime(path, (0, 0))
         staging.sweep(os.fspath(tmp_path / "x"))

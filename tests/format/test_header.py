@@ -253,7 +253,7 @@ def test_a_higher_minor_version_may_add_keys_in_order():
 
 def test_new_keys_are_in_the_order_of_their_utf8_bytes():
     newer = forge.with_preamble(FILE, minor=1)
-    keys = ("", "A", "a", "é", "\uffff", "\U00010000")  # in UTF-16, the last two change places
+    keys = ("", "A", "a", "é", "\uffff", "\U00010000")  # UTF-16 order swaps the last two
     added = forge.with_header(newer, lambda h: h.update(dict.fromkeys(keys)))
     assert loads(added) == worked_example()
     for first, second in itertools.pairwise(keys):

@@ -39,7 +39,7 @@ def by_coverage(atheris: Any, run: Run, runs: int) -> None:
             return atheris.Mutate(chunk, len(chunk) + 64) if chunk else b"\0"
 
         rng = random.Random(seed)
-        # What libFuzzer collects is mostly broken early; every other time begin with a whole one.
+        # Most inputs of libFuzzer fail early, so every second time start from a valid seed.
         start = rng.choice(seeds) if rng.random() < 0.5 else bytes(data)
         return run.target.damaged(start, rng, plain)[:longest]
 
@@ -48,7 +48,7 @@ def by_coverage(atheris: Any, run: Run, runs: int) -> None:
         if run.executions >= runs:
             print(run.report(), flush=True)
 
-    # Time is `Run`'s business, by the processor's clock: a busy machine stands still for minutes.
+    # `Run` limits the CPU time. Wall-clock time can be minutes on a busy machine.
     patience = ["-timeout=3600", "-report_slow_units=3600"]
     options = [f"-runs={runs}", "-max_len=65536", "-verbosity=0", *patience]
     atheris.Setup([sys.argv[0], *options, str(corpus)], one_input, custom_mutator=mutator)

@@ -76,7 +76,7 @@ def _require_merged(base: os.PathLike[str], out: os.PathLike[str]) -> None:
             continue
         source = _tensors(os.path.join(base, name))
         for tensor, found in _tensors(os.path.join(out, name)).items():
-            if source is None:  # of a pickle
+            if source is None:  # from a pickle
                 continue
             given = source[tensor]
             assert (found.dtype, found.shape) == (given.dtype, given.shape)

@@ -16,7 +16,7 @@ from tests.fuzz.content import Plain
 from vbfmt import cli
 
 WORDS = "words.json"
-"""The file of an input that is no file: the command line."""
+"""Name of the file in an input that holds the command line."""
 
 _LINES = (
     "pack src -o out.vblora",

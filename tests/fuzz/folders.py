@@ -11,7 +11,7 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 
 LINK = ".link"
-"""Ending of what is a link: its content is where it leads."""
+"""Ending of links in an input; their content is the target."""
 
 _MOST_FILES = 24
 
@@ -50,7 +50,7 @@ def written(files: Mapping[str, bytes]) -> Iterator[Path]:
     try:
         for name, content in files.items():
             path = os.path.join(folder, name)
-            with contextlib.suppress(OSError, ValueError):  # a file and a folder of one name
+            with contextlib.suppress(OSError, ValueError):  # a file and a folder with one name
                 os.makedirs(os.path.dirname(path), exist_ok=True)
                 if name.endswith(LINK):
                     os.symlink(content, path.removesuffix(LINK))

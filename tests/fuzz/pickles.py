@@ -27,7 +27,7 @@ _WORDS = (
     b"X\x01\x00\x00\x000",
     b"X\x01\x00\x00\x001",
     b"X\x02\x00\x00\x00\xc3\xa9",
-    b"X\x03\x00\x00\x00\xed\xb3\xbf",  # half a surrogate pair
+    b"X\x03\x00\x00\x00\xed\xb3\xbf",  # a lone surrogate
     b"J\xff\xff\xff\x7f",
     b"\x8a\x08\xff\xff\xff\xff\xff\xff\xff\x7f",
     b"\x86",
@@ -142,7 +142,7 @@ def _archive(records: list[list[str | bytes]], rng: random.Random) -> bytes:
     file = io.BytesIO()
     method = zipfile.ZIP_DEFLATED if rng.random() < 0.05 else zipfile.ZIP_STORED
     with warnings.catch_warnings(), zipfile.ZipFile(file, "w", method) as archive:
-        warnings.simplefilter("ignore")  # about a name twice
+        warnings.simplefilter("ignore")  # about repeated names
         for name, content in records:
             entry = zipfile.ZipInfo(str(name).rstrip("\0") or "x")
             entry.compress_type = method

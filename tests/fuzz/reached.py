@@ -42,7 +42,7 @@ READERS = (
 )
 
 LOWEST = 80
-"""Per cent. What remains is mostly messages of wrong calls, which no file can make."""
+"""Percentage. The rest is mostly errors about wrong calls, which no file can cause."""
 
 
 def main() -> int:

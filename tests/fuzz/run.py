@@ -14,15 +14,15 @@ from tests.fuzz.targets import Target
 from vbfmt.errors import VbfmtWarning
 
 SLOWEST = 1.0
-"""Seconds of processor time that one input may take. The least of up to three runs counts: what
-else the machine does makes a run slower, never faster."""
+"""Seconds of CPU time that one input may take. The fastest of up to three runs counts, because
+other work on the machine makes a run only slower."""
 
 LARGEST = 64 << 20
-"""Bytes that one input may add to the process; what was freed before may be used again. Of a
-target's address space beyond its limit an allocation fails (RLIMIT_AS)."""
+"""Bytes that one input may add to the process's peak memory. Beyond a target's `address_space`,
+allocations fail (RLIMIT_AS)."""
 
 _REPORT_EVERY = 60.0
-"""Seconds."""
+"""Seconds between two reports."""
 _UNLIMITED = resource.getrlimit(resource.RLIMIT_AS)
 
 
@@ -42,7 +42,7 @@ class Run:
         self.name, self.target, self.folder = name, target, folder
         self.outcomes: collections.Counter[str] = collections.Counter()
         self.executions, self.slowest, self.largest = 0, 0.0, 0
-        for data in target.seeds():  # imports happen here, not under the limits
+        for data in target.seeds():  # import lazily loaded modules without limits
             target.run(data)
         self.start = self.reported = time.monotonic()
 

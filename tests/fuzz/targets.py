@@ -20,7 +20,7 @@ from vbfmt.converters.peft import config as peft_config
 from vbfmt.tensors import TORCH
 
 MOST_ELEMENTS = 1 << 20
-"""Factors with more elements are not composed: expanding may be much larger than the file."""
+"""Factors with more elements are not composed, because they may be much larger than the file."""
 
 
 class Target(NamedTuple):

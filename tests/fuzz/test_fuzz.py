@@ -134,7 +134,7 @@ def warns(data):
 
 
 def takes_memory(data):
-    return str(np.empty(LARGEST + (1 << 30), np.uint8).size)  # more than was ever freed
+    return str(np.empty(LARGEST + (1 << 30), np.uint8).size)  # more than any freed memory
 
 
 def takes_time(data):

@@ -70,7 +70,7 @@ def run(data: bytes) -> str:
 
     files = folders.split(data)
     with folders.written(files) as folder, warnings.catch_warnings():
-        warnings.simplefilter("ignore")  # those of PEFT and transformers
+        warnings.simplefilter("ignore")  # warnings of PEFT and transformers
         base = folder / "base"
         at = base if base.is_dir() else None
         if at and _has_many_layers(at):
@@ -119,7 +119,7 @@ def _has_many_layers(base: Path) -> bool:
     layer."""
     file = base / "config.json"
     try:
-        if not file.is_file():  # a link to a device has no end
+        if not file.is_file():  # a device may be endless
             return False
         config = json.loads(file.read_bytes())
     except (OSError, ValueError, RecursionError):

@@ -57,13 +57,13 @@ def measured(line: str, folder: Path) -> Cost:
     _, _, used = os.wait4(child, 0)
     if len(words) == 3:
         return Cost(float(words[0]), int(words[1]), int(words[2]))
-    return Cost(used.ru_utime + used.ru_stime, used.ru_maxrss * 1024, -1)  # ended by a limit
+    return Cost(used.ru_utime + used.ru_stime, used.ru_maxrss * 1024, -1)  # a limit ended it
 
 
 def _run(line: str, folder: Path, pipe: int) -> None:
     resource.setrlimit(resource.RLIMIT_CPU, (int(AT_LIMIT_SECONDS) + 30,) * 2)
     os.chdir(folder)
-    Path("/proc/self/clear_refs").write_text("5")  # the peak begins anew
+    Path("/proc/self/clear_refs").write_text("5")  # reset the peak
     before, begin = _status("VmRSS"), time.process_time()
     code, _, err = _called(line.split())
     taken = time.process_time() - begin
@@ -131,7 +131,7 @@ def main() -> int:
     """See the module's own text."""
     word = sys.argv[1] if len(sys.argv) > 1 else ""
     import_everything()
-    gc.freeze()  # nor walked by the collector, which would count them all the same
+    gc.freeze()  # do not measure the collection of imported modules
     beyond = 0
     for cases, seconds, memory in (
         (CASES, SECONDS, MEMORY),

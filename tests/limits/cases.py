@@ -381,7 +381,7 @@ CASES: dict[str, Case] = {
     "GGUF: 30,000 tensors": (gguf_tensors, _GGUF),
     "GGUF: 65,536 blocks": (gguf_layers(65_536), _GGUF),
 }
-"""What is fed to which lines, below 1 MB."""
+"""Name → builder of inputs below 1 MB, and the commands that are run on them."""
 
 AT_THE_LIMITS: dict[str, Case] = {
     "850,000 names in 16 MiB": (names_at_the_limit, _NOT_EXPANDED),
@@ -390,4 +390,4 @@ AT_THE_LIMITS: dict[str, Case] = {
     "base of 1,024 layers": (layers(1024), _LAYERS),
     "GGUF: 1,024 blocks": (gguf_layers(1024), _GGUF),
 }
-"""What the limits of SECURITY.md let through, at its most."""
+"""Name → builder of the largest inputs that the limits in SECURITY.md allow, and the commands."""

@@ -12,7 +12,7 @@ from tests.limits.cases import CASES
 pytestmark = pytest.mark.skipif(sys.platform != "linux", reason="measured with /proc")
 
 LOADED = 5
-"""How many times as long a line may take beside other work; what is quadratic takes longer."""
+"""Factor for the time limits on a loaded machine. Quadratic algorithms exceed it anyway."""
 
 ONCE_COSTLY = [
     ("15,000 kinds of modules, h = 65,536", "inspect a.vblora --json"),

@@ -73,7 +73,7 @@ def _cells(method: type[Any], setup: Setup, folder: Path) -> Any:
         assert losses[-1] < losses[0], "the loss does not fall"
 
     def same(model: nn.Module) -> None:
-        # PEFT evaluates its top-k form only; bitsandbytes repacks 4 bits in an evaluation.
+        # PEFT's top-k form can only be evaluated. bitsandbytes repacks 4-bit weights in evaluation.
         difference = (outputs(model.eval()) - outputs(made.model.train())).abs().max().item()
         assert difference < CLOSE, f"outputs differ by {difference:.2g}"
 

@@ -48,7 +48,7 @@ def setups() -> dict[str, Setup]:
             what = name.removesuffix("WeightOnlyConfig").lower()
             quantized[f"torchao {what}"] = Setup(_stored(_llama, LlamaForCausalLM, storage))
     if importlib.util.find_spec("hqq"):
-        # By name: "all-linear" finds none, here and in PEFT.
+        # Targets are named, because "all-linear" finds none, in vbfmt and in PEFT.
         quantized["HQQ 4 bits"] = Setup(lambda _: _of_hqq(_llama()), targets=["q_proj", "v_proj"])
     return {
         "float32": Setup(lambda _: _llama()),

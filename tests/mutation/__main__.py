@@ -23,14 +23,14 @@ import tomllib
 from tests.mutation.equivalent import reason, unused
 
 LOWEST = 0.99
-"""The share of mutants that tests must notice in each module, as docs/fidelity.md claims it."""
+"""The share of mutants that tests must detect in each module, as docs/fidelity.md states."""
 
 _SURVIVED = 0
 _TIMED_OUT = {36, -24, 24, 152, 255}
 _NOTICED = {1, 3, -11, -9} | _TIMED_OUT
-"""Exit codes of noticed mutants (mutmut/stats.py): a test failed, pytest failed, timeout, killed.
-Not 2, 5, 33, 34 and None: interrupted, no tests, skipped, unchecked. A mutant that is explained as
-equivalent and exceeds the time limit is not noticed: the machine was busy."""
+"""Exit codes of detected mutants (mutmut/stats.py): a test failed, pytest failed, timeout, killed.
+Not 2, 5, 33, 34 and None: interrupted, no tests, skipped, unchecked. An equivalent mutant that
+exceeds the time limit does not count as detected, because the machine was busy."""
 
 
 class Mutant(NamedTuple):

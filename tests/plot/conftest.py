@@ -13,7 +13,7 @@ from vbfmt.converters import peft
 matplotlib = pytest.importorskip("matplotlib")
 
 HOSTILE = "<script>pwned=1</script><img src=x onerror=pwned=1>\"'&]]>--><b>$\\frac{$\u202e"
-"""A name that would like to be markup or a formula, and turn the text around."""
+"""A name with markup, a formula, and a mark that reverses the direction of text."""
 
 
 @pytest.fixture(scope="session")

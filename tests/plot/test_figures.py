@@ -46,7 +46,7 @@ def test_depth_shows_every_sub_vectors_weight(trained):
     found, _ = drawn(trained, "depth")
     assert len(found.hovers) == 4
     total = sum(float(np.sum(hover.columns["weight"])) for hover in found.hovers)
-    # Each row's largest weight is rounded to float32: by 2⁻²⁵ at most.
+    # Each row's largest weight is rounded to float32, with an error of at most 2⁻²⁵.
     assert total == pytest.approx(trained.N, abs=trained.N * 2**-25)
 
 

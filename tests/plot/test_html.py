@@ -198,4 +198,4 @@ def test_in_a_narrow_browser_text_in_pictures_stays_readable(browser, trained, t
         browser.set_window_size(size["width"], size["height"])
     assert len(widths) == len(FIGURES)
     assert min(widths) >= 550
-    assert beyond == 0  # the pictures scroll, the page does not
+    assert beyond == 0  # only the pictures scroll sideways

@@ -107,9 +107,9 @@ def test_a_page_is_a_picture_of_that_size(trained, tmp_path):
     write(Scene(trained, "x"), tmp_path / "one.png", figures=["selection"])
     page, one = (Image.open(tmp_path / f"{name}.png") for name in ("page", "one"))
     assert page.width == 1700
-    assert page.height in (2069, 2070)  # Matplotlib 3.8 rounds otherwise
+    assert page.height in (2069, 2070)  # Matplotlib 3.8 rounds differently
     assert one.width > 2000
-    # Something is drawn, and not one colour alone.
+    # The picture has more than one colour.
     assert len(np.unique(np.asarray(page.convert("L")))) > 50
 
 

@@ -169,7 +169,7 @@ def test_late_notes_of_one_process_do_not_hide_later_changes_of_others(store, tm
         for path in (tmp_path / "s").rglob("*"):
             os.utime(path, (1e9, 1e9))
         assert other.names() == {"x": two}
-        store.close()  # its notes are written now
+        store.close()  # this writes its pending changes
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")
             assert other.names() == {"x": two}

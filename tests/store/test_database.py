@@ -81,7 +81,7 @@ def test_a_catalog_that_is_damaged_while_it_is_open_is_rebuilt(filled, tmp_path,
         assert READS[read](filled) == before
     assert {str(each.message).split(" (")[0].split("/")[-1] for each in caught} <= {
         f"{FILE} is damaged; it is rebuilt from the objects",
-        f"{FILE}",  # an error of the disk: kept in memory
+        f"{FILE}",  # on a disk error, it is kept in memory
     }
 
 
@@ -121,7 +121,7 @@ def test_a_catalog_that_another_process_has_locked_is_one_error(filled, tmp_path
     with pytest.raises(errors.StoreError, match="locked"):
         Store(tmp_path / "s").entries()
     assert filled.add(adapter(3), name="z") == vbfmt.digest(adapter(3))
-    filled.close()  # its notes are lost, and what they say is not
+    filled.close()  # pending changes of the catalog are lost, but the objects exist
     other.rollback()
     other.close()
     assert filled.names()["z"] == vbfmt.digest(adapter(3))

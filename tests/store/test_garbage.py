@@ -25,7 +25,7 @@ def test_an_unused_object_is_removed_only_after_the_grace_period(store, monkeypa
     monkeypatch.setattr(garbage.time, "time", lambda: now + 101)
     done = store.gc(grace=100)
     assert done.removed == (layout.adapter_key(digest),)
-    assert store.gc(grace=100).waiting == 1  # its bank: from now on
+    assert store.gc(grace=100).waiting == 1  # the grace period of its bank starts now
     monkeypatch.setattr(garbage.time, "time", lambda: now + 300)
     assert len(store.gc(grace=100).removed) == 1
     assert store.stats().banks == 1
@@ -76,11 +76,11 @@ def test_nobody_waits_forever_for_a_killed_collector(store, monkeypatch):
     key = layout.adapter_key(digest)
     now = time.time()
     store.gc(grace=100)
-    assert garbage.claim(store._backend, key, now + 1, now)  # and then it died
+    assert garbage.claim(store._backend, key, now + 1, now)  # the collector is killed here
     monkeypatch.setattr(garbage, "_PATIENCE", 0.2)
     assert store.add(adapter(1)) == digest
     assert store.open(digest) == adapter(1)
-    # The object was removed, its mark was not.
+    # The object was removed, but its mark was not.
     store.gc(grace=100)
     assert garbage.claim(store._backend, key, now + 9, time.time())
     store._open_catalog().forget(key)

@@ -77,7 +77,7 @@ def test_a_record_that_is_too_long_is_damaged_and_not_read(tmp_path, kind):
     with open(path, "w") as stream:
         stream.write(text)
         stream.write(" " * LONGEST)
-        stream.truncate(1 << 32)  # a hole
+        stream.truncate(1 << 32)  # a sparse file
     tracemalloc.start()
     try:
         with pytest.raises(StoreError):
@@ -138,7 +138,7 @@ def test_a_damaged_name_is_left_out_with_a_warning_until_it_is_repaired(tmp_path
         other = store.add(adapter(2), name="other")
         assert store.names() == {"other": other}
         path.write_text(TEXTS[text])
-        os.utime(path.parent, (1, 1))  # long ago: the folder's time shows no change from now on
+        os.utime(path.parent, (1, 1))  # so that the folder's time shows no recent change
         for _ in range(2):
             with pytest.warns(VbfmtWarning, match="a name's record is damaged"):
                 assert store.names() == {"other": other}

@@ -18,7 +18,7 @@ from vbfmt.store.folder import Folder
 def test_a_name_changes_by_compare_and_swap(store):
     one, two, three = (store.add(adapter(number)) for number in range(3))
     store.tag("x", one)
-    store.tag("x", one)  # as it is already
+    store.tag("x", one)  # no change
     with pytest.raises(errors.ConflictError, match=f"found {one}, expected a new name"):
         store.tag("x", two)
     with pytest.raises(errors.ConflictError, match=f"found {one}, expected {three}"):

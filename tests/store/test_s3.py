@@ -192,7 +192,7 @@ def test_a_lost_server_is_one_line_and_the_next_run_continues(server, tmp_path, 
     assert "\n" not in str(error.value)
     assert "s3://bucket/" in str(error.value)
     assert time.monotonic() - start < 300
-    server.start()  # moto keeps all in memory: it begins empty
+    server.start()  # moto keeps data in memory, so it is empty
     again = Store("s3://bucket/gone", create=True, cache=tmp_path / "cache")
     assert again.open(again.add(adapter(2), name="y")) == adapter(2)
 

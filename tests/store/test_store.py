@@ -76,7 +76,7 @@ def test_a_damaged_file_is_not_added(store, tmp_path):
 
 
 def test_every_damaged_object_is_found(store):
-    bank_files._shared.clear()  # a bank that is in use somewhere is not read again
+    bank_files._shared.clear()  # a bank in memory is not read again
     digest = store.add(adapter(1), name="x")
     other = store.add(adapter(2, bank=1))
     assert len(list(store.verify())) == 5
@@ -94,7 +94,7 @@ def test_every_damaged_object_is_found(store):
         data[len(data) // 2] ^= 1
         with open(path, "wb") as stream:
             stream.write(data)
-    # An adapter under another's name.
+    # The file of one adapter has the name of another.
     os.replace(store.path(other), store.path(digest))
     bad = {report.file for report in store.verify() if not report.ok}
     assert bad == {store.path(digest)}

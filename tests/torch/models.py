@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from vbfmt.torch import VBLoRAConfig, load_checkpoint
 
 SIZES = {"r": 3, "num_vectors": 16, "vector_length": 8, "topk": 2}
-# An adapter that is felt: with PEFT's initialization its part of the output is mere rounding.
+# An adapter with a visible effect; with PEFT's initialization, its effect is as small as rounding.
 STRONG = {"init_vector_bank_bound": 0.5, "init_logits_std": 1.0}
 PEFT_STRONG = {"init_vector_bank_bound": 0.5, "init_logits_std": 1.0}
 NET_TARGETS = ["encoder.0", "encoder.1", "out"]

@@ -48,4 +48,4 @@ def _do(rank: int, works: dict[str, Work], folder: str, port: int) -> None:
             (here / f"error{rank}").write_text(traceback.format_exc())
             break  # the other process may wait for this one
         (here / f"done{rank}").touch()
-    os._exit(0)  # gloo's own threads now and then never end
+    os._exit(0)  # gloo's threads sometimes never end

@@ -99,7 +99,7 @@ def test_written_targets_match_only_the_adapted_modules(tmp_path):
     inject(model, config(target_modules="0|2"))
     save_checkpoint(model, tmp_path / "checkpoint")
     written = json.loads((tmp_path / "checkpoint" / "adapter_config.json").read_text())
-    assert written["target_modules"] == "0|2"  # the names 0 and 2 would fit 1.0 as well
+    assert written["target_modules"] == "0|2"  # the names 0 and 2 would also match 1.0
     loaded = peft_model(
         nn.Sequential(nn.Linear(8, 8), nn.Sequential(nn.Linear(8, 8)), nn.Linear(8, 8)),
         written["target_modules"],
@@ -203,7 +203,7 @@ def test_the_bases_weight_of_an_adapted_head_is_not_trained(tmp_path):
         key.endswith("base_layer.weight") for key in load_file(*tmp_path.glob("*.safetensors"))
     )
     model = llama(vocab_size=48)
-    for _ in range(2):  # the second time into the adapter that is there
+    for _ in range(2):  # the second time into the existing adapter
         load_checkpoint(model, tmp_path)
         trained = [name for name, each in model.named_parameters() if each.requires_grad]
         assert [name for name in trained if not name.endswith("logits")] == [

@@ -46,7 +46,7 @@ def expected_gradients(model):
 def test_activation_checkpointing_changes_no_gradient(model, reentrant):
     expected = expected_gradients(model)
     checkpoint_parts(model, reentrant)
-    for _ in range(2):  # the second time with the state that the first left behind
+    for _ in range(2):  # the second time with the state left by the first
         loss_from_leaf(model).backward()
         assert_same(gradients(model), expected, rtol=1e-5, atol=1e-9)
 

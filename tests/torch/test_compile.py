@@ -141,7 +141,7 @@ def graphs_of(layers, adapted, compiled):
 def test_layers_of_one_kind_are_compiled_once(compiled):
     """dynamo compiles a frame at most eight times, so nothing in it may depend on a layer's
     index."""
-    pytest.importorskip("torch", minversion="2.8")  # before, each layer is compiled by itself
+    pytest.importorskip("torch", minversion="2.8")  # older: one graph per layer
     twelve = graphs_of(12, True, compiled)
     assert twelve == graphs_of(3, True, compiled)
     assert twelve <= graphs_of(12, False, compiled) + 4

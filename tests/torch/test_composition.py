@@ -25,7 +25,7 @@ def algorithm_1(logits, bank, k):
     k=st.integers(1, 8),
     seed=st.integers(0, 2**32 - 1),
 )
-@example(h=1000, counts=[18, 2], k=2, seed=0)  # no multiple of the chunks' length
+@example(h=1000, counts=[18, 2], k=2, seed=0)  # not a multiple of the chunk length
 def test_any_bank_size_selects_what_topk_selects(h, counts, k, seed):
     k = min(k, h)
     generator = torch.Generator().manual_seed(seed)
@@ -59,7 +59,7 @@ def test_gradcheck_in_float64(k, h):
     generator = torch.Generator().manual_seed(k)
 
     def leaf(*shape):
-        # Distinct by far more than gradcheck's step: no ties.
+        # Logits differ by much more than gradcheck's step, so there are no ties.
         values = torch.randperm(int(np.prod(shape)), generator=generator).double()
         return (values / values.numel() * 4).reshape(shape).requires_grad_()
 

@@ -52,7 +52,8 @@ def train(engine, rank, steps=range(STEPS)):
 
 
 def save(model, stage, rank, folder):
-    # All gather what ZeRO-3 has split, and one writes. With the other stages all have the same.
+    # With ZeRO-3, all processes gather and one writes. With other stages, all have the same
+    # tensors.
     save_checkpoint(model, folder / "checkpoint")
     save_packed(model, folder / "adapter.vblora")
     assert num_stored_parameters(model) > 0

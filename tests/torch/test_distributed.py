@@ -55,7 +55,7 @@ def worker(rank, folder):
     if rank == 0:
         save_checkpoint(called, os.path.join(folder, "checkpoint"))
     torch.distributed.barrier()
-    for times in range(5):  # both at once
+    for times in range(5):  # both processes concurrently
         save_checkpoint(called, os.path.join(folder, "both", str(times)))
         digest = save_packed(called, os.path.join(folder, f"{times}.vblora"))
         thin = os.path.join(folder, "thin", f"{times}.vblora")
@@ -67,11 +67,11 @@ def worker(rank, folder):
     with torch.no_grad():
         next(p for p in model.parameters() if p.requires_grad).add_(1)
     for save, name in ((save_checkpoint, "checkpoint"), (save_packed, "0.vblora")):
-        with pytest.raises(OutputExistsError):  # of other values
+        with pytest.raises(OutputExistsError):  # because the values differ
             save(called, os.path.join(folder, name))
     torch.distributed.barrier()
     (Path(folder) / f"done{rank}").touch()
-    # Gloo's own threads now and then never end, in destroy_process_group or at exit.
+    # Gloo's threads sometimes never end, in destroy_process_group or at exit.
     os._exit(0)
 
 

@@ -58,7 +58,7 @@ def gradients_of(model, output):
 def test_the_fast_path_does_not_skip_the_adapter():
     model = adapted(["linear1", "linear2"], enable_nested_tensor=False)
     x = batch()
-    recorded = model(x).detach()  # gradients keep PyTorch off that path
+    recorded = model(x).detach()  # with gradients, PyTorch does not use that path
     with torch.no_grad():
         torch.testing.assert_close(model(x), recorded, rtol=1e-5, atol=1e-6)
         with disabled(model):

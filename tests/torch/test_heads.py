@@ -157,7 +157,7 @@ def bert():
 @pytest.mark.parametrize("whole", ["classifier", "pooler"])
 def test_a_checkpoint_of_peft_with_all_biases_and_a_head(whole, tmp_path):
     """It contains the head's biases two or three times, under names of PEFT's wrappers."""
-    pytest.importorskip("peft", minversion="0.21")  # before, it does not save biases
+    pytest.importorskip("peft", minversion="0.21")  # older versions do not save biases
     theirs = peft_model(bert(), ["query"], modules_to_save=[whole], bias="all").eval()
     with torch.no_grad():
         for parameter in theirs.parameters():

@@ -54,7 +54,9 @@ class Module(lightning.LightningModule):
 
 
 def loader(kind=DataLoader, shuffle=True):
-    own = torch.Generator().manual_seed(7)  # otherwise an epoch draws a seed from dropout's
+    own = torch.Generator().manual_seed(
+        7
+    )  # otherwise an epoch uses dropout's random state for a seed
     data = TensorDataset(*batch(1, 4 * EPOCH))
     return kind(data, batch_size=4, shuffle=shuffle, generator=own)
 

@@ -144,7 +144,7 @@ def trained_tensors(model):
 
 @pytest.mark.parametrize("settings", [{}, {"modules_to_save": ["norm"]}])
 def test_transformers_trainer_trains_and_resumes(settings, trainer_of, tmp_path):
-    # Before, it does not resume under PyTorch 2.6, which unpickles tensors only.
+    # Older versions do not resume under PyTorch 2.6, which unpickles only tensors.
     pytest.importorskip("transformers", minversion="4.51")
     model = made(settings)
     before = {name: p.detach().clone() for name, p in model.named_parameters()}

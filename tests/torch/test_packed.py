@@ -114,7 +114,7 @@ def test_a_packed_adapter_is_loaded_into_a_model(trained, tmp_path):
     assert not torch.equal(adapted, base)
     assert not any(p.requires_grad for p in running.parameters())
     layers = list(adapters_of(running).all_layers().values())
-    load_packed(running, vbfmt.load(path))  # in place of the first
+    load_packed(running, vbfmt.load(path))  # replaces the first
     assert list(adapters_of(running).all_layers().values()) == layers
     assert torch.equal(output(running), adapted)
     load_packed(running, path, adapter_name="second")

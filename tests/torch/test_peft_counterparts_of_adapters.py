@@ -160,7 +160,7 @@ def test_after_disabled_outputs_are_as_before(case):
         pass
     assert {layer.active for layer in layers} == {None}
     set_adapter(model, "default")
-    next(iter(layers)).active = None  # one layer alone, which no function here does
+    next(iter(layers)).active = None  # only one layer; vbfmt has no function for this
     with disabled(model):
         pass
     assert {layer.active for layer in layers} == {"default"}
@@ -283,7 +283,7 @@ def test_the_sum_of_two_adapters_is_merged(second):
 
 @PAIRS
 def test_the_sum_is_what_peft_merges(second, tmp_path):
-    pytest.importorskip("peft", minversion="0.21")  # 0.15 saves tensors of both into each file
+    pytest.importorskip("peft", minversion="0.21")  # 0.15 saves both adapters in each file
     strong = {"init_vector_bank_bound": 0.5, "init_logits_std": 1.0}
     other = peft.get_peft_model(made(MLP), peft.VBLoRAConfig(**{**A, **strong}), "one").eval()
     other.add_adapter("two", peft.VBLoRAConfig(**{**second, **strong}))

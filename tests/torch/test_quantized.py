@@ -114,7 +114,7 @@ def test_an_adapter_trained_on_a_quantized_base_loads_onto_any_base(tmp_path, ba
 
 def test_a_quantized_base_is_merged_after_dequantizing_it(tmp_path):
     model = injected(quantized(tmp_path / "base", "llama", "NF4, twice")).train()
-    expected = model(tokens()).logits  # a training pass: after an evaluation it was seen to differ
+    expected = model(tokens()).logits  # in training mode; after evaluation it differed
     with pytest.raises(ModelError, match=r"Params4bit, torch.uint8 .*model\.dequantize\(\)"):
         merge(model)
     assert torch.equal(model(tokens()).logits, expected)

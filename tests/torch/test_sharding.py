@@ -51,13 +51,13 @@ def injected(**settings):
 
 def train(called, rows):
     model = getattr(called, "module", called)
-    # With its usual eps AdamW steps as far for a gradient that is twice too large, and for one that
-    # is mere rounding.
+    # With the default eps, AdamW's step does not depend on the scale of the gradient, so it would
+    # hide a wrong scale and amplify rounding errors.
     optimizer = torch.optim.AdamW(param_groups(model), eps=1e-3)
     for step in range(STEPS):
         x, y = batch(step, ROWS)
         optimizer.zero_grad()
-        for part in (slice(0, ROWS // 2), slice(ROWS // 2, ROWS)):  # accumulated
+        for part in (slice(0, ROWS // 2), slice(ROWS // 2, ROWS)):  # accumulate gradients
             here = [i for i in range(ROWS)[part] if i in range(ROWS)[rows]]
             (nn.functional.cross_entropy(called(x[here]), y[here]) / 2).backward()
         optimizer.step()
@@ -110,7 +110,7 @@ def worker(rank, folder):
         else:
             (here / f"done{rank}").touch()
     torch.distributed.barrier()
-    os._exit(0)  # gloo's own threads now and then never end
+    os._exit(0)  # gloo's threads sometimes never end
 
 
 @pytest.fixture(scope="module")
@@ -143,7 +143,7 @@ def trained(rank, folder, name):
             save_checkpoint(called, folder / "part")
     with whole:
         if fsdp1 and rank:
-            return  # every process has it whole
+            return  # every process has the whole tensor
         save_checkpoint(called, folder / "checkpoint")
         torch.save(save_packed(called, folder / "adapter.vblora"), folder / f"{rank}.pt")
 

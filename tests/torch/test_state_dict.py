@@ -91,7 +91,9 @@ def test_a_state_dict_of_trainable_parameters_keeps_head_and_biases(filtered):
         set_adapter(each, "one")
     state = filtered(model)
     assert "classifier.weight" in state
-    other.load_state_dict(net().state_dict(), strict=False)  # other trained heads, the same base
+    other.load_state_dict(
+        net().state_dict(), strict=False
+    )  # the same base with other trained heads
     for name, tensor in other.named_parameters():
         if name.endswith("base_layer.weight"):
             tensor.data.copy_(model.get_parameter(name))

@@ -30,12 +30,12 @@ HALF, BFLOAT, FLOAT, DOUBLE = torch.float16, torch.bfloat16, torch.float32, torc
     ("values", "dtype", "what"),
     [
         ([[65504.0, 1]], HALF, None),
-        ([[65519.0, 1]], HALF, None),  # rounds to the largest
+        ([[65519.0, 1]], HALF, None),  # rounds to the largest value
         ([[65520.0, 1]], HALF, "large"),
-        ([[float("inf"), 1]], HALF, None),  # a mask
+        ([[float("inf"), 1]], HALF, None),  # infinities are kept, as in masks
         ([[2.0**-14, 0]], HALF, None),
         ([[2.0**-15, 0]], HALF, "small"),
-        ([2.0**-15, 0], HALF, None),  # a bias that small makes no difference
+        ([2.0**-15, 0], HALF, None),  # a bias of this size has no effect
         ([[0.0, 0]], HALF, None),
         ([[1e30, 1]], BFLOAT, None),
         ([[1e-39, 0]], BFLOAT, "small"),

@@ -30,7 +30,7 @@ from vbfmt.torch import (
 SETTINGS = {"target_modules": "all-linear", "vblora_dropout": 0.1}
 OF_AN_ADAPTER = {"adapter_config.json", "adapter_model.safetensors"}
 OF_THE_TRAINER = {
-    "model.safetensors",  # the adapter's weights again, under the name that the Trainer reads
+    "model.safetensors",  # the adapter's weights, with the name that the Trainer reads
     "optimizer.pt", "rng_state.pth", "scheduler.pt", "trainer_state.json", "training_args.bin",
 }  # fmt: skip
 
@@ -66,7 +66,7 @@ def assert_same_adapter(model, other):
 
 
 def test_a_checkpoint_has_only_the_adapter_and_resumes_bit_for_bit(tmp_path):
-    # Before, it does not resume under PyTorch 2.6, which unpickles tensors only.
+    # Older versions do not resume under PyTorch 2.6, which unpickles only tensors.
     pytest.importorskip("transformers", minversion="4.51")
     whole = trainer(tmp_path / "one")
     whole.train()
@@ -100,7 +100,7 @@ def test_the_best_model_is_restored(tmp_path):
         eval_strategy="steps",
         eval_steps=3,
         metric_for_best_model="eval_loss",
-        greater_is_better=True,  # the worst one: not the last
+        greater_is_better=True,  # the worst model, which is not the last
     )
     made.train()
     assert made.state.best_model_checkpoint.endswith("checkpoint-3")
@@ -126,7 +126,7 @@ def test_a_checkpoint_of_the_trainer_packs_directly(tmp_path):
 
 def test_the_callback_warns_of_checkpoints_elsewhere(tmp_path):
     made = trainer(tmp_path, callbacks=[VBLoRACallback()], max_steps=1, save_steps=1)
-    made._get_output_dir = lambda trial: str(tmp_path / "run-0")  # as in a search
+    made._get_output_dir = lambda trial: str(tmp_path / "run-0")  # as in a hyperparameter search
     with pytest.warns(VbfmtWarning, match="there is no .*checkpoint-1, so adapter.vblora was not"):
         made.train()
     assert not (tmp_path / "checkpoint-1").exists()
@@ -176,7 +176,7 @@ def test_peft_loads_what_was_written_as_the_same_model(saved):
 def test_transformers_itself_refuses_what_was_written(saved, kind):
     """PEFT cannot inject a VB-LoRA adapter in place. It is an error, never a model without
     adapter."""
-    pytest.importorskip("transformers", minversion="5")  # before, it returns one
+    pytest.importorskip("transformers", minversion="5")  # older: a plain model
     with pytest.raises(ValueError, match="does not support PeftType.VBLORA"):
         kind.from_pretrained(saved[0] / "adapter")
 

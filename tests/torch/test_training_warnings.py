@@ -50,7 +50,7 @@ def reader():
 
 
 def uses(model, folder):
-    """Yield every function that saves or exports an adapter."""
+    """Save, pack, merge and unmerge an adapter; each of these may warn."""
     save_checkpoint(model, folder / "checkpoint", overwrite=True)
     save_packed(model, folder / "adapter.vblora", overwrite=True)
     merge(model)
@@ -87,7 +87,7 @@ def test_layers_that_are_called_only_sometimes_are_not_named(copied, tmp_path):
     model = copied(reader())
     model(batch()[0])
     with disabled(model):
-        model.out(torch.zeros(2, 32))  # a part of the model called alone counts, too
+        model.out(torch.zeros(2, 32))  # calls of a part of the model count, too
     assert warned(lambda: uses(model, tmp_path)) == []
     inject(model, config(target_modules=["classifier"], vector_length=2), adapter_name="second")
     assert warned(lambda: uses(model, tmp_path)) == [], "no pass yet since it was put in"

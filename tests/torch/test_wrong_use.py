@@ -327,7 +327,7 @@ def test_a_base_whose_weights_are_offloaded_is_refused(tmp_path):
     partly.classifier = head
     with pytest.raises(ModelError, match=r"offloaded.*: classifier"):
         inject(partly, config(modules_to_save=["classifier"]))
-    inject(net().to("meta"), config())  # to look at
+    inject(net().to("meta"), config())  # a model without memory is allowed
 
 
 class Router(nn.Linear):
@@ -370,7 +370,7 @@ def test_layers_of_peft_within_a_plain_model_are_refused():
 def test_the_model_inside_a_wrapper_must_be_given():
     model = net()
     inject(model, config())
-    wrapper = nn.Module()  # as torch.compile holds it
+    wrapper = nn.Module()  # as torch.compile does
     wrapper._orig_mod = model
     with pytest.raises(ModelError, match="the model is wrapped: found Module"):
         inject(wrapper, config(), adapter_name="second")

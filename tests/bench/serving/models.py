@@ -66,7 +66,7 @@ def sharing(base: nn.Module) -> nn.Module:
     with torch.inference_mode(False), torch.device("meta"):
         model = type(base)(base.config)
     model.load_state_dict(base.state_dict(), assign=True)
-    for name, buffer in base.named_buffers():  # those that no state dict has
+    for name, buffer in base.named_buffers():  # includes those not in a state dict
         path, _, leaf = name.rpartition(".")
         model.get_submodule(path)._buffers[leaf] = buffer
     return model.eval().requires_grad_(False)

@@ -83,7 +83,7 @@ WRONG = {
     "shape negative": packed({"a": {**F32, "shape": [-1], "data_offsets": [0, 4]}}, bytes(4)),
     "shape of -0": packed(
         b'{"a":{"dtype":"U8","shape":[-0],"data_offsets":[0,0]}}'
-    ),  # no whole number to the safetensors package
+    ),  # not an integer for the safetensors package
     "offset of -0": packed(b'{"a":{"dtype":"U8","shape":[0],"data_offsets":[-0,0]}}'),
     "shape of floats": packed({"a": {**F32, "shape": [1.0], "data_offsets": [0, 4]}}, bytes(4)),
     "shape that wraps": packed(

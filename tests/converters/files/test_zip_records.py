@@ -88,7 +88,7 @@ def test_fewer_records_than_the_directory_holds_are_refused():
         (0, b"XX", "contradicts itself"),  # the entry's magic
         (8, b"\x01\x00", "is encrypted"),
         (10, b"\x08\x00", "is compressed"),
-        (24, b"\x06\x00\x00\x00", "is compressed"),  # longer than what is stored
+        (24, b"\x06\x00\x00\x00", "is compressed"),  # size above the stored size
         (30, b"\xff\xff", "contradicts itself"),  # an extra field beyond the directory
         (34, b"\x01\x00", "contradicts itself"),  # on another disk
         (38, b"\x10\x00\x00\x00", "is a folder"),
@@ -122,8 +122,8 @@ def test_records_that_overlap_are_refused():
     "extra",
     [
         b"\x07\x00\x05",  # truncated
-        b"\x07\x00\xff\xff",  # longer than there is
-        b"\x01\x00\x08\x00" + bytes(8),  # a size of 64 bits that no field asks for
+        b"\x07\x00\xff\xff",  # beyond the end
+        b"\x01\x00\x08\x00" + bytes(8),  # a 64-bit size that no field needs
         2 * (b"\x01\x00\x00\x00"),  # twice
     ],
 )
@@ -140,7 +140,7 @@ def test_an_unreadable_extra_field_is_refused(extra):
 
 def test_a_record_that_is_longer_than_the_file_is_refused():
     data = archive()
-    for field in (20, 24):  # stored, size
+    for field in (20, 24):  # stored size and size
         struct.pack_into("<I", data, directory(data) + field, 10_000)
     assert refusal(data) == "record 'one' is longer than the file"
 

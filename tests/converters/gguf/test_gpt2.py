@@ -125,7 +125,7 @@ def test_logits_are_those_of_the_merged_model_in_transformers(tmp_path, base, ad
     gguf.write(adapter, tmp_path / "lora.gguf", base=folder if from_config else file)
     merge.write(merge.plan(adapter, folder), tmp_path / "merged")
     without, expected = by_transformers(folder), by_transformers(tmp_path / "merged")
-    alone = rms(by_llama_cpp(file) - without)  # llama.cpp takes GELU from a table of 16-bit floats
+    alone = rms(by_llama_cpp(file) - without)  # llama.cpp has a table for GELU
     found = rms(by_llama_cpp(file, tmp_path / "lora.gguf") - expected)
     change = rms(expected - without)
     print(f"\nrms difference {found:.2g}, without the adapter {alone:.2g}; its effect {change:.3g}")

@@ -156,7 +156,7 @@ class _Handler(BaseHTTPRequestHandler):
             return sha, repository.commits[sha]
         if repository:
             self._send(404, {"X-Error-Code": "RevisionNotFound"})
-        else:  # as the real one answers who is not logged in: it may be private
+        else:  # the Hub's answer without login, since it may be private
             self._send(401, {"X-Error-Code": "RepoNotFound", "X-Error-Message": "not found"})
         return "", {}
 

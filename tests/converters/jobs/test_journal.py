@@ -90,7 +90,7 @@ def test_a_long_line_takes_no_memory_and_other_lines_are_read(tmp_path):
 
 def test_an_endless_journal_is_not_read(tmp_path, expand):
     with open(tmp_path / "out" / NAME, "wb") as stream:
-        stream.truncate(LARGEST + 1)  # a hole
+        stream.truncate(LARGEST + 1)  # a sparse file
     with pytest.raises(StorageError, match=r"too long.*expected at most 1073741824"):
         expand()
 

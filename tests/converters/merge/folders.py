@@ -22,7 +22,7 @@ SHAPES = {
     "model.layers.1.q": (16, 24),
     "model.layers.1.k": (8, 24),
 }
-"""(out_features, in_features) of the modules of `adapter_of`, if nothing else is asked for."""
+"""(out_features, in_features) of the default modules of `adapter_of`."""
 
 
 def adapter_of(

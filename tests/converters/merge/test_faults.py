@@ -163,7 +163,7 @@ def with_the_largest(file: str, folder: Path) -> Path:
     side_files: dict[str, bytes] = {}
     if file.startswith("model-00002"):
         tensors["a.large"] = tensor_of(np.ones(100_000))
-    elif file.endswith("index.json"):  # a header has each tensor once in some shard
+    elif file.endswith("index.json"):  # many long names
         tensors |= {f"{'a' * 200}.{n}": tensor_of(np.ones(1)) for n in range(300)}
     elif file == "vbfmt_merge.json":
         side_files = {f"{n}{'n' * 200}.txt": b"" for n in range(300)}

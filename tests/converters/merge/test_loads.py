@@ -58,7 +58,7 @@ def compare(
     assert not info["mismatched_keys"]
     with torch.no_grad():
         wanted, found = adapted(ids)[0].float(), model.eval()(ids)[0].float()
-        for module in adapted.modules():  # unload() fails where a head has several layers
+        for module in adapted.modules():  # unload() fails if a head has several layers
             if isinstance(module, BaseTunerLayer):
                 module.enable_adapters(False)
         untouched = adapted(ids)[0].float()
@@ -229,7 +229,7 @@ def test_minilm_with_a_trained_head_whose_names_have_a_prefix(minilm, tmp_path, 
 
 
 def test_a_classifier_whose_base_has_a_head_and_whose_biases_were_trained(tmp_path):
-    pytest.importorskip("peft", minversion="0.21")  # before, it does not save biases
+    pytest.importorskip("peft", minversion="0.21")  # older versions do not save biases
     config = transformers.BertConfig(
         hidden_size=64,
         intermediate_size=96,

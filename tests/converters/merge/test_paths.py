@@ -127,7 +127,7 @@ def test_1500_nested_folders_are_one_line(tmp_path, base):
     save(adapter_of(), tmp_path / "a.vblora")
     with pytest.raises(errors.SourceError, match="too deep"):
         merge.plan(adapter_of(), base)
-    subprocess.run(["rm", "-rf", base], check=True)  # deeper than Python's own can go
+    subprocess.run(["rm", "-rf", base], check=True)  # too deep for os.makedirs
 
 
 def test_too_many_files_are_refused(base, monkeypatch):

@@ -40,7 +40,7 @@ def test_blocks_have_the_pieces_in_order_and_are_valid_until_the_next(sizes):
     with pytest.MonkeyPatch.context() as patch, ThreadPoolExecutor(2) as pool:
         patch.setattr(stream, "_BLOCK", SMALL)
         for block in stream.blocks(pieces_of(sizes), pool):
-            if before is not None:  # the next one is there: this one is used now, as late as may be
+            if before is not None:  # use a block only after the next one is returned
                 found.append(bytes(before))
             before = block
     if before is not None:

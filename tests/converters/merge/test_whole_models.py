@@ -19,7 +19,7 @@ from vbfmt.converters import merge
 from vbfmt.converters.merge.base import Base
 
 ROWS = 1024
-"""So many are checked at once: float64 takes eight bytes for each element."""
+"""Number of rows that are checked at a time, because float64 takes eight bytes per element."""
 
 
 def check(base: Base, out: Base, adapter) -> tuple[int, float, float]:
@@ -55,7 +55,7 @@ def differences(weight: Tensor, found: Tensor, a, b) -> Iterator[tuple[int, int,
         assert_right(new, total, noise, weight.dtype)
         other = new != right
         new, right = new[other], right[other]
-        between = rounded((new + right) / 2, weight.dtype)  # one of the two, if they are neighbours
+        between = rounded((new + right) / 2, weight.dtype)  # equals one of two neighbours
         yield total.size, len(new), int(((between != new) & (between != right)).sum())
 
 

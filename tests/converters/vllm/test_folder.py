@@ -20,7 +20,7 @@ def folder(tmp_path):
 @pytest.mark.parametrize("name", ["alice", "Zoë", "a b", "v1.2", "-x", "a..b", "x" * 248])
 def test_a_file_is_found_by_its_name(folder, name):
     (folder / f"{name}.vblora").touch()
-    assert Folder(folder).find(name) == f"{folder}/{name}.vblora"  # no digest: it is empty
+    assert Folder(folder).find(name) == f"{folder}/{name}.vblora"  # invalid, so without a digest
 
 
 def test_a_name_is_looked_up_at_each_request(folder):
@@ -54,7 +54,7 @@ def test_a_name_that_is_too_long_for_file_systems_finds_nothing(folder, length):
 def test_a_link_out_of_the_folder_finds_nothing(tmp_path, folder):
     (tmp_path / "secret.vblora").touch()
     (folder / "link.vblora").symlink_to(tmp_path / "secret.vblora")
-    (tmp_path / "adapters-2").mkdir()  # begins like the folder
+    (tmp_path / "adapters-2").mkdir()  # has the folder's name as a prefix
     (tmp_path / "adapters-2" / "x.vblora").touch()
     (folder / "near.vblora").symlink_to(tmp_path / "adapters-2" / "x.vblora")
     assert Folder(folder).find("link") is None

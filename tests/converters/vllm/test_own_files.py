@@ -54,7 +54,7 @@ def parameters_in_text(function):
 
 def test_the_functions_have_the_expected_parameters(vllm):
     for function, parameters in internals._PARAMETERS.items():
-        if function.startswith("vllm.v1."):  # whose files import most of vLLM
+        if function.startswith("vllm.v1."):  # these import most of vLLM
             assert parameters_in_text(function) == parameters, function
         else:
             assert internals._parameters_of(function) == parameters, function

@@ -113,7 +113,7 @@ def test_a_replaced_adapter_is_served_after_the_old_one_is_unloaded(server, fold
     assert answers(server, "replaced") == right(20)
     save(serving.adapter(21), path, overwrite=True)
     before = server.cached_tokens()
-    assert answers(server, "replaced") == right(20)  # until it is unloaded
+    assert answers(server, "replaced") == right(20)  # the old one, until unloaded
     assert server.cached_tokens() == before + 3 * 32
     assert server.unload("replaced") == 200
     before = server.cached_tokens()
@@ -126,7 +126,7 @@ def test_a_removed_file_is_served_from_memory_until_it_is_unloaded(server, folde
     save(serving.adapter(22), path)
     assert answers(server, "removed") == right(22)
     path.unlink()
-    for number, name in enumerate(NAMES):  # takes its slot
+    for number, name in enumerate(NAMES):  # these take all slots
         assert answers(server, name) == right_of(right, number)
     assert answers(server, "removed") == right(22)
     assert server.unload("removed") == 200
@@ -241,7 +241,7 @@ def test_a_path_is_loaded_only_with_its_digest(server, folder, right):
 
     status, answer = load(str(path))
     assert status == 500
-    assert "needs its digest" in answer["error"]["message"]  # vLLM leaves paths out
+    assert "needs its digest" in answer["error"]["message"]  # vLLM removes paths
     assert load(f"{path}@sha256:{'0' * 64}")[0] == 500
     assert load(pinned)[0] == 200
     assert answers(server, "given") == right(25)

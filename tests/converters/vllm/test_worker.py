@@ -160,7 +160,7 @@ def test_a_path_without_a_digest_is_refused(load, path):
 
 def test_a_damaged_file_is_refused(load, path):
     data = bytearray(path.read_bytes())
-    data[-4] ^= 1  # the last bit of a weight: only the checksum shows it
+    data[-4] ^= 1  # the last bit of a weight, which only the checksum detects
     path.write_bytes(data)
     with pytest.raises(VbfmtError, match=f"in {path}"):
         load(path)

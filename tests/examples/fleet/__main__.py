@@ -75,7 +75,7 @@ def main() -> None:
     if not arguments.report:
         if not any(folder.glob("vaderSentiment-*")):
             task.download_sdist(folder)
-        # Those on the film reviews' bank come when there is one.
+        # Runs that use the film reviews' bank start after it is trained.
         for later in (False, True):
             stage = [job for job in jobs if (METHODS[job.method].bank == FILMS) == later]
             if stage:

@@ -31,7 +31,7 @@ class Method:
         return 4 * self.settings.h * self.settings.b if self.bank else 0
 
 
-# The rates were chosen among a few on the validation parts.
+# The learning rates were chosen from a few on the validation parts.
 METHODS = {
     "lora": Method("LoRA, r = 8", Settings(method="lora", rank=8, lr=1e-3)),
     "seed": Method("bank from a seed, frozen", Settings(), SEED),

@@ -25,7 +25,7 @@ COLOURS = {
     "seed-plain": "#7fb2dd",
 }
 KILOBYTES = (5, 10, 30, 100, 300, 1000)
-SPAN = 0.1  # of each panel, so that a point is as high in all
+SPAN = 0.1  # height of each panel's axis, so that scales are equal
 
 
 def draw(table: Sequence[dict[str, Any]], path: Path) -> None:

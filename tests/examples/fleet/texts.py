@@ -73,7 +73,7 @@ def _rated_documents(kind: str, sdist: Path) -> list[list[tuple[str, int]]]:
 
 
 def _lines(sdist: Path, file: str) -> list[str]:
-    task.read_rated_lines(sdist)  # refuses another archive
+    task.read_rated_lines(sdist)  # checks the digest
     with zipfile.ZipFile(sdist) as outer:
         archive = outer.read(task.ARCHIVE_IN_SDIST)
     with tarfile.open(fileobj=io.BytesIO(archive)) as inner:

@@ -60,7 +60,7 @@ SIZES: dict[str, dict[str, Any]] = {
     "another bank": {"num_vectors": 20},
     "ranks by layer": {"rank_pattern": {"0.*": 1}},
 }
-"""Eight adapters, no two of one shape but the first and "another bank"."""
+"""Eight adapters with different shapes, except the first and "another bank"."""
 
 
 def adapter(make: Callable[[], nn.Module], targets: list[str], seed: int, **sizes: Any) -> Adapter:

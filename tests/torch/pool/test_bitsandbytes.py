@@ -30,7 +30,7 @@ def adapters():
     [
         ("NF4, twice", True, 1e-5),  # the layers themselves compute in float32
         ("FP4", True, 1e-5),
-        ("NF4, twice", False, 5e-3),  # in bfloat16: what is rounded otherwise is felt
+        ("NF4, twice", False, 5e-3),  # rounding in bfloat16
         ("int8", False, 5e-3),
     ],
 )

@@ -92,7 +92,7 @@ def test_a_model_that_runs_in_a_different_thread_from_its_block(pool):
     with pytest.raises(ModelError, match="ran in a different thread"), pool.forward(["a"]):
         thread.start()
         thread.join()
-    with pool.forward([None]):  # the base is what it gets
+    with pool.forward([None]):  # no adapter is needed
         logits_of_the_base = threading.Thread(target=logits, args=(pool.model, IDS))
         logits_of_the_base.start()
         logits_of_the_base.join()

@@ -65,7 +65,7 @@ def test_adding_and_removing_adapters_causes_no_recompilation():
     pool.put("3", found["3"])
     check(["3", "3", "4", None])
     assert graphs.count == once == 1
-    for seed in range(10, 18):  # new banks: their memory grows
+    for seed in range(10, 18):  # new banks need more memory
         found[str(seed)] = adapter(net, LAYERS, seed)
         pool.put(str(seed), found[str(seed)])
         check([str(seed), "4", None, "0"])

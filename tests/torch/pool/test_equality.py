@@ -165,7 +165,7 @@ def test_a_base_of_16_bits(dtype):
     ids = tokens(rows=len(NAMES))
     with pool.forward(NAMES):
         mixed = logits(model, ids)
-    assert mixed.dtype in (dtype, torch.float32)  # transformers 4.45 widens the logits itself
+    assert mixed.dtype in (dtype, torch.float32)  # transformers 4.45 converts logits to float32
     exact_base = {key: value.float() for key, value in model.state_dict().items()}
     for place, name in enumerate(NAMES):
         exact = llama()
@@ -239,7 +239,7 @@ def test_a_custom_model_and_gradients_of_its_input():
     pool.put("x", adapter(net, ["encoder.0", "encoder.1", "out"], 5))
     x = torch.randn(2, 16, requires_grad=True)
     with torch.inference_mode(), pool.forward(["x", None]):
-        pass  # what is staged in inference mode can be used outside of it
+        pass  # tensors that are prepared in inference mode can be used later
     with pool.forward(["x", None]):
         pool._model(x).sum().backward()
     reference = merged(net, adapter(net, ["encoder.0", "encoder.1", "out"], 5))

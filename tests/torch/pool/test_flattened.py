@@ -39,7 +39,7 @@ class Mixture(nn.Module):
         flat, result = self.first(x).reshape(-1, 16), torch.zeros(x.shape[:-1].numel(), 16)
         for number, expert in enumerate(self.experts):
             (chosen,) = torch.where((flat[:, 0] > 0).long() == number)
-            chosen = chosen.flip(0)  # routers that sort by score have orders of their own
+            chosen = chosen.flip(0)  # some routers sort positions by score
             if len(chosen):
                 result[chosen] = expert(flat[chosen])
         return result.view(x.shape)

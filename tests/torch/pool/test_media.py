@@ -10,7 +10,7 @@ from vbfmt.errors import ModelError
 from vbfmt.torch import AdapterPool
 from vbfmt.torch.pool.names import media_layers
 
-pytest.importorskip("transformers", minversion="4.52")  # before, other names
+pytest.importorskip("transformers", minversion="4.52")  # older versions have other names
 
 IMAGE = 49
 
@@ -45,7 +45,7 @@ def pool_of(*parts):
 
 IDS = torch.tensor([[IMAGE] * 4 + [1] + [IMAGE] * 4 + [2, 3], range(5, 16)])
 PIXELS = torch.randn(2, 3, 16, 16, generator=torch.Generator().manual_seed(0))
-"""Both images are the first sample's."""
+"""Both images belong to the first sample."""
 
 
 def test_samples_cannot_have_different_adapters_for_images():

@@ -53,7 +53,7 @@ def test_bytes_are_read_as_they_were_written(steps):
             pages.free(runs)
         data = torch.full((size,), place, dtype=torch.uint8)
         data[-1] = 255
-        # Without room, new pages fill the gaps that others left.
+        # If there is no free range, new pages fill the gaps of removed ones.
         with pytest.MonkeyPatch.context() as patch:
             patch.setattr("vbfmt.torch.pool.pages._FIRST_CHUNK", 4 * PAGE)
             written.append((pages.write(data, growth=0 if place % 2 else 1 << 30), data))

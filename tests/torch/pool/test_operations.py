@@ -43,10 +43,10 @@ def pool_of(adapters, count, dtype=torch.float32):
 
 def preparing(pool, names):
     with pool.forward(names[::-1]):
-        pass  # what a number of samples needs once
+        pass  # prepare what is cached by number of samples
     with Operations() as operations, pool.forward(names):
         pass
-    assert operations.count.pop("aten::sparse_compressed_tensor") == LAYERS  # not on a GPU
+    assert operations.count.pop("aten::sparse_compressed_tensor") == LAYERS  # only on CPUs
     return operations.count
 
 

@@ -124,7 +124,7 @@ def test_the_least_recently_used_adapter_is_removed():
     pool.put("3", found[3])
     assert pool.names == ["2", "0", "3"]
     assert pool.evicted == 1
-    pool.put("2", found[4])  # a replacement needs no room of others
+    pool.put("2", found[4])  # a replacement evicts no other adapter
     assert pool.names == ["0", "3", "2"]
     assert pool.used_bytes <= limit_for(3, found[0])
     pool.put("1", found[1])
@@ -142,7 +142,7 @@ def test_an_adapter_in_a_running_batch_is_not_removed():
         for place in (2, 3, 4):
             pool.put(str(place), found[place])
         assert pool.names == ["0", "4"]
-        pool.put("0", found[1])  # the running batch keeps what it began with
+        pool.put("0", found[1])  # the running batch keeps the old one
         same(pool._model(X[:2])[0], alone(found[0])[0])
         with pytest.raises(ModelError, match="does not fit"), pool.forward(["0"]):
             pool.put("9", found[3])
@@ -180,7 +180,7 @@ def test_missing_adapters_are_loaded_from_a_source(tmp_path):
     assert asked == ["0", "1", "2", "5", "4", "3", "0", "1"]
     with pytest.raises(ModelError, match="does not fit"), pool.forward(["0", "1", "2", "3"]):
         pass
-    run(pool, ["4"])  # those that were held for the batch are free again
+    run(pool, ["4"])  # adapters of the failed batch are unpinned
 
 
 def test_eight_threads():
