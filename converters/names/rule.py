@@ -113,14 +113,14 @@ def _counts(modules: Iterable[str], owners: set[str]) -> Counter[Rule]:
     counts: Counter[Rule] = Counter({Rule(): 0})
     wanted = set(modules)
     for owner in owners:  # count only endings that are modules: hostile names have very many dots
-        counts.update(Rule(add=prefix) for prefix, rest in _splits(owner) if rest in wanted)
+        counts.update(Rule(add=prefix) for prefix, rest in splits(owner) if rest in wanted)
     for module in wanted:
         counts[Rule()] += module in owners
-        counts.update(Rule(drop=prefix) for prefix, rest in _splits(module) if rest in owners)
+        counts.update(Rule(drop=prefix) for prefix, rest in splits(module) if rest in owners)
     return counts
 
 
-def _splits(name: str) -> Iterator[tuple[str, str]]:
+def splits(name: str) -> Iterator[tuple[str, str]]:
     """Yield the splits of a name: (``a.``, ``b.c``) and (``a.b.``, ``c``) of ``a.b.c``."""
     position = name.find(".") + 1
     while position:

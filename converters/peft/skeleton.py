@@ -10,6 +10,7 @@ from typing import Any
 from vbfmt._files import PathLike
 from vbfmt._patterns import matcher
 from vbfmt.converters.merge.base import json_object
+from vbfmt.converters.names.rule import splits
 from vbfmt.errors import MissingExtraError, SourceError, VbfmtError
 
 MOST_LAYERS = 1024
@@ -126,7 +127,7 @@ def _without_patterns(settings: Mapping[str, Any], names: list[str]) -> dict[str
             continue
         match = matcher(pattern)
         chosen = {name for name in names if match(name)}
-        others = [n for n in names if n not in chosen and any(e in chosen for e in _ends(n))]
+        others = [n for n in names if n not in chosen and any(e in chosen for _, e in splits(n))]
         if not chosen and key == "target_modules":
             raise SourceError("no module of the base is a target", part=key, found=pattern)
         if others:
@@ -142,12 +143,6 @@ def _without_patterns(settings: Mapping[str, Any], names: list[str]) -> dict[str
         if not isinstance(pattern, str) or not _PLAIN.fullmatch(pattern):
             raise SourceError("not a plain module name", part="layers_pattern", found=str(pattern))
     return plain
-
-
-def _ends(name: str) -> list[str]:
-    """Return the ends of a name: ``b.c`` and ``c`` of ``a.b.c``."""
-    parts = name.split(".")
-    return [".".join(parts[at:]) for at in range(1, len(parts))]
 
 
 def _require_few_layers(config: Mapping[str, Any], file: str) -> None:

@@ -16,7 +16,7 @@ import os
 from vbfmt._files import PathLike
 from vbfmt._files.banks import Sources
 from vbfmt.converters.vllm.pinned import Pinned
-from vbfmt.converters.vllm.resolver import Adapters
+from vbfmt.converters.vllm.resolver import Adapters, Folder, Stored
 
 ADAPTERS = "VBFMT_VLLM_ADAPTERS"
 """The environment variable with the path of the folder or store of adapters."""
@@ -46,8 +46,6 @@ def register() -> None:
 
 def _open(path: str) -> Adapters:
     """Open a store or a folder of adapters."""
-    from vbfmt.converters.vllm.folder import Folder
-    from vbfmt.converters.vllm.stored import Stored
     from vbfmt.store.layout import ROOT
 
     in_store = path.startswith("s3://") or os.path.isfile(os.path.join(path, ROOT))

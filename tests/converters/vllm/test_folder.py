@@ -6,7 +6,7 @@ import os
 
 import pytest
 
-from vbfmt.converters.vllm.folder import Folder
+from vbfmt.converters.vllm.resolver import Folder
 from vbfmt.errors import ConfigError
 
 

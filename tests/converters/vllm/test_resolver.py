@@ -10,8 +10,7 @@ import pytest
 from tests.converters.gguf.random_adapter import random_adapter
 from vbfmt import save
 from vbfmt.converters import vllm as plugin
-from vbfmt.converters.vllm.folder import Folder
-from vbfmt.converters.vllm.resolver import NAME, Resolver
+from vbfmt.converters.vllm.resolver import NAME, Folder, Resolver
 from vbfmt.errors import ConfigError
 
 

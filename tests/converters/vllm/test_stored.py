@@ -10,8 +10,7 @@ import pytest
 from tests.converters.gguf.random_adapter import random_adapter
 from vbfmt.converters import vllm as plugin
 from vbfmt.converters.vllm.pinned import Pinned
-from vbfmt.converters.vllm.resolver import Resolver
-from vbfmt.converters.vllm.stored import Stored
+from vbfmt.converters.vllm.resolver import Resolver, Stored
 from vbfmt.errors import StoreError, VbfmtError
 from vbfmt.store import Store
 
