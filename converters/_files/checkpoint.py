@@ -171,7 +171,7 @@ def agreed_k(sources: Mapping[str, object]) -> int:
     known = {source: k for source, k in sources.items() if k is not None}
     if not known:
         raise SourceError(
-            "logits do not show how many vectors are selected, and no config has it",
+            "logits do not show how many vectors are selected, and no config gives topk",
             part="topk",
             advice="give it: `topk=K` (the paper and PEFT use 2)",
         )

@@ -40,7 +40,7 @@ def run(
     Args:
         task: the operation.
         items: the items, from `vbfmt.converters.jobs.items`.
-        workers: number of worker processes, at least 1; by default, the number of processors.
+        workers: number of worker processes, at least 1; by default, the number of CPU cores.
         engine: name of an engine in `ENGINES`.
         shard: largest number of items that a worker gets at a time, at least 1.
 

@@ -228,7 +228,7 @@ def _without_interrupts() -> Iterator[None]:
 
 @contextlib.contextmanager
 def _one_thread_each() -> Iterator[None]:
-    """Limit numerical libraries to one thread, since the workers use all processors.
+    """Limit numerical libraries to one thread, since the workers use all CPU cores.
 
     A spawned process must have these variables when it imports NumPy.
     """

@@ -1,4 +1,4 @@
-"""Decide which files beside a base's weights a merge copies."""
+"""Decide which files of a base, other than its weights, a merge copies."""
 
 from __future__ import annotations
 
@@ -43,7 +43,8 @@ def partition(
 
 
 def is_left_out(path: str) -> bool:
-    """Return whether a path, with slashes, is that of the weights in another format."""
+    """Return whether a file holds the weights in another format. The path has slashes on every
+    system."""
     top, _, rest = path.partition("/")
     return bool((_OLD_FOLDERS if rest else _OLD_WEIGHTS).fullmatch(top))
 

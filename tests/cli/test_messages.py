@@ -36,7 +36,10 @@ def message_about(vbfmt, tmp_path):
 @pytest.mark.parametrize(
     ("changes", "expected"),
     [
-        ({"topk": None}, "logits do not show how many vectors are selected, and no config has it"),
+        (
+            {"topk": None},
+            "logits do not show how many vectors are selected, and no config gives topk",
+        ),
         ({"topk": "2"}, 'topk: found "2" from adapter_config.json, expected a whole number'),
         ({"num_vectors": "12"}, 'num_vectors: found "12" from adapter_config.json, expected a who'),
         ({"num_vectors": None}, "num_vectors: found null from adapter_config.json, expected a who"),
@@ -106,7 +109,7 @@ def test_two_adapters_in_the_same_modules_are_two_adapters(message_about, names)
 def test_a_repeated_index_is_reported_at_its_position_in_the_tensor(message_about):
     arrays = topk_form()
     indices = arrays[f"{KEY}.vblora_logits_B_topk_indices"]
-    indices[1, 0] = 7  # B is (tile, rank): its third row, in the format's order its second
+    indices[1, 0] = 7  # B is (tile, rank), so this is row 2 of the tensor and row 1 of the factor
     assert message_about(arrays).endswith(
         f"{KEY}.vblora_logits_B_topk_indices, row 2: found 7, 7, expected 2 different vectors"
     )
@@ -187,7 +190,7 @@ def test_a_weight_of_zero_is_accepted(vbfmt, tmp_path, packed):
 
 
 def test_factors_beyond_bfloat16_are_refused(vbfmt, tmp_path):
-    """Just below float32's largest number, which bfloat16 rounds to infinity."""
+    """The bank has float32's largest number, which bfloat16 rounds to infinity."""
     arrays = logits_form()
     arrays[BANK][:] = np.finfo(np.float32).max
     folder = write_folder(tmp_path / "large", arrays)
@@ -200,7 +203,7 @@ def test_factors_beyond_bfloat16_are_refused(vbfmt, tmp_path):
     assert vbfmt(*words).code == 0
 
 
-def test_the_expected_range_of_a_single_weight_is_shown(vbfmt, tmp_path):
+def test_the_histogram_of_weights_has_its_full_range_for_k_1(vbfmt, tmp_path):
     folder = write_folder(tmp_path / "one", topk_form(k=1), CONFIG | {"topk": 1})
     assert vbfmt("pack", folder, "-o", tmp_path / "x.vblora").code == 0
     out = vbfmt("inspect", tmp_path / "x.vblora").out

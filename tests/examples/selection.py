@@ -8,7 +8,7 @@ the score is balanced accuracy on 1,000 others, the paper's is CoLA's correlatio
 The initial logits' standard deviation and learning rate are those of `CHOICES` that scored best on
 the validation part, one seed each (``--choose`` repeats it). For all six methods that were tried
 (not for top-1, top-3 and top-6) they are the same, so every method has them. The noise of
-Gumbel-softmax has a standard deviation of 1.28: it hides logits that start with one of 0.1.
+Gumbel-softmax has a standard deviation of 1.28, which hides initial logits with one of 0.1.
 """
 
 from __future__ import annotations
@@ -161,7 +161,7 @@ def table(names: Sequence[str], seeds: int, results: Results) -> Iterator[str]:
             spread = statistics.stdev(found) if len(found) > 1 else 0.0
             rows.append((statistics.mean(found), spread, papers, method, k))
     papers_order = sorted((row[2] for row in rows), reverse=True)
-    yield "| in training | in evaluation | logits' std, rate | score | paper | paper's place |"
+    yield "| in training | in evaluation | logits' std, rate | score | paper | paper's rank |"
     yield "|---|---|---|---|---|---|"
     for mean, spread, papers, method, k in sorted(rows, key=lambda row: -row[0]):
         shown = "all" if k == H else f"top-{k}"

@@ -133,7 +133,7 @@ def requests_of(browser) -> list[str]:
 
 
 @pytest.mark.parametrize("kind", ["trained", "hostile"])
-def test_in_a_browser(browser, kind, request, tmp_path):
+def test_in_a_browser_values_are_shown_without_errors_or_requests(browser, kind, request, tmp_path):
     adapter = request.getfixturevalue(kind)
     path = page_of(adapter, tmp_path, name=f"{HOSTILE}.vblora")
     browser.get_log("browser")

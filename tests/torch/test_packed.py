@@ -256,7 +256,9 @@ def test_a_tensor_that_is_missing_in_the_model_is_refused():
     adapter = to_adapter(model)
     other = net()
     other.classifier = nn.Identity()
-    with pytest.raises(ModelError, match=r"the model lacks, or has in another shape: "):
+    with pytest.raises(
+        ModelError, match=r"does not have a tensor of the adapter, or has it in another shape: "
+    ):
         load_packed(other, adapter)
 
 

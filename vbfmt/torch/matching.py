@@ -56,7 +56,7 @@ def require_tensors(model: nn.Module, adapter: Adapter) -> None:
         shape = shape_of(model, name)
         if shape != tensor.shape:
             raise ModelError(
-                "the adapter has a tensor that the model lacks, or has in another shape",
+                "the model does not have a tensor of the adapter, or has it in another shape",
                 part=name,
                 found=tensor.shape,
                 expected=shape,

@@ -53,7 +53,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument("--layers", type=int, help="2 on cpu, else 22")
     parser.add_argument("--dtype", help="of the base: float32 on cpu, else bfloat16")
     parser.add_argument("--compile", action="store_true", help="decode alone, with CUDA graphs")
-    parser.add_argument("--threads", type=int, default=1, help="of PyTorch on a processor")
+    parser.add_argument(
+        "--threads", type=int, default=1, help="number of PyTorch's threads on a CPU"
+    )
     given = parser.parse_args(arguments)
     setting = usual(given.device)
     setting = replace(

@@ -59,7 +59,7 @@ def test_k_must_be_a_positive_integer(value, found):
     [(0x7FF4000000000000, "nan"), (0x7FF0000000000000, "inf"), (0x7E37E43C8800759C, "1e+300")],
 )
 def test_a_bank_that_is_not_finite_gives_an_error_of_the_library(bits, found):
-    """Not a warning of NumPy: for a signalling NaN, and for a number beyond float32."""
+    """NumPy would give a warning for a signalling NaN and for a number beyond float32."""
     values = np.zeros((3, 2))
     values.view("<u8")[1, 1] = bits
     with warnings.catch_warnings(), pytest.raises(ContentError) as error:
@@ -71,7 +71,7 @@ def test_a_bank_that_is_not_finite_gives_an_error_of_the_library(bits, found):
 
 
 @pytest.mark.parametrize("array", [np.ones((2, 2), int), np.ones(4), np.ones((2, 0))])
-def test_a_checkpoint_without_a_bank_is_refused(array):
+def test_an_array_that_is_no_bank_is_refused(array):
     with pytest.raises(SourceError, match="not a vector bank"):
         bank_of(Tensor.of(array))
 

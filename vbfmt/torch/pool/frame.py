@@ -82,7 +82,7 @@ class Cut(NamedTuple):
     Attributes:
         order: int64, which of the samples' rows to take. Before it, rows are ordered by sample.
             After it, they are ordered by module, then by block, then by sample. The blocks are A's
-            rows by tile and then by component (on a processor only), A's rows, and B's.
+            rows by tile and then by component (only on a CPU), A's rows, and B's.
         sizes: number of elements of each block, module by module.
         bags: offsets of each module, by name.
     """
@@ -100,7 +100,7 @@ class Frame:
 
     Attributes:
         length: g, the vector length.
-        tiled: whether a cut also has A's rows by tile, which only a processor reads.
+        tiled: whether a cut also has A's rows by tile, which are read only on a CPU.
         k: number of vectors that a row selects.
         spans: positions of each module's rows, by name.
         rows: n, the number of rows.

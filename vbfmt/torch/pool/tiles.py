@@ -1,7 +1,7 @@
-"""Compute A·x on a processor for one position per sample, without composing A.
+"""Compute A·x on a CPU for one position per sample, without composing A.
 
 A component of A·x is a weighted sum of dot products: of a vector of the bank and a tile of x. For a
-large batch, A is larger than a processor's caches, and reading the bank is faster.
+large batch, A is larger than a CPU's caches, and reading the bank is faster.
 """
 
 from __future__ import annotations

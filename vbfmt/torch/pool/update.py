@@ -1,7 +1,7 @@
 """Compute B·(A·x) for every sample, and compose the factors of its adapter during the computation.
 
 With one position per sample, as in decoding, B is not composed: its product with c = A·x is a sum
-over vectors of the bank, weighted by c·w. On a processor and without gradients, A is not composed
+over vectors of the bank, weighted by c·w. On a CPU and without gradients, A is not composed
 then either. For more positions, composing takes fewer operations. Neither factor is kept.
 """
 
