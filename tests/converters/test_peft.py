@@ -3,7 +3,11 @@
 from __future__ import annotations
 
 import json
+import os
 import shutil
+import signal
+import subprocess
+import sys
 from pathlib import Path
 
 import ml_dtypes
@@ -326,3 +330,28 @@ def test_unpacked_configs_hold_no_keys_that_old_peft_does_not_know(tmp_path):
     config = json.loads((tmp_path / "x" / "adapter_config.json").read_text())
     assert not set(later) & set(config)
     assert digest(adapter) == digest(read(logits_form(), CONFIG))
+
+
+TRUNCATE_AND_PACK = """
+import os, sys
+from vbfmt import pack
+from vbfmt.converters.peft import rows
+
+def truncated(*arguments, select=rows.select_top_k):
+    os.truncate(os.path.join(sys.argv[1], "adapter_model.safetensors"), 100)
+    return select(*arguments)
+
+rows.select_top_k = truncated
+pack(*sys.argv[1:])
+"""
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="ends the process on Linux and macOS only")
+def test_a_checkpoint_that_is_truncated_while_it_is_read_leaves_no_output(tmp_path):
+    logits = {f"{KEY}.vblora_logits_A": np.ones((R, 9999, H), "f4")}
+    folder = write_folder(tmp_path / "x", logits_form() | logits)
+    done = subprocess.run(
+        [sys.executable, "-c", TRUNCATE_AND_PACK, folder, tmp_path / "x.vblora"], check=False
+    )
+    assert done.returncode == -signal.SIGBUS
+    assert os.listdir(tmp_path) == ["x"]

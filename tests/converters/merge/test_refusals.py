@@ -18,7 +18,8 @@ from tests.tensor_files import write_tensors
 from vbfmt import errors
 from vbfmt.converters import merge
 from vbfmt.converters._files import safetensors
-from vbfmt.converters.merge import layout
+from vbfmt.converters.merge import layout, stream
+from vbfmt.converters.names.blocks import Block
 
 
 @pytest.fixture
@@ -428,3 +429,14 @@ def test_an_adapted_matrix_that_the_output_would_round_away(tmp_path, value):
     found = dict(merge.tensors(merge.plan(adapter_of(), folder, dtype="float16")))
     delta = adapter_of().delta("model.layers.0.q")
     np.testing.assert_allclose(found["model.layers.0.q.weight"].numpy(), delta, atol=1e-4)
+
+
+@pytest.mark.parametrize("adapted", [0, 1])
+def test_each_adapted_expert_of_a_stack_is_checked_on_its_own(adapted):
+    adapter = adapter_of({"m": (16, 24)}, scale=1e-5)
+    stack = np.ones((2, 16, 24))
+    parts = (layout.Part(adapter["m"], Block("t", index=adapted)),)
+    list(stream._pieces(layout.Item("t", tensor_of(stack), "F16", parts), adapter))
+    stack[1] = 1e-9
+    with pytest.raises(errors.TargetError, match="all values are too small for float16: t"):
+        list(stream._pieces(layout.Item("t", tensor_of(stack), "F16", parts), adapter))
