@@ -104,16 +104,9 @@ class LayerHook:
                 advice="name an adapter, or None, for every sample",
             )
 
-    def __deepcopy__(self, memo: dict[int, Any]) -> LayerHook:
-        """Return a hook without a pool, because a copy of the model does not belong to the pool."""
-        return LayerHook(NO_POOL, self.name, self.index, Calls([]))
-
     def __reduce__(self) -> tuple[Any, ...]:
-        return _without_pool, (self.name, self.index)
-
-
-def _without_pool(name: str, index: int) -> LayerHook:
-    return LayerHook(NO_POOL, name, index, Calls([]))
+        """Leave the pool out of copies and pickles, because a copy of the model is not in it."""
+        return LayerHook, (NO_POOL, self.name, self.index, Calls([]))
 
 
 def _changed(batch: Batch, part: Part, module: nn.Module, x: Tensor, output: Tensor) -> Tensor:

@@ -83,12 +83,9 @@ def pack(adapter: Adapter) -> Tensor:
         )
     if not np.isfinite(adapter.weights).all():
         raise ContentError("a weight is not finite", part="weights")
-    pieces = [_bytes(adapter.weights, "<f4"), _bytes(adapter.indices, f"<u{_size(adapter)}")]
+    size = adapter.indices.itemsize
+    pieces = [_bytes(adapter.weights, "<f4"), _bytes(adapter.indices, f"<u{size}")]
     return torch.from_numpy(np.concatenate(pieces))
-
-
-def _size(adapter: Adapter) -> int:
-    return adapter.indices.itemsize
 
 
 def _bytes(array: NDArray[np.generic], dtype: str) -> NDArray[np.uint8]:
