@@ -29,8 +29,7 @@ from vbfmt.converters._files.checkpoint import (
 from vbfmt.converters.hub.card import NAME as CARD
 from vbfmt.converters.peft import config as peft_config
 from vbfmt.converters.peft.keys import Factor, Keys, parse
-from vbfmt.converters.peft.rows import rows_by_module
-from vbfmt.converters.peft.topk import TopK, as_bytes
+from vbfmt.converters.peft.rows import TopK, as_bytes, rows_by_module
 from vbfmt.errors import SourceError, TargetError, in_file, warn
 from vbfmt.module import Module
 from vbfmt.tensors import Tensor

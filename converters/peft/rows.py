@@ -1,4 +1,4 @@
-"""Convert PEFT's tensors to rows.
+"""Convert PEFT's tensors to rows, and rows to PEFT's top-k tensors.
 
 In PEFT, A is (rank, tile, …) and B is (tile, rank, …), where a tile is a position along the
 features. A row is the selection of one sub-vector: indices and weights.
@@ -6,14 +6,18 @@ features. A row is the selection of one sub-vector: indices and weights.
 
 from __future__ import annotations
 
-from collections.abc import Hashable, Iterable, Mapping
+from collections.abc import Hashable, Iterable, Iterator, Mapping
+from dataclasses import dataclass
 from typing import Any, TypeAlias, TypeVar
 
 import numpy as np
 from numpy.typing import NDArray
 
-from vbfmt._math.admixture import Rows, canonical_rows, repeats, rows_from_selection
+from vbfmt._files import peft_layout
+from vbfmt._math.admixture import Rows, all_weights, canonical_rows, repeats, rows_from_selection
 from vbfmt._math.selection import Logits, select_top_k
+from vbfmt.adapter import Adapter
+from vbfmt.converters._files.safetensors import Spec
 from vbfmt.converters.peft.keys import Keys
 from vbfmt.errors import ContentError, warn
 from vbfmt.tensors import Tensor
@@ -25,6 +29,8 @@ _ROUNDING = {"F64": 2.0**-52, "F32": 2.0**-23, "F16": 2.0**-10, "BF16": 2.0**-7}
 """dtype → tolerance for the rounding of weights to it: twice its largest effect on their sum."""
 _SUMMED = 2.0**-22
 """Tolerance for the rounding of each of the k terms of PEFT's softmax in float32."""
+_DTYPES = {"|u1": "U8", "<i2": "I16", "<i4": "I32", "<f4": "F32"}
+"""NumPy's code of a dtype → its name in safetensors."""
 
 
 def rows_by_module(keys: Keys, tensors: Mapping[str, Tensor], k: int, h: int) -> dict[str, Rows]:
@@ -154,3 +160,68 @@ def swap(rows: NDArray[Any], first: int, second: int) -> NDArray[Any]:
     by_second = rows.reshape(first, second, columns).swapaxes(0, 1)
     swapped: NDArray[Any] = by_second.reshape(first * second, columns)
     return swapped
+
+
+@dataclass(frozen=True)
+class TopK:
+    """PEFT's top-k tensors of all modules.
+
+    Attributes:
+        adapter: the adapter.
+        indices: (N, k), in PEFT's order.
+        weights: (N, k − 1) float32, in PEFT's order.
+    """
+
+    adapter: Adapter
+    indices: NDArray[Any]
+    weights: NDArray[np.float32]
+
+    @classmethod
+    def of(cls, adapter: Adapter) -> TopK:
+        """Return the tensors of an adapter, from which PEFT restores every weight exactly.
+
+        PEFT does not store the last weight of a row, which is the smallest, and restores it as 1
+        minus the sum of the others. If that is not exact, the row is rotated by one column, so that
+        the largest weight is not stored, as in a packed file.
+        """
+        code = "u1" if adapter.h < 1 << 8 else "<i2" if adapter.h < 1 << 15 else "<i4"
+        indices = adapter.indices.astype(code)
+        if adapter.k == 1:
+            return cls(adapter, indices, adapter.weights)
+        full = all_weights(adapter.weights)
+        wide = full.astype(np.float64)
+        rest = 1.0 - np.cumsum(wide[:, :-1], axis=1)[:, -1:]
+        again = canonical_rows(
+            adapter.indices, np.concatenate([wide[:, :-1], np.maximum(rest, 0)], axis=1), adapter.h
+        )
+        same = (again.indices == adapter.indices).all(axis=1)
+        same &= (again.weights == adapter.weights).all(axis=1) & (rest[:, 0] >= 0)
+        exact = same[:, None]
+        return cls(
+            adapter,
+            np.where(exact, indices, np.roll(indices, -1, axis=1)),
+            np.where(exact, full[:, :-1], full[:, 1:]),
+        )
+
+    def specs(self) -> Iterator[Spec]:
+        """Yield name, dtype and shape of every tensor."""
+        for key, array in self.tensors():
+            yield key, _DTYPES[array.dtype.str], array.shape
+
+    def tensors(self) -> Iterator[tuple[str, NDArray[Any]]]:
+        """Yield key and values of every tensor. The values are views, not in memory order."""
+        start = 0
+        for module in self.adapter:
+            for factor, features in (("A", module.in_features), ("B", module.out_features)):
+                tiles = features // self.adapter.b
+                here = slice(start, start + module.rank * tiles)
+                start = here.stop
+                for what, rows in (("indices", self.indices), ("weights", self.weights)):
+                    by_rank = rows[here].reshape(module.rank, tiles, rows.shape[1])
+                    key = f"{peft_layout.key_of_logits(module.name, factor)}_topk_{what}"
+                    yield key, by_rank if factor == "A" else by_rank.swapaxes(0, 1)
+
+
+def as_bytes(array: NDArray[Any]) -> memoryview:
+    """Return the bytes of an array in row-major order."""
+    return np.ascontiguousarray(array).reshape(-1).view(np.uint8).data
