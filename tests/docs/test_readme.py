@@ -1,14 +1,20 @@
-"""The README: its length, its code, and its links, which also have to work on PyPI."""
+"""The README: its length, its code, its links in a checkout, and its links on PyPI."""
 
 from __future__ import annotations
 
 import re
+import subprocess
+import sys
+
+import pytest
 
 from tests.conftest import ROOT
 from vbfmt import __version__
 
 TEXT = (ROOT / "README.md").read_text("utf-8")
-LINKS = re.findall(r"(!?)\[[^\]]*\]\(([^)]*)\)", TEXT)
+LINK = re.compile(r"(?<=\]\()[^)]*(?=\))")
+LINKS = LINK.findall(TEXT)
+RELATIVE = [link for link in LINKS if not link.startswith("https://")]
 REPOSITORY = "https://github.com/vbfmt/vbfmt"
 
 
@@ -26,23 +32,30 @@ def test_each_python_block_runs_alone():
             assert not used or f"import {module}\n" in block, block
 
 
-def test_every_link_works_on_pypi_and_has_a_target():
+def test_every_link_into_the_repository_has_a_target():
+    assert len(RELATIVE) > 10
+    for link in RELATIVE:
+        assert (ROOT / link.partition("#")[0]).exists(), link
+
+
+def test_pypi_gets_links_that_work_there(tmp_path):
     """PyPI shows the README alone, so relative links would be broken there."""
-    inside = 0
-    for image, link in LINKS:
-        assert link.startswith("https://"), link
-        if link.startswith(f"{REPOSITORY}/"):
-            inside += 1
-            start = f"{REPOSITORY}/{'raw' if image else 'blob'}/main/"
-            assert link.startswith(start), link
-            assert (ROOT / link.removeprefix(start).partition("#")[0]).exists(), link
-    assert inside > 10
+    pytest.importorskip("hatch_fancy_pypi_readme")
+    code = "import sys, hatchling.build as b; b.prepare_metadata_for_build_wheel(sys.argv[1])"
+    subprocess.run([sys.executable, "-c", code, tmp_path], cwd=ROOT, check=True)
+    (metadata,) = tmp_path.glob("*.dist-info/METADATA")
+    _, _, shown = metadata.read_text("utf-8").partition("\n\n")
+    assert len(LINK.findall(shown)) == len(LINKS)
+    assert all(link.startswith("https://") for link in LINK.findall(shown))
+    for link in RELATIVE:
+        kind = "raw" if link.endswith(".png") else "blob"
+        assert f"]({REPOSITORY}/{kind}/main/{link})" in shown
+    assert LINK.sub("", shown).strip() == LINK.sub("", TEXT).strip()
 
 
 def test_links_point_to_the_projects_source_url():
     project = (ROOT / "pyproject.toml").read_text("utf-8")
     assert f'\nSource = "{REPOSITORY}"\n' in project
-    assert '\nreadme = "README.md"' in project
 
 
 def test_urls_changelog_and_contributing_guide_are_current():
