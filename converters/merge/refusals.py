@@ -19,7 +19,7 @@ from vbfmt.errors import SourceError, StorageError, TargetError
 from vbfmt.module import Module
 from vbfmt.tensors import Tensor
 
-_QUANTISED_CONFIGS = ("quantize_config.json", "quant_config.json", "quantization_config.json")
+_QUANTIZED_CONFIGS = ("quantize_config.json", "quant_config.json", "quantization_config.json")
 _QUANTISED_TENSORS = re.compile(
     r"\.(qweight|qzeros|g_idx|SCB|weight_scale(_inv)?|scale_weight|weight_packed|W_q"
     r"|weight\.(absmax|quant_map|nested_absmax|quant_state\..*))$"
@@ -309,7 +309,7 @@ def _quantization(base: Base) -> str | None:
             method = about.get("quant_method") if isinstance(about, Mapping) else None
             return f"quantization_config{f' ({method})' if method else ''} in {CONFIG}"
     names: Iterable[str] = chain(base.side_files, base.tensors)
-    configs = (n for n in names if n in _QUANTISED_CONFIGS or _QUANTISED_TENSORS.search(n))
+    configs = (n for n in names if n in _QUANTIZED_CONFIGS or _QUANTISED_TENSORS.search(n))
     stored = (f"{n} in {t.dtype}" for n, t in base.tensors.items() if _is_packed(n, t))
     return next(chain(configs, stored), None)
 

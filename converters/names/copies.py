@@ -6,9 +6,9 @@ ones). Which copy is loaded depends on the runtime and its version: transformers
 name in its own order, combines two forms or raises an error, and initializes what it cannot
 convert. So a merge that changes one copy may have no effect.
 
-If transformers has built the model, it shows which tensors become one weight. Otherwise, the names
-show which tensors may become one weight. The model is then built to decide. If that is not
-possible, the merge is refused.
+The model that transformers builds shows which tensors become one weight. If it has not been built
+yet, it is built only if names suggest that two tensors are the same weight. If it cannot be built
+then, the merge is refused.
 """
 
 from __future__ import annotations
@@ -51,7 +51,7 @@ for _whole, _groups in _FUSED:
     _split = tuple(leaf for group in _groups for leaf in group)
     _OTHERS |= dict.fromkeys(_whole, _split) | dict.fromkeys(_split, _whole)
 
-_PARAMETRISED = {
+_PARAMETRIZED = {
     "weight": (
         "gamma",
         "weight_g",
@@ -152,7 +152,7 @@ def _ends(name: str, lengths: Collection[int]) -> Iterator[str]:
 def _siblings(name: str) -> Iterator[str]:
     """Yield names in the same module, or in a module beside it, that may hold the weight `name`."""
     module, _, parameter = name.rpartition(".")
-    for other in _PARAMETRISED.get(parameter, ()):
+    for other in _PARAMETRIZED.get(parameter, ()):
         yield f"{module}.{other}"
     parent, dot, leaf = module.rpartition(".")
     for other in _OTHERS.get(leaf, ()):

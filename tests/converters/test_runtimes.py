@@ -78,6 +78,6 @@ def test_the_error_for_an_unknown_runtime_lists_the_known_ones(plain):
         runtimes.findings(plain, "exllama")
 
 
-def test_a_module_outside_of_the_layers_is_no_gap(plain):
+def test_modules_outside_the_layers_do_not_count_as_missing_in_layers(plain):
     whole = adapter_of([*plain.modules, Module("lm_head", 32, 64, 4)], b=8)
     assert runtimes._gaps(whole) == runtimes._gaps(plain) == ""

@@ -17,7 +17,7 @@ from vbfmt.store.record import LONGEST
 TEXTS = {
     "nested": "[" * 100_000,
     "another type": "[]",
-    "a number without end": '{"digest": "x", "expires": ' + "9" * 1000 + ', "since": 1}',
+    "a very long number": '{"digest": "x", "expires": ' + "9" * 1000 + ', "since": 1}',
     "cut off": '{"digest": ',
     "true": '{"vbfmt store": true, "digest": true, "name": true, "expires": true}',
     "twice": '{"vbfmt store": 9, "vbfmt store": 1, "name": "m", "name": "n"}',
@@ -94,8 +94,8 @@ MARKS = {
     "infinity": '{"since": -Infinity, "removing": true}',
     "far ahead": '{"since": 1e18, "removing": true}',
     "negative": '{"since": -1, "removing": true}',
-    "a text": '{"since": "1", "removing": true}',
-    "no truth": '{"since": 1, "removing": 1}',
+    "a string": '{"since": "1", "removing": true}',
+    "not a boolean": '{"since": 1, "removing": 1}',
     "long": '{"since": 1, "removing": true}' + " " * LONGEST,
 }
 
@@ -112,7 +112,7 @@ def marked(folder, text):
 
 
 @pytest.mark.parametrize("text", MARKS)
-def test_a_damaged_mark_does_not_change_when_an_object_is_removed(tmp_path, monkeypatch, text):
+def test_a_damaged_mark_does_not_change_the_time_of_removal(tmp_path, monkeypatch, text):
     store, digest, _ = marked(tmp_path, MARKS[text])
     now = time.time()
     assert store.gc(grace=100).removed == ()
