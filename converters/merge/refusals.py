@@ -20,7 +20,7 @@ from vbfmt.module import Module
 from vbfmt.tensors import Tensor
 
 _QUANTIZED_CONFIGS = ("quantize_config.json", "quant_config.json", "quantization_config.json")
-_QUANTISED_TENSORS = re.compile(
+_QUANTIZED_TENSORS = re.compile(
     r"\.(qweight|qzeros|g_idx|SCB|weight_scale(_inv)?|scale_weight|weight_packed|W_q"
     r"|weight\.(absmax|quant_map|nested_absmax|quant_state\..*))$"
 )
@@ -95,8 +95,9 @@ def require_untied(
     """Refuse to change one of two tied tensors: the embedding and the output head.
 
     Both have the shape (vocabulary, hidden) and are outside numbered layers. If the config has a
-    setting for tying, it decides. If it has none, as most configs, transformers ties them by
-    default, so they count as tied unless the base holds two different tensors. A classifier has no
+    setting for tying, it decides. Most configs have
+    none. Then transformers ties them by default, so they count as tied unless the base holds two
+    different tensors. A classifier has no
     output head that could be tied.
 
     Args:
@@ -309,7 +310,7 @@ def _quantization(base: Base) -> str | None:
             method = about.get("quant_method") if isinstance(about, Mapping) else None
             return f"quantization_config{f' ({method})' if method else ''} in {CONFIG}"
     names: Iterable[str] = chain(base.side_files, base.tensors)
-    configs = (n for n in names if n in _QUANTIZED_CONFIGS or _QUANTISED_TENSORS.search(n))
+    configs = (n for n in names if n in _QUANTIZED_CONFIGS or _QUANTIZED_TENSORS.search(n))
     stored = (f"{n} in {t.dtype}" for n, t in base.tensors.items() if _is_packed(n, t))
     return next(chain(configs, stored), None)
 

@@ -99,7 +99,7 @@ def _loaded(model: nn.Module, written: str, adapter_name: str, path: PathLike) -
 
 
 def _require_can_add(model: nn.Module, name: str) -> None:
-    """Refuse anything except a model, and a name that PEFT does not allow or that is taken."""
+    """Refuse an object that is not a model, and a name that PEFT does not allow or that exists."""
     from torch import nn
 
     if not isinstance(model, nn.Module):

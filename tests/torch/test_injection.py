@@ -219,7 +219,7 @@ def test_layers_are_selected_by_number_as_in_peft(settings):
     except ValueError as error:
         if settings["layers_to_transform"] != 0:
             raise
-        pytest.skip(f"this PEFT takes layer 0 for none given: {error}")
+        pytest.skip(f"this version of PEFT treats layer 0 as not given: {error}")
     expected = list(theirs.targeted_module_names)
     model = llama()
     inject(model, config(target_modules=["q_proj", "up_proj"], **settings))

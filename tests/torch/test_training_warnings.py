@@ -90,7 +90,7 @@ def test_layers_that_are_called_only_sometimes_are_not_named(copied, tmp_path):
         model.out(torch.zeros(2, 32))  # calls of a part of the model count, too
     assert warned(lambda: uses(model, tmp_path)) == []
     inject(model, config(target_modules=["classifier"], vector_length=2), adapter_name="second")
-    assert warned(lambda: uses(model, tmp_path)) == [], "no pass yet since it was put in"
+    assert warned(lambda: uses(model, tmp_path)) == [], "no pass since the adapter was injected"
 
 
 @pytest.mark.parametrize("whole", [True, False])
@@ -137,7 +137,7 @@ def test_trainable_parameters_outside_the_adapter_are_named(tmp_path):
 
 
 class Shared(nn.Module):
-    """It calls one module under two names."""
+    """A model that calls one module under two names."""
 
     def __init__(self):
         super().__init__()
@@ -149,7 +149,7 @@ class Shared(nn.Module):
         return self.last(self.again[0](self.first(x)))
 
 
-def test_a_module_with_two_names_is_pointed_out_and_not_merged(tmp_path):
+def test_a_module_with_two_names_is_reported_and_not_merged(tmp_path):
     settings = config(target_modules=["first", "last"])
     model = Shared()
     with pytest.warns(VbfmtWarning, match="first: the model has the same module as again.0, too"):

@@ -1,1 +1,1 @@
-"""Analyse adapters: statistics, summaries and differences."""
+"""Analyze adapters: statistics, summaries and differences."""

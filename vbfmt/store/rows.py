@@ -144,7 +144,8 @@ def name_row(key: str, name: str, digest: str, version: str | None) -> Statement
 
 
 def unseen(key: str) -> Statement:
-    """Return the statement after which the next refresh lists the group of keys that has `key`."""
+    """Return the statement that makes the next refresh list the group of keys that contains
+    `key`."""
     return "DELETE FROM seen WHERE keys = ?", (key.rpartition("/")[0],)
 
 
