@@ -95,10 +95,9 @@ def require_untied(
     """Refuse to change one of two tied tensors: the embedding and the output head.
 
     Both have the shape (vocabulary, hidden) and are outside numbered layers. If the config has a
-    setting for tying, it decides. Most configs have
-    none. Then transformers ties them by default, so they count as tied unless the base holds two
-    different tensors. A classifier has no
-    output head that could be tied.
+    setting for tying, it decides. Most configs have none. Then transformers ties them by default,
+    so they count as tied unless the base holds two different tensors. A classifier has no output
+    head that could be tied.
 
     Args:
         base: the base model.

@@ -1,5 +1,5 @@
-"""Write the golden files of this folder. Existing files are never rewritten: if this script
-makes different bytes for one, the library has changed what it writes, which is an error."""
+"""Write the golden files of this folder. Existing files are never rewritten: if this script makes
+different bytes for one, the library has changed what it writes, which is an error."""
 
 from __future__ import annotations
 

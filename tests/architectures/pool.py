@@ -1,10 +1,10 @@
 """Compare a mixed batch of the pool with merged models, for every text architecture of
 transformers.
 
-``python -m tests.architectures.pool [REGEX]``: run five samples, each with one of
-two adapters or none, at lengths of 7, 5 and 1 positions. Print one line per architecture: the
-largest difference of the logits, relative to the largest logit. A length at which the base's own
-logits depend on the batch is left out (RWKV, 1 position).
+``python -m tests.architectures.pool [REGEX]``: run five samples, each with one of two adapters or
+none, at lengths of 7, 5 and 1 positions. Print one line per architecture: the largest difference of
+the logits, relative to the largest logit. A length at which the base's own logits depend on the
+batch is left out (RWKV, 1 position).
 """
 
 from __future__ import annotations

@@ -1,7 +1,7 @@
 """A store of many small adapters, compared with writing the same bytes as files.
 
-``python -m tests.bench store`` fills a store in the folder that ``BENCH_FOLDER`` names (a
-temporary one if not given) with ``BENCH_ADAPTERS`` adapters (100,000), and prints the times.
+``python -m tests.bench store`` fills a store in the folder that ``BENCH_FOLDER`` names (a temporary
+one if not given) with ``BENCH_ADAPTERS`` adapters (100,000), and prints the times.
 """
 
 from __future__ import annotations

@@ -198,8 +198,8 @@ def shuffled(examples: list[Example], seed: int) -> list[list[Example]]:
 def vblora_config() -> VBLoRAConfig:
     """Return a config that adapts all linear layers. The feed-forward layers have different shapes.
 
-    The task type makes PEFT train and save the head as well. If ``modules_to_save`` named
-    it, it would be written twice.
+    The task type makes PEFT train and save the head as well. If ``modules_to_save`` named it, it
+    would be written twice.
     """
     return VBLoRAConfig(
         task_type=TaskType.SEQ_CLS,

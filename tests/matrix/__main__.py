@@ -1,8 +1,8 @@
 """Which setups work: train, save, resume, pack, load, merge; ours, PEFT's VB-LoRA, PEFT's LoRA.
 
-``python -m tests.matrix [WORDS]``: prints a table. A cell is ``yes``, the first words of the
-error, or ``–`` if the adapter could not be made. WORDS select setups by name. Setups that
-need a package that is not installed are left out: bitsandbytes, torchao, hqq, deepspeed. Trainers:
+``python -m tests.matrix [WORDS]``: prints a table. A cell is ``yes``, the first words of the error,
+or ``–`` if the adapter could not be made. WORDS select setups by name. Setups that need a package
+that is not installed are left out: bitsandbytes, torchao, hqq, deepspeed. Trainers:
 `tests/torch/test_trainer.py`, `test_trl.py`, `test_lightning.py`, `test_accelerate.py`.
 """
 

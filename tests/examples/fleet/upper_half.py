@@ -1,7 +1,7 @@
 """BERT MiniLM with its lower half precomputed, so that a run takes half of the time.
 
-Adapters are in the upper three of the six blocks. The output of the lower
-three is the same for all runs: it is computed once, without dropout, and saved in a file.
+Adapters are in the upper three of the six blocks. The output of the lower three is the same for all
+runs: it is computed once, without dropout, and saved in a file.
 """
 
 from __future__ import annotations

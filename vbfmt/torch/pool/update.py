@@ -1,8 +1,8 @@
 """Compute B·(A·x) for every sample, and compose the factors of its adapter during the computation.
 
 With one position per sample, as in decoding, B is not composed: its product with c = A·x is a sum
-over vectors of the bank, weighted by c·w. On a CPU and without gradients, A is not composed
-then either. For more positions, composing takes fewer operations. Neither factor is kept.
+over vectors of the bank, weighted by c·w. On a CPU and without gradients, A is not composed then
+either. For more positions, composing takes fewer operations. Neither factor is kept.
 """
 
 from __future__ import annotations
