@@ -42,7 +42,8 @@ class VbfmtError(Exception):
     def __init_subclass__(cls, *, kind: str | None = None) -> None:
         """Set the class's `kind`. Without one, it has the kind of its base."""
         super().__init_subclass__()
-        cls.kind = cls.kind if kind is None else kind
+        if kind is not None:
+            cls.kind = kind
 
     def __init__(
         self,
