@@ -165,16 +165,24 @@ def expand(
     if writer.needs_base and config is None:
         config = inputs.base_named_by(adapters, sources.config)
     total = combine.weighted(adapters, weights, drop_extras=drop_extras)
+    rank_before = max(module.rank for module in total.modules)
     lost: dict[str, float] = {}
-    reduced = total if rank is None else reduction.Reduced(total, rank, lost.__setitem__)
+
+    def report(module: str, error: float) -> None:
+        if rank is not None:
+            lost[module] = error
+        if progress is not None:
+            progress(1, len(total.modules))
+
+    reduced = reduction.Reduced(total, rank or rank_before, report)
     findings = _findings(reduced, check, drop_extras=drop_extras, strict=strict)
     options: dict[str, Any] = {"dtype": dtype, "drop_extras": drop_extras, "overwrite": overwrite}
-    size = _write(writer, reduced, dst, config, options, card=card, progress=progress)
+    size = _write(writer, reduced, dst, config, options, card=card)
     result = Expanded(
         writer.name,
         writer.title,
         max(module.rank for module in reduced.modules),
-        max(module.rank for module in total.modules),
+        rank_before,
         tuple(map(packed.digest, adapters)),
         len(reduced.modules),
         size,
@@ -197,12 +205,11 @@ def _write(
     options: dict[str, Any],
     *,
     card: bool,
-    progress: Callable[[int, int], None] | None,
 ) -> int:
     """Write the LoRA in a writer's form, under the names that fit the base, and return its size."""
     if writer.needs_base:
         options["base"] = config
-    given: Any = reduced if progress is None else _Watched(reduced, progress)
+    given = reduced
     if writer.uses_base and config is not None:
         fit = on_base.fitted(given, config)
         given = fit.adapter
@@ -248,21 +255,6 @@ def _require_inputs_stay(
 ) -> None:
     read = [*(file for each in found for file in inputs.files_of(each)), *inputs.configs(config)]
     outputs.require_no_input(dst, read, names=(*writer.files, cards.NAME))
-
-
-class _Watched:
-    """A LoRA that calls `progress` after each module of `iter_factors`."""
-
-    def __init__(self, whole: LowRank, progress: Callable[[int, int], None]) -> None:
-        self._whole, self._progress = whole, progress
-
-    def __getattr__(self, name: str) -> Any:
-        return getattr(self._whole, name)
-
-    def iter_factors(self) -> Iterator[tuple[Any, Any, Any]]:
-        for each in self._whole.iter_factors():
-            yield each
-            self._progress(1, len(self._whole.modules))
 
 
 def _findings(

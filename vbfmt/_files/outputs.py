@@ -70,11 +70,11 @@ def require_no_input(
         TargetError: the output, or one of its files, is the same file as one of `inputs`.
     """
     written = [path, *(os.path.join(path, name) for name in names)]
-    for path, source in itertools.product(written, inputs):
-        if os.path.exists(path) and os.path.exists(source) and os.path.samefile(path, source):
+    for file, source in itertools.product(written, inputs):
+        if os.path.exists(file) and os.path.exists(source) and os.path.samefile(file, source):
             raise TargetError(
                 "the output would replace an input",
-                file=path,
+                file=file,
                 advice="choose another name",
             )
 
