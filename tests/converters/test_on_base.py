@@ -65,7 +65,14 @@ def test_names_of_transformers_4_become_those_of_the_loaded_model(tmp_path):
     new = "vit.layers.0.attention.q_proj"
     adapter = adapter_of({old: tuple(model.get_submodule(new).weight.shape)})
     expected = model.state_dict()[f"{new}.weight"].numpy() + adapter.delta(old)
-    vbfmt.expand(adapter, tmp_path / "lora", base=tmp_path / "base")
+    calls = []
+    vbfmt.expand(
+        adapter,
+        tmp_path / "lora",
+        base=tmp_path / "base",
+        progress=lambda *given: calls.append(given),
+    )
+    assert calls == [(1, 1)]
     found = merged_by_peft(model, tmp_path / "lora")
     np.testing.assert_allclose(found[f"{new}.weight"], expected, atol=1e-6)
 
