@@ -149,7 +149,7 @@ def _save(figure: Figure, kind: str) -> bytes:
     with warnings.catch_warnings():
         # Names from files may have any character; one that the font lacks is drawn as a box.
         warnings.filterwarnings("ignore", "Glyph .* missing from")
-        # Without date and version, the same adapter gives the same bytes.
+        # A date and a version would make the files of two runs differ.
         if kind == "svg":
             # `savefig` would draw the figure twice, once for the layout alone.
             canvas: Any = FigureCanvasSVG(figure)
