@@ -79,7 +79,7 @@ def config(source: str, *, revision: str | None = None) -> str:
 def model(source: str, *, revision: str | None = None) -> str:
     """Return the local path of a whole base model: its weights in one format, and its other files.
 
-    Arguments and errors as `checkpoint`.
+    Arguments and errors are those of `checkpoint`.
     """
     from vbfmt.converters.merge import base as bases
 

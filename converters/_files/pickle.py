@@ -74,7 +74,7 @@ def parse(data: memoryview) -> dict[str, Tensor]:
         return _tensors(state, contents, len(data))
     except SourceError:
         raise
-    except ValueError as error:  # UnicodeDecodeError is one
+    except ValueError as error:  # includes UnicodeDecodeError
         raise SourceError(
             "not a pickle of tensors only: refused",
             found=error,

@@ -1,4 +1,4 @@
-"""Recognise folders of training runs that have no weights file, and advise how to get one."""
+"""Recognize folders of training runs that have no weights file, and advise how to get one."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Fingerprints, by which a job recognizes what it has done: of its task, sources and outputs."""
+"""Fingerprints of a job's task, sources and outputs, which show what an earlier run has done."""
 
 from __future__ import annotations
 

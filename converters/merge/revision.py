@@ -16,7 +16,7 @@ from vbfmt.errors import SourceError
 
 
 def check(adapter: Adapter, base: str, *, strict: bool) -> str | None:
-    """Return a warning if the base is known to be another one than the adapter names, else None.
+    """Return a warning if the base is known not to be the one that the adapter names, else None.
 
     Args:
         adapter: the adapter. Its `base_model` and `base_revision` are compared.

@@ -159,7 +159,7 @@ def base_of(opened: Source, base: PathLike | None) -> str | None:
 def _require_no_card(readme: str | None) -> None:
     if readme is None:
         raise ConfigError("`card` needs a path: the card is written beside the file", part="`dst`")
-    if os.path.lexists(readme):  # somebody else may have written it: not even `overwrite` applies
+    if os.path.lexists(readme):  # a user may have written it, so `overwrite` does not apply
         raise TargetError(
             "the model card exists already", file=readme, advice="pack into a folder without one"
         )

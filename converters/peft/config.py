@@ -31,7 +31,7 @@ def require_type(config: Mapping[str, Any], kind: str, file: PathLike) -> None:
 
 
 def require_size(config: Mapping[str, Any], key: str, size: int, whose: str) -> None:
-    """Refuse a config that has another number under `key` than `size`, that of a trained tensor.
+    """Refuse a config whose value of `key` differs from `size`, which a trained tensor has.
 
     Raises:
         SourceError: the number in the config differs.

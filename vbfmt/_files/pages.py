@@ -1,8 +1,8 @@
 """Load the pages of a memory-mapped file before they are used (Linux 5.14).
 
 If a mapped file has been truncated, reading a page beyond its end kills the process (SIGBUS). If
-the pages are loaded first, there is an error instead. This is the only reason: it saves no time
-(docs/fidelity.md).
+the pages are loaded first, there is an error instead. This is done only for that reason, because it
+saves no time (docs/fidelity.md).
 
 This is for a base, which is read for minutes. A checkpoint is read in less than a second, and then
 loading its pages first would take about as long as reading them.
