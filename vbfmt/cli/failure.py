@@ -76,7 +76,7 @@ def print_error(error: click.ClickException) -> None:
 
 
 def print_each(errors: Sequence[VbfmtError]) -> None:
-    """Print errors that have not kept the command from doing the rest, on standard error."""
+    """Print errors after which the command did the rest of its work, on standard error."""
     for error in errors:
         print_error(Failure(error))
 

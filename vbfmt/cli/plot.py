@@ -62,7 +62,7 @@ def command(
     from vbfmt.cli.progress import shown
     from vbfmt.errors import MissingExtraError, in_file
 
-    # It would print to the terminal if it cannot write its cache, or is slow to fill it.
+    # Matplotlib warns if it cannot write its cache, or if filling it takes long.
     logging.getLogger("matplotlib").setLevel(logging.ERROR)
     outputs.require_file(output, overwrite=overwrite)
     outputs.require_no_input(output, [file, *([before] if before else [])])

@@ -43,7 +43,7 @@ def are_named(h: int) -> bool:
 
 
 def names(order: NDArray[np.intp], bounds: NDArray[np.intp]) -> list[str]:
-    """Return a name for each bin: the indices of its vectors in the bank, or how many they are.
+    """Return a name for each bin: the indices of its vectors, or their number if the bank is large.
 
     Args:
         order: index in the bank of each vector, in the order of the bins.

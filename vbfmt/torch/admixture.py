@@ -127,8 +127,10 @@ class Admixture(LowRankUpdate):
         return add_low_rank(x, result, a, bt)
 
     def with_linear(self, x: Tensor, layer: Any) -> Tensor | None:
-        """Return the layer's output for x with the update, both in one step of autograd; None
-        where they take two. Not for use within torch.compile."""
+        """Return the layer's output for x with the update, computed in one step of autograd.
+
+        Return None where that is not possible. Do not call this within torch.compile.
+        """
         if self._drops or is_special(x) or not is_plain_linear(layer):
             return None
         return linear_with_low_rank(x, layer, *self._matrices(compiling=False))

@@ -31,11 +31,11 @@ _unwrapped: Callable[[Tensor], Tensor] = torch._C._functorch.unwrap_if_dead
 
 
 def is_special(x: Tensor) -> bool:
-    """Return whether operations on x must be separate, besides under torch.compile.
+    """Return whether operations on x may not be combined in one step of autograd.
 
-    They must within autocast, which casts in forward but not in backward; under torch.func
-    transforms, which must see them; and for nested tensors, which cannot be reshaped to two
-    dimensions.
+    That is so within autocast, which casts in forward but not in backward; under torch.func
+    transforms, which must see each operation; and for nested tensors, which cannot be reshaped to
+    two dimensions. Callers check for torch.compile themselves.
     """
     return (
         (_any_autocast() and torch.is_autocast_enabled(x.device.type))

@@ -23,8 +23,8 @@ class Running(threading.local):
 
 
 running = Running()
-"""This is not an attribute of a hook, because `torch.compile` assumes that sizes in modules are
-constant."""
+"""The batches are kept here, not on the pool's hooks: `torch.compile` treats the sizes that it
+finds on modules as constant."""
 
 
 @contextlib.contextmanager

@@ -37,7 +37,7 @@ class Tiles(NamedTuple):
     def of(bank: Tensor, indices: Tensor, weights: Tensor, bags: Bags) -> Tiles | None:
         """Return the rows with these indices and weights, or None if PyTorch cannot compute them.
 
-        PyTorch refuses more entries than all rows of a matrix have places.
+        PyTorch refuses a sparse matrix with more entries than rows times columns.
 
         Args:
             bank: (vectors, g).
