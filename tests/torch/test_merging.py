@@ -7,7 +7,7 @@ import torch
 from torch import nn
 
 from tests.torch.models import batch, config, gpt2, llama, net, tokens
-from vbfmt.errors import ModelError
+from vbfmt.errors import ModelError, VbfmtWarning
 from vbfmt.torch import (
     adapters_of,
     disabled,
@@ -16,6 +16,7 @@ from vbfmt.torch import (
     load_checkpoint,
     load_packed,
     merge,
+    merge_and_unload,
     param_groups,
     save_checkpoint,
     set_adapter,
@@ -244,3 +245,21 @@ def test_a_weight_that_its_dtype_would_round_away_is_refused():
     model.bfloat16()
     merge(model)
     assert layer.weight.any()
+
+
+@pytest.mark.parametrize("settings", [{"modules_to_save": ["lm_head"]}, {"target": "lm_head"}])
+def test_what_is_tied_to_a_changed_parameter_keeps_its_value(settings):
+    model = llama(tie_word_embeddings=True, vocab_size=56).eval()
+    targets = ["q_proj", *([settings["target"]] if "target" in settings else [])]
+    saved = settings.get("modules_to_save")
+    inject(model, config(target_modules=targets, modules_to_save=saved))
+    with torch.no_grad():
+        for parameter in model.parameters():
+            if parameter.requires_grad:
+                parameter += torch.randn_like(parameter)
+    embedding = model.model.embed_tokens.weight.clone()
+    expected = model(tokens()).logits
+    with pytest.warns(VbfmtWarning, match="embed_tokens.weight and lm_head.weight: no longer tied"):
+        merge_and_unload(model)
+    assert torch.equal(model.model.embed_tokens.weight, embedding)
+    torch.testing.assert_close(model(tokens()).logits, expected, rtol=1e-4, atol=1e-4)

@@ -10,16 +10,15 @@ from typing import cast
 import torch
 from torch import Tensor, nn
 
-from vbfmt.errors import ModelError
+from vbfmt.errors import ModelError, warn
 from vbfmt.torch.adapters import VBLoRA, adapters_of
 from vbfmt.torch.admixture import LowRankUpdate
 from vbfmt.torch.injection import eject
 from vbfmt.torch.linear import VBLoRALinear, called_elsewhere
 from vbfmt.torch.preconditions import require_in_memory
 from vbfmt.torch.sharding import require_local
-from vbfmt.torch.stand_ins import tensor_of
+from vbfmt.torch.stand_ins import owner_of
 from vbfmt.torch.training_warnings import warn_of_layers_never_called
-from vbfmt.torch.wrapped import submodule
 
 AdapterNames = Collection[str] | Mapping[str, float] | None
 """The adapters to add: a list of names, or name → factor; None for the active adapter."""
@@ -120,6 +119,10 @@ def merge_and_unload(model: nn.Module, adapter_names: AdapterNames = None) -> nn
     Returns:
         The model itself, changed in place.
 
+    Warns:
+        VbfmtWarning: as `merge`; or the adapter changes one of two tied parameters (the embedding
+            and the output head), so they are no longer tied.
+
     Raises:
         ModelError: as `merge`.
     """
@@ -136,11 +139,30 @@ def merge_and_unload(model: nn.Module, adapter_names: AdapterNames = None) -> nn
     unmerge(model)
     eject(model)
     for name, weight in merged.items():
-        submodule(root, name).weight = nn.Parameter(weight, requires_grad=False)
+        _keep(root, f"{name}.weight", weight)
     for name, tensor in own.items():
-        with torch.no_grad():
-            tensor_of(root, name).copy_(tensor)
+        _keep(root, name, tensor)
     return root
+
+
+def _keep(root: nn.Module, name: str, value: Tensor) -> None:
+    """Give a tensor of the base another value. A parameter that is tied to it keeps its own.
+
+    Warns:
+        VbfmtWarning: they are no longer tied.
+    """
+    owner, leaf = owner_of(root, name)
+    before = getattr(owner, leaf)
+    if leaf in owner._buffers:
+        before.copy_(value)
+        return
+    names = [each for each, p in root.named_parameters(remove_duplicate=False) if p is before]
+    setattr(owner, leaf, nn.Parameter(value.detach().clone(), before.requires_grad))
+    if len(names) > 1:
+        warn(
+            f"{' and '.join(names)}: no longer tied, because the adapter changes one of them; set "
+            f"tie_word_embeddings to False in the model's config before saving the model"
+        )
 
 
 def unmerge(model: nn.Module) -> None:
