@@ -217,7 +217,7 @@ def _is_below(path: str, folder: str) -> bool:
 
 
 def _listed(folder: str, within: str) -> list[Entry]:
-    """Return the content of the folder `within` a folder, the last name first."""
+    """Return the entries of a folder below `folder`, in reverse order of their names."""
     path = os.path.join(folder, within)
     with storage.refusing("cannot read", path), os.scandir(path) as entries:
         return [

@@ -129,7 +129,7 @@ WRONG = {
         errors.ContentError,
         "JSON",
     ),
-    "config nested beyond a stack": (
+    "config nested too deeply": (
         setter("config", '{"a":' + "[" * 10**5 + "]" * 10**5 + "}"),
         errors.ContentError,
         "JSON",

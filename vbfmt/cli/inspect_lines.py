@@ -44,7 +44,7 @@ def _use(summary: Summary, h: int) -> list[str]:
     return [
         f"  unused vectors  {use.unused}",
         f"  times selected  {use.least} to {use.most}, mean {use.mean:.4g}, spread "
-        f"{use.spread:.3g} (drawn at random: {use.chance:.3g})",
+        f"{use.spread:.3g} (if drawn at random, {use.chance:.3g})",
         f"  most used       {most_used}",
         f"  load balance    effectively {use.effective:.4g} of {counted(h, 'vector')} (e^entropy)",
         f"  largest weight  mean {summary.mean_largest_weight:.3g}; {shares}",

@@ -105,7 +105,7 @@ def _bank(summary: Summary, h: int, width: int) -> RenderableType:
         "Times that a vector is selected",
         spread,
         f"{used}; mean {use.mean:.4g} ± {use.spread:.3g}",
-        f"drawn at random it would be ± {use.chance:.3g}",
+        f"if drawn at random, ± {use.chance:.3g}",
         f"effectively {use.effective:.4g} of {counted(h, 'vector')} (e^entropy)",
         f"most used: {most_used}",
     )

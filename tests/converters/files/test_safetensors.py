@@ -73,7 +73,7 @@ WRONG = {
     "not UTF-8": packed(b'{"\xff":1}'),
     "a list": packed([]),
     "a name twice": packed(b'{"a":1,"a":2}'),
-    "nested beyond a stack": packed(b"[" * 10**5),
+    "nested too deeply": packed(b"[" * 10**5),
     "entry a number": packed({"a": 1}),
     "entry a list": packed({"a": [1, 2, 3]}),
     "no dtype": packed({"a": {"shape": [], "data_offsets": [0, 0]}}),
