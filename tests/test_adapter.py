@@ -47,7 +47,7 @@ def test_rows_are_arranged_as_in_equation_3_2():
 
 
 def test_the_nearest_of_hostile_names_is_found_in_little_time():
-    """``difflib`` alone took up to 28 minutes."""
+    """Earlier, ``difflib`` took up to 28 minutes for this."""
     names = ["ab" * 500 + f"{number:05}" for number in range(10_000)]
     rows = Rows(np.zeros((2, 1), "u1"), np.empty((2, 0), "f4"))
     made = Adapter.from_rows(np.ones((1, 1)), {Module(name, 1, 1, 1): rows for name in names})

@@ -187,6 +187,7 @@ def test_heavy_packages_are_imported_only_in_functions():
 
 
 def test_docstrings_name_the_class_of_the_librarys_warnings():
-    """Some named its base class, by which a caller would also filter the warnings of others."""
+    """Earlier, some named its base class, by which a caller would also filter other packages'
+    warnings."""
     for path in FILES:
         assert not re.search(r"^ +UserWarning:", path.read_text(encoding="utf-8"), re.M), path

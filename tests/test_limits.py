@@ -73,7 +73,7 @@ def test_memory_of_values_is_a_small_multiple_of_the_file(h, b, k, n):
 
 @pytest.mark.parametrize("h", [1, 200])
 def test_memory_where_every_row_breaks_a_rule(h):
-    """A list of all invalid rows took nine bytes for each row of one byte."""
+    """Earlier, a list of all invalid rows took nine bytes for each row of one byte."""
     n = 1 << 20
     module = Module("m", n // 2, n // 2, 1)
     rows = Rows(np.zeros((n, 1), "u1"), np.empty((n, 0), "<f4"))

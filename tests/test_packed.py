@@ -153,7 +153,8 @@ DATA_RULES = ("padding-", "damaged-", "hash-of-zeros")
 
 @pytest.mark.parametrize("name", VERDICTS)
 def test_without_verification_only_checks_of_the_data_are_skipped(name):
-    """Names in the metadata and the config were not checked, so 33 of these files were accepted."""
+    """Earlier, names in the metadata and the config were not checked; 33 of these files were
+    accepted."""
     data = (CORPUS / "invalid" / f"{name}.vblora").read_bytes()
     marked = VERDICTS[name]["rule"].startswith("7") or name.startswith(DATA_RULES)
     if not marked:

@@ -29,7 +29,8 @@ def test_what_is_listed_exists():
 
 @pytest.mark.parametrize("path", FILES, ids=lambda path: str(path.relative_to(ROOT)))
 def test_files_that_tests_name_are_in_an_sdist(path):
-    """Some tests could not run from an sdist, because files that they read were left out."""
+    """Earlier, some tests could not run from an sdist, because files that they read were
+    missing."""
     text = path.read_text(encoding="utf-8")
     beyond = [name for name in NAMED.findall(text) if name not in HELD]
     assert not beyond or "skipif(not" in text, beyond

@@ -95,7 +95,7 @@ def reduced(a: Factor, b: Factor, rank: int) -> tuple[Factor, Factor, float]:
         it is rounded to float32.
 
     Raises:
-        TargetError: a factor leaves the range of float32.
+        TargetError: a factor is too large for float32.
     """
     if len(a) <= rank:
         return a, b, 0.0

@@ -127,7 +127,8 @@ def test_a_bank_that_differs_in_the_sign_of_zero_differs():
 
 
 def test_factors_far_larger_than_their_file_are_compared_in_little_memory():
-    """A file of 70 kB took 2 GB, because all factors of both adapters were in memory at once."""
+    """Earlier, a file of 70 kB took 2 GB, because all factors of both adapters were in memory at
+    once."""
     vast = tiny_adapter(Module("m", 1 << 20, 1 << 20, 4), h=1, b=1 << 14, k=1)
     other = dataclasses.replace(vast, bank=vast.bank + 1)
     tracemalloc.start()

@@ -300,7 +300,7 @@ def test_the_upload_command_includes_the_card(vbfmt, tmp_path, checkpoint, packe
 
 
 def test_json_of_any_length_is_printed_completely(capsys):
-    """It is printed in pieces."""
+    """The text is printed in pieces."""
     value = {"rows": list(range(3 * show._PIECES))}
     show.as_json(value)
     assert json.loads(capsys.readouterr().out) == value

@@ -88,7 +88,7 @@ def test_a_form_that_the_runtime_cannot_load_is_not_written(
 
 
 def test_extras_for_mlx_are_refused_once(vbfmt, tmp_path):
-    """They were reported as dropped, and then refused by the writer."""
+    """Earlier, they were reported as dropped, and then refused by the writer."""
     save(wide_indices(), tmp_path / "w.vblora")
     words = ("expand", tmp_path / "w.vblora", "-o", tmp_path / "a", "--to", "mlx")
     refused = vbfmt(*words, "--check", "mlx")
@@ -105,7 +105,7 @@ def test_the_choices_of_runtime_are_those_with_rules():
 
 
 def test_no_loss_is_printed_if_the_rank_is_not_lower(vbfmt, tmp_path, packed):
-    """It printed a line of 0 for every module."""
+    """Earlier, it printed a line of 0 for every module."""
     result = vbfmt("expand", packed, "-o", tmp_path / "x", "--rank", "20")
     assert result.code == 0
     assert result.out.splitlines()[1:] == [

@@ -297,7 +297,7 @@ def test_a_page_on_a_terminal_shows_no_direction_marks(vbfmt, evil, monkeypatch)
 
 
 def test_no_count_of_ignored_tensors_for_a_state_dict_without_a_base(vbfmt, tmp_path):
-    """Without a base model in the file, the count was −1."""
+    """Earlier, the count was −1 if the file named no base model."""
     from tests.converters.test_algorithm1 import saved, state
 
     words = ("pack", saved(tmp_path, state()), "-o", tmp_path / "x.vblora", "--topk", 2)

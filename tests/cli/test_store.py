@@ -158,7 +158,7 @@ def test_nothing_is_removed_if_a_name_is_wrong(vbfmt, tmp_path, files, words):
 
 
 def test_after_a_failure_json_has_what_was_added(vbfmt, tmp_path, files):
-    """It was one error, and nobody knew which files were in the store."""
+    """Earlier, there was one error for all, and nobody knew which files were in the store."""
     files[1].write_bytes(b"no adapter")
     done = vbfmt("store", "add", tmp_path / "s", *files, "--json")
     assert done.code == 1
@@ -189,7 +189,7 @@ def test_after_a_failure_json_has_what_was_removed(vbfmt, tmp_path, files, monke
 
 
 def test_a_damaged_name_is_reported_beside_the_others(vbfmt, tmp_path, files):
-    """It was the only line of the list."""
+    """Earlier, it was the only line of the list."""
     store = tmp_path / "s"
     vbfmt("store", "add", store, *files[:2], "--name", "a", "--name", "b")
     (record,) = store.glob("names/*/a")

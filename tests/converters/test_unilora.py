@@ -100,7 +100,7 @@ def test_the_size_of_the_packed_indices_is_reported(tmp_path, kind):
 
 @pytest.mark.parametrize("save_indices", [True, False], ids=["stored indices", "seed"])
 def test_a_trained_head_is_read_and_written(tmp_path, save_indices):
-    """Every classifier was refused because of its head."""
+    """Earlier, every classifier was refused because of its head."""
     base = models.base("bert", str(tmp_path))
     config = UniLoraConfig(
         r=2,
@@ -214,7 +214,7 @@ def changed(folder, **values):
     ],
 )
 def test_settings_that_determine_the_indices_are_checked(tmp_path, key, value, message):
-    """With a seed of null, NumPy made different indices each time."""
+    """Earlier, with a seed of null, NumPy made different indices each time."""
     trained("llama", str(tmp_path), save_indices=False).save_pretrained(tmp_path / "uni")
     changed(tmp_path / "uni", **{key: value})
     with pytest.raises(errors.SourceError, match=message):

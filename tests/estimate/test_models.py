@@ -141,7 +141,7 @@ MIXTURE = {
 
 
 def test_experts_that_are_not_counted_are_reported(tmp_path):
-    """They were left out silently, and a gate with one output gave b = 1."""
+    """Earlier, they were left out silently, and a gate with one output gave b = 1."""
     pytest.importorskip("transformers", minversion="5")  # 4 has a layer per expert
     (tmp_path / "config.json").write_text(json.dumps(MIXTURE))
     with warned() as messages:
@@ -167,7 +167,7 @@ def test_experts_that_are_not_counted_are_reported(tmp_path):
 )
 @pytest.mark.timeout(20)
 def test_huge_counts_in_nested_configs_are_refused(tmp_path, config):
-    """transformers started to build a hundred million layers."""
+    """Earlier, transformers started to build a hundred million layers."""
     pytest.importorskip("transformers")
     (tmp_path / "config.json").write_text(json.dumps(config))
     with pytest.raises(SourceError, match="too many layers.*100000000"):

@@ -353,7 +353,7 @@ def test_a_length_of_thousands_of_digits_is_one_line():
 
 
 def test_many_optional_features_take_little_time():
-    """Each key was searched in a list, which took 8 s of CPU time for 20,000 keys."""
+    """Earlier, each key was searched in a list, which took 8 s of CPU time for 20,000 keys."""
     names = [f"{i:05}" for i in range(20_000)]
 
     def declare(header):

@@ -150,7 +150,7 @@ def test_blocks_of_any_size(b):
 
 
 def test_no_rows_give_no_subvectors():
-    """The size of a block was computed with a division by zero."""
+    """Earlier, the size of a block was computed with a division by zero."""
     indices = np.empty((0, 2), "u1")
     assert composition.subvectors(
         np.ones((3, 4), "f4"), indices, indices.astype("<f4")[:, 1:]

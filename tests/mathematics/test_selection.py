@@ -72,7 +72,7 @@ def test_refuses_k_out_of_range(k):
 
 
 def test_k_is_checked_before_memory_is_allocated():
-    """With k = 2⁴⁰ in a config, NumPy tried to allocate 64 TiB."""
+    """Earlier, with k = 2⁴⁰ in a config, NumPy tried to allocate 64 TiB."""
     with pytest.raises(ContentError, match="k is out of range"):
         select_top_k({"x": np.zeros((8, 4), np.float32)}, 1 << 40)
 

@@ -201,7 +201,7 @@ def test_many_sub_vectors_are_shown_by_their_density(trained, monkeypatch):
 
 
 def test_many_layers_share_columns():
-    """A page had a value for each of 12,000 layers and 24 kinds."""
+    """Earlier, a page had a value for each of 12,000 layers and 24 kinds."""
     count = 2 * delta._MOST_COLUMNS + 1
     found, figure = drawn(made(names=tuple(f"layers.{n}.q" for n in range(count))), "delta")
     (cells,) = found.hovers

@@ -66,7 +66,7 @@ def test_golden_files_are_read(reader):
 
 
 def test_a_string_of_megabytes_in_a_config_is_read(reader, tmp_path):
-    """A regular expression on the whole string exceeded the engine's stack."""
+    """Earlier, a regular expression on the whole string exceeded the engine's stack."""
     config = json.dumps({"x": "x" * 14_000_000})
     (tmp_path / "long.vblora").write_bytes(
         dumps(dataclasses.replace(worked_example(), config=config))

@@ -331,7 +331,7 @@ def test_a_file_is_downloaded_once(bucket):
 def test_what_a_suspended_collector_removes_too_late_is_written_again(
     in_memory, tmp_path, monkeypatch
 ):
-    """It slept between its last look at the mark and its request, and an adapter was lost that had
+    """Earlier, if the collector slept before its request to delete, an adapter was lost that had
     been named meanwhile."""
     store = Store("s3://bucket/suspended", create=True, cache=tmp_path / "cache")
     other = Store("s3://bucket/suspended", cache=tmp_path / "other")

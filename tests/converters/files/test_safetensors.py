@@ -135,7 +135,7 @@ def test_a_write_with_too_few_or_too_many_bytes_leaves_nothing(tmp_path):
 
 
 def test_an_overlong_name_is_refused():
-    """A name of 100 kB with many dots took 4.9 GB in a merge."""
+    """Earlier, a name of 100 kB with many dots took 4.9 GB in a merge."""
     entry = b'":{"dtype":"U8","shape":[0],"data_offsets":[0,0]}}'
     text = b'{"' + b"a." * 50_000 + entry
     with pytest.raises(errors.SourceError, match="a name of 100000 characters"):

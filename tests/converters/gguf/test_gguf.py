@@ -106,7 +106,7 @@ def test_a_gguf_base_gives_the_same_file_as_its_config(tmp_path, adapter):
 
 @pytest.mark.parametrize("counts", [{"kv": [2, 2]}, {"heads": [4, 4], "kv": [2, 2]}])
 def test_an_array_of_head_counts_is_read(tmp_path, adapter, counts):
-    """It was ignored, and the rows of k were permuted with the number of heads of q."""
+    """Earlier, it was ignored, and the rows of k were permuted with the number of heads of q."""
     file = write_base(tmp_path / "each.gguf", SHAPES, **counts)
     gguf.write(adapter, tmp_path / "one.gguf", base=file)
     gguf.write(adapter, tmp_path / "two.gguf", base=write_base(tmp_path / "all.gguf", SHAPES))
@@ -209,7 +209,7 @@ def test_a_base_that_does_not_fit_is_one_error(tmp_path, adapter, changes, messa
 
 
 def test_two_modules_with_one_gguf_name_are_one_error(tmp_path):
-    """llama.cpp has one name for both, for which the gguf package raised a ValueError."""
+    """llama.cpp has one name for both. Earlier, the gguf package raised a ValueError for them."""
     names = ("model.layers.0.self_attn.q_proj", "layers.0.attention.wq")
     twice = adapter_of([Module(name, 32, 32, 4) for name in names], b=8)
     with pytest.raises(errors.TargetError, match=r"two modules.*found blk\.0\.attn_q\.weight, as"):

@@ -84,7 +84,7 @@ def test_arrays_with_valid_counts_are_skipped(tmp_path):
     ids=["strings", "arrays", "entries", "tensors"],
 )
 def test_a_small_file_takes_little_memory_and_time(tmp_path, content):
-    """The gguf package took 715 bytes for each entry."""
+    """Earlier, the gguf package read the file, and took 715 bytes for each entry."""
     (tmp_path / "x.gguf").write_bytes(content)
     tracemalloc.start()
     begin = time.process_time()
@@ -99,7 +99,7 @@ def test_a_small_file_takes_little_memory_and_time(tmp_path, content):
 
 @pytest.mark.parametrize("kind", ["gguf", "config"])
 def test_more_layers_than_any_model_has_are_refused(tmp_path, adapter, kind):
-    """160 bytes took 3.2 GB."""
+    """Earlier, a file of 160 bytes took 3.2 GB."""
     if kind == "config":
         file = base(tmp_path, num_hidden_layers=65536)
     else:

@@ -59,7 +59,7 @@ def test_lines_that_no_job_writes_are_ignored(tmp_path, expand, line):
 
 
 def test_a_link_is_not_appended_to(tmp_path, expand):
-    """The author of the folder could make a job append to any file."""
+    """Otherwise, the author of the folder could make a job append to any file."""
     (tmp_path / "victim").write_text("theirs")
     (tmp_path / "out" / NAME).symlink_to(tmp_path / "victim")
     with pytest.raises(StorageError, match="not a regular file"):
@@ -88,7 +88,7 @@ def test_a_long_line_takes_no_memory_and_other_lines_are_read(tmp_path):
     assert peak < 1 << 20
 
 
-def test_an_endless_journal_is_not_read(tmp_path, expand):
+def test_a_journal_that_is_too_long_is_not_read(tmp_path, expand):
     with open(tmp_path / "out" / NAME, "wb") as stream:
         stream.truncate(LARGEST + 1)  # a sparse file
     with pytest.raises(StorageError, match=r"too long.*expected at most 1073741824"):

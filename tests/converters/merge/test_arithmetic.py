@@ -189,8 +189,8 @@ def test_a_row_may_be_longer_than_a_piece(monkeypatch):
 
 @pytest.mark.parametrize(("rank", "columns"), [(1, 3), (4, 5632), (64, 14336), (300, 131_072)])
 def test_products_have_several_rows_at_a_time(monkeypatch, rank, columns):
-    """Rows of 14336 elements and a rank of 64 were multiplied one by one. OpenBLAS started threads
-    for each, which was a hundred times slower."""
+    """Earlier, rows of 14336 elements and a rank of 64 were multiplied one by one. OpenBLAS started
+    threads for each, which was a hundred times slower."""
     seen = []
 
     def multiply(left, right, out):
@@ -221,7 +221,7 @@ def test_any_number_of_elements_may_be_computed_again(dtype, share):
 
 
 def test_factors_whose_squares_are_zero_in_float32_cancel_out_too():
-    """Their norms were zero in float32, so nothing was computed again in float64."""
+    """Earlier, their norms were zero in float32, so nothing was computed again in float64."""
     random = np.random.default_rng(0)
     a = (random.standard_normal((8, 50)) * 1e-24).astype(np.float32)
     b = (random.standard_normal((40, 8)) * 1e16).astype(np.float32)

@@ -236,7 +236,7 @@ def test_an_interrupt_leaves_nothing(base, tmp_path):
 @pytest.mark.skipif(not linux_since(5, 14), reason="Linux 5.14")
 @pytest.mark.parametrize("pickled", [False, True], ids=["safetensors", "pickle"])
 def test_a_shard_that_is_truncated_after_the_plan_is_one_error(tmp_path, base, pickled):
-    """The process was ended by SIGBUS."""
+    """Earlier, SIGBUS ended the process."""
     changed = tmp_path / "base"
     if pickled:
         shard = pickled_base(changed, tensors_in(base))

@@ -71,7 +71,7 @@ def test_existing_output_is_replaced_only_on_request(tmp_path, base):
 
 @pytest.mark.parametrize("stranger", ["an empty folder", "a link", "a link to a folder"])
 def test_an_output_with_an_unknown_empty_folder_or_link_is_not_replaced(tmp_path, base, stranger):
-    """--force removed them."""
+    """Earlier, --force removed them."""
     out = tmp_path / "out"
     plan = merge.plan(adapter_of(), base)
     merge.write(plan, out)
@@ -85,7 +85,8 @@ def test_an_output_with_an_unknown_empty_folder_or_link_is_not_replaced(tmp_path
 
 
 def test_a_mount_point_is_refused_before_anything_is_written(tmp_path, base, monkeypatch):
-    """Everything was written to the parent's disk, and could then not be moved into place."""
+    """Earlier, everything was written to the parent's disk, and could then not be moved into
+    place."""
     out = tmp_path / "out"
     out.mkdir()
     monkeypatch.setattr(refusals.os.path, "ismount", lambda path: path == str(out))
@@ -94,7 +95,7 @@ def test_a_mount_point_is_refused_before_anything_is_written(tmp_path, base, mon
 
 
 def test_a_side_file_that_cannot_be_read_is_found_before_anything_is_written(base, monkeypatch):
-    """A dry run did not detect it."""
+    """Earlier, a dry run did not detect it."""
     (base / "tokenizer.json").touch()
 
     def denied(path, *rest):

@@ -115,7 +115,7 @@ def test_folders_that_are_nested_too_deeply_are_one_line(base):
 
 
 def test_1500_nested_folders_are_one_line(tmp_path, base):
-    """It was a RecursionError. No path of more than 4096 characters can be opened."""
+    """Earlier, this raised a RecursionError. No path of more than 4096 characters can be opened."""
     here = os.getcwd()
     os.chdir(base)
     try:
@@ -165,7 +165,7 @@ sys.exit(1)
     [("", "base"), ("", "base/out"), ("base", "out"), ("base/sub", "out"), ("base/sub", "x/out")],
 )
 def test_an_alias_of_the_base_is_the_base(tmp_path, inner, output):
-    """A merge replaced its own base through a bind mount."""
+    """Earlier, a merge replaced its own base through a bind mount."""
     real = tmp_path / "real"
     real.mkdir()
     first = save_base(tmp_path / "first", weights_of())

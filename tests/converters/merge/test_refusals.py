@@ -75,7 +75,7 @@ def test_a_base_in_fp8(tmp_path):
 
 @pytest.mark.parametrize("dtype", ["F8_E4M3", "F8_E5M2", "I8", "U8"])
 def test_a_base_with_other_weights_in_8_bits(tmp_path, dtype):
-    """Weights that the adapter does not change were not checked."""
+    """Earlier, weights that the adapter does not change were not checked."""
     tensors = weights_of() | {"model.layers.0.up.weight": tensor_of(np.ones((4, 4)), dtype)}
     refused(save_base(tmp_path / "base", tensors), ["quantized", "layers.0.up.weight", dtype])
 
@@ -205,7 +205,7 @@ def test_a_trained_head_for_a_base_that_ties_it(tmp_path):
 
 
 def test_lora_on_a_tied_head_that_the_base_does_not_hold(tmp_path):
-    """It was reported as an adapter of another model."""
+    """Earlier, it was reported as an adapter of another model."""
     folder = save_base(
         tmp_path / "base", weights_of(), config={"vocab_size": 32, "tie_word_embeddings": True}
     )
@@ -267,8 +267,8 @@ def test_a_missing_folder_and_a_folder_without_weights(tmp_path, base):
 
 @pytest.mark.parametrize("name", ["config.json", "tokenizer.json", "model.safetensors"])
 def test_a_broken_link(base, name):
-    """It was left out with exit status 0. If the config is the link, its checks were skipped as
-    well."""
+    """Earlier, it was left out with exit status 0. If the config is the link, its checks were
+    skipped as well."""
     (base / name).unlink(missing_ok=True)
     (base / name).symlink_to("gone")
     refused(base, ["a broken link", name, "a link to gone"])

@@ -101,7 +101,7 @@ def test_the_iterator_gives_the_tensors_of_the_file(tmp_path):
 
 
 def test_every_thread_has_work(monkeypatch):
-    """Of eight threads, two had nothing to do."""
+    """Earlier, two of eight threads had nothing to do."""
     monkeypatch.setattr(stream, "cores", lambda: 8)
     together = threading.Barrier(8)
     pieces = [Piece(PIECE_BYTES, lambda out: together.wait(10) and None)] * 8

@@ -16,8 +16,8 @@ COUNT = 18
 
 
 def running(numbers, disk=SHAPES):
-    """Return a model with one weight, whose elements have these numbers among the stored
-    elements."""
+    """Return a model with one weight. All stored elements are numbered; `numbers` says which of
+    them each element of the weight is."""
 
     def indices(name):
         if isinstance(numbers, Exception):
@@ -29,8 +29,7 @@ def running(numbers, disk=SHAPES):
 
 
 def values(found, disk=SHAPES):
-    """Return the weight that the blocks form; each element is its number among the stored
-    elements."""
+    """Return the weight that the blocks form, with each element's number instead of a value."""
     starts = np.cumsum([0, *(np.prod(shape) for shape in disk.values())])
     stored = {
         name: np.arange(start, start + np.prod(shape)).reshape(shape)

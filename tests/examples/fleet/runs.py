@@ -27,7 +27,7 @@ class Job:
 
     Attributes:
         method: one of `METHODS`.
-        kinds: the kind of sentences; all of them where their adapters train together.
+        kinds: the kind of sentences, or all kinds if their adapters are trained together.
         seed: of the initialization, of dropout and of the order of the sentences.
         part: what to score on, ``test`` or ``validation``.
         folder: where the source archive, the results and banks are.
@@ -141,7 +141,7 @@ def _bank_file(job: Job) -> Path:
 
 
 def _keep_bank(model: torch.nn.Module, job: Job) -> None:
-    """Save the bank of film reviews for other kinds."""
+    """Save the bank that was trained on film reviews, for runs on other kinds of sentences."""
     if METHODS[job.method].bank == OWN and job.kinds == ("films",):
         bank = training.bank_of(model)
         torch.save(bank.weight.detach().clone(), _bank_file(job))

@@ -71,7 +71,7 @@ def test_a_block_that_continues_in_another_thread(pool):
         going.set()
         ended.wait(60)
         if not torch.equal(logits(pool.model, IDS), base):
-            errors.append("the ended batch goes on where it began")
+            errors.append("the ended batch still applies in the thread where it began")
 
     going, ended = threading.Event(), threading.Event()
     thread = threading.Thread(target=begin)
