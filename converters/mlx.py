@@ -90,7 +90,7 @@ def _require_supported(adapter: LowRank, drop_extras: bool) -> None:
         f"{what} ({few(names)})"
         for what, names in (
             ("modules outside of layers.<n>", outside),
-            ("layers that its language models do not have or name otherwise", towers),
+            ("layers that its language models do not have, or have under another name", towers),
             ("trained biases or heads", extras),
         )
         if names

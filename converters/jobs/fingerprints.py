@@ -18,7 +18,7 @@ def of_source(source: str) -> str:
     have the same size. So the time of the last change, which only the system sets, is included.
 
     Args:
-        source: a file, or a folder, of which the files in its subfolders are not included.
+        source: a file or a folder. Files in subfolders are not included.
 
     Returns:
         32 hexadecimal digits, or "" if the source is a repository or cannot be read. A repository

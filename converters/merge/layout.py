@@ -128,8 +128,8 @@ def layout(base: Base, adapter: LowRank, dtype: str | None, *, part: str | None 
     Raises:
         SourceError: a module or a trained tensor of the adapter has no tensor in the base, or the
             tensor does not fit.
-        TargetError: all values of a matrix without an adapted module are too small for the output's
-            dtype.
+        TargetError: all values of a matrix that the adapter does not change are too small for the
+            output's dtype.
     """
     try:
         locations = locate(base.tensors, base.config, adapter, part=part)

@@ -45,7 +45,7 @@ class Result:
         task: the task of that class.
         steps: step → ``equal``, ``refused: …``, ``failed: …`` or ``wrong: …``.
         modules: number of adapted modules.
-        without: why there is nothing to compare, or None.
+        without: why there is nothing to compare, or "".
     """
 
     name: str
@@ -104,7 +104,7 @@ def _base(name: str, folder: str) -> tuple[nn.Module, Build]:
 
     again = _state(build())
     if bad := _unequal(again, _state(model)):
-        raise NotComparableError(f"transformers reloads other weights than it saved: {bad[0]}")
+        raise NotComparableError(f"transformers does not load the weights that it saved: {bad[0]}")
     return build(), build
 
 
@@ -186,7 +186,7 @@ def _control(build: Build, folder: str, wanted: State) -> None:
     path = os.path.join(folder, "adapter")
     found = _state(peft.PeftModel.from_pretrained(build(), path).merge_and_unload())
     if bad := _unequal(found, wanted):
-        raise NotComparableError(f"PEFT reloads other weights than it saved: {bad[0]}")
+        raise NotComparableError(f"PEFT does not load the weights that it saved: {bad[0]}")
 
 
 def _pack(folder: str, packed: str) -> str:

@@ -34,7 +34,7 @@ def text(results: Sequence[Result]) -> str:
         f"{peft.__version__}. Every architecture is made tiny, PEFT puts a VB-LoRA adapter with",
         "trained biases, heads and routers into it, and three results are compared with PEFT's own",
         "merge, to 1e-4 in every tensor: the packed adapter merged into the base, the LoRA that it",
-        "expands to with its base at hand, and `load_adapter`.",
+        "expands to if its base is given, and `load_adapter`.",
         "",
         f"{compared} compared: {counts['equal']} equal throughout, {counts['refused']} refused in "
         f"one of the three, {counts['failed']} failed, {counts['wrong']} wrong.",

@@ -1,5 +1,5 @@
-"""A sample of ``make architectures``: one architecture for each way in which names and weights
-differ."""
+"""A sample of ``make architectures``: one architecture for each way in which the names and
+weights of a model differ from those of its checkpoint."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from tests.architectures import check, pool
 SAMPLE = {
     "LlamaForCausalLM": "causal",  # the same names everywhere
     "MixtralForCausalLM": "causal",  # fused experts, a renamed router
-    "Qwen2VLForConditionalGeneration": "vision-language",  # moved modules; names 0 and 2
+    "Qwen2VLForConditionalGeneration": "vision-language",  # moved modules; some are named 0 or 2
     "Dinov2ForImageClassification": "image classification",  # all names differ
     "T5ForConditionalGeneration": "sequence to sequence",
     "Wav2Vec2ForCTC": "CTC",

@@ -1,4 +1,4 @@
-"""Random adapters of the measured shapes, from a fixed seed."""
+"""Random adapters with the shapes that the benchmarks measure, from a fixed seed."""
 
 from __future__ import annotations
 
@@ -83,7 +83,7 @@ def llama_7b_logits() -> NDArray[np.float32]:
 
 
 def large_adapters(count: int) -> Iterator[Adapter]:
-    """Return adapters of Llama-2-7B's shape with one bank (h = b = 256, k = 2, r = 4)."""
+    """Yield adapters of Llama-2-7B's shape with one bank (h = b = 256, k = 2, r = 4)."""
     modules = [
         Module(f"model.layers.{layer}.{name}", i, o, 4)
         for layer in range(32)

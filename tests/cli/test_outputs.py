@@ -1,4 +1,4 @@
-"""Outputs of commands: never an input or a device, and no leftovers. The printed sizes."""
+"""Commands never replace an input or a device, leave nothing behind, and print correct sizes."""
 
 from __future__ import annotations
 

@@ -373,7 +373,7 @@ def parse_arguments() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description="Train the MiniLM demo adapter for VB-LoRA.")
     parser.add_argument("output", type=Path, help="folder to write the adapter to")
     parser.add_argument("--force", action="store_true", help="write into an existing folder")
-    parser.add_argument("--sdist", type=Path, help=f"the {SDIST} source archive, if at hand")
+    parser.add_argument("--sdist", type=Path, help=f"{SDIST} (default: download it)")
     return parser.parse_args()
 
 

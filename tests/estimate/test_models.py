@@ -42,7 +42,7 @@ def test_presets_have_the_published_sizes(name):
     found = sum(layer.in_features * layer.out_features for layer in layers)
     assert found == WEIGHTS[name]
     whole, vocabulary, hidden = WHOLE[name]
-    # The rest: embeddings, and below 1 % of norms, biases, positions and poolers.
+    # The rest is embeddings, and less than 1 % of norms, biases, positions and poolers.
     assert found + vocabulary * hidden == pytest.approx(whole, rel=0.01)
 
 

@@ -230,7 +230,7 @@ def parse_arguments() -> argparse.Namespace:
     """Read the command line."""
     parser = argparse.ArgumentParser(description="LoRA and VB-LoRA on the same task.")
     parser.add_argument("--seeds", type=int, default=1, help="how many runs of each (default 1)")
-    parser.add_argument("--sdist", type=Path, help=f"the {task.SDIST} source archive, if at hand")
+    parser.add_argument("--sdist", type=Path, help=f"{task.SDIST} (default: download it)")
     parser.add_argument(
         "--processes", type=int, default=os.cpu_count(), help="how many runs at a time"
     )

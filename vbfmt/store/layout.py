@@ -136,5 +136,5 @@ def require_name(name: str) -> None:
 
 
 def unreferenced_key(key: str) -> str:
-    """Return the key of the mark of the object at `key`."""
+    """Return the key of the record that nothing needs the object at `key`."""
     return f"{UNREFERENCED}/{key}"

@@ -30,7 +30,7 @@ def can_compose_in_one_step(bank: Tensor) -> bool:
 def compose_in_one_step(
     bank: Tensor, indices: Tensor, top: Tensor, blocks: Sequence[Tensor]
 ) -> Tensor:
-    """Return the rows (N, b) of `compose`.
+    """Return the composed rows (N, b), as `vbfmt.torch.composition.compose` does.
 
     Args:
         bank: (h, b).
@@ -70,7 +70,7 @@ class _Compose(torch.autograd.Function):
 
     @staticmethod
     def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor | None, ...]:
-        """Return the gradients of bank and logits; what was selected has none."""
+        """Return the gradients of the bank and the logits; `indices` and `top` have none."""
         (gradient,) = gradients
         bank, indices, weights, *blocks = ctx.saved_tensors
         if torch.is_grad_enabled():  # for a second derivative, recompute them from the inputs

@@ -134,7 +134,7 @@ def test_file_names_need_not_be_utf8(tmp_path):
         write_folder(tmp_path / "checkpoint", logits_form(seed=1))
         os.rename(tmp_path / "checkpoint", source)
     except OSError:
-        pytest.skip("the file system takes UTF-8 alone")
+        pytest.skip("the file system accepts only UTF-8")
     task = jobs.Task("pack")
     for status in ("done", "present"):
         items = jobs.items([source], tmp_path / "packed", task)

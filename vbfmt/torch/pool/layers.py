@@ -105,7 +105,7 @@ class LayerHook:
             )
 
     def __reduce__(self) -> tuple[Any, ...]:
-        """Leave the pool out of copies and pickles, because a copy of the model is not in it."""
+        """Make copies and pickles belong to no pool, because a pool serves only its own model."""
         return LayerHook, (NO_POOL, self.name, self.index, Calls([]))
 
 
