@@ -18,7 +18,7 @@ from vbfmt.converters import peft
 
 
 def missed_flips(data: bytes, positions: Iterable[int], bits: Iterable[int] = range(8)) -> Iterator:
-    """Return (position, bit) of the flips that are not detected.
+    """Yield (position, bit) of the flips that are not detected.
 
     Flips before the sections go through the whole of `loads`. Later ones cannot change the front,
     so it is parsed once, and only the following steps of `loads` are repeated for every flip.

@@ -257,7 +257,7 @@ def test_a_file_is_flushed_before_it_is_renamed_and_its_folder_after(tmp_path):
     assert replaced == ["write", "fsync", "replace", "fsync"]
 
 
-def test_a_folder_that_cannot_be_flushed_at_all_is_no_error(tmp_path, monkeypatch):
+def test_a_folder_that_cannot_be_flushed_at_all_is_not_an_error(tmp_path, monkeypatch):
     """Some file systems do not support it."""
 
     def fsync(file: int) -> None:

@@ -62,7 +62,7 @@ _SPECIAL = re.compile(
 
 
 def architectures() -> Iterator[tuple[str, str, str]]:
-    """Return (task, model type, class) of every architecture, each class once."""
+    """Yield (task, model type, class) of every architecture, each class once."""
     seen = set()
     for task, table in TASKS.items():
         for kind, names in getattr(modeling_auto, table).items():

@@ -179,7 +179,7 @@ _NORMS = ("input", "post_attention")
 
 
 def _values(shapes: Iterable[tuple[int, ...]]) -> Iterator[memoryview]:
-    """Return random bfloat16 values, the same for tensors of the same shape."""
+    """Yield random bfloat16 values, the same for tensors of the same shape."""
     random = np.random.default_rng(0)
     made: dict[tuple[int, ...], memoryview] = {}
     for shape in shapes:

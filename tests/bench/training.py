@@ -69,7 +69,7 @@ class Setting:
 
 
 def rows(setting: Setting = Setting()) -> Iterator[Row]:
-    """Return the rows of this subject. Steps are also measured on a base in bfloat16."""
+    """Yield the rows of this subject. Steps are also measured on a base in bfloat16."""
     torch.set_num_threads(setting.threads)
     # Start it before anything large is in memory, because a process inherits the peak of its
     # parent.

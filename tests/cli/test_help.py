@@ -15,7 +15,7 @@ from vbfmt.cli import COMMANDS
 
 
 def leaves(command: click.Command, *words: str) -> Iterator[tuple[str, ...]]:
-    """Return the words of a command, or of each command of a group."""
+    """Yield the words of a command, or of each command of a group."""
     if isinstance(command, click.Group):
         for name, inner in command.commands.items():
             yield from leaves(inner, *words, name)

@@ -159,7 +159,7 @@ def test_a_pipe_does_not_wait_for_rich(trained):
     subprocess.run([sys.executable, "-c", code, trained], check=True, stdout=subprocess.PIPE)
 
 
-def test_names_from_files_are_no_markup(trained, tmp_path):
+def test_names_from_files_are_not_markup(trained, tmp_path):
     adapter = load(trained)
     modules = tuple(
         dataclasses.replace(module, name=f"{module.name}[red]:smile:") for module in adapter

@@ -343,7 +343,7 @@ def test_lines_about_written_files_escape_their_names(vbfmt, packed, tmp_path, e
         assert len(result.out.splitlines()) <= 8
 
 
-def test_a_file_name_like_an_option_is_no_option_in_the_upload_command():
+def test_a_file_name_like_an_option_is_not_an_option_in_the_upload_command():
     from vbfmt.cli.written import upload_line
 
     assert upload_line("--token") == f"to upload: hf upload OWNER/NAME .{os.sep}--token"

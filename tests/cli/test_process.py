@@ -103,7 +103,7 @@ def test_the_locale_c(tmp_path):
 
 @posix
 @pytest.mark.parametrize("unbuffered", ["", "1"])
-def test_a_closed_pipe_is_no_error(tmp_path, unbuffered):
+def test_a_closed_pipe_is_not_an_error(tmp_path, unbuffered):
     save(adapter_of(), tmp_path / "x.vblora")
     reading, writing = os.pipe()
     os.close(reading)

@@ -173,7 +173,7 @@ def test_the_rank_of_the_config_must_be_that_of_the_tensors():
 
 
 @pytest.mark.parametrize("config", ["", "[]", "{", '{"topk": NaN}', "\ufffd"])
-def test_a_config_that_is_no_json_object_is_refused(tmp_path, config):
+def test_a_config_that_is_not_a_json_object_is_refused(tmp_path, config):
     folder = write_folder(tmp_path / "x", logits_form())
     (folder / "adapter_config.json").write_text(config)
     with pytest.raises(errors.SourceError, match=r"not a JSON object in .*adapter_config\.json"):

@@ -92,7 +92,7 @@ def test_a_pattern_of_a_list_of_layers_is_refused(patterns):
         skeleton._without_patterns({"layers_pattern": patterns}, NAMES)
 
 
-def test_a_config_that_is_no_object_is_refused(tmp_path):
+def test_a_config_that_is_not_an_object_is_refused(tmp_path):
     (tmp_path / "config.json").write_text(json.dumps([1]))
     with pytest.raises(errors.SourceError):
         skeleton.shapes_in_order({}, tmp_path)

@@ -216,7 +216,7 @@ def in_peft(folder: Path) -> PreTrainedModel:
 
 
 def compared(results: dict[str, list[Result]]) -> Iterator[str]:
-    """Return the comparison of the methods as text."""
+    """Yield the lines of a comparison of the methods."""
     of_lora = max(run.size for run in results["LoRA"])
     for method, runs in results.items():
         scores = [run.score for run in runs]
@@ -239,7 +239,7 @@ def parse_arguments() -> argparse.Namespace:
 
 
 def jobs_of(arguments: argparse.Namespace, folder: Path) -> Iterable[Job]:
-    """Return a job for each method and seed."""
+    """Yield a job for each method and seed."""
     sdist = arguments.sdist or task.download_sdist(folder)
     for seed in range(arguments.seeds):
         for method in METHODS:

@@ -2,13 +2,14 @@
 
 ``python -m tests.examples.selection FOLDER --seeds 3`` prints a score for each method with the
 paper's score; a run with a result in FOLDER is not repeated. The task and the base are those of
-`tests.examples.fleet`: polarity of 1,000 sentences, the upper half of MiniLM, 3 epochs; the score
-is balanced accuracy on 1,000 others, the paper's is CoLA's correlation.
+`tests.examples.fleet`: polarity of 1,000 sentences, the upper half of MiniLM, 3 epochs. Our score
+is the balanced accuracy on 1,000 other sentences; the paper's is the correlation on CoLA.
 
 The initial logits' standard deviation and learning rate are those of `CHOICES` that scored best on
-the validation part, one seed each (``--choose`` repeats it). For all six methods that were tried
-(not for top-1, top-3 and top-6) they are the same, so every method has them. The noise of
-Gumbel-softmax has a standard deviation of 1.28, which hides initial logits with one of 0.1.
+the validation part, one seed each (``--choose`` repeats this search). Six methods were tried, all
+but top-1, top-3 and top-6. The best choice was the same for all six, so every method uses it.
+Gumbel-softmax adds noise with a standard deviation of 1.28, so initial logits with a standard
+deviation of 0.1 would have hardly any effect.
 """
 
 from __future__ import annotations
@@ -47,7 +48,7 @@ CHOICES = tuple((std, lr) for std in (0.1, 1.0, 3.0) for lr in (1e-2, 1e-1))  # 
 
 @dataclass(frozen=True)
 class Method:
-    """One way to train, and what it is evaluated with.
+    """A way to train, and the paper's scores for it.
 
     Attributes:
         title: name in the table.

@@ -218,7 +218,7 @@ def test_a_repeated_key_is_refused():
     ],
     ids=lambda header: header[:5].hex(),
 )
-def test_a_header_that_is_no_map_is_refused(header):
+def test_a_header_that_is_not_a_map_is_refused(header):
     assert isinstance(refusal(forge.with_header_bytes(FILE, header[:100])), errors.HeaderError)
 
 

@@ -49,7 +49,7 @@ def test_invalid_json_is_refused(text, message):
 
 
 @pytest.mark.parametrize("number", ["1e400", "-1e999", "1" * 400 + ".0"])
-def test_a_number_beyond_float64_is_well_formed_but_no_value(number):
+def test_a_number_beyond_float64_is_well_formed_but_refused(number):
     text = f'{{"a":{number}}}'
     with pytest.raises(ValueError, match="too large for a float"):
         strict_json.parse_object(text)
@@ -79,7 +79,7 @@ def test_messages_are_short(text, message):
 
 
 @pytest.mark.parametrize("number", ["-0", "-1", "-" + "9" * 30, "9" * 1001])
-def test_a_number_with_a_sign_is_no_size(number):
+def test_a_number_with_a_sign_is_not_a_size(number):
     text = f'{{"a":[{number}]}}'
     message = f"{number[:20]} is not a size$" if number.startswith("-") else "too many digits"
     with pytest.raises(ValueError, match=message):

@@ -49,7 +49,7 @@ def _print(name: str, method: type[Any], cells: Iterable[str]) -> None:
 
 
 def _cells(method: type[Any], setup: Setup, folder: Path) -> Any:
-    """Return the table's cells for one method in one setup. A failed step does not stop the later
+    """Yield the table's cells for one method in one setup. A failed step does not stop the later
     ones."""
     ids, made = tokens(), None
 

@@ -88,7 +88,7 @@ def test_a_module_without_results_fails_the_report(report):
     assert report()[0] == 1
 
 
-def test_an_empty_folder_is_no_success(tmp_path, monkeypatch):
+def test_an_empty_folder_is_not_a_success(tmp_path, monkeypatch):
     monkeypatch.setattr("sys.argv", ["", str(tmp_path)])
     with pytest.raises(FileNotFoundError):
         main()

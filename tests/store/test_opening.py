@@ -13,7 +13,7 @@ from vbfmt import errors
 from vbfmt.store import Store, folder, layout
 
 
-def test_a_folder_that_is_no_store_is_refused(tmp_path):
+def test_a_folder_that_is_not_a_store_is_refused(tmp_path):
     with pytest.raises(errors.StoreError, match=r"not a vbfmt store in .*: found no store.json"):
         Store(tmp_path)
     with pytest.raises(errors.StoreError):

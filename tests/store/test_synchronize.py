@@ -59,7 +59,7 @@ def _groups(backend):
 
 
 @pytest.mark.parametrize("prefix", [layout.ADAPTERS, layout.NAMES])
-def test_an_object_that_is_removed_during_verification_is_no_problem(store, monkeypatch, prefix):
+def test_an_object_that_is_removed_during_verification_is_not_a_problem(store, monkeypatch, prefix):
     store.add(adapter(1), name="x")
     backend = store._backend
     listed = {each: list(backend.entries(each)) for each in _groups(backend)}

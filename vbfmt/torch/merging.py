@@ -47,7 +47,7 @@ def merge(model: nn.Module, adapter_names: AdapterNames = None) -> None:
     Raises:
         ModelError: no adapter is active; there is no such adapter; an inactive adapter has heads or
             biases; an adapter is merged already; a weight is quantized, parametrized or offloaded;
-            the model also has an adapted module under another name, without the adapter; or the sum
+            the model also has an adapted module elsewhere, without the adapter; or the sum
             is not finite or too small for the weight's dtype. Nothing is changed then.
     """
     adapters = adapters_of(model)

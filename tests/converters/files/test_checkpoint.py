@@ -71,7 +71,7 @@ def test_a_bank_that_is_not_finite_gives_an_error_of_the_library(bits, found):
 
 
 @pytest.mark.parametrize("array", [np.ones((2, 2), int), np.ones(4), np.ones((2, 0))])
-def test_an_array_that_is_no_bank_is_refused(array):
+def test_an_array_that_is_not_a_bank_is_refused(array):
     with pytest.raises(SourceError, match="not a vector bank"):
         bank_of(Tensor.of(array))
 

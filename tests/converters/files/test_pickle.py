@@ -59,7 +59,7 @@ def test_code_in_a_pickle_is_not_run(tmp_path, monkeypatch, writer):
 
 
 @pytest.mark.parametrize("data", [b"", b"no pickle", b"\x80\x04.", b"PK\x03\x04"])
-def test_a_file_that_is_no_pickle_is_one_error(tmp_path, data):
+def test_a_file_that_is_not_a_pickle_is_one_error(tmp_path, data):
     (tmp_path / "x.bin").write_bytes(data)
     with pytest.raises(errors.SourceError, match="refused"):
         ours.read(tmp_path / "x.bin")
@@ -75,7 +75,7 @@ def test_a_file_that_is_no_pickle_is_one_error(tmp_path, data):
         {"a": torch.zeros(2, device="meta")},
     ],
 )
-def test_a_pickle_that_is_no_state_dict_is_refused(tmp_path, state):
+def test_a_pickle_that_is_not_a_state_dict_is_refused(tmp_path, state):
     torch.save(state, tmp_path / "x.bin")
     with pytest.raises(errors.SourceError, match="not a"):
         ours.read(tmp_path / "x.bin")
@@ -335,7 +335,7 @@ def test_a_shape_and_strides_of_different_lengths_are_refused():
     assert "an invalid description of a tensor" in refusal(data)
 
 
-def test_a_parameter_that_is_no_tensor_is_refused():
+def test_a_parameter_that_is_not_a_tensor_is_refused():
     program = (
         b"\x80\x02}X\x01\0\0\0actorch._utils\n_rebuild_parameter\n"
         b"N\x89ccollections\nOrderedDict\n)R\x87Rs."

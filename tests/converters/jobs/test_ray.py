@@ -28,7 +28,7 @@ def test_the_same_bytes_as_the_pool(checkpoints, tmp_path):
 
 
 def workers():
-    """Return the processes of Ray that run a task."""
+    """Yield the processes of Ray that run a task."""
     for folder in Path("/proc").iterdir():
         if folder.name.isdigit():
             try:

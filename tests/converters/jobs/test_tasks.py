@@ -125,7 +125,7 @@ def test_meaningless_lines_of_the_journal_are_skipped(tmp_path, line):
     assert load(tmp_path / "out" / "user.vblora", digest=done.digest)
 
 
-def test_an_output_that_is_no_packed_file_does_not_belong_to_the_job(tmp_path):
+def test_an_output_that_is_not_a_packed_file_does_not_belong_to_the_job(tmp_path):
     source = str(write_folder(tmp_path / "user", logits_form()))
     task = jobs.Task("pack")
     items = jobs.items([source], tmp_path / "out", task)

@@ -45,7 +45,7 @@ def check(base: Base, out: Base, adapter) -> tuple[int, float, float]:
 
 
 def differences(weight: Tensor, found: Tensor, a, b) -> Iterator[tuple[int, int, int]]:
-    """Return the number of elements, of those that are not the rounded float64 result, and of those
+    """Yield the number of elements, of those that are not the rounded float64 result, and of those
     that are not a neighbour of it either."""
     for start in range(0, len(b), ROWS):
         here = slice(start, start + ROWS)

@@ -74,7 +74,7 @@ def test_infinity_and_nan_are_read_as_transformers_writes_them():
     assert loaded_model._decoded(config) == {"a": [float("inf")], "b": {"c": 1}}
 
 
-def test_a_module_that_is_no_model_has_no_names():
+def test_a_module_that_is_not_a_model_has_no_names():
     assert loaded_model.of_model(object()) is None
 
 
