@@ -88,7 +88,11 @@ def _adapter(checkpoint: Checkpoint, topk: int | None, base: PathLike | None) ->
     else:
         indices = _indices_of_seed(config, base, len(theta))
         scales = _scales_of(indices, len(theta))
-    others = [key for key in tensors if key not in parts and not _THETA.match(key)]
+    of_base = {f"{peft_layout.PREFIX}{name}.base_layer.weight" for name in indices} & tensors.keys()
+    if of_base:  # PEFT saves them for an adapted embedding and output head
+        warn(f"weights of the base model were left out: {few(sorted(of_base))}")
+    ours = parts | of_base
+    others = [key for key in tensors if key not in ours and not _THETA.match(key)]
     require_gathered(tensors)
     trained = names_of(others, peft_layout.PREFIX, indices)
     name, revision = peft_layout.base_of(config or {})

@@ -101,3 +101,9 @@ def test_a_config_that_is_not_utf8_is_refused(vbfmt, tmp_path):
     assert (result.code, result.err.count("\n")) == (1, 1)
     assert "not a JSON object in" in result.err
     assert "can't decode byte 0xff" in result.err
+
+
+def test_an_empty_name_of_a_layer_is_named(vbfmt):
+    result = vbfmt("estimate", "--model", "llama-2-7b", "--targets", "q_proj,,x")
+    assert result.code == 1
+    assert "--targets: found an empty name, x, expected all, or some of q_proj" in result.err

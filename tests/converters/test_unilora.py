@@ -165,6 +165,21 @@ def test_what_contradicts_itself_is_refused(tmp_path, changes, message):
         read(path)
 
 
+def test_the_bases_weight_of_an_adapted_head_is_left_out(tmp_path):
+    """PEFT saves it beside the adapter, and does not train it."""
+    path = tmp_path / "adapter_model.safetensors"
+    extras = {
+        "base_model.model.q.base_layer.weight": np.ones((2, 2), np.float32),
+        "base_model.model.norm.weight": np.ones(2, np.float32),
+    }
+    write_tensors(path, {key: Tensor.of(value) for key, value in (arrays() | extras).items()})
+    with warned() as messages:
+        assert list(read(path).tensors) == ["norm.weight"]
+    assert messages[0] == (
+        "weights of the base model were left out: base_model.model.q.base_layer.weight"
+    )
+
+
 def test_a_vector_that_float32_would_round_away_is_refused(tmp_path):
     path = tmp_path / "adapter_model.safetensors"
     small = arrays(theta_d=np.full(5, 1e-50))

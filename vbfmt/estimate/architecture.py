@@ -237,7 +237,7 @@ def choose(layers: Sequence[Linear], targets: str) -> tuple[Linear, ...]:
         raise SourceError(
             "no such layer in this model",
             part="`targets`",
-            found=", ".join(missing) or targets,
+            found=", ".join(name or "an empty name" for name in missing) or targets,
             expected=f"all, or some of {', '.join(leaves)}",
             advice=_advice_for_fused(leaves) if targets == "qv" else None,
         )
