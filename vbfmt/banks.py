@@ -19,7 +19,7 @@ from vbfmt._files import outputs, storage, verified
 from vbfmt._files.banks import Source as Source
 from vbfmt._files.banks import Sources as Sources
 from vbfmt._format.packed_file import PackedFile
-from vbfmt.errors import BankError, ChecksumError, StorageError, VbfmtError
+from vbfmt.errors import BankError, ChecksumError, StorageError, VbfmtError, in_file
 from vbfmt.packed import PathLike, Written
 
 ENDING = bank_files.ENDING
@@ -133,10 +133,8 @@ def _files(path: str) -> Iterator[str]:
     if not os.path.isdir(path):
         yield path
         return
-    try:
+    with storage.refusing("cannot read", path):
         names = sorted(os.listdir(path))
-    except OSError as error:
-        raise storage.refusal("cannot read", path, error) from None
     for name in names:
         file = os.path.join(path, name)
         if name == bank_files.FOLDER and os.path.isdir(file):
@@ -157,10 +155,8 @@ def _bank_file(path: str) -> Listed:
 
 
 def _add_need(found: dict[str, Listed], file: str, where: Sequence[Source]) -> None:
-    try:
+    with in_file(file):
         packed = PackedFile.parse(storage.read(file, mmap=True))
-    except VbfmtError as error:
-        raise error.in_file(file) from None
     if not packed.bank.external:
         return
     sha256 = packed.bank.sha256.hex()

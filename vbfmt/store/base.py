@@ -15,7 +15,7 @@ from vbfmt._files.banks import Source, Sources
 from vbfmt._format.container import Bytes
 from vbfmt._format.packed_file import PackedFile
 from vbfmt.adapter import Adapter
-from vbfmt.errors import ConfigError, StoreError, VbfmtError
+from vbfmt.errors import ConfigError, StoreError, in_file
 from vbfmt.packed import Report, in_memory
 from vbfmt.store import collection, garbage, layout, verification
 from vbfmt.store import names as records
@@ -220,11 +220,8 @@ class Store(Reader):
             return in_memory(source), source.bank.reshape(-1).view("u1").data
         given = bank_files.sources(banks, source)
         own: list[Source] = [self]
-        try:
-            data = storage.read(source, mmap=False)
-            return verified.check(data, given + own)
-        except VbfmtError as error:
-            raise error.in_file(source) from None
+        with in_file(source):
+            return verified.check(storage.read(source, mmap=False), given + own)
 
     def _keep(self, key: str, pieces: list[Bytes]) -> bool:
         """Write an object if it is missing. Return whether it was missing."""

@@ -186,12 +186,9 @@ class Database:
 
     def _unlink(self) -> None:
         for ending in ("", "-wal", "-shm"):
-            try:
-                os.unlink(self._path + ending)
-            except FileNotFoundError:
-                pass
-            except OSError as error:
-                raise storage.refusal("cannot remove", self._path + ending, error) from None
+            path = self._path + ending
+            with storage.refusing("cannot remove", path), contextlib.suppress(FileNotFoundError):
+                os.unlink(path)
 
     def _refusal(self, error: sqlite3.Error) -> StoreError:
         return StoreError(

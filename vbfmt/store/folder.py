@@ -120,12 +120,9 @@ class Folder:
     def delete(self, key: str) -> None:
         """See `Backend.delete`."""
         path = self.address(key)
-        try:
-            with contextlib.suppress(FileNotFoundError):
-                os.unlink(path)
-                storage.sync_folder(os.path.dirname(path))
-        except OSError as error:
-            raise storage.refusal("cannot remove", path, error) from None
+        with storage.refusing("cannot remove", path), contextlib.suppress(FileNotFoundError):
+            os.unlink(path)
+            storage.sync_folder(os.path.dirname(path))
 
     def entries(self, prefix: str) -> Iterator[Stored]:
         """See `Backend.entries`; temporary files are left out."""
@@ -178,14 +175,12 @@ class Folder:
         """Create a folder in the store, durably. Do nothing if it was created before."""
         if path in self._made:
             return
-        try:
-            above = os.path.dirname(path)
+        above = os.path.dirname(path)
+        with storage.refusing("cannot write", path):
             if not os.path.isdir(path):
                 os.makedirs(path, exist_ok=True)
                 storage.sync_folder(above)
                 storage.sync_folder(os.path.dirname(above))
-        except OSError as error:
-            raise storage.refusal("cannot write", path, error) from None
         self._made.add(path)
 
     @contextlib.contextmanager
@@ -193,15 +188,11 @@ class Folder:
         """Hold the store's lock in the block. If the process is killed, the system releases the
         lock."""
         path = os.path.join(self._path, LOCK)
-        try:
+        with storage.refusing("cannot write", path):
             file = os.open(path, os.O_RDWR | os.O_CREAT, 0o666)
-        except OSError as error:
-            raise storage.refusal("cannot write", path, error) from None
         try:
-            try:
+            with storage.refusing("cannot lock", path):
                 _wait_for_lock(file)
-            except OSError as error:
-                raise storage.refusal("cannot lock", path, error) from None
             yield
         finally:
             os.close(file)

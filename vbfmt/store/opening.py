@@ -18,10 +18,8 @@ def backend_at(path: str, cache: PathLike | None) -> tuple[Backend, str]:
     """Return the backend for a path or an address, and the path of the store's catalog."""
     if path.startswith(s3.SCHEME):
         folder = os.path.abspath(s3.cache_folder(path, cache))
-        try:
+        with storage.refusing("cannot write", folder):
             os.makedirs(folder, exist_ok=True)
-        except OSError as error:
-            raise storage.refusal("cannot write", folder, error) from None
         return s3.Bucket(path, folder), os.path.join(folder, catalog.FILE)
     if os.path.isfile(path):
         raise StoreError(

@@ -8,7 +8,7 @@ from collections.abc import Mapping
 from vbfmt._format.container import Bytes
 from vbfmt._similar import nearest
 from vbfmt.adapter import Adapter
-from vbfmt.errors import StoreError, UnknownError, VbfmtError
+from vbfmt.errors import StoreError, UnknownError, in_file
 from vbfmt.packed import loads
 from vbfmt.store import garbage, layout, leases
 from vbfmt.store import names as records
@@ -103,10 +103,8 @@ class Reader:
         content = self._backend.content(key)
         if content is None:
             raise self._missing(digest)
-        try:
+        with in_file(self._backend.address(key)):
             return loads(content, digest=digest, verify=verify, banks=self)
-        except VbfmtError as error:
-            raise error.in_file(self._backend.address(key)) from None
 
     def read(self, sha256: str, length: int) -> Bytes | None:
         """Return the unchecked bytes of a bank. This makes a store a valid value of ``banks=``."""

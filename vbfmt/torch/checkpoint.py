@@ -15,7 +15,7 @@ import torch
 from torch import Tensor, nn
 
 from vbfmt._files.peft_layout import BANK, PREFIX, key_of_tensor, names_of
-from vbfmt.errors import ModelError, VbfmtError, few
+from vbfmt.errors import ModelError, few, in_file
 from vbfmt.packed import PathLike, local
 from vbfmt.torch.adapter_state import fill
 from vbfmt.torch.adapters import (
@@ -77,7 +77,7 @@ def load_checkpoint(
     folder = Path(local(path, "checkpoint"))
     if bank is not None:
         require_vector_bank(bank)
-    try:
+    with in_file(folder):
         config, tensors = read(folder)
         ranks = ranks_of(tensors)
         tensors = unwrapped(tensors, ranks)
@@ -92,8 +92,6 @@ def load_checkpoint(
         else:
             require_can_add(model, adapter_name)
             adapter = _build_filled(model, config, ranks, tensors, bank)
-    except VbfmtError as error:
-        raise error.in_file(folder) from None
     if freeze_bank:
         adapter.bank.freeze()
     if adapters is None or adapter is not present:

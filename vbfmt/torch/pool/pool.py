@@ -10,7 +10,7 @@ from typing import Any
 from torch import nn
 
 from vbfmt.adapter import Adapter
-from vbfmt.errors import ConfigError, ModelError, VbfmtError
+from vbfmt.errors import ConfigError, ModelError, in_file
 from vbfmt.packed import PathLike, load
 from vbfmt.torch.adapters import find_adapters
 from vbfmt.torch.config import is_count
@@ -178,10 +178,8 @@ class AdapterPool:
                 )
             self._put(name, source)
             return
-        try:
+        with in_file(source):
             self._put(name, load(source, digest=digest))
-        except VbfmtError as error:
-            raise error.in_file(source) from None
 
     def remove(self, name: str) -> None:
         """Remove an adapter from the pool. Running batches use it until they end.
