@@ -1,2 +1,2 @@
-"""Benchmarks against a peer, both measured in one run and given as a ratio: ``python -m
-tests.bench``."""
+"""Benchmarks: ``python -m tests.bench``. Each measures vbfmt and a reference, such as PEFT, in one
+run, and gives their ratio."""

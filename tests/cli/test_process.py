@@ -61,7 +61,7 @@ def test_errors_name_standard_input(tmp_path, packed):
 
 
 @pytest.mark.parametrize("encoding", ["latin-1", "cp1252", "cp437", "ascii", "koi8-r", "utf-8"])
-def test_any_encoding_gets_all_of_the_output(tmp_path, encoding):
+def test_the_whole_output_is_printed_in_any_encoding(tmp_path, encoding):
     import dataclasses
 
     adapter = dataclasses.replace(adapter_of(), base_model="модель/\u732b-é")
@@ -296,7 +296,7 @@ def test_a_command_runs_with_closed_streams(packed, words, closed):
     ],
 )
 def test_closed_streams_that_a_command_needs_are_refused(packed, words, closed):
-    """An empty list of inputs would count as success, and the output would be lost."""
+    """Otherwise, a closed input would count as an empty list, and the output would be lost."""
     line = " ".join([*COMMAND, *words, closed])
     done = subprocess.run(line, shell=True, capture_output=True, text=True, cwd=packed.parent)
     assert done.returncode == 2
@@ -335,7 +335,7 @@ def test_an_error_without_errno_is_reported():
 @pytest.mark.parametrize(
     "words", [("inspect",), ("verify",), ("inspect", "--json"), ("verify", "--json")]
 )
-def test_a_full_disk_behind_standard_output_is_one_line(packed, words, unbuffered):
+def test_a_full_disk_at_standard_output_is_reported_in_one_line(packed, words, unbuffered):
     with open("/dev/full", "wb") as full:
         done = subprocess.run(
             [*COMMAND, *words, str(packed)],

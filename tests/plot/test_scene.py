@@ -23,7 +23,7 @@ def test_labels_are_short_and_distinct(names, most):
     )
 
 
-def test_common_parts_of_names_are_cut_not_distinguishing_ones():
+def test_common_parts_of_names_are_cut_before_distinguishing_ones():
     names = [f"a_very_long_beginning_{n}.and_a_long_end_of_it" for n in (3, 14)]
     assert distinct(names, 20) == ["…ning_3…ng_end_of_it", "…ning_14…g_end_of_it"]
 

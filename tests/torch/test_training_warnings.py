@@ -28,7 +28,7 @@ from vbfmt.torch import (
 
 @pytest.fixture(autouse=True)
 def nothing_compiled():
-    """Reset dynamo: after any compilation, also in other tests, calls of layers are unknown."""
+    """Reset dynamo: once anything was compiled, even in another test, calls are not counted."""
     torch._dynamo.utils.counters.clear()
 
 

@@ -58,8 +58,8 @@ def command(
     the same content as FILE (to rounding, if SRC is in PEFT's top-k form). The checksums inside a
     file show damage, not tampering: to exclude that, give a digest that you trust (--digest). The
     digest is of the content and differs from what sha256sum prints; --json has both.
-    Exit status 0 if every FILE is valid, else 1. With --json, the result also has errors of reading
-    FILE or SRC.
+    Exit status 0 if every FILE is valid, else 1. With --json, the result also lists
+    errors in reading FILE or SRC.
     """
     _require_consistent(files, against, **about_source)
     source: Reference | VbfmtError | None = None

@@ -225,7 +225,7 @@ def test_a_head_that_the_servers_dtype_cannot_hold_is_refused(tmp_path, adapter,
 
 
 @pytest.mark.parametrize(("value", "what"), [(1e300, "too large"), (1e-300, "too small")])
-def test_a_float64_head_is_not_checked_by_way_of_float32(adapter, value, what):
+def test_a_float64_head_is_checked_before_it_is_converted_to_float32(adapter, value, what):
     """In float32, the values would be infinite, or 0, without an error that names the cause."""
     head = {"score.weight": Tensor.of(np.full((3, 32), value))}
     with pytest.raises(TargetError, match=rf"{what} for float32 .*score"):
