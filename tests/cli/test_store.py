@@ -11,7 +11,7 @@ from tests.store.adapters import adapter
 from vbfmt import digest, save
 from vbfmt.cli import store as command
 from vbfmt.errors import ConflictError
-from vbfmt.store import Store
+from vbfmt.store import Store, layout
 
 
 @pytest.fixture
@@ -212,3 +212,21 @@ def test_a_damaged_name_is_reported_beside_the_others(vbfmt, tmp_path, files):
     assert (removed.code, "record is damaged" in removed.err) == (1, True)
     assert vbfmt("store", "tag", store, "a", "b", "--force").code == 0
     assert vbfmt("store", "list", store).err == ""
+
+
+def test_a_damaged_adapter_is_reported_beside_the_others(vbfmt, tmp_path, files):
+    """It was left out with exit status 0."""
+    store = tmp_path / "s"
+    vbfmt("store", "add", store, *files[:2], "--name", "a", "--name", "b")
+    bad = store / layout.adapter_key(digest(adapter(0)))
+    content = bytearray(bad.read_bytes())
+    content[40] ^= 0xFF  # in the header
+    bad.write_bytes(content)
+    os.unlink(store / "catalog.sqlite")
+    for _ in range(2):
+        done = vbfmt("store", "list", store, "--json")
+        assert (done.code, [one["names"] for one in json.loads(done.out)]) == (1, [["b"]])
+        assert done.err.startswith("error: ")
+        assert bad.name[-20:] in done.err  # a long path is cut in its middle
+        assert done.err.count("\n") == 1
+    assert vbfmt("store", "add", store, files[0], "--force", "--name", "a").code == 0

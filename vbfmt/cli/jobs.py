@@ -17,7 +17,7 @@ from vbfmt.cli.translation import in_options
 
 if TYPE_CHECKING:
     from vbfmt.converters.jobs import Item, Outcome, Task
-    from vbfmt.errors import StoreError
+    from vbfmt.errors import VbfmtError
     from vbfmt.store import Store
 
 _ENGINES = ("pool", "ray")
@@ -210,7 +210,7 @@ def _run(
             raise click.UsageError(f"{source} is a folder of packed files; give them: '{pattern}'")
     found = jobs.collected(sources, sys.stdin)
     names: dict[str, str] = {}
-    damaged: list[StoreError] = []
+    damaged: list[VbfmtError] = []
     if banks:
         given["banks"] = banks
     if from_store is not None:
@@ -255,10 +255,11 @@ def _items(
     return jobs.items(found, output, task, overwrite=force, names=names)
 
 
-def _in_store(store: Store, base: str | None, damaged: list[StoreError]) -> dict[str, str]:
+def _in_store(store: Store, base: str | None, damaged: list[VbfmtError]) -> dict[str, str]:
     """Return the name of the output for the path of each named adapter in a store.
 
-    In these names, ``__`` replaces ``/``. The errors of damaged names are appended to `damaged`.
+    In these names, ``__`` replaces ``/``. Errors of damaged adapters and names are appended to
+    `damaged`.
     """
     return {
         store.path(entry.digest): entry.names[0].replace("/", "__")

@@ -14,7 +14,7 @@ from vbfmt.cli import failure, show
 from vbfmt.cli.command import Group
 
 if TYPE_CHECKING:
-    from vbfmt.errors import StoreError
+    from vbfmt.errors import VbfmtError
     from vbfmt.store import Entry, Store
 
 _STORE = click.argument("store", metavar="STORE", type=args.PATH)
@@ -137,11 +137,11 @@ def listing(
     limit: int | None,
     as_json: bool,
 ) -> None:
-    """List adapters, newest first. Exit status 1 if a name's record is damaged."""
+    """List adapters, newest first. Exit status 1 if an adapter or a name is damaged."""
     for text in metadata:
         if "=" not in text:
             raise click.UsageError(f"--metadata must be KEY=VALUE, found {text!r}")
-    damaged: list[StoreError] = []
+    damaged: list[VbfmtError] = []
     with _opened(store) as opened:
         found = opened.entries(
             base_model=base_model,

@@ -19,7 +19,7 @@ from typing import Any, TypeVar
 
 from vbfmt._format.header import Header
 from vbfmt._format.packed_file import BANK
-from vbfmt.errors import StoreError, warn
+from vbfmt.errors import StoreError, VbfmtError, warn
 from vbfmt.store import layout, synchronize
 from vbfmt.store.backend import Backend, Stored
 from vbfmt.store.database import Database
@@ -68,7 +68,7 @@ class Catalog:
         self._notes: list[Statement] = []
         self._text = 0
         self._written = time.monotonic()
-        self._damaged: list[StoreError] = []
+        self._damaged: list[VbfmtError] = []
         self._database = Database(path, self._synchronize)
         weakref.finalize(self, _write_rest, self._notes, path)
 
@@ -135,15 +135,15 @@ class Catalog:
 
         self._change(work)
 
-    def refresh(self, damaged: list[StoreError] | None = None) -> None:
+    def refresh(self, damaged: list[VbfmtError] | None = None) -> None:
         """Update the catalog from the objects.
 
         Args:
-            damaged: a list for the errors of names whose records are damaged.
+            damaged: a list for the errors of damaged adapters and names.
 
         Warns:
-            VbfmtWarning: the catalog lacked objects, or had objects that no longer exist; or a
-                name's record is damaged, and `damaged` is not given.
+            VbfmtWarning: the catalog lacked objects, or had objects that no longer exist; or an
+                adapter or a name is damaged, and `damaged` is not given.
         """
         unknown, gone = self._change(self._synchronize)
         if damaged is not None:
@@ -162,7 +162,7 @@ class Catalog:
         unknown = gone = 0
         self._damaged = []
         for prefix, sync in (
-            (layout.ADAPTERS, synchronize.sync_adapters),
+            (layout.ADAPTERS, partial(synchronize.sync_adapters, damaged=self._damaged)),
             (layout.BANKS, synchronize.sync_banks),
             (layout.NAMES, partial(synchronize.sync_names, damaged=self._damaged)),
         ):
@@ -173,7 +173,7 @@ class Catalog:
                 before = len(self._damaged)
                 more, less = sync(self._backend, database, keys)
                 unknown, gone = unknown + more, gone + less
-                # The next refresh lists a group with a damaged record again, to report it again.
+                # The next refresh lists a group with a damaged object again, to report it again.
                 row = (keys, stamp if len(self._damaged) == before else None)
                 database.execute("INSERT OR REPLACE INTO seen VALUES (?, ?)", row)
         return unknown, gone

@@ -57,7 +57,7 @@ def collect(backend: Backend, catalog: Catalog, grace: float) -> Collected:
                 removed[key] = unneeded[key].size
     backend.tidy()
     waiting = len(unneeded.keys() - removed.keys())
-    catalog.refresh()
+    catalog.refresh(damaged=[])  # only `_needed_after_all` has to know of them
     adapters, _, banks, *_ = catalog.totals()
     return Collected(tuple(removed), sum(removed.values()), waiting, adapters + banks - waiting)
 
@@ -66,7 +66,7 @@ def _unneeded(backend: Backend, catalog: Catalog, now: float) -> dict[str, Store
     """Mark the objects that are not needed, and return them by key."""
     needed = {layout.adapter_key(one.digest) for one in names.every(backend)}
     needed |= {layout.adapter_key(digest) for digest in leases.held(backend, now)}
-    catalog.refresh()
+    catalog.refresh(damaged=[])
     unneeded = {}
     for stored in backend.entries(layout.ADAPTERS):
         if layout.digest_of(stored.key) and stored.key not in needed:

@@ -148,7 +148,7 @@ class Reader:
         metadata: Mapping[str, str] | None = None,
         added_since: float | None = None,
         limit: int | None = None,
-        damaged: list[StoreError] | None = None,
+        damaged: list[VbfmtError] | None = None,
     ) -> list[Entry]:
         """Return the catalog's entries that meet all given conditions, the newest first.
 
@@ -158,11 +158,10 @@ class Reader:
             metadata: metadata that the adapter must have.
             added_since: earliest time when the adapter was added, in seconds since 1970.
             limit: maximum number of entries.
-            damaged: a list for the errors of names whose records are damaged. Such a name is in no
-                entry.
+            damaged: a list for the errors of damaged adapters and names. They are in no entry.
 
         Warns:
-            VbfmtWarning: a name's record is damaged, and `damaged` is not given.
+            VbfmtWarning: an adapter or a name is damaged, and `damaged` is not given.
 
         Raises:
             StoreError: `bank` is not a SHA-256, or the catalog cannot be used.
@@ -180,7 +179,7 @@ class Reader:
                 )
             return self._catalog
 
-    def _current(self, damaged: list[StoreError] | None = None) -> Catalog:
+    def _current(self, damaged: list[VbfmtError] | None = None) -> Catalog:
         catalog = self._open_catalog()
         catalog.refresh(damaged)
         return catalog

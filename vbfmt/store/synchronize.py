@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import contextlib
 import sqlite3
 import time
 
@@ -26,8 +25,12 @@ _YOUNG = 60.0
 _NEW = "new"
 
 
-def sync_adapters(backend: Backend, database: sqlite3.Connection, keys: str) -> tuple[int, int]:
+def sync_adapters(
+    backend: Backend, database: sqlite3.Connection, keys: str, damaged: list[VbfmtError]
+) -> tuple[int, int]:
     """List the adapters under `keys`, and correct the table.
+
+    An adapter that cannot be read is left out, and the error is appended to `damaged`.
 
     Returns:
         The number of adapters that the table lacked, and the number of its adapters that no longer
@@ -46,13 +49,18 @@ def sync_adapters(backend: Backend, database: sqlite3.Connection, keys: str) -> 
             known.remove(digest)
             continue
         content = backend.content(stored.key)
-        with contextlib.suppress(VbfmtError, OverflowError):  # `Store.verify` reports it
-            if content is not None:
-                for statement, row in adapter_rows(
-                    digest, stored, PackedFile.parse(content).header
-                ):
-                    database.execute(statement, row)
-                added += time.time() - stored.modified > _YOUNG
+        if content is None:
+            continue
+        try:
+            for statement, row in adapter_rows(digest, stored, PackedFile.parse(content).header):
+                database.execute(statement, row)
+        except VbfmtError as error:
+            damaged.append(error.in_file(backend.address(stored.key)))
+        except OverflowError as error:
+            where = backend.address(stored.key)
+            damaged.append(StoreError("a number is too large", file=where, found=str(error)))
+        else:
+            added += time.time() - stored.modified > _YOUNG
     for digest in known:
         delete_adapter(database, digest)
     return added, len(known)
@@ -76,7 +84,7 @@ def sync_banks(backend: Backend, database: sqlite3.Connection, keys: str) -> tup
 
 
 def sync_names(
-    backend: Backend, database: sqlite3.Connection, keys: str, damaged: list[StoreError]
+    backend: Backend, database: sqlite3.Connection, keys: str, damaged: list[VbfmtError]
 ) -> tuple[int, int]:
     """List the names under `keys`, and correct the table. Return the same as `sync_adapters`.
 
