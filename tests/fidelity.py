@@ -71,7 +71,7 @@ def _loaded(checkpoint: Path, adapter: Adapter) -> Any:
     from peft import PeftConfig, PeftModel
 
     config = PeftConfig.from_pretrained(str(checkpoint))
-    # The linear layers alone are no model for generation or classification.
+    # The linear layers without the rest cannot generate or classify.
     config.task_type = config.modules_to_save = None
     return PeftModel.from_pretrained(_linear_layers(adapter), str(checkpoint), config=config)
 

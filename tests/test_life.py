@@ -27,7 +27,7 @@ BOTH_WAYS = st.booleans()
 
 
 class Life(RuleBasedStateMachine):
-    """The model: bytes by file, adapter by folder, adapters in memory, and mapped adapters."""
+    """The model: the content of each file, each folder's adapter, and the adapters in memory."""
 
     def __init__(self) -> None:
         super().__init__()

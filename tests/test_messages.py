@@ -1,7 +1,7 @@
 """The exact message for every invalid file of the corpus.
 
-Messages are a part of the user interface, so that changes are visible here. To update the file, run
-``python -m tests.test_messages`` and read the difference.
+Messages are a part of the user interface. This test fails if one changes, so that no change goes
+unnoticed. To update the file, run ``python -m tests.test_messages`` and read the difference.
 """
 
 from __future__ import annotations

@@ -244,7 +244,10 @@ class MissingExtraError(VbfmtError, ImportError, kind="extra"):
 
 
 class StorageError(VbfmtError, OSError, kind="storage"):
-    """The operating system refused to read or write. It has the attributes of an OSError."""
+    """The operating system reported an error on reading or writing.
+
+    It has the attributes of an OSError.
+    """
 
     _before_file = " "
 

@@ -43,8 +43,8 @@ def items(
 ) -> list[Item]:
     """Return an item for each source. Its output is named after the source.
 
-    A packed file that is the output of another source is no input of ``pack``: an earlier run with
-    the same pattern has written it.
+    A packed file that is the output of another source is not an input of ``pack``: an earlier run
+    with the same pattern has written it.
 
     Args:
         sources: paths or repositories.

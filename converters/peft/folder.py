@@ -137,8 +137,8 @@ def write(
 ) -> int:
     """Write a folder that PEFT loads as VB-LoRA, in its top-k form (for inference only).
 
-    PEFT does not store the smallest weight of each row. If it could not be restored exactly, the
-    largest weight is not stored instead, so that all weights are exact. PEFT can read both orders.
+    PEFT's form leaves out one weight of each row: the smallest or, if PEFT could not restore it
+    exactly, the largest. So all weights are exact. PEFT can read both orders.
 
     Args:
         adapter: the adapter.

@@ -1,6 +1,6 @@
 """``make architectures``: check a tiny model of every architecture of the installed transformers.
 
-python -m tests.architectures [--only REGEX] [--json FILE] [--jobs N]
+python -m tests.architectures [--only REGEX] [--json FILE] [--table FILE]
 """
 
 from __future__ import annotations

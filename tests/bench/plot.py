@@ -1,4 +1,7 @@
-"""Time and memory of plots and pages of an adapter with the Llama-2-7B shape. There is no peer."""
+"""Time and memory of plots and pages of an adapter with the Llama-2-7B shape.
+
+There is no reference to compare with.
+"""
 
 from __future__ import annotations
 

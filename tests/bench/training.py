@@ -163,7 +163,7 @@ def _rows_of_steps(setting: Setting) -> list[Row]:
         _times(f"{step}, 512 tokens", long, "LoRA", 1.1),
         _times(f"{step}, 512 tokens", long, PEFT, 1.0),
         _times(f"{step}, 32 tokens", short, PEFT, 0.85),
-        _times("the same without what the frozen base takes by itself", added, PEFT, 0.5),
+        _times("the same, minus the time of the frozen base", added, PEFT, 0.5),
     ]
 
 
@@ -360,7 +360,7 @@ def _train(name: str, setting: Setting) -> None:
 def main(options: list[str] | None = None) -> int:
     """Measure with the settings of the command line and return the exit status: 1 if a bound is
     missed."""
-    parser = argparse.ArgumentParser(description="Training steps beside PEFT's.")
+    parser = argparse.ArgumentParser(description="Training steps compared with PEFT's.")
     parser.add_argument("--device", default="cpu")
     parser.add_argument("--layers", type=int, default=4)
     parser.add_argument("--threads", type=int, default=1)

@@ -186,8 +186,8 @@ def test_a_checkpoint_folder_may_contain_its_packed_file(vbfmt, tmp_path):
     assert (result.code, "is a folder of packed files" in result.err) == (2, True)
 
 
-def test_a_run_that_fails_half_way_leaves_its_lines_of_json_alone(vbfmt, packed, monkeypatch):
-    """After them came the error, over several lines."""
+def test_nothing_follows_the_json_lines_of_a_run_that_fails_half_way(vbfmt, packed, monkeypatch):
+    """Earlier, the error followed them, over several lines."""
     run = jobs.run
 
     def failing(*arguments, **options):

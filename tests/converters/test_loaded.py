@@ -154,7 +154,7 @@ def test_a_trained_tensor_that_does_not_match_the_model_is_refused(tmp_path, nam
 @pytest.mark.parametrize("form", ["lora", "vblora"])
 @pytest.mark.parametrize(("scale", "what"), [(1e6, "too large"), (1e-9, "too small")])
 def test_a_head_that_the_models_dtype_cannot_represent_is_refused(tmp_path, form, scale, what):
-    """Small values became zeros, with success."""
+    """Earlier, small values became zeros without an error."""
     head = {
         "classifier.weight": tensor_of(np.full((3, 16), scale)),
         "classifier.bias": tensor_of(np.zeros(3)),

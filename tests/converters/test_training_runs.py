@@ -1,4 +1,4 @@
-"""The files of a training run are packed to the same bytes, or refused with one clear error."""
+"""A training run's files are packed to the same bytes as PEFT's checkpoint, or refused clearly."""
 
 from __future__ import annotations
 

@@ -50,7 +50,7 @@ def seeds() -> list[bytes]:
 
 
 def damaged(data: bytes, rng: random.Random, plain: Plain | None = None) -> bytes:
-    """A PEFT checkpoint (see `joined`) with one to four things changed."""
+    """Return a PEFT checkpoint (see `joined`) with one to four changes."""
     plain = plain or (lambda chunk: scramble(chunk, rng))
     try:
         config_text, weights = split(data)

@@ -69,7 +69,7 @@ def length_of(dtype: Any, shape: Any) -> int:
     """Return the number of bytes of a tensor.
 
     Raises:
-        TypeError: the shape is no list of numbers."""
+        TypeError: the shape is not a list of numbers."""
     if not all(isinstance(size, int) for size in shape):
         raise TypeError
     return math.prod(shape) * BITS[dtype] // 8

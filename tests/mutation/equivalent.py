@@ -23,9 +23,11 @@ class Equivalent(NamedTuple):
     why: str
 
 
-_LAST_AXIS = "the last axis, which is what it takes by itself, is the second of two"
-_AS_MUCH_AT_ONCE = "how much is done at a time and on how many cores: time, not the result"
-_HOLDS_BOTH = "float64 holds every float32 exactly, on the way to the caller's own arrays"
+_LAST_AXIS = "the default is the last axis, which is the second of two"
+_AS_MUCH_AT_ONCE = "the sizes of blocks and the number of cores change the time, not the result"
+_HOLDS_BOTH = (
+    "float64 represents every float32 exactly, and the caller's arrays set the final dtype"
+)
 
 EQUIVALENT = (
     Equivalent(
@@ -41,7 +43,7 @@ EQUIVALENT = (
         "canonical.x__value__",
         "stop + items",
         ("stop - items",),
-        "a count beyond the bytes is refused when they run out; this only saves the walk there",
+        "a count beyond the bytes is refused when they run out; the check only saves time",
     ),
     Equivalent(
         "canonical.x_read__",
@@ -53,7 +55,7 @@ EQUIVALENT = (
         "canonical.x_read__",
         "left[-1] % 2",
         ("left[+1] % 2",),
-        "there the second of two is the last",
+        "the list has two items, so the second is the last",
     ),
     Equivalent(
         "external_bank.x_thin_front__",
@@ -77,19 +79,19 @@ EQUIVALENT = (
         "header.x__require_lengths__",
         ", strict=True",
         ("", ", strict=None", ", strict=False"),
-        "there are as many names as lengths, and as many sections was checked just before",
+        "there are as many names as lengths, and the number of sections was checked just before",
     ),
     Equivalent(
         "container.x_read_preamble__",
         "major > MAJOR",
         ("major >= MAJOR",),
-        "they differ: that was asked before",
+        "the two are not equal, which was checked before",
     ),
-    Equivalent("", ", strict=False", ("", ", strict=None"), "so `zip` does unasked"),
+    Equivalent("", ", strict=False", ("", ", strict=None"), "the default of `zip`"),
     Equivalent("admixture|selection", ", axis=1", ("",), _LAST_AXIS),
     Equivalent("admixture|selection", ", axis=-1", ("", ", axis=+1"), _LAST_AXIS),
-    Equivalent("admixture|selection", "order='C'", ("order='c'",), "numpy takes either"),
-    Equivalent("selection", "kind='stable'", ("kind='STABLE'",), "numpy takes either"),
+    Equivalent("admixture|selection", "order='C'", ("order='c'",), "numpy accepts both"),
+    Equivalent("selection", "kind='stable'", ("kind='STABLE'",), "numpy accepts both"),
     Equivalent(
         "selection.x__select__",
         "np.dtype(np.float64 if block.dtype.itemsize > 4 else np.float32)",
@@ -99,18 +101,20 @@ EQUIVALENT = (
             "np.dtype(np.float64 if block.dtype.itemsize >= 4 else np.float32)",
             "np.dtype(np.float64 if block.dtype.itemsize > 5 else np.float32)",
         ),
-        "float64 holds every float32, None is float64, and floats are of 2, 4 or 8 bytes",
+        "float64 represents every float32, None is float64, and floats have 2, 4 or 8 bytes",
     ),
     Equivalent(
         "selection.x__select__",
         "space = scratch.get(dtype.char)",
         ("space = None", "space = scratch.get(None)"),
-        "scratch space may be made anew: only slower",
+        "scratch space may be allocated again: only slower",
     ),
     Equivalent(
-        "selection.x__select__", ", dtype=dtype", ("", ", dtype=None"), "float64 holds float32"
+        "selection.x__select__", ", dtype=dtype", ("", ", dtype=None"), "float64 represents float32"
     ),
-    Equivalent("selection.x__select__", ", casting='unsafe'", ("",), "no copy narrows"),
+    Equivalent(
+        "selection.x__select__", ", casting='unsafe'", ("",), "no copy is to a narrower dtype"
+    ),
     Equivalent(
         "selection.x__select__",
         "_by_passes if k <= _PASSES_AT_MOST else",
@@ -132,19 +136,19 @@ EQUIVALENT = (
         "selection.x_select_top_k__",
         "np.cumsum(counts, dtype=np.int64)",
         ("np.cumsum(counts)", "np.cumsum(counts, dtype=None)"),
-        "what numpy takes unasked",
+        "numpy's default",
     ),
     Equivalent(
         "selection.x_select_top_k__|admixture.x__sum_in_order__",
         ", dtype=np.float64",
         ("", ", dtype=None"),
-        "what numpy takes unasked",
+        "numpy's default",
     ),
     Equivalent(
         "selection.x_select_top_k__",
         "slice(start + first, start + first + len(rows))",
         ("slice(start + first, None)",),
-        "rows past the piece's own are not written",
+        "rows after those of the piece are not written",
     ),
     Equivalent(
         "selection.x__fill_rows_with_too_few__",
@@ -156,13 +160,13 @@ EQUIVALENT = (
         "selection.x__by_partition__",
         "[nan] = False",
         ("[nan] = None",),
-        "to numpy, None among booleans is False",
+        "numpy converts None to False in an array of booleans",
     ),
     Equivalent(
         "selection.x__by_partition__",
         "[nan] = np.nan",
         ("[nan] = None",),
-        "to numpy, None among floats is NaN",
+        "numpy converts None to NaN in an array of floats",
     ),
     Equivalent(
         "selection.x__by_passes__", ", dtype=values.dtype", ("", ", dtype=None"), _HOLDS_BOTH
@@ -171,20 +175,20 @@ EQUIVALENT = (
         "selection.x__by_passes__",
         ", dtype=np.intp",
         ("", ", dtype=None"),
-        "float64 holds every index exactly, on the way to the caller's own array",
+        "float64 represents every index exactly, and the caller's array sets the final dtype",
     ),
     Equivalent("admixture.x__exp_of_non_positive__", "-800.0", ("-801.0",), "its exp is 0 as well"),
     Equivalent(
         "admixture.x_canonical_rows__",
         "dtype=np.float64, ",
         ("", "dtype=None, "),
-        "callers give float64, as the docstring asks",
+        "callers pass float64, as the docstring requires",
     ),
     Equivalent(
         "composition.x__compose__",
         ", strict=True",
         ("", ", strict=None", ", strict=False"),
-        "the values have the shape of what they are written to",
+        "the values have the shape of the array that they are written to",
     ),
     Equivalent(
         "composition.x__compose__", "astype(np.float64)", ("astype(None)",), "numpy's name for it"
@@ -193,13 +197,13 @@ EQUIVALENT = (
         "composition.x_(subvectors|factors)__",
         "reshape(1, -1)",
         ("reshape(1, -2)",),
-        "numpy takes any negative number for what is left",
+        "numpy accepts any negative number as the remaining size",
     ),
     Equivalent(
         "composition.x__blocks__",
         "tiles > most",
         ("tiles >= most",),
-        "a component of just so many is cut into one either way",
+        "a component of exactly that size becomes one block in both cases",
     ),
     Equivalent(
         "composition.x__blocks__",
@@ -217,7 +221,7 @@ EQUIVALENT = (
         "composition.x_factors__",
         "module.rank > 1",
         ("module.rank >= 1",),
-        "a factor of one component is in the order of its rows: only slower",
+        "the rows of a factor of one component are in order already: only slower",
     ),
     Equivalent("composition.x__rows_per_block__", "max(1,", ("max(2,",), _AS_MUCH_AT_ONCE),
     Equivalent("rules.x_broken_modules__", "b > 0", ("b > 1",), "1 divides everything"),
@@ -225,13 +229,13 @@ EQUIVALENT = (
         "header.x__texts__",
         "_typed(key, str, 'metadata')",
         tuple(f"_typed(key, str, {what})" for what in ("None", "'XXmetadataXX'", "'METADATA'")),
-        "`canonical.read` has refused keys that are no strings",
+        "`canonical.read` has already refused keys that are not strings",
     ),
 )
 
 
 def unused(mutants: Iterable[tuple[str, str]]) -> list[Equivalent]:
-    """Return the explanations that fit none of these mutants (name and change, as for `reason`)."""
+    """Return the explanations that match none of these mutants: (name, change) as in `reason`."""
     changes = list(mutants)
     return [known for known in EQUIVALENT if not any(_fits(known, *change) for change in changes)]
 
@@ -241,8 +245,8 @@ def reason(name: str, change: str) -> str | None:
 
     Args:
         name: mutmut's name.
-        change: the line taken out and the line put in: "- …" and "+ …". More than these two are
-            never explained.
+        change: the removed line and the added line: "- …" and "+ …". A change of more lines has no
+            explanation.
     """
     return next((known.why for known in EQUIVALENT if _fits(known, name, change)), None)
 

@@ -50,7 +50,7 @@ def test_depth_shows_every_sub_vectors_weight(trained):
     assert total == pytest.approx(trained.N, abs=trained.N * 2**-25)
 
 
-def test_kinds_shows_deviations_whose_mean_is_even(trained):
+def test_kinds_shows_deviations_whose_mean_is_zero(trained):
     found, _ = drawn(trained, "kinds")
     (cells,) = found.hovers
     assert isinstance(cells, Cells)

@@ -183,7 +183,7 @@ def test_impossible_plots_are_refused(trained, tmp_path):
 
 
 def test_a_large_bank_is_drawn_in_bins_so_that_the_page_is_small(tmp_path):
-    """65,536 bars gave a page of 8 MB after three seconds."""
+    """Earlier, 65,536 bars gave a page of 8 MB after three seconds."""
     large = made(h=65_536, names=("layers.0.q", "layers.1.q"))
     scene = Scene(large, "x")
     write(scene, tmp_path / "x.html")

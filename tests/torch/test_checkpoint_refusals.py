@@ -152,7 +152,7 @@ def test_a_diverged_head_is_neither_saved_nor_loaded(tmp_path):
         load_checkpoint(net(), tmp_path / "checkpoint")
 
 
-def test_a_mask_of_infinities_is_no_divergence(tmp_path):
+def test_a_mask_of_infinities_does_not_count_as_divergence(tmp_path):
     def made():
         model = net()
         model.classifier.register_buffer("mask", torch.tensor([0.0, float("-inf")]))

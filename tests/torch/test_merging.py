@@ -222,7 +222,7 @@ def test_a_merged_adapter_is_neither_loaded_nor_trained(tmp_path):
     assert len(param_groups(model)) == 2
 
 
-def test_one_adapter_may_be_given_by_its_name_alone(model):
+def test_a_single_adapter_may_be_given_as_a_string(model):
     other = net(seed=3)
     x, _ = batch()
     with torch.no_grad():
@@ -234,7 +234,7 @@ def test_one_adapter_may_be_given_by_its_name_alone(model):
 
 
 def test_a_weight_that_its_dtype_would_round_away_is_refused():
-    """It became zeros, with success."""
+    """Earlier, it became zeros without an error."""
     model = net().half()
     inject(model, config(init_vector_bank_bound=1e-6))
     layer = next(iter(adapters_of(model).all_layers().values()))

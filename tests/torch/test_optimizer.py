@@ -55,7 +55,7 @@ def test_logits_on_a_bank_from_a_seed_have_a_higher_rate():
     assert param_groups(model, lr_logits=0.5)[0]["lr"] == 0.5
 
 
-def test_several_adapters_train_with_one_optimizer_and_a_shared_bank_once():
+def test_one_optimizer_of_several_adapters_has_their_shared_bank_once():
     model = net()
     bank = VectorBank(16, 8, init_bound=0.5)
     for name in ("one", "two"):
@@ -163,7 +163,7 @@ def test_transformers_trainer_trains_and_resumes(settings, trainer_of, tmp_path)
     assert adapters_of(resumed).active == "default"
 
 
-def test_one_adapter_may_be_given_by_its_name_alone(model):
+def test_a_single_adapter_may_be_given_as_a_string(model):
     groups = param_groups(model, adapter_names="default")
     for one, other in zip(groups, param_groups(model), strict=True):
         assert list(map(id, one["params"])) == list(map(id, other["params"]))

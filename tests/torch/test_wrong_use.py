@@ -224,7 +224,7 @@ def test_a_config_object_of_peft_is_read_like_its_file():
 
 
 @pytest.mark.parametrize("given", [None, VBLoRAConfig, peft.VBLoRAConfig, 4])
-def test_an_object_that_is_no_config_is_refused(given):
+def test_an_object_that_is_not_a_config_is_refused(given):
     with pytest.raises(ConfigError, match="not a config of this library.*; make one: VBLoRAConfig"):
         inject(net(), given)
 
@@ -240,7 +240,7 @@ def test_an_object_that_is_no_config_is_refused(given):
         (16, r"make one: VectorBank\(num_vectors, vector_length\)"),
     ],
 )
-def test_an_object_that_is_no_bank_is_refused(given, advice):
+def test_an_object_that_is_not_a_bank_is_refused(given, advice):
     model = net()
     before = repr(model)
     with pytest.raises(ConfigError, match=f"not a vector bank: bank: .*a VectorBank; .*{advice}"):

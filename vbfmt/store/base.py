@@ -104,10 +104,10 @@ class Store(Reader):
             the digest of the adapter.
 
         Raises:
-            ConflictError: the name is taken. Nothing is added then. Only if another process takes
-                the name meanwhile, the adapter is added without a name.
+            ConflictError: the name is taken. Nothing is added then, unless another process takes
+                the name during this call: then the adapter is added without a name.
             VbfmtError: the file is not valid.
-            StorageError: the operating system or the object store refused.
+            StorageError: the operating system or the object store reported an error.
         """
         if name is not None:
             layout.require_name(name)

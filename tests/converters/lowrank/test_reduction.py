@@ -81,7 +81,7 @@ def test_a_reduced_sum_is_written_as_lora(tmp_path):
 
 
 def test_reduced_factors_beyond_float32_are_refused():
-    """They became infinite without an error."""
+    """Earlier, they became infinite without an error."""
     a, b = np.full((2, 4000), 3e38, "f4"), np.full((4000, 2), 3e38, "f4")
     with pytest.raises(errors.TargetError, match="too large for float32"):
         reduction.reduced(a, b, 1)

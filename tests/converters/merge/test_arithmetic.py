@@ -152,7 +152,7 @@ def test_a_weight_that_leaves_the_range_of_float16_is_refused():
 @pytest.mark.parametrize("factor", [1e19, 3e38])
 @pytest.mark.parametrize("dtype", ["BF16", "F32"])
 def test_a_sum_that_leaves_the_range_is_refused_in_any_dtype(dtype, factor):
-    """bfloat16 became infinite without an error."""
+    """Earlier, bfloat16 values became infinite without an error."""
     weight = tensor_of(np.array([[1e38, 3e38]]), dtype)
     a, b = np.full((1, 2), 2e19, "f4"), np.full((1, 1), factor, "f4")
     with pytest.raises(errors.TargetError, match="too large for"):
@@ -240,12 +240,12 @@ def test_factors_whose_squares_are_zero_in_float32_cancel_out_too():
         np.array([[0x7F81, 0x3F80]], np.uint16).view(numpy_dtype("BF16")),
     ],
 )
-def test_a_nan_that_signals_is_passed_on_without_a_warning(values):
+def test_a_signalling_nan_is_kept_without_a_warning(values):
     found = merged(Tensor.of(values), np.ones((1, 2), "f4"), np.ones((1, 1), "f4"), "BF16")
     np.testing.assert_array_equal(found.view(np.uint16) & 0x7FC0, [[0x7FC0, 0x4000]])
 
 
-def test_a_sum_that_overflows_only_by_float32s_rounding_is_no_error():
+def test_a_sum_that_overflows_only_by_float32s_rounding_is_not_an_error():
     weight = tensor_of(np.array([[65519.996]], np.float32), "F32")
     found = merged(weight, np.full((1, 1), 0.003, "f4"), np.ones((1, 1), "f4"), "F16")
     assert found == 65504

@@ -26,7 +26,7 @@ def test_the_files_that_a_merge_needs():
 
 
 @pytest.mark.parametrize("content", ["[]", "1", '"text"', "null"])
-def test_json_that_is_no_object_is_refused(tmp_path, content):
+def test_json_that_is_not_an_object_is_refused(tmp_path, content):
     (tmp_path / "config.json").write_text(content)
     with pytest.raises(errors.SourceError, match=f"not a JSON object in {tmp_path}/config.json"):
         bases.json_object(str(tmp_path / "config.json"))

@@ -297,7 +297,7 @@ def small_bart():
     ],
 )  # fmt: skip
 def test_a_new_head_is_loaded_for_every_task_type(tmp_path, model, targets, options, named):
-    """Without a task type, or with BART's names, the config kept its default of two labels."""
+    """Earlier, the config kept two labels without a task type or with BART's names."""
     base = tmp_path / "base"
     model().save_pretrained(base)
     auto = transformers.AutoModelForSequenceClassification

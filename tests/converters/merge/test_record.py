@@ -35,7 +35,7 @@ def test_a_file_that_a_record_does_not_name_is_found(tmp_path, content, words):
 
 @pytest.mark.parametrize("adapters", [None, "none", {"digest": "a"}, [1], [{"digest": 2}], [{}]])
 def test_a_folder_whose_earlier_record_cannot_be_read_is_refused(tmp_path, adapters):
-    """An adapter that it named would be merged a second time."""
+    """Otherwise, an adapter that it names would be merged a second time."""
     path = merged(tmp_path) / record.NAME
     fields = json.loads(path.read_text())
     path.write_text(json.dumps({**fields, "adapters": adapters}))

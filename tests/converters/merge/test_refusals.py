@@ -397,7 +397,7 @@ def small(*names, value=1e-9, dtype="F32"):
 
 @pytest.mark.parametrize("dtype", ["F32", "BF16", "F64"])
 def test_a_matrix_of_the_base_that_the_output_would_round_away(tmp_path, dtype):
-    """It became zeros, with success."""
+    """Earlier, it became zeros without an error."""
     folder = save_base(tmp_path / "base", small("model.embed.weight", dtype=dtype))
     with pytest.raises(
         errors.TargetError, match=r"too small for float16: model.embed.weight.*dtype=bfloat16"

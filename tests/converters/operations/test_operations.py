@@ -171,7 +171,7 @@ def test_errors_about_contradictions_name_parameters_not_options(tmp_path, packe
 
 @pytest.mark.parametrize("rank", [0, -1, True, "4", 2.5])
 def test_an_invalid_rank_is_refused_and_nothing_is_written(tmp_path, packed, rank):
-    """Rank 0 gave an empty LoRA."""
+    """Earlier, rank 0 gave an empty LoRA."""
     with pytest.raises(ConfigError, match="`rank`: found .*, expected a whole number, at least 1"):
         vbfmt.expand(packed, tmp_path / "lora", rank=rank)
     assert not (tmp_path / "lora").exists()

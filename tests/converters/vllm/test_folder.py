@@ -70,7 +70,7 @@ def test_links_within_the_folder_are_followed_and_the_folder_may_be_a_link(tmp_p
     assert Folder(tmp_path / "mounted").find("alice") == f"{tmp_path}/mounted/alice.vblora"
 
 
-def test_a_folder_or_a_pipe_is_no_adapter(folder):
+def test_a_folder_or_a_pipe_is_not_an_adapter(folder):
     (folder / "folder.vblora").mkdir()
     os.mkfifo(folder / "pipe.vblora")
     (folder / "gone.vblora").symlink_to("nowhere")
@@ -78,7 +78,7 @@ def test_a_folder_or_a_pipe_is_no_adapter(folder):
 
 
 @pytest.mark.parametrize("name", ["nowhere", "file"])
-def test_a_path_that_is_no_folder_is_refused(tmp_path, name):
+def test_a_path_that_is_not_a_folder_is_refused(tmp_path, name):
     (tmp_path / "file").touch()
     with pytest.raises(ConfigError, match="no folder of adapters: found"):
         Folder(tmp_path / name)

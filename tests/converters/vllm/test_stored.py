@@ -54,7 +54,7 @@ def test_other_names_find_nothing(store, served, name):
     assert served.find(name) is None
 
 
-def test_a_digest_is_no_name(store, served):
+def test_a_digest_is_not_a_name(store, served):
     """An adapter without a name is no longer served."""
     assert served.find(store.add(random_adapter(**SIZES))) is None
 
