@@ -8,7 +8,7 @@ from collections.abc import Mapping
 from vbfmt._format.container import Bytes
 from vbfmt._similar import nearest
 from vbfmt.adapter import Adapter
-from vbfmt.errors import StoreError, UnknownError, in_file
+from vbfmt.errors import StoreError, UnknownError, VbfmtError, in_file
 from vbfmt.packed import loads
 from vbfmt.store import garbage, layout, leases
 from vbfmt.store import names as records
