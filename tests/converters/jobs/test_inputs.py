@@ -81,7 +81,7 @@ def test_a_job_that_writes_into_its_input_folder_can_be_run_again(tmp_path):
         items = jobs.items(found, tmp_path, PACK)
         assert [os.path.basename(item.source) for item in items] == ["alice", "bob"]
         assert {each.status for each in jobs.run(PACK, items, workers=1)} == {expected}
-    (item,) = jobs.items(["alice.vblora"], ".", PACK)  # the item fails later: it is packed
+    (item,) = jobs.items(["alice.vblora"], ".", PACK)  # packed already, which the job will report
     assert item.source == "alice.vblora"
 
 
