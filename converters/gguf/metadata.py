@@ -28,8 +28,8 @@ _DEEPEST = 8
 _MOST_DIMENSIONS = 4  # GGML_MAX_DIMS
 _LONGEST_TEXT = 1024
 _LONGEST_ARRAY = 4096
-"""Largest number of elements of an array that is read and not skipped. Such an array has a number
-for each layer."""
+"""Largest number of elements of an array that is read and not skipped. The arrays that are needed
+have one number for each layer."""
 _BEGIN = struct.Struct("<4sIQQ")  # magic, version, tensors, metadata entries
 _VERSIONS = (2, 3)
 
@@ -155,5 +155,7 @@ class _Walk:
 
 def _unreadable(found: str) -> SourceError:
     return SourceError(
-        "not a readable GGUF file", found=found, expected="little-endian GGUF 2 or 3, whole"
+        "not a readable GGUF file",
+        found=found,
+        expected="a complete little-endian GGUF file of version 2 or 3",
     )

@@ -22,7 +22,7 @@ _MODULES = {
 
 
 def rows() -> list[Row]:
-    """The rows of this subject."""
+    """Return the rows of this subject."""
     import torch
 
     torch.set_grad_enabled(False)

@@ -17,7 +17,7 @@ from vbfmt.estimate.models import PRESETS
 
 
 def rows() -> list[Row]:
-    """The rows of this subject."""
+    """Return the rows of this subject."""
     command = os.path.join(os.path.dirname(sys.executable), "vbfmt")
     found = []
     with tempfile.TemporaryDirectory() as folder:

@@ -13,7 +13,7 @@ from vbfmt import Adapter, Module, Rows, save
 
 
 def rows() -> list[Row]:
-    """The rows of this subject."""
+    """Return the rows of this subject."""
     command = os.path.join(os.path.dirname(sys.executable), "vbfmt")
     with tempfile.TemporaryDirectory() as folder:
         packed = os.path.join(folder, "smollm2.vblora")
@@ -44,8 +44,8 @@ def rows() -> list[Row]:
 
 
 def _smollm2() -> Adapter:
-    """Return an adapter with the shape of a real one of SmolLM2-135M: 210 modules, h 256, b 64, k
-    2, r 4."""
+    """Return a random adapter for a model of SmolLM2-135M's shape: 210 modules, h 256, b 64, k 2,
+    r 4."""
     rng = np.random.default_rng(0)
     shapes = [(576, 576), (576, 192), (576, 192), (576, 576), (576, 1536), (576, 1536), (1536, 576)]
     modules = {}

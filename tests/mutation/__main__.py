@@ -1,10 +1,10 @@
 """Report the mutants of `make mutation`: ``python -m tests.mutation [FOLDER]``.
 
-FOLDER is where mutmut ran (build/mutation). Prints the score of each module (the share of
-non-equivalent mutants that a test noticed), then every survivor that `equivalent` does not explain,
-and every explanation without a survivor. Exits with 1 if there is such an explanation, if the score
-of a module is below its limit, if a configured module has no mutants, or if no test was run on some
-mutants.
+FOLDER is where mutmut ran (build/mutation). The report has the score of each module (the share of
+non-equivalent mutants that a test detected), then every survivor that `equivalent` does not
+explain, and every explanation without a survivor. The exit status is 1 if there is such an
+explanation, if the score of a module is below its limit, if a configured module has no mutants, or
+if no test was run on some mutants.
 """
 
 from __future__ import annotations
@@ -38,7 +38,8 @@ class Mutant(NamedTuple):
 
     Attributes:
         name: mutmut's name of it.
-        change: the lines taken out and put in, as unparsed: "- …" and "+ …".
+        change: the removed and added lines of the function, as `ast.unparse` writes it: "- …" and
+            "+ …".
     """
 
     name: str
@@ -58,7 +59,7 @@ class Score(NamedTuple):
 
     @property
     def share(self) -> float:
-        """Return the share of non-equivalent mutants that were noticed."""
+        """Return the share of non-equivalent mutants that were detected."""
         return self.killed / (self.killed + self.survived or 1)
 
 

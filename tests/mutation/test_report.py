@@ -75,7 +75,9 @@ def test_an_explanation_that_no_survivor_needs_fails_the_report(report, monkeypa
     assert "explains no survivor: rules.x_f__ 'a - 1'" in text
 
 
-def test_an_explained_mutant_that_exceeds_the_time_limit_is_explained(report, monkeypatch):
+def test_an_explained_mutant_that_exceeds_the_time_limit_does_not_count_as_killed(
+    report, monkeypatch
+):
     used = equivalent.Equivalent("rules.x_f__", "a + 1", ("a + 2",), "for the test")
     monkeypatch.setattr(equivalent, "EQUIVALENT", (used,))
     status, text = report(KILLED, 36)

@@ -175,7 +175,7 @@ def _require_keys(document: Document, minor: int) -> None:
     features = document.value(KEYS.index("optional_features"))
     declared = set(_names(features, "optional_features")) if minor == 0 else None
     previous = ""
-    for key in keys:  # none occurs twice; code points have the order of their UTF-8 bytes
+    for key in keys:  # no duplicates; code points and UTF-8 bytes have the same order
         if key < previous:
             raise HeaderError("further keys are not in order", part="header", found=repr(key))
         if declared is not None and key not in declared:

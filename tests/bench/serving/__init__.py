@@ -27,7 +27,7 @@ from tests.bench.table import Row, print_table
 
 
 def rows() -> Iterator[Row]:
-    """The rows of this subject."""
+    """Return the rows of this subject."""
     yield from _rows(usual("cpu"))
 
 
