@@ -85,7 +85,7 @@ def _merge_rows(folder: str) -> list[Row]:
             0.5,
         ),
         Row(
-            "the same beside cp -r and fsync",
+            "the same compared with cp -r and fsync",
             f"{seconds['vbfmt']:.2f} s",
             f"{seconds['cp']:.2f} s",
             seconds["vbfmt"] / seconds["cp"],
@@ -140,7 +140,7 @@ def _reduction_rows() -> list[Row]:
             1 / 100,
         ),
         Row(
-            "its relative error, beside the optimum's (ratio: how far apart, of the optimum)",
+            "its relative error, and the optimum's (ratio: their relative difference)",
             f"{lost:.7f}",
             f"{optimum:.7f}",
             float(abs(lost - optimum) / optimum),

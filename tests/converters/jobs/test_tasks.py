@@ -140,7 +140,7 @@ def test_a_source_without_local_files_has_no_fingerprint():
     assert fingerprints.of_source("owner/repository") == ""
 
 
-def test_a_folder_that_cannot_be_read_fails_alone(tmp_path, monkeypatch):
+def test_a_folder_that_cannot_be_read_does_not_stop_the_others(tmp_path, monkeypatch):
     (tmp_path / "secret").mkdir()
     source = str(write_folder(tmp_path / "user", logits_form()))
     scandir = os.scandir
