@@ -226,6 +226,12 @@ EQUIVALENT = (
     Equivalent("composition.x__rows_per_block__", "max(1,", ("max(2,",), _AS_MUCH_AT_ONCE),
     Equivalent("rules.x_broken_modules__", "b > 0", ("b > 1",), "1 divides everything"),
     Equivalent(
+        "header.x__module__",
+        ", strict=True",
+        ("", ", strict=None", ", strict=False"),
+        "`_list` has checked that there are five fields",
+    ),
+    Equivalent(
         "header.x__texts__",
         "_typed(key, str, 'metadata')",
         tuple(f"_typed(key, str, {what})" for what in ("None", "'XXmetadataXX'", "'METADATA'")),
