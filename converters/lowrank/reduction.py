@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, replace
+from functools import cached_property
 
 import numpy as np
 from numpy.typing import NDArray
@@ -30,7 +31,7 @@ class Reduced:
     rank: int
     report: Callable[[str, float], None] | None = None
 
-    @property
+    @cached_property
     def modules(self) -> tuple[Module, ...]:
         """The modules of `whole`, with the lower ranks."""
         return tuple(self._module(module) for module in self.whole.modules)
@@ -75,7 +76,7 @@ class Reduced:
         return a, b
 
     def _module(self, module: Module) -> Module:
-        return replace(module, rank=min(module.rank, self.rank))
+        return module if module.rank <= self.rank else replace(module, rank=self.rank)
 
 
 def reduced(a: Factor, b: Factor, rank: int) -> tuple[Factor, Factor, float]:
