@@ -263,3 +263,14 @@ def test_what_is_tied_to_a_changed_parameter_keeps_its_value(settings):
         merge_and_unload(model)
     assert torch.equal(model.model.embed_tokens.weight, embedding)
     torch.testing.assert_close(model(tokens()).logits, expected, rtol=1e-4, atol=1e-4)
+
+
+def test_merged_weights_stay_where_they_are_in_memory():
+    """Earlier, each was copied once more, while the other merged weights were still held."""
+    model = gpt2()
+    inject(model, config(target_modules=["c_attn"]))
+    merge(model)
+    before = {name: layer.weight.data_ptr() for name, layer in adapters_of(model).layers().items()}
+    merge_and_unload(model)
+    assert before == {name: model.get_submodule(name).weight.data_ptr() for name in before}
+    assert len(before) > 1

@@ -17,7 +17,7 @@ from vbfmt.torch.injection import eject
 from vbfmt.torch.linear import VBLoRALinear, called_elsewhere
 from vbfmt.torch.preconditions import require_in_memory
 from vbfmt.torch.sharding import require_local
-from vbfmt.torch.stand_ins import owner_of
+from vbfmt.torch.stand_ins import owner_of, path_of
 from vbfmt.torch.training_warnings import warn_of_layers_never_called
 
 AdapterNames = Collection[str] | Mapping[str, float] | None
@@ -138,15 +138,25 @@ def merge_and_unload(model: nn.Module, adapter_names: AdapterNames = None) -> nn
     }
     unmerge(model)
     eject(model)
+    names: dict[nn.Parameter, list[str]] = {}
+    for path, parameter in root.named_parameters(remove_duplicate=False):
+        names.setdefault(parameter, []).append(path)
+    tied = {parameter: paths for parameter, paths in names.items() if len(paths) > 1}
+    del names, parameter  # the weights that are replaced can be freed
     for name, weight in merged.items():
-        _keep(root, f"{name}.weight", weight)
+        _keep(root, f"{name}.weight", weight.detach(), tied)
     for name, tensor in own.items():
-        _keep(root, name, tensor)
+        _keep(root, name, tensor.detach().clone(), tied)
     return root
 
 
-def _keep(root: nn.Module, name: str, value: Tensor) -> None:
+def _keep(
+    root: nn.Module, name: str, value: Tensor, tied: Mapping[nn.Parameter, list[str]]
+) -> None:
     """Give a tensor of the base another value. A parameter that is tied to it keeps its own.
+
+    Args:
+        tied: parameter → its names, if it has several. `name` is removed from them.
 
     Warns:
         VbfmtWarning: they are no longer tied.
@@ -156,13 +166,14 @@ def _keep(root: nn.Module, name: str, value: Tensor) -> None:
     if leaf in owner._buffers:
         before.copy_(value)
         return
-    names = [each for each, p in root.named_parameters(remove_duplicate=False) if p is before]
-    setattr(owner, leaf, nn.Parameter(value.detach().clone(), before.requires_grad))
-    if len(names) > 1:
+    setattr(owner, leaf, nn.Parameter(value, before.requires_grad))
+    paths = tied.get(before, [])
+    if len(paths) > 1:
         warn(
-            f"{' and '.join(names)}: no longer tied, because the adapter changes one of them; set "
+            f"{' and '.join(paths)}: no longer tied, because the adapter changes one of them; set "
             f"tie_word_embeddings to False in the model's config before saving the model"
         )
+        paths.remove(path_of(root, name))
 
 
 def unmerge(model: nn.Module) -> None:
