@@ -14,13 +14,13 @@ import os
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 
+from vbfmt._files import PathLike, outputs, storage, verified
 from vbfmt._files import banks as bank_files
-from vbfmt._files import outputs, storage, verified
 from vbfmt._files.banks import Source as Source
 from vbfmt._files.banks import Sources as Sources
 from vbfmt._format.packed_file import PackedFile
 from vbfmt.errors import BankError, ChecksumError, StorageError, VbfmtError, in_file
-from vbfmt.packed import PathLike, Written
+from vbfmt.packed import Written
 
 ENDING = bank_files.ENDING
 

@@ -11,8 +11,8 @@ from typing import Any, Literal, get_args
 import numpy as np
 from numpy.typing import NDArray
 
+from vbfmt._files import PathLike, outputs, storage
 from vbfmt._files import banks as bank_files
-from vbfmt._files import outputs, storage
 from vbfmt._files.banks import Source, Sources
 from vbfmt._format import container, external_bank, header, rules
 from vbfmt._format.container import Bytes
@@ -21,7 +21,6 @@ from vbfmt._format.packed_file import BANK, PackedFile
 from vbfmt.adapter import Adapter
 from vbfmt.errors import ConfigError, DigestError, MagicError, VbfmtError
 
-PathLike = str | os.PathLike[str]
 Form = Literal["embedded", "external"]
 """The form of a packed file: its bank is in the file, or in a separate file that adapters can
 share."""

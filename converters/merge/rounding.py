@@ -124,14 +124,14 @@ def largest(values: NDArray[Any], name: str, dtype: str) -> float:
     return found
 
 
-def require_magnitude(largest: float, name: str, dtype: str) -> None:
+def require_magnitude(magnitude: float, name: str, dtype: str) -> None:
     """Refuse a matrix by the largest magnitude of its values; see `require_kept`."""
     least = SMALLEST_NORMAL[dtype]
-    if 0 < largest < least:
+    if 0 < magnitude < least:
         raise TargetError(
             f"all values are too small for {_WORDS[dtype]}",
             part=name,
-            found=f"at most {largest:.3g}",
+            found=f"at most {magnitude:.3g}",
             expected=f"at least {least:.3g}",
             advice=_ADVICE.get(dtype),
         )

@@ -330,20 +330,25 @@ def test_an_error_without_errno_is_reported():
     assert Failure(error).format_message() == "AF_UNIX path too long"
 
 
+def run_into(path, command, unbuffered):
+    """Run a command whose standard output is a file, with or without Python's buffer."""
+    with open(path, "wb") as out:
+        return subprocess.run(
+            command,
+            stdout=out,
+            stderr=subprocess.PIPE,
+            text=True,
+            env={**os.environ, "PYTHONUNBUFFERED": unbuffered},
+        )
+
+
 @pytest.mark.skipif(not os.path.exists("/dev/full"), reason="needs a full device")
 @pytest.mark.parametrize("unbuffered", ["", "1"])
 @pytest.mark.parametrize(
     "words", [("inspect",), ("verify",), ("inspect", "--json"), ("verify", "--json")]
 )
 def test_a_full_disk_at_standard_output_is_reported_in_one_line(packed, words, unbuffered):
-    with open("/dev/full", "wb") as full:
-        done = subprocess.run(
-            [*COMMAND, *words, str(packed)],
-            stdout=full,
-            stderr=subprocess.PIPE,
-            text=True,
-            env={**os.environ, "PYTHONUNBUFFERED": unbuffered},
-        )
+    done = run_into("/dev/full", [*COMMAND, *words, str(packed)], unbuffered)
     message = "error: cannot write standard output: no space left on device\n"
     assert (done.returncode, done.stderr) == (1, message)
 
@@ -366,13 +371,7 @@ def test_output_that_is_written_in_part_is_an_error(
 ):
     """The system writes the first 100 bytes, as on a disk that becomes full."""
     given = checkpoint if words[0] == "pack" else packed
-    with open(tmp_path / "out", "wb") as out:
-        done = subprocess.run(
-            [sys.executable, "-c", LIMITED, *words, str(given)],
-            stdout=out,
-            stderr=subprocess.PIPE,
-            text=True,
-            env={**os.environ, "PYTHONUNBUFFERED": unbuffered},
-        )
+    command = [sys.executable, "-c", LIMITED, *words, str(given)]
+    done = run_into(tmp_path / "out", command, unbuffered)
     message = "error: cannot write standard output: file too large\n"
     assert (done.returncode, done.stderr) == (1, message)

@@ -63,7 +63,7 @@ def write(
     Raises:
         OutputExistsError: `path` exists and `overwrite` is not set.
         StorageError: the operating system reported an error, or `path` is a device or pipe. An
-        existing file is unchanged, except if only the final flush of the folder failed.
+            existing file is unchanged, except if only the final flush of the folder failed.
     """
     require_path(path, "cannot write")
     target = _target_of(path)

@@ -7,7 +7,7 @@ from collections.abc import Mapping
 from types import MappingProxyType
 from typing import Any
 
-from vbfmt._files import json_file
+from vbfmt._files import PathLike, json_file
 from vbfmt.errors import SourceError
 from vbfmt.estimate.architecture import KNOWN, Linear, linears
 
@@ -42,7 +42,7 @@ PRESETS: Mapping[str, Mapping[str, Any]] = MappingProxyType(
 """Name of a model → the part of its published config that determines its linear layers."""
 
 
-def from_folder(path: str | os.PathLike[str]) -> tuple[Linear, ...]:
+def from_folder(path: PathLike) -> tuple[Linear, ...]:
     """Return the linear layers of the model in a folder.
 
     If the architecture is not one of `KNOWN` and transformers is installed, transformers builds the

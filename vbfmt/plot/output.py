@@ -12,7 +12,7 @@ from matplotlib.backends.backend_svg import FigureCanvasSVG
 from matplotlib.figure import Figure, SubFigure
 from matplotlib.layout_engine import ConstrainedLayoutEngine
 
-from vbfmt._files import storage
+from vbfmt._files import PathLike, storage
 from vbfmt.errors import TargetError
 from vbfmt.plot import html, style
 from vbfmt.plot.drawn import Drawn, as_json
@@ -32,7 +32,7 @@ _ROW_HEIGHTS = (4.2, 5.2, 4.8, 5.6)
 
 def write(
     scene: Scene,
-    path: str | os.PathLike[str],
+    path: PathLike,
     *,
     figures: Sequence[str] = (),
     overwrite: bool = False,

@@ -9,8 +9,8 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any
 
+from vbfmt._files import PathLike, storage, verified
 from vbfmt._files import banks as bank_files
-from vbfmt._files import storage, verified
 from vbfmt._files.banks import Source, Sources
 from vbfmt._format.container import Bytes
 from vbfmt._format.packed_file import PackedFile
@@ -21,7 +21,7 @@ from vbfmt.store import collection, garbage, layout, verification
 from vbfmt.store import names as records
 from vbfmt.store.backend import Stored
 from vbfmt.store.collection import Collected
-from vbfmt.store.opening import PathLike, backend_at, require_store
+from vbfmt.store.opening import backend_at, require_store
 from vbfmt.store.reading import Reader
 from vbfmt.store.rows import Entry
 

@@ -5,13 +5,11 @@ from __future__ import annotations
 import json
 import os
 
-from vbfmt._files import storage
+from vbfmt._files import PathLike, storage
 from vbfmt.errors import StoreError, VersionError
 from vbfmt.store import catalog, layout, record, s3
 from vbfmt.store.backend import Backend, Found
 from vbfmt.store.folder import Folder
-
-PathLike = str | os.PathLike[str]
 
 
 def backend_at(path: str, cache: PathLike | None) -> tuple[Backend, str]:

@@ -16,7 +16,7 @@ import os
 from collections.abc import Iterable, Iterator
 from typing import Any, cast
 
-from vbfmt._files import storage
+from vbfmt._files import PathLike, storage
 from vbfmt._format.container import Bytes
 from vbfmt.errors import MissingExtraError, StorageError
 from vbfmt.store import record
@@ -27,7 +27,7 @@ SCHEME = "s3://"
 _OPTIONS: dict[str, Any] = {"connect_timeout": "10s", "timeout": "120s"}
 
 
-def cache_folder(address: str, given: str | os.PathLike[str] | None) -> str:
+def cache_folder(address: str, given: PathLike | None) -> str:
     """Return the local folder for the catalog and the files of a store."""
     if given is not None:
         return os.path.abspath(given)

@@ -8,10 +8,11 @@ import numpy as np
 import torch
 from torch import nn
 
+from vbfmt._files import PathLike
 from vbfmt.adapter import Adapter
 from vbfmt.errors import ConfigError
 from vbfmt.packed import load
-from vbfmt.torch.config import COUNT, SPREAD, is_count, is_spread, require_setting
+from vbfmt.torch.config import COUNT, SPREAD, is_count, is_index, is_spread, require_setting
 from vbfmt.torch.sharding import full_shape
 
 SHARED_BOUND = 0.2
@@ -72,8 +73,7 @@ class VectorBank(nn.Module):
         Raises:
             ConfigError: a size, the seed or the bound is out of range.
         """
-        fits = is_count(seed) or (seed == 0 and type(seed) is int)
-        require_setting(fits, "seed", seed, "a whole number, at least 0")
+        require_setting(is_index(seed), "seed", seed, "a whole number, at least 0")
         bank = cls(num_vectors, vector_length, init_bound=bound, device="meta")
         # numpy promises the same raw output in all versions, but not the same uniform numbers.
         raw = np.random.PCG64(seed).random_raw(num_vectors * vector_length) >> np.uint64(40)
@@ -85,9 +85,7 @@ class VectorBank(nn.Module):
         return bank.freeze()
 
     @classmethod
-    def from_packed(
-        cls, source: Adapter | str | os.PathLike[str], *, frozen: bool = True
-    ) -> VectorBank:
+    def from_packed(cls, source: Adapter | PathLike, *, frozen: bool = True) -> VectorBank:
         """Return the bank of a packed adapter, to train the logits of another task on it.
 
         Args:

@@ -14,9 +14,10 @@ from typing import cast
 import torch
 from torch import Tensor, nn
 
+from vbfmt._files import PathLike
 from vbfmt._files.peft_layout import BANK, PREFIX, key_of_tensor, names_of
 from vbfmt.errors import ModelError, few, in_file
-from vbfmt.packed import PathLike, local
+from vbfmt.packed import local
 from vbfmt.torch.adapter_state import fill
 from vbfmt.torch.adapters import (
     TrainableAdapter,

@@ -206,6 +206,11 @@ def is_count(value: object) -> bool:
     return isinstance(value, int) and not isinstance(value, bool) and value >= 1
 
 
+def is_index(value: object) -> bool:
+    """Return whether `value` is a whole number, at least 0."""
+    return is_count(value) or (value == 0 and type(value) is int)
+
+
 def is_number(value: object) -> bool:
     """Return whether `value` is a number. NaN and infinity count."""
     return isinstance(value, int | float) and not isinstance(value, bool)
@@ -232,7 +237,7 @@ def _is_name_or_names(value: object) -> bool:
 def _are_block_numbers(value: object) -> bool:
     listed = isinstance(value, Collection) and not isinstance(value, str | bytes | Mapping)
     each = list(cast("Collection[object]", value)) if listed else [value]
-    return all(is_count(number) or (number == 0 and type(number) is int) for number in each)
+    return all(map(is_index, each))
 
 
 _VALID: dict[str, tuple[Callable[[Any], bool], str]] = {

@@ -10,13 +10,13 @@ import numpy as np
 import torch
 from torch import nn
 
-from vbfmt._files import outputs, peft_layout
+from vbfmt._files import PathLike, outputs, peft_layout
 from vbfmt._math.admixture import Rows, all_weights, rows_from_selection
 from vbfmt._math.selection import select_top_k
 from vbfmt.adapter import Adapter
 from vbfmt.errors import DigestError, OutputExistsError, VbfmtError, warn
 from vbfmt.module import Module
-from vbfmt.packed import Form, PathLike, load, save
+from vbfmt.packed import Form, load, save
 from vbfmt.packed import digest as digest_of
 from vbfmt.torch.adapters import (
     AttachedAdapter,

@@ -3,13 +3,13 @@ base."""
 
 from __future__ import annotations
 
-import os
 from collections.abc import Mapping
 from functools import partial
 from typing import Any
 
 from torch import Tensor, nn
 
+from vbfmt._files import PathLike
 from vbfmt.errors import ModelError
 from vbfmt.torch.adapters import VBLoRA, find_adapters
 from vbfmt.torch.saving import write_checkpoint
@@ -36,7 +36,7 @@ def release(model: nn.Module) -> None:
 
 def save_pretrained(
     model: nn.Module,
-    save_directory: str | os.PathLike[str],
+    save_directory: PathLike,
     is_main_process: bool = True,
     state_dict: Mapping[str, Tensor] | None = None,
     push_to_hub: bool = False,

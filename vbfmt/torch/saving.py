@@ -9,7 +9,7 @@ from collections.abc import Mapping
 import torch
 from torch import Tensor, nn
 
-from vbfmt._files import folders, json_file, peft_layout, storage
+from vbfmt._files import PathLike, folders, json_file, peft_layout, storage
 from vbfmt.errors import OutputExistsError, VbfmtError
 from vbfmt.torch.adapter_state import tensors_of
 from vbfmt.torch.adapters import adapters_of
@@ -17,8 +17,6 @@ from vbfmt.torch.checkpoint_file import require_finite
 from vbfmt.torch.peft_config import peft_config
 from vbfmt.torch.sharding import has_other_processes, is_writer
 from vbfmt.torch.training_warnings import warn_of_layers_never_called, warn_of_others_that_train
-
-PathLike = str | os.PathLike[str]
 
 TRAINERS_WEIGHTS = "model.safetensors"
 _OF_TRAINER = re.compile(r"checkpoint-\d+")  # transformers.trainer_utils.PREFIX_CHECKPOINT_DIR

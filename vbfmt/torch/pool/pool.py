@@ -9,9 +9,10 @@ from typing import Any
 
 from torch import nn
 
+from vbfmt._files import PathLike
 from vbfmt.adapter import Adapter
 from vbfmt.errors import ConfigError, ModelError, in_file
-from vbfmt.packed import PathLike, load
+from vbfmt.packed import load
 from vbfmt.torch.adapters import find_adapters
 from vbfmt.torch.config import is_count
 from vbfmt.torch.pool.batch import Staging
