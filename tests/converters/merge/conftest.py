@@ -13,3 +13,9 @@ from tests.converters.merge.folders import (
 @pytest.fixture
 def base(tmp_path):
     return save_base(tmp_path / "base", weights_of())
+
+
+@pytest.fixture
+def sharded(tmp_path):
+    """A base whose weights are in two files."""
+    return save_base(tmp_path / "base", weights_of(), shards=2)
