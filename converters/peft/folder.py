@@ -172,7 +172,7 @@ def write(
     )
     contents = itertools.chain(
         [as_bytes(adapter.bank)],
-        (as_bytes(array) for _, array in topk.tensors()),
+        topk.contents(),
         (tensor.data.data for tensor in others.values()),
     )
     config = peft_config.for_vblora(adapter, ranks[0])

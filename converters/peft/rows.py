@@ -29,8 +29,8 @@ _ROUNDING = {"F64": 2.0**-52, "F32": 2.0**-23, "F16": 2.0**-10, "BF16": 2.0**-7}
 """dtype → tolerance for the rounding of weights to it: twice its largest effect on their sum."""
 _SUMMED = 2.0**-22
 """Tolerance for the rounding of each of the k terms of PEFT's softmax in float32."""
-_DTYPES = {"|u1": "U8", "<i2": "I16", "<i4": "I32", "<f4": "F32"}
-"""NumPy's code of a dtype → its name in safetensors."""
+_DTYPES = {"|u1": "U8", "<i2": "I16", "<i4": "I32"}
+"""NumPy's code of a dtype of indices → its name in safetensors."""
 
 
 def rows_by_module(keys: Keys, tensors: Mapping[str, Tensor], k: int, h: int) -> dict[str, Rows]:
@@ -205,21 +205,32 @@ class TopK:
 
     def specs(self) -> Iterator[Spec]:
         """Yield name, dtype and shape of every tensor."""
-        for key, array in self.tensors():
-            yield key, _DTYPES[array.dtype.str], array.shape
+        for factor, key, rank, tiles, _ in self._factors():
+            lead = (rank, tiles) if factor == "A" else (tiles, rank)
+            for what, dtype, rows in self._kinds():
+                yield f"{key}_topk_{what}", dtype, (*lead, rows.shape[1])
 
-    def tensors(self) -> Iterator[tuple[str, NDArray[Any]]]:
-        """Yield key and values of every tensor. The values are views, not in memory order."""
+    def contents(self) -> Iterator[memoryview]:
+        """Yield the bytes of every tensor, in the order of `specs`."""
+        for factor, _, rank, tiles, here in self._factors():
+            for _, _, rows in self._kinds():
+                part = rows[here]
+                yield as_bytes(part if factor == "A" else swap(part, rank, tiles))
+
+    def _kinds(self) -> tuple[tuple[str, str, NDArray[Any]], ...]:
+        dtype = _DTYPES[self.indices.dtype.str]
+        return ("indices", dtype, self.indices), ("weights", "F32", self.weights)
+
+    def _factors(self) -> Iterator[tuple[str, str, int, int, slice]]:
+        """Yield each factor's letter, the key of its logits, its rank, its tiles and its rows."""
         start = 0
         for module in self.adapter:
             for factor, features in (("A", module.in_features), ("B", module.out_features)):
                 tiles = features // self.adapter.b
                 here = slice(start, start + module.rank * tiles)
                 start = here.stop
-                for what, rows in (("indices", self.indices), ("weights", self.weights)):
-                    by_rank = rows[here].reshape(module.rank, tiles, rows.shape[1])
-                    key = f"{peft_layout.key_of_logits(module.name, factor)}_topk_{what}"
-                    yield key, by_rank if factor == "A" else by_rank.swapaxes(0, 1)
+                key = peft_layout.key_of_logits(module.name, factor)
+                yield factor, key, module.rank, tiles, here
 
 
 def as_bytes(array: NDArray[Any]) -> memoryview:
